@@ -1,0 +1,117 @@
+"""Losses over a small Q-network, and a batch with off-greedy actions, terminal and truncated rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import Categorical, OneHot
+from torchrl.modules import QValueActor
+
+from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.objectives import (
+    AdvantageLearningLoss,
+    IQNLoss,
+    MunchausenDQNLoss,
+    MunchausenIQNLoss,
+    PolyakTargetUpdate,
+    SoftDQNLoss,
+)
+
+NUM_OBSERVATIONS, NUM_ACTIONS, GAMMA = 4, 3, 0.9
+
+
+@dataclass
+class LossCase:
+    """How to build one loss, at values where a wrong sign or a forgotten factor shows."""
+
+    cls: Any
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    quantile: bool = False
+
+    def actor(self, *, one_hot: bool = False, seed: int = 0, in_key: Any = "observation", **kwargs: Any) -> QValueActor:
+        torch.manual_seed(seed)
+        spec = OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS)
+        if self.quantile:
+            torso = nn.Sequential(nn.Linear(NUM_OBSERVATIONS, 8), nn.Tanh())
+            net = ImplicitQuantileNetwork(torso, num_features=8, num_actions=NUM_ACTIONS, num_cosines=6, num_cells=16)
+            return QuantileQActor(net, spec=spec, in_keys=[in_key], num_quantiles=4, **kwargs)
+        net = nn.Sequential(nn.Linear(NUM_OBSERVATIONS, 16), nn.Tanh(), nn.Linear(16, NUM_ACTIONS))
+        return QValueActor(net, spec=spec, in_keys=[in_key], **kwargs)
+
+    def loss(self, actor: QValueActor | None = None, *, perturb: bool = True, **kwargs: Any) -> Any:
+        """The loss with gamma .9 and a target network that differs from the online one."""
+        loss = self.cls(self.actor() if actor is None else actor, **{**self.kwargs, **kwargs})
+        loss.make_value_estimator(gamma=GAMMA)
+        PolyakTargetUpdate(loss, rate=0.5)
+        if perturb and loss.delay_value:
+            perturb_target(loss)
+        return loss
+
+
+def perturb_target(loss: Any) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for p in loss.target_value_network_params.values(True, True):
+        p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+
+
+_COUNTS = {"num_quantiles": 5, "num_target_quantiles": 7, "num_policy_quantiles": 3, "kappa": 0.5}
+_M = {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}
+CASES = {
+    "soft_dqn": LossCase(SoftDQNLoss, {"tau": 0.5}),
+    "m_dqn": LossCase(MunchausenDQNLoss, _M),
+    "al": LossCase(AdvantageLearningLoss, {"alpha": 0.5}),
+    "pal": LossCase(AdvantageLearningLoss, {"alpha": 0.5, "persistent": True}),
+    "iqn": LossCase(IQNLoss, _COUNTS, quantile=True),
+    "iqn_double": LossCase(IQNLoss, {**_COUNTS, "double_dqn": True}, quantile=True),
+    "iqn_reuse": LossCase(IQNLoss, {**_COUNTS, "reuse_quantiles": True}, quantile=True),
+    "m_iqn": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M}, quantile=True),
+    "m_iqn_reuse": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "reuse_quantiles": True}, quantile=True),
+    "m_iqn_shared": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "share_fractions": True}, quantile=True),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> LossCase:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def cases() -> dict[str, LossCase]:
+    return CASES
+
+
+def make_batch(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> TensorDict:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*shape, *size, generator=generator, dtype=torch.float64).to(dtype)
+
+    def flags(share: float) -> torch.Tensor:
+        return torch.rand(*shape, 1, generator=generator) < share
+
+    terminated, truncated = flags(0.3), flags(0.3)
+    return TensorDict(
+        {
+            "observation": 2 * normal(NUM_OBSERVATIONS),
+            "action": torch.randint(NUM_ACTIONS, shape, generator=generator),
+            "next": {
+                "observation": 2 * normal(NUM_OBSERVATIONS),
+                "reward": normal(1),
+                "terminated": terminated,
+                "truncated": truncated,
+                "done": terminated | truncated,
+            },
+        },
+        shape,
+    )
+
+
+@pytest.fixture
+def batch() -> Callable[..., TensorDict]:
+    return make_batch

@@ -1,0 +1,18 @@
+"""Loss modules of regularized RL, one method a file, for TorchRL's collectors, buffers and trainers."""
+
+from torchrl_reg.objectives.advantage_learning import AdvantageLearningLoss
+from torchrl_reg.objectives.iqn import IQNLoss
+from torchrl_reg.objectives.munchausen_dqn import MunchausenDQNLoss
+from torchrl_reg.objectives.munchausen_iqn import MunchausenIQNLoss
+from torchrl_reg.objectives.soft_dqn import SoftDQNLoss
+from torchrl_reg.objectives.target_update import HardTargetUpdate, PolyakTargetUpdate
+
+__all__ = [
+    "AdvantageLearningLoss",
+    "HardTargetUpdate",
+    "IQNLoss",
+    "MunchausenDQNLoss",
+    "MunchausenIQNLoss",
+    "PolyakTargetUpdate",
+    "SoftDQNLoss",
+]

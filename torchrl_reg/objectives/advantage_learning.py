@@ -1,0 +1,87 @@
+"""Advantage learning: DQN whose reward is lowered by the advantage gap of the stored action."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.modules import QValueActor
+from torchrl.objectives.utils import ValueEstimators
+
+from torchrl_reg.functional import action_gap
+from torchrl_reg.objectives.bound_network import BoundQNetwork
+from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.objectives.q_learning import QLearningLoss
+from torchrl_reg.objectives.value.one_step import one_step_return
+
+
+class AdvantageLearningLoss(QLearningLoss):
+    """AL target ``r + gamma max q(s', .) - alpha (max q(s, .) - q(s, a))``; the ``tau -> 0`` limit of M-DQN.
+
+    With ``persistent=True`` (PAL) the gap is the smaller of those of ``a`` at s and at s'; at a terminal s', whose
+    values mean nothing, the gap at s alone. ``q`` is the target network. Nothing is clipped.
+
+    Args:
+        value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
+        alpha: weight of the gap in [0, 1]; values near 1 widen the action gap by ``1 / (1 - alpha)``. Schedulable.
+        persistent: persistent advantage learning.
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
+            :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released code.
+
+    Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``bonus`` (``-alpha`` times the gap),
+    ``td_error``.
+
+    Raises:
+        ValueError: ``alpha`` outside [0, 1].
+
+    Source: Bellemare et al., "Increasing the Action Gap", AAAI 2016, eqs. (7) and (9). The persistent form uses the
+    undiscounted gap at s', as its Atari experiments do; pfrl's does not mask terminal states.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import AdvantageLearningLoss, HardTargetUpdate
+    >>> actor = QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3))
+    >>> loss = AdvantageLearningLoss(actor, alpha=0.5, persistent=True).make_value_estimator(gamma=0.9)
+    >>> target_update = HardTargetUpdate(loss, period_updates=100)
+    >>> data = TensorDict({
+    ...     "observation": torch.randn(8, 4), "action": torch.randint(3, (8,)),
+    ...     "next": {"observation": torch.randn(8, 4), "reward": torch.randn(8, 1),
+    ...              "done": torch.zeros(8, 1, dtype=torch.bool),
+    ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8])
+    >>> bool(loss(data)["bonus"] <= 0)
+    True
+    """
+
+    alpha: Tensor
+    _schedulable_buffers = frozenset({"alpha"})
+    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
+
+    def __init__(
+        self,
+        value_network: QValueActor | nn.Module,
+        *,
+        alpha: float = 0.9,
+        persistent: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(value_network, alpha=alpha, **kwargs)
+        self.persistent = persistent
+
+    def _target(
+        self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        q_target, next_q = target_network.both(tensordict)
+        next_value = next_q.amax(-1)
+        gap = q_target.amax(-1) - chosen_action_value(q_target, action, self.action_space)
+        if self.persistent:
+            next_gap = next_value - chosen_action_value(next_q, action, self.action_space)
+            terminated = tensordict.get(("next", self.tensor_keys.terminated)).squeeze(-1)
+            gap = torch.where(terminated, gap, torch.minimum(gap, next_gap))
+        bonus = -self.alpha * gap
+        target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value.unsqueeze(-1))
+        rows = {"action_gap": action_gap(q), "bonus": bonus} if self.diagnostics else {}
+        return target + bonus.unsqueeze(-1), rows

@@ -1,0 +1,37 @@
+"""Checks of the coefficients that losses and value estimators take."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_temperature(tau: float, name: str = "tau") -> float:
+    """Return ``tau`` if it is a finite temperature > 0 (reward units), else raise ValueError."""
+    if not (isinstance(tau, (int, float)) and math.isfinite(tau) and tau > 0):
+        raise ValueError(f"{name} must be a finite number > 0 (the temperature, in reward units), got {tau!r}.")
+    return float(tau)
+
+
+def check_weight(alpha: float, name: str = "alpha") -> float:
+    """Return ``alpha`` if it lies in [0, 1], else raise ValueError."""
+    if not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
+        raise ValueError(f"{name} must be in [0, 1], got {alpha!r}.")
+    return float(alpha)
+
+
+def check_clip(clip_min: float | None, name: str = "clip_min") -> float:
+    """Return the lower clip of tau * ln pi as a float <= 0 (None, no clip, is -inf), else raise ValueError."""
+    if clip_min is None:
+        return -math.inf
+    if not (isinstance(clip_min, (int, float)) and clip_min <= 0):
+        raise ValueError(
+            f"{name} must be <= 0 (a lower bound of tau * ln pi, which is never positive) or None, got {clip_min!r}."
+        )
+    return float(clip_min)
+
+
+def check_discount(gamma: float, name: str = "gamma") -> float:
+    """Return ``gamma`` if it lies in [0, 1], else raise ValueError."""
+    if not 0 <= float(gamma) <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {gamma!r}.")
+    return float(gamma)

@@ -1,0 +1,75 @@
+"""Target-network updates in one fused call, with periods that mean what they say."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+
+class _ForeachUpdate(TargetNetUpdater):
+    """A TorchRL target updater whose step touches all tensors in one ``torch._foreach`` call."""
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        # Read anew each time: loss.to(...) replaces the target tensors.
+        sources, targets = [], []
+        for source_name, target_name in zip(self._source_names, self._target_names, strict=True):
+            source_params = getattr(self.loss_module, source_name).flatten_keys(".")
+            target_params = getattr(self.loss_module, target_name).flatten_keys(".")
+            for key, source in source_params.items():
+                if source.requires_grad:
+                    sources.append(source.data)
+                    targets.append(target_params.get(key).data)
+        return sources, targets
+
+
+class HardTargetUpdate(_ForeachUpdate):
+    """Copy the online parameters to the target network on every ``period_updates``-th call of :meth:`step`.
+
+    TorchRL's ``HardUpdate(value_network_update_interval=N)`` copies on every (N+1)-th call.
+
+    Args:
+        loss_module: a loss with target parameters; they are set to the online ones at once.
+        period_updates: number of gradient updates between copies, >= 1.
+
+    Raises:
+        ValueError: ``period_updates`` is not an integer >= 1.
+    """
+
+    def __init__(self, loss_module: LossModule, *, period_updates: int) -> None:
+        if not isinstance(period_updates, int) or period_updates < 1:
+            raise ValueError(f"period_updates must be an integer >= 1, got {period_updates!r}.")
+        super().__init__(loss_module)
+        self.period_updates = period_updates
+        self.counter = 0
+
+    def step(self) -> None:
+        """Count one gradient update, and copy if it is the period's last."""
+        self.counter = (self.counter + 1) % self.period_updates
+        if self.counter == 0:
+            sources, targets = self._tensors()
+            torch._foreach_copy_(targets, sources)
+
+
+class PolyakTargetUpdate(_ForeachUpdate):
+    """Move the target network by ``target += rate * (online - target)`` on every call of :meth:`step`.
+
+    Args:
+        loss_module: a loss with target parameters; they are set to the online ones at once.
+        rate: step size in (0, 1], often called the Polyak rate.
+
+    Raises:
+        ValueError: ``rate`` outside (0, 1].
+    """
+
+    def __init__(self, loss_module: LossModule, *, rate: float) -> None:
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate must be in (0, 1], got {rate!r}.")
+        super().__init__(loss_module)
+        self.rate = rate
+
+    def step(self) -> None:
+        """Count one gradient update."""
+        sources, targets = self._tensors()
+        torch._foreach_lerp_(targets, sources, self.rate)

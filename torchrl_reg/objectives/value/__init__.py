@@ -1,0 +1,12 @@
+"""Value estimators whose backup carries a regularizer, registered under string names with TorchRL."""
+
+from torchrl_reg.objectives.value.munchausen_td import MunchausenTD0Estimator
+from torchrl_reg.objectives.value.registry import RegValueEstimators
+from torchrl_reg.objectives.value.soft_td import SoftTD0Estimator, SoftTDLambdaEstimator
+
+__all__ = [
+    "MunchausenTD0Estimator",
+    "RegValueEstimators",
+    "SoftTD0Estimator",
+    "SoftTDLambdaEstimator",
+]

@@ -1,0 +1,33 @@
+"""The one-step return that every one-step target here is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+
+def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_value: Tensor) -> Tensor:
+    """``r + gamma^n (1 - terminated) next_value``, in the shape of ``next_value`` (``[*B, 1]`` or ``[*B, M]``).
+
+    ``n`` is 1, or ``steps_to_next_obs`` where the data have it (TorchRL's MultiStep); ``keys`` names the entries.
+
+    Raises:
+        RuntimeError: the reward is not ``[*B, 1]``.
+    """
+    reward = tensordict.get(("next", keys.reward))
+    terminated = tensordict.get(("next", keys.terminated), None)
+    if terminated is None:
+        terminated = tensordict.get(("next", keys.done))
+    if not reward.shape == terminated.shape == (*next_value.shape[:-1], 1):
+        raise RuntimeError(
+            f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "
+            f"{tuple(terminated.shape)}."
+        )
+    steps = tensordict.get(keys.steps_to_next_obs, None)
+    if steps is not None:
+        gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
+    # where, not a product as in TorchRL: what stands after a terminal state, NaN included, must not reach the target.
+    return reward + gamma * torch.where(terminated, 0.0, next_value)

@@ -1,0 +1,14 @@
+"""Names of the regularized value estimators in TorchRL's registry."""
+
+from enum import Enum
+
+
+class RegValueEstimators(Enum):
+    """Keys of the registry; the lower-case name works as a string: ``make_value_estimator("munchausen_td0")``.
+
+    TorchRL's own ``ValueEstimators`` enum has members and so cannot be extended.
+    """
+
+    SOFT_TD0 = "soft TD(0)"
+    SOFT_TDLAMBDA = "soft TD(lambda)"
+    MUNCHAUSEN_TD0 = "Munchausen TD(0)"
