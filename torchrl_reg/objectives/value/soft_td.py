@@ -119,6 +119,8 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         clip_min: float | None = None,
         **kwargs: Any,
     ) -> None:
+        if lmbda == 0:  # TorchRL's vectorized kernel raises IndexError on a filter of one tap
+            kwargs["vectorized"] = False
         super().__init__(gamma=gamma, lmbda=lmbda, value_network=value_network, **kwargs)
         self._register_coefficients(
             tau=None if tau is None else check_temperature(tau),

@@ -1,0 +1,172 @@
+"""Value estimators: on our losses, on TorchRL's, by name, and against loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.objectives import DQNLoss
+from torchrl.objectives.utils import ValueEstimators
+
+from torchrl_reg.objectives import MunchausenDQNLoss, PolyakTargetUpdate, SoftDQNLoss
+from torchrl_reg.objectives.value import (
+    MunchausenTD0Estimator,
+    RegValueEstimators,
+    SoftTD0Estimator,
+    SoftTDLambdaEstimator,
+)
+
+GAMMA, TAU, LAMBDA = 0.9, 0.5, 0.7
+
+
+def q_of(loss: Any, params: Any, observation: Tensor) -> Tensor:
+    with params.to_module(loss.value_network):
+        return loss.value_network.module[0].module(observation)
+
+
+def test_soft_td0_on_the_stock_dqn_loss(cases: Any, batch: Any) -> None:
+    data = batch(11)
+    loss = DQNLoss(cases["m_dqn"].actor())
+    PolyakTargetUpdate(loss, rate=0.5)
+    loss.make_value_estimator(SoftTD0Estimator.for_loss(loss, gamma=GAMMA, tau=TAU))
+    next_q = q_of(loss, loss.target_value_network_params, data["next", "observation"])
+    soft = TAU * torch.logsumexp(next_q / TAU, -1)
+    target = data["next", "reward"].squeeze(-1) + GAMMA * (~data["next", "terminated"].squeeze(-1)) * soft
+    q = q_of(loss, loss.value_network_params, data["observation"])
+    chosen = q.gather(-1, data["action"].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(loss(data)["loss"], (chosen - target.detach()).square().mean())
+    loss(data)["loss"].backward()
+
+
+@pytest.mark.parametrize("cls", [MunchausenTD0Estimator, SoftTDLambdaEstimator])
+def test_estimators_of_the_stored_action_refuse_the_stock_loss(cases: Any, cls: Any) -> None:
+    loss = DQNLoss(cases["m_dqn"].actor())
+    with pytest.raises(ValueError, match="needs the stored action, but TorchRL's DQNLoss overwrites it"):
+        cls.for_loss(loss, gamma=GAMMA, tau=TAU, **({"lmbda": 0.9} if cls is SoftTDLambdaEstimator else {}))
+
+
+def test_double_dqn_is_refused(cases: Any) -> None:
+    with pytest.raises(ValueError, match="double_dqn=True"):
+        SoftTD0Estimator.for_loss(DQNLoss(cases["m_dqn"].actor(), double_dqn=True), gamma=GAMMA, tau=TAU)
+
+
+def test_every_way_to_name_an_estimator(cases: Any, batch: Any) -> None:
+    expected = cases["m_dqn"].loss()(batch(7))["loss"]
+    for how in (
+        "munchausen_td0",
+        "td0",
+        ValueEstimators.TD0,
+        RegValueEstimators.MUNCHAUSEN_TD0,
+        MunchausenTD0Estimator,
+        None,
+    ):
+        loss = cases["m_dqn"].loss()
+        assert loss.make_value_estimator(how, gamma=GAMMA) is loss
+        torch.testing.assert_close(loss(batch(7))["loss"], expected)
+    instance = MunchausenTD0Estimator.for_loss(loss, gamma=GAMMA)
+    torch.testing.assert_close(loss.make_value_estimator(instance)(batch(7))["loss"], expected)
+    with pytest.raises(NotImplementedError, match="not implemented for loss SoftDQNLoss"):
+        cases["soft_dqn"].loss().make_value_estimator("munchausen_td0")
+    with pytest.raises(KeyError, match="Unknown value estimator alias"):
+        cases["soft_dqn"].loss().make_value_estimator("nonsense")
+
+
+def test_coefficients_given_to_the_estimator_are_the_losss(cases: Any, batch: Any) -> None:
+    loss = cases["m_dqn"].loss()
+    loss.make_value_estimator("munchausen_td0", gamma=GAMMA, tau=0.2, alpha=0.8, clip_min=-0.7)
+    assert (float(loss.tau), float(loss.alpha), float(loss.clip_min)) == (0.2, 0.8, -0.7)
+    direct = cases["m_dqn"].loss(tau=0.2, alpha=0.8, clip_min=-0.7)
+    torch.testing.assert_close(loss(batch(7))["loss"], direct(batch(7))["loss"])
+    with pytest.raises(ValueError, match="tau must be"):
+        loss.make_value_estimator("munchausen_td0", tau=-1.0)
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\]"):
+        loss.make_value_estimator(gamma=1.5)
+
+
+def test_a_missing_temperature_is_named(cases: Any, batch: Any) -> None:
+    estimator = SoftTD0Estimator(gamma=GAMMA, value_network=cases["m_dqn"].actor())
+    with pytest.raises(ValueError, match="tau must be given to SoftTD0Estimator"):
+        estimator.value_estimate(batch(3))
+
+
+def test_gamma_is_exact_in_float64(cases: Any) -> None:
+    loss = cases["m_dqn"].loss().double()
+    assert float(loss.value_estimator.gamma) == 0.9
+
+
+def sequence(batch: Any) -> TensorDict:
+    data = batch(5, 6, dtype=torch.float64)
+    data["next", "done"][:, -1] = False
+    data["next", "terminated"][:, -1] = False
+    data.names = [None, "time"]
+    return data
+
+
+def explicit_lambda_return(data: Any, q: Tensor, next_q: Tensor, lam: float, alpha: float, clip: float) -> Tensor:
+    """The docstring's recursion, one row and one step at a time."""
+    targets = torch.zeros(data.shape, dtype=torch.float64)
+    for b in range(data.shape[0]):
+        following = None
+        for t in reversed(range(data.shape[1])):
+            value = TAU * torch.logsumexp(next_q[b, t] / TAU, -1)
+            log_pi = TAU * torch.log_softmax(q[b, t] / TAU, -1)[data["action"][b, t]]
+            alive = 1.0 - float(data["next", "terminated"][b, t])
+            cut = following is None or bool(data["next", "done"][b, t])
+            tail = value if cut else (1 - lam) * value + lam * following
+            bonus = alpha * log_pi.clamp(clip, 0.0)
+            targets[b, t] = data["next", "reward"][b, t, 0] + bonus + GAMMA * alive * tail
+            following = targets[b, t] - log_pi
+    return targets
+
+
+@pytest.mark.parametrize("lam", [0.0, LAMBDA, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_soft_td_lambda_is_its_recursion(cases: Any, batch: Any, lam: float, alpha: float) -> None:
+    name = "m_dqn" if alpha else "soft_dqn"
+    loss = cases[name].loss().double()
+    loss.make_value_estimator("soft_tdlambda", gamma=GAMMA, lmbda=lam)
+    data = sequence(batch)
+    q = q_of(loss, loss.target_value_network_params, data["observation"])
+    next_q = q_of(loss, loss.target_value_network_params, data["next", "observation"])
+    expected = explicit_lambda_return(data, q, next_q, lam, alpha, -0.3)
+    prediction = q_of(loss, loss.value_network_params, data["observation"])
+    prediction = prediction.gather(-1, data["action"].unsqueeze(-1)).squeeze(-1)
+    loss(data)
+    torch.testing.assert_close(data["td_error"].squeeze(-1), (prediction - expected).square(), rtol=0, atol=1e-9)
+
+
+def test_lambda_zero_is_one_step(cases: Any, batch: Any) -> None:
+    data = sequence(batch)
+    for name in ("soft_dqn", "m_dqn"):
+        lam, one = cases[name].loss().double(), cases[name].loss().double()
+        lam.make_value_estimator(ValueEstimators.TDLambda, gamma=GAMMA, lmbda=0.0)
+        torch.testing.assert_close(lam(data)["loss"], one(data)["loss"], rtol=0, atol=1e-10)
+
+
+def test_forward_writes_targets_and_advantages(cases: Any, batch: Any) -> None:
+    data = batch(7)
+    actor = cases["m_dqn"].actor()
+    estimator = MunchausenTD0Estimator(gamma=GAMMA, value_network=actor, tau=TAU, alpha=0.5, clip_min=-0.3)
+    out = estimator(data)
+    q = actor.module[0].module(data["observation"])
+    loss = MunchausenDQNLoss(actor, tau=TAU, alpha=0.5, clip_min=-0.3, delay_value=False)
+    loss.make_value_estimator(gamma=GAMMA)
+    expected = loss.value_estimator.value_estimate(data, tau=TAU, alpha=0.5, clip_min=-0.3)
+    torch.testing.assert_close(out["value_target"], expected)
+    soft = TAU * torch.logsumexp(q / TAU, -1, keepdim=True)
+    torch.testing.assert_close(out["advantage"], expected - soft)
+
+
+def test_wrong_reward_shape(cases: Any, batch: Any) -> None:
+    data = batch(7)
+    data["next", "reward"] = data["next", "reward"].squeeze(-1)
+    with pytest.raises(RuntimeError, match=r"reward and terminated must have shape \(7, 1\)"):
+        cases["soft_dqn"].loss()(data)
+
+
+def test_names_are_registered() -> None:
+    loss = SoftDQNLoss(torch.nn.Linear(4, 3), action_space="categorical")
+    assert isinstance(loss.make_value_estimator("soft_td0").value_estimator, SoftTD0Estimator)

@@ -1,0 +1,60 @@
+"""Target updates: exact period, exact rate, and they follow the loss across devices and dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, PolyakTargetUpdate
+
+
+def build(cases: Any) -> Any:
+    case = cases["m_dqn"]
+    return MunchausenDQNLoss(case.actor(), **case.kwargs)
+
+
+def bias(params: Any) -> torch.Tensor:
+    return params["module", "0", "module", "2", "bias"].detach()
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_hard_update_copies_on_exactly_every_period(cases: Any, period: int) -> None:
+    loss = build(cases)
+    update = HardTargetUpdate(loss, period_updates=period)
+    copied = []
+    for count in range(1, 3 * period + 1):
+        with torch.no_grad():
+            for p in loss.parameters():
+                p.add_(1.0)
+        update.step()
+        if torch.equal(bias(loss.target_value_network_params), bias(loss.value_network_params)):
+            copied.append(count)
+    assert copied == [period, 2 * period, 3 * period]
+
+
+def test_polyak_rate_also_after_a_cast(cases: Any) -> None:
+    loss = build(cases)
+    update = PolyakTargetUpdate(loss, rate=0.25)
+    loss.double()
+    before = bias(loss.target_value_network_params).clone()
+    with torch.no_grad():
+        for p in loss.parameters():
+            p.add_(2.0)
+    update.step()
+    torch.testing.assert_close(bias(loss.target_value_network_params), before + 0.5)
+
+
+def test_counter_is_restored(cases: Any) -> None:
+    first, second = (HardTargetUpdate(build(cases), period_updates=3) for _ in range(2))
+    first.step()
+    second.load_state_dict(first.state_dict())
+    assert second.counter == 1
+
+
+def test_bad_arguments(cases: Any) -> None:
+    with pytest.raises(ValueError, match="period_updates must be an integer >= 1, got 0"):
+        HardTargetUpdate(build(cases), period_updates=0)
+    with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got 0"):
+        PolyakTargetUpdate(build(cases), rate=0)
