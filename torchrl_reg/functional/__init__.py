@@ -1,0 +1,29 @@
+"""Equations of regularized reinforcement learning: tensors in, tensors out.
+
+Shapes in the docstrings: ``*B`` batch, ``A`` actions, ``N`` / ``M`` online / target quantiles.
+Every function is pure, differentiable, works in float32 and float64 (half precision is computed in
+float32) and compiles without a graph break.
+"""
+
+from torchrl_reg.functional.diagnostics import action_gap, kl_divergence, policy_entropy
+from torchrl_reg.functional.munchausen import (
+    advantage_gap,
+    munchausen_bonus,
+    persistent_advantage_gap,
+)
+from torchrl_reg.functional.quantile import quantile_huber_loss
+from torchrl_reg.functional.soft import scaled_log_policy, soft_gap, soft_policy, soft_value
+
+__all__ = [
+    "action_gap",
+    "advantage_gap",
+    "kl_divergence",
+    "munchausen_bonus",
+    "persistent_advantage_gap",
+    "policy_entropy",
+    "quantile_huber_loss",
+    "scaled_log_policy",
+    "soft_gap",
+    "soft_policy",
+    "soft_value",
+]

@@ -1,0 +1,98 @@
+"""Munchausen and advantage-learning reward shaping.
+
+Shapes: ``*B`` batch, ``A`` actions. Half-precision inputs are computed and returned in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.functional.temperature import at_least_float32
+
+
+def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None) -> Tensor:
+    r"""Munchausen bonus :math:`\alpha [\tau \ln \pi(a|s)]_{l_0}^{0}`, in ``[alpha * clip_min, 0]``.
+
+    The clip acts on ``tau * ln pi``, after the multiplication by ``tau``, and ``alpha`` multiplies
+    what is left.
+
+    Source: Vieillard et al. 2020 (Munchausen RL). Google's M-DQN code clips to
+    ``[clip_min, 1]`` and its M-IQN code to ``[clip_min, 0]``; this is the latter, as printed.
+
+    Args:
+        tau_log_pi_a: ``tau * ln pi`` of the taken actions ``[*B]``, in reward units.
+        alpha: Munchausen weight, usually in [0, 1].
+        clip_min: lower clip <= 0, in reward units; None does not clip.
+
+    Returns:
+        Bonus to add to the reward ``[*B]``, in reward units.
+
+    Raises:
+        ValueError: if ``clip_min`` is a number that is positive or NaN.
+    """
+    if clip_min is None:
+        clipped = tau_log_pi_a
+    elif isinstance(clip_min, Tensor):
+        clipped = torch.maximum(tau_log_pi_a, clip_min).clamp(max=0.0)
+    elif clip_min <= 0.0:
+        clipped = tau_log_pi_a.clamp(clip_min, 0.0)
+    else:
+        raise ValueError(f"clip_min must be <= 0 or None, got {clip_min}.")
+    return alpha * clipped
+
+
+def advantage_gap(q: Tensor, action: Tensor) -> Tensor:
+    r"""Advantage gap :math:`\max_{a'} q(a') - q(a) \ge 0`, what advantage learning takes off.
+
+    Source: Baird 1999; Bellemare et al. 2016 (Increasing the action gap). Minus ``alpha``
+    times it is the limit of the Munchausen bonus at temperature 0.
+
+    Args:
+        q: action values ``[*B, A]``, in reward units.
+        action: indices ``[*B]``, int64.
+
+    Returns:
+        Gaps ``[*B]``, in reward units.
+
+    Raises:
+        ValueError: if ``action`` does not have the shape of ``q`` without its last dimension.
+    """
+    if action.shape != q.shape[:-1]:
+        raise ValueError(
+            f"action must have shape {tuple(q.shape[:-1])} (q without its last dimension), got {tuple(action.shape)}."
+        )
+    q = at_least_float32(q)
+    return q.amax(-1) - q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+def persistent_advantage_gap(q: Tensor, next_q: Tensor, action: Tensor, terminated: Tensor) -> Tensor:
+    r"""The smaller of the action's gaps at this and at the next state.
+
+    .. math:: \min(\max_{a'} q(s, a') - q(s, a), \max_{a'} q(s', a') - q(s', a))
+
+    A terminal next state has no values, so there the first gap stands alone.
+
+    Source: Bellemare et al. 2016 (Increasing the action gap), persistent advantage learning, in the
+    form of pfrl's PAL (the second gap is not discounted). pfrl does not mask terminal states.
+
+    Args:
+        q: action values at s ``[*B, A]``, in reward units.
+        next_q: action values at s' ``[*B, A]``, in reward units.
+        action: indices of the actions taken at s ``[*B]``, int64.
+        terminated: True where s' is terminal ``[*B]``, bool; truncation does not count.
+
+    Returns:
+        Gaps ``[*B]``, in reward units.
+
+    Raises:
+        ValueError: if ``action`` or ``terminated`` does not have the shape of ``q`` without its
+            last dimension, or ``next_q`` not that of ``q``.
+    """
+    if terminated.shape != action.shape or next_q.shape != q.shape:
+        raise ValueError(
+            f"terminated must have the shape of action {tuple(action.shape)} and next_q that of q "
+            f"{tuple(q.shape)}, got {tuple(terminated.shape)} and {tuple(next_q.shape)}."
+        )
+    gap = advantage_gap(q, action)
+    return torch.where(terminated, gap, torch.minimum(gap, advantage_gap(next_q, action)))

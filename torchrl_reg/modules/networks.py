@@ -1,0 +1,122 @@
+"""Q-networks and quantile networks from a few settings, sized by an environment's specs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
+from torchrl.modules import MLP
+
+from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights
+
+
+@dataclass
+class NetSettings:
+    """A torso and its fully connected layers.
+
+    Args:
+        name: ``"mlp"`` (vectors), ``"minatar"`` (one 3x3 convolution) or ``"nature"`` (84x84 images).
+        num_cells: widths of the fully connected hidden layers, ReLU between them.
+        padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features).
+        initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"`` or ``"variance_scaling"``.
+        num_cosines: size of the fraction embedding of quantile networks.
+        input_low, input_high: rescale a vector observation from this box to [-1, 1]; empty for none.
+    """
+
+    name: str = "mlp"
+    num_cells: list[int] = field(default_factory=lambda: [256, 256])
+    padding: str = "valid"
+    initialization: str = "default"
+    num_cosines: int = 64
+    input_low: list[float] = field(default_factory=list)
+    input_high: list[float] = field(default_factory=list)
+
+
+class Rescale(nn.Module):
+    """Affine map of the box ``[low, high]`` to ``[-1, 1]``, per component."""
+
+    def __init__(self, low: list[float], high: list[float]) -> None:
+        super().__init__()
+        # Constants, not parameters or buffers: there is nothing to learn, copy or average.
+        self.center = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+        self.half_width = [(b - a) / 2 for a, b in zip(low, high, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.new_tensor(self.center)) / x.new_tensor(self.half_width)
+
+
+def q_network(settings: NetSettings, env: EnvBase) -> nn.Module:
+    """A network from one observation to ``[*B, A]`` Q-values.
+
+    Raises:
+        ValueError: settings that do not fit each other or the observations.
+    """
+    torso, width = _torso(settings, env)
+    head = MLP(
+        in_features=width,
+        out_features=num_actions(env),
+        num_cells=list(settings.num_cells),
+        activation_class=nn.ReLU,
+    )
+    network = nn.Sequential(*torso, *head)
+    initialize_weights(network, settings.initialization)  # type: ignore[arg-type]
+    return network
+
+
+def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNetwork:
+    """An implicit quantile network: all but the last hidden layer before the fraction embedding, the last after it.
+
+    Raises:
+        ValueError: settings that do not fit each other or the observations.
+    """
+    torso, width = _torso(settings, env)
+    for cells in settings.num_cells[:-1]:
+        torso += [nn.Linear(width, cells), nn.ReLU()]
+        width = cells
+    network = ImplicitQuantileNetwork(
+        nn.Sequential(*torso),
+        num_features=width,
+        num_actions=num_actions(env),
+        num_cosines=settings.num_cosines,
+        num_cells=settings.num_cells[-1],
+    )
+    initialize_weights(network, settings.initialization)  # type: ignore[arg-type]
+    return network
+
+
+def num_actions(env: EnvBase) -> int:
+    """Number of discrete actions of ``env``."""
+    return int(env.full_action_spec_unbatched["action"].space.n)
+
+
+def _torso(settings: NetSettings, env: EnvBase) -> tuple[list[nn.Module], int]:
+    """Layers from the observation to a vector, and its width."""
+    if not settings.num_cells or min(settings.num_cells) < 1:
+        raise ValueError(f"net.num_cells must list widths >= 1, got {list(settings.num_cells)}.")
+    shape = env.observation_spec["observation"].shape[len(env.batch_size) :]
+    wanted = {"mlp": 1, "minatar": 3, "nature": 3}
+    if settings.name not in wanted:
+        raise ValueError(f"net.name must be one of {', '.join(wanted)}, got {settings.name!r}.")
+    if len(shape) != wanted[settings.name]:
+        raise ValueError(f"net.name={settings.name} does not fit observations of shape {tuple(shape)}.")
+    if settings.name == "mlp":
+        return _rescaling(settings, shape[0]), shape[0]
+    if settings.name == "minatar":
+        torso: MinAtarCNN | NatureCNN = MinAtarCNN(shape[0])
+    else:
+        torso = NatureCNN(shape[0], padding=settings.padding)  # type: ignore[arg-type]
+    return [torso], torso.out_features
+
+
+def _rescaling(settings: NetSettings, width: int) -> list[nn.Module]:
+    low, high = list(settings.input_low), list(settings.input_high)
+    if not low and not high:
+        return []
+    if not len(low) == len(high) == width or not torch.all(torch.tensor(low) < torch.tensor(high)):
+        raise ValueError(
+            f"net.input_low and net.input_high must list {width} numbers each, low below high, got {low} and {high}."
+        )
+    return [Rescale(low, high)]

@@ -1,0 +1,144 @@
+"""Value iteration, its entropy-regularized form, and the exact value of a given policy.
+
+Shapes: ``S`` states, ``A`` actions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.functional import policy_entropy, scaled_log_policy, soft_policy, soft_value
+from torchrl_reg.tabular.mdp import TabularMDP
+from torchrl_reg.tabular.solution import Iterate, Noise, Solution, iterate
+
+
+def value_iteration(
+    mdp: TabularMDP,
+    *,
+    num_iterations: int | None = None,
+    tol: float = 1e-12,
+    q0: Tensor | None = None,
+    return_iterates: bool = False,
+    noise: Noise | None = None,
+) -> Solution:
+    r"""Value iteration :math:`q \leftarrow r + \gamma P \max q`.
+
+    Source: Bellman 1957.
+
+    Args:
+        mdp: the MDP.
+        num_iterations: number of updates; None repeats until convergence.
+        tol: converged when no entry of q or tau_log_pi changes by more than
+            ``tol * max(1, max |q|)``.
+        q0: initial action values ``[S, A]``; None is zero.
+        return_iterates: keep all iterates.
+        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+
+    Returns:
+        The solution; ``tau_log_pi`` is ``q - max q``.
+
+    Raises:
+        ValueError: if ``num_iterations``, ``tol``, ``q0`` or ``noise`` does not fit.
+        RuntimeError: if 100000 updates do not converge.
+    """
+    return soft_value_iteration(
+        mdp,
+        0.0,
+        num_iterations=num_iterations,
+        tol=tol,
+        q0=q0,
+        return_iterates=return_iterates,
+        noise=noise,
+    )
+
+
+def soft_value_iteration(
+    mdp: TabularMDP,
+    tau: float,
+    *,
+    num_iterations: int | None = None,
+    tol: float = 1e-12,
+    q0: Tensor | None = None,
+    return_iterates: bool = False,
+    noise: Noise | None = None,
+) -> Solution:
+    r"""Soft value iteration :math:`q \leftarrow r + \gamma P F_\tau(q)`, with the soft value.
+
+    A contraction with modulus ``gamma``, whose fixed point satisfies
+    ``0 <= v_tau - v* <= tau * ln A / (1 - gamma)``.
+
+    Source: Haarnoja et al. 2017 (soft Q-learning).
+
+    Args:
+        mdp: the MDP.
+        tau: temperature >= 0, in reward units; 0 is value iteration.
+        num_iterations: number of updates; None repeats until convergence.
+        tol: converged when no entry of q or tau_log_pi changes by more than
+            ``tol * max(1, max |q|)``.
+        q0: initial action values ``[S, A]``; None is zero.
+        return_iterates: keep all iterates.
+        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+
+    Returns:
+        The solution.
+
+    Raises:
+        ValueError: if ``tau``, ``num_iterations``, ``tol``, ``q0`` or ``noise`` does not fit.
+        RuntimeError: if 100000 updates do not converge.
+    """
+    return iterate(
+        mdp,
+        lambda current: mdp.backup(current.v),
+        lambda q, _: soft_iterate(mdp, q, tau),
+        num_iterations=num_iterations,
+        tol=tol,
+        q0=q0,
+        return_iterates=return_iterates,
+        noise=noise,
+    )
+
+
+def policy_evaluation(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Solution:
+    r"""Value of a policy, :math:`v = r_\pi + \tau H(\pi) + \gamma P_\pi v`, by a direct solve.
+
+    ``q = r + gamma * P v`` leaves out the entropy of the first step, as in every solver here.
+
+    Source: the definition, solved as a linear system.
+
+    Args:
+        mdp: the MDP.
+        pi: probabilities ``[S, A]``.
+        tau: temperature >= 0, in reward units.
+
+    Returns:
+        The solution, with 0 iterations.
+
+    Raises:
+        ValueError: if ``pi`` has another shape or is no distribution, or ``tau`` is negative.
+    """
+    if pi.shape != mdp.r.shape:
+        raise ValueError(f"pi must have shape {list(mdp.r.shape)}, got {list(pi.shape)}.")
+    pi = pi.to(mdp.r)
+    if (pi < 0).any() or ((pi.sum(-1) - 1).abs() > 1e-6).any():
+        raise ValueError("every pi[s] must be a probability distribution.")
+    if not 0.0 <= tau < math.inf:
+        raise ValueError(f"tau must be a finite temperature >= 0, got {tau}.")
+    reward = mdp.mask_v((pi * mdp.r).sum(-1) + tau * policy_entropy(pi))
+    transition = torch.einsum("sa,sat->st", pi, mdp.P) * (~mdp.terminal).to(pi).unsqueeze(-1)
+    identity = torch.eye(mdp.num_states).to(pi)
+    v = torch.linalg.solve(identity - mdp.gamma * transition, reward)
+    tau_log_pi = torch.where(pi > 0, tau * pi.log(), -math.inf)
+    return Solution(mdp.backup(v), v, pi, tau_log_pi, iterations=0, residual=0.0)
+
+
+def soft_iterate(mdp: TabularMDP, q: Tensor, tau: float) -> Iterate:
+    """Iterate of ``q`` under the policy ``softmax(q / tau)`` and its soft value."""
+    return Iterate(
+        q=q,
+        v=mdp.mask_v(soft_value(q, tau)),
+        pi=soft_policy(q, tau),
+        tau_log_pi=scaled_log_policy(q, tau),
+    )
