@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrl_reg.envs import EnvError, EnvSettings, make_env, reseed
+from torchrl_reg.envs.atari import atari_vector_env
+from torchrl_reg.envs.settings import family_options, resolve
+
+
+def steps(env, state, actions):
+    history = []
+    for action in actions:
+        stepped, state = env.step_and_maybe_reset(state.set("action", action))
+        history.append(stepped.clone())
+    return torch.stack(history, 1)
+
+
+@pytest.mark.parametrize("game", ["ms_pacman", "MsPacman", "mspacman"])
+def test_names_of_a_game(game):
+    assert make_env(EnvSettings("atari", game=game), 1).action_spec_unbatched.n == 9
+
+
+def test_action_sets_and_stack():
+    settings = EnvSettings("atari", game="pong", minimal_actions=False, frame_stack=2)
+    env = make_env(settings, 2)
+    assert env.action_spec_unbatched.n == 18
+    assert env.reset()["observation"].shape == (2, 2, 84, 84)
+    assert make_env(EnvSettings("atari", game="pong"), 1).action_spec_unbatched.n == 6
+
+
+@pytest.mark.parametrize(("frame_skip", "cap", "last_step"), [(4, 120, 30), (4, 122, 31), (3, 90, 30)])
+def test_the_cap_counts_frames_and_truncates(frame_skip, cap, last_step):
+    env = make_env(EnvSettings("atari", game="pong", max_episode_frames=cap, frame_skip=frame_skip), 2)
+    batch = steps(env, reseed(env, 0), torch.zeros(last_step + 2, 2, dtype=torch.int64))
+    expected = torch.zeros(2, last_step + 2, 1, dtype=torch.bool)
+    expected[:, last_step - 1] = True
+    assert torch.equal(batch["next", "truncated"], expected)
+    assert not batch["next", "terminated"].any()
+
+
+def test_only_game_over_terminates_and_the_final_frames_are_kept():
+    env = make_env(EnvSettings("atari", game="Breakout"), 2)
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.randint(4, (400, 2), generator=generator)
+    batch = steps(env, reseed(env, 0), actions)
+    done = batch["next", "done"].squeeze(-1)
+    assert done.any(1).all() and not batch["next", "truncated"].any()
+    # Five lives: an episode cut at a lost life would be about five times shorter.
+    assert done.sum(1).max() <= 4
+    # A stack moves on by one frame at every step, the last of an episode included ...
+    assert torch.equal(batch["next", "observation"][:, :, :-1], batch["observation"][:, :, 1:])
+    # ... and the next episode starts with other frames than the last one ended with.
+    after, last = batch["observation"][:, 1:][done[:, :-1]], batch["next", "observation"][:, :-1]
+    assert (after != last[done[:, :-1]]).flatten(1).any(1).all()
+    assert (after[:, :3] == 0).all()
+
+
+def test_noop_starts_and_sticky_actions_reach_the_game():
+    def make(**kwargs):
+        return make_env(EnvSettings("atari", game="breakout", **kwargs), 3)
+
+    def starts(**kwargs):
+        # the ball appears after FIRE, and where it is then tells for how long the game has run
+        env = make(sticky_actions=0.0, **kwargs)
+        fire = torch.ones(6, 3, dtype=torch.int64)
+        return steps(env, reseed(env, 0), fire)["next", "observation"]
+
+    same, different = starts(), starts(noop_max=30)
+    assert (same == same[:1]).all() and (different != different[:1]).any()
+
+    env = make()
+    actions = torch.tensor([1, *[2, 3] * 10]).unsqueeze(-1).expand(-1, 3)
+    sticky = steps(env, reseed(env, 0), actions)["next", "observation"]
+    assert (sticky != sticky[:1]).any()
+
+
+def test_a_finished_game_must_be_reset_before_it_is_played_on():
+    settings = resolve(EnvSettings("atari", game="pong", max_episode_frames=8))
+    games = atari_vector_env(2, **family_options(settings))
+    games.reset(seed=[1, 2])
+    still = torch.zeros(2, dtype=torch.int64).numpy()
+    games.step(still)
+    *_, truncated, _ = games.step(still)
+    assert truncated.all()
+    with pytest.raises(EnvError, match=r"step: expected finished games \[0, 1\] to be reset"):
+        games.step(still)
+    games.reset(options={"reset_mask": truncated})
+    games.step(still)
+    games.close()

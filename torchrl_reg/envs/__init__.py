@@ -1,0 +1,14 @@
+"""TorchRL environments, vectorized through gymnasium: classic control, MinAtar and Atari."""
+
+from torchrl_reg.envs.settings import EnvError, EnvSettings, frames_per_step, resolve
+from torchrl_reg.envs.vectorized import episode_seeds, make_env, reseed
+
+__all__ = [
+    "EnvError",
+    "EnvSettings",
+    "episode_seeds",
+    "frames_per_step",
+    "make_env",
+    "reseed",
+    "resolve",
+]

@@ -1,0 +1,39 @@
+"""CartPole, Acrobot and LunarLander as gymnasium vector environments."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from torchrl_reg.envs.settings import EnvError
+
+
+def classic_vector_env(env_id: str, num_envs: int, *, max_episode_frames: int) -> SyncVectorEnv:
+    """``num_envs`` copies of a gymnasium environment, each cut at ``max_episode_frames``.
+
+    Raises:
+        EnvError: LunarLander without Box2D.
+    """
+    if env_id.startswith("LunarLander"):
+        _import_box2d()
+
+    def build() -> gymnasium.Env:
+        # Only the environment and its time limit: the checking wrappers cost time at every step.
+        env = gymnasium.make(env_id, disable_env_checker=True).unwrapped
+        return TimeLimit(env, max_episode_steps=max_episode_frames)
+
+    return SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _import_box2d() -> None:
+    with warnings.catch_warnings():
+        # Box2D's SWIG module warns while it is imported, and crashes the interpreter (a segmentation
+        # fault) when a filter turns that warning into an error.
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
+        try:
+            import Box2D  # noqa: F401
+        except ImportError as error:
+            raise EnvError('lunarlander needs Box2D, which is not installed: pip install -e ".[box2d]".') from error

@@ -1,0 +1,142 @@
+"""What an environment is: one dataclass for all families, checked against the family it names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+class EnvError(ValueError):
+    """An environment that cannot be built as asked: a wrong setting, game name or missing extra."""
+
+
+@dataclass
+class EnvSettings:
+    """Names an environment and what a paper may change in it; ``None`` means the family's default.
+
+    A field that does not apply to the family raises unless it holds the value that changes nothing
+    (``frame_skip=1``, ``frame_stack=1``, ``sticky_actions=0``, ``noop_max=0``).
+
+    Not frozen, because Hydra refuses overrides of a frozen schema.
+
+    Args:
+        name: ``"cartpole"``, ``"acrobot"``, ``"lunarlander"``, ``"minatar"`` or ``"atari"``.
+        game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``.
+        max_episode_frames: frames after which an episode is *truncated* (500, 500, 1000, 10 000 and
+            108 000 for the five families; MinAtar itself has no limit, and good agents rarely die).
+        sticky_actions: probability of repeating the previous action (MinAtar .1 per step, Atari .25
+            per emulator frame).
+        frame_skip: emulator frames an action lasts (Atari 4); observations are the maximum of the
+            last two of them.
+        frame_stack: last observations stacked along the channels (Atari 4).
+        noop_max: upper bound of the random number of no-op frames at an episode's start (Atari 0).
+        minimal_actions: only the actions that do something in the game (Atari, MinAtar: True).
+        difficulty_ramping: enemies speed up with the score (MinAtar: True).
+    """
+
+    name: str
+    game: str = ""
+    max_episode_frames: int | None = None
+    sticky_actions: float | None = None
+    frame_skip: int | None = None
+    frame_stack: int | None = None
+    noop_max: int | None = None
+    minimal_actions: bool | None = None
+    difficulty_ramping: bool | None = None
+
+
+# The value of a field that leaves any environment as it is.
+_NEUTRAL = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
+
+# Which fields a family has, and their defaults.
+_FAMILIES: dict[str, dict[str, bool | int | float]] = {
+    "cartpole": {"max_episode_frames": 500},
+    "acrobot": {"max_episode_frames": 500},
+    "lunarlander": {"max_episode_frames": 1_000},
+    "minatar": {
+        "max_episode_frames": 10_000,
+        "sticky_actions": 0.1,
+        "minimal_actions": True,
+        "difficulty_ramping": True,
+    },
+    "atari": {
+        "max_episode_frames": 108_000,
+        "sticky_actions": 0.25,
+        "frame_skip": 4,
+        "frame_stack": 4,
+        "noop_max": 0,
+        "minimal_actions": True,
+    },
+}
+_WITH_GAMES = ("minatar", "atari")
+_AT_LEAST = {"max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
+
+
+def resolve(settings: EnvSettings) -> EnvSettings:
+    """The same settings with every ``None`` that applies replaced by the family's default.
+
+    Raises:
+        EnvError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to
+            the family, or a value of the wrong type or range.
+    """
+    if settings.name not in _FAMILIES:
+        raise EnvError(unknown_name("name", settings.name, _FAMILIES))
+    _check_game(settings)
+    defaults = _FAMILIES[settings.name]
+    values: dict[str, Any] = {"name": settings.name, "game": settings.game}
+    for field in fields(settings):
+        if field.name in values:
+            continue
+        value = getattr(settings, field.name)
+        if value is None:
+            values[field.name] = defaults.get(field.name, _NEUTRAL.get(field.name))
+            continue
+        _check_value(field.name, value)
+        if field.name not in defaults and value != _NEUTRAL.get(field.name):
+            raise EnvError(f"{field.name} does not apply to {settings.name!r}: got {value!r}, expected it unset.")
+        values[field.name] = value
+    return EnvSettings(**values)
+
+
+def family_options(resolved: EnvSettings) -> dict[str, Any]:
+    """The fields that apply to the family, for its builder's keyword arguments."""
+    names = [*_FAMILIES[resolved.name], *(["game"] if resolved.name in _WITH_GAMES else [])]
+    return {name: getattr(resolved, name) for name in names}
+
+
+def frames_per_step(settings: EnvSettings) -> int:
+    """Environment frames that one step of the built environment consumes: 4 for default Atari."""
+    frame_skip = resolve(settings).frame_skip
+    assert frame_skip is not None  # resolve() fills it for every family
+    return frame_skip
+
+
+def unknown_name(argument: str, got: object, valid: Iterable[str]) -> str:
+    """One sentence that names the argument, what came, the nearest valid name and all of them."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(got).lower(), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{argument}: expected one of {', '.join(names)}, got {got!r}.{hint}"
+
+
+def _check_game(settings: EnvSettings) -> None:
+    if not isinstance(settings.game, str):
+        raise EnvError(f"game: expected a string, got {settings.game!r}.")
+    if settings.name in _WITH_GAMES and not settings.game:
+        raise EnvError(f"game: expected the name of the {settings.name} game, got an empty string.")
+    if settings.name not in _WITH_GAMES and settings.game:
+        raise EnvError(f"game does not apply to {settings.name!r}: got {settings.game!r}, expected ''.")
+
+
+def _check_value(name: str, value: object) -> None:
+    if name in _AT_LEAST:
+        if isinstance(value, bool) or not isinstance(value, int) or value < _AT_LEAST[name]:
+            raise EnvError(f"{name}: expected an int >= {_AT_LEAST[name]}, got {value!r}.")
+    elif name == "sticky_actions":
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 1:  # type: ignore[operator]
+            raise EnvError(f"{name}: expected a probability in [0, 1], got {value!r}.")
+    elif not isinstance(value, bool):
+        raise EnvError(f"{name}: expected True or False, got {value!r}.")

@@ -1,0 +1,93 @@
+"""TorchRL environments over gymnasium's vector environments, and their seeds."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from tensordict import TensorDictBase
+from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
+
+from torchrl_reg.envs.atari import atari_vector_env
+from torchrl_reg.envs.classic import classic_vector_env
+from torchrl_reg.envs.minatar import minatar_vector_env
+from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
+
+_BUILDERS: dict[str, Callable[..., VectorEnv]] = {
+    "cartpole": partial(classic_vector_env, "CartPole-v1"),
+    "acrobot": partial(classic_vector_env, "Acrobot-v1"),
+    "lunarlander": partial(classic_vector_env, "LunarLander-v3"),
+    "minatar": minatar_vector_env,
+    "atari": atari_vector_env,
+}
+
+
+def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str = "cpu") -> EnvBase:
+    """A vectorized TorchRL environment with ``batch_size`` ``[num_envs]`` and raw rewards.
+
+    Keys: ``observation`` (float32 vectors, or uint8 images with the channels first), ``action``
+    (int64 class index ``[num_envs]``), and under ``next`` also ``reward``, ``done``,
+    ``terminated``, ``truncated`` and ``episode_reward`` (undiscounted return so far), each
+    ``[num_envs, 1]``. Where an episode ends, ``("next", "observation")`` is its last observation.
+
+    The games run on the CPU; another ``device`` is where the tensors go.
+
+    Raises:
+        EnvError: bad ``settings`` or ``num_envs``, a missing extra, or an unavailable ``device``.
+
+    >>> env = make_env(EnvSettings("cartpole"), num_envs=2)
+    >>> batch = env.rollout(3)
+    >>> batch["next", "episode_reward"][:, -1, 0].tolist()
+    [3.0, 3.0]
+    """
+    resolved = resolve(settings)
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise EnvError(f"num_envs: expected an int >= 1, got {num_envs!r}.")
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EnvError(f"device: expected an available device, got {str(device)!r} without CUDA.")
+    env = GymWrapper(
+        _BUILDERS[resolved.name](num_envs, **family_options(resolved)),
+        categorical_action_encoding=True,
+        device="cpu",
+    )
+    env = TransformedEnv(env, RewardSum())
+    if device != torch.device("cpu"):
+        env.append_transform(DeviceCastTransform(device, "cpu"))
+    return env
+
+
+def episode_seeds(seed: int, num_envs: int) -> list[int]:
+    """Distinct seeds in ``[0, 2^31)``, one per sub-environment, that ``seed`` alone determines.
+
+    Raises:
+        EnvError: ``seed`` is not an int >= 0.
+    """
+    try:
+        seed = operator.index(seed)
+        base = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    except (TypeError, ValueError):
+        raise EnvError(f"seed: expected an int >= 0, got {seed!r}.") from None
+    # ALE wants 31 bits; consecutive numbers are distinct, a random base keeps seeds 0, 1, ... apart.
+    base %= 2**31 - num_envs
+    return [base + i for i in range(num_envs)]
+
+
+def reseed(env: EnvBase, seed: int) -> TensorDictBase:
+    """Resets every sub-environment so that ``seed`` determines all that follows, later resets too.
+
+    What happened before leaves no trace. A running collector wants
+    ``collector.reset(seed=episode_seeds(seed, num_envs))`` instead, so that it forgets the episodes
+    it was in.
+
+    Returns:
+        the first observations, as ``env.reset()`` gives them.
+
+    Raises:
+        EnvError: ``seed`` is not an int >= 0.
+    """
+    return env.reset(seed=episode_seeds(seed, env.batch_size[0]))
