@@ -19,7 +19,7 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, IQNLoss
-from torchrl_reg.training import RecipeConfig, Run, recipe, require
+from torchrl_reg.training import NStep, RecipeConfig, Run, recipe, require
 
 
 @dataclass
@@ -27,12 +27,10 @@ class Algo:
     """Hyperparameters: default, unit, source. The defaults suit CartPole; env and paper presets change them."""
 
     total_frames: int = 100_000  # environment frames, frame skip included
-    num_quantiles: int = 8  # N, online fractions a state; 64 in the papers (preset), 8 learns CartPole as well
-    num_target_quantiles: int = 8  # M, target fractions
-    num_policy_quantiles: int = 8  # K, fractions behind the policy, when learning and when acting
     kappa: float = 1.0  # Huber width of the quantile regression, reward units [D18]
     double_dqn: bool = False  # choose the next action with the online network
     gamma: float = 0.99  # discount [V20]
+    n_steps: int = 1  # of the return
     learning_rate: float = 1e-3  # Adam [C, CartPole]
     adam_eps: float = 3.125e-4  # [C]
     batch_size: int = 128  # transitions [C, CartPole]
@@ -42,12 +40,16 @@ class Algo:
     target_period_updates: int = 100  # updates between target copies
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.01  # [C]
-    eps_frames: int = 10_000  # frames of linear annealing
+    eps_frames: int = 10_000  # frames of linear annealing, once learning has started
     num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates
+    collect_steps: int = 4  # steps of each between two rounds of updates; at least n_steps
     clip_rewards: bool = False  # to [-1, 1], in what is learnt from; reported returns stay raw
 
     def validate(self) -> None:
+        positive = ("total_frames", "learning_rate", "batch_size", "update_every_frames", "eps_frames", "num_envs")
+        for name in (*positive, "target_period_updates", "n_steps"):
+            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
+        require(self.n_steps <= self.collect_steps, "algo.collect_steps", f">= {self.n_steps}", self.collect_steps)
         require(0 <= self.gamma <= 1, "algo.gamma", "in [0, 1]", self.gamma)
 
 
@@ -66,21 +68,22 @@ def train(cfg: Config) -> Path:
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     net = quantile_network(cfg.net, env).to(run.device)
-    actor = QuantileQActor(net, spec=spec, num_quantiles=algo.num_policy_quantiles)
+    actor = QuantileQActor(net, spec=spec, num_quantiles=cfg.net.num_policy_quantiles)
     egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     explorer = TensorDictSequential(actor, egreedy)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": explorer})
 
-    # What it remembers: single transitions, sampled uniformly.
+    # What it remembers: single transitions (or n-step ones), sampled uniformly.
     replay = run.replay(algo.replay_capacity, algo.batch_size)
+    n_step = NStep(algo.n_steps, algo.gamma)
 
     # What it learns: quantiles z(s, a, sigma_i) towards r + gamma z(s', a*, sigma_j), a* greedy in the mean.
     loss = IQNLoss(
         actor,
-        num_quantiles=algo.num_quantiles,
-        num_target_quantiles=algo.num_target_quantiles,
-        num_policy_quantiles=algo.num_policy_quantiles,
+        num_quantiles=cfg.net.num_quantiles,
+        num_target_quantiles=cfg.net.num_target_quantiles,
+        num_policy_quantiles=cfg.net.num_policy_quantiles,
         kappa=algo.kappa,
         double_dqn=algo.double_dqn,
     ).make_value_estimator(gamma=algo.gamma)
@@ -91,15 +94,15 @@ def train(cfg: Config) -> Path:
     update = run.make_update(loss, optimizer, target)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=egreedy)
     frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
     for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
         if algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
-        replay.extend(batch.select(*loss.in_keys).reshape(-1))
+        replay.extend(n_step(batch).select(*loss.in_keys, "steps_to_next_obs", strict=False).reshape(-1))
         for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
             run.record(update(minibatch))
-        egreedy.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames))
+        egreedy.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
     return run.finish()
 
 

@@ -23,6 +23,8 @@ class NetSettings:
         padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features).
         initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"`` or ``"variance_scaling"``.
         num_cosines: size of the fraction embedding of quantile networks.
+        num_quantiles, num_target_quantiles, num_policy_quantiles: N, M and K of quantile networks: fractions of the
+            prediction, of the target, and behind the policy (also when acting).
         input_low, input_high: rescale a vector observation from this box to [-1, 1]; empty for none.
     """
 
@@ -31,6 +33,9 @@ class NetSettings:
     padding: str = "valid"
     initialization: str = "default"
     num_cosines: int = 64
+    num_quantiles: int = 64
+    num_target_quantiles: int = 64
+    num_policy_quantiles: int = 32
     input_low: list[float] = field(default_factory=list)
     input_high: list[float] = field(default_factory=list)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchrl.objectives import LossModule
@@ -12,16 +14,23 @@ class _ForeachUpdate(TargetNetUpdater):
     """A TorchRL target updater whose step touches all tensors in one ``torch._foreach`` call."""
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        # Read anew each time: loss.to(...) replaces the target tensors.
-        sources, targets = [], []
+        """Online and target tensors; listed anew when loss.to(...) or a cast has replaced them."""
+        held = self.__dict__.get("_lists")
+        if held is None or any(entry.get(key).data_ptr() != pointer for entry, key, pointer in held[2]):
+            held = self.__dict__["_lists"] = self._list_tensors()
+        return held[0], held[1]
+
+    def _list_tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Any, Any, int]]]:
+        sources, targets, checks = [], [], []
         for source_name, target_name in zip(self._source_names, self._target_names, strict=True):
-            source_params = getattr(self.loss_module, source_name).flatten_keys(".")
-            target_params = getattr(self.loss_module, target_name).flatten_keys(".")
-            for key, source in source_params.items():
+            source_params, target_params = (getattr(self.loss_module, n) for n in (source_name, target_name))
+            for key, source in source_params.items(True, True):
                 if source.requires_grad:
                     sources.append(source.data)
                     targets.append(target_params.get(key).data)
-        return sources, targets
+            for params in (source_params, target_params):
+                checks.append((params, key, params.get(key).data_ptr()))
+        return sources, targets, checks
 
 
 class HardTargetUpdate(_ForeachUpdate):

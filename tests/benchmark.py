@@ -1,0 +1,197 @@
+"""Ratios of our losses to hand-written PyTorch, measured interleaved in one run (never asserted: machines are noisy).
+
+python tests/benchmark.py [--rounds 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
+from torchrl.objectives import DQNLoss, HardUpdate
+
+import torchrl_reg.training  # noqa: F401 - as in the recipes: records that pandas is absent, see its comment
+from torchrl_reg.functional import quantile_huber_loss
+from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.objectives import HardTargetUpdate, IQNLoss, MunchausenDQNLoss, MunchausenIQNLoss, SoftDQNLoss
+
+TAU, ALPHA, CLIP, GAMMA, ACTIONS = 0.03, 0.9, -1.0, 0.99, 4
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, ACTIONS))
+
+
+def batch(size: int) -> TensorDict:
+    return TensorDict(
+        {
+            "observation": torch.randn(size, 8),
+            "action": torch.randint(ACTIONS, (size,)),
+            "next": {
+                "observation": torch.randn(size, 8),
+                "reward": torch.randn(size, 1),
+                "terminated": torch.rand(size, 1) < 0.1,
+                "done": torch.rand(size, 1) < 0.1,
+            },
+        },
+        [size],
+    )
+
+
+def tau_log_pi(q: Tensor) -> Tensor:
+    y = q - q.amax(-1, keepdim=True)
+    return y - TAU * torch.logsumexp(y / TAU, -1, keepdim=True)
+
+
+def soft(q: Tensor) -> Tensor:
+    top = q.amax(-1, keepdim=True)
+    return (top + TAU * torch.logsumexp((q - top) / TAU, -1, keepdim=True)).squeeze(-1)
+
+
+class Raw:
+    """The same losses in plain PyTorch on plain tensors: the limit to compare with."""
+
+    def __init__(self, net: nn.Module, data: TensorDict) -> None:
+        self.net, self.target = net, copy.deepcopy(net)
+        self.o, self.o2 = data["observation"], data["next", "observation"]
+        self.a, self.r = data["action"].unsqueeze(-1), data["next", "reward"].squeeze(-1)
+        self.alive = ~data["next", "terminated"].squeeze(-1)
+
+    def dqn(self) -> Tensor:
+        with torch.no_grad():
+            y = self.r + GAMMA * self.alive * self.target(self.o2).amax(-1)
+        return smooth_l1_loss(self.net(self.o).gather(-1, self.a).squeeze(-1), y)
+
+    def soft_dqn(self) -> Tensor:
+        with torch.no_grad():
+            y = self.r + GAMMA * self.alive * soft(self.target(self.o2))
+        return smooth_l1_loss(self.net(self.o).gather(-1, self.a).squeeze(-1), y)
+
+    def m_dqn(self) -> Tensor:
+        with torch.no_grad():
+            bonus = tau_log_pi(self.target(self.o)).gather(-1, self.a).squeeze(-1).clamp(CLIP, 0.0)
+            y = self.r + ALPHA * bonus + GAMMA * self.alive * soft(self.target(self.o2))
+        return smooth_l1_loss(self.net(self.o).gather(-1, self.a).squeeze(-1), y)
+
+    def m_dqn_with_diagnostics(self) -> tuple[Tensor, ...]:
+        q = self.net(self.o)
+        with torch.no_grad():
+            q_target = self.target(self.o)
+            log_pi_a = tau_log_pi(q_target).gather(-1, self.a).squeeze(-1)
+            y = self.r + ALPHA * log_pi_a.clamp(CLIP, 0.0) + GAMMA * self.alive * soft(self.target(self.o2))
+            log_pi, log_target = tau_log_pi(q) / TAU, tau_log_pi(q_target) / TAU
+            pi, top = log_pi.exp(), q.topk(2).values
+            scalars = (
+                -(pi * log_pi).sum(-1).mean(),
+                (pi * (log_pi - log_target)).sum(-1).mean(),
+                (top[:, 0] - top[:, 1]).mean(),
+                (soft(q) - q.amax(-1)).mean(),
+                ALPHA * log_pi_a.clamp(CLIP, 0.0).mean(),
+                (log_pi_a < CLIP).float().mean(),
+            )
+        chosen = q.gather(-1, self.a).squeeze(-1)
+        return smooth_l1_loss(chosen, y), *scalars, (chosen - y).abs().mean()
+
+    def _z(self, net: nn.Module, observation: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        fractions = torch.rand(len(observation), count)
+        return net(observation, fractions), fractions
+
+    def m_iqn(self) -> Tensor:
+        z, fractions = self._z(self.net, self.o, 8)
+        with torch.no_grad():
+            bonus = tau_log_pi(self._z(self.target, self.o, 8)[0].mean(1)).gather(-1, self.a).clamp(CLIP, 0.0)
+            log_pi = tau_log_pi(self._z(self.target, self.o2, 8)[0].mean(1)).unsqueeze(1)
+            next_z = ((log_pi / TAU).exp() * (self._z(self.target, self.o2, 8)[0] - log_pi)).sum(-1)
+            y = self.r.unsqueeze(-1) + ALPHA * bonus + GAMMA * self.alive.unsqueeze(-1) * next_z
+        z = z.gather(-1, self.a.unsqueeze(1).expand(-1, 8, 1)).squeeze(-1)
+        return quantile_huber_loss(z, fractions, y, 1.0).mean()
+
+
+def forward_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
+    """Each case with the name of the case it is a ratio of."""
+    data, net = batch(size), mlp()
+    raw, actor = Raw(net, data), QValueActor(net, spec=Categorical(ACTIONS))
+
+    def ready(loss: nn.Module) -> Callable[[], object]:
+        HardTargetUpdate(loss, period_updates=100)
+        return lambda: loss(data)
+
+    stock = DQNLoss(actor, loss_function="smooth_l1")
+    HardUpdate(stock, value_network_update_interval=100)
+    iqn_net = ImplicitQuantileNetwork(
+        nn.Sequential(nn.Linear(8, 256), nn.ReLU()), num_features=256, num_actions=ACTIONS, num_cells=256
+    )
+    iqn_raw, iqn_actor = Raw(iqn_net, data), QuantileQActor(iqn_net, spec=Categorical(ACTIONS))
+    counts = {"num_quantiles": 8, "num_target_quantiles": 8, "num_policy_quantiles": 8}
+    return {
+        "raw DQN": (raw.dqn, "raw DQN"),
+        "TorchRL DQNLoss": (lambda: stock(data), "raw DQN"),
+        "raw soft-DQN": (raw.soft_dqn, "raw soft-DQN"),
+        "SoftDQNLoss, no diagnostics": (ready(SoftDQNLoss(actor, diagnostics=False)), "raw soft-DQN"),
+        "raw M-DQN": (raw.m_dqn, "raw M-DQN"),
+        "MunchausenDQNLoss, no diagnostics": (ready(MunchausenDQNLoss(actor, diagnostics=False)), "raw M-DQN"),
+        "raw M-DQN with the diagnostics": (raw.m_dqn_with_diagnostics, "raw M-DQN with the diagnostics"),
+        "MunchausenDQNLoss": (ready(MunchausenDQNLoss(actor)), "raw M-DQN with the diagnostics"),
+        "raw M-IQN 8/8/8": (iqn_raw.m_iqn, "raw M-IQN 8/8/8"),
+        "MunchausenIQNLoss, no diagnostics": (
+            ready(MunchausenIQNLoss(iqn_actor, diagnostics=False, **counts)),
+            "raw M-IQN 8/8/8",
+        ),
+        "MunchausenIQNLoss, reuse_quantiles": (
+            ready(MunchausenIQNLoss(iqn_actor, diagnostics=False, reuse_quantiles=True, **counts)),
+            "raw M-IQN 8/8/8",
+        ),
+        "IQNLoss, no diagnostics": (ready(IQNLoss(iqn_actor, diagnostics=False, **counts)), "raw M-IQN 8/8/8"),
+    }
+
+
+def measure(cases: dict[str, tuple[Callable[[], object], str]], rounds: int) -> dict[str, float]:
+    """Median microseconds per call; cases interleaved, so that noise hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for index in range(rounds + 1):
+        for name, (call, _) in cases.items():
+            start = time.perf_counter()
+            for _ in range(50):
+                call()
+            if index:  # the first round warms up
+                seconds[name].append((time.perf_counter() - start) / 50)
+    return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
+
+
+def target_update_cases() -> dict[str, tuple[Callable[[], object], str]]:
+    from torchrl.objectives import SoftUpdate
+
+    from torchrl_reg.objectives import PolyakTargetUpdate
+
+    stock, ours = (DQNLoss(QValueActor(mlp(), spec=Categorical(ACTIONS))) for _ in range(2))
+    return {
+        "TorchRL SoftUpdate": (SoftUpdate(stock, eps=0.99).step, "TorchRL SoftUpdate"),
+        "PolyakTargetUpdate": (PolyakTargetUpdate(ours, rate=0.01).step, "TorchRL SoftUpdate"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, 1 thread, MLP 2x256, microseconds per call and ratio to the raw line above")
+    for title, cases in (("forward, batch 32", forward_cases(32)), ("target update", target_update_cases())):
+        print(title)
+        times = measure(cases, rounds)
+        for name, (_, reference) in cases.items():
+            print(f"  {name:38s} {times[name]:8.0f}  {times[name] / times[reference]:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

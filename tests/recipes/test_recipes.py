@@ -1,0 +1,130 @@
+"""Every recipe runs, every config composes, every user error is one sentence and exit code 1."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from torchrl_reg.envs import resolve
+from torchrl_reg.training import read_metrics
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
+CONF = RECIPES / "conf"
+CHOICES = [f"env={p.relative_to(CONF / 'env').with_suffix('')}" for p in sorted((CONF / "env").rglob("*.yaml"))]
+CHOICES += [f"+paper={p.stem}" for p in sorted((CONF / "paper").glob("*.yaml"))]
+TINY = ["algo.total_frames=192", "algo.learning_starts_frames=64", "algo.batch_size=8", "net.num_cells=[16,16]"]
+TINY += ["run.evaluate_every_frames=96", "run.checkpoint_every_frames=96", "run.log_every_frames=64"]
+TINY += ["run.eval_episodes=2"]
+
+
+def load(name: str) -> ModuleType:
+    if f"recipes_{name}" in sys.modules:
+        return sys.modules[f"recipes_{name}"]
+    spec = importlib.util.spec_from_file_location(f"recipes_{name}", RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
+    load(name).main()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *TINY)
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "command.txt", "provenance.json", "metrics.jsonl", "curves.png", "done.json"} <= files
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    evaluations = [row for row in rows if row["event"] == "eval"]
+    assert [row["frames"] for row in evaluations] == [96, 192]
+    assert {"return_greedy_mean", "return_sampled_mean"} <= set(evaluations[0])
+    train = [row for row in rows if row["event"] == "train"][-1]
+    assert train["loss"] > 0
+    if name.startswith("m_"):
+        assert {"entropy", "action_gap", "kl", "bonus", "bonus_clipped", "soft_gap", "td_error", "tau"} <= set(train)
+        assert train["bonus"] < 0
+
+
+@pytest.mark.parametrize("overrides", [["env=minatar/freeway"], ["env=atari", "algo.replay_capacity=400"]])
+def test_images(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
+    tiny += ["env.max_episode_frames=64", "algo.n_steps=3"]
+    start(monkeypatch, "m_iqn", f"run.dir={tmp_path / 'run'}", *overrides, *tiny)
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["frames"] == 192
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_choice_composes(name: str) -> None:
+    module = load(name)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for choice in CHOICES:
+            overrides = [choice] + (["env=atari"] if "cartpole" not in choice and "paper" in choice else [])
+            config = compose(name, overrides=overrides)
+            config.run.dir = "unused"
+            typed = OmegaConf.to_object(config)
+            assert isinstance(typed, module.Config)
+            typed.algo.validate()
+            resolve(typed.env)
+
+
+def test_command_line_beats_preset_beats_env_beats_recipe() -> None:
+    load("m_iqn")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        atari = compose("m_iqn", overrides=["env=atari"])
+        preset = compose("m_iqn", overrides=["env=atari", "+paper=vieillard2020"])
+        line = compose("m_iqn", overrides=["+paper=vieillard2020", "env=atari", "algo.learning_rate=3", "net=mlp"])
+    assert (atari.net.name, atari.net.num_quantiles, atari.algo.learning_rate) == ("nature", 64, 5e-5)
+    assert (atari.algo.total_frames, preset.algo.total_frames) == (10_000_000, 200_000_000)
+    assert (line.algo.learning_rate, line.net.name) == (3, "mlp")
+
+
+BAD = [
+    (["env=cartpool"], "cartpole"),
+    (["algo.taau=0.1"], "algo.tau"),
+    (["algo.tau=-1"], "algo.tau"),
+    (["algo.alpha=2"], "algo.alpha"),
+    (["algo.clip_min=0.5"], "algo.clip_min"),
+    (["algo.tau=warm"], "algo.tau"),
+    (["algo.gamma=1.5"], "algo.gamma"),
+    (["env=atari", "env.game=Brekout"], "breakout"),
+    (["env.frame_skip=4"], "frame_skip"),
+    (["+paper=vieilard2020"], "vieillard2020"),
+    (["net=nature"], "net.name=nature does not fit observations of shape (4,)"),
+    (["algo.n_steps=0"], "algo.n_steps"),
+    (["algo.loss_function=l3"], "loss_function"),
+    (["algo.batch_size=0"], "algo.batch_size"),
+    (["algo.num_envs=0"], "algo.num_envs"),
+    (["algo.learning_rate=0"], "algo.learning_rate"),
+    (["algo.target_period_updates=0"], "period_updates"),
+    (["algo.update_every_frames=0"], "algo.update_every_frames"),
+    (["algo.total_frames=0"], "algo.total_frames"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), BAD, ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_user_errors_are_one_sentence(
+    overrides: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, "m_dqn", f"run.dir={tmp_path / 'run'}", *overrides)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert expected in error
+    assert "\n" not in error and "Traceback" not in error
+    assert not (tmp_path / "run" / "done.json").exists()
