@@ -35,11 +35,11 @@ class Algo:
     learning_rate: float = 1e-3  # Adam [C, CartPole]
     adam_eps: float = 3.125e-4  # [C]
     loss_function: str = "smooth_l1"  # Huber, delta 1 [C]; also l2, l1
-    batch_size: int = 128  # transitions [C, CartPole]
+    batch_size: int = 64  # transitions
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000
     update_every_frames: float = 4  # frames per gradient update [C]
-    target_period_updates: int = 100  # updates between target copies
+    target_period_updates: int = 50  # updates between target copies
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.01  # [C]
     eps_frames: int = 10_000  # frames of linear annealing, once learning has started

@@ -33,11 +33,11 @@ class Algo:
     n_steps: int = 1  # of the return
     learning_rate: float = 1e-3  # Adam [C, CartPole]
     adam_eps: float = 3.125e-4  # [C]
-    batch_size: int = 128  # transitions [C, CartPole]
+    batch_size: int = 64  # transitions
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000
     update_every_frames: float = 4  # frames per gradient update [C]
-    target_period_updates: int = 100  # updates between target copies
+    target_period_updates: int = 50  # updates between target copies
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.01  # [C]
     eps_frames: int = 10_000  # frames of linear annealing, once learning has started

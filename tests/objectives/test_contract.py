@@ -390,3 +390,9 @@ def test_on_gpu(case: Any, batch: Any) -> None:
     assert out["loss"].device.type == "cuda" and data["td_error"].device.type == "cuda"
     if not case.quantile:
         torch.testing.assert_close(out["loss"].cpu(), case.loss()(batch(9))["loss"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "argument"), [("soft_dqn", "alpha"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")])
+def test_unknown_arguments_are_refused(cases: Any, name: str, argument: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{argument}'"):
+        cases[name].loss(**{argument: 0.5})

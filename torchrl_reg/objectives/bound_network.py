@@ -78,7 +78,9 @@ class BoundQNetwork:
             self._network.requires_grad_(False)
         elif not _shares_tensors(template, params):  # a deep-copied loss: its template is its own, but apart
             params.to_module(self._network)
-        self._module, self._in_keys = inner_module(self._network, action_value_key) or (None, [])
+        inner = inner_module(self._network, action_value_key)
+        self._module: nn.Module | None = inner[0] if inner else None
+        self._in_keys: list[NestedKey] = inner[1] if inner else []
         self._batches_apart = next(template.buffers(), None) is not None
 
     @property

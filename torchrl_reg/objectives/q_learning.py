@@ -111,6 +111,8 @@ class QLearningLoss(LossModule):
         self.use_prioritized_weights = use_prioritized_weights
         self.diagnostics = diagnostics
         for name, value in coefficients.items():
+            if name not in self._schedulable_buffers:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}.")
             # float64 keeps published values exact in double precision; a 0-dim tensor never promotes the data.
             checked = COEFFICIENT_CHECKS[name](value)  # type: ignore[arg-type]
             self.register_coeff_buffer(name, torch.tensor(checked, dtype=torch.float64))
@@ -163,8 +165,8 @@ class QLearningLoss(LossModule):
         estimator = self._value_estimator
         if estimator is not None:
             accepted = estimator._AcceptedKeys.__dataclass_fields__
-            names = ("advantage", "value_target", "value", "reward", "done", "terminated")
-            names += ("steps_to_next_obs", "action", "action_value")
+            names = ["advantage", "value_target", "value", "reward", "done", "terminated"]
+            names += ["steps_to_next_obs", "action", "action_value"]
             estimator.set_keys(**{n: getattr(self.tensor_keys, n) for n in names if n in accepted})
         self._set_in_keys()
         self._bind()
@@ -189,7 +191,7 @@ class QLearningLoss(LossModule):
             self.value_type = type(value_type)
         elif isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
             hyperparams.setdefault("gamma", 0.99)
-            self._value_estimator = value_type.for_loss(self, **hyperparams)
+            self._value_estimator = value_type.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
             self.value_type = value_type
         else:
             value_type = _coerce_value_type(value_type)
@@ -239,6 +241,7 @@ class QLearningLoss(LossModule):
             with torch.no_grad():
                 self.value_network(tensordict.select(*self.value_network.in_keys))
             self._bind()
+        assert self._networks is not None
         return self._networks
 
     def _apply(self, fn: Any) -> QLearningLoss:

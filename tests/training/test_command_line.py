@@ -1,0 +1,212 @@
+"""The tiny recipe's command line, in this process: what it prints, returns and leaves behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+import pytest
+import tiny_dqn
+from hydra.core.config_store import ConfigStore
+
+from torchrl_reg.training import RecipeConfig, recipe
+from torchrl_reg.training.command_line import default_folder
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """``command(*overrides)`` -> exit code, stderr, the config that reached ``train``."""
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+
+    def run(*overrides: str, train=None):
+        seen = []
+
+        def remember(cfg):
+            seen.append(cfg)
+            return tmp_path
+
+        # The name of a recipe, and its conf folder, come from the file of its train().
+        chosen = train or remember
+        monkeypatch.setattr("inspect.getfile", lambda _: tiny_dqn.__file__)
+        monkeypatch.setattr(sys, "argv", ["tiny_dqn.py", *overrides])
+        code = 0
+        try:
+            recipe(tiny_dqn.Config, chosen)()
+        except SystemExit as stop:
+            code = stop.code
+        return code, capfd.readouterr().err, seen[0] if len(seen) == 1 else seen
+
+    return run
+
+
+def test_the_dataclass_is_the_default(command):
+    code, err, cfg = command()
+    assert (code, err) == (0, "")
+    assert isinstance(cfg, tiny_dqn.Config) and isinstance(cfg.algo, tiny_dqn.Algo)
+    assert isinstance(cfg.env, tiny_dqn.EnvSettings)
+    assert cfg.env.name == "CartPole-v1" and cfg.net.cells == [16] and cfg.algo.lr == 1e-3
+    assert cfg.run.dir == "results/tiny_dqn/cartpole/default/seed=0"
+
+
+def test_an_environment_may_bring_network_and_hyperparameters_and_the_user_wins(command):
+    _, _, cfg = command("env=acrobot")
+    assert (cfg.env.name, cfg.net.cells, cfg.algo.lr) == ("Acrobot-v1", [64, 64], 5e-5)
+    _, _, cfg = command("env=acrobot", "net=small", "algo.lr=0.5")
+    assert (cfg.env.name, cfg.net.cells, cfg.algo.lr) == ("Acrobot-v1", [16], 0.5)
+    _, _, cfg = command("algo.lr=0.5", "env=acrobot")
+    assert cfg.algo.lr == 0.5
+
+
+def test_a_preset_overrides_the_environment(command):
+    _, _, cfg = command("env=acrobot", "+paper=quick")
+    assert (cfg.algo.lr, cfg.algo.total_frames) == (0.02, 160)
+    assert cfg.run.dir == "results/tiny_dqn/acrobot/paper=quick/seed=0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["algo.gamm=1"], "algo.gamm is not a setting; did you mean algo.gamma?"),
+        (["gamma=1"], "gamma is not a setting; did you mean algo.gamma?"),
+        (["+algo.gamm=1"], "algo.gamm is not a setting; did you mean algo.gamma?"),
+        (["env.nmae=x"], "env.nmae is not a setting; did you mean env.name?"),
+        (["run.zzz=1"], "run.zzz is not a setting; --cfg job lists all settings."),
+        (["algo.gamma=abc"], "algo.gamma must be a number, got 'abc'."),
+        (["algo.num_envs=1.5"], "algo.num_envs must be an integer, got '1.5'."),
+        (["net.cells=[8,x]"], "net.cells[1] must be an integer, got 'x'."),
+        (["algo.lr=null"], "algo.lr must have a value, got null."),
+        (["algo=3"], "algo is a group of settings; set one of them, algo.<name>=<value>."),
+        (
+            ["env=cartpol"],
+            "env=cartpol is not known; choose one of acrobot, cartpole (did you mean cartpole?).",
+        ),
+        (["net=zzz"], "net=zzz is not known; choose one of small, wide."),
+        (["+paper=zzz"], "paper=zzz is not known; choose one of quick."),
+        (["paper=quick"], "paper has no default choice; to add one write +paper=<choice>."),
+        (["cartpole"], "'cartpole' is not of the form name=value; did you mean env=cartpole?"),
+        (["algo.lr=[1"], "'algo.lr=[1' is not of the form name=value."),
+        (["=3"], "'=3' is not of the form name=value."),
+        (
+            ["--gamma=1"],
+            "--gamma=1 is not an option; settings are written name=value, without dashes.",
+        ),
+        (
+            ["algo.lr=0.1,0.2"],
+            "Ambiguous value for argument 'algo.lr=0.1,0.2'; to sweep over it add -m, to pass a list write [a,b].",
+        ),
+        (["algo.gamma=2"], "algo.gamma must be in [0, 1], got 2.0."),
+        (["run.seed=-1"], "run.seed must be at least 0, got -1."),
+        (
+            ["run.loggers=[csv]"],
+            "run.loggers must be a list out of ['tensorboard', 'wandb'], got 'csv'.",
+        ),
+    ],
+)
+def test_a_user_error_is_one_sentence_and_exit_code_1(command, tmp_path, overrides, sentence):
+    code, err, seen = command(*overrides)
+    assert err == sentence + "\n"
+    assert code == 1 and seen == []
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["run.device=gpu"], "run.device must be auto, cpu, cuda or cuda:<n>, got 'gpu'."),
+        (["run.device=cpu", "run.cudagraphs=true"], "run.cudagraphs=true needs a CUDA device"),
+        (["algo.frames_per_batch=18"], "frames_per_batch must be a positive multiple of 4"),
+        (["algo.max_grad_norm=0"], "max_grad_norm must be positive, got 0"),
+        (["algo.batch_size=900"], "replay capacity must be at least 900, got 500."),
+    ],
+)
+def test_settings_that_do_not_fit_together_leave_no_folder(command, tmp_path, overrides, sentence):
+    code, err, _ = command(*overrides, train=tiny_dqn.train)
+    assert code == 1 and err.startswith(sentence) and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_run_in_the_folder_is_refused(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("algo: {gamma: 0.5}\n")
+    code, err, _ = command("run.dir=run")
+    assert code == 1 and "algo.gamma: 0.5 there, 0.99 here" in err and err.count("\n") == 1
+
+
+def test_a_finished_run_is_reported_and_not_repeated(command, tmp_path, capfd):
+    (tmp_path / "run").mkdir()
+    _, _, cfg = command("run.dir=run")
+    from torchrl_reg.training.run_folder import RunFolder
+
+    RunFolder(cfg).close({})
+    with pytest.raises(Exception, match="not a string"):
+        raise Exception("not a string")
+    code, err, seen = command("run.dir=run")
+    assert code == 1 and "done.json" in err and seen == []
+
+
+def test_errors_of_this_package_are_the_users_and_others_keep_their_traceback(command):
+    class Refusal(ValueError):
+        user_error = True
+
+    def refuse(cfg):
+        raise Refusal("tau: expected a number > 0,\n got -1.")
+
+    assert command(train=refuse)[:2] == (1, "tau: expected a number > 0, got -1.\n")
+
+    def bug(cfg):
+        raise ValueError("shapes differ")
+
+    with pytest.raises(ValueError, match="shapes differ"):
+        command(train=bug)
+
+    def full_disk(cfg):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    code, err, _ = command(train=full_disk)
+    assert code == 1 and "No space left on device: 'metrics.jsonl'" in err
+
+
+def test_hydras_own_switch_shows_the_traceback(command, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="Could not override 'algo.gamm'"):
+        command("algo.gamm=1")
+
+
+def test_a_sweep_runs_every_seed_in_its_own_folder(command):
+    code, err, seen = command("-m", "run.seed=0,3", "algo.lr=0.1")
+    assert (code, err) == (0, "")
+    assert [cfg.run.dir for cfg in seen] == [f"results/tiny_dqn/cartpole/algo.lr=0.1/seed={seed}" for seed in (0, 3)]
+
+
+def test_hydra_leaves_no_folders_of_its_own(command, tmp_path):
+    command()
+    assert not list(tmp_path.iterdir())
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_the_default_folder_tells_the_settings():
+    def name(*overrides: str) -> str:
+        return str(default_folder("m_dqn", "atari", list(overrides), 2))
+
+    assert name() == "results/m_dqn/atari/default/seed=2"
+    assert name("env=atari", "run.seed=2", "run.dir=x", "run.loggers=[wandb]") == name()
+    assert name("net=big", "algo.tau=0.1") == name("algo.tau=0.1", "net=big")
+    assert name("env.game=a/../b", "+paper=x") == ("results/m_dqn/atari/env.game=a-..-b,paper=x/seed=2")
+    long = [f"algo.setting_{i}=0.123" for i in range(20)]
+    assert len(name(*long).split("/")[3]) == 120
+    assert name(*long) != name(*long[:-1], "algo.setting_19=0.124")
+
+
+def test_a_recipe_without_groups(command, monkeypatch):
+    @dataclass
+    class Bare(RecipeConfig):
+        groups = {}
+
+    seen = []
+    monkeypatch.setattr("inspect.getfile", lambda _: tiny_dqn.__file__)
+    monkeypatch.setattr(sys, "argv", ["tiny_dqn.py", "run.seed=5"])
+    recipe(Bare, lambda cfg: seen.append(cfg) or ".")()
+    assert seen[0].run.dir == "results/tiny_dqn/none/default/seed=5"
+    assert isinstance(ConfigStore.instance(), ConfigStore)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_reg.training.metrics import MetricsFile, RunningMeans, read_metrics, strip_wall_clock
+
+
+def test_rows_survive_and_a_half_written_line_is_left_out(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"event": "train", "frames": 10, "loss": 0.5, "fps": 3.0})
+    with open(metrics.path, "a") as file:
+        file.write('{"event": "tr')
+    rows = read_metrics(metrics.path)
+    assert [strip_wall_clock(row) for row in rows] == [{"event": "train", "frames": 10, "loss": 0.5}]
+    assert read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def test_values_that_json_has_no_word_for_become_null(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"loss": float("nan"), "td_error": float("inf"), "return_mean": None})
+    line = metrics.path.read_text()
+    assert "NaN" not in line and "Infinity" not in line
+    assert json.loads(line) == {"loss": None, "td_error": None, "return_mean": None}
+
+
+def test_rows_past_a_checkpoint_are_dropped(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.cut(0)
+    assert metrics.size() == 0
+    metrics.append({"frames": 1})
+    size = metrics.size()
+    metrics.append({"frames": 2})
+    metrics.cut(size)
+    assert read_metrics(metrics.path) == [{"frames": 1}]
+
+
+def test_means_of_updates_with_different_entries():
+    means = RunningMeans()
+    means.add(TensorDict({"loss": torch.tensor(1.0), "kl": torch.tensor(3.0)}))
+    means.add(TensorDict({"loss": torch.tensor(2.0), "kl": torch.tensor(5.0)}))
+    means.add(TensorDict({"loss": torch.tensor(6.0)}))
+    assert means.pop() == {"loss": 3.0, "kl": 4.0}
+    assert means.pop() == {}
+
+
+def test_means_continue_from_their_state():
+    values = [TensorDict({"loss": torch.tensor(x)}) for x in (0.1, 0.7, 0.3)]
+    whole, first, second = RunningMeans(), RunningMeans(), RunningMeans()
+    for value in values:
+        whole.add(value)
+    first.add(values[0])
+    second.load_state_dict(first.state_dict())
+    for value in values[1:]:
+        second.add(value)
+    assert second.pop() == whole.pop()
+
+
+def test_the_sum_of_many_updates_keeps_its_digits():
+    means = RunningMeans()
+    for _ in range(20_000):
+        means.add(TensorDict({"loss": torch.tensor(0.1)}))
+    # A float32 sum is off by 1e-5 here.
+    assert means.pop()["loss"] == pytest.approx(float(torch.tensor(0.1)), abs=1e-9)

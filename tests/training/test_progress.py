@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from torchrl_reg.training import progress as progress_module
+from torchrl_reg.training.progress import Progress
+
+ROW = {"event": "train", "frames": 2_000, "fps": 500.0, "return_mean": 21.5, "loss": 0.125, "kl": 0.5, "other": 9.0}
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    progress = Progress(10_000, 0)
+    for clock[0] in (100.0, 101.0, 140.0):
+        progress.advance(1_000)
+        progress.train(ROW)
+    progress.close()
+    out, err = capsys.readouterr()
+    line = "frame 2,000 of 10,000: fps=500 left=0:00:16 return_mean=21.5 loss=0.125 kl=0.5"
+    assert out.splitlines() == [line, line] and err == ""  # not the one a second later
+
+
+def test_evaluations_get_a_line_each(capsys):
+    columns = {"return_greedy_mean": 200.0, "return_greedy_std": 12.25, "episodes": 10}
+    Progress(10_000, 0).evaluation({"event": "eval", "frames": 5_000, **columns})
+    assert capsys.readouterr().out == "frame 5,000 of 10,000: evaluated: return_greedy=200+-12\n"
+
+
+def test_silence_on_request(capsys):
+    progress = Progress(10_000, 0, enabled=False)
+    progress.advance(5)
+    progress.train(ROW)
+    progress.evaluation({"frames": 1, "return_greedy_mean": 1.0, "return_greedy_std": 0.0})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_one_line_on_a_terminal(capsys, monkeypatch):
+    for stream in (sys.stderr, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    progress = Progress(10_000, 1_000)
+    progress.train(ROW)
+    progress.advance(9_000)
+    progress.say("evaluated")
+    progress.close()
+    out, err = capsys.readouterr()
+    assert "evaluated" in out
+    assert "return_mean=21.5 loss=0.125 kl=0.5" in err and "10.0k/10.0k" in err
+    assert "other" not in err
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.9, "0:00:59"), (3_723, "1:02:03"), (400_000, "111:06:40")])
+def test_clock(seconds, text):
+    assert progress_module._clock(seconds) == text

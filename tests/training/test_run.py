@@ -1,0 +1,166 @@
+"""A run in this process: its clock, its rows, and what it insists on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_dqn
+import torch
+from tensordict import TensorDict
+
+from torchrl_reg.training import ConfigError, Run, RunSettings, read_metrics
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name: str = "run", **settings) -> Run:
+        settings = {"progress": False, "eval_episodes": 2, **settings}
+        return Run(tiny_dqn.Config(run=RunSettings(dir=str(tmp_path / name), **settings)))
+
+    return make
+
+
+def _env(num_envs: int = 4):
+    return tiny_dqn.make_env(tiny_dqn.EnvSettings("CartPole-v1"), num_envs)
+
+
+def _push_right(state):
+    return state.set("action", torch.ones(state.batch_size, dtype=torch.long))
+
+
+def _events(folder: Path) -> list[tuple[str, int]]:
+    return [(row["event"], row["frames"]) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(4, 202), (7, 115), (0.5, 1620), (3.2, 253), (10_000, 0)])
+def test_updates_due_keep_the_exact_ratio(make_run, every, expected):
+    run = make_run()
+    due = []
+    for frames in range(12, 901, 24):
+        run.frames = frames
+        due.append(run.updates_due(every, learning_starts_frames=90))
+    assert sum(due) == expected == int((run.frames - 90) // every)
+    assert due[:4] == [0, 0, 0, 0]  # frames 12 to 84
+    assert max(due) - min(due[5:]) <= 1  # carried over, never in bursts
+
+
+def test_frames_count_the_frame_skip_and_rows_follow_the_schedules(make_run):
+    run = make_run(log_every_frames=50, evaluate_every_frames=120, checkpoint_every_frames=100)
+    run._frames_per_step = 4
+    run.evaluate_with(_env(2), {"greedy": _push_right})
+    run.track()
+    seen = []
+    for batch in run.collect(_env(), _push_right, total_frames=240, frames_per_batch=32):
+        assert batch.batch_size == (4, 2)
+        seen.append(run.frames)
+        run.record(TensorDict({"loss": torch.tensor(float(run.frames))}))
+    path = run.finish()
+    assert seen == list(range(32, 257, 32))
+    trains = [frames for event, frames in _events(path) if event == "train"]
+    evaluations = [frames for event, frames in _events(path) if event == "eval"]
+    assert trains == [64, 128, 160, 224, 256]  # the first batch at or past each multiple, and the end
+    assert evaluations == [128, 256]
+    rows = {row["frames"]: row for row in read_metrics(path / "metrics.jsonl") if row["event"] == "train"}
+    assert rows[64]["loss"] == (32 + 64) / 2 and rows[160]["loss"] == 160
+    assert rows[256]["updates"] == 8
+
+
+def test_training_returns_are_those_of_whole_episodes(make_run):
+    run = make_run(log_every_frames=10_000, checkpoint_every_frames=52)
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=7 * 52, frames_per_batch=4):
+        pass
+    (row,) = read_metrics(run.finish() / "metrics.jsonl")
+    # Always to the right, an episode lasts 8 to 10 steps; one cut by a checkpoint would be shorter.
+    assert 8 <= row["return_mean"] <= 11
+    # 13 steps fit one whole episode per environment between two checkpoints, and there are 7.
+    assert row["episodes"] == 4 * 7
+
+
+def test_rows_without_episodes_or_updates(make_run):
+    run = make_run(log_every_frames=4)
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=4, frames_per_batch=4):
+        pass
+    (row,) = read_metrics(run.finish() / "metrics.jsonl")
+    assert row["episodes"] == 0 and row["return_mean"] is None and "loss" not in row
+
+
+def test_events_of_the_recipe(make_run):
+    run = make_run()
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
+        run.log("search", simulations=50)
+    rows = read_metrics(run.finish() / "metrics.jsonl")
+    assert rows[0] == {"event": "search", "frames": 8, "simulations": 50}
+
+
+def test_annealing_is_linear_and_stops(make_run):
+    run = make_run()
+    values = []
+    for run.frames in (0, 50, 100, 300, 500, 900):
+        values.append(run.annealed(1.0, 0.2, over_frames=400, after_frames=100))
+    assert values == pytest.approx([1.0, 1.0, 1.0, 0.6, 0.2, 0.2])
+
+
+def test_what_is_not_tracked_is_named(make_run):
+    run = make_run()
+    replay = run.replay(100, 10)
+    run.track(target=None)
+    with pytest.raises(ValueError, match=r"run\.track\(\) lacks replay"):
+        next(run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8))
+    run.track(replay=replay)
+    next(run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8))
+
+
+def test_done_says_where_it_ended_and_the_folder_is_closed(make_run):
+    run = make_run()
+    run.evaluate_with(_env(2), {"greedy": _push_right})
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
+        pass
+    done = json.loads((run.finish() / "done.json").read_text())
+    assert done["frames"] == 8 and done["evaluation"]["return_greedy_mean"] > 0
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        make_run()
+
+
+def test_networks_come_from_the_seed_and_nothing_else(make_run):
+    weights = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        make_run(name, seed=seed, progress=False, threads=1)
+        weights.append(torch.nn.Linear(3, 3).weight)
+        torch.rand(5)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_threads_and_device(make_run):
+    torch.set_num_threads(2)
+    assert make_run().device.type in ("cpu", "cuda")
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ConfigError, match="run.device must be"):
+        make_run("other", device="tpu9")
+
+
+def test_missing_logger_packages_are_named(make_run, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "wandb" else found(n, *a))
+    with pytest.raises(ConfigError, match="needs the package wandb, which is not installed: pip install"):
+        make_run(loggers=["wandb"])
+
+
+def test_tensorboard_sees_the_rows(make_run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = make_run(loggers=["tensorboard"], log_every_frames=8)
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=16, frames_per_batch=8):
+        run.record(TensorDict({"loss": torch.tensor(0.25)}))
+    path = run.finish()
+    events = EventAccumulator(str(path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(8, 0.25), (16, 0.25)]

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from torchrl_reg.training import ConfigError, RecipeConfig, RunSettings
+from torchrl_reg.training.run_folder import COMMAND, RunFolder
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class _Algo:
+    tau: float = 0.03
+    cells: list[int] = field(default_factory=lambda: [8, 8])
+
+
+@dataclass
+class _Config(RecipeConfig):
+    algo: _Algo = field(default_factory=_Algo)
+
+
+def _config(path: Path, tau: float = 0.03, **run) -> _Config:
+    return _Config(algo=_Algo(tau=tau), run=RunSettings(dir=str(path), **run))
+
+
+def _open(config: _Config) -> RunFolder:
+    folder = RunFolder(config)
+    folder.open(CPU)
+    return folder
+
+
+def test_what_a_folder_says_about_its_run(tmp_path):
+    COMMAND.set("python recipes/m_dqn.py algo.tau=0.1")
+    folder = _open(_config(tmp_path / "run", tau=0.1))
+    saved = yaml.safe_load((folder.path / "config.yaml").read_text())
+    assert saved["algo"] == {"tau": 0.1, "cells": [8, 8]} and saved["run"]["seed"] == 0
+    assert (folder.path / "command.txt").read_text() == "python recipes/m_dqn.py algo.tau=0.1\n"
+    (start,) = json.loads((folder.path / "provenance.json").read_text())["starts"]
+    assert start["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"commit", "host", "device", "slurm", "started_at"} <= start.keys()
+
+
+def test_slurm_ids_are_noted_and_every_start_is_listed(tmp_path, monkeypatch):
+    _open(_config(tmp_path)).close({})
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    (tmp_path / "done.json").unlink()
+    _open(_config(tmp_path))
+    starts = json.loads((tmp_path / "provenance.json").read_text())["starts"]
+    assert [start["slurm"] for start in starts] == [{}, {"SLURM_JOB_ID": "4711"}]
+
+
+def test_the_same_settings_may_return_and_cosmetic_ones_may_differ(tmp_path):
+    _open(_config(tmp_path / "run")).close({})
+    elsewhere = (tmp_path / "run").rename(tmp_path / "moved")
+    folder = RunFolder(_config(elsewhere, loggers=["wandb"], progress=False))
+    assert folder.is_done
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    _open(_config(tmp_path)).close({})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(_config(tmp_path, tau=0.5, seed=2))
+    sentence = str(caught.value)
+    assert "algo.tau: 0.03 there, 0.5 here; run.seed: 0 there, 2 here" in sentence
+    assert "\n" not in sentence and "cells" not in sentence
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_with_foreign_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="no config.yaml but holds thesis.tex"):
+        RunFolder(_config(tmp_path))
+
+
+def test_a_folder_killed_before_its_config_was_written_can_be_used(tmp_path):
+    (tmp_path / ".config.yaml.partial").write_text("algo:")
+    (tmp_path / ".lock").write_text("")
+    _open(_config(tmp_path))
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_file_or_an_impossible_place_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="got the file"):
+        RunFolder(_config(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"cannot be made: Not a directory\.$"):
+        _open(_config(tmp_path / "file" / "run"))
+    with pytest.raises(ConfigError, match="run.dir must be the folder"):
+        RunFolder(_Config())
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ConfigError, match="is being written by another process"):
+            _open(_config(tmp_path))
+    finally:
+        other.kill()
+        other.communicate()
+    _open(_config(tmp_path))  # a killed process holds no lock

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import PrioritizedSampler
+from torchrl.modules import MLP, QValueActor
+from torchrl.objectives import DQNLoss, HardUpdate, LossModule
+
+from torchrl_reg.training import ConfigError, make_update
+
+
+def _dqn(seed: int = 0, device: str = "cpu") -> DQNLoss:
+    torch.manual_seed(seed)
+    net = MLP(in_features=3, out_features=2, num_cells=[8], device=device)
+    actor = QValueActor(net, in_keys=["observation"], action_space="categorical")
+    loss = DQNLoss(actor, delay_value=True, double_dqn=False, action_space="categorical")
+    loss.make_value_estimator(gamma=0.9)
+    HardUpdate(loss, value_network_update_interval=10**9)  # or it warns that there is none
+    return loss
+
+
+def _minibatch(rows: int = 10, device: str = "cpu") -> TensorDict:
+    generator = torch.Generator().manual_seed(1)
+    done = torch.rand(rows, 1, generator=generator) < 0.3
+    return TensorDict(
+        {
+            "observation": torch.randn(rows, 3, generator=generator),
+            "action": torch.randint(2, (rows,), generator=generator),
+            "next": {
+                "observation": torch.randn(rows, 3, generator=generator),
+                "reward": torch.randn(rows, 1, generator=generator),
+                "done": done,
+                "terminated": done,
+            },
+        },
+        batch_size=[rows],
+        device=device,
+    )
+
+
+class _TwoTerms(LossModule):
+    """``loss_a = mean(w)^2 * 3``, ``loss_b = sum(w)``, and entries that are not losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([0.5, -2.0]))
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        return TensorDict(
+            {
+                "loss_a": 3 * self.w.mean().square(),
+                "loss_b": self.w.sum().reshape(1),
+                "entropy": self.w.detach().abs().sum(),
+                "per_sample": torch.ones(4),
+            }
+        )
+
+
+def test_one_update_is_loss_backward_step_target():
+    loss, by_hand = _dqn(), _dqn()
+    update = make_update(
+        loss,
+        torch.optim.SGD(loss.parameters(), lr=0.1),
+        HardUpdate(loss, value_network_update_interval=2),
+    )
+    target = HardUpdate(by_hand, value_network_update_interval=2)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for _ in range(5):
+        scalars = update(_minibatch())
+        expected = by_hand(_minibatch())["loss"]
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        target.step()
+        assert torch.equal(scalars["loss"], expected.detach())
+    for one, other in zip(loss.state_dict().values(), by_hand.state_dict().values(), strict=True):
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, other)
+
+
+def test_losses_are_summed_and_scalars_come_back_detached():
+    loss = _TwoTerms()
+    scalars = make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.1))(TensorDict())
+    assert set(scalars.keys()) == {"loss_a", "loss_b", "entropy"}
+    assert all(v.shape == () and not v.requires_grad for v in scalars.values())
+    # d/dw (3 mean(w)^2 + sum(w)) = 3 mean(w) + 1 = -1.25
+    assert torch.allclose(loss.w, torch.tensor([0.5, -2.0]) + 0.125)
+
+
+def test_the_gradient_norm_is_clipped_and_reported():
+    loss = _TwoTerms()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
+    scalars = make_update(loss, optimizer, max_grad_norm=0.3)(TensorDict())
+    assert scalars["grad_norm"].item() == pytest.approx(1.25 * 2**0.5)
+    moved = loss.w.detach() - torch.tensor([0.5, -2.0])
+    assert moved.norm().item() == pytest.approx(0.3, rel=1e-4)
+
+
+def test_priorities_reach_the_buffer():
+    loss = _dqn()
+    replay = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(10),
+        sampler=PrioritizedSampler(10, alpha=1.0, beta=0.5),
+        batch_size=10,
+    )
+    replay.extend(_minibatch())
+    update = make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.0), replay=replay)
+    sample = replay.sample()
+    scalars = update(sample)
+    assert list(scalars.keys()) == ["loss"]
+    data = _minibatch()
+    loss(data)
+    leaves = torch.as_tensor(replay.sampler._sum_tree[sample["index"]])
+    assert torch.allclose(leaves, data["td_error"][sample["index"]].reshape(-1), atol=1e-5)
+    assert leaves.std() > 0
+
+
+def test_nothing_is_read_on_the_host(monkeypatch):
+    loss = _dqn()
+    update = make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.1), max_grad_norm=1.0)
+    update(_minibatch())
+
+    def refuse(*_args):
+        raise AssertionError("an update synchronized with the host")
+
+    for name in ("item", "tolist", "__float__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    update(_minibatch())
+
+
+def test_the_loss_and_nothing_else_is_compiled(monkeypatch):
+    compiled = []
+
+    def compile_eagerly(module):
+        compiled.append(module)
+        return torch._dynamo.optimize("eager")(module)  # traced, but not lowered: that is slow
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    losses = [_TwoTerms(), _TwoTerms()]
+    for loss in losses:
+        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+        update = make_update(loss, optimizer, compile=loss is losses[0])
+        update(TensorDict())
+        update(TensorDict())
+    assert compiled == losses[:1]
+    assert torch.equal(losses[0].w, losses[1].w)
+
+
+def test_bad_arguments_are_one_sentence():
+    loss = _dqn()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"^max_grad_norm must be positive, got -1\.$"):
+        make_update(loss, optimizer, max_grad_norm=-1)
+    with pytest.raises(ConfigError, match="needs a CUDA device, got run.device=cpu"):
+        make_update(loss, optimizer, cudagraphs=True)
+    with pytest.raises(ConfigError, match="capturable=True"):
+        make_update(loss, optimizer, cudagraphs=True, device="cuda")
+
+
+class _NoTerms(_TwoTerms):
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        return super().forward(tensordict).select("entropy")
+
+
+def test_a_module_without_losses_is_refused():
+    loss = _NoTerms()
+    with pytest.raises(ValueError, match="no entry whose name starts with 'loss'"):
+        make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.1))(TensorDict())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_cuda_graphs_repeat_the_eager_updates(prioritized):
+    losses = [_dqn(device="cuda") for _ in range(2)]
+    results = []
+    for loss, graphs in zip(losses, (False, True), strict=True):
+        sampler = PrioritizedSampler(10, alpha=1.0, beta=0.5) if prioritized else None
+        replay = TensorDictReplayBuffer(storage=LazyTensorStorage(10), sampler=sampler, batch_size=10)
+        replay.extend(_minibatch())
+        optimizer = torch.optim.Adam(loss.parameters(), lr=0.01, capturable=True)
+        update = make_update(
+            loss,
+            optimizer,
+            HardUpdate(loss, value_network_update_interval=3),
+            replay=replay,
+            max_grad_norm=1.0,
+            device="cuda",
+            cudagraphs=graphs,
+        )
+        rows = torch.arange(10)
+        history = []
+        for step in range(30):
+            batch = _minibatch()[rows.roll(step)].set("index", rows.roll(step)).to("cuda")
+            if prioritized:
+                batch.set("priority_weight", torch.ones(10, device="cuda"))
+            history.append(update(batch)["loss"].item())
+        leaves = torch.as_tensor(replay.sampler._sum_tree[rows]) if prioritized else rows
+        results.append((history, leaves))
+    (eager, eager_leaves), (graphed, graphed_leaves) = results
+    assert graphed == pytest.approx(eager, rel=1e-4)
+    assert torch.allclose(eager_leaves.float(), graphed_leaves.float(), rtol=1e-4)
+    for one, other in zip(losses[0].parameters(), losses[1].parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)

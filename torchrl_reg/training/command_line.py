@@ -1,0 +1,187 @@
+"""The command line of a recipe: Hydra underneath, one clear sentence for every user error.
+
+A recipe ends with ``recipe(Config, train)()``. Its schema and defaults are the dataclass; YAML files
+below ``conf/`` beside the recipe only override it, in the groups the config names.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from torchrl_reg.training.config_errors import (
+    check_flags,
+    explain,
+    explain_value,
+    extra_settings,
+    unknown_setting,
+)
+from torchrl_reg.training.errors import ConfigError, Interrupted, is_user_error
+from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
+from torchrl_reg.training.settings import RecipeConfig, validate
+
+Train = Callable[[Any], Path]
+
+# Overrides that do not belong in the default folder's name: they are in it already, or cosmetic.
+_UNNAMED = ("run.dir", "run.seed", "run.loggers", "run.progress", "env", "hydra")
+_LONGEST_NAME = 120
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]:
+    """Returns the ``main()`` of a recipe: reads the command line and calls ``train(config)``.
+
+    ``config`` is an instance of ``config_class``. Without ``run.dir`` the folder is
+    ``results/<recipe>/<env>/<settings>/seed=<seed>``; a finished run is reported and not repeated.
+    Exit codes: 0 done, 1 user error (one sentence on stderr), 130 or 128 + n stopped by a signal. A
+    bug keeps its traceback, and with ``HYDRA_FULL_ERROR=1`` so does every other error.
+    """
+    script = Path(inspect.getfile(train)).resolve()
+    name = script.stem
+    conf = script.parent / "conf"
+    full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    main_process = os.getpid()
+    ConfigStore.instance().store(name=name, node=_schema(config_class, name))
+
+    def job(cfg: DictConfig) -> str:
+        # In a worker of a launcher the exception itself must come back, not an exit code.
+        if os.getpid() != main_process or full_errors:
+            return str(_run_once(cfg, config_class, script, train))
+        try:
+            return str(_run_once(cfg, config_class, script, train))
+        except Exception as error:
+            if not is_user_error(error):
+                raise
+            _fail(str(error))
+
+    def main() -> None:
+        check_flags(sys.argv[1:], _fail)
+        entry = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
+        try:
+            with _full_hydra_errors(), _signals_as_exceptions():
+                entry()
+        except (KeyboardInterrupt, Interrupted) as stop:
+            number = getattr(stop, "signal_number", signal.SIGINT)
+            print(f"\nstopped; the same command continues: {command()}", file=sys.stderr)
+            sys.exit(128 + number)
+        except Exception as error:
+            # A worker's user error comes back through its launcher.
+            sentence = str(error) if is_user_error(error) else explain(error, config_class, conf)
+            if sentence is None or full_errors:
+                raise
+            _fail(sentence)
+
+    return main
+
+
+def _schema(config_class: type[RecipeConfig], name: str) -> DictConfig:
+    """The dataclass as Hydra's primary config: defaults list first, no folders or logs of Hydra's."""
+    schema = OmegaConf.structured(config_class)
+    defaults: list[Any] = ["_self_", *({group: c} for group, c in config_class.groups.items())]
+    defaults += [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    with open_dict(schema):
+        schema.defaults = defaults
+        schema.hydra = {
+            "job": {"name": name},
+            "output_subdir": None,
+            "run": {"dir": "."},
+            "sweep": {"dir": f"results/multirun/{name}", "subdir": "."},
+        }
+    return schema
+
+
+def _run_once(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Path:
+    overrides = list(HydraConfig.get().overrides.task)
+    shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
+    COMMAND.set(shlex.join(["python", shown, *overrides]))
+    if cfg.run.dir is None:
+        choices = HydraConfig.get().runtime.choices
+        cfg.run.dir = str(default_folder(script.stem, choices.get("env"), overrides, cfg.run.seed))
+    config = _typed(cfg, config_class, script.parent / "conf")
+    folder = RunFolder(config)
+    if folder.is_done:
+        print(f"already finished: {folder.path}", flush=True)
+        return folder.path
+    return train(config)
+
+
+def _typed(cfg: DictConfig, config_class: type, conf: Path) -> Any:
+    """The config as an instance of ``config_class``, validated."""
+    for name in extra_settings(cfg):
+        raise ConfigError(unknown_setting(name, config_class, conf))
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_value(error, error, config_class, conf)) from error
+    validate(config)
+    return config
+
+
+def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: int) -> Path:
+    """``results/<name>/<env>/<overrides or "default">/seed=<seed>``: the path tells the settings.
+
+    >>> str(default_folder("m_dqn", "acrobot", ["env=acrobot", "algo.tau=0.1", "run.seed=3"], 3))
+    'results/m_dqn/acrobot/algo.tau=0.1/seed=3'
+    """
+    named = sorted(
+        text.lstrip("+~")
+        for text in overrides
+        if (key := text.lstrip("+~").partition("=")[0]) not in _UNNAMED and not key.startswith("hydra")
+    )
+    settings = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", ",".join(named)) or "default"
+    if len(settings) > _LONGEST_NAME:
+        digest = sha256(settings.encode()).hexdigest()[:8]
+        settings = f"{settings[: _LONGEST_NAME - 9]}-{digest}"
+    return Path("results") / name / re.sub(r"[^\w.-]+", "-", env or "none") / settings / f"seed={seed}"
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    sys.exit(1)
+
+
+@contextmanager
+def _full_hydra_errors() -> Iterator[None]:
+    """Makes Hydra raise its errors; otherwise it prints them over several lines and exits."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Stops at SIGTERM and SIGUSR1/2, unless somebody (submitit) already listens to them."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    ours = [number for number in _STOPPING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,75 @@
+"""Returns of frozen policies in environments of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_reg.training.seeds import forked_generators, stream_seed
+
+Policy = Callable[[TensorDictBase], TensorDictBase]
+
+
+def evaluate(
+    env: EnvBase,
+    policies: Mapping[str, Policy],
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Columns ``return_<name>_mean`` and ``return_<name>_std`` over ``episodes`` episodes each.
+
+    A return is the undiscounted sum of the rewards of ``env``. The policy named ``"sampled"`` acts
+    with ``ExplorationType.RANDOM``, every other with ``DETERMINISTIC``. All meet the same episodes
+    (seeds depend on ``seed`` alone), and the global generators are left as they were.
+    """
+    started = time.perf_counter()
+    columns: dict[str, Any] = {}
+    for name, policy in policies.items():
+        kind = ExplorationType.RANDOM if name == "sampled" else ExplorationType.DETERMINISTIC
+        with (
+            forked_generators(stream_seed(seed, "eval_actor")),
+            torch.no_grad(),
+            set_exploration_type(kind),
+        ):
+            returns = _episode_returns(env, policy, episodes, seed, torch.device(device))
+        columns[f"return_{name}_mean"] = returns.mean().item()
+        columns[f"return_{name}_std"] = returns.std(correction=0).item()
+    columns["episodes"] = episodes
+    columns["eval_seconds"] = time.perf_counter() - started
+    return columns
+
+
+def _episode_returns(env: EnvBase, policy: Policy, episodes: int, seed: int, device: torch.device) -> Tensor:
+    """Returns ``[episodes]`` in float64; environments are reused in rounds when there are fewer."""
+    rounds = []
+    for start in range(0, episodes, env.batch_size.numel()):
+        env.set_seed(stream_seed(seed, "eval_env", start))
+        rounds.append(_first_episode_returns(env, policy, device))
+    return torch.cat(rounds)[:episodes]
+
+
+def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -> Tensor:
+    """The return of the first episode of every sub-environment: short episodes count no more often.
+
+    Nothing but the running sums is kept, so the length of an episode costs no memory.
+    """
+    state = env.reset()
+    returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
+    running = torch.ones_like(returns, dtype=torch.bool)
+    moves = device.type != "cpu" and env.device != device
+    while running.any():
+        acted = policy(state.to(device)).to(env.device) if moves else policy(state)
+        step, state = env.step_and_maybe_reset(acted)
+        reward = step["next", "reward"].reshape(-1).to(returns)
+        returns += torch.where(running, reward, 0.0)
+        running &= ~step["next", "done"].reshape(-1).cpu()
+    return returns

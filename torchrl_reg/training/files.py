@@ -1,0 +1,35 @@
+"""Files that are either whole or absent, whatever kills the process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes ``text`` to a temporary neighbour, syncs it, and renames it to ``path``."""
+    partial = partial_path(path)
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    publish(partial, path)
+
+
+def partial_path(path: Path) -> Path:
+    """Where ``path`` is written before it is published; ``remove_partial_files`` knows the form."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Renames the finished ``partial`` to ``path`` once its content, and then the name, is on disk."""
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Blocks until the content of a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,133 @@
+"""What a run says about itself: rows of ``metrics.jsonl``, the progress line, extra loggers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDictBase
+from torchrl.record.loggers import Logger
+
+from torchrl_reg.training.loggers import open_loggers
+from torchrl_reg.training.metrics import MetricsFile, RunningMeans
+from torchrl_reg.training.progress import Progress
+from torchrl_reg.training.settings import RunSettings
+
+
+class Journal:
+    """Gathers means and returns between two training rows and writes every row everywhere.
+
+    A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
+    ``return_mean`` (over these, null if none), the means of what :meth:`record` was given, ``fps``
+    and ``wall_seconds``.
+    """
+
+    def __init__(self, path: Path, settings: RunSettings) -> None:
+        self.updates = 0
+        self.last_evaluation: dict[str, Any] | None = None
+        self._settings = settings
+        self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._path = path
+        self._views: list[Logger] = []
+        self._means = RunningMeans()
+        self._returns: list[float] = []
+        self._logged_at = self._evaluated_at = 0
+        self._progress = Progress(0, 0, enabled=False)
+        self._wall_before, self._wall_start = 0.0, time.perf_counter()
+        self._speed_mark = (0, self._wall_start)
+
+    def start(self, total_frames: int, frames: int) -> None:
+        """Opens the extra loggers and the progress line; the speed counts from here."""
+        self._views = open_loggers(self._settings.loggers, self._path)
+        self._progress = Progress(total_frames, frames, enabled=self._settings.progress)
+        self._speed_mark = (frames, time.perf_counter())
+
+    def advance(self, frames: int, returns: list[float]) -> None:
+        """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
+        self._returns.extend(returns)
+        self._progress.advance(frames)
+
+    def record(self, scalars: TensorDictBase) -> None:
+        """Counts an update and averages its scalars into the next training row."""
+        self.updates += 1
+        self._means.add(scalars)
+
+    def train(self, frames: int) -> None:
+        """Writes a training row unless there is one at ``frames`` already."""
+        if self._logged_at == frames:
+            return
+        now = time.perf_counter()
+        then_frames, then = self._speed_mark
+        self._logged_at, self._speed_mark = frames, (frames, now)
+        returns, self._returns = self._returns, []
+        row = {
+            "event": "train",
+            "frames": frames,
+            "updates": self.updates,
+            "episodes": len(returns),
+            "return_mean": sum(returns) / len(returns) if returns else None,
+            **self._means.pop(),
+            "fps": (frames - then_frames) / max(now - then, 1e-9),
+            "wall_seconds": self.wall_seconds(),
+        }
+        self.write(row)
+        self._progress.train(row)
+
+    def has_evaluation(self, frames: int) -> bool:
+        """Whether the policies were already evaluated at ``frames``."""
+        return self._evaluated_at == frames
+
+    def evaluation(self, frames: int, columns: Mapping[str, Any]) -> None:
+        """Writes an evaluation row."""
+        row = {"event": "eval", "frames": frames, "updates": self.updates, **columns}
+        self._evaluated_at, self.last_evaluation = frames, row
+        self.write(row)
+        self._progress.evaluation(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends ``row`` to ``metrics.jsonl`` and shows its numbers to the extra loggers."""
+        self._metrics.append(row)
+        for view in self._views:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "frames":
+                    view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])
+
+    def say(self, text: str) -> None:
+        """Prints a line where the progress is shown."""
+        if self._settings.progress:
+            self._progress.say(text)
+
+    def stop(self) -> None:
+        """Closes the progress line."""
+        self._progress.close()
+
+    def restart(self) -> None:
+        """Drops every row: no checkpoint was found, so all frames are run again."""
+        self._metrics.cut(0)
+
+    def wall_seconds(self) -> float:
+        """Seconds this run has taken, over all its processes up to the last checkpoint."""
+        return self._wall_before + time.perf_counter() - self._wall_start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "updates": self.updates,
+            "last_evaluation": self.last_evaluation,
+            "means": self._means.state_dict(),
+            "returns": list(self._returns),
+            "logged_at": self._logged_at,
+            "evaluated_at": self._evaluated_at,
+            "metrics_bytes": self._metrics.size(),
+            "wall_seconds": self.wall_seconds(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.last_evaluation = state["last_evaluation"]
+        self._means.load_state_dict(state["means"])
+        self._returns = list(state["returns"])
+        self._logged_at, self._evaluated_at = state["logged_at"], state["evaluated_at"]
+        self._metrics.cut(state["metrics_bytes"])
+        self._wall_before = state["wall_seconds"]

@@ -1,0 +1,92 @@
+"""What a person watching a run sees: one line on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+# Shown next to the speed, in this order, where a method reports them.
+SHOWN = (
+    "return_mean",
+    "loss",
+    "tau",
+    "entropy",
+    "action_gap",
+    "kl",
+    "bonus",
+    "bonus_clipped",
+    "soft_gap",
+    "td_error",
+)
+# Without a terminal a log file grows by at most one training line in this time.
+PLAIN_EVERY_SECONDS = 30.0
+
+
+class Progress:
+    """Reports frames, speed, remaining time, last return, loss and the method's diagnostics."""
+
+    def __init__(self, total_frames: int, frames: int, *, enabled: bool = True) -> None:
+        self.total_frames = total_frames
+        self._bar: tqdm | None = None
+        self._last_plain = 0.0
+        self._enabled = enabled
+        if enabled and sys.stderr.isatty() and sys.stdout.isatty():
+            self._bar = tqdm(
+                total=total_frames,
+                initial=frames,
+                unit="frame",
+                unit_scale=True,
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
+
+    def advance(self, frames: int) -> None:
+        """Moves on by ``frames``; cheap enough for every batch."""
+        if self._bar is not None:
+            self._bar.update(frames)
+
+    def train(self, row: Mapping[str, Any]) -> None:
+        """Shows a training row: on the bar at once, as a plain line now and then."""
+        shown = " ".join(f"{name}={row[name]:.4g}" for name in SHOWN if row.get(name) is not None)
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+        elif self._enabled and time.monotonic() - self._last_plain >= PLAIN_EVERY_SECONDS:
+            self._last_plain = time.monotonic()
+            remaining = (self.total_frames - row["frames"]) / max(row["fps"], 1e-9)
+            self.say(f"{self._position(row)} fps={row['fps']:.0f} left={_clock(remaining)} {shown}")
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Shows an evaluation row as a line of its own."""
+        if not self._enabled:
+            return
+        returns = " ".join(
+            f"{name.removesuffix('_mean')}={row[name]:.4g}+-{row[name.replace('_mean', '_std')]:.2g}"
+            for name in row
+            if name.startswith("return_") and name.endswith("_mean")
+        )
+        self.say(f"{self._position(row)} evaluated: {returns}")
+
+    def say(self, text: str) -> None:
+        """Prints ``text`` without breaking the line of the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal on a fresh line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _position(self, row: Mapping[str, Any]) -> str:
+        return f"frame {row['frames']:,} of {self.total_frames:,}:"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,348 @@
+"""One run of a recipe: its folder, seeds, clock, rows, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import Sampler
+from torchrl.envs import EnvBase, Transform
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+from torchrl_reg.training.checkpoint import CheckpointFolder
+from torchrl_reg.training.collection import cut_episodes, finished_returns, make_collector
+from torchrl_reg.training.errors import ConfigError, require
+from torchrl_reg.training.evaluation import Policy, evaluate
+from torchrl_reg.training.journal import Journal
+from torchrl_reg.training.loggers import check_loggers
+from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
+from torchrl_reg.training.run_folder import RunFolder
+from torchrl_reg.training.seeds import seed_global_generators, stream_seed
+from torchrl_reg.training.update import Update, make_update
+
+
+class Run:
+    """What every method needs around its own lines; any recipe shows the order of the calls.
+
+    Args:
+        config: a dataclass with a field ``run`` of type :class:`RunSettings`.
+        frames_per_step: environment frames that one step of the environment takes (Atari: 4).
+
+    Attributes:
+        path: the run folder.
+        frames: environment frames collected so far, frame skip included.
+        device: where the networks belong.
+        cudagraphs: whether updates are captured; the optimizer then needs ``capturable=True``.
+
+    Raises:
+        ConfigError: the folder belongs to another run, or a setting does not fit this machine.
+    """
+
+    def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
+        self.settings = config.run
+        self.frames = 0
+        self.device = _device(self.settings.device)
+        self.cudagraphs = self.settings.cudagraphs
+        self._frames_per_step = frames_per_step
+        self._folder = RunFolder(config)
+        if self._folder.is_done:
+            raise ConfigError(f"run.dir={self.path} holds a finished run.")
+        check_loggers(self.settings.loggers)
+        self._journal = Journal(self.path, self.settings)
+        self._granted_updates = 0
+        self._tracked: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
+        self._replay: TensorDictReplayBuffer | None = None
+        self._checkpoints: CheckpointFolder | None = None
+        self._evaluation: tuple[EnvBase, Mapping[str, Policy]] | None = None
+        torch.set_num_threads(self.settings.threads)
+        _quiet_libraries()
+        self.seed_networks()
+
+    @property
+    def path(self) -> Path:
+        return self._folder.path
+
+    @property
+    def updates(self) -> int:
+        """Updates recorded so far."""
+        return self._journal.updates
+
+    # ------------------------------------------------------------ what a recipe builds with
+
+    def seed_networks(self) -> None:
+        """Seeds the global generators from the stream ``"network"``; done once at construction."""
+        seed_global_generators(stream_seed(self.settings.seed, "network"))
+
+    def replay(
+        self,
+        capacity: int,
+        batch_size: int,
+        *,
+        sampler: Sampler | None = None,
+        transform: Transform | None = None,
+        ndim: int = 1,
+        device: torch.device | str | None = None,
+    ) -> TensorDictReplayBuffer:
+        """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
+
+        Its transitions lie on ``device`` (default: the run's). A sampler over trajectories wants
+        ``ndim=2`` with batches ``[environments, T]``, or ``collect(track_trajectories=True)``.
+        """
+        device = torch.device(device) if device is not None else self.device
+        require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
+        self._replay = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(capacity, device=device, ndim=ndim),
+            sampler=sampler,
+            transform=transform,
+            batch_size=batch_size,
+            generator=torch.Generator(device),
+        )
+        self._made["replay"] = self._replay
+        return self._replay
+
+    def make_update(
+        self,
+        loss: LossModule,
+        optimizer: torch.optim.Optimizer,
+        target: TargetNetUpdater | None = None,
+        *,
+        max_grad_norm: float | None = None,
+    ) -> Update:
+        """:func:`make_update` with this run's device, replay buffer and compilation settings."""
+        self._made.update(loss=loss, optimizer=optimizer)
+        if target is not None:
+            self._made["target"] = target
+        return make_update(
+            loss,
+            optimizer,
+            target,
+            replay=self._replay,
+            max_grad_norm=max_grad_norm,
+            device=self.device,
+            compile=self.settings.compile,
+            cudagraphs=self.cudagraphs,
+        )
+
+    def track(self, **components: Any) -> None:
+        """Names what a checkpoint holds: all that learns, counts or anneals.
+
+        Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
+        """
+        self._tracked.update({k: v for k, v in components.items() if v is not None})
+
+    def evaluate_with(self, env: EnvBase, policies: Mapping[str, Policy]) -> None:
+        """Names who is evaluated, and where, every ``run.evaluate_every_frames`` and at the end.
+
+        ``{"greedy": actor, "sampled": actor}`` gives ``return_greedy_mean``, ``return_sampled_mean``
+        and so on; see :func:`torchrl_reg.training.evaluate`.
+        """
+        self._evaluation = (env, policies)
+
+    # ------------------------------------------------------------ the loop
+
+    def collect(
+        self,
+        env: EnvBase,
+        policy: Policy,
+        *,
+        total_frames: int,
+        frames_per_batch: int,
+        track_trajectories: bool = False,
+    ) -> Iterator[TensorDictBase]:
+        """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
+
+        Starts where the newest checkpoint left off. Between two batches it logs, evaluates and
+        checkpoints as ``run.*_every_frames`` say.
+
+        Raises:
+            ConfigError: ``frames_per_batch`` does not fit the environments.
+            CheckpointError: the newest checkpoint is damaged, or one cannot be written.
+        """
+        collector = make_collector(
+            env,
+            policy,
+            frames_per_batch=frames_per_batch,
+            frames_per_step=self._frames_per_step,
+            device=self.device,
+            storing_device=self.device if self._replay is None else self._replay.storage.device,
+            track_trajectories=track_trajectories,
+        )
+        self._checkpoints = self._open_checkpoints(collector)
+        self._folder.open(self.device)
+        self._resume(self._checkpoints)
+        self._journal.start(total_frames, self.frames)
+        try:
+            self._begin_segment(collector)
+            batches = iter(collector)
+            while self.frames < total_frames:
+                batch = next(batches)
+                before, self.frames = self.frames, self.frames + self._frames_in(batch)
+                self._journal.advance(self.frames - before, finished_returns(batch))
+                checkpoint_due = self._due(self.settings.checkpoint_every_frames, before)
+                if checkpoint_due:
+                    cut_episodes(batch)
+                yield batch
+                if self._due(self.settings.log_every_frames, before):
+                    self._journal.train(self.frames)
+                if self._due(self.settings.evaluate_every_frames, before):
+                    self._evaluate()
+                if checkpoint_due and self.frames < total_frames:
+                    self._checkpoints.save(self.frames)
+                    self._begin_segment(collector)
+        finally:
+            self._journal.stop()
+            collector.shutdown()
+
+    def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
+        """Updates to make now so that one falls on every ``update_every_frames`` frames.
+
+        Frames before ``learning_starts_frames`` earn none. What does not divide evenly is carried
+        over, so the ratio is exact in the long run; call it once per batch.
+        """
+        earned = int(max(0, self.frames - learning_starts_frames) // update_every_frames)
+        due, self._granted_updates = earned - self._granted_updates, earned
+        return due
+
+    def minibatches(
+        self,
+        replay: TensorDictReplayBuffer,
+        update_every_frames: float,
+        learning_starts_frames: int = 0,
+    ) -> Iterator[TensorDictBase]:
+        """A minibatch for each of the :meth:`updates_due`, gathered together where that is exact."""
+        due = self.updates_due(update_every_frames, learning_starts_frames)
+        return draw_minibatches(replay, due)
+
+    def annealed(self, start: float, end: float, over_frames: int, after_frames: int = 0) -> float:
+        """``start`` for ``after_frames`` frames, then a line to ``end`` over the next ``over_frames``, then ``end``."""
+        passed = (self.frames - after_frames) / over_frames
+        return start + (end - start) * min(1.0, max(0.0, passed))
+
+    def record(self, scalars: TensorDictBase) -> None:
+        """Counts one update and averages its detached scalars into the next training row."""
+        self._journal.record(scalars)
+
+    def log(self, event: str, **columns: Any) -> None:
+        """Writes a row of the recipe's own: ``{"event": event, "frames": ..., **columns}``."""
+        self._journal.write({"event": event, "frames": self.frames, **columns})
+
+    def finish(self) -> Path:
+        """Last rows, last checkpoint, curves, ``done.json``; returns the run folder."""
+        assert self._checkpoints is not None, "collect() comes before finish()"
+        self._journal.train(self.frames)
+        if not self._journal.has_evaluation(self.frames):
+            self._evaluate()
+        self._checkpoints.save(self.frames, with_replay=False)
+        self._checkpoints.keep_only_last()
+        self._draw_curves()
+        self._folder.close(
+            {
+                "frames": self.frames,
+                "updates": self.updates,
+                "wall_seconds": self._journal.wall_seconds(),
+                "evaluation": self._journal.last_evaluation,
+            }
+        )
+        self._journal.say(f"finished: {self.path}")
+        return self.path
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters and the unfinished averages."""
+        return {
+            "frames": self.frames,
+            "granted_updates": self._granted_updates,
+            "journal": self._journal.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.frames = state["frames"]
+        self._granted_updates = state["granted_updates"]
+        self._journal.load_state_dict(state["journal"])
+
+    def _open_checkpoints(self, collector: Collector) -> CheckpointFolder:
+        kept = [id(part) for part in self._tracked.values()]
+        untracked = [name for name, part in self._made.items() if id(part) not in kept]
+        if untracked:
+            raise ValueError(f"run.track() lacks {', '.join(untracked)}: a resumed run would differ.")
+        parts = {k: v for k, v in self._tracked.items() if v is not self._replay}
+        parts |= {"run": self, "env": collector.env}
+        if collector.track_traj_ids:
+            parts["trajectories"] = collector._traj_pool
+        folder = self.path / "checkpoints"
+        chunks = None
+        if self._replay is not None:  # "if self._replay" would be false for an empty buffer
+            chunks = ReplayChunks(folder / "replay", self._replay)
+        return CheckpointFolder(folder, parts, chunks)
+
+    def _resume(self, checkpoints: CheckpointFolder) -> None:
+        if checkpoints.load_latest() is not None:
+            self._journal.say(f"resuming {self.path} at frame {self.frames:,}")
+        else:
+            self._journal.restart()
+
+    def _begin_segment(self, collector: Collector) -> None:
+        """Forgets all randomness: every stream and every episode starts from (seed, frames)."""
+        seed = self.settings.seed
+        collector.env.set_seed(stream_seed(seed, "train_env", self.frames))
+        seed_global_generators(stream_seed(seed, "actor", self.frames))
+        if self._replay is not None:
+            self._replay._rng.manual_seed(stream_seed(seed, "replay", self.frames))
+        collector.reset()
+
+    # ------------------------------------------------------------ schedules
+
+    def _frames_in(self, batch: TensorDictBase) -> int:
+        return batch.numel() * self._frames_per_step
+
+    def _due(self, every: int, before: int) -> bool:
+        return self.frames // every > before // every
+
+    def _evaluate(self) -> None:
+        if self._evaluation is None:
+            return
+        env, policies = self._evaluation
+        columns = evaluate(
+            env,
+            policies,
+            episodes=self.settings.eval_episodes,
+            seed=self.settings.seed,
+            device=self.device,
+        )
+        self._journal.evaluation(self.frames, columns)
+
+    def _draw_curves(self) -> None:
+        try:
+            from torchrl_reg.training.curves import draw_curves
+        except ModuleNotFoundError as error:
+            print(f"no curves.png: {error.name} is not installed.", file=sys.stderr)
+            return
+        draw_curves(self.path)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows none.")
+    return device
+
+
+def _quiet_libraries() -> None:
+    """TorchRL and TensorDict announce every buffer they allocate."""
+    for name in ("torchrl", "tensordict"):
+        logging.getLogger(name).setLevel(logging.WARNING)

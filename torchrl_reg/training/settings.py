@@ -1,0 +1,68 @@
+"""Settings that every recipe shares, and the dataclass its config derives from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torchrl_reg.training.errors import require
+
+LOGGERS = ("tensorboard", "wandb")
+
+
+@dataclass
+class RunSettings:
+    """How one run is carried out, whatever the method.
+
+    Frames are environment frames, frame skip included. A checkpoint resets the environments and
+    reseeds all generators, so ``checkpoint_every_frames`` belongs to what a run computes.
+    """
+
+    dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>
+    seed: int = 0
+    device: str = "auto"  # "auto" is cuda where there is one
+    threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
+    compile: bool = False  # torch.compile of the loss
+    cudagraphs: bool = False  # the whole gradient step as one CUDA graph
+    log_every_frames: int = 1_000
+    evaluate_every_frames: int = 10_000
+    eval_episodes: int = 10
+    checkpoint_every_frames: int = 50_000
+    loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
+    progress: bool = True  # a progress line on a terminal; plain lines elsewhere
+
+    def validate(self) -> None:
+        """Raises ``ConfigError`` for values no run can use."""
+        require(self.seed >= 0, "run.seed", "at least 0", self.seed)
+        require(self.threads >= 1, "run.threads", "at least 1", self.threads)
+        for name in ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames"):
+            require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        require(self.eval_episodes >= 1, "run.eval_episodes", "at least 1", self.eval_episodes)
+        for logger in self.loggers:
+            require(logger in LOGGERS, "run.loggers", f"a list out of {list(LOGGERS)}", logger)
+
+
+@dataclass
+class RecipeConfig:
+    """Base of a recipe's config; the recipe adds ``algo`` and may type ``env`` and ``net``.
+
+    ``groups`` maps each config group (a folder of ``conf/``) to the choice the recipe starts from.
+    Later groups override earlier ones, so ``env`` comes last: an environment may bring its network.
+    """
+
+    groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
+
+    env: Any = None
+    net: Any = None
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def validate(config: Any) -> None:
+    """Calls ``validate()`` of every dataclass inside ``config`` that has one, outermost first."""
+    if hasattr(config, "validate"):
+        config.validate()
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            validate(value)

@@ -1,0 +1,120 @@
+"""One gradient step as a function: minibatch in, detached scalars out, nothing read on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import CudaGraphModule
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.data.replay_buffers import PrioritizedSampler
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+from torchrl_reg.training.errors import ConfigError, require
+
+Update = Callable[[TensorDictBase], TensorDict]
+
+
+def make_update(
+    loss: LossModule,
+    optimizer: torch.optim.Optimizer,
+    target: TargetNetUpdater | None = None,
+    *,
+    replay: TensorDictReplayBuffer | None = None,
+    max_grad_norm: float | None = None,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
+    cudagraphs: bool = False,
+) -> Update:
+    """Returns ``update(minibatch)``: sum the losses, backpropagate, step, track, reprioritize.
+
+    The sum runs over the entries of ``loss(minibatch)`` whose name starts with ``loss``; entries of
+    one element come back detached, the others are dropped. With ``max_grad_norm`` the norm of all
+    gradients together is clipped, and its value before clipping comes back as ``grad_norm``. A
+    ``replay`` with a prioritized sampler gets the priorities that the loss wrote into the minibatch.
+
+    ``compile`` compiles the loss alone. ``cudagraphs`` captures everything but the target update
+    and the priorities: both depend on counters of the host, which a graph would freeze.
+
+    Raises:
+        ConfigError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
+            with an optimizer that was not built with ``capturable=True``.
+    """
+    device = torch.device(device)
+    if max_grad_norm is not None:
+        require(max_grad_norm > 0, "max_grad_norm", "positive", max_grad_norm)
+    priority_key = loss.tensor_keys.priority if _is_prioritized(replay) else None
+    step = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile)
+    if cudagraphs:
+        step = _as_cuda_graph(step, optimizer, device)
+
+    def update(minibatch: TensorDictBase) -> TensorDict:
+        if device.type == "cuda" and minibatch.device != device:
+            minibatch = minibatch.to(device, non_blocking=True)
+        scalars = step(minibatch)
+        if target is not None:
+            target.step()
+        if priority_key is not None:
+            assert replay is not None
+            minibatch.set(priority_key, scalars.pop("priority"))
+            replay.update_tensordict_priority(minibatch)
+        return scalars
+
+    return update
+
+
+def _gradient_step(
+    loss: LossModule,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float | None,
+    priority_key: str | tuple[str, ...] | None,
+    *,
+    compile: bool,
+) -> Update:
+    compute_loss = torch.compile(loss) if compile else loss
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(minibatch: TensorDictBase) -> TensorDict:
+        losses = compute_loss(minibatch)
+        optimizer.zero_grad()
+        _total(losses.items()).backward()
+        scalars = {n: v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1}
+        if max_grad_norm is not None:
+            scalars["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        if priority_key is not None:
+            # Returned, because a CUDA graph works on a copy of the minibatch.
+            scalars["priority"] = minibatch.get(priority_key)
+        return TensorDict(scalars)
+
+    return step
+
+
+def _total(losses: Iterable[tuple[str, torch.Tensor]]) -> torch.Tensor:
+    terms = [value for name, value in losses if name.startswith("loss")]
+    if not terms:
+        raise ValueError("the loss module returned no entry whose name starts with 'loss'.")
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:
+    if device.type != "cuda":
+        raise ConfigError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
+    if not optimizer.defaults.get("capturable", False):
+        raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True.")
+    graph = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=5, device=device)
+
+    def replayed(minibatch: TensorDictBase) -> TensorDict:
+        # A copy: capture replaces the entries of its input, and the loss adds one.
+        return graph(minibatch.copy())
+
+    return replayed
+
+
+def _is_prioritized(replay: TensorDictReplayBuffer | None) -> bool:
+    return replay is not None and isinstance(replay.sampler, PrioritizedSampler)
