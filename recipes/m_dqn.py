@@ -17,7 +17,7 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.training import NStep, RecipeConfig, Run, recipe, require
@@ -34,6 +34,7 @@ class Algo:
     gamma: float = 0.99  # discount [V20]
     n_steps: int = 1  # of the return
     learning_rate: float = 1e-3  # Adam [C, CartPole]
+    anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
     adam_eps: float = 3.125e-4  # [C]
     loss_function: str = "smooth_l1"  # Huber, delta 1 [C]; also l2, l1
     batch_size: int = 64  # transitions
@@ -82,7 +83,9 @@ def train(cfg: Config) -> Path:
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": BoltzmannQActor(actor, tau=algo.tau)})
 
     # What it remembers: single transitions (or n-step ones), sampled uniformly.
-    replay = run.replay(algo.replay_capacity, algo.batch_size)
+    # Stacked images are stored frame by frame, a quarter of the memory; n-step rows skip frames and stay stacked.
+    stack = frame_stack(cfg.env) if algo.n_steps == 1 else 1
+    replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
     n_step = NStep(algo.n_steps, algo.gamma)
 
     # What it learns: q(s, a) towards r + alpha [tau ln pi(a|s)] + gamma sum_a' pi(a'|s') (q - tau ln pi)(s', a').
@@ -101,9 +104,12 @@ def train(cfg: Config) -> Path:
     for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
         if algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
-        replay.extend(n_step(batch).select(*loss.in_keys, "steps_to_next_obs", strict=False).reshape(-1))
+        rows = n_step(batch).select(*loss.in_keys, "steps_to_next_obs", strict=False)
+        replay.extend(rows.transpose(0, 1).reshape(-1))  # in order of time
         for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
             run.record(update(minibatch))
+        if algo.anneal_learning_rate:
+            optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)
         egreedy.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
     return run.finish()
 

@@ -80,8 +80,14 @@ def test_a_preset_overrides_the_environment(command):
         (["algo=3"], "algo is a group of settings; set one of them, algo.<name>=<value>."),
         (
             ["env=cartpol"],
-            "env=cartpol is not known; choose one of acrobot, cartpole (did you mean cartpole?).",
+            "env=cartpol is not known; choose one of acrobot, cartpole, deep/acrobot (did you mean cartpole?).",
         ),
+        (
+            ["env=deep/acrobat"],
+            "env=deep/acrobat is not known; choose one of acrobot, cartpole, deep/acrobot "
+            "(did you mean deep/acrobot?).",
+        ),
+        (["net.cells=3"], "net.cells must be a list, written [a,b]."),
         (["net=zzz"], "net=zzz is not known; choose one of small, wide."),
         (["+paper=zzz"], "paper=zzz is not known; choose one of quick."),
         (["paper=quick"], "paper has no default choice; to add one write +paper=<choice>."),

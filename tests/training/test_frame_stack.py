@@ -307,5 +307,21 @@ def test_rows_out_of_order_are_refused():
         extend([single_frames()], too_long)
     single = single_frames()
     extend([single], batch)
-    with pytest.raises(ValueError, match="cursor must be the rows after those written last, as extend gives them, got slice"):
+    with pytest.raises(
+        ValueError, match="cursor must be the rows after those written last, as extend gives them, got slice"
+    ):
         single[:12] = batch.transpose(0, 1).reshape(-1)
+
+
+@pytest.mark.parametrize("written_steps", [5, 33])
+@pytest.mark.parametrize("shift", [-NUM_ENVS, 1, NUM_ENVS])
+def test_rows_are_written_one_after_another(written_steps, shift):
+    games, single = Games("black"), single_frames()
+    for _ in range(written_steps):
+        extend([single], games.batch(1))
+    games.reset()  # whose first stacks alone would fit anywhere
+    step = games.batch(1).reshape(-1)
+    right = (written_steps * NUM_ENVS + torch.arange(NUM_ENVS)) % CAPACITY
+    with pytest.raises(ValueError, match="cursor must be the rows after those written last, got"):
+        single.storage.set((right + shift) % CAPACITY, step)
+    single.storage.set(right, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 import tiny_dqn
 import torch
 from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage
+from torchrl.data.replay_buffers import SliceSampler
+from torchrl.envs import TransformedEnv, VecNormV2
 
-from torchrl_reg.training import ConfigError, Run, RunSettings, read_metrics
+from torchrl_reg.training import ConfigError, Run, RunSettings, read_metrics, strip_wall_clock
 
 
 @pytest.fixture
@@ -164,3 +168,52 @@ def test_tensorboard_sees_the_rows(make_run):
     path = run.finish()
     events = EventAccumulator(str(path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(8, 0.25), (16, 0.25)]
+
+
+def test_a_storage_of_the_recipes_own(make_run):
+    run = make_run()
+    storage = LazyTensorStorage(60, ndim=2)
+    replay = run.replay(60, 10, storage=storage)
+    assert replay.storage is storage and replay.batch_size == 10
+    with pytest.raises(ConfigError, match="replay capacity must be that of its storage, 60, got 50"):
+        run.replay(50, 10, storage=storage)
+
+
+class _Stop(Exception):
+    pass
+
+
+def _slice_run(run: Run, stop_at: int | None = None) -> list[dict]:
+    """Trajectory slices from an environment with running statistics, killed by an exception."""
+    env = TransformedEnv(_env(), VecNormV2(in_keys=["observation"], decay=0.9))
+    sampler = SliceSampler(slice_len=4, traj_key=("collector", "traj_ids"), strict_length=False)
+    storage = LazyTensorStorage(120, ndim=2)
+    replay = run.replay(120, 24, storage=storage, sampler=sampler)
+    net = torch.nn.Linear(4, 1)
+
+    def policy(state):
+        return state.set("action", (net(state["observation"]).squeeze(-1) > torch.randn(4)).long())
+
+    run.track(replay=replay, net=net)
+    for batch in run.collect(env, policy, total_frames=480, frames_per_batch=12, track_trajectories=True):
+        replay.extend(batch)
+        sample = replay.sample()
+        ids = sample["collector", "traj_ids"].double().sum()
+        with torch.no_grad():
+            net.weight += 0.01 * sample["observation"].mean(0)
+        run.record(TensorDict({"loss": sample["observation"].double().sum(), "ids": ids}))
+        if stop_at is not None and run.frames >= stop_at:
+            raise _Stop
+    return [strip_wall_clock(row) for row in read_metrics(run.finish() / "metrics.jsonl")]
+
+
+@pytest.mark.filterwarnings("ignore:Support of VecNormV2:UserWarning")
+def test_trajectories_statistics_and_slices_resume_exactly(make_run):
+    settings = {"log_every_frames": 36, "checkpoint_every_frames": 96}
+    expected = _slice_run(make_run("whole", **settings))
+    for stop_at in (90, 100, 350):
+        with pytest.raises(_Stop):
+            _slice_run(make_run("stopped", **settings), stop_at)
+        gc.collect()  # of the run, whose lock went with its process in real life
+    assert _slice_run(make_run("stopped", **settings)) == expected
+    assert expected[-1]["ids"] > 1_000

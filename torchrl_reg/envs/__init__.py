@@ -1,12 +1,13 @@
 """TorchRL environments, vectorized through gymnasium: classic control, MinAtar and Atari."""
 
-from torchrl_reg.envs.settings import EnvError, EnvSettings, frames_per_step, resolve
+from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
 from torchrl_reg.envs.vectorized import episode_seeds, make_env, reseed
 
 __all__ = [
     "EnvError",
     "EnvSettings",
     "episode_seeds",
+    "frame_stack",
     "frames_per_step",
     "make_env",
     "reseed",

@@ -113,6 +113,13 @@ def frames_per_step(settings: EnvSettings) -> int:
     return frame_skip
 
 
+def frame_stack(settings: EnvSettings) -> int:
+    """Images stacked in one observation of the built environment: 4 for default Atari, 1 where none are."""
+    stack = resolve(settings).frame_stack
+    assert stack is not None  # resolve() fills it for every family
+    return stack
+
+
 def unknown_name(argument: str, got: object, valid: Iterable[str]) -> str:
     """One sentence that names the argument, what came, the nearest valid name and all of them."""
     names = sorted(valid)

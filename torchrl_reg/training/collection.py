@@ -38,7 +38,7 @@ def make_collector(
         frames_per_batch,
     )
     if EPISODE_RETURN not in list(env.observation_spec.keys()):
-        env = TransformedEnv(env, RewardSum())
+        env = TransformedEnv(env, RewardSum(), auto_unwrap=False)
     # Naming a device makes the collector copy every step to it, so only where there are two.
     several = {device.type, storing_device.type} != {"cpu"}
     devices = {"policy_device": device, "storing_device": storing_device} if several else {}

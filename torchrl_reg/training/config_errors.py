@@ -46,7 +46,7 @@ def explain(error: Exception, config_class: type, conf: Path) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, conf)
     if isinstance(error, MissingConfigException):
-        return _unknown_choice(error)
+        return _unknown_choice(error, conf)
     if isinstance(error, ConfigCompositionException):
         if isinstance(cause, OmegaConfBaseException):
             return explain_value(error, cause, config_class, conf)
@@ -73,6 +73,8 @@ def explain_value(error: Exception, cause: OmegaConfBaseException, config_class:
         return f"{full_key} must be {_EXPECTED.get(kind, kind)}, got {got!r}."
     if "Invalid type assigned" in str(cause):
         return f"{full_key} is a group of settings; set one of them, {full_key}.<name>=<value>."
+    if "is not a ListConfig" in str(cause):
+        return f"{full_key} must be a list, written [a,b]."
     if "is not Optional" in str(cause):
         return f"{full_key} must have a value, got null."
     return f"{full_key}: {_first_line(cause)}."
@@ -106,7 +108,7 @@ def setting_names(config_class: type, conf: Path) -> list[str]:
     """All settings by their dotted names: the dataclass's, and those the groups' YAML files set."""
     names = dict.fromkeys(_field_names(config_class, ""))
     for group in getattr(config_class, "groups", {}):
-        for path in sorted((conf / group).glob("*.yaml")):
+        for path in sorted((conf / group).rglob("*.yaml")):
             prefix = "" if path.read_text().startswith("# @package _global_") else f"{group}."
             names.update(dict.fromkeys(_yaml_names(OmegaConf.load(path), prefix)))
     return list(names)
@@ -129,9 +131,15 @@ def _yaml_names(node: Any, prefix: str) -> Iterable[str]:
             yield from _yaml_names(node._get_node(key), f"{prefix}{key}.")
 
 
-def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
-    options = sorted(str(option) for option in error.options or ())
+def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
+    wanted = str(error.missing_cfg_file or "")
+    group, _, choice = wanted.partition("/")
+    folder = conf / group
+    if folder.is_dir():  # choices may lie deeper: env=minatar/breakout
+        options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    else:
+        group, _, choice = wanted.rpartition("/")
+        options = sorted(str(option) for option in error.options or ())
     near = difflib.get_close_matches(choice, options, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     if group == "hydra/launcher" and options == ["basic"]:

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import Sampler
+from torchrl.data.replay_buffers import Sampler, TensorStorage
 from torchrl.envs import EnvBase, Transform
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
@@ -21,6 +21,7 @@ from torchrl_reg.training.checkpoint import CheckpointFolder
 from torchrl_reg.training.collection import cut_episodes, finished_returns, make_collector
 from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.evaluation import Policy, evaluate
+from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.journal import Journal
 from torchrl_reg.training.loggers import check_loggers
 from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
@@ -87,24 +88,33 @@ class Run:
         capacity: int,
         batch_size: int,
         *,
+        storage: TensorStorage | None = None,
+        frame_stack: int = 1,
+        num_envs: int = 1,
         sampler: Sampler | None = None,
         transform: Transform | None = None,
-        ndim: int = 1,
         device: torch.device | str | None = None,
     ) -> TensorDictReplayBuffer:
         """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
 
-        Its transitions lie on ``device`` (default: the run's). A sampler over trajectories wants
-        ``ndim=2`` with batches ``[environments, T]``, or ``collect(track_trajectories=True)``.
+        They lie on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
+        trajectories wants a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
+        ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
+        ``num_envs`` environments in order of time.
         """
-        device = torch.device(device) if device is not None else self.device
         require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
+        if frame_stack > 1:
+            capacity -= capacity % num_envs
+            storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device or self.device)
+        elif storage is None:
+            storage = LazyTensorStorage(capacity, device=device or self.device)
+        require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
         self._replay = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(capacity, device=device, ndim=ndim),
+            storage=storage,
             sampler=sampler,
             transform=transform,
             batch_size=batch_size,
-            generator=torch.Generator(device),
+            generator=torch.Generator(storage.device),
         )
         self._made["replay"] = self._replay
         return self._replay
