@@ -74,8 +74,9 @@ def test_frames_count_the_frame_skip_and_rows_follow_the_schedules(make_run):
 def test_training_returns_are_those_of_whole_episodes(make_run):
     run = make_run(log_every_frames=10_000, checkpoint_every_frames=52)
     run.track()
-    for _ in run.collect(_env(), _push_right, total_frames=7 * 52, frames_per_batch=4):
-        pass
+    for batch in run.collect(_env(), _push_right, total_frames=7 * 52, frames_per_batch=4):
+        if run.frames % 52 == 0:  # the environments are reset now: an end, though nothing terminated
+            assert batch["next", "truncated"].all() and batch["next", "done"].all()
     (row,) = read_metrics(run.finish() / "metrics.jsonl")
     # Always to the right, an episode lasts 8 to 10 steps; one cut by a checkpoint would be shorter.
     assert 8 <= row["return_mean"] <= 11
@@ -216,4 +217,4 @@ def test_trajectories_statistics_and_slices_resume_exactly(make_run):
             _slice_run(make_run("stopped", **settings), stop_at)
         gc.collect()  # of the run, whose lock went with its process in real life
     assert _slice_run(make_run("stopped", **settings)) == expected
-    assert expected[-1]["ids"] > 1_000
+    assert expected[-1]["ids"] > 500

@@ -177,6 +177,8 @@ class Run:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
         """
+        # The collector resets the environments once by itself, and running statistics remember that.
+        env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
         collector = make_collector(
             env,
             policy,
@@ -186,7 +188,7 @@ class Run:
             storing_device=self.device if self._replay is None else self._replay.storage.device,
             track_trajectories=track_trajectories,
         )
-        self._checkpoints = self._open_checkpoints(collector)
+        self._checkpoints = self._open_checkpoints(env, collector)
         self._folder.open(self.device)
         self._resume(self._checkpoints)
         self._journal.start(total_frames, self.frames)
@@ -280,13 +282,13 @@ class Run:
         self._granted_updates = state["granted_updates"]
         self._journal.load_state_dict(state["journal"])
 
-    def _open_checkpoints(self, collector: Collector) -> CheckpointFolder:
+    def _open_checkpoints(self, env: EnvBase, collector: Collector) -> CheckpointFolder:
         kept = [id(part) for part in self._tracked.values()]
         untracked = [name for name, part in self._made.items() if id(part) not in kept]
         if untracked:
             raise ValueError(f"run.track() lacks {', '.join(untracked)}: a resumed run would differ.")
         parts = {k: v for k, v in self._tracked.items() if v is not self._replay}
-        parts |= {"run": self, "env": collector.env}
+        parts |= {"run": self, "env": env}
         if collector.track_traj_ids:
             parts["trajectories"] = collector._traj_pool
         folder = self.path / "checkpoints"
