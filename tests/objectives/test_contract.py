@@ -179,8 +179,6 @@ def test_terminated_drops_the_bootstrap_and_truncated_keeps_it(case: Any, batch:
 
 
 def test_nan_after_a_terminal_state_is_harmless(case: Any, batch: Any) -> None:
-    if case.kwargs.get("persistent"):
-        pytest.skip("torch.minimum is not evaluated there, covered by the plain case")
     data = batch(4)
     data["next", "terminated"][:] = True
     data["next", "observation"][:] = torch.nan
@@ -384,7 +382,8 @@ def test_bad_networks(cases: Any) -> None:
 
 @pytest.mark.gpu
 def test_on_gpu(case: Any, batch: Any) -> None:
-    loss = case.loss().to("cuda")
+    # As a recipe does: the network is on the GPU before the loss exists, and the loss is not moved.
+    loss = case.loss(case.actor().to("cuda"))
     data = batch(9).to("cuda")
     out = loss(data)
     assert out["loss"].device.type == "cuda" and data["td_error"].device.type == "cuda"
@@ -392,7 +391,74 @@ def test_on_gpu(case: Any, batch: Any) -> None:
         torch.testing.assert_close(out["loss"].cpu(), case.loss()(batch(9))["loss"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "argument"), [("soft_dqn", "alpha"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")])
+@pytest.mark.parametrize(
+    ("name", "argument"), [("soft_dqn", "alpha"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")]
+)
 def test_unknown_arguments_are_refused(cases: Any, name: str, argument: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{argument}'"):
         cases[name].loss(**{argument: 0.5})
+
+
+def test_coefficients_are_checked_wherever_they_are_set(cases: Any) -> None:
+    loss = cases["m_dqn"].loss()
+    for name, value in (("tau", -1.0), ("alpha", 2.0), ("clip_min", 0.5)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            setattr(loss, name, value)
+    loss.clip_min = None
+    assert float(loss.clip_min) == -torch.inf
+
+
+def test_coefficients_live_where_the_network_does(cases: Any) -> None:
+    loss = cases["m_dqn"].cls(cases["m_dqn"].actor().to("meta"), tau=0.5)
+    assert {buffer.device.type for buffer in loss.buffers()} == {"meta"}
+
+
+def test_data_without_terminated(case: Any, batch: Any) -> None:
+    data = batch(6)
+    data["next", "terminated"] = data["next", "done"]
+    expected = value(case.loss(), data.clone())
+    del data["next", "terminated"]
+    torch.testing.assert_close(value(case.loss(), data), expected)
+
+
+def test_diagnostics_under_masks(case: Any, batch: Any) -> None:
+    data = batch(8)
+    mask = torch.tensor([True, True, False, True, False, True, True, True])
+    data["collector", "mask"] = mask.unsqueeze(-1)
+    data["observation"][~mask] = torch.nan
+    for at in (data, data["next"]):
+        at["allowed"] = torch.tensor([True, False, False]).expand(8, 3).clone()
+    data["action"][:] = 0
+    torch.manual_seed(0)
+    out = case.loss(case.actor(action_mask_key="allowed"))(data)
+    assert all(out[name].isfinite() and out[name].abs() < 1e3 for name in out.keys())  # noqa: SIM118
+
+
+def test_bf16_autocast_keeps_targets_in_float32(cases: Any, batch: Any) -> None:
+    data = batch(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = cases["m_dqn"].loss()(data)
+    assert out["loss"].dtype == data["td_error"].dtype == torch.float32
+
+
+def test_a_module_called_by_another_method(batch: Any, cases: Any) -> None:
+    from tensordict.nn import TensorDictModule
+    from torchrl.data import Categorical
+
+    class Twice(nn.Linear):
+        def scores(self, x: torch.Tensor) -> torch.Tensor:
+            return 2.0 * super().forward(x)
+
+    torch.manual_seed(0)
+    net = Twice(4, 3)
+    module = TensorDictModule(net, in_keys=["observation"], out_keys=["action_value"], method="scores")
+    twice = cases["m_dqn"].loss(QValueActor(module, spec=Categorical(3)), perturb=False)
+    plain = nn.Linear(4, 3)
+    plain.load_state_dict({k: 2.0 * v for k, v in net.state_dict().items()})
+    expected = cases["m_dqn"].loss(QValueActor(plain, spec=Categorical(3)), perturb=False)
+    torch.testing.assert_close(value(twice, batch(6)), value(expected, batch(6)))
+
+
+def test_quantile_losses_take_no_loss_function(cases: Any) -> None:
+    with pytest.raises(TypeError, match="takes no loss_function"):
+        cases["iqn"].loss(loss_function="l2")

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import DQNLoss
 from torchrl.objectives.utils import ValueEstimators
+from torchrl.objectives.value import TD0Estimator
 
 from torchrl_reg.objectives import MunchausenDQNLoss, PolyakTargetUpdate, SoftDQNLoss
 from torchrl_reg.objectives.value import (
@@ -170,3 +171,26 @@ def test_wrong_reward_shape(cases: Any, batch: Any) -> None:
 def test_names_are_registered() -> None:
     loss = SoftDQNLoss(torch.nn.Linear(4, 3), action_space="categorical")
     assert isinstance(loss.make_value_estimator("soft_td0").value_estimator, SoftTD0Estimator)
+
+
+def test_for_loss_with_nothing_but_the_loss(cases: Any, batch: Any) -> None:
+    loss = DQNLoss(cases["m_dqn"].actor())
+    PolyakTargetUpdate(loss, rate=0.5)
+    loss.make_value_estimator(SoftTD0Estimator.for_loss(loss))
+    assert loss(batch(3))["loss"].isfinite()
+
+
+def test_foreign_backups_are_refused(cases: Any) -> None:
+    pairs = [("soft_dqn", TD0Estimator), ("soft_dqn", MunchausenTD0Estimator), ("m_dqn", SoftTD0Estimator)]
+    for name, cls in [*pairs, ("al", SoftTD0Estimator), ("iqn", MunchausenTD0Estimator)]:
+        loss = cases[name].loss()
+        with pytest.raises(NotImplementedError, match=f"got {cls.__name__}"):
+            loss.make_value_estimator(cls, gamma=GAMMA)
+        with pytest.raises(NotImplementedError, match=f"got {cls.__name__}"):
+            loss.make_value_estimator(cls(gamma=GAMMA, value_network=loss.value_network))
+
+
+def test_the_losss_coefficients_must_come_with_the_call(cases: Any, batch: Any) -> None:
+    estimator = cases["m_dqn"].loss().value_estimator
+    with pytest.raises(ValueError, match="clip_min must be given"):
+        estimator.value_estimate(batch(3), tau=TAU, alpha=0.5)

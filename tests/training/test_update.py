@@ -9,6 +9,7 @@ from torchrl.modules import MLP, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 
 from torchrl_reg.training import ConfigError, make_update
+from torchrl_reg.training.update import _as_cuda_graph, _gradient_step
 
 
 def _dqn(seed: int = 0, device: str = "cpu") -> DQNLoss:
@@ -168,6 +169,23 @@ def test_a_module_without_losses_is_refused():
     loss = _NoTerms()
     with pytest.raises(ValueError, match="no entry whose name starts with 'loss'"):
         make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.1))(TensorDict())
+
+
+@pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA:UserWarning")
+@pytest.mark.filterwarnings("ignore:Tensordict is registered in PyTree:UserWarning")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA a graph passes its calls through")
+def test_a_captured_step_returns_its_priorities_and_leaves_the_minibatch_alone():
+    loss = _dqn()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    optimizer.defaults["capturable"] = True
+    step = _gradient_step(loss, optimizer, None, "td_error", compile=False)
+    graphed = _as_cuda_graph(step, optimizer, torch.device("cuda"))
+    batch, plain = _minibatch(), _minibatch()
+    expected = loss(plain)["loss"].detach()
+    scalars = graphed(batch)
+    assert torch.equal(scalars["loss"], expected)
+    assert torch.equal(scalars["priority"], plain["td_error"])
+    assert "td_error" not in list(batch.keys())
 
 
 @pytest.mark.gpu

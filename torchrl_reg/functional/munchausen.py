@@ -31,6 +31,7 @@ def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: floa
     Raises:
         ValueError: if ``clip_min`` is a number that is positive or NaN.
     """
+    tau_log_pi_a = at_least_float32(tau_log_pi_a)
     if clip_min is None:
         clipped = tau_log_pi_a
     elif isinstance(clip_min, Tensor):

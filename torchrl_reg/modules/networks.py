@@ -22,6 +22,7 @@ class NetSettings:
         num_cells: widths of the fully connected hidden layers, ReLU between them.
         padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features).
         initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"`` or ``"variance_scaling"``.
+        quantile_initialization: the same for quantile networks; empty for ``initialization``.
         num_cosines: size of the fraction embedding of quantile networks.
         num_quantiles, num_target_quantiles, num_policy_quantiles: N, M and K of quantile networks: fractions of the
             prediction, of the target, and behind the policy (also when acting).
@@ -32,6 +33,7 @@ class NetSettings:
     num_cells: list[int] = field(default_factory=lambda: [256, 256])
     padding: str = "valid"
     initialization: str = "default"
+    quantile_initialization: str = ""
     num_cosines: int = 64
     num_quantiles: int = 64
     num_target_quantiles: int = 64
@@ -43,14 +45,17 @@ class NetSettings:
 class Rescale(nn.Module):
     """Affine map of the box ``[low, high]`` to ``[-1, 1]``, per component."""
 
+    center: Tensor
+    half_width: Tensor
+
     def __init__(self, low: list[float], high: list[float]) -> None:
         super().__init__()
-        # Constants, not parameters or buffers: there is nothing to learn, copy or average.
-        self.center = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
-        self.half_width = [(b - a) / 2 for a, b in zip(low, high, strict=True)]
+        bottom, top = torch.tensor(low), torch.tensor(high)
+        self.register_buffer("center", (bottom + top) / 2, persistent=False)
+        self.register_buffer("half_width", (top - bottom) / 2, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - x.new_tensor(self.center)) / x.new_tensor(self.half_width)
+        return (x - self.center) / self.half_width
 
 
 def q_network(settings: NetSettings, env: EnvBase) -> nn.Module:
@@ -88,7 +93,7 @@ def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNet
         num_cosines=settings.num_cosines,
         num_cells=settings.num_cells[-1],
     )
-    initialize_weights(network, settings.initialization)  # type: ignore[arg-type]
+    initialize_weights(network, settings.quantile_initialization or settings.initialization)  # type: ignore[arg-type]
     return network
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional import action_gap
 from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.objectives.diagnostics import finite_action_gap
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.objectives.value.one_step import one_step_return
+from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
 
 
 class AdvantageLearningLoss(QLearningLoss):
@@ -79,9 +79,9 @@ class AdvantageLearningLoss(QLearningLoss):
         gap = q_target.amax(-1) - chosen_action_value(q_target, action, self.action_space)
         if self.persistent:
             next_gap = next_value - chosen_action_value(next_q, action, self.action_space)
-            terminated = tensordict.get(("next", self.tensor_keys.terminated)).squeeze(-1)
+            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
             gap = torch.where(terminated, gap, torch.minimum(gap, next_gap))
         bonus = -self.alpha * gap
         target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value.unsqueeze(-1))
-        rows = {"action_gap": action_gap(q), "bonus": bonus} if self.diagnostics else {}
+        rows = {"action_gap": finite_action_gap(q), "bonus": bonus} if self.diagnostics else {}
         return target + bonus.unsqueeze(-1), rows

@@ -14,7 +14,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.modules import QValueActor, QValueModule
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives.utils import hold_out_net
 
 
@@ -44,10 +45,10 @@ def inner_module(network: nn.Module, action_value_key: NestedKey) -> tuple[nn.Mo
         type(first) is TensorDictModule
         and list(first.out_keys) == [action_value_key]
         and not getattr(first, "_kwargs", None)
+        and getattr(first, "method", None) in (None, "forward")
         and isinstance(last, QValueModule)
         and last.action_mask_key is None
-        and not network._forward_hooks
-        and not network._forward_pre_hooks
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in (network, first, last))
     )
     return (first.module, list(first.in_keys)) if plain else None
 
@@ -81,7 +82,7 @@ class BoundQNetwork:
         inner = inner_module(self._network, action_value_key)
         self._module: nn.Module | None = inner[0] if inner else None
         self._in_keys: list[NestedKey] = inner[1] if inner else []
-        self._batches_apart = next(template.buffers(), None) is not None
+        self._mixes_rows = mixes_rows(template)
 
     @property
     def network(self) -> TensorDictModuleBase:
@@ -102,12 +103,17 @@ class BoundQNetwork:
     def both(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Q-values at the root and at ``"next"``, in one pass where that is exact (no batch statistics, say)."""
         following = tensordict.get("next")
-        if self._module is None or self._batches_apart or not tensordict.batch_dims:
+        if self._module is None or self._mixes_rows or not tensordict.batch_dims:
             return self(tensordict), self(following)
         inputs = [torch.cat([tensordict.get(key), following.get(key)]) for key in self._in_keys]
         self.network  # noqa: B018 - follow the template's mode
         q, next_q = self._module(*inputs).chunk(2)
         return q, next_q
+
+
+def mixes_rows(network: nn.Module) -> bool:
+    """Whether a row's output depends on the other rows of its batch, so that batches must not be joined."""
+    return any(isinstance(module, (_BatchNorm, BatchRenorm1d)) for module in network.modules())
 
 
 def _shares_tensors(network: nn.Module, params: TensorDictBase) -> bool:

@@ -43,6 +43,12 @@ def munchausen_diagnostics(
     }
 
 
+def finite_action_gap(q: Tensor) -> Tensor:
+    """Best minus second best of ``q [*B, A]``, ``[*B]``; 0 where a mask leaves one action."""
+    gap = action_gap(q)
+    return torch.where(gap < torch.finfo(gap.dtype).max / 16, gap, 0.0)
+
+
 def _policy_rows(q: Tensor, scaled_log_policies: Tensor, tau: Tensor) -> dict[str, Tensor]:
     """Rows from ``tau ln pi`` of the online and the target network, ``[2, *B, A]``."""
     # A masked action has probability 0 and an infinite logarithm: floored, so that 0 * inf stays 0.
@@ -51,7 +57,7 @@ def _policy_rows(q: Tensor, scaled_log_policies: Tensor, tau: Tensor) -> dict[st
     pi = log_pi.exp()
     return {
         "entropy": -(pi * log_pi).sum(-1),
-        "action_gap": action_gap(q),
+        "action_gap": finite_action_gap(q),
         "kl": (pi * (log_pi - log_target)).sum(-1),
         "soft_gap": -scaled_log_policies[0].amax(-1),
     }

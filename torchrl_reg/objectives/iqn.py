@@ -13,8 +13,9 @@ from tensordict.nn import dispatch
 from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional import action_gap, quantile_huber_loss
+from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.objectives.diagnostics import finite_action_gap
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value.one_step import one_step_return
 
@@ -81,6 +82,8 @@ class IQNLoss(QLearningLoss):
             raise ValueError(f"The numbers of quantiles must be >= 1, got {counts}.")
         if not kappa >= 0:
             raise ValueError(f"kappa must be >= 0, got {kappa!r}.")
+        if "loss_function" in kwargs:
+            raise TypeError(f"{type(self).__name__}() takes no loss_function: its distance is the quantile Huber loss.")
         super().__init__(value_network, **kwargs)
         self.num_quantiles, self.num_target_quantiles, self.num_policy_quantiles = counts
         self.kappa = kappa
@@ -169,5 +172,6 @@ class IQNLoss(QLearningLoss):
         next_q = self._allowed(next_q, tensordict.get("next"))
         greedy = next_q.argmax(-1, keepdim=True).unsqueeze(-1)
         next_z = next_z.gather(-1, greedy.expand(*next_z.shape[:-1], 1)).squeeze(-1)
-        rows = {"action_gap": action_gap(quantiles.detach().mean(-2))} if self.diagnostics else {}
+        q = self._allowed(quantiles.detach().mean(-2), tensordict)
+        rows = {"action_gap": finite_action_gap(q)} if self.diagnostics else {}
         return self._backup(tensordict, next_z), rows

@@ -83,7 +83,7 @@ class MunchausenIQNLoss(IQNLoss):
         frozen: ImplicitQuantileNetwork,
         quantiles: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        features, next_features = _both_features(frozen, tensordict, key)
+        features, next_features = self._both_features(frozen, tensordict, key)
         policy_fractions = self._fractions(features, self.num_policy_quantiles)
         q = self._allowed(frozen.quantiles(features, policy_fractions).mean(-2), tensordict)
         next_z, next_q = self._next_quantiles(frozen, next_features)
@@ -108,13 +108,12 @@ class MunchausenIQNLoss(IQNLoss):
             clip_min=self.clip_min,
         )
 
-
-def _both_features(
-    frozen: ImplicitQuantileNetwork, tensordict: TensorDictBase, key: NestedKey
-) -> tuple[Tensor, Tensor]:
-    """Features at s and at s', in one pass of the torso."""
-    observation, following = tensordict.get(key), tensordict.get(("next", key))
-    if not tensordict.batch_dims:
-        return frozen.features(observation), frozen.features(following)
-    features, next_features = frozen.features(torch.cat((observation, following))).chunk(2)
-    return features, next_features
+    def _both_features(
+        self, frozen: ImplicitQuantileNetwork, tensordict: TensorDictBase, key: NestedKey
+    ) -> tuple[Tensor, Tensor]:
+        """Features at s and at s', in one pass of the torso where that is exact."""
+        observation, following = tensordict.get(key), tensordict.get(("next", key))
+        if self._mixes_rows or not tensordict.batch_dims:
+            return frozen.features(observation), frozen.features(following)
+        features, next_features = frozen.features(torch.cat((observation, following))).chunk(2)
+        return features, next_features

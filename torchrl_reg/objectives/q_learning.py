@@ -20,14 +20,17 @@ from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import (
+    _VALUE_ESTIMATOR_REGISTRY,
     ValueEstimators,
     _coerce_value_type,
     dispatch_value_estimator,
     distance_loss,
+    get_value_estimator_entry,
 )
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_reg.objectives.bound_network import BoundQNetwork
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.objectives.bound_network import BoundQNetwork, mixes_rows
 from torchrl_reg.objectives.chosen import chosen_action_value
 from torchrl_reg.objectives.coefficients import (
     check_clip,
@@ -110,19 +113,25 @@ class QLearningLoss(LossModule):
         self.delay_value = delay_value
         self.use_prioritized_weights = use_prioritized_weights
         self.diagnostics = diagnostics
-        for name, value in coefficients.items():
-            if name not in self._schedulable_buffers:
-                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}.")
-            # float64 keeps published values exact in double precision; a 0-dim tensor never promotes the data.
-            checked = COEFFICIENT_CHECKS[name](value)  # type: ignore[arg-type]
-            self.register_coeff_buffer(name, torch.tensor(checked, dtype=torch.float64))
         network = ensure_tensordict_compatible(
             module=value_network, wrapper_type=QValueActor, action_space=action_space
         )
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
+        self._mixes_rows = mixes_rows(network)
+        for name, value in coefficients.items():
+            if name not in self._schedulable_buffers:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}.")
+            # float64 keeps published values exact in double precision; a 0-dim tensor never promotes the data.
+            checked = torch.tensor(COEFFICIENT_CHECKS[name](value), dtype=torch.float64)  # type: ignore[arg-type]
+            self.register_coeff_buffer(name, checked, device=self._default_device)
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
         self.make_value_estimator()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in COEFFICIENT_CHECKS and name in self.__dict__.get("_buffers", ()) and not isinstance(value, Tensor):
+            value = COEFFICIENT_CHECKS[name](value)
+        super().__setattr__(name, value)
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -187,9 +196,11 @@ class QLearningLoss(LossModule):
         if "gamma" in hyperparams:
             check_discount(hyperparams["gamma"])
         if isinstance(value_type, ValueEstimatorBase):
+            self._check_estimator(type(value_type))
             self._value_estimator = value_type
             self.value_type = type(value_type)
         elif isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
+            self._check_estimator(value_type)
             hyperparams.setdefault("gamma", 0.99)
             self._value_estimator = value_type.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
             self.value_type = value_type
@@ -205,6 +216,14 @@ class QLearningLoss(LossModule):
         self._keep_exact(hyperparams)
         self._forward_value_estimator_keys()
         return self
+
+    def _check_estimator(self, estimator: type) -> None:
+        """Refuse estimators of another backup: this loss would use them in part, or not at all."""
+        own = {get_value_estimator_entry(self._stand_ins.get(v, v)).cls for v in self.SUPPORTED_VALUE_ESTIMATORS}
+        registered = {entry.cls for entry in _VALUE_ESTIMATOR_REGISTRY.values()}
+        if estimator not in own and (estimator in registered or not issubclass(estimator, tuple(own))):
+            names = " or ".join(sorted(cls.__name__ for cls in own))
+            raise NotImplementedError(f"{type(self).__name__} takes a {names}, got {estimator.__name__}.")
 
     def _keep_exact(self, hyperparams: dict[str, Any]) -> None:
         # Estimators register float32 buffers; in float64 a gamma of 0.9 would then be wrong by 1e-8.
@@ -264,7 +283,8 @@ class QLearningLoss(LossModule):
         online, target_network = self._bound(tensordict)
         q = online(tensordict)
         action = tensordict.get(self.tensor_keys.action)
-        prediction = chosen_action_value(q, action, self.action_space)
+        # Targets and priorities keep float32 where the network computes in half precision.
+        prediction = at_least_float32(chosen_action_value(q, action, self.action_space))
         with torch.no_grad():
             target, diagnostics = self._target(tensordict, q.detach(), action, target_network)
             target = target.squeeze(-1).to(prediction.dtype)
@@ -286,13 +306,20 @@ class QLearningLoss(LossModule):
             priority = priority.to(tensordict.device)
         tensordict.set(self.tensor_keys.priority, priority, inplace=True)
 
+    def _loss_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+        """The rows that count, in the shape of ``like``, or None if all do."""
+        mask = None
+        for key in self._loss_mask_keys():
+            entry = tensordict.get(key, None)
+            if entry is not None:
+                entry = self._expand_loss_mask(entry, like)
+                mask = entry if mask is None else mask & entry
+        return mask
+
     def _masked_target(self, tensordict: TensorDictBase, target: Tensor, prediction: Tensor) -> Tensor:
         # Padded rows may hold NaN. Masking the loss alone would still send NaN gradients through the distance.
-        for key in self._loss_mask_keys():
-            mask = tensordict.get(key, None)
-            if mask is not None:
-                target = torch.where(self._expand_loss_mask(mask, target), target, prediction.detach())
-        return target
+        mask = self._loss_mask(tensordict, target)
+        return target if mask is None else torch.where(mask, target, prediction.detach())
 
     def _output(
         self,
@@ -305,7 +332,8 @@ class QLearningLoss(LossModule):
         loss = self._reduce_loss(elementwise, tensordict=tensordict, weights=weights)
         scalars: dict[str, Tensor] = {}
         if self.diagnostics:
-            scalars = _means({**diagnostics, "td_error": td_error.detach().abs()})
+            rows = {**diagnostics, "td_error": td_error.detach().abs()}
+            scalars = _means(rows, self._loss_mask(tensordict, td_error))
             if "tau" in self._buffers:
                 scalars["tau"] = self.tau.to(loss.dtype, copy=True)
         out = TensorDict({"loss": loss, **scalars})
@@ -313,7 +341,11 @@ class QLearningLoss(LossModule):
         return out
 
 
-def _means(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Batch means of equally shaped rows, in one reduction."""
-    stacked = torch.stack(list(rows.values())).flatten(1).float().mean(1)
-    return dict(zip(rows, stacked.unbind(), strict=True))
+def _means(rows: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+    """Batch means of equally shaped rows, in one reduction; over the rows of ``mask`` if there is one."""
+    stacked = torch.stack(list(rows.values())).float()
+    if mask is None:
+        means = stacked.flatten(1).mean(1)
+    else:
+        means = torch.where(mask, stacked, 0.0).flatten(1).sum(1) / mask.sum().clamp(min=1)
+    return dict(zip(rows, means.unbind(), strict=True))

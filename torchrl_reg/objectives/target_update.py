@@ -44,6 +44,12 @@ class HardTargetUpdate(_ForeachUpdate):
 
     Raises:
         ValueError: ``period_updates`` is not an integer >= 1.
+
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import SoftDQNLoss
+    >>> loss = SoftDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
+    >>> HardTargetUpdate(loss, period_updates=100).step()
     """
 
     def __init__(self, loss_module: LossModule, *, period_updates: int) -> None:
@@ -70,6 +76,12 @@ class PolyakTargetUpdate(_ForeachUpdate):
 
     Raises:
         ValueError: ``rate`` outside (0, 1].
+
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import SoftDQNLoss
+    >>> loss = SoftDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
+    >>> PolyakTargetUpdate(loss, rate=0.005).step()
     """
 
     def __init__(self, loss_module: LossModule, *, rate: float) -> None:

@@ -70,7 +70,6 @@ class ReplayChunks:
                 self._chunks.append(self._write(start, stop))
             self._chunks = [c for c in self._chunks if c["stop"] > written - capacity]
         return {
-            "written": written,
             "chunks": list(self._chunks),
             "sampler": _sampler_state(self.replay),
             "writer": self.replay.writer.state_dict(),
@@ -78,16 +77,14 @@ class ReplayChunks:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Fills the empty buffer with the rows that were alive when ``state`` was saved."""
-        written = state["written"]
         self._chunks = list(state["chunks"])
         storage = self.replay.storage
         for chunk in self._chunks:
             content = torch.load(self.folder / chunk["file"], weights_only=True)
             batch = TensorDict(dict(content["entries"]), content["batch_size"])
             capacity = storage._max_size_along_dim0(batched_data=batch)
-            first = max(chunk["start"], written - capacity)
-            index = torch.arange(first, chunk["stop"]) % capacity
-            storage.set(index, batch[first - chunk["start"] :])
+            # Rows that were overwritten since come back too, and a later chunk overwrites them again.
+            storage.set(torch.arange(chunk["start"], chunk["stop"]) % capacity, batch)
         self.replay.writer.load_state_dict(state["writer"])
         _load_sampler_state(self.replay, state["sampler"])
 

@@ -344,14 +344,15 @@ class Run:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows none.")
-    return device
+    # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
+    return torch.empty(0, device=device).device
 
 
 def _quiet_libraries() -> None:

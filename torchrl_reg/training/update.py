@@ -51,7 +51,7 @@ def make_update(
         step = _as_cuda_graph(step, optimizer, device)
 
     def update(minibatch: TensorDictBase) -> TensorDict:
-        if device.type == "cuda" and minibatch.device != device:
+        if device.type == "cuda" and (minibatch.device is None or minibatch.device.type != "cuda"):
             minibatch = minibatch.to(device, non_blocking=True)
         scalars = step(minibatch)
         if target is not None:

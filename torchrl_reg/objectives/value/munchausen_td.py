@@ -35,6 +35,14 @@ class MunchausenTD0Estimator(SoftTD0Estimator):
         ValueError: a coefficient out of range.
 
     Source: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020, eq. (2).
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import MunchausenDQNLoss
+    >>> loss = MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), alpha=0.5)
+    >>> type(loss.make_value_estimator("munchausen_td0", gamma=0.9).value_estimator).__name__
+    'MunchausenTD0Estimator'
     """
 
     def __init__(
@@ -49,10 +57,6 @@ class MunchausenTD0Estimator(SoftTD0Estimator):
     ) -> None:
         super().__init__(gamma=gamma, value_network=value_network, tau=tau, **kwargs)
         self._register_coefficients(alpha=None if alpha is None else check_weight(alpha), clip_min=check_clip(clip_min))
-
-    @classmethod
-    def _coefficient_names(cls) -> tuple[str, ...]:
-        return ("tau", "alpha", "clip_min")
 
     @classmethod
     def _check_loss(cls, loss_module: LossModule, network: TensorDictModuleBase) -> None:

@@ -9,6 +9,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 
+def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
+    """Whether s' is terminal, ``[*B, 1]``; ``done`` where the data do not tell termination from truncation."""
+    terminated = tensordict.get(("next", keys.terminated), None)
+    return tensordict.get(("next", keys.done)) if terminated is None else terminated
+
+
 def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_value: Tensor) -> Tensor:
     """``r + gamma^n (1 - terminated) next_value``, in the shape of ``next_value`` (``[*B, 1]`` or ``[*B, M]``).
 
@@ -18,9 +24,7 @@ def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_v
         RuntimeError: the reward is not ``[*B, 1]``.
     """
     reward = tensordict.get(("next", keys.reward))
-    terminated = tensordict.get(("next", keys.terminated), None)
-    if terminated is None:
-        terminated = tensordict.get(("next", keys.done))
+    terminated = terminated_flag(tensordict, keys)
     if not reward.shape == terminated.shape == (*next_value.shape[:-1], 1):
         raise RuntimeError(
             f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "

@@ -6,7 +6,7 @@ Shapes: ``*B`` batch (``[*B, T]`` for TD(lambda)), ``A`` actions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -45,7 +45,7 @@ class RegularizedEstimator(ValueEstimatorBase):
     def _register_coefficients(self, **coefficients: float | None) -> None:
         # None: whoever calls value_estimate passes it (a loss that owns the coefficient does).
         for name, value in coefficients.items():
-            buffer = None if value is None else torch.tensor(value, dtype=torch.float64)
+            buffer = None if value is None else torch.tensor(value, dtype=torch.float64, device=self._device)
             self.register_buffer(name, buffer)
 
     def _coefficient(self, name: str, given: Tensor | float | None) -> Tensor | float:
@@ -70,13 +70,11 @@ class RegularizedEstimator(ValueEstimatorBase):
                 f"{type(loss_module).__name__}."
             )
         cls._check_loss(loss_module, network)
-        for name in ("tau", "alpha", "clip_min"):
-            if name in loss_module._buffers:
-                hyperparams.setdefault(name, None)
-        accepted = cls._coefficient_names()
-        hyperparams = {k: v for k, v in hyperparams.items() if v is not None or k in accepted}
-        hyperparams.setdefault("device", loss_module._default_device)
+        hyperparams = {**cls._defaults, "device": loss_module._default_device, **hyperparams}
         estimator = cls(value_network=network, **hyperparams)
+        for name in ("tau", "alpha", "clip_min"):
+            if name in loss_module._buffers and name in estimator._buffers:
+                estimator._buffers[name] = None  # the loss owns it and passes it at every call
         estimator.action_space = _find_action_space(loss_module.action_space)
         keys = loss_module.tensor_keys
         names = [n for n in cls._AcceptedKeys.__dataclass_fields__ if hasattr(keys, n)]
@@ -84,10 +82,8 @@ class RegularizedEstimator(ValueEstimatorBase):
         return estimator
 
     action_space: str = "categorical"
-
-    @classmethod
-    def _coefficient_names(cls) -> tuple[str, ...]:
-        return ("tau",)
+    #: What :meth:`for_loss` takes where nothing is given.
+    _defaults: ClassVar[dict[str, float]] = {"gamma": 0.99, "tau": 0.03}
 
     @classmethod
     def _check_loss(cls, loss_module: LossModule, network: TensorDictModuleBase) -> None:
@@ -101,7 +97,7 @@ class RegularizedEstimator(ValueEstimatorBase):
         if next_q is None:
             next_q = self._q_values(tensordict.get("next"), target_params)
         tau = self._coefficient("tau", kwargs.get("tau"))
-        return soft_value(next_q, tau).unsqueeze(-1).to(next_q.dtype)
+        return soft_value(next_q, tau).unsqueeze(-1)
 
     def forward(
         self,

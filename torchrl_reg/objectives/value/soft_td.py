@@ -106,7 +106,17 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
 
     Raises:
         ValueError: a coefficient out of range.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import MunchausenDQNLoss
+    >>> loss = MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), alpha=0.5)
+    >>> type(loss.make_value_estimator("soft_tdlambda", gamma=0.9, lmbda=0.8).value_estimator).__name__
+    'SoftTDLambdaEstimator'
     """
+
+    _defaults = {**RegularizedEstimator._defaults, "lmbda": 0.95}
 
     def __init__(
         self,
@@ -129,10 +139,6 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         )
 
     @classmethod
-    def _coefficient_names(cls) -> tuple[str, ...]:
-        return ("tau", "alpha", "clip_min")
-
-    @classmethod
     def _check_loss(cls, loss_module: LossModule, network: TensorDictModuleBase) -> None:
         refuse_stock_dqn(cls, loss_module, network)
 
@@ -152,7 +158,7 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
     ) -> Tensor:
         """The target ``[*B, T, 1]``; ``q`` and ``next_q`` (``[*B, T, A]``, target network) save two passes."""
         tau = self._coefficient("tau", tau)
-        alpha = 0.0 if alpha is None and self.alpha is None else self._coefficient("alpha", alpha)
+        alpha = self._coefficient("alpha", alpha)
         if q is None:
             q = self._q_values(tensordict, target_params)
         if next_value is None:

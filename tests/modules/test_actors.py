@@ -1,0 +1,85 @@
+"""How the actors act."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import Categorical, OneHot
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import QValueActor
+
+from torchrl_reg.modules import BoltzmannQActor, ImplicitQuantileNetwork, QuantileQActor
+
+TAU = 0.5
+Q = torch.tensor([0.3, -0.4, 0.6])
+
+
+class Constant(nn.Module):
+    """The same Q-values everywhere."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return Q.expand(*observation.shape[:-1], 3)
+
+
+def act(actor: nn.Module, count: int = 20_000, kind: ExplorationType = ExplorationType.RANDOM, **extra: torch.Tensor):
+    torch.manual_seed(0)
+    with set_exploration_type(kind):
+        return actor(TensorDict({"observation": torch.zeros(count, 1), **extra}, [count]))
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_boltzmann_frequencies(one_hot: bool) -> None:
+    actor = QValueActor(Constant(), spec=OneHot(3) if one_hot else Categorical(3))
+    out = act(BoltzmannQActor(actor, tau=TAU))
+    index = out["action"].long().argmax(-1) if one_hot else out["action"]
+    frequencies = torch.bincount(index, minlength=3) / len(index)
+    torch.testing.assert_close(frequencies, torch.softmax(Q / TAU, -1), rtol=0, atol=0.015)
+    torch.testing.assert_close(out["chosen_action_value"].squeeze(-1), Q[index])
+
+
+def test_boltzmann_is_greedy_under_deterministic_exploration() -> None:
+    out = act(BoltzmannQActor(QValueActor(Constant(), spec=Categorical(3)), tau=TAU), 50, ExplorationType.DETERMINISTIC)
+    assert (out["action"] == 2).all()
+
+
+def test_boltzmann_never_takes_a_masked_action() -> None:
+    actor = QValueActor(Constant(), spec=Categorical(3), action_mask_key="allowed")
+    allowed = torch.tensor([True, True, False]).expand(5_000, 3)
+    out = act(BoltzmannQActor(actor, tau=TAU), 5_000, allowed=allowed)
+    frequencies = torch.bincount(out["action"], minlength=3) / 5_000
+    torch.testing.assert_close(frequencies[:2], torch.softmax(Q[:2] / TAU, -1), rtol=0, atol=0.03)
+    assert frequencies[2] == 0
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0])
+def test_boltzmann_needs_a_temperature(tau: float) -> None:
+    with pytest.raises(ValueError, match="tau must be > 0"):
+        BoltzmannQActor(QValueActor(Constant(), spec=Categorical(3)), tau=tau)
+
+
+def quantile_actor(num_quantiles: int) -> QuantileQActor:
+    torch.manual_seed(1)
+    net = ImplicitQuantileNetwork(nn.Linear(1, 8), num_features=8, num_actions=3, num_cosines=6, num_cells=8)
+    return QuantileQActor(net, spec=Categorical(3), num_quantiles=num_quantiles)
+
+
+def test_quantile_actor_averages_midpoints_when_deterministic() -> None:
+    actor = quantile_actor(4)
+    out = act(actor, 2, ExplorationType.DETERMINISTIC)
+    z = actor.quantile_network(torch.zeros(2, 1), torch.tensor([0.125, 0.375, 0.625, 0.875]).expand(2, 4))
+    torch.testing.assert_close(out["action_value"], z.mean(1))
+    assert (out["action"] == z.mean(1).argmax(-1)).all()
+
+
+def test_quantile_actor_draws_fractions_when_exploring() -> None:
+    values = act(quantile_actor(4), 4_000)["action_value"]
+    assert not torch.equal(values[0], values[1])
+    exact = act(quantile_actor(1_000), 1, ExplorationType.DETERMINISTIC)["action_value"][0]
+    torch.testing.assert_close(values.mean(0), exact, rtol=0, atol=0.01)
+
+
+def test_quantile_actor_checks_its_arguments() -> None:
+    with pytest.raises(ValueError, match="num_quantiles must be >= 1"):
+        quantile_actor(0)
