@@ -18,7 +18,7 @@ from tensordict.nn import TensorDictSequential
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss
 
-from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env, resolve
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate
 from torchrl_reg.training import NStep, RecipeConfig, Run, recipe, require
@@ -53,7 +53,10 @@ class Algo:
         for name in (*positive, "target_period_updates", "n_steps"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
         require(self.n_steps <= self.collect_steps, "algo.collect_steps", f">= {self.n_steps}", self.collect_steps)
-        require(0 <= self.gamma <= 1, "algo.gamma", "in [0, 1]", self.gamma)
+        for name in ("gamma", "eps_start", "eps_end"):
+            require(0 <= getattr(self, name) <= 1, f"algo.{name}", "in [0, 1]", getattr(self, name))
+        for name in ("adam_eps", "learning_starts_frames"):
+            require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
         losses = ("smooth_l1", "l2", "l1")
         require(self.loss_function in losses, "algo.loss_function", f"one of {losses}", self.loss_function)
 
@@ -63,6 +66,11 @@ class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        self.env = resolve(self.env)  # so that config.yaml records the environment in force
+        fixed = not self.algo.anneal_learning_rate or not self.run.cudagraphs
+        require(fixed, "algo.anneal_learning_rate", "false with run.cudagraphs=true, which freezes the rate", True)
 
 
 def train(cfg: Config) -> Path:

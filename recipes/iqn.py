@@ -16,7 +16,7 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torchrl.modules import EGreedyModule
 
-from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env, resolve
 from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, IQNLoss
 from torchrl_reg.training import NStep, RecipeConfig, Run, recipe, require
@@ -34,7 +34,7 @@ class Algo:
     learning_rate: float = 1e-3  # Adam [C, CartPole]
     anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
     adam_eps: float = 3.125e-4  # [C]
-    batch_size: int = 64  # transitions
+    batch_size: int = 32  # transitions [D18]
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000
     update_every_frames: float = 4  # frames per gradient update [C]
@@ -51,7 +51,10 @@ class Algo:
         for name in (*positive, "target_period_updates", "n_steps"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
         require(self.n_steps <= self.collect_steps, "algo.collect_steps", f">= {self.n_steps}", self.collect_steps)
-        require(0 <= self.gamma <= 1, "algo.gamma", "in [0, 1]", self.gamma)
+        for name in ("gamma", "eps_start", "eps_end"):
+            require(0 <= getattr(self, name) <= 1, f"algo.{name}", "in [0, 1]", getattr(self, name))
+        for name in ("adam_eps", "learning_starts_frames"):
+            require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
 
 
 @dataclass
@@ -59,6 +62,11 @@ class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        self.env = resolve(self.env)  # so that config.yaml records the environment in force
+        fixed = not self.algo.anneal_learning_rate or not self.run.cudagraphs
+        require(fixed, "algo.anneal_learning_rate", "false with run.cudagraphs=true, which freezes the rate", True)
 
 
 def train(cfg: Config) -> Path:

@@ -110,6 +110,10 @@ BAD = [
     (["algo.target_period_updates=0"], "period_updates"),
     (["algo.update_every_frames=0"], "algo.update_every_frames"),
     (["algo.total_frames=0"], "algo.total_frames"),
+    (["algo.eps_start=2"], "algo.eps_start"),
+    (["algo.adam_eps=-1"], "algo.adam_eps"),
+    (["algo.learning_starts_frames=-5"], "algo.learning_starts_frames"),
+    (["run.cudagraphs=true"], "algo.anneal_learning_rate"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,13 @@ def test_tensorboard_sees_the_rows(make_run):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(8, 0.25), (16, 0.25)]
 
 
+def test_the_buffer_is_made_before_the_update_that_reprioritizes_it(make_run):
+    run = make_run()
+    run._made["loss"] = object()
+    with pytest.raises(ValueError, match="run.replay.. comes before run.make_update"):
+        run.replay(100, 10)
+
+
 def test_a_storage_of_the_recipes_own(make_run):
     run = make_run()
     storage = LazyTensorStorage(60, ndim=2)
@@ -218,3 +226,17 @@ def test_trajectories_statistics_and_slices_resume_exactly(make_run):
         gc.collect()  # of the run, whose lock went with its process in real life
     assert _slice_run(make_run("stopped", **settings)) == expected
     assert expected[-1]["ids"] > 500
+
+
+def test_without_matplotlib_the_run_says_so_and_ends_well(make_run, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "torchrl_reg.training.curves", raising=False)
+    run = make_run()
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
+        pass
+    path = run.finish()
+    assert (path / "done.json").exists() and not (path / "curves.png").exists()
+    assert capsys.readouterr().err.startswith("no curves.png: matplotlib")

@@ -102,6 +102,8 @@ class Run:
         ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
         ``num_envs`` environments in order of time.
         """
+        if "loss" in self._made:
+            raise ValueError("run.replay() comes before run.make_update(), which writes the priorities back.")
         require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
         if frame_stack > 1:
             capacity -= capacity % num_envs

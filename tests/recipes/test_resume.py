@@ -1,0 +1,55 @@
+"""The shipped recipes, killed and started again, end like runs that were never interrupted.
+
+tests/training does the same at the worst moments with a tiny recipe; here it is about what a recipe itself carries from
+batch to batch: waiting n-step rows, annealing, exact target periods, single-frame storage.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torchrl_reg.training import read_metrics, strip_wall_clock
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CARTPOLE = ["m_iqn.py", "algo.n_steps=3", "algo.total_frames=6000", "run.checkpoint_every_frames=1000"]
+ATARI = ["m_dqn.py", "env=atari", "algo.total_frames=2560", "run.checkpoint_every_frames=512", "algo.num_envs=2"]
+ATARI += ["algo.learning_starts_frames=256", "algo.replay_capacity=300", "net.num_cells=[8]", "algo.batch_size=8"]
+ATARI += ["env.max_episode_frames=200"]
+COMMON = ["run.log_every_frames=256", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
+
+
+def begin(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+    script, *settings = arguments
+    command = [sys.executable, str(RECIPES / script), *settings, *COMMON, f"run.dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def rows(folder: Path) -> list[dict]:
+    return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("arguments", [CARTPOLE, ATARI], ids=["m_iqn-3-steps", "m_dqn-atari"])
+def test_killed_and_restarted(arguments: list[str], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = begin(whole, arguments)
+    for checkpoints in (1, 2):
+        process = begin(killed, arguments)
+        # Some rows past the newest checkpoint: they must be dropped and made again.
+        while len(list((killed / "checkpoints").glob("checkpoint-*"))) < checkpoints:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "done.json").exists()
+    assert begin(killed, arguments).wait(120) == 0
+    assert uninterrupted.wait(120) == 0
+    assert rows(killed) == rows(whole)
+    assert len(rows(whole)) > 10
