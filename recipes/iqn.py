@@ -19,7 +19,7 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env, resolve
 from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, IQNLoss
-from torchrl_reg.training import NStep, RecipeConfig, Run, recipe, require
+from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe, require
 
 
 @dataclass
@@ -47,14 +47,7 @@ class Algo:
     clip_rewards: bool = False  # to [-1, 1], in what is learnt from; reported returns stay raw
 
     def validate(self) -> None:
-        positive = ("total_frames", "learning_rate", "batch_size", "update_every_frames", "eps_frames", "num_envs")
-        for name in (*positive, "target_period_updates", "n_steps"):
-            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
-        require(self.n_steps <= self.collect_steps, "algo.collect_steps", f">= {self.n_steps}", self.collect_steps)
-        for name in ("gamma", "eps_start", "eps_end"):
-            require(0 <= getattr(self, name) <= 1, f"algo.{name}", "in [0, 1]", getattr(self, name))
-        for name in ("adam_eps", "learning_starts_frames"):
-            require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
+        check_replay_learning(self)
 
 
 @dataclass
@@ -64,7 +57,7 @@ class Config(RecipeConfig):
     algo: Algo = field(default_factory=Algo)
 
     def validate(self) -> None:
-        self.env = resolve(self.env)  # so that config.yaml records the environment in force
+        self.env = resolve(self.env)  # config.yaml records the environment in force
         fixed = not self.algo.anneal_learning_rate or not self.run.cudagraphs
         require(fixed, "algo.anneal_learning_rate", "false with run.cudagraphs=true, which freezes the rate", True)
 

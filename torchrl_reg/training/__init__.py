@@ -11,6 +11,7 @@ import sys
 if importlib.util.find_spec("pandas") is None:
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
 
+from torchrl_reg.training.checks import check_replay_learning
 from torchrl_reg.training.command_line import recipe
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.evaluation import evaluate
@@ -29,6 +30,7 @@ __all__ = [
     "RecipeConfig",
     "Run",
     "RunSettings",
+    "check_replay_learning",
     "evaluate",
     "make_update",
     "read_metrics",
