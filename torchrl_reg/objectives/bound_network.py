@@ -74,11 +74,11 @@ class BoundQNetwork:
         self._template = template
         self._action_value_key = action_value_key
         self._network = copy.deepcopy(template) if private else template
+        # The template of a deep-copied loss is its own, but holds tensors apart from the copied parameters.
+        if private or not _shares_tensors(template, params):
+            params.to_module(self._network)
         if private:
-            params.to_module(self._network)
             self._network.requires_grad_(False)
-        elif not _shares_tensors(template, params):  # a deep-copied loss: its template is its own, but apart
-            params.to_module(self._network)
         inner = inner_module(self._network, action_value_key)
         self._module: nn.Module | None = inner[0] if inner else None
         self._in_keys: list[NestedKey] = inner[1] if inner else []
@@ -87,18 +87,21 @@ class BoundQNetwork:
     @property
     def network(self) -> TensorDictModuleBase:
         """The network with its parameters, in the train or eval mode of the template."""
+        self._follow_mode()
+        return self._network
+
+    def _follow_mode(self) -> None:
         # A private copy does not hear of `actor.eval()`; TorchRL would have run the template.
         if self._network.training != self._template.training:
             self._network.train(self._template.training)
-        return self._network
 
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` at the root of ``tensordict``."""
-        network = self.network
+        self._follow_mode()
         if self._module is not None:
             return self._module(*[tensordict.get(key) for key in self._in_keys])
-        inputs = tensordict.select(*network.in_keys, strict=False)
-        return network(inputs).get(self._action_value_key)
+        inputs = tensordict.select(*self._network.in_keys, strict=False)
+        return self._network(inputs).get(self._action_value_key)
 
     def both(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Q-values at the root and at ``"next"``, in one pass where that is exact (no batch statistics, say)."""
@@ -106,7 +109,7 @@ class BoundQNetwork:
         if self._module is None or self._mixes_rows or not tensordict.batch_dims:
             return self(tensordict), self(following)
         inputs = [torch.cat([tensordict.get(key), following.get(key)]) for key in self._in_keys]
-        self.network  # noqa: B018 - follow the template's mode
+        self._follow_mode()
         q, next_q = self._module(*inputs).chunk(2)
         return q, next_q
 
