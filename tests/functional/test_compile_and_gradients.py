@@ -25,7 +25,7 @@ def with_prior(name):
 
 # Name: (callable, differentiable inputs). tau is an input wherever it may be a tensor.
 TAU = torch.tensor(0.4, dtype=torch.float64)
-SOFT = ("soft_value", "scaled_log_policy", "soft_policy", "soft_gap")
+SOFT = ("soft_value", "scaled_log_policy", "soft_value_and_log_policy", "soft_policy", "soft_gap")
 CASES = {
     **{name: (getattr(functional, name), [*inputs((3, 4)), TAU]) for name in SOFT},
     **{f"{name} (prior)": (with_prior(name), [*inputs((3, 4), (4,)), TAU]) for name in SOFT},

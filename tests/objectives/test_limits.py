@@ -83,7 +83,7 @@ def test_mean_of_the_m_iqn_target_is_the_m_dqn_target(cases: Any, batch: Any) ->
     """With the policy's quantiles reused, averaging the target over quantiles gives M-DQN's on the mean values."""
     data = batch(20, dtype=torch.float64)
     loss = cases["m_iqn_reuse"].loss().double()
-    bound = loss._networks
+    bound = loss._networks["value_network"]
     frozen = bound[1].network.quantile_network
     captured: dict[str, torch.Tensor] = {}
     original = frozen.quantiles

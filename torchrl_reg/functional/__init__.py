@@ -12,7 +12,13 @@ from torchrl_reg.functional.munchausen import (
     persistent_advantage_gap,
 )
 from torchrl_reg.functional.quantile import quantile_huber_loss
-from torchrl_reg.functional.soft import scaled_log_policy, soft_gap, soft_policy, soft_value
+from torchrl_reg.functional.soft import (
+    scaled_log_policy,
+    soft_gap,
+    soft_policy,
+    soft_value,
+    soft_value_and_log_policy,
+)
 
 __all__ = [
     "action_gap",
@@ -26,4 +32,5 @@ __all__ = [
     "soft_gap",
     "soft_policy",
     "soft_value",
+    "soft_value_and_log_policy",
 ]

@@ -75,6 +75,32 @@ def scaled_log_policy(q: Tensor, tau: Temperature, *, log_prior: Tensor | None =
     return advantage - tau * log_sum
 
 
+def soft_value_and_log_policy(
+    q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, dim: int = -1
+) -> tuple[Tensor, Tensor]:
+    r"""Both :math:`F_\tau(q)` and :math:`\tau \ln \pi`, for the price of one.
+
+    Source: :func:`soft_value` and :func:`scaled_log_policy`.
+
+    Args:
+        q: action values ``[*B, A]``, in reward units.
+        tau: temperature >= 0, in reward units.
+        log_prior: log-probabilities, broadcastable to ``[*B, A]``; None is the plain logsumexp.
+        dim: dimension of the actions.
+
+    Returns:
+        Soft values ``[*B]`` and scaled log-policies ``[*B, A]``.
+
+    Raises:
+        ValueError: if ``tau`` is a negative or non-finite number, or not 0-dimensional.
+    """
+    q_max, advantage, log_rho, tau, log_sum = _shifted(q, tau, log_prior, dim)
+    gap = tau * log_sum
+    if log_rho is not None:
+        advantage = advantage + tau * log_rho
+    return (q_max + gap).squeeze(dim), advantage - gap
+
+
 def soft_policy(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, dim: int = -1) -> Tensor:
     r"""Boltzmann policy :math:`\pi(a) \propto \rho(a) \exp(q(a) / \tau)`, as probabilities.
 

@@ -53,14 +53,42 @@ def inner_module(network: nn.Module, action_value_key: NestedKey) -> tuple[nn.Mo
     return (first.module, list(first.in_keys)) if plain else None
 
 
-class BoundQNetwork:
-    """A Q-network that holds parameters of a loss, callable on plain tensors where that is exact.
+class BoundModule:
+    """A network that holds parameters of a loss for good.
 
     Args:
-        template: the TensorDict Q-network the loss was built from; not lazy (any more).
-        params: the loss's parameters (``value_network_params`` or its target), whose tensors the network will hold.
-        action_value_key: where the network writes its ``[*B, A]`` Q-values.
+        template: the TensorDict module the loss was built from; not lazy (any more).
+        params: the loss's parameters (``<name>_params`` or its target), whose tensors the network will hold.
         private: hold them in a copy of ``template`` (target parameters) rather than in ``template`` itself.
+    """
+
+    def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
+        self._template = template
+        self._network = copy.deepcopy(template) if private else template
+        # The template of a deep-copied loss is its own, but holds tensors apart from the copied parameters.
+        if private or not _shares_tensors(template, params):
+            params.to_module(self._network)
+        if private:
+            self._network.requires_grad_(False)
+
+    @property
+    def network(self) -> Any:
+        """The network with its parameters, in the train or eval mode of the template."""
+        self._follow_mode()
+        return self._network
+
+    def _follow_mode(self) -> None:
+        # A private copy does not hear of `actor.eval()`; TorchRL would have run the template.
+        if self._network.training != self._template.training:
+            self._network.train(self._template.training)
+
+
+class BoundQNetwork(BoundModule):
+    """A bound Q-network, callable on plain tensors where that is exact.
+
+    Args:
+        template, params, private: see :class:`BoundModule`.
+        action_value_key: where the network writes its ``[*B, A]`` Q-values.
     """
 
     def __init__(
@@ -71,29 +99,12 @@ class BoundQNetwork:
         *,
         private: bool = False,
     ) -> None:
-        self._template = template
+        super().__init__(template, params, private=private)
         self._action_value_key = action_value_key
-        self._network = copy.deepcopy(template) if private else template
-        # The template of a deep-copied loss is its own, but holds tensors apart from the copied parameters.
-        if private or not _shares_tensors(template, params):
-            params.to_module(self._network)
-        if private:
-            self._network.requires_grad_(False)
         inner = inner_module(self._network, action_value_key)
         self._module: nn.Module | None = inner[0] if inner else None
         self._in_keys: list[NestedKey] = inner[1] if inner else []
         self._mixes_rows = mixes_rows(template)
-
-    @property
-    def network(self) -> TensorDictModuleBase:
-        """The network with its parameters, in the train or eval mode of the template."""
-        self._follow_mode()
-        return self._network
-
-    def _follow_mode(self) -> None:
-        # A private copy does not hear of `actor.eval()`; TorchRL would have run the template.
-        if self._network.training != self._template.training:
-            self._network.train(self._template.training)
 
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` at the root of ``tensordict``."""

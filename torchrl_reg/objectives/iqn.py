@@ -17,6 +17,7 @@ from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.objectives.diagnostics import finite_action_gap
 from torchrl_reg.objectives.q_learning import QLearningLoss
+from torchrl_reg.objectives.regularized_loss import keep_masked_rows_out
 from torchrl_reg.objectives.value.one_step import one_step_return
 
 
@@ -112,10 +113,14 @@ class IQNLoss(QLearningLoss):
         target: Tensor,
         diagnostics: dict[str, Tensor],
     ) -> TensorDict:
-        target = self._masked_target(tensordict, target, z.mean(-1, keepdim=True))
+        mean = z.mean(-1, keepdim=True)
+        mask = self._loss_mask(tensordict, mean.squeeze(-1))
+        target = keep_masked_rows_out(target, mean, None if mask is None else mask.unsqueeze(-1))
         elementwise = quantile_huber_loss(z, fractions, target, self.kappa)
         self._write_priority(tensordict, elementwise.detach())
-        return self._output(tensordict, elementwise, (z.mean(-1) - target.mean(-1)), diagnostics)
+        if self.diagnostics:
+            diagnostics["td_error"] = (mean.detach().squeeze(-1) - target.mean(-1)).abs()
+        return self._output(tensordict, elementwise, mask, diagnostics)
 
     def _fractions(self, features: Tensor, count: int) -> Tensor:
         shape = (count,) if self.share_fractions else (*features.shape[:-1], count)

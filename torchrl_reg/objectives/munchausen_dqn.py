@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import ValueEstimators
 
+from torchrl_reg.functional import soft_value_and_log_policy
 from torchrl_reg.objectives.bound_network import BoundQNetwork
-from torchrl_reg.objectives.diagnostics import munchausen_diagnostics
+from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.objectives.diagnostics import bonus_diagnostics, soft_diagnostics
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value import RegValueEstimators
 
@@ -89,8 +92,18 @@ class MunchausenDQNLoss(QLearningLoss):
         self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q_target, next_q = target_network.both(tensordict)
-        coefficients = {"tau": self.tau, "alpha": self.alpha, "clip_min": self.clip_min}
-        target = self.value_estimator.value_estimate(tensordict, q=q_target, next_q=next_q, **coefficients)
+        stacked = (q_target, next_q, q) if self.diagnostics else (q_target, next_q)
+        values, log_policies = soft_value_and_log_policy(torch.stack(stacked), self.tau)
+        log_pi_a = chosen_action_value(log_policies[0], action, self.action_space)
+        target = self.value_estimator.value_estimate(
+            tensordict,
+            next_value=values[1].unsqueeze(-1),
+            tau_log_pi=log_pi_a,
+            tau=self.tau,
+            alpha=self.alpha,
+            clip_min=self.clip_min,
+        )
         if not self.diagnostics:
             return target, {}
-        return target, munchausen_diagnostics(q, q_target, action, self.action_space, **coefficients)
+        rows = soft_diagnostics(q, log_policies[[2, 0]], self.tau)
+        return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)

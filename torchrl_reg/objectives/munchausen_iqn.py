@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl_reg.functional import munchausen_bonus, scaled_log_policy
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.objectives.chosen import chosen_action_value
-from torchrl_reg.objectives.diagnostics import munchausen_diagnostics
+from torchrl_reg.objectives.diagnostics import bonus_diagnostics, soft_diagnostics
 from torchrl_reg.objectives.iqn import IQNLoss
 
 
@@ -90,7 +90,8 @@ class MunchausenIQNLoss(IQNLoss):
         next_q = self._allowed(next_q, tensordict.get("next"))
 
         action = tensordict.get(self.tensor_keys.action)
-        log_pi_a = chosen_action_value(scaled_log_policy(q, self.tau), action, self.action_space)
+        log_policy = scaled_log_policy(q, self.tau)
+        log_pi_a = chosen_action_value(log_policy, action, self.action_space)
         bonus = munchausen_bonus(log_pi_a, self.alpha, self.clip_min)
         log_pi = scaled_log_policy(next_q, self.tau).unsqueeze(-2)  # tau ln pi(.|s'), one for all quantiles
         pi = (log_pi / self.tau).exp()
@@ -98,15 +99,10 @@ class MunchausenIQNLoss(IQNLoss):
         target = self._backup(tensordict, soft_z) + bonus.unsqueeze(-1)
         if not self.diagnostics:
             return target, {}
-        return target, munchausen_diagnostics(
-            self._allowed(quantiles.detach().mean(-2), tensordict),
-            q,
-            action,
-            self.action_space,
-            tau=self.tau,
-            alpha=self.alpha,
-            clip_min=self.clip_min,
-        )
+        online = self._allowed(quantiles.detach().mean(-2), tensordict)
+        log_policies = torch.stack((scaled_log_policy(online, self.tau), log_policy))
+        rows = soft_diagnostics(online, log_policies, self.tau)
+        return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)
 
     def _both_features(
         self, frozen: ImplicitQuantileNetwork, tensordict: TensorDictBase, key: NestedKey

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import ValueEstimators
 
+from torchrl_reg.functional import soft_value_and_log_policy
 from torchrl_reg.objectives.bound_network import BoundQNetwork
+from torchrl_reg.objectives.chosen import chosen_action_value
 from torchrl_reg.objectives.diagnostics import soft_diagnostics
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value import RegValueEstimators
@@ -72,7 +75,13 @@ class SoftDQNLoss(QLearningLoss):
     def _target(
         self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        q_target, next_q = target_network.both(tensordict)
-        target = self.value_estimator.value_estimate(tensordict, q=q_target, next_q=next_q, tau=self.tau)
-        rows = soft_diagnostics(q, q_target, self.tau) if self.diagnostics else {}
-        return target, rows
+        estimator = self.value_estimator
+        if not (self.diagnostics or estimator.needs_policy):
+            return estimator.value_estimate(tensordict, next_q=target_network(tensordict.get("next")), tau=self.tau), {}
+        # The online values join in for the diagnostics only: one more row of one kernel.
+        values, log_policies = soft_value_and_log_policy(torch.stack((q, *target_network.both(tensordict))), self.tau)
+        log_pi_a = chosen_action_value(log_policies[1], action, self.action_space)
+        target = estimator.value_estimate(
+            tensordict, next_value=values[2].unsqueeze(-1), tau_log_pi=log_pi_a, tau=self.tau
+        )
+        return target, soft_diagnostics(q, log_policies[:2], self.tau) if self.diagnostics else {}

@@ -10,8 +10,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import register_value_estimator
 
-from torchrl_reg.functional import munchausen_bonus, scaled_log_policy
-from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.objectives.coefficients import check_clip, check_weight
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.soft_td import SoftTD0Estimator, refuse_stock_dqn
@@ -73,13 +72,17 @@ class MunchausenTD0Estimator(SoftTD0Estimator):
         tau: Tensor | float | None = None,
         alpha: Tensor | float | None = None,
         clip_min: Tensor | float | None = None,
+        tau_log_pi: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes."""
-        if q is None:
-            q = self._q_values(tensordict, target_params)
-        log_pi = scaled_log_policy(q, self._coefficient("tau", tau))
-        log_pi = chosen_action_value(log_pi, tensordict.get(self.tensor_keys.action), self.action_space)
-        bonus = munchausen_bonus(log_pi, self._coefficient("alpha", alpha), self._coefficient("clip_min", clip_min))
+        """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes.
+
+        So do ``tau_log_pi [*B]``, ``tau ln pi`` of the stored actions, and ``next_value [*B, 1]``, the soft value.
+        """
+        if tau_log_pi is None:
+            if q is None:
+                q = self._q_values(tensordict, target_params)
+            tau_log_pi = self._tau_log_pi(tensordict, q, tau)
+        bonus = munchausen_bonus(tau_log_pi, self._coefficient("alpha", alpha), self._coefficient("clip_min", clip_min))
         soft = super().value_estimate(tensordict, target_params, next_value, next_q=next_q, tau=tau, **kwargs)
         return soft + bonus.unsqueeze(-1).to(soft.dtype)

@@ -16,8 +16,9 @@ from torchrl.data.utils import _find_action_space
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_reg.functional import soft_value
+from torchrl_reg.functional import scaled_log_policy, soft_value
 from torchrl_reg.objectives.bound_network import action_values
+from torchrl_reg.objectives.chosen import chosen_action_value
 
 
 class RegularizedEstimator(ValueEstimatorBase):
@@ -82,6 +83,8 @@ class RegularizedEstimator(ValueEstimatorBase):
         return estimator
 
     action_space: str = "categorical"
+    #: Whether the target reads the policy at the stored action (then a loss must have it ready).
+    needs_policy: ClassVar[bool] = False
     #: What :meth:`for_loss` takes where nothing is given.
     _defaults: ClassVar[dict[str, float]] = {"gamma": 0.99, "tau": 0.03}
 
@@ -91,6 +94,10 @@ class RegularizedEstimator(ValueEstimatorBase):
 
     def _q_values(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
         return action_values(self.value_network, tensordict, params, self.tensor_keys.action_value)
+
+    def _tau_log_pi(self, tensordict: TensorDictBase, q: Tensor, tau: Tensor | float | None) -> Tensor:
+        log_policy = scaled_log_policy(q, self._coefficient("tau", tau))
+        return chosen_action_value(log_policy, tensordict.get(self.tensor_keys.action), self.action_space)
 
     def _next_value(self, tensordict: TensorDictBase, target_params: TensorDictBase | None, kwargs: Any) -> Tensor:
         next_q = kwargs.get("next_q")

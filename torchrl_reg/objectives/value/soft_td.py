@@ -12,8 +12,7 @@ from torchrl.objectives import DQNLoss, LossModule
 from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import TD0Estimator, TDLambdaEstimator
 
-from torchrl_reg.functional import munchausen_bonus, scaled_log_policy
-from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.objectives.coefficients import check_clip, check_temperature, check_weight
 from torchrl_reg.objectives.value.one_step import one_step_return
 from torchrl_reg.objectives.value.registry import RegValueEstimators
@@ -116,6 +115,7 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
     'SoftTDLambdaEstimator'
     """
 
+    needs_policy = True
     _defaults = {**RegularizedEstimator._defaults, "lmbda": 0.95}
 
     def __init__(
@@ -154,23 +154,26 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         tau: Tensor | float | None = None,
         alpha: Tensor | float | None = None,
         clip_min: Tensor | float | None = None,
+        tau_log_pi: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """The target ``[*B, T, 1]``; ``q`` and ``next_q`` (``[*B, T, A]``, target network) save two passes."""
-        tau = self._coefficient("tau", tau)
+        """The target ``[*B, T, 1]``; ``q`` and ``next_q`` (``[*B, T, A]``, target network) save two passes.
+
+        So do ``tau_log_pi [*B, T]``, ``tau ln pi`` of the stored actions, and ``next_value [*B, T, 1]``.
+        """
         alpha = self._coefficient("alpha", alpha)
-        if q is None:
-            q = self._q_values(tensordict, target_params)
+        if tau_log_pi is None:
+            if q is None:
+                q = self._q_values(tensordict, target_params)
+            tau_log_pi = self._tau_log_pi(tensordict, q, tau)
         if next_value is None:
             next_value = self._next_value(tensordict, target_params, {"next_q": next_q, "tau": tau})
-        action = tensordict.get(self.tensor_keys.action)
-        log_pi = chosen_action_value(scaled_log_policy(q, tau), action, self.action_space)
-        bonus = munchausen_bonus(log_pi, alpha, self._coefficient("clip_min", clip_min))
+        bonus = munchausen_bonus(tau_log_pi, alpha, self._coefficient("clip_min", clip_min))
         # G_t - l_t follows TorchRL's own recursion with reward r_t + m_t - l_t, so its vectorized kernels serve.
         shaped = tensordict.copy()
         reward_key = ("next", self.tensor_keys.reward)
         reward = tensordict.get(reward_key)
-        log_pi, bonus = log_pi.unsqueeze(-1).to(reward.dtype), bonus.unsqueeze(-1).to(reward.dtype)
+        log_pi, bonus = tau_log_pi.unsqueeze(-1).to(reward.dtype), bonus.unsqueeze(-1).to(reward.dtype)
         shaped.set(reward_key, reward + bonus - log_pi)
         trace = super().value_estimate(shaped, next_value=next_value, time_dim=time_dim)
         return torch.add(trace, log_pi)

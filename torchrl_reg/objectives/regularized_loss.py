@@ -1,0 +1,303 @@
+"""What every loss here shares: keys, coefficients, value estimator, networks bound to their parameters, reduction.
+
+A family adds its networks and its forward pass (:class:`~torchrl_reg.objectives.q_learning.QLearningLoss`), a method
+its target.
+
+Shapes: ``*B`` batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import (
+    _VALUE_ESTIMATOR_REGISTRY,
+    ValueEstimators,
+    _coerce_value_type,
+    dispatch_value_estimator,
+    get_value_estimator_entry,
+)
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_reg.objectives.bound_network import BoundModule
+from torchrl_reg.objectives.coefficients import check_clip, check_discount, check_temperature, check_weight
+
+LossFunction = Literal["l1", "l2", "smooth_l1"]
+Reduction = Literal["none", "mean", "sum"]
+
+
+class RegularizedLoss(LossModule):
+    """Base of the losses of this package.
+
+    Args:
+        loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
+        diagnostics: also return the detached scalars listed by the subclass.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys that ``set_keys`` accepts, and their defaults (those of :class:`~torchrl.objectives.DQNLoss`)."""
+
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "chosen_action_value"
+        action_value: NestedKey = "action_value"
+        action: NestedKey = "action"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+        priority_weight: NestedKey = "priority_weight"
+
+    tensor_keys: Any
+    default_keys: Any = _AcceptedKeys
+    out_keys = ["loss"]
+    value_network: TensorDictModule
+
+    default_value_estimator: Any = ValueEstimators.TD0
+    #: TorchRL's names for the estimators this loss stands in with its own (``"td0"`` -> soft TD(0), ...).
+    _stand_ins: ClassVar[dict[Any, Any]] = {}
+    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
+    #: The networks the loss was built from; ``<name>_params`` and ``target_<name>_params`` are their parameters.
+    _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
+    #: How each schedulable coefficient is checked, wherever it is set.
+    _coefficient_checks: ClassVar[dict[str, Callable[[Any], float]]] = {
+        "tau": check_temperature,
+        "alpha": check_weight,
+        "clip_min": check_clip,
+    }
+
+    def __init__(
+        self,
+        *,
+        loss_function: LossFunction,
+        reduction: Reduction = "mean",
+        use_prioritized_weights: bool | Literal["auto"] = "auto",
+        diagnostics: bool = True,
+    ) -> None:
+        super().__init__()
+        if loss_function not in ("l1", "l2", "smooth_l1"):
+            raise ValueError(f"loss_function must be 'l1', 'l2' or 'smooth_l1', got {loss_function!r}.")
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        self.loss_function = loss_function
+        self.reduction = reduction
+        self.use_prioritized_weights = use_prioritized_weights
+        self.diagnostics = diagnostics
+
+    # -- coefficients -------------------------------------------------------------------------------------------
+
+    def _register_coefficients(self, **coefficients: float | None) -> None:
+        for name, value in coefficients.items():
+            if name not in self._schedulable_buffers:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}.")
+            # float64 keeps published values exact in double precision; a 0-dim tensor never promotes the data.
+            checked = torch.tensor(self._coefficient_checks[name](value), dtype=torch.float64)
+            self.register_coeff_buffer(name, checked, device=self._default_device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = name in self._coefficient_checks and name in self.__dict__.get("_buffers", ())
+        if known and not isinstance(value, Tensor):
+            value = self._coefficient_checks[name](value)
+        super().__setattr__(name, value)
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def _set_in_keys(self) -> None:
+        networks = [getattr(self, name) for name in self._network_names]
+        states = [key for network in networks for key in network.in_keys]
+        keys = [
+            self.tensor_keys.action,
+            ("next", self.tensor_keys.reward),
+            ("next", self.tensor_keys.done),
+            ("next", self.tensor_keys.terminated),
+            *states,
+            *[("next", key) for key in self.value_network.in_keys],
+        ]
+        self._in_keys = list(dict.fromkeys(keys))
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries read from the input (as keyword arguments: joined with ``_``)."""
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, keys: list[NestedKey]) -> None:
+        self._in_keys = keys
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        estimator = self._value_estimator
+        if estimator is not None:
+            accepted = estimator._AcceptedKeys.__dataclass_fields__
+            names = ["advantage", "value_target", "value", "reward", "done", "terminated"]
+            names += ["steps_to_next_obs", "action", "action_value"]
+            estimator.set_keys(**{n: getattr(self.tensor_keys, n) for n in names if n in accepted})
+        self._set_in_keys()
+        self._bind()
+
+    # -- value estimator ----------------------------------------------------------------------------------------
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
+        """Choose the value estimator by name, enum, class or instance; returns the loss.
+
+        ``tau``, ``alpha`` and ``clip_min`` given here set the loss's own coefficients: the loss is the one place
+        where they live, and it hands them to the estimator at every call.
+        """
+        if value_type is None:
+            value_type = self.default_value_estimator
+        for name in self._coefficient_checks:
+            if name in hyperparams and name in self._buffers:
+                setattr(self, name, self._coefficient_checks[name](hyperparams.pop(name)))
+        if "gamma" in hyperparams:
+            check_discount(hyperparams["gamma"])
+        if isinstance(value_type, ValueEstimatorBase):
+            self._check_estimator(type(value_type))
+            self._value_estimator = value_type
+            self.value_type = type(value_type)
+        elif isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
+            self._check_estimator(value_type)
+            hyperparams.setdefault("gamma", 0.99)
+            self._value_estimator = value_type.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
+            self.value_type = value_type
+        else:
+            value_type = _coerce_value_type(value_type)
+            hyperparams.setdefault("device", self._default_device)
+            dispatch_value_estimator(
+                self,
+                self._stand_ins.get(value_type, value_type),
+                supported=self.SUPPORTED_VALUE_ESTIMATORS,
+                **hyperparams,
+            )
+        self._keep_exact(hyperparams)
+        self._forward_value_estimator_keys()
+        return self
+
+    def _check_estimator(self, estimator: type) -> None:
+        """Refuse estimators of another backup: this loss would use them in part, or not at all."""
+        own = {get_value_estimator_entry(self._stand_ins.get(v, v)).cls for v in self.SUPPORTED_VALUE_ESTIMATORS}
+        registered = {entry.cls for entry in _VALUE_ESTIMATOR_REGISTRY.values()}
+        if estimator not in own and (estimator in registered or not issubclass(estimator, tuple(own))):
+            names = " or ".join(sorted(cls.__name__ for cls in own))
+            raise NotImplementedError(f"{type(self).__name__} takes a {names}, got {estimator.__name__}.")
+
+    def _keep_exact(self, hyperparams: dict[str, Any]) -> None:
+        # Estimators register float32 buffers; in float64 a gamma of 0.9 would then be wrong by 1e-8.
+        for name in ("gamma", "lmbda"):
+            if isinstance(hyperparams.get(name), (int, float)):
+                buffer = getattr(self._value_estimator, name)
+                exact = torch.tensor(hyperparams[name], dtype=torch.float64, device=buffer.device)
+                self._value_estimator.register_buffer(name, exact)
+
+    # -- networks -----------------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        """Hold the online and the target parameters in networks that can be called directly."""
+        self._networks: dict[str, tuple[Any, Any]] | None = None
+        params = {name: getattr(self, f"{name}_params") for name in self._network_names}
+        if any(nn.parameter.is_lazy(p) for group in params.values() for p in group.parameters()):
+            return
+        self._networks = {
+            name: (self._bound_module(name, group, False), self._bound_module(name, self._target_params(name), True))
+            for name, group in params.items()
+        }
+
+    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundModule:
+        return BoundModule(getattr(self, name), params, private=private)
+
+    def _target_params(self, name: str = "value_network") -> TensorDictBase:
+        # Read around LossModule.__getattr__, which warns until an updater exists (forward warns too), unless it has
+        # to fill in lazy parameters or stand in for a target network that was not asked for.
+        params = self._modules.get(f"target_{name}_params")
+        if params is None or getattr(params, "uninitialized_keys", None):
+            return getattr(self, f"target_{name}_params")
+        return params  # type: ignore[return-value]
+
+    def _bound(self, tensordict: TensorDictBase, name: str = "value_network") -> tuple[Any, Any]:
+        """The online and the target network of that name."""
+        if self._networks is None:  # lazy: one pass gives the parameters their shapes
+            with torch.no_grad():
+                for network in (getattr(self, n) for n in self._network_names):
+                    network(tensordict.select(*network.in_keys))
+            self._bind()
+        assert self._networks is not None
+        return self._networks[name]
+
+    def _apply(self, fn: Any) -> Any:
+        super()._apply(fn)
+        self._bind()  # .to() and .double() replace the target tensors
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_networks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bind()  # a copy holds tensors of its own
+
+    # -- what a forward pass ends with --------------------------------------------------------------------------
+
+    def _write_priority(self, tensordict: TensorDictBase, priority: Tensor) -> None:
+        priority = priority.unsqueeze(-1)
+        if tensordict.device is not None:
+            priority = priority.to(tensordict.device)
+        tensordict.set(self.tensor_keys.priority, priority, inplace=True)
+
+    def _loss_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+        """The rows that count, in the shape of ``like``, or None if all do."""
+        mask = None
+        for key in self._loss_mask_keys():
+            entry = tensordict.get(key, None)
+            if entry is not None:
+                entry = self._expand_loss_mask(entry, like)
+                mask = entry if mask is None else mask & entry
+        return mask
+
+    def _output(
+        self,
+        tensordict: TensorDictBase,
+        elementwise: Tensor,
+        mask: Tensor | None,
+        diagnostics: dict[str, Tensor],
+        **terms: Tensor,
+    ) -> TensorDict:
+        """``loss`` reduced from ``elementwise [*B]``, further loss ``terms``, and the means of the diagnostic rows."""
+        weights = self._maybe_get_priority_weight(tensordict)
+        # TorchRL's reduction would look for the masks again; where there are none, it need not.
+        loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
+        scalars: dict[str, Tensor] = {}
+        if self.diagnostics:
+            scalars = _means(diagnostics, mask)
+            if "tau" in self._buffers:
+                scalars["tau"] = self.tau.to(loss.dtype, copy=True)
+        out = TensorDict({"loss": loss, **terms, **scalars})
+        params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
+        self._clear_weakrefs(tensordict, out, *params)
+        return out
+
+
+def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None) -> Tensor:
+    """``target``, with the prediction itself in rows outside ``mask``.
+
+    Padded rows may hold NaN; masking the loss alone would still send NaN gradients through the distance.
+    """
+    return target if mask is None else torch.where(mask, target, prediction.detach())
+
+
+def _means(rows: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+    """Batch means of equally shaped rows, in one reduction; over the rows of ``mask`` if there is one."""
+    stacked = torch.stack(list(rows.values())).float()
+    if mask is None:
+        means = stacked.flatten(1).mean(1)
+    else:
+        means = torch.where(mask, stacked, 0.0).flatten(1).sum(1) / mask.sum().clamp(min=1)
+    return dict(zip(rows, means.unbind(), strict=True))
