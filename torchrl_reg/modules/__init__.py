@@ -1,19 +1,40 @@
 """Networks, distributions, actors and exploration modules."""
 
+from torchrl_reg.modules.autoregressive_actor import (
+    AutoregressiveMulticategorical,
+    AutoregressiveMulticategoricalActor,
+)
 from torchrl_reg.modules.boltzmann import BoltzmannQActor
+from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
+from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
+from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
 from torchrl_reg.modules.networks import NetSettings, num_actions, q_network, quantile_network
+from torchrl_reg.modules.policies import PolicySettings, policy, state_action_value_network, state_value_network
 from torchrl_reg.modules.quantile_actor import QuantileQActor
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
 
 __all__ = [
+    "ActionBins",
+    "AutoregressiveMulticategorical",
+    "AutoregressiveMulticategoricalActor",
     "BoltzmannQActor",
+    "FlowActor",
+    "FlowDistribution",
     "ImplicitQuantileNetwork",
     "MinAtarCNN",
+    "Multicategorical",
+    "MulticategoricalActor",
     "NatureCNN",
     "NetSettings",
+    "PolicySettings",
     "QuantileQActor",
+    "gaussian_actor",
     "num_actions",
+    "policy",
     "q_network",
     "quantile_network",
+    "state_action_value_network",
+    "state_value_network",
 ]

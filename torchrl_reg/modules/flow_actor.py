@@ -1,0 +1,248 @@
+"""A normalizing-flow policy on a box, with the exact density of stored actions.
+
+Shapes: ``*B`` batch, ``*S`` sample shape, ``D`` action dimensions, ``F`` features, ``H`` hidden units, ``L`` layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.nn import functional as F
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from torchrl_reg.modules.multicategorical import check_box
+from torchrl_reg.modules.multicategorical_actor import suffixed
+
+
+class Coupling(NamedTuple):
+    """One affine coupling at given states: ``y = x exp(s) + t`` on the free dimensions, the others pass.
+
+    Args:
+        hidden: ``[*B, H]`` what the state adds to the hidden units.
+        kept: ``[D]`` one where a dimension passes (and conditions the others), zero where it is free.
+        weight_in, weight_out, bias: ``[H, D]``, ``[2 D, H]``, ``[2 D]`` weights of the coupling net.
+        max_log_scale: bound of ``|s|``.
+    """
+
+    hidden: Tensor
+    kept: Tensor
+    weight_in: Tensor
+    weight_out: Tensor
+    bias: Tensor
+    max_log_scale: float
+
+    def scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``s, t [*S, *B, D]``, zero on the kept dimensions; the free dimensions of ``x`` have no influence."""
+        hidden = (self.hidden + F.linear(x * self.kept, self.weight_in)).relu()
+        s, t = F.linear(hidden, self.weight_out, self.bias).chunk(2, -1)
+        free = 1 - self.kept
+        return free * self.max_log_scale * (s / self.max_log_scale).tanh(), free * t
+
+
+class FlowDistribution(Distribution):
+    r"""``a = low + (high - low) (1 + tanh(u)) / 2`` with ``u`` a RealNVP of a standard normal, conditioned on a state.
+
+    .. math:: \ln p(a) = \ln N(z; 0, I) - \sum_l \sum_d s_{l,d}
+              - \sum_d \ln\Big(\frac{high_d - low_d}{2} (1 - \tanh^2 u_d)\Big)
+
+    where :math:`u = \mathrm{atanh}(2 (a - low)/(high - low) - 1)`, ``z`` is its inverse image, ``s`` the log-scales.
+
+    Get it from :meth:`FlowActor.get_dist`. Log-densities are of actions in their own units (nats; positive values are
+    possible). ``atanh`` is clamped at ``1 - eps`` with ``eps`` 1e-6 (1e-12 in float64): an action at a bound, or
+    rounded to it, has the density at ``|u| = atanh(1 - eps)``, finite.
+
+    Args:
+        couplings: the layers, base first.
+        low, high: ``[D]`` bounds.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = True
+
+    def __init__(self, couplings: Sequence[Coupling], low: Tensor, high: Tensor) -> None:
+        self.couplings, self.low, self.high = list(couplings), low, high
+        hidden = self.couplings[0].hidden
+        self._base_shape = hidden.shape[:-1] + low.shape
+        super().__init__(hidden.shape[:-1], Size(low.shape), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box."""
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Exact log-density ``[*S, *B]`` of actions ``[*S, *B, D]``, through the analytic inverse.
+
+        Raises:
+            ValueError: ``value`` of another width.
+        """
+        if value.shape[-1:] != self._event_shape:
+            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
+        limit = 1 - (1e-12 if value.dtype == torch.float64 else 1e-6)
+        u = ((2 * value - self.low - self.high) / (self.high - self.low)).clamp(-limit, limit).atanh()
+        log_det = self._squash_log_det(u)
+        z = u
+        for coupling in reversed(self.couplings):
+            s, t = coupling.scale_and_shift(z)
+            z = (z - t) * (-s).exp()
+            log_det = log_det + s.sum(-1)
+        return _standard_normal(z) - log_det
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Reparametrized actions ``[*S, *B, D]`` and their log-density, without going through the inverse."""
+        return self._push(torch.randn(*sample_shape, *self._base_shape, dtype=self.low.dtype, device=self.low.device))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        """Reparametrized actions ``[*S, *B, D]``."""
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        """Actions ``[*S, *B, D]``."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The image ``[*B, D]`` of the base's mode ``z = 0``. **Not the mode** of the density of actions."""
+        return self._push(torch.zeros(self._base_shape, dtype=self.low.dtype, device=self.low.device))[0]
+
+    @property
+    def mean(self) -> NoReturn:
+        raise NotImplementedError("A flow policy has no closed-form mean: average samples instead.")
+
+    def entropy(self) -> NoReturn:
+        raise NotImplementedError("A flow policy has no closed-form entropy: average -log_prob over samples instead.")
+
+    def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        u, log_det = z, torch.zeros_like(z[..., 0])
+        for coupling in self.couplings:
+            s, t = coupling.scale_and_shift(u)
+            u = u * s.exp() + t
+            log_det = log_det + s.sum(-1)
+        # Clamped: rounding may leave the box by one unit in the last place.
+        action = (self.low + (self.high - self.low) * (1 + u.tanh()) / 2).clamp(self.low, self.high)
+        return action, _standard_normal(z) - log_det - self._squash_log_det(u)
+
+    def _squash_log_det(self, u: Tensor) -> Tensor:
+        """``sum_d ln((high - low) / 2 (1 - tanh(u)^2))``, in the form that does not underflow."""
+        log_sech2 = 2 * (math.log(2) - u - F.softplus(-2 * u))
+        return (log_sech2 + ((self.high - self.low) / 2).log()).sum(-1)
+
+
+def _standard_normal(z: Tensor) -> Tensor:
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+
+class FlowActor(TensorDictModuleBase):
+    """Acts with a state-conditional RealNVP (Dinh et al., 2017, 1605.08803), squashed to the box by a tanh.
+
+    As in QUINOA, the features of the state enter every coupling net (one hidden layer of ``num_cells`` ReLU units).
+    Layers keep the even and the odd dimensions in turn. Log-scales are bounded by ``max_log_scale``. The last layers
+    start at zero, so the policy starts as the image of a standard normal under the tanh. With one action dimension
+    nothing is left to couple: each layer is an affine map of it that depends on the state only, hence a tanh-normal.
+
+    Writes the action ``[*B, D]`` (reparametrized) and ``action_log_prob [*B]`` (a log-density, nats). Random
+    exploration samples; deterministic exploration takes the image of the base's mode, **not the mode** of the
+    density; ``ExplorationType.MEAN`` is not available.
+
+    Args:
+        torso: from the in-keys to features ``[*B, num_features]``.
+        num_features: their number F.
+        low, high: bounds of the actions, numbers or ``[D]`` (two numbers: D = 1).
+        num_layers: couplings L; at least 2 are needed to move every dimension.
+        num_cells: hidden units of each coupling net.
+        max_log_scale: bound of the log-scale of each layer, > 0.
+        in_keys: observation keys. Default ``("observation",)``.
+        action_key: where the action goes; the log-probability goes to the same with ``_log_prob`` appended.
+
+    Attributes:
+        stored_action_key: what a loss reads from replay (the action).
+
+    Raises:
+        ValueError: an unbounded or empty box, sizes < 1, ``max_log_scale`` <= 0, one layer for several dimensions.
+
+    >>> from tensordict import TensorDict
+    >>> actor = FlowActor(nn.Linear(4, 16), 16, low=[-1.0, -2.0], high=[1.0, 2.0])
+    >>> td = actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))
+    >>> td["action"].shape, actor.get_dist(td).log_prob(td["action"]).shape
+    (torch.Size([8, 2]), torch.Size([8]))
+    """
+
+    low: Tensor
+    high: Tensor
+    kept: Tensor
+
+    def __init__(
+        self,
+        torso: nn.Module,
+        num_features: int,
+        *,
+        low: Tensor | float | Sequence[float],
+        high: Tensor | float | Sequence[float],
+        num_layers: int = 4,
+        num_cells: int = 64,
+        max_log_scale: float = 2.0,
+        in_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+    ) -> None:
+        super().__init__()
+        low, high = _bounds(low, high)
+        dims = len(low)
+        if min(num_features, num_layers, num_cells) < 1:
+            sizes = f"{num_features}, {num_layers} and {num_cells}"
+            raise ValueError(f"num_features, num_layers and num_cells must be >= 1, got {sizes}.")
+        if num_layers < 2 <= dims:
+            raise ValueError(f"num_layers must be at least 2 for {dims} action dimensions, got {num_layers}.")
+        if not max_log_scale > 0:
+            raise ValueError(f"max_log_scale must be > 0, got {max_log_scale}.")
+        self.torso, self.max_log_scale = torso, float(max_log_scale)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        parity = (torch.arange(dims) + torch.arange(num_layers).unsqueeze(-1)) % 2
+        kept = parity.to(low.dtype) if dims > 1 else torch.zeros(num_layers, 1, dtype=low.dtype)
+        self.register_buffer("kept", kept, persistent=False)
+        self.features = nn.Linear(num_features, num_layers * num_cells)
+        self.weight_in = nn.Parameter(torch.empty(num_layers, num_cells, dims))
+        nn.init.uniform_(self.weight_in, -1 / math.sqrt(dims), 1 / math.sqrt(dims))
+        self.weight_out = nn.Parameter(torch.zeros(num_layers, 2 * dims, num_cells))
+        self.bias_out = nn.Parameter(torch.zeros(num_layers, 2 * dims))
+        self.in_keys, self.action_key = list(in_keys), action_key
+        self.stored_action_key, self.log_prob_key = action_key, suffixed(action_key, "_log_prob")
+        self.out_keys = [self.action_key, self.log_prob_key]
+
+    def get_dist(self, tensordict: TensorDictBase) -> FlowDistribution:
+        """The policy at the observations of ``tensordict``, which is left as it is."""
+        features = self.torso(*(tensordict[key] for key in self.in_keys))
+        hidden = self.features(features).chunk(len(self.kept), -1)
+        parts = zip(
+            hidden, self.kept.unbind(), self.weight_in.unbind(), self.weight_out.unbind(), self.bias_out.unbind(),
+            strict=True,
+        )  # fmt: skip
+        return FlowDistribution([Coupling(*part, self.max_log_scale) for part in parts], self.low, self.high)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        dist = self.get_dist(tensordict)
+        kind = exploration_type()
+        if kind in (ExplorationType.RANDOM, None):
+            action, log_prob = dist.rsample_and_log_prob()
+        else:
+            action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
+            log_prob = dist.log_prob(action)
+        return tensordict.set(self.action_key, action).set(self.log_prob_key, log_prob)
+
+
+def _bounds(low: Tensor | float | Sequence[float], high: Tensor | float | Sequence[float]) -> tuple[Tensor, Tensor]:
+    bottom, top = torch.broadcast_tensors(torch.as_tensor(low), torch.as_tensor(high))
+    bottom, top = torch.atleast_1d(bottom).float().clone(), torch.atleast_1d(top).float().clone()
+    if bottom.ndim > 1:
+        raise ValueError(f"low and high must be numbers or vectors [D], got shape {list(bottom.shape)}.")
+    check_box(bottom, top)
+    return bottom, top

@@ -1,0 +1,76 @@
+"""The tanh-normal actor, made of TorchRL's own parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey
+from tensordict.nn import NormalParamExtractor, TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import ProbabilisticActor, TanhNormal
+
+from torchrl_reg.modules.multicategorical import check_box
+from torchrl_reg.modules.multicategorical_actor import suffixed
+
+
+def gaussian_actor(
+    network: nn.Module,
+    *,
+    low: Tensor | float | Sequence[float],
+    high: Tensor | float | Sequence[float],
+    in_keys: Sequence[NestedKey] = ("observation",),
+    action_key: NestedKey = "action",
+    scale_mapping: str = "biased_softplus_1.0",
+    scale_lb: float = 1e-4,
+    spec: TensorSpec | None = None,
+) -> ProbabilisticActor:
+    """A :class:`~torchrl.modules.ProbabilisticActor` with ``a = tanh(N(loc, scale))``, scaled to ``[low, high]``.
+
+    It writes the action ``[*B, D]``, ``action_log_prob [*B]`` (a log-density, nats), ``loc`` and ``scale``. Its
+    ``stored_action_key`` is the action key: what a loss reads from replay.
+
+    Args:
+        network: from the in-keys to ``[*B, 2 D]``: ``loc``, then the scale before ``scale_mapping``.
+        low, high: bounds of the actions, numbers or ``[D]``.
+        in_keys, action_key: observation keys, and where the action goes.
+        scale_mapping, scale_lb: as for :class:`~tensordict.nn.NormalParamExtractor`: map to positive scales, lower
+            bound.
+        spec: action spec, optional.
+
+    Raises:
+        ValueError: an unbounded or empty box, ``scale_lb`` not > 0.
+
+    >>> from tensordict import TensorDict
+    >>> actor = gaussian_actor(nn.Linear(4, 2 * 3), low=[-1.0] * 3, high=[1.0] * 3)
+    >>> td = actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))
+    >>> td["action"].shape, td["action_log_prob"].shape
+    (torch.Size([8, 3]), torch.Size([8]))
+    """
+    if not scale_lb > 0:
+        raise ValueError(f"scale_lb must be > 0, got {scale_lb}.")
+    low, high = torch.as_tensor(low).float(), torch.as_tensor(high).float()
+    check_box(low, high)
+    params = TensorDictModule(
+        nn.Sequential(network, NormalParamExtractor(scale_mapping=scale_mapping, scale_lb=scale_lb)),
+        in_keys=list(in_keys),
+        out_keys=["loc", "scale"],
+    )
+    actor = ProbabilisticActor(
+        params,
+        in_keys=["loc", "scale"],
+        out_keys=[action_key],
+        spec=spec,
+        distribution_class=TanhNormal,
+        # safe_tanh clamps the inverse at 1 - eps: without it an action on a bound has log-density nan.
+        # Trap: TanhNormal moves the bounds to the device of loc at each construction.
+        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True},
+        return_log_prob=True,
+        log_prob_key=suffixed(action_key, "_log_prob"),
+        default_interaction_type=ExplorationType.RANDOM,
+    )
+    actor.stored_action_key = action_key
+    actor.action_key = action_key
+    return actor

@@ -1,0 +1,331 @@
+"""A product of categorical distributions over the bins of a box.
+
+Shapes: ``*B`` batch, ``*S`` sample shape, ``D`` action dimensions, ``K`` bins of the dimension with most of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints, register_kl
+
+
+@dataclass
+class ActionBins:
+    """Bins of a box: bin j of dimension d is ``linspace(low_d, high_d, K_d)[j]``, end-points included.
+
+    Build it with :meth:`build`. Holding tensors, not a module, a distribution stays valid after a loss has swapped the
+    parameters of its actor back.
+
+    Args:
+        num_bins: K_d per dimension.
+        values: ``[D, K]`` actions, padded with ``high``.
+        low, high: ``[D]`` bounds.
+        bins_per_unit: ``[D]``, ``(K_d - 1) / (high_d - low_d)``.
+        last: ``[D]``, ``K_d - 1``, floating point.
+        position: ``[D, K]`` place of each bin in the flat logits; None where all K_d are equal.
+        padding: ``[D, K]``, true where there is no such bin; None where all K_d are equal.
+    """
+
+    num_bins: tuple[int, ...]
+    values: Tensor
+    low: Tensor
+    high: Tensor
+    bins_per_unit: Tensor
+    last: Tensor
+    position: Tensor | None = None
+    padding: Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        low: Tensor | float | Sequence[float],
+        high: Tensor | float | Sequence[float],
+        num_bins: int | Sequence[int],
+    ) -> ActionBins:
+        """Bins of the box ``[low, high]``, each a number or ``[D]``; ``num_bins`` a number or D of them.
+
+        Raises:
+            ValueError: fewer than 2 bins, an unbounded or empty box, shapes that do not fit each other.
+        """
+        low, high = torch.as_tensor(low), torch.as_tensor(high)
+        dtype = torch.promote_types(low.dtype, high.dtype)
+        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+        counts = (num_bins,) if isinstance(num_bins, int) else tuple(int(k) for k in num_bins)
+        if not counts or min(counts) < 2:
+            raise ValueError(f"num_bins must be at least 2, got {num_bins}.")
+        if low.ndim > 1 or high.ndim > 1:
+            shapes = f"{list(low.shape)} and {list(high.shape)}"
+            raise ValueError(f"low and high must be numbers or vectors [D], got shapes {shapes}.")
+        dims = max(low.numel(), high.numel(), len(counts))
+        if any(n not in (1, dims) for n in (low.numel(), high.numel(), len(counts))):
+            raise ValueError(
+                f"low, high and num_bins must agree on the number of action dimensions, got {low.numel()}, "
+                f"{high.numel()} and {len(counts)}."
+            )
+        low, high = low.to(dtype).expand(dims).contiguous(), high.to(dtype).expand(dims).contiguous()
+        check_box(low, high)
+        return cls._tabulate(low, high, counts if len(counts) == dims else counts * dims)
+
+    @classmethod
+    def _tabulate(cls, low: Tensor, high: Tensor, counts: tuple[int, ...]) -> ActionBins:
+        most, ragged, device = max(counts), len(set(counts)) > 1, low.device
+        last = torch.tensor([k - 1 for k in counts], device=device, dtype=low.dtype)
+        step, j = ((high - low) / last).unsqueeze(-1), torch.arange(most, device=device, dtype=low.dtype)
+        j = torch.minimum(j, last.unsqueeze(-1))
+        # From both ends, as torch.linspace does: the end-points are exact.
+        from_low, from_high = low.unsqueeze(-1) + step * j, high.unsqueeze(-1) - step * (last.unsqueeze(-1) - j)
+        values = torch.where(2 * j < last.unsqueeze(-1), from_low, from_high)
+        bins = cls(counts, values, low, high, last / (high - low), last)
+        if ragged:
+            count = torch.tensor(counts, device=device).unsqueeze(-1)
+            k = torch.arange(most, device=device)
+            bins.padding = k >= count
+            # Padding reads some existing logit, which is then overwritten: no gradient goes there.
+            bins.position = (count.cumsum(0) - count + k).masked_fill(bins.padding, 0)
+        return bins
+
+    @property
+    def width(self) -> int:
+        """Number of logits, ``sum(num_bins)``."""
+        return sum(self.num_bins)
+
+    def split(self, logits: Tensor) -> Tensor:
+        """Flat logits ``[*B, sum(num_bins)]`` as ``[*B, D, K]``, -inf where there is no bin."""
+        if self.position is None or self.padding is None:
+            return logits.reshape(logits.shape[:-1] + self.values.shape)
+        return logits[..., self.position].masked_fill(self.padding, -torch.inf)
+
+    def action(self, index: Tensor) -> Tensor:
+        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
+        return self.values.expand(*index.shape, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+    def index(self, action: Tensor) -> Tensor:
+        """The nearest bin ``[*B, D]`` (int64) of each action; actions outside the box fall on its border."""
+        return torch.minimum(((action - self.low) * self.bins_per_unit).round().clamp_min(0), self.last).long()
+
+
+class BinBuffers(nn.Module):
+    """Keeps :class:`ActionBins` as buffers of an actor, so that they follow it between devices; call it to get them.
+
+    Args:
+        bins: the bins.
+    """
+
+    def __init__(self, bins: ActionBins) -> None:
+        super().__init__()
+        self.num_bins = bins.num_bins
+        for field in fields(bins)[1:]:
+            self.register_buffer(field.name, getattr(bins, field.name), persistent=False)
+
+    def forward(self) -> ActionBins:
+        """The bins, on the device of the buffers."""
+        return ActionBins(self.num_bins, **self._buffers)  # type: ignore[arg-type]
+
+
+class Multicategorical(Distribution):
+    r"""Independent bins per action dimension: :math:`\ln\pi(a) = \sum_d \ln\mathrm{softmax}(x_d)_{j_d(a)}`.
+
+    The event is the floating-point action ``[*B, D]`` in the box ``[low, high]``, so that any actor and environment
+    takes it; everything is computed on bin indices (int64 ``[*B, D]``). Probabilities are of bins, not densities.
+
+    Source: the policy of implicit Q-learning (IQ, M-IQ) on continuous actions, 11 bins per dimension there.
+
+    Args:
+        logits: ``[*B, sum(num_bins)]``, unnormalized, the dimensions one after the other.
+        low, high: bounds, numbers or ``[D]``.
+        num_bins: bins per dimension >= 2, a number or D of them. With three numbers D follows from the logits.
+        bins: instead of ``low``, ``high`` and ``num_bins``: their table, built once (building it costs more than all
+            the rest).
+
+    Attributes:
+        straight_through_temperature: of :meth:`rsample`, default 1.
+
+    Raises:
+        ValueError: fewer than 2 bins, an unbounded or empty box, logits of another width.
+
+    >>> dist = Multicategorical(torch.zeros(4, 6), low=-1.0, high=1.0, num_bins=3)
+    >>> dist.sample().shape, dist.log_prob(torch.tensor([-1.0, 0.1])).shape
+    (torch.Size([4, 2]), torch.Size([4]))
+    >>> dist.index(torch.tensor([-1.0, 0.1]))
+    tensor([0, 1])
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+    has_rsample = True
+    straight_through_temperature: float = 1.0
+
+    def __init__(
+        self,
+        logits: Tensor,
+        low: Tensor | float | Sequence[float] | None = None,
+        high: Tensor | float | Sequence[float] | None = None,
+        num_bins: int | Sequence[int] | None = None,
+        *,
+        bins: ActionBins | None = None,
+    ) -> None:
+        if bins is None:
+            bins = _bins_for(logits, low, high, num_bins)
+        elif low is not None or high is not None or num_bins is not None:
+            raise ValueError("Multicategorical takes either low, high and num_bins, or bins, got both.")
+        if logits.shape[-1] != bins.width:
+            raise ValueError(
+                f"logits must have one entry per bin ({bins.width} for num_bins={list(bins.num_bins)}), "
+                f"got shape {list(logits.shape)}."
+            )
+        self.logits, self.bins = logits, bins
+        self._table = bins.split(logits)
+        self._log_pi: Tensor | None = None
+        super().__init__(logits.shape[:-1], Size((len(bins.num_bins),)), validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Multicategorical:
+        """The same distribution with batch shape ``batch_shape``."""
+        return Multicategorical(self.logits.expand(*batch_shape, -1), bins=self.bins)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box (of which only the bins have probability)."""
+        return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
+
+    @property
+    def log_pi(self) -> Tensor:
+        """``[*B, D, K]`` log-probabilities of the bins; -inf where a dimension has fewer than K."""
+        if self._log_pi is None:
+            self._log_pi = self._table.log_softmax(-1)
+        return self._log_pi
+
+    @property
+    def probs(self) -> Tensor:
+        """``[*B, D, K]`` probabilities of the bins; 0 where a dimension has fewer than K."""
+        return self.log_pi.exp()
+
+    def action(self, index: Tensor) -> Tensor:
+        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
+        return self.bins.action(index)
+
+    def index(self, action: Tensor) -> Tensor:
+        """The nearest bin (int64 ``[*B, D]``) of each action; actions outside the box fall on its border."""
+        return self.bins.index(action)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, taken to the nearest bin).
+
+        Raises:
+            ValueError: ``value`` of another width.
+        """
+        if value.shape[-1:] != self._event_shape:
+            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
+        index = self.bins.index(value) if value.is_floating_point() else value.long()
+        log_pi = self.log_pi
+        if index.shape != log_pi.shape[:-1]:
+            shape = torch.broadcast_shapes(index.shape, log_pi.shape[:-1])
+            index, log_pi = index.expand(shape), log_pi.expand(*shape, -1)
+        return log_pi.gather(-1, index.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def _perturbed(self, shape: Sequence[int]) -> Tensor:
+        """Logits plus Gumbel noise, ``[*S, *B, D, K]``: their argmax is a sample. Neither loop nor host sync."""
+        table = self._table
+        noise = torch.empty(*shape, *table.shape, dtype=table.dtype, device=table.device).exponential_()
+        return table - noise.log()
+
+    def sample_index(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sampled bins, int64 ``[*S, *B, D]``."""
+        with torch.no_grad():
+            return self._perturbed(sample_shape).argmax(-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        """Sampled actions ``[*S, *B, D]``."""
+        return self.action(self.sample_index(sample_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        """Straight-through Gumbel-softmax: a sampled action forward, the gradient of the relaxed one backward.
+
+        The relaxed action is the mean of the bins under ``softmax((logits + Gumbel) / straight_through_temperature)``.
+        The forward value is exactly a bin; the gradient is biased.
+        """
+        if not torch.is_grad_enabled():
+            return self.sample(sample_shape)
+        perturbed = self._perturbed(sample_shape)
+        hard = self.action(perturbed.detach().argmax(-1))
+        soft = ((perturbed / self.straight_through_temperature).softmax(-1) * self.bins.values).sum(-1)
+        return hard + (soft - soft.detach())
+
+    @property
+    def mode_index(self) -> Tensor:
+        """The likeliest bin of each dimension, int64 ``[*B, D]``."""
+        return self._table.argmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest action ``[*B, D]``."""
+        return self.action(self.mode_index)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mode: what TorchRL's actors take under deterministic exploration."""
+        return self.mode
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected action ``[*B, D]``, which is a bin by accident only."""
+        return (self.probs * self.bins.values).sum(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance ``[*B, D]`` of the action."""
+        return (self.probs * (self.bins.values - self.mean.unsqueeze(-1)).square()).sum(-1)
+
+    @property
+    def log_normalizer(self) -> Tensor:
+        """``sum_d logsumexp(logits_d) [*B]`` of the raw logits: the soft value of a network read as action values."""
+        return self._table.logsumexp(-1).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy ``[*B]`` in nats, exact; at most ``sum_d ln K_d``."""
+        return -_expectation(self.probs, self.log_pi)
+
+
+def _expectation(pi: Tensor, x: Tensor) -> Tensor:
+    """``sum_d sum_j pi x [*B]`` with ``0 * (-inf) = 0``, in the gradient too."""
+    return (pi * torch.where(pi > 0, x, 0.0)).sum((-2, -1))
+
+
+@register_kl(Multicategorical, Multicategorical)
+def _kl_multicategorical(p: Multicategorical, q: Multicategorical) -> Tensor:
+    if p.bins.num_bins != q.bins.num_bins:
+        raise ValueError(
+            f"kl_divergence needs the same bins on both sides, got num_bins={list(p.bins.num_bins)} and "
+            f"{list(q.bins.num_bins)}."
+        )
+    return _expectation(p.probs, p.log_pi - q.log_pi)
+
+
+def _bins_for(logits: Tensor, low: Any, high: Any, num_bins: Any) -> ActionBins:
+    if low is None or high is None or num_bins is None:
+        raise ValueError("Multicategorical needs low, high and num_bins, or bins, got neither.")
+    low, high = (
+        x.to(logits.device)
+        if isinstance(x, Tensor) and x.is_floating_point()
+        else torch.as_tensor(x, dtype=logits.dtype, device=logits.device)
+        for x in (low, high)
+    )
+    if isinstance(num_bins, int) and num_bins > 0 and low.ndim == high.ndim == 0:
+        num_bins = [num_bins] * max(1, logits.shape[-1] // num_bins)
+    return ActionBins.build(low, high, num_bins)
+
+
+def check_box(low: Tensor, high: Tensor) -> None:
+    """Raises ValueError unless ``low`` and ``high`` are finite and low is below high."""
+    if torch.compiler.is_compiling():  # would read tensors on the host
+        return
+    if not torch.isfinite(high - low).all():
+        raise ValueError(
+            f"The policy needs a bounded action space (finite low and high), got low={low.tolist()} and "
+            f"high={high.tolist()}."
+        )
+    if not (low < high).all():
+        raise ValueError(f"low must be below high, got low={low.tolist()} and high={high.tolist()}.")

@@ -1,0 +1,87 @@
+"""Actors whose actions are bins of a box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from torchrl_reg.modules.multicategorical import ActionBins, BinBuffers, Multicategorical
+
+
+def suffixed(key: NestedKey, suffix: str) -> NestedKey:
+    """``key`` with ``suffix`` appended to its (last) name."""
+    return key + suffix if isinstance(key, str) else (*key[:-1], key[-1] + suffix)
+
+
+class MulticategoricalActor(TensorDictModuleBase):
+    """Acts with a :class:`Multicategorical` policy whose logits come from ``network``.
+
+    Writes the action (floating point ``[*B, D]``), its bins ``action_index`` (int64 ``[*B, D]``) and
+    ``action_log_prob [*B]``. Random exploration samples, deterministic exploration takes the mode and
+    ``ExplorationType.MEAN`` the expected action (with the index of the bin nearest to it).
+
+    Args:
+        network: from the in-keys to ``[*B, sum(num_bins)]`` logits.
+        low, high: bounds of the actions, numbers or ``[D]``.
+        num_bins: bins per dimension >= 2, a number or D of them.
+        in_keys: observation keys. Default ``("observation",)``.
+        action_key: where the action goes; the other keys are this one with ``_index`` and ``_log_prob`` appended.
+
+    Attributes:
+        stored_action_key: what a loss reads from replay (``"action_index"``: no second quantization).
+
+    Raises:
+        ValueError: fewer than 2 bins, an unbounded or empty box, logits of another width.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> actor = MulticategoricalActor(nn.Linear(4, 2 * 11), low=[-1.0, -2.0], high=[1.0, 2.0], num_bins=11)
+    >>> td = actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))
+    >>> td["action"].shape, td["action_index"].shape, td["action_log_prob"].shape
+    (torch.Size([8, 2]), torch.Size([8, 2]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        low: Tensor | float | Sequence[float],
+        high: Tensor | float | Sequence[float],
+        num_bins: int | Sequence[int],
+        in_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.bins = BinBuffers(ActionBins.build(low, high, num_bins))
+        self.action_key = action_key
+        self.stored_action_key, self.log_prob_key = suffixed(action_key, "_index"), suffixed(action_key, "_log_prob")
+        self.in_keys = list(in_keys)
+        self.out_keys = [self.action_key, self.stored_action_key, self.log_prob_key]
+
+    def logits(self, tensordict: TensorDictBase) -> Tensor:
+        """``[*B, sum(num_bins)]`` logits; ``tensordict`` is left as it is."""
+        return self.network(*(tensordict[key] for key in self.in_keys))
+
+    def get_dist(self, tensordict: TensorDictBase) -> Any:
+        """The policy at the observations of ``tensordict``, which is left as it is: a :class:`Multicategorical`."""
+        return Multicategorical(self.logits(tensordict), bins=self.bins())
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        dist = self.get_dist(tensordict)
+        kind = exploration_type()
+        if kind is ExplorationType.MEAN:
+            action = dist.mean
+            index = dist.index(action)
+        else:
+            index = dist.sample_index() if kind in (ExplorationType.RANDOM, None) else dist.mode_index
+            action = dist.action(index)
+        tensordict.set(self.action_key, action)
+        tensordict.set(self.stored_action_key, index)
+        return tensordict.set(self.log_prob_key, dist.log_prob(index))

@@ -1,0 +1,185 @@
+"""Policies and value networks for continuous actions from a few settings, sized by an environment's specs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategoricalActor
+from torchrl_reg.modules.flow_actor import FlowActor
+from torchrl_reg.modules.gaussian_actor import gaussian_actor
+from torchrl_reg.modules.multicategorical import check_box
+from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
+from torchrl_reg.modules.torsos import initialize_weights
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+@dataclass
+class PolicySettings:
+    """A policy on a box of actions.
+
+    Args:
+        name: ``"multicategorical"`` (independent bins per dimension), ``"autoregressive"`` (bins that depend on the
+            dimensions before), ``"flow"`` (RealNVP) or ``"gaussian"`` (tanh-normal).
+        num_cells: widths of the fully connected hidden layers.
+        num_bins: bins per dimension, end-points included (multicategorical, autoregressive).
+        activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
+        initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"`` or ``"variance_scaling"``, of these layers.
+        head_cells: hidden units per action dimension of the autoregressive head.
+        condition: False cuts the dependence between dimensions (autoregressive).
+        flow_layers, flow_cells, max_log_scale: couplings, hidden units of each, bound of their log-scales (flow).
+        scale_mapping, scale_lb: map to positive scales and their lower bound (gaussian).
+    """
+
+    name: str = "multicategorical"
+    num_cells: list[int] = field(default_factory=lambda: [256, 256])
+    num_bins: int = 11
+    activation: str = "relu"
+    initialization: str = "default"
+    head_cells: int = 64
+    condition: bool = True
+    flow_layers: int = 4
+    flow_cells: int = 64
+    max_log_scale: float = 2.0
+    scale_mapping: str = "biased_softplus_1.0"
+    scale_lb: float = 1e-4
+
+
+def policy(settings: PolicySettings, env: EnvBase) -> Any:
+    """The actor that ``settings.name`` names, on the observations and the action box of ``env``.
+
+    Every actor has ``get_dist(tensordict)`` with an exact ``log_prob``, and ``stored_action_key``, the entry of a
+    replayed transition which that ``log_prob`` takes.
+
+    Raises:
+        ValueError: an unknown name, discrete or unbounded actions, settings that do not fit.
+    """
+    makers: dict[str, Callable[..., Any]] = {
+        "multicategorical": _multicategorical,
+        "autoregressive": _autoregressive,
+        "flow": _flow,
+        "gaussian": _gaussian,
+    }
+    if settings.name not in makers:
+        raise ValueError(f"policy.name must be one of {', '.join(makers)}, got {settings.name!r}.")
+    low, high = action_bounds(env)
+    return makers[settings.name](settings, _observation_size(env), low, high)
+
+
+def state_value_network(
+    num_cells: Sequence[int], env: EnvBase, *, activation: str = "relu", initialization: str = "default"
+) -> ValueOperator:
+    """V(s): a fully connected network writing ``"state_value"`` ``[*B, 1]`` from ``"observation"``.
+
+    Raises:
+        ValueError: widths, an activation or observations that do not fit.
+    """
+    net = _mlp(_observation_size(env), 1, num_cells, activation, initialization)
+    return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])
+
+
+def state_action_value_network(
+    num_cells: Sequence[int], env: EnvBase, *, activation: str = "relu", initialization: str = "default"
+) -> ValueOperator:
+    """Q(s, a): a fully connected network writing ``"state_action_value"`` ``[*B, 1]``.
+
+    It reads ``"observation"`` and ``"action"``, concatenated.
+
+    Raises:
+        ValueError: widths, an activation, observations or actions that do not fit.
+    """
+    width = _observation_size(env) + len(action_bounds(env)[0])
+    net = _mlp(width, 1, num_cells, activation, initialization)
+    return ValueOperator(net, in_keys=["observation", "action"], out_keys=["state_action_value"])
+
+
+def action_bounds(env: EnvBase) -> tuple[Tensor, Tensor]:
+    """``low, high [D]`` of the actions of ``env``, on the CPU.
+
+    Raises:
+        ValueError: actions that are not a bounded vector.
+    """
+    spec = env.full_action_spec_unbatched["action"]
+    if not spec.dtype.is_floating_point or not hasattr(spec.space, "low"):
+        raise ValueError(f"The policy needs a bounded box of actions, got the discrete {type(spec).__name__}.")
+    if spec.ndim != 1:
+        raise ValueError(f"The policy needs actions that are vectors, got shape {list(spec.shape)}.")
+    low, high = spec.space.low.cpu(), spec.space.high.cpu()
+    check_box(low, high)
+    return low, high
+
+
+def _observation_size(env: EnvBase) -> int:
+    shape = env.observation_spec["observation"].shape[len(env.batch_size) :]
+    if len(shape) != 1:
+        raise ValueError(f"The policy needs observations that are vectors, got shape {list(shape)}.")
+    return shape[0]
+
+
+def _mlp(size: int, out: int | None, num_cells: Sequence[int], activation: str, initialization: str) -> nn.Module:
+    """Hidden layers, and a linear one unless ``out`` is None."""
+    if not num_cells or min(num_cells) < 1:
+        raise ValueError(f"num_cells must list widths >= 1, got {list(num_cells)}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
+    widths = list(num_cells)
+    net = MLP(
+        in_features=size,
+        out_features=widths[-1] if out is None else out,
+        num_cells=widths[:-1] if out is None else widths,
+        activation_class=ACTIVATIONS[activation],
+        activate_last_layer=out is None,
+    )
+    initialize_weights(net, initialization)  # type: ignore[arg-type]
+    return net
+
+
+def _network(settings: PolicySettings, size: int, out: int | None) -> nn.Module:
+    return _mlp(size, out, settings.num_cells, settings.activation, settings.initialization)
+
+
+def _multicategorical(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> MulticategoricalActor:
+    net = _network(settings, size, len(low) * max(settings.num_bins, 1))
+    return MulticategoricalActor(net, low=low, high=high, num_bins=settings.num_bins)
+
+
+def _autoregressive(
+    settings: PolicySettings, size: int, low: Tensor, high: Tensor
+) -> AutoregressiveMulticategoricalActor:
+    return AutoregressiveMulticategoricalActor(
+        _network(settings, size, None),
+        settings.num_cells[-1],
+        low=low,
+        high=high,
+        num_bins=settings.num_bins,
+        num_cells=settings.head_cells,
+        condition=settings.condition,
+    )
+
+
+def _flow(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> FlowActor:
+    return FlowActor(
+        _network(settings, size, None),
+        settings.num_cells[-1],
+        low=low,
+        high=high,
+        num_layers=settings.flow_layers,
+        num_cells=settings.flow_cells,
+        max_log_scale=settings.max_log_scale,
+    )
+
+
+def _gaussian(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> Any:
+    return gaussian_actor(
+        _network(settings, size, 2 * len(low)),
+        low=low,
+        high=high,
+        scale_mapping=settings.scale_mapping,
+        scale_lb=settings.scale_lb,
+    )
