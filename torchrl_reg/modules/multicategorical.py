@@ -27,7 +27,7 @@ class ActionBins:
         low, high: ``[D]`` bounds.
         bins_per_unit: ``[D]``, ``(K_d - 1) / (high_d - low_d)``.
         last: ``[D]``, ``K_d - 1``, floating point.
-        position: ``[D, K]`` place of each bin in the flat logits; None where all K_d are equal.
+        position: ``[D K]`` place of each bin in the flat logits; None where all K_d are equal.
         padding: ``[D, K]``, true where there is no such bin; None where all K_d are equal.
     """
 
@@ -86,7 +86,7 @@ class ActionBins:
             k = torch.arange(most, device=device)
             bins.padding = k >= count
             # Padding reads some existing logit, which is then overwritten: no gradient goes there.
-            bins.position = (count.cumsum(0) - count + k).masked_fill(bins.padding, 0)
+            bins.position = (count.cumsum(0) - count + k).masked_fill(bins.padding, 0).flatten()
         return bins
 
     @property
@@ -98,7 +98,8 @@ class ActionBins:
         """Flat logits ``[*B, sum(num_bins)]`` as ``[*B, D, K]``, -inf where there is no bin."""
         if self.position is None or self.padding is None:
             return logits.reshape(logits.shape[:-1] + self.values.shape)
-        return logits[..., self.position].masked_fill(self.padding, -torch.inf)
+        padded = logits.index_select(-1, self.position).reshape(logits.shape[:-1] + self.values.shape)
+        return padded.masked_fill(self.padding, -torch.inf)
 
     def action(self, index: Tensor) -> Tensor:
         """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""

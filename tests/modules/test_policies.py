@@ -1,0 +1,178 @@
+"""Policies and value networks from settings, and the tanh-normal actor."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import Bounded, Unbounded
+from torchrl.envs import GymEnv, SerialEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import TanhNormal
+
+from torchrl_reg.modules import (
+    AutoregressiveMulticategoricalActor,
+    FlowActor,
+    MulticategoricalActor,
+    PolicySettings,
+    gaussian_actor,
+    policy,
+    state_action_value_network,
+    state_value_network,
+)
+
+NAMES = {
+    "multicategorical": MulticategoricalActor,
+    "autoregressive": AutoregressiveMulticategoricalActor,
+    "flow": FlowActor,
+    "gaussian": nn.Module,
+}
+
+
+@pytest.fixture(scope="module")
+def env() -> GymEnv:
+    return GymEnv("Pendulum-v1")
+
+
+def small(name: str, **arguments) -> PolicySettings:
+    return PolicySettings(name=name, num_cells=[16, 12], **arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_policies_drive_an_environment(name: str, env: GymEnv) -> None:
+    actor = policy(small(name), env)
+    assert isinstance(actor, NAMES[name])
+    with torch.no_grad():
+        rollout = env.rollout(5, actor)
+    assert env.full_action_spec["action"].is_in(rollout["action"])
+    log_prob = actor.get_dist(rollout.clone()).log_prob(rollout[actor.stored_action_key])
+    assert log_prob.shape == (5,)
+    torch.testing.assert_close(log_prob, rollout["action_log_prob"], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_exploration_repeats(name: str, env: GymEnv) -> None:
+    actor, td = policy(small(name), env), TensorDict({"observation": torch.randn(7, 3)}, [7])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        first, second = actor(td.clone())["action"], actor(td.clone())["action"]
+    assert torch.equal(first, second)
+    with set_exploration_type(ExplorationType.RANDOM):
+        assert not torch.equal(actor(td.clone())["action"], actor(td.clone())["action"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_ignore_the_batch_of_the_environment(name: str) -> None:
+    env = SerialEnv(2, lambda: GymEnv("Pendulum-v1"))
+    actor = policy(small(name), env)
+    with torch.no_grad():
+        assert env.rollout(2, actor)["action"].shape == (2, 2, 1)
+    env.close()
+
+
+def test_settings_reach_the_actors(env: GymEnv) -> None:
+    assert policy(small("multicategorical", num_bins=7), env).network[-1].out_features == 7
+    assert isinstance(policy(small("multicategorical", activation="tanh"), env).network[1], nn.Tanh)
+    assert not policy(small("multicategorical", initialization="glorot_uniform"), env).network[0].bias.any()
+    head = policy(small("autoregressive", num_bins=5, head_cells=9, condition=False), env)
+    assert head.features.in_features == 12 and head.output.weight.shape == (5, 9) and not head.condition
+    flow = policy(small("flow", flow_layers=3, flow_cells=10, max_log_scale=0.5), env)
+    assert flow.weight_in.shape == (3, 10, 1) and flow.max_log_scale == 0.5 and flow.features.in_features == 12
+    gaussian = policy(small("gaussian", scale_lb=7.0), env)
+    assert (gaussian.get_dist(TensorDict({"observation": torch.zeros(3)}, [])).scale == 7).all()
+
+
+def test_value_networks(env: GymEnv) -> None:
+    v, q = state_value_network([8], env), state_action_value_network([8, 4], env, activation="tanh")
+    td = TensorDict({"observation": torch.randn(5, 3), "action": torch.randn(5, 1)}, [5])
+    assert v(td)["state_value"].shape == q(td)["state_action_value"].shape == (5, 1)
+    other = q(td.clone().set("action", td["action"] + 1))["state_action_value"]
+    assert not torch.equal(other, td["state_action_value"])
+
+
+class Specs:
+    """Just the specs of an environment."""
+
+    def __init__(self, action, observation=None) -> None:
+        self.full_action_spec_unbatched = {"action": action}
+        self.observation_spec = {"observation": observation or Unbounded(shape=(3,))}
+        self.batch_size = torch.Size([])
+
+
+@pytest.mark.parametrize(
+    ("action", "sentence"),
+    [
+        (Unbounded(shape=(2,)), "needs a bounded action space"),
+        (Bounded(low=-1, high=torch.inf, shape=(2,)), "needs a bounded action space"),
+        (Bounded(low=-1, high=1, shape=(2, 2)), r"actions that are vectors, got shape \[2, 2\]"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_action_spaces(name: str, action, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        policy(small(name), Specs(action))  # type: ignore[arg-type]
+
+
+def test_discrete_actions_and_images_are_refused() -> None:
+    cart_pole = GymEnv("CartPole-v1")
+    with pytest.raises(ValueError, match="needs a bounded box of actions, got the discrete OneHot"):
+        policy(small("gaussian"), cart_pole)
+    with pytest.raises(ValueError, match="needs a bounded box of actions"):
+        state_action_value_network([8], cart_pole)
+    specs = Specs(Bounded(low=-1, high=1, shape=(2,)), Unbounded(shape=(3, 8, 8)))
+    with pytest.raises(ValueError, match=r"observations that are vectors, got shape \[3, 8, 8\]"):
+        state_value_network([8], specs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"name": "beta"}, "policy.name must be one of multicategorical, autoregressive, flow, gaussian, got 'beta'"),
+        ({"num_cells": []}, r"num_cells must list widths >= 1, got \[\]"),
+        ({"num_cells": [8, 0]}, r"num_cells must list widths >= 1, got \[8, 0\]"),
+        ({"activation": "gelu"}, "activation must be one of relu, tanh, elu, silu, got 'gelu'"),
+        ({"initialization": "zeros"}, "initialization: expected .* got 'zeros'"),
+        ({"num_bins": 1}, "num_bins must be at least 2, got 1"),
+        ({"name": "gaussian", "scale_lb": 0.0}, "scale_lb must be > 0, got 0.0"),
+    ],
+)
+def test_bad_settings(arguments: dict, sentence: str, env: GymEnv) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        policy(PolicySettings(**arguments), env)
+
+
+# The tanh-normal actor.
+
+
+def test_gaussian_log_prob_is_finite_on_the_bounds() -> None:
+    actor = gaussian_actor(nn.Linear(4, 4), low=[-2.3, -1.0], high=[0.7, 1.0])
+    dist = actor.get_dist(TensorDict({"observation": torch.randn(4)}, []))
+    assert isinstance(dist, TanhNormal)
+    log_prob = dist.log_prob(torch.tensor([[-2.3, -1.0], [0.7, 1.0], [0.7, -1.0]]))
+    assert log_prob.isfinite().all()
+    log_prob.sum().backward()
+    assert all(p.grad.isfinite().all() for p in actor.parameters())
+
+
+def test_gaussian_keys_and_scales() -> None:
+    actor = gaussian_actor(nn.Linear(4, 4), low=-1.0, high=1.0, in_keys=["x"], scale_lb=0.3)
+    td = actor(TensorDict({"x": 1e3 * torch.randn(50, 4)}, [50]))
+    assert actor.stored_action_key == "action"
+    assert {"action", "action_log_prob", "loc", "scale"} <= set(td.keys())
+    assert td["scale"].min() == torch.tensor(0.3) and td["action"].abs().max() <= 1
+
+
+def test_gaussian_compiles_in_one_graph() -> None:
+    actor = gaussian_actor(nn.Linear(4, 4), low=[-2.3, -1.0], high=[0.7, 1.0])
+    td = TensorDict({"observation": torch.randn(5, 4)}, [5])
+    with warnings.catch_warnings():
+        td = torch.compile(actor, fullgraph=True, backend="eager")(td)
+    compiled = torch.compile(lambda td, a: actor.get_dist(td).log_prob(a), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(td, td["action"]), td["action_log_prob"], rtol=0, atol=0.01)
+
+
+def test_gaussian_needs_a_box() -> None:
+    with pytest.raises(ValueError, match="needs a bounded action space"):
+        gaussian_actor(nn.Linear(4, 2), low=-1.0, high=torch.inf)
