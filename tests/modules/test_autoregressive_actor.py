@@ -162,11 +162,8 @@ def test_gradcheck() -> None:
 
 def test_compiles_in_one_graph() -> None:
     actor = make(BINS["ragged"])
-    td = torch.compile(actor, fullgraph=True, backend="aot_eager")(observations(5))
-    dist = actor.get_dist(td)
-    torch.testing.assert_close(td["action_log_prob"], dist.log_prob(td["action_index"]))
-    compiled = torch.compile(lambda td, a: actor.get_dist(td).log_prob(a), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(td, td["action"]), td["action_log_prob"])
+    td = torch.compile(actor, fullgraph=True, backend="eager")(observations(5))  # samples and scores
+    torch.testing.assert_close(td["action_log_prob"], actor.get_dist(td).log_prob(td["action"]))
 
 
 def test_what_has_no_closed_form_says_so() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from tensordict import TensorDict
@@ -166,11 +164,15 @@ def test_gaussian_keys_and_scales() -> None:
 
 def test_gaussian_compiles_in_one_graph() -> None:
     actor = gaussian_actor(nn.Linear(4, 4), low=[-2.3, -1.0], high=[0.7, 1.0])
-    td = TensorDict({"observation": torch.randn(5, 4)}, [5])
-    with warnings.catch_warnings():
-        td = torch.compile(actor, fullgraph=True, backend="eager")(td)
-    compiled = torch.compile(lambda td, a: actor.get_dist(td).log_prob(a), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(td, td["action"]), td["action_log_prob"], rtol=0, atol=0.01)
+
+    def both(td: TensorDict, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return actor(td)["action"], actor.get_dist(td).log_prob(action)
+
+    td, replayed = TensorDict({"observation": torch.randn(5, 4)}, [5]), torch.zeros(5, 2)
+    action, log_prob = torch.compile(both, fullgraph=True, backend="eager")(td, replayed)
+    dist = actor.get_dist(td)
+    torch.testing.assert_close(log_prob, dist.log_prob(replayed))
+    torch.testing.assert_close(td["action_log_prob"], dist.log_prob(action), rtol=0, atol=0.01)
 
 
 def test_gaussian_needs_a_box() -> None:

@@ -113,19 +113,20 @@ class AutoregressiveMulticategorical(Distribution):
             raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
         return self.bins.index(value) if value.is_floating_point() else value.long()
 
-    @torch.no_grad()
     def _draw(self, shape: Sequence[int], *, greedy: bool) -> Tensor:
-        hidden = self.hidden.expand(*shape, *self.hidden.shape)
-        by_bin = self.previous.t()
-        chosen = []
-        rows = zip(self.weight.split(self.bins.num_bins), self.bias.split(self.bins.num_bins), strict=True)
-        for d, (weight, bias) in enumerate(rows):
-            logits = F.linear(hidden.relu(), weight, bias)
-            # Gumbel-max, see Multicategorical.
-            j = (logits if greedy else logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
-            hidden = hidden + F.embedding(j + self.starts[d], by_bin)
-            chosen.append(j)
-        return torch.stack(chosen, -1)
+        with torch.no_grad():
+            hidden = self.hidden.expand(*shape, *self.hidden.shape)
+            by_bin = self.previous.t()
+            rows = zip(self.weight.split(self.bins.num_bins), self.bias.split(self.bins.num_bins), strict=True)
+            chosen = []
+            for d, (weight, bias) in enumerate(rows):
+                logits = F.linear(hidden.relu(), weight, bias)
+                # Gumbel-max, see Multicategorical.
+                noise = 0.0 if greedy else torch.empty_like(logits).exponential_().log()
+                j = (logits - noise).argmax(-1)
+                hidden = hidden + F.embedding(j + self.starts[d], by_bin)
+                chosen.append(j)
+            return torch.stack(chosen, -1)
 
 
 class AutoregressiveMulticategoricalActor(MulticategoricalActor):
