@@ -71,6 +71,9 @@ def test_bad_num_envs(num_envs):
         (EnvSettings("atari", game="pong"), ["ale_py", "ale_py.vector_env"], r"\.\[atari\]"),
         (EnvSettings("minatar", game="freeway"), ["minatar"], r"\.\[recipes\]"),
         (EnvSettings("lunarlander"), ["Box2D"], r"\.\[box2d\]"),
+        (EnvSettings("mujoco", game="ant"), ["mujoco"], r"\.\[mujoco\]"),
+        (EnvSettings("adroit", game="pen"), ["gymnasium_robotics"], r"\.\[adroit\]"),
+        (EnvSettings("adroit", game="pen"), ["mujoco"], r"\.\[adroit\]"),
     ],
 )
 def test_a_missing_extra_is_named(monkeypatch, settings, modules, sentence):

@@ -23,7 +23,7 @@ ALLOWED = {
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}
-OPTIONAL = {"ale_py", "minatar", "Box2D", "mujoco"}
+OPTIONAL = {"ale_py", "minatar", "Box2D", "mujoco", "gymnasium_robotics"}
 
 
 def imports(path: Path) -> set[str]:

@@ -101,6 +101,7 @@ BAD = [
     (["env=atari", "env.game=Brekout"], "breakout"),
     (["env.frame_skip=4"], "frame_skip"),
     (["+paper=vieilard2020"], "vieillard2020"),
+    (["env=pendulum"], "env.name must be an environment with discrete actions, got one with continuous actions"),
     (["net=nature"], "net.name=nature does not fit observations of shape (4,)"),
     (["algo.n_steps=0"], "algo.n_steps"),
     (["algo.loss_function=l3"], "loss_function"),

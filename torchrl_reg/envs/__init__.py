@@ -1,4 +1,4 @@
-"""TorchRL environments, vectorized through gymnasium: classic control, MinAtar and Atari."""
+"""TorchRL environments, vectorized through gymnasium: classic control, MinAtar, Atari, MuJoCo and Adroit."""
 
 from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
 from torchrl_reg.envs.vectorized import episode_seeds, make_env, reseed

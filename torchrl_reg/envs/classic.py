@@ -1,4 +1,4 @@
-"""CartPole, Acrobot and LunarLander as gymnasium vector environments."""
+"""CartPole, Acrobot, LunarLander, Pendulum and MountainCar as gymnasium vector environments."""
 
 from __future__ import annotations
 

@@ -12,17 +12,23 @@ from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 
+from torchrl_reg.envs.adroit import adroit_vector_env
 from torchrl_reg.envs.atari import atari_vector_env
 from torchrl_reg.envs.classic import classic_vector_env
 from torchrl_reg.envs.minatar import minatar_vector_env
+from torchrl_reg.envs.mujoco import mujoco_vector_env
 from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
 
 _BUILDERS: dict[str, Callable[..., VectorEnv]] = {
     "cartpole": partial(classic_vector_env, "CartPole-v1"),
     "acrobot": partial(classic_vector_env, "Acrobot-v1"),
     "lunarlander": partial(classic_vector_env, "LunarLander-v3"),
+    "pendulum": partial(classic_vector_env, "Pendulum-v1"),
+    "mountaincar_continuous": partial(classic_vector_env, "MountainCarContinuous-v0"),
     "minatar": minatar_vector_env,
     "atari": atari_vector_env,
+    "mujoco": mujoco_vector_env,
+    "adroit": adroit_vector_env,
 }
 
 
@@ -30,9 +36,10 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     """A vectorized TorchRL environment with ``batch_size`` ``[num_envs]`` and raw rewards.
 
     Keys: ``observation`` (float32 vectors, or uint8 images with the channels first), ``action``
-    (int64 class index ``[num_envs]``), and under ``next`` also ``reward``, ``done``,
-    ``terminated``, ``truncated`` and ``episode_reward`` (undiscounted return so far), each
-    ``[num_envs, 1]``. Where an episode ends, ``("next", "observation")`` is its last observation.
+    (int64 class index ``[num_envs]``; continuous ones float32 ``[num_envs, D]`` in the task's own
+    box, whose bounds are ``env.full_action_spec_unbatched["action"].space.low`` and ``high``), and
+    under ``next`` also ``reward``, ``done``, ``terminated``, ``truncated`` and ``episode_reward``
+    (undiscounted return so far), each ``[num_envs, 1]``. Where an episode ends, ``("next", "observation")`` is its last observation.
 
     The games run on the CPU; another ``device`` is where the tensors go.
 

@@ -98,8 +98,18 @@ def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNet
 
 
 def num_actions(env: EnvBase) -> int:
-    """Number of discrete actions of ``env``."""
-    return int(env.full_action_spec_unbatched["action"].space.n)
+    """Number of discrete actions of ``env``.
+
+    Raises:
+        ValueError: the actions of ``env`` are continuous.
+    """
+    spec = env.full_action_spec_unbatched["action"]
+    if not hasattr(spec.space, "n"):
+        raise ValueError(
+            f"env.name must be an environment with discrete actions, got one with continuous actions of shape "
+            f"{tuple(spec.shape)}."
+        )
+    return int(spec.space.n)
 
 
 def _torso(settings: NetSettings, env: EnvBase) -> tuple[list[nn.Module], int]:

@@ -1,0 +1,69 @@
+"""The Adroit hand (Rajeswaran et al., 2018) from gymnasium-robotics, with the dense rewards of its authors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+
+from torchrl_reg.envs.mujoco import float32_vector_env
+from torchrl_reg.envs.settings import EnvError, unknown_name
+
+# Palm minus object (door handle, hammer, ball) in metres, from an observation.
+_REACH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "door": lambda observation: observation[35:38],
+    "hammer": lambda observation: observation[33:36] - observation[36:39],
+    "relocate": lambda observation: observation[30:33],
+}
+GAMES = ("door", "hammer", "pen", "relocate")
+
+
+class ReachCost(gymnasium.Wrapper):
+    """Puts right the sign of the v1 rewards' reach term: ``-0.1 |palm - object|`` instead of ``+0.1``.
+
+    gymnasium-robotics 1.2.1 to 1.4.2 pay the hand for keeping *away* from door handle, hammer and ball, against
+    their own documentation and the original tasks (Gymnasium-Robotics pull request 220); v2 has it right.
+    """
+
+    def __init__(self, env: gymnasium.Env, reach: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(env)
+        self._reach = reach
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        distance = float(np.linalg.norm(self._reach(observation)))
+        return observation, float(reward) - 0.2 * distance, terminated, truncated, info
+
+
+def adroit_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> SyncVectorEnv:
+    """``num_envs`` copies of one Adroit task, each cut at ``max_episode_frames`` steps; none ever terminates.
+
+    Raises:
+        EnvError: unknown game, or mujoco or gymnasium-robotics is not installed.
+    """
+    if game not in GAMES:
+        raise EnvError(unknown_name("game", game, GAMES))
+    _register()
+    name = f"AdroitHand{game.capitalize()}"
+    version = 2 if f"{name}-v2" in gymnasium.registry else 1
+
+    def make() -> gymnasium.Env:
+        env = gymnasium.make(f"{name}-v{version}", disable_env_checker=True).unwrapped
+        return ReachCost(env, _REACH[game]) if version == 1 and game in _REACH else env
+
+    return float32_vector_env(make, num_envs, max_episode_frames=max_episode_frames, extra="adroit")
+
+
+def _register() -> None:
+    # Its import prints a notice about the reward that ReachCost puts right.
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            import gymnasium_robotics
+        except ImportError as error:
+            raise EnvError('gymnasium-robotics or its mujoco is not installed: pip install -e ".[adroit]".') from error
+        gymnasium.register_envs(gymnasium_robotics)
