@@ -39,7 +39,8 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     (int64 class index ``[num_envs]``; continuous ones float32 ``[num_envs, D]`` in the task's own
     box, whose bounds are ``env.full_action_spec_unbatched["action"].space.low`` and ``high``), and
     under ``next`` also ``reward``, ``done``, ``terminated``, ``truncated`` and ``episode_reward``
-    (undiscounted return so far), each ``[num_envs, 1]``. Where an episode ends, ``("next", "observation")`` is its last observation.
+    (undiscounted return so far), each ``[num_envs, 1]``. Where an episode ends,
+    ``("next", "observation")`` is its last observation.
 
     The games run on the CPU; another ``device`` is where the tensors go.
 

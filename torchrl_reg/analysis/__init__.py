@@ -1,0 +1,5 @@
+"""Finished runs to statistics: numpy only, no torch."""
+
+from torchrl_reg.analysis.normalized import SAC_ANCHORS, NormalizedScores, normalized_score, sac_normalized_scores
+
+__all__ = ["SAC_ANCHORS", "NormalizedScores", "normalized_score", "sac_normalized_scores"]
