@@ -50,8 +50,6 @@ class Algo:
 
     def validate(self) -> None:
         check_replay_learning(self)
-        losses = ("smooth_l1", "l2", "l1")
-        require(self.loss_function in losses, "algo.loss_function", f"one of {losses}", self.loss_function)
 
 
 @dataclass

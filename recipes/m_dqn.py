@@ -54,8 +54,6 @@ class Algo:
         require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
         require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
         check_replay_learning(self)
-        losses = ("smooth_l1", "l2", "l1")
-        require(self.loss_function in losses, "algo.loss_function", f"one of {losses}", self.loss_function)
 
 
 @dataclass

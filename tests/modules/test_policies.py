@@ -83,7 +83,10 @@ def test_settings_reach_the_actors(env: GymEnv) -> None:
 
 
 def test_value_networks(env: GymEnv) -> None:
-    v, q = state_value_network([8], env), state_action_value_network([8, 4], env, activation="tanh")
+    v, q = (
+        state_value_network(PolicySettings(num_cells=[8]), env),
+        state_action_value_network(PolicySettings(num_cells=[8, 4], activation="tanh"), env),
+    )
     td = TensorDict({"observation": torch.randn(5, 3), "action": torch.randn(5, 1)}, [5])
     assert v(td)["state_value"].shape == q(td)["state_action_value"].shape == (5, 1)
     other = q(td.clone().set("action", td["action"] + 1))["state_action_value"]
@@ -118,10 +121,10 @@ def test_discrete_actions_and_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a bounded box of actions, got the discrete OneHot"):
         policy(small("gaussian"), cart_pole)
     with pytest.raises(ValueError, match="needs a bounded box of actions"):
-        state_action_value_network([8], cart_pole)
+        state_action_value_network(PolicySettings(num_cells=[8]), cart_pole)
     specs = Specs(Bounded(low=-1, high=1, shape=(2,)), Unbounded(shape=(3, 8, 8)))
     with pytest.raises(ValueError, match=r"observations that are vectors, got shape \[3, 8, 8\]"):
-        state_value_network([8], specs)  # type: ignore[arg-type]
+        state_value_network(PolicySettings(num_cells=[8]), specs)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

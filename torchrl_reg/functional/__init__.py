@@ -11,6 +11,7 @@ from torchrl_reg.functional.munchausen import (
     munchausen_bonus,
     persistent_advantage_gap,
 )
+from torchrl_reg.functional.path_consistency import path_consistency
 from torchrl_reg.functional.quantile import quantile_huber_loss
 from torchrl_reg.functional.soft import (
     scaled_log_policy,
@@ -25,6 +26,7 @@ __all__ = [
     "advantage_gap",
     "kl_divergence",
     "munchausen_bonus",
+    "path_consistency",
     "persistent_advantage_gap",
     "policy_entropy",
     "quantile_huber_loss",

@@ -9,9 +9,15 @@ from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
-from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
+from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
 from torchrl_reg.modules.networks import NetSettings, num_actions, q_network, quantile_network
-from torchrl_reg.modules.policies import PolicySettings, policy, state_action_value_network, state_value_network
+from torchrl_reg.modules.policies import (
+    PolicySettings,
+    bin_value_network,
+    policy,
+    state_action_value_network,
+    state_value_network,
+)
 from torchrl_reg.modules.quantile_actor import QuantileQActor
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
 
@@ -30,6 +36,8 @@ __all__ = [
     "NetSettings",
     "PolicySettings",
     "QuantileQActor",
+    "SingleDimensionActor",
+    "bin_value_network",
     "gaussian_actor",
     "num_actions",
     "policy",

@@ -8,6 +8,7 @@ from typing import Any
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_reg.modules.multicategorical import ActionBins, BinBuffers, Multicategorical
@@ -85,3 +86,42 @@ class MulticategoricalActor(TensorDictModuleBase):
         tensordict.set(self.action_key, action)
         tensordict.set(self.stored_action_key, index)
         return tensordict.set(self.log_prob_key, dist.log_prob(index))
+
+
+class SingleDimensionActor(TensorDictModuleBase):
+    """A :class:`MulticategoricalActor` with one action dimension, as an actor over its K bins.
+
+    Its distribution is a plain ``Categorical`` over bin indices, so that TorchRL's discrete losses
+    (:class:`~torchrl.objectives.DiscreteSACLoss`) can sum over all actions. The parameters are shared.
+
+    Args:
+        actor: the actor to look at.
+
+    Attributes:
+        stored_action_key: ``"action_index"``, which these losses want as ``[*B]``, without its last dimension.
+
+    Raises:
+        ValueError: an actor of several dimensions.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> actor = MulticategoricalActor(nn.Linear(4, 11), low=-1.0, high=1.0, num_bins=11)
+    >>> SingleDimensionActor(actor).get_dist(TensorDict({"observation": torch.randn(8, 4)}, [8])).probs.shape
+    torch.Size([8, 11])
+    """
+
+    def __init__(self, actor: MulticategoricalActor) -> None:
+        super().__init__()
+        if len(actor.bins.num_bins) != 1:
+            raise ValueError(f"actor must have one action dimension, got {len(actor.bins.num_bins)}.")
+        self.actor = actor
+        self.in_keys, self.out_keys = list(actor.in_keys), [actor.stored_action_key]
+        self.stored_action_key = actor.stored_action_key
+
+    def get_dist(self, tensordict: TensorDictBase) -> Categorical:
+        """The policy over bin indices at the observations of ``tensordict``, which is left as it is."""
+        return Categorical(logits=self.actor.logits(tensordict), validate_args=False)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self.actor(tensordict)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
@@ -72,22 +73,19 @@ def policy(settings: PolicySettings, env: EnvBase) -> Any:
     return makers[settings.name](settings, _observation_size(env), low, high)
 
 
-def state_value_network(
-    num_cells: Sequence[int], env: EnvBase, *, activation: str = "relu", initialization: str = "default"
-) -> ValueOperator:
-    """V(s): a fully connected network writing ``"state_value"`` ``[*B, 1]`` from ``"observation"``.
+def state_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator:
+    """V(s): the hidden layers of ``settings``, writing ``"state_value"`` ``[*B, 1]`` from ``"observation"``.
 
     Raises:
         ValueError: widths, an activation or observations that do not fit.
     """
-    net = _mlp(_observation_size(env), 1, num_cells, activation, initialization)
-    return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])
+    return ValueOperator(
+        _network(settings, _observation_size(env), 1), in_keys=["observation"], out_keys=["state_value"]
+    )
 
 
-def state_action_value_network(
-    num_cells: Sequence[int], env: EnvBase, *, activation: str = "relu", initialization: str = "default"
-) -> ValueOperator:
-    """Q(s, a): a fully connected network writing ``"state_action_value"`` ``[*B, 1]``.
+def state_action_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator:
+    """Q(s, a): the hidden layers of ``settings``, writing ``"state_action_value"`` ``[*B, 1]``.
 
     It reads ``"observation"`` and ``"action"``, concatenated.
 
@@ -95,8 +93,24 @@ def state_action_value_network(
         ValueError: widths, an activation, observations or actions that do not fit.
     """
     width = _observation_size(env) + len(action_bounds(env)[0])
-    net = _mlp(width, 1, num_cells, activation, initialization)
-    return ValueOperator(net, in_keys=["observation", "action"], out_keys=["state_action_value"])
+    return ValueOperator(
+        _network(settings, width, 1), in_keys=["observation", "action"], out_keys=["state_action_value"]
+    )
+
+
+def bin_value_network(settings: PolicySettings, env: EnvBase) -> TensorDictModule:
+    """Q(s, .): the hidden layers of ``settings``, writing ``"action_value"`` ``[*B, K]``, one value per bin.
+
+    For actions of one dimension.
+
+    Raises:
+        ValueError: settings, observations or actions that do not fit.
+    """
+    dims = len(action_bounds(env)[0])
+    if dims != 1:
+        raise ValueError(f"A value per bin needs actions of one dimension, got {dims}.")
+    net = _network(settings, _observation_size(env), settings.num_bins)
+    return TensorDictModule(net, in_keys=["observation"], out_keys=["action_value"])
 
 
 def action_bounds(env: EnvBase) -> tuple[Tensor, Tensor]:

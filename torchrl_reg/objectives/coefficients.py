@@ -35,3 +35,10 @@ def check_discount(gamma: float, name: str = "gamma") -> float:
     if not 0 <= float(gamma) <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {gamma!r}.")
     return float(gamma)
+
+
+def check_kl_weight(lam: float, name: str = "lam") -> float:
+    """Return ``lam`` if it is a finite weight >= 0 (reward units), else raise ValueError."""
+    if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0 (in reward units), got {lam!r}.")
+    return float(lam)

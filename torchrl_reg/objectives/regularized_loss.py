@@ -122,7 +122,7 @@ class RegularizedLoss(LossModule):
             ("next", self.tensor_keys.done),
             ("next", self.tensor_keys.terminated),
             *states,
-            *[("next", key) for key in self.value_network.in_keys],
+            *[("next", key) for key in getattr(self.value_network, "in_keys", ())],
         ]
         self._in_keys = list(dict.fromkeys(keys))
 

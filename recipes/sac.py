@@ -1,0 +1,135 @@
+"""Soft actor-critic, the baseline: TorchRL's own losses, temperature fixed or adapted to a target entropy.
+
+    python recipes/sac.py
+    python recipes/sac.py algo.adapt_tau=false algo.tau=0.1
+    python recipes/sac.py env=mujoco/hopper run.seed=1
+
+Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 [H18]. Expect an evaluation return above
+-200 on Pendulum-v1 (README, "Measured"). ``policy=multicategorical`` takes the expectation over the bins exactly where
+the action has one dimension (TorchRL's DiscreteSACLoss); beyond, it differentiates through a straight-through
+Gumbel-softmax sample, which is biased.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torchrl.envs import EnvBase
+from torchrl.objectives import DiscreteSACLoss, SACLoss
+
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env, resolve
+from torchrl_reg.modules import (
+    PolicySettings,
+    SingleDimensionActor,
+    bin_value_network,
+    policy,
+    state_action_value_network,
+)
+from torchrl_reg.objectives import PolyakTargetUpdate
+from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+
+
+@dataclass
+class Algo:
+    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+
+    total_frames: int = 20_000  # environment frames
+    tau: float = 1.0  # temperature (alpha in [H18]), reward units; where it starts if adapted
+    adapt_tau: bool = True  # to the target entropy [H18]
+    target_entropy: float | None = None  # nats; null: minus the action dimensions [H18], of bins half of ln(bins) each
+    gamma: float = 0.99  # discount [H18]
+    learning_rate: float = 1e-3  # Adam, for actor, critics and temperature; 3e-4 on MuJoCo [H18]
+    adam_eps: float = 1e-8  # PyTorch's
+    batch_size: int = 256  # transitions [H18]
+    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [H18]
+    learning_starts_frames: int = 1_000  # 10k on MuJoCo
+    update_every_frames: float = 1  # frames per gradient update [H18]
+    target_rate: float = 0.005  # Polyak rate of the target critics, per update [H18]
+    num_envs: int = 8  # environments stepped together
+    collect_steps: int = 4  # steps of each between two rounds of updates
+
+    def validate(self) -> None:
+        require(self.tau > 0, "algo.tau", "> 0", self.tau)
+        require(0 < self.target_rate <= 1, "algo.target_rate", "in (0, 1]", self.target_rate)
+        check_replay_learning(self)
+
+
+@dataclass
+class Config(RecipeConfig):
+    groups: ClassVar[dict[str, str]] = {"policy": "gaussian", "env": "pendulum"}
+
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
+    policy: PolicySettings = field(default_factory=lambda: PolicySettings("gaussian"))
+    algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        self.env = resolve(self.env)  # config.yaml records the environment in force
+        differentiable = self.policy.name != "autoregressive"  # its samples carry no gradient to the policy
+        require(differentiable, "policy.name", "gaussian, flow or multicategorical for SAC", self.policy.name)
+
+
+def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SACLoss | DiscreteSACLoss:
+    """TorchRL's SAC loss with two critics; of one-dimensional bins the one that sums over them."""
+    algo = cfg.algo
+    dims = env.full_action_spec_unbatched["action"].shape[-1]
+    binned = cfg.policy.name == "multicategorical"
+    auto = 0.5 * sum(torch.tensor(actor.bins.num_bins).log().tolist()) if binned else -float(dims)
+    temperature = {
+        "alpha_init": algo.tau,
+        "fixed_alpha": not algo.adapt_tau,
+        "target_entropy": auto if algo.target_entropy is None else algo.target_entropy,
+    }
+    # A list of critics: from a single one TorchRL would draw the copies anew, and not as the layers do.
+    if binned and dims == 1:
+        critics = [bin_value_network(cfg.policy, env).to(device) for _ in range(2)]
+        view = SingleDimensionActor(actor)
+        loss = DiscreteSACLoss(view, critics, action_space="categorical", loss_function="l2", **temperature)
+        loss.set_keys(action=view.stored_action_key)
+    else:
+        critics = [state_action_value_network(cfg.policy, env).to(device) for _ in range(2)]
+        loss = SACLoss(actor, critics, loss_function="l2", **temperature)
+    loss.make_value_estimator(gamma=algo.gamma)
+    return loss
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
+
+    # What acts: samples of the policy. Evaluated at its mode, and sampled.
+    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    actor = policy(cfg.policy, env).to(run.device)
+    eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": actor})
+
+    # What it remembers: single transitions, sampled uniformly.
+    replay = run.replay(algo.replay_capacity, algo.batch_size)
+
+    # What it learns: Q(s, a) towards r + gamma (min Q_target - tau ln pi)(s', a'), pi towards softmax(Q / tau).
+    loss = make_loss(cfg, env, actor, run.device)
+    optimizer = torch.optim.Adam(
+        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
+    )
+    target = PolyakTargetUpdate(loss, rate=algo.target_rate)
+    update = run.make_update(loss, optimizer, target)
+
+    # The loop
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
+    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
+    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
+        rows = batch.select(*loss.in_keys).transpose(0, 1).reshape(-1)  # in order of time
+        if "action_index" in loss.in_keys:
+            rows["action_index"] = rows["action_index"].squeeze(-1)  # the form DiscreteSACLoss takes
+        replay.extend(rows)
+        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
+            run.record(update(minibatch))
+    return run.finish()
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()

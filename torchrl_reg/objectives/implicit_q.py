@@ -1,0 +1,220 @@
+"""Implicit Q-values: one regression over a policy and a value network, with no Q-network and no actor loss."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+from torchrl.objectives.utils import distance_loss
+
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.objectives.coefficients import check_temperature
+from torchrl_reg.objectives.regularized_loss import (
+    LossFunction,
+    Reduction,
+    RegularizedLoss,
+    keep_masked_rows_out,
+)
+from torchrl_reg.objectives.stochastic_actor import (
+    check_actor,
+    closed_entropy,
+    distribution,
+    kl_or_estimate,
+    log_prob,
+    stored_action_key,
+)
+from torchrl_reg.objectives.value.one_step import one_step_return
+
+
+class ImplicitQLoss(RegularizedLoss):
+    """``(r + alpha tau ln pi_target(a|s) + gamma V_target(s') - tau ln pi(a|s) - V(s))^2``, the IQ and M-IQ loss.
+
+    The Q-function is implicit, ``Q = V + tau ln pi``, so ``V`` is its soft value and ``pi`` its softmax by
+    construction: no maximum, no sum over actions and no sampled action enters, and any policy with the
+    log-probability of stored actions will do. ``alpha = 0`` is IQ, ``alpha > 0`` M-IQ.
+
+    ``residual=True`` bootstraps on the online ``V(s')`` and lets its gradient flow: one-step PCL, and with
+    ``alpha > 0`` one-step Trust-PCL. Where transitions are stochastic this form is biased (its minimizer also
+    shrinks the variance of the residual); the form with a target network is not.
+
+    Args:
+        actor_network: the policy; an actor with ``get_dist(tensordict)`` (:class:`~torchrl.modules.ProbabilisticActor`,
+            :class:`~torchrl_reg.modules.MulticategoricalActor`, ...).
+        value_network: writes ``"state_value" [*B, 1]``, for instance a :class:`~torchrl.modules.ValueOperator`.
+        tau: temperature > 0, in reward units. Schedulable.
+        alpha: Munchausen weight in [0, 1]. Schedulable; at 0 the target policy is not even evaluated.
+        clip_min: lower clip (<= 0) of ``tau ln pi_target`` in the Munchausen term, in reward units; None (the paper)
+            for no clip. There is no upper clip: the logarithm of a density may be positive. Schedulable.
+        residual: bootstrap on the online value network, with its gradient.
+        target_entropy: adapt ``tau`` so that the policy's mean entropy becomes this many nats, starting from ``tau``;
+            adds ``loss_tau`` and a parameter ``log_tau`` of its own. For policies whose entropy has a closed form
+            (multicategorical, not a squashed Gaussian or a flow). Our addition: the paper keeps ``tau`` fixed.
+        delay_actor, delay_value: keep target networks, or take the detached online ones.
+        loss_function: ``"l2"`` (the paper), ``"smooth_l1"`` or ``"l1"``.
+        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+
+    Returns (in a TensorDict): ``loss``, with ``target_entropy`` also ``loss_tau``, and detached scalars ``td_error``,
+    ``value``, ``log_pi`` (nats, of the stored actions), ``entropy`` (nats, where it has a closed form), ``tau``, and
+    with ``alpha > 0`` ``kl`` (online to target policy), ``bonus``, ``bonus_clipped``. Writes the priority, the squared
+    error ``[*B, 1]``.
+
+    Raises:
+        ValueError: a coefficient out of range, an actor without ``get_dist``, a ``target_entropy`` for a policy
+            without a closed-form entropy.
+
+    Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regularized RL with Implicit Q-Values",
+    2021, eq. (2). The released equation does not write the mask of terminal states; it is here.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> from torchrl.modules import ValueOperator
+    >>> from torchrl_reg.modules import MulticategoricalActor
+    >>> from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
+    >>> actor = MulticategoricalActor(torch.nn.Linear(4, 2 * 11), low=[-1.0, -1.0], high=[1.0, 1.0], num_bins=11)
+    >>> value = ValueOperator(torch.nn.Linear(4, 1), in_keys=["observation"])
+    >>> loss = ImplicitQLoss(actor, value, tau=0.01, alpha=0.9).make_value_estimator(gamma=0.99)
+    >>> target_update = PolyakTargetUpdate(loss, rate=0.005)
+    >>> data = actor(TensorDict({
+    ...     "observation": torch.randn(8, 4),
+    ...     "next": {"observation": torch.randn(8, 4), "reward": torch.randn(8, 1),
+    ...              "done": torch.zeros(8, 1, dtype=torch.bool),
+    ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8]))
+    >>> out = loss(data)
+    >>> bool(out["bonus"] < 0), data["td_error"].shape
+    (True, torch.Size([8, 1]))
+    """
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    value_network_params: TensorDictParams
+    target_value_network_params: TensorDictParams
+    tau: Tensor
+    alpha: Tensor
+    clip_min: Tensor
+    _schedulable_buffers = frozenset({"tau", "alpha", "clip_min"})
+    _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "value_network")
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        value_network: TensorDictModuleBase,
+        *,
+        tau: float = 0.01,
+        alpha: float = 0.0,
+        clip_min: float | None = None,
+        residual: bool = False,
+        target_entropy: float | None = None,
+        delay_actor: bool = True,
+        delay_value: bool = True,
+        loss_function: LossFunction = "l2",
+        reduction: Reduction = "mean",
+        use_prioritized_weights: bool | Literal["auto"] = "auto",
+        diagnostics: bool = True,
+    ) -> None:
+        super().__init__(
+            loss_function=loss_function,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            diagnostics=diagnostics,
+        )
+        check_actor(actor_network)
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
+        # The residual form never reads a target value network.
+        self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)
+        self.residual = residual
+        self._register_coefficients(tau=tau, alpha=alpha, clip_min=clip_min)
+        self.target_entropy = target_entropy
+        if target_entropy is not None:
+            self.log_tau = nn.Parameter(self.tau.log().to(torch.get_default_dtype()))
+            self.out_keys = ["loss", "loss_tau"]
+        self.set_keys(action=stored_action_key(actor_network), value=value_network.out_keys[0])
+        self.make_value_estimator()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "alpha":
+            # A Python fact, so that alpha = 0 can skip the target policy without reading a tensor.
+            self.__dict__["_with_bonus"] = not isinstance(value, (int, float)) or value > 0
+
+    def _register_coefficients(self, **coefficients: float | None) -> None:
+        super()._register_coefficients(**coefficients)
+        self.__dict__["_with_bonus"] = coefficients["alpha"] > 0  # type: ignore[operator]
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
+        actor, frozen_actor = self._bound(tensordict, "actor_network")
+        value_network, frozen_value = self._bound(tensordict)
+        action = tensordict.get(self.tensor_keys.action)
+        dist = distribution(actor.network, tensordict)
+        log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
+        value = self._value(value_network, tensordict)
+        terms = self._temperature_loss(dist)
+        prediction = value + self.tau * log_pi
+
+        mask = self._loss_mask(tensordict, prediction)
+        with torch.set_grad_enabled(self.residual and torch.is_grad_enabled()):
+            bootstrap = value_network if self.residual else frozen_value
+            next_value = self._value(bootstrap, tensordict.get("next")).unsqueeze(-1)
+            target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value).squeeze(-1)
+            bonus, rows = self._bonus(tensordict, action, dist, frozen_actor)
+            target = keep_masked_rows_out((target + bonus).to(prediction.dtype), prediction, mask)
+        td_error = (prediction - target).detach()
+        self._write_priority(tensordict, td_error.square())
+        if self.diagnostics:
+            rows |= {"td_error": td_error.abs(), "value": value.detach(), "log_pi": log_pi.detach()}
+            rows |= _entropy_row(dist)
+        elementwise = distance_loss(prediction, target, self.loss_function)
+        return self._output(tensordict, elementwise, mask, rows, **terms)
+
+    def _value(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        """``V [*B]`` at the root of ``tensordict``, which is left as it was."""
+        network = bound.network
+        key: NestedKey = self.tensor_keys.value
+        return at_least_float32(network(tensordict.select(*network.in_keys)).get(key).squeeze(-1))
+
+    def _bonus(
+        self, tensordict: TensorDictBase, action: Tensor, dist: Any, frozen_actor: Any
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """``alpha max(tau ln pi_target(a|s), clip_min) [*B]`` and its diagnostics."""
+        if not self._with_bonus:
+            return 0.0, {}
+        with torch.no_grad():
+            reference = distribution(frozen_actor.network, tensordict)
+            tau_log_pi = self.tau * at_least_float32(log_prob(reference, action, tensordict.batch_size))
+            bonus = self.alpha * torch.maximum(tau_log_pi, self.clip_min.to(tau_log_pi.dtype))
+            if not self.diagnostics:
+                return bonus, {}
+            clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
+            return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
+
+    def _temperature_loss(self, dist: Any) -> dict[str, Tensor]:
+        """Follow the learnt temperature and return its loss ``ln tau (H(pi) - target_entropy)``."""
+        if self.target_entropy is None:
+            return {}
+        entropy = closed_entropy(dist)
+        if entropy is None:
+            raise ValueError(
+                "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), got "
+                f"a {type(dist).__name__}."
+            )
+        with torch.no_grad():
+            self.tau.copy_(self.log_tau.exp())
+        return {"loss_tau": self.log_tau * (entropy.detach().mean() - self.target_entropy)}
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> ImplicitQLoss:
+        """Set the discount: ``make_value_estimator(gamma=0.99)``; the backup is one-step (n-step data: n-step)."""
+        if self.target_entropy is not None and "tau" in hyperparams:
+            with torch.no_grad():
+                self.log_tau.fill_(check_temperature(hyperparams["tau"])).log_()
+        return super().make_value_estimator(value_type, **hyperparams)
+
+
+def _entropy_row(dist: Any) -> dict[str, Tensor]:
+    with torch.no_grad():
+        entropy = closed_entropy(dist)
+    return {} if entropy is None else {"entropy": entropy}

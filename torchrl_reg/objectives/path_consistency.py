@@ -1,0 +1,261 @@
+"""Path consistency learning over sequences: PCL and Trust-PCL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+
+from torchrl_reg.functional import path_consistency
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.objectives.coefficients import check_kl_weight, check_temperature
+from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss
+from torchrl_reg.objectives.stochastic_actor import (
+    check_actor,
+    closed_entropy,
+    distribution,
+    kl_or_estimate,
+    log_prob,
+    stored_action_key,
+)
+
+
+class PathConsistencyLoss(RegularizedLoss):
+    r"""``1/2 C_{t,n}^2`` over all sub-trajectories of 1 to ``rollout`` steps of ``[*B, T]`` sequences.
+
+    .. math:: C_{t,n} = -V(s_t) + \gamma^n V(s_{t+n}) + \sum_{i<n} \gamma^i \left(r_{t+i} - \tau \ln \pi(a_{t+i})
+        - \lambda \ln \frac{\pi(a_{t+i})}{\bar\pi(a_{t+i})}\right)
+
+    ``lam = 0`` is PCL, ``lam > 0`` Trust-PCL with the lagged policy (the target parameters) as reference. The data may
+    come from any policy, without importance weights. Each step's loss is the mean over the sub-trajectories that start
+    at it; none crosses the end of an episode or a masked step, the value after a terminated step is 0 and that after a
+    truncated one is bootstrapped.
+
+    Args:
+        actor_network: the policy; an actor with ``get_dist(tensordict)``.
+        value_network: writes ``"state_value" [*B, T, 1]``; None for the unified form with one network, where
+            ``V = (tau + lam) logsumexp(logits)`` of the policy's own logits (needs a
+            :class:`~torchrl_reg.modules.MulticategoricalActor`).
+        tau: temperature >= 0, in reward units. Schedulable.
+        lam: weight >= 0 of the KL divergence to the lagged policy, in reward units. Schedulable.
+        rollout: longest sub-trajectory, in steps.
+        max_kl: adapt ``lam`` so that the mean KL divergence to the lagged policy stays at this budget (nats), starting
+            from ``lam``; adds ``loss_lam`` and a parameter ``log_lam`` of its own. The published code searches ``lam``
+            over recent episode returns instead; this is the dual ascent of constrained policy optimization.
+        delay_value: bootstrap on the lagged value network, without gradient (``use_target_values`` of the published
+            code); by default on the online one, with its gradient.
+        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+
+    Returns (in a TensorDict): ``loss``, with ``max_kl`` also ``loss_lam``, and detached scalars ``td_error`` (mean
+    absolute one-step residual), ``path_error`` (mean absolute residual of all), ``value``, ``log_pi`` (nats, of the
+    stored actions), ``entropy`` (nats, where it has a closed form), ``kl`` (to the lagged policy, with ``lam`` or
+    ``max_kl``), ``lam``, ``tau``. Writes the priority ``[*B, T, 1]``, each step's loss.
+
+    Raises:
+        ValueError: a coefficient out of range, an actor without ``get_dist``, sequences shorter than ``rollout``.
+
+    Source: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", NeurIPS 2017, eqs. (18) to (22);
+    Nachum et al., "Trust-PCL", ICLR 2018. The published code trains with the policy gradient divided by ``tau + lam``;
+    this is the gradient of the loss as printed.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> from torchrl.modules import ValueOperator
+    >>> from torchrl_reg.modules import MulticategoricalActor
+    >>> from torchrl_reg.objectives import PathConsistencyLoss, PolyakTargetUpdate
+    >>> actor = MulticategoricalActor(torch.nn.Linear(4, 2 * 11), low=[-1.0, -1.0], high=[1.0, 1.0], num_bins=11)
+    >>> value = ValueOperator(torch.nn.Linear(4, 1), in_keys=["observation"])
+    >>> loss = PathConsistencyLoss(actor, value, tau=0.1, lam=0.1, rollout=5).make_value_estimator(gamma=0.99)
+    >>> target_update = PolyakTargetUpdate(loss, rate=0.01)
+    >>> data = actor(TensorDict({
+    ...     "observation": torch.randn(8, 10, 4),
+    ...     "next": {"observation": torch.randn(8, 10, 4), "reward": torch.randn(8, 10, 1),
+    ...              "done": torch.zeros(8, 10, 1, dtype=torch.bool),
+    ...              "terminated": torch.zeros(8, 10, 1, dtype=torch.bool)}}, [8, 10]))
+    >>> loss(data)["loss"].shape, data["td_error"].shape
+    (torch.Size([]), torch.Size([8, 10, 1]))
+    """
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    value_network_params: TensorDictParams
+    target_value_network_params: TensorDictParams
+    tau: Tensor
+    lam: Tensor
+    _schedulable_buffers = frozenset({"tau", "lam"})
+    _network_names: tuple[str, ...] = ("actor_network", "value_network")  # type: ignore[misc]
+    _coefficient_checks: ClassVar[dict[str, Callable[[Any], float]]] = {
+        "tau": lambda tau: check_kl_weight(tau, "tau"),
+        "lam": check_kl_weight,
+    }
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        value_network: TensorDictModuleBase | None,
+        *,
+        tau: float = 0.1,
+        lam: float = 0.0,
+        rollout: int = 10,
+        max_kl: float | None = None,
+        delay_value: bool = False,
+        reduction: Reduction = "mean",
+        use_prioritized_weights: bool | Literal["auto"] = "auto",
+        diagnostics: bool = True,
+    ) -> None:
+        super().__init__(
+            loss_function="l2",
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            diagnostics=diagnostics,
+        )
+        check_actor(actor_network)
+        if isinstance(rollout, bool) or not isinstance(rollout, int) or rollout < 1:
+            raise ValueError(f"rollout must be an integer >= 1 (steps), got {rollout!r}.")
+        if tau + lam == 0 and max_kl is None:
+            raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss.")
+        self.rollout, self.delay_value, self.max_kl = rollout, delay_value, max_kl
+        self._register_coefficients(tau=tau, lam=lam)
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
+        if value_network is None:
+            self._network_names = ("actor_network",)
+            self.value_network = None  # type: ignore[assignment]
+            if not hasattr(actor_network, "bins"):
+                raise ValueError(
+                    "value_network=None (the unified form) needs a MulticategoricalActor, whose logits give the value, "
+                    f"got {type(actor_network).__name__}."
+                )
+        else:
+            self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
+            self.set_keys(value=value_network.out_keys[0])
+        if max_kl is not None:
+            check_temperature(max_kl, "max_kl")
+            check_temperature(lam, "lam (where max_kl adapts it)")
+            self.log_lam = nn.Parameter(self.lam.log().to(torch.get_default_dtype()))
+            self.out_keys = ["loss", "loss_lam"]
+        self.set_keys(action=stored_action_key(actor_network))
+        self.make_value_estimator()
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, T, 1]``."""
+        self._check_length(tensordict)
+        actor, lagged_actor = self._bound(tensordict, "actor_network")
+        dist = distribution(actor.network, tensordict)
+        action = tensordict.get(self.tensor_keys.action)
+        log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
+        reference, log_pi_reference = None, None
+        with_reference = self._with_reference
+        if with_reference:
+            with torch.no_grad():
+                reference = distribution(lagged_actor.network, tensordict)
+                log_pi_reference = at_least_float32(log_prob(reference, action, tensordict.batch_size))
+        terms, rows = self._trust_region(dist, reference)
+        value = self._value(tensordict, dist)
+        mask = self._loss_mask(tensordict, log_pi)
+        residual, exists = self._residuals(tensordict, value, log_pi, log_pi_reference, mask)
+        counts = exists.sum(-1).clamp(min=1)
+        elementwise = 0.5 * residual.square().sum(-1) / counts
+        self._write_priority(tensordict, elementwise.detach())
+        if self.diagnostics:
+            error = residual.detach().abs()
+            rows |= {"td_error": error[..., 0], "path_error": error.sum(-1) / counts}
+            rows |= {"value": value.detach(), "log_pi": log_pi.detach()}
+            with torch.no_grad():
+                entropy = closed_entropy(dist)
+            rows |= {} if entropy is None else {"entropy": entropy}
+        return self._output(tensordict, elementwise, mask, rows, **terms)
+
+    def _residuals(
+        self,
+        tensordict: TensorDictBase,
+        value: Tensor,
+        log_pi: Tensor,
+        log_pi_reference: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        keys, following = self.tensor_keys, tensordict.get("next")
+        done = following.get(keys.done).squeeze(-1)
+        terminated = following.get(keys.terminated, None)
+        return path_consistency(
+            following.get(keys.reward).squeeze(-1).to(log_pi.dtype),
+            value,
+            self._next_value(tensordict),
+            log_pi,
+            tau=self.tau,
+            gamma=self.value_estimator.gamma,
+            rollout=self.rollout,
+            done=done,
+            terminated=done if terminated is None else terminated.squeeze(-1),
+            lam=self.lam,
+            log_pi_reference=log_pi_reference,
+            mask=mask,
+        )
+
+    def _value(self, tensordict: TensorDictBase, dist: Any) -> Tensor:
+        if self.value_network is None:
+            return (self.tau + self.lam) * at_least_float32(dist.log_normalizer)
+        return self._network_value(self._bound(tensordict)[0].network, tensordict)
+
+    def _next_value(self, tensordict: TensorDictBase) -> Tensor:
+        """``V`` of the state each step led to; not ``V`` shifted, which after a reset is another episode's."""
+        following = tensordict.get("next")
+        if self.value_network is None:
+            online, lagged = (bound.network for bound in self._bound(tensordict, "actor_network"))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.delay_value):
+                dist: Any = distribution(lagged if self.delay_value else online, following)
+                return (self.tau + self.lam) * at_least_float32(dist.log_normalizer)
+        online, lagged = (bound.network for bound in self._bound(tensordict))
+        if not self.delay_value:
+            return self._network_value(online, following)
+        with torch.no_grad():
+            return self._network_value(lagged, following)
+
+    def _network_value(self, network: Any, tensordict: TensorDictBase) -> Tensor:
+        outputs = network(tensordict.select(*network.in_keys))
+        return at_least_float32(outputs.get(self.tensor_keys.value).squeeze(-1))
+
+    @property
+    def _with_reference(self) -> bool:
+        return self.max_kl is not None or self.__dict__["_with_lam"]
+
+    def _trust_region(self, dist: Any, reference: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Follow the learnt ``lam``; its loss ``-ln lam (KL - max_kl)``, and the diagnostic row of the KL."""
+        if reference is None or not (self.diagnostics or self.max_kl is not None):
+            return {}, {}
+        with torch.no_grad():
+            kl = kl_or_estimate(dist, reference)
+        rows = {"kl": kl, "lam": self.lam.to(kl.dtype).expand_as(kl)}
+        if self.max_kl is None:
+            return {}, rows
+        with torch.no_grad():
+            self.lam.copy_(self.log_lam.exp())
+        return {"loss_lam": -self.log_lam * (kl.mean() - self.max_kl)}, rows
+
+    def _check_length(self, tensordict: TensorDictBase) -> None:
+        length = tensordict.batch_size[-1] if tensordict.batch_dims else 0
+        if length < self.rollout:
+            raise ValueError(
+                f"rollout={self.rollout} needs sequences [*B, T] of at least {self.rollout} steps, got batch size "
+                f"{list(tensordict.batch_size)} (reshape what a slice sampler returns to [-1, T])."
+            )
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        if self.value_network is None:
+            self._in_keys += [("next", key) for key in self.actor_network.in_keys]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "lam":
+            # A Python fact, so that lam = 0 can skip the reference policy without reading a tensor.
+            self.__dict__["_with_lam"] = not isinstance(value, (int, float)) or value > 0
+
+    def _register_coefficients(self, **coefficients: float | None) -> None:
+        super()._register_coefficients(**coefficients)
+        self.__dict__["_with_lam"] = coefficients["lam"] > 0  # type: ignore[operator]

@@ -1,0 +1,67 @@
+"""What the losses over a policy ask of an actor, and the statistics of its distributions.
+
+Shapes: ``*B`` batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torch.distributions import Distribution
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+
+def check_actor(actor: Any) -> None:
+    """Raise ValueError unless ``actor`` can give the log-probability of stored actions."""
+    if not hasattr(actor, "get_dist"):
+        raise ValueError(
+            "actor_network must give the log_prob of stored actions through get_dist(tensordict), as a "
+            f"ProbabilisticActor and the actors of torchrl_reg.modules do, got {type(actor).__name__}."
+        )
+
+
+def stored_action_key(actor: Any) -> NestedKey:
+    """Where a replay buffer keeps what ``actor`` did: bin indices for a multicategorical policy, else the action."""
+    return getattr(actor, "stored_action_key", "action")
+
+
+def distribution(actor: Any, tensordict: TensorDictBase) -> Distribution:
+    """The actor's distribution at the states of ``tensordict``, which is left as it was."""
+    # RANDOM, as SACLoss does: LossModule sets another type, which some distributions answer with a mode only.
+    with set_exploration_type(ExplorationType.RANDOM):
+        return actor.get_dist(tensordict.select(*actor.in_keys, strict=False))
+
+
+def log_prob(dist: Distribution, action: Tensor, batch_size: torch.Size) -> Tensor:
+    """Log-probability of stored actions ``[*B]``, in nats.
+
+    Raises:
+        ValueError: the distribution scores each dimension of the action by itself.
+    """
+    result = dist.log_prob(action)
+    if result.shape != batch_size:
+        raise ValueError(
+            f"actor_network's distribution must give one log_prob per action, shape {tuple(batch_size)}, got "
+            f"{tuple(result.shape)} (wrap it in torch.distributions.Independent)."
+        )
+    return result
+
+
+def closed_entropy(dist: Distribution) -> Tensor | None:
+    """Entropy ``[*B]`` in nats where the distribution has it in closed form, else None."""
+    try:
+        return dist.entropy()
+    except NotImplementedError:
+        return None
+
+
+def kl_or_estimate(dist: Distribution, reference: Distribution) -> Tensor:
+    """KL(dist || reference) ``[*B]`` in nats: in closed form, else from one sample of ``dist`` per state."""
+    try:
+        return torch.distributions.kl_divergence(dist, reference)
+    except NotImplementedError:
+        action = dist.sample()
+        return dist.log_prob(action) - reference.log_prob(action)
