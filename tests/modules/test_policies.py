@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -68,6 +71,20 @@ def test_sizes_ignore_the_batch_of_the_environment(name: str) -> None:
     with torch.no_grad():
         assert env.rollout(2, actor)["action"].shape == (2, 2, 1)
     env.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_distributions_outlive_a_swap_of_parameters(name: str, env: GymEnv) -> None:
+    """Losses build online and target distributions from one module, and score afterwards."""
+    online, other = policy(small(name), env), policy(small(name), env)
+    td = online(TensorDict({"observation": torch.randn(7, 3)}, [7])).detach()
+    with TensorDict.from_module(other).to_module(online):
+        swapped = online.get_dist(td)
+    action = td[online.stored_action_key]
+    torch.testing.assert_close(swapped.log_prob(action), other.get_dist(td).log_prob(action))
+    if name != "flow":  # flows start alike
+        assert not torch.allclose(swapped.log_prob(action), online.get_dist(td).log_prob(action))
+    pickle.loads(pickle.dumps(copy.deepcopy(online)))(td)
 
 
 def test_settings_reach_the_actors(env: GymEnv) -> None:

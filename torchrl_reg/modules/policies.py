@@ -14,7 +14,6 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategoricalActor
 from torchrl_reg.modules.flow_actor import FlowActor
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
-from torchrl_reg.modules.multicategorical import check_box
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
 from torchrl_reg.modules.torsos import initialize_weights
 
@@ -114,19 +113,17 @@ def bin_value_network(settings: PolicySettings, env: EnvBase) -> TensorDictModul
 
 
 def action_bounds(env: EnvBase) -> tuple[Tensor, Tensor]:
-    """``low, high [D]`` of the actions of ``env``, on the CPU.
+    """``low, high [D]`` of the actions of ``env``, on the CPU; the actors refuse infinite ones.
 
     Raises:
-        ValueError: actions that are not a bounded vector.
+        ValueError: actions that are not a vector of numbers.
     """
     spec = env.full_action_spec_unbatched["action"]
     if not spec.dtype.is_floating_point or not hasattr(spec.space, "low"):
         raise ValueError(f"The policy needs a bounded box of actions, got the discrete {type(spec).__name__}.")
     if spec.ndim != 1:
         raise ValueError(f"The policy needs actions that are vectors, got shape {list(spec.shape)}.")
-    low, high = spec.space.low.cpu(), spec.space.high.cpu()
-    check_box(low, high)
-    return low, high
+    return spec.space.low.cpu(), spec.space.high.cpu()
 
 
 def _observation_size(env: EnvBase) -> int:
