@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import ValueEstimators
 
+from torchrl_reg.functional import advantage_gap, persistent_advantage_gap
 from torchrl_reg.objectives.bound_network import BoundQNetwork
-from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.objectives.chosen import action_index
 from torchrl_reg.objectives.diagnostics import finite_action_gap
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
@@ -75,13 +75,14 @@ class AdvantageLearningLoss(QLearningLoss):
         self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q_target, next_q = target_network.both(tensordict)
-        next_value = next_q.amax(-1)
-        gap = q_target.amax(-1) - chosen_action_value(q_target, action, self.action_space)
+        next_value = next_q.amax(-1, keepdim=True)
+        target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value)
+        index = action_index(action, self.action_space, q.ndim - 1)
         if self.persistent:
-            next_gap = next_value - chosen_action_value(next_q, action, self.action_space)
             terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
-            gap = torch.where(terminated, gap, torch.minimum(gap, next_gap))
+            gap = persistent_advantage_gap(q_target, next_q, index, terminated)
+        else:
+            gap = advantage_gap(q_target, index)
         bonus = -self.alpha * gap
-        target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value.unsqueeze(-1))
         rows = {"action_gap": finite_action_gap(q), "bonus": bonus} if self.diagnostics else {}
         return target + bonus.unsqueeze(-1), rows

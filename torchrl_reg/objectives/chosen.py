@@ -1,15 +1,21 @@
-"""The value of the stored action."""
+"""The stored action, and the value it has."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+
+def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
+    """The action (``[*B]`` or ``[*B, 1]`` categorical, ``[*B, A]`` one-hot) as an index ``[*B]``.
+
+    ``batch_dims`` is the number of dimensions of ``*B``: it tells ``[*B, 1]`` from a batch that ends in 1.
+    """
+    if action_space == "one_hot":
+        return action.long().argmax(-1)  # long, because argmax takes no bool
+    return action.squeeze(-1) if action.ndim > batch_dims else action
 
 
 def chosen_action_value(q: Tensor, action: Tensor, action_space: str) -> Tensor:
     """Entry of ``q [*B, A]`` at ``action`` (``[*B]`` or ``[*B, 1]`` categorical, ``[*B, A]`` one-hot): ``[*B]``."""
-    if action_space == "categorical":
-        index = action if action.ndim == q.ndim else action.unsqueeze(-1)
-        return q.gather(-1, index).squeeze(-1)
-    # where, not a product: the other actions may be masked with -inf.
-    return torch.where(action.bool(), q, q.new_zeros(())).sum(-1)
+    index = action_index(action, action_space, q.ndim - 1)
+    return q.gather(-1, index.unsqueeze(-1)).squeeze(-1)

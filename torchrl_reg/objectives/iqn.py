@@ -15,6 +15,7 @@ from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.objectives.chosen import action_index
 from torchrl_reg.objectives.diagnostics import finite_action_gap
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.regularized_loss import keep_masked_rows_out
@@ -128,16 +129,9 @@ class IQNLoss(QLearningLoss):
 
     def _chosen(self, quantiles: Tensor, tensordict: TensorDictBase) -> Tensor:
         """Quantiles ``[*B, N]`` of the stored action."""
-        action = self._action_index(tensordict).unsqueeze(-1)
-        index = action.expand(*quantiles.shape[:-1], 1)
+        index = action_index(tensordict.get(self.tensor_keys.action), self.action_space, quantiles.ndim - 2)
+        index = index[..., None, None].expand(*quantiles.shape[:-1], 1)
         return quantiles.gather(-1, index).squeeze(-1)
-
-    def _action_index(self, tensordict: TensorDictBase) -> Tensor:
-        """The stored action as an index ``[*B, 1]``."""
-        action = tensordict.get(self.tensor_keys.action)
-        if self.action_space == "one_hot":
-            return action.long().argmax(-1, keepdim=True)
-        return action if action.ndim > tensordict.batch_dims else action.unsqueeze(-1)
 
     def _allowed(self, q: Tensor, tensordict: TensorDictBase) -> Tensor:
         """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""

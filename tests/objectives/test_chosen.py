@@ -1,0 +1,46 @@
+"""The stored action as an index, and the losses that use it, under action masks and past the end of an episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from torchrl_reg.objectives.chosen import action_index, chosen_action_value
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (4, 1)])
+def test_every_way_to_store_an_action_is_the_same_index(shape: tuple[int, ...]) -> None:
+    index = torch.randint(3, shape, generator=torch.Generator().manual_seed(0))
+    one_hot = nn.functional.one_hot(index, 3)
+    q = torch.randn(*shape, 3, generator=torch.Generator().manual_seed(1))
+    q = torch.where(one_hot.bool(), q, -INF)  # all other actions are forbidden
+    stored = [(index, "categorical"), (index.unsqueeze(-1), "categorical")]
+    stored += [(one_hot, "one_hot"), (one_hot.bool(), "one_hot"), (one_hot.float(), "one_hot")]
+    for action, space in stored:
+        assert torch.equal(action_index(action, space, len(shape)), index)
+        assert torch.equal(chosen_action_value(q, action, space), q.amax(-1))
+
+
+@pytest.mark.parametrize("forbidden", [-INF, torch.finfo(torch.float32).min])
+def test_persistent_gap_where_the_action_is_forbidden_at_the_next_state(
+    cases: Any, batch: Any, monkeypatch: pytest.MonkeyPatch, forbidden: float
+) -> None:
+    """The gap there is infinite, so the one at s is the smaller; at a terminal s' (row 1) there is no other one."""
+    loss = cases["pal"].loss(diagnostics=True)
+    data = batch(3)
+    data["action"] = torch.tensor([[0], [1], [2]])
+    data["next", "reward"] = torch.zeros(3, 1)
+    data["next", "terminated"] = torch.tensor([[False], [True], [False]])
+    q = torch.tensor([[1.0, 3.0, forbidden], [5.0, 1.0, forbidden], [forbidden, 4.0, 1.0]])
+    next_q = torch.tensor([[forbidden, 2.0, 0.0], [torch.nan] * 3, [forbidden, 2.0, 1.5]])
+    online, frozen = loss._bound(data)
+    monkeypatch.setattr(frozen, "both", lambda _: (q, next_q))
+    target, rows = loss._target(data, q, data["action"], frozen)
+    torch.testing.assert_close(rows["bonus"], torch.tensor([-1.0, -2.0, -0.25]))
+    # gamma .9 times the best next value, minus half the gap
+    torch.testing.assert_close(target.squeeze(-1), torch.tensor([1.8 - 1.0, -2.0, 1.8 - 0.25]))
