@@ -60,8 +60,6 @@ class Config(RecipeConfig):
 
     def validate(self) -> None:
         self.env = resolve(self.env)  # config.yaml records the environment in force
-        fixed = not self.algo.anneal_learning_rate or not self.run.cudagraphs
-        require(fixed, "algo.anneal_learning_rate", "false with run.cudagraphs=true, which freezes the rate", True)
 
 
 def train(cfg: Config) -> Path:

@@ -19,7 +19,7 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env, resolve
 from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, IQNLoss
-from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe
 
 
 @dataclass
@@ -58,8 +58,6 @@ class Config(RecipeConfig):
 
     def validate(self) -> None:
         self.env = resolve(self.env)  # config.yaml records the environment in force
-        fixed = not self.algo.anneal_learning_rate or not self.run.cudagraphs
-        require(fixed, "algo.anneal_learning_rate", "false with run.cudagraphs=true, which freezes the rate", True)
 
 
 def train(cfg: Config) -> Path:

@@ -114,7 +114,6 @@ BAD = [
     (["algo.eps_start=2"], "algo.eps_start"),
     (["algo.adam_eps=-1"], "algo.adam_eps"),
     (["algo.learning_starts_frames=-5"], "algo.learning_starts_frames"),
-    (["run.cudagraphs=true"], "algo.anneal_learning_rate"),
 ]
 
 

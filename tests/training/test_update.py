@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -186,6 +188,78 @@ def test_a_captured_step_returns_its_priorities_and_leaves_the_minibatch_alone()
     assert torch.equal(scalars["loss"], expected)
     assert torch.equal(scalars["priority"], plain["td_error"])
     assert "td_error" not in list(batch.keys())
+
+
+def _annealed_updates(loss, optimizer, update, steps):
+    """The losses of these steps, at rates that float32 holds exactly."""
+    device, history = next(loss.parameters()).device.type, []
+    for step in steps:
+        optimizer.param_groups[0]["lr"] = 0.5 ** (5 + step)
+        history.append(update(_minibatch(device=device))["loss"].item())
+    return history
+
+
+def _pass_through(loss, optimizer):
+    step = _gradient_step(loss, optimizer, None, None, compile=False)
+    return _as_cuda_graph(step, optimizer, torch.device("cuda"))
+
+
+@pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA:UserWarning")
+@pytest.mark.filterwarnings("ignore:Tensordict is registered in PyTree:UserWarning")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA a graph passes its calls through")
+def test_a_captured_step_reads_its_rate_from_one_tensor_and_resumes_exactly():
+    def fused_adam(loss):
+        return torch.optim.Adam(loss.parameters(), lr=0.5, fused=True, capturable=True)
+
+    eager = _dqn()
+    optimizer = fused_adam(eager)
+    expected = _annealed_updates(eager, optimizer, make_update(eager, optimizer), range(8))
+
+    loss = _dqn()
+    optimizer = fused_adam(loss)
+    update = _pass_through(loss, optimizer)
+    history = _annealed_updates(loss, optimizer, update, range(1))
+    rate = optimizer.param_groups[0]["lr"]  # the memory that a graph would read
+    history += _annealed_updates(loss, optimizer, update, range(1, 4))
+    assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.5**8
+
+    checkpoint = io.BytesIO()
+    torch.save({"loss": loss.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+    checkpoint.seek(0)
+    states = torch.load(checkpoint)
+    resumed = _dqn(seed=1)
+    optimizer = fused_adam(resumed)
+    update = _pass_through(resumed, optimizer)  # before the state is loaded, as in a run
+    resumed.load_state_dict(states["loss"])
+    optimizer.load_state_dict(states["optimizer"])
+    assert history + _annealed_updates(resumed, optimizer, update, range(4, 8)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA:UserWarning")
+@pytest.mark.filterwarnings("ignore:Tensordict is registered in PyTree:UserWarning")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA a graph passes its calls through")
+def test_a_loaded_rate_is_in_force_before_the_next_annealing():
+    loss = _dqn()
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.5, fused=True, capturable=True)
+    update = _pass_through(loss, optimizer)
+    update(_minibatch())
+    rate = optimizer.param_groups[0]["lr"]
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = torch.tensor(0.125)
+    optimizer.load_state_dict(state)
+    update(_minibatch())
+    assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.125
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_follows_the_learning_rate():
+    histories = []
+    for graphs in (False, True):
+        loss = _dqn(device="cuda")
+        optimizer = torch.optim.Adam(loss.parameters(), lr=0.5, fused=True, capturable=True)
+        update = make_update(loss, optimizer, device="cuda", cudagraphs=graphs)
+        histories.append(_annealed_updates(loss, optimizer, update, range(20)))
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
 
 
 @pytest.mark.gpu

@@ -36,7 +36,9 @@ def make_update(
     ``replay`` with a prioritized sampler gets the priorities that the loss wrote into the minibatch.
 
     ``compile`` compiles the loss alone. ``cudagraphs`` captures everything but the target update
-    and the priorities: both depend on counters of the host, which a graph would freeze.
+    and the priorities: both depend on counters of the host, which a graph would freeze. Learning rates
+    do not freeze: what is assigned to ``optimizer.param_groups[i]["lr"]``, by a scheduler say, holds from
+    the next update on, captured or not.
 
     Raises:
         ConfigError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
@@ -108,8 +110,17 @@ def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch
     if not optimizer.defaults.get("capturable", False):
         raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True.")
     graph = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=5, device=device)
+    # A graph reads the memory it was captured with, and keeps a Python number for good. float32 is what fused
+    # optimizers read.
+    rates = [
+        torch.as_tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+        for group in optimizer.param_groups
+    ]
 
     def replayed(minibatch: TensorDictBase) -> TensorDict:
+        for rate, group in zip(rates, optimizer.param_groups, strict=True):
+            if group["lr"] is not rate:  # annealed, or loaded from a checkpoint
+                group["lr"] = rate.fill_(float(group["lr"]))
         # A copy: capture replaces the entries of its input, and the loss adds one.
         return graph(minibatch.copy())
 
