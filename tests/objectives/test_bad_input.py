@@ -1,0 +1,63 @@
+"""What the losses refuse, and that they say why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+BAD = [
+    ("soft_dqn", {"tau": 0.0}, "tau must be a finite number > 0"),
+    ("soft_dqn", {"tau": -1.0}, "got -1.0"),
+    ("m_dqn", {"tau": float("nan")}, "tau must be"),
+    ("m_dqn", {"alpha": 2.0}, r"alpha must be in \[0, 1\], got 2.0"),
+    ("m_dqn", {"clip_min": 0.5}, "clip_min must be <= 0"),
+    ("al", {"alpha": -0.1}, "alpha must be"),
+    ("m_dqn", {"loss_function": "l3"}, "loss_function must be"),
+    ("m_dqn", {"reduction": "median"}, "reduction must be"),
+    ("iqn", {"num_quantiles": 0}, "must be >= 1"),
+    ("iqn", {"kappa": -1.0}, "kappa must be >= 0"),
+    ("m_iqn", {"double_dqn": True}, "double_dqn must be False"),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "message"), BAD)
+def test_bad_arguments(cases: Any, name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cases[name].loss(**kwargs)
+
+
+def test_bad_networks(cases: Any) -> None:
+    with pytest.raises(ValueError, match="must be a QuantileQActor"):
+        cases["iqn"].loss(cases["m_dqn"].actor())
+    with pytest.raises(ValueError, match="'categorical' or 'one-hot'"):
+        cases["m_dqn"].loss(nn.Linear(4, 3), action_space="binary")
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("soft_dqn", "alpha"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")]
+)
+def test_unknown_arguments_are_refused(cases: Any, name: str, argument: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{argument}'"):
+        cases[name].loss(**{argument: 0.5})
+
+
+def test_coefficients_are_checked_wherever_they_are_set(cases: Any) -> None:
+    loss = cases["m_dqn"].loss()
+    for name, value in (("tau", -1.0), ("alpha", 2.0), ("clip_min", 0.5)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            setattr(loss, name, value)
+    loss.clip_min = None
+    assert float(loss.clip_min) == -torch.inf
+
+
+def test_quantile_losses_take_no_loss_function(cases: Any) -> None:
+    with pytest.raises(TypeError, match="takes no loss_function"):
+        cases["iqn"].loss(loss_function="l2")
+
+
+def test_unknown_keys_are_refused(case: Any) -> None:
+    with pytest.raises(ValueError, match="not an accepted tensordict key"):
+        case.loss().set_keys(nonsense="a")
