@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrl_reg.envs import EnvError, EnvSettings, make_env, reseed
+from torchrl_reg.envs import EnvError, EnvSettings, make_env
 from torchrl_reg.envs.atari import atari_vector_env
 from torchrl_reg.envs.settings import family_options, resolve
 
@@ -30,20 +30,20 @@ def test_action_sets_and_stack():
 
 
 @pytest.mark.parametrize(("frame_skip", "cap", "last_step"), [(4, 120, 30), (4, 122, 31), (3, 90, 30)])
-def test_the_cap_counts_frames_and_truncates(frame_skip, cap, last_step):
+def test_the_cap_counts_frames_and_truncates(frame_skip, cap, last_step, restart):
     env = make_env(EnvSettings("atari", game="pong", max_episode_frames=cap, frame_skip=frame_skip), 2)
-    batch = steps(env, reseed(env, 0), torch.zeros(last_step + 2, 2, dtype=torch.int64))
+    batch = steps(env, restart(env, 0), torch.zeros(last_step + 2, 2, dtype=torch.int64))
     expected = torch.zeros(2, last_step + 2, 1, dtype=torch.bool)
     expected[:, last_step - 1] = True
     assert torch.equal(batch["next", "truncated"], expected)
     assert not batch["next", "terminated"].any()
 
 
-def test_only_game_over_terminates_and_the_final_frames_are_kept():
+def test_only_game_over_terminates_and_the_final_frames_are_kept(restart):
     env = make_env(EnvSettings("atari", game="Breakout"), 2)
     generator = torch.Generator().manual_seed(0)
     actions = torch.randint(4, (400, 2), generator=generator)
-    batch = steps(env, reseed(env, 0), actions)
+    batch = steps(env, restart(env, 0), actions)
     done = batch["next", "done"].squeeze(-1)
     assert done.any(1).all() and not batch["next", "truncated"].any()
     # Five lives: an episode cut at a lost life would be about five times shorter.
@@ -56,22 +56,22 @@ def test_only_game_over_terminates_and_the_final_frames_are_kept():
     assert (after[:, :3] == 0).all()
 
 
-def test_noop_starts_and_sticky_actions_reach_the_game():
+def test_noop_starts_and_sticky_actions_reach_the_game(restart):
     def make(**kwargs):
-        return make_env(EnvSettings("atari", game="breakout", **kwargs), 3)
+        return make_env(EnvSettings("atari", game="breakout", **kwargs), 6)
 
     def starts(**kwargs):
         # the ball appears after FIRE, and where it is then tells for how long the game has run
         env = make(sticky_actions=0.0, **kwargs)
-        fire = torch.ones(6, 3, dtype=torch.int64)
-        return steps(env, reseed(env, 0), fire)["next", "observation"]
+        fire = torch.ones(6, 6, dtype=torch.int64)
+        return steps(env, restart(env, 0), fire)["next", "observation"]
 
     same, different = starts(), starts(noop_max=30)
     assert (same == same[:1]).all() and (different != different[:1]).any()
 
     env = make()
-    actions = torch.tensor([1, *[2, 3] * 10]).unsqueeze(-1).expand(-1, 3)
-    sticky = steps(env, reseed(env, 0), actions)["next", "observation"]
+    actions = torch.tensor([1, *[2, 3] * 10]).unsqueeze(-1).expand(-1, 6)
+    sticky = steps(env, restart(env, 0), actions)["next", "observation"]
     assert (sticky != sticky[:1]).any()
 
 

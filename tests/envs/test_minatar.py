@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_reg.envs import EnvSettings, make_env, reseed
+from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.minatar import GAMES, MinAtarGame
 
 # Channels and size of the minimal action set of each game, from the MinAtar README.
@@ -47,9 +47,9 @@ def test_stickiness_and_ramping_reach_the_game():
     assert not flat._game.env.ramping and ramped._game.env.ramping
 
 
-def test_losing_the_ball_terminates_and_the_limit_truncates():
+def test_losing_the_ball_terminates_and_the_limit_truncates(restart):
     env = make_env(EnvSettings("minatar", game="breakout", sticky_actions=0.0), 4)
-    state = reseed(env, 0)
+    state = restart(env, 0)
     still = torch.zeros(4, dtype=torch.int64)
     for _ in range(100):
         stepped, state = env.step_and_maybe_reset(state.set("action", still))

@@ -1,15 +1,12 @@
-"""TorchRL environments over gymnasium's vector environments, and their seeds."""
+"""TorchRL environments over gymnasium's vector environments."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from tensordict import TensorDictBase
 from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 
 from torchrl_reg.envs.adroit import adroit_vector_env
@@ -42,7 +39,8 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     (undiscounted return so far), each ``[num_envs, 1]``. Where an episode ends,
     ``("next", "observation")`` is its last observation.
 
-    The games run on the CPU; another ``device`` is where the tensors go.
+    The games run on the CPU; another ``device`` is where the tensors go. ``env.set_seed(seed)`` gives
+    sub-environment ``i`` the seed ``seed + i``, and what happened before leaves no trace.
 
     Raises:
         EnvError: bad ``settings`` or ``num_envs``, a missing extra, or an unavailable ``device``.
@@ -67,35 +65,3 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     if device != torch.device("cpu"):
         env.append_transform(DeviceCastTransform(device, "cpu"))
     return env
-
-
-def episode_seeds(seed: int, num_envs: int) -> list[int]:
-    """Distinct seeds in ``[0, 2^31)``, one per sub-environment, that ``seed`` alone determines.
-
-    Raises:
-        EnvError: ``seed`` is not an int >= 0.
-    """
-    try:
-        seed = operator.index(seed)
-        base = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    except (TypeError, ValueError):
-        raise EnvError(f"seed: expected an int >= 0, got {seed!r}.") from None
-    # ALE wants 31 bits; consecutive numbers are distinct, a random base keeps seeds 0, 1, ... apart.
-    base %= 2**31 - num_envs
-    return [base + i for i in range(num_envs)]
-
-
-def reseed(env: EnvBase, seed: int) -> TensorDictBase:
-    """Resets every sub-environment so that ``seed`` determines all that follows, later resets too.
-
-    What happened before leaves no trace. A running collector wants
-    ``collector.reset(seed=episode_seeds(seed, num_envs))`` instead, so that it forgets the episodes
-    it was in.
-
-    Returns:
-        the first observations, as ``env.reset()`` gives them.
-
-    Raises:
-        EnvError: ``seed`` is not an int >= 0.
-    """
-    return env.reset(seed=episode_seeds(seed, env.batch_size[0]))
