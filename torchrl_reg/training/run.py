@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -347,14 +348,16 @@ class Run:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows none.")
+    # torch names more devices, some without numbers (meta).
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= count:
+        shown = f"only {count}" if count else "none"
+        raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows {shown}.")
     # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
-    return torch.empty(0, device=device).device
+    return torch.empty(0, device=name).device
 
 
 def _quiet_libraries() -> None:
