@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ import pytest
 import tiny_dqn
 from hydra.core.config_store import ConfigStore
 
-from torchrl_reg.training import RecipeConfig, recipe
+from torchrl_reg.training import RecipeConfig, files, metrics, recipe
 from torchrl_reg.training.command_line import default_folder
 
 
@@ -121,6 +123,8 @@ def test_a_user_error_is_one_sentence_and_exit_code_1(command, tmp_path, overrid
     ("overrides", "sentence"),
     [
         (["run.device=gpu"], "run.device must be auto, cpu, cuda or cuda:<n>, got 'gpu'."),
+        (["run.device=meta"], "run.device must be auto, cpu, cuda or cuda:<n>, got 'meta'."),
+        (["run.device=cuda:99"], "run.device=cuda:99 needs a CUDA device and this machine shows "),
         (["run.device=cpu", "run.cudagraphs=true"], "run.cudagraphs=true needs a CUDA device"),
         (["algo.frames_per_batch=18"], "frames_per_batch must be a positive multiple of 4"),
         (["algo.max_grad_norm=0"], "max_grad_norm must be positive, got 0"),
@@ -131,6 +135,27 @@ def test_settings_that_do_not_fit_together_leave_no_folder(command, tmp_path, ov
     code, err, _ = command(*overrides, train=tiny_dqn.train)
     assert code == 1 and err.startswith(sentence) and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_a_metrics_row_is_one_sentence_and_the_run_goes_on_later(command, tmp_path, monkeypatch):
+    arguments = ["run.dir=run", "run.device=cpu", "run.log_every_frames=64", "run.evaluate_every_frames=10000"]
+    arguments += ["run.checkpoint_every_frames=96", "run.eval_episodes=1", "algo.total_frames=192"]
+    rows = iter(range(100))
+
+    def fail(path, data):
+        if next(rows) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write does: without the name
+        files.append(path, data)
+
+    monkeypatch.setattr(metrics, "append", fail)
+    code, err, _ = command(*arguments, train=tiny_dqn.train)
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("run/metrics.jsonl could not be written (No space left on device); checkpoints are intact")
+    gc.collect()  # of the run, whose lock goes with its process in real life
+    code, err, _ = command(*arguments, train=tiny_dqn.train)
+    written = metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert (code, err) == (0, "")
+    assert [row["frames"] for row in written if row["event"] == "train"] == [64, 128, 192]
 
 
 def test_another_run_in_the_folder_is_refused(command, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from torchrl_reg.training.errors import RecordError
 from torchrl_reg.training.metrics import MetricsFile, RunningMeans, read_metrics, strip_wall_clock
 
 
@@ -17,6 +18,20 @@ def test_rows_survive_and_a_half_written_line_is_left_out(tmp_path):
     rows = read_metrics(metrics.path)
     assert [strip_wall_clock(row) for row in rows] == [{"event": "train", "frames": 10, "loss": 0.5}]
     assert read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def test_a_row_that_fits_in_part_is_an_error(tmp_path):
+    resource = pytest.importorskip("resource")
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"frames": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.size() + 5, hard))
+    try:
+        with pytest.raises(RecordError, match=r"metrics.jsonl could not be written \(File too large\)"):
+            metrics.append({"frames": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_metrics(metrics.path) == [{"frames": 1}]
 
 
 def test_values_that_json_has_no_word_for_become_null(tmp_path):

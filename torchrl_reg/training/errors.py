@@ -18,6 +18,12 @@ class CheckpointError(RuntimeError):
     user_error = True
 
 
+class RecordError(RuntimeError):
+    """``metrics.jsonl`` cannot be written; the message says what to do about it."""
+
+    user_error = True
+
+
 class Interrupted(BaseException):
     """A signal asked the run to stop; derived from BaseException so that no ``except`` eats it."""
 

@@ -14,6 +14,15 @@ def write_atomically(path: Path, text: str) -> None:
     publish(partial, path)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Adds ``data`` to the end of ``path``, in one system call unless the disk is about to be full."""
+    with open(path, "ab", buffering=0) as file:
+        written = file.write(data)
+        # What did not fit raises the reason: a short write alone would pass for a whole one.
+        while written < len(data):
+            written += file.write(data[written:])
+
+
 def partial_path(path: Path) -> Path:
     """Where ``path`` is written before it is published; ``remove_partial_files`` knows the form."""
     return path.with_name(f".{path.name}.partial")

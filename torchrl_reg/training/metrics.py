@@ -13,6 +13,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_reg.training.errors import RecordError
+from torchrl_reg.training.files import append
+
 #: Columns that depend on the machine's speed; two runs of one seed agree in all others.
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
 
@@ -41,11 +44,20 @@ class MetricsFile:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes one row in one system call; a value that is not finite becomes ``null``."""
+        """Writes one row in one system call; a value that is not finite becomes ``null``.
+
+        Raises:
+            RecordError: it could not be written (a full disk).
+        """
         finite = {name: _json_number(value) for name, value in row.items()}
         line = json.dumps(finite, allow_nan=False) + "\n"
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(line.encode())
+        try:
+            append(self.path, line.encode())
+        except OSError as error:
+            raise RecordError(
+                f"{self.path} could not be written ({error.strerror}); checkpoints are intact, so free some space "
+                "and run the same command to continue."
+            ) from error
 
     def size(self) -> int:
         """Bytes on disk for good: what a checkpoint remembers."""
