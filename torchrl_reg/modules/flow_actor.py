@@ -216,6 +216,7 @@ class FlowActor(TensorDictModuleBase):
         self.in_keys, self.action_key = list(in_keys), action_key
         self.stored_action_key, self.log_prob_key = action_key, suffixed(action_key, "_log_prob")
         self.out_keys = [self.action_key, self.log_prob_key]
+        self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # where SACLoss looks
 
     def get_dist(self, tensordict: TensorDictBase) -> FlowDistribution:
         """The policy at the observations of ``tensordict``, which is left as it is."""

@@ -64,6 +64,7 @@ class MulticategoricalActor(TensorDictModuleBase):
         self.stored_action_key, self.log_prob_key = suffixed(action_key, "_index"), suffixed(action_key, "_log_prob")
         self.in_keys = list(in_keys)
         self.out_keys = [self.action_key, self.stored_action_key, self.log_prob_key]
+        self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # where SACLoss looks
 
     def logits(self, tensordict: TensorDictBase) -> Tensor:
         """``[*B, sum(num_bins)]`` logits; ``tensordict`` is left as it is."""
