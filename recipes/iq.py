@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from torchrl_reg.envs import EnvSettings, frames_per_step, make_env, resolve
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_value_network
 from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
 from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
@@ -58,9 +58,6 @@ class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=PolicySettings)
     algo: Algo = field(default_factory=Algo)
-
-    def validate(self) -> None:
-        self.env = resolve(self.env)  # config.yaml records the environment in force
 
 
 def train(cfg: Config) -> Path:

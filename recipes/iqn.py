@@ -16,7 +16,7 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torchrl.modules import EGreedyModule
 
-from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env, resolve
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, IQNLoss
 from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe
@@ -55,9 +55,6 @@ class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)
-
-    def validate(self) -> None:
-        self.env = resolve(self.env)  # config.yaml records the environment in force
 
 
 def train(cfg: Config) -> Path:

@@ -17,7 +17,7 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env, resolve
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe, require
@@ -61,9 +61,6 @@ class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)
-
-    def validate(self) -> None:
-        self.env = resolve(self.env)  # config.yaml records the environment in force
 
 
 def train(cfg: Config) -> Path:

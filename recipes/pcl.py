@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from torchrl_reg.envs import EnvSettings, frames_per_step, make_env, resolve
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_value_network
 from torchrl_reg.objectives import PathConsistencyLoss, PolyakTargetUpdate
 from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
@@ -38,7 +38,7 @@ class Algo:
     adam_eps: float = 1e-8  # PyTorch's; 2e-4 in [C]
     max_grad_norm: float | None = 40.0  # of all gradients together [C]; null: no clip
     batch_size: int = 32  # sequences
-    replay_capacity: int = 10_000  # sequences
+    replay_capacity: int = 100_000  # transitions
     learning_starts_frames: int = 1_000
     update_every_frames: float = 1  # frames per gradient update
     target_rate: float = 0.01  # Polyak rate of the lagged networks: 1 - target_network_lag in [C]
@@ -61,9 +61,6 @@ class Config(RecipeConfig):
     policy: PolicySettings = field(default_factory=PolicySettings)
     algo: Algo = field(default_factory=Algo)
 
-    def validate(self) -> None:
-        self.env = resolve(self.env)  # config.yaml records the environment in force
-
 
 def train(cfg: Config) -> Path:
     algo = cfg.algo
@@ -77,7 +74,7 @@ def train(cfg: Config) -> Path:
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": actor})
 
     # What it remembers: sequences of collect_steps steps, sampled uniformly.
-    replay = run.replay(algo.replay_capacity, algo.batch_size)
+    replay = run.replay(algo.replay_capacity // algo.collect_steps, algo.batch_size)
 
     # What it learns: V(s_t) towards sum_i gamma^i (r - tau ln pi - lam ln(pi / lagged pi)) + gamma^n V(s_{t+n}).
     loss = PathConsistencyLoss(

@@ -20,7 +20,7 @@ import torch
 from torchrl.envs import EnvBase
 from torchrl.objectives import DiscreteSACLoss, SACLoss
 
-from torchrl_reg.envs import EnvSettings, frames_per_step, make_env, resolve
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import (
     PolicySettings,
     SingleDimensionActor,
@@ -66,7 +66,6 @@ class Config(RecipeConfig):
     algo: Algo = field(default_factory=Algo)
 
     def validate(self) -> None:
-        self.env = resolve(self.env)  # config.yaml records the environment in force
         differentiable = self.policy.name != "autoregressive"  # its samples carry no gradient to the policy
         require(differentiable, "policy.name", "gaussian, flow or multicategorical for SAC", self.policy.name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +13,34 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from torchrl_reg.envs import resolve
 from torchrl_reg.training import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
 CONF = RECIPES / "conf"
-CHOICES = [f"env={p.relative_to(CONF / 'env').with_suffix('')}" for p in sorted((CONF / "env").rglob("*.yaml"))]
-CHOICES += [f"+paper={p.stem}" for p in sorted((CONF / "paper").glob("*.yaml"))]
-TINY = ["algo.total_frames=192", "algo.learning_starts_frames=64", "algo.batch_size=8", "net.num_cells=[16,16]"]
+CONTINUOUS = {"iq", "pcl", "sac"}  # recipes for continuous actions; the others need discrete ones
+CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "mujoco/", "adroit/")
+ENVS = [str(p.relative_to(CONF / "env").with_suffix("")) for p in sorted((CONF / "env").rglob("*.yaml"))]
+#: Which recipes a preset is for, and an environment that goes with it.
+PRESETS = {
+    "dabney2018": (set(NAMES) - CONTINUOUS, "atari"),
+    "nachum2018": ({"pcl"}, "mujoco/hopper"),
+    "vieillard2020": (set(NAMES) - CONTINUOUS, "atari"),
+    "vieillard2020_cartpole": (set(NAMES) - CONTINUOUS, "cartpole"),
+    "vieillard2021_adroit": ({"iq"}, "adroit/door"),
+    "vieillard2021_mujoco": ({"iq"}, "mujoco/hopper"),
+}
+TINY = ["algo.total_frames=192", "algo.learning_starts_frames=64", "algo.batch_size=8"]
 TINY += ["run.evaluate_every_frames=96", "run.checkpoint_every_frames=96", "run.log_every_frames=64"]
 TINY += ["run.eval_episodes=2"]
+
+
+def tiny(name: str) -> list[str]:
+    """A run of a second: small networks, short episodes, batches that end at frames 96 and 192."""
+    if name not in CONTINUOUS:
+        return [*TINY, "net.num_cells=[16,16]"]
+    steps = ["algo.collect_steps=12", "algo.rollout=5"] if name == "pcl" else []
+    return [*TINY, "policy.num_cells=[16,16]", "env.max_episode_frames=20", *steps]
 
 
 def load(name: str) -> ModuleType:
@@ -43,7 +61,7 @@ def start(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *TINY)
+    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name))
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "command.txt", "provenance.json", "metrics.jsonl", "curves.png", "done.json"} <= files
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -51,7 +69,7 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     assert [row["frames"] for row in evaluations] == [96, 192]
     assert {"return_greedy_mean", "return_sampled_mean"} <= set(evaluations[0])
     train = [row for row in rows if row["event"] == "train"][-1]
-    assert train["loss"] > 0
+    assert train["loss_qvalue" if name == "sac" else "loss"] > 0
     if name.startswith("m_"):
         assert {"entropy", "action_gap", "kl", "bonus", "bonus_clipped", "soft_gap", "td_error", "tau"} <= set(train)
         assert train["bonus"] < 0
@@ -59,24 +77,59 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("overrides", [["env=minatar/freeway"], ["env=atari", "algo.replay_capacity=400"]])
 def test_images(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
-    tiny += ["env.max_episode_frames=64", "algo.n_steps=3"]
-    start(monkeypatch, "m_iqn", f"run.dir={tmp_path / 'run'}", *overrides, *tiny)
+    small = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
+    small += ["env.max_episode_frames=64", "algo.n_steps=3"]
+    start(monkeypatch, "m_iqn", f"run.dir={tmp_path / 'run'}", *overrides, *small)
     assert json.loads((tmp_path / "run" / "done.json").read_text())["frames"] == 192
+
+
+VARIANTS = [
+    ("iq", ["algo.alpha=0.9", "algo.clip_min=-0.5"]),
+    ("iq", ["algo.residual=true", "policy=gaussian"]),
+    ("iq", ["policy=autoregressive", "env=mujoco/hopper"]),
+    ("iq", ["policy=flow", "algo.alpha=0.5", "env=mujoco/hopper"]),
+    ("iq", ["algo.target_entropy=1.0"]),
+    ("pcl", ["algo.lam=0.1", "algo.max_kl=0.01", "policy=gaussian"]),
+    ("pcl", ["algo.unified=true", "algo.rollout=1"]),
+    ("pcl", ["algo.delay_value=true"]),
+    ("sac", ["policy=multicategorical"]),
+    ("sac", ["policy=multicategorical", "env=mujoco/hopper", "algo.adapt_tau=false"]),
+    ("sac", ["policy=flow"]),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(v))
+def test_variants_learn_something(
+    name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [o for o in tiny(name) if not o.startswith("algo.rollout") or "algo.rollout=1" not in overrides]
+    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *overrides, *short, "algo.replay_capacity=1000")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    trained = [row for row in rows if row["event"] == "train" and row["updates"] > 0]
+    losses = [row["loss_qvalue" if name == "sac" else "loss"] for row in trained]
+    assert losses and all(math.isfinite(value) and value > 0 for value in losses)
+
+
+def fits(name: str, env: str) -> bool:
+    return env.startswith(CONTINUOUS_ENVS) == (name in CONTINUOUS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_choice_composes(name: str) -> None:
+    assert set(PRESETS) == {p.stem for p in (CONF / "paper").glob("*.yaml")}
     module = load(name)
+    choices = [[f"env={env}"] for env in ENVS if fits(name, env)]
+    choices += [[f"+paper={p}", f"env={env}"] for p, (names, env) in PRESETS.items() if name in names]
+    choices += [[f"policy={p.stem}"] for p in (CONF / "policy").glob("*.yaml") if name in CONTINUOUS]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for choice in CHOICES:
-            overrides = [choice] + (["env=atari"] if "cartpole" not in choice and "paper" in choice else [])
+        for overrides in choices:
             config = compose(name, overrides=overrides)
             config.run.dir = "unused"
             typed = OmegaConf.to_object(config)
             assert isinstance(typed, module.Config)
             typed.algo.validate()
-            resolve(typed.env)
+            typed.env.validate()
+            assert typed.env.max_episode_frames is not None  # resolved: config.yaml records what is in force
 
 
 def test_command_line_beats_preset_beats_env_beats_recipe() -> None:
@@ -115,6 +168,44 @@ BAD = [
     (["algo.adam_eps=-1"], "algo.adam_eps"),
     (["algo.learning_starts_frames=-5"], "algo.learning_starts_frames"),
 ]
+
+
+CONTINUOUS_BAD = [
+    ("iq", ["env=cartpole"], "bounded box of actions"),
+    ("iq", ["env=atari"], "net"),
+    ("iq", ["algo.tau=0"], "algo.tau"),
+    ("iq", ["algo.alpha=-1"], "algo.alpha"),
+    ("iq", ["policy.num_bins=1"], "num_bins must be at least 2"),
+    ("iq", ["policy=gausian"], "gaussian"),
+    ("iq", ["policy.name=beta"], "policy.name"),
+    ("iq", ["policy.num_cells=[]"], "num_cells"),
+    ("iq", ["algo.target_entropy=1.0", "policy=gaussian"], "target_entropy"),
+    ("iq", ["algo.target_rate=0"], "algo.target_rate"),
+    ("iq", ["env=mujoco/hoper"], "mujoco/hopper"),
+    ("pcl", ["algo.rollout=13"], "algo.rollout"),
+    ("pcl", ["algo.unified=true", "policy=gaussian"], "unified"),
+    ("pcl", ["algo.tau=0"], "tau or lam"),
+    ("pcl", ["algo.max_kl=-1"], "max_kl"),
+    ("sac", ["policy=autoregressive"], "policy.name"),
+    ("sac", ["algo.tau=-1"], "algo.tau"),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "expected"), CONTINUOUS_BAD, ids=str)
+def test_user_errors_of_continuous_recipes(
+    name: str,
+    overrides: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name), *overrides)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert expected in error
+    assert "\n" not in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(("overrides", "expected"), BAD, ids=lambda value: value[-1] if isinstance(value, list) else "")

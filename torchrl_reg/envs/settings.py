@@ -49,6 +49,10 @@ class EnvSettings:
     minimal_actions: bool | None = None
     difficulty_ramping: bool | None = None
 
+    def validate(self) -> None:
+        """Resolves the settings in place, so that what is recorded is the environment in force; see :func:`resolve`."""
+        vars(self).update(vars(resolve(self)))
+
 
 # The value of a field that leaves any environment as it is.
 _NEUTRAL = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
