@@ -16,13 +16,22 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 from torchrl.data import Categorical
-from torchrl.modules import QValueActor
-from torchrl.objectives import DQNLoss, HardUpdate
+from torchrl.modules import QValueActor, ValueOperator
+from torchrl.objectives import DQNLoss, HardUpdate, SACLoss, SoftUpdate
 
 import torchrl_reg.training  # noqa: F401 - as in the recipes: records that pandas is absent, see its comment
 from torchrl_reg.functional import quantile_huber_loss
-from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
-from torchrl_reg.objectives import HardTargetUpdate, IQNLoss, MunchausenDQNLoss, MunchausenIQNLoss, SoftDQNLoss
+from torchrl_reg.modules import ImplicitQuantileNetwork, MulticategoricalActor, QuantileQActor, gaussian_actor
+from torchrl_reg.objectives import (
+    HardTargetUpdate,
+    ImplicitQLoss,
+    IQNLoss,
+    MunchausenDQNLoss,
+    MunchausenIQNLoss,
+    PathConsistencyLoss,
+    PolyakTargetUpdate,
+    SoftDQNLoss,
+)
 
 TAU, ALPHA, CLIP, GAMMA, ACTIONS = 0.03, 0.9, -1.0, 0.99, 4
 
@@ -168,15 +177,108 @@ def measure(cases: dict[str, tuple[Callable[[], object], str]], rounds: int) -> 
 
 
 def target_update_cases() -> dict[str, tuple[Callable[[], object], str]]:
-    from torchrl.objectives import SoftUpdate
-
-    from torchrl_reg.objectives import PolyakTargetUpdate
-
     stock, ours = (DQNLoss(QValueActor(mlp(), spec=Categorical(ACTIONS))) for _ in range(2))
     return {
         "TorchRL SoftUpdate": (SoftUpdate(stock, eps=0.99).step, "TorchRL SoftUpdate"),
         "PolyakTargetUpdate": (PolyakTargetUpdate(ours, rate=0.01).step, "TorchRL SoftUpdate"),
     }
+
+
+def control_batch(size: int, observations: int = 17, dims: int = 6, bins: int = 11) -> TensorDict:
+    index = torch.randint(bins, (size, dims))
+    return TensorDict(
+        {
+            "observation": torch.randn(size, observations),
+            "action": index / (bins - 1) * 2 - 1,
+            "action_index": index,
+            "next": {
+                "observation": torch.randn(size, observations),
+                "reward": torch.randn(size, 1),
+                "terminated": torch.rand(size, 1) < 0.1,
+                "done": torch.rand(size, 1) < 0.1,
+            },
+        },
+        [size],
+    )
+
+
+def net(size: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, out))
+
+
+def updater(loss: nn.Module, data: TensorDict) -> Callable[[], object]:
+    """One gradient step: losses, backward, fused Adam, Polyak targets."""
+    target = PolyakTargetUpdate(loss, rate=0.005)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5, fused=True)
+
+    def update() -> None:
+        losses = loss(data)
+        optimizer.zero_grad()
+        sum(value for name, value in losses.items() if name.startswith("loss")).backward()
+        optimizer.step()
+        target.step()
+
+    return update
+
+
+def raw_iq(data: TensorDict, bins: int = 11, dims: int = 6) -> Callable[[], object]:
+    """IQ's update in plain PyTorch."""
+    observations = data["observation"].shape[-1]
+    policy, value = net(observations, bins * dims), net(observations, 1)
+    frozen = copy.deepcopy(value).requires_grad_(False)
+    parameters = [*policy.parameters(), *value.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
+    o, o2, index = data["observation"], data["next", "observation"], data["action_index"].unsqueeze(-1)
+    r, alive = data["next", "reward"].squeeze(-1), ~data["next", "terminated"].squeeze(-1)
+
+    def update() -> None:
+        log_pi = policy(o).view(-1, dims, bins).log_softmax(-1).gather(-1, index).squeeze(-1).sum(-1)
+        with torch.no_grad():
+            y = r + GAMMA * alive * frozen(o2).squeeze(-1)
+        error = y - 0.01 * log_pi - value(o).squeeze(-1)
+        optimizer.zero_grad()
+        error.square().mean().backward()
+        optimizer.step()
+        torch._foreach_lerp_(list(frozen.parameters()), [p.data for p in value.parameters()], 0.005)
+
+    return update
+
+
+def control_cases(
+    size: int = 256, observations: int = 17, dims: int = 6
+) -> dict[str, tuple[Callable[[], object], str]]:
+    """Updates of the continuous methods, 256x256, as ratios of TorchRL's SACLoss."""
+    data, box = control_batch(size, observations, dims), {"low": [-1.0] * dims, "high": [1.0] * dims}
+
+    def value() -> ValueOperator:
+        return ValueOperator(net(observations, 1), in_keys=["observation"])
+
+    def binned() -> MulticategoricalActor:
+        return MulticategoricalActor(net(observations, 11 * dims), num_bins=11, **box)
+
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net(observations + dims, 1)
+
+        def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+            return self.net(torch.cat((observation, action), -1))
+
+    critics = [ValueOperator(Critic(), in_keys=["observation", "action"]) for _ in range(2)]
+    sac = SACLoss(gaussian_actor(net(observations, 2 * dims), **box), critics, loss_function="l2", target_entropy=-6.0)
+    sac.make_value_estimator(gamma=GAMMA)
+    sequences = torch.stack([control_batch(10, observations, dims) for _ in range(size // 10)])
+    losses = {
+        "IQ": (ImplicitQLoss(binned(), value(), diagnostics=False), data),
+        "IQ, diagnostics": (ImplicitQLoss(binned(), value()), data),
+        "M-IQ": (ImplicitQLoss(binned(), value(), alpha=0.9, diagnostics=False), data),
+        "M-IQ, diagnostics": (ImplicitQLoss(binned(), value(), alpha=0.9), data),
+        "PCL, rollout 10, as many steps": (PathConsistencyLoss(binned(), value(), diagnostics=False), sequences),
+        "TorchRL SACLoss": (sac, data),
+    }
+    cases: dict[str, tuple[Callable[[], object], str]] = {"raw IQ": (raw_iq(data), "TorchRL SACLoss")}
+    # Copies: SACLoss writes loc, scale and its priority into the data.
+    return cases | {n: (updater(loss, batch.clone()), "TorchRL SACLoss") for n, (loss, batch) in losses.items()}
 
 
 def main() -> None:
@@ -186,7 +288,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, 1 thread, MLP 2x256, microseconds per call and ratio to the raw line above")
-    for title, cases in (("forward, batch 32", forward_cases(32)), ("target update", target_update_cases())):
+    parts = (
+        ("forward, batch 32", forward_cases(32)),
+        ("target update", target_update_cases()),
+        ("update of a continuous policy, batch 256", control_cases()),
+    )
+    for title, cases in parts:
         print(title)
         times = measure(cases, rounds)
         for name, (_, reference) in cases.items():
