@@ -26,8 +26,8 @@ from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recip
 class Algo:
     """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
 
-    total_frames: int = 20_000  # environment frames
-    tau: float = 0.1  # temperature, reward units; .01 on MuJoCo, .001 on Adroit [V21]
+    total_frames: int = 10_000  # environment frames
+    tau: float = 0.01  # temperature, reward units; .001 on Adroit [V21]
     alpha: float = 0.0  # Munchausen weight: 0 is IQ, .9 the best M-IQ [V21]
     clip_min: float | None = None  # lower clip of tau ln pi in the Munchausen term, reward units; null: none [V21]
     residual: bool = False  # bootstrap on the online value: one-step PCL, with alpha > 0 Trust-PCL [V21, ablation]

@@ -26,7 +26,7 @@ from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recip
 class Algo:
     """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
 
-    total_frames: int = 20_000  # environment frames
+    total_frames: int = 10_000  # environment frames
     tau: float = 0.1  # temperature, reward units
     lam: float = 0.0  # weight of the KL to the lagged policy, reward units; > 0 is Trust-PCL [N18]
     max_kl: float | None = None  # nats per step; adapts lam to this budget ([C] does by a search). null: fixed lam

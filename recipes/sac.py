@@ -36,7 +36,7 @@ from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recip
 class Algo:
     """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
 
-    total_frames: int = 20_000  # environment frames
+    total_frames: int = 10_000  # environment frames
     tau: float = 1.0  # temperature (alpha in [H18]), reward units; where it starts if adapted
     adapt_tau: bool = True  # to the target entropy [H18]
     target_entropy: float | None = None  # nats; null: minus the action dimensions [H18], of bins half of ln(bins) each
