@@ -22,6 +22,10 @@ CARTPOLE = ["m_iqn.py", "algo.n_steps=3", "algo.total_frames=6000", "run.checkpo
 ATARI = ["m_dqn.py", "env=atari", "algo.total_frames=2560", "run.checkpoint_every_frames=512", "algo.num_envs=2"]
 ATARI += ["algo.learning_starts_frames=256", "algo.replay_capacity=300", "net.num_cells=[8]", "algo.batch_size=8"]
 ATARI += ["env.max_episode_frames=200"]
+SMALL = ["policy.num_cells=[16]", "algo.total_frames=3200", "run.checkpoint_every_frames=640", "algo.batch_size=8"]
+SMALL += ["env.max_episode_frames=50", "algo.learning_starts_frames=160", "algo.replay_capacity=2000"]
+PCL = ["pcl.py", *SMALL, "algo.max_kl=0.01", "algo.lam=0.1"]  # sequences as rows, a learnt coefficient
+SAC = ["sac.py", *SMALL, "policy=multicategorical"]
 COMMON = ["run.log_every_frames=256", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
 
 
@@ -35,7 +39,7 @@ def rows(folder: Path) -> list[dict]:
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("arguments", [CARTPOLE, ATARI], ids=["m_iqn-3-steps", "m_dqn-atari"])
+@pytest.mark.parametrize("arguments", [CARTPOLE, ATARI, PCL, SAC], ids=["m_iqn-3-steps", "m_dqn-atari", "pcl", "sac"])
 def test_killed_and_restarted(arguments: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = begin(whole, arguments)
