@@ -172,7 +172,8 @@ BAD = [
 
 CONTINUOUS_BAD = [
     ("iq", ["env=cartpole"], "bounded box of actions"),
-    ("iq", ["env=atari"], "net"),
+    ("iq", ["env=atari"], "env=atari does not go with this recipe: it sets net"),
+    ("iq", ["+paper=nachum2018"], "paper=nachum2018 does not go with this recipe: it sets algo.lam"),
     ("iq", ["algo.tau=0"], "algo.tau"),
     ("iq", ["algo.alpha=-1"], "algo.alpha"),
     ("iq", ["policy.num_bins=1"], "num_bins must be at least 2"),

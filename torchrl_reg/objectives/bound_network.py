@@ -8,6 +8,7 @@ the inner module directly where that is the same computation (no action mask, no
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,12 +118,19 @@ class BoundQNetwork(BoundModule):
     def both(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Q-values at the root and at ``"next"``, in one pass where that is exact (no batch statistics, say)."""
         following = tensordict.get("next")
-        if self._module is None or self._mixes_rows or not tensordict.batch_dims:
+        if self._module is None:
             return self(tensordict), self(following)
-        inputs = [torch.cat([tensordict.get(key), following.get(key)]) for key in self._in_keys]
         self._follow_mode()
-        q, next_q = self._module(*inputs).chunk(2)
-        return q, next_q
+        inputs = [(tensordict.get(key), following.get(key)) for key in self._in_keys]
+        return joined(self._module, *inputs, exact=bool(tensordict.batch_dims) and not self._mixes_rows)
+
+
+def joined(call: Callable[..., Tensor], *inputs: tuple[Tensor, Tensor], exact: bool) -> tuple[Tensor, Tensor]:
+    """``call`` at s and at s', each input being given at both; in one pass if that is ``exact``."""
+    if exact:
+        here, following = call(*[torch.cat(pair) for pair in inputs]).chunk(2)
+        return here, following
+    return call(*[pair[0] for pair in inputs]), call(*[pair[1] for pair in inputs])
 
 
 def mixes_rows(network: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchrl_reg.functional import munchausen_bonus, scaled_log_policy
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.objectives.bound_network import joined
 from torchrl_reg.objectives.chosen import chosen_action_value
 from torchrl_reg.objectives.diagnostics import bonus_diagnostics, soft_diagnostics
 from torchrl_reg.objectives.iqn import IQNLoss
@@ -83,7 +84,9 @@ class MunchausenIQNLoss(IQNLoss):
         frozen: ImplicitQuantileNetwork,
         quantiles: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        features, next_features = self._both_features(frozen, tensordict, key)
+        observations = tensordict.get(key), tensordict.get(("next", key))
+        exact = bool(tensordict.batch_dims) and not self._mixes_rows
+        features, next_features = joined(frozen.features, observations, exact=exact)
         policy_fractions = self._fractions(features, self.num_policy_quantiles)
         q = self._allowed(frozen.quantiles(features, policy_fractions).mean(-2), tensordict)
         next_z, next_q = self._next_quantiles(frozen, next_features)
@@ -103,13 +106,3 @@ class MunchausenIQNLoss(IQNLoss):
         log_policies = torch.stack((scaled_log_policy(online, self.tau), log_policy))
         rows = soft_diagnostics(online, log_policies, self.tau)
         return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)
-
-    def _both_features(
-        self, frozen: ImplicitQuantileNetwork, tensordict: TensorDictBase, key: NestedKey
-    ) -> tuple[Tensor, Tensor]:
-        """Features at s and at s', in one pass of the torso where that is exact."""
-        observation, following = tensordict.get(key), tensordict.get(("next", key))
-        if self._mixes_rows or not tensordict.batch_dims:
-            return frozen.features(observation), frozen.features(following)
-        features, next_features = frozen.features(torch.cat((observation, following))).chunk(2)
-        return features, next_features

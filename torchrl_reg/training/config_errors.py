@@ -50,6 +50,8 @@ def explain(error: Exception, config_class: type, conf: Path) -> str | None:
     if isinstance(error, ConfigCompositionException):
         if isinstance(cause, OmegaConfBaseException):
             return explain_value(error, cause, config_class, conf)
+        if misfit := _misfit(str(error)):
+            return misfit
         group = re.match(r"Could not override '([^']+)'. No match in the defaults list", str(error))
         if group:
             return f"{group[1]} has no default choice; to add one write +{group[1]}=<choice>."
@@ -147,6 +149,17 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
     if not options:
         return f"{group}={choice} is not known: there is no {group}/{choice}.yaml."
     return f"{group}={choice} is not known; choose one of {', '.join(options)}{hint}."
+
+
+def _misfit(message: str) -> str | None:
+    """The sentence for a choice made for other recipes: its YAML sets what this recipe does not have."""
+    found = re.match(r"In '([^'/]+)/([^']+)': (.*)", message, re.DOTALL)
+    if not found:
+        return None
+    group, choice, reason = found.groups()
+    key = re.search(r"full_key: (\S+)", reason) or re.match(r"Could not override '([^']+)'", reason)
+    what = f": it sets {key[1]}, which this recipe does not have" if key else ""
+    return f"{group}={choice} does not go with this recipe{what}."
 
 
 def _unreadable(override: str, conf: Path | None) -> str:
