@@ -32,7 +32,7 @@ class Algo:
     max_kl: float | None = None  # nats per step; adapts lam to this budget ([C] does by a search). null: fixed lam
     rollout: int = 10  # longest sub-trajectory, steps [C]; 1 is one-step PCL
     unified: bool = False  # one network: V = (tau + lam) logsumexp of the policy's logits [N17]
-    delay_value: bool = False  # bootstrap on the lagged value network: use_target_values in [C]
+    delay_value: bool = True  # bootstrap on the lagged value network: use_target_values in [C]; false: residual [N17]
     gamma: float = 0.99  # discount
     learning_rate: float = 1e-3  # Adam
     adam_eps: float = 1e-8  # PyTorch's; 2e-4 in [C]

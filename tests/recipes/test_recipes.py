@@ -91,7 +91,7 @@ VARIANTS = [
     ("iq", ["algo.target_entropy=1.0"]),
     ("pcl", ["algo.lam=0.1", "algo.max_kl=0.01", "policy=gaussian"]),
     ("pcl", ["algo.unified=true", "algo.rollout=1"]),
-    ("pcl", ["algo.delay_value=true"]),
+    ("pcl", ["algo.delay_value=false"]),
     ("sac", ["policy=multicategorical"]),
     ("sac", ["policy=multicategorical", "env=mujoco/hopper", "algo.adapt_tau=false"]),
     ("sac", ["policy=flow"]),
