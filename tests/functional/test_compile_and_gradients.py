@@ -11,6 +11,8 @@ from torchrl_reg import functional
 
 ACTION = torch.tensor([2, 0, 1])
 ENDED = torch.tensor([True, False, False])
+TERMINATED = torch.eye(3, 4, dtype=torch.bool)
+DONE = TERMINATED | TERMINATED.roll(1, -1)
 
 
 def inputs(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
@@ -48,6 +50,12 @@ CASES = {
         inputs((3, 4), (3, 5)),
     ),
     "policy_entropy": (functional.policy_entropy, [inputs((3, 4))[0].softmax(-1)]),
+    "path_consistency": (
+        lambda *x: functional.path_consistency(
+            *x[:4], log_pi_reference=x[4], tau=x[5], lam=0.3, gamma=0.9, rollout=3, done=DONE, terminated=TERMINATED
+        )[0],
+        [*inputs(*[(3, 4)] * 5), TAU],
+    ),
     "kl_divergence": (functional.kl_divergence, [x.log_softmax(-1) for x in inputs((3, 4), (4,))]),
 }
 FRACTIONS = torch.linspace(0.1, 0.9, 12, dtype=torch.float64).reshape(3, 4)

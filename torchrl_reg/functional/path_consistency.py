@@ -57,20 +57,24 @@ def path_consistency(
         sub-trajectory exists ``[*B, T, R]`` (bool); residuals of others are 0.
 
     Raises:
-        ValueError: ``rollout`` outside 1 ... T, or shapes that differ.
+        ValueError: ``rollout`` outside 1 ... T, shapes that differ, a number ``lam`` > 0 without ``log_pi_reference``.
     """
     length = reward.shape[-1]
     if not 1 <= rollout <= length:
         raise ValueError(f"rollout={rollout} needs sequences of at least that many steps (and 1), got {length}.")
-    shapes = {tuple(x.shape) for x in (reward, value, next_value, log_pi, done, terminated)}
+    sequences = (reward, value, next_value, log_pi, done, terminated, log_pi_reference, mask)
+    shapes = {tuple(x.shape) for x in sequences if x is not None}
     if len(shapes) > 1:
         raise ValueError(f"All sequences must have the shape of reward {tuple(reward.shape)}, got {sorted(shapes)}.")
+    if log_pi_reference is None and isinstance(lam, (int, float)) and lam:
+        raise ValueError(f"lam={lam} needs log_pi_reference, the log-probabilities under the reference policy.")
     gain = reward - tau * log_pi
     if log_pi_reference is not None:
         gain = gain - lam * (log_pi - log_pi_reference)
     here = torch.ones_like(done) if mask is None else mask
     steps = torch.arange(rollout, device=reward.device)
-    discounts = torch.as_tensor(gamma, device=reward.device).to(reward.dtype) ** steps
+    # In the data's dtype from the start: as_tensor alone would round a Python float to float32.
+    discounts = torch.as_tensor(gamma, device=reward.device, dtype=reward.dtype) ** steps
     # Episodes that ended before the last step, and steps that do not count, cut the path for good.
     ended = _windows(done, rollout, fill=True).cumsum(-1) - _windows(done, rollout, fill=True).to(torch.int64)
     exists = (ended == 0) & (_windows(here, rollout, fill=False).cumprod(-1) > 0)
