@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.coefficients import check_temperature
 from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
     Reduction,
     RegularizedLoss,
+    blank_rows,
     keep_masked_rows_out,
+    masked_mean,
 )
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
@@ -24,9 +25,10 @@ from torchrl_reg.objectives.stochastic_actor import (
     distribution,
     kl_or_estimate,
     log_prob,
+    stored_action,
     stored_action_key,
 )
-from torchrl_reg.objectives.value.one_step import one_step_return
+from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
 
 
 class ImplicitQLoss(RegularizedLoss):
@@ -45,7 +47,8 @@ class ImplicitQLoss(RegularizedLoss):
             :class:`~torchrl_reg.modules.MulticategoricalActor`, ...).
         value_network: writes ``"state_value" [*B, 1]``, for instance a :class:`~torchrl.modules.ValueOperator`.
         tau: temperature > 0, in reward units. Schedulable.
-        alpha: Munchausen weight in [0, 1]. Schedulable; at 0 the target policy is not even evaluated.
+        alpha: Munchausen weight in [0, 1]. Schedulable; at 0 the target policy is not even evaluated, so set it by
+            ``loss.alpha = 0.9`` (not by writing into the tensor, nor within a captured CUDA graph).
         clip_min: lower clip (<= 0) of ``tau ln pi_target`` in the Munchausen term, in reward units; None (the paper)
             for no clip. There is no upper clip: the logarithm of a density may be positive. Schedulable.
         residual: bootstrap on the online value network, with its gradient.
@@ -96,6 +99,7 @@ class ImplicitQLoss(RegularizedLoss):
     alpha: Tensor
     clip_min: Tensor
     _schedulable_buffers = frozenset({"tau", "alpha", "clip_min"})
+    _switches: ClassVar[tuple[str, ...]] = ("alpha",)
     _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "value_network")
 
     def __init__(
@@ -136,32 +140,31 @@ class ImplicitQLoss(RegularizedLoss):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "alpha":
-            # A Python fact, so that alpha = 0 can skip the target policy without reading a tensor.
-            self.__dict__["_with_bonus"] = not isinstance(value, (int, float)) or value > 0
-
-    def _register_coefficients(self, **coefficients: float | None) -> None:
-        super()._register_coefficients(**coefficients)
-        self.__dict__["_with_bonus"] = coefficients["alpha"] > 0  # type: ignore[operator]
+        if name == "tau" and "log_tau" in self._parameters:  # the learnt temperature goes on from here
+            with torch.no_grad():
+                self.log_tau.copy_(self.tau.log())
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         actor, frozen_actor = self._bound(tensordict, "actor_network")
         value_network, frozen_value = self._bound(tensordict)
-        action = tensordict.get(self.tensor_keys.action)
-        dist = distribution(actor.network, tensordict)
+        mask = self._loss_mask(tensordict, tensordict.get(("next", self.tensor_keys.reward)).squeeze(-1))
+        inputs = tensordict
+        if mask is not None:
+            keys = [self.tensor_keys.action, *actor.network.in_keys, *value_network.network.in_keys]
+            inputs = blank_rows(tensordict, mask, keys)
+        action = stored_action(inputs, self.tensor_keys.action)
+        dist = distribution(actor.network, inputs)
         log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
-        value = self._value(value_network, tensordict)
-        terms = self._temperature_loss(dist)
-        prediction = value + self.tau * log_pi
+        value = self._value(value_network, inputs)
+        tau, terms = self._temperature(dist, mask)
+        prediction = value + tau * log_pi
 
-        mask = self._loss_mask(tensordict, prediction)
         with torch.set_grad_enabled(self.residual and torch.is_grad_enabled()):
-            bootstrap = value_network if self.residual else frozen_value
-            next_value = self._value(bootstrap, tensordict.get("next")).unsqueeze(-1)
+            next_value = self._next_value(tensordict, value_network if self.residual else frozen_value, mask)
             target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value).squeeze(-1)
-            bonus, rows = self._bonus(tensordict, action, dist, frozen_actor)
+            bonus, rows = self._bonus(inputs, action, tau, dist, frozen_actor)
             target = keep_masked_rows_out((target + bonus).to(prediction.dtype), prediction, mask)
         td_error = (prediction - target).detach()
         self._write_priority(tensordict, td_error.square())
@@ -171,6 +174,14 @@ class ImplicitQLoss(RegularizedLoss):
         elementwise = distance_loss(prediction, target, self.loss_function)
         return self._output(tensordict, elementwise, mask, rows, **terms)
 
+    def _next_value(self, tensordict: TensorDictBase, bound: Any, mask: Tensor | None) -> Tensor:
+        """``V(s') [*B, 1]``, with its gradient where there is one to flow."""
+        following = tensordict.get("next")
+        if torch.is_grad_enabled():
+            used = ~terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
+            following = blank_rows(following, used if mask is None else used & mask, bound.network.in_keys)
+        return self._value(bound, following).unsqueeze(-1)
+
     def _value(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         """``V [*B]`` at the root of ``tensordict``, which is left as it was."""
         network = bound.network
@@ -178,40 +189,35 @@ class ImplicitQLoss(RegularizedLoss):
         return at_least_float32(network(tensordict.select(*network.in_keys)).get(key).squeeze(-1))
 
     def _bonus(
-        self, tensordict: TensorDictBase, action: Tensor, dist: Any, frozen_actor: Any
+        self, inputs: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, frozen_actor: Any
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """``alpha max(tau ln pi_target(a|s), clip_min) [*B]`` and its diagnostics."""
-        if not self._with_bonus:
+        if "alpha" not in self._switched_on:
             return 0.0, {}
         with torch.no_grad():
-            reference = distribution(frozen_actor.network, tensordict)
-            tau_log_pi = self.tau * at_least_float32(log_prob(reference, action, tensordict.batch_size))
+            reference = distribution(frozen_actor.network, inputs)
+            tau_log_pi = tau * at_least_float32(log_prob(reference, action, inputs.batch_size))
             bonus = self.alpha * torch.maximum(tau_log_pi, self.clip_min.to(tau_log_pi.dtype))
             if not self.diagnostics:
                 return bonus, {}
             clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
-    def _temperature_loss(self, dist: Any) -> dict[str, Tensor]:
-        """Follow the learnt temperature and return its loss ``ln tau (H(pi) - target_entropy)``."""
+    def _temperature(self, dist: Any, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The temperature in force, and the loss ``ln tau (H(pi) - target_entropy)`` of a learnt one."""
         if self.target_entropy is None:
-            return {}
-        entropy = closed_entropy(dist)
-        if entropy is None:
-            raise ValueError(
-                "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), got "
-                f"a {type(dist).__name__}."
-            )
+            return self.tau, {}
         with torch.no_grad():
-            self.tau.copy_(self.log_tau.exp())
-        return {"loss_tau": self.log_tau * (entropy.detach().mean() - self.target_entropy)}
-
-    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> ImplicitQLoss:
-        """Set the discount: ``make_value_estimator(gamma=0.99)``; the backup is one-step (n-step data: n-step)."""
-        if self.target_entropy is not None and "tau" in hyperparams:
-            with torch.no_grad():
-                self.log_tau.fill_(check_temperature(hyperparams["tau"])).log_()
-        return super().make_value_estimator(value_type, **hyperparams)
+            entropy = closed_entropy(dist)
+            if entropy is None:
+                raise ValueError(
+                    "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
+                    f"got a {type(dist).__name__}."
+                )
+            # Not self.tau itself: the next forward pass writes into it, maybe before this one's backward pass.
+            tau = self.log_tau.exp()
+            self.tau.copy_(tau)
+        return tau, {"loss_tau": self.log_tau * (masked_mean(entropy, mask) - self.target_entropy)}
 
 
 def _entropy_row(dist: Any) -> dict[str, Tensor]:

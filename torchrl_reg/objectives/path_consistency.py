@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.objectives.coefficients import check_kl_weight, check_temperature
-from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss
+from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, blank_rows, masked_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     closed_entropy,
     distribution,
     kl_or_estimate,
     log_prob,
+    stored_action,
     stored_action_key,
 )
+from torchrl_reg.objectives.value.one_step import terminated_flag
 
 
 class PathConsistencyLoss(RegularizedLoss):
@@ -88,6 +90,7 @@ class PathConsistencyLoss(RegularizedLoss):
     tau: Tensor
     lam: Tensor
     _schedulable_buffers = frozenset({"tau", "lam"})
+    _switches: ClassVar[tuple[str, ...]] = ("lam",)
     _network_names: tuple[str, ...] = ("actor_network", "value_network")  # type: ignore[misc]
     _coefficient_checks: ClassVar[dict[str, Callable[[Any], float]]] = {
         "tau": lambda tau: check_kl_weight(tau, "tau"),
@@ -117,10 +120,10 @@ class PathConsistencyLoss(RegularizedLoss):
         check_actor(actor_network)
         if isinstance(rollout, bool) or not isinstance(rollout, int) or rollout < 1:
             raise ValueError(f"rollout must be an integer >= 1 (steps), got {rollout!r}.")
-        if tau + lam == 0 and max_kl is None:
-            raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss.")
         self.rollout, self.delay_value, self.max_kl = rollout, delay_value, max_kl
         self._register_coefficients(tau=tau, lam=lam)
+        if tau + lam == 0 and max_kl is None:
+            raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         if value_network is None:
             self._network_names = ("actor_network",)
@@ -146,19 +149,22 @@ class PathConsistencyLoss(RegularizedLoss):
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, T, 1]``."""
         self._check_length(tensordict)
         actor, lagged_actor = self._bound(tensordict, "actor_network")
-        dist = distribution(actor.network, tensordict)
-        action = tensordict.get(self.tensor_keys.action)
+        mask = self._loss_mask(tensordict, tensordict.get(("next", self.tensor_keys.reward)).squeeze(-1))
+        inputs = tensordict
+        if mask is not None:
+            states = [key for name in self._network_names for key in getattr(self, name).in_keys]
+            inputs = blank_rows(tensordict, mask, [self.tensor_keys.action, *states])
+        dist = distribution(actor.network, inputs)
+        action = stored_action(inputs, self.tensor_keys.action)
         log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
         reference, log_pi_reference = None, None
-        with_reference = self._with_reference
-        if with_reference:
+        if self._with_reference:
             with torch.no_grad():
-                reference = distribution(lagged_actor.network, tensordict)
+                reference = distribution(lagged_actor.network, inputs)
                 log_pi_reference = at_least_float32(log_prob(reference, action, tensordict.batch_size))
-        terms, rows = self._trust_region(dist, reference)
-        value = self._value(tensordict, dist)
-        mask = self._loss_mask(tensordict, log_pi)
-        residual, exists = self._residuals(tensordict, value, log_pi, log_pi_reference, mask)
+        lam, terms, rows = self._trust_region(dist, reference, mask)
+        value = self._value(inputs, dist, lam)
+        residual, exists = self._residuals(tensordict, value, log_pi, log_pi_reference, lam, mask)
         counts = exists.sum(-1).clamp(min=1)
         elementwise = 0.5 * residual.square().sum(-1) / counts
         self._write_priority(tensordict, elementwise.detach())
@@ -177,44 +183,42 @@ class PathConsistencyLoss(RegularizedLoss):
         value: Tensor,
         log_pi: Tensor,
         log_pi_reference: Tensor | None,
+        lam: Tensor,
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        keys, following = self.tensor_keys, tensordict.get("next")
-        done = following.get(keys.done).squeeze(-1)
-        terminated = following.get(keys.terminated, None)
+        keys = self.tensor_keys
+        terminated = terminated_flag(tensordict, keys).squeeze(-1)
+        used = ~terminated if mask is None else ~terminated & mask
         return path_consistency(
-            following.get(keys.reward).squeeze(-1).to(log_pi.dtype),
+            tensordict.get(("next", keys.reward)).squeeze(-1).to(log_pi.dtype),
             value,
-            self._next_value(tensordict),
+            self._next_value(tensordict, lam, used),
             log_pi,
             tau=self.tau,
             gamma=self.value_estimator.gamma,
             rollout=self.rollout,
-            done=done,
-            terminated=done if terminated is None else terminated.squeeze(-1),
-            lam=self.lam,
+            done=tensordict.get(("next", keys.done)).squeeze(-1),
+            terminated=terminated,
+            lam=lam,
             log_pi_reference=log_pi_reference,
             mask=mask,
         )
 
-    def _value(self, tensordict: TensorDictBase, dist: Any) -> Tensor:
+    def _value(self, tensordict: TensorDictBase, dist: Any, lam: Tensor) -> Tensor:
         if self.value_network is None:
-            return (self.tau + self.lam) * at_least_float32(dist.log_normalizer)
+            return (self.tau + lam) * at_least_float32(dist.log_normalizer)
         return self._network_value(self._bound(tensordict)[0].network, tensordict)
 
-    def _next_value(self, tensordict: TensorDictBase) -> Tensor:
+    def _next_value(self, tensordict: TensorDictBase, lam: Tensor, used: Tensor) -> Tensor:
         """``V`` of the state each step led to; not ``V`` shifted, which after a reset is another episode's."""
-        following = tensordict.get("next")
-        if self.value_network is None:
-            online, lagged = (bound.network for bound in self._bound(tensordict, "actor_network"))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.delay_value):
-                dist: Any = distribution(lagged if self.delay_value else online, following)
-                return (self.tau + self.lam) * at_least_float32(dist.log_normalizer)
-        online, lagged = (bound.network for bound in self._bound(tensordict))
-        if not self.delay_value:
-            return self._network_value(online, following)
-        with torch.no_grad():
-            return self._network_value(lagged, following)
+        unified = self.value_network is None
+        bound = self._bound(tensordict, "actor_network" if unified else "value_network")
+        network = bound[1 if self.delay_value else 0].network
+        following = blank_rows(tensordict.get("next"), used, network.in_keys)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.delay_value):
+            if not unified:
+                return self._network_value(network, following)
+            return self._value(following, distribution(network, following), lam)
 
     def _network_value(self, network: Any, tensordict: TensorDictBase) -> Tensor:
         outputs = network(tensordict.select(*network.in_keys))
@@ -222,20 +226,23 @@ class PathConsistencyLoss(RegularizedLoss):
 
     @property
     def _with_reference(self) -> bool:
-        return self.max_kl is not None or self.__dict__["_with_lam"]
+        return self.max_kl is not None or "lam" in self._switched_on
 
-    def _trust_region(self, dist: Any, reference: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Follow the learnt ``lam``; its loss ``-ln lam (KL - max_kl)``, and the diagnostic row of the KL."""
+    def _trust_region(
+        self, dist: Any, reference: Any, mask: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """``lam`` in force, the loss ``-ln lam (KL - max_kl)`` of a learnt one, and the diagnostic rows."""
         if reference is None or not (self.diagnostics or self.max_kl is not None):
-            return {}, {}
+            return self.lam, {}, {}
         with torch.no_grad():
             kl = kl_or_estimate(dist, reference)
-        rows = {"kl": kl, "lam": self.lam.to(kl.dtype).expand_as(kl)}
-        if self.max_kl is None:
-            return {}, rows
-        with torch.no_grad():
-            self.lam.copy_(self.log_lam.exp())
-        return {"loss_lam": -self.log_lam * (kl.mean() - self.max_kl)}, rows
+            if self.max_kl is None:
+                return self.lam, {}, {"kl": kl, "lam": self.lam.to(kl.dtype).expand_as(kl)}
+            # Not self.lam itself: the next forward pass writes into it, maybe before this one's backward pass.
+            lam = self.log_lam.exp()
+            self.lam.copy_(lam)
+        loss_lam = -self.log_lam * (masked_mean(kl, mask) - self.max_kl)
+        return lam, {"loss_lam": loss_lam}, {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
 
     def _check_length(self, tensordict: TensorDictBase) -> None:
         length = tensordict.batch_size[-1] if tensordict.batch_dims else 0
@@ -252,10 +259,6 @@ class PathConsistencyLoss(RegularizedLoss):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "lam":
-            # A Python fact, so that lam = 0 can skip the reference policy without reading a tensor.
-            self.__dict__["_with_lam"] = not isinstance(value, (int, float)) or value > 0
-
-    def _register_coefficients(self, **coefficients: float | None) -> None:
-        super()._register_coefficients(**coefficients)
-        self.__dict__["_with_lam"] = coefficients["lam"] > 0  # type: ignore[operator]
+        if name == "lam" and "log_lam" in self._parameters:  # the learnt weight goes on from here
+            with torch.no_grad():
+                self.log_lam.copy_(self.lam.log())

@@ -8,7 +8,7 @@ Shapes: ``*B`` batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -76,6 +76,9 @@ class RegularizedLoss(LossModule):
         "alpha": check_weight,
         "clip_min": check_clip,
     }
+    #: Coefficients whose term is left out at 0. That they are > 0 is kept as a Python fact: no tensor is read for it.
+    #: It follows assignment (``loss.alpha = 0.5``) and ``load_state_dict``, not a write into the tensor.
+    _switches: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -104,12 +107,25 @@ class RegularizedLoss(LossModule):
             # float64 keeps published values exact in double precision; a 0-dim tensor never promotes the data.
             checked = torch.tensor(self._coefficient_checks[name](value), dtype=torch.float64)
             self.register_coeff_buffer(name, checked, device=self._default_device)
+        self.__dict__["_switched_on"] = {name for name in self._switches if coefficients[name]}
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = name in self._coefficient_checks and name in self.__dict__.get("_buffers", ())
         if known and not isinstance(value, Tensor):
             value = self._coefficient_checks[name](value)
         super().__setattr__(name, value)
+        if known and name in self._switches:
+            self._switch(name, isinstance(value, Tensor) or value > 0)
+
+    def _switch(self, name: str, on: bool) -> None:
+        rest = self.__dict__["_switched_on"] - {name}
+        self.__dict__["_switched_on"] = rest | {name} if on else rest
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for name in self._switches:
+            value = self._buffers[name]
+            self._switch(name, value.is_meta or bool(value > 0))  # type: ignore[union-attr]
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -283,6 +299,24 @@ class RegularizedLoss(LossModule):
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
         self._clear_weakrefs(tensordict, out, *params)
         return out
+
+
+def blank_rows(tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKey]) -> TensorDictBase:
+    """The entries ``keys``, zero in rows outside ``keep [*B]``; ``tensordict`` is left as it was.
+
+    A NaN that enters a network makes its gradients NaN even where the loss has none.
+    """
+    out = tensordict.select(*keys, strict=False)
+    for key in keys:
+        entry = out.get(key, None)
+        if entry is not None:
+            out.set(key, entry.masked_fill(~keep.reshape(keep.shape + (1,) * (entry.ndim - keep.ndim)), 0))
+    return out
+
+
+def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of ``rows`` over those of ``mask``, or all."""
+    return rows.mean() if mask is None else torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None) -> Tensor:

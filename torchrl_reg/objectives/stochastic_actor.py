@@ -28,6 +28,21 @@ def stored_action_key(actor: Any) -> NestedKey:
     return getattr(actor, "stored_action_key", "action")
 
 
+def stored_action(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    """The stored action.
+
+    Raises:
+        KeyError: ``tensordict`` has none under ``key``.
+    """
+    action = tensordict.get(key, None)
+    if action is None:
+        raise KeyError(
+            f"The data have no entry {key!r}, the action as the actor stores it. Data of another policy hold 'action' "
+            "only: read that with loss.set_keys(action='action')."
+        )
+    return action
+
+
 def distribution(actor: Any, tensordict: TensorDictBase) -> Distribution:
     """The actor's distribution at the states of ``tensordict``, which is left as it was."""
     # RANDOM, as SACLoss does: LossModule sets another type, which some distributions answer with a mode only.
