@@ -139,5 +139,6 @@ def mixes_rows(network: nn.Module) -> bool:
 
 
 def _shares_tensors(network: nn.Module, params: TensorDictBase) -> bool:
+    # Buffers too: a cast of the loss gives it new ones, and leaves the network its own (the bounds of an actor, say).
     held = params.flatten_keys(".")
-    return all(held.get(name) is p for name, p in network.named_parameters())
+    return all(held.get(name) is t for name, t in (*network.named_parameters(), *network.named_buffers()))

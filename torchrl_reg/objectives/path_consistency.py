@@ -167,7 +167,7 @@ class PathConsistencyLoss(RegularizedLoss):
         residual, exists = self._residuals(tensordict, value, log_pi, log_pi_reference, lam, mask)
         counts = exists.sum(-1).clamp(min=1)
         elementwise = 0.5 * residual.square().sum(-1) / counts
-        self._write_priority(tensordict, elementwise.detach())
+        self._write_priority(tensordict, elementwise.detach().clone())  # not the loss itself
         if self.diagnostics:
             error = residual.detach().abs()
             rows |= {"td_error": error[..., 0], "path_error": error.sum(-1) / counts}

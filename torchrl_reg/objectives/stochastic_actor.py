@@ -5,13 +5,19 @@ Shapes: ``*B`` batch.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import TanhNormal
+
+from torchrl_reg.modules import Multicategorical
+from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategorical
+from torchrl_reg.modules.flow_actor import FlowDistribution
 
 
 def check_actor(actor: Any) -> None:
@@ -75,8 +81,27 @@ def closed_entropy(dist: Distribution) -> Tensor | None:
 
 def kl_or_estimate(dist: Distribution, reference: Distribution) -> Tensor:
     """KL(dist || reference) ``[*B]`` in nats: in closed form, else from one sample of ``dist`` per state."""
-    try:
-        return torch.distributions.kl_divergence(dist, reference)
-    except NotImplementedError:
-        action = dist.sample()
-        return dist.log_prob(action) - reference.log_prob(action)
+    # Written out for the usual policies: how PyTorch finds a closed form breaks a compiled graph, and for two squashed
+    # Gaussians it compares the squashes on the host (they are one actor's, and drop out).
+    if isinstance(dist, TanhNormal) and isinstance(reference, TanhNormal):
+        dist, reference = dist.base_dist, reference.base_dist
+    if isinstance(dist, Independent) and isinstance(reference, Independent):
+        kl = kl_or_estimate(dist.base_dist, reference.base_dist)
+        return kl.flatten(-dist.reinterpreted_batch_ndims).sum(-1) if dist.reinterpreted_batch_ndims else kl
+    if isinstance(dist, Normal) and isinstance(reference, Normal):
+        ratio, shift = dist.scale / reference.scale, (dist.loc - reference.loc) / reference.scale
+        return 0.5 * (ratio.square() + shift.square() - 1) - ratio.log()
+    if isinstance(dist, Categorical) and isinstance(reference, Categorical):
+        return _expected_difference(dist.probs, dist.logits, reference.logits).sum(-1)
+    if isinstance(dist, Multicategorical) and isinstance(reference, Multicategorical):
+        return _expected_difference(dist.probs, dist.log_pi, reference.log_pi).sum((-2, -1))
+    if not isinstance(dist, FlowDistribution | AutoregressiveMulticategorical):
+        with contextlib.suppress(NotImplementedError):
+            return torch.distributions.kl_divergence(dist, reference)
+    action = dist.sample()
+    return dist.log_prob(action) - reference.log_prob(action)
+
+
+def _expected_difference(pi: Tensor, log_pi: Tensor, log_reference: Tensor) -> Tensor:
+    """``pi (ln pi - ln reference)``, 0 where ``pi`` is."""
+    return pi * torch.where(pi > 0, log_pi - log_reference, 0.0)
