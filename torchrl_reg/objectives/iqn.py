@@ -118,7 +118,7 @@ class IQNLoss(QLearningLoss):
         mask = self._loss_mask(tensordict, mean.squeeze(-1))
         target = keep_masked_rows_out(target, mean, None if mask is None else mask.unsqueeze(-1))
         elementwise = quantile_huber_loss(z, fractions, target, self.kappa)
-        self._write_priority(tensordict, elementwise.detach())
+        self._write_priority(tensordict, elementwise.detach().clone())
         if self.diagnostics:
             diagnostics["td_error"] = (mean.detach().squeeze(-1) - target.mean(-1)).abs()
         return self._output(tensordict, elementwise, mask, diagnostics)

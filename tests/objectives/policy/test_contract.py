@@ -58,8 +58,6 @@ def test_value_key(cases: Any) -> None:
 
 
 def test_dispatch_without_tensordict(case: Any) -> None:
-    if case.sequences:
-        pytest.skip("loose tensors have no time dimension to tell: their batch size is [B]")
     data = case.batch(6)
     loss = case.loss()
     expected = value(loss, data.clone())
