@@ -42,3 +42,11 @@ def check_kl_weight(lam: float, name: str = "lam") -> float:
     if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
         raise ValueError(f"{name} must be a finite number >= 0 (in reward units), got {lam!r}.")
     return float(lam)
+
+
+def check_number(value: float, name: str, meaning: str, *, positive: bool = False) -> float:
+    """Return ``value`` if it is a finite number (> 0 with ``positive``), else raise ValueError."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not positive)):
+        bound = " > 0" if positive else ""
+        raise ValueError(f"{name} must be a finite number{bound} ({meaning}), got {value!r}.")
+    return float(value)

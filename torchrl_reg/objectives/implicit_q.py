@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.objectives.coefficients import check_number
 from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
     Reduction,
@@ -21,6 +22,7 @@ from torchrl_reg.objectives.regularized_loss import (
 )
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
+    check_value_network,
     closed_entropy,
     distribution,
     kl_or_estimate,
@@ -65,8 +67,9 @@ class ImplicitQLoss(RegularizedLoss):
     error ``[*B, 1]``.
 
     Raises:
-        ValueError: a coefficient out of range, an actor without ``get_dist``, a ``target_entropy`` for a policy
-            without a closed-form entropy.
+        ValueError: a coefficient out of range, an actor without ``get_dist``, a value network that is no TensorDict
+            module, a ``target_entropy`` for a policy without a closed-form entropy (at the first call).
+        KeyError: the data lack the action as the actor stores it (at the first call).
 
     Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regularized RL with Implicit Q-Values",
     2021, eq. (2). The released equation does not write the mask of terminal states; it is here.
@@ -126,6 +129,9 @@ class ImplicitQLoss(RegularizedLoss):
             diagnostics=diagnostics,
         )
         check_actor(actor_network)
+        check_value_network(value_network)
+        if target_entropy is not None:
+            check_number(target_entropy, "target_entropy", "nats")
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         # The residual form never reads a target value network.
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)

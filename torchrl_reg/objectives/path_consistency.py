@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.coefficients import check_kl_weight, check_temperature
+from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
+from torchrl_reg.objectives.coefficients import check_kl_weight, check_number
 from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, blank_rows, masked_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
+    check_value_network,
     closed_entropy,
     distribution,
     kl_or_estimate,
@@ -58,7 +60,9 @@ class PathConsistencyLoss(RegularizedLoss):
     ``max_kl``), ``lam``, ``tau``. Writes the priority ``[*B, T, 1]``, each step's loss.
 
     Raises:
-        ValueError: a coefficient out of range, an actor without ``get_dist``, sequences shorter than ``rollout``.
+        ValueError: a coefficient out of range, an actor without ``get_dist``, a value network that is no TensorDict
+            module, sequences shorter than ``rollout`` (at the first call).
+        KeyError: the data lack the action as the actor stores it (at the first call).
 
     Source: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", NeurIPS 2017, eqs. (18) to (22);
     Nachum et al., "Trust-PCL", ICLR 2018. The published code trains with the policy gradient divided by ``tau + lam``;
@@ -128,17 +132,19 @@ class PathConsistencyLoss(RegularizedLoss):
         if value_network is None:
             self._network_names = ("actor_network",)
             self.value_network = None  # type: ignore[assignment]
-            if not hasattr(actor_network, "bins"):
+            additive = isinstance(actor_network, MulticategoricalActor)
+            if not additive or isinstance(actor_network, AutoregressiveMulticategoricalActor):
                 raise ValueError(
                     "value_network=None (the unified form) needs a MulticategoricalActor, whose logits give the value, "
                     f"got {type(actor_network).__name__}."
                 )
         else:
+            check_value_network(value_network)
             self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
             self.set_keys(value=value_network.out_keys[0])
         if max_kl is not None:
-            check_temperature(max_kl, "max_kl")
-            check_temperature(lam, "lam (where max_kl adapts it)")
+            check_number(max_kl, "max_kl", "nats", positive=True)
+            self._check_learnt(lam)
             self.log_lam = nn.Parameter(self.lam.log().to(torch.get_default_dtype()))
             self.out_keys = ["loss", "loss_lam"]
         self.set_keys(action=stored_action_key(actor_network))
@@ -258,7 +264,15 @@ class PathConsistencyLoss(RegularizedLoss):
             self._in_keys += [("next", key) for key in self.actor_network.in_keys]
 
     def __setattr__(self, name: str, value: Any) -> None:
+        learnt = name == "lam" and "log_lam" in self.__dict__.get("_parameters", ())
+        if learnt:
+            self._check_learnt(value)
         super().__setattr__(name, value)
-        if name == "lam" and "log_lam" in self._parameters:  # the learnt weight goes on from here
+        if learnt:  # it goes on from here
             with torch.no_grad():
                 self.log_lam.copy_(self.lam.log())
+
+    @staticmethod
+    def _check_learnt(lam: Any) -> None:
+        if isinstance(lam, (int, float)) and lam == 0:
+            raise ValueError(f"lam must be > 0 where max_kl adapts it (its logarithm is learnt), got {lam!r}.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -26,6 +27,15 @@ def check_actor(actor: Any) -> None:
         raise ValueError(
             "actor_network must give the log_prob of stored actions through get_dist(tensordict), as a "
             f"ProbabilisticActor and the actors of torchrl_reg.modules do, got {type(actor).__name__}."
+        )
+
+
+def check_value_network(network: Any) -> None:
+    """Raise ValueError unless ``network`` is a TensorDict module."""
+    if not isinstance(network, TensorDictModuleBase):
+        raise ValueError(
+            "value_network must be a TensorDict module that writes V [*B, 1], such as a ValueOperator, got "
+            f"{type(network).__name__}."
         )
 
 
