@@ -12,6 +12,9 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 
+COMPILED = ["m_iq", "m_iq_ragged", "m_iq_categorical", "m_iq_gaussian", "m_iq_flow", "m_iq_residual"]
+COMPILED += ["trust_pcl", "trust_pcl_gaussian", "trust_pcl_unified"]
+GAMMA = 0.9
 OTHER = {"tau": 0.2, "alpha": 0.9, "clip_min": -1.0, "lam": 0.6}
 
 
@@ -284,9 +287,6 @@ def test_target_updates(case: Any, update: str, lagged_tensors: Any) -> None:
     assert value(loss, case.batch(5)).isfinite()
 
 
-GAMMA = 0.9
-
-
 def test_coefficients_are_schedulable(case: Any) -> None:
     for name in case.cls._schedulable_buffers:
         if name == "clip_min" and not case.kwargs.get("alpha"):
@@ -348,7 +348,9 @@ def test_train_and_eval_mode_follow_the_networks(cases: Any) -> None:
         assert torch.equal(rows(loss, data), loss(data)["loss"])
 
 
-def test_compile_without_break_or_recompilation(case: Any) -> None:
+@pytest.mark.parametrize("name", COMPILED)
+def test_compile_without_break_or_recompilation(cases: Any, name: str) -> None:
+    case = cases[name]
     torch._dynamo.reset()
     torch.distributions.kl._KL_MEMOIZE.clear()  # what ran before must not help
     loss = case.loss()
@@ -378,3 +380,12 @@ def test_diagnostics(case: Any) -> None:
     assert not any(x.requires_grad for key, x in out.items() if key != "loss")
     assert "bonus" not in names or case.kind == "flow" or 0 < out["bonus_clipped"] < 1
     assert set(case.loss(diagnostics=False)(case.batch(9)).keys()) == {"loss"}
+
+
+@pytest.mark.gpu
+def test_on_gpu(case: Any) -> None:
+    loss = case.loss([None if network is None else network.to("cuda") for network in case.networks()])
+    data = case.batch(9).to("cuda")
+    out = loss(data)
+    assert out["loss"].device.type == "cuda" and data["td_error"].device.type == "cuda"
+    torch.testing.assert_close(out["loss"].cpu(), case.loss()(case.batch(9))["loss"], rtol=1e-3, atol=1e-5)

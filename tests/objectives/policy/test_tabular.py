@@ -106,19 +106,19 @@ def test_iteration_converges_to_the_regularized_optimum(alpha: float) -> None:
     loss = ImplicitQLoss(*networks(), tau=TAU, alpha=alpha, diagnostics=False).make_value_estimator(gamma=GAMMA)
     update = HardTargetUpdate(loss, period_updates=1)
     data = all_transitions(mdp)
-    for _ in range(160 if alpha == 0.9 else 70):
+    for _ in range(110 if alpha == 0.9 else 60):  # the slower of gamma^k and alpha^k
         minimize(loss, data)
         update.step()
     log_pi, v = tables(loss)
     best_log_pi, best_v = soft_optimum(mdp, (1 - alpha) * TAU)
-    torch.testing.assert_close(v, best_v, rtol=0, atol=1e-5)
-    torch.testing.assert_close(log_pi.exp(), best_log_pi.exp(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(v, best_v, rtol=0, atol=1e-4)
+    torch.testing.assert_close(log_pi.exp(), best_log_pi.exp(), rtol=0, atol=1e-4)
     for solution in (
         tabular.implicit_q_iteration(mdp, TAU, alpha),
         tabular.munchausen_value_iteration(mdp, TAU, alpha),
     ):
-        torch.testing.assert_close(v, solution.v, rtol=0, atol=1e-5)
-        torch.testing.assert_close(log_pi.exp(), solution.pi, rtol=0, atol=1e-5)
+        torch.testing.assert_close(v, solution.v, rtol=0, atol=1e-4)
+        torch.testing.assert_close(log_pi.exp(), solution.pi, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
