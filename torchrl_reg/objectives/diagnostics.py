@@ -15,18 +15,18 @@ from torchrl_reg.functional import action_gap, munchausen_bonus
 def soft_diagnostics(q: Tensor, log_policies: Tensor, tau: Tensor) -> dict[str, Tensor]:
     """Rows ``[*B]`` at s: ``entropy`` and ``kl`` (nats), ``action_gap`` and ``soft_gap`` (reward units).
 
-    ``q`` are the online Q-values ``[*B, A]``; ``log_policies [2, *B, A]`` is ``tau ln pi`` of the online and of the
-    target network; ``kl`` is KL(online || target policy).
+    ``q`` are the online Q-values ``[*B, A]``; ``log_policies [2, *B, A]`` is ``tau ln pi`` of the target and of the
+    online network; ``kl`` is KL(online || target policy).
     """
     # A masked action has probability 0 and an infinite logarithm: floored, so that 0 * inf stays 0.
     floor = torch.finfo(log_policies.dtype).min / 4
-    log_pi, log_target = (log_policies / tau).clamp(min=floor)
+    log_target, log_pi = (log_policies / tau).clamp(min=floor)
     pi = log_pi.exp()
     return {
         "entropy": -(pi * log_pi).sum(-1),
         "action_gap": finite_action_gap(q),
         "kl": (pi * (log_pi - log_target)).sum(-1),
-        "soft_gap": -log_policies[0].amax(-1),
+        "soft_gap": -log_policies[1].amax(-1),
     }
 
 

@@ -92,12 +92,12 @@ class MunchausenDQNLoss(QLearningLoss):
         self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q_target, next_q = target_network.both(tensordict)
-        stacked = (q_target, next_q, q) if self.diagnostics else (q_target, next_q)
+        stacked = (next_q, q_target, q) if self.diagnostics else (next_q, q_target)
         values, log_policies = soft_value_and_log_policy(torch.stack(stacked), self.tau)
-        log_pi_a = chosen_action_value(log_policies[0], action, self.action_space)
+        log_pi_a = chosen_action_value(log_policies[1], action, self.action_space)
         target = self.value_estimator.value_estimate(
             tensordict,
-            next_value=values[1].unsqueeze(-1),
+            next_value=values[0].unsqueeze(-1),
             tau_log_pi=log_pi_a,
             tau=self.tau,
             alpha=self.alpha,
@@ -105,5 +105,5 @@ class MunchausenDQNLoss(QLearningLoss):
         )
         if not self.diagnostics:
             return target, {}
-        rows = soft_diagnostics(q, log_policies[[2, 0]], self.tau)
+        rows = soft_diagnostics(q, log_policies[1:], self.tau)
         return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)

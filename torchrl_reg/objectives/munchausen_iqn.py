@@ -103,6 +103,6 @@ class MunchausenIQNLoss(IQNLoss):
         if not self.diagnostics:
             return target, {}
         online = self._allowed(quantiles.detach().mean(-2), tensordict)
-        log_policies = torch.stack((scaled_log_policy(online, self.tau), log_policy))
+        log_policies = torch.stack((log_policy, scaled_log_policy(online, self.tau)))
         rows = soft_diagnostics(online, log_policies, self.tau)
         return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)

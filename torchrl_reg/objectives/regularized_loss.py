@@ -33,7 +33,16 @@ LossFunction = Literal["l1", "l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
 
 
-class RegularizedLoss(LossModule):
+class _WrappedOnce(type(LossModule)):  # type: ignore[misc]
+    """TorchRL's metaclass wraps an inherited forward anew at every level of subclassing, some 10 us each; here once."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if "forward" not in namespace and any("forward" in vars(base) for base in cls.__mro__[1:-1]):
+            del cls.forward
+
+
+class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
     """Base of the losses of this package.
 
     Args:

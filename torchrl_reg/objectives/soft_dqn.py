@@ -79,9 +79,10 @@ class SoftDQNLoss(QLearningLoss):
         if not (self.diagnostics or estimator.needs_policy):
             return estimator.value_estimate(tensordict, next_q=target_network(tensordict.get("next")), tau=self.tau), {}
         # The online values join in for the diagnostics only: one more row of one kernel.
-        values, log_policies = soft_value_and_log_policy(torch.stack((q, *target_network.both(tensordict))), self.tau)
+        q_target, next_q = target_network.both(tensordict)
+        values, log_policies = soft_value_and_log_policy(torch.stack((next_q, q_target, q)), self.tau)
         log_pi_a = chosen_action_value(log_policies[1], action, self.action_space)
         target = estimator.value_estimate(
-            tensordict, next_value=values[2].unsqueeze(-1), tau_log_pi=log_pi_a, tau=self.tau
+            tensordict, next_value=values[0].unsqueeze(-1), tau_log_pi=log_pi_a, tau=self.tau
         )
-        return target, soft_diagnostics(q, log_policies[:2], self.tau) if self.diagnostics else {}
+        return target, soft_diagnostics(q, log_policies[1:], self.tau) if self.diagnostics else {}

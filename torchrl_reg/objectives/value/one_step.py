@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -33,5 +32,5 @@ def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_v
     steps = tensordict.get(keys.steps_to_next_obs, None)
     if steps is not None:
         gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
-    # where, not a product as in TorchRL: what stands after a terminal state, NaN included, must not reach the target.
-    return reward + gamma * torch.where(terminated, 0.0, next_value)
+    # A fill, not a product as in TorchRL: what stands after a terminal state, NaN included, must not reach the target.
+    return reward + gamma * next_value.masked_fill(terminated, 0.0)
