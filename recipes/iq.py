@@ -2,7 +2,7 @@
 
     python recipes/iq.py
     python recipes/iq.py env=mujoco/hopper algo.alpha=0.9 run.seed=1
-    python recipes/iq.py env=mujoco/hopper policy=gaussian,flow,multicategorical -m +paper=vieillard2021_mujoco
+    python recipes/iq.py -m policy=multicategorical,flow,gaussian env=mujoco/hopper +paper=vieillard2021_mujoco
 
 Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regularized RL with Implicit Q-Values", 2021
 [V21]; [S] marks what it takes over from SAC. Expect a return above -200 on Pendulum-v1 (README, "Measured").
@@ -10,6 +10,7 @@ Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regulariz
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -44,10 +45,9 @@ class Algo:
     collect_steps: int = 4  # steps of each between two rounds of updates
 
     def validate(self) -> None:
-        require(self.tau > 0, "algo.tau", "> 0", self.tau)
+        require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
         require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
         require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
-        require(0 < self.target_rate <= 1, "algo.target_rate", "in (0, 1]", self.target_rate)
         check_replay_learning(self)
 
 
@@ -58,6 +58,10 @@ class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=PolicySettings)
     algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        fits = self.algo.target_entropy is None or self.policy.name == "multicategorical"
+        require(fits, "algo.target_entropy", "null unless policy=multicategorical", self.algo.target_entropy)
 
 
 def train(cfg: Config) -> Path:

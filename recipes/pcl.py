@@ -1,7 +1,7 @@
 """Path consistency learning: soft consistency of every sub-trajectory, off-policy (Trust-PCL is ``algo.lam > 0``).
 
     python recipes/pcl.py
-    python recipes/pcl.py algo.rollout=1 algo.lam=0.1
+    python recipes/pcl.py algo.lam=0.1 algo.delay_value=false
     python recipes/pcl.py env=mujoco/hopper +paper=nachum2018
 
 Sources: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", 2017 [N17]; Nachum et al., "Trust-PCL",
@@ -30,7 +30,7 @@ class Algo:
     tau: float = 0.1  # temperature, reward units
     lam: float = 0.0  # weight of the KL to the lagged policy, reward units; > 0 is Trust-PCL [N18]
     max_kl: float | None = None  # nats per step; adapts lam to this budget ([C] does by a search). null: fixed lam
-    rollout: int = 10  # longest sub-trajectory, steps [C]; 1 is one-step PCL
+    rollout: int = 10  # longest sub-trajectory, steps [C]; 1 with delay_value=true is IQ, with false one-step PCL
     unified: bool = False  # one network: V = (tau + lam) logsumexp of the policy's logits [N17]
     delay_value: bool = True  # bootstrap on the lagged value network: use_target_values in [C]; false: residual [N17]
     gamma: float = 0.99  # discount
@@ -48,9 +48,10 @@ class Algo:
     def validate(self) -> None:
         for name in ("tau", "lam"):
             require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
-        require(0 < self.target_rate <= 1, "algo.target_rate", "in (0, 1]", self.target_rate)
         check_replay_learning(self)
         require(1 <= self.rollout <= self.collect_steps, "algo.rollout", "in 1 ... algo.collect_steps", self.rollout)
+        least = self.batch_size * self.collect_steps
+        require(self.replay_capacity >= least, "algo.replay_capacity", f">= {least} transitions", self.replay_capacity)
 
 
 @dataclass

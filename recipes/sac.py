@@ -6,12 +6,13 @@
 
 Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 [H18]. Expect an evaluation return above
 -200 on Pendulum-v1 (README, "Measured"). ``policy=multicategorical`` takes the expectation over the bins exactly where
-the action has one dimension (TorchRL's DiscreteSACLoss); beyond, it differentiates through a straight-through
-Gumbel-softmax sample, which is biased.
+the action has one dimension (TorchRL's DiscreteSACLoss); beyond, it differentiates action and log-probability through a
+straight-through Gumbel-softmax sample, which is biased.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,8 +53,9 @@ class Algo:
     collect_steps: int = 4  # steps of each between two rounds of updates
 
     def validate(self) -> None:
-        require(self.tau > 0, "algo.tau", "> 0", self.tau)
-        require(0 < self.target_rate <= 1, "algo.target_rate", "in (0, 1]", self.target_rate)
+        require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
+        unused = self.target_entropy is None or self.adapt_tau
+        require(unused, "algo.target_entropy", "null where algo.adapt_tau=false", self.target_entropy)
         check_replay_learning(self)
 
 
@@ -76,6 +78,10 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SA
     dims = env.full_action_spec_unbatched["action"].shape[-1]
     binned = cfg.policy.name == "multicategorical"
     auto = 0.5 * sum(torch.tensor(actor.bins.num_bins).log().tolist()) if binned else -float(dims)
+    if binned and algo.target_entropy is not None:
+        require(
+            0 < algo.target_entropy < 2 * auto, "algo.target_entropy", f"in (0, {2 * auto:.3f})", algo.target_entropy
+        )
     temperature = {
         "alpha_init": algo.tau,
         "fixed_alpha": not algo.adapt_tau,

@@ -189,7 +189,7 @@ def control_batch(size: int, observations: int = 17, dims: int = 6, bins: int = 
     return TensorDict(
         {
             "observation": torch.randn(size, observations),
-            "action": index / (bins - 1) * 2 - 1,
+            "action": index / (bins - 1) * 2 - 1,  # what the losses read
             "action_index": index,
             "next": {
                 "observation": torch.randn(size, observations),

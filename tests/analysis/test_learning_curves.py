@@ -47,6 +47,12 @@ def test_a_figure_comes_out(tmp_path: Path) -> None:
     assert (tmp_path / "out.png").stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("arguments", [[], ["out.png"], ["out.png", "IQ"], ["out.png", "IQ=nowhere/*"]])
+def test_a_bad_command_line_is_one_sentence(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="expected OUT.png|must name at least one run folder"):
+        main(arguments)
+
+
 def test_bad_groups_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="group 'IQ' must name at least one run folder"):
         draw_learning_curves({"IQ": []}, tmp_path / "out.png")

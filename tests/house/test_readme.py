@@ -1,4 +1,4 @@
-"""The README's script runs as printed."""
+"""The README's scripts run as printed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def script() -> str:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+SCRIPTS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+ENDINGS = ["assert len(buffer) == 5_000", "assert len(buffer) == 2_000"]
 
 
-def test_the_script_is_short_and_runs(tmp_path: Path) -> None:
-    lines = [line for line in script().splitlines() if line.strip()]
-    assert len(lines) <= 20
-    code = script() + "\nassert len(buffer) == 5_000\n"
-    (tmp_path / "script.py").write_text(code)
+@pytest.mark.parametrize(("script", "ending"), list(zip(SCRIPTS, ENDINGS, strict=True)), ids=["m_dqn", "m_iq"])
+def test_the_scripts_are_short_and_run(script: str, ending: str, tmp_path: Path) -> None:
+    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    (tmp_path / "script.py").write_text(f"{script}\n{ending}\n")
     subprocess.run([sys.executable, str(tmp_path / "script.py")], check=True, timeout=240, cwd=tmp_path)
 
 

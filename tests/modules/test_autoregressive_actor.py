@@ -123,7 +123,7 @@ def test_actor_writes_action_index_and_log_prob(batch: tuple[int, ...], kind: Ex
     assert list(td.keys()) == ["observation"] and isinstance(dist, AutoregressiveMulticategorical)
     with set_exploration_type(kind):
         actor(td)
-    assert actor.stored_action_key == "action_index" and set(td.keys()) == {"observation", *actor.out_keys}
+    assert actor.stored_action_key == "action" and set(td.keys()) == {"observation", *actor.out_keys}
     assert td["action"].shape == (*batch, 3) and td["action_log_prob"].shape == batch
     torch.testing.assert_close(td["action_log_prob"], dist.log_prob(td["action_index"]))
     torch.testing.assert_close(td["action_log_prob"], dist.log_prob(td["action"]))

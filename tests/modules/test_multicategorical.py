@@ -228,7 +228,7 @@ def test_actor_writes_action_index_and_log_prob(batch: tuple[int, ...], kind: Ex
     assert list(td.keys()) == ["observation"]
     with set_exploration_type(kind):
         policy(td)
-    assert set(td.keys()) == {"observation", *policy.out_keys} and policy.stored_action_key == "action_index"
+    assert set(td.keys()) == {"observation", *policy.out_keys} and policy.stored_action_key == "action"
     index = td["action_index"]
     assert index.shape == td["action"].shape == (*batch, 3) and td["action_log_prob"].shape == batch
     torch.testing.assert_close(td["action_log_prob"], dist.log_prob(index))
@@ -280,3 +280,20 @@ def test_distribution_serves_a_probabilistic_actor() -> None:
             td = policy(TensorDict({"observation": torch.randn(5, 12)}, [5]))
         assert torch.equal(td["action"], bins.action(bins.index(td["action"])))
         assert td["action_log_prob"].shape == (5,)
+
+
+def test_relaxed_log_prob_has_the_gradient_of_the_entropy() -> None:
+    """Of a bin's log-probability alone the mean gradient is 0, and SAC's actor would not feel its entropy."""
+    torch.manual_seed(0)
+    logits = torch.tensor([1.0, 0.0, -1.0, 0.5, 0.5, -0.5, 0.0], dtype=torch.float64).requires_grad_()
+    for bins in ((3, 4), (4, 3)):
+        dist = Multicategorical(logits.expand(20_000, 7), low=-1.0, high=1.0, num_bins=bins)
+        action = dist.rsample()
+        log_prob = dist.log_prob(action)
+        torch.testing.assert_close(log_prob, dist.log_prob(action.detach()))
+        (got,) = torch.autograd.grad(log_prob.mean(), logits, retain_graph=True)
+        (plain,) = torch.autograd.grad(dist.log_prob(action.detach()).mean(), logits, retain_graph=True)
+        (exact,) = torch.autograd.grad(-dist.entropy().mean(), logits)
+        assert plain.abs().max() < 0.02
+        assert torch.cosine_similarity(got, exact, dim=0) > 0.9
+        assert 0.3 < got.norm() / exact.norm() < 3

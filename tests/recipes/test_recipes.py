@@ -132,6 +132,18 @@ def test_every_choice_composes(name: str) -> None:
             assert typed.env.max_episode_frames is not None  # resolved: config.yaml records what is in force
 
 
+@pytest.mark.parametrize(
+    ("preset", "default"), [("vieillard2021_mujoco", "multicategorical"), ("nachum2018", "gaussian")]
+)
+def test_the_policy_asked_for_beats_the_preset(preset: str, default: str) -> None:
+    name = "pcl" if preset == "nachum2018" else "iq"
+    load(name)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = [f"+paper={preset}", "env=mujoco/hopper"]
+        assert compose(name, overrides=given).policy.name == default
+        assert compose(name, overrides=["policy=flow", *given]).policy.name == "flow"
+
+
 def test_command_line_beats_preset_beats_env_beats_recipe() -> None:
     load("m_iqn")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -188,6 +200,13 @@ CONTINUOUS_BAD = [
     ("pcl", ["algo.unified=true", "policy=gaussian"], "unified"),
     ("pcl", ["algo.tau=0"], "tau or lam"),
     ("pcl", ["algo.max_kl=-1"], "max_kl"),
+    ("iq", ["algo.target_entropy=1.0", "policy=flow"], "algo.target_entropy"),
+    ("iq", ["algo.target_entropy=9.0"], "target_entropy must lie between 0 and 2.398"),
+    ("iq", ["policy=gaussian", "policy.scale_mapping=foo"], "scale_mapping"),
+    ("pcl", ["algo.replay_capacity=20"], "algo.replay_capacity"),
+    ("sac", ["algo.tau=inf"], "algo.tau"),
+    ("sac", ["algo.adapt_tau=false", "algo.target_entropy=-1"], "algo.target_entropy"),
+    ("sac", ["policy=multicategorical", "algo.target_entropy=9"], "algo.target_entropy"),
     ("sac", ["policy=autoregressive"], "policy.name"),
     ("sac", ["algo.tau=-1"], "algo.tau"),
 ]

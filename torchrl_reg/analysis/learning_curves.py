@@ -78,11 +78,16 @@ def draw_learning_curves(
 
 def main(arguments: Sequence[str]) -> None:
     """``OUT.png "label=pattern of run folders" ...``; a last argument ``title=...`` is the title."""
-    out, *pairs = arguments
+    out, *pairs = arguments or ("",)
+    if not pairs or not all("=" in pair for pair in pairs):
+        raise SystemExit(f'expected OUT.png "label=pattern of run folders" ..., got {list(arguments)}.')
     named = dict(pair.split("=", 1) for pair in pairs)
     title = named.pop("title", "")
     groups = {label: sorted(Path(folder) for folder in glob.glob(pattern)) for label, pattern in named.items()}
-    print(draw_learning_curves(groups, Path(out), title=title))
+    try:
+        print(draw_learning_curves(groups, Path(out), title=title))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def sac_normalized_scores(
 ) -> NormalizedScores:
     """``100 (score - random) / (sac - random)`` per task, averaged over seeds; mean and median over tasks.
 
-    Vieillard et al. (2022, "Implicitly regularized RL with implicit Q-values") compare IQ and M-IQ on this scale,
+    Vieillard et al. (2021, "Implicitly regularized RL with implicit Q-values") compare IQ and M-IQ on this scale,
     with SAC's best score within 20M frames as the reference.
 
     Args:

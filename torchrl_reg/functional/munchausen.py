@@ -11,7 +11,9 @@ from torch import Tensor
 from torchrl_reg.functional.temperature import at_least_float32
 
 
-def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None) -> Tensor:
+def munchausen_bonus(
+    tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None, *, density: bool = False
+) -> Tensor:
     r"""Munchausen bonus :math:`\alpha [\tau \ln \pi(a|s)]_{l_0}^{0}`, in ``[alpha * clip_min, 0]``.
 
     The clip acts on ``tau * ln pi``, after the multiplication by ``tau``, and ``alpha`` multiplies
@@ -24,6 +26,7 @@ def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: floa
         tau_log_pi_a: ``tau * ln pi`` of the taken actions ``[*B]``, in reward units.
         alpha: Munchausen weight, usually in [0, 1].
         clip_min: lower clip <= 0, in reward units; None does not clip.
+        density: no upper clip, for policies over continuous actions: the logarithm of a density may be positive.
 
     Returns:
         Bonus to add to the reward ``[*B]``, in reward units.
@@ -35,9 +38,10 @@ def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: floa
     if clip_min is None:
         clipped = tau_log_pi_a
     elif isinstance(clip_min, Tensor):
-        clipped = torch.maximum(tau_log_pi_a, clip_min).clamp(max=0.0)
+        clipped = torch.maximum(tau_log_pi_a, clip_min.to(tau_log_pi_a.dtype))
+        clipped = clipped if density else clipped.clamp(max=0.0)
     elif clip_min <= 0.0:
-        clipped = tau_log_pi_a.clamp(clip_min, 0.0)
+        clipped = tau_log_pi_a.clamp(clip_min, None if density else 0.0)
     else:
         raise ValueError(f"clip_min must be <= 0 or None, got {clip_min}.")
     return alpha * clipped

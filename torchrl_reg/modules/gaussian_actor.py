@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey
 from tensordict.nn import NormalParamExtractor, TensorDictModule
+from tensordict.nn.utils import mappings
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType
@@ -51,6 +52,13 @@ def gaussian_actor(
     """
     if not scale_lb > 0:
         raise ValueError(f"scale_lb must be > 0, got {scale_lb}.")
+    try:
+        mappings(scale_mapping)
+    except NotImplementedError:
+        raise ValueError(
+            f"scale_mapping must be one of tensordict's mappings, such as 'biased_softplus_1.0' or 'exp', got "
+            f"{scale_mapping!r}."
+        ) from None
     low, high = torch.as_tensor(low).float(), torch.as_tensor(high).float()
     check_box(low, high)
     params = TensorDictModule(

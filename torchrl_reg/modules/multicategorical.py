@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints, register_kl
 
@@ -181,6 +182,7 @@ class Multicategorical(Distribution):
         self.logits, self.bins = logits, bins
         self._table = bins.split(logits)
         self._log_pi: Tensor | None = None
+        self._relaxed: tuple[Tensor, Tensor] | None = None  # the last rsample, and its bins in relaxed one-hot form
         super().__init__(logits.shape[:-1], Size((len(bins.num_bins),)), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Multicategorical:
@@ -218,6 +220,10 @@ class Multicategorical(Distribution):
         Raises:
             ValueError: ``value`` of another width.
         """
+        if self._relaxed is not None and value is self._relaxed[0]:
+            # 0 where a dimension has fewer bins: there the logarithm is -inf.
+            log_pi = self.log_pi.masked_fill(self.bins.padding, 0.0) if self.bins.padding is not None else self.log_pi
+            return (self._relaxed[1] * log_pi).sum((-1, -2))
         if value.shape[-1:] != self._event_shape:
             raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
         index = self.bins.index(value) if value.is_floating_point() else value.long()
@@ -246,14 +252,20 @@ class Multicategorical(Distribution):
         """Straight-through Gumbel-softmax: a sampled action forward, the gradient of the relaxed one backward.
 
         The relaxed action is the mean of the bins under ``softmax((logits + Gumbel) / straight_through_temperature)``.
-        The forward value is exactly a bin; the gradient is biased.
+        The forward value is exactly a bin; the gradient is biased. :meth:`log_prob` of the very tensor that comes back
+        has the relaxed gradient too: that of a bin's log-probability alone is zero in mean, and would leave SAC's
+        actor without its entropy term.
         """
         if not torch.is_grad_enabled():
             return self.sample(sample_shape)
         perturbed = self._perturbed(sample_shape)
-        hard = self.action(perturbed.detach().argmax(-1))
-        soft = ((perturbed / self.straight_through_temperature).softmax(-1) * self.bins.values).sum(-1)
-        return hard + (soft - soft.detach())
+        index = perturbed.detach().argmax(-1)
+        soft = (perturbed / self.straight_through_temperature).softmax(-1)
+        difference = soft - soft.detach()
+        chosen = F.one_hot(index, soft.shape[-1]).to(soft.dtype) + difference
+        action = self.action(index) + (difference * self.bins.values).sum(-1)
+        self._relaxed = (action, chosen)
+        return action
 
     @property
     def mode_index(self) -> Tensor:

@@ -34,7 +34,9 @@ class MulticategoricalActor(TensorDictModuleBase):
         action_key: where the action goes; the other keys are this one with ``_index`` and ``_log_prob`` appended.
 
     Attributes:
-        stored_action_key: what a loss reads from replay (``"action_index"``: no second quantization).
+        stored_action_key: what a loss reads from replay, the action: its nearest bin is exactly the one that was
+            played, and a collector's random warm-up (``init_random_frames``) writes it too, unlike the bins.
+        index_key: where the bins go.
 
     Raises:
         ValueError: fewer than 2 bins, an unbounded or empty box, logits of another width.
@@ -61,9 +63,10 @@ class MulticategoricalActor(TensorDictModuleBase):
         self.network = network
         self.bins = BinBuffers(ActionBins.build(low, high, num_bins))
         self.action_key = action_key
-        self.stored_action_key, self.log_prob_key = suffixed(action_key, "_index"), suffixed(action_key, "_log_prob")
+        self.stored_action_key = action_key
+        self.index_key, self.log_prob_key = suffixed(action_key, "_index"), suffixed(action_key, "_log_prob")
         self.in_keys = list(in_keys)
-        self.out_keys = [self.action_key, self.stored_action_key, self.log_prob_key]
+        self.out_keys = [self.action_key, self.index_key, self.log_prob_key]
         self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # where SACLoss looks
 
     def logits(self, tensordict: TensorDictBase) -> Tensor:
@@ -85,7 +88,7 @@ class MulticategoricalActor(TensorDictModuleBase):
             index = dist.sample_index() if kind in (ExplorationType.RANDOM, None) else dist.mode_index
             action = dist.action(index)
         tensordict.set(self.action_key, action)
-        tensordict.set(self.stored_action_key, index)
+        tensordict.set(self.index_key, index)
         return tensordict.set(self.log_prob_key, dist.log_prob(index))
 
 
@@ -116,8 +119,8 @@ class SingleDimensionActor(TensorDictModuleBase):
         if len(actor.bins.num_bins) != 1:
             raise ValueError(f"actor must have one action dimension, got {len(actor.bins.num_bins)}.")
         self.actor = actor
-        self.in_keys, self.out_keys = list(actor.in_keys), [actor.stored_action_key]
-        self.stored_action_key = actor.stored_action_key
+        self.in_keys, self.out_keys = list(actor.in_keys), [actor.index_key]
+        self.stored_action_key = actor.index_key
 
     def get_dist(self, tensordict: TensorDictBase) -> Categorical:
         """The policy over bin indices at the observations of ``tensordict``, which is left as it is."""

@@ -1,8 +1,8 @@
 """Calling the networks of a loss on plain tensors.
 
 ``params.to_module(network)`` costs about 100 us a time and a TensorDictModule another 160 us, more than a small
-network's forward pass. A :class:`BoundQNetwork` therefore holds the loss's own parameter tensors for good, and calls
-the inner module directly where that is the same computation (no action mask, no hooks).
+network's forward pass. A :class:`BoundModule` therefore holds the loss's own parameter tensors for good, and a
+:class:`BoundQNetwork` calls the inner module directly where that is the same computation (no action mask, no hooks).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def check_clip(clip_min: float | None, name: str = "clip_min") -> float:
         return -math.inf
     if not (isinstance(clip_min, (int, float)) and clip_min <= 0):
         raise ValueError(
-            f"{name} must be <= 0 (a lower bound of tau * ln pi, which is never positive) or None, got {clip_min!r}."
+            f"{name} must be <= 0 (a lower clip of tau * ln pi, in reward units) or None, got {clip_min!r}."
         )
     return float(clip_min)
 

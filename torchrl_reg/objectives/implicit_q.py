@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.objectives.utils import distance_loss
 
+from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.objectives.coefficients import check_number
 from torchrl_reg.objectives.regularized_loss import (
@@ -68,11 +70,12 @@ class ImplicitQLoss(RegularizedLoss):
 
     Raises:
         ValueError: a coefficient out of range, an actor without ``get_dist``, a value network that is no TensorDict
-            module, a ``target_entropy`` for a policy without a closed-form entropy (at the first call).
+            module, a ``target_entropy`` that no such policy has, or for a policy without a closed-form entropy (at the
+            first call).
         KeyError: the data lack the action as the actor stores it (at the first call).
 
     Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regularized RL with Implicit Q-Values",
-    2021, eq. (2). The released equation does not write the mask of terminal states; it is here.
+    2021, eq. (2). The printed equation does not write the mask of terminal states; it is here.
 
     >>> import torch
     >>> from tensordict import TensorDict
@@ -132,6 +135,7 @@ class ImplicitQLoss(RegularizedLoss):
         check_value_network(value_network)
         if target_entropy is not None:
             check_number(target_entropy, "target_entropy", "nats")
+            _check_reachable(target_entropy, actor_network)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         # The residual form never reads a target value network.
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)
@@ -155,7 +159,7 @@ class ImplicitQLoss(RegularizedLoss):
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         actor, frozen_actor = self._bound(tensordict, "actor_network")
         value_network, frozen_value = self._bound(tensordict)
-        mask = self._loss_mask(tensordict, tensordict.get(("next", self.tensor_keys.reward)).squeeze(-1))
+        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
         inputs = tensordict
         if mask is not None:
             keys = [self.tensor_keys.action, *actor.network.in_keys, *value_network.network.in_keys]
@@ -203,7 +207,7 @@ class ImplicitQLoss(RegularizedLoss):
         with torch.no_grad():
             reference = distribution(frozen_actor.network, inputs)
             tau_log_pi = tau * at_least_float32(log_prob(reference, action, inputs.batch_size))
-            bonus = self.alpha * torch.maximum(tau_log_pi, self.clip_min.to(tau_log_pi.dtype))
+            bonus = munchausen_bonus(tau_log_pi, self.alpha, self.clip_min, density=True)
             if not self.diagnostics:
                 return bonus, {}
             clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
@@ -224,6 +228,17 @@ class ImplicitQLoss(RegularizedLoss):
             tau = self.log_tau.exp()
             self.tau.copy_(tau)
         return tau, {"loss_tau": self.log_tau * (masked_mean(entropy, mask) - self.target_entropy)}
+
+
+def _check_reachable(target_entropy: float, actor: Any) -> None:
+    """Bins have an entropy between 0 and the sum of their ``ln K``: outside, the temperature would never settle."""
+    if hasattr(actor, "bins"):
+        most = sum(math.log(k) for k in actor.bins.num_bins)
+        if not 0 < target_entropy < most:
+            raise ValueError(
+                f"target_entropy must lie between 0 and {most:.3f} nats (ln of the number of actions), got "
+                f"{target_entropy!r}."
+            )
 
 
 def _entropy_row(dist: Any) -> dict[str, Tensor]:

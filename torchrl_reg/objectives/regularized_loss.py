@@ -277,6 +277,12 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
             priority = priority.to(tensordict.device)
         tensordict.set(self.tensor_keys.priority, priority, inplace=True)
 
+    def _reward(self, tensordict: TensorDictBase) -> Tensor:
+        reward = tensordict.get(("next", self.tensor_keys.reward), None)
+        if reward is None:
+            raise KeyError(f"The data have no entry {('next', self.tensor_keys.reward)!r}, the reward of each step.")
+        return reward
+
     def _loss_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """The rows that count, in the shape of ``like``, or None if all do."""
         mask = None

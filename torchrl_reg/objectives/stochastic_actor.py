@@ -40,7 +40,7 @@ def check_value_network(network: Any) -> None:
 
 
 def stored_action_key(actor: Any) -> NestedKey:
-    """Where a replay buffer keeps what ``actor`` did: bin indices for a multicategorical policy, else the action."""
+    """Where a replay buffer keeps what ``actor`` did."""
     return getattr(actor, "stored_action_key", "action")
 
 
@@ -53,8 +53,8 @@ def stored_action(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     action = tensordict.get(key, None)
     if action is None:
         raise KeyError(
-            f"The data have no entry {key!r}, the action as the actor stores it. Data of another policy hold 'action' "
-            "only: read that with loss.set_keys(action='action')."
+            f"The data have no entry {key!r}, where the loss looks for the stored action; name another with "
+            "loss.set_keys(action=...)."
         )
     return action
 

@@ -27,6 +27,8 @@ def check_replay_learning(algo: Any) -> None:
         require(settings[name] >= 0, f"algo.{name}", ">= 0", settings[name])
     for name in (name for name in _PROBABILITIES if name in settings):
         require(0 <= settings[name] <= 1, f"algo.{name}", "in [0, 1]", settings[name])
+    rate = settings.get("target_rate", 1.0)
+    require(0 < rate <= 1, "algo.target_rate", "in (0, 1]", rate)
     n_steps = settings.get("n_steps", 1)
     require(n_steps <= algo.collect_steps, "algo.collect_steps", f">= {n_steps}", algo.collect_steps)
     losses = ("smooth_l1", "l2", "l1")

@@ -31,7 +31,7 @@ def rows(loss: Any, data: Any) -> torch.Tensor:
 def test_keys(case: Any) -> None:
     loss = case.loss()
     following = [("next", k) for k in ("reward", "done", "terminated", "observation")]
-    assert set(loss.in_keys) == {case.stored, "observation", *following}
+    assert set(loss.in_keys) == {"action", "observation", *following}
     assert loss.out_keys == ["loss"]
 
 
@@ -40,10 +40,10 @@ def test_set_keys_and_nested_keys(case: Any) -> None:
     expected = value(case.loss(), data.clone())
     keys = {"in_key": ("agent", "pixels"), "action_key": ("agent", "action")}
     loss = case.loss(case.networks(**keys))
-    action = ("agent", case.stored)
+    action = ("agent", "action")
     loss.set_keys(action=action, reward=("agent", "r"), done="stop", terminated="end", priority=("p", "delta"))
     moved = data.select()
-    moved["agent", "pixels"], moved[action] = data["observation"], data[case.stored]
+    moved["agent", "pixels"], moved[action] = data["observation"], data["action"]
     moved["next", "agent", "pixels"] = data["next", "observation"]
     moved["next", "agent", "r"] = data["next", "reward"]
     moved["next", "stop"], moved["next", "end"] = data["next", "done"], data["next", "terminated"]
@@ -67,7 +67,7 @@ def test_dispatch_without_tensordict(case: Any) -> None:
     torch.manual_seed(3)
     got = loss(
         observation=data["observation"],
-        **{case.stored: data[case.stored]},
+        **{"action": data["action"]},
         next_observation=data["next", "observation"],
         next_reward=data["next", "reward"],
         next_done=data["next", "done"],
@@ -110,7 +110,7 @@ def test_masked_rows_do_not_count_even_if_nan(case: Any, everywhere: bool) -> No
     data["next", "observation"][~mask] = torch.nan
     if everywhere:
         data["observation"][~mask] = torch.nan
-        if case.stored == "action" and data["action"].is_floating_point():
+        if data["action"].is_floating_point():
             data["action"][~mask] = torch.nan
     before = data.clone()
     loss = case.loss()

@@ -102,16 +102,16 @@ def test_diagnostics_are_those_of_the_batch(cases: Any) -> None:
         torch.testing.assert_close(out[name].double(), value.double(), rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_stored_floats_are_taken_to_their_bins(cases: Any) -> None:
-    """Data of another policy (random exploration) hold no bin indices."""
+def test_actions_and_their_bins_are_the_same(cases: Any) -> None:
+    """By default the action is read: a random warm-up writes no bins. It lies in its bin exactly."""
     case = cases["m_iq"]
     data, loss = case.batch(9), case.loss()
-    floats = data.exclude("action_index")
-    floats["action"] = loss.actor_network.bins().action(data["action_index"])
-    with pytest.raises(KeyError, match=r"no entry 'action_index'.*set_keys\(action='action'\)"):
-        loss(floats)
-    loss.set_keys(action="action")
-    torch.testing.assert_close(loss(floats)["loss"], case.loss()(data)["loss"])
+    assert loss.tensor_keys.action == "action"
+    by_action = loss(data.exclude("action_index"))["loss"]
+    loss.set_keys(action="action_index")
+    assert torch.equal(loss(data.exclude("action"))["loss"], by_action)
+    with pytest.raises(KeyError, match=r"no entry 'action_index'.*set_keys\(action=...\)"):
+        loss(data.exclude("action_index"))
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------
@@ -141,6 +141,8 @@ def test_soft_dqn_is_a_limit(cases: Any, actor: Any, value_network: Any, kind: s
         policy = MulticategoricalActor(logits, low=-1.0, high=1.0, num_bins=3)
         data["action_index"] = data["action"].unsqueeze(-1)
     loss = ImplicitQLoss(policy, value, tau=TAU).make_value_estimator(gamma=GAMMA)
+    if kind != "categorical":
+        loss.set_keys(action="action_index")
     other_policy, other_value = case.networks()
     network = ImplicitQ(other_policy.module[0].module, other_value.module)
     soft = SoftDQNLoss(QValueActor(network, spec=Categorical(3)), tau=TAU, loss_function="l2")

@@ -111,7 +111,9 @@ def test_convergence_on_a_bandit() -> None:
     HardTargetUpdate(loss, period_updates=1)
     stop, one = torch.ones(4, 1, dtype=torch.bool), torch.ones(4, 1, dtype=torch.float64)
     ends = {"observation": one, "reward": reward.unsqueeze(-1), "done": stop, "terminated": stop}
-    data = TensorDict({"observation": one, "action_index": torch.arange(4).unsqueeze(-1), "next": ends}, [4])
+    data = TensorDict(
+        {"observation": one, "action": torch.linspace(-1, 1, 4).unsqueeze(-1).double(), "next": ends}, [4]
+    )
     networks = [p for name, p in loss.named_parameters() if name != "log_tau"]
     groups = [{"params": networks, "lr": 0.1}, {"params": [loss.log_tau], "lr": 0.02}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
