@@ -75,11 +75,12 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
         assert train["bonus"] < 0
 
 
-@pytest.mark.parametrize("overrides", [["env=minatar/freeway"], ["env=atari", "algo.replay_capacity=400"]])
-def test_images(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("env", ["minatar/freeway", "atari"])
+@pytest.mark.parametrize("name", ["dqn", "m_dqn", "m_iqn"])
+def test_images(name: str, env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
-    small += ["env.max_episode_frames=64", "algo.n_steps=3"]
-    start(monkeypatch, "m_iqn", f"run.dir={tmp_path / 'run'}", *overrides, *small)
+    small += ["env.max_episode_frames=64", "algo.n_steps=3", "algo.replay_capacity=400"]
+    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", f"env={env}", *small)
     assert json.loads((tmp_path / "run" / "done.json").read_text())["frames"] == 192
 
 

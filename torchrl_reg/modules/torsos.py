@@ -135,12 +135,14 @@ class MinAtarCNN(nn.Module):
         return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
 
 
-def _images(observation: Tensor, shape: tuple[int, int, int], network: nn.Module) -> Tensor:
+def _images(observation: Tensor, shape: tuple[int, int, int], convolutions: nn.Sequential) -> Tensor:
     """The images as one batch ``[prod(B), C, H, W]``, integers in the type of the weights."""
     if observation.shape[-3:] != shape:
         raise ValueError(
             f"observation: expected images of shape [*B, {', '.join(map(str, shape))}], got {list(observation.shape)}."
         )
     if not observation.is_floating_point():
-        observation = observation.to(next(network.parameters()).dtype)
+        # Not parameters(): TorchRL's losses put target parameters in as plain tensors, and it would list none.
+        weight = next(layer.weight for layer in convolutions if isinstance(layer, nn.Conv2d))
+        observation = observation.to(weight.dtype)
     return observation.reshape(-1, *shape)
