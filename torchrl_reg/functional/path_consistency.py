@@ -76,8 +76,8 @@ def path_consistency(
     # In the data's dtype from the start: as_tensor alone would round a Python float to float32.
     discounts = torch.as_tensor(gamma, device=reward.device, dtype=reward.dtype) ** steps
     # Episodes that ended before the last step, and steps that do not count, cut the path for good.
-    ended = _windows(done, rollout, fill=True).cumsum(-1) - _windows(done, rollout, fill=True).to(torch.int64)
-    exists = (ended == 0) & (_windows(here, rollout, fill=False).cumprod(-1) > 0)
+    ends = _windows(done, rollout, fill=True).to(torch.int64)
+    exists = (ends.cumsum(-1) == ends) & (_windows(here, rollout, fill=False).cumprod(-1) > 0)
     # where, before anything is summed: what stands in steps that do not count may be NaN.
     gains = torch.where(exists, _windows(gain, rollout), 0.0)
     final = torch.where(exists, _windows(torch.where(terminated, 0.0, next_value), rollout), 0.0)

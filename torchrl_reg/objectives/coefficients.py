@@ -7,9 +7,7 @@ import math
 
 def check_temperature(tau: float, name: str = "tau") -> float:
     """Return ``tau`` if it is a finite temperature > 0 (reward units), else raise ValueError."""
-    if not (isinstance(tau, (int, float)) and math.isfinite(tau) and tau > 0):
-        raise ValueError(f"{name} must be a finite number > 0 (the temperature, in reward units), got {tau!r}.")
-    return float(tau)
+    return check_number(tau, name, "the temperature, in reward units", positive=True)
 
 
 def check_weight(alpha: float, name: str = "alpha") -> float:

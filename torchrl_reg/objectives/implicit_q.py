@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.objectives.utils import distance_loss
@@ -29,6 +29,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     distribution,
     kl_or_estimate,
     log_prob,
+    state_value,
     stored_action,
     stored_action_key,
 )
@@ -167,8 +168,9 @@ class ImplicitQLoss(RegularizedLoss):
         action = stored_action(inputs, self.tensor_keys.action)
         dist = distribution(actor.network, inputs)
         log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
-        value = self._value(value_network, inputs)
-        tau, terms = self._temperature(dist, mask)
+        value = state_value(value_network.network, inputs, self.tensor_keys.value)
+        entropy = closed_entropy(dist) if self.diagnostics or self.target_entropy is not None else None
+        tau, terms = self._temperature(dist, entropy, mask)
         prediction = value + tau * log_pi
 
         with torch.set_grad_enabled(self.residual and torch.is_grad_enabled()):
@@ -180,7 +182,7 @@ class ImplicitQLoss(RegularizedLoss):
         self._write_priority(tensordict, td_error.square())
         if self.diagnostics:
             rows |= {"td_error": td_error.abs(), "value": value.detach(), "log_pi": log_pi.detach()}
-            rows |= _entropy_row(dist)
+            rows |= {} if entropy is None else {"entropy": entropy}
         elementwise = distance_loss(prediction, target, self.loss_function)
         return self._output(tensordict, elementwise, mask, rows, **terms)
 
@@ -190,13 +192,7 @@ class ImplicitQLoss(RegularizedLoss):
         if torch.is_grad_enabled():
             used = ~terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
             following = blank_rows(following, used if mask is None else used & mask, bound.network.in_keys)
-        return self._value(bound, following).unsqueeze(-1)
-
-    def _value(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        """``V [*B]`` at the root of ``tensordict``, which is left as it was."""
-        network = bound.network
-        key: NestedKey = self.tensor_keys.value
-        return at_least_float32(network(tensordict.select(*network.in_keys)).get(key).squeeze(-1))
+        return state_value(bound.network, following, self.tensor_keys.value).unsqueeze(-1)
 
     def _bonus(
         self, inputs: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, frozen_actor: Any
@@ -213,17 +209,16 @@ class ImplicitQLoss(RegularizedLoss):
             clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
-    def _temperature(self, dist: Any, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _temperature(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The temperature in force, and the loss ``ln tau (H(pi) - target_entropy)`` of a learnt one."""
         if self.target_entropy is None:
             return self.tau, {}
+        if entropy is None:
+            raise ValueError(
+                "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
+                f"got a {type(dist).__name__}."
+            )
         with torch.no_grad():
-            entropy = closed_entropy(dist)
-            if entropy is None:
-                raise ValueError(
-                    "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
-                    f"got a {type(dist).__name__}."
-                )
             # Not self.tau itself: the next forward pass writes into it, maybe before this one's backward pass.
             tau = self.log_tau.exp()
             self.tau.copy_(tau)
@@ -239,9 +234,3 @@ def _check_reachable(target_entropy: float, actor: Any) -> None:
                 f"target_entropy must lie between 0 and {most:.3f} nats (ln of the number of actions), got "
                 f"{target_entropy!r}."
             )
-
-
-def _entropy_row(dist: Any) -> dict[str, Tensor]:
-    with torch.no_grad():
-        entropy = closed_entropy(dist)
-    return {} if entropy is None else {"entropy": entropy}

@@ -22,6 +22,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     distribution,
     kl_or_estimate,
     log_prob,
+    state_value,
     stored_action,
     stored_action_key,
 )
@@ -178,8 +179,7 @@ class PathConsistencyLoss(RegularizedLoss):
             error = residual.detach().abs()
             rows |= {"td_error": error[..., 0], "path_error": error.sum(-1) / counts}
             rows |= {"value": value.detach(), "log_pi": log_pi.detach()}
-            with torch.no_grad():
-                entropy = closed_entropy(dist)
+            entropy = closed_entropy(dist)
             rows |= {} if entropy is None else {"entropy": entropy}
         return self._output(tensordict, elementwise, mask, rows, **terms)
 
@@ -213,7 +213,7 @@ class PathConsistencyLoss(RegularizedLoss):
     def _value(self, tensordict: TensorDictBase, dist: Any, lam: Tensor) -> Tensor:
         if self.value_network is None:
             return (self.tau + lam) * at_least_float32(dist.log_normalizer)
-        return self._network_value(self._bound(tensordict)[0].network, tensordict)
+        return state_value(self._bound(tensordict)[0].network, tensordict, self.tensor_keys.value)
 
     def _next_value(self, tensordict: TensorDictBase, lam: Tensor, used: Tensor) -> Tensor:
         """``V`` of the state each step led to; not ``V`` shifted, which after a reset is another episode's."""
@@ -223,12 +223,8 @@ class PathConsistencyLoss(RegularizedLoss):
         following = blank_rows(tensordict.get("next"), used, network.in_keys)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.delay_value):
             if not unified:
-                return self._network_value(network, following)
+                return state_value(network, following, self.tensor_keys.value)
             return self._value(following, distribution(network, following), lam)
-
-    def _network_value(self, network: Any, tensordict: TensorDictBase) -> Tensor:
-        outputs = network(tensordict.select(*network.in_keys))
-        return at_least_float32(outputs.get(self.tensor_keys.value).squeeze(-1))
 
     @property
     def _with_reference(self) -> bool:

@@ -16,6 +16,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import TanhNormal
 
+from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategorical
 from torchrl_reg.modules.flow_actor import FlowDistribution
@@ -59,6 +60,11 @@ def stored_action(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     return action
 
 
+def state_value(network: TensorDictModuleBase, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    """``V [*B]`` of the states of ``tensordict``, which is left as it was; the network writes it to ``key``."""
+    return at_least_float32(network(tensordict.select(*network.in_keys)).get(key).squeeze(-1))
+
+
 def distribution(actor: Any, tensordict: TensorDictBase) -> Distribution:
     """The actor's distribution at the states of ``tensordict``, which is left as it was."""
     # RANDOM, as SACLoss does: LossModule sets another type, which some distributions answer with a mode only.
@@ -82,11 +88,12 @@ def log_prob(dist: Distribution, action: Tensor, batch_size: torch.Size) -> Tens
 
 
 def closed_entropy(dist: Distribution) -> Tensor | None:
-    """Entropy ``[*B]`` in nats where the distribution has it in closed form, else None."""
-    try:
-        return dist.entropy()
-    except NotImplementedError:
-        return None
+    """Entropy ``[*B]`` in nats, without a gradient, where the distribution has it in closed form, else None."""
+    with torch.no_grad():
+        try:
+            return dist.entropy()
+        except NotImplementedError:
+            return None
 
 
 def kl_or_estimate(dist: Distribution, reference: Distribution) -> Tensor:
