@@ -7,6 +7,7 @@ below ``conf/`` beside the recipe only override it, in the groups the config nam
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -51,6 +52,9 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     ``results/<recipe>/<env>/<settings>/seed=<seed>``; a finished run is reported and not repeated.
     Exit codes: 0 done, 1 user error (one sentence on stderr), 130 or 128 + n stopped by a signal. A
     bug keeps its traceback, and with ``HYDRA_FULL_ERROR=1`` so does every other error.
+
+    ``--check`` runs nothing: it reads a JSON list of lists of overrides from stdin and refuses the first bad one, so
+    that a launcher can try all settings of a sweep in one process.
     """
     script = Path(inspect.getfile(train)).resolve()
     name = script.stem
@@ -71,6 +75,8 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
             _fail(str(error))
 
     def main() -> None:
+        if sys.argv[1:] == ["--check"]:
+            return _check(json.load(sys.stdin), config_class, conf, name)
         check_flags(sys.argv[1:], _fail)
         entry = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
         try:
@@ -119,6 +125,19 @@ def _run_once(cfg: DictConfig, config_class: type, script: Path, train: Train) -
         print(f"already finished: {folder.path}", flush=True)
         return folder.path
     return train(config)
+
+
+def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, name: str) -> None:
+    """Composes and validates each list of overrides; ends with one sentence at the first that cannot be run."""
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+            for overrides in settings:
+                _typed(hydra.compose(config_name=name, overrides=list(overrides)), config_class, conf)
+    except Exception as error:
+        sentence = str(error) if is_user_error(error) else explain(error, config_class, conf)
+        if sentence is None:
+            raise
+        _fail(sentence)
 
 
 def _typed(cfg: DictConfig, config_class: type, conf: Path) -> Any:

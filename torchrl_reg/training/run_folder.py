@@ -156,14 +156,22 @@ def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]
 def _provenance(device: torch.device) -> dict[str, Any]:
     return {
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **_code(),
         "versions": {"python": platform.python_version(), **_versions()},
         "host": socket.gethostname(),
         "process": os.getpid(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "slurm": {name: os.environ[name] for name in _SLURM_VARIABLES if name in os.environ},
     }
+
+
+def _code() -> dict[str, Any]:
+    # A sweep runs a copy of the code, which knows no git: its launcher says where the copy comes from.
+    copied_from = os.environ.get("TORCHRL_REG_COMMIT")
+    if copied_from:
+        return {"commit": copied_from.removesuffix("+"), "uncommitted_changes": copied_from.endswith("+")}
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": _git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
 
 
 def _versions() -> dict[str, str]:

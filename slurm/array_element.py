@@ -1,0 +1,221 @@
+"""What one element of the array does: it carries its runs to their end, whatever happens to it on the way.
+
+A run resumes bit-identically from its own checkpoints, so an element keeps no state: SLURM may signal it, kill it or
+start it twice. Pickled is a handful of paths and command lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+
+# What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
+# prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element
+# stops it. A program of its own, because code between fork and exec (preexec_fn) may deadlock beside threads.
+_TIE = """
+import ctypes, os, signal, sys
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+_TIED = (sys.executable, "-S", "-c", _TIE)
+_TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+# Between SIGTERM to all processes of a job that is cancelled or requeued and SIGKILL (SLURM's KillWait).
+_KILL_WAIT_SECONDS = 35.0
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The runs of one element.
+
+    Args:
+        folder: the sweep's, absolute.
+        code: the snapshot that runs, absolute; its commit is ``commit``.
+        runs: ``(run folder below folder, its command)`` each.
+        threads: CPU threads a run may use.
+        retries: how often a run that a signal killed (out of memory, say) is started again at once.
+        lock_seconds: how long to wait for a process of an earlier life of this element to let its run go.
+    """
+
+    folder: str
+    code: str
+    commit: str
+    runs: Sequence[tuple[str, Sequence[str]]]
+    threads: int = 1
+    retries: int = 2
+    lock_seconds: float = 60.0
+
+
+class ArrayElement:
+    """Called by submitit: ``__call__`` on every start, ``checkpoint`` before a time-out or a preemption."""
+
+    def __init__(self, commands: Commands) -> None:
+        self.commands = commands
+        self._stopping = False
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._starting = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Commands]:
+        return {"commands": self.commands}
+
+    def __setstate__(self, state: dict[str, Commands]) -> None:
+        self.__init__(state["commands"])  # type: ignore[misc]
+
+    def __call__(self) -> None:
+        """Runs what is not done, side by side.
+
+        Raises:
+            RuntimeError: runs failed; the others are done.
+        """
+        runs = self.commands.runs
+        with ThreadPoolExecutor(max(1, len(runs))) as pool:
+            failures = list(pool.map(self._carry_through, [folder for folder, _ in runs], [c for _, c in runs]))
+        failed = [failure for failure in failures if failure]
+        if failed and not self._stopping:
+            raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Stops the runs, which lose what they did since their last checkpoint, and asks to be queued again."""
+        # A second signal would enter here again in the middle of submitit's pickling.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        self.stop()
+        self._remove_half_written_pickle()
+        return submitit.helpers.DelayedSubmission(self)
+
+    def stop(self, grace_seconds: float = 3.0) -> None:
+        """Ends the runs' processes, politely at first; may be called again at any point of itself."""
+        with self._starting:
+            self._stopping = True
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in list(self._children):
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(number)
+            end = time.monotonic() + grace_seconds
+            while time.monotonic() < end and any(child.poll() is None for child in list(self._children)):
+                time.sleep(0.05)
+
+    # ------------------------------------------------------------ one run
+
+    def _carry_through(self, name: str, command: Sequence[str]) -> str | None:
+        """One run to its end; says what went wrong, if anything did."""
+        folder = Path(self.commands.folder, name)
+        log, mark = _beside(folder, ".log"), _beside(folder, ".failed")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            mark.unlink(missing_ok=True)
+            for life in range(self.commands.retries + 1):
+                if (folder / "done.json").exists():
+                    return None
+                _wait_for_lock(folder / ".lock", self.commands.lock_seconds)
+                code = self._start_and_wait(command, log, life)
+                if code == 0 or self._stopping:
+                    return None
+                if 0 < code < 128:  # an error; others are signals
+                    break
+                if code in _TERMINATED and self._ends_within(_KILL_WAIT_SECONDS):
+                    return None
+            _write_failure(mark, code, last_line(log))
+            return f"{name} (exit code {code}): {last_line(log)}"
+        except OSError as error:  # a full disk, say: this run fails, the others go on
+            return f"{name}: {error}"
+
+    def _start_and_wait(self, command: Sequence[str], log: Path, life: int) -> int:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p for p in (self.commands.code, os.environ.get("PYTHONPATH")) if p),
+            "OMP_NUM_THREADS": str(self.commands.threads),
+            "TORCHRL_REG_COMMIT": self.commands.commit,
+            "PYTHONUNBUFFERED": "1",
+        }
+        with log.open("ab") as output:
+            output.write(_headline(command, life).encode())
+            output.flush()
+            # Under the lock: stop() sees every process, and none is started after it.
+            with self._starting:
+                if self._stopping:
+                    return 0
+                child = subprocess.Popen(
+                    [*_TIED, *command],
+                    cwd=self.commands.code,
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C on a workstation reaches it through stop()
+                )
+                self._children.add(child)
+        code = child.wait()
+        self._children.discard(child)
+        return code
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Whether the element itself is stopped (or killed) before ``seconds`` have passed."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._stopping:
+            time.sleep(0.2)
+        return self._stopping
+
+    def _remove_half_written_pickle(self) -> None:
+        """A kill in the middle of submitit's pickling leaves a file that makes every later checkpoint fail."""
+        with contextlib.suppress(Exception):  # not in a job
+            pickle = submitit.JobEnvironment().paths.submitted_pickle
+            pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line), "")
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def _headline(command: Sequence[str], life: int) -> str:
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
+    task, restart = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    where = f"job {job}{f'_{task}' if task else ''} (restart {restart}) on {os.uname().nodename}" if job else "here"
+    again = f", life {life + 1}" if life else ""
+    return f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {where}{again}: {' '.join(command)}\n"
+
+
+def _write_failure(path: Path, code: int, line: str) -> None:
+    failure = {"returncode": code, "last_line": line, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    path.write_text(json.dumps(failure) + "\n")
+
+
+def _wait_for_lock(path: Path, seconds: float) -> None:
+    """After a hard requeue the killed process may still be there for some seconds, on a lost node for longer."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with path.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            time.sleep(0.5)
+        except OSError:
+            return  # a file system without locks

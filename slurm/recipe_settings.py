@@ -1,0 +1,46 @@
+"""Tries the settings of a sweep on its recipes before anything is submitted: a typo costs seconds, not a night."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from snapshot import ROOT, recipe_source
+from sweep import PlannedRun, SweepError
+
+
+def check_settings(runs: Iterable[PlannedRun]) -> None:
+    """Has each recipe compose and validate a few of its runs: together they hold every override of the sweep.
+
+    Raises:
+        SweepError: the recipe's own sentence.
+    """
+    by_recipe: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        by_recipe.setdefault(run.recipe, []).append(run)
+    for recipe, planned in by_recipe.items():
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(recipe_source(recipe)), "--check"],
+            input=json.dumps([run.overrides for run in covering(planned)]),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise SweepError(f"sweep does not fit {recipe}: {last}")
+
+
+def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """The runs that bring an override none before them had."""
+    seen: set[str] = set()
+    chosen = []
+    for run in runs:
+        new = {text for text in run.overrides if not text.startswith("run.seed=")} - seen
+        if new or not chosen:
+            chosen.append(run)
+            seen |= new
+    return chosen

@@ -1,0 +1,95 @@
+"""The code of a sweep, copied when it is launched: what is edited afterwards reaches no queued run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from sweep import SweepError
+
+ROOT = Path(__file__).resolve().parents[1]
+_FOLDERS = ("torchrl_reg", "recipes", "slurm")
+_SUFFIXES = {".py", ".yaml", ".csv", ".html", ".css", ".js"}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What runs: its commit, whether files differ from it, and a digest of all files that matter."""
+
+    commit: str
+    uncommitted_changes: bool
+    digest: str
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.commit[:7]}-{self.digest[:8]}"
+
+    @property
+    def label(self) -> str:
+        """The commit, with a plus for changes that were not committed."""
+        return self.commit + "+" * self.uncommitted_changes
+
+
+def recipe_path(recipe: str, code: Path) -> Path:
+    """Where a recipe lies in a copy of the code: its name is one of ours, its path one of yours."""
+    if recipe.endswith(".py"):
+        return code / "own" / Path(recipe).name
+    return code / "recipes" / f"{recipe}.py"
+
+
+def recipe_source(recipe: str) -> Path:
+    """The file of a recipe on disk.
+
+    Raises:
+        SweepError: there is none.
+    """
+    path = Path(recipe).resolve() if recipe.endswith(".py") else ROOT / "recipes" / f"{recipe}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
+        raise SweepError(f"sweep.recipe must be one of {known}, or the path of a recipe, got {recipe}.")
+    return path
+
+
+def code_files(recipes: Iterable[str]) -> dict[str, Path]:
+    """Every file that a copy holds: ours, and those beside recipes of your own (modules and ``conf/``)."""
+    files = {}
+    for path in (path for folder in _FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES):
+        if "__pycache__" not in path.parts and "results" not in path.parts:
+            files[str(path.relative_to(ROOT))] = path
+    for source in sorted({recipe_source(recipe).parent for recipe in recipes if recipe.endswith(".py")}):
+        for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
+            files[str(Path("own") / path.relative_to(source))] = path
+    return dict(sorted(files.items()))
+
+
+def current_code(files: Mapping[str, Path]) -> Code:
+    """The code of these files as they are on disk."""
+    digest = sha256()
+    for name, path in files.items():
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return Code(_git("rev-parse", "HEAD") or "unknown", bool(changes), digest.hexdigest())
+
+
+def copy_code(files: Mapping[str, Path], folder: Path) -> Path:
+    """Copies the files to ``folder``, once; it appears there whole or not at all."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        for name, path in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, partial / name)
+        partial.rename(folder)
+    return folder
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

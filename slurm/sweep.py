@@ -1,0 +1,161 @@
+"""What a sweep holds: its runs, each with a folder whose path tells its settings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_LONGEST_NAME = 120
+# In the path already, or of no consequence for its name.
+_UNNAMED = ("recipe", "env", "run.seed")
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be launched; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Args:
+        recipe: a name out of ``recipes/``, or the path of a recipe of your own.
+        overrides: what its command line says, ``run.dir`` excepted.
+        folder: below the sweep's: ``<recipe>/<env>/<settings>/seed=<seed>``.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    folder: str
+
+
+def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
+    """Every seed of every point of ``grid`` for every one of ``variants``, ``base`` underneath.
+
+    Raises:
+        SweepError: an empty grid, an axis that is not a list, a run named twice, or no recipe.
+
+    >>> sweep = {"recipe": "m_dqn", "base": {"env": "acrobot"}, "grid": {"algo": {"tau": [0.1, 1]}}, "seeds": 2}
+    >>> [run.folder for run in planned_runs(sweep)][1:3]
+    ['m_dqn/acrobot/algo.tau=0.1/seed=1', 'm_dqn/acrobot/algo.tau=1/seed=0']
+    """
+    base = flat(sweep.get("base") or {})
+    axes = _axes(sweep.get("grid") or {})
+    variants = [flat(variant) for variant in sweep.get("variants") or []]
+    if not axes and not variants:
+        raise SweepError(
+            "sweep.grid must hold at least one list of settings (or sweep.variants one set), got an empty grid; "
+            "sweep.variants=[{}] runs the base alone."
+        )
+    seeds = _seeds(sweep.get("seeds"))
+    runs = []
+    for variant, point in itertools.product(variants or [{}], _points(axes)):
+        twice = sorted(variant.keys() & point.keys())
+        if twice:
+            raise SweepError(f"sweep.variants must not set what sweep.grid varies, got {twice[0]} in both.")
+        chosen = {**variant, **point}
+        recipe = {"recipe": sweep.get("recipe"), **base, **chosen}["recipe"]
+        if not recipe:
+            raise SweepError("sweep.recipe must name a recipe (or each variant one), got none.")
+        runs += [_planned(str(recipe), base, chosen, seed) for seed in seeds]
+    _refuse_twins(runs)
+    return runs
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"algo": {"tau": 1}}`` and ``{"algo.tau": 1}`` alike to ``{"algo.tau": 1}``; what is written last wins."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` in Hydra's grammar.
+
+    >>> override("algo.clip_min", None), override("env", "minatar/breakout"), override("net.num_cells", [64, 64])
+    ('algo.clip_min=null', 'env=minatar/breakout', 'net.num_cells=[64,64]')
+    """
+    return f"{key}={_literal(value)}"
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The ``sweep.yaml`` of a launched sweep.
+
+    Raises:
+        SweepError: there is none.
+    """
+    try:
+        return yaml.safe_load((folder / "sweep.yaml").read_text())
+    except FileNotFoundError:
+        raise SweepError(f"{folder} must be the folder of a launched sweep, got one without sweep.yaml.") from None
+
+
+def _planned(recipe: str, base: Mapping[str, Any], chosen: Mapping[str, Any], seed: int) -> PlannedRun:
+    settings = {k: v for k, v in {**base, **chosen}.items() if k != "recipe"}
+    # Groups (env, +paper) first: Hydra takes them in any order, people read them first.
+    overrides = tuple(override(k, settings[k]) for k in sorted(settings, key=lambda key: "." in key))
+    named = [override(k, chosen[k]) for k in sorted(chosen) if k not in _UNNAMED]
+    parts = (Path(recipe).stem, str(settings.get("env", "default")), ",".join(named) or "default", f"seed={seed}")
+    return PlannedRun(recipe, (*overrides, f"run.seed={seed}"), "/".join(_folder_name(part) for part in parts))
+
+
+def _folder_name(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", text)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    axes = flat(grid)
+    for key, values in axes.items():
+        if not isinstance(values, list | tuple):
+            raise SweepError(f"sweep.grid.{key} must be a list of values, got {values!r}.")
+        if not values:
+            raise SweepError(f"sweep.grid.{key} must hold at least one value, got an empty list.")
+    return {key: list(values) for key, values in axes.items()}
+
+
+def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _seeds(seeds: Any) -> list[int]:
+    listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if not isinstance(listed, list) or not listed or not all(isinstance(s, int) and s >= 0 for s in listed):
+        raise SweepError(f"sweep.seeds must be a number of seeds or a list of them, got {seeds!r}.")
+    return listed
+
+
+def _refuse_twins(runs: Sequence[PlannedRun]) -> None:
+    seen: set[str] = set()
+    for run in runs:
+        if run.folder in seen:
+            raise SweepError(f"the runs of a sweep must differ, got {run.folder} twice.")
+        seen.add(run.folder)
+
+
+def _literal(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_literal(item) for item in value)}]"
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    if re.fullmatch(r"[A-Za-z0-9_./:+=,-]+", text):
+        return re.sub("([=,])", r"\\\1", text)
+    return "'" + text.replace("'", "\\'") + "'"

@@ -1,0 +1,149 @@
+"""One element of the array, without SLURM: what it starts again, what it gives up, how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from array_element import ArrayElement, Commands, last_line
+from sweep_harness import wait_until
+
+PROLOGUE = """
+import os, signal, sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+run.mkdir(exist_ok=True)
+lives = run / "lives"
+n = len(lives.read_text()) if lives.exists() else 0
+lives.write_text("x" * (n + 1))
+"""
+
+
+def element(folder: Path, *bodies: str, **more) -> ArrayElement:
+    """An element whose runs are Python programs; ``run`` is their folder, ``n`` counts their earlier lives."""
+    runs = [(f"r{i}", (sys.executable, "-c", PROLOGUE + body, str(folder / f"r{i}"))) for i, body in enumerate(bodies)]
+    return ArrayElement(Commands(str(folder), str(folder), "abc", runs, **more))
+
+
+def lives(folder: Path, name: str = "r0") -> int:
+    path = folder / name / "lives"
+    return len(path.read_text()) if path.exists() else 0
+
+
+DONE = "(run / 'done.json').write_text('{}')"
+
+
+def test_runs_go_side_by_side_and_a_second_call_does_nothing(tmp_path):
+    both = element(tmp_path, f"time.sleep(1); {DONE}", f"time.sleep(1); {DONE}")
+    started = time.monotonic()
+    both()
+    assert time.monotonic() - started < 1.9
+    both()
+    assert lives(tmp_path) == lives(tmp_path, "r1") == 1
+
+
+def test_a_killed_run_starts_again_and_an_error_does_not(tmp_path):
+    killed = element(tmp_path, f"n == 0 and os.kill(os.getpid(), signal.SIGKILL); {DONE}", "sys.exit('one reason')")
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed: r1 \(exit code 1\): one reason"):
+        killed()
+    assert (lives(tmp_path), lives(tmp_path, "r1")) == (2, 1)
+    assert json.loads((tmp_path / "r1.failed").read_text())["last_line"] == "one reason"
+    assert not (tmp_path / "r0.failed").exists()
+
+
+def test_a_run_that_is_always_killed_fails_in_the_end(tmp_path):
+    with pytest.raises(RuntimeError, match=r"r0 \(exit code -9\)"):
+        element(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", retries=1)()
+    assert lives(tmp_path) == 2
+
+
+def test_a_failed_mark_goes_when_the_run_starts_again(tmp_path):
+    (tmp_path / "r0.failed").write_text("{}")
+    element(tmp_path, DONE)()
+    assert not (tmp_path / "r0.failed").exists()
+
+
+def test_stop_ends_a_run_politely_and_leaves_no_mark(tmp_path):
+    polite = "signal.signal(signal.SIGTERM, lambda *_: ((run / 'polite').touch(), sys.exit(143))); time.sleep(60)"
+    one = element(tmp_path, polite)
+    thread = threading.Thread(target=one)
+    thread.start()
+    wait_until(lambda: lives(tmp_path))
+    time.sleep(0.3)
+    one.stop()
+    thread.join(10)
+    assert not thread.is_alive() and (tmp_path / "r0" / "polite").exists() and not (tmp_path / "r0.failed").exists()
+
+
+def test_stop_ends_a_run_that_will_not(tmp_path):
+    one = element(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+    thread = threading.Thread(target=one)
+    thread.start()
+    wait_until(lambda: lives(tmp_path))
+    time.sleep(0.3)
+    one.stop(grace_seconds=0.5)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_run_ignores_the_signal_that_tells_the_element_to_checkpoint(tmp_path):
+    element(tmp_path, f"os.kill(os.getpid(), signal.SIGUSR2); {DONE}")()
+    assert lives(tmp_path) == 1
+
+
+def test_a_run_waits_for_a_process_of_an_earlier_life(tmp_path):
+    import fcntl
+
+    (tmp_path / "r0").mkdir()
+    lock = os.open(tmp_path / "r0" / ".lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    thread = threading.Thread(target=element(tmp_path, DONE))
+    thread.start()
+    time.sleep(1)
+    assert lives(tmp_path) == 0
+    os.close(lock)
+    thread.join(10)
+    assert lives(tmp_path) == 1
+
+
+def test_a_full_disk_at_the_log_is_one_failure(tmp_path):
+    (tmp_path / "r0.log").symlink_to("/dev/full")
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed: r0: .*No space left on device"):
+        element(tmp_path, DONE, DONE)()
+    assert lives(tmp_path, "r1") == 1
+
+
+def test_it_tells_a_run_its_code_threads_and_commit(tmp_path):
+    body = f"(run / 'env').write_text(' '.join(os.environ[k] for k in {('OMP_NUM_THREADS', 'TORCHRL_REG_COMMIT')!r}))"
+    element(tmp_path, f"{body}; {DONE}", threads=3)()
+    assert (tmp_path / "r0" / "env").read_text() == "3 abc"
+
+
+def test_what_is_pickled_is_small_and_holds_no_state(tmp_path):
+    one = element(tmp_path, f"time.sleep(0.1); {DONE}")
+    one()
+    assert len(pickle.dumps(one)) < 2_000
+    assert pickle.loads(pickle.dumps(one)).commands == one.commands
+
+
+def test_checkpoint_asks_to_be_queued_again(tmp_path):
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        one = element(tmp_path, DONE)
+        assert one.checkpoint().function is one
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_the_last_line_of_a_log(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("x" * 10_000 + "\nfirst\nlast \n\n")
+    assert last_line(log) == "last" and last_line(tmp_path / "none") == ""

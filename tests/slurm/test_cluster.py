@@ -1,0 +1,185 @@
+"""Sweeps on a real SLURM: everything that happens to jobs on a cluster, and what is left of the runs afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from sweep_harness import SLURM, Sweep, ask, wait_until
+
+pytestmark = pytest.mark.slurm
+WHOLE = list(range(1, 21))
+SLOW = "sweep.base.algo.seconds=0.3"  # six seconds a run
+
+
+def checkpointed(sweep: Sweep, number: int = 1) -> bool:
+    return sum((run / "checkpoint").exists() for run in sweep.runs()) >= number
+
+
+def restarts(run) -> list[int]:
+    """The restart count of the job in each life of a run, from its log."""
+    log = run.with_name(run.name + ".log").read_text()
+    return [int(line.partition("(restart ")[2].partition(")")[0]) for line in log.splitlines() if "(restart " in line]
+
+
+def assert_whole(sweep: Sweep, number: int = 4) -> None:
+    """All runs done, no frame lost or done twice, none begun before its last checkpoint."""
+    for run in sweep.wait_for(number):
+        assert sweep.frames(run) == WHOLE
+        assert sweep.starts(run) == sorted(sweep.starts(run))
+    assert len(sweep.finished()) == number
+
+
+def test_one_array_with_a_parallelism_limit(sweep):
+    started = time.monotonic()
+    assert "submitted array" in sweep.launch(SLOW, "cluster.parallel_jobs=2").stdout
+    seen = []
+    while len(sweep.finished()) < 4:
+        seen.append(sum(state == "RUNNING" for state in sweep.states().values()))
+        assert time.monotonic() - started < 120
+        time.sleep(0.2)
+    assert max(seen) == 2
+    assert_whole(sweep)
+    assert len((sweep.folder / "jobs.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_failing_element_leaves_its_traceback_and_only_it_is_submitted_again(sweep):
+    sweep.launch("+sweep.base.algo.fails_for_seed=1")
+    sweep.wait_for(3)
+    sweep.wait_for_empty_queue()
+    (log,) = sweep.folder.glob("*/*/*/seed=1.log")
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert any("1 of 1 runs failed" in path.read_text() for path in sweep.folder.glob("jobs/*_1_0_log.out"))
+    status = subprocess.run(
+        ["python", str(SLURM / "status.py"), str(sweep.folder)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "3 done, 1 failed" in status and "seed=1: ZeroDivisionError: this seed was made to fail" in status
+    assert "4 runs, 1 to submit" in sweep.launch("+sweep.base.algo.fails_for_seed=1").stdout
+
+
+def test_a_cancelled_element_is_the_missing_part(sweep):
+    slow = "sweep.base.algo.seconds=1"
+    sweep.launch(slow)
+    wait_until(lambda: checkpointed(sweep, 4))
+    assert "0 to submit" in sweep.launch(slow).stdout, "all of them are in the queue"
+    ask("scancel", f"{sweep.array}_2")
+    sweep.wait_for(3)
+    sweep.wait_for_empty_queue()
+    assert len(sweep.finished()) == 3
+    assert "4 runs, 1 to submit" in sweep.launch(slow).stdout
+    assert_whole(sweep)
+    (run,) = (run for run in sweep.runs() if run.name == "seed=2")
+    assert sweep.starts(run)[-1] >= 5, "it went on from its checkpoint"
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_usr2_on_one_element_even_repeated_stops_it_and_queues_it_again(sweep, signals):
+    sweep.launch(SLOW)
+    wait_until(lambda: checkpointed(sweep, 4))
+    for _ in range(signals):
+        ask("scancel", "--signal=USR2", f"{sweep.array}_1")
+    assert_whole(sweep)
+    lives = {run.name: restarts(run) for run in sweep.runs()}
+    assert lives["seed=1"][:2] == [0, 1] and lives["seed=0"] == [0]
+
+
+def test_a_hard_requeue_goes_on_from_the_files(sweep):
+    sweep.launch(SLOW)
+    wait_until(lambda: checkpointed(sweep, 4))
+    ask("scontrol", "requeue", f"{sweep.array}_3")
+    assert_whole(sweep)
+    wait_until(lambda: "CG" not in str(sweep.states()) and not sweep.states(), 90)
+    (run,) = (run for run in sweep.runs() if run.name == "seed=3")
+    assert sweep.starts(run)[0] == 0 and len(sweep.starts(run)) <= 2, "one that ended before SIGKILL is not run again"
+
+
+def test_preemption_by_a_higher_partition(sweep):
+    sweep.launch("sweep.base.algo.seconds=1", "sweep.seeds=2", "cluster.partition=low", "+cluster.extra.exclusive=true")
+    wait_until(lambda: checkpointed(sweep, 2))
+    command = ["sbatch", "--parsable", "-p", "high", "-N", "2", "--exclusive", "-J", sweep.name, "-o", "/dev/null"]
+    higher = ask(*command, "--wrap", "sleep 2").strip()
+    wait_until(lambda: "RUNNING" in sweep.states().get(f"{higher}_N/A", ""), 60, "the preempting job")
+    assert_whole(sweep, 2)
+    assert all(restarts(run) == [0, 1] for run in sweep.runs())
+    assert all(min(sweep.starts(run)[1:]) >= 5 for run in sweep.runs())
+
+
+def test_a_real_time_out(sweep):
+    more = ("cluster.minutes=1", "cluster.signal_seconds=30", "sweep.seeds=1", "sweep.grid.algo.checkpoint_every=[1]")
+    sweep.launch("sweep.base.algo.seconds=3.5", *more)  # 70 seconds, in jobs of at most 60
+    sweep.wait_for(1, 240)
+    assert_whole(sweep, 1)
+    (run,) = sweep.runs()
+    assert len(restarts(run)) >= 2 and sweep.starts(run)[1] >= 1
+
+
+def test_several_runs_share_a_gpu_each_in_its_own_process_with_its_own_threads(sweep):
+    sweep.launch("cluster.gpus=1", "cluster.runs_per_job=2", "cluster.threads=2", "cluster.parallel_jobs=4")
+    assert_whole(sweep)
+    devices = [(run / "starts.txt").read_text().split()[1:] for run in sweep.runs()]
+    assert all(device in ("0", "1") and threads == "2" for device, threads in devices)
+    assert devices[0] == devices[1] and devices[2] == devices[3]
+
+
+def test_a_run_killed_by_the_system_starts_again_at_once(sweep):
+    sweep.launch(SLOW, "sweep.seeds=1")
+    wait_until(lambda: checkpointed(sweep))
+    (run,) = sweep.runs()
+    # -f sees the wrapper and the run alike: they are one process after its exec.
+    (process,) = ask("pgrep", "-f", f"sleeper.py.*{sweep.name}.*seed").split()
+    os.kill(int(process), signal.SIGKILL)
+    assert_whole(sweep, 1)
+    assert restarts(run) == [0, 0], "the job itself went on"
+
+
+def test_no_space_for_one_run(sweep):
+    sweep.launch("+sweep.base.algo.no_space_for_seed=0", "cluster.runs_per_job=2")
+    assert len(sweep.wait_for(3)) == 3
+    (mark,) = wait_until(lambda: list(sweep.folder.glob("*/*/*/*.failed")))
+    assert "No space left on device" in mark.read_text() and mark.name == "seed=0.failed"
+
+
+def test_the_controller_restarts(sweep):
+    directory = os.environ.get("LSLURM_DIR", "/var/lib/local-slurm")
+    pid_file = f"{directory}/pid/slurmctld.pid"
+    if not os.path.exists(pid_file) or not os.access(pid_file, os.W_OK):
+        pytest.skip("not the throwaway cluster, or not ours to restart")
+    sweep.launch(SLOW)
+    wait_until(lambda: checkpointed(sweep, 4))
+    time.sleep(1)
+    with open(pid_file) as file:
+        os.kill(int(file.read()), signal.SIGTERM)  # it saves its state, as an upgrade would have it
+    starter = SLURM.parent / ".ci" / "slurm_start"
+    subprocess.run([str(starter)], check=True, capture_output=True, timeout=120)
+    assert_whole(sweep)
+
+
+def test_a_partition_that_does_not_exist(sweep):
+    done = sweep.launch("cluster.partition=moon", ok=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "cluster.partition must be one of high, low, got moon."
+    assert not sweep.folder.exists()
+
+
+def test_what_sbatch_refuses_is_one_sentence(sweep):
+    done = sweep.launch("cluster.gpus=7", ok=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("SLURM refused the array: ") and "Requested node configuration is not available" in line
+    assert not sweep.folder.exists()
+
+
+def test_five_hundred_runs_are_one_array_and_status_is_quick(sweep):
+    started = time.monotonic()
+    sweep.launch("sweep.seeds=500", "sweep.base.algo.frames=1", "cluster.runs_per_job=1", "cluster.parallel_jobs=1")
+    launched = time.monotonic() - started
+    started = time.monotonic()
+    answer = ask("python", str(SLURM / "status.py"), str(sweep.folder))
+    asked = time.monotonic() - started
+    assert "500 runs" in answer
+    # The aims are 30 s and 2 s; both are far away on a quiet machine, and this one may not be.
+    print(f"500 runs: launched in {launched:.1f} s, status in {asked:.1f} s")
+    assert launched < 60 and asked < 10

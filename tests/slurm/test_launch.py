@@ -1,0 +1,157 @@
+"""``slurm/launch.py`` without a cluster: what it shows, refuses and runs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from sweep_harness import ROOT, SLURM, run_launch, wait_until
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
+    more = (
+        "cluster.partition=gpu",
+        "cluster.gpus=1",
+        "cluster.runs_per_job=3",
+        "cluster.minutes=33",
+        "cluster.memory_gb=8",
+    )
+    done = run_launch("sweep=naps", "dry=true", f"root={tmp_path}", "cluster.extra={nodelist: n7}", *more)
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if "sleeper.py" in line]
+    assert len(commands) == 4
+    assert "algo.seconds=0.05" in commands[3] and "run.seed=3" in commands[3]
+    for flag in (
+        "array=0-1%2",
+        "partition=gpu",
+        "gpus-per-node=1",
+        "cpus-per-task=3",
+        "time=33",
+        "mem=8GB",
+        "nodelist=n7",
+    ):
+        assert f"#SBATCH --{flag}" in done.stdout
+    assert "#SBATCH --requeue" in done.stdout and "#SBATCH --signal=USR2@90" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "sweep must be chosen: sweep= one of "),
+        (("sweep=nap",), "sweep=nap is not known; choose one of "),
+        (("sweep=naps", "cluster=moon"), "cluster=moon is not known; choose one of debug, gpu, local, slurm."),
+        (("sweep=naps", "sweep.recipe=m_dqnn"), "sweep.recipe must be one of al_dqn, dqn"),
+        (
+            ("sweep=naps", "sweep.grid.algo.checkpoint_every=[]"),
+            "sweep.grid.algo.checkpoint_every must hold at least one",
+        ),
+        (
+            ("sweep=naps", "+sweep.base.algo.frmes=3"),
+            "sweep does not fit tests/slurm/sleeper.py: algo.frmes is not a setting",
+        ),
+        (("sweep=naps", "cluster.minuts=3"), "cluster.minuts is not a setting here"),
+        (("sweep=naps", "cluster.minutes=soon"), "cluster.minutes: Value 'soon' of type 'str'"),
+        (("sweep=naps", "cluster.minutes=0"), "cluster.minutes must be at least 1, got 0."),
+        (("sweep=naps", "cluster.kind=cloud"), "cluster.kind must be slurm, local or debug, got cloud."),
+        (("sweep=naps", "nonsense"), "'nonsense' is not of the form name=value."),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_nothing_is_submitted(arguments, expected, tmp_path):
+    done = run_launch(*arguments, f"root={tmp_path}")
+    assert sentence(done).startswith(expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sbatch_on_path_is_one_sentence(tmp_path):
+    done = run_launch("sweep=naps", f"root={tmp_path}", "check=false", PATH=os.path.dirname(sys.executable))
+    assert sentence(done).startswith("cluster.kind=slurm needs sbatch on PATH, got none; cluster=local")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_on_this_machine_runs_once_and_says_what_it_was(local_sweep):
+    local_sweep.launch()
+    assert len(local_sweep.finished()) == 4
+    assert all(local_sweep.frames(run) == list(range(1, 21)) for run in local_sweep.finished())
+    kept = yaml.safe_load((local_sweep.folder / "sweep.yaml").read_text())
+    assert kept["question"] == "Do all seeds come to their end?" and len(kept["code"]["digest"]) == 64
+    assert "0 to run" in local_sweep.launch().stdout
+    assert all(local_sweep.starts(run) == [0] for run in local_sweep.finished())
+
+
+def test_a_grid_may_grow_and_only_the_new_runs_are_made(local_sweep):
+    local_sweep.launch("sweep.seeds=1")
+    assert "2 runs, 1 to run" in local_sweep.launch("sweep.seeds=2").stdout
+    assert [local_sweep.starts(run) for run in local_sweep.finished()] == [[0], [0]]
+
+
+def test_a_failing_run_fails_alone_and_is_made_again(local_sweep):
+    failing = local_sweep.launch("+sweep.base.algo.fails_for_seed=2", ok=False)
+    assert failing.returncode == 1
+    assert "seed=2 (exit code 1): ZeroDivisionError: this seed was made to fail" in failing.stderr
+    assert len(local_sweep.finished()) == 3
+    (mark,) = local_sweep.folder.glob("*/*/*/*.failed")
+    assert json.loads(mark.read_text())["last_line"] == "ZeroDivisionError: this seed was made to fail"
+    assert "4 runs, 1 to run" in local_sweep.launch("+sweep.base.algo.fails_for_seed=2", ok=False).stdout
+
+
+def test_a_folder_of_another_base_or_of_something_else_is_refused(local_sweep, tmp_path):
+    local_sweep.launch("sweep.seeds=1")
+    refused = sentence(local_sweep.launch("sweep.base.algo.frames=10", ok=False))
+    assert "belongs to a sweep with another base (algo.frames: 20 there, 10 here); choose another name=" in refused
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    refused = sentence(run_launch("sweep=naps", "cluster=local", f"root={tmp_path}", "name=mine"))
+    assert refused.endswith("mine must be a new folder or that of a sweep, got one without sweep.yaml.")
+
+
+def test_a_folder_of_other_code_is_refused_unless_its_own_copy_goes_on(local_sweep):
+    local_sweep.launch("sweep.seeds=1")
+    path = local_sweep.folder / "sweep.yaml"
+    kept = yaml.safe_load(path.read_text())
+    copy = f"{kept['code']['commit'][:7]}-{kept['code']['digest'][:8]}"
+    kept["code"]["digest"] = "0" * 64
+    path.write_text(yaml.safe_dump(kept))
+    assert "belongs to a sweep of other code (commit " in sentence(local_sweep.launch("sweep.seeds=2", ok=False))
+    (local_sweep.folder / "code" / copy).rename(local_sweep.folder / "code" / f"{copy[:8]}00000000")
+    local_sweep.launch("sweep.seeds=2", "kept_code=true")
+    assert len(local_sweep.finished()) == 2
+
+
+def test_debug_runs_in_this_process(local_sweep):
+    done = run_launch(
+        *("sweep=tiny", "cluster=debug", f"root={local_sweep.root}", "name=here", "sweep.base.algo.total_frames=128"),
+        *("sweep.seeds=1", "sweep.grid.algo.gamma=[0.9]", "sweep.base.run.checkpoint_every_frames=64"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [run.parts[-4:-1] for run in local_sweep.finished()] == [
+        ("tiny_dqn", "acrobot", "algo.gamma=0.9"),
+        ("tiny_dqn", "cartpole", "algo.gamma=0.9"),
+    ]
+
+
+def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
+    import signal
+
+    command = [sys.executable, str(SLURM / "launch.py"), "--config-dir", str(ROOT / "tests/slurm/conf"), "check=false"]
+    command += [*local_sweep.arguments, "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: any((run / "checkpoint").exists() for run in local_sweep.runs()))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and errors.strip() == "stopped; the same command continues."
+    before = len(local_sweep.finished())
+    assert before < 4 and not list(local_sweep.folder.glob("*/*/*/*.failed"))
+    local_sweep.launch("sweep.base.algo.seconds=0.2")
+    assert all(local_sweep.frames(run) == list(range(1, 21)) for run in local_sweep.finished())
+    assert sum(len(local_sweep.starts(run)) for run in local_sweep.finished()) > 4

@@ -1,0 +1,105 @@
+"""``slurm/status.py`` on folders made by hand."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from status import RunStatus, summary, sweep_status
+from sweep_harness import SLURM
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four seeds: done, failed, at work here, never begun."""
+    sweep = {"recipe": "dqn", "base": {}, "grid": {"env": ["cartpole"]}, "variants": [], "seeds": 4, "code": {}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    for seed, frames in ((0, 1000), (1, 200), (2, 500)):
+        run = tmp_path / "dqn" / "cartpole" / "default" / f"seed={seed}"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("algo:\n  total_frames: 1000\n  tau: 1\n")
+        rows = [
+            {"event": "train", "frames": frames, "return_mean": 7.0, "fps": 50.0},
+            {"event": "eval", "frames": frames, "return_greedy_mean": 10.0 * (seed + 1)},
+            {"event": "train", "frames": frames, "return_mean": None, "fps": 100.0},
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows) + '{"event": "tr'
+        (run / "metrics.jsonl").write_text(text)
+    runs = tmp_path / "dqn" / "cartpole" / "default"
+    (runs / "seed=0" / "done.json").write_text("{}")
+    (runs / "seed=1.failed").write_text("{}")
+    (runs / "seed=1.log").write_text("Traceback\nValueError: it broke\n\n")
+    return tmp_path
+
+
+def test_states_frames_and_returns(folder):
+    with (folder / "dqn/cartpole/default/seed=2/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = sweep_status(folder)
+    assert [run.state for run in runs] == ["done", "failed", "running", "missing"]
+    assert [run.frames for run in runs] == [1000, 200, 500, 0]
+    assert [run.total for run in runs] == [1000, 1000, 1000, 0]
+    assert [run.last_return for run in runs] == [10.0, 20.0, 30.0, None]
+    assert [run.fps for run in runs] == [0, 0, 100.0, 0]
+    assert runs[1].last_line == "ValueError: it broke"
+
+
+def test_the_summary_counts_and_tells_the_time_left(folder):
+    with (folder / "dqn/cartpole/default/seed=2/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = summary("mine", sweep_status(folder))
+    assert text.splitlines()[0] == (
+        "mine: 4 runs: 1 done, 1 running, 1 failed, 1 missing, 1.7k of 4k frames, 100 frames/s, 0:00:05 left"
+    )
+    assert "dqn/cartpole/default/seed=1: ValueError: it broke" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("dqn/cartpole/default "))
+    assert line.split()[1:] == ["1/4", "1", "0", "1", "57%", "20"]
+
+
+def test_asking_changes_nothing(folder):
+    before = sorted(folder.rglob("*"))
+    sweep_status(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_without_any_frame_there_is_no_speed():
+    assert summary("x", [RunStatus("a/b/c/seed=0", "missing")]).splitlines()[0] == "x: 1 runs: 1 missing"
+
+
+def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SLURM / "status.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_line(folder):
+    assert "1 done, 1 failed, 2 missing" in ask(str(folder)).stdout
+    assert "1 done, 1 failed" in ask(folder.name, "--root", str(folder.parent), "--watch", "--every", "0.1").stdout
+    rows = [json.loads(line) for line in ask(str(folder), "--json").stdout.splitlines()]
+    assert rows[0]["state"] == "done" and rows[0]["frames"] == 1000
+    refused = ask("nonsense", "--root", str(folder))
+    assert refused.returncode == 1
+    (line,) = refused.stderr.strip().splitlines()
+    assert line.endswith("nonsense must be the folder of a launched sweep, got one without sweep.yaml.")
+
+
+def test_five_hundred_runs_are_read_quickly(folder):
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"seeds": 500}))
+    row = json.dumps(
+        {"event": "train", "frames": 10, "return_mean": 1.0, "fps": 5.0, **{f"x{i}": i for i in range(30)}}
+    )
+    for seed in range(4, 500):
+        run = folder / "dqn" / "cartpole" / "default" / f"seed={seed}"
+        os.mkdir(run)
+        (run / "config.yaml").write_text("algo:\n  total_frames: 1000\n" + "a: 1\n" * 60)
+        (run / "metrics.jsonl").write_text(f"{row}\n" * 100)
+    started = time.process_time()
+    assert len(sweep_status(folder)) == 500
+    assert time.process_time() - started < 4, "0.3 s on a quiet machine"
