@@ -106,7 +106,8 @@ def sbatch_text(number: int, folder: Path, name: str, cluster: Cluster, code: Pa
     jobs = folder / "jobs"
     command = f"{sys.executable} -u -m submitit.core._submit {jobs}"
     # Not through an executor: that wants srun on PATH, and a dry run shall do without.
-    translated = {SlurmExecutor._equivalence_dict().get(k, k): v for k, v in _parameters(name, cluster, code).items()}
+    names: Any = SlurmExecutor._equivalence_dict()
+    translated: dict[str, Any] = {names.get(k, k): v for k, v in _parameters(name, cluster, code).items()}
     if "mem" in translated:
         translated["mem"] = f"{translated['mem']:g}GB"
     return _make_sbatch_string(command=command, folder=jobs, map_count=number if number > 1 else None, **translated)
@@ -153,7 +154,8 @@ def run_here(jobs: Sequence[ArrayElement], parallel: int) -> list[str]:
 
     def one(job: ArrayElement) -> str | None:
         try:
-            return job()
+            job()
+            return None
         except RuntimeError as error:
             return str(error)
 

@@ -27,6 +27,7 @@ import hydra
 import yaml
 from clusters import Cluster, command, elements, run_here, run_in_process, sbatch_text, submit
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -214,7 +215,7 @@ def main() -> None:
 
     def app(cfg: DictConfig) -> None:
         config: Any = OmegaConf.to_object(cfg)
-        chosen.append((config, hydra.core.hydra_config.HydraConfig.get().runtime.choices["sweep"]))
+        chosen.append((config, HydraConfig.get().runtime.choices["sweep"]))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raises errors instead of printing them over several lines
     schema = OmegaConf.structured(Launch)
@@ -227,6 +228,8 @@ def main() -> None:
         _fail(_sentence(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command continues.")
+    except BrokenPipeError:  # dry=true | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

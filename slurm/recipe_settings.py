@@ -37,7 +37,7 @@ def check_settings(runs: Iterable[PlannedRun]) -> None:
 def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
     """The runs that bring an override none before them had."""
     seen: set[str] = set()
-    chosen = []
+    chosen: list[PlannedRun] = []
     for run in runs:
         new = {text for text in run.overrides if not text.startswith("run.seed=")} - seen
         if new or not chosen:
