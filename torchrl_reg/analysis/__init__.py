@@ -1,5 +1,18 @@
-"""Finished runs to statistics: numpy and, for figures, matplotlib; no torch."""
+"""Finished runs to statistics, tables and figures: numpy and, for figures, matplotlib; no torch."""
 
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group, group_runs
 from torchrl_reg.analysis.normalized import SAC_ANCHORS, NormalizedScores, normalized_score, sac_normalized_scores
+from torchrl_reg.analysis.runs import RunRecord, find_runs
 
-__all__ = ["SAC_ANCHORS", "NormalizedScores", "normalized_score", "sac_normalized_scores"]
+__all__ = [
+    "SAC_ANCHORS",
+    "AnalysisError",
+    "Group",
+    "NormalizedScores",
+    "RunRecord",
+    "find_runs",
+    "group_runs",
+    "normalized_score",
+    "sac_normalized_scores",
+]

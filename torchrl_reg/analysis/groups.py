@@ -1,0 +1,226 @@
+"""Runs to methods: which runs are seeds of one method, and the shortest name that tells methods apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.runs import RunRecord
+
+_ABSENT = "absent"
+_ENV = frozenset({"env.name", "env.game"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one method on one environment: runs of one recipe with equal settings.
+
+    Args:
+        method: what tells it from the other methods: the recipe and the settings named in the label.
+        recipe, env: those of every run in it.
+        settings: every setting in which runs of this recipe differ on some environment, and its value here; the label
+            names enough of them to tell all apart.
+        runs: sorted by seed, each seed once.
+    """
+
+    method: str
+    recipe: str
+    env: str
+    settings: dict[str, Any]
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """The distinct commits of its runs, shortened; ``+`` marks uncommitted changes."""
+        return tuple(dict.fromkeys(commit for run in self.runs for commit in run.short_commits))
+
+
+def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
+    """The methods in ``runs``: one group per recipe, environment and set of settings.
+
+    The label is the recipe and the fewest settings that tell its configs apart. A setting can be in a label if it
+    varies on at least one environment: what an environment's preset changes is the same method elsewhere, so a method
+    carries one label over all environments and can be averaged over them.
+
+    Args:
+        runs: of any recipes and environments.
+        by: settings to label by (``["algo.tau"]``) instead of those found.
+
+    Returns:
+        Groups sorted by environment, recipe and values of the settings.
+
+    Raises:
+        AnalysisError: runs that cannot be told apart: seeds beside each other (``seed=0``, ``seed=1``) with unequal
+            settings, settings ``by`` leaves unnamed, or one seed of one method twice.
+    """
+    runs = list(runs)
+    _refuse_unequal_siblings(runs)
+    groups = [
+        group
+        for recipe in sorted({run.recipe for run in runs})
+        for group in _groups_of_recipe(recipe, [run for run in runs if run.recipe == recipe], by)
+    ]
+    return sorted(groups, key=lambda group: group.env)  # stable: recipes and settings stay in order
+
+
+def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | None) -> list[Group]:
+    varied = varied_settings(runs)
+    if by is None:
+        named = _fewest(varied, runs)
+    else:
+        _refuse_unnamed(recipe, runs, varied, by)
+        named = [key for key in by if key in varied]
+    found: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for run in runs:
+        found.setdefault((run.env, *_values(run, varied)), []).append(run)
+    groups = []
+    for key in sorted(found, key=lambda key: [_sortable(value) for value in key]):
+        members = sorted(found[key], key=lambda run: (run.seed, run.path))
+        label = _label(recipe, named, members[0])
+        _refuse_twice(label, members)
+        settings = {name: members[0].config.get(name, _ABSENT) for name in varied}
+        groups.append(Group(label, recipe, members[0].env, settings, tuple(members)))
+    return groups
+
+
+def varied_settings(runs: Iterable[RunRecord]) -> list[str]:
+    """Settings with different values on one and the same environment, in the order of the config."""
+    by_env: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_env.setdefault(run.env, []).append(run)
+    varied: set[str] = set()
+    for members in by_env.values():
+        first = members[0].config
+        for run in members[1:]:
+            if run.config != first:
+                varied |= set(_different(first, run.config))
+    order = dict.fromkeys(key for members in by_env.values() for run in members for key in run.config)
+    return [key for key in order if key in varied - _ENV]
+
+
+def _fewest(varied: list[str], runs: list[RunRecord]) -> list[str]:
+    """Few of the ``varied`` settings that split ``runs`` as finely as all of them do (greedy, then pruned)."""
+
+    def parts(keys: Sequence[str]) -> int:
+        return len({_values(run, keys) for run in runs})
+
+    candidates = sorted(varied, key=_telling)
+    named: list[str] = []
+    while parts(named) < parts(varied):
+        named.append(max(candidates, key=lambda key: parts([*named, key])))
+    for key in reversed(named.copy()):
+        rest = [other for other in named if other != key]
+        if parts(rest) == parts(varied):
+            named = rest
+    return [key for key in varied if key in named]
+
+
+def _telling(key: str) -> tuple[int, int]:
+    """How well a setting names a method, best first: a kind of policy or net, then coefficients, then lengths."""
+    kind = 0 if key.endswith(".name") else 1 if key.startswith("algo.") else 2
+    return (key.endswith(("_frames", "_episodes")), kind)
+
+
+def _label(recipe: str, keys: Sequence[str], run: RunRecord) -> str:
+    return " ".join([recipe, *(f"{short_name(key, keys)}={shown(run.config.get(key, _ABSENT))}" for key in keys)])
+
+
+def short_name(key: str, keys: Iterable[str]) -> str:
+    """``key`` without its section where no other of ``keys`` ends alike.
+
+    >>> short_name("algo.tau", ["algo.tau", "net.num_cells"]), short_name("policy.name", ["policy.name"])
+    ('tau', 'policy')
+    >>> short_name("net.num_cells", ["net.num_cells", "policy.num_cells"])
+    'net.num_cells'
+    """
+    section, _, last = key.rpartition(".")
+    if last == "name":
+        return section
+    return key if any(other != key and other.rpartition(".")[2] == last for other in keys) else last
+
+
+def shown(value: Any) -> str:
+    """A setting's value as one would type it.
+
+    >>> shown(0.03), shown(60000), shown(False), shown(None), shown([128, 128])
+    ('0.03', '60000', 'false', 'null', '[128,128]')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{','.join(shown(each) for each in value)}]"
+    return str(value)
+
+
+def _values(run: RunRecord, keys: Iterable[str]) -> tuple[Any, ...]:
+    # 1 and 1.0 are one value, True is not 1.
+    return tuple(_comparable(run.config.get(key, _ABSENT)) for key in keys)
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_comparable(each) for each in value)
+    if isinstance(value, dict):
+        return tuple(sorted((key, _comparable(each)) for key, each in value.items()))
+    return str(value) if isinstance(value, bool) else value
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float)
+    return (not number, float(value) if number else 0.0, "" if number else str(value))
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    keys = dict.fromkeys([*one, *other])
+    return [key for key in keys if _comparable(one.get(key, _ABSENT)) != _comparable(other.get(key, _ABSENT))]
+
+
+def _difference(one: RunRecord, other: RunRecord, keys: Iterable[str] | None = None) -> str:
+    """``algo.tau (0.03 in A, 0.1 in B)`` for the first few settings that differ."""
+    keys = list(_different(one.config, other.config) if keys is None else keys)
+    first = keys[0]
+    there, here = (shown(run.config.get(first, _ABSENT)) for run in (one, other))
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"{first} ({there} in {one.path}, {here} in {other.path}){more}"
+
+
+def _refuse_unequal_siblings(runs: Iterable[RunRecord]) -> None:
+    first: dict[Any, RunRecord] = {}
+    for run in runs:
+        if not run.path.name.startswith("seed="):
+            continue
+        sibling = first.setdefault(run.path.parent, run)
+        if _different(sibling.config, run.config):
+            raise AnalysisError(
+                f"seeds beside each other must have equal settings, got different {_difference(sibling, run)}."
+            )
+
+
+def _refuse_unnamed(recipe: str, runs: Iterable[RunRecord], varied: list[str], by: Sequence[str]) -> None:
+    first: dict[Any, RunRecord] = {}
+    for run in runs:
+        like = first.setdefault((run.env, *_values(run, by)), run)
+        unnamed = [key for key in _different(like.config, run.config) if key in varied]
+        if unnamed:
+            raise AnalysisError(
+                f"runs of {recipe} on {run.env} must differ in {', '.join(by) or 'their seed'} alone, got different "
+                f"{_difference(like, run, unnamed)}."
+            )
+
+
+def _refuse_twice(label: str, members: Sequence[RunRecord]) -> None:
+    for one, other in zip(members, members[1:], strict=False):
+        if one.seed == other.seed:
+            raise AnalysisError(
+                f"each seed of {label} on {one.env} must be there once, got seed {one.seed} in {one.path} and in "
+                f"{other.path}."
+            )
