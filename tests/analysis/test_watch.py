@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("rich")
 
 from torchrl_reg.analysis import watch
+from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.tail import Tail
 from torchrl_reg.analysis.terminal_plot import braille_plot
-from torchrl_reg.analysis.watched import Watcher, mean_curve
+from torchrl_reg.analysis.watched import Watcher
 
 
 def _write_run(path, *, recipe="m_dqn", seed=0, tau=0.03, frames=(100, 200), total=400, fps=10.0, done=False):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
+from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
 from torchrl_reg.analysis.tail import Tail
 
@@ -106,20 +107,6 @@ class WatchedGroup:
         """Frames and the mean return over the runs that reach each of them."""
         points = [run.evaluations if event == "eval" else run.training for run in self.runs]
         return mean_curve([each for each in points if each])
-
-
-def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean at every frame of any curve, over the curves whose span holds it (linear in between)."""
-    if not curves:
-        return np.zeros(0), np.zeros(0)
-    frames = np.unique([frame for curve in curves for frame, _ in curve]).astype(np.float64)
-    sums, counts = np.zeros(len(frames)), np.zeros(len(frames))
-    for curve in curves:
-        x, y = np.array(curve, dtype=np.float64).T
-        inside = (frames >= x[0]) & (frames <= x[-1])
-        sums += np.where(inside, np.interp(frames, x, y), 0.0)
-        counts += inside
-    return frames[counts > 0], sums[counts > 0] / counts[counts > 0]
 
 
 @dataclass

@@ -1,0 +1,163 @@
+"""The numbers of a report: final scores, learning curves, profiles and diagnostics of groups of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.mean_curve import mean_curve
+from torchrl_reg.analysis.report.chart import Line
+from torchrl_reg.analysis.report.sweep import Sweep
+from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.statistics import Estimate, mean, performance_profile, stratified_bootstrap
+
+Array = NDArray[np.float64]
+_RESAMPLES = 2_000
+#: Points of a curve; more would only make the file larger.
+_CURVE_POINTS, _DIAGNOSTIC_POINTS = 200, 120
+_NOT_DIAGNOSTICS = frozenset({"event", "frames", "updates", "episodes", "fps", "wall_seconds", "eval_seconds"})
+_FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_clipped", "soft_gap", "td_error")
+
+
+def final_score(run: RunRecord, column: str) -> float | None:
+    """The last evaluation of a finished run; None for any other."""
+    if run.done is None:
+        return None
+    values = run.evaluations(column)[1]
+    return float(values[-1]) if len(values) and math.isfinite(values[-1]) else None
+
+
+def final_scores(group: Group, column: str) -> list[float]:
+    """Of the finished runs, in the order of their seeds."""
+    return [score for run in group.runs if (score := final_score(run, column)) is not None]
+
+
+def estimate(scores: Sequence[float]) -> Estimate | None:
+    """Mean over the seeds with its 95% percentile-bootstrap interval; None without scores."""
+    if not scores:
+        return None
+    values = np.array([scores], dtype=np.float64)
+    value, low, high = stratified_bootstrap(values, [len(scores)], mean, resamples=_RESAMPLES)[:, 0]
+    return Estimate(float(value), float(low), float(high))
+
+
+def learning_curve(group: Group, column: str, series: int) -> Line | None:
+    """Mean over the seeds as far as all of them got, with intervals, and dashed beyond; None without evaluations."""
+    points = []
+    for run in group.runs:
+        frames, values = run.evaluations(column)
+        if len(frames):
+            points.append(dict(zip(frames.tolist(), values.tolist(), strict=True)))
+    if not points:
+        return None
+    every = sorted(set().union(*points))
+    reached = min(max(each) for each in points)
+    common = [frame for frame in every if frame <= reached and all(frame in each for each in points)]
+    common = _thinned(common, _CURVE_POINTS)
+    values = np.array([[each[frame] for each in points] for frame in common]).reshape(len(common), len(points))
+    band = np.zeros((3, 0))
+    if len(common):
+        band = stratified_bootstrap(values, [len(points)], mean, resamples=_RESAMPLES)
+    beyond = [frame for frame in every if frame > reached]
+    beyond = _thinned(beyond, _CURVE_POINTS)
+    rest = [float(np.mean([each[frame] for each in points if frame in each])) for frame in beyond]
+    several = len(points) > 1
+    return Line(
+        label=f"{group.method} ({len(points)})",
+        series=series,
+        x=np.array(common, dtype=np.float64),
+        y=band[0],
+        low=band[1] if several else None,
+        high=band[2] if several else None,
+        more_x=np.array(beyond, dtype=np.float64),
+        more_y=np.array(rest, dtype=np.float64),
+    )
+
+
+def diagnostic_names(groups: Iterable[Group]) -> list[str]:
+    """Columns of the training rows that move, returns and losses first."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for run in group.runs:
+            for row in run.rows:
+                if row["event"] == "train":
+                    for name, value in row.items():
+                        if name not in _NOT_DIAGNOSTICS and isinstance(value, int | float):
+                            seen = values.setdefault(name, [value, value])
+                            seen[0], seen[1] = min(seen[0], value), max(seen[1], value)
+    moving = [name for name, (low, high) in values.items() if high > low]
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    order = {name: place for place, name in enumerate(moving)}
+    return sorted(moving, key=lambda name: (rank.get("loss" if name.startswith("loss") else name, 99), order[name]))
+
+
+def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
+    """Mean of a training column over the seeds that got there."""
+    curves = []
+    for run in group.runs:
+        frames, values = run.training(name)
+        if len(frames):
+            curves.append(list(zip(frames.tolist(), values.tolist(), strict=True)))
+    if not curves:
+        return None
+    x, y = mean_curve(curves)
+    picks = _thinned(list(range(len(x))), _DIAGNOSTIC_POINTS)
+    return Line(label=group.method, series=series, x=x[picks], y=y[picks])
+
+
+def profiles(sweep: Sweep, points: int = 81) -> list[Line]:
+    """Share of runs above each score, scores scaled within each environment from its worst run (0) to its best (1).
+
+    Only methods with a finished run on every environment that has any.
+    """
+    scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
+    envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
+    spans = {}
+    for env in envs:
+        found = [score for method in sweep.methods for score in scores.get((method, env), [])]
+        spans[env] = (min(found), max(found))
+    thresholds = np.linspace(0, 1, points)
+    lines = []
+    for series, method in enumerate(sweep.methods):
+        scaled = [_scaled(scores.get((method, env), []), *spans[env]) for env in envs]
+        if not envs or not all(len(each) for each in scaled):
+            continue
+        share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
+        lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
+    return lines
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Frames and seconds spent on some runs."""
+
+    frames: int
+    seconds: float
+
+
+def effort(runs: Iterable[RunRecord]) -> Effort:
+    """What was spent on ``runs`` so far, over all their processes up to the last row."""
+    frames, seconds = 0, 0.0
+    for run in runs:
+        frames += max((row["frames"] for row in run.rows), default=0)
+        walls = [row["wall_seconds"] for row in run.rows if isinstance(row.get("wall_seconds"), int | float)]
+        total = (run.done or {}).get("wall_seconds")
+        seconds += total if isinstance(total, int | float) else max(walls, default=0.0)
+    return Effort(frames, seconds)
+
+
+def _scaled(scores: Sequence[float], low: float, high: float) -> Array:
+    values = np.asarray(scores, dtype=np.float64)
+    return (values - low) / (high - low) if high > low else np.ones(len(values))
+
+
+def _thinned(items: list, count: int) -> list:
+    """At most ``count`` of ``items``, evenly spread, the first and the last among them."""
+    if len(items) <= count:
+        return items
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

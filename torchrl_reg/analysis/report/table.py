@@ -1,0 +1,102 @@
+"""The summary table: a row a method, a column an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.report.chart import number, series_class
+from torchrl_reg.analysis.report.scores import estimate, final_scores
+from torchrl_reg.analysis.report.sweep import Sweep
+from torchrl_reg.analysis.statistics import Estimate
+
+
+def score_text(value: float) -> str:
+    """A score with three or four digits.
+
+    >>> score_text(0.98765), score_text(-147.8412), score_text(12345.6), score_text(3)
+    ('0.988', '−147.8', '12346', '3.00')
+    """
+    size = abs(value)
+    text = f"{size:.0f}" if size >= 1000 else f"{size:.1f}" if size >= 100 else f"{size:#.3g}"
+    return f"−{text}" if value < 0 and float(text) else text
+
+
+def summary_table(sweep: Sweep) -> str:
+    """Final scores with intervals, numbers of seeds and commits; the best mean of an environment in bold."""
+    estimates = {(group.method, group.env): estimate(final_scores(group, sweep.column)) for group in sweep.groups}
+    groups = {(group.method, group.env): group for group in sweep.groups}
+    spans, best = {}, {}
+    for env in sweep.envs:
+        found = [e for method in sweep.methods if (e := estimates.get((method, env))) is not None]
+        if found:
+            spans[env] = (min(e.low for e in found), max(e.high for e in found))
+            best[env] = max(e.value for e in found) if len(found) > 1 else None
+    heads = "".join(f'<th class="num">{escape(env)}</th>' for env in sweep.envs)
+    rows = []
+    for series, method in enumerate(sweep.methods):
+        cells = "".join(
+            _cell(groups.get((method, env)), estimates.get((method, env)), spans.get(env), best.get(env))
+            for env in sweep.envs
+        )
+        members = [group for group in sweep.groups if group.method == method]
+        rows.append(
+            f'<tr data-row="{series}"><th scope="row"><i class="key {series_class(series)}"></i>{escape(method)}</th>'
+            f'{cells}<td class="num">{_seeds(members, sweep)}</td><td class="commits">{_commits(members)}</td></tr>'
+        )
+    return (
+        '<div class="scroll"><table class="summary"><thead><tr><th>method</th>'
+        f'{heads}<th class="num">seeds</th><th>commit</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _cell(group: Group | None, found: Estimate | None, span: tuple[float, float] | None, best: float | None) -> str:
+    if group is None:
+        return '<td class="num none"></td>'
+    if found is None or span is None:
+        return '<td class="num none">no finished run</td>'
+    bold = ' class="best"' if found.value == best else ""
+    low, high = score_text(found.low), score_text(found.high)
+    interval = f"<small>[{low}, {high}]</small>" if found.high > found.low else ""
+    return f'<td class="num"><b{bold}>{score_text(found.value)}</b> {interval}{_bar(found, *span)}</td>'
+
+
+def _bar(found: Estimate, low: float, high: float) -> str:
+    """The interval on the environment's scale."""
+    if high <= low:
+        return ""
+    left, right, middle = ((value - low) / (high - low) * 100 for value in (found.low, found.high, found.value))
+    return (
+        f'<span class="interval" aria-hidden="true"><i style="left:{left:.1f}%;right:{100 - right:.1f}%"></i>'
+        f'<b style="left:{middle:.1f}%"></b></span>'
+    )
+
+
+def _seeds(groups: Sequence[Group], sweep: Sweep) -> str:
+    """Finished of all, per environment where environments differ."""
+    counts = [(len(final_scores(group, sweep.column)), len(group.runs)) for group in groups]
+    texts = [str(total) if done == total else f"{done} of {total}" for done, total in counts]
+    return (
+        texts[0]
+        if len(set(texts)) == 1
+        else "<br>".join(
+            f"{text} <small>{escape(group.env)}</small>" for text, group in zip(texts, groups, strict=True)
+        )
+    )
+
+
+def _commits(groups: Sequence[Group]) -> str:
+    names = dict.fromkeys(commit for group in groups for commit in group.commits)
+    return " ".join(f"<code>{escape(name)}</code>" for name in names)
+
+
+def heat_cell(value: float | None, count: int, low: float, high: float) -> str:
+    """A cell of a heat map: its colour by where ``value`` stands in ``[low, high]``."""
+    if value is None:
+        return '<td class="heat none">·</td>'
+    share = (value - low) / (high - low) if high > low else 0.5
+    tone = " dark" if share > 0.55 else ""
+    return (
+        f'<td class="heat{tone}" style="--share:{share * 100:.0f}%" title="mean of {count} runs">{number(value)}</td>'
+    )
