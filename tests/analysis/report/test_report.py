@@ -270,3 +270,9 @@ def test_seeds_with_unequal_settings_are_refused(tmp_path, write_run):
     write_run(tmp_path, seed=1, settings={"tau": 0.2}, folder="same")
     with pytest.raises(AnalysisError, match="algo.tau"):
         read_sweep(tmp_path)
+
+
+def test_a_single_evaluation_has_distinct_ticks():
+    html = line_chart("t", [Line("a", 0, np.array([32_000.0]), np.array([1.0]))])
+    texts = [text.split("</span>")[0].split(">")[-1] for text in html.split('x-labels">')[1].split("<span")[1:]]
+    assert len(texts) == len(set(texts)) > 2

@@ -170,8 +170,8 @@ def _axes(
         left, right = min(t for t, _ in ticks) - 0.4, max(t for t, _ in ticks) + 0.4
     elif left > 0 and left < 0.4 * right:
         left = 0.0
-    if right <= left:
-        left, right = left - 1, right + 1
+    if right <= left:  # a single frame
+        left, right = min(0.0, 1.25 * left), max(1.25 * right, 1.0)
     log = may_log and low > 0 and high / low >= 1000
     if log:
         low, high = low / 1.3, high * 1.3

@@ -110,10 +110,10 @@ def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
     return Line(label=group.method, series=series, x=x[picks], y=y[picks])
 
 
-def profiles(sweep: Sweep, points: int = 81) -> list[Line]:
+def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
     """Share of runs above each score, scores scaled within each environment from its worst run (0) to its best (1).
 
-    Only methods with a finished run on every environment that has any.
+    Only methods with a finished run on every environment that has any; none where that leaves fewer than two.
     """
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
@@ -129,7 +129,7 @@ def profiles(sweep: Sweep, points: int = 81) -> list[Line]:
             continue
         share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
         lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
-    return lines
+    return lines if len(lines) > 1 else []
 
 
 @dataclass(frozen=True)

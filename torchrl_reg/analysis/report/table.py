@@ -25,8 +25,8 @@ def score_text(value: float) -> str:
 
 def summary_table(sweep: Sweep) -> str:
     """Final scores with intervals, numbers of seeds and commits; the best mean of an environment in bold."""
-    estimates = {(group.method, group.env): estimate(final_scores(group, sweep.column)) for group in sweep.groups}
-    groups = {(group.method, group.env): group for group in sweep.groups}
+    scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
+    estimates = {key: estimate(values) for key, values in scores.items()}
     spans, best = {}, {}
     for env in sweep.envs:
         found = [e for method in sweep.methods if (e := estimates.get((method, env))) is not None]
@@ -37,7 +37,9 @@ def summary_table(sweep: Sweep) -> str:
     rows = []
     for series, method in enumerate(sweep.methods):
         cells = "".join(
-            _cell(groups.get((method, env)), estimates.get((method, env)), spans.get(env), best.get(env))
+            _cell(estimates[method, env], len(scores[method, env]), spans.get(env), best.get(env))
+            if (method, env) in scores
+            else "<td></td>"
             for env in sweep.envs
         )
         members = [group for group in sweep.groups if group.method == method]
@@ -51,14 +53,12 @@ def summary_table(sweep: Sweep) -> str:
     )
 
 
-def _cell(group: Group | None, found: Estimate | None, span: tuple[float, float] | None, best: float | None) -> str:
-    if group is None:
-        return '<td class="num none"></td>'
+def _cell(found: Estimate | None, count: int, span: tuple[float, float] | None, best: float | None) -> str:
     if found is None or span is None:
         return '<td class="num none">no finished run</td>'
     bold = ' class="best"' if found.value == best else ""
     low, high = score_text(found.low), score_text(found.high)
-    interval = f"<small>[{low}, {high}]</small>" if found.high > found.low else ""
+    interval = f"<small>[{low}, {high}]</small>" if count > 1 else ""
     return f'<td class="num"><b{bold}>{score_text(found.value)}</b> {interval}{_bar(found, *span)}</td>'
 
 
