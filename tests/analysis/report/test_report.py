@@ -195,6 +195,17 @@ def test_profiles_scale_each_environment_from_its_worst_run_to_its_best(tmp_path
     assert lines[1].y.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
+def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_scores(tmp_path, write_run):
+    for env, scale in (("cartpole", 500.0), ("acrobot", 4.0)):
+        for seed in (0, 1):
+            write_run(tmp_path, recipe="dqn", env=env, seed=seed, scores=(scale * seed / 4,))
+            write_run(tmp_path, recipe="m_dqn", env=env, seed=seed, scores=(scale,))
+    _, page = _report(tmp_path)
+    # dqn: 0, 0, 1/4, 1/4 without the lowest and the highest.
+    assert page.rows[0][:2] == ["method", "all, scaled IQM"]
+    assert page.rows[1][1].startswith("0.125 [0.00, 0.250]") and page.rows[2][1] == "1.00 [1.00, 1.00]"
+
+
 def test_responses_and_heat_maps(tmp_path, write_run):
     for tau in (0.1, 0.01):
         for alpha in (0.0, None, 0.9):

@@ -14,7 +14,14 @@ from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.runs import RunRecord
-from torchrl_reg.analysis.statistics import Estimate, mean, performance_profile, stratified_bootstrap
+from torchrl_reg.analysis.statistics import (
+    Estimate,
+    interquartile_mean,
+    mean,
+    performance_profile,
+    stratified_bootstrap,
+    stratified_estimate,
+)
 
 Array = NDArray[np.float64]
 _RESAMPLES = 2_000
@@ -110,26 +117,38 @@ def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
     return Line(label=group.method, series=series, x=x[picks], y=y[picks])
 
 
-def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
-    """Share of runs above each score, scores scaled within each environment from its worst run (0) to its best (1).
+def scaled_scores(sweep: Sweep) -> dict[str, list[Array]]:
+    """Final scores by method, an array an environment, scaled there from the worst run (0) to the best (1).
 
-    Only methods with a finished run on every environment that has any; none where that leaves fewer than two.
+    Only methods with a finished run on every environment that has any; none where that leaves fewer than two, or
+    where there is one environment.
     """
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
+    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
+    if len(envs) < 2 or len(complete) < 2:
+        return {}
     spans = {}
     for env in envs:
         found = [score for method in sweep.methods for score in scores.get((method, env), [])]
         spans[env] = (min(found), max(found))
+    return {method: [_scaled(scores[method, env], *spans[env]) for env in envs] for method in complete}
+
+
+def aggregate(scaled: Sequence[Array]) -> Estimate:
+    """Interquartile mean of scaled scores over runs and environments with a 95% stratified-bootstrap interval."""
+    return stratified_estimate(scaled, interquartile_mean, resamples=_RESAMPLES)
+
+
+def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
+    """Share of runs above each scaled score; see :func:`scaled_scores`."""
     thresholds = np.linspace(0, 1, points)
     lines = []
-    for series, method in enumerate(sweep.methods):
-        scaled = [_scaled(scores.get((method, env), []), *spans[env]) for env in envs]
-        if not envs or not all(len(each) for each in scaled):
-            continue
+    for method, scaled in scaled_scores(sweep).items():
         share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
+        series = sweep.methods.index(method)
         lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
-    return lines if len(lines) > 1 else []
+    return lines
 
 
 @dataclass(frozen=True)

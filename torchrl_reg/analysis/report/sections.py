@@ -14,9 +14,10 @@ from torchrl_reg.analysis.report.scores import (
     effort,
     learning_curve,
     profiles,
+    scaled_scores,
 )
 from torchrl_reg.analysis.report.sweep import Sweep
-from torchrl_reg.analysis.report.table import heat_cell, summary_table
+from torchrl_reg.analysis.report.table import ALL, heat_cell, summary_table
 from torchrl_reg.analysis.runs import RunRecord
 
 #: With more methods than these, the legend starts with the best few on.
@@ -83,6 +84,11 @@ def summary(sweep: Sweep) -> str:
         f"Last evaluation ({what}) of the finished runs: mean over seeds, in brackets a 95% bootstrap interval of that "
         "mean. Bars place the interval between the lowest and the highest of the column."
     )
+    if scaled_scores(sweep):
+        note += (
+            f" “{ALL}” is the interquartile mean over runs and environments, each environment scaled from its worst "
+            "finished run (0) to its best (1)."
+        )
     return _section("summary", "Summary", note, summary_table(sweep))
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.report.chart import number, series_class
-from torchrl_reg.analysis.report.scores import estimate, final_scores
+from torchrl_reg.analysis.report.scores import aggregate, estimate, final_scores, scaled_scores
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.statistics import Estimate
+
+#: Heading of the column over all environments.
+ALL = "all, scaled IQM"
 
 
 def score_text(value: float) -> str:
@@ -27,20 +32,24 @@ def summary_table(sweep: Sweep) -> str:
     """Final scores with intervals, numbers of seeds and commits; the best mean of an environment in bold."""
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     estimates = {key: estimate(values) for key, values in scores.items()}
+    columns = list(sweep.envs)
+    for method, scaled in scaled_scores(sweep).items():
+        columns = [ALL, *sweep.envs]
+        estimates[method, ALL], scores[method, ALL] = aggregate(scaled), np.concatenate(scaled).tolist()
     spans, best = {}, {}
-    for env in sweep.envs:
+    for env in columns:
         found = [e for method in sweep.methods if (e := estimates.get((method, env))) is not None]
         if found:
             spans[env] = (min(e.low for e in found), max(e.high for e in found))
             best[env] = max(e.value for e in found) if len(found) > 1 else None
-    heads = "".join(f'<th class="num">{escape(env)}</th>' for env in sweep.envs)
+    heads = "".join(f'<th class="num">{escape(env)}</th>' for env in columns)
     rows = []
     for series, method in enumerate(sweep.methods):
         cells = "".join(
             _cell(estimates[method, env], len(scores[method, env]), spans.get(env), best.get(env))
             if (method, env) in scores
             else "<td></td>"
-            for env in sweep.envs
+            for env in columns
         )
         members = [group for group in sweep.groups if group.method == method]
         rows.append(
