@@ -1,0 +1,226 @@
+"""Aggregates over tasks and runs with stratified-bootstrap intervals (Agarwal et al., 2021).
+
+"Deep RL at the edge of the statistical precipice" and its library rliable define the estimators. They are ours here
+because rliable (1.2.0, August 2024, a source distribution) brings pandas, statsmodels and seaborn, wants the same
+number of runs on every task, and ignores the random state it is given; the tests hold them to rliable's numbers.
+
+Shapes: N runs over all tasks, T tasks, R resamples, K thresholds. Scores are given as one array of runs a task; tasks
+weigh the same however many runs each has, which for equal numbers of runs is rliable's weighting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from torchrl_reg.analysis.errors import AnalysisError
+
+Array = NDArray[np.float64]
+#: Runs ``[R, N]``, task after task, and the number of runs of each task -> estimates ``[R]``.
+Estimator = Callable[[Array, Sequence[int]], Array]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point estimate and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean(runs: Array, sizes: Sequence[int]) -> Array:
+    """``mean_t mean_n x_tn``: the mean over tasks of the mean over runs.
+
+    >>> mean(np.array([[1.0, 3.0, 10.0]]), [2, 1]).tolist()
+    [6.0]
+    """
+    return _task_means(runs, sizes).mean(-1)
+
+
+def median(runs: Array, sizes: Sequence[int]) -> Array:
+    """``median_t mean_n x_tn``: the median over tasks of the mean over runs.
+
+    >>> median(np.array([[1.0, 3.0, 10.0, -8.0]]), [2, 1, 1]).tolist()
+    [2.0]
+    """
+    return np.median(_task_means(runs, sizes), axis=-1)
+
+
+def interquartile_mean(runs: Array, sizes: Sequence[int]) -> Array:
+    """Mean of the middle half of all runs of all tasks: ``floor(N / 4)`` runs are cut at either end.
+
+    Where tasks have unequal numbers of runs, a run weighs ``N / (T n_t)`` and the weight of ``floor(N / 4)`` runs is
+    cut at either end.
+
+    >>> interquartile_mean(np.array([[9.0, 1.0, 2.0, 3.0, 100.0]]), [3, 2]).round(3).tolist()
+    [4.818]
+    >>> interquartile_mean(np.array([[9.0, 1.0, 2.0, 100.0]]), [2, 2]).tolist()
+    [5.5]
+    """
+    count = sum(sizes)
+    order = np.argsort(runs, axis=-1, kind="stable")
+    weights = _weights(sizes)[order]
+    ends = weights.cumsum(-1)
+    cut = count // 4
+    kept = np.clip(np.minimum(ends, count - cut) - np.maximum(ends - weights, cut), 0, None)
+    return (np.take_along_axis(runs, order, axis=-1) * kept).sum(-1) / kept.sum(-1)
+
+
+def optimality_gap(runs: Array, sizes: Sequence[int], gamma: float = 1.0) -> Array:
+    """``gamma - mean_t mean_n min(x_tn, gamma)``: how far runs fall short of ``gamma``; lower is better.
+
+    >>> optimality_gap(np.array([[0.5, 3.0]]), [1, 1]).tolist()
+    [0.25]
+    """
+    return gamma - mean(np.minimum(runs, gamma), sizes)
+
+
+#: Aggregates of scores normalized so that 1 is the reference agent, in the order of the tables.
+AGGREGATES: dict[str, Estimator] = {
+    "IQM": interquartile_mean,
+    "median": median,
+    "mean": mean,
+    "optimality gap": optimality_gap,
+}
+
+
+def stratified_estimate(
+    scores: Sequence[ArrayLike],
+    estimator: Estimator,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """``estimator`` with its percentile interval, resampling the runs within each task.
+
+    Args:
+        scores: one array of runs ``[n_t]`` a task.
+        estimator: of this module, or any function alike.
+        level: coverage of the interval.
+        resamples: R.
+        seed: equal seeds give equal intervals.
+
+    Raises:
+        AnalysisError: no task, a task without runs, or a score that is not a finite number.
+    """
+    runs, sizes = _joined(scores)
+    value, low, high = stratified_bootstrap(runs[None], sizes, estimator, level=level, resamples=resamples, seed=seed)[
+        :, 0
+    ]
+    return Estimate(float(value), float(low), float(high))
+
+
+def stratified_bootstrap(
+    runs: Array,
+    sizes: Sequence[int],
+    estimator: Estimator,
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Array:
+    """Estimates ``[3, L]`` (value, low, high) for ``L`` sets of runs ``[L, N]``: frames of a curve, thresholds.
+
+    All sets see the same resamples, so a curve's band moves smoothly.
+    """
+    picks = _picks(np.random.default_rng(seed), sizes, resamples)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    bands = [np.quantile(estimator(each[picks], sizes), ends) for each in runs]
+    return np.concatenate((estimator(runs, sizes)[None], np.array(bands).T))
+
+
+def probability_of_improvement(
+    scores: Sequence[ArrayLike],
+    baseline: Sequence[ArrayLike],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """``mean_t P(X_t > Y_t)`` over pairs of a run and a baseline's run, ties counted half (Mann-Whitney U / (n m)).
+
+    The runs of both are resampled, independently of each other, within each task.
+
+    Args:
+        scores, baseline: one array of runs a task, the same tasks in both; numbers of runs may differ.
+
+    Raises:
+        AnalysisError: unequal numbers of tasks, no task, a task without runs, or a score that is not a finite number.
+
+    >>> probability_of_improvement([[1.0, 2.0], [0.0]], [[0.0, 1.0], [5.0]]).value
+    0.4375
+    """
+    if len(scores) != len(baseline):
+        raise AnalysisError(f"scores and baseline must be of the same tasks, got {len(scores)} and {len(baseline)}.")
+    _joined(scores), _joined(baseline)
+    random = np.random.default_rng(seed)
+    value, resampled = 0.0, np.zeros(resamples)
+    for one, other in zip(scores, baseline, strict=True):
+        x, y = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+        counts_x = random.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
+        counts_y = random.multinomial(len(y), np.full(len(y), 1 / len(y)), size=resamples)
+        value += wins.mean() / len(scores)
+        resampled += ((counts_x @ wins) * counts_y).sum(-1) / (wins.size * len(scores))
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(value), float(low), float(high))
+
+
+def performance_profile(
+    scores: Sequence[ArrayLike],
+    thresholds: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Array:
+    """Share of runs with a score above each threshold, averaged over tasks: the run-score distribution.
+
+    Args:
+        scores: one array of runs a task.
+        thresholds: ``[K]``.
+
+    Returns:
+        ``[3, K]``: the share and the ends of its interval, in [0, 1].
+
+    Raises:
+        AnalysisError: no task, a task without runs, or a score that is not a finite number.
+
+    >>> performance_profile([[0.2, 0.8], [1.5]], [0.0, 0.5, 1.0])[0].tolist()
+    [1.0, 0.75, 0.5]
+    """
+    runs, sizes = _joined(scores)
+    above = (runs > np.asarray(thresholds, np.float64)[:, None]).astype(np.float64)
+    return stratified_bootstrap(above, sizes, mean, level=level, resamples=resamples, seed=seed)
+
+
+def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
+    tasks = [np.asarray(task, np.float64) for task in scores]
+    if not tasks or any(task.ndim != 1 or not len(task) for task in tasks):
+        raise AnalysisError(f"scores must hold one array of runs for each task, got {[t.shape for t in tasks]}.")
+    runs = np.concatenate(tasks)
+    if not np.isfinite(runs).all():
+        raise AnalysisError(f"scores must be finite numbers, got {runs[~np.isfinite(runs)][0]}.")
+    return runs, [len(task) for task in tasks]
+
+
+def _picks(random: np.random.Generator, sizes: Sequence[int], resamples: int) -> NDArray[np.int64]:
+    """Places ``[R, N]`` of the runs drawn: each within its own task."""
+    sizes = np.asarray(sizes)
+    starts = np.cumsum(sizes) - sizes
+    return random.integers(np.repeat(sizes, sizes), size=(resamples, sizes.sum())) + np.repeat(starts, sizes)
+
+
+def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
+    starts = np.cumsum(sizes) - sizes
+    return np.add.reduceat(runs, starts, axis=-1) / sizes
+
+
+def _weights(sizes: Sequence[int]) -> Array:
+    sizes = np.asarray(sizes)
+    return np.repeat(sizes.sum() / (len(sizes) * sizes), sizes)
