@@ -206,6 +206,20 @@ def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_sc
     assert page.rows[1][1].startswith("0.125 [0.00, 0.250]") and page.rows[2][1] == "1.00 [1.00, 1.00]"
 
 
+def test_many_environments_are_rows(tmp_path, write_run):
+    for i in range(7):
+        for recipe in ("dqn", "m_dqn"):
+            write_run(tmp_path, recipe=recipe, env=f"game{i}", scores=(float(i),), done=i < 6 or recipe == "dqn")
+    _, page = _report(tmp_path)
+    assert page.rows[0] == ["environment", "dqn", "m_dqn"]
+    assert page.rows[1:3] == [["game0", "0.00 ", "0.00 "], ["game1", "1.00 ", "1.00 "]]
+    assert page.rows[7:] == [
+        ["game6", "6.00 ", "no finished run"],
+        ["seeds", "1", "6 of 7 runs"],
+        ["commit", "0123456", "0123456"],
+    ]
+
+
 def test_responses_and_heat_maps(tmp_path, write_run):
     for tau in (0.1, 0.01):
         for alpha in (0.0, None, 0.9):

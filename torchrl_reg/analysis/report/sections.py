@@ -82,7 +82,7 @@ def summary(sweep: Sweep) -> str:
     what = _return_name(sweep.column)
     note = (
         f"Last evaluation ({what}) of the finished runs: mean over seeds, in brackets a 95% bootstrap interval of that "
-        "mean. Bars place the interval between the lowest and the highest of the column."
+        "mean. Bars place the interval between the lowest and the highest of an environment."
     )
     if scaled_scores(sweep):
         note += (
@@ -106,7 +106,7 @@ def curves(sweep: Sweep) -> str:
         "Mean over seeds (their number in brackets in the read-out) with a 95% bootstrap interval, as far as every "
         "seed got; dashed beyond, over those that got there."
     )
-    return _section("curves", "Learning curves", note, _grid(charts))
+    return _section("curves", "Learning curves", note, _grid(charts, many=len(charts) > 6))
 
 
 def profile(sweep: Sweep) -> str:
@@ -294,9 +294,9 @@ def _section(name: str, title: str, note: str, body: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>{shown}{body}</section>'
 
 
-def _grid(charts: list[str], *, small: bool = False, own: bool = False) -> str:
-    """``own``: the charts' colours are theirs, not the legend's."""
-    kind = f"grid{' small' if small else ''}{' own' if own else ''}"
+def _grid(charts: list[str], *, small: bool = False, own: bool = False, many: bool = False) -> str:
+    """``own``: the charts' colours are theirs, not the legend's; ``many``: three in a row."""
+    kind = f"grid{' small' if small else ''}{' own' if own else ''}{' many' if many else ''}"
     cells = "".join(f"<div>{chart}</div>" for chart in charts if chart)
     return f'<div class="{kind}">{cells}</div>' if cells else ""
 

@@ -1,8 +1,8 @@
-"""The summary table: a row a method, a column an environment."""
+"""The summary table: a row a method and a column an environment, or the other way round."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -15,6 +15,8 @@ from torchrl_reg.analysis.statistics import Estimate
 
 #: Heading of the column over all environments.
 ALL = "all, scaled IQM"
+#: With more environments than this, and than methods, they are the rows.
+_MOST_COLUMNS = 6
 
 
 def score_text(value: float) -> str:
@@ -42,24 +44,47 @@ def summary_table(sweep: Sweep) -> str:
         if found:
             spans[env] = (min(e.low for e in found), max(e.high for e in found))
             best[env] = max(e.value for e in found) if len(found) > 1 else None
+    cells = {
+        (method, env): _cell(estimates[method, env], len(scores[method, env]), spans.get(env), best.get(env))
+        if (method, env) in scores
+        else "<td></td>"
+        for method in sweep.methods
+        for env in columns
+    }
+    tall = len(columns) > max(_MOST_COLUMNS, len(sweep.methods))
+    body = _row_an_env(sweep, columns, cells) if tall else _row_a_method(sweep, columns, cells)
+    return f'<div class="scroll"><table class="summary">{body}</table></div>'
+
+
+def _row_a_method(sweep: Sweep, columns: Sequence[str], cells: Mapping[tuple[str, str], str]) -> str:
     heads = "".join(f'<th class="num">{escape(env)}</th>' for env in columns)
     rows = []
     for series, method in enumerate(sweep.methods):
-        cells = "".join(
-            _cell(estimates[method, env], len(scores[method, env]), spans.get(env), best.get(env))
-            if (method, env) in scores
-            else "<td></td>"
-            for env in columns
-        )
         members = [group for group in sweep.groups if group.method == method]
         rows.append(
-            f'<tr data-row="{series}"><th scope="row"><i class="key {series_class(series)}"></i>{escape(method)}</th>'
-            f'{cells}<td class="num">{_seeds(members, sweep)}</td><td class="commits">{_commits(members)}</td></tr>'
+            f'<tr data-row="{series}"><th scope="row">{_key(series)}{escape(method)}</th>'
+            f"{''.join(cells[method, env] for env in columns)}"
+            f'<td class="num">{_seeds(members, sweep)}</td><td class="commits">{_commits(members)}</td></tr>'
         )
-    return (
-        '<div class="scroll"><table class="summary"><thead><tr><th>method</th>'
-        f'{heads}<th class="num">seeds</th><th>commit</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    head = f'<tr><th>method</th>{heads}<th class="num">seeds</th><th>commit</th></tr>'
+    return f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody>"
+
+
+def _row_an_env(sweep: Sweep, columns: Sequence[str], cells: Mapping[tuple[str, str], str]) -> str:
+    heads = "".join(f'<th class="num">{_key(s)}{escape(method)}</th>' for s, method in enumerate(sweep.methods))
+    rows = [
+        f'<tr><th scope="row">{escape(env)}</th>{"".join(cells[method, env] for method in sweep.methods)}</tr>'
+        for env in columns
+    ]
+    members = [[group for group in sweep.groups if group.method == method] for method in sweep.methods]
+    seeds = "".join(f'<td class="num">{_seeds(each, sweep)}</td>' for each in members)
+    commits = "".join(f'<td class="num commits">{_commits(each)}</td>' for each in members)
+    rows.append(f'<tr><th scope="row">seeds</th>{seeds}</tr><tr><th scope="row">commit</th>{commits}</tr>')
+    return f"<thead><tr><th>environment</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+
+
+def _key(series: int) -> str:
+    return f'<i class="key {series_class(series)}"></i>'
 
 
 def _cell(found: Estimate | None, count: int, span: tuple[float, float] | None, best: float | None) -> str:
@@ -83,16 +108,15 @@ def _bar(found: Estimate, low: float, high: float) -> str:
 
 
 def _seeds(groups: Sequence[Group], sweep: Sweep) -> str:
-    """Finished of all, per environment where environments differ."""
+    """Finished of all, per environment where a few environments differ."""
     counts = [(len(final_scores(group, sweep.column)), len(group.runs)) for group in groups]
     texts = [str(total) if done == total else f"{done} of {total}" for done, total in counts]
-    return (
-        texts[0]
-        if len(set(texts)) == 1
-        else "<br>".join(
-            f"{text} <small>{escape(group.env)}</small>" for text, group in zip(texts, groups, strict=True)
-        )
-    )
+    if len(set(texts)) == 1:
+        return texts[0]
+    if len(groups) > _MOST_COLUMNS:
+        return f"{sum(done for done, _ in counts)} of {sum(total for _, total in counts)} <small>runs</small>"
+    named = zip(texts, groups, strict=True)
+    return "<br>".join(f"{text} <small>{escape(group.env)}</small>" for text, group in named)
 
 
 def _commits(groups: Sequence[Group]) -> str:
