@@ -1,16 +1,13 @@
-"""``torchrl-reg doctor``: what of this machine works, and whether tau suits the rewards of a run.
+"""What of this machine works: the checks behind ``torchrl-reg doctor``.
 
-Every check answers in one line: ok, warn or missing, and what to do. Packages that may take the interpreter down with
+Every check answers in lines of ok, warn or missing, and what to do. Packages that may take the interpreter down with
 them (Box2D under ``-W error``, simulators without their libraries) are tried in a process of their own.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -18,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +22,6 @@ _PROBE_SECONDS = 120
 _SLURM_SECONDS = 10
 _LITTLE_DISK_GIB = 5
 _LONGEST_DETAIL = 240
-_MARKS = {"ok": "ok     ", "warn": "warn   ", "missing": "missing"}
 
 
 @dataclass(frozen=True)
@@ -48,44 +43,8 @@ class Finding:
     essential: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``RUN ...`` and ``--json``."""
-    parser.description = "Checks this machine, and whether tau suits the reward scale of finished or running runs."
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders whose tau to judge")
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a checklist")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the checklist; 1 if something essential is broken or a RUN is no run folder, else 0."""
-    for folder in args.runs:
-        if not (folder / "config.yaml").is_file():
-            print(f"RUN must be a run folder, which holds a config.yaml, got {folder}.", file=sys.stderr)
-            return 1
-    findings = [finding for check in CHECKS for finding in _guarded(check)]
-    for folder in args.runs:
-        findings += _guarded(partial(_tau_of, folder), name=f"tau of {folder}")
-    if args.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
-    else:
-        _print_checklist(findings)
-    return int(any(finding.essential and finding.status == "missing" for finding in findings))
-
-
-def _print_checklist(findings: list[Finding]) -> None:
-    width = max(len(finding.name) for finding in findings)
-    indent = " " * (len(_MARKS["ok"]) + 4 + min(width, 40))
-    for finding in findings:
-        print(f"{_MARKS[finding.status]}  {finding.name:<{min(width, 40)}}  {finding.detail}")
-        if finding.todo:
-            print(f"{indent}-> {finding.todo}")
-    counts = {status: sum(finding.status == status for finding in findings) for status in _MARKS}
-    broken = [finding.name for finding in findings if finding.essential and finding.status == "missing"]
-    print(f"\n{counts['ok']} ok, {counts['warn']} to look at, {counts['missing']} missing; ", end="")
-    print(f"broken: {', '.join(broken)}." if broken else "nothing essential is broken.")
-
-
-def _guarded(check: Callable[[], Iterable[Finding]], name: str = "") -> list[Finding]:
-    """The findings of ``check``; whatever it raises becomes one."""
+def checked(check: Callable[[], Iterable[Finding]], name: str = "") -> list[Finding]:
+    """The findings of ``check``; whatever it raises becomes one, under ``name`` or that of the function."""
     try:
         return list(check())
     except Exception as error:
@@ -281,12 +240,6 @@ def _threads() -> Iterable[Finding]:
         yield Finding("threads", "warn", detail, f"export OMP_NUM_THREADS={cores} or less: threads would wait in turn")
     else:
         yield Finding("threads", "ok", detail + "; a recipe sets its own with run.threads")
-
-
-def _tau_of(folder: Path) -> Iterable[Finding]:
-    from torchrl_reg.temperature import temperature_finding  # builds environments, and so needs torch
-
-    yield temperature_finding(folder)
 
 
 def _disk() -> Iterable[Finding]:

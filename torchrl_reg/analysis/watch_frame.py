@@ -1,21 +1,17 @@
-"""``torchrl-reg watch FOLDER ...``: live curves in the terminal."""
+"""What ``torchrl-reg watch`` shows: one screen of curves and progress."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.text import Text
 
 _COLORS = ("dodger_blue1", "dark_orange", "green3", "orchid", "gold1", "turquoise2", "grey70")
@@ -24,60 +20,7 @@ _PLOT_HEIGHT = 9
 _SPARK_WIDTH = 12
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``FOLDER ...``, ``--every``, ``--once`` and ``--runs``."""
-    parser.description = "Shows returns, frames, speed and time left of the runs below some folders, until Ctrl-C."
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep, or any folder of runs")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default 5)")
-    parser.add_argument("--once", action="store_true", help="print one frame and exit, as without a terminal")
-    parser.add_argument("--runs", action="store_true", help="one line a run, not one a method")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Shows the runs; 1 for bad arguments, 0 after Ctrl-C."""
-    problem = _problem(args)
-    if problem:
-        print(problem, file=sys.stderr)
-        return 1
-    from rich.console import Console
-
-    console = Console()
-    watcher = Watcher(args.folders)
-    if not args.once and console.is_terminal:
-        _watch(watcher, console, args)
-    watcher.refresh()
-    console.print(frame(watcher, single=args.runs, width=console.width, height=None))
-    return 0
-
-
-def _problem(args: argparse.Namespace) -> str:
-    missing = [str(folder) for folder in args.folders if not folder.is_dir()]
-    if missing:
-        return f"FOLDER must be an existing folder, got {missing[0]}."
-    if not args.every > 0:
-        return f"--every must be > 0 seconds, got {args.every:g}."
-    try:
-        import rich  # noqa: F401
-    except ImportError:
-        return "watch needs the package rich, got none: pip install 'torchrl_reg[report]'."
-    return ""
-
-
-def _watch(watcher: Watcher, console: Console, args: argparse.Namespace) -> None:
-    from rich.live import Live
-
-    try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                watcher.refresh()
-                height = console.height
-                live.update(frame(watcher, single=args.runs, width=console.width, height=height), refresh=True)
-                time.sleep(args.every)
-    except KeyboardInterrupt:
-        pass
-
-
-def frame(watcher: Watcher, *, single: bool, width: int, height: int | None) -> RenderableType:
+def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | None) -> RenderableType:
     """One screen: a summary line, a plot an environment as long as there is room, a line a method.
 
     Args:
