@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
@@ -8,14 +7,13 @@ import subprocess
 import pytest
 
 from torchrl_reg import doctor
+from torchrl_reg.cli import main
 from torchrl_reg.doctor import Finding
 from torchrl_reg.temperature import largest_entropy, temperature_finding
 
 
 def _run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
-    return doctor.run(parser.parse_args(arguments))
+    return main(["doctor", *arguments])
 
 
 def _folder(path, entropies, *, config="env: {name: cartpole}\nalgo: {tau: 0.5}\n", **columns):
@@ -29,7 +27,7 @@ def _folder(path, entropies, *, config="env: {name: cartpole}\nalgo: {tau: 0.5}\
 @pytest.fixture
 def only(monkeypatch):
     """Replaces the checks of the machine, which take seconds."""
-    return lambda *checks: monkeypatch.setattr(doctor, "CHECKS", checks)
+    return lambda *checks: monkeypatch.setattr("torchrl_reg.commands.doctor.CHECKS", checks)
 
 
 def test_a_check_that_raises_is_one_line_and_the_others_go_on(only, capsys):
@@ -62,7 +60,10 @@ def test_a_folder_that_is_no_run_is_refused(only, capsys, tmp_path):
     only()
     assert _run(str(tmp_path / "absent")) == 1
     captured = capsys.readouterr()
-    assert captured.err == f"RUN must be a run folder, which holds a config.yaml, got {tmp_path / 'absent'}.\n"
+    assert (
+        captured.err
+        == f"torchrl-reg: RUN must be a run folder, which holds a config.yaml, got {tmp_path / 'absent'}.\n"
+    )
     assert captured.out == ""
 
 

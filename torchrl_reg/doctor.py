@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 _PROBE_SECONDS = 120
@@ -165,10 +166,12 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
     if module and not importlib.util.find_spec(module):
         return Finding(name, "missing", f"{module} is not installed", todo, essential)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "SDL_VIDEODRIVER": "dummy"}
+    command = [sys.executable, "-c", code]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=environment
-        )
+        with TemporaryDirectory() as folder:  # simulators leave logs where they run
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_PROBE_SECONDS, env=environment, cwd=folder
+            )
     except subprocess.TimeoutExpired:
         return Finding(
             name, "warn", f"no answer within {_PROBE_SECONDS} s", "try again on a quieter machine", essential

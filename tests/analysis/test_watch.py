@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -10,11 +9,11 @@ import pytest
 
 pytest.importorskip("rich")
 
-from torchrl_reg.analysis import watch
 from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.tail import Tail
 from torchrl_reg.analysis.terminal_plot import braille_plot
 from torchrl_reg.analysis.watched import Watcher
+from torchrl_reg.cli import main
 
 
 def _write_run(path, *, recipe="m_dqn", seed=0, tau=0.03, frames=(100, 200), total=400, fps=10.0, done=False):
@@ -36,9 +35,7 @@ def _train(frames, value, fps=10.0):
 
 def _shown(capsys, monkeypatch, *arguments, columns=120):
     monkeypatch.setenv("COLUMNS", str(columns))
-    parser = argparse.ArgumentParser()
-    watch.add_arguments(parser)
-    code = watch.run(parser.parse_args([str(argument) for argument in arguments]))
+    code = main(["watch", *map(str, arguments)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -131,9 +128,9 @@ def test_a_run_with_nothing_to_draw(tmp_path, capsys, monkeypatch, rows):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent"], "FOLDER must be an existing folder, got absent.\n"),
-        ([".", "--every", "0"], "--every must be > 0 seconds, got 0.\n"),
-        ([".", "--every", "nan"], "--every must be > 0 seconds, got nan.\n"),
+        (["absent"], "torchrl-reg: FOLDER must be an existing folder, got absent.\n"),
+        ([".", "--every", "0"], "torchrl-reg: --every must be > 0 seconds, got 0.\n"),
+        ([".", "--every", "nan"], "torchrl-reg: --every must be > 0 seconds, got nan.\n"),
     ],
 )
 def test_bad_arguments(capsys, monkeypatch, arguments, message):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.report import command
 from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.page import report_html
 from torchrl_reg.analysis.report.responses import heat_maps, responses
 from torchrl_reg.analysis.report.scores import learning_curve, profiles
 from torchrl_reg.analysis.report.sweep import read_sweep
+from torchrl_reg.cli import main
 
 _VOID = {"meta", "br", "wbr", "path", "link", "img", "input", "hr"}
 
@@ -61,12 +60,6 @@ class Page(HTMLParser):
 def _report(root: Path) -> tuple[str, Page]:
     html = report_html(read_sweep(root))
     return html, Page(html)
-
-
-def _run(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def test_every_number_of_the_table_is_that_of_a_hand_computation(tmp_path, write_run):
@@ -264,7 +257,7 @@ def test_losses_over_three_orders_of_magnitude_are_drawn_on_a_log_scale():
 
 def test_the_command_writes_beside_the_runs_and_says_where(tmp_path, write_run, capsys):
     write_run(tmp_path)
-    assert _run(tmp_path) == 0
+    assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
@@ -285,9 +278,9 @@ def test_bad_arguments(tmp_path, write_run, capsys, monkeypatch, arguments, mess
     write_run(Path("sweep"))
     write_run(Path("broken"))
     Path("broken/sweep.yaml").write_text("just words\n")
-    assert _run(*arguments) == 1
+    assert main(["report", *arguments]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith(message) and captured.err.count("\n") == 1 and captured.out == ""
+    assert captured.err.startswith(f"torchrl-reg: {message}") and captured.err.count("\n") == 1 and captured.out == ""
 
 
 def test_seeds_with_unequal_settings_are_refused(tmp_path, write_run):

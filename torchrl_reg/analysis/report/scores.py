@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.scores import normalized, run_score, scale_of
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
@@ -33,10 +33,9 @@ _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_
 
 def final_score(run: RunRecord, column: str) -> float | None:
     """The last evaluation of a finished run; None for any other."""
-    if run.done is None:
+    if run.done is None or not len(run.evaluations(column)[1]):
         return None
-    values = run.evaluations(column)[1]
-    return float(values[-1]) if len(values) and math.isfinite(values[-1]) else None
+    return run_score(run, "final", column)
 
 
 def final_scores(group: Group, column: str) -> list[float]:
@@ -117,22 +116,43 @@ def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
     return Line(label=group.method, series=series, x=x[picks], y=y[picks])
 
 
-def scaled_scores(sweep: Sweep) -> dict[str, list[Array]]:
-    """Final scores by method, an array an environment, scaled there from the worst run (0) to the best (1).
+@dataclass(frozen=True)
+class ScaledScores:
+    """Final scores on a scale on which environments can be averaged.
 
-    Only methods with a finished run on every environment that has any; none where that leaves fewer than two, or
-    where there is one environment.
+    Args:
+        scale: 0 and 1 of it, in words.
+        runs: an array an environment, by method.
+    """
+
+    scale: str
+    runs: dict[str, list[Array]]
+
+
+def scaled_scores(sweep: Sweep) -> ScaledScores:
+    """Final scores of the methods with a finished run on every environment that has any.
+
+    0 is a random policy and 1 a human (Atari) or SAC (MuJoCo); elsewhere 0 is the worst finished run of an environment
+    and 1 its best. Nothing where fewer than two environments or methods would be compared.
     """
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
     complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
+    scale = scale_of(envs) if envs else "none"
+    words = {"human": "0 is the random policy and 1 a human", "sac": "0 is the random policy and 1 is SAC"}
+    shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
     if len(envs) < 2 or len(complete) < 2:
-        return {}
-    spans = {}
-    for env in envs:
-        found = [score for method in sweep.methods for score in scores.get((method, env), [])]
-        spans[env] = (min(found), max(found))
-    return {method: [_scaled(scores[method, env], *spans[env]) for env in envs] for method in complete}
+        return ScaledScores(shown, {})
+    frames = max(effort([run]).frames for run in sweep.runs)
+
+    def scaled(method: str, env: str) -> Array:
+        values = np.array(scores[method, env])
+        if scale != "none":
+            return normalized(env, values, scale, frames)
+        found = [score for each in sweep.methods for score in scores.get((each, env), [])]
+        return _scaled(values, min(found), max(found))
+
+    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete})
 
 
 def aggregate(scaled: Sequence[Array]) -> Estimate:
@@ -142,9 +162,11 @@ def aggregate(scaled: Sequence[Array]) -> Estimate:
 
 def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
     """Share of runs above each scaled score; see :func:`scaled_scores`."""
-    thresholds = np.linspace(0, 1, points)
+    found = scaled_scores(sweep).runs
+    every = np.concatenate([each for scaled in found.values() for each in scaled] or [np.zeros(1)])
+    thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), points)
     lines = []
-    for method, scaled in scaled_scores(sweep).items():
+    for method, scaled in found.items():
         share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
         series = sweep.methods.index(method)
         lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
@@ -170,8 +192,7 @@ def effort(runs: Iterable[RunRecord]) -> Effort:
     return Effort(frames, seconds)
 
 
-def _scaled(scores: Sequence[float], low: float, high: float) -> Array:
-    values = np.asarray(scores, dtype=np.float64)
+def _scaled(values: Array, low: float, high: float) -> Array:
     return (values - low) / (high - low) if high > low else np.ones(len(values))
 
 

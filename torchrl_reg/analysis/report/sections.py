@@ -84,11 +84,9 @@ def summary(sweep: Sweep) -> str:
         f"Last evaluation ({what}) of the finished runs: mean over seeds, in brackets a 95% bootstrap interval of that "
         "mean. Bars place the interval between the lowest and the highest of an environment."
     )
-    if scaled_scores(sweep):
-        note += (
-            f" “{ALL}” is the interquartile mean over runs and environments, each environment scaled from its worst "
-            "finished run (0) to its best (1)."
-        )
+    scaled = scaled_scores(sweep)
+    if scaled.runs:
+        note += f" “{ALL}” is the interquartile mean over runs and environments on a scale where {scaled.scale}."
     return _section("summary", "Summary", note, summary_table(sweep))
 
 
@@ -122,8 +120,8 @@ def profile(sweep: Sweep) -> str:
         span=(0.0, 1.0),
     )
     note = (
-        "Run-score distributions, averaged over environments, with 95% stratified-bootstrap intervals. Within an "
-        "environment 0 is the worst finished run of this sweep and 1 its best; higher is better."
+        "Run-score distributions, averaged over environments, with 95% stratified-bootstrap intervals; "
+        f"{scaled_scores(sweep).scale}. Higher is better."
     )
     return _section("profiles", "Performance profiles", note, _grid([chart]))
 

@@ -35,7 +35,7 @@ def summary_table(sweep: Sweep) -> str:
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     estimates = {key: estimate(values) for key, values in scores.items()}
     columns = list(sweep.envs)
-    for method, scaled in scaled_scores(sweep).items():
+    for method, scaled in scaled_scores(sweep).runs.items():
         columns = [ALL, *sweep.envs]
         estimates[method, ALL], scores[method, ALL] = aggregate(scaled), np.concatenate(scaled).tolist()
     spans, best = {}, {}

@@ -1,0 +1,156 @@
+"""One number a run, and the scale on which runs of different tasks can be averaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.normalized import RANDOM_RETURNS, SAC_ANCHORS, normalized_score
+from torchrl_reg.analysis.published import atari_reference_scores, human_normalized_score
+from torchrl_reg.analysis.runs import RunRecord
+
+Array = NDArray[np.float64]
+#: Scales ``normalized`` knows; ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest.
+SCALES = ("auto", "human", "sac", "none")
+SCORE = "final, best, auc or last<k>, such as last5"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one method on one environment.
+
+    Args:
+        group: the runs.
+        values: one score a run that has any, ``[n]``, in the unit of the returns.
+        frames: environment frames at the last evaluation of each of these runs.
+        left_out: runs that give no score, and why.
+    """
+
+    group: Group
+    values: Array
+    frames: tuple[int, ...]
+    left_out: tuple[str, ...] = field(default=())
+
+
+def run_score(run: RunRecord, how: str = "final", column: str = "return_greedy_mean") -> float:
+    """A run's score: its ``final`` or ``best`` evaluation, the mean of the ``last<k>``, or ``auc``.
+
+    ``auc`` is the mean height of the learning curve, ``integral of return d frames / (last - first frame)``
+    (trapezoids).
+
+    Raises:
+        AnalysisError: ``how`` is none of these, or the run has no such evaluations.
+    """
+    frames, values = run.evaluations(column)
+    if not len(values):
+        raise AnalysisError(f"{run.path} must hold evaluations of {column}, got none.")
+    if how == "best":
+        return float(values.max())
+    if how == "auc":
+        span = frames[-1] - frames[0]
+        return float(np.trapezoid(values, frames) / span) if span else float(values[0])
+    return float(values[-last_evaluations(how) :].mean())
+
+
+def last_evaluations(how: str) -> int:
+    """How many of the last evaluations the score ``how`` averages: 5 for ``last5``, 1 for those without a number.
+
+    Raises:
+        AnalysisError: ``how`` is no score.
+    """
+    if how in ("final", "best", "auc"):
+        return 1
+    found = re.fullmatch(r"last([1-9]\d*)", how)
+    if not found:
+        raise AnalysisError(f"score must be {SCORE}, got {how!r}.")
+    return int(found[1])
+
+
+def group_scores(
+    groups: Iterable[Group],
+    how: str = "final",
+    column: str = "return_greedy_mean",
+    *,
+    unfinished: bool = False,
+) -> list[Scores]:
+    """The scores of every group; runs not finished are left out unless ``unfinished``.
+
+    Raises:
+        AnalysisError: ``how`` is no score, or no run has any.
+    """
+    last_evaluations(how)
+    found = [_scores(group, how, column, unfinished) for group in groups]
+    if not any(len(scores.values) for scores in found):
+        reasons = dict.fromkeys(reason for scores in found for reason in scores.left_out)
+        raise AnalysisError(
+            f"results must hold at least one run with a score, got none: {'; '.join(list(reasons)[:3])}."
+        )
+    return found
+
+
+def _scores(group: Group, how: str, column: str, unfinished: bool) -> Scores:
+    values, frames, left_out = [], [], []
+    for run in group.runs:
+        evaluated, _ = run.evaluations(column)
+        if not len(evaluated):
+            left_out.append(f"{run.path} has no evaluation of {column}")
+        elif run.done is None and not unfinished:
+            left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished takes it in)")
+        else:
+            values.append(run_score(run, how, column))
+            frames.append(int(evaluated[-1]))
+    return Scores(group, np.array(values), tuple(frames), tuple(left_out))
+
+
+def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
+    """The scale (``human``, ``sac`` or ``none``) for ``envs``.
+
+    Raises:
+        AnalysisError: ``wanted`` is no scale, or does not suit one of ``envs``.
+    """
+    if wanted not in SCALES:
+        raise AnalysisError(f"normalize must be one of {', '.join(SCALES)}, got {wanted!r}.")
+    suits = {"human": _has_human_score, "sac": lambda env: _task(env) in RANDOM_RETURNS}
+    if wanted == "auto":
+        return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
+    unsuited = [env for env in envs if wanted in suits and not suits[wanted](env)]
+    if unsuited:
+        kind = "Atari games with a human score" if wanted == "human" else "the MuJoCo tasks with a SAC score"
+        raise AnalysisError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
+    return wanted
+
+
+def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
+    """``returns`` on ``scale``: 0 is the random policy, 1 a human or SAC; as they are for ``none``.
+
+    Args:
+        env: ``"atari/Pong"`` or ``"mujoco/hopper"``.
+        frames: length of the runs; SAC's returns are those of the nearer of its published lengths (:func:`sac_frames`).
+    """
+    if scale == "human":
+        return human_normalized_score(_task(env), returns)
+    if scale == "sac":
+        return normalized_score(returns, RANDOM_RETURNS[_task(env)], SAC_ANCHORS[sac_frames(frames)][_task(env)])
+    return returns
+
+
+def sac_frames(frames: int) -> int:
+    """The published length of SAC's runs nearest (in ratio) to ``frames``."""
+    return min(SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
+
+
+def _has_human_score(env: str) -> bool:
+    if not env.startswith("atari/"):
+        return False
+    key = "".join(letter for letter in _task(env).lower() if letter.isalnum())
+    return key in {name.replace("_", "") for name in atari_reference_scores()}
+
+
+def _task(env: str) -> str:
+    return env.rpartition("/")[2]

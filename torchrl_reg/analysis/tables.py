@@ -1,0 +1,195 @@
+"""Finished runs to two tables: every method on every environment, and every method over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, longest, methods_of
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.published import published_table
+from torchrl_reg.analysis.scores import Scores, normalized, sac_frames
+from torchrl_reg.analysis.statistics import (
+    Estimate,
+    interquartile_mean,
+    mean,
+    probability_of_improvement,
+    stratified_estimate,
+)
+
+#: What the rows of a table are normalized by, in words.
+SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a method on an environment, or (``env="all"``) over all of them."""
+
+    env: str
+    method: str
+    runs: int
+    frames: str = ""
+    commits: str = ""
+    numbers: Mapping[str, Estimate | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with equal columns and what a reader must know about them.
+
+    Args:
+        title: one line.
+        rows: in the order to show.
+        columns: names of the numbers, in the order to show; a row may lack some.
+        notes: sentences for below the table.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def environment_table(
+    scores: Sequence[Scores],
+    *,
+    scale: str = "none",
+    baseline: str | None = None,
+    published: str | None = None,
+    title: str = "final return",
+) -> Table:
+    """Mean and IQM over the seeds of every method on every environment, with bootstrap intervals.
+
+    Args:
+        scores: from :func:`torchrl_reg.analysis.scores.group_scores`.
+        scale: ``human`` or ``sac`` add a column of the mean on that scale.
+        baseline: a method's label; adds the probability that a run beats one of its runs.
+        published: ``mirl`` or ``ments``; adds the paper's columns, in the unit of the scale (percents as fractions).
+
+    Raises:
+        AnalysisError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
+    """
+    methods, frames = methods_of(scores), longest(scores)
+    reference = {} if baseline is None else _by_env(scores, known_method(baseline, methods))
+    paper = _published_numbers(scores, published)
+    rows = []
+    for each in scores:
+        if not len(each.values):
+            continue
+        group = each.group
+        numbers: dict[str, Estimate | float] = {
+            "mean": stratified_estimate([each.values], mean),
+            "IQM": stratified_estimate([each.values], interquartile_mean),
+        }
+        if scale != "none":
+            on_scale = normalized(group.env, each.values, scale, frames)
+            numbers[SCALE_NAMES[scale]] = stratified_estimate([on_scale], mean)
+        if group.env in reference and group.method != baseline:
+            numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
+        numbers |= paper.get(group.env, {})
+        rows.append(
+            Row(group.env, group.method, len(each.values), _range(each.frames), ", ".join(group.commits), numbers)
+        )
+    notes = _notes(scores, scale, frames)
+    if published is not None:
+        table = published_table(published)
+        notes.append(f"({published}): {table.source}, {table.unit.replace(' %', '')}; {table.note}.")
+    return Table(title, tuple(rows), _columns(rows), tuple(notes))
+
+
+def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | None = None) -> Table | None:
+    """IQM, median, mean and optimality gap over all environments, and the probability of improving on ``baseline``.
+
+    None where nothing can be averaged: several environments without a common scale, and no baseline; or one
+    environment without a scale, where :func:`environment_table` says all.
+    """
+    envs = envs_of(scores)
+    if scale == "none" and (baseline is None or len(envs) == 1):
+        return None
+    found = aggregates(scores, scale, baseline=baseline)
+    rows = []
+    for each in found:
+        numbers: dict[str, Estimate | float] = dict(each.estimates)
+        if each.improvement is not None:
+            numbers[f"P(> {baseline})"] = each.improvement
+        rows.append(Row("all", each.method, each.runs, numbers=numbers))
+    unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
+    over = f"{len(envs)} environments" if len(envs) > 1 else envs[0]
+    return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
+
+
+def warnings(groups: Sequence[Group], scores: Sequence[Scores]) -> list[str]:
+    """What a reader should know and would not see: runs left out, several commits, methods that lack environments."""
+    found = [reason for each in scores for reason in each.left_out]
+    for group in groups:
+        if len(group.commits) > 1:
+            found.append(f"{group.method} on {group.env} was run at several commits: {', '.join(group.commits)}")
+    envs = envs_of(scores)
+    for method in methods_of(scores):
+        missing = sorted(set(envs) - set(_by_env(scores, method)))
+        if missing:
+            found.append(f"{method} is in no aggregate, as it lacks {', '.join(missing)}")
+    return found + label_notes(groups)
+
+
+def label_notes(groups: Sequence[Group]) -> list[str]:
+    """Settings that differ along with those a label names, so that a reader does not credit the named one alone."""
+    found = {}
+    for group in groups:
+        named = {word.partition("=")[0] for word in group.method.split()[1:]}
+        hidden = [key for key in group.settings if key.rpartition(".")[2] not in named and key not in named]
+        hidden = [key for key in hidden if key.removesuffix(".name") not in named]
+        if hidden:
+            found[group.recipe] = f"runs of {group.recipe} also differ in {', '.join(hidden)}, along with their label"
+    return list(found.values())
+
+
+def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
+    notes = ["In brackets: 95% stratified-bootstrap interval over runs."]
+    if scale == "sac":
+        notes.append(
+            f"SAC-normalized: random actions 0, Dopamine's SAC at {_frames(sac_frames(frames))} frames (MuJoCo v2) 1."
+        )
+    if any(each.group.env.lower() in ("atari/videopinball", "atari/video_pinball") for each in scores):
+        notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
+    return notes
+
+
+def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, dict[str, float]]:
+    if name is None:
+        return {}
+    table = published_table(name)
+    unit = 100 if table.unit.endswith("%") else 1
+    found = {}
+    for env in envs_of(scores):
+        row = table.of(env.removeprefix("atari/")) if env.startswith("atari/") else None
+        if row:
+            found[env] = {f"{method} ({name})": number / unit for method, number in row.items()}
+    if not found:
+        raise AnalysisError(
+            f"published={name} must share an Atari game with the results, got {', '.join(envs_of(scores))}; it has "
+            f"{', '.join(table.scores)}."
+        )
+    return found
+
+
+def _by_env(scores: Sequence[Scores], method: str) -> dict[str, list[float]]:
+    return {each.group.env: each.values.tolist() for each in scores if each.group.method == method and len(each.values)}
+
+
+def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in rows for name in row.numbers))
+
+
+def _range(frames: Sequence[int]) -> str:
+    ends = dict.fromkeys(_frames(end) for end in (min(frames), max(frames)))
+    return " to ".join(ends)
+
+
+def _frames(frames: int) -> str:
+    """``frames`` in thousands or millions, to three digits: ``60k``, ``3.2M``."""
+    for unit, letter in ((1_000_000, "M"), (1_000, "k")):
+        if frames >= unit:
+            return f"{frames / unit:.3g}{letter}"
+    return str(frames)

@@ -1,0 +1,66 @@
+"""The ``torchrl-reg`` command: ``torchrl-reg table results/NAME``.
+
+Subcommands live in :mod:`torchrl_reg.commands` and are imported when named, so ``torchrl-reg --help`` is quick and
+``torchrl-reg table`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+#: Subcommand -> what it does; its module is ``torchrl_reg.commands.<name>``.
+COMMANDS = {
+    "table": "scores of every method with intervals: markdown, LaTeX or CSV",
+    "plot": "learning curves, aggregates, improvement bars, performance profiles",
+    "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
+    "watch": "live curves, progress and time left of running runs in the terminal",
+    "doctor": "checks this machine, and whether tau suits the reward scale of runs",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the subcommand that ``arguments`` (default: the command line) name; returns the exit code.
+
+    What a user did wrong ends in one sentence on stderr and exit code 1 (2 for arguments that cannot be parsed).
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(words)
+    parsed = parser.parse_args(words)
+    if parsed.command is None:
+        parser.print_help()
+        return 0
+    from torchrl_reg.analysis.errors import AnalysisError
+
+    try:
+        code = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except AnalysisError as error:
+        print(f"torchrl-reg: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (head, less) has gone; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torchrl-reg", description="What came out of runs of torchrl_reg.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, what in COMMANDS.items():
+        below = subparsers.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        if name in words[:1]:
+            module = importlib.import_module(f"torchrl_reg.commands.{name}")
+            module.add_arguments(below)
+            below.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

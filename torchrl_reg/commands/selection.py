@@ -1,0 +1,68 @@
+"""Which runs a command is about, and how they are scored: the arguments ``table`` and ``plot`` share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from fnmatch import fnmatch
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group, group_runs
+from torchrl_reg.analysis.runs import find_runs
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Folders, filters, the column and the label."""
+    parser.add_argument("results", nargs="+", metavar="FOLDER", help="folders with runs below them: results/NAME")
+    parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
+    parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods so labelled: 'm_dqn*'")
+    parser.add_argument(
+        "--column", default="return_greedy_mean", help="column of the evaluations (default: %(default)s)"
+    )
+    parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """What a run's score is, its scale and the baseline."""
+    parser.add_argument(
+        "--score", default="final", metavar="HOW", help="final, best, auc or last<k>: last5 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default): by the environments"
+    )
+    parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
+    parser.add_argument("--unfinished", action="store_true", help="score runs that still go on, too")
+
+
+def selected_groups(arguments: argparse.Namespace) -> list[Group]:
+    """The methods the arguments choose.
+
+    Raises:
+        AnalysisError: no runs there, none chosen, or runs that cannot be told apart.
+    """
+    runs = find_runs(arguments.results)
+    if not runs:
+        raise AnalysisError(
+            f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."
+        )
+    groups = group_runs(runs, arguments.by)
+    for name, of in (("env", lambda group: group.env), ("method", lambda group: group.method)):
+        patterns = getattr(arguments, name)
+        if patterns:
+            there = dict.fromkeys(map(of, groups))
+            # A label may hold brackets, which patterns understand otherwise, so it also matches itself.
+            groups = [g for g in groups if any(of(g) == each or fnmatch(of(g), each) for each in patterns)]
+            if not groups:
+                raise AnalysisError(f"{name} must match one of {_listed(there)}, got {_listed(patterns)}.")
+    return groups
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Each sentence as a line on stderr."""
+    for sentence in sentences:
+        print(f"torchrl-reg: warning: {sentence}.", file=sys.stderr)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(str, names))

@@ -1,0 +1,37 @@
+"""``torchrl-reg table``: scores of every method with intervals, as markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import argparse
+
+from torchrl_reg.commands.selection import add_scoring, add_selection, selected_groups, warn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``torchrl-reg table``."""
+    add_selection(parser)
+    add_scoring(parser)
+    parser.add_argument(
+        "--format", choices=("markdown", "latex", "csv"), default="markdown", help="(default: %(default)s)"
+    )
+    parser.add_argument("--published", metavar="PAPER", help="mirl or ments: the paper's Atari numbers beside ours")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the tables; what a reader should be warned of goes to stderr."""
+    from torchrl_reg.analysis.aggregates import envs_of
+    from torchrl_reg.analysis.markup import FORMATS
+    from torchrl_reg.analysis.scores import group_scores, scale_of
+    from torchrl_reg.analysis.tables import aggregate_table, environment_table, warnings
+
+    groups = selected_groups(arguments)
+    scores = group_scores(groups, arguments.score, arguments.column, unfinished=arguments.unfinished)
+    scale = scale_of(envs_of(scores), arguments.normalize)
+    title = f"{arguments.score} of {arguments.column}"
+    tables = [
+        environment_table(scores, scale=scale, baseline=arguments.baseline, published=arguments.published, title=title),
+        aggregate_table(scores, scale=scale, baseline=arguments.baseline),
+    ]
+    warn(warnings(groups, scores))
+    print(FORMATS[arguments.format]([table for table in tables if table is not None]), end="")
+    return 0
