@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -199,6 +201,15 @@ def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_sc
     assert page.rows[1][1].startswith("0.125 [0.00, 0.250]") and page.rows[2][1] == "1.00 [1.00, 1.00]"
 
 
+def test_atari_games_are_scaled_by_random_and_human_scores(tmp_path, write_run):
+    for game, random, human in (("Pong", -20.7, 14.6), ("Breakout", 1.7, 30.5)):
+        write_run(tmp_path, recipe="dqn", env=f"atari/{game}", scores=(random,))
+        write_run(tmp_path, recipe="m_dqn", env=f"atari/{game}", scores=(2 * human - random,))
+    html, page = _report(tmp_path)
+    assert [row[1].split()[0] for row in page.rows[1:3]] == ["0.00", "2.00"]
+    assert "0 is the random policy and 1 a human" in html
+
+
 def test_many_environments_are_rows(tmp_path, write_run):
     for i in range(7):
         for recipe in ("dqn", "m_dqn"):
@@ -294,3 +305,13 @@ def test_a_single_evaluation_has_distinct_ticks():
     html = line_chart("t", [Line("a", 0, np.array([32_000.0]), np.array([1.0]))])
     texts = [text.split("</span>")[0].split(">")[-1] for text in html.split('x-labels">')[1].split("<span")[1:]]
     assert len(texts) == len(set(texts)) > 2
+
+
+@pytest.mark.parametrize("command", ["report", "watch"])
+def test_neither_command_imports_torch(tmp_path, write_run, command):
+    write_run(tmp_path)
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom torchrl_reg.cli import main\n"
+        f"assert main({[command, str(tmp_path)]!r}) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
