@@ -3,23 +3,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from io import StringIO
 
 import numpy as np
 import pytest
 
 pytest.importorskip("rich")
 
+from rich.console import Console
+
 from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.tail import Tail
 from torchrl_reg.analysis.terminal_plot import braille_plot
+from torchrl_reg.analysis.watch_frame import watch_frame
 from torchrl_reg.analysis.watched import Watcher
 from torchrl_reg.cli import main
 
 
-def _write_run(path, *, recipe="m_dqn", seed=0, tau=0.03, frames=(100, 200), total=400, fps=10.0, done=False):
+def _write_run(
+    path, *, recipe="m_dqn", env="cartpole", seed=0, tau=0.03, frames=(100, 200), total=400, fps=10.0, done=False
+):
     path.mkdir(parents=True)
     algo = {"total_frames": total, "tau": tau}
-    config = {"env": {"name": "cartpole", "game": ""}, "run": {"seed": seed, "dir": str(path)}, "algo": algo}
+    config = {"env": {"name": env, "game": ""}, "run": {"seed": seed, "dir": str(path)}, "algo": algo}
     (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     (path / "command.txt").write_text(f"python recipes/{recipe}.py run.seed={seed}\n")
     rows = [_train(frame, frame / 10 + seed, fps) for frame in frames]
@@ -56,6 +62,21 @@ def test_a_line_a_run(tmp_path, capsys, monkeypatch):
     _write_run(tmp_path / "a/seed=1", seed=1)
     _, out, _ = _shown(capsys, monkeypatch, tmp_path, "--once", "--runs")
     assert "a/seed=0" in out and "a/seed=1" in out
+
+
+@pytest.mark.parametrize("height", [8, 20, 40, 43, 200])
+def test_a_frame_fits_the_screen(tmp_path, height):
+    for env in "abcdefgh":
+        _write_run(tmp_path / env / "seed=0", env=env)
+    watcher = Watcher([tmp_path])
+    watcher.refresh()
+    console = Console(width=100, file=StringIO())
+    console.print(watch_frame(watcher, single=False, width=100, height=height))
+    out = console.file.getvalue()
+    assert out.count("\n") <= height + (height == 8)  # one table is always there
+    assert (" more environments" in out) == (height < 33)
+    assert ("\u2800" in out) == (height >= 8 * 4 + 1 + 10)  # a plot as soon as one has room beside all tables
+    assert (out.count("● ") == 8) == (height >= 8 * 4 + 1)
 
 
 def test_states(tmp_path):

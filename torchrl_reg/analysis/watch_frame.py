@@ -31,20 +31,25 @@ def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | Non
     from rich.console import Group
     from rich.text import Text
 
-    groups = watcher.groups(single=single)
+    envs = [list(members) for _, members in groupby(watcher.groups(single=single), key=lambda group: group.env)]
     parts: list[RenderableType] = [_summary(watcher)]
-    room = height - 3 - len(groups) - len(watcher.unreadable) if height is not None else None
-    for env, members in groupby(groups, key=lambda group: group.env):
-        shown = list(members)
+    left = None if height is None else height - 1 - len(watcher.unreadable)
+    tables = sum(len(shown) + 3 for shown in envs)
+    for number, shown in enumerate(envs):
+        if left is not None and left < len(shown) + 3 and number:
+            parts.append(Text(f"\n{len(envs) - number} more environments: a taller terminal", style="bright_black"))
+            break
         column, curves = latest_curves(shown)
-        lines = _PLOT_HEIGHT + 4
-        heading = Text(f"\n{env}", style="bold")
+        heading = Text(f"\n{shown[0].env}", style="bold")
         heading.append(f"  {column}", style="not bold bright_black")
         parts.append(heading)
-        if any(len(curve[0]) > 1 for curve in curves) and (room is None or room >= lines):
+        drawn = any(len(curve[0]) > 1 for curve in curves) and (left is None or left - tables >= _PLOT_HEIGHT + 1)
+        if drawn:
             parts.append(_plot(curves, width))
-            room = None if room is None else room - lines
         parts.append(_table(shown, curves, width))
+        if left is not None:
+            left -= len(shown) + 3 + drawn * (_PLOT_HEIGHT + 1)
+            tables -= len(shown) + 3
     for path, message in watcher.unreadable.items():
         parts.append(Text(f"{path}: {message}", style="yellow"))
     return Group(*parts)

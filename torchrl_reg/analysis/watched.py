@@ -116,11 +116,15 @@ class Watcher:
     folders: Sequence[Path]
     runs: dict[Path, WatchedRun] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    _grouped: dict[bool, list[WatchedGroup]] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Looks for new runs and reads new rows; configs are read once."""
         found = [folder for root in self.folders for folder in run_folders(root)]
-        self.runs = {path: run for path, run in self.runs.items() if path in set(found)}
+        there = set(found)
+        if there != set(self.runs):
+            self._grouped.clear()
+        self.runs = {path: run for path, run in self.runs.items() if path in there}
         self.unreadable = {}
         for path in found:
             if path not in self.runs:
@@ -133,6 +137,11 @@ class Watcher:
 
     def groups(self, *, single: bool = False) -> list[WatchedGroup]:
         """One group a method and environment, or one a run where ``single`` or where methods cannot be told apart."""
+        if single not in self._grouped:  # comparing hundreds of configs takes half a second
+            self._grouped[single] = self._groups(single=single)
+        return self._grouped[single]
+
+    def _groups(self, *, single: bool) -> list[WatchedGroup]:
         runs = {id(run.record): run for run in self.runs.values()}
         if not single:
             try:
@@ -152,8 +161,9 @@ class Watcher:
 def latest_curves(groups: Iterable[WatchedGroup]) -> tuple[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
     """What to draw for the groups of one environment, and its name: evaluations once all have two, else training."""
     groups = list(groups)
-    if all(len(group.curve("eval")[0]) > 1 for group in groups):
-        return "evaluated return", [group.curve("eval") for group in groups]
+    evaluated = [group.curve("eval") for group in groups]
+    if all(len(frames) > 1 for frames, _ in evaluated):
+        return "evaluated return", evaluated
     return "training return", [group.curve("train") for group in groups]
 
 
