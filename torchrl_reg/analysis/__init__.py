@@ -2,10 +2,18 @@
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs
-from torchrl_reg.analysis.normalized import SAC_ANCHORS, NormalizedScores, normalized_score, sac_normalized_scores
+from torchrl_reg.analysis.normalized import (
+    RANDOM_RETURNS,
+    SAC_ANCHORS,
+    NormalizedScores,
+    normalized_score,
+    sac_normalized_scores,
+)
+from torchrl_reg.analysis.published import human_normalized_score
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 
 __all__ = [
+    "RANDOM_RETURNS",
     "SAC_ANCHORS",
     "AnalysisError",
     "Group",
@@ -13,6 +21,7 @@ __all__ = [
     "RunRecord",
     "find_runs",
     "group_runs",
+    "human_normalized_score",
     "normalized_score",
     "sac_normalized_scores",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +58,11 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
         Groups sorted by environment, recipe and values of the settings.
 
     Raises:
-        AnalysisError: runs that cannot be told apart: seeds beside each other (``seed=0``, ``seed=1``) with unequal
-            settings, settings ``by`` leaves unnamed, or one seed of one method twice.
+        AnalysisError: ``by`` names no setting; or runs that cannot be told apart: seeds beside each other (``seed=0``,
+            ``seed=1``) with unequal settings, settings ``by`` leaves unnamed, or one seed of one method twice.
     """
     runs = list(runs)
+    _refuse_unknown(by or (), runs)
     _refuse_unequal_siblings(runs)
     groups = [
         group
@@ -203,6 +205,15 @@ def _refuse_unequal_siblings(runs: Iterable[RunRecord]) -> None:
             raise AnalysisError(
                 f"seeds beside each other must have equal settings, got different {_difference(sibling, run)}."
             )
+
+
+def _refuse_unknown(by: Iterable[str], runs: Iterable[RunRecord]) -> None:
+    known = sorted({key for run in runs for key in run.config})
+    for key in by:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise AnalysisError(f"by must name a setting of the runs, got {key!r}.{hint}")
 
 
 def _refuse_unnamed(recipe: str, runs: Iterable[RunRecord], varied: list[str], by: Sequence[str]) -> None:

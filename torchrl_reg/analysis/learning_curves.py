@@ -6,7 +6,6 @@ python -m torchrl_reg.analysis.learning_curves curves.png "IQ=results/iq/pendulu
 from __future__ import annotations
 
 import glob
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+from torchrl_reg.analysis.figures import COLORS
+from torchrl_reg.analysis.runs import metrics_rows
 
 
 def evaluations(folder: Path, column: str = "return_greedy_mean") -> tuple[np.ndarray, np.ndarray]:
@@ -25,9 +25,8 @@ def evaluations(folder: Path, column: str = "return_greedy_mean") -> tuple[np.nd
     Raises:
         ValueError: the folder holds no such evaluation.
     """
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = [(row["frames"], row[column]) for row in rows if row["event"] == "eval" and column in row]
+    rows = [row for row in metrics_rows(folder, '"eval"') if row["event"] == "eval"]
+    found = [(row["frames"], row[column]) for row in rows if row.get(column) is not None]
     if not found:
         raise ValueError(f"{folder} must hold a metrics.jsonl with evaluations of {column}, got none.")
     frames, values = zip(*found, strict=True)
@@ -55,7 +54,7 @@ def draw_learning_curves(
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, folders), color in zip(groups.items(), _COLORS * len(groups), strict=False):
+    for (name, folders), color in zip(groups.items(), COLORS * len(groups), strict=False):
         if not folders:
             raise ValueError(f"group {name!r} must name at least one run folder, got none.")
         runs = [evaluations(folder, column) for folder in folders]

@@ -76,7 +76,7 @@ def number_text(number: Estimate | float | None) -> str:
     ends = (number.value, number.low, number.high) if isinstance(number, Estimate) else (number,)
     largest = max(map(abs, ends))
     decimals = 0 if largest >= 99.95 else 1 if largest >= 9.995 else 2
-    value, *interval = (f"{end:.{decimals}f}" for end in ends)
+    value, *interval = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)  # + 0: no -0.00
     return f"{value} [{', '.join(interval)}]" if interval else value
 
 

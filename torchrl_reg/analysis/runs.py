@@ -65,7 +65,7 @@ class RunRecord:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """Every row of ``metrics.jsonl``; a last line still being written is left out."""
-        return list(self._read(""))
+        return list(metrics_rows(self.path))
 
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out."""
@@ -77,22 +77,31 @@ class RunRecord:
 
     def _column(self, event: str, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         # Runs have a hundred training rows for one evaluation, so only lines that name the event are parsed.
-        rows = self.__dict__.get("rows") or self._read(f'"{event}"')
+        rows = self.__dict__.get("rows") or metrics_rows(self.path, f'"{event}"')
         found = [(row["frames"], row[column]) for row in rows if row["event"] == event and row.get(column) is not None]
         frames, values = zip(*found, strict=True) if found else ((), ())
         return np.array(frames, dtype=np.int64), np.array(values, dtype=np.float64)
 
-    def _read(self, containing: str) -> Iterator[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        for number, line in enumerate(lines[:-1], 1):
-            if containing in line:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise AnalysisError(
-                        f"{path} must hold one JSON object a line, got {line[:40]!r} in line {number}."
-                    ) from None
+
+def metrics_rows(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
+    """Rows of ``metrics.jsonl`` in ``folder`` whose line has ``containing`` in it; none without the file.
+
+    A last line still being written (one without its line break) is left out.
+
+    Raises:
+        AnalysisError: another line is no JSON object.
+    """
+    path = folder / "metrics.jsonl"
+    lines = _text(path).split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        if containing in line:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise AnalysisError(f"{path} must hold one JSON object a line, got {line[:40]!r} in line {number}.")
+            yield row
 
 
 def find_runs(root: Path | str | Sequence[Path | str]) -> list[RunRecord]:

@@ -56,8 +56,8 @@ def interquartile_mean(runs: Array, sizes: Sequence[int]) -> Array:
     Where tasks have unequal numbers of runs, a run weighs ``N / (T n_t)`` and the weight of ``floor(N / 4)`` runs is
     cut at either end.
 
-    >>> interquartile_mean(np.array([[9.0, 1.0, 2.0, 3.0, 100.0]]), [3, 2]).round(3).tolist()
-    [4.818]
+    >>> interquartile_mean(np.array([[0.0, 2.0, 4.0, 7.0]]), [1, 3]).round(4).tolist()
+    [1.3333]
     >>> interquartile_mean(np.array([[9.0, 1.0, 2.0, 100.0]]), [2, 2]).tolist()
     [5.5]
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, longest, methods_of
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.published import published_table
+from torchrl_reg.analysis.published import PUBLISHED, published_table
 from torchrl_reg.analysis.scores import Scores, normalized, sac_frames
 from torchrl_reg.analysis.statistics import (
     Estimate,
@@ -89,7 +89,14 @@ def environment_table(
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
         rows.append(
-            Row(group.env, group.method, len(each.values), _range(each.frames), ", ".join(group.commits), numbers)
+            Row(
+                group.env,
+                group.method,
+                len(each.values),
+                _range(each.frames),
+                ", ".join(group.commits),
+                _honest(numbers),
+            )
         )
     notes = _notes(scores, scale, frames)
     if published is not None:
@@ -113,7 +120,7 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
         numbers: dict[str, Estimate | float] = dict(each.estimates)
         if each.improvement is not None:
             numbers[f"P(> {baseline})"] = each.improvement
-        rows.append(Row("all", each.method, each.runs, numbers=numbers))
+        rows.append(Row("all", each.method, each.runs, numbers=_honest(numbers)))
     unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
     over = f"{len(envs)} environments" if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
@@ -122,9 +129,10 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
 def warnings(groups: Sequence[Group], scores: Sequence[Scores]) -> list[str]:
     """What a reader should know and would not see: runs left out, several commits, methods that lack environments."""
     found = [reason for each in scores for reason in each.left_out]
-    for group in groups:
-        if len(group.commits) > 1:
-            found.append(f"{group.method} on {group.env} was run at several commits: {', '.join(group.commits)}")
+    mixed = [group for group in groups if len(group.commits) > 1]
+    if mixed:
+        which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
+        found.append(f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}")
     envs = envs_of(scores)
     for method in methods_of(scores):
         missing = sorted(set(envs) - set(_by_env(scores, method)))
@@ -146,7 +154,7 @@ def label_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
-    notes = ["In brackets: 95% stratified-bootstrap interval over runs."]
+    notes = ["In brackets: 95% stratified-bootstrap interval over runs; none where all runs are alike or there is one."]
     if scale == "sac":
         notes.append(
             f"SAC-normalized: random actions 0, Dopamine's SAC at {_frames(sac_frames(frames))} frames (MuJoCo v2) 1."
@@ -174,12 +182,22 @@ def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, 
     return found
 
 
+def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:
+    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty."""
+    return {
+        name: number.value if isinstance(number, Estimate) and number.low == number.high == number.value else number
+        for name, number in numbers.items()
+    }
+
+
 def _by_env(scores: Sequence[Scores], method: str) -> dict[str, list[float]]:
     return {each.group.env: each.values.tolist() for each in scores if each.group.method == method and len(each.values)}
 
 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for row in rows for name in row.numbers))
+    names = dict.fromkeys(name for row in rows for name in row.numbers)
+    # The papers' columns last, whichever row came first.
+    return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in PUBLISHED))))
 
 
 def _range(frames: Sequence[int]) -> str:

@@ -1,0 +1,57 @@
+"""One number a run, and the scales."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_reg.analysis import RANDOM_RETURNS, SAC_ANCHORS, AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.scores import group_scores, normalized, run_score, scale_of
+
+
+def test_scores_by_hand(make_run, tmp_path: Path) -> None:
+    make_run("a", [0.0, 8.0, 4.0])
+    (run,) = find_runs(tmp_path)
+    got = {how: run_score(run, how) for how in ("final", "best", "last2", "last9", "auc")}
+    assert got == {"final": 4.0, "best": 8.0, "last2": 6.0, "last9": 4.0, "auc": 5.0}  # auc: (4 + 6) / 2
+    with pytest.raises(AnalysisError, match="evaluations of return_sampled_mean, got none"):
+        run_score(run, "final", "return_sampled_mean")
+    for bad in ("last", "last0", "mean", ""):
+        with pytest.raises(AnalysisError, match="score must be final, best, auc or last<k>"):
+            run_score(run, bad)
+
+
+def test_unfinished_runs_are_left_out_and_said_so(make_run, tmp_path: Path) -> None:
+    make_run("a", [1.0, 2.0]), make_run("b", [5.0], seed=1, done=False), make_run("c", [], seed=2)
+    groups = group_runs(find_runs(tmp_path))
+    (scores,) = group_scores(groups)
+    assert scores.values.tolist() == [2.0] and scores.frames == (200,)
+    assert "b is not finished (100 frames" in scores.left_out[0] and "c has no evaluation" in scores.left_out[1]
+    (scores,) = group_scores(groups, unfinished=True)
+    assert scores.values.tolist() == [2.0, 5.0] and scores.frames == (200, 100)
+    with pytest.raises(AnalysisError, match="at least one run with a score, got none"):
+        group_scores(groups, column="return_sampled_mean")
+
+
+def test_scales_by_environment() -> None:
+    assert scale_of(["atari/Pong", "atari/SpaceInvaders"]) == "human"
+    assert scale_of(["mujoco/hopper"]) == "sac"
+    assert scale_of(["atari/Pong", "mujoco/hopper"]) == scale_of(["cartpole"]) == scale_of(["atari/AirRaid"]) == "none"
+    assert scale_of(["atari/Pong"], "none") == "none"
+    # MinAtar shares names with Atari, not its scores
+    assert scale_of(["minatar/breakout"]) == "none"
+    with pytest.raises(AnalysisError, match="normalize=human must be used with Atari games .* got cartpole"):
+        scale_of(["atari/Pong", "cartpole"], "human")
+    with pytest.raises(AnalysisError, match="normalize must be one of auto, human, sac, none, got 'min'"):
+        scale_of(["cartpole"], "min")
+
+
+def test_the_reference_is_one() -> None:
+    assert normalized("atari/Pong", np.array([-20.7, 14.6]), "human", 10**6).tolist() == [0.0, 1.0]
+    random = RANDOM_RETURNS["hopper"]
+    for frames, length in ((100, 1_000_000), (1_700_000, 1_000_000), (2_000_000, 3_200_000), (10**8, 3_200_000)):
+        sac = SAC_ANCHORS[length]["hopper"]
+        assert normalized("mujoco/hopper", np.array([random, sac]), "sac", frames).tolist() == [0.0, 1.0]
+    assert normalized("cartpole", np.array([7.0]), "none", 1).tolist() == [7.0]

@@ -1,0 +1,128 @@
+"""The two tables and their markup, on runs whose numbers are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_reg.analysis import AnalysisError, Group, find_runs, group_runs
+from torchrl_reg.analysis.aggregates import aggregates
+from torchrl_reg.analysis.markup import latex, markdown, tidy_csv
+from torchrl_reg.analysis.scores import Scores
+from torchrl_reg.analysis.statistics import Estimate
+from torchrl_reg.analysis.tables import Row, Table, aggregate_table, environment_table, label_notes, warnings
+
+
+def scores_of(method: str, env: str, values: Sequence[float], frames: int = 1000) -> Scores:
+    return Scores(Group(method, method, env, {}, ()), np.array(values, float), (frames,) * len(values))
+
+
+# Pong: random -20.7, human 14.6; Boxing: .1, 12.1
+PONG = [-20.7, 14.6]
+ATARI = [
+    scores_of("a", "atari/Boxing", [12.1, 24.1]),  # 1 and 2
+    scores_of("b", "atari/Boxing", [0.1, 12.1]),  # 0 and 1
+    scores_of("a", "atari/Pong", PONG),  # 0 and 1
+    scores_of("b", "atari/Pong", PONG),
+]
+
+
+def test_an_environments_rows() -> None:
+    table = environment_table(ATARI, scale="human", baseline="b", published="mirl")
+    assert table.columns == ("mean", "IQM", "human-normalized", "P(> b)", "dqn (mirl)", "sql (mirl)", "mirl (mirl)")
+    boxing = table.rows[0]
+    assert (boxing.env, boxing.method, boxing.runs, boxing.frames) == ("atari/Boxing", "a", 2, "1k")
+    assert boxing.numbers["mean"] == Estimate(pytest.approx(18.1), pytest.approx(12.1), pytest.approx(24.1))
+    assert boxing.numbers["human-normalized"].value == pytest.approx(1.5)
+    assert boxing.numbers["P(> b)"].value == pytest.approx(0.875)  # beats both, beats one and ties one
+    assert boxing.numbers["mirl (mirl)"] == pytest.approx(23.3889)
+    assert "P(> b)" not in table.rows[1].numbers and "mirl (mirl)" not in table.rows[2].numbers
+    assert any("Mnih et al. (2015)" in note for note in table.notes)
+
+
+def test_aggregates_by_hand() -> None:
+    table = aggregate_table(ATARI, scale="human", baseline="b")
+    a, b = table.rows
+    assert {name: number.value for name, number in a.numbers.items()} == pytest.approx(
+        # runs 1 2 0 1; task means 1.5 and .5; P: (.875 + .5) / 2
+        {"IQM": 1.0, "median": 1.0, "mean": 1.0, "optimality gap": 0.25, "P(> b)": 0.6875}
+    )
+    assert a.runs == 4 and "P(> b)" not in b.numbers and b.numbers["optimality gap"].value == pytest.approx(0.5)
+
+
+def test_without_a_scale_only_the_probability_of_improvement_is_averaged() -> None:
+    scores = [scores_of("a", "x", [2.0, 3.0]), scores_of("b", "x", [1.0]), *ATARI[2:]]
+    assert aggregate_table(scores, scale="none") is None
+    table = aggregate_table(scores, scale="none", baseline="b")
+    assert table.columns == ("P(> b)",) and table.rows[0].numbers["P(> b)"].value == pytest.approx(0.75)
+    assert aggregate_table(scores[:2], scale="none", baseline="b") is None  # one environment: its own table says it
+
+
+def test_a_method_that_lacks_an_environment_is_in_no_aggregate_and_said_so() -> None:
+    scores = ATARI[:3]
+    assert [each.method for each in aggregates(scores, "human")] == ["a"]
+    assert "b is in no aggregate, as it lacks atari/Pong" in warnings([], scores)
+    with pytest.raises(AnalysisError, match="baseline must have runs on every environment, got 'b'"):
+        aggregates(scores, "human", baseline="b")
+
+
+def test_single_runs_have_no_interval() -> None:
+    table = environment_table([scores_of("a", "x", [2.0])])
+    assert table.rows[0].numbers == {"mean": 2.0, "IQM": 2.0}
+
+
+def test_unknown_labels_and_tables_are_one_sentence() -> None:
+    with pytest.raises(AnalysisError, match="method must be one of 'a', 'b', got 'aa'. Did you mean 'a'?"):
+        environment_table(ATARI, baseline="aa")
+    with pytest.raises(AnalysisError, match="published=ments must share an Atari game with the results, got x; it has"):
+        environment_table([scores_of("a", "x", [1.0])], published="ments")
+
+
+def test_warnings_name_commits_and_settings_that_hide_behind_a_label(make_run, tmp_path: Path) -> None:
+    make_run("a", algo__tau=0.1, algo__learning_rate=1.0), make_run("b", algo__tau=0.2, algo__learning_rate=2.0)
+    make_run("c", seed=1, algo__tau=0.2, algo__learning_rate=2.0, commit="c" * 40)
+    groups = group_runs(find_runs(tmp_path))
+    assert [group.method for group in groups] == ["m_dqn tau=0.1", "m_dqn tau=0.2"]
+    found = warnings(groups, [])
+    assert "m_dqn tau=0.2 on cartpole at aaaaaaa, ccccccc" in found[0] and "tau=0.1" not in found[0]
+    assert label_notes(groups) == ["runs of m_dqn also differ in algo.learning_rate, along with their label"]
+
+
+TABLE = Table(
+    "t_1",
+    (
+        Row("atari/Pong", "m_dqn a|b", 2, "1k", "abc", {"mean": Estimate(1.0, -0.001, 20.0), "P(> dqn)": 0.5}),
+        Row("atari/Pong", "dqn", 3, "1k", "abc", {"mean": 5.0}),
+    ),
+    ("mean", "P(> dqn)"),
+    ("A note.",),
+)
+
+
+def test_markdown() -> None:
+    assert markdown([TABLE]) == (
+        "**t_1**\n\n"
+        "| env | method | seeds | frames | mean | P(> dqn) | commits |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| atari/Pong | m_dqn a\\|b | 2 | 1k | 1.0 [0.0, 20.0] | 0.50 | abc |\n"
+        "| atari/Pong | dqn | 3 | 1k | 5.00 |  | abc |\n\n"
+        "A note.\n"
+    )
+
+
+def test_latex() -> None:
+    text = latex([TABLE])
+    assert "\\begin{tabular}{llrrrrr}\n\\toprule\nenv & method" in text
+    assert "atari/Pong & m\\_dqn a|b & 2 & 1k & 1.0 [0.0, 20.0] & 0.50 & abc \\\\\n" in text
+    assert "P($>$ dqn)" in text and text.endswith("\\bottomrule\n\\end{tabular}\n") and "% A note.\n" in text
+
+
+def test_csv_is_tidy_and_unrounded() -> None:
+    rows = list(csv.DictReader(io.StringIO(tidy_csv([TABLE, TABLE]))))
+    assert len(rows) == 6 and rows[0]["low"] == "-0.001" and rows[0]["statistic"] == "mean"
+    assert (rows[1]["value"], rows[1]["low"], rows[2]["method"]) == ("0.5", "", "dqn")

@@ -1,0 +1,124 @@
+"""``torchrl-reg`` from the outside: what it prints, refuses and imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchrl_reg.cli import COMMANDS, main
+
+yaml = pytest.importorskip("yaml")
+
+
+def make_runs(root: Path, **returns: float) -> Path:
+    for recipe, value in returns.items():
+        for seed in range(3):
+            folder = root / recipe / f"seed={seed}"
+            folder.mkdir(parents=True)
+            config = {"env": {"name": "atari", "game": "Pong"}, "run": {"seed": seed}, "algo": {"tau": 0.03}}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            (folder / "command.txt").write_text(f"python recipes/{recipe}.py\n")
+            rows = [{"event": "eval", "frames": 100 * i, "return_greedy_mean": value * i + seed} for i in (1, 2)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (folder / "done.json").write_text("{}")
+    return root
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(tmp_path, dqn=1.0, m_dqn=5.0)
+    assert main(["table", str(tmp_path), "--baseline", "dqn"]) == 0
+    out, err = capsys.readouterr()
+    assert "| atari/Pong | m_dqn | 3 | 200 | 11.0 [10.0, 12.0]" in out and "**human-normalized over atari/Pong" in out
+    assert err == ""
+    assert main(["table", str(tmp_path / "dqn"), str(tmp_path / "m_dqn"), "--env", "atari/*", "--method", "m*"]) == 0
+    out, _ = capsys.readouterr()
+    assert "| m_dqn |" in out and "| dqn |" not in out
+
+
+@pytest.mark.parametrize("kind", ["curves", "aggregate", "profile", "improvement"])
+def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    pytest.importorskip("matplotlib")
+    make_runs(tmp_path, dqn=1.0, m_dqn=5.0)
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
+        out = tmp_path / f"new/{kind}{suffix}"
+        words = ["plot", kind, str(tmp_path), "--out", str(out), "--of", "m_dqn", "--baseline", "dqn"]
+        assert main(words) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+        assert out.read_bytes().startswith(start) and out.stat().st_size > 4_000
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["table", "NO"], "results must be an existing folder, got NO."),
+        (["table", "EMPTY"], "results must hold runs (folders with a config.yaml), got none in EMPTY."),
+        (
+            ["table", "RUNS", "--score", "worst"],
+            "score must be final, best, auc or last<k>, such as last5, got 'worst'.",
+        ),
+        (["table", "RUNS", "--normalize", "sac"], "normalize=sac must be used with the MuJoCo tasks"),
+        (["table", "RUNS", "--baseline", "dnq"], "got 'dnq'. Did you mean 'dqn'?"),
+        (["table", "RUNS", "--published", "rainbow"], "published must be one of mirl, ments, got 'rainbow'."),
+        (["table", "RUNS", "--published", "mirl"], "published=mirl must share an Atari game"),
+        (["table", "RUNS", "--env", "cart*"], "env must match one of atari/Pong, got cart*."),
+        (["table", "RUNS", "--column", "return"], "at least one run with a score, got none"),
+        (
+            ["table", "RUNS", "--by", "algo.tua"],
+            "by must name a setting of the runs, got 'algo.tua'. Did you mean 'algo.tau'?",
+        ),
+        (["plot", "curves", "RUNS", "--out", "x.gif"], "out must end in .png, .svg, .pdf, got 'x.gif'."),
+        (["plot", "curves", "RUNS", "--center", "mode"], "center must be one of mean, iqm, got 'mode'."),
+        (["plot", "aggregate", "RUNS", "--normalize", "none"], "normalize must be human or sac to average"),
+        (["plot", "aggregate", "RUNS", "--aggregate", "max"], "aggregate must be one of IQM, median"),
+        (["plot", "improvement", "RUNS", "--of", "dqn"], "baseline must name a method"),
+    ],
+)
+def test_a_users_error_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list, sentence: str
+) -> None:
+    make_runs(tmp_path / "RUNS", dqn=1.0)
+    (tmp_path / "EMPTY").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert sentence in err and err.startswith("torchrl-reg: ") and err.count("\n") == 1 and out == ""
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {name} " in text for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        assert "usage: torchrl-reg " + name in capsys.readouterr().out
+
+
+def test_a_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
+    make_runs(tmp_path, dqn=1.0)
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'matplotlib', 'omegaconf', 'scipy'): sys.modules[name] = None\n"
+        f"from torchrl_reg.cli import main; sys.exit(main(['table', {str(tmp_path)!r}]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    make_runs(tmp_path, dqn=1.0)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "torchrl_reg.cli", "table", str(tmp_path)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

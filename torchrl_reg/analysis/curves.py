@@ -1,0 +1,81 @@
+"""Learning curves as arrays: the seeds of a method over frames, and methods over environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.scores import normalized
+from torchrl_reg.analysis.statistics import Estimator, stratified_bootstrap
+
+Array = NDArray[np.float64]
+
+
+def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], Array] | None:
+    """Frames ``[E]`` and values ``[seeds, E]`` up to the last evaluation that all seeds have; None without any.
+
+    Seeds that have no evaluation yet are left out.
+
+    Raises:
+        AnalysisError: seeds evaluated at different frames.
+    """
+    runs = [(run, *run.evaluations(column)) for run in group.runs]
+    runs = [each for each in runs if len(each[1])]
+    if not runs:
+        return None
+    length = min(len(frames) for _, frames, _ in runs)
+    first, frames, _ = runs[0]
+    frames = frames[:length]
+    for run, other, _ in runs:
+        if not np.array_equal(other[:length], frames):
+            raise AnalysisError(
+                f"seeds of {group.method} on {group.env} must be evaluated at the same frames, got different ones in "
+                f"{first.path} and {run.path}."
+            )
+    return frames, np.stack([values[:length] for _, _, values in runs])
+
+
+def aggregate_curve(
+    groups: Sequence[Group],
+    scale: str,
+    estimator: Estimator,
+    column: str = "return_greedy_mean",
+    *,
+    frames: int,
+    points: int = 50,
+) -> tuple[Array, Array]:
+    """One method over its environments: frames ``[E]`` and ``[3, E]`` (value, low, high) of normalized returns.
+
+    Curves are interpolated linearly at common frames, from the first evaluation that all environments have to the last.
+
+    Args:
+        groups: of one method, one an environment.
+        scale: ``human`` or ``sac``.
+        estimator: the aggregate over environments and runs.
+        frames: length of the experiment, which SAC's reference returns depend on.
+        points: E at most.
+
+    Raises:
+        AnalysisError: an environment without evaluations, or none in common.
+    """
+    curves = [(group, group_curve(group, column)) for group in groups]
+    missing = [group.env for group, curve in curves if curve is None]
+    if missing:
+        raise AnalysisError(
+            f"{groups[0].method} must have evaluations of {column} everywhere, got none on {missing[0]}."
+        )
+    found = [(group.env, *curve) for group, curve in curves if curve is not None]
+    start, stop = max(each[0] for _, each, _ in found), min(each[-1] for _, each, _ in found)
+    if start > stop:
+        raise AnalysisError(f"{groups[0].method} must be evaluated at frames that overlap, got none in common.")
+    common = np.linspace(start, stop, min(points, max(len(each) for _, each, _ in found)))
+    runs = [
+        np.stack([np.interp(common, each, normalized(env, seed, scale, frames)) for seed in values])
+        for env, each, values in found
+    ]
+    sizes = [len(task) for task in runs]
+    return common, stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)

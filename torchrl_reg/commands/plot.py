@@ -1,0 +1,63 @@
+"""``torchrl-reg plot``: learning curves, aggregates, improvement bars and performance profiles, as PNG or SVG."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.commands.selection import add_scoring, add_selection, selected_groups, warn
+
+KINDS = {
+    "curves": "learning curves, a panel an environment",
+    "aggregate": "normalized learning curves over all environments",
+    "improvement": "of --of METHOD over --baseline METHOD, a bar an environment",
+    "profile": "share of runs above each normalized score",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``torchrl-reg plot``."""
+    kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+    parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help=kinds)
+    add_selection(parser)
+    add_scoring(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: KIND.png)")
+    parser.add_argument("--center", default="mean", metavar="HOW", help="of curves: mean (default) or iqm")
+    parser.add_argument(
+        "--aggregate", default="IQM", metavar="HOW", help="IQM (default), median, mean, 'optimality gap'"
+    )
+    parser.add_argument("--of", metavar="METHOD", help="whose improvement over --baseline is drawn")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws the figure and prints its path."""
+    try:
+        from torchrl_reg.analysis import plots
+    except ImportError as error:
+        raise AnalysisError(f"plots need {error.name}, got none: pip install 'torchrl_reg[report]'.") from error
+    from torchrl_reg.analysis.aggregates import envs_of
+    from torchrl_reg.analysis.figures import checked_path
+    from torchrl_reg.analysis.scores import group_scores, scale_of
+    from torchrl_reg.analysis.tables import warnings
+
+    out = checked_path(arguments.out or Path(f"{arguments.kind}.png"))
+    groups = selected_groups(arguments)
+    scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
+    column = arguments.column
+    if arguments.kind == "curves":
+        print(plots.draw_learning_curves(groups, out, column=column, center=arguments.center))
+        return 0
+    if arguments.kind == "aggregate":
+        print(plots.draw_aggregate_curves(groups, out, scale=scale, column=column, aggregate=arguments.aggregate))
+        return 0
+    scores = group_scores(groups, arguments.score, column, unfinished=arguments.unfinished)
+    warn(warnings(groups, scores))
+    if arguments.kind == "profile":
+        print(plots.draw_profiles(scores, out, scale=scale_of(envs_of(scores), arguments.normalize)))
+        return 0
+    for name in ("of", "baseline"):
+        if getattr(arguments, name) is None:
+            raise AnalysisError(f"{name} must name a method to draw improvement, got none.")
+    print(plots.draw_improvement(scores, out, method=arguments.of, baseline=arguments.baseline, scale=scale))
+    return 0
