@@ -211,16 +211,17 @@ def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
 
 def _picks(random: np.random.Generator, sizes: Sequence[int], resamples: int) -> NDArray[np.int64]:
     """Places ``[R, N]`` of the runs drawn: each within its own task."""
-    sizes = np.asarray(sizes)
-    starts = np.cumsum(sizes) - sizes
-    return random.integers(np.repeat(sizes, sizes), size=(resamples, sizes.sum())) + np.repeat(starts, sizes)
+    counts = np.asarray(sizes, dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    return random.integers(np.repeat(counts, counts), size=(resamples, counts.sum())) + np.repeat(starts, counts)
 
 
 def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
-    starts = np.cumsum(sizes) - sizes
-    return np.add.reduceat(runs, starts, axis=-1) / sizes
+    counts = np.asarray(sizes, dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    return np.add.reduceat(runs, starts, axis=-1) / counts
 
 
 def _weights(sizes: Sequence[int]) -> Array:
-    sizes = np.asarray(sizes)
-    return np.repeat(sizes.sum() / (len(sizes) * sizes), sizes)
+    counts = np.asarray(sizes, dtype=np.int64)
+    return np.repeat(counts.sum() / (len(counts) * counts), counts)
