@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.doctor import CHECKS, Finding, checked
+from torchrl_reg.doctor.machine import CHECKS, Finding, checked
 
 _MARKS = {"ok": "ok     ", "warn": "warn   ", "missing": "missing"}
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tau_of(folder: Path) -> Iterable[Finding]:
-    from torchrl_reg.temperature import temperature_finding  # builds environments, and so needs torch
+    from torchrl_reg.doctor.temperature import temperature_finding  # builds environments, and so needs torch
 
     yield temperature_finding(folder)
 

@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
-from torchrl_reg import doctor
 from torchrl_reg.cli import main
-from torchrl_reg.doctor import Finding
-from torchrl_reg.temperature import largest_entropy, temperature_finding
+from torchrl_reg.doctor import machine
+from torchrl_reg.doctor.machine import Finding
+from torchrl_reg.doctor.temperature import largest_entropy, temperature_finding
 
 
 def _run(*arguments: str) -> int:
@@ -68,14 +68,14 @@ def test_a_folder_that_is_no_run_is_refused(only, capsys, tmp_path):
 
 
 def test_this_machine_has_the_pinned_packages():
-    found = {finding.name: finding for finding in doctor._pinned_packages()}
+    found = {finding.name: finding for finding in machine._pinned_packages()}
     assert set(found) == {"torch", "torchrl", "tensordict", "gymnasium"}
     assert {finding.status for finding in found.values()} == {"ok"}
 
 
 def test_a_version_beside_its_pin_is_noticed(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "torchrl" else "1.0")
-    found = {finding.name: finding for finding in doctor._pinned_packages()}
+    monkeypatch.setattr(machine, "_version", lambda package: None if package == "torchrl" else "1.0")
+    found = {finding.name: finding for finding in machine._pinned_packages()}
     assert found["torch"].status == "warn" and "1.0, pinned" in found["torch"].detail
     assert found["torchrl"].status == "missing" and found["torchrl"].essential
 
@@ -89,28 +89,28 @@ def test_a_version_beside_its_pin_is_noticed(monkeypatch):
     ],
 )
 def test_probes_survive_what_they_try(code, status, detail):
-    found = doctor._probed("probe", code, "install it")
+    found = machine._probed("probe", code, "install it")
     assert (found.status, found.detail) == (status, detail)
 
 
 def test_a_module_that_is_not_installed_is_not_tried():
-    found = doctor._probed("probe", "raise SystemExit('tried')", "install it", module="no_such_module")
+    found = machine._probed("probe", "raise SystemExit('tried')", "install it", module="no_such_module")
     assert (found.status, found.detail) == ("missing", "no_such_module is not installed")
 
 
 def test_slurm_without_sbatch_and_with_a_dead_controller(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert [finding.status for finding in doctor._slurm()] == ["missing"]
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert [finding.status for finding in machine._slurm()] == ["missing"]
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
     silent = subprocess.CompletedProcess([], 1, "", "slurm_load_ctl_conf error: Unable to contact slurm controller")
-    monkeypatch.setattr(doctor, "_answer", lambda *command: silent)
-    (found,) = doctor._slurm()
+    monkeypatch.setattr(machine, "_answer", lambda *command: silent)
+    (found,) = machine._slurm()
     assert found.status == "warn" and "Unable to contact slurm controller" in found.detail
 
 
 def test_a_command_that_hangs_is_an_answer_too(monkeypatch):
-    monkeypatch.setattr(doctor, "_SLURM_SECONDS", 0.1)
-    assert doctor._answer("sleep", "5").returncode == 1
+    monkeypatch.setattr(machine, "_SLURM_SECONDS", 0.1)
+    assert machine._answer("sleep", "5").returncode == 1
 
 
 @pytest.mark.parametrize(

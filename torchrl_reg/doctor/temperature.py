@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.doctor import Finding
+from torchrl_reg.doctor.machine import Finding
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 
 #: Shares of the largest entropy from which on a policy counts as uniform, and up to which as greedy.
