@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -85,9 +86,10 @@ def save(figure: Figure, path: Path) -> Path:
     checked_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a date, equal runs give equal files.
+        # Without a date and with fixed names inside, equal runs give equal files.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-        figure.savefig(path, dpi=130, metadata=metadata)
+        with rc_context({"svg.hashsalt": "torchrl_reg"}):
+            figure.savefig(path, dpi=130, metadata=metadata)
     except OSError as error:
         raise AnalysisError(f"out must be a file that can be written, got {path}: {error.strerror}.") from None
     return path

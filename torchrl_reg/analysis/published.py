@@ -114,6 +114,11 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
     return normalized_score(score, random, human)
 
 
+def has_human_score(game: str) -> bool:
+    """Whether :func:`human_normalized_score` knows ``game``."""
+    return _key(game) in {_key(name) for name in atari_reference_scores()}
+
+
 def _hint(game: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(_key(game), names, n=1)
     proper = next((name for name in atari_reference_scores() if near and _key(name) == near[0]), None)

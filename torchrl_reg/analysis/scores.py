@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.normalized import RANDOM_RETURNS, SAC_ANCHORS, normalized_score
-from torchrl_reg.analysis.published import atari_reference_scores, human_normalized_score
+from torchrl_reg.analysis.published import has_human_score, human_normalized_score
 from torchrl_reg.analysis.runs import RunRecord
 
 Array = NDArray[np.float64]
@@ -116,7 +116,10 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     """
     if wanted not in SCALES:
         raise AnalysisError(f"normalize must be one of {', '.join(SCALES)}, got {wanted!r}.")
-    suits = {"human": _has_human_score, "sac": lambda env: _task(env) in RANDOM_RETURNS}
+    suits = {
+        "human": lambda env: env.startswith("atari/") and has_human_score(_task(env)),
+        "sac": lambda env: _task(env) in RANDOM_RETURNS,
+    }
     if wanted == "auto":
         return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
     unsuited = [env for env in envs if wanted in suits and not suits[wanted](env)]
@@ -143,13 +146,6 @@ def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
 def sac_frames(frames: int) -> int:
     """The published length of SAC's runs nearest (in ratio) to ``frames``."""
     return min(SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
-
-
-def _has_human_score(env: str) -> bool:
-    if not env.startswith("atari/"):
-        return False
-    key = "".join(letter for letter in _task(env).lower() if letter.isalnum())
-    return key in {name.replace("_", "") for name in atari_reference_scores()}
 
 
 def _task(env: str) -> str:

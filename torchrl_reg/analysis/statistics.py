@@ -211,17 +211,21 @@ def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
 
 def _picks(random: np.random.Generator, sizes: Sequence[int], resamples: int) -> NDArray[np.int64]:
     """Places ``[R, N]`` of the runs drawn: each within its own task."""
-    counts = np.asarray(sizes, dtype=np.int64)
-    starts = np.cumsum(counts) - counts
-    return random.integers(np.repeat(counts, counts), size=(resamples, counts.sum())) + np.repeat(starts, counts)
+    counts = np.asarray(sizes, np.int64)
+    return random.integers(np.repeat(counts, counts), size=(resamples, counts.sum())) + np.repeat(
+        _starts(sizes), counts
+    )
 
 
 def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
-    counts = np.asarray(sizes, dtype=np.int64)
-    starts = np.cumsum(counts) - counts
-    return np.add.reduceat(runs, starts, axis=-1) / counts
+    return np.add.reduceat(runs, _starts(sizes), axis=-1) / np.asarray(sizes)
+
+
+def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
+    counts = np.asarray(sizes, np.int64)
+    return np.cumsum(counts) - counts
 
 
 def _weights(sizes: Sequence[int]) -> Array:
-    counts = np.asarray(sizes, dtype=np.int64)
+    counts = np.asarray(sizes, np.int64)
     return np.repeat(counts.sum() / (len(counts) * counts), counts)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
+from typing import TypeVar
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs
 from torchrl_reg.analysis.runs import find_runs
+
+Item = TypeVar("Item")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +49,23 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
         raise AnalysisError(
             f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."
         )
+    # Environments are chosen before methods are named, so that labels say what differs on those chosen.
+    runs = _matching("env", arguments.env, {run.env for run in runs}, runs, lambda run: run.env)
     groups = group_runs(runs, arguments.by)
-    for name, of in (("env", lambda group: group.env), ("method", lambda group: group.method)):
-        patterns = getattr(arguments, name)
-        if patterns:
-            there = dict.fromkeys(map(of, groups))
-            # A label may hold brackets, which patterns understand otherwise, so it also matches itself.
-            groups = [g for g in groups if any(of(g) == each or fnmatch(of(g), each) for each in patterns)]
-            if not groups:
-                raise AnalysisError(f"{name} must match one of {_listed(there)}, got {_listed(patterns)}.")
-    return groups
+    labels = {group.method for group in groups}
+    return _matching("method", arguments.method, labels, groups, lambda group: group.method)
+
+
+def _matching(
+    name: str, patterns: list[str] | None, there: set[str], items: list[Item], of: Callable[[Item], str]
+) -> list[Item]:
+    if not patterns:
+        return items
+    # A label may hold brackets, which patterns understand otherwise, so it also matches itself.
+    found = [item for item in items if any(of(item) == each or fnmatch(of(item), each) for each in patterns)]
+    if not found:
+        raise AnalysisError(f"{name} must match one of {_listed(sorted(there))}, got {_listed(patterns)}.")
+    return found
 
 
 def warn(sentences: Iterable[str]) -> None:

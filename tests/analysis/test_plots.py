@@ -1,0 +1,72 @@
+"""What the figures show: the arrays behind them, and what is refused. That files come out is in test_cli."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.curves import aggregate_curve, group_curve
+from torchrl_reg.analysis.figures import COLORS, save, styles
+from torchrl_reg.analysis.plots import _improvement, draw_aggregate_curves, draw_improvement, draw_learning_curves
+from torchrl_reg.analysis.statistics import mean
+
+
+def test_a_groups_curve_ends_where_its_shortest_seed_does(make_run, tmp_path: Path) -> None:
+    make_run("a", [1.0, 2.0, 3.0]), make_run("b", [5.0, 6.0], seed=1), make_run("c", [], seed=2)
+    (group,) = group_runs(find_runs(tmp_path))
+    frames, values = group_curve(group)
+    assert frames.tolist() == [100, 200] and values.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    assert group_curve(group, "return_sampled_mean") is None
+    with pytest.raises(AnalysisError, match="evaluations of return_sampled_mean, got none"):
+        draw_learning_curves([group], tmp_path / "x.png", column="return_sampled_mean")
+
+
+def test_seeds_evaluated_at_different_frames_are_refused(make_run, tmp_path: Path) -> None:
+    make_run("a"), make_run("b", seed=1, every=70)
+    with pytest.raises(AnalysisError, match="same frames, got different ones in .*/a and .*/b"):
+        draw_learning_curves(group_runs(find_runs(tmp_path)), tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_aggregates_over_environments_meet_at_common_frames(make_run, tmp_path: Path) -> None:
+    # Pong every 100 frames, normalized 0, 1, 2; Boxing every 200: 0, 2
+    make_run("a", [-20.7, 14.6, 49.9], env="atari/Pong"), make_run("b", [0.1, 24.1], env="atari/Boxing", every=200)
+    frames, band = aggregate_curve(group_runs(find_runs(tmp_path)), "human", mean, frames=400)
+    assert frames.tolist() == [200.0, 250.0, 300.0]
+    np.testing.assert_allclose(band[0], [(1 + 0) / 2, (1.5 + 0.5) / 2, (2 + 1) / 2], atol=1e-12)
+    np.testing.assert_allclose(band[1:], band[[0, 0]])
+
+
+def test_a_method_that_lacks_an_environment_is_not_in_the_aggregate(make_run, tmp_path: Path) -> None:
+    make_run("a", env="atari/Pong"), make_run("b", recipe="dqn", env="atari/Boxing")
+    with pytest.raises(AnalysisError, match="a method with runs on all of atari/Boxing, atari/Pong, got none"):
+        draw_aggregate_curves(group_runs(find_runs(tmp_path)), tmp_path / "x.png", scale="human")
+
+
+def test_improvement_is_relative_to_the_higher_of_baseline_and_reference() -> None:
+    assert _improvement("e", 0.5, 0.25, "human") == pytest.approx(25.0)  # of a human
+    assert _improvement("e", 6.0, 4.0, "human") == pytest.approx(50.0)  # of the baseline
+    assert _improvement("e", -100.0, -200.0, "none") == pytest.approx(50.0)
+    with pytest.raises(AnalysisError, match="mean return on e must not be 0"):
+        _improvement("e", 1.0, 0.0, "none")
+    with pytest.raises(AnalysisError, match="method must be one of , got 'a'"):
+        draw_improvement([], Path("x.png"), method="a", baseline="b", scale="none")
+
+
+def test_methods_look_different_beyond_the_colours(tmp_path: Path) -> None:
+    looks = styles([str(i) for i in range(2 * len(COLORS))])
+    assert len({str(look) for look in looks.values()}) == 2 * len(COLORS)
+    with pytest.raises(AnalysisError, match="out must end in .png, .svg, .pdf, got"):
+        save(None, tmp_path / "x.jpg")  # type: ignore[arg-type]
+
+
+def test_equal_runs_give_equal_files(make_run, tmp_path: Path) -> None:
+    make_run("a"), make_run("b", [3.0, 2.0, 1.0], seed=1)
+    groups = group_runs(find_runs(tmp_path))
+    one, other = (draw_learning_curves(groups, tmp_path / name).read_bytes() for name in ("1.svg", "2.svg"))
+    assert one == other
