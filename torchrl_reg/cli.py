@@ -16,6 +16,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
+    "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
+    "watch": "live curves, progress and time left of running runs in the terminal",
+    "doctor": "checks this machine, and whether tau suits the reward scale of runs",
 }
 
 

@@ -20,7 +20,8 @@ ALLOWED = {
     "planning": {"planning", "modules", "functional"},
     "training": {"training"},
     "analysis": {"analysis"},
-    "commands": {"commands", "analysis"},
+    "doctor": {"doctor", "envs"},
+    "commands": {"commands", "analysis", "doctor"},
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}

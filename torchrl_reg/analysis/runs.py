@@ -118,7 +118,7 @@ def find_runs(root: Path | str | Sequence[Path | str]) -> list[RunRecord]:
     for each in map(Path, roots):
         if not each.is_dir():
             raise AnalysisError(f"results must be an existing folder, got {each}.")
-        for folder in _run_folders(each):
+        for folder in run_folders(each):
             found.setdefault(folder.resolve(), folder)
     return [read_run(folder) for folder in sorted(found.values())]
 
@@ -145,7 +145,8 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
+def run_folders(root: Path) -> Iterator[Path]:
+    """The folders at or below ``root`` that hold a ``config.yaml``, as :func:`find_runs` looks for them."""
     for folder, below, files in os.walk(root):
         if "config.yaml" in files:
             below.clear()

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.report.chart import Line, line_chart
+from torchrl_reg.analysis.report.page import report_html
+from torchrl_reg.analysis.report.responses import heat_maps, responses
+from torchrl_reg.analysis.report.scores import learning_curve, profiles
+from torchrl_reg.analysis.report.sweep import read_sweep
+from torchrl_reg.cli import main
+
+_VOID = {"meta", "br", "wbr", "path", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Refuses tags that do not close; keeps text, attributes and the cells of tables."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.rows: list[list[str]] = []
+        self._in_cell = False
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+        if tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+            if self._in_cell:
+                self.rows[-1][-1] += data
+
+
+def _report(root: Path) -> tuple[str, Page]:
+    html = report_html(read_sweep(root))
+    return html, Page(html)
+
+
+def test_every_number_of_the_table_is_that_of_a_hand_computation(tmp_path, write_run):
+    write_run(tmp_path, recipe="dqn", seed=0, scores=(9.0, 1.0))
+    write_run(tmp_path, recipe="dqn", seed=1, scores=(9.0, 3.0))
+    write_run(tmp_path, recipe="m_dqn", seed=0, scores=(0.0, -150.25))
+    write_run(tmp_path, recipe="m_dqn", seed=1, scores=(0.0, 77.0), done=False)  # not finished: no score
+    write_run(tmp_path, recipe="m_dqn", seed=0, env="acrobot", scores=(0.0, None))  # its last evaluation was not finite
+    _, page = _report(tmp_path)
+    # Of two seeds a bootstrap mean is the lower with probability 1/4: the ends of the interval are the seeds.
+    assert page.rows == [
+        ["method", "acrobot", "cartpole", "seeds", "commit"],
+        ["dqn", "", "2.00 [1.00, 3.00]", "2", "0123456"],
+        ["m_dqn", "0.00 ", "−150.2 ", "1 acrobot1 of 2 cartpole", "0123456"],
+    ]
+
+
+def test_what_the_header_counts(tmp_path, write_run):
+    write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, done=False)
+    (write_run(tmp_path, seed=2, done=False)).with_name("seed=2.failed").write_text("{}")
+    _, page = _report(tmp_path)
+    text = " ".join("".join(page.text).split())
+    # 3 runs of 200 frames, 4 seconds each.
+    assert "1 of 3 runs finished1 failed1 method1 environment3 seeds each600 frames12 s of run time" in text
+    assert "1 run is not finished; the summary leaves out what is not." in text
+
+
+def test_name_question_plan_failures_and_commands_are_shown(tmp_path, write_run):
+    (tmp_path / "sweep.yaml").write_text("name: ablation\nquestion: Does it help?\ngrid: {algo.tau: [0.1]}\n")
+    run = write_run(tmp_path, seed=0, done=False)
+    failed = {"returncode": 137, "last_line": "Killed: out of memory", "ended_at": "2026-01-01T00:00:00"}
+    run.with_name("seed=0.failed").write_text(json.dumps(failed))
+    run.with_name("seed=1.failed").write_text('{"retu')  # half written, and the run never made its folder
+    run.with_name("seed=1.log").write_text("Traceback\nValueError: the last line\n\n")
+    write_run(tmp_path, seed=2).with_name("seed=2.failed").write_text("{}")  # run again since
+    _, page = _report(tmp_path)
+    text = "".join(page.text)
+    assert "Does it help?" in text and "algo.tau" in text
+    assert "python recipes/m_dqn.py env=cartpole run.seed=0 run.dir=seed=0" in text
+    folder = "m_dqn/cartpole/tau=0.03"
+    assert page.rows[-2:] == [
+        [f"{folder}/seed=0", "137", "2026-01-01T00:00:00", "Killed: out of memory"],
+        [f"{folder}/seed=1", "", "", "ValueError: the last line"],
+    ]
+
+
+@pytest.mark.parametrize("case", ["no finished run", "only a failure", "no metrics", "one seed", "nulls", "torn line"])
+def test_missing_parts(tmp_path, write_run, case):
+    if case == "no finished run":
+        write_run(tmp_path, done=False, scores=())
+    elif case == "only a failure":
+        (tmp_path / "seed=3.failed").write_text('{"returncode": 1, "last_line": "boom"}')
+    elif case == "no metrics":
+        run = write_run(tmp_path, done=False)
+        for name in ("metrics.jsonl", "provenance.json", "command.txt"):
+            (run / name).unlink()
+    elif case == "one seed":
+        write_run(tmp_path)
+    elif case == "nulls":
+        write_run(tmp_path, scores=(None, None))
+    else:
+        with (write_run(tmp_path) / "metrics.jsonl").open("a") as file:
+            file.write('{"event": "ev')
+    html, page = _report(tmp_path)
+    assert f"<h1>{tmp_path.name}".replace("_", "_<wbr>") in html
+    assert "NaN" not in html and ">nan" not in html and "None" not in "".join(page.text)
+    assert page.tags
+
+
+def test_names_from_outside_are_escaped(tmp_path, write_run):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    root = tmp_path / "sweep"
+    root.mkdir()
+    (root / "sweep.yaml").write_text(json.dumps({"name": evil, "question": evil, "grid": {evil: [evil]}}))
+    for value in (evil, "plain"):
+        run = write_run(root, env="a<b>&c", settings={"mode": value, "tau": 0.1}, folder=f"m={value == evil}")
+        (run / "command.txt").write_text(f"python recipes/m_dqn.py '{evil}'\n")
+        run.with_name("seed=9.failed").write_text(json.dumps({"returncode": evil, "last_line": evil, "ended_at": evil}))
+    html, page = _report(root)
+    assert html.count("<script>") == 1 and "<img" not in html
+    assert [tag for tag, _ in page.tags].count("script") == html.count('<script type="application/json">') + 1
+    assert "alert(2)" in "".join(page.text)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_the_page_loads_nothing(tmp_path, write_run):
+    write_run(tmp_path)
+    html, page = _report(tmp_path)
+    assert not any(word in html for word in ("http://", "https://", "url(", "@import", "fetch(", "XMLHttpRequest"))
+    assert not any(
+        name in ("src", "href", "srcset", "xlink:href") for _, attributes in page.tags for name in attributes
+    )
+    policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
+    assert "default-src 'none'" in str(policy)
+
+
+def test_the_same_runs_give_the_same_page(tmp_path, write_run):
+    for seed in range(3):
+        write_run(tmp_path, seed=seed, scores=(1.0 + seed, 2.0 * seed))
+    assert report_html(read_sweep(tmp_path)) == report_html(read_sweep(tmp_path))
+
+
+def test_a_learning_curve_goes_dashed_where_seeds_are_missing(tmp_path, write_run):
+    write_run(tmp_path, seed=0, scores=(1.0, 2.0, 3.0))
+    write_run(tmp_path, seed=1, scores=(3.0, None, 5.0, 7.0), done=False)
+    (group,) = read_sweep(tmp_path).groups
+    line = learning_curve(group, "return_greedy_mean", 0)
+    assert line is not None and line.label.endswith("(2)")
+    assert line.x.tolist() == [100, 300] and line.y.tolist() == [2.0, 4.0]
+    assert line.low is not None and line.low.tolist() == [1.0, 3.0]
+    assert line.more_x.tolist() == [400] and line.more_y.tolist() == [7.0]
+
+
+def test_profiles_scale_each_environment_from_its_worst_run_to_its_best(tmp_path, write_run):
+    for env, scale in (("cartpole", 1.0), ("acrobot", -100.0)):
+        for recipe, scores in (("dqn", (0.0, 1.0)), ("m_dqn", (0.5, 0.5))):
+            for seed, score in enumerate(scores):
+                write_run(tmp_path, recipe=recipe, env=env, seed=seed, scores=(score * scale,))
+    write_run(tmp_path, recipe="iqn", env="acrobot", scores=(0.0,))  # not on every environment
+    lines = profiles(read_sweep(tmp_path), points=5)
+    assert [line.label for line in lines] == ["dqn", "m_dqn"]
+    assert lines[0].x.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    # One dqn run of two is the best of its environment, the other the worst; a profile counts scores above.
+    assert lines[0].y.tolist() == [0.5, 0.5, 0.5, 0.5, 0.0]
+    assert lines[1].y.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_scores(tmp_path, write_run):
+    for env, scale in (("cartpole", 500.0), ("acrobot", 4.0)):
+        for seed in (0, 1):
+            write_run(tmp_path, recipe="dqn", env=env, seed=seed, scores=(scale * seed / 4,))
+            write_run(tmp_path, recipe="m_dqn", env=env, seed=seed, scores=(scale,))
+    _, page = _report(tmp_path)
+    # dqn: 0, 0, 1/4, 1/4 without the lowest and the highest.
+    assert page.rows[0][:2] == ["method", "all, scaled IQM"]
+    assert page.rows[1][1].startswith("0.125 [0.00, 0.250]") and page.rows[2][1] == "1.00 [1.00, 1.00]"
+
+
+def test_atari_games_are_scaled_by_random_and_human_scores(tmp_path, write_run):
+    for game, random, human in (("Pong", -20.7, 14.6), ("Breakout", 1.7, 30.5)):
+        write_run(tmp_path, recipe="dqn", env=f"atari/{game}", scores=(random,))
+        write_run(tmp_path, recipe="m_dqn", env=f"atari/{game}", scores=(2 * human - random,))
+    html, page = _report(tmp_path)
+    assert [row[1].split()[0] for row in page.rows[1:3]] == ["0.00", "2.00"]
+    assert "0 is the random policy and 1 a human" in html
+
+
+def test_many_environments_are_rows(tmp_path, write_run):
+    for i in range(7):
+        for recipe in ("dqn", "m_dqn"):
+            write_run(tmp_path, recipe=recipe, env=f"game{i}", scores=(float(i),), done=i < 6 or recipe == "dqn")
+    _, page = _report(tmp_path)
+    assert page.rows[0] == ["environment", "dqn", "m_dqn"]
+    assert page.rows[1:3] == [["game0", "0.00 ", "0.00 "], ["game1", "1.00 ", "1.00 "]]
+    assert page.rows[7:] == [
+        ["game6", "6.00 ", "no finished run"],
+        ["seeds", "1", "6 of 7 runs"],
+        ["commit", "0123456", "0123456"],
+    ]
+
+
+def test_responses_and_heat_maps(tmp_path, write_run):
+    for tau in (0.1, 0.01):
+        for alpha in (0.0, None, 0.9):
+            for seed in (0, 1):
+                score = 10 * tau + (2.0 if alpha is None else alpha) + seed
+                write_run(tmp_path, seed=seed, settings={"tau": tau, "alpha": alpha}, scores=(score,))
+    groups = read_sweep(tmp_path).groups
+    found = {response.setting: response for response in responses(groups, "return_greedy_mean")}
+    assert list(found) == ["algo.tau", "algo.alpha"]
+    assert found["algo.alpha"].values == ("0", "0.9", "null")
+    assert [line.label for line in found["algo.alpha"].lines] == ["m_dqn tau=0.01", "m_dqn tau=0.1"]
+    np.testing.assert_allclose(found["algo.alpha"].lines[1].y, [1.5, 2.4, 3.5])
+    np.testing.assert_allclose(found["algo.alpha"].lines[1].low, [1.0, 1.9, 3.0])
+    (heat_map,) = heat_maps(groups, "return_greedy_mean")
+    assert (heat_map.rows, heat_map.columns) == ("algo.tau", "algo.alpha")
+    assert heat_map.row_values == ("0.01", "0.1") and heat_map.counts == ((2, 2, 2), (2, 2, 2))
+    np.testing.assert_allclose(heat_map.cells, [[0.6, 1.5, 2.6], [1.5, 2.4, 3.5]])
+
+
+def test_settings_that_only_change_together_have_no_response(tmp_path, write_run):
+    write_run(tmp_path, settings={"tau": 0.1, "alpha": 0.0})
+    write_run(tmp_path, settings={"tau": 0.2, "alpha": 0.9})
+    groups = read_sweep(tmp_path).groups
+    assert responses(groups, "return_greedy_mean") == [] and heat_maps(groups, "return_greedy_mean") == []
+
+
+def test_a_chart_leaves_out_what_is_not_a_number():
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([1.0, np.nan, 3.0])
+    html = line_chart("t", [Line("a", 0, x, y, low=y - 1, high=y + 1)])
+    assert '"x":[0.0,2.0],"y":[1.0,3.0],"low":[0.0,2.0]' in html and "nan" not in html
+    assert line_chart("t", [Line("a", 0, x, y * np.nan)]) == ""
+
+
+def test_losses_over_three_orders_of_magnitude_are_drawn_on_a_log_scale():
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([0.01, 1.0, 100.0])
+    html = line_chart("loss", [Line("a", 0, x, y)], may_log=True)
+    assert "log scale" in html
+    # The middle one in magnitude stands in the middle.
+    assert "L500 500L" in html
+    assert "log scale" not in line_chart("loss", [Line("a", 0, x, y)])
+
+
+def test_the_command_writes_beside_the_runs_and_says_where(tmp_path, write_run, capsys):
+    write_run(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "results must be an existing folder, got absent."),
+        (["empty"], "FOLDER must hold run folders, got empty with none."),
+        (["sweep", "-o", "no/such/folder.html"], "--out must be a file that can be written, got no/such/folder.html"),
+        (["sweep", "--column", "fps"], "--column must be an evaluation of the runs, got 'fps'; they have"),
+        (["broken"], "broken/sweep.yaml must hold name, question, recipe, grid and seeds, got str."),
+    ],
+)
+def test_bad_arguments(tmp_path, write_run, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    write_run(Path("sweep"))
+    write_run(Path("broken"))
+    Path("broken/sweep.yaml").write_text("just words\n")
+    assert main(["report", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"torchrl-reg: {message}") and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_seeds_with_unequal_settings_are_refused(tmp_path, write_run):
+    write_run(tmp_path, seed=0, settings={"tau": 0.1}, folder="same")
+    write_run(tmp_path, seed=1, settings={"tau": 0.2}, folder="same")
+    with pytest.raises(AnalysisError, match="algo.tau"):
+        read_sweep(tmp_path)
+
+
+def test_a_single_evaluation_has_distinct_ticks():
+    html = line_chart("t", [Line("a", 0, np.array([32_000.0]), np.array([1.0]))])
+    texts = [text.split("</span>")[0].split(">")[-1] for text in html.split('x-labels">')[1].split("<span")[1:]]
+    assert len(texts) == len(set(texts)) > 2
+
+
+@pytest.mark.parametrize("command", ["report", "watch"])
+def test_neither_command_imports_torch(tmp_path, write_run, command):
+    write_run(tmp_path)
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom torchrl_reg.cli import main\n"
+        f"assert main({[command, str(tmp_path)]!r}) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

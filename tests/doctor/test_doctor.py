@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+
+import pytest
+
+from torchrl_reg.cli import main
+from torchrl_reg.doctor import machine
+from torchrl_reg.doctor.machine import Finding
+from torchrl_reg.doctor.temperature import largest_entropy, temperature_finding
+
+
+def _run(*arguments: str) -> int:
+    return main(["doctor", *arguments])
+
+
+def _folder(path, entropies, *, config="env: {name: cartpole}\nalgo: {tau: 0.5}\n", **columns):
+    path.mkdir()
+    (path / "config.yaml").write_text(config)
+    rows = [{"event": "train", "frames": 8 * i, "entropy": value, **columns} for i, value in enumerate(entropies)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "tra')
+    return path
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Replaces the checks of the machine, which take seconds."""
+    return lambda *checks: monkeypatch.setattr("torchrl_reg.commands.doctor.CHECKS", checks)
+
+
+def test_a_check_that_raises_is_one_line_and_the_others_go_on(only, capsys):
+    def broken():
+        raise RuntimeError("first line\nsecond line")
+
+    only(broken, lambda: [Finding("after", "ok", "fine")])
+    assert _run() == 0
+    out = capsys.readouterr().out
+    assert "warn     broken  could not be checked: first line second line\n" in out
+    assert "ok       after   fine\n" in out
+    assert out.endswith("1 ok, 1 to look at, 0 missing; nothing essential is broken.\n")
+
+
+@pytest.mark.parametrize(("essential", "code"), [(True, 1), (False, 0)])
+def test_the_exit_code_says_whether_something_essential_is_missing(only, capsys, essential, code):
+    only(lambda: [Finding("torch", "missing", "not installed", "pip install torch", essential)])
+    assert _run() == code
+    assert "-> pip install torch" in capsys.readouterr().out
+
+
+def test_json(only, capsys):
+    only(lambda: [Finding("disk", "warn", "1.0 GiB free", "free some")])
+    assert _run("--json") == 0
+    expected = {"name": "disk", "status": "warn", "detail": "1.0 GiB free", "todo": "free some", "essential": False}
+    assert json.loads(capsys.readouterr().out) == [expected]
+
+
+def test_a_folder_that_is_no_run_is_refused(only, capsys, tmp_path):
+    only()
+    assert _run(str(tmp_path / "absent")) == 1
+    captured = capsys.readouterr()
+    assert (
+        captured.err
+        == f"torchrl-reg: RUN must be a run folder, which holds a config.yaml, got {tmp_path / 'absent'}.\n"
+    )
+    assert captured.out == ""
+
+
+def test_this_machine_has_the_pinned_packages():
+    found = {finding.name: finding for finding in machine._pinned_packages()}
+    assert set(found) == {"torch", "torchrl", "tensordict", "gymnasium"}
+    assert {finding.status for finding in found.values()} == {"ok"}
+
+
+def test_a_version_beside_its_pin_is_noticed(monkeypatch):
+    monkeypatch.setattr(machine, "_version", lambda package: None if package == "torchrl" else "1.0")
+    found = {finding.name: finding for finding in machine._pinned_packages()}
+    assert found["torch"].status == "warn" and "1.0, pinned" in found["torch"].detail
+    assert found["torchrl"].status == "missing" and found["torchrl"].essential
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "detail"),
+    [
+        ("print('noise'); print('version 3')", "ok", "version 3"),
+        ("import no_such_module", "missing", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import os; os.abort()", "missing", "crashed with signal 6"),
+    ],
+)
+def test_probes_survive_what_they_try(code, status, detail):
+    found = machine._probed("probe", code, "install it")
+    assert (found.status, found.detail) == (status, detail)
+
+
+def test_a_module_that_is_not_installed_is_not_tried():
+    found = machine._probed("probe", "raise SystemExit('tried')", "install it", module="no_such_module")
+    assert (found.status, found.detail) == ("missing", "no_such_module is not installed")
+
+
+def test_slurm_without_sbatch_and_with_a_dead_controller(monkeypatch):
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert [finding.status for finding in machine._slurm()] == ["missing"]
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
+    silent = subprocess.CompletedProcess([], 1, "", "slurm_load_ctl_conf error: Unable to contact slurm controller")
+    monkeypatch.setattr(machine, "_answer", lambda *command: silent)
+    (found,) = machine._slurm()
+    assert found.status == "warn" and "Unable to contact slurm controller" in found.detail
+
+
+def test_a_command_that_hangs_is_an_answer_too(monkeypatch):
+    monkeypatch.setattr(machine, "_SLURM_SECONDS", 0.1)
+    assert machine._answer("sleep", "5").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("entropies", "status", "shown"),
+    [
+        ([0.69, 0.690, 0.6869], "warn", "99.5%, 99.5%, 99.1% of ln 2 = 0.693"),
+        ([0.69, 0.3, 0.0001], "warn", "99.5%, 43.3%, 0.0% of ln 2"),
+        ([0.69, 0.3, 0.07], "ok", "99.5%, 43.3%, 10.1% of ln 2"),
+    ],
+)
+def test_entropy_as_a_share_of_ln_a(tmp_path, entropies, status, shown):
+    found = temperature_finding(_folder(tmp_path / "run", entropies, tau=0.5, action_gap=2.0))
+    assert found.status == status
+    assert shown in found.detail and "tau=0.5" in found.detail and "action gap / tau = 4" in found.detail
+    assert ("uniform" in found.todo) == (entropies[-1] > 0.6)
+    assert ("greedy" in found.todo) == (entropies[-1] < 0.01)
+
+
+def test_ln_a_over_bins_is_d_ln_k():
+    config = {"env": {"name": "pendulum"}, "policy": {"name": "multicategorical", "num_bins": 7}}
+    largest, symbol = largest_entropy(config)
+    assert symbol == "1 ln 7" and largest == pytest.approx(math.log(7))
+
+
+@pytest.mark.parametrize(
+    ("entropies", "detail"),
+    [([], "no training row yet"), ([None, None], "this method reports no entropy: nothing to judge")],
+)
+def test_runs_without_an_entropy(tmp_path, entropies, detail):
+    assert temperature_finding(_folder(tmp_path / "run", entropies)).detail == detail
+
+
+def test_an_environment_that_cannot_be_built_is_named(tmp_path):
+    found = temperature_finding(_folder(tmp_path / "run", [0.5], config="env: {name: chess}\n"))
+    assert found.status == "warn" and "got 'chess'" in found.detail

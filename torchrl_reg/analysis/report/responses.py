@@ -1,0 +1,165 @@
+"""How the score answers to a setting, and to two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from torchrl_reg.analysis.groups import Group, short_name, shown
+from torchrl_reg.analysis.report.chart import Line
+from torchrl_reg.analysis.report.scores import estimate, final_scores
+
+#: With more lines than these, the mean over all of them is drawn instead.
+_MOST_LINES = 6
+
+
+@dataclass(frozen=True)
+class Response:
+    """Score against one setting on one environment.
+
+    Args:
+        setting: its whole name, ``algo.tau``.
+        env: the environment.
+        values: those it takes, as one would type them, ascending.
+        lines: over the places of the values; one per combination of everything else, or one over all.
+        note: what the lines are.
+    """
+
+    setting: str
+    env: str
+    values: tuple[str, ...]
+    lines: tuple[Line, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Mean score over two settings on one environment; a cell is None where no run is finished."""
+
+    rows: str
+    columns: str
+    env: str
+    row_values: tuple[str, ...]
+    column_values: tuple[str, ...]
+    cells: tuple[tuple[float | None, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def responses(groups: Sequence[Group], column: str) -> list[Response]:
+    """One for every numeric setting of which groups on one environment, otherwise equal, have several values."""
+    found = []
+    for env in dict.fromkeys(group.env for group in groups):
+        scored = [(group, final_scores(group, column)) for group in groups if group.env == env]
+        scored = [(group, scores) for group, scores in scored if scores]
+        for setting in _numeric_settings([group for group, _ in scored]):
+            response = _response(setting, env, scored)
+            if response is not None:
+                found.append(response)
+    return found
+
+
+def heat_maps(groups: Sequence[Group], column: str) -> list[HeatMap]:
+    """One for every pair of numeric settings crossed with each other, at least 2 x 2 and three quarters full."""
+    found = []
+    for env in dict.fromkeys(group.env for group in groups):
+        scored = [(group, final_scores(group, column)) for group in groups if group.env == env]
+        scored = [(group, scores) for group, scores in scored if scores]
+        crossed = [s for s in _numeric_settings([g for g, _ in scored]) if _response(s, env, scored)]
+        for one, other in combinations(crossed, 2):
+            heat_map = _heat_map(one, other, env, scored)
+            if heat_map is not None:
+                found.append(heat_map)
+    return found
+
+
+def _numeric_settings(groups: Sequence[Group]) -> list[str]:
+    names = dict.fromkeys(name for group in groups for name in group.settings)
+    return [name for name in names if len(_values(groups, name)) > 1 and not name.startswith("run.")]
+
+
+def _values(groups: Sequence[Group], setting: str) -> list[Any]:
+    """Numbers of ``setting`` ascending, then null; none where it takes anything else."""
+    values = [group.settings[setting] for group in groups if setting in group.settings]
+    if not all(_is_number(value) or value is None for value in values):
+        return []
+    numbers = sorted({float(value) for value in values if value is not None})
+    return [*numbers, *([None] if None in values and numbers else [])]
+
+
+def _response(setting: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> Response | None:
+    having = [(group, scores) for group, scores in scored if setting in group.settings]
+    values = _values([group for group, _ in having], setting)
+    families: dict[tuple[Any, ...], list[tuple[int, list[float]]]] = {}
+    for group, scores in having:
+        rest = tuple((name, str(value)) for name, value in group.settings.items() if name != setting)
+        place = values.index(_number(group.settings[setting]))
+        families.setdefault((group.recipe, *rest), []).append((place, scores))
+    families = {key: sorted(points) for key, points in families.items() if len(points) > 1}
+    if not families:
+        return None
+    lines: tuple[Line, ...]
+    if len(families) > _MOST_LINES:
+        pooled: dict[int, list[float]] = {}
+        for points in families.values():
+            for place, scores in points:
+                pooled.setdefault(place, []).extend(scores)
+        lines = (_line("mean over all other settings", 0, sorted(pooled.items())),)
+        note = f"over {len(families)} combinations of the other settings"
+    else:
+        named = _names(list(families))
+        items = zip(named, families.values(), strict=True)
+        lines = tuple(_line(name, series, points) for series, (name, points) in enumerate(items))
+        note = "; ".join(named) if len(named) == 1 else ""
+    return Response(setting, env, tuple(shown(value) for value in values), lines, note)
+
+
+def _names(keys: list[tuple[Any, ...]]) -> list[str]:
+    """The recipe, and the settings that differ between the combinations."""
+    rests = [dict(key[1:]) for key in keys]
+    names = dict.fromkeys(name for rest in rests for name in rest)
+    differing = [name for name in names if len({rest.get(name) for rest in rests}) > 1]
+    return [
+        " ".join([key[0], *(f"{short_name(n, differing)}={shown(rest[n])}" for n in differing if n in rest)])
+        for key, rest in zip(keys, rests, strict=True)
+    ]
+
+
+def _line(label: str, series: int, points: Sequence[tuple[int, list[float]]]) -> Line:
+    estimates = [estimate(scores) for _, scores in points]
+    numbers = np.array([(e.value, e.low, e.high) for e in estimates if e is not None]).T
+    x = np.array([place for place, _ in points], dtype=np.float64)
+    return Line(label, series, x, numbers[0], numbers[1], numbers[2])
+
+
+def _heat_map(one: str, other: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> HeatMap | None:
+    having = [(group, scores) for group, scores in scored if one in group.settings and other in group.settings]
+    groups = [group for group, _ in having]
+    rows, columns = _values(groups, one), _values(groups, other)
+    cells: list[list[list[float]]] = [[[] for _ in columns] for _ in rows]
+    for group, scores in having:
+        row, place = rows.index(_number(group.settings[one])), columns.index(_number(group.settings[other]))
+        cells[row][place] += scores
+    filled = sum(bool(cell) for row in cells for cell in row)
+    if len(rows) < 2 or len(columns) < 2 or filled < 0.75 * len(rows) * len(columns):
+        return None
+    return HeatMap(
+        one,
+        other,
+        env,
+        tuple(shown(value) for value in rows),
+        tuple(shown(value) for value in columns),
+        tuple(tuple(float(np.mean(cell)) if cell else None for cell in row) for row in cells),
+        tuple(tuple(len(cell) for cell in row) for row in cells),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

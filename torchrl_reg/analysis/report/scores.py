@@ -1,0 +1,203 @@
+"""The numbers of a report: final scores, learning curves, profiles and diagnostics of groups of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.mean_curve import mean_curve
+from torchrl_reg.analysis.report.chart import Line
+from torchrl_reg.analysis.report.sweep import Sweep
+from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.scores import normalized, run_score, scale_of
+from torchrl_reg.analysis.statistics import (
+    Estimate,
+    interquartile_mean,
+    mean,
+    performance_profile,
+    stratified_bootstrap,
+    stratified_estimate,
+)
+
+Array = NDArray[np.float64]
+_RESAMPLES = 2_000
+#: Points of a curve; more would only make the file larger.
+_CURVE_POINTS, _DIAGNOSTIC_POINTS = 200, 120
+_NOT_DIAGNOSTICS = frozenset({"event", "frames", "updates", "episodes", "fps", "wall_seconds", "eval_seconds"})
+_FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_clipped", "soft_gap", "td_error")
+
+
+def final_score(run: RunRecord, column: str) -> float | None:
+    """The last evaluation of a finished run; None for any other."""
+    if run.done is None or not len(run.evaluations(column)[1]):
+        return None
+    return run_score(run, "final", column)
+
+
+def final_scores(group: Group, column: str) -> list[float]:
+    """Of the finished runs, in the order of their seeds."""
+    return [score for run in group.runs if (score := final_score(run, column)) is not None]
+
+
+def estimate(scores: Sequence[float]) -> Estimate | None:
+    """Mean over the seeds with its 95% percentile-bootstrap interval; None without scores."""
+    if not scores:
+        return None
+    values = np.array([scores], dtype=np.float64)
+    value, low, high = stratified_bootstrap(values, [len(scores)], mean, resamples=_RESAMPLES)[:, 0]
+    return Estimate(float(value), float(low), float(high))
+
+
+def learning_curve(group: Group, column: str, series: int) -> Line | None:
+    """Mean over the seeds as far as all of them got, with intervals, and dashed beyond; None without evaluations."""
+    points = []
+    for run in group.runs:
+        frames, values = run.evaluations(column)
+        if len(frames):
+            points.append(dict(zip(frames.tolist(), values.tolist(), strict=True)))
+    if not points:
+        return None
+    every = sorted(set().union(*points))
+    reached = min(max(each) for each in points)
+    common = [frame for frame in every if frame <= reached and all(frame in each for each in points)]
+    common = _thinned(common, _CURVE_POINTS)
+    values = np.array([[each[frame] for each in points] for frame in common]).reshape(len(common), len(points))
+    band = np.zeros((3, 0))
+    if len(common):
+        band = stratified_bootstrap(values, [len(points)], mean, resamples=_RESAMPLES)
+    beyond = [frame for frame in every if frame > reached]
+    beyond = _thinned(beyond, _CURVE_POINTS)
+    rest = [float(np.mean([each[frame] for each in points if frame in each])) for frame in beyond]
+    several = len(points) > 1
+    return Line(
+        label=f"{group.method} ({len(points)})",
+        series=series,
+        x=np.array(common, dtype=np.float64),
+        y=band[0],
+        low=band[1] if several else None,
+        high=band[2] if several else None,
+        more_x=np.array(beyond, dtype=np.float64),
+        more_y=np.array(rest, dtype=np.float64),
+    )
+
+
+def diagnostic_names(groups: Iterable[Group]) -> list[str]:
+    """Columns of the training rows that move, returns and losses first."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for run in group.runs:
+            for row in run.rows:
+                if row["event"] == "train":
+                    for name, value in row.items():
+                        if name not in _NOT_DIAGNOSTICS and isinstance(value, int | float):
+                            seen = values.setdefault(name, [value, value])
+                            seen[0], seen[1] = min(seen[0], value), max(seen[1], value)
+    moving = [name for name, (low, high) in values.items() if high > low]
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    order = {name: place for place, name in enumerate(moving)}
+    return sorted(moving, key=lambda name: (rank.get("loss" if name.startswith("loss") else name, 99), order[name]))
+
+
+def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
+    """Mean of a training column over the seeds that got there."""
+    curves = []
+    for run in group.runs:
+        frames, values = run.training(name)
+        if len(frames):
+            curves.append(list(zip(frames.tolist(), values.tolist(), strict=True)))
+    if not curves:
+        return None
+    x, y = mean_curve(curves)
+    picks = _thinned(list(range(len(x))), _DIAGNOSTIC_POINTS)
+    return Line(label=group.method, series=series, x=x[picks], y=y[picks])
+
+
+@dataclass(frozen=True)
+class ScaledScores:
+    """Final scores on a scale on which environments can be averaged.
+
+    Args:
+        scale: 0 and 1 of it, in words.
+        runs: an array an environment, by method.
+    """
+
+    scale: str
+    runs: dict[str, list[Array]]
+
+
+def scaled_scores(sweep: Sweep) -> ScaledScores:
+    """Final scores of the methods with a finished run on every environment that has any.
+
+    0 is a random policy and 1 a human (Atari) or SAC (MuJoCo); elsewhere 0 is the worst finished run of an environment
+    and 1 its best. Nothing where fewer than two environments or methods would be compared.
+    """
+    scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
+    envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
+    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
+    scale = scale_of(envs) if envs else "none"
+    words = {"human": "0 is the random policy and 1 a human", "sac": "0 is the random policy and 1 is SAC"}
+    shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
+    if len(envs) < 2 or len(complete) < 2:
+        return ScaledScores(shown, {})
+    frames = max(effort([run]).frames for run in sweep.runs)
+
+    def scaled(method: str, env: str) -> Array:
+        values = np.array(scores[method, env])
+        if scale != "none":
+            return normalized(env, values, scale, frames)
+        found = [score for each in sweep.methods for score in scores.get((each, env), [])]
+        return _scaled(values, min(found), max(found))
+
+    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete})
+
+
+def aggregate(scaled: Sequence[Array]) -> Estimate:
+    """Interquartile mean of scaled scores over runs and environments with a 95% stratified-bootstrap interval."""
+    return stratified_estimate(scaled, interquartile_mean, resamples=_RESAMPLES)
+
+
+def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
+    """Share of runs above each scaled score; see :func:`scaled_scores`."""
+    found = scaled_scores(sweep).runs
+    every = np.concatenate([each for scaled in found.values() for each in scaled] or [np.zeros(1)])
+    thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), points)
+    lines = []
+    for method, scaled in found.items():
+        share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
+        series = sweep.methods.index(method)
+        lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
+    return lines
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Frames and seconds spent on some runs."""
+
+    frames: int
+    seconds: float
+
+
+def effort(runs: Iterable[RunRecord]) -> Effort:
+    """What was spent on ``runs`` so far, over all their processes up to the last row."""
+    frames, seconds = 0, 0.0
+    for run in runs:
+        frames += max((row["frames"] for row in run.rows), default=0)
+        walls = [row["wall_seconds"] for row in run.rows if isinstance(row.get("wall_seconds"), int | float)]
+        total = (run.done or {}).get("wall_seconds")
+        seconds += total if isinstance(total, int | float) else max(walls, default=0.0)
+    return Effort(frames, seconds)
+
+
+def _scaled(values: Array, low: float, high: float) -> Array:
+    return (values - low) / (high - low) if high > low else np.ones(len(values))
+
+
+def _thinned(items: list, count: int) -> list:
+    """At most ``count`` of ``items``, evenly spread, the first and the last among them."""
+    if len(items) <= count:
+        return items
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

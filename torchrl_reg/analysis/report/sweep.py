@@ -1,0 +1,158 @@
+"""What a report is about: the runs below a folder, the sweep they belong to, and those that failed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group, group_runs
+from torchrl_reg.analysis.runs import RunRecord, find_runs
+
+_NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
+_PREFERRED = ("return_greedy_mean", "return_sampled_mean")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended in an error: its folder, relative to the sweep, and what was written beside it."""
+
+    path: str
+    returncode: str
+    ended_at: str
+    last_line: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Args:
+    folder: what was asked about.
+    name, question: of ``sweep.yaml``; without one the folder's name, and nothing.
+    plan: the rest of ``sweep.yaml``.
+    groups: methods on environments, with their runs.
+    failures: sorted by path.
+    column: the evaluation that is the score.
+    """
+
+    folder: Path
+    name: str
+    question: str
+    plan: dict[str, Any]
+    groups: tuple[Group, ...]
+    failures: tuple[Failure, ...]
+    column: str
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """Of all groups."""
+        return [run for group in self.groups for run in group.runs]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Every method once, by recipe and settings; its place is its colour."""
+        return list(dict.fromkeys(group.method for group in sorted(self.groups, key=lambda group: group.recipe)))
+
+    @cached_property
+    def envs(self) -> list[str]:
+        """Every environment once."""
+        return list(dict.fromkeys(group.env for group in self.groups))
+
+    def of_env(self, env: str) -> list[Group]:
+        """The groups on ``env``."""
+        return [group for group in self.groups if group.env == env]
+
+    def shown_path(self, run: RunRecord) -> str:
+        """A run's folder, relative to the sweep's."""
+        return _relative(run.path, self.folder)
+
+    def state(self, run: RunRecord) -> Literal["done", "failed", "unfinished"]:
+        """Of a run; what no longer runs and what still does cannot be told apart here."""
+        if run.done is not None:
+            return "done"
+        failed = self.shown_path(run) in {failure.path for failure in self.failures}
+        return "failed" if failed else "unfinished"
+
+
+def read_sweep(folder: Path, *, column: str | None = None) -> Sweep:
+    """The sweep in ``folder``.
+
+    Args:
+        folder: ``results/NAME``, or any folder of runs.
+        column: the evaluation to score by; by default ``return_greedy_mean``, else the first there is.
+
+    Raises:
+        AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or no evaluation named ``column``.
+    """
+    runs = find_runs(folder)
+    failures = tuple(_failures(folder))
+    if not runs and not failures:
+        raise AnalysisError(f"FOLDER must hold run folders, got {folder} with none.")
+    plan = _plan(folder)
+    name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
+    chosen = _column(runs, column)
+    return Sweep(folder, name, question.strip(), plan, tuple(group_runs(runs)), failures, chosen)
+
+
+def _column(runs: list[RunRecord], asked: str | None) -> str:
+    found = sorted({key for run in runs for row in run.rows if row["event"] == "eval" for key in row})
+    found = [key for key in found if key.startswith("return_") and key.endswith("_mean")]
+    if asked is not None and asked not in found:
+        raise AnalysisError(f"--column must be an evaluation of the runs, got {asked!r}; they have {found or 'none'}.")
+    return asked or next((name for name in (*_PREFERRED, *found) if name in found), _PREFERRED[0])
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    path = folder / "sweep.yaml"
+    if not path.exists():
+        return {}
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise AnalysisError(f"{path} must be YAML, got something else.") from None
+    if not isinstance(loaded, dict):
+        raise AnalysisError(f"{path} must hold name, question, recipe, grid and seeds, got {type(loaded).__name__}.")
+    return dict(loaded)
+
+
+def _failures(folder: Path) -> Iterator[Failure]:
+    for marker in sorted(_markers(folder)):
+        run = marker.with_name(marker.name.removesuffix(".failed"))
+        if (run / "done.json").exists():
+            continue  # it was run again
+        try:
+            said = json.loads(marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            said = {}
+        said = said if isinstance(said, dict) else {}
+        last = said.get("last_line") or _last_line(run.with_name(f"{run.name}.log"))
+        code = said.get("returncode")
+        shown = "" if code is None else str(code)
+        yield Failure(_relative(run, folder), shown, str(said.get("ended_at") or ""), str(last))
+
+
+def _markers(root: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
+        yield from (Path(folder) / name for name in files if name.endswith(".failed"))
+
+
+def _last_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - 4096, 0))
+            lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path != root else path.name

@@ -1,0 +1,85 @@
+"""Curves of characters: a line plot of braille dots and a sparkline of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+# The bit of dot (row, column) of a braille character: 4 rows of 2.
+_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def sparkline(values: ArrayLike, width: int) -> str:
+    """``values`` (finite) as at most ``width`` blocks, each the mean of its share.
+
+    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8)
+    '▁▂▃▄▅▆▇█'
+    >>> sparkline([5.0, 5.0], 4), sparkline([], 4)
+    ('▄▄', '')
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not array.size or width < 1:
+        return ""
+    means = np.array([part.mean() for part in np.array_split(array, min(width, array.size))])
+    low, high = means.min(), means.max()
+    if high <= low:
+        return _BLOCKS[3] * len(means)
+    levels = np.rint((means - low) / (high - low) * (len(_BLOCKS) - 1)).astype(int)
+    return "".join(_BLOCKS[level] for level in levels)
+
+
+def braille_plot(
+    curves: Sequence[Curve], width: int, height: int
+) -> tuple[list[list[tuple[str, int]]], tuple[float, float, float, float]]:
+    """``height`` rows of ``width`` characters, each with the index of the curve drawn last in it (-1: none).
+
+    Args:
+        curves: frames and values of each, finite, frames ascending.
+        width, height: in characters, of 2 by 4 dots each.
+
+    Returns:
+        The rows from the top, and the limits drawn to: first and last frame, lowest and highest value.
+    """
+    dots = np.zeros((height * 4, width * 2), dtype=bool)
+    owner = np.full((height, width), -1)
+    left, right, low, high = limits(curves)
+    for index, (frames, values) in enumerate(curves):
+        if not len(frames):
+            continue
+        x = (frames - left) / (right - left) * (width * 2 - 1)
+        y = (high - values) / (high - low) * (height * 4 - 1)
+        for column, row in _line(x, y):
+            dots[row, column] = True
+            owner[row // 4, column // 2] = index
+    cells = dots.reshape(height, 4, width, 2).transpose(0, 2, 1, 3)
+    codes = 0x2800 + (cells * _DOTS).sum((2, 3))
+    rows = [[(chr(codes[r, c]), int(owner[r, c])) for c in range(width)] for r in range(height)]
+    return rows, (left, right, low, high)
+
+
+def limits(curves: Sequence[Curve]) -> tuple[float, float, float, float]:
+    """First and last frame, lowest and highest value; never an empty span."""
+    frames = np.concatenate([curve[0] for curve in curves] or [np.zeros(0)])
+    values = np.concatenate([curve[1] for curve in curves] or [np.zeros(0)])
+    if not frames.size:
+        return 0.0, 1.0, 0.0, 1.0
+    left, right = float(frames.min()), float(frames.max())
+    low, high = float(values.min()), float(values.max())
+    return left, max(right, left + 1), low, high if high > low else low + 1.0
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """The dots of a polyline: enough steps on each piece that none is skipped."""
+    dots = [(round(float(x[0])), round(float(y[0])))]
+    for i in range(1, len(x)):
+        steps = int(np.ceil(max(abs(x[i] - x[i - 1]), abs(y[i] - y[i - 1]), 1)))
+        share = np.arange(1, steps + 1) / steps
+        columns = np.rint(x[i - 1] + share * (x[i] - x[i - 1])).astype(int)
+        rows = np.rint(y[i - 1] + share * (y[i] - y[i - 1])).astype(int)
+        dots += zip(columns.tolist(), rows.tolist(), strict=True)
+    return dots

@@ -1,0 +1,171 @@
+"""The runs in some folders while they run: state, frames, speed, returns; cheap to bring up to date."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import group_runs
+from torchrl_reg.analysis.mean_curve import mean_curve
+from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
+from torchrl_reg.analysis.tail import Tail
+
+State = Literal["done", "running", "silent", "failed", "waiting"]
+#: A run that wrote no row for this long, and for several times its usual pace, is called silent.
+SILENT_SECONDS = 300.0
+_SILENT_ROWS = 4
+
+
+class WatchedRun:
+    """One run folder and the rows read from it so far."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.frames = 0
+        self.fps: float | None = None
+        self.evaluations: list[tuple[int, float]] = []
+        self.training: list[tuple[int, float]] = []
+        self._tail = Tail(record.path / "metrics.jsonl")
+        self._row_seconds = 0.0
+        self._wall = 0.0
+
+    def refresh(self) -> None:
+        """Reads what was written since the last look."""
+        rows, cut = self._tail.read()
+        if cut:
+            self.frames, self.fps, self._wall = 0, None, 0.0
+            self.evaluations, self.training = [], []
+        for row in rows:
+            self._take(row)
+
+    @property
+    def total_frames(self) -> int | None:
+        """``algo.total_frames``; None where a recipe has none."""
+        total = self.record.config.get("algo.total_frames")
+        return int(total) if isinstance(total, int | float) else None
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Until the last frame at the latest speed; None if unknown."""
+        if self.total_frames is None or not self.fps:
+            return None
+        return max(self.total_frames - self.frames, 0) / self.fps
+
+    @property
+    def share(self) -> float:
+        """Of the frames done, in [0, 1]."""
+        if self.state() == "done":
+            return 1.0
+        return min(self.frames / self.total_frames, 1.0) if self.total_frames else 0.0
+
+    def state(self, now: float | None = None) -> State:
+        """``done``, ``failed``, ``waiting`` (no row yet), ``silent`` (no row for long) or ``running``."""
+        path = self.record.path
+        if (path / "done.json").exists():
+            return "done"
+        if path.with_name(f"{path.name}.failed").exists():
+            return "failed"
+        try:
+            written = (path / "metrics.jsonl").stat().st_mtime
+        except OSError:
+            return "waiting"
+        quiet = (time.time() if now is None else now) - written
+        return "silent" if quiet > max(SILENT_SECONDS, _SILENT_ROWS * self._row_seconds) else "running"
+
+    def _take(self, row: dict[str, Any]) -> None:
+        self.frames = max(self.frames, row["frames"])
+        if row.get("event") == "train":
+            if _is_number(row.get("fps")):
+                self.fps = float(row["fps"])
+            if _is_number(row.get("wall_seconds")):
+                self._row_seconds, self._wall = max(row["wall_seconds"] - self._wall, 0.0), row["wall_seconds"]
+            if _is_number(row.get("return_mean")):
+                self.training.append((row["frames"], float(row["return_mean"])))
+        elif row.get("event") == "eval":
+            name = next((n for n in row if n.startswith("return_") and n.endswith("_mean")), "")
+            if _is_number(row.get(name)):
+                self.evaluations.append((row["frames"], float(row[name])))
+
+
+@dataclass(frozen=True)
+class WatchedGroup:
+    """Runs shown as one line: the seeds of a method, or one run."""
+
+    name: str
+    env: str
+    runs: tuple[WatchedRun, ...]
+
+    def curve(self, event: Literal["eval", "train"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Frames and the mean return over the runs that reach each of them."""
+        points = [run.evaluations if event == "eval" else run.training for run in self.runs]
+        return mean_curve([each for each in points if each])
+
+
+@dataclass
+class Watcher:
+    """All runs at or below ``folders``; runs may appear and vanish between two looks."""
+
+    folders: Sequence[Path]
+    runs: dict[Path, WatchedRun] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    _grouped: dict[bool, list[WatchedGroup]] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Looks for new runs and reads new rows; configs are read once."""
+        found = [folder for root in self.folders for folder in run_folders(root)]
+        there = set(found)
+        if there != set(self.runs):
+            self._grouped.clear()
+        self.runs = {path: run for path, run in self.runs.items() if path in there}
+        self.unreadable = {}
+        for path in found:
+            if path not in self.runs:
+                try:
+                    self.runs[path] = WatchedRun(read_run(path))
+                except (AnalysisError, OSError) as error:
+                    self.unreadable[path] = str(error)
+        for run in self.runs.values():
+            run.refresh()
+
+    def groups(self, *, single: bool = False) -> list[WatchedGroup]:
+        """One group a method and environment, or one a run where ``single`` or where methods cannot be told apart."""
+        if single not in self._grouped:  # comparing hundreds of configs takes half a second
+            self._grouped[single] = self._groups(single=single)
+        return self._grouped[single]
+
+    def _groups(self, *, single: bool) -> list[WatchedGroup]:
+        runs = {id(run.record): run for run in self.runs.values()}
+        if not single:
+            try:
+                groups = group_runs(run.record for run in self.runs.values())
+            except AnalysisError:
+                pass
+            else:
+                return [WatchedGroup(g.method, g.env, tuple(runs[id(r)] for r in g.runs)) for g in groups]
+        ordered = sorted(self.runs.values(), key=lambda run: (run.record.env, run.record.path))
+        return [WatchedGroup(self._shown(run.record.path), run.record.env, (run,)) for run in ordered]
+
+    def _shown(self, path: Path) -> str:
+        root = next((root for root in self.folders if path != root and path.is_relative_to(root)), path.parent)
+        return str(path.relative_to(root))
+
+
+def latest_curves(groups: Iterable[WatchedGroup]) -> tuple[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """What to draw for the groups of one environment, and its name: evaluations once all have two, else training."""
+    groups = list(groups)
+    evaluated = [group.curve("eval") for group in groups]
+    if all(len(frames) > 1 for frames, _ in evaluated):
+        return "evaluated return", evaluated
+    return "training return", [group.curve("train") for group in groups]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,59 @@
+"""``torchrl-reg doctor``: a checklist of this machine, and whether tau suits the reward scale of runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.doctor.machine import CHECKS, Finding, checked
+
+_MARKS = {"ok": "ok     ", "warn": "warn   ", "missing": "missing"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``RUN ...`` and ``--json``."""
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders whose tau to judge")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a checklist")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the checklist; 1 if something essential is broken, else 0.
+
+    Raises:
+        AnalysisError: a RUN is no run folder.
+    """
+    for folder in args.runs:
+        if not (folder / "config.yaml").is_file():
+            raise AnalysisError(f"RUN must be a run folder, which holds a config.yaml, got {folder}.")
+    findings = [finding for check in CHECKS for finding in checked(check)]
+    for folder in args.runs:
+        findings += checked(partial(_tau_of, folder), name=f"tau of {folder}")
+    if args.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        _print_checklist(findings)
+    return int(any(finding.essential and finding.status == "missing" for finding in findings))
+
+
+def _tau_of(folder: Path) -> Iterable[Finding]:
+    from torchrl_reg.doctor.temperature import temperature_finding  # builds environments, and so needs torch
+
+    yield temperature_finding(folder)
+
+
+def _print_checklist(findings: list[Finding]) -> None:
+    width = min(max((len(finding.name) for finding in findings), default=0), 40)
+    indent = " " * (len(_MARKS["ok"]) + 4 + width)
+    for finding in findings:
+        print(f"{_MARKS[finding.status]}  {finding.name:<{width}}  {finding.detail}")
+        if finding.todo:
+            print(f"{indent}-> {finding.todo}")
+    counts = {status: sum(finding.status == status for finding in findings) for status in _MARKS}
+    broken = [finding.name for finding in findings if finding.essential and finding.status == "missing"]
+    print(f"\n{counts['ok']} ok, {counts['warn']} to look at, {counts['missing']} missing; ", end="")
+    print(f"broken: {', '.join(broken)}." if broken else "nothing essential is broken.")

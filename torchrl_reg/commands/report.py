@@ -1,0 +1,32 @@
+"""``torchrl-reg report``: a sweep as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.report import read_sweep, report_html
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``FOLDER``, ``--out`` and ``--column``."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="results/NAME, or any folder of runs")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: FOLDER/report.html")
+    parser.add_argument("--column", metavar="NAME", help="evaluation to score by (default return_greedy_mean)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the report and prints its path.
+
+    Raises:
+        AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or a file that cannot be written.
+    """
+    out = args.out or args.folder / "report.html"
+    html = report_html(read_sweep(args.folder, column=args.column))
+    try:
+        out.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise AnalysisError(f"--out must be a file that can be written, got {out}: {error.strerror}.") from None
+    print(out)
+    return 0

@@ -1,0 +1,61 @@
+"""``torchrl-reg watch``: live curves in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.watch_frame import watch_frame
+from torchrl_reg.analysis.watched import Watcher
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``FOLDER ...``, ``--every``, ``--once`` and ``--runs``."""
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep, or any folder of runs")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default 5)")
+    parser.add_argument("--once", action="store_true", help="print one frame and exit, as without a terminal")
+    parser.add_argument("--runs", action="store_true", help="one line a run, not one a method")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the runs until Ctrl-C, and then once more to stay on the screen.
+
+    Raises:
+        AnalysisError: no such folder, ``--every`` out of range, or no rich installed.
+    """
+    for folder in args.folders:
+        if not folder.is_dir():
+            raise AnalysisError(f"FOLDER must be an existing folder, got {folder}.")
+    if not 0 < args.every < float("inf"):
+        raise AnalysisError(f"--every must be > 0 seconds, got {args.every:g}.")
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise AnalysisError("watch needs the package rich, got none: pip install 'torchrl_reg[report]'.") from None
+    console = Console()
+    watcher = Watcher(args.folders)
+    if not args.once and console.is_terminal:
+        _watch(watcher, console, args)
+    watcher.refresh()
+    console.print(watch_frame(watcher, single=args.runs, width=console.width, height=None))
+    return 0
+
+
+def _watch(watcher: Watcher, console: Console, args: argparse.Namespace) -> None:
+    from rich.live import Live
+
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                watcher.refresh()
+                screen = watch_frame(watcher, single=args.runs, width=console.width, height=console.height)
+                live.update(screen, refresh=True)
+                time.sleep(args.every)
+    except KeyboardInterrupt:
+        pass

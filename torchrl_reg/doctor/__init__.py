@@ -1,0 +1,1 @@
+"""What ``torchrl-reg doctor`` looks at: the machine, and the temperature of runs."""

@@ -1,0 +1,266 @@
+"""What of this machine works: the checks behind ``torchrl-reg doctor``.
+
+Every check answers in lines of ok, warn or missing, and what to do. Packages that may take the interpreter down with
+them (Box2D under ``-W error``, simulators without their libraries) are tried in a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+_PROBE_SECONDS = 120
+_SLURM_SECONDS = 10
+_LITTLE_DISK_GIB = 5
+_LONGEST_DETAIL = 240
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the checklist.
+
+    Args:
+        name: what was looked at.
+        status: ``"ok"``, ``"warn"`` (works, or not sure to) or ``"missing"``.
+        detail: what was found, one line.
+        todo: what to do about it; empty if nothing.
+        essential: without it no recipe runs, so the command fails.
+    """
+
+    name: str
+    status: Literal["ok", "warn", "missing"]
+    detail: str
+    todo: str = ""
+    essential: bool = False
+
+
+def checked(check: Callable[[], Iterable[Finding]], name: str = "") -> list[Finding]:
+    """The findings of ``check``; whatever it raises becomes one, under ``name`` or that of the function."""
+    try:
+        return list(check())
+    except Exception as error:
+        shown = name or getattr(check, "__name__", "check").strip("_").replace("_", " ")
+        return [Finding(shown, "warn", f"could not be checked: {_one_line(error)}")]
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_DETAIL else text[: _LONGEST_DETAIL - 3] + "..."
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Iterable[Finding]:
+    fits = sys.version_info >= (3, 11)
+    status: Literal["ok", "missing"] = "ok" if fits else "missing"
+    detail = f"{platform.python_version()} at {sys.executable}"
+    yield Finding("python", status, detail, "" if fits else "use Python 3.11 or later", essential=True)
+
+
+def _pinned_packages() -> Iterable[Finding]:
+    from packaging.requirements import Requirement
+
+    pins = {}
+    for line in importlib.metadata.requires("torchrl_reg") or ():
+        requirement = Requirement(line)
+        if requirement.marker is None:
+            pins[requirement.name] = requirement.specifier
+    for name in ("torch", "torchrl", "tensordict", "gymnasium"):
+        version, pin = _version(name), pins.get(name)
+        if version is None:
+            yield Finding(name, "missing", "not installed", f'pip install "{name}{pin or ""}"', essential=True)
+        elif pin is not None and not pin.contains(version, prereleases=True):
+            todo = f'pip install "{name}{pin}": the compiled sampler loads with the pinned pair only'
+            yield Finding(name, "warn", f"{version}, pinned {pin}", todo)
+        else:
+            yield Finding(name, "ok", f"{version}" + (f", pinned {pin}" if pin else ""))
+
+
+def _compiled_sampler() -> Iterable[Finding]:
+    code = (
+        "import torchrl._torchrl\n"
+        "from torchrl.data.replay_buffers.samplers import PrioritizedSampler\n"
+        "PrioritizedSampler(max_capacity=8, alpha=0.6, beta=0.4)\n"
+        "print('torchrl._torchrl loads, PrioritizedSampler can be built')"
+    )
+    todo = "reinstall the pinned pair: pip install --force-reinstall torch torchrl==0.14.1"
+    yield _probed("compiled sampler", code, todo, essential=True)
+
+
+def _gpu() -> Iterable[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            detail = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+            yield Finding(f"gpu {index}", "ok", detail)
+    elif shutil.which("nvidia-smi"):
+        todo = "compare nvidia-smi's driver with torch.version.cuda; run.device=cpu works meanwhile"
+        yield Finding("gpu", "warn", f"nvidia-smi is there, but torch (CUDA {torch.version.cuda}) sees no GPU", todo)
+    else:
+        todo = "fine for classic control, MinAtar and short MuJoCo; Atari at length wants a GPU"
+        yield Finding("gpu", "missing", "none: CPU only", todo)
+
+
+def _environments() -> Iterable[Finding]:
+    """Each family imports, builds one environment and steps it, in a process of its own."""
+    step = "env.reset(seed=0); env.step(env.action_space.sample())\n"
+    make = "import gymnasium\n"
+    yield _probed(
+        "ALE roms",
+        "import ale_py, gymnasium\nfrom ale_py.roms import get_all_rom_ids\n"
+        "gymnasium.register_envs(ale_py); env = gymnasium.make('ALE/Breakout-v5')\n"
+        f"{step}print(f'ale_py {{ale_py.__version__}}, {{len(get_all_rom_ids())}} roms, Breakout steps')",
+        'pip install -e ".[recipes,atari]"',
+        module="ale_py",
+    )
+    mujoco = f"{make}import mujoco\nmujoco.set_mju_user_warning(lambda message: None)\n"
+    yield _probed(
+        "MuJoCo",
+        f"{mujoco}env = gymnasium.make('Hopper-v5')\n{step}print(f'mujoco {{mujoco.__version__}}, Hopper-v5 steps')",
+        'pip install -e ".[recipes,mujoco]"',
+        module="mujoco",
+    )
+    yield _probed(
+        "Adroit",
+        f"{mujoco}import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics\n"
+        "gymnasium.register_envs(gymnasium_robotics)\n"
+        "env = gymnasium.make('AdroitHandPen-v1')\n"
+        f"{step}print(f'gymnasium-robotics {{gymnasium_robotics.__version__}}, AdroitHandPen-v1 steps')",
+        'pip install -e ".[recipes,adroit]"',
+        module="gymnasium_robotics",
+    )
+    yield _probed(
+        "MinAtar",
+        "import importlib.metadata, logging; logging.disable(logging.WARNING)\nfrom minatar import Environment\n"
+        "Environment('breakout').act(0)\nprint('minatar', importlib.metadata.version('minatar') + ', breakout steps')",
+        'pip install -e ".[recipes]"',
+        module="minatar",
+    )
+    yield _probed(
+        "Box2D",
+        f"{make}env = gymnasium.make('LunarLander-v3')\n{step}print('LunarLander-v3 steps')",
+        'pip install -e ".[recipes,box2d]"',
+        module="Box2D",
+    )
+
+
+def _probed(name: str, code: str, todo: str, *, module: str = "", essential: bool = False) -> Finding:
+    """Runs ``code`` in a fresh interpreter; its last line of output is the detail."""
+    if module and not importlib.util.find_spec(module):
+        return Finding(name, "missing", f"{module} is not installed", todo, essential)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "SDL_VIDEODRIVER": "dummy"}
+    command = [sys.executable, "-c", code]
+    try:
+        with TemporaryDirectory() as folder:  # simulators leave logs where they run
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_PROBE_SECONDS, env=environment, cwd=folder
+            )
+    except subprocess.TimeoutExpired:
+        return Finding(
+            name, "warn", f"no answer within {_PROBE_SECONDS} s", "try again on a quieter machine", essential
+        )
+    if done.returncode == 0:
+        return Finding(name, "ok", _one_line(done.stdout.strip().rpartition("\n")[2]))
+    said = done.stderr.strip().rpartition("\n")[2]
+    reason = f"crashed with signal {-done.returncode}" if done.returncode < 0 else _one_line(said or "failed silently")
+    return Finding(name, "missing", reason, todo, essential)
+
+
+def _optional_packages() -> Iterable[Finding]:
+    extras = {
+        "hydra-core": "recipes",
+        "submitit": "slurm",
+        "hydra-submitit-launcher": "slurm",
+        "matplotlib": "report",
+        "rich": "report",
+    }
+    for package, extra in extras.items():
+        version = _version(package)
+        if version:
+            yield Finding(package, "ok", version)
+        else:
+            yield Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+
+
+def _slurm() -> Iterable[Finding]:
+    if shutil.which("sbatch") is None:
+        yield Finding("slurm", "missing", "no sbatch on PATH", "sweeps still run here with cluster=local")
+        return
+    version = _answer("sbatch", "--version")
+    alive = _answer("scontrol", "ping")
+    if alive.returncode != 0 or "UP" not in alive.stdout.upper():
+        said = _one_line(alive.stdout.strip() or alive.stderr.strip() or "no answer")
+        todo = "ask where the controller is, or set SLURM_CONF; cluster=local works meanwhile"
+        yield Finding("slurm", "warn", f"{version.stdout.strip()}, but the controller does not answer: {said}", todo)
+        return
+    yield Finding("slurm", "ok", f"{version.stdout.strip()}: {_one_line(alive.stdout)}")
+    partitions = _answer("sinfo", "--noheader", "--format=%P %D %c %l %G")
+    lines = [line.split() for line in partitions.stdout.splitlines() if line.strip()]
+    shown = "; ".join(f"{p[0]} ({p[1]} nodes, {p[2]} CPUs, at most {p[3]}, {p[4]})" for p in lines if len(p) == 5)
+    if shown:
+        yield Finding("partitions", "ok", shown)
+    else:
+        yield Finding("partitions", "warn", _one_line(partitions.stderr or "sinfo names none"), "ask for a partition")
+    accounting = _answer("sacct", "--noheader", "--allocations", "--starttime=now-1minute")
+    if accounting.returncode == 0:
+        yield Finding("sacct", "ok", "answers")
+    else:
+        todo = "without accounting, the state of ended jobs comes from their own files"
+        yield Finding("sacct", "warn", _one_line(accounting.stderr or "does not answer"), todo)
+
+
+def _answer(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SLURM_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", _one_line(error))
+
+
+def _threads() -> Iterable[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    detail = f"torch uses {threads}, OMP_NUM_THREADS={variable or 'unset'}, {cores} cores to use"
+    if threads > cores:
+        yield Finding("threads", "warn", detail, f"export OMP_NUM_THREADS={cores} or less: threads would wait in turn")
+    else:
+        yield Finding("threads", "ok", detail + "; a recipe sets its own with run.threads")
+
+
+def _disk() -> Iterable[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    todo = "checkpoints with a replay buffer can take gigabytes: free some, or set run.dir elsewhere"
+    little = free < _LITTLE_DISK_GIB
+    yield Finding("disk", "warn" if little else "ok", f"{free:.1f} GiB free in {Path.cwd()}", todo if little else "")
+
+
+#: In the order of the checklist.
+CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
+    _python,
+    _pinned_packages,
+    _compiled_sampler,
+    _gpu,
+    _environments,
+    _optional_packages,
+    _slurm,
+    _threads,
+    _disk,
+)

@@ -1,0 +1,117 @@
+"""Whether tau suits the rewards of a run: the policy's entropy as a share of the largest it could have."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torchrl_reg.doctor.machine import Finding
+from torchrl_reg.envs import EnvError, EnvSettings, make_env
+
+#: Shares of the largest entropy from which on a policy counts as uniform, and up to which as greedy.
+UNIFORM_SHARE, GREEDY_SHARE = 0.95, 0.001
+_BINNED = ("multicategorical", "autoregressive")
+
+
+def temperature_finding(folder: Path) -> Finding:
+    """Start, middle and end of ``entropy / ln A`` in the training rows of the run in ``folder``, and what they say.
+
+    ``A`` is the number of actions; over bins ``ln A`` is ``D ln K``, for ``D`` dimensions of ``K`` bins.
+    """
+    name = f"tau of {folder}"
+    rows = _training_rows(folder / "metrics.jsonl")
+    entropies = [row["entropy"] for row in rows if _is_number(row.get("entropy"))]
+    if not rows:
+        return Finding(name, "warn", "no training row yet", "ask again later")
+    if not entropies:
+        return Finding(name, "ok", "this method reports no entropy: nothing to judge")
+    config = _config(folder)
+    try:
+        largest, symbol = largest_entropy(config)
+    except EnvError as error:
+        return Finding(name, "warn", f"the environment cannot be built here: {error}")
+    tau = next((row["tau"] for row in reversed(rows) if _is_number(row.get("tau"))), None)
+    at = (entropies[0], entropies[len(entropies) // 2], entropies[-1])
+    if largest is None:
+        numbers = ", ".join(f"{value:.3g}" for value in at)
+        return Finding(name, "ok", f"entropy {numbers} nats (start, middle, end), of {symbol}: no largest to compare")
+    shares = [value / largest for value in at]
+    numbers = ", ".join(f"{share:.1%}" for share in shares)
+    detail = f"entropy is {numbers} of {symbol} = {largest:.3g} (start, middle, end), tau={_shown(tau)}"
+    gap = next((row["action_gap"] for row in reversed(rows) if _is_number(row.get("action_gap"))), None)
+    if gap is not None and tau:
+        detail += f", action gap / tau = {gap / tau:.3g}"
+    return _judged(name, detail, shares[-1], tau)
+
+
+def largest_entropy(config: dict[str, Any]) -> tuple[float | None, str]:
+    """Entropy of the uniform policy of a run's ``config`` and how it is written; None where actions are a density.
+
+    Raises:
+        EnvError: the environment cannot be built here.
+
+    >>> largest_entropy({"env": {"name": "cartpole"}})
+    (0.6931471805599453, 'ln 2')
+    >>> largest_entropy({"env": {"name": "pendulum"}, "policy": {"name": "gaussian"}})
+    (None, 'a gaussian density')
+    """
+    policy = config.get("policy") or {}
+    kind = str(policy.get("name", ""))
+    if policy and kind not in _BINNED:
+        return None, f"a {kind} density"
+    env = make_env(EnvSettings(**config["env"]), num_envs=1)
+    try:
+        spec = env.full_action_spec_unbatched["action"]
+    finally:
+        env.close()
+    if not policy:
+        return math.log(spec.space.n), f"ln {spec.space.n}"
+    dimensions, bins = math.prod(spec.shape), int(policy["num_bins"])
+    return dimensions * math.log(bins), f"{dimensions} ln {bins}"
+
+
+def _judged(name: str, detail: str, share: float, tau: float | None) -> Finding:
+    if share >= UNIFORM_SHARE:
+        todo = (
+            f"the policy is uniform: tau={_shown(tau)} is too large for these rewards, or nothing was learnt yet; "
+            "divide tau by 10, or scale rewards up"
+        )
+        return Finding(name, "warn", detail, todo)
+    if share <= GREEDY_SHARE:
+        todo = (
+            f"the policy is greedy: tau={_shown(tau)} is negligible against these rewards; multiply it by 10 for a "
+            "regularized policy"
+        )
+        return Finding(name, "warn", detail, todo)
+    return Finding(name, "ok", detail)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    loaded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("env"), dict):
+        raise ValueError(f"{folder}/config.yaml must hold the env of a recipe, got none.")
+    return loaded
+
+
+def _training_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a line still being written
+        if isinstance(row, dict) and row.get("event") == "train":
+            rows.append(row)
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(tau: float | None) -> str:
+    return "unknown" if tau is None else f"{tau:.3g}"
