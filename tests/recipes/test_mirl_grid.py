@@ -11,7 +11,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from torchrl_reg.analysis.gridworlds import SOLVED_WITHIN, draw_grid_curves, draw_priors, grid_table, read_worlds
+from torchrl_reg.analysis.gridworlds import (
+    SOLVED_FOR,
+    SOLVED_WITHIN,
+    draw_grid_curves,
+    draw_priors,
+    grid_table,
+    read_worlds,
+)
 from torchrl_reg.training import read_metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "mirl_grid.py"
@@ -125,9 +132,9 @@ def write_run(folder: Path) -> None:
     """Two seeds and one method, in a world whose optimal return is 5."""
     row = {"world": "corridor", "frames": 0}
     rows = [{**row, "event": "world", "layout": ["..G"], "optimal_return": 5.0}]
-    for frames, returns in ((10, [-7.0, 5.0]), (20, [4.6, 3.0]), (30, [5.0, 4.0])):
+    for frames, returns in ((10, [5.0, 5.0]), (20, [-7.0, 4.6]), (30, [4.6, 4.5]), (40, [5.0, 3.0]), (50, [5.0, 4.0])):
         rows.append({**row, "event": "eval", "frames": frames, "sql_returns": returns, "sql_rewards": [-1.0, 0.5]})
-    rows.append({**row, "event": "final", "frames": 30, "prior": {"sql": [[0.25] * 4] * 2}})
+    rows.append({**row, "event": "final", "frames": 50, "prior": {"sql": [[0.25] * 4] * 2}})
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -135,12 +142,12 @@ def write_run(folder: Path) -> None:
 def test_the_table_says_who_solved_the_world_and_when(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     (world,) = read_worlds(tmp_path / "run")
-    assert SOLVED_WITHIN == 0.5 and world.frames_to_solve("sql").tolist() == [20, 10]
+    assert (SOLVED_WITHIN, SOLVED_FOR) == (0.5, 3) and world.frames_to_solve("sql").tolist() == [30, 10]
     line = grid_table(tmp_path / "run").splitlines()[-1]
-    assert line.startswith("| corridor (5.00) | SQL | 4.50 [4.00, 5.00] | 15 [10, 20] | -0.250 [-1.000, 0.500] |")
-    text = (tmp_path / "run" / "metrics.jsonl").read_text().replace("[-7.0, 5.0]", "[-7.0, 4.4]")
+    assert line.startswith("| corridor (5.00) | SQL | 4.50 [4.00, 5.00] | 20 [10, 30] | -0.250 [-1.000, 0.500] |")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text().replace("[5.0, 5.0]", "[5.0, 4.4]")
     (tmp_path / "run" / "metrics.jsonl").write_text(text)
-    assert "| 20 [20, 20] (1 of 2 seeds) |" in grid_table(tmp_path / "run")
+    assert "| 30 [30, 30] (1 of 2 seeds) |" in grid_table(tmp_path / "run")
     assert draw_grid_curves(tmp_path / "run", tmp_path / "curves.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="must hold the metrics.jsonl of a finished run of mirl_grid, got none"):
         read_worlds(tmp_path)
