@@ -58,7 +58,7 @@ class WorldRun:
         solved = self.returns[method] >= self.optimal_return - SOLVED_WITHIN
         if solved.shape[1] < SOLVED_FOR:
             return np.full(len(solved), np.inf)
-        held: np.ndarray = np.lib.stride_tricks.sliding_window_view(solved, SOLVED_FOR, axis=1).all(-1)
+        held = np.asarray(np.lib.stride_tricks.sliding_window_view(solved, SOLVED_FOR, axis=1).all(-1))
         return np.where(held.any(1), self.frames[held.argmax(1)], np.inf)
 
 
