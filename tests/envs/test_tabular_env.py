@@ -126,6 +126,16 @@ def test_starts_and_transitions_follow_their_probabilities(restart):
     torch.testing.assert_close(torch.bincount(uniform, minlength=5) / 40_000, expected, rtol=0, atol=0.01)
 
 
+def test_a_state_of_probability_zero_is_not_drawn_even_at_the_ends(monkeypatch):
+    mdp = gridworld(["G.G"], 0.9)  # starts in the middle: 0 probability before and after
+    for u in (0.0, 1 - 2**-53):
+        monkeypatch.setattr(torch, "rand", lambda *size, u=u, **_: torch.full(size, u, dtype=torch.float64))
+        env = TabularEnv(mdp, 2, max_episode_frames=5)
+        state = env.reset()
+        assert state["state"].tolist() == [1, 1]
+        assert env.step(state.set("action", torch.tensor([RIGHT, LEFT])))["next", "state"].tolist() == [2, 0]
+
+
 def test_a_running_collector_starts_afresh_from_a_seed():
     def batches_after(batches_before: int):
         env = make_env(EnvSettings("gridworld", game="grid", max_episode_frames=30), 2)

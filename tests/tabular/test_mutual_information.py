@@ -209,6 +209,12 @@ def test_an_excluded_action_is_never_taken_and_never_found_again():
     assert (held.pi[:, 2:] == 0).all() and (held.tau_log_pi[:, 2:] == -math.inf).all()
     fewer = TabularMDP(MDP.P[:, :2], MDP.r[:, :2], 0.9)
     close(held.v, soft_value_iteration(fewer, 0.1, prior=uniform(2)).v, 1e-10)
+    # Its tau ln pi = -inf does not hide how much that of the others still changes.
+    prior = torch.tensor([0.5, 0.5, 0.0, 0.0])
+    one = soft_value_iteration(MDP, 0.1, prior=prior, num_iterations=1, return_iterates=True)
+    first, second = one.iterates
+    change = (second.tau_log_pi - first.tau_log_pi)[:, :2].abs().max().item()
+    assert change > (second.q - first.q).abs().max().item() and one.residual == change
 
 
 def test_policies_do_not_see_a_constant():
