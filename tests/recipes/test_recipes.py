@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from torchrl_reg.training import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
+TABULAR = {"mirl_grid"}  # recipes without networks, environments to choose or a replay buffer; tested on their own
+NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR)
 CONF = RECIPES / "conf"
 CONTINUOUS = {"iq", "pcl", "sac"}  # recipes for continuous actions; the others need discrete ones
 CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "mujoco/", "adroit/")

@@ -2,9 +2,10 @@
 
 Every solver takes ``(mdp, ..., num_iterations, tol, q0, return_iterates, noise)`` and returns a
 :class:`Solution`. Iterate k holds the action values ``q_k`` with the policy that is greedy to them
-(``pi_{k+1}`` in the papers) and the value of both.
+(``pi_{k+1}`` in the papers) and the value of both. :class:`TabularAgents` learn from samples instead.
 """
 
+from torchrl_reg.tabular.agents import METHODS, Method, TabularAgents, episode_return
 from torchrl_reg.tabular.mdp import TabularMDP
 from torchrl_reg.tabular.mirror_descent import mirror_descent_value_iteration
 from torchrl_reg.tabular.munchausen import (
@@ -12,27 +13,46 @@ from torchrl_reg.tabular.munchausen import (
     implicit_q_iteration,
     munchausen_value_iteration,
 )
+from torchrl_reg.tabular.mutual_information import (
+    PriorIterate,
+    PriorSolution,
+    blahut_arimoto,
+    mutual_information,
+    mutual_information_iteration,
+    state_occupancy,
+)
 from torchrl_reg.tabular.solution import Iterate, Solution
 from torchrl_reg.tabular.value_iteration import (
     policy_evaluation,
     soft_value_iteration,
     value_iteration,
 )
-from torchrl_reg.tabular.worlds import chain, gridworld, gridworld_cells, random_mdp
+from torchrl_reg.tabular.worlds import MIRL_WORLDS, chain, gridworld, gridworld_cells, random_mdp
 
 __all__ = [
+    "METHODS",
+    "MIRL_WORLDS",
     "Iterate",
+    "Method",
+    "PriorIterate",
+    "PriorSolution",
     "Solution",
+    "TabularAgents",
     "TabularMDP",
     "advantage_learning",
+    "blahut_arimoto",
     "chain",
+    "episode_return",
     "gridworld",
     "gridworld_cells",
     "implicit_q_iteration",
     "mirror_descent_value_iteration",
     "munchausen_value_iteration",
+    "mutual_information",
+    "mutual_information_iteration",
     "policy_evaluation",
     "random_mdp",
     "soft_value_iteration",
+    "state_occupancy",
     "value_iteration",
 ]

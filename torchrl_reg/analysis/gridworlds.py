@@ -1,0 +1,227 @@
+"""A run of ``recipes/mirl_grid.py`` as learning curves, a figure of the learnt priors, and a Markdown table.
+
+python -m torchrl_reg.analysis.gridworlds results/mirl_grid/none/default/seed=0
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter
+
+from torchrl_reg.analysis.learning_curves import mean_interval
+
+LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
+#: Greedy return, in reward units, below that of the optimal policy that counts as solved.
+SOLVED_WITHIN = 0.5
+#: Evaluations in a row that must agree on it: a policy in the making may solve a world by luck, and lose it again.
+SOLVED_FOR = 3
+
+_COLORS = {"ql": "#000000", "sql": "#0072B2", "sql_m": "#009E73", "mirl": "#D55E00"}  # Okabe and Ito
+_ARROWS = ((0, -1), (1, 0), (0, 1), (-1, 0))  # (right, down) of up, right, down, left
+_ACTIONS = ("up", "right", "down", "left")
+
+
+@dataclass(frozen=True)
+class WorldRun:
+    """What all agents did in one world.
+
+    Args:
+        name: the world.
+        layout: its map, as :func:`torchrl_reg.tabular.gridworld` reads it.
+        optimal_return: expected return of an optimal policy.
+        frames: environment frames of each agent at every evaluation ``[T]``.
+        returns: by method, the expected return of each seed's greedy policy ``[seeds, T]``.
+        rewards: by method, each seed's mean reward per step since the evaluation before ``[seeds, T]``.
+        last: the row of the final priors and policies.
+    """
+
+    name: str
+    layout: list[str]
+    optimal_return: float
+    frames: np.ndarray
+    returns: dict[str, np.ndarray]
+    rewards: dict[str, np.ndarray]
+    last: dict[str, Any]
+
+    def frames_to_solve(self, method: str) -> np.ndarray:
+        """Frames at the first of ``SOLVED_FOR`` evaluations in a row that solve it ``[seeds]``; else infinite."""
+        solved = self.returns[method] >= self.optimal_return - SOLVED_WITHIN
+        if solved.shape[1] < SOLVED_FOR:
+            return np.full(len(solved), np.inf)
+        held = np.asarray(np.lib.stride_tricks.sliding_window_view(solved, SOLVED_FOR, axis=1).all(-1))
+        return np.where(held.any(1), self.frames[held.argmax(1)], np.inf)
+
+
+def read_worlds(folder: Path) -> list[WorldRun]:
+    """The worlds of a finished run, in its order.
+
+    Raises:
+        ValueError: the folder holds no finished run of the recipe.
+    """
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    worlds = []
+    for last in (row for row in rows if row["event"] == "final"):
+        name = last["world"]
+        start = next(row for row in rows if row["event"] == "world" and row["world"] == name)
+        evaluations = [row for row in rows if row["event"] == "eval" and row["world"] == name]
+        methods = list(last["prior"])
+        returns = {m: np.array([row[f"{m}_returns"] for row in evaluations]).T for m in methods}
+        rewards = {m: np.array([row[f"{m}_rewards"] for row in evaluations]).T for m in methods}
+        frames = np.array([row["frames"] for row in evaluations])
+        worlds.append(WorldRun(name, start["layout"], start["optimal_return"], frames, returns, rewards, last))
+    if not worlds:
+        raise ValueError(f"{folder} must hold the metrics.jsonl of a finished run of mirl_grid, got none.")
+    return worlds
+
+
+def draw_grid_curves(folder: Path, path: Path) -> Path:
+    """Draws greedy returns (above) and rewards while learning (below), mean and 95% interval, one column a world.
+
+    Raises:
+        ValueError: as :func:`read_worlds`.
+    """
+    worlds = read_worlds(folder)
+    figure = Figure(figsize=(3.5 * len(worlds) + 0.4, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(worlds), squeeze=False, sharex="col")
+    for column, world in enumerate(worlds):
+        for upper, curves in ((True, world.returns), (False, world.rewards)):
+            below = axes[0 if upper else 1, column]
+            for method, values in curves.items():
+                mean, low, high = mean_interval(values)
+                below.plot(world.frames, mean, color=_COLORS[method], label=LABELS[method], linewidth=1.5)
+                below.fill_between(world.frames, low, high, color=_COLORS[method], alpha=0.15, linewidth=0)
+            below.xaxis.set_major_formatter(EngFormatter(sep=""))
+            below.spines[["top", "right"]].set_visible(False)
+            below.tick_params(labelsize=8)
+        axes[0, column].axhline(world.optimal_return, color="#8C8C8C", linestyle=":", linewidth=1)
+        axes[0, column].set_yscale("symlog", linthresh=10)
+        axes[0, column].set_title(world.name, fontsize=10, loc="left")
+        axes[1, column].set_xlabel("environment frames of each agent", fontsize=9)
+    axes[0, 0].set_ylabel("return of the greedy policy", fontsize=9)
+    axes[1, 0].set_ylabel("reward per step while learning", fontsize=9)
+    seeds = len(next(iter(worlds[0].returns.values())))
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="lower right", title=f"{seeds} seeds", title_fontsize=8)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_priors(folder: Path, path: Path) -> Path:
+    """Draws each world's map with MIRL's greedy actions and, below, its learnt prior beside the exact one.
+
+    Raises:
+        ValueError: as :func:`read_worlds`, or MIRL is not among the methods.
+    """
+    worlds = read_worlds(folder)
+    if "mirl" not in worlds[0].last["prior"]:
+        raise ValueError("methods must include mirl, whose prior is drawn.")
+    figure = Figure(figsize=(3.3 * len(worlds) + 0.4, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(worlds), squeeze=False, height_ratios=[1.7, 1])
+    for column, world in enumerate(worlds):
+        _draw_map(axes[0, column], world)
+        _draw_prior(axes[1, column], world)
+    axes[1, 0].set_ylabel("probability", fontsize=9)
+    axes[1, -1].legend(frameon=False, fontsize=8, loc="upper right")
+    figure.suptitle("MIRL", fontsize=10, x=0.01, ha="left")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def grid_table(folder: Path) -> str:
+    """Markdown table: final return, frames until solved and reward while learning, mean [95% interval] over seeds.
+
+    A world is solved by a return within half a reward unit of the optimum at three evaluations in a row. Where not all
+    seeds get there, the cell says how many do, and the mean is over these.
+
+    Raises:
+        ValueError: as :func:`read_worlds`.
+    """
+    lines = ["| world (optimum) | method | final return | frames until solved | reward per step while learning |"]
+    lines.append("|---|---|---|---|---|")
+    for world in read_worlds(folder):
+        for method in world.returns:
+            solved = world.frames_to_solve(method)
+            reached = solved[np.isfinite(solved)]
+            until = _cell(reached, ".0f") if len(reached) else "never"
+            until += "" if len(reached) == len(solved) else f" ({len(reached)} of {len(solved)} seeds)"
+            final, reward = _cell(world.returns[method][:, -1], ".2f"), _cell(world.rewards[method].mean(1), ".3f")
+            optimum = f"{round(world.optimal_return, 9) + 0.0:.2f}"
+            lines.append(f"| {world.name} ({optimum}) | {LABELS[method]} | {final} | {until} | {reward} |")
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray, form: str) -> str:
+    mean, low, high = mean_interval(values)
+    # Adding 0 turns -0.0, which rounding makes of a tiny negative number, into 0.0.
+    mean, low, high = (round(float(value), 9) + 0.0 for value in (mean, low, high))
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _draw_map(axes: Axes, world: WorldRun) -> None:
+    height, width = len(world.layout), len(world.layout[0])
+    cells = [(r, c) for r, line in enumerate(world.layout) for c, mark in enumerate(line) if mark != "#"]
+    agreement = np.array(world.last["mirl_greedy"])  # [S, A]: share of the seeds that move there
+    for row, line in enumerate(world.layout):
+        for col, mark in enumerate(line):
+            color = {"#": "#404040", "G": "#F0C040"}.get(mark, "#F4F4F4")
+            axes.add_patch(Rectangle((col, row), 1, 1, facecolor=color, edgecolor="white", linewidth=0.8))
+    for (row, col), shares in zip(cells, agreement, strict=True):
+        if world.layout[row][col] == "G":
+            axes.text(col + 0.5, row + 0.5, "G", ha="center", va="center", fontsize=8)
+            continue
+        for (right, down), share in zip(_ARROWS, shares, strict=True):
+            if share > 0:
+                axes.plot(
+                    [col + 0.5, col + 0.5 + 0.42 * share * right],
+                    [row + 0.5, row + 0.5 + 0.42 * share * down],
+                    color=_COLORS["mirl"],
+                    linewidth=1.6,
+                    solid_capstyle="round",
+                )
+        axes.plot(col + 0.5, row + 0.5, ".", color=_COLORS["mirl"], markersize=3)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.set_title(f"{world.name}: greedy actions (share of seeds)", fontsize=9, loc="left")
+
+
+def _draw_prior(axes: Axes, world: WorldRun) -> None:
+    learnt, exact = np.array(world.last["prior"]["mirl"]), np.array(world.last["exact_prior"])
+    position = np.arange(len(_ACTIONS))
+    mean, low, high = mean_interval(learnt)
+    error = np.stack((mean - low, high - mean))
+    axes.bar(position - 0.19, mean, 0.36, yerr=error, color=_COLORS["mirl"], capsize=2, label="learnt (MIRL)")
+    axes.bar(position + 0.19, exact, 0.36, color="#BBBBBB", label="exact")
+    axes.axhline(1 / len(_ACTIONS), color="#404040", linestyle=":", linewidth=1, label="uniform (SQL)")
+    axes.set_xticks(position, _ACTIONS, fontsize=8)
+    axes.set_ylim(0, 1.02)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"prior at beta = {world.last['mirl_beta']:.3g}", fontsize=9, loc="left")
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table of the run folder."""
+    if len(arguments) != 1:
+        raise SystemExit(f"expected one run folder, got {arguments}.")
+    try:
+        print(grid_table(Path(arguments[0])))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
