@@ -1,5 +1,6 @@
 """Networks, distributions, actors and exploration modules."""
 
+from torchrl_reg.modules.action_prior import ActionPrior, InverseTemperatureUpdate, PriorUpdate
 from torchrl_reg.modules.autoregressive_actor import (
     AutoregressiveMulticategorical,
     AutoregressiveMulticategoricalActor,
@@ -18,23 +19,28 @@ from torchrl_reg.modules.policies import (
     state_action_value_network,
     state_value_network,
 )
+from torchrl_reg.modules.prior_exploration import PriorEGreedyModule
 from torchrl_reg.modules.quantile_actor import QuantileQActor
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
 
 __all__ = [
     "ActionBins",
+    "ActionPrior",
     "AutoregressiveMulticategorical",
     "AutoregressiveMulticategoricalActor",
     "BoltzmannQActor",
     "FlowActor",
     "FlowDistribution",
     "ImplicitQuantileNetwork",
+    "InverseTemperatureUpdate",
     "MinAtarCNN",
     "Multicategorical",
     "MulticategoricalActor",
     "NatureCNN",
     "NetSettings",
     "PolicySettings",
+    "PriorEGreedyModule",
+    "PriorUpdate",
     "QuantileQActor",
     "SingleDimensionActor",
     "bin_value_network",
