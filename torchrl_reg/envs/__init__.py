@@ -1,11 +1,13 @@
-"""TorchRL environments, vectorized through gymnasium: classic control, MinAtar, Atari, MuJoCo and Adroit."""
+"""TorchRL environments, vectorized: classic control, MinAtar, Atari, MuJoCo, Adroit, gridworlds and tabular MDPs."""
 
 from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
+from torchrl_reg.envs.tabular import TabularEnv
 from torchrl_reg.envs.vectorized import make_env
 
 __all__ = [
     "EnvError",
     "EnvSettings",
+    "TabularEnv",
     "frame_stack",
     "frames_per_step",
     "make_env",

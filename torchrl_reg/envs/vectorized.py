@@ -1,4 +1,4 @@
-"""TorchRL environments over gymnasium's vector environments."""
+"""TorchRL environments from settings: over gymnasium's vector environments, or native ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchrl_reg.envs.classic import classic_vector_env
 from torchrl_reg.envs.minatar import minatar_vector_env
 from torchrl_reg.envs.mujoco import mujoco_vector_env
 from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
+from torchrl_reg.envs.tabular import gridworld_env
 
 _BUILDERS: dict[str, Callable[..., VectorEnv]] = {
     "cartpole": partial(classic_vector_env, "CartPole-v1"),
@@ -37,10 +38,12 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     box, whose bounds are ``env.full_action_spec_unbatched["action"].space.low`` and ``high``), and
     under ``next`` also ``reward``, ``done``, ``terminated``, ``truncated`` and ``episode_reward``
     (undiscounted return so far), each ``[num_envs, 1]``. Where an episode ends,
-    ``("next", "observation")`` is its last observation.
+    ``("next", "observation")`` is its last observation. A gridworld also has ``state`` (int64 ``[num_envs]``) and
+    ``steps``, see :class:`TabularEnv`.
 
     The games run on the CPU; another ``device`` is where the tensors go. ``env.set_seed(seed)`` gives
-    sub-environment ``i`` the seed ``seed + i``, and what happened before leaves no trace.
+    sub-environment ``i`` the seed ``seed + i``, and what happened before leaves no trace. Gridworlds run on ``device``
+    and draw from one generator for all sub-environments.
 
     Raises:
         EnvError: bad ``settings`` or ``num_envs``, a missing extra, or an unavailable ``device``.
@@ -56,6 +59,8 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvError(f"device: expected an available device, got {str(device)!r} without CUDA.")
+    if resolved.name == "gridworld":
+        return TransformedEnv(gridworld_env(num_envs, device=device, **family_options(resolved)), RewardSum())
     env = GymWrapper(
         _BUILDERS[resolved.name](num_envs, **family_options(resolved)),
         categorical_action_encoding=True,

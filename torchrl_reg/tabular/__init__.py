@@ -18,9 +18,10 @@ from torchrl_reg.tabular.value_iteration import (
     soft_value_iteration,
     value_iteration,
 )
-from torchrl_reg.tabular.worlds import chain, gridworld, gridworld_cells, random_mdp
+from torchrl_reg.tabular.worlds import MIRL_WORLDS, chain, gridworld, gridworld_cells, random_mdp
 
 __all__ = [
+    "MIRL_WORLDS",
     "Iterate",
     "Solution",
     "TabularMDP",

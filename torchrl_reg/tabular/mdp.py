@@ -88,3 +88,24 @@ class TabularMDP:
     def backup(self, v: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
         """One-step return ``r + bonus + gamma * P v`` ``[S, A]``, 0 at the terminal states."""
         return self.mask_q(self.r + bonus + self.gamma * (self.P @ self.mask_v(v)))
+
+    def start_distribution(self, start: Tensor | None = None) -> Tensor:
+        """Probability of each first state ``[S]``, float64: ``start``, checked, or uniform where no state is terminal.
+
+        Raises:
+            ValueError: if ``start`` has another shape, is no probability distribution (to 1e-6) or starts in a
+                terminal state, or if every state is terminal.
+        """
+        if self.terminal.all():
+            raise ValueError("terminal must leave a state to start in, got all True.")
+        if start is None:
+            free = (~self.terminal).to(self.P)
+            return free / free.sum()
+        start = torch.as_tensor(start).detach().to(self.P)
+        if start.shape != self.terminal.shape:
+            raise ValueError(f"start must have shape [S] = {list(self.terminal.shape)}, got {list(start.shape)}.")
+        if not (start >= 0).all() or not abs(start.sum().item() - 1) <= 1e-6:
+            raise ValueError(f"start must be a probability distribution, got {start.tolist()}.")
+        if start[self.terminal].any():
+            raise ValueError("start must be 0 at terminal states.")
+        return start / start.sum()

@@ -5,7 +5,8 @@ Shapes: ``S`` states, ``A`` actions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,6 +15,17 @@ from torchrl_reg.tabular.mdp import TabularMDP
 
 # (row, column) displacements of the gridworld's actions 0 to 3: up, right, down, left.
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+
+#: The gridworlds that MIRL (Grau-Moya et al. 2019) is compared on. The source names them and gives their rewards, not
+#: their maps, so these are ours: in the corridor one action is useful, in the open square two, and in the grid of
+#: streets, which the goal sits in the middle of, all four alike.
+MIRL_WORLDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "corridor": ("...................G",),
+        "square": (*["........"] * 7, ".......G"),
+        "grid": (*[".........", ".#.#.#.#."] * 2, "....G....", *[".#.#.#.#.", "........."] * 2),
+    }
+)
 
 
 def random_mdp(
