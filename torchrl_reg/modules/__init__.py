@@ -11,7 +11,7 @@ from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
-from torchrl_reg.modules.networks import NetSettings, num_actions, q_network, quantile_network
+from torchrl_reg.modules.networks import NetSettings, num_actions, prior_network, q_network, quantile_network
 from torchrl_reg.modules.policies import (
     PolicySettings,
     bin_value_network,
@@ -47,6 +47,7 @@ __all__ = [
     "gaussian_actor",
     "num_actions",
     "policy",
+    "prior_network",
     "q_network",
     "quantile_network",
     "state_action_value_network",

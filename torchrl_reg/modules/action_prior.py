@@ -23,7 +23,7 @@ PriorLike = Sequence[float] | Tensor
 
 
 class ActionPrior(nn.Module):
-    """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q(s, a))``.
+    """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
 
     Both are buffers in float64, whatever the networks compute in: rates of 1e-6 would be lost in half precision. Every
     owner saves them in its ``state_dict``. A ``copy.deepcopy`` of one owner gets a prior of its own; copy all owners
@@ -205,9 +205,7 @@ class InverseTemperatureUpdate(TensorDictModuleBase):
         if not (math.isfinite(loss_floor) and loss_floor > 0):
             raise ValueError(f"loss_floor must be a finite number > 0, got {loss_floor!r}.")
         if not 0 < beta_min <= beta_max < math.inf:
-            raise ValueError(
-                f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max, got {beta_min}, {beta_max}."
-            )
+            raise ValueError(f"The bounds must satisfy 0 < beta_min <= beta_max, got {beta_min!r} and {beta_max!r}.")
         self.priors = nn.ModuleList(priors)
         self.rate = check_rate(rate)
         self.loss_floor, self.beta_min, self.beta_max = loss_floor, beta_min, beta_max
@@ -226,9 +224,7 @@ class InverseTemperatureUpdate(TensorDictModuleBase):
 def check_beta(beta: float) -> float:
     """Return ``beta`` if it is a finite number > 0, else raise ValueError."""
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
-        raise ValueError(
-            f"beta must be a finite number > 0 (the inverse temperature, per unit of reward), got {beta!r}."
-        )
+        raise ValueError(f"beta must be a finite number > 0 (the inverse temperature), got {beta!r}.")
     return float(beta)
 
 
@@ -243,9 +239,7 @@ def check_probabilities(probabilities: PriorLike, num_actions: int) -> Tensor:
     """``probabilities`` as a float64 ``[A]``, if they are a distribution over that many actions, else ValueError."""
     rho = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
     if rho.shape != (num_actions,):
-        raise ValueError(
-            f"The prior must have one probability for each of the {num_actions} actions, got {rho.tolist()}."
-        )
+        raise ValueError(f"The prior must have a probability for each of {num_actions} actions, got {rho.tolist()}.")
     if not (rho >= 0).all():
         raise ValueError(f"The prior must not have negative probabilities, got {rho.tolist()}.")
     if not abs(float(rho.sum()) - 1) <= 1e-6:

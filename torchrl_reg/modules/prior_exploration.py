@@ -27,8 +27,8 @@ class PriorEGreedyModule(EGreedyModule):
     Args:
         spec: action spec (``Categorical`` or ``OneHot``); it says how actions are written.
         prior: shared, not copied.
-        eps_init, eps_end, annealing_num_steps: as for :class:`~torchrl.modules.EGreedyModule`; ``step`` takes any number
-            of frames at once.
+        eps_init, eps_end, annealing_num_steps: as for :class:`~torchrl.modules.EGreedyModule`; ``step`` takes any
+            number of frames at once.
         action_key, action_value_key: where the action goes and the ``[*B, A]`` Q-values are.
         action_mask_key: allowed actions ``[*B, A]``; the prior is then that of the allowed ones.
         log_prior_key: read a state-dependent log-prior (logits ``[*B, A]``) there, instead of the one in ``prior``.

@@ -43,8 +43,8 @@ def prior_diagnostics(
 ) -> dict[str, Tensor]:
     """Rows ``[*B]`` at s for ``pi ~ rho exp(q / tau)``: nats, but ``action_gap`` and ``soft_gap`` in reward units.
 
-    ``mutual_information`` is ``KL(pi(.|s) || mean pi)``, whose mean over the rows of ``mask`` estimates ``I(S; A)`` under
-    the batch's states; it is at most the log of their number, and biased upwards in small batches. ``kl`` is
+    ``mutual_information`` is ``KL(pi(.|s) || mean pi)``, whose mean over the rows of ``mask`` estimates ``I(S; A)``
+    under the batch's states; it is at most the log of their number, and biased upwards in small batches. ``kl`` is
     ``KL(pi || rho)``, so ``mean kl = mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
     """
     pi = log_pi.exp()

@@ -16,16 +16,16 @@ from torchrl_reg.objectives.value import RegValueEstimators
 class MutualInformationDQNLoss(PriorRegularizedLoss):
     """DQN with a soft value towards a prior: ``r + gamma (1/beta) ln sum_a rho(a) exp(beta q_target(s', a))``.
 
-    The prior is learnt outside the loss, by :class:`~torchrl_reg.modules.PriorUpdate` on the states visited, and ``beta``
-    by :class:`~torchrl_reg.modules.InverseTemperatureUpdate`; left alone both stay as given. With a fixed uniform prior
-    this is SQL, :class:`SoftDQNLoss` with its value shifted by ``-ln A / beta``. ``beta -> inf`` is
+    The prior is learnt outside the loss, by :class:`~torchrl_reg.modules.PriorUpdate` on the states visited, and
+    ``beta`` by :class:`~torchrl_reg.modules.InverseTemperatureUpdate`; left alone both stay as given. With a fixed
+    uniform prior this is SQL: :class:`SoftDQNLoss` with its value shifted by ``-ln A / beta``. ``beta -> inf`` is
     :class:`~torchrl.objectives.DQNLoss`, ``beta -> 0`` evaluates the prior: ``r + gamma sum_a rho(a) q(s', a)``.
     No gradient reaches ``rho`` or ``beta`` through the target.
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        prior: an :class:`~torchrl_reg.modules.ActionPrior`, shared, or probabilities ``[A]``; None is uniform. An action
-            mask does not renormalize it: the value then pays ``-ln rho(allowed) / beta``.
+        prior: an :class:`~torchrl_reg.modules.ActionPrior`, shared, or probabilities ``[A]``; None is uniform. An
+            action mask does not renormalize it: the value then pays ``-ln rho(allowed) / beta``.
         beta: inverse temperature > 0, per unit of reward; default 1. Schedulable. With an ActionPrior: its own.
         prior_network: a state-dependent prior: a TensorDict module from some observation keys to logits ``[*B, A]``,
             trained on ``loss_prior = KL(pi || rho_phi)`` at s, the policy being constant. The states are those of the
@@ -33,10 +33,11 @@ class MutualInformationDQNLoss(PriorRegularizedLoss):
         loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
             :class:`QLearningLoss`. The default distance is Huber (delta 1); the paper squares.
 
-    Returns (in a TensorDict): ``loss`` (and ``loss_prior``), the detached ``squared_td_error`` (mean of the plain square,
-    whatever the distance), and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``, ``kl`` (to the
-    prior), ``soft_gap`` (soft value minus max, <= 0), ``prior_entropy``, ``mutual_information`` (``I(S; A)``: mean
-    ``KL(pi(.|s) || mean pi)`` over the batch, at most the log of its size), ``td_error`` (mean absolute), ``beta``.
+    Returns (in a TensorDict): ``loss`` (and ``loss_prior``), the detached ``squared_td_error`` (mean of the plain
+    square, whatever the distance), and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
+    ``kl`` (to the prior), ``soft_gap`` (soft value minus max, <= 0), ``prior_entropy``, ``mutual_information``
+    (``I(S; A)``: mean ``KL(pi(.|s) || mean pi)`` over the batch, at most the log of its size), ``td_error`` (mean
+    absolute), ``beta``.
 
     Raises:
         ValueError: ``beta`` not a finite number > 0, a prior that is no distribution over the network's actions.

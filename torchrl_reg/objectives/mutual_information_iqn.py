@@ -16,9 +16,9 @@ from torchrl_reg.objectives.prior_regularized import PriorRegularizedLoss
 class MutualInformationIQNLoss(PriorRegularizedLoss, IQNLoss):
     """MIRL over quantiles: ``r + gamma sum_a pi(a|s') (z_j(s', a) - (1/beta) ln (pi(a|s') / rho(a)))``.
 
-    One policy ``pi ~ rho exp(beta mean_k z(., ., sigma_k))`` from K fresh fractions of the target network, shared by all
-    quantiles, as :class:`MunchausenIQNLoss` has it with the prior in the uniform's place. The mean of the target over
-    quantiles is that of :class:`MutualInformationDQNLoss` if the policy reads the same quantiles.
+    One policy ``pi ~ rho exp(beta mean_k z(., ., sigma_k))`` from K fresh fractions of the target network, shared by
+    all quantiles, as :class:`MunchausenIQNLoss` has it with the prior in the uniform's place. The mean of the target
+    over quantiles is that of :class:`MutualInformationDQNLoss` if the policy reads the same quantiles.
 
     Args:
         value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
@@ -26,7 +26,7 @@ class MutualInformationIQNLoss(PriorRegularizedLoss, IQNLoss):
         num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles, kappa, share_fractions, delay_value,
             action_space, reduction, use_prioritized_weights, diagnostics: see :class:`IQNLoss`. No double variant.
 
-    Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; the TD errors are those of the means over quantiles.
+    Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors are those of the means over quantiles.
 
     Raises:
         ValueError: a coefficient, count or prior out of range.

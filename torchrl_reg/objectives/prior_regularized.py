@@ -32,8 +32,8 @@ class PriorRegularizedLoss(QLearningLoss):
             or None for uniform.
         beta: inverse temperature > 0, per unit of reward; default 1. Not with an ActionPrior, which has its own.
             Schedulable: ``loss.beta = 2.0``.
-        prior_network: a state-dependent prior instead: a TensorDict module that reads some of the observation and writes
-            logits ``[*B, A]`` to its last out-key. It is trained here, towards the policy (``loss_prior``).
+        prior_network: a state-dependent prior instead: a TensorDict module that reads some of the observation and
+            writes logits ``[*B, A]`` to its last out-key. It is trained here, towards the policy (``loss_prior``).
         **kwargs: see :class:`QLearningLoss`.
     """
 
