@@ -6,8 +6,8 @@
 
 ``algo.method``: ``dqn`` (hard maximum, uniform exploration), ``sql`` (soft value towards a fixed uniform prior),
 ``sql_m`` (SQL's target, MIRL's behaviour) or ``mirl`` (the prior is learnt; greedy in it and explored from it).
-Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 [G19]. Its step
-sizes are not known to us: what is not marked is ours.
+Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 [G19]. Its
+step sizes are not known to us: what is not marked is ours.
 """
 
 from __future__ import annotations
