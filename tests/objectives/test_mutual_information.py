@@ -87,7 +87,7 @@ def test_squared_td_error_leaves_masked_rows_out(cases: Any, batch: Any) -> None
 def test_squared_td_error_of_quantiles_is_that_of_their_means(cases: Any, batch: Any) -> None:
     data = batch(9)
     out = cases["mi_iqn"].loss()(data)
-    assert 0 < out["squared_td_error"] and out["squared_td_error"] >= out["td_error"] ** 2
+    assert out["squared_td_error"] > 0 and out["squared_td_error"] >= out["td_error"] ** 2
 
 
 def test_diagnostics_are_what_they_say(cases: Any, batch: Any) -> None:
