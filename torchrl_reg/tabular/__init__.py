@@ -12,6 +12,14 @@ from torchrl_reg.tabular.munchausen import (
     implicit_q_iteration,
     munchausen_value_iteration,
 )
+from torchrl_reg.tabular.mutual_information import (
+    PriorIterate,
+    PriorSolution,
+    blahut_arimoto,
+    mutual_information,
+    mutual_information_iteration,
+    state_occupancy,
+)
 from torchrl_reg.tabular.solution import Iterate, Solution
 from torchrl_reg.tabular.value_iteration import (
     policy_evaluation,
@@ -21,6 +29,12 @@ from torchrl_reg.tabular.value_iteration import (
 from torchrl_reg.tabular.worlds import MIRL_WORLDS, chain, gridworld, gridworld_cells, random_mdp
 
 __all__ = [
+    "state_occupancy",
+    "mutual_information_iteration",
+    "mutual_information",
+    "blahut_arimoto",
+    "PriorSolution",
+    "PriorIterate",
     "MIRL_WORLDS",
     "Iterate",
     "Solution",

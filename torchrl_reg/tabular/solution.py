@@ -126,10 +126,23 @@ def check_alpha(alpha: float, num_iterations: int | None) -> None:
         raise ValueError("alpha=1 has no fixed point (action gaps grow for ever): set num_iterations.")
 
 
+def check_prior(name: str, prior: Tensor, mdp: TabularMDP) -> Tensor:
+    """``prior`` ``[A]`` in float64, or a ValueError that calls it ``name`` unless it is a distribution (to 1e-6)."""
+    prior = torch.as_tensor(prior).detach().to(mdp.r)
+    if prior.shape != mdp.r.shape[1:]:
+        raise ValueError(f"{name} must have shape [A] = {list(mdp.r.shape[1:])}, got {list(prior.shape)}.")
+    if not (prior >= 0).all():
+        raise ValueError(f"{name} must not be negative, got {prior.tolist()}.")
+    if not abs(prior.sum().item() - 1) <= 1e-6:
+        raise ValueError(f"{name} must sum to 1, got {prior.sum().item()}.")
+    return prior / prior.sum()
+
+
 def _change(previous: Iterate, current: Iterate) -> float:
     """Largest change in reward units; q alone is blind to small changes of a near-optimal policy."""
     pairs = ((previous.q, current.q), (previous.tau_log_pi, current.tau_log_pi))
-    return max((new - old).abs().max().item() for old, new in pairs)
+    # An action that a prior excludes has tau_log_pi = -inf before and after.
+    return max(torch.where(new == old, 0.0, new - old).abs().max().item() for old, new in pairs)
 
 
 def _check_loop(

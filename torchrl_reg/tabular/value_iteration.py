@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchrl_reg.functional import policy_entropy, scaled_log_policy, soft_policy, soft_value
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Noise, Solution, iterate
+from torchrl_reg.tabular.solution import Iterate, Noise, Solution, check_prior, iterate
 
 
 def value_iteration(
@@ -59,6 +59,7 @@ def soft_value_iteration(
     mdp: TabularMDP,
     tau: float,
     *,
+    prior: Tensor | None = None,
     num_iterations: int | None = None,
     tol: float = 1e-12,
     q0: Tensor | None = None,
@@ -67,14 +68,16 @@ def soft_value_iteration(
 ) -> Solution:
     r"""Soft value iteration :math:`q \leftarrow r + \gamma P F_\tau(q)`, with the soft value.
 
-    A contraction with modulus ``gamma``, whose fixed point satisfies
-    ``0 <= v_tau - v* <= tau * ln A / (1 - gamma)``.
+    A contraction with modulus ``gamma``, whose fixed point without a prior satisfies
+    ``0 <= v_tau - v* <= tau * ln A / (1 - gamma)``. A uniform prior lowers it by the upper bound and leaves the policy
+    as it is.
 
     Source: Haarnoja et al. 2017 (soft Q-learning).
 
     Args:
         mdp: the MDP.
         tau: temperature >= 0, in reward units; 0 is value iteration.
+        prior: probabilities ``[A]`` that weight the actions; None weights each with 1.
         num_iterations: number of updates; None repeats until convergence.
         tol: converged when no entry of q or tau_log_pi changes by more than
             ``tol * max(1, max |q|)``.
@@ -86,13 +89,14 @@ def soft_value_iteration(
         The solution.
 
     Raises:
-        ValueError: if ``tau``, ``num_iterations``, ``tol``, ``q0`` or ``noise`` does not fit.
+        ValueError: if ``tau``, ``prior``, ``num_iterations``, ``tol``, ``q0`` or ``noise`` does not fit.
         RuntimeError: if 100000 updates do not converge.
     """
+    log_prior = None if prior is None else check_prior("prior", prior, mdp).log()
     return iterate(
         mdp,
         lambda current: mdp.backup(current.v),
-        lambda q, _: soft_iterate(mdp, q, tau),
+        lambda q, _: soft_iterate(mdp, q, tau, log_prior),
         num_iterations=num_iterations,
         tol=tol,
         q0=q0,
@@ -134,11 +138,11 @@ def policy_evaluation(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Solution
     return Solution(mdp.backup(v), v, pi, tau_log_pi, iterations=0, residual=0.0)
 
 
-def soft_iterate(mdp: TabularMDP, q: Tensor, tau: float) -> Iterate:
-    """Iterate of ``q`` under the policy ``softmax(q / tau)`` and its soft value."""
+def soft_iterate(mdp: TabularMDP, q: Tensor, tau: float, log_prior: Tensor | None = None) -> Iterate:
+    """Iterate of ``q`` under the policy ``softmax(log_prior + q / tau)`` and its soft value."""
     return Iterate(
         q=q,
-        v=mdp.mask_v(soft_value(q, tau)),
-        pi=soft_policy(q, tau),
-        tau_log_pi=scaled_log_policy(q, tau),
+        v=mdp.mask_v(soft_value(q, tau, log_prior=log_prior)),
+        pi=soft_policy(q, tau, log_prior=log_prior),
+        tau_log_pi=scaled_log_policy(q, tau, log_prior=log_prior),
     )
