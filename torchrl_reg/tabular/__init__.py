@@ -2,9 +2,10 @@
 
 Every solver takes ``(mdp, ..., num_iterations, tol, q0, return_iterates, noise)`` and returns a
 :class:`Solution`. Iterate k holds the action values ``q_k`` with the policy that is greedy to them
-(``pi_{k+1}`` in the papers) and the value of both.
+(``pi_{k+1}`` in the papers) and the value of both. :class:`TabularAgents` learn from samples instead.
 """
 
+from torchrl_reg.tabular.agents import METHODS, Method, TabularAgents, episode_return
 from torchrl_reg.tabular.mdp import TabularMDP
 from torchrl_reg.tabular.mirror_descent import mirror_descent_value_iteration
 from torchrl_reg.tabular.munchausen import (
@@ -29,25 +30,29 @@ from torchrl_reg.tabular.value_iteration import (
 from torchrl_reg.tabular.worlds import MIRL_WORLDS, chain, gridworld, gridworld_cells, random_mdp
 
 __all__ = [
-    "state_occupancy",
-    "mutual_information_iteration",
-    "mutual_information",
-    "blahut_arimoto",
-    "PriorSolution",
-    "PriorIterate",
+    "METHODS",
     "MIRL_WORLDS",
     "Iterate",
+    "Method",
+    "PriorIterate",
+    "PriorSolution",
     "Solution",
+    "TabularAgents",
     "TabularMDP",
     "advantage_learning",
+    "blahut_arimoto",
     "chain",
+    "episode_return",
     "gridworld",
     "gridworld_cells",
     "implicit_q_iteration",
     "mirror_descent_value_iteration",
     "munchausen_value_iteration",
+    "mutual_information",
+    "mutual_information_iteration",
     "policy_evaluation",
     "random_mdp",
     "soft_value_iteration",
+    "state_occupancy",
     "value_iteration",
 ]
