@@ -134,13 +134,12 @@ def test_a_table_that_sees_the_goal_is_blank_for_a_new_one() -> None:
     assert table[:3].abs().max() > 1.0 and table[3].abs().max() == 0.0
 
 
-def test_hiding_the_goal_speeds_transfer_in_short(hidden: TensorDictModule) -> None:
-    """For a goal never met, the blank table is the uniform prior, so that is what hiding the goal is compared with."""
-    assert arrivals(hidden, 0, steps=60) > arrivals(None, 0, steps=60) + 3
-
-
 @pytest.mark.slow
 def test_hiding_the_goal_speeds_transfer() -> None:
-    """Not against a network that sees the goal: it all but ignores an input it never met, and transfers as well."""
+    """Compared with no prior, which is what a table that sees the goal amounts to for a goal it never met.
+
+    Not compared with a network that sees the goal: it all but ignores the input it never met, and transfers as well
+    (arrivals hidden 28, 25, 23, seen 27, 25, 31, none 2, 0, 0 with seeds 0 to 2).
+    """
     told = {seed: (arrivals(familiarized("cell", seed), seed), arrivals(None, seed)) for seed in range(5)}
     assert all(hidden > 2 * none for hidden, none in told.values()), told
