@@ -40,9 +40,10 @@ def rows(folder: Path) -> list[dict]:
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize(
-    "arguments", [CARTPOLE, ATARI, PCL, SAC, MIRL], ids=["m_iqn-3-steps", "m_dqn-atari", "pcl", "sac", "mirl"]
-)
+RUNS = {"m_iqn-3-steps": CARTPOLE, "m_dqn-atari": ATARI, "pcl": PCL, "sac": SAC, "mirl": MIRL}
+
+
+@pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
 def test_killed_and_restarted(arguments: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = begin(whole, arguments)

@@ -152,7 +152,7 @@ class PriorUpdate(TensorDictModuleBase):
         self.rate = check_rate(rate)
         self.action_value_key = action_value_key
         self.in_keys = [action_value_key] if actor is None else list(actor.in_keys)
-        self.out_keys = []
+        self.out_keys: list[NestedKey] = []
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -210,7 +210,7 @@ class InverseTemperatureUpdate(TensorDictModuleBase):
         self.rate = check_rate(rate)
         self.loss_floor, self.beta_min, self.beta_max = loss_floor, beta_min, beta_max
         self.squared_td_error_key = squared_td_error_key
-        self.in_keys, self.out_keys = [squared_td_error_key], []
+        self.in_keys, self.out_keys = [squared_td_error_key], list[NestedKey]()
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -59,7 +59,7 @@ class PriorRegularizedLoss(QLearningLoss):
         self.prior = self._made_prior(prior, 1.0 if beta is None else beta)
         if prior_network is not None:
             self.convert_to_functional(prior_network, "prior_network")
-            self._network_names = ("value_network", "prior_network")
+            self._network_names = ("value_network", "prior_network")  # type: ignore[misc]
             self.out_keys = ["loss", "loss_prior"]
             self._set_in_keys()
             self._bind()
@@ -84,7 +84,7 @@ class PriorRegularizedLoss(QLearningLoss):
 
     @beta.setter
     def beta(self, value: float | Tensor) -> None:
-        self.prior.beta = value
+        self.prior.beta = value  # type: ignore[assignment]
 
     @property
     def log_prior(self) -> Tensor:
