@@ -56,6 +56,11 @@ CASES = {
         )[0],
         [*inputs(*[(3, 4)] * 5), TAU],
     ),
+    "floored_log_prior": (lambda x: functional.floored_log_prior(x, 0.01), inputs((3, 4))),
+    "averaged_prior": (
+        lambda prior, pi: functional.averaged_prior(prior, pi, 0.3),
+        [x.softmax(-1) for x in inputs((4,), (3, 2, 4))],
+    ),
     "kl_divergence": (functional.kl_divergence, [x.log_softmax(-1) for x in inputs((3, 4), (4,))]),
 }
 FRACTIONS = torch.linspace(0.1, 0.9, 12, dtype=torch.float64).reshape(3, 4)

@@ -19,6 +19,8 @@ from torchrl_reg.objectives import (
     IQNLoss,
     MunchausenDQNLoss,
     MunchausenIQNLoss,
+    MutualInformationDQNLoss,
+    MutualInformationIQNLoss,
     PolyakTargetUpdate,
     SoftDQNLoss,
 )
@@ -62,6 +64,7 @@ def perturb_target(loss: Any) -> None:
 
 _COUNTS = {"num_quantiles": 5, "num_target_quantiles": 7, "num_policy_quantiles": 3, "kappa": 0.5}
 _M = {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}
+_P = {"prior": (0.6, 0.3, 0.1), "beta": 2.0}
 CASES = {
     "soft_dqn": LossCase(SoftDQNLoss, {"tau": 0.5}),
     "m_dqn": LossCase(MunchausenDQNLoss, _M),
@@ -72,6 +75,9 @@ CASES = {
     "iqn_reuse": LossCase(IQNLoss, {**_COUNTS, "reuse_quantiles": True}, quantile=True),
     "m_iqn": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M}, quantile=True),
     "m_iqn_reuse": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "reuse_quantiles": True}, quantile=True),
+    "mirl": LossCase(MutualInformationDQNLoss, _P),
+    "mi_iqn": LossCase(MutualInformationIQNLoss, {**_COUNTS, **_P}, quantile=True),
+    "mi_iqn_reuse": LossCase(MutualInformationIQNLoss, {**_COUNTS, **_P, "reuse_quantiles": True}, quantile=True),
     "m_iqn_shared": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "share_fractions": True}, quantile=True),
 }
 

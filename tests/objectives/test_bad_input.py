@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from torchrl_reg.modules import ActionPrior
+
 BAD = [
     ("soft_dqn", {"tau": 0.0}, "tau must be a finite number > 0"),
     ("soft_dqn", {"tau": -1.0}, "got -1.0"),
@@ -20,6 +22,16 @@ BAD = [
     ("iqn", {"num_quantiles": 0}, "must be >= 1"),
     ("iqn", {"kappa": -1.0}, "kappa must be >= 0"),
     ("m_iqn", {"double_dqn": True}, "double_dqn must be False"),
+    ("mi_iqn", {"double_dqn": True}, "double_dqn must be False"),
+    ("mirl", {"beta": 0.0}, "beta must be a finite number > 0 .*, got 0.0"),
+    ("mirl", {"beta": -2.0}, "beta must be"),
+    ("mi_iqn", {"beta": float("inf")}, "beta must be"),
+    ("mirl", {"prior": (0.5, 0.5)}, r"a probability for each of 3 actions, got \[0.5, 0.5\]"),
+    ("mirl", {"prior": (0.7, 0.6, -0.3)}, "must not have negative probabilities"),
+    ("mirl", {"prior": (0.5, 0.3, 0.1)}, "must sum to one, got .*, which sum to 0.9"),
+    ("mirl", {"prior": (0.5, 0.5, float("nan"))}, "negative|sum to one"),
+    ("mirl", {"prior": ActionPrior(4), "beta": None}, "over the network's 3 actions, got 4"),
+    ("mirl", {"prior": ActionPrior(3)}, "beta must be set in the ActionPrior given as prior, got beta=2.0"),
 ]
 
 
@@ -37,7 +49,7 @@ def test_bad_networks(cases: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"), [("soft_dqn", "alpha"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")]
+    ("name", "argument"), [("soft_dqn", "alpha"), ("mirl", "tau"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")]
 )
 def test_unknown_arguments_are_refused(cases: Any, name: str, argument: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{argument}'"):
@@ -49,6 +61,8 @@ def test_coefficients_are_checked_wherever_they_are_set(cases: Any) -> None:
     for name, value in (("tau", -1.0), ("alpha", 2.0), ("clip_min", 0.5)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             setattr(loss, name, value)
+    with pytest.raises(ValueError, match="beta must be"):
+        cases["mirl"].loss().beta = 0.0
     loss.clip_min = None
     assert float(loss.clip_min) == -torch.inf
 

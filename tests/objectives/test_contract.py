@@ -285,14 +285,17 @@ def test_plain_module_as_network(case: Any, batch: Any) -> None:
     torch.testing.assert_close(got, expected)
 
 
+SCHEDULED = {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0, "beta": 5.0}
+
+
 def test_coefficients_are_schedulable(case: Any, batch: Any) -> None:
     for name in case.cls._schedulable_buffers:
         loss = case.loss()
         before = value(loss, batch(9))
-        setattr(loss, name, {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0}[name])
+        setattr(loss, name, SCHEDULED[name])
         after = value(loss, batch(9))
         assert (before - after).abs() > 1e-5, name
-        fresh = case.loss(**{name: {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0}[name]})
+        fresh = case.loss(**{name: SCHEDULED[name]})
         torch.testing.assert_close(value(fresh, batch(9)), after)
 
 
@@ -345,6 +348,9 @@ def test_compile_without_break_or_recompilation(case: Any, batch: Any, diagnosti
             torch.testing.assert_close(compiled(batch(9, seed=seed))["loss"], loss(batch(9, seed=seed))["loss"])
             if "tau" in case.kwargs:
                 loss.tau = 0.3 + 0.1 * seed
+            if "beta" in case.kwargs:
+                loss.beta = 1.0 + seed
+                loss.prior.assign(torch.tensor([0.2, 0.3, 0.5]))
             with torch.no_grad():
                 for p in loss.parameters():
                     p.mul_(0.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -47,6 +48,7 @@ def stock_dqn(cases: Any) -> DQNLoss:
     [
         ("soft_dqn", {"tau": TINY}),
         ("m_dqn", {"tau": TINY, "alpha": 0.0}),
+        ("mirl", {"beta": 1 / TINY}),
         ("al", {"alpha": 0.0}),
         ("pal", {"alpha": 0.0}),
     ],
@@ -61,6 +63,69 @@ def test_stock_dqn_is_a_limit(cases: Any, batch: Any, name: str, kwargs: dict[st
 
 def test_munchausen_without_its_bonus_is_soft_dqn(cases: Any, batch: Any) -> None:
     assert_same(cases["m_dqn"].loss(alpha=0.0), cases["soft_dqn"].loss(), batch(20, dtype=torch.float64))
+
+
+def test_a_uniform_prior_is_soft_dqn_less_the_log_of_the_actions(cases: Any, batch: Any) -> None:
+    """SQL in its mellowmax form: every bootstrapped target lies gamma ln A / beta lower, n steps gamma^n."""
+    data = batch(20, dtype=torch.float64)
+    sql, soft = cases["mirl"].loss(prior=None).double(), cases["soft_dqn"].loss().double()
+    assert float(sql.beta) == 1 / float(soft.tau) == 2.0
+    shifted = data.clone()
+    shifted["next", "reward"] -= 0.9 * math.log(3) / 2.0 * (~data["next", "terminated"]).double()
+    assert_same(sql, _with_data(soft, shifted), data)
+    data["steps_to_next_obs"] = torch.full((20, 1), 3)
+    shifted = data.clone()
+    shifted["next", "reward"] -= 0.9**3 * math.log(3) / 2.0 * (~data["next", "terminated"]).double()
+    torch.testing.assert_close(sql(data)["loss"], soft(shifted)["loss"], rtol=0, atol=1e-10)
+
+
+class _with_data:
+    """A loss that looks at ``data`` whatever it is given."""
+
+    def __init__(self, loss: Any, data: Any) -> None:
+        self.loss, self.data = loss, data
+
+    def __call__(self, _: Any) -> Any:
+        return self.loss(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loss, name)
+
+
+def test_hot_mirl_evaluates_its_prior(cases: Any, batch: Any) -> None:
+    data = batch(20, dtype=torch.float64)
+    loss = cases["mirl"].loss(beta=1e-7).double()
+    q = loss._networks["value_network"][1](data["next"])
+    value = (q * torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)).sum(-1, keepdim=True)
+    target = data["next", "reward"] + 0.9 * value * (~data["next", "terminated"]).double()
+    got = loss.value_estimator.value_estimate(data, next_q=q, beta=loss.beta, log_prior=loss.log_prior)
+    torch.testing.assert_close(got, target, rtol=0, atol=1e-6)
+    uniform = data["next", "reward"] + 0.9 * q.mean(-1, keepdim=True) * (~data["next", "terminated"]).double()
+    assert (got - uniform).abs().max() > 1e-2
+
+
+def test_mi_iqn_in_the_mean_is_mirl(cases: Any, batch: Any) -> None:
+    """With the policy's quantiles reused, averaging the target over quantiles gives MIRL's on the mean values."""
+    data = batch(20, dtype=torch.float64)
+    loss = cases["mi_iqn_reuse"].loss().double()
+    frozen = loss._networks["value_network"][1].network.quantile_network
+    captured, original = [], frozen.quantiles
+    frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
+    target, _ = loss._quantile_target(data, "observation", None, frozen, torch.zeros(20, 5, 3, dtype=torch.float64))
+    mirl = cases["mirl"].loss().double()
+    expected = mirl.value_estimator.value_estimate(
+        data, next_q=captured[0].mean(-2), beta=mirl.beta, log_prior=mirl.log_prior
+    )
+    torch.testing.assert_close(target.mean(-1, keepdim=True), expected, rtol=0, atol=1e-12)
+
+
+def test_cold_mi_iqn_is_iqn(cases: Any, batch: Any) -> None:
+    cold, iqn = cases["mi_iqn_reuse"].loss(beta=1 / TINY), cases["iqn_reuse"].loss()
+    for loss in (cold, iqn):
+        loss._fractions = lambda features, count: (
+            ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
+        )
+    assert_same(cold, iqn, batch(20, dtype=torch.float64))
 
 
 def test_cold_munchausen_is_advantage_learning(cases: Any, batch: Any) -> None:

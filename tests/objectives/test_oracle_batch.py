@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 GAMMA, TAU, ALPHA, CLIP, KAPPA = 0.9, 0.5, 0.5, -0.3, 0.5
+RHO, BETA = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64), 2.0
 
 
 def q_rows(loss: Any, params: Any, observation: Tensor) -> Tensor:
@@ -37,13 +38,14 @@ def expected_target(name: str, loss: Any, row: Any) -> Tensor:
     value, extra = {
         "soft_dqn": (soft, 0.0),
         "m_dqn": (soft, bonus(q, action)),
+        "mirl": ((RHO * (BETA * next_q).exp()).sum().log() / BETA, 0.0),
         "al": (hard, -ALPHA * gap),
         "pal": (hard, -ALPHA * (gap if terminated else min(gap, next_gap))),
     }[name]
     return row["next", "reward"].squeeze() + extra + (0.0 if terminated else GAMMA * value)
 
 
-@pytest.mark.parametrize("name", ["soft_dqn", "m_dqn", "al", "pal"])
+@pytest.mark.parametrize("name", ["soft_dqn", "m_dqn", "mirl", "al", "pal"])
 @pytest.mark.parametrize("size", [1, 17])
 def test_loss_is_the_equation(cases: Any, batch: Any, name: str, size: int) -> None:
     loss = cases[name].loss().double()
@@ -87,6 +89,10 @@ def expected_quantile_loss(name: str, loss: Any, row: Any) -> Tensor:
         log_pi = log_softmax(next_q)
         backup = (log_pi.exp() * (next_z - TAU * log_pi)).sum(-1)
         extra = bonus(z(target, "observation", fixed_fractions(k)).mean(0), action)
+    elif name.startswith("mi_iqn"):
+        pi = RHO * (BETA * next_q).exp()
+        pi = pi / pi.sum()
+        backup, extra = (pi * (next_z - (pi / RHO).log() / BETA)).sum(-1), 0.0
     else:
         if loss.double_dqn:
             next_q = z(loss.value_network_params, following, fixed_fractions(k)).mean(0)
@@ -103,7 +109,9 @@ def expected_quantile_loss(name: str, loss: Any, row: Any) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("name", ["iqn", "iqn_double", "iqn_reuse", "m_iqn", "m_iqn_reuse", "m_iqn_shared"])
+@pytest.mark.parametrize(
+    "name", ["iqn", "iqn_double", "iqn_reuse", "m_iqn", "m_iqn_reuse", "m_iqn_shared", "mi_iqn", "mi_iqn_reuse"]
+)
 @pytest.mark.parametrize("size", [1, 9])
 def test_quantile_loss_is_the_equation(cases: Any, batch: Any, name: str, size: int) -> None:
     loss = cases[name].loss().double()

@@ -25,6 +25,7 @@ ENVS = [str(p.relative_to(CONF / "env").with_suffix("")) for p in sorted((CONF /
 #: Which recipes a preset is for, and an environment that goes with it.
 PRESETS = {
     "dabney2018": (set(NAMES) - CONTINUOUS, "atari"),
+    "graumoya2019": ({"mirl"}, "atari"),
     "nachum2018": ({"pcl"}, "mujoco/hopper"),
     "vieillard2020": (set(NAMES) - CONTINUOUS, "atari"),
     "vieillard2020_cartpole": (set(NAMES) - CONTINUOUS, "cartpole"),
@@ -74,10 +75,14 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     if name.startswith("m_"):
         assert {"entropy", "action_gap", "kl", "bonus", "bonus_clipped", "soft_gap", "td_error", "tau"} <= set(train)
         assert train["bonus"] < 0
+    if name == "mirl":
+        told = {"entropy", "action_gap", "kl", "soft_gap", "td_error", "beta", "prior_entropy", "mutual_information"}
+        assert told <= set(train) and "tau" not in train
+        assert train["beta"] != 1.0 and train["prior_entropy"] < math.log(2)
 
 
 @pytest.mark.parametrize("env", ["minatar/freeway", "atari"])
-@pytest.mark.parametrize("name", ["dqn", "m_dqn", "m_iqn"])
+@pytest.mark.parametrize("name", ["dqn", "m_dqn", "m_iqn", "mirl"])
 def test_images(name: str, env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
     small += ["env.max_episode_frames=64", "algo.n_steps=3", "algo.replay_capacity=400"]
@@ -91,6 +96,12 @@ VARIANTS = [
     ("iq", ["policy=autoregressive", "env=mujoco/hopper"]),
     ("iq", ["policy=flow", "algo.alpha=0.5", "env=mujoco/hopper"]),
     ("iq", ["algo.target_entropy=1.0"]),
+    ("mirl", ["algo.method=dqn"]),
+    ("mirl", ["algo.method=sql", "algo.beta_rate=0", "env=gridworld/corridor"]),
+    ("mirl", ["algo.method=sql_m", "env=gridworld/corridor"]),
+    ("mirl", ["env=gridworld/corridor", "algo.n_steps=3"]),
+    ("mirl", ["algo.prior_keys=[observation]"]),
+    ("mirl", ["algo.prior_keys=[cell]", "env=gridworld/goals"]),
     ("pcl", ["algo.lam=0.1", "algo.max_kl=0.01", "policy=gaussian"]),
     ("pcl", ["algo.unified=true", "algo.rollout=1"]),
     ("pcl", ["algo.delay_value=false"]),
@@ -225,6 +236,37 @@ def test_user_errors_of_continuous_recipes(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name), *overrides)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert expected in error
+    assert "\n" not in error and "Traceback" not in error
+
+
+MIRL_BAD = [
+    (["algo.method=ddqn"], "algo.method must be one of dqn, sql, sql_m, mirl"),
+    (["algo.beta=0"], "algo.beta"),
+    (["algo.beta=-1"], "algo.beta"),
+    (["algo.beta_rate=1.5"], "algo.beta_rate"),
+    (["algo.beta_min=5", "algo.beta_max=1"], "algo.beta_min and algo.beta_max"),
+    (["algo.prior_rate=0"], "algo.prior_rate"),
+    (["algo.prior_rate=2"], "algo.prior_rate"),
+    (["algo.method=sql", "algo.prior_keys=[observation]"], "algo.prior_keys"),
+    (["algo.prior_keys=[goal]"], "The prior's keys must be among observation"),
+    (["algo.tau=1"], "algo.tau"),
+    (["env=pendulum"], "env=pendulum does not go with this recipe"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), MIRL_BAD, ids=str)
+def test_user_errors_of_mirl(
+    overrides: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, "mirl", f"run.dir={tmp_path / 'run'}", *tiny("mirl"), *overrides)
     assert stop.value.code == 1
     error = capsys.readouterr().err.strip()
     assert expected in error

@@ -26,6 +26,7 @@ SMALL = ["policy.num_cells=[16]", "algo.total_frames=3200", "run.checkpoint_ever
 SMALL += ["env.max_episode_frames=50", "algo.learning_starts_frames=160", "algo.replay_capacity=2000"]
 PCL = ["pcl.py", *SMALL, "algo.max_kl=0.01", "algo.lam=0.1"]  # sequences as rows, a learnt coefficient
 SAC = ["sac.py", *SMALL, "policy=multicategorical"]
+MIRL = ["mirl.py", "algo.method=sql_m", "algo.total_frames=6000", "run.checkpoint_every_frames=1000"]  # two priors
 COMMON = ["run.log_every_frames=256", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
 
 
@@ -39,7 +40,10 @@ def rows(folder: Path) -> list[dict]:
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("arguments", [CARTPOLE, ATARI, PCL, SAC], ids=["m_iqn-3-steps", "m_dqn-atari", "pcl", "sac"])
+RUNS = {"m_iqn-3-steps": CARTPOLE, "m_dqn-atari": ATARI, "pcl": PCL, "sac": SAC, "mirl": MIRL}
+
+
+@pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
 def test_killed_and_restarted(arguments: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = begin(whole, arguments)

@@ -1,5 +1,6 @@
 """TorchRL environments, vectorized: classic control, MinAtar, Atari, MuJoCo, Adroit, gridworlds and tabular MDPs."""
 
+from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
 from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
 from torchrl_reg.envs.tabular import TabularEnv
 from torchrl_reg.envs.vectorized import make_env
@@ -7,6 +8,7 @@ from torchrl_reg.envs.vectorized import make_env
 __all__ = [
     "EnvError",
     "EnvSettings",
+    "GoalGridworldEnv",
     "TabularEnv",
     "frame_stack",
     "frames_per_step",

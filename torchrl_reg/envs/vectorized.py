@@ -12,6 +12,7 @@ from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, Tr
 from torchrl_reg.envs.adroit import adroit_vector_env
 from torchrl_reg.envs.atari import atari_vector_env
 from torchrl_reg.envs.classic import classic_vector_env
+from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
 from torchrl_reg.envs.minatar import minatar_vector_env
 from torchrl_reg.envs.mujoco import mujoco_vector_env
 from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
@@ -59,6 +60,10 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvError(f"device: expected an available device, got {str(device)!r} without CUDA.")
+    if resolved.name == "gridworld" and resolved.game == "goals":
+        assert resolved.max_episode_frames is not None  # resolve() fills it
+        goals = GoalGridworldEnv(num_envs, max_episode_frames=resolved.max_episode_frames, device=device)
+        return TransformedEnv(goals, RewardSum())
     if resolved.name == "gridworld":
         return TransformedEnv(gridworld_env(num_envs, device=device, **family_options(resolved)), RewardSum())
     env = GymWrapper(

@@ -5,6 +5,7 @@ Every function is pure, differentiable, works in float32 and float64 (half preci
 float32) and compiles without a graph break.
 """
 
+from torchrl_reg.functional.action_prior import averaged_prior, floored_log_prior
 from torchrl_reg.functional.diagnostics import action_gap, kl_divergence, policy_entropy
 from torchrl_reg.functional.munchausen import (
     advantage_gap,
@@ -24,6 +25,8 @@ from torchrl_reg.functional.soft import (
 __all__ = [
     "action_gap",
     "advantage_gap",
+    "averaged_prior",
+    "floored_log_prior",
     "kl_divergence",
     "munchausen_bonus",
     "path_consistency",

@@ -1,5 +1,6 @@
 """Networks, distributions, actors and exploration modules."""
 
+from torchrl_reg.modules.action_prior import ActionPrior, InverseTemperatureUpdate, PriorUpdate
 from torchrl_reg.modules.autoregressive_actor import (
     AutoregressiveMulticategorical,
     AutoregressiveMulticategoricalActor,
@@ -10,7 +11,7 @@ from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
-from torchrl_reg.modules.networks import NetSettings, num_actions, q_network, quantile_network
+from torchrl_reg.modules.networks import NetSettings, num_actions, prior_network, q_network, quantile_network
 from torchrl_reg.modules.policies import (
     PolicySettings,
     bin_value_network,
@@ -18,29 +19,35 @@ from torchrl_reg.modules.policies import (
     state_action_value_network,
     state_value_network,
 )
+from torchrl_reg.modules.prior_exploration import PriorEGreedyModule
 from torchrl_reg.modules.quantile_actor import QuantileQActor
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
 
 __all__ = [
     "ActionBins",
+    "ActionPrior",
     "AutoregressiveMulticategorical",
     "AutoregressiveMulticategoricalActor",
     "BoltzmannQActor",
     "FlowActor",
     "FlowDistribution",
     "ImplicitQuantileNetwork",
+    "InverseTemperatureUpdate",
     "MinAtarCNN",
     "Multicategorical",
     "MulticategoricalActor",
     "NatureCNN",
     "NetSettings",
     "PolicySettings",
+    "PriorEGreedyModule",
+    "PriorUpdate",
     "QuantileQActor",
     "SingleDimensionActor",
     "bin_value_network",
     "gaussian_actor",
     "num_actions",
     "policy",
+    "prior_network",
     "q_network",
     "quantile_network",
     "state_action_value_network",

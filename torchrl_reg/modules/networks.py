@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP
@@ -64,16 +66,39 @@ def q_network(settings: NetSettings, env: EnvBase) -> nn.Module:
     Raises:
         ValueError: settings that do not fit each other or the observations.
     """
-    torso, width = _torso(settings, env)
-    head = MLP(
-        in_features=width,
-        out_features=num_actions(env),
-        num_cells=list(settings.num_cells),
-        activation_class=nn.ReLU,
-    )
-    network = nn.Sequential(*torso, *head)
-    initialize_weights(network, settings.initialization)  # type: ignore[arg-type]
-    return network
+    return _action_network(settings, env, _shape(env, "observation"), rescaled=True)
+
+
+def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> TensorDictModule:
+    """A state-dependent action prior: from the observations ``keys`` to ``"log_prior"`` ``[*B, A]``, uniform at first.
+
+    Raises:
+        ValueError: an observation that ``env`` does not have, or several that are not all vectors.
+    """
+    known = list(env.observation_spec.keys())
+    unknown = [key for key in keys if key not in known]
+    if unknown or not keys:
+        raise ValueError(f"The prior's keys must be among {', '.join(known)}, got {list(keys)}.")
+    shapes = [_shape(env, key) for key in keys]
+    shape = shapes[0] if len(keys) == 1 else torch.Size([sum(shape.numel() for shape in shapes)])
+    if len(keys) > 1 and any(len(s) != 1 for s in shapes):
+        raise ValueError(f"Several observations of a prior must all be vectors, got {[list(s) for s in shapes]}.")
+    network = _action_network(settings, env, shape, rescaled=list(keys) == ["observation"])
+    last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return TensorDictModule(Joined(network), in_keys=list(keys), out_keys=["log_prior"])
+
+
+class Joined(nn.Module):
+    """A network of the concatenation of its inputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.network(inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1))
 
 
 def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNetwork:
@@ -82,7 +107,7 @@ def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNet
     Raises:
         ValueError: settings that do not fit each other or the observations.
     """
-    torso, width = _torso(settings, env)
+    torso, width = _torso(settings, _shape(env, "observation"), rescaled=True)
     for cells in settings.num_cells[:-1]:
         torso += [nn.Linear(width, cells), nn.ReLU()]
         width = cells
@@ -112,18 +137,36 @@ def num_actions(env: EnvBase) -> int:
     return int(spec.space.n)
 
 
-def _torso(settings: NetSettings, env: EnvBase) -> tuple[list[nn.Module], int]:
+def _shape(env: EnvBase, key: str) -> torch.Size:
+    """Shape of one observation, without the environments' dimensions."""
+    return env.observation_spec[key].shape[len(env.batch_size) :]
+
+
+def _action_network(settings: NetSettings, env: EnvBase, shape: torch.Size, *, rescaled: bool) -> nn.Module:
+    """A number per action from one input of that shape."""
+    torso, width = _torso(settings, shape, rescaled=rescaled)
+    head = MLP(
+        in_features=width,
+        out_features=num_actions(env),
+        num_cells=list(settings.num_cells),
+        activation_class=nn.ReLU,
+    )
+    network = nn.Sequential(*torso, *head)
+    initialize_weights(network, settings.initialization)  # type: ignore[arg-type]
+    return network
+
+
+def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
     """Layers from the observation to a vector, and its width."""
     if not settings.num_cells or min(settings.num_cells) < 1:
         raise ValueError(f"net.num_cells must list widths >= 1, got {list(settings.num_cells)}.")
-    shape = env.observation_spec["observation"].shape[len(env.batch_size) :]
     wanted = {"mlp": 1, "minatar": 3, "nature": 3}
     if settings.name not in wanted:
         raise ValueError(f"net.name must be one of {', '.join(wanted)}, got {settings.name!r}.")
     if len(shape) != wanted[settings.name]:
         raise ValueError(f"net.name={settings.name} does not fit observations of shape {tuple(shape)}.")
     if settings.name == "mlp":
-        return _rescaling(settings, shape[0]), shape[0]
+        return _rescaling(settings, shape[0]) if rescaled else [], shape[0]
     if settings.name == "minatar":
         torso: MinAtarCNN | NatureCNN = MinAtarCNN(shape[0])
     else:

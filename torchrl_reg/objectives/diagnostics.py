@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional import action_gap, munchausen_bonus
+from torchrl_reg.functional import action_gap, kl_divergence, munchausen_bonus, soft_gap
 
 
 def soft_diagnostics(q: Tensor, log_policies: Tensor, tau: Tensor) -> dict[str, Tensor]:
@@ -35,6 +35,30 @@ def bonus_diagnostics(tau_log_pi_a: Tensor, alpha: Tensor, clip_min: Tensor) -> 
     return {
         "bonus": munchausen_bonus(tau_log_pi_a, alpha, clip_min),
         "bonus_clipped": (tau_log_pi_a < clip_min).to(tau_log_pi_a.dtype),
+    }
+
+
+def prior_diagnostics(
+    q: Tensor, log_pi: Tensor, log_prior: Tensor, tau: Tensor, mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Rows ``[*B]`` at s for ``pi ~ rho exp(q / tau)``: nats, but ``action_gap`` and ``soft_gap`` in reward units.
+
+    ``mutual_information`` is ``KL(pi(.|s) || mean pi)``, whose mean over the rows of ``mask`` estimates ``I(S; A)``
+    under the batch's states; it is at most the log of their number, and biased upwards in small batches. ``kl`` is
+    ``KL(pi || rho)``, so ``mean kl = mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
+    """
+    pi = log_pi.exp()
+    used = pi if mask is None else torch.where(mask.unsqueeze(-1), pi, 0.0)
+    count = pi[..., 0].numel() if mask is None else mask.sum().clamp(min=1)
+    marginal = used.reshape(-1, pi.shape[-1]).sum(0) / count
+    log_prior = log_prior.to(q.dtype).expand_as(q)
+    return {
+        "entropy": torch.special.entr(pi).sum(-1),
+        "action_gap": finite_action_gap(q),
+        "kl": kl_divergence(log_pi, log_prior),
+        "soft_gap": soft_gap(q, tau, log_prior=log_prior),
+        "prior_entropy": -(log_prior.exp() * log_prior).sum(-1),
+        "mutual_information": kl_divergence(log_pi, marginal.log()),
     }
 
 

@@ -119,8 +119,7 @@ class IQNLoss(QLearningLoss):
         target = keep_masked_rows_out(target, mean, None if mask is None else mask.unsqueeze(-1))
         elementwise = quantile_huber_loss(z, fractions, target, self.kappa)
         self._write_priority(tensordict, elementwise.detach().clone())
-        if self.diagnostics:
-            diagnostics["td_error"] = (mean.detach().squeeze(-1) - target.mean(-1)).abs()
+        self._note_td_error(diagnostics, mean.detach().squeeze(-1) - target.mean(-1))
         return self._output(tensordict, elementwise, mask, diagnostics)
 
     def _fractions(self, features: Tensor, count: int) -> Tensor:

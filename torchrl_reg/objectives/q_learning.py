@@ -108,8 +108,7 @@ class QLearningLoss(RegularizedLoss):
             target = keep_masked_rows_out(target.squeeze(-1).to(prediction.dtype), prediction, mask)
             td_error = prediction - target
             self._write_priority(tensordict, td_error.square())
-            if self.diagnostics:
-                diagnostics["td_error"] = td_error.abs()
+            self._note_td_error(diagnostics, td_error)
         elementwise = distance_loss(prediction, target, self.loss_function)
         return self._output(tensordict, elementwise, mask, diagnostics)
 

@@ -126,6 +126,10 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
         if known and name in self._switches:
             self._switch(name, isinstance(value, Tensor) or value > 0)
 
+    def _owns(self, name: str) -> bool:
+        """Whether that coefficient lives in this loss."""
+        return name in self._buffers
+
     def _switch(self, name: str, on: bool) -> None:
         rest = self.__dict__["_switched_on"] - {name}
         self.__dict__["_switched_on"] = rest | {name} if on else rest
@@ -181,7 +185,7 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
         if value_type is None:
             value_type = self.default_value_estimator
         for name in self._coefficient_checks:
-            if name in hyperparams and name in self._buffers:
+            if name in hyperparams and self._owns(name):
                 setattr(self, name, self._coefficient_checks[name](hyperparams.pop(name)))
         if "gamma" in hyperparams:
             check_discount(hyperparams["gamma"])
@@ -277,6 +281,11 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
             priority = priority.to(tensordict.device)
         tensordict.set(self.tensor_keys.priority, priority, inplace=True)
 
+    def _note_td_error(self, rows: dict[str, Tensor], td_error: Tensor) -> None:
+        """Add what is reported of the TD errors ``[*B]`` to the diagnostic rows."""
+        if self.diagnostics:
+            rows["td_error"] = td_error.abs()
+
     def _reward(self, tensordict: TensorDictBase) -> Tensor:
         reward = tensordict.get(("next", self.tensor_keys.reward), None)
         if reward is None:
@@ -301,7 +310,7 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
         diagnostics: dict[str, Tensor],
         **terms: Tensor,
     ) -> TensorDict:
-        """``loss`` reduced from ``elementwise [*B]``, further loss ``terms``, and the means of the diagnostic rows."""
+        """``loss`` reduced from ``elementwise [*B]``, further ``terms``, and the means of the diagnostic rows."""
         weights = self._maybe_get_priority_weight(tensordict)
         # TorchRL's reduction would look for the masks again; where there are none, it need not.
         loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)

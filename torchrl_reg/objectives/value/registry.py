@@ -12,3 +12,4 @@ class RegValueEstimators(Enum):
     SOFT_TD0 = "soft TD(0)"
     SOFT_TDLAMBDA = "soft TD(lambda)"
     MUNCHAUSEN_TD0 = "Munchausen TD(0)"
+    PRIOR_SOFT_TD0 = "prior-regularized soft TD(0)"

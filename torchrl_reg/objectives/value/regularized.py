@@ -103,8 +103,11 @@ class RegularizedEstimator(ValueEstimatorBase):
         next_q = kwargs.get("next_q")
         if next_q is None:
             next_q = self._q_values(tensordict.get("next"), target_params)
-        tau = self._coefficient("tau", kwargs.get("tau"))
-        return soft_value(next_q, tau).unsqueeze(-1)
+        return self._soft_value(next_q, kwargs).unsqueeze(-1)
+
+    def _soft_value(self, q: Tensor, given: Any) -> Tensor:
+        """The regularized value ``[*B]`` of ``q [*B, A]``, with the coefficients ``given`` or held."""
+        return soft_value(q, self._coefficient("tau", given.get("tau")))
 
     def forward(
         self,
@@ -116,7 +119,7 @@ class RegularizedEstimator(ValueEstimatorBase):
         """Write ``value_target`` and ``advantage = value_target - soft value``, each ``[*B, 1]``."""
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             q = self._q_values(tensordict, params)
-            value = soft_value(q, self._coefficient("tau", None)).unsqueeze(-1)
+            value = self._soft_value(q, {}).unsqueeze(-1)
             target = self.value_estimate(tensordict, target_params=params if target_params is None else target_params)
         tensordict.set(self.tensor_keys.advantage, target - value)
         tensordict.set(self.tensor_keys.value_target, target)

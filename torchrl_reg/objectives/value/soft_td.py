@@ -58,11 +58,7 @@ class SoftTD0Estimator(RegularizedEstimator, TD0Estimator):
 
     @classmethod
     def _check_loss(cls, loss_module: LossModule, network: TensorDictModuleBase) -> None:
-        if getattr(loss_module, "double_dqn", False):
-            raise ValueError(
-                f"{cls.__name__} cannot serve a DQNLoss with double_dqn=True: that loss hands in the hard value of its "
-                "own greedy action, and the soft value would never be used."
-            )
+        refuse_double_dqn(cls, loss_module)
 
     def value_estimate(
         self,
@@ -177,6 +173,15 @@ class SoftTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         shaped.set(reward_key, reward + bonus - log_pi)
         trace = super().value_estimate(shaped, next_value=next_value, time_dim=time_dim)
         return torch.add(trace, log_pi)
+
+
+def refuse_double_dqn(cls: type, loss_module: LossModule) -> None:
+    """Raise ValueError if ``loss_module`` would hand ``cls`` a value of its own making."""
+    if getattr(loss_module, "double_dqn", False):
+        raise ValueError(
+            f"{cls.__name__} cannot serve a DQNLoss with double_dqn=True: that loss hands in the hard value of its "
+            "own greedy action, and the soft value would never be used."
+        )
 
 
 def refuse_stock_dqn(cls: type, loss_module: LossModule, network: TensorDictModuleBase) -> None:

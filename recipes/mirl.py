@@ -1,0 +1,172 @@
+"""Soft Q-learning with mutual-information regularization (MIRL), beside SQL, SQL_m and DQN in the same frame.
+
+    python recipes/mirl.py
+    python recipes/mirl.py env=minatar/breakout algo.method=sql run.seed=1
+    python recipes/mirl.py env=atari env.game=Seaquest +paper=graumoya2019
+
+``algo.method``: ``dqn`` (hard maximum, uniform exploration), ``sql`` (soft value towards a fixed uniform prior),
+``sql_m`` (SQL's target, MIRL's behaviour) or ``mirl`` (the prior is learnt; greedy in it and explored from it).
+Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 [G19]. Its
+step sizes are not known to us: what is not marked is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tensordict.nn import TensorDictSequential
+from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.objectives import DQNLoss
+
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.modules import (
+    ActionPrior,
+    InverseTemperatureUpdate,
+    NetSettings,
+    PriorEGreedyModule,
+    PriorUpdate,
+    num_actions,
+    prior_network,
+    q_network,
+)
+from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss
+from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe, require
+
+METHODS = ("dqn", "sql", "sql_m", "mirl")
+
+
+@dataclass
+class Algo:
+    """Hyperparameters: default, unit, source. The defaults suit CartPole; env and paper presets change them."""
+
+    total_frames: int = 60_000  # environment frames, frame skip included
+    method: str = "mirl"  # dqn, sql, sql_m or mirl
+    beta: float = 1.0  # inverse temperature at the start, per unit of reward
+    beta_rate: float = 0.001  # of beta towards 1 / (mean squared TD error), per update [G19: adapted so]; 0 keeps beta
+    beta_min: float = 0.1  # bounds of the adapted beta
+    beta_max: float = 100.0
+    prior_rate: float = 0.001  # of the prior towards the policy, per environment step [G19: a moving average]
+    prior_keys: list[str] = field(default_factory=list)  # what a state-dependent prior observes; empty: nothing
+    gamma: float = 0.99  # discount
+    n_steps: int = 1  # of the return
+    learning_rate: float = 2e-3  # Adam
+    anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
+    adam_eps: float = 1e-5
+    loss_function: str = "smooth_l1"  # Huber, delta 1; l2 in [G19]; also l1
+    batch_size: int = 32  # transitions
+    replay_capacity: int = 50_000  # transitions
+    learning_starts_frames: int = 1_000
+    update_every_frames: float = 4  # frames per gradient update
+    target_period_updates: int = 50  # updates between target copies
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05
+    eps_frames: int = 10_000  # frames of linear annealing, once learning has started
+    num_envs: int = 8  # environments stepped together
+    collect_steps: int = 4  # steps of each between two rounds of updates; at least n_steps
+    clip_rewards: bool = False  # to [-1, 1], in what is learnt from; reported returns stay raw
+
+    def validate(self) -> None:
+        require(self.method in METHODS, "algo.method", f"one of {', '.join(METHODS)}", self.method)
+        require(0 < self.beta < float("inf"), "algo.beta", "a finite number > 0", self.beta)
+        require(0 <= self.beta_rate <= 1, "algo.beta_rate", "in [0, 1], 0 keeping beta", self.beta_rate)
+        bounds = (self.beta_min, self.beta_max)
+        require(0 < bounds[0] <= bounds[1], "algo.beta_min and algo.beta_max", "0 < the first <= the second", bounds)
+        require(0 < self.prior_rate <= 1, "algo.prior_rate", "in (0, 1]", self.prior_rate)
+        learnt = not self.prior_keys or self.method == "mirl"
+        require(learnt, "algo.prior_keys", "empty unless algo.method=mirl", list(self.prior_keys))
+        check_replay_learning(self)
+
+
+@dataclass
+class Config(RecipeConfig):
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
+    net: NetSettings = field(default_factory=NetSettings)
+    algo: Algo = field(default_factory=Algo)
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
+
+    # What acts: greedy in rho(a) exp(beta q(s, a)), and with probability epsilon a ~ rho. Evaluated greedy, and as it
+    # explores. For SQL rho is uniform, so that both are what DQN does.
+    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    spec = env.full_action_spec_unbatched["action"].to(run.device)
+    actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
+    uniform, learnt = (ActionPrior(num_actions(env), beta=algo.beta, device=run.device) for _ in range(2))
+    behaviour = learnt if algo.method in ("sql_m", "mirl") else uniform
+    regularizer = learnt if algo.method == "mirl" else uniform
+    state_prior = None
+    if algo.prior_keys:
+        state_prior = prior_network(cfg.net, env, algo.prior_keys).to(run.device)
+    if algo.method == "dqn":
+        exploration = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    else:
+        exploration = PriorEGreedyModule(
+            spec,
+            behaviour,
+            eps_init=algo.eps_start,
+            eps_end=algo.eps_end,
+            log_prior_key="log_prior" if state_prior is not None else None,
+            device=run.device,
+        )
+    explorer = TensorDictSequential(actor, *([] if state_prior is None else [state_prior]), exploration)
+    eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
+    run.evaluate_with(eval_env, {"greedy": explorer, "sampled": explorer})
+
+    # What it remembers: single transitions (or n-step ones), sampled uniformly.
+    # Stacked images are stored frame by frame, a quarter of the memory; n-step rows skip frames and stay stacked.
+    stack = frame_stack(cfg.env) if algo.n_steps == 1 else 1
+    replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
+    n_step = NStep(algo.n_steps, algo.gamma)
+
+    # What it learns: q(s, a) towards r + gamma (1/beta) ln sum_a' rho(a') exp(beta q(s', a')) (DQN: the maximum);
+    # rho towards the policy on the states visited; beta towards 1 / (mean squared TD error).
+    if algo.method == "dqn":
+        loss = DQNLoss(actor, loss_function=algo.loss_function)
+    else:
+        loss = MutualInformationDQNLoss(
+            actor, prior=regularizer, prior_network=state_prior, loss_function=algo.loss_function
+        )
+    loss.make_value_estimator(gamma=algo.gamma)
+    optimizer = torch.optim.Adam(
+        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
+    )
+    target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
+    update = run.make_update(loss, optimizer, target)
+    prior_update = beta_update = None
+    if behaviour is learnt and state_prior is None:
+        prior_update = PriorUpdate(learnt, rate=algo.prior_rate)
+    if algo.method != "dqn" and algo.beta_rate > 0:
+        beta_update = InverseTemperatureUpdate(
+            uniform, learnt, rate=algo.beta_rate, beta_min=algo.beta_min, beta_max=algo.beta_max
+        )
+
+    # The loop
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=exploration)
+    run.track(uniform=uniform, prior=learnt)
+    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
+    for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
+        if prior_update is not None and run.frames > algo.learning_starts_frames:
+            prior_update(batch)
+        if algo.clip_rewards:
+            batch["next", "reward"].clamp_(-1, 1)
+        rows = n_step(batch).select(*loss.in_keys, "steps_to_next_obs", strict=False)
+        replay.extend(rows.transpose(0, 1).reshape(-1))  # in order of time
+        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
+            scalars = update(minibatch)
+            if beta_update is not None:
+                beta_update(scalars)
+            run.record(scalars)
+        if algo.anneal_learning_rate:
+            optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)
+        exploration.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
+    return run.finish()
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Mutual-information regularized IQN: quantile regression towards the soft target with a prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from torchrl_reg.functional import scaled_log_policy
+from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.objectives.iqn import IQNLoss
+from torchrl_reg.objectives.prior_regularized import PriorRegularizedLoss
+
+
+class MutualInformationIQNLoss(PriorRegularizedLoss, IQNLoss):
+    """MIRL over quantiles: ``r + gamma sum_a pi(a|s') (z_j(s', a) - (1/beta) ln (pi(a|s') / rho(a)))``.
+
+    One policy ``pi ~ rho exp(beta mean_k z(., ., sigma_k))`` from K fresh fractions of the target network, shared by
+    all quantiles, as :class:`MunchausenIQNLoss` has it with the prior in the uniform's place. The mean of the target
+    over quantiles is that of :class:`MutualInformationDQNLoss` if the policy reads the same quantiles.
+
+    Args:
+        value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
+        prior, beta, prior_network: see :class:`MutualInformationDQNLoss`.
+        num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles, kappa, share_fractions, delay_value,
+            action_space, reduction, use_prioritized_weights, diagnostics: see :class:`IQNLoss`. No double variant.
+
+    Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors are those of the means over quantiles.
+
+    Raises:
+        ValueError: a coefficient, count or prior out of range.
+
+    Source: ours, after :class:`MunchausenIQNLoss` and Grau-Moya et al. 2019 (MIRL), who use the expected value.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+    >>> from torchrl_reg.objectives import HardTargetUpdate, MutualInformationIQNLoss
+    >>> net = ImplicitQuantileNetwork(torch.nn.Linear(4, 16), num_features=16, num_actions=3, num_cells=32)
+    >>> loss = MutualInformationIQNLoss(QuantileQActor(net, spec=Categorical(3)), prior=[0.5, 0.25, 0.25], beta=2.0)
+    >>> target_update = HardTargetUpdate(loss, period_updates=100)
+    >>> data = TensorDict({
+    ...     "observation": torch.randn(8, 4), "action": torch.randint(3, (8,)),
+    ...     "next": {"observation": torch.randn(8, 4), "reward": torch.randn(8, 1),
+    ...              "done": torch.zeros(8, 1, dtype=torch.bool),
+    ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8])
+    >>> bool(loss(data)["kl"] >= 0)
+    True
+    """
+
+    def __init__(self, value_network: QuantileQActor, **kwargs: Any) -> None:
+        if kwargs.get("double_dqn"):
+            raise ValueError("double_dqn must be False: Double Q-learning with a soft value is undefined.")
+        super().__init__(value_network, **kwargs)
+
+    def _quantile_target(
+        self,
+        tensordict: TensorDictBase,
+        key: NestedKey,
+        net: ImplicitQuantileNetwork,
+        frozen: ImplicitQuantileNetwork,
+        quantiles: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        following = tensordict.get("next")
+        next_z, next_q = self._next_quantiles(frozen, frozen.features(following.get(key)))
+        next_q = self._allowed(next_q, following)
+        log_prior = self._log_prior(following, next_q).to(next_q.dtype)
+        log_pi = scaled_log_policy(next_q, self.beta.reciprocal(), log_prior=log_prior)  # ln pi / beta
+        pi = (log_pi * self.beta).exp()
+        cost = (pi * (log_pi - log_prior / self.beta)).sum(-1, keepdim=True)
+        soft_z = (pi.unsqueeze(-2) * next_z).sum(-1) - cost
+        q = self._allowed(quantiles.detach().mean(-2), tensordict)
+        return self._backup(tensordict, soft_z), self._prior_rows(tensordict, q)
