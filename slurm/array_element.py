@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import submitit
 
@@ -37,6 +38,7 @@ _TIED = (sys.executable, "-S", "-c", _TIE)
 _TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 # Between SIGTERM to all processes of a job that is cancelled or requeued and SIGKILL (SLURM's KillWait).
 _KILL_WAIT_SECONDS = 35.0
+_FRUITLESS_LIVES = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Commands:
         runs: ``(run folder below folder, its command)`` each.
         threads: CPU threads a run may use.
         retries: how often a run that a signal killed (out of memory, say) is started again at once.
+        minutes: the time limit of the job.
         lock_seconds: how long to wait for a process of an earlier life of this element to let its run go.
     """
 
@@ -58,23 +61,28 @@ class Commands:
     runs: Sequence[tuple[str, Sequence[str]]]
     threads: int = 1
     retries: int = 2
+    minutes: float = 240
     lock_seconds: float = 60.0
 
 
 class ArrayElement:
-    """Called by submitit: ``__call__`` on every start, ``checkpoint`` before a time-out or a preemption."""
+    """Called by submitit: ``__call__`` on every start, ``checkpoint`` before a time-out or a preemption.
 
-    def __init__(self, commands: Commands) -> None:
+    Args:
+        commands: what to run.
+        fruitless_lives: how many whole jobs in a row have ended without a new checkpoint.
+    """
+
+    def __init__(self, commands: Commands, fruitless_lives: int = 0) -> None:
         self.commands = commands
+        self.fruitless_lives = fruitless_lives
+        self._begun = time.time()
         self._stopping = False
         self._children: set[subprocess.Popen[bytes]] = set()
         self._starting = threading.RLock()
 
-    def __getstate__(self) -> dict[str, Commands]:
-        return {"commands": self.commands}
-
-    def __setstate__(self, state: dict[str, Commands]) -> None:
-        self.__init__(state["commands"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ArrayElement, (self.commands, self.fruitless_lives))
 
     def __call__(self) -> None:
         """Runs what is not done, side by side.
@@ -82,6 +90,7 @@ class ArrayElement:
         Raises:
             RuntimeError: runs failed; the others are done.
         """
+        self._begun = time.time()
         runs = self.commands.runs
         with ThreadPoolExecutor(max(1, len(runs))) as pool:
             failures = list(pool.map(self._carry_through, [folder for folder, _ in runs], [c for _, c in runs]))
@@ -89,13 +98,25 @@ class ArrayElement:
         if failed and not self._stopping:
             raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Stops the runs, which lose what they did since their last checkpoint, and asks to be queued again."""
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:
+        """Stops the runs, which lose what they did since their last checkpoint, and asks to be queued again.
+
+        Not for ever: three jobs that ran out of time without a checkpoint are followed by no fourth.
+        """
         # A second signal would enter here again in the middle of submitit's pickling.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.stop()
         self._remove_half_written_pickle()
-        return submitit.helpers.DelayedSubmission(self)
+        fruitless = self.fruitless_lives + 1 if self._was_long_and_saved_nothing() else 0
+        if fruitless < _FRUITLESS_LIVES:
+            return submitit.helpers.DelayedSubmission(ArrayElement(self.commands, fruitless))
+        reason = f"no checkpoint in {fruitless} jobs of {self.commands.minutes} minutes: lower "
+        reason += "run.checkpoint_every_frames or raise cluster.minutes."
+        for name, _ in self.commands.runs:
+            folder = Path(self.commands.folder, name)
+            if not (folder / "done.json").exists():
+                _write_failure(_beside(folder, ".failed"), -1, reason)
+        return None
 
     def stop(self, grace_seconds: float = 3.0) -> None:
         """Ends the runs' processes, politely at first; may be called again at any point of itself."""
@@ -104,7 +125,7 @@ class ArrayElement:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for child in list(self._children):
                 with contextlib.suppress(ProcessLookupError):
-                    child.send_signal(number)
+                    os.killpg(child.pid, number)  # its own workers, too
             end = time.monotonic() + grace_seconds
             while time.monotonic() < end and any(child.poll() is None for child in list(self._children)):
                 time.sleep(0.05)
@@ -121,17 +142,19 @@ class ArrayElement:
             for life in range(self.commands.retries + 1):
                 if (folder / "done.json").exists():
                     return None
-                _wait_for_lock(folder / ".lock", self.commands.lock_seconds)
+                if _is_held(folder / ".lock", self.commands.lock_seconds):
+                    return f"{name}: another process writes it"
                 code = self._start_and_wait(command, log, life)
-                if code == 0 or self._stopping:
+                if self._stopping or (code == 0 and (folder / "done.json").exists()):
                     return None
-                if 0 < code < 128:  # an error; others are signals
+                if 0 <= code < 128:  # an error, or no done.json; others are signals
                     break
                 if code in _TERMINATED and self._ends_within(_KILL_WAIT_SECONDS):
                     return None
             _write_failure(mark, code, last_line(log))
             return f"{name} (exit code {code}): {last_line(log)}"
         except OSError as error:  # a full disk, say: this run fails, the others go on
+            _write_failure(mark, -1, str(error))
             return f"{name}: {error}"
 
     def _start_and_wait(self, command: Sequence[str], log: Path, life: int) -> int:
@@ -148,7 +171,7 @@ class ArrayElement:
             # Under the lock: stop() sees every process, and none is started after it.
             with self._starting:
                 if self._stopping:
-                    return 0
+                    return -signal.SIGTERM
                 child = subprocess.Popen(
                     [*_TIED, *command],
                     cwd=self.commands.code,
@@ -162,6 +185,17 @@ class ArrayElement:
         code = child.wait()
         self._children.discard(child)
         return code
+
+    def _was_long_and_saved_nothing(self) -> bool:
+        """Whether this life used up half of the job and no run that is not done has a checkpoint of its time."""
+        if time.time() - self._begun < 30 * self.commands.minutes:
+            return False
+        for name, _ in self.commands.runs:
+            folder = Path(self.commands.folder, name)
+            saved = [folder / "done.json", *folder.glob("checkpoint*"), *folder.glob("checkpoints/*")]
+            if any(path.exists() and path.stat().st_mtime > self._begun for path in saved):
+                return False
+        return True
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the element itself is stopped (or killed) before ``seconds`` have passed."""
@@ -202,20 +236,21 @@ def _headline(command: Sequence[str], life: int) -> str:
 
 def _write_failure(path: Path, code: int, line: str) -> None:
     failure = {"returncode": code, "last_line": line, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    path.write_text(json.dumps(failure) + "\n")
+    with contextlib.suppress(OSError):  # the disk is full: what submitit keeps has to do
+        path.write_text(json.dumps(failure) + "\n")
 
 
-def _wait_for_lock(path: Path, seconds: float) -> None:
-    """After a hard requeue the killed process may still be there for some seconds, on a lost node for longer."""
+def _is_held(path: Path, seconds: float) -> bool:
+    """Whether a process still holds the run after ``seconds``: one killed by a hard requeue may take some to go."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            with path.open("rb") as lock:
+            # Opened for writing, which NFS wants of an exclusive lock; never created.
+            with path.open("r+b") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except FileNotFoundError:
-            return
+            return False
         except BlockingIOError:
             time.sleep(0.5)
         except OSError:
-            return  # a file system without locks
+            return False  # no such file, or a file system without locks
+    return True

@@ -1,20 +1,19 @@
-"""Where a sweep runs: one submitit array on SLURM, side by side on this machine, or one by one in this process."""
+"""Where a sweep runs, and how its runs become one submitit array."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import runpy
+import os
+import shlex
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from array_element import ArrayElement, Commands
-from slurm_queue import note_jobs
-from snapshot import ROOT, recipe_path, recipe_source
+from snapshot import recipe_path
 from sweep import PlannedRun, SweepError, override
 
 
@@ -48,6 +47,11 @@ class Cluster:
         for name in ("gpus", "signal_seconds", "requeues", "retries"):
             if getattr(self, name) < 0:
                 raise SweepError(f"cluster.{name} must be at least 0, got {getattr(self, name)}.")
+        if self.kind == "slurm" and self.signal_seconds > 30 * self.minutes:
+            raise SweepError(
+                f"cluster.signal_seconds must be at most half of cluster.minutes, got {self.signal_seconds} s "
+                f"of {60 * self.minutes} s."
+            )
 
 
 def elements(
@@ -64,6 +68,7 @@ def elements(
                 runs=[(run.folder, command(run, folder, code, python)) for run in runs[start : start + size]],
                 threads=cluster.threads,
                 retries=cluster.retries,
+                minutes=cluster.minutes,
             )
         )
         for start in range(0, len(runs), size)
@@ -75,9 +80,6 @@ def command(run: PlannedRun, folder: Path, code: Path, python: str = sys.executa
     return (python, str(recipe_path(run.recipe, code)), *run.overrides, override("run.dir", str(folder / run.folder)))
 
 
-# ------------------------------------------------------------ SLURM
-
-
 def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Cluster) -> str:
     """Submits one array and returns its id.
 
@@ -86,50 +88,45 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
     """
     import submitit
 
-    executor = _executor(folder, name, cluster, jobs[0].commands.code)
+    parameters = _parameters(name, cluster, Path(jobs[0].commands.code))
+    executor = submitit.SlurmExecutor(folder=folder / "jobs", max_num_timeout=cluster.requeues, python=_python())
+    executor.update_parameters(**executor._convert_parameters(parameters))
     try:
         # submitit prints what sbatch says and raises it, too.
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+        with _without_conflicting_defaults(cluster), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             submitted = [executor.submit(job) for job in jobs]
     except submitit.core.utils.FailedJobError as error:
-        reason = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error).strip()]
-        raise SweepError(f"SLURM refused the array: {reason[0].strip()}") from None
-    array = submitted[0].job_id.partition("_")[0]
-    note_jobs(folder, array, [[run for run, _ in job.commands.runs] for job in jobs])
-    return array
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if "error" in line.lower()), lines[0])
+        hint = "; raise cluster.runs_per_job" if "array specification" in reason else ""
+        raise SweepError(f"SLURM refused the array: {reason}{hint}") from None
+    return submitted[0].job_id.partition("_")[0]
 
 
 def sbatch_text(number: int, folder: Path, name: str, cluster: Cluster, code: Path) -> str:
     """What ``sbatch`` would be given for an array of ``number`` elements."""
-    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+    from submitit.slurm.slurm import SlurmExecutor, _convert_mem, _make_sbatch_string
 
     jobs = folder / "jobs"
-    command = f"{sys.executable} -u -m submitit.core._submit {jobs}"
+    command = f"{_python()} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
     # Not through an executor: that wants srun on PATH, and a dry run shall do without.
     names: Any = SlurmExecutor._equivalence_dict()
     translated: dict[str, Any] = {names.get(k, k): v for k, v in _parameters(name, cluster, code).items()}
     if "mem" in translated:
-        translated["mem"] = f"{translated['mem']:g}GB"
+        translated["mem"] = _convert_mem(translated["mem"])
     return _make_sbatch_string(command=command, folder=jobs, map_count=number if number > 1 else None, **translated)
 
 
-def _executor(folder: Path, name: str, cluster: Cluster, code: str) -> Any:
-    import submitit
-
-    executor = submitit.SlurmExecutor(folder=folder / "jobs", max_num_timeout=cluster.requeues)
-    parameters = _parameters(name, cluster, Path(code))
-    executor.update_parameters(**executor._convert_parameters(parameters))
-    return executor
-
-
 def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
-    path = f"export PYTHONPATH={code}:{code}/slurm${{PYTHONPATH:+:$PYTHONPATH}}"
+    path = f"export PYTHONPATH={shlex.quote(f'{code}:{code}/slurm')}${{PYTHONPATH:+:$PYTHONPATH}}"
+    cpus = cluster.runs_per_job * cluster.threads
     chosen = {
         "name": name,
         "timeout_min": cluster.minutes,
         "nodes": 1,
         "tasks_per_node": 1,
-        "cpus_per_task": cluster.runs_per_job * cluster.threads,
+        "cpus_per_task": cpus,
+        "srun_args": [f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not take it from sbatch
         "gpus_per_node": cluster.gpus or None,
         "mem_gb": cluster.memory_gb,
         "partition": cluster.partition,
@@ -146,45 +143,18 @@ def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value is not None}
 
 
-# ------------------------------------------------------------ this machine
+def _python() -> str:
+    """The interpreter, deaf to the signal until submitit listens: before that it would end the job for good."""
+    return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 
-def run_here(jobs: Sequence[ArrayElement], parallel: int) -> list[str]:
-    """Runs the jobs on this machine, ``parallel`` at a time; returns what failed. Ctrl-C stops them."""
-
-    def one(job: ArrayElement) -> str | None:
-        try:
-            job()
-            return None
-        except RuntimeError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(parallel) as pool:
-        try:
-            return [failure for failure in pool.map(one, jobs) if failure]
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for job in jobs:
-                job.stop()
-            raise
-
-
-def run_in_process(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
-    """Runs one after the other in this process and from the files on disk, for a debugger; returns what failed."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    failures = []
-    sys.path.insert(0, str(ROOT))
-    before = sys.argv
-    for run in runs:
-        script = str(recipe_source(run.recipe))
-        sys.argv = [script, *run.overrides, override("run.dir", str(folder / run.folder))]
-        GlobalHydra.instance().clear()
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            if end.code:
-                failures.append(f"{run.folder} (exit code {end.code})")
-        finally:
-            sys.argv = before
-    return failures
+@contextlib.contextmanager
+def _without_conflicting_defaults(cluster: Cluster) -> Iterator[None]:
+    """For sbatch the user's SBATCH_* variables win over what is in the file: those that it says are set aside."""
+    always = ("ARRAY_INX", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "ERROR", "REQUEUE", "SIGNAL", "TIMELIMIT")
+    chosen = [name.upper() for name in ("partition", "account", "qos", "constraint") if getattr(cluster, name)]
+    aside = {name: os.environ.pop(name) for n in (*always, *chosen) if (name := f"SBATCH_{n}") in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(aside)

@@ -11,11 +11,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
-import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-import yaml
-from clusters import Cluster, command, elements, run_here, run_in_process, sbatch_text, submit
+from clusters import Cluster, command, elements, sbatch_text, submit
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -34,7 +32,9 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe_settings import check_settings
 from slurm_queue import queued_runs, require_partition
 from snapshot import Code, code_files, copy_code, current_code
-from sweep import PlannedRun, SweepError, flat, planned_runs, read_sweep
+from sweep import PlannedRun, SweepError, planned_runs
+from sweep_folder import Submitted, SweepFolder
+from this_machine import run_here, run_in_process
 
 
 @dataclass
@@ -69,118 +69,82 @@ def launch(config: Launch, sweep_name: str) -> int:
         SweepError: the sweep cannot be launched; nothing was submitted.
     """
     config.cluster.validate()
-    name = config.name or sweep_name
-    folder = Path(config.root).resolve() / name
-    runs = planned_runs(asdict(config.sweep))
-    files = code_files({run.recipe for run in runs})
-    code = _code(folder, config, current_code(files))
+    name = config.name or sweep_name.rpartition("/")[2]
+    if "/" in name or name.startswith("."):
+        raise SweepError(f"name must be that of a folder below root, got {name}.")
+    folder = SweepFolder(Path(config.root).resolve() / name)
+    sweep = asdict(config.sweep)
+    runs = planned_runs(sweep)
+    files = {} if config.kept_code else code_files({run.recipe for run in runs})
+    code = folder.code_for(sweep, None if config.kept_code else current_code(files))
     if config.cluster.kind == "slurm" and not config.dry:
         require_partition(config.cluster.partition)
     if config.check and not config.kept_code:
         check_settings(runs)
-    with _sweep_lock(folder, config.dry):
-        missing = _missing(runs, folder)
-        print(f"{name}: {len(runs)} runs, {len(missing)} to {'submit' if config.cluster.kind == 'slurm' else 'run'}.")
-        if config.dry:
-            return _show(missing, folder, name, config.cluster, code)
+    if config.dry:
+        return _show(_missing(runs, folder, config), folder, config.cluster, code)
+    is_new = not folder.is_launched
+    with folder.lock():
+        missing = _missing(runs, folder, config)
+        folder.write(sweep, code)
         if not missing:
             return 0
-        copy_code(files, folder / "code" / code.folder_name)
-        # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
-        return _carry_out(missing, folder, name, config, code)
-
-
-def _carry_out(missing: list[PlannedRun], folder: Path, name: str, config: Launch, code: Code) -> int:
-    cluster, there = config.cluster, folder / "code" / code.folder_name
-    jobs = elements(missing, folder, there, code.label, cluster)
-    is_new = not (folder / "sweep.yaml").exists()
-    _write_sweep(folder, config, code)
-    if cluster.kind == "slurm":
         try:
-            array = submit(jobs, folder, name, cluster)
+            if files:
+                copy_code(files, folder.path / "code" / code.folder_name)
+            # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
+            return _carry_out(missing, folder, config.cluster, code)
         except SweepError:
             if is_new:
-                shutil.rmtree(folder)
+                folder.remove()
             raise
-        print(f"submitted array {array}: {len(jobs)} jobs. python slurm/status.py {name}")
+
+
+def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
+    jobs = elements(missing, folder.path, folder.path / "code" / code.folder_name, code.label, cluster)
+    runs = [[run for run, _ in job.commands.runs] for job in jobs]
+    if cluster.kind == "slurm":
+        with _no_interruption():
+            array = submit(jobs, folder.path, folder.path.name, cluster)
+            folder.note(Submitted(array, runs))
+        print(f"submitted array {array}: {len(jobs)} jobs. python slurm/status.py {shlex.quote(str(folder.path))}")
         return 0
-    debug = cluster.kind == "debug"
-    failures = run_in_process(missing, folder) if debug else run_here(jobs, cluster.parallel_jobs)
+    folder.note(Submitted(None, runs))
+    if cluster.kind == "debug":
+        failures = run_in_process(missing, folder.path)
+    else:
+        failures = run_here(jobs, cluster.parallel_jobs)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
 
 
-def _missing(runs: list[PlannedRun], folder: Path) -> list[PlannedRun]:
+def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> list[PlannedRun]:
     queued = queued_runs(folder)
-    return [run for run in runs if run.folder not in queued and not (folder / run.folder / "done.json").exists()]
+    missing = [r for r in runs if r.folder not in queued and not (folder.path / r.folder / "done.json").exists()]
+    doing = "submit" if config.cluster.kind == "slurm" else "run"
+    print(f"{folder.path.name}: {len(runs)} runs, {len(missing)} to {doing}.")
+    return missing
 
 
-def _code(folder: Path, config: Launch, code: Code) -> Code:
-    """The code to run, if it and the settings are those the folder was first launched with."""
-    if not (folder / "sweep.yaml").exists():
-        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise SweepError(f"{folder} must be a new folder or that of a sweep, got one without sweep.yaml.")
-        return code
-    before = read_sweep(folder)
-    _refuse_other_base(folder, before, asdict(config.sweep))
-    first = Code(**before["code"])
-    if config.kept_code:
-        return first
-    if first.digest != code.digest:
-        raise SweepError(
-            f"{folder} belongs to a sweep of other code (commit {first.commit[:7]} there, {code.commit[:7]} and the "
-            "files on disk here); kept_code=true goes on with the sweep's own copy, name=... starts anew."
-        )
-    return code
-
-
-def _refuse_other_base(folder: Path, before: dict[str, Any], sweep: dict[str, Any]) -> None:
-    there = {"recipe": before["recipe"], **flat(before["base"])}
-    here = {"recipe": sweep["recipe"], **flat(sweep["base"])}
-    different = [
-        f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key, "absent") != here.get(key, "absent")
-    ]
-    if different:
-        raise SweepError(
-            f"{folder} belongs to a sweep with another base ({'; '.join(different)}); choose another name=."
-        )
-
-
-def _show(missing: list[PlannedRun], folder: Path, name: str, cluster: Cluster, code: Code) -> int:
-    there = folder / "code" / code.folder_name
+def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
+    there = folder.path / "code" / code.folder_name
     for run in missing:
-        print(shlex.join(command(run, folder, there)))
+        print(shlex.join(command(run, folder.path, there)))
     if cluster.kind == "slurm" and missing:
         number = -(-len(missing) // cluster.runs_per_job)
-        print(f"\n{sbatch_text(number, folder, name, cluster, there)}")
+        print(f"\n{sbatch_text(number, folder.path, folder.path.name, cluster, there)}")
     return 0
 
 
-def _write_sweep(folder: Path, config: Launch, code: Code) -> None:
-    text = yaml.safe_dump({"name": folder.name, **asdict(config.sweep), "code": asdict(code)}, sort_keys=False)
-    partial = folder / f".sweep.yaml.{os.getpid()}"
-    partial.write_text(text)
-    partial.replace(folder / "sweep.yaml")
-
-
 @contextmanager
-def _sweep_lock(folder: Path, dry: bool) -> Iterator[None]:
-    """Two launches of one sweep at once would submit its runs twice."""
-    if dry:
+def _no_interruption() -> Iterator[None]:
+    """An array that was submitted and not noted would be submitted again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
         yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".launch.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SweepError(f"{folder} is being launched by another process.") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ------------------------------------------------------------ the command line
@@ -217,11 +181,13 @@ def main() -> None:
         config: Any = OmegaConf.to_object(cfg)
         chosen.append((config, HydraConfig.get().runtime.choices["sweep"]))
 
+    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raises errors instead of printing them over several lines
     schema = OmegaConf.structured(Launch)
     ConfigStore.instance().store(name="schema", node=schema)
     try:
         hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="launch")(app)()
+        os.environ["HYDRA_FULL_ERROR"] = full_errors  # the runs inherit it
         if chosen:  # not with --help or --cfg
             sys.exit(launch(*chosen[0]))
     except (SweepError, HydraException, OmegaConfBaseException) as error:
@@ -230,6 +196,8 @@ def main() -> None:
         _fail("stopped; the same command continues.")
     except BrokenPipeError:  # dry=true | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _fail(f"{error.filename or 'the sweep'} cannot be written: {error.strerror}.")
 
 
 if __name__ == "__main__":

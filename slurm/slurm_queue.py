@@ -1,15 +1,13 @@
-"""What SLURM says about a sweep: which of its runs wait or run, and which partitions there are."""
+"""What SLURM says: which partitions there are, and which runs of a sweep wait or run."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import subprocess
-import time
-from collections.abc import Sequence
-from pathlib import Path
 
 from sweep import SweepError
+from sweep_folder import SweepFolder
 
 _ANSWER_SECONDS = 20  # with the controller down, SLURM's commands retry for very long
 
@@ -34,40 +32,35 @@ def require_partition(name: str | None) -> None:
         raise SweepError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")
 
 
-def note_jobs(folder: Path, array: str, elements: Sequence[Sequence[str]]) -> None:
-    """Remembers in ``jobs.jsonl`` which element of which array carries which runs."""
-    row = {"array": array, "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "elements": elements}
-    with (folder / "jobs.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def queued_runs(folder: Path) -> dict[str, str]:
+def queued_runs(folder: SweepFolder) -> dict[str, str]:
     """SLURM's state (``PENDING``, ``RUNNING``, ...) of each run whose element is in the queue, by run folder.
 
     Raises:
         SweepError: SLURM does not answer.
     """
-    path = folder / "jobs.jsonl"
-    if not path.exists() or not has_slurm():
+    launches = [launch for launch in folder.launches() if launch.array is not None]
+    if not launches or not has_slurm():
         return {}
     states = _queue()
     found: dict[str, str] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        for index, names in enumerate(row["elements"]):
-            state = states.get(f"{row['array']}_{index}") or states.get(f"{row['array']}_N/A")
+    for launch in launches:
+        for index, names in enumerate(launch.elements):
+            # A single element is no array to submitit.
+            state = states.get(f"{launch.array}_{index}") or states.get(f"{launch.array}_N/A")
             found |= dict.fromkeys(names, state) if state else {}
     return found
 
 
 def _queue() -> dict[str, str]:
-    lines = _ask("squeue", "--me", "-r", "-h", "-o", "%F_%K %T").splitlines()
+    lines = _ask("squeue", "--me", "-a", "-r", "-h", "-o", "%F_%K %T").splitlines()
     return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
 def _ask(*command: str) -> str:
+    # SQUEUE_STATES and the like would hide jobs, and those be submitted again.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SINFO_"))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, env=plain)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SweepError(f"SLURM must answer {command[0]}, got {error}.") from None
     if done.returncode:

@@ -13,8 +13,11 @@ from pathlib import Path
 from sweep import SweepError
 
 ROOT = Path(__file__).resolve().parents[1]
-_FOLDERS = ("torchrl_reg", "recipes", "slurm")
+_FOLDERS = ("torchrl_reg", "recipes")
+_ELEMENT = "slurm/array_element.py"
 _SUFFIXES = {".py", ".yaml", ".csv", ".html", ".css", ".js"}
+# Copied, since recipes may import it, but nothing here changes what a run computes.
+_READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Code:
 def recipe_path(recipe: str, code: Path) -> Path:
     """Where a recipe lies in a copy of the code: its name is one of ours, its path one of yours."""
     if recipe.endswith(".py"):
-        return code / "own" / Path(recipe).name
+        source = Path(recipe).resolve()
+        return code / _own_folder(source.parent) / source.name
     return code / "recipes" / f"{recipe}.py"
 
 
@@ -57,20 +61,23 @@ def recipe_source(recipe: str) -> Path:
 
 def code_files(recipes: Iterable[str]) -> dict[str, Path]:
     """Every file that a copy holds: ours, and those beside recipes of your own (modules and ``conf/``)."""
-    files = {}
+    files = {_ELEMENT: ROOT / _ELEMENT}
     for path in (path for folder in _FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES):
-        if "__pycache__" not in path.parts and "results" not in path.parts:
-            files[str(path.relative_to(ROOT))] = path
-    for source in sorted({recipe_source(recipe).parent for recipe in recipes if recipe.endswith(".py")}):
-        for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
-            files[str(Path("own") / path.relative_to(source))] = path
-    return dict(sorted(files.items()))
+        files[str(path.relative_to(ROOT))] = path
+    for source in sorted({recipe_source(recipe).parent for recipe in recipes}):
+        if source != ROOT / "recipes":
+            for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
+                files[str(_own_folder(source) / path.relative_to(source))] = path
+    # Editors leave hidden files and dangling links about.
+    return {n: p for n, p in sorted(files.items()) if p.is_file() and "/." not in n and "/results/" not in n}
 
 
 def current_code(files: Mapping[str, Path]) -> Code:
     """The code of these files as they are on disk."""
     digest = sha256()
     for name, path in files.items():
+        if name.startswith(_READS_RUNS):
+            continue
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return Code(_git("rev-parse", "HEAD") or "unknown", bool(changes), digest.hexdigest())
@@ -85,6 +92,10 @@ def copy_code(files: Mapping[str, Path], folder: Path) -> Path:
             shutil.copy2(path, partial / name)
         partial.rename(folder)
     return folder
+
+
+def _own_folder(source: Path) -> Path:
+    return Path("own") / sha256(str(source).encode()).hexdigest()[:8]
 
 
 def _git(*arguments: str) -> str:

@@ -9,22 +9,25 @@ Reads files and asks ``squeue`` once; works on a workstation's sweeps, too.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
+import os
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from array_element import last_line
 from slurm_queue import queued_runs
-from sweep import PlannedRun, SweepError, planned_runs, read_sweep
+from sweep import SweepError
+from sweep_folder import SweepFolder, is_locked
 
 _TAIL_BYTES = 8192
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 _ORDER = ("done", "running", "waiting", "failed", "missing")
 
 
@@ -49,19 +52,33 @@ class RunStatus:
     last_line: str = ""
 
 
-def sweep_status(folder: Path) -> list[RunStatus]:
-    """The state of every run of the sweep in ``folder``.
+def sweep_status(folder: SweepFolder) -> list[RunStatus]:
+    """The state of every run that the sweep in ``folder`` holds or once launched.
 
     Raises:
         SweepError: it is not the folder of a sweep.
     """
-    runs = planned_runs(read_sweep(folder))
+    runs = folder.run_folders()
     try:
         queued = queued_runs(folder)
     except SweepError as error:
         print(f"{error} Only files were read.", file=sys.stderr)
         queued = {}
-    return [_run_status(folder, run, queued.get(run.folder)) for run in runs]
+    logs = {
+        name: folder.path / "jobs" / f"{launch.array}_{index}_0_log.out"
+        for launch in folder.launches()
+        for index, names in enumerate(launch.elements)
+        for name in names
+        if launch.array is not None
+    }
+    here = folder.is_being_launched()
+    found = []
+    for name, overrides in runs.items():
+        path = folder.path / name
+        state, line = _state(path, queued.get(name), logs.get(name))
+        state = "waiting" if state == "missing" and here else state
+        found.append(_run_status(name, path, overrides, state, line))
+    return found
 
 
 def summary(name: str, runs: Sequence[RunStatus]) -> str:
@@ -85,45 +102,41 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
     return "\n".join(lines)
 
 
-def _run_status(folder: Path, run: PlannedRun, queue_state: str | None) -> RunStatus:
-    path = folder / run.folder
+def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, line: str) -> RunStatus:
     rows = _last_rows(path / "metrics.jsonl")
-    frames = max((row["frames"] for row in rows), default=0)
     returns = [value for row in rows if (value := _return_of(row)) is not None]
     fps = [row["fps"] for row in rows if row.get("fps")]
-    state, line = _state(path, queue_state)
     return RunStatus(
-        folder=run.folder,
+        folder=name,
         state=state,
-        frames=frames,
-        total=_total_frames(path, run),
+        frames=max((row.get("frames") or 0 for row in rows), default=0),
+        total=_total_frames(path, overrides),
         fps=fps[-1] if fps and state == "running" else 0.0,
         last_return=returns[-1] if returns else None,
         last_line=line,
     )
 
 
-def _state(path: Path, queue_state: str | None) -> tuple[str, str]:
+def _state(path: Path, queue_state: str | None, job_log: Path | None) -> tuple[str, str]:
+    """``job_log`` is that of the element it was last submitted with, if any."""
     if (path / "done.json").exists():
         return "done", ""
-    if queue_state is not None:
-        return ("waiting" if queue_state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED") else "running"), ""
-    failure = path.with_name(path.name + ".failed")
-    if failure.exists():
-        return "failed", last_line(path.with_name(path.name + ".log"))
-    return ("running" if _is_locked(path / ".lock") else "missing"), ""
+    if queue_state in _WAITING:
+        return "waiting", ""
+    log = path.with_name(path.name + ".log")
+    if path.with_name(path.name + ".failed").exists():  # perhaps in an element whose other runs go on
+        return "failed", _reason(path) or last_line(log)
+    if queue_state is not None or is_locked(path / ".lock"):
+        return "running", ""
+    if job_log is not None:
+        return "failed", f"its job ended: {last_line(job_log) or last_line(log)}"
+    return "missing", ""
 
 
-def _is_locked(lock: Path) -> bool:
-    """Whether a process of this machine is at it (``cluster=local``)."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
+def _reason(path: Path) -> str:
+    with suppress(OSError, ValueError):
+        return str(json.loads(path.with_name(path.name + ".failed").read_text()).get("last_line", ""))
+    return ""
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:
@@ -134,18 +147,21 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    # The first may lack its beginning, the last its end.
-    return [json.loads(line) for line in lines[1 if start else 0 : -1]]
+    rows = []
+    for line in lines[1 if start else 0 : -1]:  # the first may lack its beginning, the last its end
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _return_of(row: dict[str, Any]) -> float | None:
-    if row["event"] == "eval":
+    if row.get("event") == "eval":
         return next((value for name, value in row.items() if re.fullmatch(r"return_\w+_mean", name)), None)
     return row.get("return_mean")
 
 
-def _total_frames(path: Path, run: PlannedRun) -> int:
-    for text in run.overrides:
+def _total_frames(path: Path, overrides: Sequence[str]) -> int:
+    for text in overrides:
         if text.startswith("algo.total_frames="):
             return int(float(text.partition("=")[2]))
     try:
@@ -176,7 +192,9 @@ def _group_line(group: str, runs: Sequence[RunStatus], width: int) -> str:
     counts = Counter(run.state for run in runs)
     returns = [run.last_return for run in runs if run.last_return is not None]
     last = f"{sum(returns) / len(returns):.4g}" if returns else "-"
-    share = min(1.0, sum(run.frames for run in runs) / max(1, sum(run.total for run in runs)))
+    known = [run.total for run in runs if run.total]
+    total = sum(known) / max(1, len(known)) * len(runs)
+    share = min(1.0, sum(run.frames for run in runs) / max(1.0, total))
     numbers = [str(counts[state]) for state in ("running", "waiting", "failed")]
     return _line(group, (f"{counts['done']}/{len(runs)}", *numbers, f"{share:.0%}", last), width)
 
@@ -201,15 +219,16 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two refreshes")
     parser.add_argument("--json", action="store_true", help="one JSON object a run")
     arguments = parser.parse_args()
-    folder = Path(arguments.name) if "/" in arguments.name else Path(arguments.root) / arguments.name
+    path = Path(arguments.name) if "/" in arguments.name else Path(arguments.root) / arguments.name
     try:
+        folder = SweepFolder(path.resolve())
         while True:
             runs = sweep_status(folder)
             if arguments.json:
                 print("\n".join(json.dumps(vars(run)) for run in runs))
             else:
                 clear = "\033[H\033[2J" if arguments.watch and sys.stdout.isatty() else ""
-                print(f"{clear}{summary(folder.name, runs)}", flush=True)
+                print(f"{clear}{summary(folder.path.name, runs)}", flush=True)
             if not arguments.watch or not any(run.state in ("running", "waiting") for run in runs):
                 return
             time.sleep(arguments.every)
@@ -218,6 +237,8 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 _LONGEST_NAME = 120
 # In the path already, or of no consequence for its name.
 _UNNAMED = ("recipe", "env", "run.seed")
@@ -88,18 +86,6 @@ def override(key: str, value: Any) -> str:
     ('algo.clip_min=null', 'env=minatar/breakout', 'net.num_cells=[64,64]')
     """
     return f"{key}={_literal(value)}"
-
-
-def read_sweep(folder: Path) -> dict[str, Any]:
-    """The ``sweep.yaml`` of a launched sweep.
-
-    Raises:
-        SweepError: there is none.
-    """
-    try:
-        return yaml.safe_load((folder / "sweep.yaml").read_text())
-    except FileNotFoundError:
-        raise SweepError(f"{folder} must be the folder of a launched sweep, got one without sweep.yaml.") from None
 
 
 def _planned(recipe: str, base: Mapping[str, Any], chosen: Mapping[str, Any], seed: int) -> PlannedRun:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,9 @@ DONE = "(run / 'done.json').write_text('{}')"
 
 
 def test_runs_go_side_by_side_and_a_second_call_does_nothing(tmp_path):
-    both = element(tmp_path, f"time.sleep(1); {DONE}", f"time.sleep(1); {DONE}")
-    started = time.monotonic()
+    waits = "\nwhile not (run.parent / {!r}).exists(): time.sleep(0.05)\n"  # each for the other
+    both = element(tmp_path, waits.format("r1") + DONE, waits.format("r0") + DONE)
     both()
-    assert time.monotonic() - started < 1.9
     both()
     assert lives(tmp_path) == lives(tmp_path, "r1") == 1
 
@@ -62,6 +62,23 @@ def test_a_run_that_is_always_killed_fails_in_the_end(tmp_path):
     with pytest.raises(RuntimeError, match=r"r0 \(exit code -9\)"):
         element(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", retries=1)()
     assert lives(tmp_path) == 2
+
+
+def test_an_end_without_done_json_is_a_failure(tmp_path):
+    with pytest.raises(RuntimeError, match=r"r0 \(exit code 0\): so long"):
+        element(tmp_path, "print('so long')")()
+    assert (tmp_path / "r0.failed").exists() and lives(tmp_path) == 1
+
+
+def test_a_run_that_another_process_holds_is_not_started(tmp_path):
+    import fcntl
+
+    (tmp_path / "r0").mkdir()
+    with (tmp_path / "r0" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="r0: another process writes it"):
+            element(tmp_path, DONE, lock_seconds=0.6)()
+    assert lives(tmp_path) == 0
 
 
 def test_a_failed_mark_goes_when_the_run_starts_again(tmp_path):
@@ -133,14 +150,36 @@ def test_what_is_pickled_is_small_and_holds_no_state(tmp_path):
     assert pickle.loads(pickle.dumps(one)).commands == one.commands
 
 
-def test_checkpoint_asks_to_be_queued_again(tmp_path):
+@pytest.fixture
+def usr2() -> Iterator[None]:
     before = signal.getsignal(signal.SIGUSR2)
-    try:
-        one = element(tmp_path, DONE)
-        assert one.checkpoint().function is one
-        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGUSR2, before)
+    yield
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_checkpoint_asks_to_be_queued_again(tmp_path, usr2):
+    one = element(tmp_path, DONE)
+    again = one.checkpoint().function
+    assert again.commands == one.commands and again.fruitless_lives == 0
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
+def test_three_jobs_without_a_checkpoint_are_followed_by_no_fourth(tmp_path, usr2):
+    one = element(tmp_path, DONE, minutes=0)
+    for count in (1, 2):
+        one = pickle.loads(pickle.dumps(one.checkpoint().function))
+        assert one.fruitless_lives == count
+    assert one.checkpoint() is None
+    assert "lower run.checkpoint_every_frames or raise cluster.minutes" in (tmp_path / "r0.failed").read_text()
+
+
+def test_a_checkpoint_in_between_counts(tmp_path, usr2):
+    (tmp_path / "r0" / "checkpoints").mkdir(parents=True)
+    one = ArrayElement(element(tmp_path, DONE, minutes=0).commands, fruitless_lives=2)
+    saved = tmp_path / "r0" / "checkpoints" / "checkpoint-1"
+    saved.touch()
+    os.utime(saved, (time.time() + 5, time.time() + 5))
+    assert one.checkpoint().function.fruitless_lives == 0
 
 
 def test_the_last_line_of_a_log(tmp_path):

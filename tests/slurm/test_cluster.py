@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -23,6 +24,10 @@ def restarts(run) -> list[int]:
     """The restart count of the job in each life of a run, from its log."""
     log = run.with_name(run.name + ".log").read_text()
     return [int(line.partition("(restart ")[2].partition(")")[0]) for line in log.splitlines() if "(restart " in line]
+
+
+def status(sweep: Sweep) -> str:
+    return ask(sys.executable, str(SLURM / "status.py"), str(sweep.folder))
 
 
 def assert_whole(sweep: Sweep, number: int = 4) -> None:
@@ -53,10 +58,8 @@ def test_a_failing_element_leaves_its_traceback_and_only_it_is_submitted_again(s
     (log,) = sweep.folder.glob("*/*/*/seed=1.log")
     assert "Traceback (most recent call last)" in log.read_text()
     assert any("1 of 1 runs failed" in path.read_text() for path in sweep.folder.glob("jobs/*_1_0_log.out"))
-    status = subprocess.run(
-        ["python", str(SLURM / "status.py"), str(sweep.folder)], capture_output=True, text=True, check=True
-    ).stdout
-    assert "3 done, 1 failed" in status and "seed=1: ZeroDivisionError: this seed was made to fail" in status
+    answer = status(sweep)
+    assert "3 done, 1 failed" in answer and "seed=1: ZeroDivisionError: this seed was made to fail" in answer
     assert "4 runs, 1 to submit" in sweep.launch("+sweep.base.algo.fails_for_seed=1").stdout
 
 
@@ -79,11 +82,26 @@ def test_a_cancelled_element_is_the_missing_part(sweep):
 def test_usr2_on_one_element_even_repeated_stops_it_and_queues_it_again(sweep, signals):
     sweep.launch(SLOW)
     wait_until(lambda: checkpointed(sweep, 4))
-    for _ in range(signals):
-        ask("scancel", "--signal=USR2", f"{sweep.array}_1")
+    for _ in range(signals):  # scancel may find the job requeued already
+        subprocess.run(["scancel", "--signal=USR2", f"{sweep.array}_1"], timeout=30)
     assert_whole(sweep)
     lives = {run.name: restarts(run) for run in sweep.runs()}
     assert lives["seed=1"][:2] == [0, 1] and lives["seed=0"] == [0]
+
+
+def test_usr2_before_anybody_listens_does_not_end_the_job(sweep):
+    sweep.launch("sweep.seeds=1")
+    wait_until(lambda: "RUNNING" in sweep.states().values())
+    for _ in range(5):
+        subprocess.run(["scancel", "--signal=USR2", sweep.array], timeout=30)
+    assert_whole(sweep, 1)
+
+
+def test_a_run_that_failed_shows_while_its_element_goes_on(sweep):
+    sweep.launch("sweep.base.algo.seconds=0.5", "+sweep.base.algo.fails_for_seed=0", "cluster.runs_per_job=4")
+    wait_until(lambda: list(sweep.folder.glob("*/*/*/seed=0.failed")))
+    assert "3 running, 1 failed" in status(sweep)
+    sweep.wait_for(3)
 
 
 def test_a_hard_requeue_goes_on_from_the_files(sweep):
@@ -177,9 +195,8 @@ def test_five_hundred_runs_are_one_array_and_status_is_quick(sweep):
     sweep.launch("sweep.seeds=500", "sweep.base.algo.frames=1", "cluster.runs_per_job=1", "cluster.parallel_jobs=1")
     launched = time.monotonic() - started
     started = time.monotonic()
-    answer = ask("python", str(SLURM / "status.py"), str(sweep.folder))
+    answer = status(sweep)
     asked = time.monotonic() - started
     assert "500 runs" in answer
-    # The aims are 30 s and 2 s; both are far away on a quiet machine, and this one may not be.
     print(f"500 runs: launched in {launched:.1f} s, status in {asked:.1f} s")
-    assert launched < 60 and asked < 10
+    assert launched < 30 and asked < 2

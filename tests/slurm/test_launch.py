@@ -19,14 +19,9 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
-    more = (
-        "cluster.partition=gpu",
-        "cluster.gpus=1",
-        "cluster.runs_per_job=3",
-        "cluster.minutes=33",
-        "cluster.memory_gb=8",
-    )
-    done = run_launch("sweep=naps", "dry=true", f"root={tmp_path}", "cluster.extra={nodelist: n7}", *more)
+    cluster = ("partition=gpu", "gpus=1", "runs_per_job=3", "minutes=33", "memory_gb=8")
+    more = ("+cluster.extra.nodelist=n7", *(f"cluster.{setting}" for setting in cluster))
+    done = run_launch("sweep=naps", "dry=true", f"root={tmp_path}", *more)
     assert done.returncode == 0, done.stderr
     commands = [line for line in done.stdout.splitlines() if "sleeper.py" in line]
     assert len(commands) == 4
@@ -73,6 +68,55 @@ def test_bad_input_gets_one_sentence_and_nothing_is_submitted(arguments, expecte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("name=a/b",), "name must be that of a folder below root, got a/b."),
+        (("name=.git",), "name must be that of a folder below root, got .git."),
+        (("root=/dev/null",), "/dev/null/naps cannot be written: Not a directory."),
+        (("root=/tmp/a%j",), "root and name must not contain '%', got /tmp/a%j/naps."),
+        (
+            ("cluster=slurm", "cluster.minutes=2"),
+            "cluster.signal_seconds must be at most half of cluster.minutes, got 90",
+        ),
+        (("kept_code=true",), "naps must be a new folder or that of a sweep, got one without sweep.yaml."),
+    ],
+)
+def test_places_that_cannot_be_and_times_that_cannot_work(arguments, expected, tmp_path):
+    done = run_launch("sweep=naps", "cluster=local", "check=false", f"root={tmp_path}", *arguments)
+    assert expected in sentence(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_space_runs(tmp_path):
+    root = str(tmp_path / "with space").replace(" ", r"\ ")
+    done = run_launch("sweep=naps", "cluster=local", "check=false", "sweep.seeds=1", f"root={root}")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "with space").glob("naps/*/*/*/seed=0/done.json"))) == 1
+    dry = run_launch("sweep=naps", "check=false", "dry=true", f"root={root}", "name=two")
+    assert f"export PYTHONPATH='{tmp_path}/with space/two/code/" in dry.stdout
+
+
+def test_own_recipes_of_one_name_stay_apart(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        body = "import sys; from pathlib import Path; run = Path(dict(a.split('=', 1) for a in sys.argv[1:])['run.dir']"
+        body += f".replace(chr(92), '')); run.mkdir(parents=True); (run / 'done.json').write_text('{name}')"
+        (tmp_path / name / "mine.py").write_text(body)
+    variants = ",".join(f"{{recipe: {tmp_path}/{name}/mine.py, env: {name}}}" for name in ("one", "two"))
+    more = ("check=false", "sweep.seeds=1", "sweep.base={}", f"sweep.variants=[{variants}]")
+    done = run_launch("sweep=naps", "cluster=local", f"root={tmp_path}", "name=x", *more)
+    assert done.returncode == 0, done.stderr
+    found = {path.parts[-4]: path.read_text() for path in (tmp_path / "x" / "mine").glob("*/*/*/done.json")}
+    assert found == {"one": "one", "two": "two"}
+
+
+def test_a_half_finished_launch_does_not_spoil_the_folder(local_sweep):
+    (local_sweep.folder / "code").mkdir(parents=True)
+    local_sweep.launch("sweep.seeds=1")
+    assert len(local_sweep.finished()) == 1
+
+
 def test_no_sbatch_on_path_is_one_sentence(tmp_path):
     done = run_launch("sweep=naps", f"root={tmp_path}", "check=false", PATH=os.path.dirname(sys.executable))
     assert sentence(done).startswith("cluster.kind=slurm needs sbatch on PATH, got none; cluster=local")
@@ -112,7 +156,10 @@ def test_a_folder_of_another_base_or_of_something_else_is_refused(local_sweep, t
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     refused = sentence(run_launch("sweep=naps", "cluster=local", f"root={tmp_path}", "name=mine"))
-    assert refused.endswith("mine must be a new folder or that of a sweep, got one without sweep.yaml.")
+    assert refused.endswith(
+        "mine must be a new folder or that of a sweep, got one without sweep.yaml that holds thesis.tex."
+    )
+    assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 def test_a_folder_of_other_code_is_refused_unless_its_own_copy_goes_on(local_sweep):
@@ -123,6 +170,8 @@ def test_a_folder_of_other_code_is_refused_unless_its_own_copy_goes_on(local_swe
     kept["code"]["digest"] = "0" * 64
     path.write_text(yaml.safe_dump(kept))
     assert "belongs to a sweep of other code (commit " in sentence(local_sweep.launch("sweep.seeds=2", ok=False))
+    lost = sentence(local_sweep.launch("sweep.seeds=2", "kept_code=true", ok=False))
+    assert lost.startswith("kept_code=true needs ") and lost.endswith("00000000, got none.")
     (local_sweep.folder / "code" / copy).rename(local_sweep.folder / "code" / f"{copy[:8]}00000000")
     local_sweep.launch("sweep.seeds=2", "kept_code=true")
     assert len(local_sweep.finished()) == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from status import RunStatus, summary, sweep_status
+from sweep_folder import Submitted, SweepFolder
 from sweep_harness import SLURM
 
 
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def test_states_frames_and_returns(folder):
     with (folder / "dqn/cartpole/default/seed=2/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        runs = sweep_status(folder)
+        runs = sweep_status(SweepFolder(folder))
     assert [run.state for run in runs] == ["done", "failed", "running", "missing"]
     assert [run.frames for run in runs] == [1000, 200, 500, 0]
     assert [run.total for run in runs] == [1000, 1000, 1000, 0]
@@ -51,21 +52,55 @@ def test_states_frames_and_returns(folder):
     assert runs[1].last_line == "ValueError: it broke"
 
 
+def states(folder: Path) -> list[str]:
+    return [run.state for run in sweep_status(SweepFolder(folder))]
+
+
+def test_what_was_launched_and_left_the_queue_undone_has_failed(folder):
+    jobs = folder / "jobs"
+    jobs.mkdir()
+    (jobs / "77_1_0_log.out").write_text("srun: error: Out Of Memory\n")
+    runs = [f"dqn/cartpole/default/seed={seed}" for seed in (0, 3)]
+    SweepFolder(folder).note(Submitted("77", [[runs[0]], [runs[1]]]))
+    last = sweep_status(SweepFolder(folder))[-1]
+    assert (last.state, last.last_line) == ("failed", "its job ended: srun: error: Out Of Memory")
+
+
+def test_while_this_machine_launches_what_has_not_begun_waits(folder):
+    with SweepFolder(folder).lock():
+        assert states(folder)[-1] == "waiting"
+    assert states(folder)[-1] == "missing"
+
+
+def test_runs_of_earlier_launches_are_not_forgotten(folder):
+    SweepFolder(folder).note(Submitted(None, [["dqn/acrobot/default/seed=0"]]))
+    assert len(states(folder)) == 5
+
+
+def test_torn_rows_are_left_out(folder):
+    (folder / "jobs.jsonl").write_text('{"array": "1", "elem')
+    SweepFolder(folder).note(Submitted(None, [["dqn/cartpole/default/seed=3"]]))
+    assert [launch.array for launch in SweepFolder(folder).launches()] == [None]
+    with (folder / "dqn/cartpole/default/seed=0/metrics.jsonl").open("a") as file:
+        file.write("\0\0\0\nnull\n")
+    assert sweep_status(SweepFolder(folder))[0].last_return == 10.0
+
+
 def test_the_summary_counts_and_tells_the_time_left(folder):
     with (folder / "dqn/cartpole/default/seed=2/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        text = summary("mine", sweep_status(folder))
+        text = summary("mine", sweep_status(SweepFolder(folder)))
     assert text.splitlines()[0] == (
         "mine: 4 runs: 1 done, 1 running, 1 failed, 1 missing, 1.7k of 4k frames, 100 frames/s, 0:00:05 left"
     )
     assert "dqn/cartpole/default/seed=1: ValueError: it broke" in text
     (line,) = (line for line in text.splitlines() if line.startswith("dqn/cartpole/default "))
-    assert line.split()[1:] == ["1/4", "1", "0", "1", "57%", "20"]
+    assert line.split()[1:] == ["1/4", "1", "0", "1", "42%", "20"]
 
 
 def test_asking_changes_nothing(folder):
     before = sorted(folder.rglob("*"))
-    sweep_status(folder)
+    sweep_status(SweepFolder(folder))
     assert sorted(folder.rglob("*")) == before
 
 
@@ -101,5 +136,5 @@ def test_five_hundred_runs_are_read_quickly(folder):
         (run / "config.yaml").write_text("algo:\n  total_frames: 1000\n" + "a: 1\n" * 60)
         (run / "metrics.jsonl").write_text(f"{row}\n" * 100)
     started = time.process_time()
-    assert len(sweep_status(folder)) == 500
+    assert len(sweep_status(SweepFolder(folder))) == 500
     assert time.process_time() - started < 4, "0.3 s on a quiet machine"

@@ -1,0 +1,181 @@
+"""The folder of a sweep: whose it is, what was launched from it, and who is launching right now.
+
+``sweep.yaml`` holds the sweep as it was last launched and the code it belongs to; ``jobs.jsonl`` one row a launch: the
+id of the array and the runs of its elements; ``code/`` copies of the code; ``jobs/`` what submitit writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snapshot import Code
+from sweep import SweepError, flat, planned_runs
+
+_LOCK = ".launch.lock"
+_OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One launch: its array (None on a workstation) and the runs of each element."""
+
+    array: str | None
+    elements: Sequence[Sequence[str]]
+
+
+class SweepFolder:
+    """``path`` may not exist yet.
+
+    Raises:
+        SweepError: a path that PYTHONPATH or sbatch would take apart.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        bad = [character for character in ":%\n" if character in str(path)]
+        if bad:
+            raise SweepError(f"root and name must not contain {bad[0]!r}, got {path}.")
+
+    @property
+    def is_launched(self) -> bool:
+        return (self.path / "sweep.yaml").exists()
+
+    def read(self) -> dict[str, Any]:
+        """The sweep as it was last launched.
+
+        Raises:
+            SweepError: it never was.
+        """
+        try:
+            return yaml.safe_load((self.path / "sweep.yaml").read_text())
+        except OSError:
+            raise SweepError(
+                f"{self.path} must be the folder of a launched sweep, got one without sweep.yaml."
+            ) from None
+
+    def code_for(self, sweep: Mapping[str, Any], current: Code | None) -> Code:
+        """The code that the sweep's runs belong to: ``current``, or with None the code it was launched with.
+
+        Raises:
+            SweepError: the folder belongs to something else, to other code, or to a sweep with another base.
+        """
+        if not self.is_launched:
+            foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _OURS) if self.path.is_dir() else []
+            if foreign or current is None:
+                what = f"one without sweep.yaml{' that holds ' + foreign[0] if foreign else ''}"
+                raise SweepError(f"{self.path} must be a new folder or that of a sweep, got {what}.")
+            return current
+        before = self.read()
+        self._refuse_other_base(before, sweep)
+        first = Code(**before["code"])
+        if current is None:
+            if not (self.path / "code" / first.folder_name).is_dir():
+                raise SweepError(f"kept_code=true needs {self.path}/code/{first.folder_name}, got none.")
+            return first
+        if first.digest != current.digest:
+            raise SweepError(
+                f"{self.path} belongs to a sweep of other code (commit {first.commit[:7]} there, {current.commit[:7]} "
+                "and the files on disk here); kept_code=true goes on with the sweep's own copy, name=... starts anew."
+            )
+        return first
+
+    def write(self, sweep: Mapping[str, Any], code: Code) -> None:
+        """Remembers the sweep as it is launched now."""
+        text = yaml.safe_dump({"name": self.path.name, **sweep, "code": asdict(code)}, sort_keys=False)
+        partial = self.path / f".sweep.yaml.{os.getpid()}"
+        partial.write_text(text)
+        partial.replace(self.path / "sweep.yaml")
+
+    def remove(self) -> None:
+        """Takes back what a launch wrote that was refused; anything else stays."""
+        for name in _OURS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    # ------------------------------------------------------------ launches
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Two launches of one sweep at once would submit its runs twice."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SweepError(f"{self.path} is being launched by another process.") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
+    def is_being_launched(self) -> bool:
+        """Whether a process of this machine launches it: on a workstation that is until its runs are done."""
+        return is_locked(self.path / _LOCK)
+
+    def note(self, submitted: Submitted) -> None:
+        """Appends a launch to ``jobs.jsonl``."""
+        path = self.path / "jobs.jsonl"
+        row = {"array": submitted.array, "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        line = json.dumps({**row, "elements": submitted.elements}) + "\n"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        with path.open("a") as file:
+            file.write("\n" * torn + line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def launches(self) -> list[Submitted]:
+        """All of them, in order; a row that a crash cut short is left out."""
+        path = self.path / "jobs.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError, KeyError):
+                row = json.loads(line)
+                found.append(Submitted(row["array"], row["elements"]))
+        return found
+
+    def run_folders(self) -> dict[str, tuple[str, ...]]:
+        """Every run by its folder, with its overrides: of the sweep as last launched, then of earlier launches."""
+        found = {run.folder: run.overrides for run in planned_runs(self.read())}
+        for launch in self.launches():
+            for element in launch.elements:
+                found |= {name: () for name in element if name not in found}
+        return found
+
+    def _refuse_other_base(self, before: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
+        there = {"recipe": before["recipe"], **flat(before["base"])}
+        here = {"recipe": sweep["recipe"], **flat(sweep["base"])}
+        different = [
+            f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+            for key in sorted(there.keys() | here.keys())
+            if there.get(key, "absent") != here.get(key, "absent")
+        ]
+        if different:
+            listed = "; ".join(different)
+            raise SweepError(f"{self.path} belongs to a sweep with another base ({listed}); choose another name=.")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file ``path``."""
+    try:
+        # Opened for writing, which NFS wants of an exclusive lock; never created.
+        with path.open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no such file, or a file system without locks
+    return False

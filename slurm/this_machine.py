@@ -1,0 +1,62 @@
+"""The runs of a sweep without SLURM: side by side on this machine, or one by one in this process."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from array_element import ArrayElement
+from snapshot import ROOT, recipe_source
+from sweep import PlannedRun, override
+
+_INTERRUPTED = (130, 143)
+
+
+def run_here(jobs: Sequence[ArrayElement], parallel: int) -> list[str]:
+    """Runs the jobs on this machine, ``parallel`` at a time; returns what failed. Ctrl-C stops them."""
+
+    def one(job: ArrayElement) -> str | None:
+        try:
+            job()
+            return None
+        except RuntimeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        try:
+            return [failure for failure in pool.map(one, jobs) if failure]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for job in jobs:
+                job.stop()
+            raise
+
+
+def run_in_process(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
+    """Runs one after the other in this process and from the files on disk, for a debugger; returns what failed."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    failures = []
+    before = sys.argv, list(sys.path)
+    for run in runs:
+        script = recipe_source(run.recipe)
+        sys.argv = [str(script), *run.overrides, override("run.dir", str(folder / run.folder))]
+        sys.path[:0] = [str(script.parent), str(ROOT)]
+        GlobalHydra.instance().clear()
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            if end.code in _INTERRUPTED:
+                raise KeyboardInterrupt from None
+            if end.code:
+                failures.append(f"{run.folder} (exit code {end.code})")
+        except Exception as error:
+            traceback.print_exc()
+            failures.append(f"{run.folder}: {error}")
+        finally:
+            sys.argv, sys.path[:] = before
+    return failures
