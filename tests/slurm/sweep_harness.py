@@ -53,8 +53,8 @@ class Sweep:
     def folder(self) -> Path:
         return self.root / self.name
 
-    def launch(self, *more: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        done = run_launch(*self.arguments, f"name={self.name}", f"root={self.root}", *more)
+    def launch(self, *more: str, ok: bool = True, seconds: float = 200) -> subprocess.CompletedProcess[str]:
+        done = run_launch(*self.arguments, f"name={self.name}", f"root={self.root}", *more, seconds=seconds)
         assert not ok or done.returncode == 0, done.stderr + done.stdout
         return done
 
@@ -89,7 +89,7 @@ class Sweep:
         wait_until(lambda: not self.states(), seconds, f"queue of {self.name}")
 
 
-def run_launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_launch(*arguments: str, seconds: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         str(SLURM / "launch.py"),
@@ -98,7 +98,7 @@ def run_launch(*arguments: str, **environment: str) -> subprocess.CompletedProce
         *arguments,
     ]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=200
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=seconds
     )
 
 

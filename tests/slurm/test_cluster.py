@@ -170,6 +170,7 @@ def test_the_controller_restarts(sweep):
     time.sleep(1)
     with open(pid_file) as file:
         os.kill(int(file.read()), signal.SIGTERM)  # it saves its state, as an upgrade would have it
+    wait_until(lambda: not os.path.exists(pid_file), 60, "the controller's end")
     starter = SLURM.parent / ".ci" / "slurm_start"
     subprocess.run([str(starter)], check=True, capture_output=True, timeout=120)
     assert_whole(sweep)

@@ -15,7 +15,7 @@ from sweep_harness import Sweep, ask, wait_until
 
 from torchrl_reg.training import read_metrics, strip_wall_clock
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 
 def process_of(run: Path) -> int | None:
@@ -93,7 +93,7 @@ def test_three_kills_a_preemption_and_a_time_out(sweep, tmp_path):
     assert all(len(lives(run)) > 1 for run in (hanging, alone, requeued, with_its_element, preempted))
 
     whole = Sweep(tmp_path, "whole", ("sweep=tiny", "cluster=local", "check=false"))
-    whole.launch()
+    whole.launch(seconds=700)
     assert len(whole.finished()) == 12
     for run in whole.finished():
         assert rows(disturbed.folder / run.relative_to(whole.folder)) == rows(run)
