@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictSequential
@@ -49,6 +50,7 @@ class Algo:
     beta_max: float = 100.0
     prior_rate: float = 0.001  # of the prior towards the policy, per environment step [G19: a moving average]
     prior_keys: list[str] = field(default_factory=list)  # what a state-dependent prior observes; empty: nothing
+    prior_learning_rate: float = 1e-5  # Adam, of a state-dependent prior, which prior_rate does not concern
     gamma: float = 0.99  # discount
     n_steps: int = 1  # of the return
     learning_rate: float = 2e-3  # Adam
@@ -73,6 +75,9 @@ class Algo:
         require(0 <= self.beta_rate <= 1, "algo.beta_rate", "in [0, 1], 0 keeping beta", self.beta_rate)
         bounds = (self.beta_min, self.beta_max)
         require(0 < bounds[0] <= bounds[1], "algo.beta_min and algo.beta_max", "0 < the first <= the second", bounds)
+        inside = self.beta_rate == 0 or bounds[0] <= self.beta <= bounds[1] < float("inf")
+        require(inside, "algo.beta", "in [algo.beta_min, algo.beta_max], finite, as it is adapted", self.beta)
+        require(self.prior_learning_rate > 0, "algo.prior_learning_rate", "> 0", self.prior_learning_rate)
         require(0 < self.prior_rate <= 1, "algo.prior_rate", "in (0, 1]", self.prior_rate)
         learnt = not self.prior_keys or self.method == "mirl"
         require(learnt, "algo.prior_keys", "empty unless algo.method=mirl", list(self.prior_keys))
@@ -131,8 +136,13 @@ def train(cfg: Config) -> Path:
             actor, prior=regularizer, prior_network=state_prior, loss_function=algo.loss_function
         )
     loss.make_value_estimator(gamma=algo.gamma)
+    # A prior that learnt as fast as the values would follow its own exploration into one action (README, notes).
+    slow = [] if state_prior is None else list(loss.prior_network_params.parameters())
+    fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
+    groups: list[dict[str, Any]] = [{"params": fast}]
+    groups += [{"params": slow, "lr": algo.prior_learning_rate}] if slow else []
     optimizer = torch.optim.Adam(
-        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
+        groups, lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
     )
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
     update = run.make_update(loss, optimizer, target)

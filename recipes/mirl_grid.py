@@ -7,7 +7,7 @@
 Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 [G19]. From
 it: the updates, the rewards (9 at the goal, else -1), the restart at random, the names of the worlds. Ours, because it
 does not say: their maps, the step sizes and schedules (tuned alike for all methods, see Algo), the time limit.
-Expect, in a minute or two, all methods to solve the worlds; MIRL in 55-60% of Q-learning's steps where few actions are
+Expect, in a minute or two, all methods to solve the worlds; MIRL in 54-59% of Q-learning's steps where few actions are
 of use (corridor, square) and in as many where all are (grid). See curves.png, priors.png and table.md of the run.
 All seeds of all methods learn side by side; a run that was killed starts again from the beginning.
 """

@@ -267,3 +267,38 @@ def test_in_a_sequence_with_an_actor() -> None:
     actor = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
     explorer = TensorDictSequential(actor, PriorEGreedyModule(Categorical(3), prior))
     assert explorer.in_keys == ["observation"] and "action" in explorer.out_keys
+
+
+def test_padding_counts_for_nothing() -> None:
+    pi = torch.rand(2, 4, 3, dtype=torch.float64)
+    mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    padded = TensorDict({"action_value": torch.where(mask.unsqueeze(-1), pi, torch.nan)}, [2, 4])
+    padded["collector", "mask"] = mask
+    prior, by_hand = ActionPrior(3, beta=2.0), ActionPrior(3, beta=2.0)
+    PriorUpdate(prior, rate=0.1)(padded)
+    policy = by_hand.policy(pi)
+    rho = by_hand.log_prior.exp()
+    rho = 0.81 * rho + 0.19 * policy[:, 0].mean(0)  # two steps at the first time, one at the second, none after
+    rho = 0.9 * rho + 0.1 * policy[0, 1]
+    torch.testing.assert_close(prior.log_prior.exp(), rho, rtol=1e-9, atol=0)
+
+
+def test_a_loss_that_is_not_finite_teaches_beta_nothing() -> None:
+    prior = ActionPrior(3, beta=2.0)
+    update = InverseTemperatureUpdate(prior, rate=0.5)
+    for loss in (torch.nan, torch.inf):
+        update(TensorDict({"squared_td_error": torch.tensor(loss)}))
+        assert float(prior.beta) == 2.0
+    with pytest.raises(ValueError, match="priors must name at least one ActionPrior"):
+        InverseTemperatureUpdate(rate=0.5)
+
+
+def test_the_greedy_action_of_a_uniform_prior_is_that_of_q() -> None:
+    q = 1e-3 * torch.randn(2_000, 6)
+    for beta in (1e-3, 1.0, 1e3):
+        assert torch.equal(ActionPrior(6, beta=beta).greedy(q), q.argmax(-1))
+
+
+def test_log_prior_is_assigned_not_replaced() -> None:
+    with pytest.raises(AttributeError, match="prior.assign"):
+        ActionPrior(3).log_prior = torch.zeros(3)

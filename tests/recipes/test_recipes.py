@@ -13,7 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from torchrl_reg.training import read_metrics
+from torchrl_reg.modules import PriorUpdate
+from torchrl_reg.training import read_metrics, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TABULAR = {"mirl_grid"}  # recipes without networks, environments to choose or a replay buffer; tested on their own
@@ -242,17 +243,41 @@ def test_user_errors_of_continuous_recipes(
     assert "\n" not in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("method", ["sql", "sql_m", "mirl"])
+def test_whose_prior_is_learnt(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target of SQL and SQL_m keeps the uniform prior; SQL_m and MIRL explore from a learnt one."""
+    updated = []
+    monkeypatch.setattr(PriorUpdate, "forward", lambda self, batch: updated.append(batch.shape))
+    learning = ["algo.prior_rate=0.1", "env=gridworld/corridor"]
+    start(monkeypatch, "mirl", f"run.dir={tmp_path / 'a'}", f"algo.method={method}", *tiny("mirl"), *learning)
+    assert bool(updated) == (method != "sql")
+    monkeypatch.undo()
+    start(monkeypatch, "mirl", f"run.dir={tmp_path / 'b'}", f"algo.method={method}", *tiny("mirl"), *learning)
+    rows = [row for row in read_metrics(tmp_path / "b" / "metrics.jsonl") if "prior_entropy" in row]
+    is_uniform = rows[-1]["prior_entropy"] == pytest.approx(math.log(4), abs=1e-6)
+    assert is_uniform == (method != "mirl")
+
+
+def test_mirl_without_a_prior_is_the_dqn_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(monkeypatch, "mirl", f"run.dir={tmp_path / 'a'}", "algo.method=dqn", *tiny("mirl"))
+    start(monkeypatch, "dqn", f"run.dir={tmp_path / 'b'}", *tiny("mirl"))
+    mine, theirs = ([strip_wall_clock(r) for r in read_metrics(tmp_path / d / "metrics.jsonl")] for d in "ab")
+    assert mine == theirs and len(mine) > 2
+
+
 MIRL_BAD = [
     (["algo.method=ddqn"], "algo.method must be one of dqn, sql, sql_m, mirl"),
-    (["algo.beta=0"], "algo.beta"),
-    (["algo.beta=-1"], "algo.beta"),
+    (["algo.beta=0"], "algo.beta must be a finite number > 0, got 0.0"),
+    (["algo.beta=-1"], "algo.beta must be a finite number > 0, got -1.0"),
+    (["algo.beta=0.01"], "algo.beta must be in [algo.beta_min, algo.beta_max]"),
+    (["algo.prior_keys=[steps]", "env=gridworld/corridor"], "The prior's keys must be among observation, got"),
     (["algo.beta_rate=1.5"], "algo.beta_rate"),
     (["algo.beta_min=5", "algo.beta_max=1"], "algo.beta_min and algo.beta_max"),
     (["algo.prior_rate=0"], "algo.prior_rate"),
     (["algo.prior_rate=2"], "algo.prior_rate"),
     (["algo.method=sql", "algo.prior_keys=[observation]"], "algo.prior_keys"),
     (["algo.prior_keys=[goal]"], "The prior's keys must be among observation"),
-    (["algo.tau=1"], "algo.tau"),
+    (["algo.tau=1"], "algo.tau is not a setting"),
     (["env=pendulum"], "env=pendulum does not go with this recipe"),
 ]
 

@@ -65,6 +65,8 @@ class GoalGridworldEnv(TabularEnv):
         lines = layout.split()
         places = [i for i, (row, column) in enumerate(cells) if lines[row][column] == "G"]
         chosen = list(range(len(places))) if goals is None else list(goals)
+        if not places:
+            raise EnvError("layout must have at least one G, got none.")
         if not chosen or not set(chosen) <= set(range(len(places))):
             raise EnvError(f"goals: expected some of 0 to {len(places) - 1}, got {chosen}.")
         self.num_cells, self.num_goals = len(cells), len(places)
@@ -76,6 +78,8 @@ class GoalGridworldEnv(TabularEnv):
         for goal in chosen:
             start[goal] = torch.tensor([float(first <= column <= last) for _, column in cells])
             start[goal, places[goal]] = 0.0
+        if not start.any():
+            raise EnvError(f"starts must be columns with a free cell in the layout, got {starts}.")
         mdp = TabularMDP(
             torch.block_diag(*[world.P.reshape(-1, len(cells)) for world in worlds]).reshape(size, 4, size),
             torch.cat([world.r for world in worlds]),

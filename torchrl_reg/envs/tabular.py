@@ -144,7 +144,7 @@ def gridworld_env(
         EnvError: unknown game.
     """
     if game not in MIRL_WORLDS:
-        raise EnvError(unknown_name("game", game, MIRL_WORLDS))
+        raise EnvError(unknown_name("game", game, (*MIRL_WORLDS, "goals")))
     mdp = gridworld(MIRL_WORLDS[game], gamma=0.0)
     return TabularEnv(mdp, num_envs, max_episode_frames=max_episode_frames, device=device)
 

@@ -31,7 +31,7 @@ def floored_log_prior(log_prior: Tensor, floor: float, *, dim: int = -1) -> Tens
     return prior.log() - prior.sum(dim, keepdim=True).log()
 
 
-def averaged_prior(prior: Tensor, policies: Tensor, rate: float) -> Tensor:
+def averaged_prior(prior: Tensor, policies: Tensor, rate: float, *, mask: Tensor | None = None) -> Tensor:
     r"""The moving average :math:`\rho \leftarrow (1 - \alpha)\rho + \alpha \pi_i` after ``T x N`` steps.
 
     The steps of one time are exchangeable: each of the ``N`` counts with their mean policy, so that
@@ -44,13 +44,19 @@ def averaged_prior(prior: Tensor, policies: Tensor, rate: float) -> Tensor:
         prior: probabilities ``[A]``.
         policies: probabilities of all actions at the visited states, in order of time ``[T, N, A]``.
         rate: step size per environment step, in (0, 1].
+        mask: which steps were made ``[T, N]``; None is all. What stands in the others' place is not read.
 
     Returns:
         Probabilities ``[A]``.
     """
-    steps, envs = policies.shape[:2]
-    keep = (1.0 - rate) ** envs
-    age = torch.arange(steps - 1, -1, -1, device=prior.device)
-    weights = (1.0 - keep) * torch.pow(torch.tensor(keep, dtype=prior.dtype, device=prior.device), age)
-    means = policies.to(prior.dtype).mean(1)
-    return keep**steps * prior + weights @ means
+    policies = policies.to(prior.dtype)
+    if mask is None:
+        mask = torch.ones(policies.shape[:2], dtype=torch.bool, device=policies.device)
+    counts = mask.sum(1)
+    summed = torch.where(mask.unsqueeze(-1), policies, policies.new_zeros(())).sum(1)
+    means = summed / counts.clamp(min=1).unsqueeze(-1)
+    keep = torch.pow(torch.tensor(1.0 - rate, dtype=prior.dtype, device=prior.device), counts)
+    # What is left of a step's share after all later ones.
+    later = keep.flip(0).cumprod(0).flip(0)
+    shares = (1.0 - keep) * torch.cat((later[1:], later.new_ones(1)))
+    return later[0] * prior + shares @ means

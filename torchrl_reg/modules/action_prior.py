@@ -17,7 +17,8 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_reg.functional import averaged_prior, floored_log_prior, scaled_log_policy, soft_policy
+from torchrl_reg.functional import averaged_prior, floored_log_prior, soft_policy
+from torchrl_reg.functional.temperature import at_least_float32
 
 PriorLike = Sequence[float] | Tensor
 
@@ -72,6 +73,10 @@ class ActionPrior(nn.Module):
         self.register_buffer("beta", torch.tensor(check_beta(beta), dtype=torch.float64, device=device))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "log_prior" and name in self.__dict__.get("_buffers", ()):
+            raise AttributeError(
+                "log_prior cannot be replaced: others hold it, too; prior.assign(probabilities) sets it."
+            )
         if name == "beta" and name in self.__dict__.get("_buffers", ()):
             # In place: a captured CUDA graph reads this memory. What is inside a tensor is not checked.
             self.beta.copy_(value if isinstance(value, Tensor) else torch.tensor(check_beta(value)))
@@ -107,9 +112,12 @@ class ActionPrior(nn.Module):
         return soft_policy(q, self.beta.reciprocal(), log_prior=self.log_prior if log_prior is None else log_prior)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``."""
+        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``, that of q if rho is uniform."""
         log_prior = self.log_prior if log_prior is None else log_prior
-        return scaled_log_policy(q, self.beta.reciprocal(), log_prior=log_prior).argmax(-1)
+        q = at_least_float32(q)
+        # In units of reward and without the normalizer, beside which small gaps of q would be rounded off.
+        bonus = (log_prior - log_prior.amax(-1, keepdim=True)) / self.beta
+        return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
 
 
 class PriorUpdate(TensorDictModuleBase):
@@ -118,7 +126,8 @@ class PriorUpdate(TensorDictModuleBase):
     Call it on what the policy has just collected, ``[N, T]`` or ``[T]`` (time last, or the dimension named ``"time"``).
     A batch counts as its ``T x N`` steps in order of time; the ``N`` steps of one time count with their mean policy
     (:func:`~torchrl_reg.functional.averaged_prior`). ``pi`` is that of the prior at the start of the batch, so against
-    updates one by one it is off by order ``(rate T N)^2``.
+    updates one by one it is off by order ``(rate T N)^2``. Rows of a padded batch (``("collector", "mask")`` or
+    ``"mask"`` false) count for nothing.
 
     Args:
         prior: updated in place.
@@ -162,7 +171,10 @@ class PriorUpdate(TensorDictModuleBase):
         steps = tensordict.batch_size[time] if tensordict.batch_dims else 1
         pi = pi.movedim(time, 0) if tensordict.batch_dims else pi
         pi = pi.reshape(steps, -1, pi.shape[-1])
-        self.prior.assign(averaged_prior(self.prior.log_prior.exp(), pi, self.rate))
+        mask = _mask(tensordict)
+        if mask is not None:
+            mask = mask.movedim(time, 0).reshape(steps, -1)
+        self.prior.assign(averaged_prior(self.prior.log_prior.exp(), pi, self.rate, mask=mask))
         return tensordict
 
 
@@ -197,11 +209,13 @@ class InverseTemperatureUpdate(TensorDictModuleBase):
         *priors: ActionPrior,
         rate: float,
         loss_floor: float = 1e-6,
-        beta_min: float = 1e-3,
+        beta_min: float = 1e-2,
         beta_max: float = 1e3,
         squared_td_error_key: NestedKey = "squared_td_error",
     ) -> None:
         super().__init__()
+        if not priors:
+            raise ValueError("priors must name at least one ActionPrior, got none.")
         if not (math.isfinite(loss_floor) and loss_floor > 0):
             raise ValueError(f"loss_floor must be a finite number > 0, got {loss_floor!r}.")
         if not 0 < beta_min <= beta_max < math.inf:
@@ -217,7 +231,9 @@ class InverseTemperatureUpdate(TensorDictModuleBase):
         loss = tensordict.get(self.squared_td_error_key).double()
         goal = loss.clamp(min=self.loss_floor).reciprocal()
         for prior in self.priors:
-            prior.beta.lerp_(goal, self.rate).clamp_(self.beta_min, self.beta_max)  # type: ignore[operator]
+            # A loss that is not finite (every row masked, or diverged) teaches beta nothing.
+            new = torch.where(loss.isfinite(), torch.lerp(prior.beta, goal, self.rate), prior.beta)
+            prior.beta.copy_(new.clamp(self.beta_min, self.beta_max))  # type: ignore[operator]
         return tensordict
 
 
@@ -245,6 +261,15 @@ def check_probabilities(probabilities: PriorLike, num_actions: int) -> Tensor:
     if not abs(float(rho.sum()) - 1) <= 1e-6:
         raise ValueError(f"The prior's probabilities must sum to one, got {rho.tolist()}, which sum to {rho.sum():g}.")
     return rho
+
+
+def _mask(tensordict: TensorDictBase) -> Tensor | None:
+    """Rows that are not padding, ``batch_size``."""
+    for key in (("collector", "mask"), "mask"):
+        mask = tensordict.get(key, None)
+        if mask is not None:
+            return mask.reshape(tensordict.batch_size).bool()
+    return None
 
 
 def _time_dim(tensordict: TensorDictBase) -> int:

@@ -75,7 +75,10 @@ def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> T
     Raises:
         ValueError: an observation that ``env`` does not have, or several that are not all vectors.
     """
-    known = list(env.observation_spec.keys())
+    spec = env.observation_spec
+    # Not what is beside the observation proper: counters, the return so far.
+    names = list(spec.keys())
+    known = [k for k in names if spec[k].dtype.is_floating_point and k != "episode_reward"]
     unknown = [key for key in keys if key not in known]
     if unknown or not keys:
         raise ValueError(f"The prior's keys must be among {', '.join(known)}, got {list(keys)}.")

@@ -8,6 +8,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.functional import scaled_log_policy
+from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.objectives.iqn import IQNLoss
 from torchrl_reg.objectives.prior_regularized import PriorRegularizedLoss
@@ -65,7 +66,7 @@ class MutualInformationIQNLoss(PriorRegularizedLoss, IQNLoss):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         following = tensordict.get("next")
         next_z, next_q = self._next_quantiles(frozen, frozen.features(following.get(key)))
-        next_q = self._allowed(next_q, following)
+        next_q = at_least_float32(self._allowed(next_q, following))
         log_prior = self._log_prior(following, next_q).to(next_q.dtype)
         log_pi = scaled_log_policy(next_q, self.beta.reciprocal(), log_prior=log_prior)  # ln pi / beta
         pi = (log_pi * self.beta).exp()

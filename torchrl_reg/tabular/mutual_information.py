@@ -231,6 +231,8 @@ def state_occupancy(
     Raises:
         ValueError: if ``start`` does not fit, or the stationary distribution is not unique.
     """
+    if occupancy not in ("stationary", "discounted"):
+        raise ValueError(f"occupancy must be 'stationary' or 'discounted', got {occupancy!r}.")
     first = mdp.start_distribution(start)
     living = (~mdp.terminal).to(pi)
     transition = torch.einsum("sa,sat->st", pi, mdp.P) * living * living.unsqueeze(-1)
