@@ -50,7 +50,7 @@ class Algo:
     beta_max: float = 100.0
     prior_rate: float = 0.001  # of the prior towards the policy, per environment step [G19: a moving average]
     prior_keys: list[str] = field(default_factory=list)  # what a state-dependent prior observes; empty: nothing
-    prior_learning_rate: float = 1e-5  # Adam, of a state-dependent prior, which prior_rate does not concern
+    prior_learning_rate: float = 1e-4  # Adam, of a state-dependent prior, which prior_rate does not concern
     gamma: float = 0.99  # discount
     n_steps: int = 1  # of the return
     learning_rate: float = 2e-3  # Adam
