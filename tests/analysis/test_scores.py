@@ -40,6 +40,9 @@ def test_scales_by_environment() -> None:
     assert scale_of(["mujoco/hopper"]) == "sac"
     assert scale_of(["atari/Pong", "mujoco/hopper"]) == scale_of(["cartpole"]) == scale_of(["atari/AirRaid"]) == "none"
     assert scale_of(["atari/Pong"], "none") == "none"
+    assert scale_of(["atari/Pong", "atari/AirRaid"]) == scale_of(["atari/Pong", "atari/AirRaid"], "human") == "human"
+    with pytest.raises(AnalysisError, match="normalize=human must be used with .* got atari/AirRaid"):
+        scale_of(["atari/AirRaid"], "human")
     # MinAtar shares names with Atari, not its scores
     assert scale_of(["minatar/breakout"]) == "none"
     with pytest.raises(AnalysisError, match="normalize=human must be used with Atari games .* got cartpole"):

@@ -26,7 +26,7 @@ from torchrl_reg.analysis.figures import (
     styles,
 )
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.scores import Scores, normalized
+from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     Estimator,
@@ -93,6 +93,7 @@ def draw_aggregate_curves(
     _scaled(scale)
     if aggregate not in AGGREGATES:
         raise AnalysisError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}.")
+    groups = [group for group in groups if has_score(group.env, scale)]
     envs = {group.env for group in groups}
     methods = dict.fromkeys(group.method for group in groups)
     of = {method: [group for group in groups if group.method == method] for method in methods}
@@ -123,6 +124,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     """
     methods = methods_of(scores)
     known_method(method, methods), known_method(baseline, methods)
+    scores = on_scale(scores, scale)
     frames = longest(scores)
     means = {
         (each.group.method, each.group.env): float(normalized(each.group.env, each.values, scale, frames).mean())
@@ -144,7 +146,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     axes.axvline(0, color=GREY, linewidth=0.8)
     _percent_axis(axes, float(np.abs(values).max()))
     for place, value in enumerate(values):
-        text = f"{value:+.0f}%" if abs(value) >= 9.95 else f"{value:+.1f}%"
+        text = percent(value)
         side = 1 if value >= 0 else -1
         axes.annotate(
             text,
@@ -157,7 +159,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
             color=GREY,
         )
     better = int((values > 0).sum())
-    axes.set_title(f"{method} over {baseline}: better on {better} of {len(envs)}", fontsize=9, loc="left")
+    axes.set_title(f"{method} over {baseline}: better on {better} of {_count(len(envs))}", fontsize=9, loc="left")
     unit = f"{_UNITS[scale]} score" if scale in _UNITS else "return"
     axes.set_xlabel(f"improvement in {unit} (%)", fontsize=9)
     return save(figure, path)
@@ -172,6 +174,7 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
         AnalysisError: no common scale, no such method, or a bad suffix.
     """
     _scaled(scale)
+    scores = on_scale(scores, scale)
     frames = longest(scores)
     tasks = {method: task_scores(scores, method, scale, frames) for method in methods_of(scores)}
     complete = {method: runs for method, runs in tasks.items() if runs is not None}
@@ -206,6 +209,17 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
     if baseline == 0:
         raise AnalysisError(f"the baseline's mean return on {env} must not be 0 without a scale, got 0.")
     return 100 * (score - baseline) / abs(baseline)
+
+
+def percent(value: float) -> str:
+    """A signed percentage of two or three digits.
+
+    >>> percent(12.3), percent(-4.56), percent(-0.01), percent(0.04)
+    ('+12%', '-4.6%', '0.0%', '0.0%')
+    """
+    if abs(value) < 0.05:
+        return "0.0%"
+    return f"{value:+.0f}%" if abs(value) >= 9.95 else f"{value:+.1f}%"
 
 
 def _percent_axis(axes: Axes, largest: float) -> None:

@@ -9,7 +9,7 @@ from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, l
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.published import PUBLISHED, published_table
-from torchrl_reg.analysis.scores import Scores, normalized, sac_frames
+from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale, sac_frames, unscored_note
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
@@ -82,9 +82,9 @@ def environment_table(
             "mean": stratified_estimate([each.values], mean),
             "IQM": stratified_estimate([each.values], interquartile_mean),
         }
-        if scale != "none":
-            on_scale = normalized(group.env, each.values, scale, frames)
-            numbers[SCALE_NAMES[scale]] = stratified_estimate([on_scale], mean)
+        if scale != "none" and has_score(group.env, scale):
+            scaled = normalized(group.env, each.values, scale, frames)
+            numbers[SCALE_NAMES[scale]] = stratified_estimate([scaled], mean)
         if group.env in reference and group.method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
@@ -109,12 +109,15 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     """IQM, median, mean and optimality gap over all environments, and the probability of improving on ``baseline``.
 
     None where nothing can be averaged: several environments without a common scale, and no baseline; or one
-    environment without a scale, where :func:`environment_table` says all.
+    environment without a scale, where :func:`environment_table` says all. Games without a score on ``scale`` are left
+    out.
     """
-    envs = envs_of(scores)
+    envs = envs_of(on_scale(scores, scale))
     if scale == "none" and (baseline is None or len(envs) == 1):
         return None
     found = aggregates(scores, scale, baseline=baseline)
+    if not any(each.estimates or each.improvement for each in found):
+        return None
     rows = []
     for each in found:
         numbers: dict[str, Estimate | float] = dict(each.estimates)
@@ -126,19 +129,51 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
 
 
-def warnings(groups: Sequence[Group], scores: Sequence[Scores]) -> list[str]:
-    """What a reader should know and would not see: runs left out, several commits, methods that lack environments."""
+def warnings(
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    *,
+    scale: str = "none",
+    baseline: str | None = None,
+    averaged: bool = True,
+) -> list[str]:
+    """What a reader should know and would not see: runs left out, several commits, methods that lack environments.
+
+    Args:
+        groups, scores: what is shown.
+        scale: that of the averages; names the games without a score on it.
+        baseline: whose probability of improvement is shown.
+        averaged: whether something over all environments follows, so that it matters what is not in it.
+    """
     found = [reason for each in scores for reason in each.left_out]
-    mixed = [group for group in groups if len(group.commits) > 1]
-    if mixed:
-        which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
-        found.append(f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}")
-    envs = envs_of(scores)
-    for method in methods_of(scores):
-        missing = sorted(set(envs) - set(_by_env(scores, method)))
-        if missing:
-            found.append(f"{method} is in no aggregate, as it lacks {', '.join(missing)}")
+    found += mixed_commits(groups)
+    if averaged:
+        found += unscored_note(envs_of(scores), scale)
+        lacking = lacking_environments(on_scale(scores, scale))
+        if len(lacking) == 1:
+            found += [f"{method} is in no aggregate, as it lacks {_few(gone)}" for method, gone in lacking.items()]
+        elif lacking:
+            which = "; ".join(f"{method} lacks {_few(gone)}" for method, gone in lacking.items())
+            found.append(f"{len(lacking)} methods are in no aggregate: {which}")
+        if baseline in lacking:
+            found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
     return found + label_notes(groups)
+
+
+def mixed_commits(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the groups whose seeds were run at several commits; none where there are none."""
+    mixed = [group for group in groups if len(group.commits) > 1]
+    if not mixed:
+        return []
+    which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
+    return [f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}"]
+
+
+def lacking_environments(scores: Sequence[Scores]) -> dict[str, list[str]]:
+    """Methods without a score on some environment that another has, and which ones."""
+    envs = envs_of(scores)
+    found = {method: sorted(set(envs) - set(_by_env(scores, method))) for method in methods_of(scores)}
+    return {method: missing for method, missing in found.items() if missing}
 
 
 def label_notes(groups: Sequence[Group]) -> list[str]:
@@ -180,6 +215,10 @@ def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, 
             f"{', '.join(table.scores)}."
         )
     return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
 
 
 def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:

@@ -202,12 +202,14 @@ def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_sc
 
 
 def test_atari_games_are_scaled_by_random_and_human_scores(tmp_path, write_run):
+    write_run(tmp_path, recipe="dqn", env="atari/AirRaid", scores=(9.0,))  # no human score: in no average
     for game, random, human in (("Pong", -20.7, 14.6), ("Breakout", 1.7, 30.5)):
         write_run(tmp_path, recipe="dqn", env=f"atari/{game}", scores=(random,))
         write_run(tmp_path, recipe="m_dqn", env=f"atari/{game}", scores=(2 * human - random,))
     html, page = _report(tmp_path)
     assert [row[1].split()[0] for row in page.rows[1:3]] == ["0.00", "2.00"]
     assert "0 is the random policy and 1 a human" in html
+    assert "1 of 3 games has no human score: AirRaid" in html and "AirRaid" in str(page.rows[0])
 
 
 def test_many_environments_are_rows(tmp_path, write_run):

@@ -13,7 +13,7 @@ from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.runs import RunRecord
-from torchrl_reg.analysis.scores import normalized, run_score, scale_of
+from torchrl_reg.analysis.scores import has_score, normalized, run_score, scale_of
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
@@ -137,8 +137,9 @@ def scaled_scores(sweep: Sweep) -> ScaledScores:
     """
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
-    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
     scale = scale_of(envs) if envs else "none"
+    envs = [env for env in envs if has_score(env, scale)]
+    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
     words = {"human": "0 is the random policy and 1 a human", "sac": "0 is the random policy and 1 is SAC"}
     shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
     if len(envs) < 2 or len(complete) < 2:

@@ -19,6 +19,7 @@ from torchrl_reg.analysis.report.scores import (
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.report.table import ALL, heat_cell, summary_table
 from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.scores import scale_of, unscored_note
 
 #: With more methods than these, the legend starts with the best few on.
 _MOST_SHOWN = 8
@@ -244,6 +245,7 @@ def _warnings(sweep: Sweep) -> str:
     if unfinished:
         runs = "1 run is" if len(unfinished) == 1 else f"{len(unfinished)} runs are"
         found.append(f"{runs} not finished; the summary leaves out what is not.")
+    found += [f"{sentence}." for sentence in unscored_note(sweep.envs, scale_of(sweep.envs))]
     few = {len(group.runs) for group in sweep.groups if len(group.runs) < 3}
     if few:
         found.append("Some methods have fewer than three seeds: their intervals say little or nothing.")
