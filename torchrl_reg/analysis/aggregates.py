@@ -54,8 +54,8 @@ def task_scores(scores: Sequence[Scores], method: str, scale: str, frames: int) 
 def aggregates(scores: Sequence[Scores], scale: str, *, baseline: str | None = None, seed: int = 0) -> list[Aggregate]:
     """Every method that has runs on every environment, over all of them that have a score on ``scale``.
 
-    A baseline that lacks an environment gives no probability of improvement. Without a common scale (``scale="none"`` and several environments) only the probability of improvement, which needs
-    none, is there.
+    A baseline that lacks an environment gives no probability of improvement. Without a common scale (``scale="none"``
+    and several environments) only that probability, which needs none, is there.
 
     Raises:
         AnalysisError: ``baseline`` is no method.

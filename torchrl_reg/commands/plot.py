@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(plots.draw_aggregate_curves(groups, out, scale=scale, column=column, aggregate=arguments.aggregate))
         return 0
     scores = group_scores(groups, arguments.score, column, unfinished=arguments.unfinished)
-    warn(warnings(groups, scores))
+    warn(warnings(groups, scores, scale=scale, averaged=arguments.kind == "profile"))
     if arguments.kind == "profile":
         print(plots.draw_profiles(scores, out, scale=scale_of(envs_of(scores), arguments.normalize)))
         return 0

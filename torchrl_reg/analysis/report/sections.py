@@ -264,7 +264,8 @@ def _heat_table(heat_map: HeatMap) -> str:
     )
     one, other = (short_name(name, (heat_map.rows, heat_map.columns)) for name in (heat_map.rows, heat_map.columns))
     return (
-        f'<figure class="map"><figcaption>{escape(heat_map.env)} <small>{escape(one)} down, {escape(other)} across'
+        f'<figure class="map"><figcaption>{escape(heat_map.recipe)} on {escape(heat_map.env)} <small>'
+        f"{escape(one)} down, {escape(other)} across{escape('; ' * bool(heat_map.note) + heat_map.note)}"
         f"</small></figcaption><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></figure>"
     )
 
