@@ -57,6 +57,22 @@ def test_one_frame_counts_runs_frames_speed_and_time_left(tmp_path, capsys, monk
     assert line.split()[1:-1] == ["m_dqn", "1/2", "600", "75%", "10", "20s", "40"]
 
 
+def test_planned_runs_wait_until_they_begin(tmp_path, capsys, monkeypatch):
+    sweep = tmp_path / "sweep"
+    _write_run(sweep / "m_dqn/cartpole/tau=1/seed=0", frames=(100, 200, 400), done=True)
+    listed = [f"m_dqn/cartpole/tau={tau}/seed={seed}" for tau in (1, 2) for seed in range(3)]
+    rows = [json.dumps({"array": None, "elements": [[run] for run in listed[:3]]}), '{"array": ']
+    rows.append(json.dumps({"array": "7", "elements": [listed[2:]]}))
+    (sweep / "jobs.jsonl").write_text("\n".join(rows))
+    (sweep / "m_dqn/cartpole/tau=1/seed=1.failed").write_text("{}")
+    for folder in (sweep, tmp_path):
+        _, out, _ = _shown(capsys, monkeypatch, folder, "--once")
+        assert out.startswith("6 runs  1 done  1 failed  4 waiting  400 of 2.4k frames\n")
+        assert "1/3 1 failed" in out
+    _, out, _ = _shown(capsys, monkeypatch, sweep / "m_dqn/cartpole/tau=1", "--once")
+    assert out.startswith("3 runs  1 done  1 failed  1 waiting  400 of 1.2k frames\n")
+
+
 def test_a_line_a_run(tmp_path, capsys, monkeypatch):
     _write_run(tmp_path / "a/seed=0", seed=0)
     _write_run(tmp_path / "a/seed=1", seed=1)

@@ -58,13 +58,13 @@ def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | Non
 def _summary(watcher: Watcher) -> Text:
     from rich.text import Text
 
-    counts = Counter[str](run.state() for run in watcher.runs.values())
-    text = Text(f"{len(watcher.runs)} runs", style="bold")
+    counts = Counter[str](run.state() for run in watcher.runs.values()) + Counter(watcher.not_begun.values())
+    text = Text(f"{counts.total()} runs", style="bold")
     for state, color in _STATE_COLORS.items():
         if counts[state]:
             text.append(f"  {counts[state]} {state}", style=f"not bold {color}")
     frames = sum(run.frames for run in watcher.runs.values())
-    total = sum(run.total_frames or run.frames for run in watcher.runs.values())
+    total = watcher.total_frames
     if total:
         text.append(f"  {amount(frames)} of {amount(total)} frames", style="not bold")
     return text
@@ -106,18 +106,19 @@ def _table(groups: Sequence[WatchedGroup], curves: Sequence[Curve], width: int) 
 def _cells(group: WatchedGroup, curve: Curve, color: str) -> list[Any]:
     from rich.text import Text
 
-    states = Counter[str](run.state() for run in group.runs)
+    states = Counter[str](run.state() for run in group.runs) + Counter(group.not_begun)
     worst = next((state for state in ("failed", "silent", "running", "waiting") if states[state]), "done")
-    if len(group.runs) == 1:
+    planned = states.total()
+    if planned == 1:
         done = Text(worst, style=_STATE_COLORS[worst])
     else:
-        done = Text(f"{states['done']}/{len(group.runs)}", style=_STATE_COLORS[worst])
+        done = Text(f"{states['done']}/{planned}", style=_STATE_COLORS[worst])
         if worst in ("failed", "silent"):
             done.append(f" {states[worst]} {worst}")
     moving = [run for run in group.runs if run.state() == "running"]
     fps = [run.fps for run in moving if run.fps]
     left = [run.remaining_seconds for run in moving if run.remaining_seconds is not None]
-    share = sum(run.share for run in group.runs) / len(group.runs)
+    share = sum(run.share for run in group.runs) / planned
     values = curve[1]
     return [
         Text("●", style=color),

@@ -90,6 +90,15 @@ def test_what_the_header_counts(tmp_path, write_run):
     assert "1 run is not finished; the summary leaves out what is not." in text
 
 
+def test_planned_runs_count(tmp_path, write_run):
+    run = write_run(tmp_path, seed=0)
+    run.with_name("seed=1.failed").write_text("{}")  # it never made its folder
+    listed = [str(run.with_name(f"seed={seed}").relative_to(tmp_path)) for seed in range(3)]
+    (tmp_path / "jobs.jsonl").write_text(json.dumps({"array": None, "elements": [listed]}) + "\n")
+    _, page = _report(tmp_path)
+    assert "1 of 3 runs finished1 waiting1 failed1 method" in " ".join("".join(page.text).split())
+
+
 def test_name_question_plan_failures_and_commands_are_shown(tmp_path, write_run):
     (tmp_path / "sweep.yaml").write_text("name: ablation\nquestion: Does it help?\ngrid: {algo.tau: [0.1]}\n")
     run = write_run(tmp_path, seed=0, done=False)

@@ -32,7 +32,8 @@ def header(sweep: Sweep) -> str:
     spent = effort(runs)
     seeds = sorted({len(group.runs) for group in sweep.groups})
     tiles = [
-        (f"{states.count('done')} of {len(runs)}", "runs finished"),
+        (f"{states.count('done')} of {len(runs) + len(sweep.not_begun)}", "runs finished"),
+        (str(sweep.waiting), "waiting") if sweep.waiting else None,
         (str(len(sweep.failures)), "failed") if sweep.failures else None,
         (str(len(sweep.methods)), "method" if len(sweep.methods) == 1 else "methods"),
         (str(len(sweep.envs)), "environment" if len(sweep.envs) == 1 else "environments"),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs
+from torchrl_reg.analysis.planned import not_begun
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 
 _NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
@@ -37,6 +38,7 @@ class Sweep:
     groups: methods on environments, with their runs.
     failures: sorted by path.
     column: the evaluation that is the score.
+    not_begun: planned runs without a folder, relative to the sweep, failed ones among them.
     """
 
     folder: Path
@@ -46,6 +48,12 @@ class Sweep:
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
     column: str
+    not_begun: tuple[str, ...] = ()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs have not begun and did not fail either."""
+        return len(set(self.not_begun) - {failure.path for failure in self.failures})
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -90,12 +98,17 @@ def read_sweep(folder: Path, *, column: str | None = None) -> Sweep:
     """
     runs = find_runs(folder)
     failures = tuple(_failures(folder))
-    if not runs and not failures:
+    unbegun = {_relative(path, folder) for path in not_begun(folder)}
+    begun = {_relative(run.path, folder) for run in runs}
+    unbegun |= {failure.path for failure in failures} - begun
+    if not runs and not unbegun:
         raise AnalysisError(f"FOLDER must hold run folders, got {folder} with none.")
     plan = _plan(folder)
     name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
     chosen = _column(runs, column)
-    return Sweep(folder, name, question.strip(), plan, tuple(group_runs(runs)), failures, chosen)
+    return Sweep(
+        folder, name, question.strip(), plan, tuple(group_runs(runs)), failures, chosen, tuple(sorted(unbegun))
+    )
 
 
 def _column(runs: list[RunRecord], asked: str | None) -> str:
