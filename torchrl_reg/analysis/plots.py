@@ -16,8 +16,8 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.figures import (
     COLORS,
     GREY,
+    add_legend,
     frames_axis,
-    legend_above,
     new_figure,
     panels,
     returns_axis,
@@ -30,9 +30,11 @@ from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     Estimator,
+    beyond_note,
     interquartile_mean,
     mean,
     performance_profile,
+    profile_thresholds,
     stratified_bootstrap,
 )
 
@@ -71,7 +73,7 @@ def draw_learning_curves(
     figure.supxlabel("environment frames", fontsize=9)
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
     figure.supylabel(f"{name} return" if column.startswith("return_") else name, fontsize=9)
-    legend_above(figure, looks)
+    add_legend(figure, looks)
     return save(figure, path)
 
 
@@ -109,7 +111,7 @@ def draw_aggregate_curves(
     frames_axis(axes)
     axes.set_xlabel("environment frames", fontsize=9)
     axes.set_ylabel(f"{aggregate}, {_UNITS[scale]} ({_count(len(envs))})", fontsize=9)
-    legend_above(figure, looks)
+    add_legend(figure, looks)
     return save(figure, path)
 
 
@@ -180,27 +182,29 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
     complete = {method: runs for method, runs in tasks.items() if runs is not None}
     if not complete:
         raise AnalysisError(f"results must hold a method with runs on all of {', '.join(envs_of(scores))}, got none.")
-    all_runs = np.concatenate([runs for each in complete.values() for runs in each])
-    # A few games have scores of thousands of percent; the profile is told by the rest.
-    thresholds = np.linspace(min(0.0, all_runs.min()), max(1.0, float(np.quantile(all_runs, 0.95))) * 1.05, 101)
+    thresholds, beyond = profile_thresholds([runs for each in complete.values() for runs in each], scale)
     looks = styles(list(complete))
     figure = new_figure(6.4, 3.9)
     axes = styled(figure.add_subplot())
     for method, runs in complete.items():
-        _band(axes, thresholds, performance_profile(runs, thresholds, resamples=1_000), looks[method])
+        band = performance_profile(runs, thresholds, resamples=1_000)
+        _band(axes, thresholds, band, looks[method] | {"drawstyle": "steps-post"})
+    if beyond:
+        axes.set_title(beyond_note(beyond), fontsize=8, loc="right", color=GREY)
     axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
     axes.set_xlabel(f"{_UNITS[scale]} score, s", fontsize=9)
     axes.set_ylabel(f"runs with a score above s ({_count(len(envs_of(scores)))})", fontsize=9)
-    legend_above(figure, looks)
+    add_legend(figure, looks)
     return save(figure, path)
 
 
 def _band(axes: Axes, x: NDArray, band: NDArray, look: dict) -> None:
     value, low, high = band
     axes.plot(x, value, linewidth=1.6, marker="o" if len(x) == 1 else None, markersize=4, **look)
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    step = "post" if "drawstyle" in look else None
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, step=step)
 
 
 def _improvement(env: str, score: float, baseline: float, scale: str) -> float:

@@ -191,7 +191,8 @@ def test_profiles_scale_each_environment_from_its_worst_run_to_its_best(tmp_path
             for seed, score in enumerate(scores):
                 write_run(tmp_path, recipe=recipe, env=env, seed=seed, scores=(score * scale,))
     write_run(tmp_path, recipe="iqn", env="acrobot", scores=(0.0,))  # not on every environment
-    lines = profiles(read_sweep(tmp_path), points=5)
+    lines, beyond = profiles(read_sweep(tmp_path), points=5)
+    assert beyond == 0
     assert [line.label for line in lines] == ["dqn", "m_dqn"]
     assert lines[0].x.tolist() == [0, 0.25, 0.5, 0.75, 1]
     # One dqn run of two is the best of its environment, the other the worst; a profile counts scores above.

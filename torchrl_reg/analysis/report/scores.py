@@ -19,6 +19,7 @@ from torchrl_reg.analysis.statistics import (
     interquartile_mean,
     mean,
     performance_profile,
+    profile_thresholds,
     stratified_bootstrap,
     stratified_estimate,
 )
@@ -123,10 +124,12 @@ class ScaledScores:
     Args:
         scale: 0 and 1 of it, in words.
         runs: an array an environment, by method.
+        name: ``human``, ``sac`` or ``none``.
     """
 
     scale: str
     runs: dict[str, list[Array]]
+    name: str = "none"
 
 
 def scaled_scores(sweep: Sweep) -> ScaledScores:
@@ -143,7 +146,7 @@ def scaled_scores(sweep: Sweep) -> ScaledScores:
     words = {"human": "0 is the random policy and 1 a human", "sac": "0 is the random policy and 1 is SAC"}
     shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
     if len(envs) < 2 or len(complete) < 2:
-        return ScaledScores(shown, {})
+        return ScaledScores(shown, {}, scale)
     frames = max(effort([run]).frames for run in sweep.runs)
 
     def scaled(method: str, env: str) -> Array:
@@ -153,7 +156,7 @@ def scaled_scores(sweep: Sweep) -> ScaledScores:
         found = [score for each in sweep.methods for score in scores.get((each, env), [])]
         return _scaled(values, min(found), max(found))
 
-    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete})
+    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete}, scale)
 
 
 def aggregate(scaled: Sequence[Array]) -> Estimate:
@@ -161,17 +164,19 @@ def aggregate(scaled: Sequence[Array]) -> Estimate:
     return stratified_estimate(scaled, interquartile_mean, resamples=_RESAMPLES)
 
 
-def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
-    """Share of runs above each scaled score; see :func:`scaled_scores`."""
-    found = scaled_scores(sweep).runs
-    every = np.concatenate([each for scaled in found.values() for each in scaled] or [np.zeros(1)])
-    thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), points)
+def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
+    """Share of runs above each scaled score (:func:`scaled_scores`), and the share of runs right of the profile."""
+    found = scaled_scores(sweep)
+    if not found.runs:
+        return [], 0.0
+    every = [each for scaled in found.runs.values() for each in scaled]
+    thresholds, beyond = profile_thresholds(every, found.name, points)
     lines = []
-    for method, scaled in found.items():
+    for method, scaled in found.runs.items():
         share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
         series = sweep.methods.index(method)
         lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
-    return lines
+    return lines, beyond
 
 
 @dataclass(frozen=True)

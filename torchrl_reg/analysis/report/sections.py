@@ -20,6 +20,7 @@ from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.report.table import ALL, heat_cell, summary_table
 from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.scores import scale_of, unscored_note
+from torchrl_reg.analysis.statistics import beyond_note
 
 #: With more methods than these, the legend starts with the best few on.
 _MOST_SHOWN = 8
@@ -111,7 +112,7 @@ def curves(sweep: Sweep) -> str:
 
 def profile(sweep: Sweep) -> str:
     """Performance profiles, where there are several environments."""
-    lines = profiles(sweep) if len(sweep.envs) > 1 else []
+    lines, beyond = profiles(sweep) if len(sweep.envs) > 1 else ([], 0.0)
     if not lines:
         return ""
     chart = line_chart(
@@ -125,6 +126,8 @@ def profile(sweep: Sweep) -> str:
         "Run-score distributions, averaged over environments, with 95% stratified-bootstrap intervals; "
         f"{scaled_scores(sweep).scale}. Higher is better."
     )
+    if beyond:
+        note += f" {beyond_note(beyond)}.".replace("beyond", "beyond the right end")
     return _section("profiles", "Performance profiles", note, _grid([chart]))
 
 
