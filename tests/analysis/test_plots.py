@@ -91,3 +91,10 @@ def test_a_profile_ends_where_nine_runs_of_ten_do() -> None:
     thresholds, beyond = profile_thresholds(scores, "human")
     assert (thresholds[0], thresholds[-1]) == (0.0, 8.0) and beyond == pytest.approx(0.1)
     assert profile_thresholds([[0.2]], "human")[0][-1] == 1.0
+
+
+def test_a_curve_leaves_out_the_frames_a_seed_has_no_return_at(make_run, tmp_path: Path) -> None:
+    make_run("a", [1.0, None, 3.0, 4.0]), make_run("b", [5.0, 6.0, 7.0], seed=1)
+    (group,) = group_runs(find_runs(tmp_path))
+    frames, values = group_curve(group)
+    assert frames.tolist() == [100, 300] and values.tolist() == [[1.0, 3.0], [5.0, 7.0]]

@@ -100,6 +100,8 @@ def _scores(group: Group, how: str, column: str, unfinished: bool) -> Scores:
         evaluated, _ = run.evaluations(column)
         if not len(evaluated):
             left_out.append(f"{run.path} has no evaluation of {column}")
+        elif run.ends_without(column):
+            left_out.append(f"{run.path} is left out, as {column} of its last evaluation is not a finite number")
         elif run.done is None and not unfinished:
             left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished takes it in)")
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.report import read_sweep, report_html
+from torchrl_reg.commands.selection import warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
         AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or a file that cannot be written.
     """
     out = args.out or args.folder / "report.html"
-    html = report_html(read_sweep(args.folder, column=args.column))
+    sweep = read_sweep(args.folder, column=args.column)
+    warn(f"left out: {sentence.removesuffix('.')}" for sentence in sweep.skipped)
+    html = report_html(sweep)
     try:
         out.write_text(html, encoding="utf-8")
     except OSError as error:

@@ -44,7 +44,9 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
     Raises:
         AnalysisError: no runs there, none chosen, or runs that cannot be told apart.
     """
-    runs = find_runs(arguments.results)
+    skipped: list[str] = []
+    runs = find_runs(arguments.results, skipped=skipped)
+    warn(f"left out: {sentence.removesuffix('.')}" for sentence in skipped)
     if not runs:
         raise AnalysisError(
             f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."

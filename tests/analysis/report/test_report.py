@@ -75,8 +75,9 @@ def test_every_number_of_the_table_is_that_of_a_hand_computation(tmp_path, write
     assert page.rows == [
         ["method", "acrobot", "cartpole", "seeds", "commit"],
         ["dqn", "", "2.00 [1.00, 3.00]", "2", "0123456"],
-        ["m_dqn", "0.00 ", "−150.2 ", "1 acrobot1 of 2 cartpole", "0123456"],
+        ["m_dqn", "no finished run", "−150.2 ", "0 of 1 acrobot1 of 2 cartpole", "0123456"],
     ]
+    assert "last evaluation is not a finite number: m_dqn/acrobot/tau=0.03/seed=0." in "".join(page.text)
 
 
 def test_what_the_header_counts(tmp_path, write_run):

@@ -33,8 +33,8 @@ _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_
 
 
 def final_score(run: RunRecord, column: str) -> float | None:
-    """The last evaluation of a finished run; None for any other."""
-    if run.done is None or not len(run.evaluations(column)[1]):
+    """The last evaluation of a finished run; None for any other, and where it is not a finite number."""
+    if run.done is None or run.ends_without(column) or not len(run.evaluations(column)[1]):
         return None
     return run_score(run, "final", column)
 
@@ -91,12 +91,12 @@ def diagnostic_names(groups: Iterable[Group]) -> list[str]:
     values: dict[str, list[float]] = {}
     for group in groups:
         for run in group.runs:
-            for row in run.rows:
-                if row["event"] == "train":
-                    for name, value in row.items():
-                        if name not in _NOT_DIAGNOSTICS and isinstance(value, int | float):
-                            seen = values.setdefault(name, [value, value])
-                            seen[0], seen[1] = min(seen[0], value), max(seen[1], value)
+            for name in run.names("train"):
+                found = run.training(name)[1]
+                if name not in _NOT_DIAGNOSTICS and len(found):
+                    low, high = float(found.min()), float(found.max())
+                    seen = values.setdefault(name, [low, high])
+                    seen[0], seen[1] = min(seen[0], low), max(seen[1], high)
     moving = [name for name, (low, high) in values.items() if high > low]
     rank = {name: place for place, name in enumerate(_FIRST)}
     order = {name: place for place, name in enumerate(moving)}
@@ -189,13 +189,8 @@ class Effort:
 
 def effort(runs: Iterable[RunRecord]) -> Effort:
     """What was spent on ``runs`` so far, over all their processes up to the last row."""
-    frames, seconds = 0, 0.0
-    for run in runs:
-        frames += max((row["frames"] for row in run.rows), default=0)
-        walls = [row["wall_seconds"] for row in run.rows if isinstance(row.get("wall_seconds"), int | float)]
-        total = (run.done or {}).get("wall_seconds")
-        seconds += total if isinstance(total, int | float) else max(walls, default=0.0)
-    return Effort(frames, seconds)
+    runs = list(runs)
+    return Effort(sum(run.frames for run in runs), sum(run.wall_seconds for run in runs))
 
 
 def _scaled(values: Array, low: float, high: float) -> Array:

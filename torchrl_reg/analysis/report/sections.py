@@ -224,7 +224,7 @@ def provenance(sweep: Sweep) -> str:
 
 def _command_row(sweep: Sweep, run: RunRecord) -> str:
     state = sweep.state(run)
-    frames = max((row["frames"] for row in run.rows), default=0)
+    frames = run.frames
     total = run.config.get("algo.total_frames")
     detail = [run.env, f"seed {run.seed}", state if state == "done" else f"{state} at {amount(frames)} frames"]
     if state != "done" and isinstance(total, int | float):
@@ -249,6 +249,10 @@ def _warnings(sweep: Sweep) -> str:
     if unfinished:
         runs = "1 run is" if len(unfinished) == 1 else f"{len(unfinished)} runs are"
         found.append(f"{runs} not finished; the summary leaves out what is not.")
+    found += [f"Left out: {sentence}" for sentence in sweep.skipped]
+    endless = [sweep.shown_path(run) for run in sweep.runs if run.done is not None and run.ends_without(sweep.column)]
+    if endless:
+        found.append(f"Scores leave out runs whose last evaluation is not a finite number: {', '.join(endless)}.")
     found += [f"{sentence}." for sentence in unscored_note(sweep.envs, scale_of(sweep.envs))]
     few = {len(group.runs) for group in sweep.groups if len(group.runs) < 3}
     if few:
