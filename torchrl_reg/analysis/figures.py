@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -78,6 +79,7 @@ def add_legend(figure: Figure, looks: dict[str, dict]) -> None:
     handles = [Line2D([], [], linewidth=2, label=method, **look) for method, look in looks.items()]
     width, height = figure.get_size_inches()
     entry = 0.075 * max(len(method) for method in looks) + 0.45
+    place: Literal["outside upper left", "outside right upper"]
     if len(looks) > _MOST_ABOVE:
         columns, place = 1, "outside right upper"
         figure.set_size_inches(width + entry, max(height, _LEGEND_ROW * len(looks) + 0.3))

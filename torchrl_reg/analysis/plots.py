@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -203,8 +204,8 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
 def _band(axes: Axes, x: NDArray, band: NDArray, look: dict) -> None:
     value, low, high = band
     axes.plot(x, value, linewidth=1.6, marker="o" if len(x) == 1 else None, markersize=4, **look)
-    step = "post" if "drawstyle" in look else None
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, step=step)
+    stepped: dict[str, Any] = {"step": "post"} if "drawstyle" in look else {}
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, **stepped)
 
 
 def _improvement(env: str, score: float, baseline: float, scale: str) -> float:

@@ -116,6 +116,15 @@ class WatchedGroup:
         points = [run.evaluations if event == "eval" else run.training for run in self.runs]
         return mean_curve([each for each in points if each])
 
+    def latest(self, event: Literal["eval", "train"]) -> float | None:
+        """The mean return at the last frame that every run with a return has reached; None before the first of one."""
+        points = [run.evaluations if event == "eval" else run.training for run in self.runs]
+        points = [each for each in points if each]
+        common = min((each[-1][0] for each in points), default=0)
+        if not points or common < max(each[0][0] for each in points):
+            return None
+        return float(np.mean([np.interp(common, *np.array(each, dtype=np.float64).T) for each in points]))
+
 
 @dataclass
 class Watcher:
@@ -141,9 +150,16 @@ class Watcher:
             self.not_begun = states
         self.unreadable = {}
         for path in found:
-            if path not in self.runs:
+            # A run writes its command a moment after its config.
+            begun = path in self.runs and self.runs[path].record.recipe != "unknown"
+            if not begun:
                 try:
-                    self.runs[path] = WatchedRun(read_run(path))
+                    record = read_run(path)
+                    if path not in self.runs:
+                        self.runs[path] = WatchedRun(record)
+                    elif record.recipe != "unknown":
+                        self.runs[path].record = record
+                        self._grouped.clear()
                 except (AnalysisError, OSError) as error:
                     self.unreadable[path] = str(error)
         for run in self.runs.values():
@@ -192,13 +208,15 @@ class Watcher:
         return str(path.relative_to(root))
 
 
-def latest_curves(groups: Iterable[WatchedGroup]) -> tuple[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """What to draw for the groups of one environment, and its name: evaluations once all have two, else training."""
+def latest_curves(
+    groups: Iterable[WatchedGroup],
+) -> tuple[Literal["eval", "train"], list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """What to draw for the groups of one environment, and of what: evaluations once all have two, else training."""
     groups = list(groups)
     evaluated = [group.curve("eval") for group in groups]
     if all(len(frames) > 1 for frames, _ in evaluated):
-        return "evaluated return", evaluated
-    return "training return", [group.curve("train") for group in groups]
+        return "eval", evaluated
+    return "train", [group.curve("train") for group in groups]
 
 
 def _failed(path: Path) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.groups import Group, group_runs
+from torchrl_reg.analysis.groups import Group, group_runs, without_settings
 from torchrl_reg.analysis.planned import not_begun
 from torchrl_reg.analysis.runs import RunRecord, find_runs, is_seen
 
@@ -88,11 +88,12 @@ class Sweep:
         return "failed" if failed else "unfinished"
 
 
-def read_sweep(folder: Path, *, column: str | None = None) -> Sweep:
+def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str] = ()) -> Sweep:
     """The sweep in ``folder``.
 
     Args:
         folder: ``results/NAME``, or any folder of runs.
+        ignore: settings that make no difference between methods.
         column: the evaluation to score by; by default ``return_greedy_mean``, else the first there is.
 
     Raises:
@@ -100,6 +101,7 @@ def read_sweep(folder: Path, *, column: str | None = None) -> Sweep:
     """
     skipped: list[str] = []
     runs = find_runs(folder, skipped=skipped)
+    runs = without_settings(runs, ignore) if ignore else runs
     failures = tuple(_failures(folder))
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
     begun = {_relative(run.path, folder) for run in runs}
@@ -109,17 +111,9 @@ def read_sweep(folder: Path, *, column: str | None = None) -> Sweep:
     plan = _plan(folder)
     name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
     chosen = _column(runs, column)
-    return Sweep(
-        folder,
-        name,
-        question.strip(),
-        plan,
-        tuple(group_runs(runs)),
-        failures,
-        chosen,
-        tuple(sorted(unbegun)),
-        tuple(skipped),
-    )
+    groups = tuple(group_runs(runs))
+    waiting = tuple(sorted(unbegun))
+    return Sweep(folder, name, question.strip(), plan, groups, failures, chosen, waiting, tuple(skipped))
 
 
 def _column(runs: list[RunRecord], asked: str | None) -> str:
