@@ -149,3 +149,16 @@ def test_csv_is_tidy_and_unrounded() -> None:
     rows = list(csv.DictReader(io.StringIO(tidy_csv([TABLE, TABLE]))))
     assert len(rows) == 6 and rows[0]["low"] == "-0.001" and rows[0]["statistic"] == "mean"
     assert (rows[1]["value"], rows[1]["low"], rows[2]["method"]) == ("0.5", "", "dqn")
+
+
+def test_a_sure_probability_keeps_its_interval_where_runs_are_unlike() -> None:
+    scores = [scores_of("a", "x", [2.0, 3.0]), scores_of("b", "x", [1.0, 0.0]), scores_of("c", "x", [9.0])]
+    numbers = {
+        row.method: row.numbers["P(> b)"] for row in environment_table(scores, baseline="b").rows if row.method != "b"
+    }
+    assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": Estimate(1.0, 1.0, 1.0)}
+    scores[1] = scores_of("b", "x", [1.0])
+    numbers = {
+        row.method: row.numbers["P(> b)"] for row in environment_table(scores, baseline="b").rows if row.method != "b"
+    }
+    assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": 1.0}

@@ -88,3 +88,25 @@ def aggregate_curve(
     ]
     sizes = [len(task) for task in runs]
     return common, stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
+
+
+def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> list[str]:
+    """What curves of ``groups`` do not show: runs not finished or without evaluations, and seeds that went further."""
+    runs = [run for group in groups for run in group.runs]
+    found = []
+    going = [run for run in runs if run.done is None]
+    if going:
+        listed = ", ".join(str(run.path) for run in going[:3]) + ", ..." * (len(going) > 3)
+        found.append(f"{len(going)} of {len(runs)} runs {'is' if len(going) == 1 else 'are'} not finished: {listed}")
+    empty = [run for run in runs if not len(run.evaluations(column)[0])]
+    if empty:
+        found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0].path}")
+    short = []
+    for group in groups:
+        curve = group_curve(group, column)
+        longest = max((int(run.evaluations(column)[0][-1:].sum()) for run in group.runs), default=0)
+        if curve is not None and curve[0][-1] < longest:
+            short.append(f"{group.method} on {group.env} at {curve[0][-1]} of {longest} frames")
+    if short:
+        found.append(f"curves end where the shortest seed does: {'; '.join(short[:3])}{'; ...' * (len(short) > 3)}")
+    return found

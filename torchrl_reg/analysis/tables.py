@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, longest, methods_of
+from torchrl_reg.analysis.curves import curve_notes
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.published import PUBLISHED, published_table
-from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale, sac_frames, unscored_note
+from torchrl_reg.analysis.scores import Array, Scores, has_score, normalized, on_scale, sac_frames, unscored_note
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
@@ -95,7 +96,7 @@ def environment_table(
                 len(each.values),
                 _range(each.frames),
                 ", ".join(group.commits),
-                _honest(numbers),
+                _honest(numbers, [each.values], [reference.get(group.env, ())]),
             )
         )
     notes = _notes(scores, scale, frames)
@@ -123,7 +124,9 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
         numbers: dict[str, Estimate | float] = dict(each.estimates)
         if each.improvement is not None:
             numbers[f"P(> {baseline})"] = each.improvement
-        rows.append(Row("all", each.method, each.runs, numbers=_honest(numbers)))
+        runs = _by_env(on_scale(scores, scale), each.method).values()
+        others = _by_env(on_scale(scores, scale), baseline).values() if baseline is not None else ()
+        rows.append(Row("all", each.method, each.runs, numbers=_honest(numbers, runs, others)))
     unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
     over = f"{len(envs)} environments" if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
@@ -150,11 +153,7 @@ def warnings(
     if averaged:
         found += unscored_note(envs_of(scores), scale)
         lacking = lacking_environments(on_scale(scores, scale))
-        if len(lacking) == 1:
-            found += [f"{method} is in no aggregate, as it lacks {_few(gone)}" for method, gone in lacking.items()]
-        elif lacking:
-            which = "; ".join(f"{method} lacks {_few(gone)}" for method, gone in lacking.items())
-            found.append(f"{len(lacking)} methods are in no aggregate: {which}")
+        found += lacking_note(lacking)
         if baseline in lacking:
             found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
     return found + label_notes(groups)
@@ -186,6 +185,27 @@ def label_notes(groups: Sequence[Group]) -> list[str]:
         if hidden:
             found[group.recipe] = f"runs of {group.recipe} also differ in {', '.join(hidden)}, along with their label"
     return list(found.values())
+
+
+def lacking_note(lacking: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence on the methods that are in no average, and the environments each lacks; none for no methods."""
+    if len(lacking) == 1:
+        return [f"{method} is in no aggregate, as it lacks {_few(gone)}" for method, gone in lacking.items()]
+    which = "; ".join(f"{method} lacks {_few(gone)}" for method, gone in lacking.items())
+    return [f"{len(lacking)} methods are in no aggregate: {which}"] if lacking else []
+
+
+def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
+    """What a reader of curves should know; ``averaged`` over environments on ``scale``, or not."""
+    found = curve_notes(groups, column) + mixed_commits(groups)
+    if averaged:
+        found += unscored_note((group.env for group in groups), scale)
+        envs = {group.env for group in groups if has_score(group.env, scale)}
+        there: dict[str, set[str]] = {}
+        for group in groups:
+            there.setdefault(group.method, set()).add(group.env)
+        found += lacking_note({method: sorted(envs - has) for method, has in there.items() if envs - has})
+    return found + label_notes(groups)
 
 
 def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
@@ -221,10 +241,22 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
 
 
-def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:
-    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty."""
+def _honest(
+    numbers: Mapping[str, Estimate | float],
+    runs: Iterable[Sequence[float] | Array],
+    baseline: Iterable[Sequence[float] | Array],
+) -> dict[str, Estimate | float]:
+    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty.
+
+    A probability of 1 keeps its own, ``[1, 1]``, where several unlike runs are compared.
+    """
+    unlike = any(len(set(each)) > 1 for each in (*runs, *baseline))
+
+    def flat(name: str, number: Estimate) -> bool:
+        return number.low == number.high == number.value and not (unlike and name.startswith("P(> "))
+
     return {
-        name: number.value if isinstance(number, Estimate) and number.low == number.high == number.value else number
+        name: number.value if isinstance(number, Estimate) and flat(name, number) else number
         for name, number in numbers.items()
     }
 

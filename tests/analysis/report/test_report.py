@@ -358,3 +358,11 @@ def test_neither_command_imports_torch(tmp_path, write_run, command):
         f"assert main({[command, str(tmp_path)]!r}) == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_labels_of_responses_are_as_one_would_type_them(tmp_path, write_run):
+    for tau in (0.1, 0.2):
+        for double in (True, False):
+            write_run(tmp_path, settings={"tau": tau, "double": double}, scores=(tau,))
+    (found,) = responses(read_sweep(tmp_path).groups, "return_greedy_mean")
+    assert [line.label for line in found.lines] == ["m_dqn double=false", "m_dqn double=true"]

@@ -140,7 +140,7 @@ def _names(keys: list[tuple[Any, ...]]) -> list[str]:
     names = dict.fromkeys(name for rest in rests for name in rest)
     differing = [name for name in names if len({rest.get(name) for rest in rests}) > 1]
     return [
-        " ".join([key[0], *(f"{short_name(n, differing)}={shown(rest[n])}" for n in differing if n in rest)])
+        " ".join([key[0], *(f"{short_name(n, differing)}={rest[n][0]}" for n in differing if n in rest)])
         for key, rest in zip(keys, rests, strict=True)
     ]
 
@@ -164,7 +164,8 @@ def _pooled(families: Sequence[Sequence[tuple[int, list[float]]]]) -> Line:
 
 
 def _family(group: Group, *settings: str) -> Family:
-    return (group.recipe, *((name, str(value)) for name, value in group.settings.items() if name not in settings))
+    rest = [(name, value) for name, value in group.settings.items() if name not in settings]
+    return (group.recipe, *((name, (shown(value), str(value))) for name, value in rest))
 
 
 def _heat_map(one: str, other: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> HeatMap | None:
