@@ -152,13 +152,13 @@ def test_csv_is_tidy_and_unrounded() -> None:
 
 
 def test_a_sure_probability_keeps_its_interval_where_runs_are_unlike() -> None:
+    def compared(scores: Sequence[Scores]) -> dict[str, object]:
+        rows = environment_table(scores, baseline="b").rows
+        return {row.method: row.numbers["P(> b)"] for row in rows if row.method != "b"}
+
     scores = [scores_of("a", "x", [2.0, 3.0]), scores_of("b", "x", [1.0, 0.0]), scores_of("c", "x", [9.0])]
-    numbers = {
-        row.method: row.numbers["P(> b)"] for row in environment_table(scores, baseline="b").rows if row.method != "b"
-    }
+    numbers = compared(scores)
     assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": Estimate(1.0, 1.0, 1.0)}
     scores[1] = scores_of("b", "x", [1.0])
-    numbers = {
-        row.method: row.numbers["P(> b)"] for row in environment_table(scores, baseline="b").rows if row.method != "b"
-    }
+    numbers = compared(scores)
     assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": 1.0}

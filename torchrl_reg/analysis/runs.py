@@ -156,17 +156,23 @@ def metrics_rows(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]
 
 def _as_columns(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Column]]:
     found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    every: dict[str, list[int]] = {}
     for row in rows:
         columns = found.setdefault(row["event"], {})
+        every.setdefault(row["event"], []).append(row["frames"])
         for name, value in row.items():
             if value is None or _is_number(value):
                 frames, values = columns.setdefault(name, ([], []))
                 frames.append(row["frames"])
                 values.append(float(value) if value is not None and math.isfinite(value) else math.nan)
-    return {
-        event: {name: (np.array(frames, np.int64), np.array(values)) for name, (frames, values) in columns.items()}
-        for event, columns in found.items()
-    }
+    arrays: dict[str, dict[str, Column]] = {}
+    for event, columns in found.items():
+        shared = np.array(every[event], np.int64)  # of the columns that no row lacks, which are most
+        arrays[event] = {
+            name: (shared if len(frames) == len(shared) else np.array(frames, np.int64), np.array(values))
+            for name, (frames, values) in columns.items()
+        }
+    return arrays
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
