@@ -52,6 +52,39 @@ def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> 
         assert out.read_bytes().startswith(start) and out.stat().st_size > 4_000
 
 
+@pytest.mark.parametrize("kind", ["curves", "aggregate"])
+def test_plots_of_curves_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    pytest.importorskip("matplotlib")
+    make_runs(tmp_path, dqn=1.0, m_dqn=5.0)
+    run = tmp_path / "dqn/seed=0"
+    (run / "done.json").unlink()
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    for seed in (0, 1):
+        (tmp_path / f"dqn/seed={seed}/provenance.json").write_text(json.dumps({"starts": [{"commit": f"{seed}" * 8}]}))
+    boxing = tmp_path / "boxing/seed=0"
+    boxing.mkdir(parents=True)
+    for name in ("command.txt", "metrics.jsonl", "done.json"):
+        (boxing / name).write_text((tmp_path / "m_dqn/seed=0" / name).read_text())
+    config = (tmp_path / "m_dqn/seed=0/config.yaml").read_text()
+    (boxing / "config.yaml").write_text(config.replace("Pong", "Boxing"))
+    assert main(["plot", kind, str(tmp_path), "--out", str(tmp_path / "x.png")]) == 0
+    err = capsys.readouterr().err
+    assert f"1 of 7 runs is not finished: {run}." in err
+    assert "curves end where the shortest seed does: dqn on atari/Pong at 100 of 200 frames." in err
+    assert "seeds were run at several commits: dqn on atari/Pong" in err
+    assert ("dqn is in no aggregate, as it lacks atari/Boxing." in err) == (kind == "aggregate")
+
+
+def test_ignored_settings_are_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_runs(tmp_path, dqn=1.0) / "dqn/seed=0/config.yaml"
+    config.write_text(config.read_text().replace("0.03", "0.05"))
+    for command in ("table", "report"):
+        assert main([command, str(tmp_path)]) == 1
+        assert "seeds beside each other must have equal settings" in capsys.readouterr().err
+        assert main([command, str(tmp_path), "--ignore", "algo.tau"]) == 0
+        assert "torchrl-reg: warning: ignored algo.tau" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

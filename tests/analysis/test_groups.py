@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.groups import without_settings
 
 
 def grouped(root: Path, by: list[str] | None = None) -> list[tuple]:
@@ -96,3 +97,27 @@ def test_commits_of_a_group_are_shown_not_refused(make_run, tmp_path: Path) -> N
     make_run("a"), make_run("b", seed=1, commit="b" * 40)
     (group,) = group_runs(find_runs(tmp_path))
     assert group.commits == ("aaaaaaa", "bbbbbbb+")
+
+
+def test_two_recipes_of_one_stem_stay_apart(make_run, tmp_path: Path) -> None:
+    commands = {"a": "recipes/m_dqn.py", "b": "/elsewhere/recipes/m_dqn.py", "c": "own/0a1b2c3d/m_dqn.py"}
+    for seed, (folder, script) in enumerate(commands.items()):
+        (make_run(folder, seed=seed) / "command.txt").write_text(f"python {script} run.seed={seed}\n")
+    runs = find_runs(tmp_path)
+    assert [(group.method, group.seeds) for group in group_runs(runs)] == [
+        ("own/0a1b2c3d/m_dqn", (2,)),
+        ("recipes/m_dqn", (0, 1)),
+    ]
+    assert [(group.method, group.seeds) for group in group_runs(runs[:2])] == [("m_dqn", (0, 1))]
+
+
+def test_ignored_settings_and_those_of_the_machine_make_no_method(make_run, tmp_path: Path) -> None:
+    make_run("x/seed=0", run__device="cpu", run__threads=1, run__log_every_frames=1, algo__note=1)
+    make_run("x/seed=1", seed=1, run__device="cuda", run__threads=2, run__log_every_frames=2, algo__note=2)
+    runs = find_runs(tmp_path)
+    with pytest.raises(AnalysisError, match="got different algo.note"):
+        group_runs(runs)
+    (group,) = group_runs(without_settings(runs, ["algo.note"]))
+    assert (group.method, group.seeds) == ("m_dqn", (0, 1))
+    with pytest.raises(AnalysisError, match="ignore must name a setting of the runs, got 'algo.not'. Did you mean"):
+        without_settings(runs, ["algo.not"])

@@ -11,9 +11,9 @@ pytest.importorskip("matplotlib")
 
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
-from torchrl_reg.analysis.figures import COLORS, save, styles
+from torchrl_reg.analysis.figures import COLORS, add_legend, new_figure, save, styled, styles
 from torchrl_reg.analysis.plots import _improvement, draw_aggregate_curves, draw_improvement, draw_learning_curves
-from torchrl_reg.analysis.statistics import mean
+from torchrl_reg.analysis.statistics import mean, profile_thresholds
 
 
 def test_a_groups_curve_ends_where_its_shortest_seed_does(make_run, tmp_path: Path) -> None:
@@ -70,3 +70,31 @@ def test_equal_runs_give_equal_files(make_run, tmp_path: Path) -> None:
     groups = group_runs(find_runs(tmp_path))
     one, other = (draw_learning_curves(groups, tmp_path / name).read_bytes() for name in ("1.svg", "2.svg"))
     assert one == other
+
+
+@pytest.mark.parametrize("count", [2, 12, 13, 40])
+def test_a_legend_leaves_the_panel_its_size(tmp_path: Path, count: int) -> None:
+    def panel(methods: int) -> np.ndarray:
+        figure = new_figure(6.4, 3.9)
+        axes = styled(figure.add_subplot())
+        add_legend(figure, styles([f"m_dqn tau={i} alpha=0.9 learning_rate=0.001" for i in range(methods)]))
+        save(figure, tmp_path / "x.png")
+        return axes.get_position().size * figure.get_size_inches()
+
+    assert (panel(count) > 0.9 * panel(1)).all()
+
+
+def test_a_profile_ends_where_nine_runs_of_ten_do() -> None:
+    scores = [[0.5] * 8, [3.0, 900.0]]
+    thresholds, beyond = profile_thresholds(scores, "sac")
+    assert thresholds[-1] == pytest.approx(np.quantile([*[0.5] * 8, 3.0, 900.0], 0.9)) and beyond == pytest.approx(0.1)
+    thresholds, beyond = profile_thresholds(scores, "human")
+    assert (thresholds[0], thresholds[-1]) == (0.0, 8.0) and beyond == pytest.approx(0.1)
+    assert profile_thresholds([[0.2]], "human")[0][-1] == 1.0
+
+
+def test_a_curve_leaves_out_the_frames_a_seed_has_no_return_at(make_run, tmp_path: Path) -> None:
+    make_run("a", [1.0, None, 3.0, 4.0]), make_run("b", [5.0, 6.0, 7.0], seed=1)
+    (group,) = group_runs(find_runs(tmp_path))
+    frames, values = group_curve(group)
+    assert frames.tolist() == [100, 300] and values.tolist() == [[1.0, 3.0], [5.0, 7.0]]

@@ -20,8 +20,8 @@ def test_a_run_folder_is_read(make_run, tmp_path: Path) -> None:
     assert run.done == {"frames": 200} and run.command == "python recipes/iq.py run.seed=3"
     frames, values = run.evaluations()
     assert frames.tolist() == [100, 200] and values.tolist() == [1.0, 5.0]
-    assert [row["event"] for row in run.rows] == ["train", "eval", "eval"]
-    assert run.evaluations()[1].tolist() == [1.0, 5.0]  # now from the rows in memory
+    assert list(run.all_columns) == ["train", "eval"] and run.frames == 200
+    assert run.evaluations()[1].tolist() == [1.0, 5.0]  # now from the columns in memory
     assert run.training("loss")[1].tolist() == [1.0]
     assert len(run.training("return_mean")[0]) == len(run.evaluations("nothing")[0]) == 0  # null, and absent
 
@@ -31,7 +31,7 @@ def test_a_half_written_last_row_is_left_out(make_run, tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"event": "eval", "frames": 200, "return_gre')
     (run,) = find_runs(tmp_path)
-    assert run.evaluations()[0].tolist() == [100] and len(run.rows) == 2
+    assert run.evaluations()[0].tolist() == [100] and run.frames == 100
 
 
 def test_a_run_that_only_began_is_a_run(make_run, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_run_that_only_began_is_a_run(make_run, tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "provenance.json", "command.txt"):
         (folder / name).unlink()
     (run,) = find_runs(tmp_path)
-    assert (run.recipe, run.done, run.commits, run.rows, run.command) == ("unknown", None, (), [], "")
+    assert (run.recipe, run.done, run.commits, run.all_columns, run.command) == ("unknown", None, (), {}, "")
 
 
 def test_commits_are_those_of_every_start(make_run, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_snapshots_jobs_checkpoints_and_hidden_folders_hold_no_runs(make_run, tm
 def test_a_broken_file_is_one_sentence(make_run, tmp_path: Path, name: str, text: str, sentence: str) -> None:
     (make_run("x") / name).write_text(text)
     with pytest.raises(AnalysisError) as error:
-        [run.rows for run in find_runs(tmp_path)]
+        [run.all_columns for run in find_runs(tmp_path)]
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
@@ -87,3 +87,49 @@ def test_a_missing_root_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match="must be an existing folder, got .*nowhere"):
         find_runs(tmp_path / "nowhere")
     assert find_runs(tmp_path) == []
+
+
+def test_bad_rows_and_starts_are_passed_over(make_run, tmp_path: Path) -> None:
+    folder = make_run("x", [1.0])
+    rows = ['{"event": "eval", "return_greedy_mean": 9}', '{"frames": 8}', '{"event": "eval", "frames": "8"}']
+    rows += ['{"event": "eval", "frames": 200, "return_greedy_mean": NaN}']
+    rows += ['{"event": "eval", "frames": 300, "return_greedy_mean": 1e999}', "{}"]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(rows) + "\n")
+    (folder / "provenance.json").write_text('{"starts": [null, {"commit": "c"}]}')
+    (run,) = find_runs(tmp_path)
+    assert run.evaluations()[1].tolist() == [1.0] and run.commits == ("c",) and run.ends_without()
+    assert run.all_columns and run.evaluations()[1].tolist() == [1.0] and run.ends_without() and run.frames == 300
+
+
+def test_a_foreign_config_is_left_out_and_said_so(make_run, tmp_path: Path) -> None:
+    make_run("a"), (make_run("b") / "config.yaml").write_text("grid: 1")
+    skipped: list[str] = []
+    assert [run.path.name for run in find_runs(tmp_path, skipped=skipped)] == ["a"]
+    assert len(skipped) == 1 and "b/config.yaml must be that of a run" in skipped[0]
+    with pytest.raises(AnalysisError, match="b/config.yaml must be that of a run"):
+        find_runs(tmp_path / "b", skipped=[])
+
+
+def test_links_are_followed_once(make_run, tmp_path: Path) -> None:
+    make_run("elsewhere/seed=0")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to(tmp_path / "here")
+    assert [str(run.path.relative_to(tmp_path)) for run in find_runs(tmp_path / "here")] == ["here/linked/seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        ("python recipes/m_dqn.py x=1", "recipes/m_dqn.py"),
+        ("python /home/a/checkout/recipes/m_dqn.py", "recipes/m_dqn.py"),
+        ("python ./own/0a1b2c3d/m_dqn.py", "own/0a1b2c3d/m_dqn.py"),
+        ("python -m x ../mine/m_dqn.py", "../mine/m_dqn.py"),
+        ("python -c pass", ""),
+    ],
+)
+def test_which_file_a_recipe_is(make_run, tmp_path: Path, command: str, script: str) -> None:
+    (make_run("x") / "command.txt").write_text(command + "\n")
+    (run,) = find_runs(tmp_path)
+    assert (run.script, run.recipe) == (script, "m_dqn" if script else "unknown")

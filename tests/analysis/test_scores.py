@@ -40,6 +40,9 @@ def test_scales_by_environment() -> None:
     assert scale_of(["mujoco/hopper"]) == "sac"
     assert scale_of(["atari/Pong", "mujoco/hopper"]) == scale_of(["cartpole"]) == scale_of(["atari/AirRaid"]) == "none"
     assert scale_of(["atari/Pong"], "none") == "none"
+    assert scale_of(["atari/Pong", "atari/AirRaid"]) == scale_of(["atari/Pong", "atari/AirRaid"], "human") == "human"
+    with pytest.raises(AnalysisError, match="normalize=human must be used with .* got atari/AirRaid"):
+        scale_of(["atari/AirRaid"], "human")
     # MinAtar shares names with Atari, not its scores
     assert scale_of(["minatar/breakout"]) == "none"
     with pytest.raises(AnalysisError, match="normalize=human must be used with Atari games .* got cartpole"):
@@ -55,3 +58,10 @@ def test_the_reference_is_one() -> None:
         sac = SAC_ANCHORS[length]["hopper"]
         assert normalized("mujoco/hopper", np.array([random, sac]), "sac", frames).tolist() == [0.0, 1.0]
     assert normalized("cartpole", np.array([7.0]), "none", 1).tolist() == [7.0]
+
+
+def test_a_run_that_ends_without_a_finite_return_is_left_out_by_name(make_run, tmp_path: Path) -> None:
+    make_run("a", [1.0, 2.0]), make_run("b", [9.0, None], seed=1)
+    (scores,) = group_scores(group_runs(find_runs(tmp_path)))
+    assert scores.values.tolist() == [2.0]
+    assert "b is left out, as return_greedy_mean of its last evaluation is not" in scores.left_out[0]

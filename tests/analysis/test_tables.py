@@ -67,8 +67,31 @@ def test_a_method_that_lacks_an_environment_is_in_no_aggregate_and_said_so() -> 
     scores = ATARI[:3]
     assert [each.method for each in aggregates(scores, "human")] == ["a"]
     assert "b is in no aggregate, as it lacks atari/Pong" in warnings([], scores)
-    with pytest.raises(AnalysisError, match="baseline must have runs on every environment, got 'b'"):
-        aggregates(scores, "human", baseline="b")
+    # A baseline that lacks one leaves its column out, not the table.
+    (a,) = aggregates(scores, "human", baseline="b")
+    assert a.improvement is None and a.estimates
+    assert "there is no P(> b) over all environments, as b lacks some" in "".join(warnings([], scores, baseline="b"))
+    assert aggregate_table(scores, scale="none", baseline="b") is None
+    assert warnings([], scores, baseline="b", averaged=False) == []
+
+
+def test_games_without_a_human_score_are_in_no_average_but_in_the_table() -> None:
+    scores = [*ATARI, scores_of("a", "atari/AirRaid", [500.0]), scores_of("c", "atari/AirRaid", [1.0])]
+    with_it, without = (aggregate_table(each, scale="human", baseline="b") for each in (scores, ATARI))
+    assert with_it == without
+    rows = environment_table(scores, scale="human").rows
+    assert [row.method for row in rows if row.env == "atari/AirRaid"] == ["a", "c"]
+    assert all("human-normalized" not in row.numbers for row in rows if row.env == "atari/AirRaid")
+    assert warnings([], scores, scale="human") == [
+        "1 of 3 games has no human score: AirRaid; averages over environments leave it out"
+    ]
+
+
+def test_several_methods_that_lack_environments_are_one_sentence() -> None:
+    scores = [*ATARI, scores_of("c", "atari/Pong", [0.0]), scores_of("d", "atari/Boxing", [0.0])]
+    assert warnings([], scores, scale="human") == [
+        "2 methods are in no aggregate: c lacks atari/Boxing; d lacks atari/Pong"
+    ]
 
 
 def test_single_runs_have_no_interval() -> None:
@@ -126,3 +149,16 @@ def test_csv_is_tidy_and_unrounded() -> None:
     rows = list(csv.DictReader(io.StringIO(tidy_csv([TABLE, TABLE]))))
     assert len(rows) == 6 and rows[0]["low"] == "-0.001" and rows[0]["statistic"] == "mean"
     assert (rows[1]["value"], rows[1]["low"], rows[2]["method"]) == ("0.5", "", "dqn")
+
+
+def test_a_sure_probability_keeps_its_interval_where_runs_are_unlike() -> None:
+    def compared(scores: Sequence[Scores]) -> dict[str, object]:
+        rows = environment_table(scores, baseline="b").rows
+        return {row.method: row.numbers["P(> b)"] for row in rows if row.method != "b"}
+
+    scores = [scores_of("a", "x", [2.0, 3.0]), scores_of("b", "x", [1.0, 0.0]), scores_of("c", "x", [9.0])]
+    numbers = compared(scores)
+    assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": Estimate(1.0, 1.0, 1.0)}
+    scores[1] = scores_of("b", "x", [1.0])
+    numbers = compared(scores)
+    assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": 1.0}

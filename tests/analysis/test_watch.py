@@ -53,8 +53,24 @@ def test_one_frame_counts_runs_frames_speed_and_time_left(tmp_path, capsys, monk
     assert code == 0
     assert out.startswith("2 runs  1 done  1 running  600 of 800 frames\n")
     line = next(line for line in out.splitlines() if "m_dqn" in line)
-    # Done 1 of 2; 600 frames, (400 + 200) / 800; 10 frames/s; 200 frames left; seed 0 alone reaches the last frame.
-    assert line.split()[1:-1] == ["m_dqn", "1/2", "600", "75%", "10", "20s", "40"]
+    # Done 1 of 2; 600 frames, (400 + 200) / 800; 10 frames/s; 200 frames left; both seeds have 200 frames: 20, 21.
+    assert line.split()[1:-1] == ["m_dqn", "1/2", "600", "75%", "10", "20s", "20.5"]
+
+
+def test_planned_runs_wait_until_they_begin(tmp_path, capsys, monkeypatch):
+    sweep = tmp_path / "sweep"
+    _write_run(sweep / "m_dqn/cartpole/tau=1/seed=0", frames=(100, 200, 400), done=True)
+    listed = [f"m_dqn/cartpole/tau={tau}/seed={seed}" for tau in (1, 2) for seed in range(3)]
+    rows = [json.dumps({"array": None, "elements": [[run] for run in listed[:3]]}), '{"array": ']
+    rows.append(json.dumps({"array": "7", "elements": [listed[2:]]}))
+    (sweep / "jobs.jsonl").write_text("\n".join(rows))
+    (sweep / "m_dqn/cartpole/tau=1/seed=1.failed").write_text("{}")
+    for folder in (sweep, tmp_path):
+        _, out, _ = _shown(capsys, monkeypatch, folder, "--once")
+        assert out.startswith("6 runs  1 done  1 failed  4 waiting  400 of 2.4k frames\n")
+        assert "1/3 1 failed" in out
+    _, out, _ = _shown(capsys, monkeypatch, sweep / "m_dqn/cartpole/tau=1", "--once")
+    assert out.startswith("3 runs  1 done  1 failed  1 waiting  400 of 1.2k frames\n")
 
 
 def test_a_line_a_run(tmp_path, capsys, monkeypatch):
@@ -122,6 +138,18 @@ def test_runs_appear_vanish_and_resume_between_two_looks(tmp_path):
     shutil.rmtree(first)
     watcher.refresh()
     assert [path.name for path in watcher.runs] == ["seed=1"]
+
+
+def test_a_command_written_after_the_config_names_the_recipe(tmp_path):
+    run = _write_run(tmp_path / "seed=0")
+    command = (run / "command.txt").read_text()
+    (run / "command.txt").unlink()
+    watcher = Watcher([tmp_path])
+    watcher.refresh()
+    assert [group.name for group in watcher.groups()] == ["unknown"]
+    (run / "command.txt").write_text(command)
+    watcher.refresh()
+    assert [group.name for group in watcher.groups()] == ["m_dqn"] and watcher.runs[run].frames == 200
 
 
 def test_a_config_that_is_no_run_is_named_and_the_others_are_shown(tmp_path, capsys, monkeypatch):

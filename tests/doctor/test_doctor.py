@@ -67,6 +67,20 @@ def test_a_folder_that_is_no_run_is_refused(only, capsys, tmp_path):
     assert captured.out == ""
 
 
+def test_of_runs_only_tau_is_looked_at(only, capsys, tmp_path):
+    only(lambda: pytest.fail("the machine was checked"))
+    run = _folder(tmp_path / "run", [0.69, 0.69, 0.69])
+    assert _run(str(run)) == 0
+    out = capsys.readouterr().out
+    assert "tau" in out and out.count("\nwarn") + out.startswith("warn") == 1
+    assert out.endswith("torchrl-reg doctor without a RUN checks the machine.\n")
+
+
+def test_numpy_and_pyyaml_are_on_the_checklist(monkeypatch):
+    monkeypatch.setattr(machine, "_version", lambda package: None)
+    assert {"numpy", "PyYAML"} <= {found.name for found in machine._optional_packages() if found.status == "missing"}
+
+
 def test_this_machine_has_the_pinned_packages():
     found = {finding.name: finding for finding in machine._pinned_packages()}
     assert set(found) == {"torch", "torchrl", "tensordict", "gymnasium"}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.scores import Scores, normalized
+from torchrl_reg.analysis.scores import Scores, normalized, on_scale
 from torchrl_reg.analysis.statistics import AGGREGATES, Estimate, probability_of_improvement, stratified_estimate
 
 Array = NDArray[np.float64]
@@ -52,20 +52,20 @@ def task_scores(scores: Sequence[Scores], method: str, scale: str, frames: int) 
 
 
 def aggregates(scores: Sequence[Scores], scale: str, *, baseline: str | None = None, seed: int = 0) -> list[Aggregate]:
-    """Every method that has runs on every environment, over all of them.
+    """Every method that has runs on every environment, over all of them that have a score on ``scale``.
 
-    Without a common scale (``scale="none"`` and several environments) only the probability of improvement, which needs
-    none, is there.
+    A baseline that lacks an environment gives no probability of improvement. Without a common scale (``scale="none"``
+    and several environments) only that probability, which needs none, is there.
 
     Raises:
-        AnalysisError: ``baseline`` is no method, or lacks an environment.
+        AnalysisError: ``baseline`` is no method.
     """
-    methods = methods_of(scores)
-    frames = longest(scores)
+    if baseline is not None:
+        known_method(baseline, methods_of(scores))
+    scores = on_scale(scores, scale)
+    methods, frames = methods_of(scores), longest(scores)
     tasks = {method: task_scores(scores, method, scale, frames) for method in methods}
-    reference = None if baseline is None else tasks[known_method(baseline, methods)]
-    if baseline is not None and reference is None:
-        raise AnalysisError(f"baseline must have runs on every environment, got {baseline!r}, which lacks some.")
+    reference = None if baseline is None else tasks.get(baseline)
     names = list(AGGREGATES) if scale != "none" else []
     found = []
     for method, runs in tasks.items():

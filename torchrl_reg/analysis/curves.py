@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.scores import normalized
 from torchrl_reg.analysis.statistics import Estimator, stratified_bootstrap
 
@@ -16,9 +17,9 @@ Array = NDArray[np.float64]
 
 
 def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], Array] | None:
-    """Frames ``[E]`` and values ``[seeds, E]`` up to the last evaluation that all seeds have; None without any.
+    """Frames ``[E]`` that all seeds have evaluated, and values ``[seeds, E]``; None without any.
 
-    Seeds that have no evaluation yet are left out.
+    Seeds that have no evaluation yet are left out. An evaluation that is null for one seed is left out for all.
 
     Raises:
         AnalysisError: seeds evaluated at different frames.
@@ -27,16 +28,24 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
     runs = [each for each in runs if len(each[1])]
     if not runs:
         return None
-    length = min(len(frames) for _, frames, _ in runs)
-    first, frames, _ = runs[0]
-    frames = frames[:length]
-    for run, other, _ in runs:
-        if not np.array_equal(other[:length], frames):
+    first, common, _ = runs[0]
+    for run, frames, _ in runs[1:]:
+        common = np.intersect1d(common, frames)
+        if _differ(first, run, column):
             raise AnalysisError(
                 f"seeds of {group.method} on {group.env} must be evaluated at the same frames, got different ones in "
                 f"{first.path} and {run.path}."
             )
-    return frames, np.stack([values[:length] for _, _, values in runs])
+    if not len(common):
+        return None
+    return common, np.stack([values[np.searchsorted(frames, common)] for _, frames, values in runs])
+
+
+def _differ(one: RunRecord, other: RunRecord, column: str) -> bool:
+    """Whether two runs were evaluated at different frames, as far as both got; nulls count as evaluated."""
+    frames = [run.evaluated_frames(column) for run in (one, other)]
+    length = min(map(len, frames))
+    return not np.array_equal(frames[0][:length], frames[1][:length])
 
 
 def aggregate_curve(
@@ -79,3 +88,25 @@ def aggregate_curve(
     ]
     sizes = [len(task) for task in runs]
     return common, stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
+
+
+def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> list[str]:
+    """What curves of ``groups`` do not show: runs not finished or without evaluations, and seeds that went further."""
+    runs = [run for group in groups for run in group.runs]
+    found = []
+    going = [run for run in runs if run.done is None]
+    if going:
+        listed = ", ".join(str(run.path) for run in going[:3]) + ", ..." * (len(going) > 3)
+        found.append(f"{len(going)} of {len(runs)} runs {'is' if len(going) == 1 else 'are'} not finished: {listed}")
+    empty = [run for run in runs if not len(run.evaluations(column)[0])]
+    if empty:
+        found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0].path}")
+    short = []
+    for group in groups:
+        curve = group_curve(group, column)
+        longest = max((int(run.evaluations(column)[0][-1:].sum()) for run in group.runs), default=0)
+        if curve is not None and curve[0][-1] < longest:
+            short.append(f"{group.method} on {group.env} at {curve[0][-1]} of {longest} frames")
+    if short:
+        found.append(f"curves end where the shortest seed does: {'; '.join(short[:3])}{'; ...' * (len(short) > 3)}")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ from torchrl_reg.analysis.errors import AnalysisError
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#6B6B6B"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+#: Methods a legend above the panels holds, and inches a row of it takes.
+_MOST_ABOVE, _LEGEND_ROW = 12, 0.19
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -68,13 +71,22 @@ def returns_axis(axes: Axes) -> None:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def legend_above(figure: Figure, looks: dict[str, dict]) -> None:
-    """One frameless legend for all panels, above them."""
+def add_legend(figure: Figure, looks: dict[str, dict]) -> None:
+    """One frameless legend for all panels: above them, and to their right for more than 12 methods.
+
+    The figure grows by what the legend takes, so that the panels keep their size.
+    """
     handles = [Line2D([], [], linewidth=2, label=method, **look) for method, look in looks.items()]
-    width = figure.get_size_inches()[0]
-    longest = max(len(method) for method in looks)
-    columns = max(1, min(len(looks), int(width / (0.075 * longest + 0.45))))
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=1.8)
+    width, height = figure.get_size_inches()
+    entry = 0.075 * max(len(method) for method in looks) + 0.45
+    place: Literal["outside upper left", "outside right upper"]
+    if len(looks) > _MOST_ABOVE:
+        columns, place = 1, "outside right upper"
+        figure.set_size_inches(width + entry, max(height, _LEGEND_ROW * len(looks) + 0.3))
+    else:
+        columns, place = max(1, min(len(looks), int(width / entry))), "outside upper left"
+        figure.set_size_inches(width, height + _LEGEND_ROW * (-(-len(looks) // columns) - 1))
+    figure.legend(handles=handles, loc=place, ncols=columns, frameon=False, fontsize=8, handlelength=1.8)
 
 
 def save(figure: Figure, path: Path) -> Path:

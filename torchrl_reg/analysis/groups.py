@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchrl_reg.analysis.errors import AnalysisError
@@ -46,6 +46,8 @@ class Group:
 def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
     """The methods in ``runs``: one group per recipe, environment and set of settings.
 
+    A recipe goes by its stem (``m_dqn``); two files of one stem go by their paths (``recipes/m_dqn``).
+
     The label is the recipe and the fewest settings that tell its configs apart. A setting can be in a label if it
     varies on at least one environment: what an environment's preset changes is the same method elsewhere, so a method
     carries one label over all environments and can be averaged over them.
@@ -64,12 +66,30 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
     runs = list(runs)
     _refuse_unknown(by or (), runs)
     _refuse_unequal_siblings(runs)
-    groups = [
-        group
-        for recipe in sorted({run.recipe for run in runs})
-        for group in _groups_of_recipe(recipe, [run for run in runs if run.recipe == recipe], by)
-    ]
+    named: dict[str, list[RunRecord]] = {}
+    for name, run in zip(_recipe_names(runs), runs, strict=True):
+        named.setdefault(name, []).append(run)
+    groups = [group for recipe in sorted(named) for group in _groups_of_recipe(recipe, named[recipe], by)]
     return sorted(groups, key=lambda group: group.env)  # stable: recipes and settings stay in order
+
+
+def _recipe_names(runs: Sequence[RunRecord]) -> list[str]:
+    scripts: dict[str, set[str]] = {}
+    for run in runs:
+        scripts.setdefault(run.recipe, set()).add(run.script)
+    return [run.script.removesuffix(".py") if len(scripts[run.recipe]) > 1 else run.recipe for run in runs]
+
+
+def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[RunRecord]:
+    """``runs`` without the settings ``ignored``, so that runs which differ in these alone are one method.
+
+    Raises:
+        AnalysisError: a name that is no setting of the runs.
+    """
+    _refuse_unknown(ignored, runs, "ignore")
+    return [
+        replace(run, config={key: value for key, value in run.config.items() if key not in ignored}) for run in runs
+    ]
 
 
 def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | None) -> list[Group]:
@@ -207,13 +227,13 @@ def _refuse_unequal_siblings(runs: Iterable[RunRecord]) -> None:
             )
 
 
-def _refuse_unknown(by: Iterable[str], runs: Iterable[RunRecord]) -> None:
+def _refuse_unknown(by: Iterable[str], runs: Iterable[RunRecord], name: str = "by") -> None:
     known = sorted({key for run in runs for key in run.config})
     for key in by:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise AnalysisError(f"by must name a setting of the runs, got {key!r}.{hint}")
+            raise AnalysisError(f"{name} must name a setting of the runs, got {key!r}.{hint}")
 
 
 def _refuse_unnamed(recipe: str, runs: Iterable[RunRecord], varied: list[str], by: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,8 +17,8 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.figures import (
     COLORS,
     GREY,
+    add_legend,
     frames_axis,
-    legend_above,
     new_figure,
     panels,
     returns_axis,
@@ -26,13 +27,15 @@ from torchrl_reg.analysis.figures import (
     styles,
 )
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.scores import Scores, normalized
+from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     Estimator,
+    beyond_note,
     interquartile_mean,
     mean,
     performance_profile,
+    profile_thresholds,
     stratified_bootstrap,
 )
 
@@ -71,7 +74,7 @@ def draw_learning_curves(
     figure.supxlabel("environment frames", fontsize=9)
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
     figure.supylabel(f"{name} return" if column.startswith("return_") else name, fontsize=9)
-    legend_above(figure, looks)
+    add_legend(figure, looks)
     return save(figure, path)
 
 
@@ -93,6 +96,7 @@ def draw_aggregate_curves(
     _scaled(scale)
     if aggregate not in AGGREGATES:
         raise AnalysisError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}.")
+    groups = [group for group in groups if has_score(group.env, scale)]
     envs = {group.env for group in groups}
     methods = dict.fromkeys(group.method for group in groups)
     of = {method: [group for group in groups if group.method == method] for method in methods}
@@ -108,7 +112,7 @@ def draw_aggregate_curves(
     frames_axis(axes)
     axes.set_xlabel("environment frames", fontsize=9)
     axes.set_ylabel(f"{aggregate}, {_UNITS[scale]} ({_count(len(envs))})", fontsize=9)
-    legend_above(figure, looks)
+    add_legend(figure, looks)
     return save(figure, path)
 
 
@@ -123,6 +127,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     """
     methods = methods_of(scores)
     known_method(method, methods), known_method(baseline, methods)
+    scores = on_scale(scores, scale)
     frames = longest(scores)
     means = {
         (each.group.method, each.group.env): float(normalized(each.group.env, each.values, scale, frames).mean())
@@ -144,7 +149,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     axes.axvline(0, color=GREY, linewidth=0.8)
     _percent_axis(axes, float(np.abs(values).max()))
     for place, value in enumerate(values):
-        text = f"{value:+.0f}%" if abs(value) >= 9.95 else f"{value:+.1f}%"
+        text = percent(value)
         side = 1 if value >= 0 else -1
         axes.annotate(
             text,
@@ -157,7 +162,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
             color=GREY,
         )
     better = int((values > 0).sum())
-    axes.set_title(f"{method} over {baseline}: better on {better} of {len(envs)}", fontsize=9, loc="left")
+    axes.set_title(f"{method} over {baseline}: better on {better} of {_count(len(envs))}", fontsize=9, loc="left")
     unit = f"{_UNITS[scale]} score" if scale in _UNITS else "return"
     axes.set_xlabel(f"improvement in {unit} (%)", fontsize=9)
     return save(figure, path)
@@ -172,32 +177,35 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
         AnalysisError: no common scale, no such method, or a bad suffix.
     """
     _scaled(scale)
+    scores = on_scale(scores, scale)
     frames = longest(scores)
     tasks = {method: task_scores(scores, method, scale, frames) for method in methods_of(scores)}
     complete = {method: runs for method, runs in tasks.items() if runs is not None}
     if not complete:
         raise AnalysisError(f"results must hold a method with runs on all of {', '.join(envs_of(scores))}, got none.")
-    all_runs = np.concatenate([runs for each in complete.values() for runs in each])
-    # A few games have scores of thousands of percent; the profile is told by the rest.
-    thresholds = np.linspace(min(0.0, all_runs.min()), max(1.0, float(np.quantile(all_runs, 0.95))) * 1.05, 101)
+    thresholds, beyond = profile_thresholds([runs for each in complete.values() for runs in each], scale)
     looks = styles(list(complete))
     figure = new_figure(6.4, 3.9)
     axes = styled(figure.add_subplot())
     for method, runs in complete.items():
-        _band(axes, thresholds, performance_profile(runs, thresholds, resamples=1_000), looks[method])
+        band = performance_profile(runs, thresholds, resamples=1_000)
+        _band(axes, thresholds, band, looks[method] | {"drawstyle": "steps-post"})
+    if beyond:
+        axes.set_title(beyond_note(beyond), fontsize=8, loc="right", color=GREY)
     axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
     axes.set_xlabel(f"{_UNITS[scale]} score, s", fontsize=9)
     axes.set_ylabel(f"runs with a score above s ({_count(len(envs_of(scores)))})", fontsize=9)
-    legend_above(figure, looks)
+    add_legend(figure, looks)
     return save(figure, path)
 
 
 def _band(axes: Axes, x: NDArray, band: NDArray, look: dict) -> None:
     value, low, high = band
     axes.plot(x, value, linewidth=1.6, marker="o" if len(x) == 1 else None, markersize=4, **look)
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    stepped: dict[str, Any] = {"step": "post"} if "drawstyle" in look else {}
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, **stepped)
 
 
 def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
@@ -206,6 +214,17 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
     if baseline == 0:
         raise AnalysisError(f"the baseline's mean return on {env} must not be 0 without a scale, got 0.")
     return 100 * (score - baseline) / abs(baseline)
+
+
+def percent(value: float) -> str:
+    """A signed percentage of two or three digits.
+
+    >>> percent(12.3), percent(-4.56), percent(-0.01), percent(0.04)
+    ('+12%', '-4.6%', '0.0%', '0.0%')
+    """
+    if abs(value) < 0.05:
+        return "0.0%"
+    return f"{value:+.0f}%" if abs(value) >= 9.95 else f"{value:+.1f}%"
 
 
 def _percent_axis(axes: Axes, largest: float) -> None:

@@ -100,6 +100,8 @@ def _scores(group: Group, how: str, column: str, unfinished: bool) -> Scores:
         evaluated, _ = run.evaluations(column)
         if not len(evaluated):
             left_out.append(f"{run.path} has no evaluation of {column}")
+        elif run.ends_without(column):
+            left_out.append(f"{run.path} is left out, as {column} of its last evaluation is not a finite number")
         elif run.done is None and not unfinished:
             left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished takes it in)")
         else:
@@ -111,14 +113,18 @@ def _scores(group: Group, how: str, column: str, unfinished: bool) -> Scores:
 def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     """The scale (``human``, ``sac`` or ``none``) for ``envs``.
 
+    ``human`` wants Atari games only, one of them with a human score; the few without one are in no average then
+    (:func:`on_scale`).
+
     Raises:
         AnalysisError: ``wanted`` is no scale, or does not suit one of ``envs``.
     """
     if wanted not in SCALES:
         raise AnalysisError(f"normalize must be one of {', '.join(SCALES)}, got {wanted!r}.")
+    scored = any(has_score(env, "human") for env in envs)
     suits = {
-        "human": lambda env: env.startswith("atari/") and has_human_score(_task(env)),
-        "sac": lambda env: _task(env) in RANDOM_RETURNS,
+        "human": lambda env: env.startswith("atari/") and (scored or not envs),
+        "sac": lambda env: has_score(env, "sac"),
     }
     if wanted == "auto":
         return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
@@ -127,6 +133,31 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
         kind = "Atari games with a human score" if wanted == "human" else "the MuJoCo tasks with a SAC score"
         raise AnalysisError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
     return wanted
+
+
+def has_score(env: str, scale: str) -> bool:
+    """Whether ``env`` has a reference score on ``scale``; always on ``none``."""
+    if scale == "human":
+        return env.startswith("atari/") and has_human_score(_task(env))
+    return scale == "none" or _task(env) in RANDOM_RETURNS
+
+
+def on_scale(scores: Sequence[Scores], scale: str) -> list[Scores]:
+    """Those of ``scores`` whose environment has a reference score on ``scale``."""
+    return [each for each in scores if has_score(each.group.env, scale)]
+
+
+def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
+    """A sentence on the environments that no average on ``scale`` can hold; none where all have a score."""
+    envs = list(dict.fromkeys(envs))
+    without = [env.removeprefix("atari/") for env in envs if not has_score(env, scale)]
+    if not without:
+        return []
+    have = "has" if len(without) == 1 else "have"
+    return [
+        f"{len(without)} of {len(envs)} games {have} no human score: {', '.join(without)}; averages over environments "
+        f"leave {'it' if len(without) == 1 else 'them'} out"
+    ]
 
 
 def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:

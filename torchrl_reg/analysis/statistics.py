@@ -199,6 +199,30 @@ def performance_profile(
     return stratified_bootstrap(above, sizes, mean, level=level, resamples=resamples, seed=seed)
 
 
+def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 301) -> tuple[Array, float]:
+    """Thresholds ``[points]`` for a profile of all ``scores``, and the share of runs above the last one.
+
+    They end at the 90% quantile, at 8 at most on the human scale and at 1 at least: a few games have scores of
+    thousands of percent, and a profile is told by the rest.
+
+    >>> profile_thresholds([[0.0] * 19, [50.0]], "human", points=3)
+    (array([0. , 0.5, 1. ]), 0.05)
+    """
+    runs = np.concatenate([np.asarray(each, np.float64) for each in scores])
+    cap = float(np.quantile(runs, 0.9))
+    cap = max(1.0, min(cap, 8.0) if scale == "human" else cap)
+    return np.linspace(min(0.0, float(runs.min())), cap, points), float((runs > cap).mean())
+
+
+def beyond_note(share: float) -> str:
+    """What a profile says of the runs right of it.
+
+    >>> beyond_note(0.096), beyond_note(0.001)
+    ('10% of runs lie beyond', '<1% of runs lie beyond')
+    """
+    return f"{f'{100 * share:.0f}' if share >= 0.005 else '<1'}% of runs lie beyond"
+
+
 def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
     tasks = [np.asarray(task, np.float64) for task in scores]
     if not tasks or any(task.ndim != 1 or not len(task) for task in tasks):

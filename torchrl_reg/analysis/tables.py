@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, longest, methods_of
+from torchrl_reg.analysis.curves import curve_notes
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.published import PUBLISHED, published_table
-from torchrl_reg.analysis.scores import Scores, normalized, sac_frames
+from torchrl_reg.analysis.scores import Array, Scores, has_score, normalized, on_scale, sac_frames, unscored_note
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
@@ -82,9 +83,9 @@ def environment_table(
             "mean": stratified_estimate([each.values], mean),
             "IQM": stratified_estimate([each.values], interquartile_mean),
         }
-        if scale != "none":
-            on_scale = normalized(group.env, each.values, scale, frames)
-            numbers[SCALE_NAMES[scale]] = stratified_estimate([on_scale], mean)
+        if scale != "none" and has_score(group.env, scale):
+            scaled = normalized(group.env, each.values, scale, frames)
+            numbers[SCALE_NAMES[scale]] = stratified_estimate([scaled], mean)
         if group.env in reference and group.method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
@@ -95,7 +96,7 @@ def environment_table(
                 len(each.values),
                 _range(each.frames),
                 ", ".join(group.commits),
-                _honest(numbers),
+                _honest(numbers, [each.values], [reference.get(group.env, ())]),
             )
         )
     notes = _notes(scores, scale, frames)
@@ -109,36 +110,69 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     """IQM, median, mean and optimality gap over all environments, and the probability of improving on ``baseline``.
 
     None where nothing can be averaged: several environments without a common scale, and no baseline; or one
-    environment without a scale, where :func:`environment_table` says all.
+    environment without a scale, where :func:`environment_table` says all. Games without a score on ``scale`` are left
+    out.
     """
-    envs = envs_of(scores)
+    envs = envs_of(on_scale(scores, scale))
     if scale == "none" and (baseline is None or len(envs) == 1):
         return None
     found = aggregates(scores, scale, baseline=baseline)
+    if not any(each.estimates or each.improvement for each in found):
+        return None
     rows = []
     for each in found:
         numbers: dict[str, Estimate | float] = dict(each.estimates)
         if each.improvement is not None:
             numbers[f"P(> {baseline})"] = each.improvement
-        rows.append(Row("all", each.method, each.runs, numbers=_honest(numbers)))
+        runs = _by_env(on_scale(scores, scale), each.method).values()
+        others = _by_env(on_scale(scores, scale), baseline).values() if baseline is not None else ()
+        rows.append(Row("all", each.method, each.runs, numbers=_honest(numbers, runs, others)))
     unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
     over = f"{len(envs)} environments" if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
 
 
-def warnings(groups: Sequence[Group], scores: Sequence[Scores]) -> list[str]:
-    """What a reader should know and would not see: runs left out, several commits, methods that lack environments."""
+def warnings(
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    *,
+    scale: str = "none",
+    baseline: str | None = None,
+    averaged: bool = True,
+) -> list[str]:
+    """What a reader should know and would not see: runs left out, several commits, methods that lack environments.
+
+    Args:
+        groups, scores: what is shown.
+        scale: that of the averages; names the games without a score on it.
+        baseline: whose probability of improvement is shown.
+        averaged: whether something over all environments follows, so that it matters what is not in it.
+    """
     found = [reason for each in scores for reason in each.left_out]
-    mixed = [group for group in groups if len(group.commits) > 1]
-    if mixed:
-        which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
-        found.append(f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}")
-    envs = envs_of(scores)
-    for method in methods_of(scores):
-        missing = sorted(set(envs) - set(_by_env(scores, method)))
-        if missing:
-            found.append(f"{method} is in no aggregate, as it lacks {', '.join(missing)}")
+    found += mixed_commits(groups)
+    if averaged:
+        found += unscored_note(envs_of(scores), scale)
+        lacking = lacking_environments(on_scale(scores, scale))
+        found += lacking_note(lacking)
+        if baseline in lacking:
+            found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
     return found + label_notes(groups)
+
+
+def mixed_commits(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the groups whose seeds were run at several commits; none where there are none."""
+    mixed = [group for group in groups if len(group.commits) > 1]
+    if not mixed:
+        return []
+    which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
+    return [f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}"]
+
+
+def lacking_environments(scores: Sequence[Scores]) -> dict[str, list[str]]:
+    """Methods without a score on some environment that another has, and which ones."""
+    envs = envs_of(scores)
+    found = {method: sorted(set(envs) - set(_by_env(scores, method))) for method in methods_of(scores)}
+    return {method: missing for method, missing in found.items() if missing}
 
 
 def label_notes(groups: Sequence[Group]) -> list[str]:
@@ -151,6 +185,27 @@ def label_notes(groups: Sequence[Group]) -> list[str]:
         if hidden:
             found[group.recipe] = f"runs of {group.recipe} also differ in {', '.join(hidden)}, along with their label"
     return list(found.values())
+
+
+def lacking_note(lacking: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence on the methods that are in no average, and the environments each lacks; none for no methods."""
+    if len(lacking) == 1:
+        return [f"{method} is in no aggregate, as it lacks {_few(gone)}" for method, gone in lacking.items()]
+    which = "; ".join(f"{method} lacks {_few(gone)}" for method, gone in lacking.items())
+    return [f"{len(lacking)} methods are in no aggregate: {which}"] if lacking else []
+
+
+def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
+    """What a reader of curves should know; ``averaged`` over environments on ``scale``, or not."""
+    found = curve_notes(groups, column) + mixed_commits(groups)
+    if averaged:
+        found += unscored_note((group.env for group in groups), scale)
+        envs = {group.env for group in groups if has_score(group.env, scale)}
+        there: dict[str, set[str]] = {}
+        for group in groups:
+            there.setdefault(group.method, set()).add(group.env)
+        found += lacking_note({method: sorted(envs - has) for method, has in there.items() if envs - has})
+    return found + label_notes(groups)
 
 
 def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
@@ -182,10 +237,26 @@ def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, 
     return found
 
 
-def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:
-    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty."""
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
+
+
+def _honest(
+    numbers: Mapping[str, Estimate | float],
+    runs: Iterable[Sequence[float] | Array],
+    baseline: Iterable[Sequence[float] | Array],
+) -> dict[str, Estimate | float]:
+    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty.
+
+    A probability of 1 keeps its own, ``[1, 1]``, where several unlike runs are compared.
+    """
+    unlike = any(len(set(each)) > 1 for each in (*runs, *baseline))
+
+    def flat(name: str, number: Estimate) -> bool:
+        return number.low == number.high == number.value and not (unlike and name.startswith("P(> "))
+
     return {
-        name: number.value if isinstance(number, Estimate) and number.low == number.high == number.value else number
+        name: number.value if isinstance(number, Estimate) and flat(name, number) else number
         for name, number in numbers.items()
     }
 

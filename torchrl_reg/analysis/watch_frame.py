@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLORS = ("dodger_blue1", "dark_orange", "green3", "orchid", "gold1", "turquoise2", "grey70")
 _STATE_COLORS = {"done": "green", "running": "cyan", "silent": "yellow", "failed": "red", "waiting": "bright_black"}
+_NAMES = {"eval": "evaluated return", "train": "training return"}
 _PLOT_HEIGHT = 9
 _SPARK_WIDTH = 12
 
@@ -39,14 +40,14 @@ def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | Non
         if left is not None and left < len(shown) + 3 and number:
             parts.append(Text(f"\n{len(envs) - number} more environments: a taller terminal", style="bright_black"))
             break
-        column, curves = latest_curves(shown)
+        event, curves = latest_curves(shown)
         heading = Text(f"\n{shown[0].env}", style="bold")
-        heading.append(f"  {column}", style="not bold bright_black")
+        heading.append(f"  {_NAMES[event]}", style="not bold bright_black")
         parts.append(heading)
         drawn = any(len(curve[0]) > 1 for curve in curves) and (left is None or left - tables >= _PLOT_HEIGHT + 1)
         if drawn:
             parts.append(_plot(curves, width))
-        parts.append(_table(shown, curves, width))
+        parts.append(_table(shown, curves, [group.latest(event) for group in shown], width))
         if left is not None:
             left -= len(shown) + 3 + drawn * (_PLOT_HEIGHT + 1)
             tables -= len(shown) + 3
@@ -58,13 +59,13 @@ def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | Non
 def _summary(watcher: Watcher) -> Text:
     from rich.text import Text
 
-    counts = Counter[str](run.state() for run in watcher.runs.values())
-    text = Text(f"{len(watcher.runs)} runs", style="bold")
+    counts = Counter[str](run.state() for run in watcher.runs.values()) + Counter(watcher.not_begun.values())
+    text = Text(f"{counts.total()} runs", style="bold")
     for state, color in _STATE_COLORS.items():
         if counts[state]:
             text.append(f"  {counts[state]} {state}", style=f"not bold {color}")
     frames = sum(run.frames for run in watcher.runs.values())
-    total = sum(run.total_frames or run.frames for run in watcher.runs.values())
+    total = watcher.total_frames
     if total:
         text.append(f"  {amount(frames)} of {amount(total)} frames", style="not bold")
     return text
@@ -89,7 +90,9 @@ def _plot(curves: Sequence[Curve], width: int) -> Text:
     return text
 
 
-def _table(groups: Sequence[WatchedGroup], curves: Sequence[Curve], width: int) -> RenderableType:
+def _table(
+    groups: Sequence[WatchedGroup], curves: Sequence[Curve], latest: Sequence[float | None], width: int
+) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), show_header=True, header_style="bright_black", expand=False)
@@ -98,27 +101,27 @@ def _table(groups: Sequence[WatchedGroup], curves: Sequence[Curve], width: int) 
     for name in ("done", "frames", "fps", "left", "return"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for index, (group, curve) in enumerate(zip(groups, curves, strict=True)):
-        table.add_row(*_cells(group, curve, _COLORS[index % len(_COLORS)]))
+    for index, (group, curve, value) in enumerate(zip(groups, curves, latest, strict=True)):
+        table.add_row(*_cells(group, curve, value, _COLORS[index % len(_COLORS)]))
     return table
 
 
-def _cells(group: WatchedGroup, curve: Curve, color: str) -> list[Any]:
+def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -> list[Any]:
     from rich.text import Text
 
-    states = Counter[str](run.state() for run in group.runs)
+    states = Counter[str](run.state() for run in group.runs) + Counter(group.not_begun)
     worst = next((state for state in ("failed", "silent", "running", "waiting") if states[state]), "done")
-    if len(group.runs) == 1:
+    planned = states.total()
+    if planned == 1:
         done = Text(worst, style=_STATE_COLORS[worst])
     else:
-        done = Text(f"{states['done']}/{len(group.runs)}", style=_STATE_COLORS[worst])
+        done = Text(f"{states['done']}/{planned}", style=_STATE_COLORS[worst])
         if worst in ("failed", "silent"):
             done.append(f" {states[worst]} {worst}")
     moving = [run for run in group.runs if run.state() == "running"]
     fps = [run.fps for run in moving if run.fps]
     left = [run.remaining_seconds for run in moving if run.remaining_seconds is not None]
-    share = sum(run.share for run in group.runs) / len(group.runs)
-    values = curve[1]
+    share = sum(run.share for run in group.runs) / planned
     return [
         Text("●", style=color),
         Text(group.name),
@@ -126,8 +129,8 @@ def _cells(group: WatchedGroup, curve: Curve, color: str) -> list[Any]:
         f"{amount(sum(run.frames for run in group.runs))} {share:4.0%}",
         f"{sum(fps):,.0f}" if fps else "",
         duration(max(left)) if left else "",
-        f"{values[-1]:.4g}" if len(values) else "",
-        Text(sparkline(values, _SPARK_WIDTH), style=color),
+        "" if value is None else f"{value:.4g}",
+        Text(sparkline(curve[1], _SPARK_WIDTH), style=color),
     ]
 
 

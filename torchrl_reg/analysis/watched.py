@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.mean_curve import mean_curve
+from torchrl_reg.analysis.planned import not_begun
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
 from torchrl_reg.analysis.tail import Tail
 
@@ -71,7 +72,7 @@ class WatchedRun:
         path = self.record.path
         if (path / "done.json").exists():
             return "done"
-        if path.with_name(f"{path.name}.failed").exists():
+        if _failed(path):
             return "failed"
         try:
             written = (path / "metrics.jsonl").stat().st_mtime
@@ -97,16 +98,32 @@ class WatchedRun:
 
 @dataclass(frozen=True)
 class WatchedGroup:
-    """Runs shown as one line: the seeds of a method, or one run."""
+    """Runs shown as one line: the seeds of a method, or one run.
+
+    Args:
+        name, env: what they are.
+        runs: those that have begun.
+        not_begun: states of the planned seeds beside them that have no folder yet.
+    """
 
     name: str
     env: str
     runs: tuple[WatchedRun, ...]
+    not_begun: tuple[State, ...] = ()
 
     def curve(self, event: Literal["eval", "train"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Frames and the mean return over the runs that reach each of them."""
         points = [run.evaluations if event == "eval" else run.training for run in self.runs]
         return mean_curve([each for each in points if each])
+
+    def latest(self, event: Literal["eval", "train"]) -> float | None:
+        """The mean return at the last frame that every run with a return has reached; None before the first of one."""
+        points = [run.evaluations if event == "eval" else run.training for run in self.runs]
+        points = [each for each in points if each]
+        common = min((each[-1][0] for each in points), default=0)
+        if not points or common < max(each[0][0] for each in points):
+            return None
+        return float(np.mean([np.interp(common, *np.array(each, dtype=np.float64).T) for each in points]))
 
 
 @dataclass
@@ -116,6 +133,7 @@ class Watcher:
     folders: Sequence[Path]
     runs: dict[Path, WatchedRun] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    not_begun: dict[Path, State] = field(default_factory=dict)
     _grouped: dict[bool, list[WatchedGroup]] = field(default_factory=dict)
 
     def refresh(self) -> None:
@@ -125,11 +143,23 @@ class Watcher:
         if there != set(self.runs):
             self._grouped.clear()
         self.runs = {path: run for path, run in self.runs.items() if path in there}
+        planned = {path for root in self.folders for path in not_begun(root)} - there
+        states: dict[Path, State] = {path: "failed" if _failed(path) else "waiting" for path in sorted(planned)}
+        if states != self.not_begun:
+            self._grouped.clear()
+            self.not_begun = states
         self.unreadable = {}
         for path in found:
-            if path not in self.runs:
+            # A run writes its command a moment after its config.
+            begun = path in self.runs and self.runs[path].record.recipe != "unknown"
+            if not begun:
                 try:
-                    self.runs[path] = WatchedRun(read_run(path))
+                    record = read_run(path)
+                    if path not in self.runs:
+                        self.runs[path] = WatchedRun(record)
+                    elif record.recipe != "unknown":
+                        self.runs[path].record = record
+                        self._grouped.clear()
                 except (AnalysisError, OSError) as error:
                     self.unreadable[path] = str(error)
         for run in self.runs.values():
@@ -149,22 +179,48 @@ class Watcher:
             except AnalysisError:
                 pass
             else:
-                return [WatchedGroup(g.method, g.env, tuple(runs[id(r)] for r in g.runs)) for g in groups]
+                return [
+                    WatchedGroup(g.method, g.env, tuple(runs[id(r)] for r in g.runs), self._beside(g.runs))
+                    for g in groups
+                ]
         ordered = sorted(self.runs.values(), key=lambda run: (run.record.env, run.record.path))
         return [WatchedGroup(self._shown(run.record.path), run.record.env, (run,)) for run in ordered]
+
+    @property
+    def total_frames(self) -> int:
+        """Of all runs; one that has not begun counts as the mean of those beside it, else of all."""
+        totals = {path: run.total_frames or run.frames for path, run in self.runs.items()}
+        if not totals:
+            return 0
+        beside: dict[Path, list[int]] = {}
+        for path, total in totals.items():
+            beside.setdefault(path.parent, []).append(total)
+        every = list(totals.values())
+        expected = [beside.get(path.parent, every) for path in self.not_begun]
+        return sum(every) + round(sum(sum(each) / len(each) for each in expected))
+
+    def _beside(self, runs: Iterable[RunRecord]) -> tuple[State, ...]:
+        parents = {run.path.parent for run in runs}
+        return tuple(state for path, state in self.not_begun.items() if path.parent in parents)
 
     def _shown(self, path: Path) -> str:
         root = next((root for root in self.folders if path != root and path.is_relative_to(root)), path.parent)
         return str(path.relative_to(root))
 
 
-def latest_curves(groups: Iterable[WatchedGroup]) -> tuple[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """What to draw for the groups of one environment, and its name: evaluations once all have two, else training."""
+def latest_curves(
+    groups: Iterable[WatchedGroup],
+) -> tuple[Literal["eval", "train"], list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """What to draw for the groups of one environment, and of what: evaluations once all have two, else training."""
     groups = list(groups)
     evaluated = [group.curve("eval") for group in groups]
     if all(len(frames) > 1 for frames, _ in evaluated):
-        return "evaluated return", evaluated
-    return "training return", [group.curve("train") for group in groups]
+        return "eval", evaluated
+    return "train", [group.curve("train") for group in groups]
+
+
+def _failed(path: Path) -> bool:
+    return path.with_name(f"{path.name}.failed").exists()
 
 
 def _is_number(value: Any) -> bool:

@@ -17,12 +17,14 @@ _MARKS = {"ok": "ok     ", "warn": "warn   ", "missing": "missing"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``RUN ...`` and ``--json``."""
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders whose tau to judge")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="judge the tau of run folders instead of the machine"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a checklist")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the checklist; 1 if something essential is broken, else 0.
+    """Prints the checklist, or what there is to say of the RUNs; 1 if something essential is broken, else 0.
 
     Raises:
         AnalysisError: a RUN is no run folder.
@@ -30,13 +32,15 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.runs:
         if not (folder / "config.yaml").is_file():
             raise AnalysisError(f"RUN must be a run folder, which holds a config.yaml, got {folder}.")
-    findings = [finding for check in CHECKS for finding in checked(check)]
+    findings = [] if args.runs else [finding for check in CHECKS for finding in checked(check)]
     for folder in args.runs:
         findings += checked(partial(_tau_of, folder), name=f"tau of {folder}")
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         _print_checklist(findings)
+        if args.runs:
+            print("Only tau was looked at; torchrl-reg doctor without a RUN checks the machine.")
     return int(any(finding.essential and finding.status == "missing" for finding in findings))
 
 

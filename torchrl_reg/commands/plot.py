@@ -38,13 +38,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise AnalysisError(f"plots need {error.name}, got none: pip install 'torchrl_reg[report]'.") from error
     from torchrl_reg.analysis.aggregates import envs_of
     from torchrl_reg.analysis.figures import checked_path
-    from torchrl_reg.analysis.scores import group_scores, scale_of
-    from torchrl_reg.analysis.tables import warnings
+    from torchrl_reg.analysis.scores import group_scores, scale_of, unscored_note
+    from torchrl_reg.analysis.tables import curve_warnings, warnings
 
     out = checked_path(arguments.out or Path(f"{arguments.kind}.png"))
     groups = selected_groups(arguments)
     scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
     column = arguments.column
+    if arguments.kind in ("curves", "aggregate"):
+        warn(curve_warnings(groups, column, scale=scale, averaged=arguments.kind == "aggregate"))
     if arguments.kind == "curves":
         print(plots.draw_learning_curves(groups, out, column=column, center=arguments.center))
         return 0
@@ -52,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(plots.draw_aggregate_curves(groups, out, scale=scale, column=column, aggregate=arguments.aggregate))
         return 0
     scores = group_scores(groups, arguments.score, column, unfinished=arguments.unfinished)
-    warn(warnings(groups, scores))
+    warn(warnings(groups, scores, scale=scale, averaged=arguments.kind == "profile"))
+    if arguments.kind == "improvement":
+        warn(unscored_note((group.env for group in groups), scale))
     if arguments.kind == "profile":
         print(plots.draw_profiles(scores, out, scale=scale_of(envs_of(scores), arguments.normalize)))
         return 0

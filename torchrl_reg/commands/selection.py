@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from typing import TypeVar
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.groups import Group, group_runs
-from torchrl_reg.analysis.runs import find_runs
+from torchrl_reg.analysis.groups import Group, group_runs, shown, without_settings
+from torchrl_reg.analysis.runs import RunRecord, find_runs
 
 Item = TypeVar("Item")
 
@@ -23,7 +23,30 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", default="return_greedy_mean", help="column of the evaluations (default: %(default)s)"
     )
+    add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
+
+
+def add_ignore(parser: argparse.ArgumentParser) -> None:
+    """``--ignore SETTING``."""
+    parser.add_argument(
+        "--ignore", action="append", metavar="SETTING", help="runs that differ in this alone are alike (repeatable)"
+    )
+
+
+def ignoring(runs: list[RunRecord], ignored: list[str] | None) -> list[RunRecord]:
+    """``runs`` without the settings ``ignored``; what was ignored goes to stderr.
+
+    Raises:
+        AnalysisError: a name that is no setting of the runs.
+    """
+    if not ignored:
+        return runs
+    left = without_settings(runs, ignored)
+    for key in ignored:
+        values = dict.fromkeys(shown(run.config[key]) for run in runs if key in run.config)
+        warn([f"ignored {key}, which is {_listed(list(values)[:6])}{', ...' * (len(values) > 6)} in these runs"])
+    return left
 
 
 def add_scoring(parser: argparse.ArgumentParser) -> None:
@@ -44,14 +67,16 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
     Raises:
         AnalysisError: no runs there, none chosen, or runs that cannot be told apart.
     """
-    runs = find_runs(arguments.results)
+    skipped: list[str] = []
+    runs = find_runs(arguments.results, skipped=skipped)
+    warn(f"left out: {sentence.removesuffix('.')}" for sentence in skipped)
     if not runs:
         raise AnalysisError(
             f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."
         )
     # Environments are chosen before methods are named, so that labels say what differs on those chosen.
     runs = _matching("env", arguments.env, {run.env for run in runs}, runs, lambda run: run.env)
-    groups = group_runs(runs, arguments.by)
+    groups = group_runs(ignoring(runs, arguments.ignore), arguments.by)
     labels = {group.method for group in groups}
     return _matching("method", arguments.method, labels, groups, lambda group: group.method)
 

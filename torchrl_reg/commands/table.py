@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         environment_table(scores, scale=scale, baseline=arguments.baseline, published=arguments.published, title=title),
         aggregate_table(scores, scale=scale, baseline=arguments.baseline),
     ]
-    warn(warnings(groups, scores))
+    averaged = tables[1] is not None or (arguments.baseline is not None and len(envs_of(scores)) > 1)
+    warn(warnings(groups, scores, scale=scale, baseline=arguments.baseline, averaged=averaged))
     print(FORMATS[arguments.format]([table for table in tables if table is not None]), end="")
     return 0

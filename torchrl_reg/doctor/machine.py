@@ -185,6 +185,8 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
 
 def _optional_packages() -> Iterable[Finding]:
     extras = {
+        "numpy": "recipes",
+        "PyYAML": "report",
         "hydra-core": "recipes",
         "submitit": "slurm",
         "hydra-submitit-launcher": "slurm",

@@ -75,8 +75,9 @@ def test_every_number_of_the_table_is_that_of_a_hand_computation(tmp_path, write
     assert page.rows == [
         ["method", "acrobot", "cartpole", "seeds", "commit"],
         ["dqn", "", "2.00 [1.00, 3.00]", "2", "0123456"],
-        ["m_dqn", "0.00 ", "−150.2 ", "1 acrobot1 of 2 cartpole", "0123456"],
+        ["m_dqn", "no finished run", "−150.2 ", "0 of 1 acrobot1 of 2 cartpole", "0123456"],
     ]
+    assert "last evaluation is not a finite number: m_dqn/acrobot/tau=0.03/seed=0." in "".join(page.text)
 
 
 def test_what_the_header_counts(tmp_path, write_run):
@@ -88,6 +89,15 @@ def test_what_the_header_counts(tmp_path, write_run):
     # 3 runs of 200 frames, 4 seconds each.
     assert "1 of 3 runs finished1 failed1 method1 environment3 seeds each600 frames12 s of run time" in text
     assert "1 run is not finished; the summary leaves out what is not." in text
+
+
+def test_planned_runs_count(tmp_path, write_run):
+    run = write_run(tmp_path, seed=0)
+    run.with_name("seed=1.failed").write_text("{}")  # it never made its folder
+    listed = [str(run.with_name(f"seed={seed}").relative_to(tmp_path)) for seed in range(3)]
+    (tmp_path / "jobs.jsonl").write_text(json.dumps({"array": None, "elements": [listed]}) + "\n")
+    _, page = _report(tmp_path)
+    assert "1 of 3 runs finished1 waiting1 failed1 method" in " ".join("".join(page.text).split())
 
 
 def test_name_question_plan_failures_and_commands_are_shown(tmp_path, write_run):
@@ -182,7 +192,8 @@ def test_profiles_scale_each_environment_from_its_worst_run_to_its_best(tmp_path
             for seed, score in enumerate(scores):
                 write_run(tmp_path, recipe=recipe, env=env, seed=seed, scores=(score * scale,))
     write_run(tmp_path, recipe="iqn", env="acrobot", scores=(0.0,))  # not on every environment
-    lines = profiles(read_sweep(tmp_path), points=5)
+    lines, beyond = profiles(read_sweep(tmp_path), points=5)
+    assert beyond == 0
     assert [line.label for line in lines] == ["dqn", "m_dqn"]
     assert lines[0].x.tolist() == [0, 0.25, 0.5, 0.75, 1]
     # One dqn run of two is the best of its environment, the other the worst; a profile counts scores above.
@@ -202,12 +213,14 @@ def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_sc
 
 
 def test_atari_games_are_scaled_by_random_and_human_scores(tmp_path, write_run):
+    write_run(tmp_path, recipe="dqn", env="atari/AirRaid", scores=(9.0,))  # no human score: in no average
     for game, random, human in (("Pong", -20.7, 14.6), ("Breakout", 1.7, 30.5)):
         write_run(tmp_path, recipe="dqn", env=f"atari/{game}", scores=(random,))
         write_run(tmp_path, recipe="m_dqn", env=f"atari/{game}", scores=(2 * human - random,))
     html, page = _report(tmp_path)
     assert [row[1].split()[0] for row in page.rows[1:3]] == ["0.00", "2.00"]
     assert "0 is the random policy and 1 a human" in html
+    assert "1 of 3 games has no human score: AirRaid" in html and "AirRaid" in str(page.rows[0])
 
 
 def test_many_environments_are_rows(tmp_path, write_run):
@@ -241,6 +254,36 @@ def test_responses_and_heat_maps(tmp_path, write_run):
     assert (heat_map.rows, heat_map.columns) == ("algo.tau", "algo.alpha")
     assert heat_map.row_values == ("0.01", "0.1") and heat_map.counts == ((2, 2, 2), (2, 2, 2))
     np.testing.assert_allclose(heat_map.cells, [[0.6, 1.5, 2.6], [1.5, 2.4, 3.5]])
+
+
+def test_each_recipe_has_a_heat_map_of_what_every_cell_has(tmp_path, write_run):
+    for tau in (0.1, 0.2):
+        for alpha in (0.0, 0.9):
+            settings = {"tau": tau, "alpha": alpha, "lr": 1}
+            write_run(tmp_path, settings=settings, scores=(tau + alpha,))
+            write_run(tmp_path, recipe="dqn", settings=settings, scores=(100.0,))
+    write_run(tmp_path, settings={"tau": 0.1, "alpha": 0.0, "lr": 2}, scores=(1000.0,))  # in one cell alone
+    maps = {(m.recipe, m.rows, m.columns): m for m in heat_maps(read_sweep(tmp_path).groups, "return_greedy_mean")}
+    ours = maps["m_dqn", "algo.tau", "algo.alpha"]
+    np.testing.assert_allclose(ours.cells, [[0.1, 1.0], [0.2, 1.1]])
+    assert ours.note == "unbalanced: 1 of 2 combinations of the other settings are in every cell"
+    assert maps["dqn", "algo.tau", "algo.alpha"].cells == ((100.0, 100.0), (100.0, 100.0))
+    assert ours.counts == ((1, 1), (1, 1)) and maps["dqn", "algo.tau", "algo.alpha"].note == ""
+
+
+def test_a_mean_over_many_combinations_holds_those_with_every_value(tmp_path, write_run):
+    for lr in range(8):
+        for tau in (0.1, 0.2, 0.3):
+            for seed in (0, 1):
+                if lr < 7 or tau < 0.3:  # the eighth, far above the others, lacks a value
+                    score = 10.0 * lr + tau + (1000.0 if lr == 7 else 0.0)
+                    write_run(tmp_path, seed=seed, settings={"tau": tau, "lr": lr}, scores=(score,))
+    (found,) = [r for r in responses(read_sweep(tmp_path).groups, "return_greedy_mean") if r.setting == "algo.tau"]
+    (line,) = found.lines
+    np.testing.assert_allclose(line.y, [30.1, 30.2, 30.3])
+    # Both seeds of a combination agree, so runs drawn within each combination leave nothing to vary.
+    np.testing.assert_allclose(line.low, line.y), np.testing.assert_allclose(line.high, line.y)
+    assert found.note == "over 7 combinations of the other settings (7 of 8: those with all values)"
 
 
 def test_settings_that_only_change_together_have_no_response(tmp_path, write_run):
@@ -315,3 +358,11 @@ def test_neither_command_imports_torch(tmp_path, write_run, command):
         f"assert main({[command, str(tmp_path)]!r}) == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_labels_of_responses_are_as_one_would_type_them(tmp_path, write_run):
+    for tau in (0.1, 0.2):
+        for double in (True, False):
+            write_run(tmp_path, settings={"tau": tau, "double": double}, scores=(tau,))
+    (found,) = responses(read_sweep(tmp_path).groups, "return_greedy_mean")
+    assert [line.label for line in found.lines] == ["m_dqn double=false", "m_dqn double=true"]

@@ -12,9 +12,13 @@ import numpy as np
 from torchrl_reg.analysis.groups import Group, short_name, shown
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.scores import estimate, final_scores
+from torchrl_reg.analysis.statistics import mean, stratified_estimate
 
 #: With more lines than these, the mean over all of them is drawn instead.
 _MOST_LINES = 6
+_RESAMPLES = 2_000
+#: The recipe and every setting but those looked at, with the values.
+Family = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,19 @@ class Response:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Mean score over two settings on one environment; a cell is None where no run is finished."""
+    """Mean score of one recipe over two settings on one environment; a cell is None where no run is finished.
 
+    Args:
+        recipe: whose runs.
+        rows, columns: the settings.
+        env: the environment.
+        row_values, column_values: those they take, ascending.
+        cells: means over the runs of the combinations of the other settings that every filled cell has.
+        counts: numbers of these runs.
+        note: which combinations were left out; empty for none.
+    """
+
+    recipe: str
     rows: str
     columns: str
     env: str
@@ -47,6 +62,7 @@ class HeatMap:
     column_values: tuple[str, ...]
     cells: tuple[tuple[float | None, ...], ...]
     counts: tuple[tuple[int, ...], ...]
+    note: str = ""
 
 
 def responses(groups: Sequence[Group], column: str) -> list[Response]:
@@ -63,10 +79,11 @@ def responses(groups: Sequence[Group], column: str) -> list[Response]:
 
 
 def heat_maps(groups: Sequence[Group], column: str) -> list[HeatMap]:
-    """One for every pair of numeric settings crossed with each other, at least 2 x 2 and three quarters full."""
+    """One for every recipe and pair of its numeric settings crossed with each other, at least 2 x 2 and 3/4 full."""
     found = []
-    for env in dict.fromkeys(group.env for group in groups):
-        scored = [(group, final_scores(group, column)) for group in groups if group.env == env]
+    for env, recipe in dict.fromkeys((group.env, group.recipe) for group in groups):
+        members = [group for group in groups if (group.env, group.recipe) == (env, recipe)]
+        scored = [(group, final_scores(group, column)) for group in members]
         scored = [(group, scores) for group, scores in scored if scores]
         crossed = [s for s in _numeric_settings([g for g, _ in scored]) if _response(s, env, scored)]
         for one, other in combinations(crossed, 2):
@@ -93,22 +110,22 @@ def _values(groups: Sequence[Group], setting: str) -> list[Any]:
 def _response(setting: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> Response | None:
     having = [(group, scores) for group, scores in scored if setting in group.settings]
     values = _values([group for group, _ in having], setting)
-    families: dict[tuple[Any, ...], list[tuple[int, list[float]]]] = {}
+    families: dict[Family, list[tuple[int, list[float]]]] = {}
     for group, scores in having:
-        rest = tuple((name, str(value)) for name, value in group.settings.items() if name != setting)
         place = values.index(_number(group.settings[setting]))
-        families.setdefault((group.recipe, *rest), []).append((place, scores))
+        families.setdefault(_family(group, setting), []).append((place, scores))
     families = {key: sorted(points) for key, points in families.items() if len(points) > 1}
     if not families:
         return None
     lines: tuple[Line, ...]
     if len(families) > _MOST_LINES:
-        pooled: dict[int, list[float]] = {}
-        for points in families.values():
-            for place, scores in points:
-                pooled.setdefault(place, []).extend(scores)
-        lines = (_line("mean over all other settings", 0, sorted(pooled.items())),)
-        note = f"over {len(families)} combinations of the other settings"
+        # Only those with every value: else a value's mean would say which settings it was tried with.
+        whole = [points for points in families.values() if len(points) == len(values)]
+        if not whole:
+            return None
+        lines = (_pooled(whole),)
+        short = f" ({len(whole)} of {len(families)}: those with all values)" if len(whole) < len(families) else ""
+        note = f"over {len(whole)} combinations of the other settings{short}"
     else:
         named = _names(list(families))
         items = zip(named, families.values(), strict=True)
@@ -123,7 +140,7 @@ def _names(keys: list[tuple[Any, ...]]) -> list[str]:
     names = dict.fromkeys(name for rest in rests for name in rest)
     differing = [name for name in names if len({rest.get(name) for rest in rests}) > 1]
     return [
-        " ".join([key[0], *(f"{short_name(n, differing)}={shown(rest[n])}" for n in differing if n in rest)])
+        " ".join([key[0], *(f"{short_name(n, differing)}={rest[n][0]}" for n in differing if n in rest)])
         for key, rest in zip(keys, rests, strict=True)
     ]
 
@@ -135,25 +152,52 @@ def _line(label: str, series: int, points: Sequence[tuple[int, list[float]]]) ->
     return Line(label, series, x, numbers[0], numbers[1], numbers[2])
 
 
+def _pooled(families: Sequence[Sequence[tuple[int, list[float]]]]) -> Line:
+    """The mean over families, each weighing the same, with the interval over runs within each."""
+    places = np.array([place for place, _ in families[0]], dtype=np.float64)
+    found = [
+        stratified_estimate([points[i][1] for points in families], mean, resamples=_RESAMPLES)
+        for i in range(len(places))
+    ]
+    value, low, high = np.array([(each.value, each.low, each.high) for each in found]).T
+    return Line("mean over all other settings", 0, places, value, low, high)
+
+
+def _family(group: Group, *settings: str) -> Family:
+    rest = [(name, value) for name, value in group.settings.items() if name not in settings]
+    return (group.recipe, *((name, (shown(value), str(value))) for name, value in rest))
+
+
 def _heat_map(one: str, other: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> HeatMap | None:
     having = [(group, scores) for group, scores in scored if one in group.settings and other in group.settings]
     groups = [group for group, _ in having]
     rows, columns = _values(groups, one), _values(groups, other)
-    cells: list[list[list[float]]] = [[[] for _ in columns] for _ in rows]
+    cells: list[list[dict[Family, list[float]]]] = [[{} for _ in columns] for _ in rows]
     for group, scores in having:
         row, place = rows.index(_number(group.settings[one])), columns.index(_number(group.settings[other]))
-        cells[row][place] += scores
-    filled = sum(bool(cell) for row in cells for cell in row)
-    if len(rows) < 2 or len(columns) < 2 or filled < 0.75 * len(rows) * len(columns):
+        cells[row][place][_family(group, one, other)] = scores
+    filled = [cell for row in cells for cell in row if cell]
+    if len(rows) < 2 or len(columns) < 2 or len(filled) < 0.75 * len(rows) * len(columns):
         return None
+    every = set().union(*filled)
+    shared = [family for family in filled[0] if all(family in cell for cell in filled)]
+    if not shared:
+        return None
+    unbalanced = f"unbalanced: {len(shared)} of {len(every)} combinations of the other settings are in every cell"
+    means = [
+        [float(np.mean([np.mean(cell[family]) for family in shared])) if cell else None for cell in row]
+        for row in cells
+    ]
     return HeatMap(
+        having[0][0].recipe,
         one,
         other,
         env,
         tuple(shown(value) for value in rows),
         tuple(shown(value) for value in columns),
-        tuple(tuple(float(np.mean(cell)) if cell else None for cell in row) for row in cells),
-        tuple(tuple(len(cell) for cell in row) for row in cells),
+        tuple(map(tuple, means)),
+        tuple(tuple(sum(len(cell[family]) for family in shared) if cell else 0 for cell in row) for row in cells),
+        unbalanced if len(shared) < len(every) else "",
     )
 
 

@@ -13,12 +13,13 @@ from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.runs import RunRecord
-from torchrl_reg.analysis.scores import normalized, run_score, scale_of
+from torchrl_reg.analysis.scores import has_score, normalized, run_score, scale_of
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
     mean,
     performance_profile,
+    profile_thresholds,
     stratified_bootstrap,
     stratified_estimate,
 )
@@ -32,8 +33,8 @@ _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_
 
 
 def final_score(run: RunRecord, column: str) -> float | None:
-    """The last evaluation of a finished run; None for any other."""
-    if run.done is None or not len(run.evaluations(column)[1]):
+    """The last evaluation of a finished run; None for any other, and where it is not a finite number."""
+    if run.done is None or run.ends_without(column) or not len(run.evaluations(column)[1]):
         return None
     return run_score(run, "final", column)
 
@@ -90,12 +91,12 @@ def diagnostic_names(groups: Iterable[Group]) -> list[str]:
     values: dict[str, list[float]] = {}
     for group in groups:
         for run in group.runs:
-            for row in run.rows:
-                if row["event"] == "train":
-                    for name, value in row.items():
-                        if name not in _NOT_DIAGNOSTICS and isinstance(value, int | float):
-                            seen = values.setdefault(name, [value, value])
-                            seen[0], seen[1] = min(seen[0], value), max(seen[1], value)
+            for name in run.names("train"):
+                found = run.training(name)[1]
+                if name not in _NOT_DIAGNOSTICS and len(found):
+                    low, high = float(found.min()), float(found.max())
+                    seen = values.setdefault(name, [low, high])
+                    seen[0], seen[1] = min(seen[0], low), max(seen[1], high)
     moving = [name for name, (low, high) in values.items() if high > low]
     rank = {name: place for place, name in enumerate(_FIRST)}
     order = {name: place for place, name in enumerate(moving)}
@@ -123,10 +124,12 @@ class ScaledScores:
     Args:
         scale: 0 and 1 of it, in words.
         runs: an array an environment, by method.
+        name: ``human``, ``sac`` or ``none``.
     """
 
     scale: str
     runs: dict[str, list[Array]]
+    name: str = "none"
 
 
 def scaled_scores(sweep: Sweep) -> ScaledScores:
@@ -137,12 +140,13 @@ def scaled_scores(sweep: Sweep) -> ScaledScores:
     """
     scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
     envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
-    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
     scale = scale_of(envs) if envs else "none"
+    envs = [env for env in envs if has_score(env, scale)]
+    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
     words = {"human": "0 is the random policy and 1 a human", "sac": "0 is the random policy and 1 is SAC"}
     shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
     if len(envs) < 2 or len(complete) < 2:
-        return ScaledScores(shown, {})
+        return ScaledScores(shown, {}, scale)
     frames = max(effort([run]).frames for run in sweep.runs)
 
     def scaled(method: str, env: str) -> Array:
@@ -152,7 +156,7 @@ def scaled_scores(sweep: Sweep) -> ScaledScores:
         found = [score for each in sweep.methods for score in scores.get((each, env), [])]
         return _scaled(values, min(found), max(found))
 
-    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete})
+    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete}, scale)
 
 
 def aggregate(scaled: Sequence[Array]) -> Estimate:
@@ -160,17 +164,19 @@ def aggregate(scaled: Sequence[Array]) -> Estimate:
     return stratified_estimate(scaled, interquartile_mean, resamples=_RESAMPLES)
 
 
-def profiles(sweep: Sweep, points: int = 161) -> list[Line]:
-    """Share of runs above each scaled score; see :func:`scaled_scores`."""
-    found = scaled_scores(sweep).runs
-    every = np.concatenate([each for scaled in found.values() for each in scaled] or [np.zeros(1)])
-    thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), points)
+def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
+    """Share of runs above each scaled score (:func:`scaled_scores`), and the share of runs right of the profile."""
+    found = scaled_scores(sweep)
+    if not found.runs:
+        return [], 0.0
+    every = [each for scaled in found.runs.values() for each in scaled]
+    thresholds, beyond = profile_thresholds(every, found.name, points)
     lines = []
-    for method, scaled in found.items():
+    for method, scaled in found.runs.items():
         share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
         series = sweep.methods.index(method)
         lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
-    return lines
+    return lines, beyond
 
 
 @dataclass(frozen=True)
@@ -183,13 +189,8 @@ class Effort:
 
 def effort(runs: Iterable[RunRecord]) -> Effort:
     """What was spent on ``runs`` so far, over all their processes up to the last row."""
-    frames, seconds = 0, 0.0
-    for run in runs:
-        frames += max((row["frames"] for row in run.rows), default=0)
-        walls = [row["wall_seconds"] for row in run.rows if isinstance(row.get("wall_seconds"), int | float)]
-        total = (run.done or {}).get("wall_seconds")
-        seconds += total if isinstance(total, int | float) else max(walls, default=0.0)
-    return Effort(frames, seconds)
+    runs = list(runs)
+    return Effort(sum(run.frames for run in runs), sum(run.wall_seconds for run in runs))
 
 
 def _scaled(values: Array, low: float, high: float) -> Array:

@@ -19,6 +19,8 @@ from torchrl_reg.analysis.report.scores import (
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.report.table import ALL, heat_cell, summary_table
 from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.scores import scale_of, unscored_note
+from torchrl_reg.analysis.statistics import beyond_note
 
 #: With more methods than these, the legend starts with the best few on.
 _MOST_SHOWN = 8
@@ -31,7 +33,8 @@ def header(sweep: Sweep) -> str:
     spent = effort(runs)
     seeds = sorted({len(group.runs) for group in sweep.groups})
     tiles = [
-        (f"{states.count('done')} of {len(runs)}", "runs finished"),
+        (f"{states.count('done')} of {len(runs) + len(sweep.not_begun)}", "runs finished"),
+        (str(sweep.waiting), "waiting") if sweep.waiting else None,
         (str(len(sweep.failures)), "failed") if sweep.failures else None,
         (str(len(sweep.methods)), "method" if len(sweep.methods) == 1 else "methods"),
         (str(len(sweep.envs)), "environment" if len(sweep.envs) == 1 else "environments"),
@@ -109,7 +112,7 @@ def curves(sweep: Sweep) -> str:
 
 def profile(sweep: Sweep) -> str:
     """Performance profiles, where there are several environments."""
-    lines = profiles(sweep) if len(sweep.envs) > 1 else []
+    lines, beyond = profiles(sweep) if len(sweep.envs) > 1 else ([], 0.0)
     if not lines:
         return ""
     chart = line_chart(
@@ -123,6 +126,8 @@ def profile(sweep: Sweep) -> str:
         "Run-score distributions, averaged over environments, with 95% stratified-bootstrap intervals; "
         f"{scaled_scores(sweep).scale}. Higher is better."
     )
+    if beyond:
+        note += f" {beyond_note(beyond)}.".replace("beyond", "beyond the right end")
     return _section("profiles", "Performance profiles", note, _grid([chart]))
 
 
@@ -219,7 +224,7 @@ def provenance(sweep: Sweep) -> str:
 
 def _command_row(sweep: Sweep, run: RunRecord) -> str:
     state = sweep.state(run)
-    frames = max((row["frames"] for row in run.rows), default=0)
+    frames = run.frames
     total = run.config.get("algo.total_frames")
     detail = [run.env, f"seed {run.seed}", state if state == "done" else f"{state} at {amount(frames)} frames"]
     if state != "done" and isinstance(total, int | float):
@@ -244,6 +249,11 @@ def _warnings(sweep: Sweep) -> str:
     if unfinished:
         runs = "1 run is" if len(unfinished) == 1 else f"{len(unfinished)} runs are"
         found.append(f"{runs} not finished; the summary leaves out what is not.")
+    found += [f"Left out: {sentence}" for sentence in sweep.skipped]
+    endless = [sweep.shown_path(run) for run in sweep.runs if run.done is not None and run.ends_without(sweep.column)]
+    if endless:
+        found.append(f"Scores leave out runs whose last evaluation is not a finite number: {', '.join(endless)}.")
+    found += [f"{sentence}." for sentence in unscored_note(sweep.envs, scale_of(sweep.envs))]
     few = {len(group.runs) for group in sweep.groups if len(group.runs) < 3}
     if few:
         found.append("Some methods have fewer than three seeds: their intervals say little or nothing.")
@@ -262,7 +272,8 @@ def _heat_table(heat_map: HeatMap) -> str:
     )
     one, other = (short_name(name, (heat_map.rows, heat_map.columns)) for name in (heat_map.rows, heat_map.columns))
     return (
-        f'<figure class="map"><figcaption>{escape(heat_map.env)} <small>{escape(one)} down, {escape(other)} across'
+        f'<figure class="map"><figcaption>{escape(heat_map.recipe)} on {escape(heat_map.env)} <small>'
+        f"{escape(one)} down, {escape(other)} across{escape('; ' * bool(heat_map.note) + heat_map.note)}"
         f"</small></figcaption><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></figure>"
     )
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.groups import Group, group_runs
-from torchrl_reg.analysis.runs import RunRecord, find_runs
+from torchrl_reg.analysis.groups import Group, group_runs, without_settings
+from torchrl_reg.analysis.planned import not_begun
+from torchrl_reg.analysis.runs import RunRecord, find_runs, is_seen
 
 _NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
@@ -37,6 +38,8 @@ class Sweep:
     groups: methods on environments, with their runs.
     failures: sorted by path.
     column: the evaluation that is the score.
+    not_begun: planned runs without a folder, relative to the sweep, failed ones among them.
+    skipped: sentences on folders that look like runs and cannot be read.
     """
 
     folder: Path
@@ -46,6 +49,13 @@ class Sweep:
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
     column: str
+    not_begun: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs have not begun and did not fail either."""
+        return len(set(self.not_begun) - {failure.path for failure in self.failures})
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -78,28 +88,38 @@ class Sweep:
         return "failed" if failed else "unfinished"
 
 
-def read_sweep(folder: Path, *, column: str | None = None) -> Sweep:
+def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str] = ()) -> Sweep:
     """The sweep in ``folder``.
 
     Args:
         folder: ``results/NAME``, or any folder of runs.
+        ignore: settings that make no difference between methods.
         column: the evaluation to score by; by default ``return_greedy_mean``, else the first there is.
 
     Raises:
         AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or no evaluation named ``column``.
     """
-    runs = find_runs(folder)
+    skipped: list[str] = []
+    runs = find_runs(folder, skipped=skipped)
+    runs = without_settings(runs, ignore) if ignore else runs
     failures = tuple(_failures(folder))
-    if not runs and not failures:
+    unbegun = {_relative(path, folder) for path in not_begun(folder)}
+    begun = {_relative(run.path, folder) for run in runs}
+    unbegun |= {failure.path for failure in failures} - begun
+    if not runs and not unbegun:
         raise AnalysisError(f"FOLDER must hold run folders, got {folder} with none.")
     plan = _plan(folder)
     name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
     chosen = _column(runs, column)
-    return Sweep(folder, name, question.strip(), plan, tuple(group_runs(runs)), failures, chosen)
+    groups = tuple(group_runs(runs))
+    waiting = tuple(sorted(unbegun))
+    return Sweep(folder, name, question.strip(), plan, groups, failures, chosen, waiting, tuple(skipped))
 
 
 def _column(runs: list[RunRecord], asked: str | None) -> str:
-    found = sorted({key for run in runs for row in run.rows if row["event"] == "eval" for key in row})
+    for run in runs:
+        _ = run.all_columns  # one pass over every file; a report needs all of it
+    found = sorted({name for run in runs for name in run.names("eval")})
     found = [key for key in found if key.startswith("return_") and key.endswith("_mean")]
     if asked is not None and asked not in found:
         raise AnalysisError(f"--column must be an evaluation of the runs, got {asked!r}; they have {found or 'none'}.")
@@ -138,7 +158,11 @@ def _failures(folder: Path) -> Iterator[Failure]:
 
 
 def _markers(root: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(root):
+    seen: set[tuple[int, int]] = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        if is_seen(folder, seen):
+            below.clear()
+            continue
         below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
         yield from (Path(folder) / name for name in files if name.endswith(".failed"))
 
