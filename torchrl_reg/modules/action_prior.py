@@ -231,9 +231,10 @@ class InverseTemperatureUpdate(TensorDictModuleBase):
         loss = tensordict.get(self.squared_td_error_key).double()
         goal = loss.clamp(min=self.loss_floor).reciprocal()
         for prior in self.priors:
+            assert isinstance(prior, ActionPrior)
             # A loss that is not finite (every row masked, or diverged) teaches beta nothing.
             new = torch.where(loss.isfinite(), torch.lerp(prior.beta, goal, self.rate), prior.beta)
-            prior.beta.copy_(new.clamp(self.beta_min, self.beta_max))  # type: ignore[operator]
+            prior.beta.copy_(new.clamp(self.beta_min, self.beta_max))
         return tensordict
 
 
