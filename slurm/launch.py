@@ -37,6 +37,9 @@ from sweep_folder import Submitted, SweepFolder
 from this_machine import run_here, run_in_process
 
 
+_CONF = Path(__file__).resolve().parent / "conf"
+
+
 @dataclass
 class Sweep:
     """What to run: every seed of every point of ``grid`` for every one of ``variants``, ``base`` underneath."""
@@ -174,7 +177,17 @@ def _fail(sentence: str) -> NoReturn:
     sys.exit(1)
 
 
+def _help() -> str:
+    """What can be chosen; Hydra's own help would want a sweep first."""
+    choices = {group: sorted(path.stem for path in (_CONF / group).glob("*.yaml")) for group in ("sweep", "cluster")}
+    listed = "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
+    return f"{__doc__}\n{listed}\n\n--cfg job with a sweep shows every setting and its value."
+
+
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(_help())
+        return
     chosen: list[tuple[Launch, str]] = []
 
     def app(cfg: DictConfig) -> None:
@@ -186,7 +199,7 @@ def main() -> None:
     schema = OmegaConf.structured(Launch)
     ConfigStore.instance().store(name="schema", node=schema)
     try:
-        hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="launch")(app)()
+        hydra.main(version_base="1.3", config_path=str(_CONF), config_name="launch")(app)()
         os.environ["HYDRA_FULL_ERROR"] = full_errors  # the runs inherit it
         if chosen:  # not with --help or --cfg
             sys.exit(launch(*chosen[0]))

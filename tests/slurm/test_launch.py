@@ -117,6 +117,12 @@ def test_a_half_finished_launch_does_not_spoil_the_folder(local_sweep):
     assert len(local_sweep.finished()) == 1
 
 
+def test_help_needs_no_sweep():
+    done = run_launch("--help")
+    assert done.returncode == 0
+    assert "sweep: atari60_m_iqn, " in done.stdout and "cluster: debug, gpu, local, slurm" in done.stdout
+
+
 def test_no_sbatch_on_path_is_one_sentence(tmp_path):
     done = run_launch("sweep=naps", f"root={tmp_path}", "check=false", PATH=os.path.dirname(sys.executable))
     assert sentence(done).startswith("cluster.kind=slurm needs sbatch on PATH, got none; cluster=local")
