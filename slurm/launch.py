@@ -36,7 +36,6 @@ from sweep import PlannedRun, SweepError, planned_runs
 from sweep_folder import Submitted, SweepFolder
 from this_machine import run_here, run_in_process
 
-
 _CONF = Path(__file__).resolve().parent / "conf"
 
 
