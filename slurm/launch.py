@@ -79,10 +79,10 @@ def launch(config: Launch, sweep_name: str) -> int:
     runs = planned_runs(sweep)
     files = {} if config.kept_code else code_files({run.recipe for run in runs})
     code = folder.code_for(sweep, None if config.kept_code else current_code(files))
-    if config.cluster.kind == "slurm" and not config.dry:
-        require_partition(config.cluster.partition)
     if config.check and not config.kept_code:
         check_settings(runs)
+    if config.cluster.kind == "slurm" and not config.dry:
+        require_partition(config.cluster.partition)
     if config.dry:
         return _show(_missing(runs, folder, config), folder, config.cluster, code)
     is_new = not folder.is_launched
