@@ -19,15 +19,16 @@ from torchrl_reg.training import read_metrics, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CARTPOLE = ["m_iqn.py", "algo.n_steps=3", "algo.total_frames=6000", "run.checkpoint_every_frames=1000"]
+CARTPOLE += ["net.num_cells=[16,16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.update_every_frames=8"]
 ATARI = ["m_dqn.py", "env=atari", "algo.total_frames=2560", "run.checkpoint_every_frames=512", "algo.num_envs=2"]
 ATARI += ["algo.learning_starts_frames=256", "algo.replay_capacity=300", "net.num_cells=[8]", "algo.batch_size=8"]
 ATARI += ["env.max_episode_frames=200"]
-SMALL = ["policy.num_cells=[16]", "algo.total_frames=3200", "run.checkpoint_every_frames=640", "algo.batch_size=8"]
+SMALL = ["policy.num_cells=[16]", "algo.total_frames=1920", "run.checkpoint_every_frames=480", "algo.batch_size=8"]
 SMALL += ["env.max_episode_frames=50", "algo.learning_starts_frames=160", "algo.replay_capacity=2000"]
 PCL = ["pcl.py", *SMALL, "algo.max_kl=0.01", "algo.lam=0.1"]  # sequences as rows, a learnt coefficient
 SAC = ["sac.py", *SMALL, "policy=multicategorical"]
 MIRL = ["mirl.py", "algo.method=sql_m", "algo.total_frames=6000", "run.checkpoint_every_frames=1000"]  # two priors
-COMMON = ["run.log_every_frames=256", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
+COMMON = ["run.log_every_frames=128", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
 
 
 def begin(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -40,10 +41,12 @@ def rows(folder: Path) -> list[dict]:
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
-RUNS = {"m_iqn-3-steps": CARTPOLE, "m_dqn-atari": ATARI, "pcl": PCL, "sac": SAC, "mirl": MIRL}
+RUNS = {"m_iqn-3-steps": CARTPOLE, "pcl": PCL, "m_dqn-atari": ATARI, "sac": SAC, "mirl": MIRL}
+QUICK = ("m_iqn-3-steps", "pcl")  # each starts four processes that import torch: the others only with -m slow
+CASES = [pytest.param(run, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, run in RUNS.items()]
 
 
-@pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("arguments", CASES)
 def test_killed_and_restarted(arguments: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = begin(whole, arguments)
