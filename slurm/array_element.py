@@ -240,17 +240,24 @@ def _write_failure(path: Path, code: int, line: str) -> None:
         path.write_text(json.dumps(failure) + "\n")
 
 
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file ``path``."""
+    try:
+        # Opened for writing, which NFS wants of an exclusive lock; never created.
+        with path.open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no such file, or a file system without locks
+    return False
+
+
 def _is_held(path: Path, seconds: float) -> bool:
     """Whether a process still holds the run after ``seconds``: one killed by a hard requeue may take some to go."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        try:
-            # Opened for writing, which NFS wants of an exclusive lock; never created.
-            with path.open("r+b") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_locked(path):
             return False
-        except BlockingIOError:
-            time.sleep(0.5)
-        except OSError:
-            return False  # no such file, or a file system without locks
+        time.sleep(0.5)
     return True

@@ -54,9 +54,7 @@ class Cluster:
             )
 
 
-def elements(
-    runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, cluster: Cluster, python: str = sys.executable
-) -> list[ArrayElement]:
+def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, cluster: Cluster) -> list[ArrayElement]:
     """``runs_per_job`` runs to an element of the array."""
     size = cluster.runs_per_job
     return [
@@ -65,7 +63,7 @@ def elements(
                 folder=str(folder),
                 code=str(code),
                 commit=commit,
-                runs=[(run.folder, command(run, folder, code, python)) for run in runs[start : start + size]],
+                runs=[(run.folder, command(run, folder, code)) for run in runs[start : start + size]],
                 threads=cluster.threads,
                 retries=cluster.retries,
                 minutes=cluster.minutes,
@@ -75,9 +73,14 @@ def elements(
     ]
 
 
-def command(run: PlannedRun, folder: Path, code: Path, python: str = sys.executable) -> tuple[str, ...]:
+def command(run: PlannedRun, folder: Path, code: Path) -> tuple[str, ...]:
     """The command line of a run."""
-    return (python, str(recipe_path(run.recipe, code)), *run.overrides, override("run.dir", str(folder / run.folder)))
+    return (
+        sys.executable,
+        str(recipe_path(run.recipe, code)),
+        *run.overrides,
+        override("run.dir", str(folder / run.folder)),
+    )
 
 
 def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Cluster) -> str:

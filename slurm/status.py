@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from array_element import last_line
+from array_element import is_locked, last_line
 from slurm_queue import queued_runs
 from sweep import SweepError
-from sweep_folder import SweepFolder, is_locked
+from sweep_folder import SweepFolder
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

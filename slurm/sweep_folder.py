@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from array_element import is_locked
 from snapshot import Code
 from sweep import SweepError, flat, planned_runs
 
@@ -166,16 +167,3 @@ class SweepFolder:
         if different:
             listed = "; ".join(different)
             raise SweepError(f"{self.path} belongs to a sweep with another base ({listed}); choose another name=.")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock file ``path``."""
-    try:
-        # Opened for writing, which NFS wants of an exclusive lock; never created.
-        with path.open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # no such file, or a file system without locks
-    return False

@@ -226,23 +226,6 @@ CONTINUOUS_BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "overrides", "expected"), CONTINUOUS_BAD, ids=str)
-def test_user_errors_of_continuous_recipes(
-    name: str,
-    overrides: list[str],
-    expected: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name), *overrides)
-    assert stop.value.code == 1
-    error = capsys.readouterr().err.strip()
-    assert expected in error
-    assert "\n" not in error and "Traceback" not in error
-
-
 @pytest.mark.parametrize("method", ["sql", "sql_m", "mirl"])
 def test_whose_prior_is_learnt(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The target of SQL and SQL_m keeps the uniform prior; SQL_m and MIRL explore from a learnt one."""
@@ -280,8 +263,12 @@ MIRL_BAD = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "expected"), MIRL_BAD, ids=str)
-def test_user_errors_of_mirl(
+NAMED_BAD = [*CONTINUOUS_BAD, *(("mirl", overrides, expected) for overrides, expected in MIRL_BAD)]
+
+
+@pytest.mark.parametrize(("name", "overrides", "expected"), NAMED_BAD, ids=str)
+def test_user_errors_of_a_recipe(
+    name: str,
     overrides: list[str],
     expected: str,
     tmp_path: Path,
@@ -289,7 +276,7 @@ def test_user_errors_of_mirl(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        start(monkeypatch, "mirl", f"run.dir={tmp_path / 'run'}", *tiny("mirl"), *overrides)
+        start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name), *overrides)
     assert stop.value.code == 1
     error = capsys.readouterr().err.strip()
     assert expected in error
