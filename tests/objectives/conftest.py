@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +125,62 @@ def make_batch(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -
 @pytest.fixture
 def batch() -> Callable[..., TensorDict]:
     return make_batch
+
+
+GOLDEN = Path(__file__).with_name("golden.json")
+
+
+def fingerprint(loss: Any, data: Any, seed: int = 11) -> dict[str, Any]:
+    """What one call of a float64 loss gives: every scalar, the priorities, the gradients seen from four directions."""
+    loss.zero_grad()
+    torch.manual_seed(seed)
+    out = loss(data)
+    terms = [value for name, value in out.items() if name.startswith("loss")]
+    sum(term.sum() for term in terms).backward()
+    gradients: dict[str, list[float]] = {}
+    for name in loss._network_names:
+        flat = getattr(loss, f"{name}_params").flatten_keys(".")
+        for key in sorted(flat.keys()):
+            gradient = getattr(flat.get(key), "grad", None)
+            if gradient is not None:
+                generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+                views = torch.randn(4, gradient.numel(), generator=generator, dtype=torch.float64)
+                gradients[f"{name}.{key}"] = (views @ gradient.flatten().double()).tolist()
+    return {
+        "scalars": {name: value.detach().double().flatten().tolist() for name, value in sorted(out.items())},
+        "priority": data["td_error"].flatten().tolist(),
+        "gradients": gradients,
+    }
+
+
+@pytest.fixture(scope="session")
+def golden() -> Iterator[Callable[..., None]]:
+    """Compares a loss's fingerprint with the recorded one (``RECORD_GOLDEN=1`` records instead), in float64."""
+    recorded = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    recording = os.environ.get("RECORD_GOLDEN") == "1"
+
+    def check(name: str, loss: Any, data: Any) -> None:
+        found = fingerprint(loss, data)
+        if recording:
+            recorded[name] = found
+            return
+        expected = recorded[name]
+        for part in ("scalars", "gradients"):
+            assert found[part].keys() == expected[part].keys(), part
+            for key, values in expected[part].items():
+                torch.testing.assert_close(
+                    torch.tensor(found[part][key], dtype=torch.float64),
+                    torch.tensor(values, dtype=torch.float64),
+                    rtol=1e-12,
+                    atol=1e-12,
+                    msg=lambda text, key=key: f"{name} {key}: {text}",
+                )
+        priority = torch.tensor(expected["priority"], dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.tensor(found["priority"], dtype=torch.float64), priority, rtol=1e-12, atol=1e-12
+        )
+
+    yield check
+    if recording:
+        rows = [f"{json.dumps(name)}: {json.dumps(recorded[name])}" for name in sorted(recorded)]
+        GOLDEN.write_text("{\n" + ",\n".join(rows) + "\n}\n")

@@ -353,7 +353,7 @@ def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None
 
 def _means(rows: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
     """Batch means of equally shaped rows, in one reduction; over the rows of ``mask`` if there is one."""
-    stacked = torch.stack(list(rows.values())).float()
+    stacked = torch.stack(list(rows.values()))
     if mask is None:
         means = stacked.flatten(1).mean(1)
     else:
