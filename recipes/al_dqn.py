@@ -34,7 +34,7 @@ class Algo:
     n_steps: int = 1  # of the return
     learning_rate: float = 2e-3  # Adam
     anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
-    adam_eps: float = 1e-5  # 3.125e-4 in [C]: with a learning rate of 1e-3 slower and less steady (README)
+    adam_eps: float = 1e-5  # 3.125e-4 in [C]: with a learning rate of 1e-3 slower and less steady (recipes/README.md)
     loss_function: str = "smooth_l1"  # Huber, delta 1 [C]; also l2, l1
     batch_size: int = 32  # transitions
     replay_capacity: int = 50_000  # transitions [C, CartPole]

@@ -6,7 +6,7 @@
 
 Sources: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 [V20], and its released code [C];
 Dabney et al., "Implicit Quantile Networks", ICML 2018 [D18].
-Expect an evaluation return above 475 on CartPole-v1 within 100k frames (README, "Measured").
+Expect an evaluation return above 475 on CartPole-v1 within 100k frames (recipes/README.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Algo:
     n_steps: int = 1  # of the return; the released code uses 1, the paper's M-IQN reportedly 3
     learning_rate: float = 2e-3  # Adam
     anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
-    adam_eps: float = 1e-5  # 3.125e-4 in [C]: with a learning rate of 1e-3 CartPole stays unsolved (README)
+    adam_eps: float = 1e-5  # 3.125e-4 in [C]: with a learning rate of 1e-3 CartPole stays unsolved (recipes/README.md)
     batch_size: int = 32  # transitions [D18]
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000

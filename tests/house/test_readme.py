@@ -1,31 +1,107 @@
-"""The README's scripts run as printed."""
+"""Every room has its document, and every snippet in them works as printed."""
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from torchrl_reg.cli import _parser
+
 ROOT = Path(__file__).parents[2]
+ROOMS = ("README.md", "recipes/README.md", "slurm/README.md", "tests/README.md", "torchrl_reg/README.md")
+#: What holds at the end of a script, where it says more than that the script ran.
+ENDINGS = {
+    "README.md-0": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
+    "torchrl_reg/README.md-0": "assert len(buffer) == 5_000",
+    "torchrl_reg/README.md-1": "assert len(buffer) == 2_000",
+}
 
 
-SCRIPTS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-ENDINGS = ["assert len(buffer) == 5_000", "assert len(buffer) == 2_000"]
+def blocks(room: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / room).read_text(), re.S | re.M)
 
 
-@pytest.mark.parametrize(("script", "ending"), list(zip(SCRIPTS, ENDINGS, strict=True)), ids=["m_dqn", "m_iq"])
-def test_the_scripts_are_short_and_run(script: str, ending: str, tmp_path: Path) -> None:
-    assert len([line for line in script.splitlines() if line.strip()]) <= 20
-    (tmp_path / "script.py").write_text(f"{script}\n{ending}\n")
+def commands(start: str) -> Iterator[tuple[str, list[str]]]:
+    """The room and the words of every printed command that begins with ``start``, its comment cut off."""
+    for room in ROOMS:
+        for line in "".join(blocks(room, "bash")).replace("&&", "\n").splitlines():
+            words = shlex.split(line, comments=True)
+            if " ".join(words).startswith(start):
+                yield room, words
+
+
+SCRIPTS = {f"{room}-{i}": script for room in ROOMS for i, script in enumerate(blocks(room, "python"))}
+RECIPES = [(room, words) for room, words in commands("python recipes/") if "--help" not in words]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_scripts_are_short_and_run(name: str, tmp_path: Path) -> None:
+    assert len([line for line in SCRIPTS[name].splitlines() if line.strip()]) <= 20
+    (tmp_path / "script.py").write_text(f"{SCRIPTS[name]}\n{ENDINGS.get(name, '')}\n")
     subprocess.run([sys.executable, str(tmp_path / "script.py")], check=True, timeout=240, cwd=tmp_path)
 
 
-def test_every_recipe_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_ending_belongs_to_a_script() -> None:
+    assert set(ENDINGS) <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize(("room", "words"), RECIPES, ids=[" ".join(words[1:]) for _, words in RECIPES])
+def test_the_recipe_commands_compose(room: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a multirun the first of each list of values; Hydra's own settings are not the recipe's."""
+    script, overrides = ROOT / words[1], [w for w in words[2:] if w != "-m" and not w.startswith("hydra/")]
+    if "-m" in words:
+        overrides = [re.sub(r"^([^=\[]+=[^,\[]+),.*", r"\1", text) for text in overrides]
+    monkeypatch.setattr(sys, "argv", [script.name, "--check"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps([overrides])))
+    load(script).main()
+
+
+def load(script: Path) -> ModuleType:
+    name = f"recipes_{script.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, script)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def test_the_other_commands_name_what_exists() -> None:
+    found = list(commands("torchrl-reg "))
+    for _, words in found:
+        _parser(words[1:]).parse_args(words[1:])
+    for _, words in commands("python slurm/"):
+        assert (ROOT / words[1]).is_file(), words
+    assert len(found) >= 10
+
+
+def test_links_and_figures_lead_somewhere() -> None:
+    for room in ROOMS:
+        text = (ROOT / room).read_text()
+        for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
+            target = "".join(link)
+            assert target.startswith("https://") or ((ROOT / room).parent / target).exists(), (room, target)
+
+
+def test_the_top_is_for_newcomers() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_recipe_and_preset_is_documented() -> None:
+    top, room = (ROOT / "README.md").read_text(), (ROOT / "recipes/README.md").read_text()
     for recipe in (ROOT / "recipes").glob("*.py"):
-        assert f"`{recipe.stem}`" in text
+        assert f"`{recipe.stem}`" in top and f"`{recipe.stem}`" in room, recipe.name
     for preset in (ROOT / "recipes/conf/paper").glob("*.yaml"):
-        assert f"+paper={preset.stem}" in text
+        assert f"`+paper={preset.stem}`" in room
+    for sweep in (ROOT / "slurm/conf/sweep").glob("*.yaml"):
+        assert f"`{sweep.stem}`" in (ROOT / "slurm/README.md").read_text()
