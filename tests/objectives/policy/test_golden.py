@@ -26,6 +26,10 @@ def test_nothing_moved(case: Any, golden: Any, request: pytest.FixtureRequest, v
 
 
 def test_learnt_coefficients(cases: Any, golden: Any) -> None:
-    golden("policy/iq/target_entropy", cases["iq"].loss(target_entropy=1.0).double(), cases["iq"].batch(9, dtype=torch.float64))
+    golden(
+        "policy/iq/target_entropy",
+        cases["iq"].loss(target_entropy=1.0).double(),
+        cases["iq"].batch(9, dtype=torch.float64),
+    )
     case = cases["trust_pcl"]
     golden("policy/trust_pcl/max_kl", case.loss(max_kl=0.05).double(), case.batch(9, dtype=torch.float64))
