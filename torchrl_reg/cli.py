@@ -18,7 +18,7 @@ COMMANDS = {
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
     "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
     "watch": "live curves, progress and time left of running runs in the terminal",
-    "doctor": "checks this machine, and whether tau suits the reward scale of runs",
+    "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from torchrl_reg.cli import main
 from torchrl_reg.doctor import machine
 from torchrl_reg.doctor.machine import Finding
+from torchrl_reg.doctor.records import read_config, record_findings
 from torchrl_reg.doctor.temperature import largest_entropy, temperature_finding
 
 
@@ -22,6 +23,20 @@ def _folder(path, entropies, *, config="env: {name: cartpole}\nalgo: {tau: 0.5}\
     rows = [{"event": "train", "frames": 8 * i, "entropy": value, **columns} for i, value in enumerate(entropies)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "tra')
     return path
+
+
+def _tau(folder):
+    return temperature_finding(folder, read_config(folder / "config.yaml"))
+
+
+def _judged(path, rows, algo="", evaluations=()):
+    """What the doctor says of a run with these training rows, by name."""
+    path.mkdir(exist_ok=True)
+    (path / "config.yaml").write_text(f"env: {{name: cartpole}}\nalgo: {{{algo}}}\n")
+    every = [{"event": "train", "frames": 10 * i, "updates": i, **row} for i, row in enumerate(rows, 1)]
+    every += [{"event": "eval", "frames": 10, "return_greedy_mean": value} for value in evaluations]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in every))
+    return {found.name: found for found in record_findings(path, read_config(path / "config.yaml"))}
 
 
 @pytest.fixture
@@ -67,7 +82,7 @@ def test_a_folder_that_is_no_run_is_refused(only, capsys, tmp_path):
     assert captured.out == ""
 
 
-def test_of_runs_only_tau_is_looked_at(only, capsys, tmp_path):
+def test_of_runs_the_records_are_judged_and_not_the_machine(only, capsys, tmp_path):
     only(lambda: pytest.fail("the machine was checked"))
     run = _folder(tmp_path / "run", [0.69, 0.69, 0.69])
     assert _run(str(run)) == 0
@@ -136,7 +151,7 @@ def test_a_command_that_hangs_is_an_answer_too(monkeypatch):
     ],
 )
 def test_entropy_as_a_share_of_ln_a(tmp_path, entropies, status, shown):
-    found = temperature_finding(_folder(tmp_path / "run", entropies, tau=0.5, action_gap=2.0))
+    found = _tau(_folder(tmp_path / "run", entropies, tau=0.5, action_gap=2.0))
     assert found.status == status
     assert shown in found.detail and "tau=0.5" in found.detail and "action gap / tau = 4" in found.detail
     assert ("uniform" in found.todo) == (entropies[-1] > 0.6)
@@ -154,9 +169,92 @@ def test_ln_a_over_bins_is_d_ln_k():
     [([], "no training row yet"), ([None, None], "this method reports no entropy: nothing to judge")],
 )
 def test_runs_without_an_entropy(tmp_path, entropies, detail):
-    assert temperature_finding(_folder(tmp_path / "run", entropies)).detail == detail
+    assert _tau(_folder(tmp_path / "run", entropies)).detail == detail
 
 
 def test_an_environment_that_cannot_be_built_is_named(tmp_path):
-    found = temperature_finding(_folder(tmp_path / "run", [0.5], config="env: {name: chess}\n"))
+    found = _tau(_folder(tmp_path / "run", [0.5], config="env: {name: chess}\n"))
     assert found.status == "warn" and "got 'chess'" in found.detail
+
+
+def test_rows_that_are_not_finite_are_counted(tmp_path):
+    found = _judged(tmp_path, [{"loss": 0.5}, {"loss": None}, {"loss": None, "td_error": None}])["numbers"]
+    assert (found.status, found.detail) == ("warn", "2 of 3 training rows are not finite, the first at frame 20")
+    (tmp_path / "failed.json").write_text(json.dumps({"last_line": "loss is nan at frame 30"}))
+    found = _judged(tmp_path, [{"loss": 0.5, "return_mean": None}])
+    assert found["numbers"].status == "ok"
+    assert found["end"].status == "warn" and "loss is nan at frame 30" in found["end"].detail
+
+
+@pytest.mark.parametrize(
+    ("row", "algo", "warned"),
+    [
+        ({"action_gap": 480.0}, "gamma: 0.9", False),
+        ({"action_gap": 520.0}, "gamma: 0.9", True),
+        ({"value": -520.0}, "gamma: 0.9", True),
+        ({"value": -520.0, "tau": 0.5, "entropy": 2.0}, "gamma: 0.9", False),  # of which 10 * 0.5 * 2 may be entropy
+        ({"loss": 1e5}, "", False),
+        ({"loss": 3e5}, "", True),
+    ],
+)
+def test_values_beyond_what_returns_allow(tmp_path, row, algo, warned):
+    found = _judged(tmp_path, [{"return_mean": -20.0}, row], algo, evaluations=[50.0])["values"]
+    assert (found.status == "warn") == warned
+    assert ("explode" in found.todo) == warned
+
+
+def test_the_share_of_clipped_bonuses(tmp_path):
+    rows = [{"bonus_clipped": value} for value in (0.9, 0.9, 0.9, 0.1, 0.2, 0.3, 0.4, 0.7)]
+    found = _judged(tmp_path, rows)["bonus"]
+    assert found.status == "warn" and found.detail.startswith("55.0% of the Munchausen bonuses are clipped")
+    assert _judged(tmp_path, rows[:-1])["bonus"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("algo", "updates", "detail"),
+    [
+        ("target_period_updates: 50", 240, "a copy every 50 updates, which makes 4 in the 240 updates"),
+        ("target_period_updates: 50", 251, None),
+        # Of a run that goes on, what is to come counts.
+        ("target_period_updates: 50, total_frames: 2010, learning_starts_frames: 10, update_every_frames: 8", 1, None),
+        (
+            "target_period_updates: 51, total_frames: 2010, learning_starts_frames: 10, update_every_frames: 8",
+            1,
+            "which makes 4 in the 250 updates",
+        ),
+    ],
+)
+def test_a_target_period_longer_than_the_run(tmp_path, algo, updates, detail):
+    found = _judged(tmp_path, [{"updates": updates}], algo)["target network"]
+    assert (found.status == "warn") == (detail is not None)
+    assert detail is None or detail in found.detail
+
+
+@pytest.mark.parametrize(
+    ("algo", "frames", "status"),
+    [
+        ("learning_starts_frames: 50, total_frames: 100", 40, "ok"),
+        ("learning_starts_frames: 50, total_frames: 100", 60, "warn"),
+        ("learning_starts_frames: 100, total_frames: 100", 60, "warn"),
+    ],
+)
+def test_learning_that_never_starts(tmp_path, algo, frames, status):
+    assert _judged(tmp_path, [{"updates": 0, "frames": frames}], algo)["learning"].status == status
+
+
+def test_exploration_that_is_dead(tmp_path):
+    rows = [{"return_mean": value} for value in (-200.0, -199.0)]
+    algo = "eps_end: 0.0, eps_frames: 30, learning_starts_frames: 10, total_frames: 100"
+    found = _judged(tmp_path, rows, algo)["exploration"]
+    assert (found.status, found.detail) == ("warn", "epsilon is 0 for the last 60% of the run")
+    assert _judged(tmp_path, rows, algo.replace("30", "70"))["exploration"].status == "ok"
+    assert _judged(tmp_path, rows, algo.replace("0.0", "0.1"))["exploration"].status == "ok"
+    found = _judged(tmp_path, [{"return_mean": -200.0}] * 10)["exploration"]
+    assert (found.status, found.detail) == ("warn", "every training episode returned -200, in all 10 rows")
+    assert _judged(tmp_path, [{"return_mean": -200.0}] * 9)["exploration"].status == "ok"
+
+
+def test_a_config_that_cannot_be_read_is_a_sentence(only, capsys, tmp_path):
+    run = _folder(tmp_path / "run", [0.5], config="env: [")
+    assert _run(str(run)) == 0
+    assert f"could not be checked: {run}/config.yaml cannot be read (ParserError)." in capsys.readouterr().out

@@ -220,7 +220,7 @@ def latest_curves(
 
 
 def _failed(path: Path) -> bool:
-    return path.with_name(f"{path.name}.failed").exists()
+    return path.with_name(f"{path.name}.failed").exists() or (path / "failed.json").exists()
 
 
 def _is_number(value: Any) -> bool:

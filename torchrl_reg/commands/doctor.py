@@ -1,4 +1,4 @@
-"""``torchrl-reg doctor``: a checklist of this machine, and whether tau suits the reward scale of runs."""
+"""``torchrl-reg doctor``: a checklist of this machine, or of what the records of runs say about their health."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _MARKS = {"ok": "ok     ", "warn": "warn   ", "missing": "missing"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``RUN ...`` and ``--json``."""
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="judge the tau of run folders instead of the machine"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="judge run folders instead of the machine: numbers, values, bonus, exploration, tau",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a checklist")
 
@@ -34,20 +38,26 @@ def run(args: argparse.Namespace) -> int:
             raise AnalysisError(f"RUN must be a run folder, which holds a config.yaml, got {folder}.")
     findings = [] if args.runs else [finding for check in CHECKS for finding in checked(check)]
     for folder in args.runs:
-        findings += checked(partial(_tau_of, folder), name=f"tau of {folder}")
+        name = f" of {folder}" if len(args.runs) > 1 else ""
+        found = checked(partial(_of_run, folder), name="record")
+        findings += [dataclasses.replace(finding, name=finding.name + name) for finding in found]
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         _print_checklist(findings)
         if args.runs:
-            print("Only tau was looked at; torchrl-reg doctor without a RUN checks the machine.")
+            print("Only these runs were looked at; torchrl-reg doctor without a RUN checks the machine.")
     return int(any(finding.essential and finding.status == "missing" for finding in findings))
 
 
-def _tau_of(folder: Path) -> Iterable[Finding]:
+def _of_run(folder: Path) -> Iterable[Finding]:
+    from torchrl_reg.doctor.records import read_config, record_findings
+
+    config = read_config(folder / "config.yaml")
+    yield from record_findings(folder, config)
     from torchrl_reg.doctor.temperature import temperature_finding  # builds environments, and so needs torch
 
-    yield temperature_finding(folder)
+    yield from checked(lambda: [temperature_finding(folder, config)], name="tau")
 
 
 def _print_checklist(findings: list[Finding]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from torchrl_reg.doctor.machine import Finding
+from torchrl_reg.doctor.records import is_number, read_rows
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 
 #: Shares of the largest entropy from which on a policy counts as uniform, and up to which as greedy.
@@ -15,24 +15,23 @@ UNIFORM_SHARE, GREEDY_SHARE = 0.95, 0.001
 _BINNED = ("multicategorical", "autoregressive")
 
 
-def temperature_finding(folder: Path) -> Finding:
-    """Start, middle and end of ``entropy / ln A`` in the training rows of the run in ``folder``, and what they say.
+def temperature_finding(folder: Path, config: dict[str, Any]) -> Finding:
+    """Start, middle and end of ``entropy / ln A`` in the rows of the run in ``folder`` with ``config``, judged.
 
     ``A`` is the number of actions; over bins ``ln A`` is ``D ln K``, for ``D`` dimensions of ``K`` bins.
     """
-    name = f"tau of {folder}"
-    rows = _training_rows(folder / "metrics.jsonl")
-    entropies = [row["entropy"] for row in rows if _is_number(row.get("entropy"))]
+    name = "tau"
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["event"] == "train"]
+    entropies = [row["entropy"] for row in rows if is_number(row.get("entropy"))]
     if not rows:
         return Finding(name, "warn", "no training row yet", "ask again later")
     if not entropies:
         return Finding(name, "ok", "this method reports no entropy: nothing to judge")
-    config = _config(folder)
     try:
         largest, symbol = largest_entropy(config)
     except EnvError as error:
         return Finding(name, "warn", f"the environment cannot be built here: {error}")
-    tau = next((row["tau"] for row in reversed(rows) if _is_number(row.get("tau"))), None)
+    tau = next((row["tau"] for row in reversed(rows) if is_number(row.get("tau"))), None)
     at = (entropies[0], entropies[len(entropies) // 2], entropies[-1])
     if largest is None:
         numbers = ", ".join(f"{value:.3g}" for value in at)
@@ -40,7 +39,7 @@ def temperature_finding(folder: Path) -> Finding:
     shares = [value / largest for value in at]
     numbers = ", ".join(f"{share:.1%}" for share in shares)
     detail = f"entropy is {numbers} of {symbol} = {largest:.3g} (start, middle, end), tau={_shown(tau)}"
-    gap = next((row["action_gap"] for row in reversed(rows) if _is_number(row.get("action_gap"))), None)
+    gap = next((row["action_gap"] for row in reversed(rows) if is_number(row.get("action_gap"))), None)
     if gap is not None and tau:
         detail += f", action gap / tau = {gap / tau:.3g}"
     return _judged(name, detail, shares[-1], tau)
@@ -86,31 +85,6 @@ def _judged(name: str, detail: str, share: float, tau: float | None) -> Finding:
         )
         return Finding(name, "warn", detail, todo)
     return Finding(name, "ok", detail)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    loaded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("env"), dict):
-        raise ValueError(f"{folder}/config.yaml must hold the env of a recipe, got none.")
-    return loaded
-
-
-def _training_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # a line still being written
-        if isinstance(row, dict) and row.get("event") == "train":
-            rows.append(row)
-    return rows
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _shown(tau: float | None) -> str:

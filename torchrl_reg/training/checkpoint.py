@@ -96,6 +96,10 @@ class CheckpointFolder:
             ) from error
         return manifest["metadata"]["frames"]
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        return next(reversed(self._paths()), None)
+
     def keep_only_last(self) -> None:
         """What remains of a finished run: its last archive, without the replay buffer."""
         for path in self._paths()[:-1]:

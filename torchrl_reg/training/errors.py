@@ -24,6 +24,12 @@ class RecordError(RuntimeError):
     user_error = True
 
 
+class DivergedError(RuntimeError):
+    """The loss, a gradient or a parameter is not finite; the message says where, and where it last was."""
+
+    user_error = True
+
+
 class Interrupted(BaseException):
     """A signal asked the run to stop; derived from BaseException so that no ``except`` eats it."""
 

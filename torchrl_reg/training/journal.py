@@ -54,10 +54,10 @@ class Journal:
         self.updates += 1
         self._means.add(scalars)
 
-    def train(self, frames: int) -> None:
-        """Writes a training row unless there is one at ``frames`` already."""
+    def train(self, frames: int) -> dict[str, Any]:
+        """Writes a training row unless there is one at ``frames`` already; returns it, numbers not finite included."""
         if self._logged_at == frames:
-            return
+            return {}
         now = time.perf_counter()
         then_frames, then = self._speed_mark
         self._logged_at, self._speed_mark = frames, (frames, now)
@@ -74,6 +74,7 @@ class Journal:
         }
         self.write(row)
         self._progress.train(row)
+        return row
 
     def has_evaluation(self, frames: int) -> bool:
         """Whether the policies were already evaluated at ``frames``."""

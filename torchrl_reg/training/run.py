@@ -22,6 +22,7 @@ from torchrl_reg.training.checkpoint import CheckpointFolder
 from torchrl_reg.training.collection import cut_episodes, finished_returns, make_collector
 from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.evaluation import Policy, evaluate
+from torchrl_reg.training.finite import FiniteWatch
 from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.journal import Journal
 from torchrl_reg.training.loggers import check_loggers
@@ -59,6 +60,7 @@ class Run:
             raise ConfigError(f"run.dir={self.path} holds a finished run.")
         check_loggers(self.settings.loggers)
         self._journal = Journal(self.path, self.settings)
+        self._watch = FiniteWatch(self.path, self.settings.on_nan)
         self._granted_updates = 0
         self._tracked: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
@@ -179,6 +181,7 @@ class Run:
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
+            DivergedError: at a log row or a checkpoint, the loss, a gradient or a parameter is not finite.
         """
         # The collector resets the environments once by itself, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
@@ -195,6 +198,7 @@ class Run:
         self._folder.open(self.device)
         self._resume(self._checkpoints)
         self._journal.start(total_frames, self.frames)
+        self._watch.start(self.frames)
         try:
             self._begin_segment(collector)
             batches = iter(collector)
@@ -207,11 +211,11 @@ class Run:
                     cut_episodes(batch)
                 yield batch
                 if self._due(self.settings.log_every_frames, before):
-                    self._journal.train(self.frames)
+                    self._log_row()
                 if self._due(self.settings.evaluate_every_frames, before):
                     self._evaluate()
                 if checkpoint_due and self.frames < total_frames:
-                    self._checkpoints.save(self.frames)
+                    self._save_checkpoint()
                     self._begin_segment(collector)
         finally:
             self._journal.stop()
@@ -253,10 +257,10 @@ class Run:
     def finish(self) -> Path:
         """Last rows, last checkpoint, curves, ``done.json``; returns the run folder."""
         assert self._checkpoints is not None, "collect() comes before finish()"
-        self._journal.train(self.frames)
+        self._log_row()
         if not self._journal.has_evaluation(self.frames):
             self._evaluate()
-        self._checkpoints.save(self.frames, with_replay=False)
+        self._save_checkpoint(with_replay=False)
         self._checkpoints.keep_only_last()
         self._draw_curves()
         self._folder.close(
@@ -265,6 +269,7 @@ class Run:
                 "updates": self.updates,
                 "wall_seconds": self._journal.wall_seconds(),
                 "evaluation": self._journal.last_evaluation,
+                "first_not_finite_frames": self._watch.first_bad_frames,
             }
         )
         self._journal.say(f"finished: {self.path}")
@@ -300,6 +305,12 @@ class Run:
             chunks = ReplayChunks(folder / "replay", self._replay)
         return CheckpointFolder(folder, parts, chunks)
 
+    def _save_checkpoint(self, *, with_replay: bool = True) -> None:
+        """A checkpoint of the state now, unless that is not finite: the last good one stays."""
+        assert self._checkpoints is not None
+        if self._is_finite({}):
+            self._checkpoints.save(self.frames, with_replay=with_replay)
+
     def _resume(self, checkpoints: CheckpointFolder) -> None:
         if checkpoints.load_latest() is not None:
             self._journal.say(f"resuming {self.path} at frame {self.frames:,}")
@@ -322,6 +333,14 @@ class Run:
 
     def _due(self, every: int, before: int) -> bool:
         return self.frames // every > before // every
+
+    def _log_row(self) -> None:
+        self._is_finite(self._journal.train(self.frames))
+
+    def _is_finite(self, row: Mapping[str, Any]) -> bool:
+        assert self._checkpoints is not None
+        optimizers = [part for part in self._tracked.values() if isinstance(part, torch.optim.Optimizer)]
+        return self._watch.is_finite(self.frames, row, optimizers, self._checkpoints.newest())
 
     def _evaluate(self) -> None:
         if self._evaluation is None:

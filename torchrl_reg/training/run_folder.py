@@ -24,9 +24,10 @@ from omegaconf import OmegaConf
 
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
+from torchrl_reg.training.finite import FAILED
 
 #: Settings that change what is shown, not what is computed; they may differ when a run resumes.
-COSMETIC = frozenset({"run.dir", "run.loggers", "run.progress"})
+COSMETIC = frozenset({"run.dir", "run.loggers", "run.progress", "run.on_nan"})
 #: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
 COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
 
@@ -78,6 +79,7 @@ class RunFolder:
         if not (self.path / "config.yaml").exists():
             write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_plain(self.config)))
         write_atomically(self.path / "command.txt", command() + "\n")
+        (self.path / FAILED).unlink(missing_ok=True)  # of the start before this one
         provenance = self.path / "provenance.json"
         starts = json.loads(provenance.read_text())["starts"] if provenance.exists() else []
         starts.append(_provenance(device))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torchrl_reg.training.errors import require
 
 LOGGERS = ("tensorboard", "wandb")
+ON_NAN = ("stop", "continue")
 
 
 @dataclass
@@ -30,6 +33,7 @@ class RunSettings:
     eval_episodes: int = 10
     checkpoint_every_frames: int = 50_000
     loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
+    on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row
     progress: bool = True  # a progress line on a terminal; plain lines elsewhere
 
     def validate(self) -> None:
@@ -39,6 +43,7 @@ class RunSettings:
         for name in ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames"):
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         require(self.eval_episodes >= 1, "run.eval_episodes", "at least 1", self.eval_episodes)
+        require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
         for logger in self.loggers:
             require(logger in LOGGERS, "run.loggers", f"a list out of {list(LOGGERS)}", logger)
 
@@ -59,10 +64,32 @@ class RecipeConfig:
 
 
 def validate(config: Any) -> None:
-    """Calls ``validate()`` of every dataclass inside ``config`` that has one, outermost first."""
+    """Refuses inf and nan anywhere, then calls ``validate()`` of every dataclass that has one, outermost first.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    for name, value in _numbers(config, ""):
+        require(math.isfinite(value), name, "a finite number", value)
+    _validate(config)
+
+
+def _validate(config: Any) -> None:
     if hasattr(config, "validate"):
         config.validate()
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            validate(value)
+            _validate(value)
+
+
+def _numbers(node: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Every float in ``node``, with its dotted name."""
+    if isinstance(node, float):
+        yield name, node
+    elif isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from _numbers(item, f"{name}[{index}]")
+    elif isinstance(node, dict) or dataclasses.is_dataclass(node):
+        for key, item in node.items() if isinstance(node, dict) else vars(node).items():
+            yield from _numbers(item, f"{name}.{key}" if name else str(key))

@@ -105,6 +105,7 @@ def test_name_question_plan_failures_and_commands_are_shown(tmp_path, write_run)
     run = write_run(tmp_path, seed=0, done=False)
     failed = {"returncode": 137, "last_line": "Killed: out of memory", "ended_at": "2026-01-01T00:00:00"}
     run.with_name("seed=0.failed").write_text(json.dumps(failed))
+    (run / "failed.json").write_text(json.dumps(failed))  # the same failure in the run's own words
     run.with_name("seed=1.failed").write_text('{"retu')  # half written, and the run never made its folder
     run.with_name("seed=1.log").write_text("Traceback\nValueError: the last line\n\n")
     write_run(tmp_path, seed=2).with_name("seed=2.failed").write_text("{}")  # run again since

@@ -143,7 +143,10 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 def _failures(folder: Path) -> Iterator[Failure]:
     for marker in sorted(_markers(folder)):
-        run = marker.with_name(marker.name.removesuffix(".failed"))
+        inside = marker.name == "failed.json"  # the run's own, where it stopped by itself
+        run = marker.parent if inside else marker.with_name(marker.name.removesuffix(".failed"))
+        if inside and run.with_name(f"{run.name}.failed").exists():
+            continue
         if (run / "done.json").exists():
             continue  # it was run again
         try:
@@ -164,7 +167,7 @@ def _markers(root: Path) -> Iterator[Path]:
             below.clear()
             continue
         below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
-        yield from (Path(folder) / name for name in files if name.endswith(".failed"))
+        yield from (Path(folder) / name for name in files if name.endswith(".failed") or name == "failed.json")
 
 
 def _last_line(path: Path) -> str:

@@ -1,0 +1,167 @@
+"""What the record of a run, finished or not, says about its health: numbers, values, bonus, exploration, targets."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from torchrl_reg.doctor.machine import Finding
+
+#: A value this many times beyond what returns and entropy can make of it has exploded.
+EXPLOSION = 10.0
+#: Share of clipped bonuses from which on the clip, and not the policy, decides the bonus.
+CLIPPED_SHARE = 0.5
+#: Copies of the target network that a run needs at least.
+FEWEST_COPIES = 5
+# Training rows, with episodes that all returned the same, from which on that is no accident.
+_SAME_ROWS = 10
+_IN_REWARD_UNITS = ("td_error", "action_gap", "soft_gap", "bonus", "value")
+
+
+def record_findings(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
+    """One finding on each thing that can be judged of the run in ``folder``, whose settings are ``config``."""
+    algo = {name: value for name, value in (config.get("algo") or {}).items() if is_number(value)}
+    rows = read_rows(folder / "metrics.jsonl")
+    train = [row for row in rows if row["event"] == "train"]
+    yield from _ending(folder)
+    if train:
+        yield _numbers(train)
+        yield from _learning(train, algo)
+        yield from _values(rows, train, algo)
+        yield from _bonus(train)
+        yield from _exploration(train, algo)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run.
+
+    Raises:
+        ValueError: the file does not hold those of a run.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ValueError(f"run folders need {error.name} to be read: pip install 'torchrl_reg[report]'.") from error
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}).") from None
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("env"), dict):
+        raise ValueError(f"{path} must hold the env of a recipe, got none.")
+    return loaded
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; what is no row (a line still being written) is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("event"), str) and is_number(row.get("frames")):
+            rows.append(row)
+    return rows
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether ``value`` is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _all_numbers(row: dict[str, Any], *names: str) -> bool:
+    return all(is_number(row.get(name)) for name in names)
+
+
+def _ending(folder: Path) -> Iterator[Finding]:
+    try:
+        failure = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    yield Finding("end", "warn", f"stopped by itself: {failure['last_line']}")
+
+
+def _numbers(train: list[dict[str, Any]]) -> Finding:
+    bad = [row for row in train if any(row[n] is None for n in row if n.startswith("loss") or n in _IN_REWARD_UNITS)]
+    if not bad:
+        return Finding("numbers", "ok", f"the losses of all {len(train)} training rows are finite")
+    detail = f"{len(bad)} of {len(train)} training rows are not finite, the first at frame {bad[0]['frames']:,}"
+    return Finding(
+        "numbers", "warn", detail, "what came after it is worthless; lower the learning rate or clip gradients"
+    )
+
+
+def _learning(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+    """Whether there were updates, and enough of them for the target network to move."""
+    updates, frames = train[-1].get("updates"), train[-1]["frames"]
+    starts, total = algo.get("learning_starts_frames", 0), algo.get("total_frames", math.inf)
+    if not is_number(updates):
+        return
+    if not updates:
+        never = starts >= total
+        todo = f"learning_starts_frames={starts:,} is not before total_frames={total:,}" if never else ""
+        yield Finding("learning", "warn" if never or frames > starts else "ok", f"no update in {frames:,} frames", todo)
+        return
+    yield Finding("learning", "ok", f"{updates:,} updates in {frames:,} frames")
+    if "target_period_updates" in algo:
+        period, planned = algo["target_period_updates"], int(updates)
+        if total < math.inf and algo.get("update_every_frames", 0) > 0:
+            planned = max(planned, int((total - starts) / algo["update_every_frames"]))
+        copies = int(planned // period)
+        detail = f"a copy every {period:,} updates, which makes {copies:,} in the {planned:,} updates of this run"
+        todo = "" if copies >= FEWEST_COPIES else f"lower target_period_updates, to {max(1, planned // 100):,} say"
+        yield Finding("target network", "warn" if todo else "ok", detail, todo)
+
+
+def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+    """Whether what is learnt is of the size that returns, and the entropy's share, allow."""
+    returns = [abs(v) for row in rows for n, v in row.items() if n.startswith("return") and is_number(v)]
+    if not returns:
+        return
+    gamma = algo.get("gamma", 0.0)
+    horizon = 1 / (1 - gamma) if 0 <= gamma < 1 else 1.0
+    entropies = (row["tau"] * abs(row["entropy"]) for row in train if _all_numbers(row, "tau", "entropy"))
+    bound = EXPLOSION * max(max(returns) + horizon * max(entropies, default=0.0), 1.0)
+    # A squared error is in squared reward units.
+    limits = dict.fromkeys(_IN_REWARD_UNITS, bound)
+    limits |= {name: bound**2 for row in train for name in row if name.startswith("loss")}
+    for name, limit in limits.items():
+        values = {abs(row[name]): row["frames"] for row in reversed(train) if is_number(row.get(name))}
+        if values and max(values) > limit:
+            worst = f"{name} reached {max(values):.3g} at frame {values[max(values)]:,}"
+            detail = f"{worst}, where returns are at most {max(returns):.3g}"
+            todo = "values explode: lower the learning rate, or copy the target less often"
+            yield Finding("values", "warn", detail, todo)
+            return
+    yield Finding("values", "ok", f"of the size that returns up to {max(returns):.3g} allow")
+
+
+def _bonus(train: list[dict[str, Any]]) -> Iterator[Finding]:
+    shares = [row["bonus_clipped"] for row in train if is_number(row.get("bonus_clipped"))]
+    if not shares:
+        return
+    late = shares[-max(1, len(shares) // 4) :]
+    share = sum(late) / len(late)
+    detail = f"{share:.1%} of the Munchausen bonuses are clipped in the last quarter"
+    todo = "clip_min decides the bonus, not the policy: raise tau, or lower clip_min" if share > CLIPPED_SHARE else ""
+    yield Finding("bonus", "warn" if todo else "ok", detail, todo)
+
+
+def _exploration(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+    """Whether the run still tries something: epsilon, and returns that differ at all."""
+    if algo.get("eps_end") == 0 and "eps_frames" in algo and "total_frames" in algo:
+        left = 1 - (algo.get("learning_starts_frames", 0) + algo["eps_frames"]) / algo["total_frames"]
+        if left > 0.5:
+            todo = "set eps_end to .01, or stretch eps_frames"
+            yield Finding("exploration", "warn", f"epsilon is 0 for the last {left:.0%} of the run", todo)
+            return
+    returns = [row["return_mean"] for row in train if is_number(row.get("return_mean"))]
+    if len(returns) >= _SAME_ROWS and min(returns) == max(returns):
+        detail = f"every training episode returned {returns[0]:.4g}, in all {len(returns)} rows"
+        yield Finding("exploration", "warn", detail, "no episode found another reward: explore more, or longer")
+        return
+    if returns:
+        yield Finding("exploration", "ok", f"training returns from {min(returns):.4g} to {max(returns):.4g}")
