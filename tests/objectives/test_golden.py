@@ -1,6 +1,6 @@
 """Losses, gradients, priorities and diagnostics as they were at 64882d1, before the four slots became objects.
 
-The file was recorded with ``RECORD_GOLDEN=1 pytest -n 0 tests/objectives/test_golden.py tests/objectives/policy/test_golden.py``.
+The file was recorded with ``RECORD_GOLDEN=1 pytest -n 0`` of this file and ``tests/objectives/policy/test_golden.py``.
 """
 
 from __future__ import annotations
