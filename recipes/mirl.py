@@ -24,7 +24,6 @@ from torchrl.objectives import DQNLoss
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import (
     ActionPrior,
-    InverseTemperatureUpdate,
     NetSettings,
     PriorEGreedyModule,
     PriorUpdate,
@@ -33,6 +32,7 @@ from torchrl_reg.modules import (
     q_network,
 )
 from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss
+from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
 from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe, require
 
 METHODS = ("dqn", "sql", "sql_m", "mirl")
@@ -100,7 +100,11 @@ def train(cfg: Config) -> Path:
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
-    uniform, learnt = (ActionPrior(num_actions(env), beta=algo.beta, device=run.device) for _ in range(2))
+    beta = Coefficient(algo.beta, name="beta", device=run.device)
+    if algo.method != "dqn" and algo.beta_rate > 0:
+        bounds = {"low": algo.beta_min, "high": algo.beta_max}
+        beta = BellmanErrorCoefficient(algo.beta, rate=algo.beta_rate, inverse=True, **bounds, device=run.device)
+    uniform, learnt = (ActionPrior(num_actions(env), beta=beta, device=run.device) for _ in range(2))
     behaviour = learnt if algo.method in ("sql_m", "mirl") else uniform
     regularizer = learnt if algo.method == "mirl" else uniform
     state_prior = None
@@ -146,13 +150,9 @@ def train(cfg: Config) -> Path:
     )
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
     update = run.make_update(loss, optimizer, target)
-    prior_update = beta_update = None
+    prior_update = None
     if behaviour is learnt and state_prior is None:
         prior_update = PriorUpdate(learnt, rate=algo.prior_rate)
-    if algo.method != "dqn" and algo.beta_rate > 0:
-        beta_update = InverseTemperatureUpdate(
-            uniform, learnt, rate=algo.beta_rate, beta_min=algo.beta_min, beta_max=algo.beta_max
-        )
 
     # The loop
     run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=exploration)
@@ -167,8 +167,8 @@ def train(cfg: Config) -> Path:
         replay.extend(rows.transpose(0, 1).reshape(-1))  # in order of time
         for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
             scalars = update(minibatch)
-            if beta_update is not None:
-                beta_update(scalars)
+            if algo.method != "dqn":
+                beta.observe(scalars["squared_td_error"])
             run.record(scalars)
         if algo.anneal_learning_rate:
             optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)

@@ -14,7 +14,8 @@ from torchrl.data import Binary, Categorical, OneHot
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import ActionPrior, BoltzmannQActor, InverseTemperatureUpdate, PriorEGreedyModule, PriorUpdate
+from torchrl_reg.modules import ActionPrior, BoltzmannQActor, PriorEGreedyModule, PriorUpdate
+from torchrl_reg.regularizers import BellmanErrorCoefficient
 
 RHO = [0.7, 0.2, 0.1]
 
@@ -150,20 +151,23 @@ def test_a_single_row_without_batch_dimension() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.5, float("nan")])
 def test_rates_outside_the_unit_interval(rate: float) -> None:
-    for update in (PriorUpdate, InverseTemperatureUpdate):
-        with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got"):
-            update(ActionPrior(3), rate=rate)
+    with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got"):
+        PriorUpdate(ActionPrior(3), rate=rate)
+    with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got"):
+        BellmanErrorCoefficient(1.0, rate=rate)
 
 
 # -- beta -----------------------------------------------------------------------------------------------------------
 
 
 def test_beta_moves_towards_one_over_the_loss_within_bounds() -> None:
-    prior, other = ActionPrior(3, beta=1.0), ActionPrior(3, beta=2.0)
-    update = InverseTemperatureUpdate(prior, other, rate=0.25, beta_min=0.5, beta_max=10.0, loss_floor=0.01)
+    bounds = {"low": 0.5, "high": 10.0, "error_floor": 0.01}
+    betas = [BellmanErrorCoefficient(x, rate=0.25, inverse=True, **bounds) for x in (1.0, 2.0)]
+    prior, other = (ActionPrior(3, beta=beta) for beta in betas)
 
     def after(loss: float) -> tuple[float, float]:
-        update(TensorDict({"squared_td_error": torch.tensor(loss)}))
+        for beta in betas:
+            beta.observe(torch.tensor(loss))
         return round(float(prior.beta), 6), round(float(other.beta), 6)
 
     assert after(0.2) == (0.75 * 1 + 0.25 * 5, 0.75 * 2 + 0.25 * 5)
@@ -171,9 +175,9 @@ def test_beta_moves_towards_one_over_the_loss_within_bounds() -> None:
     for _ in range(20):
         last = after(1e9)
     assert last == (0.5, 0.5)
-    for bad in ({"beta_min": 0.0}, {"beta_min": 2.0, "beta_max": 1.0}, {"loss_floor": 0.0}):
-        with pytest.raises(ValueError, match="beta_min|loss_floor"):
-            InverseTemperatureUpdate(prior, rate=0.1, **bad)
+    for bad in ({"low": 0.0}, {"low": 2.0, "high": 1.0}, {"error_floor": 0.0}):
+        with pytest.raises(ValueError, match="low <= high|error_floor"):
+            BellmanErrorCoefficient(1.0, rate=0.1, **bad)
 
 
 # -- who acts -------------------------------------------------------------------------------------------------------
@@ -284,13 +288,10 @@ def test_padding_counts_for_nothing() -> None:
 
 
 def test_a_loss_that_is_not_finite_teaches_beta_nothing() -> None:
-    prior = ActionPrior(3, beta=2.0)
-    update = InverseTemperatureUpdate(prior, rate=0.5)
+    prior = ActionPrior(3, beta=BellmanErrorCoefficient(2.0, rate=0.5, inverse=True))
     for loss in (torch.nan, torch.inf):
-        update(TensorDict({"squared_td_error": torch.tensor(loss)}))
+        prior.beta_coefficient.observe(torch.tensor(loss))
         assert float(prior.beta) == 2.0
-    with pytest.raises(ValueError, match="priors must name at least one ActionPrior"):
-        InverseTemperatureUpdate(rate=0.5)
 
 
 def test_the_greedy_action_of_a_uniform_prior_is_that_of_q() -> None:

@@ -16,9 +16,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
-from torchrl_reg.modules import ActionPrior, BoltzmannQActor, InverseTemperatureUpdate, PriorEGreedyModule, PriorUpdate
+from torchrl_reg.modules import ActionPrior, BoltzmannQActor, PriorEGreedyModule, PriorUpdate
 from torchrl_reg.objectives import MutualInformationDQNLoss, PolyakTargetUpdate
 from torchrl_reg.objectives.value import PriorSoftTD0Estimator, RegValueEstimators, SoftTD0Estimator
+from torchrl_reg.regularizers import BellmanErrorCoefficient
 
 RHO = (0.6, 0.3, 0.1)
 BOTH = pytest.mark.parametrize("name", ["mirl", "mi_iqn"])
@@ -130,13 +131,13 @@ def test_one_state_carries_no_information(cases: Any, batch: Any) -> None:
 def family(seed: int = 0) -> tuple[Any, ...]:
     torch.manual_seed(seed)
     actor = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
-    prior = ActionPrior(3, probabilities=RHO, beta=2.0)
+    beta = BellmanErrorCoefficient(2.0, rate=0.5, inverse=True)
+    prior = ActionPrior(3, probabilities=RHO, beta=beta)
     loss = MutualInformationDQNLoss(actor, prior=prior).make_value_estimator(gamma=0.9)
     PolyakTargetUpdate(loss, rate=0.5)
     explorer = TensorDictSequential(actor, PriorEGreedyModule(Categorical(3), prior, eps_init=0.0, eps_end=0.0))
     sampler = BoltzmannQActor(actor, prior=prior)
-    updates = PriorUpdate(prior, actor, rate=0.1), InverseTemperatureUpdate(prior, rate=0.5)
-    return prior, loss, explorer, sampler, *updates
+    return prior, loss, explorer, sampler, PriorUpdate(prior, actor, rate=0.1), beta
 
 
 def priors_of(owners: Any) -> list[ActionPrior]:
@@ -145,7 +146,7 @@ def priors_of(owners: Any) -> list[ActionPrior]:
 
 @pytest.mark.parametrize("move", ["nothing", "double", "to", "cpu", "half", "load"])
 def test_every_owner_sees_one_prior(batch: Any, move: str) -> None:
-    prior, loss, explorer, sampler, prior_update, beta_update = owners = family()
+    prior, loss, explorer, sampler, prior_update, beta = owners = family()
     if move == "load":
         other = family(seed=1)
         other[0].assign(torch.tensor([0.1, 0.1, 0.8]))
@@ -155,20 +156,20 @@ def test_every_owner_sees_one_prior(batch: Any, move: str) -> None:
         getattr(loss, move)(*([torch.float64] if move == "to" else []))
         getattr(explorer, move)(*([torch.float64] if move == "to" else []))
     held = priors_of(owners)
-    assert len(held) == 6 and all(p is prior for p in held)
+    assert len(held) == 5 and all(p is prior for p in held)
     assert prior.log_prior.dtype == prior.beta.dtype == torch.float64
     loss.beta = 4.0
     prior_update.prior.assign(torch.tensor([0.2, 0.2, 0.6]))
-    for p in (loss.prior, explorer[1].prior, sampler.prior, beta_update.priors[0]):
+    for p in (loss.prior, explorer[1].prior, sampler.prior):
         assert float(p.beta) == 4.0
         torch.testing.assert_close(p.log_prior.exp(), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64))
 
 
 def test_buffers_stay_where_a_captured_graph_reads_them(batch: Any) -> None:
-    prior, loss, _, _, prior_update, beta_update = family()
+    prior, loss, _, _, prior_update, beta = family()
     held = prior.log_prior.data_ptr(), prior.beta.data_ptr()
     data = batch(6)
-    prior_update(data), beta_update(loss(data))
+    prior_update(data), beta.observe(loss(data)["squared_td_error"])
     loss.beta = 3.0
     loss.beta = torch.tensor(5.0)
     loss.load_state_dict(loss.state_dict())
@@ -187,7 +188,7 @@ def test_copies_of_all_owners_together_stay_tied(batch: Any) -> None:
 
 def test_the_state_dict_holds_prior_and_beta() -> None:
     prior, loss, explorer, *_ = family()
-    assert {"prior.log_prior", "prior.beta"} <= set(loss.state_dict())
+    assert {"prior.log_prior", "prior.beta_coefficient.current"} <= set(loss.state_dict())
     assert {"1.prior.log_prior", "1.prior.beta", "1.eps"} <= {k.removeprefix("module.") for k in explorer.state_dict()}
     assert not list(prior.parameters())
 

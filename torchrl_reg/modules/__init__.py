@@ -1,6 +1,6 @@
 """Networks, distributions, actors and exploration modules."""
 
-from torchrl_reg.modules.action_prior import ActionPrior, InverseTemperatureUpdate, PriorUpdate
+from torchrl_reg.modules.action_prior import ActionPrior, PriorUpdate
 from torchrl_reg.modules.autoregressive_actor import (
     AutoregressiveMulticategorical,
     AutoregressiveMulticategoricalActor,
@@ -32,7 +32,6 @@ __all__ = [
     "FlowActor",
     "FlowDistribution",
     "ImplicitQuantileNetwork",
-    "InverseTemperatureUpdate",
     "MinAtarCNN",
     "Multicategorical",
     "MulticategoricalActor",

@@ -13,7 +13,6 @@ from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.coefficients import check_number
 from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
     Reduction,
@@ -34,6 +33,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
+from torchrl_reg.regularizers.checks import check_number
 
 
 class ImplicitQLoss(RegularizedLoss):

@@ -17,8 +17,8 @@ class MutualInformationDQNLoss(PriorRegularizedLoss):
     """DQN with a soft value towards a prior: ``r + gamma (1/beta) ln sum_a rho(a) exp(beta q_target(s', a))``.
 
     The prior is learnt outside the loss, by :class:`~torchrl_reg.modules.PriorUpdate` on the states visited, and
-    ``beta`` by :class:`~torchrl_reg.modules.InverseTemperatureUpdate`; left alone both stay as given. With a fixed
-    uniform prior this is SQL: :class:`SoftDQNLoss` with its value shifted by ``-ln A / beta``. ``beta -> inf`` is
+    ``beta`` by a :class:`~torchrl_reg.regularizers.BellmanErrorCoefficient`; left alone both stay as given. With a
+    fixed uniform prior this is SQL: :class:`SoftDQNLoss` with its value shifted by ``-ln A / beta``. ``beta -> inf`` is
     :class:`~torchrl.objectives.DQNLoss`, ``beta -> 0`` evaluates the prior: ``r + gamma sum_a rho(a) q(s', a)``.
     No gradient reaches ``rho`` or ``beta`` through the target.
 
@@ -49,19 +49,20 @@ class MutualInformationDQNLoss(PriorRegularizedLoss):
     >>> from tensordict import TensorDict
     >>> from torchrl.data import Categorical
     >>> from torchrl.modules import QValueActor
-    >>> from torchrl_reg.modules import ActionPrior, InverseTemperatureUpdate, PriorUpdate
+    >>> from torchrl_reg.modules import PriorUpdate
     >>> from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss
+    >>> from torchrl_reg.regularizers import ActionPrior, BellmanErrorCoefficient
     >>> actor = QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3))
-    >>> prior = ActionPrior(3, beta=2.0)
+    >>> prior = ActionPrior(3, beta=BellmanErrorCoefficient(2.0, rate=0.01, inverse=True))
     >>> loss = MutualInformationDQNLoss(actor, prior=prior).make_value_estimator(gamma=0.9)
     >>> target_update = HardTargetUpdate(loss, period_updates=100)
-    >>> prior_update, beta_update = PriorUpdate(prior, actor, rate=0.01), InverseTemperatureUpdate(prior, rate=0.01)
+    >>> prior_update = PriorUpdate(prior, actor, rate=0.01)
     >>> data = TensorDict({
     ...     "observation": torch.randn(8, 4), "action": torch.randint(3, (8,)),
     ...     "next": {"observation": torch.randn(8, 4), "reward": torch.randn(8, 1),
     ...              "done": torch.zeros(8, 1, dtype=torch.bool),
     ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8])
-    >>> _ = prior_update(data), beta_update(loss(data))
+    >>> _ = prior_update(data), prior.beta_coefficient.observe(loss(data)["squared_td_error"])
     >>> loss.beta is prior.beta
     True
     """

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
-from torchrl_reg.objectives.coefficients import check_kl_weight, check_number
 from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, blank_rows, masked_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
@@ -27,6 +26,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.regularizers.checks import check_kl_weight, check_number
 
 
 class PathConsistencyLoss(RegularizedLoss):

@@ -16,11 +16,11 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.functional import kl_divergence, scaled_log_policy
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.modules.action_prior import ActionPrior, PriorLike, check_beta
 from torchrl_reg.objectives.bound_network import BoundModule
 from torchrl_reg.objectives.diagnostics import prior_diagnostics
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.regularized_loss import blank_rows, masked_mean
+from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_beta
 
 
 class PriorRegularizedLoss(QLearningLoss):
@@ -152,7 +152,7 @@ class PriorRegularizedLoss(QLearningLoss):
         diagnostics: dict[str, Tensor],
         **terms: Tensor,
     ) -> TensorDict:
-        # Always there, as InverseTemperatureUpdate reads it.
+        # Always there, as an inverse temperature that follows it reads it.
         terms["squared_td_error"] = masked_mean(diagnostics.pop("squared_td_error"), mask)
         log_pi = diagnostics.pop("log_pi", None)
         if log_pi is not None:

@@ -27,7 +27,7 @@ from torchrl.objectives.utils import (
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.objectives.bound_network import BoundModule
-from torchrl_reg.objectives.coefficients import check_clip, check_discount, check_temperature, check_weight
+from torchrl_reg.regularizers.checks import check_clip, check_discount, check_temperature, check_weight
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]

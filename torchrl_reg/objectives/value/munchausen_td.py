@@ -11,9 +11,9 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import register_value_estimator
 
 from torchrl_reg.functional import munchausen_bonus
-from torchrl_reg.objectives.coefficients import check_clip, check_weight
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.soft_td import SoftTD0Estimator, refuse_stock_dqn
+from torchrl_reg.regularizers.checks import check_clip, check_weight
 
 
 @register_value_estimator(RegValueEstimators.MUNCHAUSEN_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})

@@ -13,10 +13,10 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import TD0Estimator, TDLambdaEstimator
 
 from torchrl_reg.functional import munchausen_bonus
-from torchrl_reg.objectives.coefficients import check_clip, check_temperature, check_weight
 from torchrl_reg.objectives.value.one_step import one_step_return
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
+from torchrl_reg.regularizers.checks import check_clip, check_temperature, check_weight
 
 
 @register_value_estimator(RegValueEstimators.SOFT_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})

@@ -1,0 +1,24 @@
+"""Slot 1 as modules: each owns its coefficients, and one object serves loss, actor, exploration and planner."""
+
+from torchrl_reg.regularizers.action_prior import ActionPrior
+from torchrl_reg.regularizers.coefficient import (
+    BellmanErrorCoefficient,
+    Coefficient,
+    DualCoefficient,
+)
+from torchrl_reg.regularizers.entropy import Entropy
+from torchrl_reg.regularizers.hard_max import HardMax
+from torchrl_reg.regularizers.prior_kl import PriorKL
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
+
+__all__ = [
+    "ActionPrior",
+    "BellmanErrorCoefficient",
+    "Coefficient",
+    "DualCoefficient",
+    "Entropy",
+    "HardMax",
+    "PriorKL",
+    "Regularized",
+    "Regularizer",
+]

@@ -1,0 +1,129 @@
+"""The action prior and the inverse temperature of mutual-information regularization.
+
+One :class:`ActionPrior` is handed to whoever needs it: the loss, the exploration module, an actor, the updates. It is a
+module of its own, because ``.to()`` replaces buffers: a tensor held in two places would part, a module does not.
+
+Shapes: ``*B`` batch, ``A`` actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_reg.functional import floored_log_prior, soft_policy
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.regularizers.checks import check_number
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient, moved_exactly
+
+PriorLike = Sequence[float] | Tensor
+
+
+class ActionPrior(nn.Module):
+    """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
+
+    Both are buffers in float64, whatever the networks compute in: rates of 1e-6 would be lost in half precision. Every
+    owner saves them in its ``state_dict``. A ``copy.deepcopy`` of one owner gets a prior of its own; copy all owners
+    together (``copy.deepcopy((loss, explorer))``) to keep them tied.
+
+    Args:
+        num_actions: A.
+        probabilities: ``[A]``, non-negative, summing to one; None is uniform.
+        beta: inverse temperature > 0, per unit of reward, or a :class:`Coefficient` that learns it (several priors may
+            share it). ``prior.beta = 2.0`` changes it in place.
+        floor: smallest probability before normalization, in (0, 1 / A): a prior of 0 could never grow again.
+        device: of the buffers.
+
+    Raises:
+        ValueError: a probability, ``beta`` or ``floor`` out of range.
+
+    Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019.
+
+    >>> prior = ActionPrior(3, probabilities=[0.5, 0.25, 0.25], beta=2.0)
+    >>> prior.beta = 3.0
+    >>> prior.policy(torch.zeros(3)).tolist()
+    [0.5, 0.25, 0.25]
+    """
+
+    log_prior: Tensor
+    beta = coefficient("beta_coefficient", "The inverse temperature in force, per unit of reward.")
+
+    def __init__(
+        self,
+        num_actions: int,
+        *,
+        probabilities: PriorLike | None = None,
+        beta: float | Coefficient = 1.0,
+        floor: float = 1e-6,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_actions, int) or num_actions < 1:
+            raise ValueError(f"num_actions must be an integer >= 1, got {num_actions!r}.")
+        if not 0 < floor < 1 / num_actions:
+            raise ValueError(f"floor must be in (0, 1 / {num_actions}), got {floor!r}.")
+        self.floor = floor
+        rho = torch.full((num_actions,), 1 / num_actions, dtype=torch.float64)
+        if probabilities is not None:
+            rho = check_probabilities(probabilities, num_actions)
+        self.register_buffer("log_prior", floored_log_prior(rho.log(), floor).to(device))
+        self.beta_coefficient = made_coefficient(beta, name="beta", check=check_beta, device=device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "log_prior" and name in self.__dict__.get("_buffers", ()):
+            raise AttributeError(
+                "log_prior cannot be replaced: others hold it, too; prior.assign(probabilities) sets it."
+            )
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ActionPrior:
+        exact = self._buffers.pop("log_prior")
+        super()._apply(fn, recurse)
+        self._buffers["log_prior"] = moved_exactly(exact, fn)  # type: ignore[arg-type]
+        return self
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return self.log_prior.shape[-1]
+
+    @torch.no_grad()
+    def assign(self, probabilities: Tensor) -> None:
+        """Set ``rho [A]`` in place, floored and normalized; not checked, which would wait for the device."""
+        self.log_prior.copy_(self.floored(probabilities.to(self.log_prior).log()))
+
+    def floored(self, logits: Tensor) -> Tensor:
+        """Log-probabilities ``[*B, A]`` of ``logits [*B, A]``, with this prior's floor."""
+        return floored_log_prior(logits, self.floor)
+
+    def policy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        """``pi [*B, A]`` of ``q [*B, A]``; ``log_prior`` (``[*B, A]``) stands in for the one held here."""
+        return soft_policy(q, self.beta.reciprocal(), log_prior=self.log_prior if log_prior is None else log_prior)
+
+    def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``, that of q if rho is uniform."""
+        log_prior = self.log_prior if log_prior is None else log_prior
+        q = at_least_float32(q)
+        # In units of reward and without the normalizer, beside which small gaps of q would be rounded off.
+        bonus = (log_prior - log_prior.amax(-1, keepdim=True)) / self.beta
+        return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
+
+
+def check_beta(beta: Any, name: str = "beta") -> float:
+    """Return ``beta`` if it is a finite number > 0, else raise ValueError."""
+    return check_number(beta, name, "the inverse temperature", positive=True)
+
+
+def check_probabilities(probabilities: PriorLike, num_actions: int) -> Tensor:
+    """``probabilities`` as a float64 ``[A]``, if they are a distribution over that many actions, else ValueError."""
+    rho = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
+    if rho.shape != (num_actions,):
+        raise ValueError(f"The prior must have a probability for each of {num_actions} actions, got {rho.tolist()}.")
+    if not (rho >= 0).all():
+        raise ValueError(f"The prior must not have negative probabilities, got {rho.tolist()}.")
+    if not abs(float(rho.sum()) - 1) <= 1e-6:
+        raise ValueError(f"The prior's probabilities must sum to one, got {rho.tolist()}, which sum to {rho.sum():g}.")
+    return rho

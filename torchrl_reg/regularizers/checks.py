@@ -1,0 +1,97 @@
+"""The coefficients that losses and value estimators take: their checks, and the scalar tensors that hold them.
+
+A number is a Python or numpy number, or a tensor of one element (which is read here, once); a bool is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+
+Number = SupportsFloat
+
+
+def check_temperature(tau: Number, name: str = "tau") -> float:
+    """Return ``tau`` if it is a finite temperature > 0 (reward units), else raise ValueError."""
+    return check_number(tau, name, "the temperature, in reward units", positive=True)
+
+
+def check_weight(alpha: Number, name: str = "alpha") -> float:
+    """Return ``alpha`` if it lies in [0, 1], else raise ValueError."""
+    return _in_unit_interval(alpha, name)
+
+
+def check_clip(clip_min: Number | None, name: str = "clip_min") -> float:
+    """Return the lower clip of tau * ln pi as a float <= 0 (None, no clip, is -inf), else raise ValueError."""
+    if clip_min is None:
+        return -math.inf
+    number = as_number(clip_min)
+    if number is None or not number <= 0:
+        raise ValueError(
+            f"{name} must be <= 0 (a lower clip of tau * ln pi, in reward units) or None, got {clip_min!r}."
+        )
+    return number
+
+
+def check_discount(gamma: Number, name: str = "gamma") -> float:
+    """Return ``gamma`` if it lies in [0, 1], else raise ValueError."""
+    return _in_unit_interval(gamma, name)
+
+
+def check_kl_weight(lam: Number, name: str = "lam") -> float:
+    """Return ``lam`` if it is a finite weight >= 0 (reward units), else raise ValueError."""
+    number = as_number(lam)
+    if number is None or not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0 (in reward units), got {lam!r}.")
+    return number
+
+
+def check_number(value: Number, name: str, meaning: str, *, positive: bool = False) -> float:
+    """Return ``value`` if it is a finite number (> 0 with ``positive``), else raise ValueError."""
+    number = as_number(value)
+    if number is None or not math.isfinite(number) or (positive and number <= 0):
+        bound = " > 0" if positive else ""
+        raise ValueError(f"{name} must be a finite number{bound} ({meaning}), got {value!r}.")
+    return number
+
+
+def as_number(value: Any) -> float | None:
+    """``value`` as a float if it is a number, else None."""
+    if isinstance(value, Tensor):
+        real = value.numel() == 1 and value.dtype != torch.bool and not value.is_complex()
+        return float(value) if real else None
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def _in_unit_interval(value: Number, name: str) -> float:
+    number = as_number(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
+    return number
+
+
+def exact_scalar(value: float, device: torch.device | str | None = None) -> Tensor:
+    """``value`` in float64, which keeps published values exact in double precision; float32 on devices without it.
+
+    A tensor of no dimensions never promotes the data it meets.
+    """
+    return exact_where_possible(lambda x: x.to(device))(torch.tensor(value, dtype=torch.float64))
+
+
+def exact_where_possible(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn``, a move or a cast, tried again in float32 where the device has no float64 (such as Apple's)."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        try:
+            return fn(tensor)
+        except TypeError:
+            if tensor.dtype != torch.float64:
+                raise
+            return fn(tensor.float())
+
+    return moved

@@ -1,0 +1,251 @@
+"""One kind of coefficient for everything that weighs a term: fixed, scheduled by assignment, or learnt.
+
+A coefficient is a module that gives its value in force as a 0-dimensional tensor: every owner saves it in its
+``state_dict``, it moves with them, and a compiled graph reads it without recompilation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_reg.regularizers.checks import check_number, exact_scalar, exact_where_possible
+
+Check = Callable[[Any, str], float]
+
+
+def check_positive(value: Any, name: str) -> float:
+    """Return ``value`` if it is a finite number > 0, else raise ValueError."""
+    return check_number(value, name, "a coefficient", positive=True)
+
+
+class Coefficient(nn.Module):
+    """A scalar that is fixed, or scheduled by assignment: ``coefficient.assign(0.01)``.
+
+    It is kept in float64 whatever the networks compute in: a published value stays exact in double precision, a small
+    step is not lost, and a 0-dimensional tensor never promotes the data it multiplies.
+
+    Args:
+        value: the first value.
+        name: what errors call it.
+        check: ``check(value, name)`` returns the value as a float or raises ValueError, wherever it is set.
+        device: of the buffer.
+
+    Raises:
+        ValueError: ``value`` fails ``check``.
+
+    >>> tau = Coefficient(0.03, name="tau")
+    >>> tau.assign(0.01)
+    >>> float(tau.value)
+    0.01
+    """
+
+    def __init__(
+        self,
+        value: Any,
+        *,
+        name: str = "coefficient",
+        check: Check = check_positive,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.check = name, check
+        self._hold(check(value, name), device)
+
+    def _hold(self, value: float, device: torch.device | str | None) -> None:
+        self.register_buffer("current", exact_scalar(value, device))
+
+    @property
+    def value(self) -> Tensor:
+        """The value in force, 0-dimensional, without gradient."""
+        return self.current  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def assign(self, value: Any) -> None:
+        """Set the value in place, so that whoever holds this coefficient follows.
+
+        A tensor on a device is not read, and so not checked: that would wait for the device.
+
+        Raises:
+            ValueError: a number that fails the check.
+        """
+        if not (isinstance(value, Tensor) and value.device.type != "cpu"):
+            value = torch.tensor(self.check(value, self.name), dtype=torch.float64)
+        self._write(value)
+
+    def _write(self, value: Tensor) -> None:
+        self.value.copy_(value)  # a captured CUDA graph reads this memory
+
+    def objective(self, statistic: Tensor) -> Tensor | None:
+        """What a learnt coefficient descends, given the statistic it controls; None if it learns otherwise or not."""
+        return None
+
+    def observe(self, statistic: Tensor) -> None:
+        """Follow a statistic of the last update; nothing, but for those that do."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
+        exact = self._buffers.pop("current", None)
+        super()._apply(fn, recurse)
+        if exact is not None:
+            self._buffers["current"] = moved_exactly(exact, fn)
+        return self
+
+
+def moved_exactly(exact: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """``fn(exact)``, where a cast to a shorter type only moves; in float32 on a device that has no float64."""
+    try:
+        moved = fn(exact)
+    except TypeError:
+        return fn(exact.float())
+    return moved if moved.dtype == exact.dtype else exact_where_possible(lambda x: x.to(moved.device))(exact)
+
+
+class DualCoefficient(Coefficient):
+    """A multiplier learnt by dual ascent: descending ``-s ln value (x - target)`` holds ``x`` at its target.
+
+    With ``rises="above"`` (``s = 1``) it rises while the statistic is above its target, as the weight of a KL budget
+    does; with ``rises="below"`` (``s = -1``) while it is below, as the temperature of an entropy target does. The value
+    in force is ``exp(log_value)``, a constant under differentiation; the parameter ``log_value`` belongs to the
+    optimizer that trains the loss.
+
+    Args:
+        value: the first value, a finite number > 0.
+        target: what the mean of the statistic is held at, in its own unit (entropy and KL: nats).
+        rises: ``"above"`` or ``"below"`` the target.
+        name, check, device: see :class:`Coefficient`.
+
+    Raises:
+        ValueError: ``value`` not > 0, ``target`` not finite, ``rises`` another word.
+
+    Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, section 5.
+
+    >>> lam = DualCoefficient(0.5, target=0.1, rises="above", name="lam")
+    >>> lam.objective(torch.tensor(0.3)).backward()
+    >>> bool(lam.log_value.grad < 0)  # a step downhill raises lam
+    True
+    """
+
+    def __init__(
+        self,
+        value: Any,
+        *,
+        target: float,
+        rises: str,
+        name: str = "coefficient",
+        check: Check = check_positive,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if rises not in ("above", "below"):
+            raise ValueError(f"rises must be 'above' or 'below', got {rises!r}.")
+        super().__init__(value, name=name, check=lambda v, n: _with_logarithm(check(v, n), n), device=device)
+        self.target = check_number(target, "target", f"what the statistic behind {name} is held at")
+        self.rises = rises
+
+    def _hold(self, value: float, device: torch.device | str | None) -> None:
+        self.log_value = nn.Parameter(torch.tensor(math.log(value), device=device))
+
+    @property
+    def value(self) -> Tensor:
+        return self.log_value.detach().exp()
+
+    def _write(self, value: Tensor) -> None:
+        self.log_value.copy_(value.log())
+
+    def objective(self, statistic: Tensor) -> Tensor:
+        excess = statistic.detach() - self.target
+        return -self.log_value * excess if self.rises == "above" else self.log_value * excess
+
+
+def _with_logarithm(value: float, name: str) -> float:
+    if not value > 0:
+        raise ValueError(f"{name} must be > 0 where it is learnt (its logarithm is), got {value!r}.")
+    return value
+
+
+class BellmanErrorCoefficient(Coefficient):
+    """A running average of the Bellman error: ``value <- (1 - rate) value + rate scale L``, clipped to its bounds.
+
+    With ``inverse=True`` it averages ``scale / L`` instead: the inverse temperature of MIRL. ``L`` is what
+    :meth:`observe` is given, the mean squared TD error (losses return it as ``squared_td_error``) or any other power.
+    ``rate=1`` keeps no memory: the error of the last batch alone. A batch of the data that trained the critic
+    underestimates the error, an average over past batches lags behind it.
+
+    Args:
+        value: the first value, between the bounds.
+        rate: step size per call, in (0, 1].
+        scale: weight of the error > 0.
+        inverse: follow the reciprocal.
+        low, high: bounds of the value, ``0 < low <= high``.
+        error_floor: smallest ``L`` that counts, > 0.
+        name, check, device: see :class:`Coefficient`.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Source: Fellows et al., "VIREL", NeurIPS 2019, section 3 (the temperature is ``c/p ||TQ - Q||_p^p``); Grau-Moya et
+    al., "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 (``inverse=True``); the bounds are ours.
+
+    >>> beta = BellmanErrorCoefficient(1.0, rate=0.5, inverse=True)
+    >>> beta.observe(torch.tensor(0.25))
+    >>> float(beta.value)
+    2.5
+    """
+
+    def __init__(
+        self,
+        value: Any,
+        *,
+        rate: float,
+        scale: float = 1.0,
+        inverse: bool = False,
+        low: float = 1e-2,
+        high: float = 1e3,
+        error_floor: float = 1e-6,
+        name: str = "coefficient",
+        check: Check = check_positive,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not (isinstance(rate, (int, float)) and 0 < rate <= 1):
+            raise ValueError(f"rate must be in (0, 1], got {rate!r}.")
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"The bounds must satisfy 0 < low <= high, finite, got {low!r} and {high!r}.")
+        super().__init__(value, name=name, check=check, device=device)
+        self.rate, self.inverse, self.low, self.high = rate, inverse, low, high
+        self.scale = check_number(scale, "scale", "the weight of the error", positive=True)
+        self.error_floor = check_number(error_floor, "error_floor", "the smallest error that counts", positive=True)
+
+    @torch.no_grad()
+    def observe(self, statistic: Tensor) -> None:
+        """Follow ``statistic``, the ``L`` of the last update; one that is not finite teaches nothing."""
+        error = statistic.detach().to(self.current.dtype)  # type: ignore[arg-type]
+        floored = error.clamp(min=self.error_floor)
+        goal = self.scale / floored if self.inverse else self.scale * floored
+        moved = torch.where(error.isfinite(), torch.lerp(self.value, goal, self.rate), self.value)
+        self._write(moved.clamp(self.low, self.high))
+
+
+def made_coefficient(value: Any, *, name: str, check: Check, device: torch.device | str | None = None) -> Coefficient:
+    """``value`` itself if it is a :class:`Coefficient` already (then shared), else one that starts there."""
+    return value if isinstance(value, Coefficient) else Coefficient(value, name=name, check=check, device=device)
+
+
+def coefficient(path: str, doc: str) -> Any:
+    """A property reading and assigning the coefficient at ``path`` (``"regularizer.tau_coefficient"``)."""
+    parts = path.split(".")
+
+    def held(owner: Any) -> Coefficient:
+        for part in parts:
+            owner = getattr(owner, part)
+        return owner
+
+    def get(owner: Any) -> Tensor:
+        return held(owner).value
+
+    def put(owner: Any, value: Any) -> None:
+        held(owner).assign(value)
+
+    return property(get, put, doc=doc)

@@ -1,0 +1,65 @@
+"""Shannon entropy: the soft maximum and the Boltzmann policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.functional import soft_value_and_log_policy
+from torchrl_reg.functional.temperature import temperature_and_divisor
+from torchrl_reg.regularizers.checks import check_temperature
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
+
+
+class Entropy(Regularizer):
+    """``Omega(pi) = -tau H(pi)``: ``pi = softmax(q / tau)``, ``value = tau logsumexp(q / tau)``.
+
+    Args:
+        tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it. ``regularizer.tau = 0.01``
+            assigns to it.
+
+    Raises:
+        ValueError: ``tau`` not a finite number > 0.
+
+    Source: Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017.
+
+    >>> entropy = Entropy(0.5)
+    >>> out = entropy(torch.zeros(1, 3))
+    >>> [round(x, 4) for x in (*out.pi[0].tolist(), *out.value.tolist(), *out.cost.tolist())]
+    [0.3333, 0.3333, 0.3333, 0.5493, -0.5493]
+    """
+
+    coefficient_names = ("tau",)
+    compares = True
+    tau = coefficient("tau_coefficient", "The temperature in force, in reward units.")
+
+    def __init__(self, tau: float | Coefficient = 0.03) -> None:
+        super().__init__()
+        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+
+    def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
+        value, tau_log_pi = self.value_and_log_policy(masked_values(q, mask))
+        pi = (tau_log_pi / temperature_and_divisor(self.tau, tau_log_pi.dtype)[1]).exp()
+        action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
+        return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
+
+    def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        return soft_value_and_log_policy(q, self.tau)
+
+    def diagnostics(
+        self, q: Tensor, tau_log_pi: Tensor, *, reference: Tensor | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        """``entropy`` and ``kl`` to the target's policy (nats), ``action_gap`` and ``soft_gap`` (reward units)."""
+        # A masked action has probability 0 and an infinite logarithm: floored, so that 0 * inf stays 0.
+        floor = torch.finfo(tau_log_pi.dtype).min / 4
+        both = tau_log_pi.unsqueeze(0) if reference is None else torch.stack((tau_log_pi, reference))
+        logs = (both / self.tau).clamp(min=floor)
+        log_pi = logs[0]
+        pi = log_pi.exp()
+        rows: dict[str, Any] = {"entropy": -(pi * log_pi).sum(-1), "action_gap": finite_action_gap(q)}
+        if reference is not None:
+            rows["kl"] = (pi * (log_pi - logs[1])).sum(-1)
+        return rows | {"soft_gap": -tau_log_pi.amax(-1)}

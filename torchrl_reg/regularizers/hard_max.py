@@ -1,0 +1,34 @@
+"""No regularizer: the maximum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, masked_values
+
+
+class HardMax(Regularizer):
+    """``Omega = 0``: the value is the maximum and the policy the first greedy action.
+
+    ``tau_log_pi = q - max q``, the limit of ``tau ln pi`` as ``tau -> 0``: minus the advantage gap. A Munchausen term
+    with it is advantage learning.
+
+    >>> out = HardMax()(torch.tensor([[1.0, 3.0, 2.0]]))
+    >>> out.pi.tolist(), out.value.tolist(), out.tau_log_pi.tolist()
+    ([[0.0, 1.0, 0.0]], [3.0], [[-2.0, 0.0, -1.0]])
+    """
+
+    greedy_policy = True
+
+    def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
+        q = masked_values(q, mask)
+        best = q.amax(-1, keepdim=True)
+        pi = torch.zeros_like(q).scatter_(-1, q.argmax(-1, keepdim=True), 1.0)
+        nothing = torch.zeros_like(q)
+        return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing)
+
+    def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        q = masked_values(q, None)
+        best = q.amax(-1, keepdim=True)
+        return best.squeeze(-1), q - best

@@ -1,0 +1,159 @@
+"""KL divergence to a prior over actions: fixed, learnt (mutual information), or of the state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.functional import kl_divergence, soft_gap, soft_value_and_log_policy
+from torchrl_reg.functional.temperature import at_least_float32, temperature_and_divisor
+from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_probabilities
+from torchrl_reg.regularizers.checks import check_temperature
+from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient, moved_exactly
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
+
+
+class PriorKL(Regularizer):
+    """``Omega(pi) = tau KL(pi || rho)``: ``pi ~ rho exp(q / tau)``, ``value = tau ln sum_a rho(a) exp(q(a) / tau)``.
+
+    ``tau_log_pi`` is ``tau ln pi``; ``action_cost`` is ``tau ln (pi / rho)``. An action mask does not renormalize
+    ``rho``: the value then pays ``-tau ln rho(allowed)``.
+
+    Args:
+        tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
+            own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
+        prior: an :class:`ActionPrior`, shared with whoever else holds or learns it; probabilities ``[A]``; or None for
+            the uniform prior over however many actions there are.
+
+    Raises:
+        ValueError: ``tau`` not a finite number > 0, given twice or not at all; a prior that is no distribution.
+
+    Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019.
+
+    >>> kl = PriorKL(0.5, prior=[0.5, 0.25, 0.25])
+    >>> kl(torch.zeros(3)).pi.tolist(), round(float(kl(torch.zeros(3)).value), 6)
+    ([0.5, 0.25, 0.25], 0.0)
+    """
+
+    prior: ActionPrior | None
+    log_rho: Tensor | None
+    compares = False
+
+    def __init__(self, tau: float | Coefficient | None = None, *, prior: ActionPrior | PriorLike | None = None) -> None:
+        super().__init__()
+        owned = isinstance(prior, ActionPrior)
+        if owned == (tau is not None):
+            raise ValueError(
+                f"tau must be given, or an ActionPrior with its own beta, got tau={tau!r} and prior={prior!r}."
+            )
+        self.prior = prior if owned else None
+        rho = None if owned or prior is None else check_probabilities(prior, len(prior))
+        self.register_buffer("log_rho", None if rho is None else rho.log())
+        self.coefficient_names = ("beta",) if owned else ("tau",)  # type: ignore[misc]
+        if not owned:
+            self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PriorKL:
+        exact = self._buffers.pop("log_rho")
+        super()._apply(fn, recurse)
+        self._buffers["log_rho"] = None if exact is None else moved_exactly(exact, fn)
+        return self
+
+    @property
+    def tau(self) -> Tensor:
+        """The temperature in force, in reward units; ``1 / beta`` of an ActionPrior."""
+        return self.tau_coefficient.value if self.prior is None else self.prior.beta.reciprocal()
+
+    @tau.setter
+    def tau(self, value: Any) -> None:
+        if self.prior is None:
+            self.tau_coefficient.assign(value)
+        else:
+            self.prior.beta = 1.0 / (value if isinstance(value, Tensor) else check_temperature(value))
+
+    @property
+    def beta(self) -> Tensor:
+        """The inverse temperature in force, per unit of reward."""
+        return self.tau_coefficient.value.reciprocal() if self.prior is None else self.prior.beta
+
+    @property
+    def beta_coefficient(self) -> Coefficient:
+        """That of the ActionPrior."""
+        assert self.prior is not None, "this PriorKL has a tau_coefficient"
+        return self.prior.beta_coefficient
+
+    def log_prior(self, q: Tensor) -> Tensor:
+        """``ln rho``, broadcastable to ``q [*B, A]``.
+
+        Raises:
+            ValueError: a prior over another number of actions.
+        """
+        if self.prior is None and self.log_rho is None:
+            return torch.full((q.shape[-1],), -math.log(q.shape[-1]), dtype=torch.float64, device=q.device)
+        log_prior = self.log_rho if self.prior is None else self.prior.log_prior
+        return check_actions(log_prior, q)  # type: ignore[arg-type]
+
+    def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
+        """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""
+        q = masked_values(q, mask)
+        log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
+        value, tau_log_pi = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand_as(q))
+        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1]).exp()
+        action_cost = torch.where(pi > 0, tau_log_pi - self.tau * log_prior.to(q.dtype), 0.0)
+        return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
+
+    def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
+        return soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+
+    def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""
+        q = at_least_float32(q)
+        log_prior = self.log_prior(q) if log_prior is None else log_prior
+        # Without the normalizer of rho, beside which small gaps of q would be rounded off.
+        bonus = self.tau * (log_prior - log_prior.amax(-1, keepdim=True))
+        return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
+
+    def diagnostics(
+        self,
+        q: Tensor,
+        tau_log_pi: Tensor,
+        *,
+        rows: Tensor | None = None,
+        log_prior: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Nats, but ``action_gap`` and ``soft_gap`` in reward units; ``kl`` is ``KL(pi || rho)``.
+
+        ``mutual_information`` is ``KL(pi(.|s) || mean pi)``, whose mean over the rows estimates ``I(S; A)`` under the
+        batch's states; it is at most the log of their number, and biased upwards in small batches. So ``mean kl =
+        mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
+        """
+        log_prior = (self.log_prior(q) if log_prior is None else log_prior).to(q.dtype).expand_as(q)
+        log_pi = self.log_policy(tau_log_pi)
+        pi = log_pi.exp()
+        used = pi if rows is None else torch.where(rows.unsqueeze(-1), pi, 0.0)
+        count = pi[..., 0].numel() if rows is None else rows.sum().clamp(min=1)
+        marginal = used.reshape(-1, pi.shape[-1]).sum(0) / count
+        return {
+            "entropy": torch.special.entr(pi).sum(-1),
+            "action_gap": finite_action_gap(q),
+            "kl": kl_divergence(log_pi, log_prior),
+            "soft_gap": soft_gap(q, self.tau, log_prior=log_prior),
+            "prior_entropy": -(log_prior.exp() * log_prior).sum(-1),
+            "mutual_information": kl_divergence(log_pi, marginal.log()),
+        }
+
+    def log_policy(self, tau_log_pi: Tensor) -> Tensor:
+        """``ln pi``, floored, so that a masked action's probability times its logarithm stays 0."""
+        return (tau_log_pi * self.beta).clamp(min=torch.finfo(tau_log_pi.dtype).min / 4)
+
+
+def check_actions(log_prior: Tensor, q: Tensor) -> Tensor:
+    """``log_prior`` if it is over the actions of ``q``, else ValueError."""
+    if log_prior.shape[-1] != q.shape[-1]:
+        raise ValueError(f"The prior must be over the network's {q.shape[-1]} actions, got {log_prior.shape[-1]}.")
+    return log_prior

@@ -1,0 +1,100 @@
+"""What a regularizer is: Q-values in, the regularized policy and its value out.
+
+Shapes: ``*B`` batch, ``A`` actions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_reg.functional import action_gap
+from torchrl_reg.functional.temperature import at_least_float32
+
+
+class Regularized(NamedTuple):
+    """The policy that maximizes ``<pi, q> - Omega(pi)``, and what it is worth. Reward units but for ``pi``."""
+
+    pi: Tensor
+    """Probabilities ``[*B, A]``; 0 for a masked action."""
+    cost: Tensor
+    """``Omega(pi) [*B]``."""
+    value: Tensor
+    """``<pi, q> - Omega(pi) [*B]``, computed stably and not by that difference."""
+    tau_log_pi: Tensor
+    """Scaled log-policy ``[*B, A]``, what a Munchausen term adds to the reward. A masked action has ``-inf``, or the
+    smallest finite number, if that is how ``q`` masks."""
+    action_cost: Tensor
+    """``[*B, A]`` with ``<pi, action_cost> = Omega(pi)``, each action's share of the cost; 0 where ``pi`` is 0. On the
+    support of ``pi``, ``q - action_cost = value`` for every action."""
+
+
+class Regularizer(nn.Module):
+    """Base of the regularizers: ``regularizer(q)`` gives a :class:`Regularized`.
+
+    A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
+    planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs :meth:`forward` alone; what is cheaper
+    than that, or has a meaning of its own, it overrides.
+    """
+
+    #: Names of the coefficients that can be assigned, which losses report.
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
+    #: Whether the policy is deterministic: all on one action.
+    greedy_policy: ClassVar[bool] = False
+    #: Whether the diagnostics compare with the target network's policy at s.
+    compares: ClassVar[bool] = False
+
+    def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
+        """The policy at ``q [*B, A]``; ``mask [*B, A]`` is True where an action is allowed."""
+        raise NotImplementedError
+
+    def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """``value [*B]`` and ``tau_log_pi [*B, A]`` alone."""
+        out = self(q)
+        return out.value, out.tau_log_pi
+
+    def policy(self, q: Tensor) -> Tensor:
+        """Probabilities ``[*B, A]``."""
+        return self(q).pi
+
+    def greedy(self, q: Tensor) -> Tensor:
+        """The likeliest action ``[*B]``."""
+        return q.argmax(-1)
+
+    def diagnostics(
+        self,
+        q: Tensor,
+        tau_log_pi: Tensor,
+        *,
+        reference: Tensor | None = None,
+        rows: Tensor | None = None,
+        log_prior: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Rows ``[*B]`` at s of what the online ``q`` and its ``tau_log_pi`` (``[*B, A]``) say.
+
+        ``reference`` is the ``tau_log_pi`` of the target network, where :attr:`compares` asks for it; ``rows [*B]`` are
+        those that count (None: all); ``log_prior`` is that of a state-dependent prior.
+        """
+        return {"action_gap": finite_action_gap(q)}
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The coefficients in force."""
+        return {name: getattr(self, name) for name in self.coefficient_names}
+
+    def coefficients(self) -> dict[str, Any]:
+        """The :class:`Coefficient` objects, by the name they are assigned under."""
+        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
+
+
+def masked_values(q: Tensor, mask: Tensor | None) -> Tensor:
+    """``q`` in at least float32, ``-inf`` where ``mask`` forbids the action."""
+    q = at_least_float32(q)
+    return q if mask is None else q.masked_fill(~mask, -torch.inf)
+
+
+def finite_action_gap(q: Tensor) -> Tensor:
+    """Best minus second best of ``q [*B, A]``, ``[*B]``; 0 where a mask leaves one action."""
+    gap = action_gap(q)
+    return torch.where(gap < torch.finfo(gap.dtype).max / 16, gap, 0.0)
