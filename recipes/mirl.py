@@ -102,8 +102,14 @@ def train(cfg: Config) -> Path:
     actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
     beta = Coefficient(algo.beta, name="beta", device=run.device)
     if algo.method != "dqn" and algo.beta_rate > 0:
-        bounds = {"low": algo.beta_min, "high": algo.beta_max}
-        beta = BellmanErrorCoefficient(algo.beta, rate=algo.beta_rate, inverse=True, **bounds, device=run.device)
+        beta = BellmanErrorCoefficient(
+            algo.beta,
+            rate=algo.beta_rate,
+            inverse=True,
+            low=algo.beta_min,
+            high=algo.beta_max,
+            device=run.device,
+        )
     uniform, learnt = (ActionPrior(num_actions(env), beta=beta, device=run.device) for _ in range(2))
     behaviour = learnt if algo.method in ("sql_m", "mirl") else uniform
     regularizer = learnt if algo.method == "mirl" else uniform

@@ -44,16 +44,16 @@ class PriorKL(Regularizer):
 
     def __init__(self, tau: float | Coefficient | None = None, *, prior: ActionPrior | PriorLike | None = None) -> None:
         super().__init__()
-        owned = isinstance(prior, ActionPrior)
-        if owned == (tau is not None):
+        shared = prior if isinstance(prior, ActionPrior) else None
+        if (shared is None) == (tau is None):
             raise ValueError(
                 f"tau must be given, or an ActionPrior with its own beta, got tau={tau!r} and prior={prior!r}."
             )
-        self.prior = prior if owned else None
-        rho = None if owned or prior is None else check_probabilities(prior, len(prior))
+        self.prior = shared
+        rho = None if prior is None or isinstance(prior, ActionPrior) else check_probabilities(prior, len(prior))
         self.register_buffer("log_rho", None if rho is None else rho.log())
-        self.coefficient_names = ("beta",) if owned else ("tau",)  # type: ignore[misc]
-        if not owned:
+        self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
+        if shared is None:
             self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PriorKL:
