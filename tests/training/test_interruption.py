@@ -58,3 +58,24 @@ def test_a_full_disk_stops_the_run_in_one_sentence_and_it_goes_on_later(start, f
     (line,) = (tmp_path / "stderr.txt").read_text().strip().splitlines()
     assert "could not be written to run/checkpoints" in line and "earlier checkpoints are intact" in line
     assert finish(*arguments) == 0
+
+
+@pytest.mark.parametrize("damage", ["deleted", "shortened", "altered"])
+def test_a_damaged_record_is_noticed_on_resume(start, finish, kill_when, tmp_path, damage):
+    arguments = ["run.dir=run", "run.checkpoint_every_frames=100", "algo.total_frames=500"]
+    folder = tmp_path / "run"
+    kill_when(start(*arguments), lambda: len(list(folder.glob("checkpoints/checkpoint-*.torchrl"))) == 2)
+    rows = folder / "metrics.jsonl"
+    if damage == "deleted":
+        rows.unlink()
+    elif damage == "shortened":
+        os.truncate(rows, 100)
+    else:
+        rows.write_text(rows.read_text().replace('"event": "train"', '"event": "brain"', 1))
+    assert finish(*arguments) == 1
+    (line,) = (tmp_path / "stderr.txt").read_text().strip().splitlines()
+    assert line.startswith("run/metrics.jsonl is ") and "delete run/checkpoints and run the same command" in line
+    for path in sorted((folder / "checkpoints").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    assert finish(*arguments) == 0
+    assert "\0" not in rows.read_text()

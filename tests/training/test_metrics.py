@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_a_row_that_fits_in_part_is_an_error(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     metrics.append({"frames": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.size() + 5, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.mark()["bytes"] + 5, hard))
     try:
         with pytest.raises(RecordError, match=r"metrics.jsonl could not be written \(File too large\)"):
             metrics.append({"frames": 2})
@@ -44,13 +45,48 @@ def test_values_that_json_has_no_word_for_become_null(tmp_path):
 
 def test_rows_past_a_checkpoint_are_dropped(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.cut(0)
-    assert metrics.size() == 0
+    metrics.restart()
+    nothing = metrics.mark()
+    assert nothing["bytes"] == 0
     metrics.append({"frames": 1})
-    size = metrics.size()
+    mark = metrics.mark()
     metrics.append({"frames": 2})
-    metrics.cut(size)
-    assert read_metrics(metrics.path) == [{"frames": 1}]
+    again = MetricsFile(metrics.path)
+    again.continue_from(mark)
+    assert read_metrics(metrics.path) == [{"frames": 1}] and again.mark() == mark
+    again.append({"frames": 3})
+    both = again.mark()
+    MetricsFile(metrics.path).continue_from(both)  # the digest goes on where the checkpoint left it
+    MetricsFile(metrics.path).continue_from(nothing)
+    assert read_metrics(metrics.path) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "is gone: put it back from a copy, or delete "),
+        (lambda path: os.truncate(path, 10), r"is damaged \(10 bytes, of 30 that the checkpoint knows\)"),
+        (lambda path: os.truncate(path, 0), r"is damaged \(0 bytes, of 30"),
+        (lambda path: path.write_text(path.read_text().replace("7", "8")), "30 bytes that the checkpoint knows were c"),
+        (lambda path: os.truncate(path, 1_000) or _zero_first_row(path), "were changed"),
+    ],
+)
+def test_rows_that_are_not_those_written_are_noticed(tmp_path, damage, said):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for frames in (17, 27):
+        metrics.append({"frames": frames})
+    mark = metrics.mark()
+    metrics.append({"frames": 3})
+    damage(metrics.path)
+    before = metrics.path.read_bytes() if metrics.path.exists() else None
+    with pytest.raises(RecordError, match=said) as refusal:
+        MetricsFile(metrics.path).continue_from(mark)
+    assert str(refusal.value).count("checkpoints and run the same command to start from the beginning.") == 1
+    assert (metrics.path.read_bytes() if metrics.path.exists() else None) == before
+
+
+def _zero_first_row(path):
+    path.write_bytes(bytes(10) + path.read_bytes()[10:])
 
 
 def test_means_of_updates_with_different_entries():

@@ -240,3 +240,30 @@ def test_without_matplotlib_the_run_says_so_and_ends_well(make_run, monkeypatch,
     path = run.finish()
     assert (path / "done.json").exists() and not (path / "curves.png").exists()
     assert capsys.readouterr().err.startswith("no curves.png: matplotlib")
+
+
+def test_a_plot_that_fails_does_not_stand_between_a_run_and_its_end(make_run, monkeypatch, capsys):
+    def fail(folder):
+        raise ValueError("bad\nrow")
+
+    monkeypatch.setattr("torchrl_reg.training.curves.draw_curves", fail)
+    run = make_run()
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
+        pass
+    assert (run.finish() / "done.json").exists()
+    assert capsys.readouterr().err == "no curves.png: ValueError: bad row.\n"
+
+
+def test_a_view_that_fails_is_dropped_and_the_run_goes_on(make_run, monkeypatch, capsys):
+    class Broken:
+        def log_scalar(self, name, value, step):
+            raise OSError("no route to host")
+
+    monkeypatch.setattr("torchrl_reg.training.journal.open_loggers", lambda names, path: [Broken()])
+    run = make_run(log_every_frames=8)
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=24, frames_per_batch=8):
+        pass
+    assert len(read_metrics(run.finish() / "metrics.jsonl")) == 3
+    assert capsys.readouterr().err == "warning: Broken shows nothing from frame 8 on (OSError: no route to host).\n"

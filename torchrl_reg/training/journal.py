@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ class Journal:
         self.last_evaluation: dict[str, Any] | None = None
         self._settings = settings
         self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._mark: Mapping[str, Any] = {}
         self._path = path
         self._views: list[Logger] = []
         self._means = RunningMeans()
@@ -90,10 +92,13 @@ class Journal:
     def write(self, row: dict[str, Any]) -> None:
         """Appends ``row`` to ``metrics.jsonl`` and shows its numbers to the extra loggers."""
         self._metrics.append(row)
-        for view in self._views:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "frames":
-                    view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])
+        for view in list(self._views):
+            try:
+                _show(view, row)
+            except Exception as error:  # a view (its server, its disk) never stands between a run and its end
+                self._views.remove(view)
+                lost = f"{type(view).__name__} shows nothing from frame {row['frames']:,} on"
+                print(f"warning: {lost} ({type(error).__name__}: {error}).", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Prints a line where the progress is shown."""
@@ -106,7 +111,15 @@ class Journal:
 
     def restart(self) -> None:
         """Drops every row: no checkpoint was found, so all frames are run again."""
-        self._metrics.cut(0)
+        self._metrics.restart()
+
+    def resume(self) -> None:
+        """Drops the rows past the checkpoint that was loaded.
+
+        Raises:
+            RecordError: the rows up to there are not those that were written.
+        """
+        self._metrics.continue_from(self._mark)
 
     def wall_seconds(self) -> float:
         """Seconds this run has taken, over all its processes up to the last checkpoint."""
@@ -120,7 +133,7 @@ class Journal:
             "returns": list(self._returns),
             "logged_at": self._logged_at,
             "evaluated_at": self._evaluated_at,
-            "metrics_bytes": self._metrics.size(),
+            "metrics": self._metrics.mark(),
             "wall_seconds": self.wall_seconds(),
         }
 
@@ -130,5 +143,11 @@ class Journal:
         self._means.load_state_dict(state["means"])
         self._returns = list(state["returns"])
         self._logged_at, self._evaluated_at = state["logged_at"], state["evaluated_at"]
-        self._metrics.cut(state["metrics_bytes"])
+        self._mark = state["metrics"]
         self._wall_before = state["wall_seconds"]
+
+
+def _show(view: Logger, row: Mapping[str, Any]) -> None:
+    for name, value in row.items():
+        if isinstance(value, int | float) and name != "frames":
+            view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.training.errors import RecordError
-from torchrl_reg.training.files import append
+from torchrl_reg.training.files import append, sync
 
 #: Columns that depend on the machine's speed; two runs of one seed agree in all others.
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
@@ -38,10 +39,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """Appends rows to ``metrics.jsonl`` and drops those past a checkpoint."""
+    """Appends rows to ``metrics.jsonl``, drops those past a checkpoint, and notices what it did not write itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._bytes = 0
+        self._digest = sha256()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes one row in one system call; a value that is not finite becomes ``null``.
@@ -50,30 +53,65 @@ class MetricsFile:
             RecordError: it could not be written (a full disk).
         """
         finite = {name: _json_number(value) for name, value in row.items()}
-        line = json.dumps(finite, allow_nan=False) + "\n"
+        line = (json.dumps(finite, allow_nan=False) + "\n").encode()
         try:
-            append(self.path, line.encode())
+            append(self.path, line)
         except OSError as error:
             raise RecordError(
                 f"{self.path} could not be written ({error.strerror}); checkpoints are intact, so free some space "
                 "and run the same command to continue."
             ) from error
+        self._bytes += len(line)
+        self._digest.update(line)
 
-    def size(self) -> int:
-        """Bytes on disk for good: what a checkpoint remembers."""
-        if not self.path.exists():
-            return 0
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            return os.fstat(descriptor).st_size
-        finally:
-            os.close(descriptor)
-
-    def cut(self, size: int) -> None:
-        """Drops everything past ``size`` bytes: rows of frames that will be run again."""
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the rows so far, which are on disk for good: their bytes and SHA-256."""
         if self.path.exists():
-            os.truncate(self.path, size)
+            sync(self.path)
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def restart(self) -> None:
+        """Drops every row."""
+        self._bytes, self._digest = 0, sha256()
+        if self.path.exists():
+            os.truncate(self.path, 0)
+
+    def continue_from(self, mark: Mapping[str, Any]) -> None:
+        """Drops everything past ``mark``: rows of frames that will be run again.
+
+        Raises:
+            RecordError: the rows up to there are not those that were written.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        digest = sha256()
+        if size >= mark["bytes"]:
+            self._digest_rows(digest, mark["bytes"])
+        if digest.hexdigest() != mark["sha256"]:
+            raise RecordError(f"{self.path} {self._damage(size, mark['bytes'])}")
+        self._bytes, self._digest = mark["bytes"], digest
+        if self.path.exists():
+            os.truncate(self.path, self._bytes)
+
+    def _digest_rows(self, digest: Any, size: int) -> None:
+        """Feeds the first ``size`` bytes to ``digest``, a piece at a time."""
+        if not size:
+            return
+        with open(self.path, "rb") as file:
+            while size > 0 and (piece := file.read(min(size, 1 << 20))):
+                digest.update(piece)
+                size -= len(piece)
+
+    def _damage(self, size: int, expected: int) -> str:
+        if not self.path.exists():
+            found = "is gone"
+        elif size < expected:
+            found = f"is damaged ({size:,} bytes, of {expected:,} that the checkpoint knows)"
+        else:
+            found = f"is damaged (the {expected:,} bytes that the checkpoint knows were changed)"
+        return (
+            f"{found}: put it back from a copy, or delete {self.path.parent / 'checkpoints'} and run the same command "
+            "to start from the beginning."
+        )
 
 
 def _json_number(value: Any) -> Any:

@@ -313,6 +313,7 @@ class Run:
 
     def _resume(self, checkpoints: CheckpointFolder) -> None:
         if checkpoints.load_latest() is not None:
+            self._journal.resume()
             self._journal.say(f"resuming {self.path} at frame {self.frames:,}")
         else:
             self._journal.restart()
@@ -358,10 +359,12 @@ class Run:
     def _draw_curves(self) -> None:
         try:
             from torchrl_reg.training.curves import draw_curves
-        except ModuleNotFoundError as error:
-            print(f"no curves.png: {error.name} is not installed.", file=sys.stderr)
-            return
-        draw_curves(self.path)
+
+            draw_curves(self.path)
+        except Exception as error:  # whatever it is: the run itself is done
+            missing = isinstance(error, ModuleNotFoundError)
+            reason = f"{error.name} is not installed" if missing else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
+            print(f"no curves.png: {' '.join(reason.split())}.", file=sys.stderr)
 
 
 def _device(name: str) -> torch.device:
