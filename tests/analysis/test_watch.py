@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from torchrl_reg.analysis.mean_curve import mean_curve
-from torchrl_reg.analysis.tail import Tail
+from torchrl_reg.analysis.record import Tail
 from torchrl_reg.analysis.terminal_plot import braille_plot
 from torchrl_reg.analysis.watch_frame import watch_frame
 from torchrl_reg.analysis.watched import Watcher

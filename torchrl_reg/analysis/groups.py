@@ -192,8 +192,11 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_comparable(each) for each in value)
     if isinstance(value, dict):
-        return tuple(sorted((key, _comparable(each)) for key, each in value.items()))
-    return str(value) if isinstance(value, bool) else value
+        return tuple(sorted((str(key), _comparable(each)) for key, each in value.items()))
+    plain = (
+        isinstance(value, str | int) and not isinstance(value, bool) or (isinstance(value, float) and value == value)
+    )
+    return value if plain else str(value)  # dates, sets and NaN, which is no value of a key
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:

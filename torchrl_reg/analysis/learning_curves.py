@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from torchrl_reg.analysis.figures import COLORS
-from torchrl_reg.analysis.runs import metrics_rows
+from torchrl_reg.analysis.record import metrics_rows
 
 
 def evaluations(folder: Path, column: str = "return_greedy_mean") -> tuple[np.ndarray, np.ndarray]:

@@ -6,21 +6,22 @@ Reads what :mod:`torchrl_reg.training` writes (``config.yaml``, ``command.txt``,
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis.documents import flat, read_json, read_text, read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.record import Column, Columns, is_number, metrics_rows
 
 #: Settings that say where a run is, what it shows and what it runs on, not what it computes.
 _NOT_SETTINGS = frozenset(
@@ -29,9 +30,6 @@ _NOT_SETTINGS = frozenset(
 #: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
 _NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
 
-
-#: Environment frames and values; NaN where a row has null.
-Column = tuple[NDArray[np.int64], NDArray[np.float64]]
 _EMPTY: Column = (np.zeros(0, np.int64), np.zeros(0))
 
 
@@ -87,7 +85,7 @@ class RunRecord:
         return bool(len(values)) and bool(np.isnan(values[-1]))
 
     def training(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the training rows; ``null`` is left out."""
+        """As :meth:`evaluations` of the training rows; of more than 2000 rows neighbours are averaged."""
         return self._column("train", column)
 
     def names(self, event: str) -> list[str]:
@@ -104,7 +102,7 @@ class RunRecord:
     def wall_seconds(self) -> float:
         """Of ``done.json``, else of the last row that has them."""
         total = (self.done or {}).get("wall_seconds")
-        if _is_number(total):
+        if is_number(total) and math.isfinite(total):
             return float(total)
         found = [columns["wall_seconds"][1] for columns in self.all_columns.values() if "wall_seconds" in columns]
         return max((float(np.nanmax(each)) for each in found if not np.isnan(each).all()), default=0.0)
@@ -112,12 +110,12 @@ class RunRecord:
     @cached_property
     def all_columns(self) -> dict[str, dict[str, Column]]:
         """Every column of every kind of row as arrays, in one pass; what is asked for later is taken from here."""
-        return _as_columns(metrics_rows(self.path))
+        return Columns(metrics_rows(self.path)).all()
 
     @cached_property
     def _eval_columns(self) -> dict[str, Column]:
         # Runs have a hundred training rows for one evaluation, so only lines that name the event are parsed.
-        return _as_columns(metrics_rows(self.path, '"eval"')).get("eval", {})
+        return Columns(metrics_rows(self.path, '"eval"')).all().get("eval", {})
 
     def _columns(self, event: str) -> dict[str, Column]:
         if event == "eval" and "all_columns" not in self.__dict__:
@@ -130,56 +128,9 @@ class RunRecord:
         return frames[there], values[there]
 
 
-def metrics_rows(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
-    """Rows of ``metrics.jsonl`` in ``folder`` whose line has ``containing`` in it; none without the file.
-
-    Left out are a last line still being written (one without its line break) and rows without a name of an event or
-    a number of frames. A number that is not finite is None, as training writes it.
-
-    Raises:
-        AnalysisError: another line is no JSON object.
-    """
-    path = folder / "metrics.jsonl"
-    lines = _text(path).split("\n")
-    for number, line in enumerate(lines[:-1], 1):
-        if containing in line:
-            try:
-                row = json.loads(line, parse_constant=lambda _: None)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise AnalysisError(f"{path} must hold one JSON object a line, got {line[:40]!r} in line {number}.")
-            frames = row.get("frames")
-            if isinstance(row.get("event"), str) and isinstance(frames, int) and not isinstance(frames, bool):
-                yield row
-
-
-def _as_columns(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Column]]:
-    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
-    every: dict[str, list[int]] = {}
-    for row in rows:
-        columns = found.setdefault(row["event"], {})
-        every.setdefault(row["event"], []).append(row["frames"])
-        for name, value in row.items():
-            if value is None or _is_number(value):
-                frames, values = columns.setdefault(name, ([], []))
-                frames.append(row["frames"])
-                values.append(float(value) if value is not None and math.isfinite(value) else math.nan)
-    arrays: dict[str, dict[str, Column]] = {}
-    for event, columns in found.items():
-        shared = np.array(every[event], np.int64)  # of the columns that no row lacks, which are most
-        arrays[event] = {
-            name: (shared if len(frames) == len(shared) else np.array(frames, np.int64), np.array(values))
-            for name, (frames, values) in columns.items()
-        }
-    return arrays
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def find_runs(root: Path | str | Sequence[Path | str], *, skipped: list[str] | None = None) -> list[RunRecord]:
+def find_runs(
+    root: Path | str | Sequence[Path | str], *, skipped: list[str] | None = None, training: bool = False
+) -> list[RunRecord]:
     """Every run folder at or below ``root`` (one or several folders), sorted by path.
 
     A run folder holds ``config.yaml``. Not looked into: hidden folders, and those named ``code``, ``checkpoints``,
@@ -188,6 +139,8 @@ def find_runs(root: Path | str | Sequence[Path | str], *, skipped: list[str] | N
     Args:
         root: where to look.
         skipped: takes a sentence on every folder that cannot be read, which is then left out as long as another can.
+            Their evaluations are then read at once, as a damaged row is only found by reading.
+        training: with ``skipped``, training rows are read at once, too.
 
     Raises:
         AnalysisError: ``root`` is no folder, or a run folder cannot be read: any one, or with ``skipped`` every one.
@@ -204,7 +157,9 @@ def find_runs(root: Path | str | Sequence[Path | str], *, skipped: list[str] | N
     runs, problems = [], []
     for folder in sorted(found.values()):
         try:
-            runs.append(read_run(folder))
+            run = read_run(folder)
+            _ = run.all_columns if training else run.evaluated_frames()
+            runs.append(run)
         except AnalysisError as error:
             problems.append(str(error))
     if problems and not runs:
@@ -219,20 +174,23 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         AnalysisError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
     """
-    config = dict(_flat(_yaml(folder / "config.yaml")))
-    starts = (_json(folder / "provenance.json") or {}).get("starts")
+    config = flat(read_yaml(folder / "config.yaml"))
+    starts = (read_json(folder / "provenance.json") or {}).get("starts")
     if "env.name" not in config or "run.seed" not in config:
         raise AnalysisError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")
-    command = _text(folder / "command.txt").strip()
+    seed = config["run.seed"]
+    if not isinstance(seed, int):
+        raise AnalysisError(f"{folder}/config.yaml must have an integer run.seed, got {str(seed)[:40]!r}.")
+    command = read_text(folder / "command.txt").strip()
     script = _script(command)
     return RunRecord(
         path=folder,
         recipe=Path(script).stem or "unknown",
         env="/".join(str(part) for part in (config["env.name"], config.get("env.game")) if part),
-        seed=config["run.seed"],
+        seed=seed,
         config={key: value for key, value in config.items() if key not in _NOT_SETTINGS},
         starts=tuple(start for start in (starts if isinstance(starts, list) else ()) if isinstance(start, dict)),
-        done=_json(folder / "done.json"),
+        done=read_json(folder / "done.json"),
         command=command,
         script=script,
     )
@@ -273,45 +231,3 @@ def _script(command: str) -> str:
     path = next((os.path.normpath(word) for word in words if word.endswith(".py")), "")
     ours = re.search(r"(?:^|/)(recipes/[^/]+|own/[0-9a-f]{8}/[^/]+)$", path)
     return ours[1] if ours else path
-
-
-def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(node, dict) and (node or not prefix):
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise AnalysisError(
-            "run folders need PyYAML to be read, got none: pip install 'torchrl_reg[report]'."
-        ) from error
-    # The C loader takes 2 ms a config, the Python one 15.
-    try:
-        return yaml.load(_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
-        raise AnalysisError(f"{path} must be YAML, got something else.") from None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    text = _text(path)
-    try:
-        found = json.loads(text) if text else None
-    except ValueError:
-        raise AnalysisError(f"{path} must be JSON, got {text[:40]!r}.") from None
-    if found is not None and not isinstance(found, dict):
-        raise AnalysisError(f"{path} must hold a JSON object, got {text[:40]!r}.")
-    return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"{path} could not be read: {error}.") from None

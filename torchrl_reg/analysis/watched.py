@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,8 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.planned import not_begun
+from torchrl_reg.analysis.record import Columns, Row, Tail, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
-from torchrl_reg.analysis.tail import Tail
 
 State = Literal["done", "running", "silent", "failed", "waiting"]
 #: A run that wrote no row for this long, and for several times its usual pace, is called silent.
@@ -30,22 +29,47 @@ class WatchedRun:
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
-        self.frames = 0
         self.fps: float | None = None
-        self.evaluations: list[tuple[int, float]] = []
-        self.training: list[tuple[int, float]] = []
         self._tail = Tail(record.path / "metrics.jsonl")
-        self._row_seconds = 0.0
-        self._wall = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.fps, self._wall, self._row_seconds = None, 0.0, 0.0
+        self._columns = Columns()
 
     def refresh(self) -> None:
-        """Reads what was written since the last look."""
-        rows, cut = self._tail.read()
-        if cut:
-            self.frames, self.fps, self._wall = 0, None, 0.0
-            self.evaluations, self.training = [], []
-        for row in rows:
-            self._take(row)
+        """Reads what was written since the last look, in chunks."""
+        rows: list[Row] = [{}]
+        while rows:
+            rows, cut = self._tail.read()
+            if cut:
+                self._forget()
+            self._columns.extend(map(self._shown, rows))
+
+    @property
+    def frames(self) -> int:
+        """Environment frames of the last row."""
+        return self._columns.frames
+
+    @property
+    def problem(self) -> str | None:
+        """What is no row in the record, in words."""
+        return self._tail.problem
+
+    @property
+    def evaluations(self) -> list[tuple[int, float]]:
+        """Frames and returns of the evaluations."""
+        return self._points("eval")
+
+    @property
+    def training(self) -> list[tuple[int, float]]:
+        """Frames and returns of the training rows that saw an episode end; neighbours are averaged in long runs."""
+        return self._points("train")
+
+    def _points(self, event: str) -> list[tuple[int, float]]:
+        frames, values = self._columns.of(event, "return")
+        there = ~np.isnan(values)
+        return list(zip(frames[there].tolist(), values[there].tolist(), strict=True))
 
     @property
     def total_frames(self) -> int | None:
@@ -81,19 +105,15 @@ class WatchedRun:
         quiet = (time.time() if now is None else now) - written
         return "silent" if quiet > max(SILENT_SECONDS, _SILENT_ROWS * self._row_seconds) else "running"
 
-    def _take(self, row: dict[str, Any]) -> None:
-        self.frames = max(self.frames, row["frames"])
-        if row.get("event") == "train":
-            if _is_number(row.get("fps")):
-                self.fps = float(row["fps"])
-            if _is_number(row.get("wall_seconds")):
-                self._row_seconds, self._wall = max(row["wall_seconds"] - self._wall, 0.0), row["wall_seconds"]
-            if _is_number(row.get("return_mean")):
-                self.training.append((row["frames"], float(row["return_mean"])))
-        elif row.get("event") == "eval":
+    def _shown(self, row: Row) -> Row:
+        """Of ``row`` its return; notes its speed on the way."""
+        name = "return_mean"
+        if row["event"] == "eval":
             name = next((n for n in row if n.startswith("return_") and n.endswith("_mean")), "")
-            if _is_number(row.get(name)):
-                self.evaluations.append((row["frames"], float(row[name])))
+        elif is_number(wall := row.get("wall_seconds")):
+            self._row_seconds, self._wall = max(wall - self._wall, 0.0), wall
+            self.fps = row["fps"] if is_number(row.get("fps")) else self.fps
+        return {"event": row["event"], "frames": row["frames"], "return": row.get(name)}
 
 
 @dataclass(frozen=True)
@@ -162,8 +182,10 @@ class Watcher:
                         self._grouped.clear()
                 except (AnalysisError, OSError) as error:
                     self.unreadable[path] = str(error)
-        for run in self.runs.values():
+        for path, run in self.runs.items():
             run.refresh()
+            if run.problem is not None:
+                self.unreadable[path] = f"metrics.jsonl holds what is no row: {run.problem}"
 
     def groups(self, *, single: bool = False) -> list[WatchedGroup]:
         """One group a method and environment, or one a run where ``single`` or where methods cannot be told apart."""
@@ -221,7 +243,3 @@ def latest_curves(
 
 def _failed(path: Path) -> bool:
     return path.with_name(f"{path.name}.failed").exists() or (path / "failed.json").exists()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from torchrl_reg.analysis.documents import read_json, read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs, without_settings
 from torchrl_reg.analysis.planned import not_begun
@@ -100,7 +100,7 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
         AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or no evaluation named ``column``.
     """
     skipped: list[str] = []
-    runs = find_runs(folder, skipped=skipped)
+    runs = find_runs(folder, skipped=skipped, training=True)
     runs = without_settings(runs, ignore) if ignore else runs
     failures = tuple(_failures(folder))
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
@@ -117,8 +117,6 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
 
 
 def _column(runs: list[RunRecord], asked: str | None) -> str:
-    for run in runs:
-        _ = run.all_columns  # one pass over every file; a report needs all of it
     found = sorted({name for run in runs for name in run.names("eval")})
     found = [key for key in found if key.startswith("return_") and key.endswith("_mean")]
     if asked is not None and asked not in found:
@@ -128,14 +126,9 @@ def _column(runs: list[RunRecord], asked: str | None) -> str:
 
 def _plan(folder: Path) -> dict[str, Any]:
     path = folder / "sweep.yaml"
+    loaded = read_yaml(path)
     if not path.exists():
         return {}
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise AnalysisError(f"{path} must be YAML, got something else.") from None
     if not isinstance(loaded, dict):
         raise AnalysisError(f"{path} must hold name, question, recipe, grid and seeds, got {type(loaded).__name__}.")
     return dict(loaded)
@@ -150,10 +143,9 @@ def _failures(folder: Path) -> Iterator[Failure]:
         if (run / "done.json").exists():
             continue  # it was run again
         try:
-            said = json.loads(marker.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            said = read_json(marker) or {}
+        except AnalysisError:
             said = {}
-        said = said if isinstance(said, dict) else {}
         last = said.get("last_line") or _last_line(run.with_name(f"{run.name}.log"))
         code = said.get("returncode")
         shown = "" if code is None else str(code)

@@ -1,0 +1,134 @@
+"""Damaged and very large records: what is left out is named, what is left is read, and memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_reg.analysis import AnalysisError, find_runs
+from torchrl_reg.analysis.documents import flat, read_json, read_yaml
+from torchrl_reg.analysis.record import LONGEST_CURVE, Columns, Tail, metrics_rows
+from torchrl_reg.cli import main
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(12)
+)
+DAMAGE = {
+    "row": (
+        "metrics.jsonl",
+        'torn "eval" row\n',
+        "JSON object a line, got 'torn \"eval\" row' in line 4",
+    ),
+    "nul": ("metrics.jsonl", "\0" * 100 + '"eval"\n', "must hold one JSON object a line"),
+    "deep row": ("metrics.jsonl", '{"event": "eval", "frames": ' + "[" * 100_000 + "\n", "one JSON object a line"),
+    "long row": ("metrics.jsonl", '"eval"' + "x" * (1 << 21) + "\n", "a row longer than 1048576 bytes"),
+    "bomb": ("config.yaml", BOMB, "config.yaml must be YAML without aliases, got one"),
+    "deep": ("config.yaml", "a: " + "[" * 200_000, "config.yaml must nest at most 32 levels"),
+    "large": ("config.yaml", "# " + "x" * (5 << 20), "config.yaml must be at most 4 MiB, got more"),
+    "date": ("config.yaml", "a: 2001-99-99\n", "config.yaml must be YAML, got something else"),
+    "deep done": ("done.json", "[" * 100_000, "done.json must be JSON"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "command"),
+    [*((damage, "table") for damage in DAMAGE), *((d, c) for d in ("row", "bomb") for c in ("report", "watch"))],
+)
+def test_a_damaged_run_is_left_out_by_name_and_the_others_are_shown(make_run, tmp_path, capsys, damage, command):
+    for seed in (0, 1, 2):
+        make_run(f"m_dqn/seed={seed}", [1.0, 7.0], seed=seed)
+    name, text, sentence = DAMAGE[damage]
+    path = tmp_path / "m_dqn/seed=1" / name
+    path.write_text((path.read_text() if damage in ("row", "nul", "deep row", "long row", "bomb") else "") + text)
+    more = {"report": ["-o", str(tmp_path / "r.html")], "watch": ["--once"], "table": []}[command]
+    assert main([command, str(tmp_path), *more]) == 0
+    out, err = capsys.readouterr()
+    if command == "watch":
+        assert "seed=1: " in out and "m_dqn" in out
+        return
+    assert "seed=1" in err and sentence in err and err.count("\n") == 1
+    shown = out if command == "table" else (tmp_path / "r.html").read_text()
+    assert "7.00" in shown and "seed=0" not in err
+
+
+def test_nothing_but_damage_is_one_sentence(make_run, tmp_path: Path, capsys) -> None:
+    with (make_run("x") / "metrics.jsonl").open("a") as file:
+        file.write("{eval\n")
+    (tmp_path / "x/config.yaml").write_text(BOMB)
+    assert main(["table", str(tmp_path)]) == 1
+    assert "without aliases" in capsys.readouterr().err
+
+
+def test_long_columns_are_averaged_counters_are_not_and_evaluations_stay() -> None:
+    count = 5 * LONGEST_CURVE + 3
+    rows = [
+        {"event": "train", "frames": 10 * i, "loss": i, "updates": i, "odd": i if i % 2 else None} for i in range(count)
+    ]
+    rows += [{"event": "eval", "frames": 10 * i, "return_greedy_mean": i} for i in range(count)]
+    columns = Columns(rows).all()
+    frames, loss = columns["train"]["loss"]
+    assert LONGEST_CURVE / 2 <= len(frames) <= LONGEST_CURVE and frames[-1] == 10 * (count - 1)
+    assert frames[:3].tolist() == [70, 150, 230] and loss[:3].tolist() == [3.5, 11.5, 19.5]  # of eight rows each
+    assert columns["train"]["odd"][1][:2].tolist() == [4.0, 12.0]  # of the four that are not null
+    assert columns["train"]["updates"][1][:2].tolist() == [7, 15] and columns["train"]["updates"][0] is frames
+    assert columns["eval"]["return_greedy_mean"][1].tolist() == list(range(count))
+
+
+def test_a_large_record_is_read_in_little_memory(tmp_path: Path) -> None:
+    row = {"event": "train", "return_mean": 1.0, **{f"x{i}": i / 7 for i in range(20)}}
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for i in range(5_000):
+            file.write(json.dumps({**row, "frames": i}) + "\n")
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 1.5e6
+    tracemalloc.start()
+    columns = Columns(metrics_rows(tmp_path)).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert columns["train"]["x3"][1].mean() == pytest.approx(3 / 7)
+    assert peak < 4e6, "the rows as dictionaries take 8 MB"
+
+
+def test_a_million_columns_are_refused() -> None:
+    rows = ({"event": "train", "frames": i, f"x{i}": 1.0} for i in range(2_000))
+    with pytest.raises(AnalysisError, match="at most 1000 columns"):
+        Columns(rows)
+
+
+def test_a_number_beyond_every_float_is_no_number(make_run, tmp_path: Path) -> None:
+    folder = make_run("x", [1.0])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "eval", "frames": 200, "return_greedy_mean": 1' + "0" * 400 + "}\n")
+        file.write('{"event": "eval", "frames": 1' + "0" * 30 + ', "return_greedy_mean": 2.0}\n')
+    (run,) = find_runs(tmp_path)
+    assert (
+        run.evaluations()[1].tolist() == [1.0]
+        and run.ends_without()
+        and np.isnan(run.all_columns["eval"]["return_greedy_mean"][1][-1])
+    )
+
+
+def test_the_end_of_a_record_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"event": "train", "frames": i}) + "\n" for i in range(1_000)) + '{"event')
+    tail = Tail(path, last=200)
+    found = [row["frames"] for row in tail.rows()]
+    assert found[-1] == 999 and 3 <= len(found) <= 8 and tail.problem is None
+
+
+def test_lines_without_rows_do_not_end_the_reading(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"note": 1}\n' * 50_000 + '{"event": "eval", "frames": 7}\n')
+    assert [row["frames"] for row in metrics_rows(tmp_path)] == [7]
+
+
+def test_flat_and_documents(tmp_path: Path) -> None:
+    assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}
+    with pytest.raises(AnalysisError, match="at most 10000 settings"):
+        flat({str(i): i for i in range(10_001)})
+    (tmp_path / "x.yaml").write_text("a: 'is * a star?'\nb: [[1, 2], {c: [3]}]\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": "is * a star?", "b": [[1, 2], {"c": [3]}]}
+    assert read_yaml(tmp_path / "absent.yaml") is None and read_json(tmp_path / "absent.json") is None

@@ -1,0 +1,237 @@
+"""``metrics.jsonl`` read back: the one reader of finished and of growing records, in memory that stays bounded."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.errors import AnalysisError
+
+#: Environment frames and values; NaN where a row has null.
+Column = tuple[NDArray[np.int64], NDArray[np.float64]]
+Row = dict[str, Any]
+
+#: Bytes read at a time, of one row, and columns of one event: a record beyond is damaged.
+_CHUNK, _LONGEST_ROW, _MOST_COLUMNS = 1 << 18, 1 << 20, 1000
+#: Points that a column of training rows keeps; from there on neighbours are averaged.
+LONGEST_CURVE = 2000
+#: Columns that count up: of rows put together the last value holds, not the mean.
+_COUNTERS = frozenset({"updates", "wall_seconds"})
+_REMEMBERED = 256
+
+
+class Tail:
+    """Rows of a growing file of JSON lines, each handed out once.
+
+    A resumed run cuts its file back to its last checkpoint and writes on: what lies before the place reached is then no
+    longer what was read, and :meth:`read` says so by starting over.
+
+    Args:
+        path: the file; it may not exist yet.
+        containing: only lines with this in them are parsed.
+        last: begin with that many bytes at the end of the file.
+    """
+
+    def __init__(self, path: Path, *, containing: str = "", last: int | None = None) -> None:
+        self.path = path
+        #: The first line that is no row, in words; None while all are.
+        self.problem: str | None = None
+        self._containing, self._last = containing.encode(), last
+        self._offset, self._line = 0, 0
+        self._before = b""  # the last bytes in front of the offset
+
+    def read(self) -> tuple[list[Row], bool]:
+        """Some of the new rows (none when there are no more), and whether they start over because the file was cut.
+
+        A last line still being written waits for its end. Passed over are rows without an event or a number of frames,
+        and with a note in ``problem`` lines that are no JSON object.
+        """
+        cut = False
+        while True:
+            before = self._offset
+            try:
+                with self.path.open("rb") as file:
+                    if not self._continues(file):
+                        self._start_over()
+                        cut, before = True, -1
+                    lines = self._lines(file)
+            except OSError:
+                cut = cut or self._offset > 0
+                self._start_over()
+                return [], cut
+            rows = [row for line in lines if (row := self._row(line)) is not None]
+            if rows or self._offset == before:
+                return rows, cut
+
+    def rows(self) -> Iterator[Row]:
+        """All new rows, a chunk at a time."""
+        while rows := self.read()[0]:
+            yield from rows
+
+    def _start_over(self) -> None:
+        self._offset, self._line, self._before, self.problem = 0, 0, b"", None
+
+    def _lines(self, file: BinaryIO) -> list[bytes]:
+        if self._last is not None and self._offset == 0:
+            self._offset = max(0, file.seek(0, 2) - self._last)
+            file.seek(self._offset)
+            self._offset += len(file.readline()) if self._offset else 0  # its beginning may be missing
+        file.seek(self._offset)
+        new = file.read(_CHUNK)
+        while b"\n" not in new and len(new) <= _LONGEST_ROW and (more := file.read(_CHUNK)):
+            new += more
+        whole = new[: new.rfind(b"\n") + 1]
+        if not whole and len(new) > _LONGEST_ROW:
+            self.problem = self.problem or f"a row longer than {_LONGEST_ROW} bytes in line {self._line + 1}"
+            whole = new
+        self._offset += len(whole)
+        self._before = (self._before + whole)[-_REMEMBERED:]
+        return whole.split(b"\n")[:-1]
+
+    def _row(self, line: bytes) -> Row | None:
+        self._line += 1
+        if self._containing not in line:
+            return None
+        try:
+            # A number that is not finite is None, as training writes it.
+            row = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            if line.strip() or self._last is None:
+                shown = line[:40].decode(errors="replace")
+                self.problem = self.problem or f"{shown!r} in line {self._line}"
+            return None
+        frames = row.get("frames")
+        there = isinstance(frames, int) and not isinstance(frames, bool) and 0 <= frames < 1 << 62
+        return row if there and isinstance(row.get("event"), str) else None
+
+    def _continues(self, file: BinaryIO) -> bool:
+        file.seek(self._offset - len(self._before))
+        return file.read(len(self._before)) == self._before
+
+
+def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
+    """Rows of ``metrics.jsonl`` in ``folder`` whose line has ``containing`` in it; none without the file.
+
+    Left out are a last line still being written (one without its line break) and rows without a name of an event or
+    a number of frames. A number that is not finite is None, as training writes it.
+
+    Raises:
+        AnalysisError: another line is no JSON object.
+    """
+    tail = Tail(folder / "metrics.jsonl", containing=containing)
+    for row in tail.rows():
+        if tail.problem is not None:
+            break
+        yield row
+    if tail.problem is not None:
+        raise AnalysisError(f"{tail.path} must hold one JSON object a line, got {tail.problem}.")
+
+
+class Columns:
+    """The numbers in the rows of each event, by column.
+
+    Evaluations are kept one by one; of other rows at most ``LONGEST_CURVE`` points a column, each the mean of a run of
+    neighbours at the frames of the last of them, as if the run had written fewer rows.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._events: dict[str, dict[str, _Points]] = {}
+        self.frames = 0
+        self.extend(rows)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Takes in further rows, in the order of the file.
+
+        Raises:
+            AnalysisError: more columns than a record has.
+        """
+        for row in rows:
+            event, frames = row["event"], row["frames"]
+            columns = self._events.setdefault(event, {})
+            self.frames = max(self.frames, frames)
+            for name, value in row.items():
+                if value is None or (is_number(value) and name != "event"):
+                    points = columns.get(name)
+                    if points is None:
+                        if len(columns) >= _MOST_COLUMNS:
+                            raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
+                        points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _COUNTERS)
+                    points.add(frames, _finite(value))
+
+    def of(self, event: str, name: str) -> Column:
+        """Frames and values of a column; empty if there is none."""
+        points = self._events.get(event, {}).get(name)
+        return (np.zeros(0, np.int64), np.zeros(0)) if points is None else points.arrays()
+
+    def all(self) -> dict[str, dict[str, Column]]:
+        """Every column of every event; columns with the same frames share them."""
+        found: dict[str, dict[str, Column]] = {}
+        for event, columns in self._events.items():
+            shared: dict[bytes, NDArray[np.int64]] = {}
+            found[event] = {}
+            for name, points in columns.items():
+                frames, values = points.arrays()
+                found[event][name] = (shared.setdefault(frames.tobytes(), frames), values)
+        return found
+
+
+class _Points:
+    """A column: at most ``limit`` buckets of ``every`` rows each."""
+
+    __slots__ = ("frames", "sums", "counts", "every", "open", "limit", "counter")
+
+    def __init__(self, limit: int | None, counter: bool) -> None:
+        self.frames, self.sums, self.counts = array("q"), array("d"), array("q")
+        self.every, self.open, self.limit, self.counter = 1, 0, limit, counter
+
+    def add(self, frames: int, value: float) -> None:
+        there = value == value  # not NaN
+        if self.open:
+            self.frames[-1] = frames
+            if there:
+                self.sums[-1] = value if self.counter else self.sums[-1] + value
+                self.counts[-1] = 1 if self.counter else self.counts[-1] + 1
+        else:
+            if self.limit is not None and len(self.frames) >= self.limit:
+                self._halve()
+            self.frames.append(frames), self.sums.append(value if there else 0.0), self.counts.append(there)
+        self.open = (self.open + 1) % self.every
+
+    def _halve(self) -> None:
+        frames, sums, counts = (np.array(each) for each in (self.frames, self.sums, self.counts))
+        if self.counter:
+            later = counts[1::2] > 0
+            sums, counts = np.where(later, sums[1::2], sums[::2]), counts[::2] | counts[1::2]
+        else:
+            sums, counts = sums[::2] + sums[1::2], counts[::2] + counts[1::2]
+        self.frames, self.sums = array("q", frames[1::2].tolist()), array("d", sums.tolist())
+        self.counts = array("q", counts.tolist())
+        self.every *= 2
+
+    def arrays(self) -> Column:
+        sums, counts = np.array(self.sums), np.array(self.counts)
+        with np.errstate(invalid="ignore"):
+            return np.array(self.frames, np.int64), np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is an int or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: float | None) -> float:
+    """``value`` as a float, NaN for what is not finite."""
+    try:
+        number = math.nan if value is None else float(value)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
