@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +24,8 @@ LONGEST_CURVE = 2000
 #: Columns that count up: of rows put together the last value holds, not the mean.
 _COUNTERS = frozenset({"updates", "wall_seconds"})
 _REMEMBERED = 256
+#: Rows that are put together at once; a power of two, so that buckets hold equally many.
+_FOLDED = 1024
 
 
 class Tail:
@@ -165,7 +166,10 @@ class Columns:
                         if len(columns) >= _MOST_COLUMNS:
                             raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
                         points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _COUNTERS)
-                    points.add(frames, _finite(value))
+                    points.frames.append(frames)
+                    points.values.append(value)
+                    if len(points.frames) == _FOLDED:
+                        points.fold()
 
     def of(self, event: str, name: str) -> Column:
         """Frames and values of a column; empty if there is none."""
@@ -185,42 +189,40 @@ class Columns:
 
 
 class _Points:
-    """A column: at most ``limit`` buckets of ``every`` rows each."""
-
-    __slots__ = ("frames", "sums", "counts", "every", "open", "limit", "counter")
+    """A column: at most ``limit`` buckets of ``every`` rows each (frames of the last, sum, count), and rows to come."""
 
     def __init__(self, limit: int | None, counter: bool) -> None:
-        self.frames, self.sums, self.counts = array("q"), array("d"), array("q")
-        self.every, self.open, self.limit, self.counter = 1, 0, limit, counter
+        self.frames: list[int] = []
+        self.values: list[float | None] = []
+        self._limit, self._counter, self._every = limit, counter, 1
+        self._buckets: list[NDArray[Any]] = [np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)]
 
-    def add(self, frames: int, value: float) -> None:
-        there = value == value  # not NaN
-        if self.open:
-            self.frames[-1] = frames
-            if there:
-                self.sums[-1] = value if self.counter else self.sums[-1] + value
-                self.counts[-1] = 1 if self.counter else self.counts[-1] + 1
-        else:
-            if self.limit is not None and len(self.frames) >= self.limit:
-                self._halve()
-            self.frames.append(frames), self.sums.append(value if there else 0.0), self.counts.append(there)
-        self.open = (self.open + 1) % self.every
-
-    def _halve(self) -> None:
-        frames, sums, counts = (np.array(each) for each in (self.frames, self.sums, self.counts))
-        if self.counter:
-            later = counts[1::2] > 0
-            sums, counts = np.where(later, sums[1::2], sums[::2]), counts[::2] | counts[1::2]
-        else:
-            sums, counts = sums[::2] + sums[1::2], counts[::2] + counts[1::2]
-        self.frames, self.sums = array("q", frames[1::2].tolist()), array("d", sums.tolist())
-        self.counts = array("q", counts.tolist())
-        self.every *= 2
+    def fold(self) -> None:
+        """Puts the rows read into buckets."""
+        self._buckets, self._every = self._folded()
+        self.frames, self.values = [], []
 
     def arrays(self) -> Column:
-        sums, counts = np.array(self.sums), np.array(self.counts)
-        with np.errstate(invalid="ignore"):
-            return np.array(self.frames, np.int64), np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+        (frames, sums, counts), _ = self._folded()
+        return frames, np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+
+    def _folded(self) -> tuple[list[NDArray[Any]], int]:
+        values = _floats(self.values)
+        there = np.isfinite(values)
+        rows = [np.array(self.frames, np.int64), np.where(there, values, 0.0), there.astype(np.int64)]
+        new = self._grouped(rows, self._every)
+        found, every = [np.concatenate(pair) for pair in zip(self._buckets, new, strict=True)], self._every
+        while self._limit is not None and len(found[0]) > self._limit:
+            found, every = self._grouped(found, 2), 2 * every
+        return found, every
+
+    def _grouped(self, rows: list[NDArray[Any]], size: int) -> list[NDArray[Any]]:
+        starts = np.arange(0, len(rows[0]), size)
+        if size == 1 or not len(starts):
+            return rows
+        together = np.maximum if self._counter else np.add
+        ends = np.minimum(starts + size, len(rows[0])) - 1
+        return [rows[0][ends], together.reduceat(rows[1], starts), together.reduceat(rows[2], starts)]
 
 
 def is_number(value: Any) -> bool:
@@ -228,10 +230,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _finite(value: float | None) -> float:
-    """``value`` as a float, NaN for what is not finite."""
+def _floats(values: list[float | None]) -> NDArray[np.float64]:
+    """``values`` with NaN for null, and for integers beyond every float."""
     try:
-        number = math.nan if value is None else float(value)
+        return np.array([math.nan if value is None else value for value in values], np.float64)
     except OverflowError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+        return np.array([math.nan if value is None or abs(value) > 1e308 else value for value in values], np.float64)
