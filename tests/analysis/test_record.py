@@ -81,7 +81,7 @@ def test_long_columns_are_averaged_counters_are_not_and_evaluations_stay() -> No
 def test_a_large_record_is_read_in_little_memory(tmp_path: Path) -> None:
     row = {"event": "train", "return_mean": 1.0, **{f"x{i}": i / 7 for i in range(20)}}
     with (tmp_path / "metrics.jsonl").open("w") as file:
-        for i in range(5_000):
+        for i in range(8_000):
             file.write(json.dumps({**row, "frames": i}) + "\n")
     assert (tmp_path / "metrics.jsonl").stat().st_size > 1.5e6
     tracemalloc.start()
@@ -89,7 +89,7 @@ def test_a_large_record_is_read_in_little_memory(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert columns["train"]["x3"][1].mean() == pytest.approx(3 / 7)
-    assert peak < 4e6, "the rows as dictionaries take 8 MB"
+    assert peak < 5e6, "the rows as dictionaries take 14 MB"
 
 
 def test_a_million_columns_are_refused() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,7 +225,7 @@ class _Points:
         return [rows[0][ends], together.reduceat(rows[1], starts), together.reduceat(rows[2], starts)]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether ``value`` is an int or a float, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
