@@ -1,7 +1,25 @@
 """Regularized reinforcement learning on TorchRL.
 
 Three ways in: compose the losses of :mod:`torchrl_reg.objectives` in your own TorchRL script, run
-``python recipes/m_iqn.py``, or sweep a recipe on a cluster.
+``python recipes/m_iqn.py``, or sweep a recipe on a cluster. What came out of a run is an actor again:
+``load_policy("results/m_iqn/cartpole/default/seed=0")``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_reg.agents import load_policy
+
 __version__ = "0.1.0"
+__all__ = ["load_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: reading tables needs no torch.
+    if name == "load_policy":
+        from torchrl_reg.agents import load_policy
+
+        return load_policy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

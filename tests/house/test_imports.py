@@ -19,10 +19,11 @@ ALLOWED = {
     "envs": {"envs", "tabular"},
     "objectives": {"objectives", "modules", "regularizers", "functional"},
     "planning": {"planning", "modules", "regularizers", "functional"},
-    "training": {"training"},
+    "agents": {"agents", "modules", "regularizers", "envs"},
+    "training": {"training", "agents"},
     "analysis": {"analysis"},
     "doctor": {"doctor", "envs"},
-    "commands": {"commands", "analysis", "doctor"},
+    "commands": {"commands", "analysis", "doctor", "agents", "training", "envs"},
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}
@@ -70,6 +71,7 @@ def test_the_library_imports_without_any_extra() -> None:
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import torchrl_reg, torchrl_reg.functional, torchrl_reg.tabular, torchrl_reg.modules\n"
         "import torchrl_reg.envs, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
+        "import torchrl_reg.agents; torchrl_reg.load_policy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

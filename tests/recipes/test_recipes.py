@@ -13,8 +13,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from torchrl_reg.agents import read_policy
+from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import PriorUpdate
-from torchrl_reg.training import read_metrics, strip_wall_clock
+from torchrl_reg.training import evaluate, read_metrics, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TABULAR = {"mirl_grid"}  # recipes without networks, environments to choose or a replay buffer; tested on their own
@@ -62,6 +64,16 @@ def start(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> None:
     load(name).main()
 
 
+def evaluated_again(folder: Path) -> dict[str, object]:
+    """The last evaluation row of a run, from nothing but its saved policy."""
+    saved = read_policy(folder)
+    run, row = saved.facts["run"], saved.facts["evaluation"]
+    env = make_env(EnvSettings(**saved.facts["env"]), run["eval_episodes"])
+    policies = {"greedy": saved.policy, "sampled": saved.policy}
+    columns = evaluate(env, policies, episodes=run["eval_episodes"], seed=run["seed"])
+    return strip_wall_clock({**row, **columns})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name))
@@ -71,6 +83,7 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     evaluations = [row for row in rows if row["event"] == "eval"]
     assert [row["frames"] for row in evaluations] == [96, 192]
     assert {"return_greedy_mean", "return_sampled_mean"} <= set(evaluations[0])
+    assert evaluated_again(tmp_path / "run") == strip_wall_clock(evaluations[-1])
     train = [row for row in rows if row["event"] == "train"][-1]
     assert train["loss_qvalue" if name == "sac" else "loss"] > 0
     if name.startswith("m_"):

@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.rebuilding import rebuildable
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights
 
 
@@ -60,6 +61,7 @@ class Rescale(nn.Module):
         return (x - self.center) / self.half_width
 
 
+@rebuildable(NetSettings)
 def q_network(settings: NetSettings, env: EnvBase) -> nn.Module:
     """A network from one observation to ``[*B, A]`` Q-values.
 
@@ -69,6 +71,7 @@ def q_network(settings: NetSettings, env: EnvBase) -> nn.Module:
     return _action_network(settings, env, _shape(env, "observation"), rescaled=True)
 
 
+@rebuildable(NetSettings)
 def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> TensorDictModule:
     """A state-dependent action prior: from the observations ``keys`` to ``"log_prior"`` ``[*B, A]``, uniform at first.
 
@@ -104,6 +107,7 @@ class Joined(nn.Module):
         return self.network(inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1))
 
 
+@rebuildable(NetSettings)
 def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNetwork:
     """An implicit quantile network: all but the last hidden layer before the fraction embedding, the last after it.
 

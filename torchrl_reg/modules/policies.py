@@ -15,6 +15,7 @@ from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategori
 from torchrl_reg.modules.flow_actor import FlowActor
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
+from torchrl_reg.modules.rebuilding import rebuildable
 from torchrl_reg.modules.torsos import initialize_weights
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -51,6 +52,7 @@ class PolicySettings:
     scale_lb: float = 1e-4
 
 
+@rebuildable(PolicySettings)
 def policy(settings: PolicySettings, env: EnvBase) -> Any:
     """The actor that ``settings.name`` names, on the observations and the action box of ``env``.
 

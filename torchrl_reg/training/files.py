@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes ``text`` to a temporary neighbour, syncs it, and renames it to ``path``."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes ``content`` to a temporary neighbour, syncs it, and renames it to ``path``."""
     partial = partial_path(path)
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     publish(partial, path)
 
 

@@ -26,6 +26,7 @@ from torchrl_reg.training.finite import FiniteWatch
 from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.journal import Journal
 from torchrl_reg.training.loggers import check_loggers
+from torchrl_reg.training.policy_file import PolicyFile
 from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
 from torchrl_reg.training.run_folder import RunFolder
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
@@ -61,6 +62,7 @@ class Run:
         check_loggers(self.settings.loggers)
         self._journal = Journal(self.path, self.settings)
         self._watch = FiniteWatch(self.path, self.settings.on_nan)
+        self._policy_file: PolicyFile | None = PolicyFile(self.path, config)
         self._granted_updates = 0
         self._tracked: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
@@ -355,6 +357,15 @@ class Run:
             device=self.device,
         )
         self._journal.evaluation(self.frames, columns)
+        self._save_policy(policies)
+
+    def _save_policy(self, policies: Mapping[str, Policy]) -> None:
+        """Keeps the policy that the last evaluation row is about, if it is of a kind that can be loaded."""
+        if self._policy_file is not None:
+            problem = self._policy_file.write(policies, self._journal.last_evaluation or {})
+            if problem is not None:
+                self._policy_file = None
+                self._journal.say(f"load_policy will not find this policy: {problem}")
 
     def _draw_curves(self) -> None:
         try:

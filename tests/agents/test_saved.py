@@ -1,0 +1,232 @@
+"""A policy comes back bit by bit, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import EGreedyModule, QValueActor
+
+import torchrl_reg
+from torchrl_reg.agents import AgentError, load_policy, read_policy, save_policy
+from torchrl_reg.agents.safetensors import encoded, read
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.modules import (
+    ActionPrior,
+    BoltzmannQActor,
+    NetSettings,
+    PolicySettings,
+    PriorEGreedyModule,
+    QuantileQActor,
+    policy,
+    prior_network,
+    q_network,
+    quantile_network,
+)
+
+SMALL = NetSettings(num_cells=[8, 6], num_policy_quantiles=5, input_low=[-2.0] * 4, input_high=[3.0] * 4)
+
+
+def q_actor() -> tuple[Any, Any, Any]:
+    env = make_env(EnvSettings("cartpole"), num_envs=2)
+    spec = env.full_action_spec_unbatched["action"]
+    return QValueActor(q_network(SMALL, env), spec=spec), spec, env
+
+
+def epsilon_greedy() -> nn.Module:
+    actor, spec, _ = q_actor()
+    return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.4))
+
+
+def boltzmann() -> nn.Module:
+    return BoltzmannQActor(q_actor()[0], tau=0.3)
+
+
+def prior_boltzmann() -> nn.Module:
+    return BoltzmannQActor(q_actor()[0], prior=ActionPrior(2, probabilities=[0.8, 0.2], beta=0.7))
+
+
+def quantiles() -> nn.Module:
+    _, spec, env = q_actor()
+    return BoltzmannQActor(QuantileQActor(quantile_network(SMALL, env), spec=spec, num_quantiles=5), tau=0.3)
+
+
+def state_prior() -> nn.Module:
+    actor, spec, env = q_actor()
+    prior = ActionPrior(2, probabilities=[0.9, 0.1], beta=0.4, floor=1e-3)
+    network = prior_network(SMALL, env, ["observation"])
+    nn.init.normal_(network.module.network[-1].weight)
+    exploration = PriorEGreedyModule(spec, prior, eps_init=0.6, log_prior_key="log_prior")
+    return TensorDictSequential(actor, network, exploration)
+
+
+def continuous(name: str) -> nn.Module:
+    settings = PolicySettings(name, num_cells=[8, 6], num_bins=5, flow_cells=4, head_cells=4)
+    return policy(settings, make_env(EnvSettings("pendulum"), num_envs=2))
+
+
+POLICIES = {
+    "epsilon_greedy": epsilon_greedy,
+    "boltzmann": boltzmann,
+    "prior_boltzmann": prior_boltzmann,
+    "quantiles": quantiles,
+    "state_prior": state_prior,
+    **{name: lambda name=name: continuous(name) for name in ("multicategorical", "autoregressive", "flow", "gaussian")},
+}
+
+
+def acted(module: Any, kind: ExplorationType, batch: int = 64) -> TensorDict:
+    torch.manual_seed(3)
+    width = 4 if "action_value" in module.out_keys else 3
+    observed = TensorDict({"observation": torch.randn(batch, width)}, [batch])
+    with set_exploration_type(kind), torch.no_grad():
+        return module(observed)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_comes_back_acts_alike_bit_by_bit(name: str, batch: int, tmp_path: Path) -> None:
+    before = POLICIES[name]()
+    save_policy(tmp_path / "policy.safetensors", before)
+    loaded = load_policy(tmp_path)
+    for key, tensor in before.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+        assert loaded.state_dict()[key].dtype == tensor.dtype
+    for kind in (ExplorationType.DETERMINISTIC, ExplorationType.RANDOM):
+        there, here = acted(before, kind, batch), acted(loaded, kind, batch)
+        assert set(there.keys()) == set(here.keys())
+        assert all(torch.equal(there[key], here[key]) for key in set(there.keys()))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_saving_and_loading_draw_no_random_numbers(tmp_path: Path) -> None:
+    before = boltzmann()
+    torch.manual_seed(1)
+    save_policy(tmp_path / "policy.safetensors", before)
+    load_policy(tmp_path)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_a_module_that_could_not_be_built_again_is_refused(tmp_path: Path) -> None:
+    own = TensorDictModule(nn.Linear(4, 2), ["observation"], ["action"])
+    with pytest.raises(AgentError, match="^policy must be made of this package's networks and actors, got no desc.*"):
+        save_policy(tmp_path / "policy.safetensors", own)
+    actor = QValueActor(nn.Linear(4, 2), spec=q_actor()[1])
+    with pytest.raises(AgentError, match="no description of Linear"):
+        save_policy(tmp_path / "policy.safetensors", actor)
+    changed, _, _ = q_actor()
+    changed.module[0].module.append(nn.Linear(2, 2))
+    with pytest.raises(AgentError, match="gives other weights"):
+        save_policy(tmp_path / "policy.safetensors", changed)
+
+
+def test_buffers_of_training_alone_are_left_out(tmp_path: Path) -> None:
+    before = boltzmann()
+    before.register_buffer("running_error", torch.ones(2))
+    save_policy(tmp_path / "policy.safetensors", before)
+    assert "running_error" not in read(tmp_path / "policy.safetensors")[0]
+    assert "running_error" in before.state_dict()
+    load_policy(tmp_path)
+
+
+def saved(tmp_path: Path, **facts: Any) -> Path:
+    save_policy(tmp_path / "policy.safetensors", boltzmann(), facts)
+    return tmp_path / "policy.safetensors"
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(AgentError) as caught:
+        load_policy(path)
+    text = str(caught.value)
+    assert text.endswith(".") and "\n" not in text and str(path.parent if path.is_file() else path) in text
+    return text
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    for position in (-1, -200, 3, 20, 400):
+        path.write_bytes(whole)
+        flip(path, position)
+        assert "damaged" in refused(path) or "format" in refused(path)
+    for length in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "damaged" in refused(path)
+    path.write_bytes(whole + b"x")
+    assert "damaged" in refused(path)
+    path.write_bytes(whole)
+    load_policy(path)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    assert "with a policy.safetensors in it, got none" in refused(tmp_path)
+    assert "got none" in refused(tmp_path / "nowhere")
+    (tmp_path / "policy.safetensors").write_bytes(encoded({"w": torch.zeros(2)}, {"format": "pt"}))
+    assert "must be of format 'torchrl_reg policy 1', got 'pt'" in refused(tmp_path)
+
+
+def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
+    row = {"event": "eval", "frames": 192, "return_greedy_mean": 12.5, "return_sampled_mean": None}
+    path = saved(tmp_path, evaluation=row)
+    done = {"frames": 192, "evaluation": {**row, "eval_seconds": 1.0, "return_sampled_mean": float("nan")}}
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    assert read_policy(tmp_path).facts["evaluation"] == row
+    done["evaluation"]["return_greedy_mean"] = 12.25
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    assert "belongs to another run" in refused(path) and "12.5 there and 12.25 here" in refused(path)
+    (tmp_path / "done.json").write_text("{}")
+    assert "must hold what a finished run ended with" in refused(path)
+
+
+def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+    monkeypatch.setattr("torchrl_reg.modules.rebuilding.BUILDERS", {})
+    assert "cannot be built by this version of torchrl_reg: builder must be one of" in refused(path)
+
+
+def test_the_format_is_that_of_the_package(tmp_path: Path) -> None:
+    package = pytest.importorskip("safetensors.torch")
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+    tensors = {f"t{i}": torch.arange(6).reshape(2, 3).to(kind) for i, kind in enumerate(kinds)}
+    tensors |= {"scalar": torch.tensor(0.5), "empty": torch.zeros(0, 3)}
+    (tmp_path / "ours").write_bytes(encoded(tensors, {"a": "b"}))
+    package.save_file(tensors, tmp_path / "theirs", {"a": "b"})
+    for ours in (package.load_file(tmp_path / "ours"), read(tmp_path / "theirs")[0]):
+        assert {k: (v.dtype, v.tolist()) for k, v in ours.items()} == {
+            k: (v.dtype, v.tolist()) for k, v in tensors.items()
+        }
+    assert read(tmp_path / "theirs")[1] == {"a": "b"}
+
+
+def test_loading_needs_nothing_but_torch_torchrl_and_gymnasium(tmp_path: Path) -> None:
+    saved(tmp_path)
+    absent = ("hydra", "omegaconf", "yaml", "matplotlib", "PIL", "imageio", "tqdm", "ale_py", "minatar", "mujoco")
+    code = f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
+    code += "import pickle, torch, torchrl_reg.agents\n"
+    code += "torch.load = pickle.load = pickle.loads = pickle.Unpickler = None\n"
+    code += f"print(type(torchrl_reg.load_policy({str(tmp_path)!r})).__name__)\n"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert shown.stdout.strip() == "BoltzmannQActor"
+
+
+def test_the_package_offers_it() -> None:
+    assert torchrl_reg.load_policy is load_policy
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = torchrl_reg.nothing_such

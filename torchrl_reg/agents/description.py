@@ -1,0 +1,157 @@
+"""What a policy is made of, in words that JSON can hold, and the same modules built from these words.
+
+A network says itself how it was built (:func:`torchrl_reg.modules.rebuildable`); what acts on top of it has a row in
+``_PARTS``. A description names rows and builders of this package only, so that reading one executes nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictSequential
+from torch import nn
+from torchrl.data import TensorSpec
+from torchrl.modules import EGreedyModule, QValueActor
+
+from torchrl_reg.modules import ActionPrior, BoltzmannQActor, PriorEGreedyModule, QuantileQActor
+from torchrl_reg.modules.rebuilding import Spaces, rebuilt
+
+Description = dict[str, Any]
+
+
+class Undescribed(ValueError):
+    """A module that no row knows."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of module: what there is to say of one beyond its weights, and one built from that.
+
+    Args:
+        kind: the class, exactly: a subclass may act otherwise.
+        describe: a module -> what ``build`` needs, JSON.
+        build: that, and the spec of an action -> a module with weights of its own.
+    """
+
+    kind: type
+    describe: Callable[[Any], Description]
+    build: Callable[[Description, TensorSpec], nn.Module]
+
+
+def described(module: nn.Module) -> Description:
+    """What ``module`` is made of.
+
+    Raises:
+        Undescribed: a part of it has no row, or reads other entries than ``"observation"``.
+    """
+    if "built_by" in vars(module):
+        return {"part": "network", **vars(module)["built_by"]}
+    for name, part in _PARTS.items():
+        if type(module) is part.kind:
+            return {"part": name, **part.describe(module)}
+    raise Undescribed(f"no description of {type(module).__name__}")
+
+
+def built(description: Description) -> Any:
+    """A module that :func:`described` gives the same description of, on the CPU, with weights of its own.
+
+    The global generators are left as they were: a run builds one in the middle of its training.
+
+    Raises:
+        ValueError: a part or a setting that this version does not know.
+    """
+    spec = spaces_of(description).full_action_spec_unbatched["action"]
+    with torch.random.fork_rng(devices=[]):
+        return _built(description, spec)
+
+
+def spaces_of(description: Description) -> Spaces:
+    """The spaces of the first network in ``description``.
+
+    Raises:
+        ValueError: there is no network in it.
+    """
+    found = _first_spaces(description)
+    if found is None:
+        raise ValueError("A description must have a network in it, got none.")
+    return Spaces(**found)
+
+
+def _first_spaces(description: Any) -> dict[str, Any] | None:
+    if isinstance(description, dict):
+        if description.get("part") == "network":
+            return description["spaces"]
+        description = list(description.values())
+    if isinstance(description, list):
+        return next((found for each in description if (found := _first_spaces(each)) is not None), None)
+    return None
+
+
+def _built(description: Description, spec: TensorSpec) -> Any:
+    if description["part"] == "network":
+        return rebuilt(description)
+    if description["part"] not in _PARTS:
+        raise ValueError(f"part must be one of network, {', '.join(_PARTS)}, got {description['part']!r}.")
+    return _PARTS[description["part"]].build(description, spec)
+
+
+def _q_network(actor: QValueActor) -> Description:
+    if list(actor.in_keys) != ["observation"]:
+        raise Undescribed(f"a {type(actor).__name__} that reads {list(actor.in_keys)}")
+    return described(actor.module[0].module)
+
+
+def _quantile_actor(actor: QuantileQActor) -> Description:
+    return {"network": described(actor.quantile_network), "num_quantiles": actor.module[0].module.num_quantiles}
+
+
+def _boltzmann(actor: BoltzmannQActor) -> Description:
+    return {"actor": described(actor.actor), "num_actions": None if actor.prior is None else actor.prior.num_actions}
+
+
+def _built_boltzmann(said: Description, spec: TensorSpec) -> BoltzmannQActor:
+    actor = _built(said["actor"], spec)
+    if said["num_actions"] is None:
+        return BoltzmannQActor(actor, tau=1.0)  # the temperature comes with the weights
+    return BoltzmannQActor(actor, prior=ActionPrior(said["num_actions"]))
+
+
+def _prior_exploration(module: PriorEGreedyModule) -> Description:
+    return {
+        "num_actions": module.prior.num_actions,
+        "floor": module.prior.floor,
+        "log_prior_key": module.log_prior_key,
+    }
+
+
+def _built_prior_exploration(said: Description, spec: TensorSpec) -> PriorEGreedyModule:
+    prior = ActionPrior(said["num_actions"], floor=said["floor"])
+    return PriorEGreedyModule(spec, prior, log_prior_key=said["log_prior_key"])
+
+
+#: Coefficients (epsilon, tau, priors) are buffers: they come with the weights.
+_PARTS = {
+    "q_actor": Part(
+        QValueActor,
+        lambda actor: {"network": _q_network(actor)},
+        lambda said, spec: QValueActor(_built(said["network"], spec), spec=spec),
+    ),
+    "quantile_q_actor": Part(
+        QuantileQActor,
+        _quantile_actor,
+        lambda said, spec: QuantileQActor(
+            _built(said["network"], spec), spec=spec, num_quantiles=said["num_quantiles"]
+        ),
+    ),
+    "boltzmann": Part(BoltzmannQActor, _boltzmann, _built_boltzmann),
+    "epsilon_greedy": Part(EGreedyModule, lambda module: {}, lambda said, spec: EGreedyModule(spec)),
+    "prior_epsilon_greedy": Part(PriorEGreedyModule, _prior_exploration, _built_prior_exploration),
+    "sequence": Part(
+        TensorDictSequential,
+        lambda sequence: {"parts": [described(part) for part in sequence.module]},
+        lambda said, spec: TensorDictSequential(*(_built(part, spec) for part in said["parts"])),
+    ),
+}

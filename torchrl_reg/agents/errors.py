@@ -1,0 +1,9 @@
+"""What a user is told when a saved agent cannot be written, read or used as asked."""
+
+from __future__ import annotations
+
+
+class AgentError(ValueError):
+    """A saved agent that is missing, damaged, foreign or cannot be used so; the message is one sentence."""
+
+    user_error = True

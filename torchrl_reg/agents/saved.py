@@ -1,0 +1,167 @@
+"""One file that holds a policy: what it is made of, its weights, and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchrl_reg.agents.description import Undescribed, built, described
+from torchrl_reg.agents.errors import AgentError
+from torchrl_reg.agents.safetensors import encoded, read
+
+#: The file in a run folder, and in an exported one.
+POLICY_FILE = "policy.safetensors"
+_FORMAT = "torchrl_reg policy 1"
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """A policy read back.
+
+    Args:
+        path: its file.
+        policy: the TensorDict actor: greedy under ``ExplorationType.DETERMINISTIC``, sampled under ``RANDOM``.
+        facts: what its run said of it: ``env`` (settings), ``run`` (seed, evaluation episodes, threads) and
+            ``evaluation`` (the row of ``metrics.jsonl`` it was saved at); none if it comes from :func:`save_policy`.
+    """
+
+    path: Path
+    policy: Any
+    facts: dict[str, Any]
+
+
+def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+    """The file of the policy that all of ``policies`` (by evaluation mode) are ways of using, with JSON ``facts``.
+
+    Raises:
+        Undescribed: a module that could not be built again; the message says which.
+    """
+    policy = _whole(policies)
+    description = described(policy)
+    state = policy.state_dict()
+    acts = {name: tensor.shape for name, tensor in built(description).state_dict().items()}
+    here = {name: tensor.shape for name, tensor in state.items()}
+    # Buffers beyond those are of use in training alone, such as the running error that adapts a temperature.
+    for name in set(here) - set(acts) - {name for name, _ in policy.named_parameters()}:
+        del here[name], state[name]
+    if acts != here:
+        raise Undescribed(f"the description of {type(policy).__name__} gives other weights")
+    said = {"policy": description, "facts": dict(facts)}
+    text = json.dumps(said, sort_keys=True, allow_nan=False)
+    plain = encoded(state, {})
+    length = int.from_bytes(plain[:8], "little")
+    digest = hashlib.sha256(text.encode() + plain[8 + length :]).hexdigest()
+    return encoded(state, {"format": _FORMAT, "content": text, "sha256": digest})
+
+
+def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | None = None) -> None:
+    """Writes ``policy`` to the file ``path``, so that :func:`load_policy` reads it.
+
+    Networks from :mod:`torchrl_reg.modules`' builders (``q_network``, ``quantile_network``, ``policy``) with the actors
+    on top of them can be saved.
+
+    Raises:
+        AgentError: another module is in it.
+    """
+    try:
+        content = policy_bytes({"policy": policy}, facts or {})
+    except Undescribed as error:
+        raise AgentError(f"policy must be made of this package's networks and actors, got {error}.") from None
+    Path(path).write_bytes(content)
+
+
+def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> SavedPolicy:
+    """The policy in a run folder, an exported folder or a file, with what is known of it.
+
+    Raises:
+        AgentError: there is none, it is damaged, it is another run's, or this version cannot build it.
+    """
+    folder = Path(folder)
+    path = folder / POLICY_FILE if folder.is_dir() else folder
+    if not path.is_file():
+        raise AgentError(f"{folder} must be a run folder or an exported one, with a {POLICY_FILE} in it, got none.")
+    tensors, metadata, data = read(path)
+    if metadata.get("format") != _FORMAT:
+        raise AgentError(f"{path} must be of format {_FORMAT!r}, got {metadata.get('format')!r}.")
+    text = metadata.get("content", "")
+    if hashlib.sha256(text.encode() + data).hexdigest() != metadata.get("sha256"):
+        raise AgentError(f"{path} is damaged: its checksum does not fit its content.")
+    said = json.loads(text)
+    _check_owner(path, said["facts"])
+    try:
+        policy = built(said["policy"])
+        policy.load_state_dict(tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {reason}.") from None
+    return SavedPolicy(path, policy.to(device).requires_grad_(False), said["facts"])
+
+
+def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -> Any:
+    """The trained policy of a run as a TensorDict actor on ``device``, frozen; nothing is unpickled.
+
+    It acts greedily under ``ExplorationType.DETERMINISTIC`` (TorchRL's default) and samples under ``RANDOM``, exactly
+    as its run evaluated it. Needs neither Hydra nor the environment.
+
+    Args:
+        run_folder: of a run, an exported one, or the file ``policy.safetensors`` itself.
+        device: where the weights go.
+
+    Raises:
+        AgentError: there is no policy, it is damaged, or belongs to another run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import QValueActor
+        >>> from torchrl_reg.envs import EnvSettings, make_env
+        >>> from torchrl_reg.modules import NetSettings, q_network
+        >>> env = make_env(EnvSettings("cartpole"), num_envs=1)
+        >>> spec = env.full_action_spec_unbatched["action"]
+        >>> file = Path(tempfile.mkdtemp()) / "policy.safetensors"
+        >>> save_policy(file, QValueActor(q_network(NetSettings(), env), spec=spec))
+        >>> load_policy(file)(TensorDict({"observation": torch.zeros(8, 4)}, [8]))["action"].shape
+        torch.Size([8])
+    """
+    return read_policy(run_folder, device=device).policy
+
+
+def _whole(policies: Mapping[str, Any]) -> nn.Module:
+    """The one of ``policies`` that all others are, or are part of."""
+    for whole in policies.values():
+        if isinstance(whole, nn.Module):
+            parts = {id(module) for module in whole.modules()}
+            if all(id(policy) in parts for policy in policies.values()):
+                return whole
+    raise Undescribed("no single module in what is evaluated: " + ", ".join(policies))
+
+
+def _check_owner(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses a policy that is not what the finished run beside it ended with."""
+    done = path.parent / "done.json"
+    if not done.is_file() or "evaluation" not in facts:
+        return
+    try:
+        last = json.loads(done.read_text())["evaluation"] or {}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AgentError(f"{done} must hold what a finished run ended with, got something else.") from None
+    different = [name for name, value in facts["evaluation"].items() if not _alike(last.get(name), value)]
+    if different:
+        name = different[0]
+        raise AgentError(
+            f"{path} belongs to another run than {done}: {name} is {facts['evaluation'][name]} there and "
+            f"{last.get(name)} here."
+        )
+
+
+def _alike(there: Any, here: Any) -> bool:
+    """Equal; a return that was not finite is None here and may be NaN there."""
+    return there == here or here is None and (there is None or there != there)

@@ -1,0 +1,46 @@
+"""The evaluated policy in the run folder, for whoever uses it afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl_reg.agents.description import Undescribed
+from torchrl_reg.agents.saved import POLICY_FILE, policy_bytes
+from torchrl_reg.training.evaluation import Policy
+from torchrl_reg.training.files import write_atomically
+from torchrl_reg.training.metrics import strip_wall_clock
+
+
+class PolicyFile:
+    """Keeps ``policy.safetensors`` of a run at its last evaluation; see :func:`torchrl_reg.load_policy`.
+
+    Args:
+        folder: of the run.
+        config: the recipe's; its ``env`` and ``run`` are told to whoever evaluates the policy again.
+    """
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self._path = folder / POLICY_FILE
+        run = config.run
+        self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
+        env = getattr(config, "env", None)
+        if dataclasses.is_dataclass(env) and not isinstance(env, type):
+            self._facts["env"] = dataclasses.asdict(env)
+
+    def write(self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any]) -> str | None:
+        """Writes the file; why it cannot be written, if the policies are of a kind that could not be loaded."""
+        row = {name: _finite(value) for name, value in strip_wall_clock(evaluation).items()}
+        try:
+            content = policy_bytes(policies, {**self._facts, "evaluation": row})
+        except Undescribed as error:
+            return str(error)
+        write_atomically(self._path, content)
+        return None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
