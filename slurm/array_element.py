@@ -39,6 +39,8 @@ _TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 # Between SIGTERM to all processes of a job that is cancelled or requeued and SIGKILL (SLURM's KillWait).
 _KILL_WAIT_SECONDS = 35.0
 _FRUITLESS_LIVES = 3
+# Without locks: an owner elsewhere that gave no heartbeat for this long is gone (torchrl_reg.training.folder_lock).
+_STALE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -248,9 +250,27 @@ def is_locked(path: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        pass  # no such file, or a file system without locks
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system without locks: the run's process left its name and a heartbeat
+        return _owner_is_alive(path.with_name(".owner.json"))
     return False
+
+
+def _owner_is_alive(owner: Path) -> bool:
+    """As ``torchrl_reg.training.folder_lock.is_alive`` tells it, which would import torch."""
+    try:
+        said = json.loads(owner.read_text(encoding="utf-8"))
+        age = time.time() - owner.stat().st_mtime
+        place = f"{os.uname().nodename} {os.readlink('/proc/self/ns/pid')}"
+        if said["place"] != place:
+            return age < _STALE_SECONDS
+        began = Path(f"/proc/{said['pid']}/stat").read_text().rpartition(")")[2].split()[19]
+        return began == said["began"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return owner.exists() and time.time() - owner.stat().st_mtime < _STALE_SECONDS
 
 
 def _is_held(path: Path, seconds: float) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -13,8 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import weakref
-from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from omegaconf import OmegaConf
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.finite import FAILED
+from torchrl_reg.training.folder_lock import FolderLock
 
 #: Settings that change what is shown, not what is computed; they may differ when a run resumes.
 COSMETIC = frozenset({"run.dir", "run.loggers", "run.progress", "run.on_nan"})
@@ -56,7 +54,7 @@ class RunFolder:
             raise ConfigError("run.dir must be the folder of the run, got None.")
         self.path = Path(config.run.dir)
         self.config = config
-        self._unlock: Callable[[], object] = lambda: None
+        self._lock: FolderLock | None = None
         self._check_owner()
 
     @property
@@ -74,7 +72,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.dir={self.path} cannot be made: {error.strerror}.") from error
-        self._take_lock()
+        self._lock = FolderLock(self.path)
         # First of all files: a folder with anything in it has a config, whenever it was killed.
         if not (self.path / "config.yaml").exists():
             write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_plain(self.config)))
@@ -88,7 +86,8 @@ class RunFolder:
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and gives the folder up."""
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
-        self._unlock()
+        if self._lock is not None:
+            self._lock.release()
 
     def _check_owner(self) -> None:
         saved = self.path / "config.yaml"
@@ -103,17 +102,6 @@ class RunFolder:
                 )
         elif self.path.exists():
             raise ConfigError(f"run.dir must be a folder, got the file {self.path}.")
-
-    def _take_lock(self) -> None:
-        """Held until the run is done or forgotten, or its process ends in whatever way."""
-        descriptor = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o666)
-        self._unlock = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.path} is being written by another process.") from None
-        except OSError:
-            pass  # a file system without locks
 
 
 def command() -> str:

@@ -1,0 +1,123 @@
+"""Two processes never share a run folder, with flock and without."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torchrl_reg.training import ConfigError, folder_lock
+from torchrl_reg.training.folder_lock import OWNER, FolderLock, is_alive
+
+HOLD = """
+import errno, fcntl, os, sys
+from pathlib import Path
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+if sys.argv[2] == "without":
+    fcntl.flock = no_locks
+from torchrl_reg.training.folder_lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["with", "without"])
+def flock(request, monkeypatch):
+    if request.param == "without":
+
+        def no_locks(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    return request.param
+
+
+def _is_locked():
+    sys.path.insert(0, str(Path(__file__).parents[2] / "slurm"))
+    try:
+        pytest.importorskip("submitit")
+        from array_element import is_locked
+    finally:
+        sys.path.pop(0)
+    return is_locked
+
+
+def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, flock):
+    is_locked = _is_locked()
+    command = [sys.executable, "-c", HOLD, str(tmp_path), flock]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        sentence = rf"is being written by process {other.pid} on {socket.gethostname()} since 20.*; wait for it, "
+        with pytest.raises(ConfigError, match=sentence):
+            FolderLock(tmp_path)
+        assert is_locked(tmp_path / ".lock")
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == other.pid  # the refused one left it alone
+    finally:
+        other.kill()
+        other.communicate()
+    assert not is_locked(tmp_path / ".lock")
+    lock = FolderLock(tmp_path)  # a killed process holds no lock
+    assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+    lock.release()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    FolderLock(tmp_path)  # forgotten at once, and so free again
+    FolderLock(tmp_path).release()
+
+
+def _owner(folder: Path, age: float, **said) -> Path:
+    fields = {"host": "far", "pid": os.getpid(), "since": "today", "began": "1", "place": "far pid:[1]"}
+    (folder / OWNER).write_text(json.dumps({**fields, **said}))
+    os.utime(folder / OWNER, (time.time() - age, time.time() - age))
+    return folder / OWNER
+
+
+@pytest.mark.parametrize(("age", "alive"), [(10.0, True), (folder_lock.STALE_SECONDS + 20, False)])
+def test_far_away_the_heartbeat_decides(tmp_path, monkeypatch, age, alive):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+    (tmp_path / ".lock").touch()
+    owner = _owner(tmp_path, age)
+    assert is_alive(owner) == alive == _is_locked()(tmp_path / ".lock")
+    if alive:
+        with pytest.raises(ConfigError, match="by process .* on far since today"):
+            FolderLock(tmp_path)
+    else:
+        lock = FolderLock(tmp_path)
+        assert json.loads(owner.read_text())["host"] == socket.gethostname()
+        lock.release()
+
+
+def test_a_process_number_that_was_given_again_is_not_the_owner(tmp_path):
+    here = folder_lock._this_process()
+    assert is_alive(_owner(tmp_path, 0, **here))
+    assert not is_alive(_owner(tmp_path, 0, **{**here, "began": "1"}))
+    assert not is_alive(_owner(tmp_path, 0, **{**here, "pid": 2**22 + 1}))
+
+
+def test_an_owner_file_still_being_written_counts_as_an_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+    (tmp_path / OWNER).write_text('{"ho')
+    with pytest.raises(ConfigError, match="is being written by another process; wait"):
+        FolderLock(tmp_path)
+
+
+def test_the_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.01)
+    lock = FolderLock(tmp_path)
+    os.utime(tmp_path / OWNER, (0, 0))
+    end = time.monotonic() + 60
+    while (tmp_path / OWNER).stat().st_mtime == 0 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (tmp_path / OWNER).stat().st_mtime > 0
+    lock.release()
