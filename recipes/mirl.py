@@ -161,7 +161,7 @@ def train(cfg: Config) -> Path:
         prior_update = PriorUpdate(learnt, rate=algo.prior_rate)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=exploration)
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, n_step=n_step, exploration=exploration)
     run.track(uniform=uniform, prior=learnt)
     frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
     for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):

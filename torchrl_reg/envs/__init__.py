@@ -2,6 +2,7 @@
 
 from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
 from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
+from torchrl_reg.envs.snapshot import RecordedVectorEnv, Restorable
 from torchrl_reg.envs.tabular import TabularEnv
 from torchrl_reg.envs.vectorized import make_env
 
@@ -9,6 +10,8 @@ __all__ = [
     "EnvError",
     "EnvSettings",
     "GoalGridworldEnv",
+    "RecordedVectorEnv",
+    "Restorable",
     "TabularEnv",
     "frame_stack",
     "frames_per_step",

@@ -9,10 +9,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
 
 from torchrl_reg.envs.mujoco import float32_vector_env
 from torchrl_reg.envs.settings import EnvError, unknown_name
+from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 # Palm minus object (door handle, hammer, ball) in metres, from an observation.
 _REACH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -40,7 +40,7 @@ class ReachCost(gymnasium.Wrapper):
         return observation, float(reward) - 0.2 * distance, terminated, truncated, info
 
 
-def adroit_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> SyncVectorEnv:
+def adroit_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> RecordedVectorEnv:
     """``num_envs`` copies of one Adroit task, each cut at ``max_episode_frames`` steps; none ever terminates.
 
     Raises:

@@ -9,6 +9,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from torchrl_reg.envs.settings import EnvError, unknown_name
 
+# Entries of the record that are no actions: a game that was reset, and one that was left alone meanwhile.
+_RESET, _NOTHING = -1, -2
+
 
 class CallerResetAtari(VectorEnv):
     """ALE's vector environment with resets left to the caller (gymnasium's ``DISABLED`` mode).
@@ -17,7 +20,13 @@ class CallerResetAtari(VectorEnv):
     returns the final frames at such a step and keeps the first frames of the next episode until
     ``reset(options={"reset_mask": ...})`` asks for them, so TorchRL needs neither info readers nor
     a transform to undo the restart, and any mask may be reset at any time.
+
+    ALE's vector environment gives no system state, but a seeded reset forgets all that was before. So a game is
+    brought back by its last seed and what happened since. Seeding costs as much as some hundred steps: a game gets
+    a new seed, drawn from its first, at the end of the first episode that is over after ``RESEED_STEPS`` steps.
     """
+
+    RESEED_STEPS = 20_000
 
     def __init__(self, ale: Any) -> None:
         self.ale = ale  # an ale_py AtariVectorEnv in SAME_STEP mode
@@ -30,20 +39,40 @@ class CallerResetAtari(VectorEnv):
         self.action_space = ale.action_space
         self._frames: np.ndarray = np.zeros(0, np.uint8)  # until the first reset
         self._restarted = np.zeros(self.num_envs, np.bool_)
+        # What was done: rows [N] of actions, or of _RESET and _NOTHING. By game, its seed, how many it has had before,
+        # and the row at which it was seeded.
+        self._record: list[np.ndarray] = []
+        self._first_seed = np.zeros(self.num_envs, np.int64)
+        self._seedings = np.zeros(self.num_envs, np.int64)
+        self._first_row = np.zeros(self.num_envs, np.int64)
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Resets the masked (default: all) games; ``seed`` has one entry per game and resets all."""
         mask = (options or {}).get("reset_mask")
-        if seed is not None or mask is None:
-            seeds = np.asarray(seed) if isinstance(seed, list) else seed
-            self._frames, _ = self.ale.reset(seed=seeds)
+        if seed is None and not self._frames.size:
+            seed = int(np.random.default_rng().integers(2**31 - self.num_envs))
+        if seed is not None:
+            self._first_seed = np.arange(seed, seed + self.num_envs) if isinstance(seed, int) else np.array(seed)
+            self._seedings = np.zeros(self.num_envs, np.int64)
+            self._record.clear()
+            self._first_row[:] = 0
+            self._frames, _ = self.ale.reset(seed=self._first_seed)
+            self._restarted = np.zeros(self.num_envs, np.bool_)
+            return self._frames, {}
+        if mask is None:
+            self._note(np.full(self.num_envs, _RESET))
+            self._frames, _ = self.ale.reset()
             self._restarted = np.zeros(self.num_envs, np.bool_)
             return self._frames, {}
         running = mask & ~self._restarted
         if running.any():
+            self._note(np.where(running, _RESET, _NOTHING))
             self._frames, _ = self.ale.reset(options={"reset_mask": running})
+        old = mask & self._restarted & (len(self._record) - self._first_row >= self.RESEED_STEPS)
+        if old.any():
+            self._reseed(old)
         self._restarted = self._restarted & ~mask
         # A copy: the caller may write into what it got.
         return self._frames.copy(), {}
@@ -54,6 +83,7 @@ class CallerResetAtari(VectorEnv):
                 f"step: expected finished games {self._restarted.nonzero()[0].tolist()} to be reset "
                 "first, got an action for them."
             )
+        self._note(actions)
         frames, reward, terminated, truncated, info = self.ale.step(actions)
         done = terminated | truncated
         self._frames, self._restarted = frames, done
@@ -62,8 +92,57 @@ class CallerResetAtari(VectorEnv):
             frames = np.where(done[:, None, None, None], info["final_obs"], frames)
         return frames, reward, terminated, truncated, {}
 
+    def snapshot(self) -> dict[str, Any]:
+        """The seeds, all rows of the record since the oldest of them, and the frames they led to, as a check."""
+        oldest = int(self._first_row.min())
+        record = self._record[oldest:]
+        return {
+            "first_seed": self._first_seed.copy(),
+            "seedings": self._seedings.copy(),
+            "first_row": self._first_row - oldest,
+            "record": np.stack(record) if record else None,
+            "frames": self._frames.copy(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> bool:
+        """Plays every game again from its seed; False if the frames differ."""
+        self._record = [] if snapshot["record"] is None else list(snapshot["record"])
+        self._first_seed, self._seedings = snapshot["first_seed"].copy(), snapshot["seedings"].copy()
+        self._first_row = snapshot["first_row"].copy()
+        seeds = self._seeds()
+        for number, row in enumerate([*self._record, None]):
+            seeded = self._first_row == number
+            if seeded.any():
+                self._frames, _ = self.ale.reset(seed=seeds[seeded], options={"reset_mask": seeded})
+            if row is None:
+                break
+            # Games that are seeded later go along, whatever they show.
+            if (row >= 0).all():
+                self._frames, *_ = self.ale.step(row)
+            else:
+                self._frames, _ = self.ale.reset(options={"reset_mask": row == _RESET})
+        self._restarted = np.zeros(self.num_envs, np.bool_)
+        return bool(np.array_equal(self._frames, snapshot["frames"]))
+
     def close_extras(self, **kwargs: Any) -> None:
         self.ale.close()
+
+    def _note(self, row: np.ndarray) -> None:
+        self._record.append(np.array(row, np.int64))
+
+    def _seeds(self) -> np.ndarray:
+        """By game the first seed, or one drawn from it and the number of those before."""
+        pairs = zip(self._first_seed.tolist(), self._seedings.tolist(), strict=True)
+        drawn = [int(np.random.SeedSequence(pair).generate_state(1)[0]) >> 1 for pair in pairs]  # 31 bits
+        return np.where(self._seedings == 0, self._first_seed, drawn)
+
+    def _reseed(self, games: np.ndarray) -> None:
+        self._seedings = self._seedings + games
+        self._first_row[games] = len(self._record)
+        oldest = int(self._first_row.min())
+        del self._record[:oldest]
+        self._first_row -= oldest
+        self._frames, _ = self.ale.reset(seed=self._seeds()[games], options={"reset_mask": games})
 
 
 def atari_vector_env(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 
 import gymnasium
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs.settings import EnvError
+from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 
-def classic_vector_env(env_id: str, num_envs: int, *, max_episode_frames: int) -> SyncVectorEnv:
+def classic_vector_env(env_id: str, num_envs: int, *, max_episode_frames: int) -> RecordedVectorEnv:
     """``num_envs`` copies of a gymnasium environment, each cut at ``max_episode_frames``.
 
     Raises:
@@ -25,7 +25,7 @@ def classic_vector_env(env_id: str, num_envs: int, *, max_episode_frames: int) -
         env = gymnasium.make(env_id, disable_env_checker=True).unwrapped
         return TimeLimit(env, max_episode_steps=max_episode_frames)
 
-    return SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return RecordedVectorEnv(build, num_envs)
 
 
 def _import_box2d() -> None:

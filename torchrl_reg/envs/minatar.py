@@ -10,10 +10,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs.settings import EnvError, unknown_name
+from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
@@ -56,6 +56,15 @@ class MinAtarGame(gymnasium.Env):
         reward, terminated = self._game.act(self._actions[action])
         return self._observation(), float(reward), bool(terminated), False, {}
 
+    def random_state(self) -> dict[str, Any]:
+        """What outlives a reset: the generator, and the action that a first sticky step repeats."""
+        return {"generator": self._game.random.get_state(legacy=False), "last_action": self._game.last_action}
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        self._game.seed(0)  # until it is seeded, the package's wrapper and its game draw from different generators
+        self._game.random.set_state(state["generator"])
+        self._game.last_action = state["last_action"]
+
     def _observation(self) -> np.ndarray:
         return self._game.state().transpose(2, 0, 1).astype(np.uint8)
 
@@ -68,7 +77,7 @@ def minatar_vector_env(
     sticky_actions: float,
     minimal_actions: bool,
     difficulty_ramping: bool,
-) -> SyncVectorEnv:
+) -> RecordedVectorEnv:
     """``num_envs`` copies of one MinAtar game, each cut at ``max_episode_frames``.
 
     Raises:
@@ -86,7 +95,7 @@ def minatar_vector_env(
         )
         return TimeLimit(env, max_episode_steps=max_episode_frames)
 
-    return SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return RecordedVectorEnv(build, num_envs)
 
 
 def _minatar_environment() -> type:

@@ -9,10 +9,10 @@ from types import ModuleType
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs.settings import EnvError, unknown_name
+from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 GAMES = {
     "hopper": "Hopper-v5",
@@ -23,7 +23,7 @@ GAMES = {
 }
 
 
-def mujoco_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> SyncVectorEnv:
+def mujoco_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> RecordedVectorEnv:
     """``num_envs`` copies of one locomotion task, each cut at ``max_episode_frames`` steps.
 
     A frame is a step of the task (4 or 5 of the simulator). A fall terminates; ``halfcheetah`` cannot fall.
@@ -42,7 +42,7 @@ def mujoco_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> S
 
 def float32_vector_env(
     make: Callable[[], gymnasium.Env], num_envs: int, *, max_episode_frames: int, extra: str
-) -> SyncVectorEnv:
+) -> RecordedVectorEnv:
     """``num_envs`` environments that ``make`` builds, with float32 observations; nothing is ever rendered.
 
     Raises:
@@ -57,7 +57,7 @@ def float32_vector_env(
         return TimeLimit(env, max_episode_steps=max_episode_frames)
 
     with _quiet_model_files(mujoco):
-        return SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+        return RecordedVectorEnv(build, num_envs)
 
 
 def _as_float32(space: gymnasium.Space) -> gymnasium.spaces.Box:

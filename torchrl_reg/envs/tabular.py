@@ -126,6 +126,14 @@ class TabularEnv(EnvBase):
         observed = {"observation": self._one_hot[state], "state": state, "steps": steps}
         return TensorDict(observed, batch_size=self.batch_size, device=self.device)
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """The random generator: all else is in the tensordict that is stepped."""
+        return {"generator": self._generator.get_state()}
+
+    def restore(self, snapshot: dict[str, Tensor]) -> bool:
+        self._generator.set_state(snapshot["generator"])
+        return True
+
     def _set_seed(self, seed: int | None) -> None:
         self._generator.manual_seed(0 if seed is None else seed)
 

@@ -65,9 +65,11 @@ def finished_returns(batch: TensorDictBase) -> list[float]:
     return batch["next", EPISODE_RETURN][done].tolist()
 
 
-def cut_episodes(batch: TensorDictBase) -> None:
-    """Marks the last step of ``batch`` as truncated: a checkpoint resets the environments there."""
+def cut_episodes(batch: TensorDictBase) -> int:
+    """Marks the last step of ``batch`` as truncated, and returns how many episodes that ends."""
+    running = int((~batch["next", "done"][..., -1, :]).sum())
     for key in ("truncated", "done"):
         flags = batch.get(("next", key), None)
         if flags is not None:
             flags[..., -1, :] = True
+    return running

@@ -27,6 +27,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: RunSettings) -> None:
         self.updates = 0
+        self.cut_episodes = 0
         self.last_evaluation: dict[str, Any] | None = None
         self._settings = settings
         self._metrics = MetricsFile(path / "metrics.jsonl")
@@ -51,6 +52,10 @@ class Journal:
         self._returns.extend(returns)
         self._progress.advance(frames)
 
+    def cut(self, episodes: int) -> None:
+        """Notes that ``episodes`` were ended by a checkpoint, not by their environment."""
+        self.cut_episodes += episodes
+
     def record(self, scalars: TensorDictBase) -> None:
         """Counts an update and averages its scalars into the next training row."""
         self.updates += 1
@@ -70,6 +75,7 @@ class Journal:
             "updates": self.updates,
             "episodes": len(returns),
             "return_mean": sum(returns) / len(returns) if returns else None,
+            **({"cut_episodes": self.cut_episodes} if self.cut_episodes else {}),
             **self._means.pop(),
             "fps": (frames - then_frames) / max(now - then, 1e-9),
             "wall_seconds": self.wall_seconds(),
@@ -128,6 +134,7 @@ class Journal:
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates": self.updates,
+            "cut_episodes": self.cut_episodes,
             "last_evaluation": self.last_evaluation,
             "means": self._means.state_dict(),
             "returns": list(self._returns),
@@ -139,6 +146,7 @@ class Journal:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = state["updates"]
+        self.cut_episodes = state["cut_episodes"]
         self.last_evaluation = state["last_evaluation"]
         self._means.load_state_dict(state["means"])
         self._returns = list(state["returns"])

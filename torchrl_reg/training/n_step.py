@@ -6,10 +6,14 @@ episode that ends inside the window would be bootstrapped beyond its end; hence 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 
 from torchrl_reg.training.errors import require
+from torchrl_reg.training.packing import pack_tensordict, unpack_tensordict
 
 
 class NStep:
@@ -17,7 +21,8 @@ class NStep:
 
     Each row gets the reward ``sum_i gamma^i r_{t+i}`` over its window, the ``next`` entries of the window's last step
     and ``steps_to_next_obs [N, T, 1]``, its length: n, or less where the episode ends first. Rows whose window is not
-    complete yet come with the next batch; where a batch ends every episode (a checkpoint), all its rows come at once.
+    complete yet come with the next batch, and a checkpoint holds them (``run.track(n_step=...)``); where a batch ends
+    every episode, all its rows come at once.
 
     Args:
         n: number of steps, >= 1; 1 passes batches through.
@@ -36,13 +41,35 @@ class NStep:
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         if self.n == 1:
             return batch
-        rows: TensorDictBase = batch if self._waiting is None else torch.cat([self._waiting, batch], -1)  # type: ignore[assignment]
+        rows = batch if self._waiting is None else self._before(batch)
         complete = rows.shape[-1] - self.n + 1
         self._waiting = rows[..., max(complete, 0) :]
         if rows["next", "done"][..., -1, 0].all():
             complete, self._waiting = rows.shape[-1], None
         require(complete >= 1, "algo.collect_steps", f"at least algo.n_steps={self.n}", batch.shape[-1])
         return self._accumulate(rows)[..., :complete]
+
+    def cut_episodes(self) -> None:
+        """Ends the episodes of the waiting rows: what the next batch brings is not their continuation."""
+        if self._waiting is not None:
+            for key in ("truncated", "done"):
+                if ("next", key) in self._waiting.keys(include_nested=True):
+                    self._waiting["next", key][..., -1, :] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waiting": None if self._waiting is None else pack_tensordict(self._waiting)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])
+
+    def _before(self, batch: TensorDictBase) -> TensorDictBase:
+        """The waiting rows, then those of ``batch``."""
+        device = batch["next", "reward"].device
+        waiting = self._waiting
+        assert waiting is not None
+        if waiting["next", "reward"].device != device:  # as a checkpoint gave them
+            waiting = waiting.to(device)
+        return torch.cat([waiting, batch], -1)  # type: ignore[return-value]
 
     def _accumulate(self, rows: TensorDictBase) -> TensorDictBase:
         length = rows.shape[-1]

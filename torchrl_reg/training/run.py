@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import Sampler, TensorStorage
 from torchrl.envs import EnvBase, Transform
@@ -20,10 +18,13 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.checkpoint import CheckpointFolder
 from torchrl_reg.training.collection import cut_episodes, finished_returns, make_collector
+from torchrl_reg.training.device import named_device
+from torchrl_reg.training.env_state import EnvironmentState
 from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.evaluation import Policy, evaluate
 from torchrl_reg.training.finite import FiniteWatch
 from torchrl_reg.training.frame_stack import FrameStackStorage
+from torchrl_reg.training.generators import GeneratorStates
 from torchrl_reg.training.journal import Journal
 from torchrl_reg.training.loggers import check_loggers
 from torchrl_reg.training.policy_file import PolicyFile
@@ -53,7 +54,7 @@ class Run:
     def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
         self.settings = config.run
         self.frames = 0
-        self.device = _device(self.settings.device)
+        self.device = named_device(self.settings.device)
         self.cudagraphs = self.settings.cudagraphs
         self._frames_per_step = frames_per_step
         self._folder = RunFolder(config)
@@ -178,7 +179,8 @@ class Run:
         """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
 
         Starts where the newest checkpoint left off. Between two batches it logs, evaluates and
-        checkpoints as ``run.*_every_frames`` say.
+        checkpoints as ``run.*_every_frames`` say. A checkpoint changes nothing, unless the environments cannot
+        be brought back to where they were: then it ends their episodes, which the record counts.
 
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
@@ -196,21 +198,23 @@ class Run:
             storing_device=self.device if self._replay is None else self._replay.storage.device,
             track_trajectories=track_trajectories,
         )
-        self._checkpoints = self._open_checkpoints(env, collector)
+        environments = EnvironmentState(collector)
+        self._checkpoints = self._open_checkpoints(environments)
         self._folder.open(self.device)
-        self._resume(self._checkpoints)
+        resumed = self._checkpoints.load_latest() is not None
         self._journal.start(total_frames, self.frames)
         self._watch.start(self.frames)
+        self._announce(environments, resumed)
         try:
-            self._begin_segment(collector)
+            self._begin(environments, resumed)
             batches = iter(collector)
             while self.frames < total_frames:
                 batch = next(batches)
                 before, self.frames = self.frames, self.frames + self._frames_in(batch)
                 self._journal.advance(self.frames - before, finished_returns(batch))
                 checkpoint_due = self._due(self.settings.checkpoint_every_frames, before)
-                if checkpoint_due:
-                    cut_episodes(batch)
+                if checkpoint_due and not environments.is_transparent:
+                    self._journal.cut(cut_episodes(batch))
                 yield batch
                 if self._due(self.settings.log_every_frames, before):
                     self._log_row()
@@ -218,7 +222,8 @@ class Run:
                     self._evaluate()
                 if checkpoint_due and self.frames < total_frames:
                     self._save_checkpoint()
-                    self._begin_segment(collector)
+                    if not environments.is_transparent:
+                        environments.restart(stream_seed(self.settings.seed, "train_env", self.frames))
         finally:
             self._journal.stop()
             collector.shutdown()
@@ -270,6 +275,7 @@ class Run:
                 "frames": self.frames,
                 "updates": self.updates,
                 "wall_seconds": self._journal.wall_seconds(),
+                "cut_episodes": self._journal.cut_episodes,
                 "evaluation": self._journal.last_evaluation,
                 "first_not_finite_frames": self._watch.first_bad_frames,
             }
@@ -292,19 +298,19 @@ class Run:
         self._granted_updates = state["granted_updates"]
         self._journal.load_state_dict(state["journal"])
 
-    def _open_checkpoints(self, env: EnvBase, collector: Collector) -> CheckpointFolder:
+    def _open_checkpoints(self, environments: EnvironmentState) -> CheckpointFolder:
         kept = [id(part) for part in self._tracked.values()]
         untracked = [name for name, part in self._made.items() if id(part) not in kept]
         if untracked:
             raise ValueError(f"run.track() lacks {', '.join(untracked)}: a resumed run would differ.")
         parts = {k: v for k, v in self._tracked.items() if v is not self._replay}
-        parts |= {"run": self, "env": env}
-        if collector.track_traj_ids:
-            parts["trajectories"] = collector._traj_pool
         folder = self.path / "checkpoints"
-        chunks = None
+        named, chunks = {}, None
         if self._replay is not None:  # "if self._replay" would be false for an empty buffer
             chunks = ReplayChunks(folder / "replay", self._replay)
+            named["replay"] = self._replay._rng
+        # The generators come last: bringing environments back may draw from the global ones.
+        parts |= {"run": self, "environments": environments, "generators": GeneratorStates(**named)}
         return CheckpointFolder(folder, parts, chunks)
 
     def _save_checkpoint(self, *, with_replay: bool = True) -> None:
@@ -313,21 +319,33 @@ class Run:
         if self._is_finite({}):
             self._checkpoints.save(self.frames, with_replay=with_replay)
 
-    def _resume(self, checkpoints: CheckpointFolder) -> None:
-        if checkpoints.load_latest() is not None:
+    def _announce(self, environments: EnvironmentState, resumed: bool) -> None:
+        if resumed:
             self._journal.resume()
             self._journal.say(f"resuming {self.path} at frame {self.frames:,}")
-        else:
-            self._journal.restart()
+        if not environments.is_transparent:
+            every = self.settings.checkpoint_every_frames
+            self._journal.say(
+                f"this environment's state cannot be stored: a checkpoint ends all episodes, every {every:,} frames"
+            )
 
-    def _begin_segment(self, collector: Collector) -> None:
-        """Forgets all randomness: every stream and every episode starts from (seed, frames)."""
-        seed = self.settings.seed
-        collector.env.set_seed(stream_seed(seed, "train_env", self.frames))
-        seed_global_generators(stream_seed(seed, "actor", self.frames))
-        if self._replay is not None:
-            self._replay._rng.manual_seed(stream_seed(seed, "replay", self.frames))
-        collector.reset()
+    def _begin(self, environments: EnvironmentState, resumed: bool) -> None:
+        """Seeds every stream of a new run; of a resumed one, restarts environments that could not be brought back."""
+        if not resumed:
+            self._journal.restart()
+            seed = self.settings.seed
+            seed_global_generators(stream_seed(seed, "actor", 0))
+            if self._replay is not None:
+                self._replay._rng.manual_seed(stream_seed(seed, "replay", 0))
+        elif environments.is_transparent and environments.is_restored:
+            return
+        elif environments.is_transparent:
+            self._journal.say("this machine computes the environments differently: their episodes end here")
+            self._journal.cut(environments.count)
+            for part in self._tracked.values():
+                if hasattr(part, "cut_episodes"):
+                    part.cut_episodes()
+        environments.restart(stream_seed(self.settings.seed, "train_env", self.frames))
 
     # ------------------------------------------------------------ schedules
 
@@ -376,21 +394,6 @@ class Run:
             missing = isinstance(error, ModuleNotFoundError)
             reason = f"{error.name} is not installed" if missing else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
             print(f"no curves.png: {' '.join(reason.split())}.", file=sys.stderr)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    # torch names more devices, some without numbers (meta).
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
-    kind, _, index = name.partition(":")
-    count = torch.cuda.device_count()
-    if kind == "cuda" and int(index or 0) >= count:
-        shown = f"only {count}" if count else "none"
-        raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows {shown}.")
-    # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
-    return torch.empty(0, device=name).device
 
 
 def _quiet_libraries() -> None:

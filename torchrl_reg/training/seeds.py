@@ -1,8 +1,4 @@
-"""Named random streams of one seed.
-
-A checkpoint reseeds every stream from ``(seed, stream, frames)``, in an uninterrupted run exactly as
-in a resumed one. That is why no generator state is ever saved.
-"""
+"""Named random streams of one seed. A run is seeded once; its checkpoints hold the generators."""
 
 from __future__ import annotations
 

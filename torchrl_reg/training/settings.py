@@ -18,8 +18,8 @@ ON_NAN = ("stop", "continue")
 class RunSettings:
     """How one run is carried out, whatever the method.
 
-    Frames are environment frames, frame skip included. A checkpoint resets the environments and
-    reseeds all generators, so ``checkpoint_every_frames`` belongs to what a run computes.
+    Frames are environment frames, frame skip included. A checkpoint changes nothing, unless an environment cannot be
+    brought back to where it was: then it ends all episodes, which the run says at its start.
     """
 
     dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>

@@ -1,0 +1,29 @@
+"""The device that a setting names."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from torchrl_reg.training.errors import ConfigError
+
+
+def named_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
+
+    Raises:
+        ConfigError: another name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    # torch names more devices, some without numbers (meta).
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= count:
+        shown = f"only {count}" if count else "none"
+        raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows {shown}.")
+    # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
+    return torch.empty(0, device=name).device
