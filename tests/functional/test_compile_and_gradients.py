@@ -61,6 +61,16 @@ CASES = {
         lambda prior, pi: functional.averaged_prior(prior, pi, 0.3),
         [x.softmax(-1) for x in inputs((4,), (3, 2, 4))],
     ),
+    "bellman_temperature": (
+        lambda delta, scale: functional.bellman_temperature(delta, scale, exponent=3.0, weights=ENDED),
+        [inputs((3,))[0], TAU],
+    ),
+    "soft_value_importance": (
+        lambda q, log_p, tau: functional.soft_value_importance(q, tau, log_p),
+        [*inputs((3, 4), (3, 4)), TAU],
+    ),
+    "svgd_bandwidth": (functional.svgd_bandwidth, inputs((3, 4, 2), (3, 5, 2))),
+    "svgd_direction": (functional.svgd_direction, [*inputs((3, 4, 2), (3, 4, 2), (3, 5, 2)), 1 + TAU * ACTION]),
     "kl_divergence": (functional.kl_divergence, [x.log_softmax(-1) for x in inputs((3, 4), (4,))]),
 }
 FRACTIONS = torch.linspace(0.1, 0.9, 12, dtype=torch.float64).reshape(3, 4)

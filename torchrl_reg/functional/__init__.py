@@ -6,6 +6,7 @@ float32) and compiles without a graph break.
 """
 
 from torchrl_reg.functional.action_prior import averaged_prior, floored_log_prior
+from torchrl_reg.functional.bellman import bellman_temperature
 from torchrl_reg.functional.diagnostics import action_gap, kl_divergence, policy_entropy
 from torchrl_reg.functional.munchausen import (
     advantage_gap,
@@ -14,6 +15,7 @@ from torchrl_reg.functional.munchausen import (
 )
 from torchrl_reg.functional.path_consistency import path_consistency
 from torchrl_reg.functional.quantile import quantile_huber_loss
+from torchrl_reg.functional.sampling import soft_value_importance, svgd_bandwidth, svgd_direction
 from torchrl_reg.functional.soft import (
     scaled_log_policy,
     soft_gap,
@@ -26,6 +28,7 @@ __all__ = [
     "action_gap",
     "advantage_gap",
     "averaged_prior",
+    "bellman_temperature",
     "floored_log_prior",
     "kl_divergence",
     "munchausen_bonus",
@@ -38,4 +41,7 @@ __all__ = [
     "soft_policy",
     "soft_value",
     "soft_value_and_log_policy",
+    "soft_value_importance",
+    "svgd_bandwidth",
+    "svgd_direction",
 ]

@@ -6,6 +6,7 @@ Every solver takes ``(mdp, ..., num_iterations, tol, q0, return_iterates, noise)
 """
 
 from torchrl_reg.tabular.agents import METHODS, Method, TabularAgents, episode_return
+from torchrl_reg.tabular.composition import Composition, soft_composition
 from torchrl_reg.tabular.mdp import TabularMDP
 from torchrl_reg.tabular.mirror_descent import mirror_descent_value_iteration
 from torchrl_reg.tabular.munchausen import (
@@ -21,28 +22,36 @@ from torchrl_reg.tabular.mutual_information import (
     mutual_information_iteration,
     state_occupancy,
 )
+from torchrl_reg.tabular.quadrature import Quadrature, continuous_soft_q_iteration, gauss_legendre
 from torchrl_reg.tabular.solution import Iterate, Solution
 from torchrl_reg.tabular.value_iteration import (
     policy_evaluation,
     soft_value_iteration,
     value_iteration,
 )
+from torchrl_reg.tabular.virel import VIRELIterate, VIRELSolution, virel_iteration, virel_objective
 from torchrl_reg.tabular.worlds import MIRL_WORLDS, chain, gridworld, gridworld_cells, random_mdp
 
 __all__ = [
     "METHODS",
     "MIRL_WORLDS",
+    "Composition",
     "Iterate",
     "Method",
     "PriorIterate",
     "PriorSolution",
+    "Quadrature",
     "Solution",
     "TabularAgents",
     "TabularMDP",
+    "VIRELIterate",
+    "VIRELSolution",
     "advantage_learning",
     "blahut_arimoto",
     "chain",
+    "continuous_soft_q_iteration",
     "episode_return",
+    "gauss_legendre",
     "gridworld",
     "gridworld_cells",
     "implicit_q_iteration",
@@ -52,7 +61,10 @@ __all__ = [
     "mutual_information_iteration",
     "policy_evaluation",
     "random_mdp",
+    "soft_composition",
     "soft_value_iteration",
     "state_occupancy",
     "value_iteration",
+    "virel_iteration",
+    "virel_objective",
 ]

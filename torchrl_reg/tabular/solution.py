@@ -93,7 +93,7 @@ def iterate(
         ValueError: if ``num_iterations``, ``tol`` or ``q0`` does not fit, or noise is to converge.
         RuntimeError: if 100000 updates do not converge.
     """
-    _check_loop(mdp, num_iterations, tol, q0, noise)
+    check_loop(mdp, num_iterations, tol, q0, noise)
     q = torch.zeros_like(mdp.r) if q0 is None else q0.to(mdp.r)
     current = improve(mdp.mask_q(q), None)
     iterates = [current] if return_iterates else []
@@ -145,13 +145,14 @@ def _change(previous: Iterate, current: Iterate) -> float:
     return max(torch.where(new == old, 0.0, new - old).abs().max().item() for old, new in pairs)
 
 
-def _check_loop(
+def check_loop(
     mdp: TabularMDP,
     num_iterations: int | None,
     tol: float,
     q0: Tensor | None,
     noise: Noise | None,
 ) -> None:
+    """Raise a ValueError unless the settings of a solver's loop fit."""
     if num_iterations is not None and num_iterations < 0:
         raise ValueError(f"num_iterations must be >= 0 or None, got {num_iterations}.")
     if not tol > 0.0:

@@ -1,0 +1,50 @@
+"""The Bellman error as a temperature.
+
+Shapes: ``*B`` batch. Half-precision inputs are computed and returned in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.functional.temperature import at_least_float32
+
+
+def bellman_temperature(
+    td_error: Tensor, scale: float | Tensor, *, exponent: float = 2.0, weights: Tensor | None = None
+) -> Tensor:
+    r"""Temperature :math:`\epsilon = \frac{c}{p} \frac{1}{B} \sum_b |\delta_b|^p` of a Q-function with TD errors delta.
+
+    It is 0 exactly where every error is: the policy ``softmax(Q / epsilon)`` then is greedy. From sampled transitions
+    it is biased upwards by the variance of the target (with ``p = 2`` by ``c / 2`` of it), so it stays above 0 where
+    transitions are random. Rewards ``k`` times as large make it ``k^p`` times as large, and Q only ``k`` times: the
+    policy keeps its shape if ``p = 1`` or if ``c`` is divided by ``k^(p - 1)``.
+
+    Source: Fellows et al. 2019 (VIREL), definition of the residual error. The released code takes ``p = 2`` and ``c =
+    2 beta_scale``, its port in softlearning ``c = beta_scale``.
+
+    Args:
+        td_error: ``delta = r + gamma V(s') - Q(s, a)`` ``[*B]``, in reward units.
+        scale: ``c > 0``, in reward units to the power ``1 - p``.
+        exponent: ``p >= 1``.
+        weights: what each row counts ``[*B]``, >= 0, for instance a mask; None counts all alike.
+
+    Returns:
+        The temperature, 0-dimensional.
+
+    Raises:
+        ValueError: if ``scale`` is a number that is not finite and > 0, or ``exponent`` is below 1.
+    """
+    if not isinstance(scale, Tensor) and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a finite number > 0, got {scale}.")
+    if not 1 <= exponent < math.inf:
+        raise ValueError(f"exponent must be a finite number >= 1, got {exponent}.")
+    power = at_least_float32(td_error).abs().pow(exponent)
+    if weights is None:
+        return scale / exponent * power.mean()
+    # Rows that do not count may hold NaN.
+    total = (weights * torch.where(weights > 0, power, 0.0)).sum()
+    return scale / exponent * total / weights.sum().to(power.dtype).clamp(min=torch.finfo(power.dtype).tiny)

@@ -1,0 +1,128 @@
+"""Soft values and samples of a Boltzmann density over continuous actions, from finitely many points.
+
+Shapes: ``*B`` batch, ``K`` sampled actions, ``J`` / ``I`` fixed / updated particles, ``D`` dimensions. Half-precision
+inputs are computed and returned in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.functional.temperature import Temperature, at_least_float32, temperature_and_divisor
+
+
+def soft_value_importance(
+    q: Tensor, tau: Temperature, log_proposal: Tensor | float, *, dim: int = -1
+) -> tuple[Tensor, Tensor]:
+    r"""Soft value :math:`\tau \ln \frac{1}{K} \sum_k \exp(Q(a_k) / \tau) / p(a_k)` of actions ``a_k`` drawn from ``p``.
+
+    It estimates :math:`V = \tau \ln \int \exp(Q(a) / \tau) da` by importance sampling. The estimate of the integral is
+    unbiased, that of its logarithm is low (Jensen) by about :math:`\tau / 2 \cdot (1 / ESS - 1 / K)`, more where the
+    density is narrow against the proposal: then no sample hits it. For ``Q(a) = -|a|^2`` on ``[-1, 1]^D`` at ``tau =
+    .1`` under a uniform proposal, 20 000 draws against quadrature (bias, standard deviation, in reward units):
+
+    =  ======  ==============  ==============  ==============
+    D  V       K = 16          K = 64          K = 1024
+    =  ======  ==============  ==============  ==============
+    1  -0.058  -0.005, 0.034   -0.001, 0.016   -0.000, 0.004
+    2  -0.116  -0.020, 0.073   -0.004, 0.031   -0.000, 0.007
+    3  -0.174  -0.060, 0.129   -0.013, 0.055   -0.000, 0.012
+    4  -0.232  -0.121, 0.185   -0.033, 0.088   -0.002, 0.020
+    5  -0.289  -0.206, 0.235   -0.071, 0.129   -0.005, 0.032
+    6  -0.347  -0.300, 0.277   -0.124, 0.167   -0.012, 0.050
+    =  ======  ==============  ==============  ==============
+
+    Source: Haarnoja et al. 2017 (Reinforcement learning with deep energy-based policies), eq. (10).
+
+    Args:
+        q: values ``[*B, K]`` of the sampled actions, in reward units.
+        tau: temperature > 0, in reward units; at 0 the largest value (the proposal drops out).
+        log_proposal: log-densities ``ln p`` of the samples, broadcastable to ``[*B, K]``, nats per unit volume; of the
+            uniform proposal on ``[-1, 1]^D`` it is ``-D ln 2``.
+        dim: dimension of the samples.
+
+    Returns:
+        Soft values ``[*B]`` in reward units, and the effective sample sizes ``(sum w)^2 / sum w^2`` ``[*B]`` of the
+        weights ``w = exp(q / tau) / p``, between 1 (one sample carries all) and K (all count alike).
+
+    Raises:
+        ValueError: if ``tau`` is a negative or non-finite number, or not 0-dimensional.
+    """
+    q = at_least_float32(q)
+    tau, divisor = temperature_and_divisor(tau, q.dtype)
+    q_max = q.amax(dim, keepdim=True)
+    log_weights = (q - q_max) / divisor - log_proposal
+    log_sum = torch.logsumexp(log_weights, dim)
+    value = q_max.squeeze(dim) + tau * (log_sum - math.log(q.shape[dim]))
+    return value, (2 * log_sum - torch.logsumexp(2 * log_weights, dim)).exp()
+
+
+def svgd_bandwidth(fixed: Tensor, updated: Tensor, *, smallest: float = 1e-3) -> Tensor:
+    r"""Bandwidth :math:`h = \max(\mathrm{median}_{ij} |x_j - y_i|^2 / \ln J, \mathrm{smallest})` of the RBF kernel.
+
+    With it :math:`\sum_j \kappa(x_j, y) \approx 1` at the median distance. Of an even number of pairs the smaller of
+    the two middle ones counts.
+
+    Source: Liu and Wang 2016 (Stein variational gradient descent), with the released soft Q-learning code's ``ln J``
+    and floor.
+
+    Args:
+        fixed: particles x ``[*B, J, D]``.
+        updated: particles y ``[*B, I, D]``.
+        smallest: lower bound of the bandwidth.
+
+    Returns:
+        Bandwidths ``[*B]``, in squared units of the particles.
+
+    Raises:
+        ValueError: if there are fewer than two fixed particles (the logarithm of one is 0).
+    """
+    _check_particles(fixed)
+    distances = torch.cdist(
+        at_least_float32(fixed), at_least_float32(updated), compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
+    return (distances.flatten(-2).median(-1).values / math.log(fixed.shape[-2])).clamp(min=smallest)
+
+
+def svgd_direction(fixed: Tensor, score: Tensor, updated: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""Stein variational direction :math:`\Delta(y) = \frac{1}{J} \sum_j \kappa(x_j, y) \nabla \ln p(x_j) +
+    \nabla_{x_j} \kappa(x_j, y)`, with :math:`\kappa(x, y) = \exp(-|x - y|^2 / h)`.
+
+    The steepest ascent, in the kernel's function space, of ``-KL(particles || p)``: the first term pulls the particles
+    up the density, the second pushes them apart.
+
+    Source: Liu and Wang 2016; amortized as in Haarnoja et al. 2017, eq. (13).
+
+    Args:
+        fixed: particles x ``[*B, J, D]``.
+        score: gradient of ``ln p`` at them ``[*B, J, D]``; of a Boltzmann density that of ``Q / tau``.
+        updated: particles y that move ``[*B, I, D]``.
+        bandwidth: ``h`` ``[*B]``, see :func:`svgd_bandwidth`.
+
+    Returns:
+        Directions ``[*B, I, D]``, in inverse units of the particles.
+
+    Raises:
+        ValueError: if there are fewer than two fixed particles (one is plain gradient ascent on ``ln p``, and collapses
+            onto its mode), or ``score`` does not have the shape of ``fixed``.
+    """
+    _check_particles(fixed)
+    if score.shape != fixed.shape:
+        raise ValueError(f"score must have the shape of fixed {tuple(fixed.shape)}, got {tuple(score.shape)}.")
+    fixed, score, updated = at_least_float32(fixed), at_least_float32(score), at_least_float32(updated)
+    h = bandwidth[..., None, None]
+    apart = updated.unsqueeze(-2) - fixed.unsqueeze(-3)  # [*B, I, J, D], away from the fixed ones
+    kernel = (-apart.square().sum(-1) / h).exp()
+    repulsion = (kernel.unsqueeze(-1) * apart).sum(-2) * (2 / h)
+    return (kernel @ score + repulsion) / fixed.shape[-2]
+
+
+def _check_particles(fixed: Tensor) -> None:
+    if fixed.ndim < 2 or fixed.shape[-2] < 2:
+        raise ValueError(
+            f"fixed must hold at least 2 particles [*B, J, D] (one would be plain gradient ascent), got shape "
+            f"{tuple(fixed.shape)}."
+        )
