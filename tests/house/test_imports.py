@@ -18,7 +18,7 @@ ALLOWED = {
     "modules": {"modules", "regularizers", "functional"},
     "envs": {"envs", "tabular"},
     "objectives": {"objectives", "modules", "regularizers", "functional"},
-    "planning": {"planning", "modules", "regularizers", "functional"},
+    "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "modules", "regularizers", "envs"},
     "training": {"training", "agents"},
     "analysis": {"analysis"},
@@ -71,7 +71,7 @@ def test_the_library_imports_without_any_extra() -> None:
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import torchrl_reg, torchrl_reg.functional, torchrl_reg.tabular, torchrl_reg.modules\n"
         "import torchrl_reg.envs, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
-        "import torchrl_reg.agents; torchrl_reg.load_policy\n"
+        "import torchrl_reg.planning, torchrl_reg.agents; torchrl_reg.load_policy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

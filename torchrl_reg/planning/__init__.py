@@ -1,0 +1,37 @@
+"""Monte-Carlo tree search of many trees side by side, regularized by the objects that losses and actors use.
+
+Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mod:`selection`, :mod:`backup`,
+:mod:`evaluation`) <- the named planners (:mod:`planners`), which work on any :class:`Model`.
+"""
+
+from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
+from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, UCT, Planner, SearchResult
+from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
+from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
+from torchrl_reg.planning.synthetic_trees import SyntheticTrees
+from torchrl_reg.planning.tabular_model import TabularModel
+from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tree
+
+__all__ = [
+    "E2W",
+    "MENTS",
+    "PUCT",
+    "RENTS",
+    "UCB1",
+    "UCT",
+    "AverageReturns",
+    "Backup",
+    "Evaluation",
+    "Model",
+    "Nodes",
+    "PUCTRule",
+    "Path",
+    "Planner",
+    "RegularizedBackup",
+    "SearchResult",
+    "SyntheticTrees",
+    "TabularModel",
+    "Tree",
+    "mcts",
+    "zero_evaluation",
+]

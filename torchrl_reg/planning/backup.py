@@ -1,0 +1,109 @@
+"""What a simulation changes on its way back: averaged returns, or the regularized value of each node.
+
+Shapes: ``B`` trees, ``A`` actions, ``D`` depth of the simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_reg.planning.search import Path
+from torchrl_reg.planning.tree import Tree
+
+
+class AverageReturns:
+    r"""``q(s, a)`` and ``v(s)`` are the mean of the returns that followed, as in UCT.
+
+    :math:`q \leftarrow q + (G - q) / n` with :math:`G_t = r_t + \gamma G_{t+1}` from the value of the leaf.
+
+    Source: Kocsis and Szepesvari 2006.
+    """
+
+    keeps_policy = False
+
+    def __call__(self, flat: Tree, path: Path, gamma: float) -> None:
+        total, totals = path.leaf_value, []
+        for active, reward in zip(path.active.flip(0), path.reward.flip(0), strict=True):
+            total = torch.where(active, reward + gamma * total, total)
+            totals.append(total)
+        returns = torch.stack(totals[::-1])[path.active]
+        edges = path.edges[path.active]
+        rows = torch.div(edges, flat.q.shape[-1], rounding_mode="floor")
+        q, visits = flat.q.view(-1), flat.visits.view(-1)
+        q[edges] += (returns - q[edges]) / visits[edges]
+        flat.value[rows] += (returns - flat.value[rows]) / flat.alive[rows]
+
+
+class RegularizedBackup:
+    r"""The value of a node is the regularized maximum of its action values, :math:`v = \max_\pi \pi q - \Omega(\pi)`.
+
+    :math:`q(s, a) = \bar r(s, a) + \gamma \sum_k (n_k / n) v(s_k)` over the outcomes ``k`` of the action, ``v`` being 0
+    after a termination. Actions without a value, never tried and not evaluated either, are left out. The policy that
+    attains the maximum is kept for E2W.
+
+    Source: Xiao et al. 2019 (MENTS) for the entropy, Dam et al. 2021 for the others.
+
+    Args:
+        regularizer: one of :mod:`torchrl_reg.regularizers`: ``Entropy`` gives MENTS, ``Tsallis`` TENTS, ``HardMax`` the
+            maximum.
+        parent_prior: RENTS: the prior of a node, for a ``PriorKL``, is the policy of its parent at that one's last
+            backup, once each of the parent's actions has a value; before, and at the root, it is uniform.
+    """
+
+    keeps_policy = True
+
+    def __init__(self, regularizer: nn.Module, *, parent_prior: bool = False) -> None:
+        self.regularizer, self.parent_prior = regularizer, parent_prior
+
+    def __call__(self, flat: Tree, path: Path, gamma: float) -> None:
+        assert flat.pi is not None  # keeps_policy
+        future, targets, values, policies = path.leaf_value, [], [], []
+        for depth in reversed(range(len(path.nodes))):
+            node, edge, active = path.nodes[depth], path.edges[depth], path.active[depth]
+            if path.sampled:
+                future = torch.where(active, _mean_value(flat, path.root, edge), future)
+                reward = flat.reward.view(-1)[edge]
+            else:
+                reward = path.reward[depth]
+            target = reward + gamma * future
+            action = (edge - node.rows * flat.q.shape[-1]).unsqueeze(-1)
+            q = node.q.scatter(-1, action, target.unsqueeze(-1))
+            known = None if flat.known else (node.visits > 0).scatter(-1, action, True)
+            best = self._best(path, depth, q, known)
+            future = torch.where(active, best.value, future)
+            if path.sampled:
+                flat.value[node.rows[active]] = future[active]
+            targets.append(target)
+            values.append(future)
+            policies.append(best.pi)
+        active, edges = path.active, path.edges[path.active]
+        rows = torch.div(edges, flat.q.shape[-1], rounding_mode="floor")
+        flat.q.view(-1)[edges] = torch.stack(targets[::-1])[active]
+        flat.value[rows] = torch.stack(values[::-1])[active]
+        flat.pi[rows] = torch.stack(policies[::-1])[active]
+
+    def _best(self, path: Path, depth: int, q: Tensor, known: Tensor | None) -> Any:
+        """What the regularizer says of action values ``q [B, A]`` at that depth."""
+        if not self.parent_prior:
+            return self.regularizer(q, mask=known)
+        log_prior = torch.full_like(q, -math.log(q.shape[-1]))
+        if depth > 0:
+            parent = path.nodes[depth - 1]
+            assert parent.pi is not None
+            # A policy may underflow, and a prior of 0 would forbid the action for ever.
+            pi = parent.pi.clamp(min=torch.finfo(q.dtype).tiny)
+            ready = (parent.visits > 0).all(-1, keepdim=True) | path.nodes[0].known
+            log_prior = torch.where(ready, pi.log(), log_prior)
+        return self.regularizer(q, mask=known, log_prior=log_prior)
+
+
+def _mean_value(flat: Tree, root: Tensor, edge: Tensor) -> Tensor:
+    """Value of an action's outcomes ``[B]``, weighted by how often they came; 0 for those that terminated."""
+    children = flat.children.flatten(0, 1)[edge]
+    rows = (root.unsqueeze(-1) + children).clamp(min=0)
+    weight = torch.where(children >= 0, flat.alive[rows], 0.0)
+    return (weight * flat.value[rows]).sum(-1) / flat.visits.view(-1)[edge]

@@ -1,0 +1,173 @@
+"""What a search works on: models, evaluations of leaves, and trees as arrays.
+
+Shapes: ``B`` trees searched side by side, ``N`` nodes of a tree, ``A`` actions, ``K`` outcomes kept of an action,
+``*S`` one state of the model, ``M`` any number of states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Model(Protocol):
+    """What is planned in: many states at once, each a row of one tensor.
+
+    A state may be anything that a tensor row can name: an index, a vector, or the number of a snapshot that the model
+    keeps (:class:`torchrl_reg.planning.EmulatorModel`).
+
+    Attributes:
+        num_actions: number of actions A, all legal in every state.
+        stochastic: whether a step from the same state with the same action may differ; a search then steps through
+            the model at every node that it passes, and else once a simulation.
+        num_outcomes: outcomes K that a search keeps apart for each action, see :func:`torchrl_reg.planning.mcts`.
+    """
+
+    num_actions: int
+    stochastic: bool
+    num_outcomes: int
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward ``[M]``, next state ``[M, *S]`` and terminated ``[M]``, bool; ``state [M, *S]``, ``action [M]``."""
+        ...
+
+
+@dataclass
+class Evaluation:
+    """What is thought of new states before anything was tried there.
+
+    Args:
+        value: values ``[M]``, in reward units: what a new leaf passes to its ancestors.
+        q: action values ``[M, A]`` that untried actions have; None leaves them out of values and policies.
+        prior: probabilities of the actions ``[M, A]``; None is uniform.
+    """
+
+    value: Tensor
+    q: Tensor | None = None
+    prior: Tensor | None = None
+
+
+Evaluate = Callable[[Tensor], Evaluation]
+
+
+@dataclass
+class Tree:
+    """``B`` trees of up to ``N`` nodes; node 0 is the root and node ``i`` the one that simulation ``i`` added, if any.
+
+    Args:
+        state: states ``[B, N, *S]``; those of nodes that do not exist mean nothing.
+        children: node that each outcome of an action leads to, -1 where there is none ``[B, N, A, K]``, int64.
+        visits: how often each action was taken ``[B, N, A]``, a whole number in the dtype of the values.
+        reward: mean reward of each action ``[B, N, A]``.
+        q: action values ``[B, N, A]``, 0 where untried unless the evaluation gives some.
+        value: node values ``[B, N]``.
+        passed: simulations that came by the node ``[B, N]``.
+        alive: those of them for which the episode had not terminated there ``[B, N]``.
+        prior: probabilities of the actions from the evaluation ``[B, N, A]``; None is uniform.
+        pi: policy of the regularizer at its last backup, uniform before ``[B, N, A]``; None where returns are averaged.
+        known: whether untried actions have action values, from the evaluation.
+    """
+
+    state: Tensor
+    children: Tensor
+    visits: Tensor
+    reward: Tensor
+    q: Tensor
+    value: Tensor
+    passed: Tensor
+    alive: Tensor
+    prior: Tensor | None
+    pi: Tensor | None
+    known: bool
+
+    @property
+    def num_nodes(self) -> Tensor:
+        """Nodes that exist in each tree ``[B]``, int64."""
+        return 1 + (self.children >= 0).flatten(1).sum(-1)
+
+    def bytes_per_node(self) -> int:
+        """Memory of one node, the model's state included.
+
+        In float64 with ``A`` actions and ``K = 1`` that is ``32 A + 24`` (``8 A`` more with policies and ``8 A`` more
+        with priors) and the state.
+        """
+        arrays = [getattr(self, field.name) for field in fields(self)]
+        return sum(x[0, 0].numel() * x.element_size() for x in arrays if isinstance(x, Tensor))
+
+    def flat(self) -> Tree:
+        """The same memory with trees and nodes in one dimension: node ``i`` of tree ``b`` is row ``b N + i``."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: x.flatten(0, 1) if isinstance(x, Tensor) else x for name, x in values.items()}
+        return Tree(**values)
+
+
+def allocate(
+    state: Tensor,
+    num_nodes: int,
+    num_actions: int,
+    num_outcomes: int,
+    *,
+    dtype: torch.dtype,
+    with_policy: bool,
+    with_prior: bool,
+    known: bool,
+) -> Tree:
+    """Trees whose roots are in ``state [B, *S]``, with room for ``num_nodes`` nodes and nothing tried."""
+    size = (len(state), num_nodes)
+    per_node = torch.zeros(size, dtype=dtype, device=state.device)
+    per_action = torch.zeros(*size, num_actions, dtype=dtype, device=state.device)
+    tree = Tree(
+        state=state.new_zeros(*size, *state.shape[1:]),
+        children=torch.full((*size, num_actions, num_outcomes), -1, device=state.device),
+        visits=per_action,
+        reward=per_action.clone(),
+        q=per_action.clone(),
+        value=per_node,
+        passed=per_node.clone(),
+        alive=per_node.clone(),
+        prior=torch.full_like(per_action, 1 / num_actions) if with_prior else None,
+        pi=torch.full_like(per_action, 1 / num_actions) if with_policy else None,
+        known=known,
+    )
+    tree.state[:, 0] = state
+    return tree
+
+
+class Nodes:
+    """One node of each tree, ``rows [B]`` of a flat tree: what a selection rule sees, read when asked for.
+
+    Attributes ``q``, ``visits``, ``pi``, ``prior`` are ``[B, A]`` copies, ``value`` is ``[B]``; see :class:`Tree`.
+    """
+
+    def __init__(self, flat: Tree, rows: Tensor) -> None:
+        self._flat, self.rows = flat, rows
+
+    @property
+    def known(self) -> bool:
+        """Whether untried actions have action values."""
+        return self._flat.known
+
+    @cached_property
+    def q(self) -> Tensor:
+        return self._flat.q.index_select(0, self.rows)
+
+    @cached_property
+    def visits(self) -> Tensor:
+        return self._flat.visits.index_select(0, self.rows)
+
+    @cached_property
+    def value(self) -> Tensor:
+        return self._flat.value.index_select(0, self.rows)
+
+    @cached_property
+    def pi(self) -> Tensor | None:
+        return None if self._flat.pi is None else self._flat.pi.index_select(0, self.rows)
+
+    @cached_property
+    def prior(self) -> Tensor | None:
+        return None if self._flat.prior is None else self._flat.prior.index_select(0, self.rows)
