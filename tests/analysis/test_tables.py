@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from torchrl_reg.analysis.aggregates import aggregates
 from torchrl_reg.analysis.markup import latex, markdown, tidy_csv
 from torchrl_reg.analysis.scores import Scores
 from torchrl_reg.analysis.statistics import Estimate
-from torchrl_reg.analysis.tables import Row, Table, aggregate_table, environment_table, label_notes, warnings
+from torchrl_reg.analysis.tables import (
+    Row,
+    Table,
+    aggregate_table,
+    environment_table,
+    label_notes,
+    moved_runs,
+    warnings,
+)
 
 
 def scores_of(method: str, env: str, values: Sequence[float], frames: int = 1000) -> Scores:
@@ -162,3 +171,16 @@ def test_a_sure_probability_keeps_its_interval_where_runs_are_unlike() -> None:
     scores[1] = scores_of("b", "x", [1.0])
     numbers = compared(scores)
     assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": 1.0}
+
+
+def test_runs_that_were_resumed_elsewhere_are_named(make_run):
+    moved, stayed = make_run("m_dqn/a/seed=0", seed=0), make_run("m_dqn/a/seed=1", seed=1)
+    starts = [{"versions": {"torch": t}, "commit": "a" * 40, "threads": n} for t, n in (("2.11.0", 1), ("2.14.0", 8))]
+    (moved / "provenance.json").write_text(json.dumps({"starts": starts}))
+    (stayed / "provenance.json").write_text(json.dumps({"starts": [starts[0], starts[0]]}))
+    groups = group_runs(find_runs(moved.parent))
+    assert moved_runs(groups) == [
+        f"1 run was begun on one machine or code and resumed on another: {moved} (torch and threads)"
+    ]
+    (moved / "provenance.json").write_text(json.dumps({"starts": [starts[0], {}]}))
+    assert moved_runs(group_runs(find_runs(moved.parent))) == []

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -73,6 +75,85 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     assert "algo.tau: 0.03 there, 0.5 here; run.seed: 0 there, 2 here" in sentence
     assert "\n" not in sentence and "cells" not in sentence
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, capsys):
+    from torchrl_reg.training import run_folder
+
+    elsewhere = {"versions": {"torch": "2.11.0"}, "commit": "a" * 40, "device": "x86_64", "threads": 1}
+    here = {"versions": {"torch": "2.14.0"}, "commit": "b" * 40, "device": "NVIDIA H200", "threads": 8}
+    starts = iter([elsewhere, elsewhere, here, here])
+    monkeypatch.setattr(run_folder, "provenance", lambda device, recipe: next(starts))
+    _open(_config(tmp_path)).close({})
+    _open(_config(tmp_path, threads=8, log_every_frames=10, device="cpu")).close({})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-000000000100.torchrl").touch()
+    assert capsys.readouterr().err == ""
+    _open(_config(tmp_path)).close({})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: this run began elsewhere (torch 2.11.0 before, 2.14.0 now; commit aaaaaaaaaa before"
+    )
+    assert "device x86_64 before, NVIDIA H200 now; threads 1 before, 8 now)" in line
+    _open(_config(tmp_path))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_device_that_auto_turned_out_to_be_is_stored(tmp_path):
+    config = _config(tmp_path, device="auto")
+    RunFolder(config).open(torch.device("cpu"))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["run"]["device"] == "cpu"
+    assert config.run.device == "auto"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("config.yaml", "algo: [", r"config.yaml is damaged \(while parsing"),
+        ("config.yaml", "", r"config.yaml is damaged \(no settings in it\)"),
+        ("config.yaml", "3", r"config.yaml is damaged \("),
+        ("config.yaml", "algo: ${nothing}", r"config.yaml is damaged \("),
+        ("provenance.json", "{", r"provenance.json is damaged \(JSONDecodeError\): delete it"),
+        ("provenance.json", "[]", r"provenance.json is damaged \(TypeError\): delete it"),
+        ("provenance.json", "{}", r"provenance.json is damaged \(KeyError\): delete it"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, sentence):
+    _open(_config(tmp_path)).close({})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=sentence) as refusal:
+        _open(_config(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_long_difference_is_shortened(tmp_path):
+    (tmp_path / "config.yaml").write_text("".join(f"setting_{i}: 1\n" for i in range(30)))
+    with pytest.raises(ConfigError, match="; and [0-9]+ more") as refusal:
+        _open(_config(tmp_path))
+    assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_one_sentence(tmp_path):
+    _open(_config(tmp_path)).close({})
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ConfigError, match="cannot be used: Permission denied"):
+            _open(_config(tmp_path))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_name_that_is_too_long_and_a_write_that_fails_are_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"cannot be (used|made): File name too long\.$"):
+        _open(_config(tmp_path / ("x" * 300)))
+
+    def fail(path, text):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("torchrl_reg.training.run_folder.write_atomically", fail)
+    with pytest.raises(ConfigError, match="cannot be used: Read-only file system"):
+        _open(_config(tmp_path / "run"))
 
 
 def test_a_folder_with_foreign_files_is_refused(tmp_path):

@@ -149,7 +149,7 @@ def warnings(
         averaged: whether something over all environments follows, so that it matters what is not in it.
     """
     found = [reason for each in scores for reason in each.left_out]
-    found += mixed_commits(groups)
+    found += mixed_commits(groups) + moved_runs(groups)
     if averaged:
         found += unscored_note(envs_of(scores), scale)
         lacking = lacking_environments(on_scale(scores, scale))
@@ -166,6 +166,24 @@ def mixed_commits(groups: Sequence[Group]) -> list[str]:
         return []
     which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
     return [f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}"]
+
+
+def moved_runs(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the runs whose starts differ in torch, commit, device or threads; none where there are none."""
+    found = {}
+    for run in (run for group in groups for run in group.runs):
+        facts = {
+            "torch": [(start.get("versions") or {}).get("torch") for start in run.starts],
+            **{name: [start.get(name) for start in run.starts] for name in ("commit", "device", "threads")},
+        }
+        changed = [name for name, values in facts.items() if len({str(v) for v in values if v is not None}) > 1]
+        if changed:
+            found[str(run.path)] = " and ".join(changed)
+    which = "; ".join(f"{path} ({changed})" for path, changed in list(found.items())[:3])
+    if not found:
+        return []
+    runs = "1 run was" if len(found) == 1 else f"{len(found)} runs were"
+    return [f"{runs} begun on one machine or code and resumed on another: {which}{'; ...' * (len(found) > 3)}"]
 
 
 def lacking_environments(scores: Sequence[Scores]) -> dict[str, list[str]]:

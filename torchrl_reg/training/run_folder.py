@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
 import shlex
-import socket
-import subprocess
 import sys
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.finite import FAILED
 from torchrl_reg.training.folder_lock import FolderLock
+from torchrl_reg.training.provenance import differences, provenance
 
-#: Settings that change what is shown, not what is computed; they may differ when a run resumes.
-COSMETIC = frozenset({"run.dir", "run.loggers", "run.progress", "run.on_nan"})
+#: Settings that may differ when a run resumes: they change what is shown, or (device, threads) the last digits at most.
+RESUMABLE = frozenset(
+    {
+        *("run.dir", "run.loggers", "run.progress", "run.on_nan"),
+        *("run.device", "run.threads", "run.log_every_frames"),
+    }
+)
 #: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
 COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
-
-_PACKAGES = (
-    *("torchrl_reg", "torch", "torchrl", "tensordict", "numpy", "gymnasium"),
-    *("hydra-core", "ale-py", "minatar", "mujoco"),
-)
-_SLURM_VARIABLES = (
-    *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
-    *("SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION"),
-)
 
 
 class RunFolder:
@@ -55,7 +50,8 @@ class RunFolder:
         self.path = Path(config.run.dir)
         self.config = config
         self._lock: FolderLock | None = None
-        self._check_owner()
+        with _one_sentence(self.path):
+            self._check_owner()
 
     @property
     def is_done(self) -> bool:
@@ -72,16 +68,32 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.dir={self.path} cannot be made: {error.strerror}.") from error
+        with _one_sentence(self.path):
+            self._open(device)
+
+    def _open(self, device: torch.device) -> None:
         self._lock = FolderLock(self.path)
         # First of all files: a folder with anything in it has a config, whenever it was killed.
         if not (self.path / "config.yaml").exists():
-            write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_plain(self.config)))
+            resolved = _plain(self.config)
+            resolved.run.device = str(device)  # what "auto" turned out to be
+            write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(resolved))
         write_atomically(self.path / "command.txt", command() + "\n")
         (self.path / FAILED).unlink(missing_ok=True)  # of the start before this one
-        provenance = self.path / "provenance.json"
-        starts = json.loads(provenance.read_text())["starts"] if provenance.exists() else []
-        starts.append(_provenance(device))
-        write_atomically(provenance, json.dumps({"starts": starts}, indent=2) + "\n")
+        starts = self._earlier_starts()
+        starts.append(provenance(device, type(self.config)))
+        write_atomically(self.path / "provenance.json", json.dumps({"starts": starts}, indent=2) + "\n")
+        if (
+            len(starts) > 1
+            and any(self.path.glob("checkpoints/checkpoint-*"))
+            and (changed := differences(starts[-2], starts[-1]))
+        ):
+            print(
+                f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from those "
+                "of a run that was never interrupted.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and gives the folder up."""
@@ -89,10 +101,20 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
+    def _earlier_starts(self) -> list[dict[str, Any]]:
+        path = self.path / "provenance.json"
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({type(error).__name__}): delete it and run the same command to continue."
+            ) from None
+        return [start for start in starts if isinstance(start, dict)]
+
     def _check_owner(self) -> None:
         saved = self.path / "config.yaml"
         if saved.exists():
-            _refuse_other_config(self.path, _flat(OmegaConf.load(saved)), _flat(self.config))
+            _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(self.config))
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:
@@ -102,6 +124,27 @@ class RunFolder:
                 )
         elif self.path.exists():
             raise ConfigError(f"run.dir must be a folder, got the file {self.path}.")
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """A folder that cannot be read or written is the user's to see to."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
+
+
+def _saved_config(path: Path) -> Any:
+    try:
+        saved = OmegaConf.load(path)
+        if not OmegaConf.is_dict(saved) or not saved:
+            raise ValueError("no settings in it")
+        OmegaConf.to_container(saved, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
+        raise ConfigError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
+    return saved
 
 
 def command() -> str:
@@ -116,14 +159,14 @@ def _plain(config: Any) -> Any:
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    """``{"algo.tau": 0.03, ...}`` without the cosmetic settings."""
+    """``{"algo.tau": 0.03, ...}`` without those that may differ."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, dict) and (node or not prefix):
             for key, value in node.items():
                 walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif prefix not in COSMETIC:
+        elif prefix not in RESUMABLE:
             flat[prefix] = node
 
     walk(OmegaConf.to_container(_plain(config), resolve=True, enum_to_str=True), "")
@@ -138,46 +181,10 @@ def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]
     ]
     if different:
         raise ConfigError(
-            f"run.dir={path} belongs to a run with other settings ({'; '.join(different)}); choose "
+            f"run.dir={path} belongs to a run with other settings ({_some(different)}); choose "
             "another run.dir, or the same settings to resume it."
         )
 
 
-def _provenance(device: torch.device) -> dict[str, Any]:
-    return {
-        "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **_code(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "slurm": {name: os.environ[name] for name in _SLURM_VARIABLES if name in os.environ},
-    }
-
-
-def _code() -> dict[str, Any]:
-    # A sweep runs a copy of the code, which knows no git: its launcher says where the copy comes from.
-    copied_from = os.environ.get("TORCHRL_REG_COMMIT")
-    if copied_from:
-        return {"commit": copied_from.removesuffix("+"), "uncommitted_changes": copied_from.endswith("+")}
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": _git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+def _some(texts: Sequence[str], most: int = 6) -> str:
+    return "; ".join(texts[:most]) + f"; and {len(texts) - most} more" * (len(texts) > most)
