@@ -18,6 +18,7 @@ COMMANDS = {
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
     "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
     "watch": "live curves, progress and time left of running runs in the terminal",
+    "evaluate": "returns of a trained policy over more episodes, with intervals",
     "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
 
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = parsed.run(parsed)
         sys.stdout.flush()
         return code
-    except AnalysisError as error:
+    except ValueError as error:
+        # What is not meant for a user is a bug of ours and keeps its traceback.
+        if not isinstance(error, AnalysisError) and not getattr(error, "user_error", False):
+            raise
         print(f"torchrl-reg: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchrl-reg", description="What came out of runs of torchrl_reg.")
+    parser = argparse.ArgumentParser(prog="torchrl-reg", description="What to do with runs of torchrl_reg.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, what in COMMANDS.items():
         below = subparsers.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")

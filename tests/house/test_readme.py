@@ -15,13 +15,17 @@ from types import ModuleType
 
 import pytest
 
+from torchrl_reg.agents import save_policy
 from torchrl_reg.cli import _parser
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("README.md", "recipes/README.md", "slurm/README.md", "tests/README.md", "torchrl_reg/README.md")
 #: What holds at the end of a script, where it says more than that the script ran.
 ENDINGS = {
     "README.md-0": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
+    "README.md-1": "assert episodes['action'].shape[0] == 4",
     "torchrl_reg/README.md-0": "assert len(buffer) == 5_000",
     "torchrl_reg/README.md-1": "assert len(buffer) == 2_000",
 }
@@ -47,8 +51,17 @@ RECIPES = [(room, words) for room, words in commands("python recipes/") if "--he
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_scripts_are_short_and_run(name: str, tmp_path: Path) -> None:
     assert len([line for line in SCRIPTS[name].splitlines() if line.strip()]) <= 20
+    finished_run(tmp_path / "results/m_iqn/cartpole/default/seed=0")
     (tmp_path / "script.py").write_text(f"{SCRIPTS[name]}\n{ENDINGS.get(name, '')}\n")
     subprocess.run([sys.executable, str(tmp_path / "script.py")], check=True, timeout=240, cwd=tmp_path)
+
+
+def finished_run(folder: Path) -> None:
+    """What scripts find of a run; its policy has random weights."""
+    folder.mkdir(parents=True)
+    env = make_env(EnvSettings("cartpole"), num_envs=1)
+    spec = env.full_action_spec_unbatched["action"]
+    save_policy(folder / "policy.safetensors", QuantileQActor(quantile_network(NetSettings(), env), spec=spec))
 
 
 def test_every_ending_belongs_to_a_script() -> None:

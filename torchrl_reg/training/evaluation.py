@@ -35,12 +35,7 @@ def evaluate(
     columns: dict[str, Any] = {}
     for name, policy in policies.items():
         kind = ExplorationType.RANDOM if name == "sampled" else ExplorationType.DETERMINISTIC
-        with (
-            forked_generators(stream_seed(seed, "eval_actor")),
-            torch.no_grad(),
-            set_exploration_type(kind),
-        ):
-            returns = _episode_returns(env, policy, episodes, seed, torch.device(device))
+        returns = episode_returns(env, policy, kind, episodes=episodes, seed=seed, device=device)
         columns[f"return_{name}_mean"] = returns.mean().item()
         columns[f"return_{name}_std"] = returns.std(correction=0).item()
     columns["episodes"] = episodes
@@ -48,12 +43,25 @@ def evaluate(
     return columns
 
 
-def _episode_returns(env: EnvBase, policy: Policy, episodes: int, seed: int, device: torch.device) -> Tensor:
-    """Returns ``[episodes]`` in float64; environments are reused in rounds when there are fewer."""
+def episode_returns(
+    env: EnvBase,
+    policy: Policy,
+    kind: ExplorationType,
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Undiscounted returns ``[episodes]`` (float64, in reward units) of ``policy`` acting with ``kind``.
+
+    Environments are reused in rounds where there are fewer than episodes. The episodes depend on ``seed`` and the
+    number of environments alone, and the first ones do not depend on how many follow.
+    """
     rounds = []
-    for start in range(0, episodes, env.batch_size.numel()):
-        env.set_seed(stream_seed(seed, "eval_env", start))
-        rounds.append(_first_episode_returns(env, policy, device))
+    with forked_generators(stream_seed(seed, "eval_actor")), torch.no_grad(), set_exploration_type(kind):
+        for start in range(0, episodes, env.batch_size.numel()):
+            env.set_seed(stream_seed(seed, "eval_env", start))
+            rounds.append(_first_episode_returns(env, policy, torch.device(device)))
     return torch.cat(rounds)[:episodes]
 
 

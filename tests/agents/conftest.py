@@ -1,0 +1,54 @@
+"""Run folders with a saved policy, made without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torchrl.modules import QValueActor
+
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, policy, q_network
+from torchrl_reg.training import RunSettings, evaluate
+from torchrl_reg.training.policy_file import PolicyFile
+
+MakeRun = Callable[..., Path]
+
+
+def untrained(settings: EnvSettings) -> Any:
+    """A policy for the environment, from random weights."""
+    env = make_env(settings, num_envs=1)
+    spec = env.full_action_spec_unbatched["action"]
+    torch.manual_seed(5)
+    if not hasattr(spec.space, "n"):
+        return policy(PolicySettings(num_cells=[16], num_bins=3), env)
+    shape = env.observation_spec["observation"].shape[1:]
+    name = {1: "mlp", 3: "minatar"}[len(shape)] if settings.name != "atari" else "nature"
+    return BoltzmannQActor(QValueActor(q_network(NetSettings(name, num_cells=[16]), env), spec=spec), tau=0.3)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A finished run, evaluated over ``episodes`` episodes at 96 frames."""
+
+    def make(settings: EnvSettings, *, episodes: int = 3, name: str = "run", seed: int = 4) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        settings.validate()
+        actor = untrained(settings)
+        policies = {"greedy": actor, "sampled": actor}
+        columns = evaluate(make_env(settings, episodes), policies, episodes=episodes, seed=seed)
+        row = {"event": "eval", "frames": 96, "updates": 2, **columns}
+        config = SimpleNamespace(env=settings, run=RunSettings(seed=seed, eval_episodes=episodes))
+        assert PolicyFile(folder, config).write(policies, row) is None
+        (folder / "config.yaml").write_text(f"env:\n  name: {settings.name}\nrun:\n  seed: {seed}\n")
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (folder / "done.json").write_text(json.dumps({"frames": 96, "evaluation": row}))
+        return folder
+
+    return make

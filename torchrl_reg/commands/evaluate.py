@@ -1,0 +1,113 @@
+"""``torchrl-reg evaluate``: the returns of a trained policy, over as many episodes as asked."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.commands.selection import warn
+
+MODES = ("greedy", "sampled")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``RUN``, ``--episodes``, ``--mode``, ``--seed`` and ``--device``."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run, or an exported one")
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--mode", choices=MODES, help="greedy or sampled (default: both)")
+    parser.add_argument(
+        "--seed", type=int, help="of the episodes (default: the run's, whose first ones it met already)"
+    )
+    parser.add_argument("--device", default="cpu", help="where the policy computes (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints mean and interval of each mode and appends a row ``evaluate`` to the record of a finished run.
+
+    With the run's own seed the first episodes are those of its last evaluation, whose mean is compared.
+
+    Raises:
+        AnalysisError: no episodes to run, or a package that is not installed.
+        AgentError: no policy, a damaged one, or an environment that cannot be built here.
+    """
+    if arguments.episodes < 1:
+        raise AnalysisError(f"--episodes must be >= 1, got {arguments.episodes}.")
+    try:
+        from torchrl_reg.training.evaluation import episode_returns
+    except ImportError as error:
+        raise AnalysisError(f"evaluate needs {error.name}, got none: pip install 'torchrl_reg[recipes]'.") from error
+    import torch
+    from torchrl.envs.utils import ExplorationType
+
+    from torchrl_reg.agents.saved import read_policy
+    from torchrl_reg.agents.worlds import env_of
+
+    saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
+    known = saved.facts.get("run", {})
+    row = saved.facts.get("evaluation", {})
+    torch.set_num_threads(known.get("threads", 1))
+    seed = known.get("seed", 0) if arguments.seed is None else arguments.seed
+    # As many environments as the run's evaluations had, so that the first round is its last evaluation over again.
+    at_once = min(known.get("eval_episodes", 10), arguments.episodes)
+    env = env_of(saved, at_once)
+    columns: dict[str, Any] = {"seed": seed, "episodes": arguments.episodes}
+    for mode in MODES if arguments.mode is None else (arguments.mode,):
+        kind = ExplorationType.RANDOM if mode == "sampled" else ExplorationType.DETERMINISTIC
+        returns = episode_returns(
+            env, saved.policy, kind, episodes=arguments.episodes, seed=seed, device=arguments.device
+        )
+        columns |= _told(mode, returns)
+        if seed == known.get("seed") and at_once == known.get("eval_episodes"):
+            _compare(mode, returns[:at_once].mean().item(), row.get(f"return_{mode}_mean"), at_once)
+    env.close()
+    _append(saved.path.parent, {"event": "evaluate", "frames": row.get("frames"), **columns})
+    return 0
+
+
+def checked_device(name: str) -> str:
+    """``name`` if torch knows such a device here.
+
+    Raises:
+        AnalysisError: it does not.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):  # a torch without CUDA asserts
+        raise AnalysisError(f"--device must be a device of this machine, got {name!r}.") from None
+    return name
+
+
+def _told(mode: str, returns: Any) -> dict[str, float]:
+    from torchrl_reg.analysis.markup import number_text
+    from torchrl_reg.analysis.statistics import mean, stratified_estimate
+
+    estimate = stratified_estimate([returns.numpy()], mean)
+    spread = returns.std(correction=0).item()
+    print(f"{mode}: {number_text(estimate)} over {len(returns)} episodes, standard deviation {spread:.4g}")
+    numbers = {"mean": returns.mean().item(), "std": spread, "low": estimate.low, "high": estimate.high}
+    return {f"return_{mode}_{name}": value for name, value in numbers.items()}
+
+
+def _compare(mode: str, mean: float, before: float | None, episodes: int) -> None:
+    if mean == before:
+        print(f"{mode}: the first {episodes} are the run's last evaluation over again, {mean:.6g} each time")
+    elif before is not None:
+        warn([f"{mode}: the first {episodes} return {mean:.6g} here and {before:.6g} in the run, on another machine"])
+
+
+def _append(folder: Path, row: dict[str, Any]) -> None:
+    """Adds the row to the record of a finished run; an exported folder has none, and one that goes on keeps its own."""
+    record = folder / "metrics.jsonl"
+    if not record.is_file():
+        return
+    if not (folder / "done.json").is_file():
+        warn([f"{record} was left alone: the run is not finished"])
+        return
+    from torchrl_reg.training.metrics import MetricsFile
+
+    MetricsFile(record).append(row)
+    print(f"appended to {record}")
