@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from arms import compared_runs, differences, table
 from clusters import Cluster, command, elements, sbatch_text, submit
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from recipe_settings import check_settings
+from recipe_settings import check_settings, composed
 from slurm_queue import queued_runs, require_partition
 from snapshot import Code, code_files, copy_code, current_code
-from sweep import PlannedRun, SweepError, planned_runs
+from sweep import PlannedRun, SweepError, named_settings, planned_runs
 from sweep_folder import Submitted, SweepFolder
 from this_machine import run_here, run_in_process
 
@@ -84,7 +85,10 @@ def launch(config: Launch, sweep_name: str) -> int:
     if config.cluster.kind == "slurm" and not config.dry:
         require_partition(config.cluster.partition)
     if config.dry:
-        return _show(_missing(runs, folder, config), folder, config.cluster, code)
+        _show(_missing(runs, folder, config), folder, config.cluster, code)
+        if config.check and not config.kept_code:
+            _show_differences(runs, sweep)
+        return 0
     is_new = not folder.is_launched
     with folder.lock():
         missing = _missing(runs, folder, config)
@@ -129,14 +133,22 @@ def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> lis
     return missing
 
 
-def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
+def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:
     there = folder.path / "code" / code.folder_name
     for run in missing:
         print(shlex.join(command(run, folder.path, there)))
     if cluster.kind == "slurm" and missing:
         number = -(-len(missing) // cluster.runs_per_job)
         print(f"\n{sbatch_text(number, folder.path, folder.path.name, cluster, there)}")
-    return 0
+
+
+def _show_differences(runs: list[PlannedRun], sweep: dict[str, Any]) -> None:
+    compared = compared_runs(runs)
+    configs = composed(run for arms in compared.values() for run in arms)
+    for family, arms in compared.items():
+        known = {run.arm: configs[run.folder] for run in arms if run.folder in configs}
+        if len(known) > 1:
+            print(f"\n{table(differences(known, named_settings(sweep)), family, len(known))}")
 
 
 @contextmanager

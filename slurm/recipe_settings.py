@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from snapshot import ROOT, recipe_source
-from sweep import PlannedRun, SweepError
+from sweep import PlannedRun, SweepError, flat
 
 
 def check_settings(runs: Iterable[PlannedRun]) -> None:
@@ -18,13 +19,23 @@ def check_settings(runs: Iterable[PlannedRun]) -> None:
     Raises:
         SweepError: the recipe's own sentence.
     """
+    composed(covering_each_recipe(runs))
+
+
+def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
+    """The whole config of each run, flat, by run folder; without the runs of recipes that do not tell theirs.
+
+    Raises:
+        SweepError: a recipe refuses a run, in its own sentence.
+    """
     by_recipe: dict[str, list[PlannedRun]] = {}
     for run in runs:
         by_recipe.setdefault(run.recipe, []).append(run)
+    found: dict[str, dict[str, Any]] = {}
     for recipe, planned in by_recipe.items():
         done = subprocess.run(
             [sys.executable, "-W", "ignore", str(recipe_source(recipe)), "--check"],
-            input=json.dumps([run.overrides for run in covering(planned)]),
+            input=json.dumps([run.overrides for run in planned]),
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
@@ -32,6 +43,18 @@ def check_settings(runs: Iterable[PlannedRun]) -> None:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise SweepError(f"sweep does not fit {recipe}: {last}")
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if len(lines) == len(planned):
+            found |= {run.folder: flat(json.loads(line)) for run, line in zip(planned, lines, strict=True)}
+    return found
+
+
+def covering_each_recipe(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Of every recipe the runs that bring an override none before them had."""
+    by_recipe: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        by_recipe.setdefault(run.recipe, []).append(run)
+    return [run for planned in by_recipe.values() for run in covering(planned)]
 
 
 def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,26 +28,32 @@ class PlannedRun:
         recipe: a name out of ``recipes/``, or the path of a recipe of your own.
         overrides: what its command line says, ``run.dir`` excepted.
         folder: below the sweep's: ``<recipe>/<env>/<settings>/seed=<seed>``.
+        arm: what tells it from runs on the same environment: the recipe and the settings chosen for it.
     """
 
     recipe: str
     overrides: tuple[str, ...]
     folder: str
+    arm: str = ""
 
 
 def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
     """Every seed of every point of ``grid`` for every one of ``variants``, ``base`` underneath.
 
+    A variant may have a ``grid`` of its own, which is crossed with that of the sweep.
+
     Raises:
-        SweepError: an empty grid, an axis that is not a list, a run named twice, or no recipe.
+        SweepError: an empty grid, an axis that is not a list, a run named twice, no recipe, or a setting that is the
+            sweep's to choose (``run.seed``, ``run.dir``).
 
     >>> sweep = {"recipe": "m_dqn", "base": {"env": "acrobot"}, "grid": {"algo": {"tau": [0.1, 1]}}, "seeds": 2}
     >>> [run.folder for run in planned_runs(sweep)][1:3]
     ['m_dqn/acrobot/algo.tau=0.1/seed=1', 'm_dqn/acrobot/algo.tau=1/seed=0']
     """
     base = flat(sweep.get("base") or {})
-    axes = _axes(sweep.get("grid") or {})
-    variants = [flat(variant) for variant in sweep.get("variants") or []]
+    _refuse_chosen("base", base)
+    axes = _axes(sweep.get("grid") or {}, "grid")
+    variants = sweep.get("variants") or []
     if not axes and not variants:
         raise SweepError(
             "sweep.grid must hold at least one list of settings (or sweep.variants one set), got an empty grid; "
@@ -55,17 +61,29 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
         )
     seeds = _seeds(sweep.get("seeds"))
     runs = []
-    for variant, point in itertools.product(variants or [{}], _points(axes)):
-        twice = sorted(variant.keys() & point.keys())
+    for number, variant in enumerate(variants or [{}]):
+        place = f"variants[{number}]"
+        own = _axes(variant.get("grid") or {}, f"{place}.grid")
+        settings = flat({key: value for key, value in variant.items() if key != "grid"})
+        _refuse_chosen(place, settings)
+        twice = sorted(settings.keys() & (axes.keys() | own.keys()) | axes.keys() & own.keys())
         if twice:
-            raise SweepError(f"sweep.variants must not set what sweep.grid varies, got {twice[0]} in both.")
-        chosen = {**variant, **point}
-        recipe = {"recipe": sweep.get("recipe"), **base, **chosen}["recipe"]
-        if not recipe:
-            raise SweepError("sweep.recipe must name a recipe (or each variant one), got none.")
-        runs += [_planned(str(recipe), base, chosen, seed) for seed in seeds]
+            raise SweepError(f"sweep.{place} must not set what sweep.grid varies, got {twice[0]} in both.")
+        for point in _points(axes | own):
+            chosen = {**settings, **point}
+            recipe = {"recipe": sweep.get("recipe"), **base, **chosen}["recipe"]
+            if not recipe:
+                raise SweepError("sweep.recipe must name a recipe (or each variant one), got none.")
+            runs += [_planned(str(recipe), base, chosen, seed) for seed in seeds]
     _refuse_twins(runs)
     return runs
+
+
+def named_settings(sweep: Mapping[str, Any]) -> set[str]:
+    """Settings by which the sweep's file tells its runs apart: those of its grids and of its variants."""
+    variants = sweep.get("variants") or []
+    named = {key for tree in (sweep.get("grid") or {}, *variants) for key in flat(tree)}
+    return named | {key for variant in variants for key in flat(variant.get("grid") or {})}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,7 +112,9 @@ def _planned(recipe: str, base: Mapping[str, Any], chosen: Mapping[str, Any], se
     overrides = tuple(override(k, settings[k]) for k in sorted(settings, key=lambda key: "." in key))
     named = [override(k, chosen[k]) for k in sorted(chosen) if k not in _UNNAMED]
     parts = (Path(recipe).stem, str(settings.get("env", "default")), ",".join(named) or "default", f"seed={seed}")
-    return PlannedRun(recipe, (*overrides, f"run.seed={seed}"), "/".join(_folder_name(part) for part in parts))
+    folder = "/".join(_folder_name(part) for part in parts)
+    arm = " ".join([parts[0], *(text for text in named if not text.startswith("env."))])
+    return PlannedRun(recipe, (*overrides, f"run.seed={seed}"), folder, arm)
 
 
 def _folder_name(text: str) -> str:
@@ -104,13 +124,21 @@ def _folder_name(text: str) -> str:
     return f"{name[: _LONGEST_NAME - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _refuse_chosen(place: str, settings: Iterable[str]) -> None:
+    ours = {"run.seed": "sweep.seeds=[0,1,2] chooses seeds", "run.dir": "root= and name= choose the folder"}
+    for key in settings:
+        if key in ours:
+            raise SweepError(f"sweep.{place}.{key} must not be set, got a value; {ours[key]}.")
+
+
+def _axes(grid: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
     axes = flat(grid)
+    _refuse_chosen(place, axes)
     for key, values in axes.items():
         if not isinstance(values, list | tuple):
-            raise SweepError(f"sweep.grid.{key} must be a list of values, got {values!r}.")
+            raise SweepError(f"sweep.{place}.{key} must be a list of values, got {values!r}.")
         if not values:
-            raise SweepError(f"sweep.grid.{key} must hold at least one value, got an empty list.")
+            raise SweepError(f"sweep.{place}.{key} must hold at least one value, got an empty list.")
     return {key: list(values) for key, values in axes.items()}
 
 

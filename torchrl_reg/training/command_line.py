@@ -6,6 +6,7 @@ below ``conf/`` beside the recipe only override it, in the groups the config nam
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -128,11 +129,15 @@ def _run_once(cfg: DictConfig, config_class: type, script: Path, train: Train) -
 
 
 def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, name: str) -> None:
-    """Composes and validates each list of overrides; ends with one sentence at the first that cannot be run."""
+    """Composes and validates each list of overrides and prints its config as a line of JSON.
+
+    Ends with one sentence at the first that cannot be run.
+    """
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
             for overrides in settings:
-                _typed(hydra.compose(config_name=name, overrides=list(overrides)), config_class, conf)
+                config = _typed(hydra.compose(config_name=name, overrides=list(overrides)), config_class, conf)
+                print(json.dumps(dataclasses.asdict(config), default=str))
     except Exception as error:
         sentence = str(error) if is_user_error(error) else explain(error, config_class, conf)
         if sentence is None:

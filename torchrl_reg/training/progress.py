@@ -56,7 +56,7 @@ class Progress:
             self._bar.set_postfix_str(shown, refresh=False)
         elif self._enabled and time.monotonic() - self._last_plain >= PLAIN_EVERY_SECONDS:
             self._last_plain = time.monotonic()
-            remaining = (self.total_frames - row["frames"]) / max(row["fps"], 1e-9)
+            remaining = max(0, self.total_frames - row["frames"]) / max(row["fps"], 1e-9)  # a last batch goes beyond
             self.say(f"{self._position(row)} fps={row['fps']:.0f} left={_clock(remaining)} {shown}")
 
     def evaluation(self, row: Mapping[str, Any]) -> None:

@@ -1,0 +1,80 @@
+"""In which settings the arms of a sweep differ: a confounded sweep is seen before it costs hundreds of runs.
+
+Arms are the runs on one environment, seeds aside. A setting counts as named if it, or the group it comes with
+(``policy``), is in the sweep's grid or variants; what a preset changes (``+paper``) is not named by naming the preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweep import PlannedRun
+
+_NO_MATTER = frozenset({"run.seed", "run.dir"})
+_MOST_ARMS = 4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting with several values: ``arms`` by value, those without the setting left out."""
+
+    setting: str
+    arms: dict[str, list[str]]
+    named: bool
+
+
+def compared_runs(runs: Iterable[PlannedRun]) -> dict[str, list[PlannedRun]]:
+    """One run an arm, by family of environments: presets are those of a family (``mujoco``), not of its games."""
+    chosen: dict[str, dict[str, PlannedRun]] = {}
+    first: dict[str, str] = {}
+    for run in runs:
+        env = next((text[4:] for text in run.overrides if text.startswith("env=")), "its default environment")
+        family = env.partition("/")[0]
+        if first.setdefault(family, env) == env:
+            chosen.setdefault(family, {}).setdefault(run.arm, run)
+    return {family: list(arms.values()) for family, arms in chosen.items()}
+
+
+def differences(configs: Mapping[str, Mapping[str, Any]], named: Collection[str]) -> list[Difference]:
+    """Settings that two arms both have and that are not equal in them.
+
+    Args:
+        configs: the whole composed config of each arm, flat.
+        named: settings of the sweep's grid and variants.
+
+    >>> differences({"a": {"x": 1, "y": 2}, "b": {"x": 3}, "c": {"x": 3}}, named=[])
+    [Difference(setting='x', arms={'1': ['a'], '3': ['b', 'c']}, named=False)]
+    """
+    names = dict.fromkeys(name for config in configs.values() for name in config if name not in _NO_MATTER)
+    found = []
+    for name in names:
+        arms: dict[str, list[str]] = {}
+        for arm, config in configs.items():
+            if name in config:
+                arms.setdefault(str(config[name]), []).append(arm)
+        if len(arms) > 1:
+            group = name.partition(".")[0]
+            found.append(Difference(name, arms, name in named or f"+{name}" in named or group in named))
+    return found
+
+
+def table(found: Iterable[Difference], family: str, number: int) -> str:
+    """What ``dry=true`` prints; ``!`` marks what the sweep's file does not name."""
+    found = sorted(found, key=lambda difference: difference.named)
+    if not found:
+        return f"settings in which the {number} arms differ on {family}: none"
+    width = max(len(difference.setting) for difference in found)
+    lines = [f"settings in which the {number} arms differ on {family} (! not named in the sweep):"]
+    for difference in found:
+        values = "; ".join(f"{value} ({_few(arms)})" for value, arms in difference.arms.items())
+        if difference.named:
+            values = ", ".join(difference.arms)
+        lines.append(f"{' ' if difference.named else '!'} {difference.setting:{width}}  {values}")
+    return "\n".join(lines)
+
+
+def _few(arms: list[str]) -> str:
+    more = f", {len(arms) - _MOST_ARMS} more" if len(arms) > _MOST_ARMS else ""
+    return ", ".join(arms[:_MOST_ARMS]) + more

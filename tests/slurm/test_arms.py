@@ -1,0 +1,123 @@
+"""What a sweep compares: every shipped one is composed, and its arms may differ only where its file says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from arms import compared_runs, differences, table
+from sweep import flat, named_settings, planned_runs
+from sweep_harness import ROOT, SLURM, run_launch
+
+yaml = pytest.importorskip("yaml")
+hydra = pytest.importorskip("hydra")
+TAUS = (1e-4, 1e-3, 0.01, 0.1, 1.0)
+SHIPPED = sorted((SLURM / "conf/sweep").glob("*.yaml"))
+
+
+@cache
+def recipe_module(name: str) -> ModuleType:
+    """The recipe, whose schema is in Hydra's store from then on."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    __import__("sys").modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def config_of(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    recipe_module(recipe)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "recipes/conf")):
+        config = OmegaConf.to_object(hydra.compose(config_name=recipe, overrides=list(overrides)))
+    return flat(dataclasses.asdict(config))
+
+
+def unnamed(sweep: dict[str, Any]) -> list[str]:
+    found = []
+    for arms in compared_runs(planned_runs(sweep)).values():
+        configs = {run.arm: config_of(run.recipe, run.overrides) for run in arms}
+        found += [d.setting for d in differences(configs, named_settings(sweep)) if not d.named]
+    return found
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_arms_of_a_shipped_sweep_differ_only_where_its_file_says_so(path: Path) -> None:
+    assert unnamed(yaml.safe_load(path.read_text())) == []
+
+
+def test_a_confounded_sweep_is_seen() -> None:
+    """Two presets side by side, as this sweep once had them."""
+    sweep = yaml.safe_load((SLURM / "conf/sweep/atari60_m_iqn.yaml").read_text())
+    sweep["variants"] = [{"recipe": "m_iqn"}, {"recipe": "iqn", "+paper": "dabney2018"}]
+    expected = {"env.sticky_actions", "env.noop_max", "net.padding", "algo.target_period_updates", "algo.eps_frames"}
+    assert expected <= set(unnamed(sweep))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "arms"),
+    [
+        ("atari60_m_iqn", {"m_iqn", "iqn", "m_dqn", "dqn"}),
+        ("mirl_atari19", {f"mirl algo.method={method}" for method in ("dqn", "sql", "sql_m", "mirl")}),
+        (
+            "iq_mujoco_tau",
+            {f"iq algo.alpha={a} algo.tau={t}" for a in (0.0, 0.9) for t in TAUS},
+        ),
+    ],
+)
+def test_arms_of_the_papers_are_there(sweep: str, arms: set[str]) -> None:
+    runs = planned_runs(yaml.safe_load((SLURM / f"conf/sweep/{sweep}.yaml").read_text()))
+    assert {run.arm for run in runs} == arms
+
+
+def test_the_residual_arms_of_iq_mujoco_are_those_of_the_paper() -> None:
+    sweep = yaml.safe_load((SLURM / "conf/sweep/iq_mujoco.yaml").read_text())
+    (runs,) = compared_runs(planned_runs(sweep)).values()
+    configs = [config_of(run.recipe, run.overrides) for run in runs]
+    residual = [(c["algo.tau"], c["algo.alpha"]) for c in configs if c.get("algo.residual")]
+    assert residual == [(1e-4, 0.0), (1e-4, 0.9)] and len(configs) == 6
+    sweep = yaml.safe_load((SLURM / "conf/sweep/iq_adroit.yaml").read_text())
+    (runs,) = compared_runs(planned_runs(sweep)).values()
+    assert {config_of(run.recipe, run.overrides)["algo.learning_rate"] for run in runs} == {3e-5}
+
+
+def test_a_group_names_its_settings_and_a_preset_does_not() -> None:
+    configs = {
+        "a": {"policy.name": "x", "net.n": 1, "run.seed": 0},
+        "b": {"policy.name": "y", "net.n": 2, "run.seed": 1},
+    }
+    found = differences(configs, {"policy", "+paper"})
+    assert [(d.setting, d.named) for d in found] == [("policy.name", True), ("net.n", False)]
+    assert table(found, "atari", 2).splitlines() == [
+        "settings in which the 2 arms differ on atari (! not named in the sweep):",
+        "! net.n        1 (a); 2 (b)",
+        "  policy.name  x, y",
+    ]
+
+
+def test_a_variant_with_a_grid_of_its_own() -> None:
+    sweep = {"recipe": "iq", "grid": {"env": ["a/b", "a/c"]}, "seeds": 1}
+    sweep["variants"] = [{"recipe": "sac"}, {"grid": {"algo": {"tau": [1, 2]}}, "algo": {"alpha": 0.5}}]
+    runs = planned_runs(sweep)
+    assert [run.arm for run in runs[1:4]] == ["sac", *(f"iq algo.alpha=0.5 algo.tau={tau}" for tau in (1, 2))]
+    assert len(runs) == 6 and {"env", "recipe", "algo.tau", "algo.alpha"} <= named_settings(sweep)
+    assert {name: [run.folder for run in arms] for name, arms in compared_runs(runs).items()} == {
+        "a": ["sac/a-b/default/seed=0"] + [f"iq/a-b/algo.alpha=0.5,algo.tau={tau}/seed=0" for tau in (1, 2)]
+    }
+
+
+def test_a_dry_run_tells_what_differs(tmp_path: Path) -> None:
+    more = ("sweep.variants=[{algo.gamma: 0.9},{run.eval_episodes: 3}]", "sweep.grid.env=[cartpole]", "sweep.seeds=1")
+    done = run_launch("sweep=dqn_versus_m_dqn", "cluster=local", "dry=true", f"root={tmp_path}", *more)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout[done.stdout.index("settings in which") :].splitlines()
+    assert told[0].startswith("settings in which the 4 arms differ on cartpole")
+    assert [line.split() for line in told[1:]] == [["run.eval_episodes", "10,", "3"], ["algo.gamma", "0.9,", "0.99"]]
