@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from torchrl_reg.objectives import (
     PolyakTargetUpdate,
     SoftDQNLoss,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))  # parameter_sets, for the tests here and in policy/
 
 NUM_OBSERVATIONS, NUM_ACTIONS, GAMMA = 4, 3, 0.9
 

@@ -95,7 +95,7 @@ class _with_data:
 def test_hot_mirl_evaluates_its_prior(cases: Any, batch: Any) -> None:
     data = batch(20, dtype=torch.float64)
     loss = cases["mirl"].loss(beta=1e-7).double()
-    q = loss._networks["value_network"][1](data["next"])
+    q = loss._bound(data)[1](data["next"])
     value = (q * torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)).sum(-1, keepdim=True)
     target = data["next", "reward"] + 0.9 * value * (~data["next", "terminated"]).double()
     got = loss.value_estimator.value_estimate(data, next_q=q, beta=loss.beta, log_prior=loss.log_prior)
@@ -108,7 +108,7 @@ def test_mi_iqn_in_the_mean_is_mirl(cases: Any, batch: Any) -> None:
     """With the policy's quantiles reused, averaging the target over quantiles gives MIRL's on the mean values."""
     data = batch(20, dtype=torch.float64)
     loss = cases["mi_iqn_reuse"].loss().double()
-    frozen = loss._networks["value_network"][1].network.quantile_network
+    frozen = loss._bound(data)[1].network.quantile_network
     captured, original = [], frozen.quantiles
     frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
     target, _ = loss._quantile_target(data, "observation", None, frozen, torch.zeros(20, 5, 3, dtype=torch.float64))
@@ -148,7 +148,7 @@ def test_mean_of_the_m_iqn_target_is_the_m_dqn_target(cases: Any, batch: Any) ->
     """With the policy's quantiles reused, averaging the target over quantiles gives M-DQN's on the mean values."""
     data = batch(20, dtype=torch.float64)
     loss = cases["m_iqn_reuse"].loss().double()
-    bound = loss._networks["value_network"]
+    bound = loss._bound(data)
     frozen = bound[1].network.quantile_network
     captured: dict[str, torch.Tensor] = {}
     original = frozen.quantiles

@@ -41,7 +41,7 @@ def test_beta_times_q_never_overflows(cases: Any, batch: Any, scale: float, beta
     out["loss"].backward()
     assert all(value.isfinite() for value in out.values())
     assert data["td_error"].isfinite().all() and math.isfinite(gradient_norm(loss))
-    q = loss._networks["value_network"][1](data["next"])
+    q = loss._bound(data)[1](data["next"])
     target = loss.value_estimator.value_estimate(data, next_q=q, beta=loss.beta, log_prior=loss.log_prior)
     assert ((target - data["next", "reward"]) / 0.9 <= q.amax(-1, keepdim=True).clamp(min=0) + 1e-3).all()
 
@@ -95,7 +95,7 @@ def test_diagnostics_are_what_they_say(cases: Any, batch: Any) -> None:
     data = batch(40, dtype=torch.float64)
     loss = cases["mirl"].loss().double()
     out = loss(data)
-    q = loss._networks["value_network"][0](data).detach()
+    q = loss._bound(data)[0](data).detach()
     rho = torch.tensor(RHO, dtype=torch.float64)
     pi = rho * (2.0 * q).exp()
     pi = pi / pi.sum(-1, keepdim=True)
@@ -283,7 +283,7 @@ def test_the_target_with_a_prior_network_is_the_equation(cases: Any, batch: Any)
     with loss.prior_network_params.to_module(loss.prior_network):
         logits = [loss.prior_network.module(at["part"]) for at in (data, data["next"])]
     log_rho, next_log_rho = (x.log_softmax(-1) for x in logits)
-    online, target = loss._networks["value_network"]
+    online, target = loss._bound(data)
     q, next_q = online(data), target(data["next"])
     value = torch.logsumexp(next_log_rho + 2.0 * next_q, -1) / 2.0
     goal = data["next", "reward"].squeeze(-1) + 0.9 * value * ~data["next", "terminated"].squeeze(-1)
@@ -348,7 +348,7 @@ def test_a_prior_that_sees_nothing_is_the_marginal(cases: Any, batch: Any) -> No
     learnt = loss._log_prior(data, torch.zeros(1, 3))[0]
     prior = ActionPrior(3, beta=2.0)
     update = PriorUpdate(prior, rate=0.05)
-    q = loss._networks["value_network"][0](data).detach()
+    q = loss._bound(data)[0](data).detach()
     for _ in range(3000):
         update(TensorDict({"action_value": q.unsqueeze(1)}, [30, 1]))
     torch.testing.assert_close(learnt.exp(), prior.log_prior.exp(), rtol=0, atol=1e-4)

@@ -11,11 +11,11 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorSpec
-from torchrl.data.utils import _find_action_space
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.modules.action_prior import ActionPrior
+from torchrl_reg.torchrl_compat import find_action_space
 
 
 class PriorEGreedyModule(EGreedyModule):
@@ -74,7 +74,7 @@ class PriorEGreedyModule(EGreedyModule):
             device=torch.device(device) if device is not None else None,
         )
         leaf = self.spec[action_key]
-        encoding = _find_action_space(leaf)
+        encoding = find_action_space(leaf)
         if encoding not in ("categorical", "one_hot"):
             raise ValueError(f"spec must be that of categorical or one-hot actions, got {type(leaf).__name__}.")
         if leaf.space.n != prior.num_actions:

@@ -3,21 +3,28 @@
 ``params.to_module(network)`` costs about 100 us a time and a TensorDictModule another 160 us, more than a small
 network's forward pass. A :class:`BoundModule` therefore holds the loss's own parameter tensors for good, and a
 :class:`BoundQNetwork` calls the inner module directly where that is the same computation (no action mask, no hooks).
+Where the loss's parameters were swapped, :class:`~torchrl_reg.objectives.network_loss.NetworkLoss` asks for the same
+network :meth:`~BoundModule.holding` those instead.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives.utils import hold_out_net
+
+from torchrl_reg.torchrl_compat import BatchNorm
+
+#: Layers through which a row's output depends on the other rows of its batch.
+ROW_MIXERS = (BatchNorm, BatchRenorm1d)
 
 
 def action_values(
@@ -65,7 +72,8 @@ class BoundModule:
 
     def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
         self._template = template
-        self._network = copy.deepcopy(template) if private else template
+        self._network = _copied(template) if private else template
+        self._stand_in: Self | None = None
         # The template of a deep-copied loss is its own, but holds tensors apart from the copied parameters.
         if private or not _shares_tensors(template, params):
             params.to_module(self._network)
@@ -77,6 +85,29 @@ class BoundModule:
         """The network with its parameters, in the train or eval mode of the template."""
         self._follow_mode()
         return self._network
+
+    def holding(self, params: TensorDictBase) -> Self:
+        """This network with the tensors of ``params`` instead, whatever they are (batched by vmap, say); for one use.
+
+        It has a module of its own: neither the template nor this one is touched.
+        """
+        if self._stand_in is None:
+            self._stand_in = copy.copy(self)
+            self._stand_in._use(_copied(self._template))
+        params.to_module(self._stand_in._network, preserve_module_state=False)
+        return self._stand_in
+
+    def _use(self, network: TensorDictModuleBase) -> None:
+        self._network = network
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within, calls leave the running statistics of batch normalization as they are: for what is only reported."""
+        layers = [layer for layer in self._network.modules() if isinstance(layer, ROW_MIXERS)]
+        before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+        yield
+        for buffer, value in before:
+            buffer.copy_(value)
 
     def _follow_mode(self) -> None:
         # A private copy does not hear of `actor.eval()`; TorchRL would have run the template.
@@ -102,10 +133,14 @@ class BoundQNetwork(BoundModule):
     ) -> None:
         super().__init__(template, params, private=private)
         self._action_value_key = action_value_key
-        inner = inner_module(self._network, action_value_key)
+        self._mixes_rows = mixes_rows(template)
+        self._use(self._network)
+
+    def _use(self, network: TensorDictModuleBase) -> None:
+        super()._use(network)
+        inner = inner_module(network, self._action_value_key)
         self._module: nn.Module | None = inner[0] if inner else None
         self._in_keys: list[NestedKey] = inner[1] if inner else []
-        self._mixes_rows = mixes_rows(template)
 
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` at the root of ``tensordict``."""
@@ -115,9 +150,17 @@ class BoundQNetwork(BoundModule):
         inputs = tensordict.select(*self._network.in_keys, strict=False)
         return self._network(inputs).get(self._action_value_key)
 
-    def both(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Q-values at the root and at ``"next"``, in one pass where that is exact (no batch statistics, say)."""
+    def both(self, tensordict: TensorDictBase, *, root_counts: bool = True) -> tuple[Tensor, Tensor]:
+        """Q-values at the root and at ``"next"``, in one pass where that is exact (no batch statistics, say).
+
+        ``root_counts=False`` says that those at the root are for diagnostics only: batch statistics stay as if they
+        had not been asked for.
+        """
         following = tensordict.get("next")
+        if self._mixes_rows and not root_counts:
+            with self.undisturbed():
+                root = self(tensordict)
+            return root, self(following)
         if self._module is None:
             return self(tensordict), self(following)
         self._follow_mode()
@@ -135,7 +178,14 @@ def joined(call: Callable[..., Tensor], *inputs: tuple[Tensor, Tensor], exact: b
 
 def mixes_rows(network: nn.Module) -> bool:
     """Whether a row's output depends on the other rows of its batch, so that batches must not be joined."""
-    return any(isinstance(module, (_BatchNorm, BatchRenorm1d)) for module in network.modules())
+    return any(isinstance(module, ROW_MIXERS) for module in network.modules())
+
+
+def _copied(network: TensorDictModuleBase) -> TensorDictModuleBase:
+    """A deep copy, also of modules that keep a computed tensor among their attributes (old-style ``weight_norm``)."""
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _shares_tensors(network: nn.Module, params: TensorDictBase) -> bool:

@@ -122,7 +122,7 @@ class ImplicitQLoss(RegularizedLoss):
         delay_actor: bool = True,
         delay_value: bool = True,
         loss_function: LossFunction = "l2",
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
         diagnostics: bool = True,
     ) -> None:
@@ -198,7 +198,7 @@ class ImplicitQLoss(RegularizedLoss):
         self, inputs: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, frozen_actor: Any
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """``alpha max(tau ln pi_target(a|s), clip_min) [*B]`` and its diagnostics."""
-        if "alpha" not in self._switched_on:
+        if not self._is_on("alpha"):
             return 0.0, {}
         with torch.no_grad():
             reference = distribution(frozen_actor.network, inputs)

@@ -116,7 +116,7 @@ class IQNLoss(QLearningLoss):
     ) -> TensorDict:
         mean = z.mean(-1, keepdim=True)
         mask = self._loss_mask(tensordict, mean.squeeze(-1))
-        target = keep_masked_rows_out(target, mean, None if mask is None else mask.unsqueeze(-1))
+        target = keep_masked_rows_out(target.to(mean.dtype), mean, None if mask is None else mask.unsqueeze(-1))
         elementwise = quantile_huber_loss(z, fractions, target, self.kappa)
         self._write_priority(tensordict, elementwise.detach().clone())
         self._note_td_error(diagnostics, mean.detach().squeeze(-1) - target.mean(-1))

@@ -26,7 +26,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.value.one_step import terminated_flag
-from torchrl_reg.regularizers.checks import check_kl_weight, check_number
+from torchrl_reg.regularizers.checks import as_number, check_kl_weight, check_number
 
 
 class PathConsistencyLoss(RegularizedLoss):
@@ -112,7 +112,7 @@ class PathConsistencyLoss(RegularizedLoss):
         rollout: int = 10,
         max_kl: float | None = None,
         delay_value: bool = False,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
         diagnostics: bool = True,
     ) -> None:
@@ -228,7 +228,7 @@ class PathConsistencyLoss(RegularizedLoss):
 
     @property
     def _with_reference(self) -> bool:
-        return self.max_kl is not None or "lam" in self._switched_on
+        return self.max_kl is not None or self._is_on("lam")
 
     def _trust_region(
         self, dist: Any, reference: Any, mask: Tensor | None
@@ -270,5 +270,5 @@ class PathConsistencyLoss(RegularizedLoss):
 
     @staticmethod
     def _check_learnt(lam: Any) -> None:
-        if isinstance(lam, (int, float)) and lam == 0:
+        if as_number(lam) == 0:
             raise ValueError(f"lam must be > 0 where max_kl adapts it (its logarithm is learnt), got {lam!r}.")

@@ -14,7 +14,6 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.data.utils import _find_action_space
 from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
 from torchrl.objectives.utils import distance_loss
@@ -28,6 +27,7 @@ from torchrl_reg.objectives.regularized_loss import (
     RegularizedLoss,
     keep_masked_rows_out,
 )
+from torchrl_reg.torchrl_compat import find_action_space
 
 
 class QLearningLoss(RegularizedLoss):
@@ -39,7 +39,7 @@ class QLearningLoss(RegularizedLoss):
         loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
         diagnostics: also return the detached scalars listed by the subclass.
     """
@@ -54,7 +54,7 @@ class QLearningLoss(RegularizedLoss):
         loss_function: LossFunction = "smooth_l1",
         delay_value: bool = True,
         action_space: str | TensorSpec | None = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
         diagnostics: bool = True,
         **coefficients: float | None,
@@ -86,7 +86,7 @@ class QLearningLoss(RegularizedLoss):
             raise ValueError(
                 "action_space must be given ('categorical', 'one-hot' or a spec): the value network does not say."
             )
-        resolved = _find_action_space(action_space)
+        resolved = find_action_space(action_space)
         if resolved not in ("categorical", "one_hot"):
             raise ValueError(f"action_space must be 'categorical' or 'one-hot', got {resolved!r}.")
         return resolved

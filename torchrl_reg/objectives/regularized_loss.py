@@ -15,39 +15,24 @@ from typing import Any, ClassVar, Literal
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
-from torchrl.objectives import LossModule
-from torchrl.objectives.utils import (
-    _VALUE_ESTIMATOR_REGISTRY,
-    ValueEstimators,
-    _coerce_value_type,
-    dispatch_value_estimator,
-    get_value_estimator_entry,
-)
+from torch import Tensor
+from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_reg.objectives.bound_network import BoundModule
-from torchrl_reg.regularizers.checks import check_clip, check_discount, check_temperature, check_weight
+from torchrl_reg.objectives.network_loss import NetworkLoss
+from torchrl_reg.regularizers.checks import check_clip, check_discount, check_temperature, check_weight, exact_scalar
+from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
 
 
-class _WrappedOnce(type(LossModule)):  # type: ignore[misc]
-    """TorchRL's metaclass wraps an inherited forward anew at every level of subclassing, some 10 us each; here once."""
-
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
-        super().__init__(name, bases, namespace)
-        if "forward" not in namespace and any("forward" in vars(base) for base in cls.__mro__[1:-1]):
-            del cls.forward
-
-
-class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
+class RegularizedLoss(NetworkLoss):
     """Base of the losses of this package.
 
     Args:
         loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
         diagnostics: also return the detached scalars listed by the subclass.
     """
@@ -77,8 +62,6 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
     #: TorchRL's names for the estimators this loss stands in with its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
-    #: The networks the loss was built from; ``<name>_params`` and ``target_<name>_params`` are their parameters.
-    _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
     #: How each schedulable coefficient is checked, wherever it is set.
     _coefficient_checks: ClassVar[dict[str, Callable[[Any], float]]] = {
         "tau": check_temperature,
@@ -93,13 +76,14 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
         self,
         *,
         loss_function: LossFunction,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
         diagnostics: bool = True,
     ) -> None:
         super().__init__()
         if loss_function not in ("l1", "l2", "smooth_l1"):
             raise ValueError(f"loss_function must be 'l1', 'l2' or 'smooth_l1', got {loss_function!r}.")
+        reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
         self.loss_function = loss_function
@@ -113,26 +97,35 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
         for name, value in coefficients.items():
             if name not in self._schedulable_buffers:
                 raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}.")
-            # float64 keeps published values exact in double precision; a 0-dim tensor never promotes the data.
-            checked = torch.tensor(self._coefficient_checks[name](value), dtype=torch.float64)
-            self.register_coeff_buffer(name, checked, device=self._default_device)
-        self.__dict__["_switched_on"] = {name for name in self._switches if coefficients[name]}
+            checked = self._coefficient_checks[name](value)
+            self.register_coeff_buffer(name, exact_scalar(checked, self._default_device))
+            if name in self._switches:
+                self._switch(name, checked > 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        known = name in self._coefficient_checks and name in self.__dict__.get("_buffers", ())
-        if known and not isinstance(value, Tensor):
+        if name in self._coefficient_checks and name in self.__dict__.get("_buffers", ()):
             value = self._coefficient_checks[name](value)
+            if name in self._switches:
+                self._switch(name, value > 0)
         super().__setattr__(name, value)
-        if known and name in self._switches:
-            self._switch(name, isinstance(value, Tensor) or value > 0)
+
+    def _is_on(self, name: str) -> bool:
+        """Whether a coefficient of ``_switches`` is > 0; one that was swapped (``params.to_module``) counts as such."""
+        on, tensor = self.__dict__["_switched"][name]
+        return on or self._buffers[name] is not tensor
+
+    def _switch(self, name: str, on: bool) -> None:
+        self.__dict__.setdefault("_switched", {})[name] = (on, self._buffers[name])
+
+    def _apply(self, fn: Any) -> Any:
+        super()._apply(fn)
+        for name in self._switches:  # a cast replaces the tensor
+            self._switch(name, self.__dict__["_switched"][name][0])
+        return self
 
     def _owns(self, name: str) -> bool:
         """Whether that coefficient lives in this loss."""
         return name in self._buffers
-
-    def _switch(self, name: str, on: bool) -> None:
-        rest = self.__dict__["_switched_on"] - {name}
-        self.__dict__["_switched_on"] = rest | {name} if on else rest
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -186,9 +179,10 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
             value_type = self.default_value_estimator
         for name in self._coefficient_checks:
             if name in hyperparams and self._owns(name):
-                setattr(self, name, self._coefficient_checks[name](hyperparams.pop(name)))
-        if "gamma" in hyperparams:
-            check_discount(hyperparams["gamma"])
+                setattr(self, name, hyperparams.pop(name))
+        for name in ("gamma", "lmbda"):
+            if name in hyperparams:
+                hyperparams[name] = check_discount(hyperparams[name], name)
         if isinstance(value_type, ValueEstimatorBase):
             self._check_estimator(type(value_type))
             self._value_estimator = value_type
@@ -199,7 +193,7 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
             self._value_estimator = value_type.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
             self.value_type = value_type
         else:
-            value_type = _coerce_value_type(value_type)
+            value_type = coerce_value_type(value_type)
             hyperparams.setdefault("device", self._default_device)
             dispatch_value_estimator(
                 self,
@@ -214,7 +208,7 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
     def _check_estimator(self, estimator: type) -> None:
         """Refuse estimators of another backup: this loss would use them in part, or not at all."""
         own = {get_value_estimator_entry(self._stand_ins.get(v, v)).cls for v in self.SUPPORTED_VALUE_ESTIMATORS}
-        registered = {entry.cls for entry in _VALUE_ESTIMATOR_REGISTRY.values()}
+        registered = {entry.cls for entry in VALUE_ESTIMATOR_REGISTRY.values()}
         if estimator not in own and (estimator in registered or not issubclass(estimator, tuple(own))):
             names = " or ".join(sorted(cls.__name__ for cls in own))
             raise NotImplementedError(f"{type(self).__name__} takes a {names}, got {estimator.__name__}.")
@@ -222,56 +216,9 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
     def _keep_exact(self, hyperparams: dict[str, Any]) -> None:
         # Estimators register float32 buffers; in float64 a gamma of 0.9 would then be wrong by 1e-8.
         for name in ("gamma", "lmbda"):
-            if isinstance(hyperparams.get(name), (int, float)):
+            if name in hyperparams:
                 buffer = getattr(self._value_estimator, name)
-                exact = torch.tensor(hyperparams[name], dtype=torch.float64, device=buffer.device)
-                self._value_estimator.register_buffer(name, exact)
-
-    # -- networks -----------------------------------------------------------------------------------------------
-
-    def _bind(self) -> None:
-        """Hold the online and the target parameters in networks that can be called directly."""
-        self._networks: dict[str, tuple[Any, Any]] | None = None
-        params = {name: getattr(self, f"{name}_params") for name in self._network_names}
-        if any(nn.parameter.is_lazy(p) for group in params.values() for p in group.parameters()):
-            return
-        self._networks = {
-            name: (self._bound_module(name, group, False), self._bound_module(name, self._target_params(name), True))
-            for name, group in params.items()
-        }
-
-    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundModule:
-        return BoundModule(getattr(self, name), params, private=private)
-
-    def _target_params(self, name: str = "value_network") -> TensorDictBase:
-        # Read around LossModule.__getattr__, which warns until an updater exists (forward warns too), unless it has
-        # to fill in lazy parameters or stand in for a target network that was not asked for.
-        params = self._modules.get(f"target_{name}_params")
-        if params is None or getattr(params, "uninitialized_keys", None):
-            return getattr(self, f"target_{name}_params")
-        return params  # type: ignore[return-value]
-
-    def _bound(self, tensordict: TensorDictBase, name: str = "value_network") -> tuple[Any, Any]:
-        """The online and the target network of that name."""
-        if self._networks is None:  # lazy: one pass gives the parameters their shapes
-            with torch.no_grad():
-                for network in (getattr(self, n) for n in self._network_names):
-                    network(tensordict.select(*network.in_keys))
-            self._bind()
-        assert self._networks is not None
-        return self._networks[name]
-
-    def _apply(self, fn: Any) -> Any:
-        super()._apply(fn)
-        self._bind()  # .to() and .double() replace the target tensors
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_networks": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._bind()  # a copy holds tensors of its own
+                self._value_estimator.register_buffer(name, exact_scalar(hyperparams[name], buffer.device))
 
     # -- what a forward pass ends with --------------------------------------------------------------------------
 
@@ -316,7 +263,7 @@ class RegularizedLoss(LossModule, metaclass=_WrappedOnce):
         loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
         scalars: dict[str, Tensor] = {}
         if self.diagnostics:
-            scalars = _means(diagnostics, mask)
+            scalars = _means(diagnostics, mask, loss.dtype)
             if "tau" in self._buffers:
                 scalars["tau"] = self.tau.to(loss.dtype, copy=True)
         out = TensorDict({"loss": loss, **terms, **scalars})
@@ -351,11 +298,12 @@ def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None
     return target if mask is None else torch.where(mask, target, prediction.detach())
 
 
-def _means(rows: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
-    """Batch means of equally shaped rows, in one reduction; over the rows of ``mask`` if there is one."""
-    stacked = torch.stack(list(rows.values()))
+def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Batch means of equally shaped rows, in one reduction and in ``dtype``; over the rows of ``mask`` if any."""
+    # Of one transition without batch dimensions, a row has none either, and a float64 coefficient made it float64.
+    stacked = torch.stack(list(rows.values())).to(dtype).reshape(len(rows), -1)
     if mask is None:
-        means = stacked.flatten(1).mean(1)
+        means = stacked.mean(1)
     else:
-        means = torch.where(mask, stacked, 0.0).flatten(1).sum(1) / mask.sum().clamp(min=1)
+        means = torch.where(mask.reshape(-1), stacked, 0.0).sum(1) / mask.sum().clamp(min=1)
     return dict(zip(rows, means.unbind(), strict=True))

@@ -79,7 +79,7 @@ class SoftDQNLoss(QLearningLoss):
         if not (self.diagnostics or estimator.needs_policy):
             return estimator.value_estimate(tensordict, next_q=target_network(tensordict.get("next")), tau=self.tau), {}
         # The online values join in for the diagnostics only: one more row of one kernel.
-        q_target, next_q = target_network.both(tensordict)
+        q_target, next_q = target_network.both(tensordict, root_counts=estimator.needs_policy)
         values, log_policies = soft_value_and_log_policy(torch.stack((next_q, q_target, q)), self.tau)
         log_pi_a = chosen_action_value(log_policies[1], action, self.action_space)
         target = estimator.value_estimate(

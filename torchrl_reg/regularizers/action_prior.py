@@ -69,7 +69,7 @@ class ActionPrior(nn.Module):
         rho = torch.full((num_actions,), 1 / num_actions, dtype=torch.float64)
         if probabilities is not None:
             rho = check_probabilities(probabilities, num_actions)
-        self.register_buffer("log_prior", floored_log_prior(rho.log(), floor).to(device))
+        self.register_buffer("log_prior", moved_exactly(floored_log_prior(rho.log(), floor), lambda x: x.to(device)))
         self.beta_coefficient = made_coefficient(beta, name="beta", check=check_beta, device=device)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -62,9 +62,8 @@ def check_number(value: Number, name: str, meaning: str, *, positive: bool = Fal
 
 def as_number(value: Any) -> float | None:
     """``value`` as a float if it is a number, else None."""
-    if isinstance(value, Tensor):
-        real = value.numel() == 1 and value.dtype != torch.bool and not value.is_complex()
-        return float(value) if real else None
+    if isinstance(value, Tensor) and value.numel() == 1 or getattr(value, "ndim", None) == 0:
+        value = value.item()  # a tensor of one element, a numpy scalar or array of no dimensions
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 

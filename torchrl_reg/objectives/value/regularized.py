@@ -12,13 +12,14 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.data.utils import _find_action_space
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.functional import scaled_log_policy, soft_value
 from torchrl_reg.objectives.bound_network import action_values
 from torchrl_reg.objectives.chosen import chosen_action_value
+from torchrl_reg.regularizers.checks import exact_scalar
+from torchrl_reg.torchrl_compat import find_action_space
 
 
 class RegularizedEstimator(ValueEstimatorBase):
@@ -46,7 +47,7 @@ class RegularizedEstimator(ValueEstimatorBase):
     def _register_coefficients(self, **coefficients: float | None) -> None:
         # None: whoever calls value_estimate passes it (a loss that owns the coefficient does).
         for name, value in coefficients.items():
-            buffer = None if value is None else torch.tensor(value, dtype=torch.float64, device=self._device)
+            buffer = None if value is None else exact_scalar(value, self._device)
             self.register_buffer(name, buffer)
 
     def _coefficient(self, name: str, given: Tensor | float | None) -> Tensor | float:
@@ -76,7 +77,7 @@ class RegularizedEstimator(ValueEstimatorBase):
         for name in ("tau", "alpha", "clip_min"):
             if name in loss_module._buffers and name in estimator._buffers:
                 estimator._buffers[name] = None  # the loss owns it and passes it at every call
-        estimator.action_space = _find_action_space(loss_module.action_space)
+        estimator.action_space = find_action_space(loss_module.action_space)
         keys = loss_module.tensor_keys
         names = [n for n in cls._AcceptedKeys.__dataclass_fields__ if hasattr(keys, n)]
         estimator.set_keys(**{n: getattr(keys, n) for n in names})

@@ -1,0 +1,131 @@
+"""Which of the private names in ``torchrl_compat.py`` a newer TorchRL, tensordict or torch has moved."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictParams
+from torch import nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
+from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
+
+ROOT = Path(__file__).parents[2]
+COMPAT = ROOT / "torchrl_reg" / "torchrl_compat.py"
+FOREIGN = {"torch", "torchrl", "tensordict"}
+
+
+def private_imports(path: Path) -> list[tuple[str, str]]:
+    """``(module, name)`` of each private name of a foreign package that ``path`` imports."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOREIGN:
+            private_module = any(part.startswith("_") for part in node.module.split("."))  # type: ignore[union-attr]
+            found += [(node.module, a.name) for a in node.names if private_module or a.name.startswith("_")]
+        elif isinstance(node, ast.Import):
+            parts = (alias.name.split(".") for alias in node.names)
+            found += [(".".join(p), "") for p in parts if p[0] in FOREIGN and any(x.startswith("_") for x in p)]
+    return found  # type: ignore[return-value]
+
+
+def table(name: str) -> dict[str, str]:
+    """A table of ``torchrl_compat.py``, read without importing it."""
+    for node in ast.parse(COMPAT.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"torchrl_compat.py has no table {name}")
+
+
+@pytest.mark.parametrize(("module", "name"), private_imports(COMPAT), ids=lambda x: x)
+def test_imported_names_are_where_they_were(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name), f"{module}.{name} has moved"
+
+
+@pytest.mark.parametrize("name", table("LOSS_MODULE_NAMES"))
+def test_loss_module_still_has(name: str) -> None:
+    assert hasattr(LossModule, name), f"LossModule.{name} has moved: {table('LOSS_MODULE_NAMES')[name]}"
+
+
+def test_reduction_still_takes_the_masks_and_the_weights() -> None:
+    assert {"tensordict", "weights"} <= set(inspect.signature(LossModule._reduce_loss).parameters)
+
+
+def actor() -> QValueActor:
+    return QValueActor(nn.Linear(4, 3), spec=Categorical(3))
+
+
+def test_target_updaters_still_have() -> None:
+    updater = SoftUpdate(DQNLoss(actor(), delay_value=True), eps=0.9)
+    for name, reason in table("TARGET_UPDATER_NAMES").items():
+        assert getattr(updater, name, None), f"TargetNetUpdater.{name} has moved: {reason}"
+
+
+def test_tensordict_modules_still_have() -> None:
+    module = TensorDictModule(nn.Linear(4, 3), in_keys={"input": "x"}, out_keys=["y"], method="forward")
+    for name, reason in table("TENSORDICT_MODULE_NAMES").items():
+        assert getattr(module, name, None), f"TensorDictModule.{name} has moved: {reason}"
+
+
+def test_a_swap_is_noticed() -> None:
+    from torchrl_reg.torchrl_compat import held_tensordict
+
+    loss = DQNLoss(actor(), delay_value=False)
+    params = loss.value_network_params
+    assert isinstance(params, TensorDictParams)
+    held = held_tensordict(params)
+    with TensorDict.from_module(loss).detach().clone().to_module(loss):
+        assert held_tensordict(params) is not held, "tensordict.to_module no longer replaces TensorDictParams._param_td"
+
+
+def test_no_other_file_imports_a_private_name() -> None:
+    others = [p for room in ("torchrl_reg", "recipes", "slurm") for p in (ROOT / room).rglob("*.py") if p != COMPAT]
+    found = {str(p.relative_to(ROOT)): names for p in others if (names := private_imports(p))}
+    assert not found
+
+
+def test_forward_is_wrapped_once() -> None:
+    from torchrl_reg.objectives import MunchausenDQNLoss
+
+    class Mine(MunchausenDQNLoss):
+        pass
+
+    wrappers, function = 0, Mine(actor()).__class__.forward
+    while hasattr(function, "__wrapped__"):
+        wrappers += function.__code__.co_name == "new_forward"
+        function = function.__wrapped__
+    assert wrappers == 1
+
+
+def test_a_torchrl_that_wraps_only_what_a_class_defines() -> None:
+    code = (
+        "import abc, torchrl.objectives.common as common\n"
+        "def init(cls, name, bases, namespace):\n"
+        "    abc.ABCMeta.__init__(cls, name, bases, namespace)\n"
+        "    if 'forward' in namespace: cls.forward = common._forward_wrapper(cls.forward)\n"
+        "    cls._all_schedulable_buffers = frozenset().union(*(vars(b).get('_schedulable_buffers', ()) "
+        "for b in cls.__mro__))\n"
+        "common._LossMeta.__init__ = init\n"
+        "import torch, torchrl_reg.objectives as o\n"
+        "from torchrl.data import Categorical\n"
+        "from torchrl.modules import QValueActor\n"
+        "loss = o.MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))\n"
+        "out = loss(observation=torch.zeros(2, 4), action=torch.zeros(2, dtype=torch.long), "
+        "next_observation=torch.zeros(2, 4), next_reward=torch.ones(2, 1), "
+        "next_done=torch.ones(2, 1, dtype=torch.bool), next_terminated=torch.ones(2, 1, dtype=torch.bool))\n"
+        "assert out.isfinite()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
+
+
+def test_batch_norm_has_one_base() -> None:
+    from torchrl_reg.torchrl_compat import BatchNorm
+
+    assert all(issubclass(cls, BatchNorm) for cls in (nn.BatchNorm1d, nn.BatchNorm2d, torch.nn.SyncBatchNorm))

@@ -1,0 +1,114 @@
+"""The networks of a loss, bound to its parameters for good, and swapped where its parameters are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.objectives import LossModule
+
+from torchrl_reg.objectives.bound_network import BoundModule
+from torchrl_reg.regularizers.checks import exact_where_possible
+from torchrl_reg.torchrl_compat import held_tensordict, unwrap_inherited_forward
+
+
+@dataclass
+class _Bound:
+    """One network of a loss: online and target, and the tensordicts whose tensors they hold."""
+
+    online: Any
+    target: Any
+    online_key: str
+    target_key: str
+    held: list[Any]
+
+
+class NetworkLoss(LossModule):
+    """A loss that calls its networks without ``params.to_module`` each time (100 us), yet follows swapped parameters.
+
+    A subclass names its networks in ``_network_names`` (each made by ``convert_to_functional``) and calls, in forward::
+
+        online, target = self._bound(tensordict, "value_network")
+
+    Both are what :meth:`_bound_module` returns (:class:`~torchrl_reg.objectives.bound_network.BoundQNetwork` for the
+    Q-learning losses, to be called on a tensordict; ``.network`` is the module itself, for a head that calls other
+    methods of it). Ask for them in every forward and keep neither: where ``with params.to_module(loss)``, an assigned
+    ``loss.value_network_params`` or ``torch.vmap`` has put other tensors in place, they are networks with those.
+    """
+
+    #: The networks the loss was built from; ``<name>_params`` and ``target_<name>_params`` are their parameters.
+    _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
+    _bound_networks: dict[str, _Bound] | None
+
+    def __init__(self) -> None:
+        unwrap_inherited_forward(type(self))
+        super().__init__()
+
+    def _bind(self) -> None:
+        """Hold the online and the target parameters in networks that can be called directly."""
+        self._bound_networks = None
+        params = {name: getattr(self, f"{name}_params") for name in self._network_names}
+        if any(nn.parameter.is_lazy(p) for group in params.values() for p in group.parameters()):
+            return
+        self._bound_networks = {}
+        for name, group in params.items():
+            online = self._bound_module(name, group, False)
+            target = self._bound_module(name, self._target_params(name), True)
+            key, target_key = f"{name}_params", f"target_{name}_params"
+            held = [held_tensordict(self._modules[k]) if k in self._modules else None for k in (key, target_key)]
+            self._bound_networks[name] = _Bound(online, target, key, target_key, held)
+
+    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundModule:
+        """The network ``name`` holding ``params``; a subclass may return a kind of its own."""
+        return BoundModule(getattr(self, name), params, private=private)
+
+    def _target_params(self, name: str = "value_network") -> TensorDictBase:
+        # Read around LossModule.__getattr__, which warns until an updater exists (forward warns too), unless it has
+        # to fill in lazy parameters or stand in for a target network that was not asked for.
+        params = self._modules.get(f"target_{name}_params")
+        if params is None or getattr(params, "uninitialized_keys", None):
+            return getattr(self, f"target_{name}_params")
+        return params  # type: ignore[return-value]
+
+    def _bound(self, tensordict: TensorDictBase, name: str = "value_network") -> tuple[Any, Any]:
+        """The online and the target network of that name, to be called in this forward pass only."""
+        if self._bound_networks is None:  # lazy: one pass gives the parameters their shapes
+            with torch.no_grad():
+                for network in (getattr(self, n) for n in self._network_names):
+                    network(tensordict.select(*network.in_keys))
+            self._bind()
+        assert self._bound_networks is not None
+        bound = self._bound_networks[name]
+        modules, held = self._modules, bound.held
+        online = held_tensordict(modules[bound.online_key])
+        target = held_tensordict(modules[bound.target_key]) if bound.target_key in modules else None
+        if online is held[0] and target is held[1]:
+            return bound.online, bound.target
+        # What a swap puts back is a copy of the tensordict, with the same tensors.
+        if _same_tensors(online, held[0]) and _same_tensors(target, held[1]):
+            bound.held = [online, target]
+            return bound.online, bound.target
+        return bound.online.holding(getattr(self, bound.online_key)), bound.target.holding(self._target_params(name))
+
+    def _apply(self, fn: Any) -> Any:
+        super()._apply(exact_where_possible(fn))
+        self._bind()  # .to() and .double() replace the target tensors
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bound_networks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bind()  # a copy holds tensors of its own
+
+
+def _same_tensors(one: TensorDictBase | None, other: TensorDictBase | None) -> bool:
+    """Whether two tensordicts hold the very same tensors."""
+    if one is None or other is None:
+        return one is other
+    tensors = dict(other.items(True, True))
+    return all(tensors.get(key) is tensor for key, tensor in one.items(True, True))

@@ -1,0 +1,82 @@
+"""Every private name of TorchRL, tensordict and torch that this package leans on, each with the reason.
+
+Nothing else here may import one. ``tests/house/test_torchrl_compat.py`` fails by name for whichever of them a newer
+release moves, so that an upgrade starts with a list and not with a traceback from inside a loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from tensordict.nn import TensorDictParams
+
+# A batch-statistics layer of any rank; torch has no public common base.
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+# "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
+from torchrl.data.utils import _find_action_space as find_action_space
+
+# The registry behind make_value_estimator("name"): to refuse the estimators of another backup by name.
+from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATOR_REGISTRY
+
+# "td0" -> ValueEstimators.TD0, so that our stand-ins answer to TorchRL's names.
+from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
+
+__all__ = [
+    "BatchNorm",
+    "LOSS_MODULE_NAMES",
+    "TARGET_UPDATER_NAMES",
+    "TENSORDICT_MODULE_NAMES",
+    "VALUE_ESTIMATOR_REGISTRY",
+    "coerce_value_type",
+    "find_action_space",
+    "held_tensordict",
+    "unwrap_inherited_forward",
+]
+
+#: What a subclass of LossModule has to call or override, though its name is private.
+LOSS_MODULE_NAMES = {
+    "_AcceptedKeys": "declares what set_keys accepts",
+    "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
+    "_schedulable_buffers": "which coefficients take assignment: loss.tau = 0.01",
+    "_default_device": "where coefficients are made",
+    "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
+    "_loss_mask_keys": "rows outside the mask must not send NaN through the target",
+    "_expand_loss_mask": "the same mask in the shape of a row's loss",
+    "_maybe_get_priority_weight": "reads the weights of a prioritized buffer",
+    "_clear_weakrefs": "called at the end of forward, for torch.compile",
+    "_apply": "overridden: bound networks follow a cast",
+}
+#: Of TargetNetUpdater: which parameters belong together.
+TARGET_UPDATER_NAMES = {
+    "_source_names": "names of the online parameters of each network",
+    "_target_names": "names of the target parameters of each network",
+}
+#: Of an instance of TensorDictModule: whether calling its inner module alone is the same computation.
+TENSORDICT_MODULE_NAMES = {
+    "_kwargs": "out-to-argument names, if the module is called with keywords",
+    "method": "the method it calls, if not forward",
+}
+
+
+def held_tensordict(params: TensorDictParams) -> Any:
+    """The tensordict that ``params`` wraps: ``tensordict.to_module(loss)`` replaces it, and so is noticed."""
+    return params._param_td
+
+
+def unwrap_inherited_forward(cls: type) -> None:
+    """Take back the wrapper that LossModule's metaclass puts around each inherited ``forward``.
+
+    It wraps anew at every level of subclassing, some 10 us each, and with two bases the first one's copy would hide the
+    forward of the second. A ``forward`` that a class defines itself keeps its wrapper; should TorchRL no longer wrap
+    what is inherited, nothing is left to do here.
+    """
+    for level in reversed(cls.__mro__):
+        own = vars(level).get("forward")
+        if own is None or not hasattr(own, "__wrapped__"):
+            continue
+        written = inspect.unwrap(own)
+        bases = (vars(base).get("forward") for base in level.__mro__[1:])
+        if any(base is not None and inspect.unwrap(base) is written for base in bases):
+            del level.forward  # type: ignore[attr-defined]
