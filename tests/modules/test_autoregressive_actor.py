@@ -160,6 +160,19 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(log_prob, observation.requires_grad_())
 
 
+def test_entropy_is_unbiased_in_value_and_gradient() -> None:
+    actor = make(BINS["ragged"]).double()
+    dist = actor.get_dist(observations(1).double())
+    log_pi = dist.log_prob(all_indices(BINS["ragged"]).unsqueeze(1))
+    exact = -(log_pi.exp() * log_pi).sum(0)
+    torch.manual_seed(0)
+    estimate = dist.entropy_estimate(20_000)
+    torch.testing.assert_close(estimate, exact, rtol=0, atol=0.02)
+    for weight in (actor.previous.weight, actor.features.weight):
+        wanted, got = (torch.autograd.grad(h.sum(), weight, retain_graph=True)[0] for h in (exact, estimate))
+        assert (got - wanted).norm() < 0.05 * wanted.norm()
+
+
 def test_compiles_in_one_graph() -> None:
     actor = make(BINS["ragged"])
     td = torch.compile(actor, fullgraph=True, backend="eager")(observations(5))  # samples and scores
@@ -169,8 +182,6 @@ def test_compiles_in_one_graph() -> None:
 def test_what_has_no_closed_form_says_so() -> None:
     actor = make(BINS["equal"])
     dist = actor.get_dist(observations())
-    with pytest.raises(NotImplementedError, match=r"no closed-form entropy: use entropy_estimate\(\)"):
-        dist.entropy()
     with pytest.raises(NotImplementedError, match="no closed-form mean"):
         _ = dist.mean
     with set_exploration_type(ExplorationType.MEAN), pytest.raises(NotImplementedError, match="no closed-form mean"):

@@ -22,7 +22,7 @@ class AutoregressiveMulticategorical(Distribution):
     r"""Bins chosen one dimension after the other: :math:`\pi(a) = \prod_d \pi_d(a^d | a^{<d})`.
 
     Get it from :meth:`AutoregressiveMulticategoricalActor.get_dist`. :meth:`log_prob` takes one pass of the head,
-    sampling D short ones. ``mean``, ``mode`` and ``entropy`` have no closed form.
+    sampling D short ones. ``mean``, ``mode`` and ``entropy`` have no closed form; :meth:`entropy` is an estimate.
 
     Args:
         hidden: ``[*B, D H]`` what the state adds to the hidden units.
@@ -34,6 +34,7 @@ class AutoregressiveMulticategorical(Distribution):
 
     arg_constraints = {"hidden": constraints.real_vector}
     has_rsample = False
+    entropy_is_estimated = True
 
     def __init__(
         self, hidden: Tensor, previous: Tensor, weight: Tensor, bias: Tensor, starts: Tensor, bins: ActionBins
@@ -97,16 +98,28 @@ class AutoregressiveMulticategorical(Distribution):
     def mean(self) -> NoReturn:
         raise NotImplementedError("An autoregressive policy has no closed-form mean: average samples instead.")
 
-    def entropy(self) -> NoReturn:
-        raise NotImplementedError("An autoregressive policy has no closed-form entropy: use entropy_estimate().")
+    def entropy(self) -> Tensor:
+        """An estimate ``[*B]`` from one sample, in nats, not a closed form: :meth:`entropy_estimate`.
+
+        It is here for the entropy bonus of TorchRL's PPO and A2C: the ``-ln pi`` of a sample, which they take where a
+        class has no entropy, has a gradient that is zero in mean over actions that carry none.
+        """
+        return self.entropy_estimate()
 
     def entropy_estimate(self, num_samples: int = 1) -> Tensor:
         """Estimate ``[*B]`` of the entropy in nats: ``sum_d H(pi_d(. | a^{<d}))`` averaged over sampled ``a``.
 
-        Unbiased (chain rule), and of less variance than ``-ln pi(a)``. Its gradient is biased: the sampled conditions
-        are constants to it.
+        By the chain rule unbiased, and of less variance than ``-ln pi(a)``; so is its gradient, which has a term
+        ``H(pi_d) grad ln pi(a^{<d})`` for the sampled conditions.
         """
-        return self.conditionals(self.sample_index((num_samples,))).entropy().mean(0)
+        index = self.sample_index((num_samples,))
+        conditionals = self.conditionals(index)
+        log_pi = conditionals.log_pi
+        chosen = log_pi.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        before = chosen.cumsum(-1) - chosen  # ln pi(a^{<d})
+        parts = torch.special.entr(conditionals.probs.detach()).sum(-1)
+        score = (before - before.detach()) * parts  # 0, but for its gradient
+        return (conditionals.entropy() + score.sum(-1)).mean(0)
 
     def _index(self, value: Tensor) -> Tensor:
         if value.shape[-1:] != self._event_shape:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -117,8 +118,8 @@ class FlowDistribution(Distribution):
     def mean(self) -> NoReturn:
         raise NotImplementedError("A flow policy has no closed-form mean: average samples instead.")
 
-    def entropy(self) -> NoReturn:
-        raise NotImplementedError("A flow policy has no closed-form entropy: average -log_prob over samples instead.")
+    # No entropy() here: TorchRL's PPO and A2C sample it where a class defines none (-log_prob has its exact gradient
+    # along reparametrized actions).
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         u, log_det = z, torch.zeros_like(z[..., 0])
@@ -210,13 +211,27 @@ class FlowActor(TensorDictModuleBase):
         self.register_buffer("kept", kept, persistent=False)
         self.features = nn.Linear(num_features, num_layers * num_cells)
         self.weight_in = nn.Parameter(torch.empty(num_layers, num_cells, dims))
-        nn.init.uniform_(self.weight_in, -1 / math.sqrt(dims), 1 / math.sqrt(dims))
-        self.weight_out = nn.Parameter(torch.zeros(num_layers, 2 * dims, num_cells))
-        self.bias_out = nn.Parameter(torch.zeros(num_layers, 2 * dims))
+        self.weight_out = nn.Parameter(torch.empty(num_layers, 2 * dims, num_cells))
+        self.bias_out = nn.Parameter(torch.empty(num_layers, 2 * dims))
+        self.reset_parameters()
         self.in_keys, self.action_key = list(in_keys), action_key
         self.stored_action_key, self.log_prob_key = action_key, suffixed(action_key, "_log_prob")
         self.out_keys = [self.action_key, self.log_prob_key]
         self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # where SACLoss looks
+
+    def reset_parameters(self) -> None:
+        """Draw the couplings anew, as the constructor does; the torso and the features reset themselves."""
+        limit = 1 / math.sqrt(self.weight_in.shape[-1])
+        nn.init.uniform_(self.weight_in, -limit, limit)
+        nn.init.zeros_(self.weight_out)
+        nn.init.zeros_(self.bias_out)
+
+    def reset_parameters_recursive(self, parameters: TensorDictBase | None = None) -> TensorDictBase | None:
+        """As TensorDict's, which resets the children of a module only: here the couplings, too."""
+        reset = super().reset_parameters_recursive(parameters)
+        with nullcontext() if reset is None else reset.to_module(self, preserve_module_state=False):
+            self.reset_parameters()
+        return reset
 
     def get_dist(self, tensordict: TensorDictBase) -> FlowDistribution:
         """The policy at the observations of ``tensordict``, which is left as it is."""

@@ -89,6 +89,8 @@ def log_prob(dist: Distribution, action: Tensor, batch_size: torch.Size) -> Tens
 
 def closed_entropy(dist: Distribution) -> Tensor | None:
     """Entropy ``[*B]`` in nats, without a gradient, where the distribution has it in closed form, else None."""
+    if getattr(dist, "entropy_is_estimated", False):
+        return None
     with torch.no_grad():
         try:
             return dist.entropy()
