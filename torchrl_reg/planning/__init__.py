@@ -5,6 +5,8 @@ Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mo
 """
 
 from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
+from torchrl_reg.planning.bandit import BanditRun, softmax_bandit
+from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
 from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, UCT, Planner, SearchResult
 from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
@@ -20,6 +22,7 @@ __all__ = [
     "UCB1",
     "UCT",
     "AverageReturns",
+    "BanditRun",
     "Backup",
     "Evaluation",
     "Model",
@@ -27,11 +30,14 @@ __all__ = [
     "PUCTRule",
     "Path",
     "Planner",
+    "QEvaluation",
+    "RandomRollout",
     "RegularizedBackup",
     "SearchResult",
     "SyntheticTrees",
     "TabularModel",
     "Tree",
     "mcts",
+    "softmax_bandit",
     "zero_evaluation",
 ]

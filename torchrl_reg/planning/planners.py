@@ -6,6 +6,7 @@ Shapes: ``B`` states, ``A`` actions, ``*S`` one state.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,6 +99,7 @@ class Planner(nn.Module):
         evaluate: Evaluate = zero_evaluation,
         generator: torch.Generator | None = None,
         uniform: Tensor | None = None,
+        watch: Callable[[int, SearchResult], object] | None = None,
     ) -> SearchResult:
         """Searches from ``state [B, *S]``; the arguments are those of :func:`torchrl_reg.planning.mcts`."""
         backup = (
@@ -116,8 +118,13 @@ class Planner(nn.Module):
             max_depth=self.max_depth,
             generator=generator,
             uniform=uniform,
+            watch=None if watch is None else lambda count, tree: watch(count, self.result(tree)),
             dtype=self.dtype,
         )
+        return self.result(tree)
+
+    def result(self, tree: Tree) -> SearchResult:
+        """What the roots of the trees say."""
         visits, q = tree.visits[:, 0], tree.q[:, 0]
         if not tree.known:
             q = q.masked_fill(visits == 0, -math.inf)

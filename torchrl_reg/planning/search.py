@@ -6,6 +6,7 @@ one state. Inside, nodes are rows ``b N + i`` of flat arrays and actions of node
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +81,7 @@ def mcts(
     max_depth: int | None = None,
     generator: torch.Generator | None = None,
     uniform: Tensor | None = None,
+    watch: Callable[[int, Tree], object] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tree:
     r"""Searches from each of ``B`` states and returns the trees.
@@ -110,6 +112,7 @@ def mcts(
         max_depth: actions in one simulation at most; by default there is no limit.
         generator: draws the random numbers of ``select``; by default torch's own.
         uniform: the random numbers themselves, in [0, 1), ``[B, num_simulations, D]``, in place of a generator.
+        watch: is called with the number of simulations so far and the trees, after each.
         dtype: of the statistics.
 
     Returns:
@@ -129,6 +132,8 @@ def mcts(
         search.count(path)
         backup(search.flat, path, gamma)
         draw.next_simulation()
+        if watch is not None:
+            watch(simulation + 1, search.tree)
     return search.tree
 
 

@@ -99,10 +99,14 @@ class E2W:
             raise ValueError("E2W needs a backup with a regularizer, whose policy it follows, got averaged returns.")
         num_actions = nodes.pi.shape[-1]
         lam = e2w_exploration(nodes.visits.sum(-1, keepdim=True), num_actions, self.epsilon)
-        cumulative = ((1 - lam) * nodes.pi + lam / num_actions).cumsum(-1)
-        # The first action whose cumulative probability exceeds u; rounding may put u at the very end.
-        below = cumulative <= uniform().unsqueeze(-1) * cumulative[:, -1:]
-        return below.sum(-1).clamp(max=num_actions - 1)
+        return drawn((1 - lam) * nodes.pi + lam / num_actions, uniform())
+
+
+def drawn(pi: Tensor, u: Tensor) -> Tensor:
+    """The action ``[B]`` that ``u [B]`` in [0, 1) draws from ``pi [B, A]``: the first with a larger cumulative sum."""
+    cumulative = pi.cumsum(-1)
+    # Rounding may put u at the very end.
+    return (cumulative <= u.unsqueeze(-1) * cumulative[:, -1:]).sum(-1).clamp(max=pi.shape[-1] - 1)
 
 
 def _check_width(c: float) -> None:

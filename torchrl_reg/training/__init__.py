@@ -20,6 +20,7 @@ from torchrl_reg.training.n_step import NStep
 from torchrl_reg.training.run import Run
 from torchrl_reg.training.seeds import stream_seed
 from torchrl_reg.training.settings import RecipeConfig, RunSettings
+from torchrl_reg.training.study import Study
 from torchrl_reg.training.update import make_update
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "RecipeConfig",
     "Run",
     "RunSettings",
+    "Study",
     "check_replay_learning",
     "evaluate",
     "make_update",

@@ -1,0 +1,168 @@
+"""Tree search on synthetic trees: MENTS beside UCT at equal numbers of simulations; and the softmax bandit of E2W.
+
+    python recipes/ments_trees.py
+    python recipes/ments_trees.py algo.methods=[uct,puct,ments,rents] algo.branching=[8] algo.depth=[3]
+    python recipes/ments_trees.py algo.tau=0.02 algo.num_trees=100 algo.bandit_repetitions=20000
+
+Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; the trees,
+their noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
+[D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the comparison by
+pairs. Expect, in some minutes, the tables in recipes/README.md. See trees.png, bandit.png and table.md of the run; a
+run that was killed goes on with the first method and tree that it had not finished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from torchrl_reg.analysis.synthetic_trees import draw_bandit, draw_trees, trees_table
+from torchrl_reg.planning import (
+    MENTS,
+    PUCT,
+    RENTS,
+    UCT,
+    Planner,
+    RandomRollout,
+    SearchResult,
+    SyntheticTrees,
+    softmax_bandit,
+)
+from torchrl_reg.regularizers import HardMax
+from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
+from torchrl_reg.training.files import write_atomically
+
+METHODS = ("uct", "puct", "ments", "rents")
+
+
+@dataclass
+class Algo:
+    """Hyperparameters: default, unit, source."""
+
+    methods: list[str] = field(default_factory=lambda: ["uct", "ments"])  # also puct, rents
+    branching: list[int] = field(default_factory=lambda: [2, 4, 8])  # actions k; 2 to 16 in [D21]
+    depth: list[int] = field(default_factory=lambda: [1, 2, 4])  # d; 1 to 5 in [D21]
+    noise: list[float] = field(default_factory=lambda: [0.05, 0.5])  # of a leaf's reward, whose mean is in [0, 1] [D21]
+    num_trees: int = 50  # trees of each kind; 25 in [D21]
+    num_simulations: int = 2_000  # 10 000 in [D21]
+    tau: float = 0.1  # temperature, reward units [D21]
+    epsilon: float = 0.1  # exploration of E2W [D21]
+    c: float = 0.25  # width of UCT's and PUCT's bonus, reward units; sqrt(2) in theory; ours, see recipes/README.md
+    bandit_repetitions: int = 2_000  # of the softmax bandit; 0 leaves it out
+    bandit_pulls: int = 10_000  # of each repetition
+
+    def validate(self) -> None:
+        known = set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods) > 0
+        require(known, "algo.methods", f"a list out of {list(METHODS)}, without repetition", self.methods)
+        for name in ("branching", "depth"):
+            sizes = getattr(self, name)
+            require(len(sizes) > 0 and min(sizes) >= 1, f"algo.{name}", "a list of numbers >= 1", sizes)
+        noise = self.noise
+        require(len(noise) > 0 and min(noise) >= 0, "algo.noise", "a list of standard deviations >= 0", noise)
+        leaves = max(self.branching) ** max(self.depth) * self.num_trees
+        require(leaves <= 10**8, "algo.branching ** algo.depth * algo.num_trees", "at most 1e8 leaves", leaves)
+        for name in ("num_trees", "num_simulations", "bandit_pulls"):
+            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
+        for name in ("tau", "epsilon"):
+            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
+        for name in ("c", "bandit_repetitions"):
+            require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
+
+
+@dataclass
+class Config(RecipeConfig):
+    """Frames are simulations. Of ``run`` the folder, the seed, threads, loggers and progress apply."""
+
+    groups: ClassVar[dict[str, str]] = {}
+    algo: Algo = field(default_factory=Algo)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    kinds = list(product(algo.branching, algo.depth, algo.noise))
+    simulations = algo.num_trees * algo.num_simulations
+    with Study(cfg, simulations * len(kinds) * len(algo.methods)) as study:
+        for epsilon in (0.1, 1e9) if algo.bandit_repetitions else ():
+            name = f"bandit-{epsilon:g}"
+            study.log("bandit", **study.part(name, lambda epsilon=epsilon: bandit(cfg, epsilon)))  # type: ignore[misc]
+        for kind in kinds:
+            for method in algo.methods:
+                name = f"{method}-{'-'.join(map(str, kind))}"
+                row = study.part(name, lambda m=method, k=kind: searched(cfg, m, *k), frames=simulations)  # type: ignore[misc]
+                study.log("trees", **row)
+        draw_trees(study.path, study.path / "trees.png")
+        if algo.bandit_repetitions:
+            draw_bandit(study.path, study.path / "bandit.png")
+        table = trees_table(study.path)
+        write_atomically(study.path / "table.md", table + "\n")
+        study.say(table)
+        return study.finish()
+
+
+def bandit(cfg: Config, epsilon: float) -> dict[str, Any]:
+    """The softmax bandit with E2W, or with uniform sampling (an ``epsilon`` that explores only)."""
+    times = log_spaced(10, cfg.algo.bandit_pulls)
+    run = softmax_bandit(
+        [0.1, 0.5, 0.3, 0.8],
+        noise=0.3,
+        tau=0.3,
+        epsilon=epsilon,
+        record_at=times,
+        num_repetitions=cfg.algo.bandit_repetitions,
+        seed=stream_seed(cfg.run.seed, "bandit", str(epsilon)),
+    )
+    errors = {"error_u": run.error_u.tolist(), "error_value": run.error_value.tolist()}
+    return {"epsilon": epsilon, "time": times, **errors, "limit_u": run.limit_u, "limit_value": run.limit_value}
+
+
+def searched(cfg: Config, method: str, branching: int, depth: int, noise: float) -> dict[str, Any]:
+    """By number of simulations and tree: errors of the root's value, and the simple regret of the action chosen."""
+    algo, seed = cfg.algo, cfg.run.seed
+    trees = SyntheticTrees(
+        branching, depth, algo.num_trees, noise=noise, seed=stream_seed(seed, "trees", branching, depth)
+    )
+    trees.generator.manual_seed(stream_seed(seed, "noise", method, branching, depth, str(noise)))
+    generator = torch.Generator().manual_seed(stream_seed(seed, "search", method, branching, depth, str(noise)))
+    planner = made_planner(method, algo)
+    best = trees.root_q(HardMax())
+    # RENTS's own value depends on the policies above a node: its error is that to the maximum.
+    own = HardMax() if planner.regularizer is None or method == "rents" else planner.regularizer
+    target, times = trees.root_value(own), log_spaced(branching, algo.num_simulations)
+    columns: dict[str, list[list[float]]] = {"value_error": [], "max_error": [], "regret": []}
+
+    def record(count: int, found: SearchResult) -> None:
+        if count in times:
+            columns["value_error"].append((found.value - target).abs().tolist())
+            columns["max_error"].append((found.value - best.amax(-1)).abs().tolist())
+            chosen = best.gather(-1, found.action.unsqueeze(-1)).squeeze(-1)
+            columns["regret"].append((best.amax(-1) - chosen).tolist())
+
+    evaluate = RandomRollout(trees, max_steps=depth, generator=generator)
+    planner(trees, trees.roots(), evaluate=evaluate, generator=generator, watch=record)
+    kind = {"method": method, "branching": branching, "depth": depth, "noise": noise}
+    return {**kind, "simulations": times, **columns}
+
+
+def made_planner(method: str, algo: Algo) -> Planner:
+    """The planner that ``method`` names, without discount as in [D21]."""
+    if method in ("uct", "puct"):
+        return (UCT if method == "uct" else PUCT)(num_simulations=algo.num_simulations, c=algo.c)
+    kind = {"ments": MENTS, "rents": RENTS}[method]
+    return kind(num_simulations=algo.num_simulations, tau=algo.tau, epsilon=algo.epsilon)
+
+
+def log_spaced(first: int, last: int, count: int = 24) -> list[int]:
+    """Whole numbers from ``first`` to ``last``, at equal ratios."""
+    first = min(first, last)
+    return sorted({round(first * (last / first) ** (i / (count - 1))) for i in range(count)})
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()

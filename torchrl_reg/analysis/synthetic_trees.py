@@ -1,0 +1,183 @@
+"""A run of ``recipes/ments_trees.py`` as figures and as a Markdown table.
+
+python -m torchrl_reg.analysis.synthetic_trees results/ments_trees/none/default/seed=0
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from torchrl_reg.analysis.figures import GREY, new_figure, styles
+from torchrl_reg.analysis.learning_curves import mean_interval
+from torchrl_reg.analysis.record import metrics_rows
+
+LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
+
+
+@dataclass(frozen=True)
+class Searches:
+    """All searches of one method on one kind of tree.
+
+    Args:
+        method: its name.
+        branching: k.
+        depth: d.
+        noise: standard deviation of a leaf's reward.
+        simulations: when the columns were recorded ``[N]``.
+        value_error: distance of the root's value from the method's own exact one ``[trees, N]``.
+        max_error: distance from the unregularized value ``[trees, N]``.
+        regret: value lost by the action chosen ``[trees, N]``.
+    """
+
+    method: str
+    branching: int
+    depth: int
+    noise: float
+    simulations: np.ndarray
+    value_error: np.ndarray
+    max_error: np.ndarray
+    regret: np.ndarray
+
+    @property
+    def kind(self) -> tuple[int, int, float]:
+        return self.branching, self.depth, self.noise
+
+
+def read_searches(folder: Path) -> list[Searches]:
+    """The searches of a run, in its order.
+
+    Raises:
+        ValueError: the folder holds no run of the recipe with a finished kind of tree.
+    """
+    rows = [row for row in metrics_rows(folder, '"trees"') if row["event"] == "trees"]
+    if not rows:
+        raise ValueError(f"{folder} must hold the metrics.jsonl of a run of ments_trees, got none with trees.")
+    columns = ("value_error", "max_error", "regret")
+    return [
+        Searches(
+            **{name: row[name] for name in ("method", "branching", "depth", "noise")},
+            simulations=np.array(row["simulations"]),
+            **{name: np.array(row[name]).T for name in columns},
+        )
+        for row in rows
+    ]
+
+
+def draw_trees(folder: Path, path: Path) -> Path:
+    """Draws value errors (above) and simple regrets (below) against simulations, a column a kind of tree.
+
+    Means with a 95% interval over the trees.
+
+    Raises:
+        ValueError: as :func:`read_searches`.
+    """
+    searches = read_searches(folder)
+    kinds = list(dict.fromkeys(s.kind for s in searches))
+    looks = styles(list(dict.fromkeys(s.method for s in searches)))
+    figure = new_figure(2.3 * len(kinds) + 0.6, 4.6)
+    axes = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
+    for search in searches:
+        column = kinds.index(search.kind)
+        for axis, values in ((axes[0, column], search.value_error), (axes[1, column], search.regret)):
+            mean, low, high = mean_interval(values)
+            look = looks[search.method]
+            axis.plot(search.simulations, mean, label=LABELS[search.method], linewidth=1.4, **look)
+            axis.fill_between(search.simulations, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    for (branching, depth, noise), axis in zip(kinds, axes[0], strict=True):
+        axis.set_title(f"k = {branching}, d = {depth}, noise {noise:g}", fontsize=9, loc="left")
+    for axis in axes.flat:
+        axis.set_xscale("log")
+        _plain(axis)
+    for axis in axes[1]:
+        axis.set_xlabel("simulations", fontsize=9)
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylabel("error of the root's value", fontsize=9)
+    axes[1, 0].set_ylabel("simple regret", fontsize=9)
+    trees = len(searches[0].regret)
+    axes[0, -1].legend(frameon=False, fontsize=8, title=f"{trees} trees", title_fontsize=8)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_bandit(folder: Path, path: Path) -> Path:
+    """Draws ``t`` times the mean squared errors of ``U`` and of the softmax value, as a share of the theorem's limit.
+
+    Raises:
+        ValueError: the folder holds no run of the recipe with its bandit.
+    """
+    rows = [row for row in metrics_rows(folder, '"bandit"') if row["event"] == "bandit"]
+    if not rows:
+        raise ValueError(f"{folder} must hold the metrics.jsonl of a run of ments_trees with its bandit, got none.")
+    figure = new_figure(7.2, 3.0)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name, title in ((axes[0], "u", "U, the sum of exp(r / tau)"), (axes[1], "value", "the softmax value")):
+        for row, color in zip(rows, ("#D55E00", "#0072B2"), strict=False):
+            share = np.array(row["time"]) * np.array(row[f"error_{name}"]) / row[f"limit_{name}"]
+            label = "uniform" if row["epsilon"] > 1e6 else f"E2W, epsilon = {row['epsilon']:g}"
+            axis.plot(row["time"], share, color=color, linewidth=1.4, label=label)
+        axis.axhline(1, color=GREY, linestyle=":", linewidth=1)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_xscale("log")
+        axis.set_xlabel("pulls t", fontsize=9)
+        _plain(axis)
+    axes[0].set_ylabel("t MSE / limit", fontsize=9)
+    axes[0].set_ylim(bottom=0)
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def trees_table(folder: Path) -> str:
+    """Markdown table of the last number of simulations: mean [95% interval over trees], and by pairs against the first.
+
+    The verdict compares a method's value error with that of the first method on the same trees: better or worse where
+    the interval of the mean difference leaves out 0.
+
+    Raises:
+        ValueError: as :func:`read_searches`.
+    """
+    lines = [
+        "| k | d | noise | method | value error | error to the maximum | simple regret | value error against first |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    first: Searches | None = None
+    for search in read_searches(folder):
+        if first is None or first.kind != search.kind:
+            first, verdict = search, "-"
+        else:
+            mean, low, high = mean_interval(search.value_error[:, -1] - first.value_error[:, -1])
+            word = "better" if high < 0 else "worse" if low > 0 else "even"
+            verdict = f"{word}, {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        cells = [_cell(values[:, -1]) for values in (search.value_error, search.max_error, search.regret)]
+        kind = f"{search.branching} | {search.depth} | {search.noise:g}"
+        lines.append(f"| {kind} | {LABELS[search.method]} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray) -> str:
+    mean, low, high = mean_interval(values)
+    return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table of the run folder."""
+    if len(arguments) != 1:
+        raise SystemExit(f"expected one run folder, got {arguments}.")
+    try:
+        print(trees_table(Path(arguments[0])))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
