@@ -57,12 +57,16 @@ def read_searches(folder: Path) -> list[Searches]:
     rows = [row for row in metrics_rows(folder, '"trees"') if row["event"] == "trees"]
     if not rows:
         raise ValueError(f"{folder} must hold the metrics.jsonl of a run of ments_trees, got none with trees.")
-    columns = ("value_error", "max_error", "regret")
     return [
         Searches(
-            **{name: row[name] for name in ("method", "branching", "depth", "noise")},
+            method=row["method"],
+            branching=row["branching"],
+            depth=row["depth"],
+            noise=row["noise"],
             simulations=np.array(row["simulations"]),
-            **{name: np.array(row[name]).T for name in columns},
+            value_error=np.array(row["value_error"]).T,
+            max_error=np.array(row["max_error"]).T,
+            regret=np.array(row["regret"]).T,
         )
         for row in rows
     ]
