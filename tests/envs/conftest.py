@@ -1,12 +1,16 @@
-"""Starting an environment from a seed as training does."""
+"""Starting an environment from a seed as training does, and MinAtar's own games."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import gymnasium
+import numpy as np
 import pytest
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
+
+from torchrl_reg.envs.minatar import _minatar_environment
 
 
 @pytest.fixture
@@ -18,3 +22,30 @@ def restart() -> Callable[[EnvBase, int], TensorDictBase]:
         return env.reset()
 
     return reset
+
+
+class PackageGame(gymnasium.Env):
+    """One game of the MinAtar package as it is: what the batched games are compared with."""
+
+    def __init__(self, game: str, *, sticky_actions: float, minimal_actions: bool = True, ramping: bool = True) -> None:
+        self.game = _minatar_environment()(game, sticky_action_prob=sticky_actions, difficulty_ramping=ramping)
+        self.actions = self.game.minimal_action_set() if minimal_actions else list(range(6))
+        height, width, channels = self.game.state_shape()
+        self.action_space = gymnasium.spaces.Discrete(len(self.actions))
+        self.observation_space = gymnasium.spaces.Box(0, 1, (channels, height, width), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.game.seed(seed)
+            self.game.last_action = 0
+        self.game.reset()
+        return self.game.state().transpose(2, 0, 1).astype(np.uint8), {}
+
+    def step(self, action):
+        reward, terminated = self.game.act(self.actions[action])
+        return self.game.state().transpose(2, 0, 1).astype(np.uint8), float(reward), bool(terminated), False, {}
+
+
+@pytest.fixture
+def package_game() -> type[PackageGame]:
+    return PackageGame

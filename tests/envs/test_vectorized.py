@@ -10,7 +10,6 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
-from torchrl_reg.envs.minatar import MinAtarGame
 
 with warnings.catch_warnings():
     # torchrl.collectors warns about classes of its own while it is imported
@@ -88,7 +87,7 @@ def test_a_seed_determines_everything_after_it(family, restart):
 
 
 @pytest.mark.parametrize("family", ["cartpole", "breakout"])
-def test_every_value_equals_a_plain_gymnasium_loop(family, restart):
+def test_every_value_equals_a_plain_gymnasium_loop(family, restart, package_game):
     env = make_env(SHORT[family], 2)
     batch, _ = play(env, restart(env, 3), 120)
     assert batch["next", "terminated"].sum() > 4
@@ -96,8 +95,7 @@ def test_every_value_equals_a_plain_gymnasium_loop(family, restart):
         if family == "cartpole":
             single = gymnasium.make("CartPole-v1", max_episode_steps=30)
         else:
-            game = MinAtarGame("breakout", sticky_actions=0.5)
-            single = gymnasium.wrappers.TimeLimit(game, 50)
+            single = gymnasium.wrappers.TimeLimit(package_game("breakout", sticky_actions=0.5), 50)
         single.reset(seed=3 + i)
         observation, _ = single.reset()
         episode_reward = 0.0

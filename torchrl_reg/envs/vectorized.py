@@ -11,20 +11,21 @@ from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, Tr
 
 from torchrl_reg.envs.adroit import adroit_vector_env
 from torchrl_reg.envs.atari import atari_vector_env
-from torchrl_reg.envs.classic import classic_vector_env
+from torchrl_reg.envs.batched_control import control_vector_env
 from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
-from torchrl_reg.envs.minatar import minatar_vector_env
+from torchrl_reg.envs.lunarlander import lunarlander_vector_env
+from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.mujoco import mujoco_vector_env
 from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
 from torchrl_reg.envs.tabular import gridworld_env
 
 _BUILDERS: dict[str, Callable[..., VectorEnv]] = {
-    "cartpole": partial(classic_vector_env, "CartPole-v1"),
-    "acrobot": partial(classic_vector_env, "Acrobot-v1"),
-    "lunarlander": partial(classic_vector_env, "LunarLander-v3"),
-    "pendulum": partial(classic_vector_env, "Pendulum-v1"),
-    "mountaincar_continuous": partial(classic_vector_env, "MountainCarContinuous-v0"),
-    "minatar": minatar_vector_env,
+    "cartpole": partial(control_vector_env, "cartpole"),
+    "acrobot": partial(control_vector_env, "acrobot"),
+    "lunarlander": lunarlander_vector_env,
+    "pendulum": partial(control_vector_env, "pendulum"),
+    "mountaincar_continuous": partial(control_vector_env, "mountaincar_continuous"),
+    "minatar": MinAtar,
     "atari": atari_vector_env,
     "mujoco": mujoco_vector_env,
     "adroit": adroit_vector_env,

@@ -1,4 +1,4 @@
-"""CartPole, Acrobot, LunarLander, Pendulum and MountainCar as gymnasium vector environments."""
+"""LunarLander as a gymnasium vector environment."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from torchrl_reg.envs.settings import EnvError
 from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 
-def classic_vector_env(env_id: str, num_envs: int, *, max_episode_frames: int) -> RecordedVectorEnv:
-    """``num_envs`` copies of a gymnasium environment, each cut at ``max_episode_frames``.
+def lunarlander_vector_env(num_envs: int, *, max_episode_frames: int) -> RecordedVectorEnv:
+    """``num_envs`` copies of LunarLander-v3, each cut at ``max_episode_frames``; Box2D steps them one after the other.
 
     Raises:
-        EnvError: LunarLander without Box2D.
+        EnvError: Box2D is not installed.
     """
-    if env_id.startswith("LunarLander"):
-        _import_box2d()
+    _import_box2d()
 
     def build() -> gymnasium.Env:
         # Only the environment and its time limit: the checking wrappers cost time at every step.
-        env = gymnasium.make(env_id, disable_env_checker=True).unwrapped
+        env = gymnasium.make("LunarLander-v3", disable_env_checker=True).unwrapped
         return TimeLimit(env, max_episode_steps=max_episode_frames)
 
     return RecordedVectorEnv(build, num_envs)

@@ -1,0 +1,144 @@
+"""Environments whose copies step in one call: seeds, time limits, resets and snapshots, the same for all of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from torchrl_reg.envs.settings import EnvError
+
+
+class BatchedEnv(VectorEnv):
+    """``N`` copies of an environment with arrays for state, equal number by number to a ``SyncVectorEnv`` of singles.
+
+    Copy ``i`` draws from a generator of its own, as the single does: ``reset(seed=s)`` seeds it with ``s + i``, a list
+    gives each its seed, later resets go on with it. An episode is *truncated* after ``max_episode_frames`` steps, as by
+    gymnasium's ``TimeLimit``. Finished copies are left to the caller (``AutoresetMode.DISABLED``):
+    ``reset(options={"reset_mask": mask})`` starts the next episodes of those in ``mask`` (bool ``[N]``).
+
+    :meth:`snapshot` and :meth:`restore` give and take all that the future depends on, generators included. What
+    :meth:`step` and :meth:`reset` return is never written again.
+
+    A subclass says how copy ``i`` is seeded (:meth:`_seed`) and begins an episode (:meth:`_begin`), how all copies
+    advance (:meth:`_advance`), and what it holds (:meth:`_held`, :meth:`_hold`).
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+    autoreset_mode = AutoresetMode.DISABLED
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        observation_space: gymnasium.spaces.Box,
+        action_space: gymnasium.Space,
+        max_episode_frames: int,
+    ) -> None:
+        self.num_envs = num_envs
+        self.max_episode_frames = max_episode_frames
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._observation = np.zeros((num_envs, *observation_space.shape), observation_space.dtype)
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._ended = np.ones(num_envs, np.bool_)  # until the first reset
+        self._seeded = np.zeros(num_envs, np.bool_)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode in the masked (default: all) copies; returns the observations ``[N, ...]`` of all."""
+        mask = (options or {}).get("reset_mask")
+        rows = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
+        seeds = self._seeds(seed)
+        observation = self._observation.copy()
+        for i in rows:
+            if seeds[i] is not None or not self._seeded[i]:
+                self._seed(i, seeds[i])
+                self._seeded[i] = True
+            observation[i] = self._begin(i)
+            self._elapsed[i] = 0
+            self._ended[i] = False
+        self._observation = observation
+        return observation, {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Observations ``[N, ...]``, rewards (float32), terminated and truncated (bool), each ``[N]``, and ``{}``.
+
+        Raises:
+            EnvError: a copy has finished and was not reset.
+        """
+        if self._ended.any():
+            raise EnvError(
+                f"step: expected finished copies {np.flatnonzero(self._ended).tolist()} to be reset first, got an "
+                "action for them."
+            )
+        observation, reward, terminated = self._advance(actions)
+        self._observation = observation
+        self._elapsed += 1
+        truncated = self._elapsed >= self.max_episode_frames
+        self._ended = terminated | truncated
+        return observation, reward, terminated, truncated, {}
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that what follows depends on, see :class:`~torchrl_reg.envs.Restorable`."""
+        return {
+            "observation": self._observation.copy(),
+            "elapsed": self._elapsed.copy(),
+            "ended": self._ended.copy(),
+            "seeded": self._seeded.copy(),
+            "copies": self._held(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> bool:
+        """Goes on where :meth:`snapshot` was taken.
+
+        Raises:
+            EnvError: it is that of another number of copies.
+        """
+        if len(snapshot["elapsed"]) != self.num_envs:
+            raise EnvError(
+                f"snapshot: expected that of {self.num_envs} copies, got that of {len(snapshot['elapsed'])}."
+            )
+        self._observation = snapshot["observation"].copy()
+        self._elapsed = snapshot["elapsed"].copy()
+        self._ended = snapshot["ended"].copy()
+        self._seeded = snapshot["seeded"].copy()
+        self._hold(snapshot["copies"])
+        return True
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise EnvError(f"seed: expected an int or {self.num_envs} of them, got {len(seed)}.")
+        return seed
+
+    @abstractmethod
+    def _seed(self, i: int, seed: int | None) -> None:
+        """Gives copy ``i`` a fresh generator: a function of ``seed``, or unpredictable for None."""
+
+    @abstractmethod
+    def _begin(self, i: int) -> np.ndarray:
+        """Puts copy ``i`` at the start of an episode and returns its first observation."""
+
+    @abstractmethod
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Observations (a fresh array), float32 rewards ``[N]`` and which copies terminated, bool ``[N]``."""
+
+    @abstractmethod
+    def _held(self) -> dict[str, Any]:
+        """The subclass's part of :meth:`snapshot`: plain data that later steps leave alone."""
+
+    @abstractmethod
+    def _hold(self, held: dict[str, Any]) -> None:
+        """Takes back what :meth:`_held` gave."""

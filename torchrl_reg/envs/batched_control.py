@@ -1,0 +1,251 @@
+"""CartPole, Acrobot, Pendulum and MountainCarContinuous of gymnasium for all copies at once.
+
+The equations are gymnasium's, operation by operation, so that every number equals the single environments' to the last
+bit: ``math.pow`` stands where they raise a scalar to a power, float32 where they hold one. gymnasium has a vector
+version of CartPole alone, which restarts its episodes itself and draws them all from one generator. MountainCar's
+single is as fast as arrays up to some thirty copies.
+
+Shapes: ``N`` copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.classic_control import AcrobotEnv, CartPoleEnv, Continuous_MountainCarEnv, PendulumEnv
+from gymnasium.utils import seeding
+
+from torchrl_reg.envs.batched import BatchedEnv
+
+
+class ControlEnv(BatchedEnv):
+    """``N`` copies of a classic control task with a state of ``single.state`` numbers, float64 ``[D, N]``.
+
+    Args:
+        single: an environment of gymnasium, for its spaces and constants.
+        size: D, numbers in the state of a copy.
+    """
+
+    def __init__(self, single: gymnasium.Env, num_envs: int, *, size: int, max_episode_frames: int) -> None:
+        assert isinstance(single.observation_space, gymnasium.spaces.Box)
+        super().__init__(
+            num_envs,
+            observation_space=single.observation_space,
+            action_space=single.action_space,
+            max_episode_frames=max_episode_frames,
+        )
+        self._state = np.zeros((size, num_envs))
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
+
+    def _seed(self, i: int, seed: int | None) -> None:
+        self._generators[i], _ = seeding.np_random(seed)
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            "state": self._state.copy(),
+            "generators": [generator.bit_generator.state for generator in self._generators],
+        }
+
+    def _hold(self, held: dict[str, Any]) -> None:
+        self._state = held["state"].copy()
+        for i, state in enumerate(held["generators"]):
+            self._generators[i] = _generator(state)
+
+
+class CartPole(ControlEnv):
+    """CartPole-v1; the state is ``(x, angle, their velocities)``."""
+
+    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
+        single = CartPoleEnv()
+        super().__init__(single, num_envs, size=4, max_episode_frames=max_episode_frames)
+        self._limits = np.array([[single.x_threshold], [single.theta_threshold_radians]])
+        self._single = single
+
+    def _begin(self, i: int) -> np.ndarray:
+        start = self._generators[i].uniform(-0.05, 0.05, 4)
+        self._state[:, i] = start[[0, 2, 1, 3]]
+        return start
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        c = self._single
+        places, velocities = self._state[:2], self._state[2:]
+        angle, angle_velocity = places[1], velocities[1]
+        force = np.where(actions == 1, c.force_mag, -c.force_mag)
+        cos, sin = np.cos(angle), np.sin(angle)
+        temp = (force + c.polemass_length * np.square(angle_velocity) * sin) / c.total_mass
+        accelerations = np.empty_like(velocities)
+        accelerations[1] = (c.gravity * sin - cos * temp) / (
+            c.length * (4.0 / 3.0 - c.masspole * np.square(cos) / c.total_mass)
+        )
+        accelerations[0] = temp - c.polemass_length * accelerations[1] * cos / c.total_mass
+        places += c.tau * velocities
+        velocities += c.tau * accelerations
+        observation = np.empty((self.num_envs, 4), np.float32)
+        observation[:, ::2], observation[:, 1::2] = places.T, velocities.T
+        beyond = np.abs(places) > self._limits
+        return observation, np.ones(self.num_envs, np.float32), beyond[0] | beyond[1]
+
+
+class Acrobot(ControlEnv):
+    """Acrobot-v1; the state is ``(theta1, theta2, their velocities)``."""
+
+    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
+        single = AcrobotEnv()
+        super().__init__(single, num_envs, size=4, max_episode_frames=max_episode_frames)
+        self._most = np.array([[single.MAX_VEL_1], [single.MAX_VEL_2]])
+        self._torques = np.array(single.AVAIL_TORQUE)
+        self._step_seconds = single.dt
+
+    def _begin(self, i: int) -> np.ndarray:
+        # In float32 until the first step, as the single.
+        start = self._generators[i].uniform(-0.1, 0.1, 4).astype(np.float32)
+        self._state[:, i] = start
+        return _acrobot_observation(start)
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        torque, dt = self._torques[actions], self._step_seconds
+        start = self._state
+        k1 = _acrobot_derivative(start, torque)
+        k2 = _acrobot_derivative(start + dt / 2.0 * k1, torque)
+        k3 = _acrobot_derivative(start + dt / 2.0 * k2, torque)
+        k4 = _acrobot_derivative(start + dt * k3, torque)
+        state = start + dt / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)
+        angles = state[:2]
+        while (above := angles > np.pi).any():
+            angles[above] -= 2 * np.pi
+        while (below := angles < -np.pi).any():
+            angles[below] += 2 * np.pi
+        state[2:] = np.clip(state[2:], -self._most, self._most)
+        self._state = state
+        terminated = -np.cos(state[0]) - np.cos(state[1] + state[0]) > 1.0
+        return _acrobot_observation(state), np.where(terminated, np.float32(0), np.float32(-1)), terminated
+
+
+def _acrobot_observation(state: np.ndarray) -> np.ndarray:
+    """float32 ``[N, 6]`` of ``state [4, N]``, or ``[6]`` of ``[4]``."""
+    observation = np.empty((*state.shape[1:], 6), np.float32)
+    observation[..., :4:2], observation[..., 1:4:2] = np.cos(state[:2]).T, np.sin(state[:2]).T
+    observation[..., 4:] = state[2:].T
+    return observation
+
+
+def _acrobot_derivative(state: np.ndarray, torque: np.ndarray) -> np.ndarray:
+    """Time derivative ``[4, N]`` of ``state``, all masses and lengths 1, centres of mass at .5 ("book" equations)."""
+    theta1, theta2, dtheta1, dtheta2 = state
+    cos2, sin2 = np.cos(theta2), np.sin(theta2)
+    d1 = 0.25 + (1.25 + cos2) + 1.0 + 1.0
+    d2 = (0.25 + 0.5 * cos2) + 1.0
+    phi2 = 0.5 * 9.8 * np.cos(theta1 + theta2 - np.pi / 2.0)
+    phi1 = (
+        -0.5 * _power_2(dtheta2) * sin2
+        - 2 * 0.5 * dtheta2 * dtheta1 * sin2
+        + (0.5 + 1.0) * 9.8 * np.cos(theta1 - np.pi / 2)
+        + phi2
+    )
+    ddtheta2 = (torque + d2 / d1 * phi1 - 0.5 * _power_2(dtheta1) * sin2 - phi2) / (0.25 + 1.0 - _power_2(d2) / d1)
+    ddtheta1 = -(d2 * ddtheta2 + phi1) / d1
+    return np.stack((dtheta1, dtheta2, ddtheta1, ddtheta2))
+
+
+def _power_2(x: np.ndarray) -> np.ndarray:
+    """``x ** 2`` as of float64 scalars, by the C library's pow: its last bit may differ from that of ``x * x``."""
+    return np.array([math.pow(value, 2.0) for value in x.tolist()])
+
+
+class Pendulum(ControlEnv):
+    """Pendulum-v1; the state is ``(angle, its velocity)``."""
+
+    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
+        super().__init__(PendulumEnv(), num_envs, size=2, max_episode_frames=max_episode_frames)
+
+    def _begin(self, i: int) -> np.ndarray:
+        high = np.array([np.pi, 1.0])
+        start = self._generators[i].uniform(-high, high)
+        self._state[:, i] = start
+        return _pendulum_observation(start)
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        angle, velocity = self._state
+        torque = np.clip(actions, -2.0, 2.0)[:, 0]
+        effort = np.array([value**2 for value in torque])  # of float32 scalars, see _power_2
+        bent = (angle + np.pi) % (2 * np.pi) - np.pi
+        costs = _power_2(bent) + 0.1 * _power_2(velocity) + 0.001 * effort
+        faster = velocity + (15.0 * np.sin(angle) + 3.0 * torque) * 0.05
+        faster = np.clip(faster, -8, 8)
+        self._state = np.stack((angle + faster * 0.05, faster))
+        return _pendulum_observation(self._state), -costs.astype(np.float32), np.zeros(self.num_envs, np.bool_)
+
+
+def _pendulum_observation(state: np.ndarray) -> np.ndarray:
+    angle, velocity = state
+    return np.stack((np.cos(angle), np.sin(angle), velocity), -1).astype(np.float32)
+
+
+class Singles(BatchedEnv):
+    """``N`` environments of gymnasium's classic control stepped one after the other: the fastest way for a few.
+
+    Args:
+        build: makes a single environment.
+    """
+
+    def __init__(self, build: Callable[[], gymnasium.Env], num_envs: int, *, max_episode_frames: int) -> None:
+        self._envs: list[Any] = [build() for _ in range(num_envs)]
+        super().__init__(
+            num_envs,
+            observation_space=self._envs[0].observation_space,
+            action_space=self._envs[0].action_space,
+            max_episode_frames=max_episode_frames,
+        )
+
+    def _seed(self, i: int, seed: int | None) -> None:
+        self._envs[i].np_random, _ = seeding.np_random(seed)
+
+    def _begin(self, i: int) -> np.ndarray:
+        return self._envs[i].reset()[0]
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        stepped = [env.step(action) for env, action in zip(self._envs, actions, strict=True)]
+        observation, reward, terminated, _, _ = zip(*stepped, strict=True)
+        return np.array(observation), np.array(reward, np.float32), np.array(terminated, np.bool_)
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            "states": [env.state.copy() for env in self._envs],
+            "generators": [env.np_random.bit_generator.state for env in self._envs],
+        }
+
+    def _hold(self, held: dict[str, Any]) -> None:
+        for env, state, generator in zip(self._envs, held["states"], held["generators"], strict=True):
+            env.reset()  # CartPole remembers an end
+            env.state = state.copy()
+            env.np_random = _generator(generator)
+
+
+def _generator(state: dict[str, Any]) -> np.random.Generator:
+    generator = np.random.Generator(np.random.PCG64())
+    generator.bit_generator.state = state
+    return generator
+
+
+def control_vector_env(name: str, num_envs: int, *, max_episode_frames: int) -> BatchedEnv:
+    """``num_envs`` copies of ``"cartpole"``, ``"acrobot"``, ``"pendulum"`` or ``"mountaincar_continuous"``.
+
+    Few copies are stepped one by one, many together; the numbers are the same.
+    """
+    single, batched, least = TASKS[name]
+    if batched is None or num_envs < least:
+        return Singles(single, num_envs, max_episode_frames=max_episode_frames)
+    return batched(num_envs, max_episode_frames=max_episode_frames)
+
+
+#: The single environment, the batched one if any, and from how many copies on that is faster.
+TASKS: dict[str, tuple[Callable[[], gymnasium.Env], Callable[..., BatchedEnv] | None, int]] = {
+    "cartpole": (CartPoleEnv, CartPole, 3),
+    "acrobot": (AcrobotEnv, Acrobot, 5),
+    "pendulum": (PendulumEnv, Pendulum, 3),
+    "mountaincar_continuous": (Continuous_MountainCarEnv, None, 0),
+}
