@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweep import PlannedRun
+from slurm.sweep import PlannedRun
 
 _NO_MATTER = frozenset({"run.seed", "run.dir"})
 _MOST_ARMS = 4

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from array_element import ArrayElement, Commands
-from snapshot import recipe_path
-from sweep import PlannedRun, SweepError, override
+from slurm.array_element import ArrayElement, Commands
+from slurm.snapshot import recipe_path
+from slurm.sweep import PlannedRun, SweepError, override
 
 
 @dataclass
@@ -121,7 +121,7 @@ def sbatch_text(number: int, folder: Path, name: str, cluster: Cluster, code: Pa
 
 
 def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
-    path = f"export PYTHONPATH={shlex.quote(f'{code}:{code}/slurm')}${{PYTHONPATH:+:$PYTHONPATH}}"
+    path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     cpus = cluster.runs_per_job * cluster.threads
     chosen = {
         "name": name,

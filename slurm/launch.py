@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
@@ -18,24 +19,32 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import hydra
-from arms import compared_runs, differences, table
-from clusters import Cluster, command, elements, sbatch_text, submit
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from recipe_settings import check_settings, composed
-from slurm_queue import queued_runs, require_partition
-from snapshot import Code, code_files, copy_code, current_code
-from sweep import PlannedRun, SweepError, named_settings, planned_runs
-from sweep_folder import Submitted, SweepFolder
-from this_machine import run_here, run_in_process
+try:
+    import hydra
+    import yaml
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf import MISSING, DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from slurm.arms import compared_runs, differences, table
+    from slurm.clusters import Cluster, command, elements, sbatch_text, submit
+    from slurm.recipe_settings import check_settings, composed
+    from slurm.slurm_queue import queued_runs, require_partition
+    from slurm.snapshot import Code, code_files, copy_code, current_code
+    from slurm.status import headline, sweep_status
+    from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs
+    from slurm.sweep_folder import Submitted, SweepFolder
+    from slurm.this_machine import run_here, run_in_process
+except ImportError as error:
+    raise SystemExit(
+        f"launch needs {error.name}, got none: pip install -e '.[recipes,slurm,report]' in the repository."
+    ) from None
 
 _CONF = Path(__file__).resolve().parent / "conf"
 
@@ -119,7 +128,8 @@ def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster,
     if cluster.kind == "debug":
         failures = run_in_process(missing, folder.path)
     else:
-        failures = run_here(jobs, cluster.parallel_jobs)
+        print(f"here, {cluster.parallel_jobs} jobs at a time. python slurm/status.py {shlex.quote(str(folder.path))}")
+        failures = run_here(jobs, cluster.parallel_jobs, lambda: headline(folder.path.name, sweep_status(folder)))
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -170,6 +180,12 @@ def _sentence(error: Exception) -> str:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} is not known; choose one of {', '.join(sorted(error.options or ()))}."
     text = str(error).strip()
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        return f"{mark.name} must be YAML, got a mistake in line {mark.line + 1}: {error.problem}."
+    if match := re.match(
+        r"In '([^']+)': \w+ raised while composing config:\n(.*?)\n +full_key: (\S*)", text, re.DOTALL
+    ):
+        return _misfit(match[1], match[3], match[2])
     if match := re.match(r"You must specify '(\w+)'.*Available options:(.*)", text, re.DOTALL):
         return f"{match[1]} must be chosen: {match[1]}= one of {', '.join(match[2].split())}."
     if match := re.match(r"Could not override '([^']+)'", text):
@@ -181,6 +197,19 @@ def _sentence(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     return f"{key}: {str(cause).splitlines()[0]}." if key else text.splitlines()[0]
+
+
+def _misfit(file: str, key: str, problem: str) -> str:
+    """What in a sweep's or cluster's file does not fit its schema."""
+    group = file.partition("/")[0]
+    schema: dict[str, type] = {"sweep": Sweep, "cluster": Cluster}
+    known = [each.name for each in fields(schema[group])] if group in schema else []
+    name = key.removeprefix(f"{group}.")
+    if known and "." not in name and name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        return f"{file}.yaml may hold {', '.join(known)}, got {name or problem.partition('.')[0]}{hint}"
+    return f"{file}.yaml does not fit: {key}: {problem.splitlines()[0]}."
 
 
 def _fail(sentence: str) -> NoReturn:
@@ -214,7 +243,7 @@ def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_errors  # the runs inherit it
         if chosen:  # not with --help or --cfg
             sys.exit(launch(*chosen[0]))
-    except (SweepError, HydraException, OmegaConfBaseException) as error:
+    except (SweepError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _fail(_sentence(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command continues.")

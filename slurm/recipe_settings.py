@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from snapshot import ROOT, recipe_source
-from sweep import PlannedRun, SweepError, flat
+from slurm.snapshot import ROOT, recipe_source
+from slurm.sweep import PlannedRun, SweepError, flat
 
 
 def check_settings(runs: Iterable[PlannedRun]) -> None:

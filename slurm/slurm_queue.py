@@ -5,11 +5,55 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
-from sweep import SweepError
-from sweep_folder import SweepFolder
+from slurm.sweep import SweepError
+from slurm.sweep_folder import SweepFolder
 
+Found = TypeVar("Found")
 _ANSWER_SECONDS = 20  # with the controller down, SLURM's commands retry for very long
+
+
+#: What to do about a reason for which a job waits; a reason not here passes by itself or says it in its name.
+ADVICE = {
+    "PartitionTimeLimit": "never starts: lower cluster.minutes to the partition's limit (sinfo -o '%P %l')",
+    "PartitionNodeLimit": "never starts: the partition has no such node; lower cluster.gpus, threads or memory_gb",
+    "PartitionConfig": "never starts: the partition does not take such a job; choose another cluster.partition",
+    "PartitionDown": "waits for an administrator: the partition is down; choose another cluster.partition",
+    "BadConstraints": "never starts: no node has cluster.constraint",
+    "AccountNotAllowed": "never starts: choose another cluster.account or partition",
+    "QOSNotAllowed": "never starts: choose another cluster.qos",
+    "InvalidAccount": "never starts: choose another cluster.account",
+    "InvalidQOS": "never starts: choose another cluster.qos",
+    "JobHeldUser": "is held: scontrol release JOB",
+    "JobHeldAdmin": "is held by an administrator",
+    "launch_failed_requeued_held": "could not start on its node and is held: scontrol release JOB",
+    "JobArrayTaskLimit": "cluster.parallel_jobs run at a time",
+    "BeginTime": "was requeued and starts again in a minute or two",
+    "Resources": "waits for free nodes",
+    "Priority": "waits its turn",
+}
+_LIMITED = "a limit of your account: fewer or shorter jobs pass (cluster.minutes, cluster.parallel_jobs)"
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job in the queue: SLURM's state (``PENDING``, ``RUNNING``, ...) and why it waits, if it does."""
+
+    state: str
+    reason: str = ""
+
+
+def advice(reason: str) -> str:
+    """What a reason for waiting means, and what to change; empty for one that is not known.
+
+    >>> advice("Resources"), advice("QOSMaxCpuPerUserLimit")[:23], advice("Nonsense")
+    ('waits for free nodes', 'a limit of your account', '')
+    """
+    known = ADVICE.get(reason.replace(" ", "_"), "")
+    return known or (_LIMITED if reason.startswith(("QOS", "Assoc", "Max")) else "")
 
 
 def has_slurm() -> bool:
@@ -32,28 +76,46 @@ def require_partition(name: str | None) -> None:
         raise SweepError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")
 
 
-def queued_runs(folder: SweepFolder) -> dict[str, str]:
-    """SLURM's state (``PENDING``, ``RUNNING``, ...) of each run whose element is in the queue, by run folder.
+def queued_runs(folder: SweepFolder) -> dict[str, Queued]:
+    """Each run whose element is in the queue, by run folder.
 
     Raises:
         SweepError: SLURM does not answer.
     """
-    launches = [launch for launch in folder.launches() if launch.array is not None]
-    if not launches or not has_slurm():
+    if not _elements(folder) or not has_slurm():
         return {}
-    states = _queue()
-    found: dict[str, str] = {}
-    for launch in launches:
+    lines = _ask("squeue", "--me", "-a", "-r", "-h", "-o", "%F_%K|%T|%r").splitlines()
+    jobs = {job: Queued(state, reason) for job, state, reason in (line.split("|", 2) for line in lines if line.strip())}
+    return _by_run(folder, jobs)
+
+
+def ended_runs(folder: SweepFolder) -> dict[str, str]:
+    """How SLURM's accounting says the last job of each run ended (``CANCELLED by 0``, ``TIMEOUT``, ...), by run folder.
+
+    Empty where there is no accounting.
+    """
+    arrays = sorted({job.partition("_")[0] for jobs in _elements(folder).values() for job in jobs})
+    try:
+        text = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State") if arrays else ""
+    except SweepError:
+        return {}
+    return _by_run(folder, dict(line.split("|", 1) for line in text.splitlines() if "|" in line))
+
+
+def _by_run(folder: SweepFolder, jobs: Mapping[str, Found]) -> dict[str, Found]:
+    """What is known of jobs, by run: the later of two launches wins."""
+    return {run: jobs[name] for run, names in _elements(folder).items() for name in names if name in jobs}
+
+
+def _elements(folder: SweepFolder) -> dict[str, list[str]]:
+    """SLURM's names for the jobs of each run, those of the last launch last."""
+    found: dict[str, list[str]] = {}
+    for launch in folder.launches():
         for index, names in enumerate(launch.elements):
-            # A single element is no array to submitit.
-            state = states.get(f"{launch.array}_{index}") or states.get(f"{launch.array}_N/A")
-            found |= dict.fromkeys(names, state) if state else {}
+            for run in names if launch.array is not None else ():
+                # A single element is no array to submitit.
+                found.setdefault(run, []).extend(f"{launch.array}{part}" for part in ("", "_N/A", f"_{index}"))
     return found
-
-
-def _queue() -> dict[str, str]:
-    lines = _ask("squeue", "--me", "-a", "-r", "-h", "-o", "%F_%K %T").splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
 def _ask(*command: str) -> str:
@@ -62,8 +124,8 @@ def _ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, env=plain)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SweepError(f"SLURM must answer {command[0]}, got {error}.") from None
+        raise SweepError(f"{command[0]} failed: {error}.") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-        raise SweepError(f"SLURM must answer {command[0]}, got: {reason}")
+        raise SweepError(f"{command[0]} failed: {reason.rstrip('.')}.")
     return done.stdout

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from sweep import SweepError
+from slurm.sweep import SweepError
 
 ROOT = Path(__file__).resolve().parents[1]
 _FOLDERS = ("torchrl_reg", "recipes")
-_ELEMENT = "slurm/array_element.py"
+_ELEMENT = ("slurm/__init__.py", "slurm/array_element.py")
 _SUFFIXES = {".py", ".yaml", ".csv", ".html", ".css", ".js"}
 # Copied, since recipes may import it, but nothing here changes what a run computes.
 _READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py")
@@ -61,7 +61,7 @@ def recipe_source(recipe: str) -> Path:
 
 def code_files(recipes: Iterable[str]) -> dict[str, Path]:
     """Every file that a copy holds: ours, and those beside recipes of your own (modules and ``conf/``)."""
-    files = {_ELEMENT: ROOT / _ELEMENT}
+    files = {name: ROOT / name for name in _ELEMENT}
     for path in (path for folder in _FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES):
         files[str(path.relative_to(ROOT))] = path
     for source in sorted({recipe_source(recipe).parent for recipe in recipes}):

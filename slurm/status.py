@@ -3,7 +3,8 @@
     python slurm/status.py munchausen_ablation
     python slurm/status.py munchausen_ablation --watch
 
-Reads files and asks ``squeue`` once; works on a workstation's sweeps, too.
+Reads files and asks ``squeue`` once; works on a workstation's sweeps, too. On a terminal ``--watch`` is the screen of
+``torchrl-reg watch``.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from array_element import is_locked, last_line
-from slurm_queue import queued_runs
-from sweep import SweepError
-from sweep_folder import SweepFolder
+from slurm.array_element import is_locked, last_line, printable
+from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
+from slurm.sweep import SweepError
+from slurm.sweep_folder import SweepFolder
+from torchrl_reg.analysis.documents import read_json, read_text
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.numbers import amount, duration
+from torchrl_reg.analysis.record import Row, Tail
+from torchrl_reg.cli import main as watch
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
-_ORDER = ("done", "running", "waiting", "failed", "missing")
+_ORDER = ("done", "running", "waiting", "unknown", "failed", "cancelled", "missing")
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,13 @@ class RunStatus:
     """One run of a sweep as its files and the queue tell it.
 
     Args:
-        state: done, running, waiting (in the queue), failed, or missing (``launch.py`` would submit it again).
+        state: done, running, waiting (in the queue), failed, cancelled, missing (``launch.py`` would submit it again),
+            or unknown: it was submitted, and SLURM does not answer.
         frames, total: environment frames done and planned; 0 where unknown.
         fps: of the last training row.
         last_return: of the last evaluation, else of the last training row that saw an episode end.
-        last_line: of the log, for runs that failed.
+        last_line: of the log, for runs that failed; what is known, for those of unknown state.
+        reason: why SLURM lets it wait.
     """
 
     folder: str
@@ -50,6 +57,7 @@ class RunStatus:
     fps: float = 0.0
     last_return: float | None = None
     last_line: str = ""
+    reason: str = ""
 
 
 def sweep_status(folder: SweepFolder) -> list[RunStatus]:
@@ -59,11 +67,11 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
         SweepError: it is not the folder of a sweep.
     """
     runs = folder.run_folders()
+    queued: dict[str, Queued] | None = None
     try:
         queued = queued_runs(folder)
     except SweepError as error:
-        print(f"{error} Only files were read.", file=sys.stderr)
-        queued = {}
+        print(f"{error} What is not known from files is shown as unknown.", file=sys.stderr)
     logs = {
         name: folder.path / "jobs" / f"{launch.array}_{index}_0_log.out"
         for launch in folder.launches()
@@ -72,20 +80,30 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
         if launch.array is not None
     }
     here = folder.is_being_launched()
+    states = {name: _state(folder.path / name, queued, name, logs.get(name)) for name in runs}
+    gone = [name for name, (state, _) in states.items() if state == "gone"]
+    endings = ended_runs(folder) if gone else {}
+    states |= {name: _ending(folder.path / name, endings.get(name, ""), logs[name]) for name in gone}
     found = []
     for name, overrides in runs.items():
-        path = folder.path / name
-        state, line = _state(path, queued.get(name), logs.get(name))
+        state, line = states[name]
         state = "waiting" if state == "missing" and here else state
-        found.append(_run_status(name, path, overrides, state, line))
+        reason = queued[name].reason if state == "waiting" and queued and name in queued else ""
+        found.append(_run_status(name, folder.path / name, overrides, state, line, reason))
     return found
+
+
+def headline(name: str, runs: Sequence[RunStatus]) -> str:
+    """Counts, frames, speed and time left in one line."""
+    counts = Counter(run.state for run in runs)
+    parts = [f"{counts[state]} {state}" for state in _ORDER if counts[state]]
+    return f"{name}: {len(runs)} runs: {', '.join(parts)}{_speed(runs)}"
 
 
 def summary(name: str, runs: Sequence[RunStatus]) -> str:
     """All of it as text: counts, one line a setting, the failures with their last log lines."""
     counts = Counter(run.state for run in runs)
-    parts = [f"{counts[state]} {state}" for state in _ORDER if counts[state]]
-    lines = [f"{name}: {len(runs)} runs: {', '.join(parts)}{_speed(runs)}", ""]
+    lines = [headline(name, runs), ""]
     groups: dict[str, list[RunStatus]] = {}
     for run in runs:
         groups.setdefault(run.folder.rpartition("/")[0], []).append(run)
@@ -94,67 +112,75 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
         f"{'settings':{width}}  {'done':>7} {'run':>4} {'wait':>4} {'fail':>4} {'frames':>7} {'last return':>11}"
     )
     lines += [_group_line(group, members, width) for group, members in groups.items()]
-    failed = [run for run in runs if run.state == "failed"]
-    if failed:
-        lines += ["", "failed:"] + [f"  {run.folder}: {run.last_line}" for run in failed]
-    if counts["missing"] or failed:
-        lines += ["", "launch.py with the same sweep submits what is missing or failed again."]
+    reasons = Counter(run.reason for run in runs if run.reason not in ("", "None"))
+    if reasons:
+        lines += ["", "waiting:"]
+        lines += [f"  {n} for {why}{': ' * bool(advice(why))}{advice(why)}" for why, n in reasons.most_common()]
+    for state in ("failed", "cancelled", "unknown"):
+        if counts[state]:
+            lines += ["", f"{state}:"] + [f"  {run.folder}: {run.last_line}" for run in runs if run.state == state]
+    if counts["missing"] or counts["failed"] or counts["cancelled"]:
+        lines += ["", "launch.py with the same sweep submits what is missing, cancelled or failed again."]
     return "\n".join(lines)
 
 
-def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, line: str) -> RunStatus:
-    rows = _last_rows(path / "metrics.jsonl")
+def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, line: str, reason: str) -> RunStatus:
+    rows = list(Tail(path / "metrics.jsonl", last=_TAIL_BYTES).rows())
     returns = [value for row in rows if (value := _return_of(row)) is not None]
     fps = [row["fps"] for row in rows if row.get("fps")]
     return RunStatus(
         folder=name,
         state=state,
-        frames=max((row.get("frames") or 0 for row in rows), default=0),
+        frames=max((row["frames"] for row in rows), default=0),
         total=_total_frames(path, overrides),
         fps=fps[-1] if fps and state == "running" else 0.0,
         last_return=returns[-1] if returns else None,
         last_line=line,
+        reason=reason,
     )
 
 
-def _state(path: Path, queue_state: str | None, job_log: Path | None) -> tuple[str, str]:
-    """``job_log`` is that of the element it was last submitted with, if any."""
+def _state(path: Path, queued: dict[str, Queued] | None, name: str, job_log: Path | None) -> tuple[str, str]:
+    """State and last words; ``gone``: its job has left the queue. ``job_log`` is that of its last job, if any."""
     if (path / "done.json").exists():
         return "done", ""
-    if queue_state in _WAITING:
+    job = (queued or {}).get(name)
+    if job is not None and job.state in _WAITING:
         return "waiting", ""
-    log = path.with_name(path.name + ".log")
-    if path.with_name(path.name + ".failed").exists():  # perhaps in an element whose other runs go on
-        return "failed", _reason(path) or last_line(log)
-    if queue_state is not None or is_locked(path / ".lock"):
+    failed = (path.with_name(path.name + ".failed"), path / "failed.json")  # of its element, and its own
+    if any(mark.exists() for mark in failed):  # perhaps in an element whose other runs go on
+        said = next((line for mark in failed if (line := _reason(mark))), "")
+        return "failed", said or last_line(path.with_name(path.name + ".log"))
+    if job is not None or is_locked(path / ".lock"):
         return "running", ""
-    if job_log is not None:
-        return "failed", f"its job ended: {last_line(job_log) or last_line(log)}"
-    return "missing", ""
-
-
-def _reason(path: Path) -> str:
-    with suppress(OSError, ValueError):
-        return str(json.loads(path.with_name(path.name + ".failed").read_text()).get("last_line", ""))
-    return ""
-
-
-def _last_rows(path: Path) -> list[dict[str, Any]]:
+    if job_log is None:
+        return "missing", ""
+    if queued is not None:
+        return "gone", ""
     try:
-        with path.open("rb") as file:
-            start = max(0, file.seek(0, 2) - _TAIL_BYTES)
-            file.seek(start)
-            lines = file.read().split(b"\n")
+        quiet = time.time() - (path / "metrics.jsonl").stat().st_mtime
     except OSError:
-        return []
-    rows = []
-    for line in lines[1 if start else 0 : -1]:  # the first may lack its beginning, the last its end
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+        return "unknown", "submitted, no row yet"
+    return "unknown", f"submitted, last row {duration(max(0.0, quiet))} ago"
 
 
-def _return_of(row: dict[str, Any]) -> float | None:
+def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str]:
+    """Of a job that has left the queue: whether it failed or was cancelled, and its last words."""
+    said = last_line(job_log) or last_line(path.with_name(path.name + ".log"))
+    if ended.startswith("CANCELLED") or "CANCELLED AT" in said:
+        return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(said)}{said}"
+    how = f" ({printable(ended)})" if ended else ""
+    return "failed", f"its job ended{how}: {said or 'it left no word; it may have been cancelled while it waited'}"
+
+
+def _reason(mark: Path) -> str:
+    try:
+        return printable(str((read_json(mark) or {}).get("last_line") or ""))
+    except AnalysisError:
+        return ""
+
+
+def _return_of(row: Row) -> float | None:
     if row.get("event") == "eval":
         return next((value for name, value in row.items() if re.fullmatch(r"return_\w+_mean", name)), None)
     return row.get("return_mean")
@@ -166,8 +192,8 @@ def _total_frames(path: Path, overrides: Sequence[str]) -> int:
             return int(float(text.partition("=")[2]))
     try:
         # Not parsed as YAML: that would take a second for 500 runs.
-        found = re.search(r"^  total_frames: (\d+)", (path / "config.yaml").read_text(), re.MULTILINE)
-    except OSError:
+        found = re.search(r"^  total_frames: (\d+)", read_text(path / "config.yaml"), re.MULTILINE)
+    except AnalysisError:
         return 0
     return int(found[1]) if found else 0
 
@@ -180,12 +206,11 @@ def _speed(runs: Sequence[RunStatus]) -> str:
     mean = sum(known) / len(known)
     frames, total = sum(run.frames for run in runs), sum(run.total or mean for run in runs)
     fps = sum(run.fps for run in runs)
-    text = f", {_short(frames)} of {_short(total)} frames"
+    text = f", {amount(frames)} of {amount(total)} frames"
     if not fps:
         return text
     left = sum(max(0, (run.total or mean) - run.frames) for run in runs if run.state in ("running", "waiting"))
-    seconds = int(left / fps)
-    return f"{text}, {fps:.0f} frames/s, {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+    return f"{text}, {fps:.0f} frames/s, {timedelta(seconds=int(left / fps))} left"
 
 
 def _group_line(group: str, runs: Sequence[RunStatus], width: int) -> str:
@@ -204,13 +229,6 @@ def _line(title: str, cells: Sequence[str], width: int) -> str:
     return f"{title:{width}}  " + " ".join(f"{cell:>{size}}" for cell, size in columns)
 
 
-def _short(frames: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if frames >= size:
-            return f"{frames / size:.3g}{unit}"
-    return f"{frames:.0f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the sweep, or its folder")
@@ -222,13 +240,14 @@ def main() -> None:
     path = Path(arguments.name) if "/" in arguments.name else Path(arguments.root) / arguments.name
     try:
         folder = SweepFolder(path.resolve())
+        if arguments.watch and sys.stdout.isatty() and folder.read():
+            sys.exit(watch(["watch", str(path), "--every", str(arguments.every)]))
         while True:
             runs = sweep_status(folder)
             if arguments.json:
                 print("\n".join(json.dumps(vars(run)) for run in runs))
             else:
-                clear = "\033[H\033[2J" if arguments.watch and sys.stdout.isatty() else ""
-                print(f"{clear}{summary(folder.path.name, runs)}", flush=True)
+                print(summary(folder.path.name, runs), flush=True)
             if not arguments.watch or not any(run.state in ("running", "waiting") for run in runs):
                 return
             time.sleep(arguments.every)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from array_element import is_locked
-from snapshot import Code
-from sweep import SweepError, flat, planned_runs
+
+from slurm.array_element import is_locked
+from slurm.snapshot import Code
+from slurm.sweep import SweepError, flat, planned_runs
 
 _LOCK = ".launch.lock"
 _OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)

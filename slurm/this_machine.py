@@ -5,19 +5,26 @@ from __future__ import annotations
 import runpy
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 
-from array_element import ArrayElement
-from snapshot import ROOT, recipe_source
-from sweep import PlannedRun, override
+from slurm.array_element import ArrayElement
+from slurm.snapshot import ROOT, recipe_source
+from slurm.sweep import PlannedRun, override
 
 _INTERRUPTED = (130, 143)
+_TELL_SECONDS = 60.0
 
 
-def run_here(jobs: Sequence[ArrayElement], parallel: int) -> list[str]:
-    """Runs the jobs on this machine, ``parallel`` at a time; returns what failed. Ctrl-C stops them."""
+def run_here(jobs: Sequence[ArrayElement], parallel: int, tell: Callable[[], str]) -> list[str]:
+    """Runs the jobs on this machine, ``parallel`` at a time; returns what failed. Ctrl-C stops them.
+
+    Prints what ``tell`` says once a minute and at the end of every job.
+    """
+    ended = Event()
+    over = Event()
 
     def one(job: ArrayElement) -> str | None:
         try:
@@ -25,7 +32,18 @@ def run_here(jobs: Sequence[ArrayElement], parallel: int) -> list[str]:
             return None
         except RuntimeError as error:
             return str(error)
+        finally:
+            ended.set()
 
+    def report() -> None:
+        while not over.is_set():
+            ended.wait(_TELL_SECONDS)
+            ended.clear()
+            if not over.is_set():
+                print(tell(), flush=True)
+
+    teller = Thread(target=report, daemon=True)
+    teller.start()
     with ThreadPoolExecutor(parallel) as pool:
         try:
             return [failure for failure in pool.map(one, jobs) if failure]
@@ -34,6 +52,11 @@ def run_here(jobs: Sequence[ArrayElement], parallel: int) -> list[str]:
             for job in jobs:
                 job.stop()
             raise
+        finally:
+            over.set()
+            ended.set()
+            teller.join()
+            print(tell(), flush=True)
 
 
 def run_in_process(runs: Sequence[PlannedRun], folder: Path) -> list[str]:

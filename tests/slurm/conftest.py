@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# The scripts of slurm/ import each other by name, as `python slurm/launch.py` sees them.
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "slurm")]
+sys.path.insert(0, str(HERE))
 
 from sweep_harness import Sweep, has_cluster  # noqa: E402
 

@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from arms import compared_runs, differences, table
-from sweep import flat, named_settings, planned_runs
 from sweep_harness import ROOT, SLURM, run_launch
+
+from slurm.arms import compared_runs, differences, table
+from slurm.sweep import flat, named_settings, planned_runs
 
 yaml = pytest.importorskip("yaml")
 hydra = pytest.importorskip("hydra")

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from array_element import ArrayElement, Commands, last_line
 from sweep_harness import wait_until
+
+from slurm.array_element import ArrayElement, Commands, last_line
 
 PROLOGUE = """
 import os, signal, sys, time

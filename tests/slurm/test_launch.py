@@ -69,6 +69,39 @@ def test_bad_input_gets_one_sentence_and_nothing_is_submitted(arguments, expecte
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "recipe: dqn\nseed: 3\n",
+            "sweep/mine.yaml may hold question, recipe, base, grid, variants, seeds, got seed; did",
+        ),
+        ("recipe: [dqn\ngrid: {\n", "sweep/mine.yaml must be YAML, got a mistake in line 2: expected ',' or ']'"),
+        ("recipe: dqn\ngrid: 3\n", "sweep/mine.yaml does not fit: sweep.grid: Cannot assign int to Dict[str, Any]."),
+        (
+            "- a\n- b\n",
+            "sweep/mine.yaml may hold question, recipe, base, grid, variants, seeds, got Invalid type",
+        ),
+    ],
+)
+def test_a_mistake_in_a_sweeps_file_is_one_sentence(text, expected, tmp_path):
+    (tmp_path / "conf/sweep").mkdir(parents=True)
+    (tmp_path / "conf/sweep/mine.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(SLURM / "launch.py"), "--config-dir", str(tmp_path / "conf"), "sweep=mine", "dry=true"],
+        capture_output=True,
+        text=True,
+    )
+    assert expected in sentence(done)
+
+
+def test_a_sweep_here_tells_how_it_goes(local_sweep):
+    done = local_sweep.launch("sweep.seeds=2", "check=false")
+    lines = done.stdout.splitlines()
+    assert lines[1] == f"here, 2 jobs at a time. python slurm/status.py {local_sweep.folder}"
+    assert lines[-1].startswith("here: 2 runs: 2 done, 40 of 40 frames") and len(lines) >= 4
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("name=a/b",), "name must be that of a folder below root, got a/b."),

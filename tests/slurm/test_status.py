@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-from status import RunStatus, summary, sweep_status
-from sweep_folder import Submitted, SweepFolder
 from sweep_harness import SLURM
+
+from slurm.status import RunStatus, summary, sweep_status
+from slurm.sweep_folder import Submitted, SweepFolder
 
 
 @pytest.fixture
@@ -38,6 +40,85 @@ def folder(tmp_path: Path) -> Path:
     (runs / "seed=1.failed").write_text("{}")
     (runs / "seed=1.log").write_text("Traceback\nValueError: it broke\n\n")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder first on PATH whose ``squeue`` and ``sacct`` print the files of that name in it: nothing at first."""
+    commands = tmp_path_factory.mktemp("commands")
+    for name in ("sbatch", "squeue", "sacct"):
+        (commands / f"{name}.txt").touch()
+        (commands / name).write_text(f"#!/bin/sh\ncat '{commands}/{name}.txt'\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    return commands
+
+
+def submitted(folder: Path, seeds: Sequence[int], log: str = "") -> None:
+    """Array 77, an element a seed."""
+    (folder / "jobs").mkdir(exist_ok=True)
+    for index in range(len(seeds) if log else 0):
+        (folder / "jobs" / f"77_{index}_0_log.out").write_text(log)
+    SweepFolder(folder).note(Submitted("77", [[f"dqn/cartpole/default/seed={seed}"] for seed in seeds]))
+
+
+def test_a_controller_that_does_not_answer_makes_no_run_fail(folder, slurm, capsys):
+    submitted(folder, (0, 1, 2, 3), log="slurm says nothing new\n")
+    (slurm / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2; exit 1\n")
+    runs = sweep_status(SweepFolder(folder))
+    assert [run.state for run in runs] == ["done", "failed", "unknown", "unknown"]
+    assert runs[2].last_line.startswith("submitted, last row ") and runs[3].last_line == "submitted, no row yet"
+    assert "squeue failed: slurm_load_jobs error: Unable to contact controller." in capsys.readouterr().err
+    assert "unknown:\n  dqn/cartpole/default/seed=2: submitted, last row" in summary("x", runs)
+
+
+def test_what_was_cancelled_is_called_so_with_a_reason(folder, slurm):
+    submitted(folder, (2, 3))
+    (slurm / "sacct.txt").write_text("77_0|CANCELLED by 1000\n77_1|TIMEOUT\n")
+    runs = sweep_status(SweepFolder(folder))
+    assert (runs[2].state, runs[2].last_line) == ("cancelled", "its job was cancelled by 1000")
+    assert runs[3].state == "failed" and runs[3].last_line.startswith("its job ended (TIMEOUT): it left no word")
+    (slurm / "sacct").write_text("#!/bin/sh\nexit 1\n")
+    runs = sweep_status(SweepFolder(folder))
+    assert runs[3].state == "failed" and "may have been cancelled while it waited" in runs[3].last_line
+    submitted(folder, (2, 3), log="slurmstepd: error: *** JOB 77 ON n1 CANCELLED AT 2026-11-22T11:00:00 ***\n")
+    assert [run.state for run in sweep_status(SweepFolder(folder))][2:] == ["cancelled", "cancelled"]
+
+
+def test_why_jobs_wait_and_what_to_change(folder, slurm):
+    submitted(folder, (1, 2, 3))
+    (slurm / "squeue.txt").write_text(
+        "77_0|PENDING|PartitionTimeLimit\n77_1|PENDING|Resources\n77_2|PENDING|launch failed requeued held\n"
+    )
+    runs = sweep_status(SweepFolder(folder))
+    assert [run.state for run in runs[1:]] == ["waiting"] * 3
+    assert [run.reason for run in runs] == ["", "PartitionTimeLimit", "Resources", "launch failed requeued held"]
+    text = summary("x", runs)
+    assert "  1 for PartitionTimeLimit: never starts: lower cluster.minutes to the partition's limit" in text
+    assert "held: could not start on its node and is held: scontrol release JOB" in text
+
+
+def test_a_single_job_is_no_array(folder, slurm):
+    submitted(folder, (3,))
+    (slurm / "squeue.txt").write_text("77_N/A|RUNNING|None\n")
+    assert states(folder)[-1] == "running"
+
+
+def test_control_codes_of_logs_reach_no_terminal(folder):
+    log = folder / "dqn/cartpole/default/seed=1.log"
+    log.write_bytes(b"\x1b[31mValueError: \x1b]0;owned\x07\x1b[2J \xc2\x9b31m it broke\x1b[0m\n")
+    text = summary("x", sweep_status(SweepFolder(folder)))
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert "ValueError: \\x1b]0;owned\\x07\\x1b[2J \\x9b31m it broke" in text
+    (folder / "dqn/cartpole/default/seed=1.failed").write_text(json.dumps({"last_line": "a\x1b[2Jb"}))
+    assert "seed=1: a\\x1b[2Jb" in summary("x", sweep_status(SweepFolder(folder)))
+
+
+def test_a_run_that_stopped_by_itself_has_failed(folder):
+    run = folder / "dqn/cartpole/default/seed=2"
+    (run / "failed.json").write_text(json.dumps({"last_line": "loss is not finite from frame 80 on"}))
+    status = sweep_status(SweepFolder(folder))[2]
+    assert (status.state, status.last_line) == ("failed", "loss is not finite from frame 80 on")
 
 
 def test_states_frames_and_returns(folder):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sweep import SweepError, flat, override, planned_runs
+
+from slurm.sweep import SweepError, flat, override, planned_runs
 
 
 def test_every_seed_of_every_point_of_every_variant():
@@ -44,6 +45,14 @@ def test_long_settings_are_cut_and_stay_distinct():
     ("sweep", "sentence"),
     [
         ({"recipe": "iq", "seeds": 1}, "sweep.grid must hold at least one list of settings"),
+        ({"recipe": "iq", "base": {"run": {"seed": 1}}, "grid": {"x": [1]}}, "sweep.base.run.seed must not be set"),
+        (
+            {"recipe": "iq", "base": {"run.dir": "x"}, "grid": {"x": [1]}},
+            "base.run.dir .* root= and name= choose",
+        ),
+        ({"recipe": "iq", "grid": {"run": {"dir": ["x"]}}, "seeds": 1}, "sweep.grid.run.dir must not be set"),
+        ({"recipe": "iq", "variants": [{"run.seed": 1}], "seeds": 1}, r"sweep.variants\[0\].run.seed must not be set"),
+        ({"recipe": "iq", "variants": [{"x": 1, "grid": {"x": [1]}}], "seeds": 1}, "got x in both"),
         (
             {"recipe": "iq", "grid": {"algo": {"tau": []}}, "seeds": 1},
             "sweep.grid.algo.tau must hold at least one value",

@@ -1,0 +1,1 @@
+"""Sweeps: one submitit array on SLURM, or the same runs on this machine."""
