@@ -133,6 +133,26 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert "usage: torchrl-reg " + name in capsys.readouterr().out
 
 
+def test_launch_and_status_pass_their_words_on(tmp_path: Path) -> None:
+    def ask(*words: str, folder: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torchrl_reg.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+    pytest.importorskip("submitit")
+    done = ask("launch", "sweep=dqn_versus_m_dqn", "dry=true", "check=false", "cluster=local", "sweep.seeds=1")
+    assert done.returncode == 0 and done.stdout.count("recipes/m_dqn.py env=") == 2, done.stderr
+    refused = ask("status", "nothing", "--root", str(tmp_path), "--json")
+    assert refused.returncode == 1 and "must be the folder of a launched sweep" in refused.stderr
+
+
+def test_an_installation_without_the_source_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["launch", "sweep=dqn_versus_m_dqn"]) == 1
+    assert "clone the repository and pip install -e" in capsys.readouterr().err
+
+
 def test_a_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     make_runs(tmp_path, dqn=1.0)
     code = (

@@ -17,10 +17,14 @@ COMMANDS = {
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
     "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
+    "launch": "starts a sweep: one array on SLURM, or the same runs on this machine",
+    "status": "how a sweep is doing: done, running, waiting and why, failed and why, time left",
     "watch": "live curves, progress and time left of running runs in the terminal",
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
+#: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.sweeps``.
+_PASSED_ON = ("launch", "status")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(words)
-    parsed = parser.parse_args(words)
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown and parsed.command not in _PASSED_ON:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if parsed.command is None:
         parser.print_help()
         return 0
@@ -60,9 +66,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     for name, what in COMMANDS.items():
         below = subparsers.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         if name in words[:1]:
-            module = importlib.import_module(f"torchrl_reg.commands.{name}")
+            module = importlib.import_module(f"torchrl_reg.commands.{'sweeps' if name in _PASSED_ON else name}")
             module.add_arguments(below)
-            below.set_defaults(run=module.run)
+            below.set_defaults(run=module.run, words=words[1:])
     return parser
 
 
