@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_plots_of_curves_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "curves end where the shortest seed does: dqn on atari/Pong at 100 of 200 frames." in err
     assert "seeds were run at several commits: dqn on atari/Pong" in err
     assert ("dqn is in no aggregate, as it lacks atari/Boxing." in err) == (kind == "aggregate")
+
+
+@pytest.mark.parametrize("command", ["table", "report"])
+def test_one_run_in_two_folders_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """``iq.py`` and ``iq.py policy=multicategorical`` are alike."""
+    make_runs(tmp_path, dqn=1.0)
+    shutil.copytree(tmp_path / "dqn/seed=1", tmp_path / "dqn/env=atari/seed=1")
+    (tmp_path / "dqn/seed=1/done.json").unlink()
+    assert main([command, str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert f"{tmp_path}/dqn/seed=1 is the same run as {tmp_path}/dqn/env=atari/seed=1, which alone counts." in err
+    assert err.count("\n") == 1 and (command == "report" or "| atari/Pong | dqn | 3 | 200 |" in out)
 
 
 def test_ignored_settings_are_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

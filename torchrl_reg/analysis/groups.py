@@ -92,6 +92,22 @@ def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[
     ]
 
 
+def without_repetitions(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """``runs`` without those that repeat another (recipe, seed and every setting alike), and a sentence on each.
+
+    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders; the one that is done, else further, stays.
+    """
+    found: dict[Any, RunRecord] = {}
+    sentences = []
+    for run in sorted(runs, key=lambda run: (run.done is None, -run.frames if run.done is None else 0, run.path)):
+        settings = tuple(sorted((key, _comparable(value)) for key, value in run.config.items()))
+        kept = found.setdefault((run.script or run.recipe, run.env, run.seed, repr(settings)), run)
+        if kept is not run:
+            sentences.append(f"{run.path} is the same run as {kept.path}, which alone counts")
+    kept_paths = {run.path for run in found.values()}
+    return [run for run in runs if run.path in kept_paths], sentences
+
+
 def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | None) -> list[Group]:
     varied = varied_settings(runs)
     if by is None:

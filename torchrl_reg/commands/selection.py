@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from typing import TypeVar
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.groups import Group, group_runs, shown, without_settings
+from torchrl_reg.analysis.groups import Group, group_runs, shown, without_repetitions, without_settings
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 
 Item = TypeVar("Item")
@@ -76,7 +76,9 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
         )
     # Environments are chosen before methods are named, so that labels say what differs on those chosen.
     runs = _matching("env", arguments.env, {run.env for run in runs}, runs, lambda run: run.env)
-    groups = group_runs(ignoring(runs, arguments.ignore), arguments.by)
+    runs, repeated = without_repetitions(ignoring(runs, arguments.ignore))
+    warn(repeated)
+    groups = group_runs(runs, arguments.by)
     labels = {group.method for group in groups}
     return _matching("method", arguments.method, labels, groups, lambda group: group.method)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torchrl_reg.analysis.documents import read_json, read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.groups import Group, group_runs, without_settings
+from torchrl_reg.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.analysis.planned import not_begun
 from torchrl_reg.analysis.runs import RunRecord, find_runs, is_seen
 
@@ -101,7 +101,8 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
     """
     skipped: list[str] = []
     runs = find_runs(folder, skipped=skipped, training=True)
-    runs = without_settings(runs, ignore) if ignore else runs
+    runs, repeated = without_repetitions(without_settings(runs, ignore) if ignore else runs)
+    skipped += [f"{sentence}." for sentence in repeated]
     failures = tuple(_failures(folder))
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
     begun = {_relative(run.path, folder) for run in runs}
