@@ -95,7 +95,7 @@ def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[
 def without_repetitions(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
     """``runs`` without those that repeat another (recipe, seed and every setting alike), and a sentence on each.
 
-    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders; the one that is done, else further, stays.
+    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders. That which is done, else further, stays.
     """
     found: dict[Any, RunRecord] = {}
     sentences = []
