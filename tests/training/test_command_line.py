@@ -13,7 +13,7 @@ import tiny_dqn
 from hydra.core.config_store import ConfigStore
 
 from torchrl_reg.training import RecipeConfig, files, metrics, recipe
-from torchrl_reg.training.command_line import default_folder
+from torchrl_reg.training.overrides import default_folder
 
 
 @pytest.fixture
@@ -61,6 +61,48 @@ def test_an_environment_may_bring_network_and_hyperparameters_and_the_user_wins(
     assert cfg.algo.lr == 0.5
 
 
+@pytest.mark.parametrize("folder", ["results/tiny/env=x,algo.lr=0.1/seed=0", "a (b) [c]: it's, {d}", "plain", "ä/ö"])
+def test_any_path_may_be_the_folder(command, folder):
+    _, err, cfg = command(f"run.dir={folder}")
+    assert (cfg.run.dir, err) == (folder, "")
+    _, err, cfg = command(f'run.dir="{folder}"')
+    assert (cfg.run.dir, err) == (folder, "")
+
+
+def test_integers_in_scientific_notation(command):
+    _, _, cfg = command("algo.total_frames=1e6", "net.cells=[1e1,2.0,64]", "algo.lr=1e-3")
+    assert (cfg.algo.total_frames, list(cfg.net.cells), cfg.algo.lr) == (1_000_000, [10, 2, 64], 1e-3)
+    assert isinstance(cfg.algo.total_frames, int)
+    _, _, seen = command("-m", "algo.total_frames=1e3,2.5e3")
+    assert [cfg.algo.total_frames for cfg in seen] == [1000, 2500]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([], ["net=small"]),
+        ([], ["env=cartpole", "algo.lr=1e-3", "env.max_episode_frames=60", "run.device=auto"]),
+        (["env=acrobot"], ["env=acrobot", "net=wide", "algo.lr=5e-5"]),
+        (["algo.lr=0.10"], ["net.cells=[16]", "algo.lr=.1"]),
+        (["algo.prioritized=True", "algo.max_grad_norm=null"], ["algo.prioritized=yes"]),
+        (["env=acrobot", "+paper=quick"], ["+paper=quick", "algo.total_frames=160", "env=acrobot"]),
+        (["algo.total_frames=2000"], ["algo.total_frames=2e3"]),
+    ],
+)
+def test_one_run_has_one_folder_however_it_is_written(command, one, other):
+    assert command(*one)[2].run.dir == command(*other)[2].run.dir
+
+
+def test_settings_that_matter_stay_in_the_name(command):
+    assert command("env=acrobot", "algo.lr=1e-3")[2].run.dir == "results/tiny_dqn/acrobot/algo.lr=0.001/seed=0"
+    assert command("env=acrobot", "net=small")[2].run.dir == "results/tiny_dqn/acrobot/net=small/seed=0"
+
+
+def test_a_folder_named_by_an_earlier_version_is_used_again(command, tmp_path):
+    (tmp_path / "results/tiny_dqn/cartpole/net=small/seed=0").mkdir(parents=True)
+    assert command("net=small")[2].run.dir == "results/tiny_dqn/cartpole/net=small/seed=0"
+
+
 def test_a_preset_overrides_the_environment(command):
     _, _, cfg = command("env=acrobot", "+paper=quick")
     assert (cfg.algo.lr, cfg.algo.total_frames) == (0.02, 160)
@@ -104,6 +146,12 @@ def test_a_preset_overrides_the_environment(command):
             ["algo.lr=0.1,0.2"],
             "Ambiguous value for argument 'algo.lr=0.1,0.2'; to sweep over it add -m, to pass a list write [a,b].",
         ),
+        (["~env"], "~env would remove env, which this recipe needs; set it instead, env=<value>."),
+        (["~algo.lr"], "~algo.lr would remove algo.lr, which this recipe needs; set it instead, algo.lr=<value>."),
+        (["algo.lr=inf"], "algo.lr must be a finite number, got inf."),
+        (["algo.lr=nan"], "algo.lr must be a finite number, got nan."),
+        (["algo.num_envs=2.5e0"], "algo.num_envs must be an integer, got '2.5'."),
+        (["algo.num_envs=1e40"], "algo.num_envs must be an integer, got '1e+40'."),
         (["algo.gamma=2"], "algo.gamma must be in [0, 1], got 2.0."),
         (["run.seed=-1"], "run.seed must be at least 0, got -1."),
         (

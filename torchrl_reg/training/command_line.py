@@ -10,39 +10,37 @@ import dataclasses
 import inspect
 import json
 import os
-import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from hashlib import sha256
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.training.config_errors import (
     check_flags,
+    check_removals,
     explain,
     explain_value,
     extra_settings,
     unknown_setting,
 )
 from torchrl_reg.training.errors import ConfigError, Interrupted, is_user_error
+from torchrl_reg.training.overrides import default_folder, readable, telling
 from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.settings import RecipeConfig, validate
 
 Train = Callable[[Any], Path]
 
-# Overrides that do not belong in the default folder's name: they are in it already, or cosmetic.
-_UNNAMED = ("run.dir", "run.seed", "run.loggers", "run.progress", "env", "hydra")
-_LONGEST_NAME = 120
 _STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -78,7 +76,9 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     def main() -> None:
         if sys.argv[1:] == ["--check"]:
             return _check(json.load(sys.stdin), config_class, conf, name)
+        sys.argv[1:] = readable(sys.argv[1:], config_class)
         check_flags(sys.argv[1:], _fail)
+        check_removals(sys.argv[1:], _fail)
         entry = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
         try:
             with _full_hydra_errors(), _signals_as_exceptions():
@@ -118,14 +118,30 @@ def _run_once(cfg: DictConfig, config_class: type, script: Path, train: Train) -
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
     COMMAND.set(shlex.join(["python", shown, *overrides]))
     if cfg.run.dir is None:
-        choices = HydraConfig.get().runtime.choices
-        cfg.run.dir = str(default_folder(script.stem, choices.get("env"), overrides, cfg.run.seed))
+        cfg.run.dir = str(_folder(cfg, overrides, script))
     config = _typed(cfg, config_class, script.parent / "conf")
     folder = RunFolder(config)
     if folder.is_done:
         print(f"already finished: {folder.path}", flush=True)
         return folder.path
     return train(config)
+
+
+def _folder(cfg: DictConfig, overrides: Sequence[str], script: Path) -> Path:
+    """The default folder, named by the settings that differ from the defaults however they were written."""
+
+    def composed(chosen: Sequence[str]) -> DictConfig:
+        with ExitStack() as stack:
+            if not GlobalHydra().is_initialized():  # in a worker of a launcher
+                conf = str(script.parent / "conf")
+                stack.enter_context(hydra.initialize_config_dir(version_base="1.3", config_dir=conf))
+            return hydra.compose(config_name=script.stem, overrides=list(chosen))
+
+    env = HydraConfig.get().runtime.choices.get("env")
+    as_typed = default_folder(script.stem, env, overrides, cfg.run.seed)
+    if as_typed.exists():  # of an earlier version, which named it so
+        return as_typed
+    return default_folder(script.stem, env, telling(overrides, cfg, composed), cfg.run.seed)
 
 
 def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, name: str) -> None:
@@ -136,7 +152,9 @@ def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, na
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
             for overrides in settings:
-                config = _typed(hydra.compose(config_name=name, overrides=list(overrides)), config_class, conf)
+                words = readable(overrides, config_class)
+                check_removals(words, _fail)
+                config = _typed(hydra.compose(config_name=name, overrides=words), config_class, conf)
                 print(json.dumps(dataclasses.asdict(config), default=str))
     except Exception as error:
         sentence = str(error) if is_user_error(error) else explain(error, config_class, conf)
@@ -155,24 +173,6 @@ def _typed(cfg: DictConfig, config_class: type, conf: Path) -> Any:
         raise ConfigError(explain_value(error, error, config_class, conf)) from error
     validate(config)
     return config
-
-
-def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: int) -> Path:
-    """``results/<name>/<env>/<overrides or "default">/seed=<seed>``: the path tells the settings.
-
-    >>> str(default_folder("m_dqn", "acrobot", ["env=acrobot", "algo.tau=0.1", "run.seed=3"], 3))
-    'results/m_dqn/acrobot/algo.tau=0.1/seed=3'
-    """
-    named = sorted(
-        text.lstrip("+~")
-        for text in overrides
-        if (key := text.lstrip("+~").partition("=")[0]) not in _UNNAMED and not key.startswith("hydra")
-    )
-    settings = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", ",".join(named)) or "default"
-    if len(settings) > _LONGEST_NAME:
-        digest = sha256(settings.encode()).hexdigest()[:8]
-        settings = f"{settings[: _LONGEST_NAME - 9]}-{digest}"
-    return Path("results") / name / re.sub(r"[^\w.-]+", "-", env or "none") / settings / f"seed={seed}"
 
 
 def _fail(sentence: str) -> NoReturn:

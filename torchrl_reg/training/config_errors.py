@@ -40,6 +40,14 @@ def check_flags(arguments: Sequence[str], fail: Callable[[str], Any]) -> None:
             fail(_unreadable(argument, None))
 
 
+def check_removals(words: Sequence[str], fail: Callable[[str], Any]) -> None:
+    """Fails on ``~env`` and the like: what a recipe does not get it cannot run with, and what it ignores it hides."""
+    for word in words:
+        if word.startswith("~") and not word.startswith("~hydra"):
+            name = word[1:].partition("=")[0]
+            fail(f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>.")
+
+
 def explain(error: Exception, config_class: type, conf: Path) -> str | None:
     """The sentence for an error of the command line or of a YAML file; None for anything else."""
     cause = error.__cause__
