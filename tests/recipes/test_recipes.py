@@ -208,6 +208,16 @@ BAD = [
     (["algo.eps_start=2"], "algo.eps_start"),
     (["algo.adam_eps=-1"], "algo.adam_eps"),
     (["algo.learning_starts_frames=-5"], "algo.learning_starts_frames"),
+    (
+        ["algo.learning_starts_frames=60000"],
+        "algo.learning_starts_frames must be < algo.total_frames = 60,000, to learn",
+    ),
+    (["algo.update_every_frames=59001"], "algo.update_every_frames must be <= 59,000, the frames that learning lasts"),
+    (["algo.update_every_frames=inf"], "algo.update_every_frames must be a finite number, got inf."),
+    (["algo.learning_rate=inf"], "algo.learning_rate must be a finite number, got inf."),
+    (["algo.clip_min=-inf"], "algo.clip_min must be a finite number, got -inf."),
+    (["algo.batch_size=100000000000000000000"], "algo.batch_size must be an integer below 2^63"),
+    (["~env"], "~env would remove env, which this recipe needs"),
 ]
 
 

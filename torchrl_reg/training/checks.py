@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from torchrl_reg.training.errors import require
@@ -27,6 +29,7 @@ def check_replay_learning(algo: Any) -> None:
         require(settings[name] >= 0, f"algo.{name}", ">= 0", settings[name])
     for name in (name for name in _PROBABILITIES if name in settings):
         require(0 <= settings[name] <= 1, f"algo.{name}", "in [0, 1]", settings[name])
+    _check_that_something_is_learnt(settings)
     rate = settings.get("target_rate", 1.0)
     require(0 < rate <= 1, "algo.target_rate", "in (0, 1]", rate)
     n_steps = settings.get("n_steps", 1)
@@ -34,3 +37,37 @@ def check_replay_learning(algo: Any) -> None:
     losses = ("smooth_l1", "l2", "l1")
     chosen = settings.get("loss_function", "l2")
     require(chosen in losses, "algo.loss_function", f"one of {losses}", chosen)
+
+
+def without_effect(algo: Any) -> list[str]:
+    """A sentence on each setting of a recipe's ``algo`` that this run is too short for."""
+    settings = vars(algo) if hasattr(algo, "__dict__") else {}
+    found, updates = [], _planned_updates(settings)
+    period, total = settings.get("target_period_updates", 0), settings.get("total_frames", math.inf)
+    if updates is not None and updates < period:
+        found.append(f"algo.target_period_updates={period:,} has no effect: this run makes {updates:,} updates")
+    annealed = settings.get("learning_starts_frames", 0) + settings.get("eps_frames", 0)
+    if annealed > total and settings.get("eps_start") != settings.get("eps_end"):
+        found.append(
+            f"algo.eps_end={settings['eps_end']} is never reached: epsilon is annealed until frame {annealed:,}, "
+            f"and this run ends at {total:,}"
+        )
+    return found
+
+
+def _check_that_something_is_learnt(settings: Mapping[str, Any]) -> None:
+    updates = _planned_updates(settings)
+    if updates is None:
+        return
+    total, starts = settings["total_frames"], settings.get("learning_starts_frames", 0)
+    require(starts < total, "algo.learning_starts_frames", f"< algo.total_frames = {total:,}, to learn at all", starts)
+    every = settings["update_every_frames"]
+    require(updates > 0, "algo.update_every_frames", f"<= {total - starts:,}, the frames that learning lasts", every)
+
+
+def _planned_updates(settings: Mapping[str, Any]) -> int | None:
+    """How many updates a run makes; None where that is not a matter of settings."""
+    if not {"total_frames", "update_every_frames"} <= settings.keys():
+        return None
+    learning = max(0, settings["total_frames"] - settings.get("learning_starts_frames", 0))
+    return int(learning // settings["update_every_frames"])

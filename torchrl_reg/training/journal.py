@@ -111,6 +111,17 @@ class Journal:
         if self._settings.progress:
             self._progress.say(text)
 
+    def draw_curves(self) -> None:
+        """Draws ``curves.png``; whatever stands in its way, the run itself is done."""
+        try:
+            from torchrl_reg.training.curves import draw_curves
+
+            draw_curves(self._path)
+        except ModuleNotFoundError as error:
+            print(f"no curves.png: {error.name} is not installed.", file=sys.stderr)
+        except Exception as error:
+            print(f"no curves.png: {type(error).__name__}: {' '.join(str(error).split())}.", file=sys.stderr)
+
     def stop(self) -> None:
         """Closes the progress line."""
         self._progress.close()

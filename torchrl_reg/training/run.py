@@ -17,6 +17,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.checkpoint import CheckpointFolder
+from torchrl_reg.training.checks import without_effect
 from torchrl_reg.training.collection import cut_episodes, finished_returns, make_collector
 from torchrl_reg.training.device import named_device
 from torchrl_reg.training.env_state import EnvironmentState
@@ -269,7 +270,7 @@ class Run:
             self._evaluate()
         self._save_checkpoint(with_replay=False)
         self._checkpoints.keep_only_last()
-        self._draw_curves()
+        self._journal.draw_curves()
         self._folder.close(
             {
                 "frames": self.frames,
@@ -320,6 +321,8 @@ class Run:
             self._checkpoints.save(self.frames, with_replay=with_replay)
 
     def _announce(self, environments: EnvironmentState, resumed: bool) -> None:
+        for sentence in without_effect(getattr(self._folder.config, "algo", None)):
+            print(f"warning: {sentence}.", file=sys.stderr, flush=True)
         if resumed:
             self._journal.resume()
             self._journal.say(f"resuming {self.path} at frame {self.frames:,}")
@@ -384,16 +387,6 @@ class Run:
             if problem is not None:
                 self._policy_file = None
                 self._journal.say(f"load_policy will not find this policy: {problem}")
-
-    def _draw_curves(self) -> None:
-        try:
-            from torchrl_reg.training.curves import draw_curves
-
-            draw_curves(self.path)
-        except Exception as error:  # whatever it is: the run itself is done
-            missing = isinstance(error, ModuleNotFoundError)
-            reason = f"{error.name} is not installed" if missing else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
-            print(f"no curves.png: {' '.join(reason.split())}.", file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

@@ -71,6 +71,7 @@ def validate(config: Any) -> None:
     """
     for name, value in _numbers(config, ""):
         require(math.isfinite(value), name, "a finite number", value)
+        require(isinstance(value, float) or abs(value) < 2**63, name, "an integer below 2^63", value)
     _validate(config)
 
 
@@ -84,8 +85,8 @@ def _validate(config: Any) -> None:
 
 
 def _numbers(node: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Every float in ``node``, with its dotted name."""
-    if isinstance(node, float):
+    """Every number in ``node``, with its dotted name."""
+    if isinstance(node, int | float):
         yield name, node
     elif isinstance(node, list | tuple):
         for index, item in enumerate(node):
