@@ -175,6 +175,11 @@ def test_beta_moves_towards_one_over_the_loss_within_bounds() -> None:
     for _ in range(20):
         last = after(1e9)
     assert last == (0.5, 0.5)
+    wide = BellmanErrorCoefficient(1.0, rate=0.25, inverse=True, low=0.5, high=100.0, error_floor=0.01)
+    for error in (0.0, 0.001, 0.01):  # the floor, not the bound, is what holds it
+        wide.assign(1.0)
+        wide.observe(torch.tensor(error))
+        assert round(float(wide.value), 6) == 0.75 * 1 + 0.25 / 0.01
     for bad in ({"low": 0.0}, {"low": 2.0, "high": 1.0}, {"error_floor": 0.0}):
         with pytest.raises(ValueError, match="low <= high|error_floor"):
             BellmanErrorCoefficient(1.0, rate=0.1, **bad)

@@ -99,6 +99,22 @@ def test_one_dimension_is_a_categorical() -> None:
     torch.testing.assert_close(dist.log_prob(index), logits.log_softmax(-1).gather(-1, index).squeeze(-1))
 
 
+@pytest.mark.parametrize("kind", BINS)
+def test_logits_see_the_units_of_their_own_dimension_and_of_earlier_ones(kind: str) -> None:
+    actor = make(BINS[kind])
+    starts = [sum(BINS[kind][:d]) for d in range(len(BINS[kind]) + 1)]
+    units = actor.features.out_features // len(BINS[kind])
+    td, index = observations(5), all_indices(BINS[kind])[-1].expand(5, -1)
+    before = [c.clone() for c in actor.get_dist(td).conditionals(index).log_pi.unbind(-2)]
+    for d in range(len(BINS[kind])):
+        changed = make(BINS[kind])
+        with torch.no_grad():
+            changed.features.bias[d * units : (d + 1) * units] += 1.0
+        after = changed.get_dist(td).conditionals(index).log_pi.unbind(-2)
+        moved = [not torch.equal(x, y) for x, y in zip(before, after, strict=True)]
+        assert moved == [other >= d for other in range(len(starts) - 1)]
+
+
 def test_greedy_takes_the_likeliest_bin_of_each_conditional() -> None:
     dist = make(BINS["ragged"]).get_dist(observations(20))
     index = dist.mode_index

@@ -81,6 +81,16 @@ def test_actions_between_bins_go_to_the_nearest() -> None:
     assert dist.index(torch.tensor([0.09, 0.11])).tolist() == [5, 6]
 
 
+@pytest.mark.parametrize("num_bins", [2, 3, 11])
+def test_the_border_between_two_bins_is_half_way(num_bins: int) -> None:
+    low, high = torch.tensor([-1.0, 0.3, -2.0], dtype=torch.float64), torch.tensor([1.0, 0.7, 5.0], dtype=torch.float64)
+    bins = ActionBins.build(low, high, num_bins)
+    index = torch.arange(num_bins).unsqueeze(-1).expand(-1, 3)
+    half = 0.499 * (high - low) / (num_bins - 1)
+    for side in (-1, 1):
+        assert torch.equal(bins.index(bins.action(index) + side * half), index)
+
+
 @pytest.mark.parametrize("kind", BINS)
 def test_moments_mode_and_entropy(kind: str) -> None:
     dist = make(kind, 3)

@@ -129,6 +129,24 @@ def test_masked_rows_do_not_count_even_if_nan(case: Any, batch: Any) -> None:
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
+def test_two_masks_keep_the_rows_that_both_keep(case: Any, batch: Any) -> None:
+    data = batch(8)
+    padding = torch.tensor([True, True, False, True, False, True, True, True])
+    crossing = torch.tensor([True, False, False, True, True, True, False, True])
+    both = padding & crossing
+    data["collector", "mask"], data["shifted_valid"] = padding.unsqueeze(-1), crossing.unsqueeze(-1)
+    for mask in (padding, crossing):
+        data["next", "reward"][~mask] = torch.nan
+    loss = case.loss()
+    torch.manual_seed(3)
+    out = loss(data)
+    out["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+    assert out["td_error"].isfinite()
+    if not case.quantile:  # random fractions differ with the batch shape
+        torch.testing.assert_close(out["loss"].detach(), value(case.loss(), data[both].exclude("collector")).detach())
+
+
 def test_masked_quantile_rows(cases: Any, batch: Any) -> None:
     loss = cases["m_iqn"].loss()
     data = batch(8)

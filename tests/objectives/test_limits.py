@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torchrl.objectives import DQNLoss
 
 from torchrl_reg.objectives import PolyakTargetUpdate
@@ -166,3 +167,29 @@ def test_mean_of_the_m_iqn_target_is_the_m_dqn_target(cases: Any, batch: Any) ->
         data, q=captured["s"], next_q=captured["next"], tau=m_dqn.tau, alpha=m_dqn.alpha, clip_min=m_dqn.clip_min
     )
     torch.testing.assert_close(target.mean(-1, keepdim=True), expected, rtol=0, atol=1e-12)
+
+
+def test_double_iqn_chooses_with_the_online_network(cases: Any, batch: Any) -> None:
+    case = cases["iqn_double"]
+    actor = case.actor()
+    # Quantiles that do not depend on the fraction: then IQN is double DQN.
+    nn.init.zeros_(actor.quantile_network.embedding.weight)
+    nn.init.ones_(actor.quantile_network.embedding.bias)
+    loss, data = case.loss(actor, perturb=False), batch(64)
+    generator = torch.Generator().manual_seed(5)
+    for key, p in loss._target_params().items(True, True):
+        if "embedding" not in key:
+            p.data.add_(torch.randn(p.shape, generator=generator))
+    online, target = (bound.network.quantile_network for bound in loss._bound(data))
+
+    def q(net: Any, observation: torch.Tensor) -> torch.Tensor:
+        return net(observation, torch.full((64, 1), 0.5)).squeeze(1)
+
+    following = data["next", "observation"]
+    chosen, greedy = q(online, following).argmax(-1), q(target, following).argmax(-1)
+    assert (chosen != greedy).any()
+    next_q = q(target, following).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    alive = ~data["next", "terminated"].squeeze(-1)
+    expected = data["next", "reward"].squeeze(-1) + 0.9 * alive * next_q
+    error = expected - q(online, data["observation"]).gather(-1, data["action"].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(loss(data)["td_error"], error.abs().mean())

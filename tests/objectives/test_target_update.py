@@ -58,3 +58,18 @@ def test_bad_arguments(cases: Any) -> None:
         HardTargetUpdate(build(cases), period_updates=0)
     with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got 0"):
         PolyakTargetUpdate(build(cases), rate=0)
+
+
+@pytest.mark.parametrize("kind", [HardTargetUpdate, PolyakTargetUpdate])
+def test_a_cast_between_steps_is_followed(cases: Any, kind: Any) -> None:
+    loss = build(cases)
+    update = kind(loss, **({"period_updates": 1} if kind is HardTargetUpdate else {"rate": 1.0}))
+    for cast in (loss.double, loss.bfloat16, loss.float):
+        update.step()
+        cast()
+        with torch.no_grad():
+            for p in loss.parameters():
+                p.add_(2.0)
+        update.step()
+        online, target = (dict(p.items(True, True)) for p in (loss.value_network_params, loss._target_params()))
+        assert all(target[key].equal(tensor) for key, tensor in online.items())

@@ -389,3 +389,19 @@ def test_on_gpu(case: Any) -> None:
     out = loss(data)
     assert out["loss"].device.type == "cuda" and data["td_error"].device.type == "cuda"
     torch.testing.assert_close(out["loss"].cpu(), case.loss()(case.batch(9))["loss"], rtol=1e-3, atol=1e-5)
+
+
+def test_two_masks_keep_the_steps_that_both_keep(case: Any) -> None:
+    data = case.batch(6)
+    shape = data.batch_size
+    generator = torch.Generator().manual_seed(4)
+    padding, crossing = (torch.rand(*shape, generator=generator) < 0.7 for _ in range(2))
+    data["collector", "mask"], data["shifted_valid"] = padding.unsqueeze(-1), crossing.unsqueeze(-1)
+    for mask in (padding, crossing):
+        for key in ("observation", ("next", "observation"), ("next", "reward")):
+            data[key][~mask] = torch.nan
+    loss = case.loss()
+    out = loss(data)
+    out["loss"].backward()
+    assert out["loss"].isfinite() and out["td_error"].isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters())

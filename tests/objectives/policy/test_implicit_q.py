@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 from torchrl.data import Categorical
 from torchrl.modules import ProbabilisticActor, QValueActor, ValueOperator
 
+from torchrl_reg.modules import FlowActor, gaussian_actor
 from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate, SoftDQNLoss
 
 GAMMA, TAU, ALPHA = 0.9, 0.5, 0.5
@@ -223,3 +224,51 @@ def test_naf_is_a_gaussian_special_case(cases: Any) -> None:
     naf_target = reward + GAMMA * goes_on * naf_value(data["next", "observation"]).squeeze(-1)
     torch.testing.assert_close(loss(data)["loss"], (quadratic - naf_target).square(), rtol=0, atol=1e-11)
     assert constant.abs() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_the_bonus_of_a_density_may_be_positive(cases: Any, value_network: Any, kind: str) -> None:
+    torch.manual_seed(0)
+    box = {"low": [-0.05, -0.1], "high": [0.05, 0.1]}  # so small that densities exceed 1
+    actor = gaussian_actor(nn.Linear(4, 4), **box) if kind == "gaussian" else FlowActor(nn.Linear(4, 8), 8, **box)
+    loss = ImplicitQLoss(actor, value_network(), tau=TAU, alpha=ALPHA, clip_min=-0.3)
+    loss.make_value_estimator(gamma=GAMMA)
+    PolyakTargetUpdate(loss, rate=0.5)
+    data = cases["m_iq_gaussian"].batch(64)
+    data["action"] = data["action"] * 0.0499
+    with torch.no_grad():
+        tau_log_pi = TAU * actor.get_dist(data).log_prob(data["action"])  # the target policy is still the same
+    assert (tau_log_pi > 0).any()
+    out = loss(data)
+    torch.testing.assert_close(out["bonus"], ALPHA * tau_log_pi.clamp(min=-0.3).mean())
+    value = actor_free_value(loss, data)
+    target = data["next", "reward"].squeeze(-1) + ALPHA * tau_log_pi.clamp(min=-0.3) + GAMMA * value["next"]
+    torch.testing.assert_close(out["loss"].detach(), (target - value["here"] - tau_log_pi).square().mean())
+
+
+def actor_free_value(loss: Any, data: Any) -> dict[str, Tensor]:
+    """V(s) and the masked V(s'); the target network still is the online one."""
+    network = loss.value_network.module
+    alive = ~data["next", "terminated"].squeeze(-1)
+    with torch.no_grad():
+        here, following = (network(x["observation"]).squeeze(-1) for x in (data, data["next"]))
+    return {"here": here, "next": alive * following}
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_nan_behind_a_terminal_state_under_a_mask(cases: Any, residual: bool) -> None:
+    case = cases["m_iq_residual"] if residual else cases["m_iq"]
+    data = case.batch(12)
+    mask = torch.arange(12) % 3 > 0
+    data["next", "terminated"] = (torch.arange(12) % 2 == 0).unsqueeze(-1)
+    data["next", "done"] = data["next", "terminated"].clone()
+    data["collector", "mask"] = mask.unsqueeze(-1)
+    gradients = []
+    for filler in (0.0, torch.nan):
+        rows = data.clone()
+        rows["next", "observation"][~mask | rows["next", "terminated"].squeeze(-1)] = filler
+        loss = case.loss()
+        loss(rows)["loss"].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in loss.parameters() if p.grad is not None]))
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(gradients[1], gradients[0])
