@@ -21,6 +21,7 @@ COMMANDS = {
     "status": "how a sweep is doing: done, running, waiting and why, failed and why, time left",
     "watch": "live curves, progress and time left of running runs in the terminal",
     "evaluate": "returns of a trained policy over more episodes, with intervals",
+    "play": "an episode of a trained policy, in a window or as a GIF or MP4",
     "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
 #: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.sweeps``.

@@ -45,7 +45,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         columns = evaluate(make_env(settings, episodes), policies, episodes=episodes, seed=seed)
         row = {"event": "eval", "frames": 96, "updates": 2, **columns}
         config = SimpleNamespace(env=settings, run=RunSettings(seed=seed, eval_episodes=episodes))
-        assert PolicyFile(folder, config).write(policies, row) is None
+        PolicyFile(folder, config).write(policies, row)
+        assert (folder / "policy.safetensors").is_file()
         (folder / "config.yaml").write_text(f"env:\n  name: {settings.name}\nrun:\n  seed: {seed}\n")
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         (folder / "done.json").write_text(json.dumps({"frames": 96, "evaluation": row}))

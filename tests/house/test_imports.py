@@ -19,7 +19,7 @@ ALLOWED = {
     "envs": {"envs", "tabular"},
     "objectives": {"objectives", "modules", "regularizers", "functional", "torchrl_compat"},
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
-    "agents": {"agents", "modules", "regularizers", "envs"},
+    "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
     "training": {"training", "agents"},
     "analysis": {"analysis"},
     "doctor": {"doctor", "envs"},

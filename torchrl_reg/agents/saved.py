@@ -107,8 +107,8 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
 def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -> Any:
     """The trained policy of a run as a TensorDict actor on ``device``, frozen; nothing is unpickled.
 
-    It acts greedily under ``ExplorationType.DETERMINISTIC`` (TorchRL's default) and samples under ``RANDOM``, exactly
-    as its run evaluated it. Needs neither Hydra nor the environment.
+    It acts as its run evaluated it: greedily inside ``set_exploration_type(ExplorationType.DETERMINISTIC)``, and, as
+    every actor of TorchRL, sampling under ``RANDOM`` and where nothing is set. Needs neither Hydra nor the environment.
 
     Args:
         run_folder: of a run, an exported one, or the file ``policy.safetensors`` itself.

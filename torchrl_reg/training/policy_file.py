@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,27 @@ class PolicyFile:
 
     def __init__(self, folder: Path, config: Any) -> None:
         self._path = folder / POLICY_FILE
+        self._refused = False
         run = config.run
         self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
         env = getattr(config, "env", None)
         if dataclasses.is_dataclass(env) and not isinstance(env, type):
             self._facts["env"] = dataclasses.asdict(env)
 
-    def write(self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any]) -> str | None:
-        """Writes the file; why it cannot be written, if the policies are of a kind that could not be loaded."""
+    def write(
+        self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any], say: Callable[[str], None] = print
+    ) -> None:
+        """Writes the file; says once if the policies are of a kind that could not be loaded."""
+        if self._refused:
+            return
         row = {name: _finite(value) for name, value in strip_wall_clock(evaluation).items()}
         try:
             content = policy_bytes(policies, {**self._facts, "evaluation": row})
         except Undescribed as error:
-            return str(error)
+            self._refused = True
+            say(f"load_policy will not find this policy: {error}")
+            return
         write_atomically(self._path, content)
-        return None
 
 
 def _finite(value: Any) -> Any:

@@ -64,7 +64,7 @@ class Run:
         check_loggers(self.settings.loggers)
         self._journal = Journal(self.path, self.settings)
         self._watch = FiniteWatch(self.path, self.settings.on_nan)
-        self._policy_file: PolicyFile | None = PolicyFile(self.path, config)
+        self._policy_file = PolicyFile(self.path, config)
         self._granted_updates = 0
         self._tracked: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
@@ -378,15 +378,7 @@ class Run:
             device=self.device,
         )
         self._journal.evaluation(self.frames, columns)
-        self._save_policy(policies)
-
-    def _save_policy(self, policies: Mapping[str, Policy]) -> None:
-        """Keeps the policy that the last evaluation row is about, if it is of a kind that can be loaded."""
-        if self._policy_file is not None:
-            problem = self._policy_file.write(policies, self._journal.last_evaluation or {})
-            if problem is not None:
-                self._policy_file = None
-                self._journal.say(f"load_policy will not find this policy: {problem}")
+        self._policy_file.write(policies, self._journal.last_evaluation or {}, self._journal.say)
 
 
 def _quiet_libraries() -> None:

@@ -1,0 +1,22 @@
+"""The evaluated policy in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from tensordict.nn import TensorDictModule
+from torch import nn
+
+from torchrl_reg.training import RunSettings
+from torchrl_reg.training.policy_file import PolicyFile
+
+
+def test_a_policy_that_could_not_be_loaded_is_told_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    file = PolicyFile(tmp_path, SimpleNamespace(run=RunSettings()))
+    own = TensorDictModule(nn.Linear(4, 2), ["observation"], ["action"])
+    for frames in (100, 200):
+        file.write({"greedy": own}, {"event": "eval", "frames": frames}, said.append)
+    assert len(said) == 1 and said[0].startswith("load_policy will not find this policy: no description of ")
+    assert not list(tmp_path.iterdir())
