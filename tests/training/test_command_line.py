@@ -69,6 +69,11 @@ def test_any_path_may_be_the_folder(command, folder):
     assert (cfg.run.dir, err) == (folder, "")
 
 
+def test_a_path_in_hydras_own_language_stays(command):
+    for written in (r"a\=b/seed\=0", "'a=b/seed=0'", '"a=b/seed=0"'):
+        assert command(f"run.dir={written}")[2].run.dir == "a=b/seed=0"
+
+
 def test_integers_in_scientific_notation(command):
     _, _, cfg = command("algo.total_frames=1e6", "net.cells=[1e1,2.0,64]", "algo.lr=1e-3")
     assert (cfg.algo.total_frames, list(cfg.net.cells), cfg.algo.lr) == (1_000_000, [10, 2, 64], 1e-3)

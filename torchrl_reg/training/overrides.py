@@ -34,8 +34,7 @@ def readable(words: Sequence[str], config_class: type) -> list[str]:
         name, equals, value = word.partition("=")
         setting = name.lstrip("+")
         if setting == "run.dir" and _wants_quotes(value, sweeping):
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            value = f"'{escaped}'"
+            value = "'" + value.replace("'", "\\'") + "'"
         elif setting in integers:
             value = re.sub(rf"(?<![\w.]){_NUMBER}(?![\w.])", lambda match: _as_integer(match[0]), value)
         found.append(f"{name}{equals}{value}")
@@ -43,7 +42,7 @@ def readable(words: Sequence[str], config_class: type) -> list[str]:
 
 
 def _wants_quotes(value: str, sweeping: bool) -> bool:
-    if value == "null" or "${" in value or value[:1] in "'\"" or not value:
+    if not value or value == "null" or value[0] in "'\"" or "${" in value or "\\" in value:  # Hydra's own language
         return False
     if sweeping and "," in value and "=" not in value:
         return False
