@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from torchrl_reg.analysis.synthetic_trees import draw_bandit, draw_trees, trees_table
 from torchrl_reg.planning import (
     MENTS,
     PUCT,
@@ -33,6 +32,7 @@ from torchrl_reg.planning import (
     softmax_bandit,
 )
 from torchrl_reg.regularizers import HardMax
+from torchrl_reg.studies.synthetic_trees import draw_bandit, draw_trees, trees_table
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.training.files import write_atomically
 

@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchrl_reg.analysis.gridworlds import draw_grid_curves, draw_priors, grid_table
 from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.studies.gridworlds import draw_grid_curves, draw_priors, grid_table
 from torchrl_reg.tabular import (
     METHODS,
     MIRL_WORLDS,

@@ -15,6 +15,7 @@ from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     interquartile_mean,
     mean,
+    mean_interval,
     optimality_gap,
     performance_profile,
     probability_of_improvement,
@@ -135,3 +136,14 @@ def test_bad_scores_end_in_one_sentence(scores: list, sentence: str) -> None:
         assert sentence in str(error.value)
     with pytest.raises(AnalysisError, match="same tasks, got 1 and 2"):
         probability_of_improvement([[1.0]], [[1.0], [2.0]])
+
+
+def test_the_interval_of_a_mean_over_seeds() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=(400, 2))
+    mean, low, high = mean_interval(values)
+    half = 1.96 * values.std(0) / 20
+    np.testing.assert_allclose(mean, values.mean(0))
+    np.testing.assert_allclose(high - mean, half, rtol=0.1)
+    np.testing.assert_allclose(mean - low, half, rtol=0.1)
+    one = mean_interval(values[:1])
+    assert np.array_equal(one[0], one[1]) and np.array_equal(one[0], one[2])

@@ -22,6 +22,7 @@ ALLOWED = {
     "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
     "training": {"training", "agents"},
     "analysis": {"analysis"},
+    "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs"},
     "commands": {"commands", "analysis", "doctor", "agents", "training", "envs"},
 }
@@ -54,7 +55,7 @@ def test_floors(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "torchrl_reg" and len(parts) > 1:
             assert parts[1] in ALLOWED[floor], f"{path.relative_to(ROOT)} must not import {name}"
-        if floor not in ("training", "analysis", "commands"):
+        if floor not in ("training", "analysis", "studies", "commands"):
             assert parts[0] not in TOP_FLOOR_ONLY, f"{path.relative_to(ROOT)} must not import {name}"
         if floor in ("functional", "tabular"):
             third_party = parts[0] not in sys.stdlib_module_names and parts[0] not in ("torch", "torchrl_reg")

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from torchrl_reg.analysis.synthetic_trees import draw_bandit, read_searches, trees_table
+from torchrl_reg.studies.synthetic_trees import draw_bandit, read_searches, trees_table
 from torchrl_reg.training import read_metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ments_trees.py"

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from torchrl_reg.analysis.gridworlds import (
+from torchrl_reg.studies.gridworlds import (
     SOLVED_FOR,
     SOLVED_WITHIN,
     draw_grid_curves,

@@ -12,11 +12,10 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis.aggregates import envs_of, known_method, longest, methods_of, task_scores
+from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.figures import (
-    COLORS,
-    GREY,
     add_legend,
     frames_axis,
     new_figure,
@@ -27,6 +26,7 @@ from torchrl_reg.analysis.figures import (
     styles,
 )
 from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.numbers import percent
 from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
@@ -143,7 +143,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     figure = new_figure(6.4, 1.1 + 0.19 * max(len(envs), 3))
     axes = styled(figure.add_subplot())
     axes.grid(axis="y", visible=False)
-    axes.barh(range(len(envs)), values, color=[COLORS[0] if value >= 0 else COLORS[1] for value in values], height=0.7)
+    axes.barh(range(len(envs)), values, color=[LIGHT[0] if value >= 0 else LIGHT[1] for value in values], height=0.7)
     axes.set_yticks(range(len(envs)), [env.removeprefix("atari/") for env in envs], fontsize=8)
     axes.set_ylim(-0.6, len(envs) - 0.4)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -214,17 +214,6 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
     if baseline == 0:
         raise AnalysisError(f"the baseline's mean return on {env} must not be 0 without a scale, got 0.")
     return 100 * (score - baseline) / abs(baseline)
-
-
-def percent(value: float) -> str:
-    """A signed percentage of two or three digits.
-
-    >>> percent(12.3), percent(-4.56), percent(-0.01), percent(0.04)
-    ('+12%', '-4.6%', '0.0%', '0.0%')
-    """
-    if abs(value) < 0.05:
-        return "0.0%"
-    return f"{value:+.0f}%" if abs(value) >= 9.95 else f"{value:+.1f}%"
 
 
 def _percent_axis(axes: Axes, largest: float) -> None:

@@ -134,6 +134,13 @@ def stratified_bootstrap(
     return np.concatenate((estimator(runs, sizes)[None], np.array(bands).T))
 
 
+def mean_interval(values: Array, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0) -> Array:
+    """Mean over the seeds ``[S, ...]`` and the ends of its percentile-bootstrap interval, ``[3, ...]``."""
+    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    ends = np.quantile(values[picks].mean(1), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.stack((values.mean(0), *ends))
+
+
 def probability_of_improvement(
     scores: Sequence[ArrayLike],
     baseline: Sequence[ArrayLike],

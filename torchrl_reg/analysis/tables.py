@@ -9,6 +9,7 @@ from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, l
 from torchrl_reg.analysis.curves import curve_notes
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.numbers import amount
 from torchrl_reg.analysis.published import PUBLISHED, published_table
 from torchrl_reg.analysis.scores import Array, Scores, has_score, normalized, on_scale, sac_frames, unscored_note
 from torchrl_reg.analysis.statistics import (
@@ -230,7 +231,7 @@ def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
     notes = ["In brackets: 95% stratified-bootstrap interval over runs; none where all runs are alike or there is one."]
     if scale == "sac":
         notes.append(
-            f"SAC-normalized: random actions 0, Dopamine's SAC at {_frames(sac_frames(frames))} frames (MuJoCo v2) 1."
+            f"SAC-normalized: random actions 0, Dopamine's SAC at {amount(sac_frames(frames))} frames (MuJoCo v2) 1."
         )
     if any(each.group.env.lower() in ("atari/videopinball", "atari/video_pinball") for each in scores):
         notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
@@ -290,13 +291,5 @@ def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def _range(frames: Sequence[int]) -> str:
-    ends = dict.fromkeys(_frames(end) for end in (min(frames), max(frames)))
+    ends = dict.fromkeys(amount(end) for end in (min(frames), max(frames)))
     return " to ".join(ends)
-
-
-def _frames(frames: int) -> str:
-    """``frames`` in thousands or millions, to three digits: ``60k``, ``3.2M``."""
-    for unit, letter in ((1_000_000, "M"), (1_000, "k")):
-        if frames >= unit:
-            return f"{frames / unit:.3g}{letter}"
-    return str(frames)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.report import report_html
 from torchrl_reg.analysis.report.chart import Line, line_chart
-from torchrl_reg.analysis.report.page import report_html
 from torchrl_reg.analysis.report.responses import heat_maps, responses
 from torchrl_reg.analysis.report.scores import learning_curve, profiles
 from torchrl_reg.analysis.report.sweep import read_sweep
@@ -367,3 +367,42 @@ def test_labels_of_responses_are_as_one_would_type_them(tmp_path, write_run):
             write_run(tmp_path, settings={"tau": tau, "double": double}, scores=(tau,))
     (found,) = responses(read_sweep(tmp_path).groups, "return_greedy_mean")
     assert [line.label for line in found.lines] == ["m_dqn double=false", "m_dqn double=true"]
+
+
+def best_of(html: str) -> list[str]:
+    return [part.partition("<")[0] for part in html.split('<b class="best">')[1:]]
+
+
+def test_bold_is_only_what_lies_above_all_other_intervals(tmp_path, write_run):
+    for seed, scores in enumerate(((5.0, 9.0), (6.0, 8.0), (5.5, 3.0))):
+        write_run(tmp_path, recipe="dqn", env="apart", seed=seed, scores=scores[:1])
+        write_run(tmp_path, recipe="iqn", env="apart", seed=seed, scores=(scores[0] + 2,))
+        write_run(tmp_path, recipe="dqn", env="overlap", seed=seed, scores=scores[1:])
+        write_run(tmp_path, recipe="iqn", env="overlap", seed=seed, scores=(scores[1] + 0.5,))
+    write_run(tmp_path, recipe="dqn", env="single", scores=(1.0,))
+    write_run(tmp_path, recipe="iqn", env="single", scores=(9.0,))
+    assert best_of(_report(tmp_path)[0])[1:] == ["7.50"]  # and before it the mean over all
+
+
+def test_forty_methods_are_sorted(tmp_path, write_run):
+    for i in range(40):
+        write_run(tmp_path, recipe=f"r{i:02}", scores=(float(i * 7 % 40),))
+    html, page = _report(tmp_path)
+    found = [float(row[1].split()[0]) for row in page.rows[1:41]]
+    assert found == sorted(found, reverse=True) and len(found) == 40
+    assert html.count('aria-pressed="true"') == 8 and "overflow: auto" in html.partition(".legend {")[2][:400]
+
+
+def test_long_curves_are_averaged(tmp_path, write_run):
+    noise = [float(i % 2) for i in range(2_000)]
+    write_run(tmp_path, seed=0, scores=noise), write_run(tmp_path, seed=1, scores=noise)
+    (group,) = read_sweep(tmp_path).groups
+    line = learning_curve(group, "return_greedy_mean", 0)
+    assert len(line.x) == 200 and line.x[-1] == 200_000 and np.allclose(line.y, 0.5)
+
+
+def test_hours_are_as_a_person_writes_them(tmp_path, write_run):
+    run = write_run(tmp_path)
+    (run / "done.json").write_text(json.dumps({"wall_seconds": 1234.0 * 3600}))
+    text = "".join(_report(tmp_path)[1].text)
+    assert "1,234 h of run time" in text and "e+" not in text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.analysis.report.page import report_html
+from torchrl_reg.analysis.report import report_html
 from torchrl_reg.analysis.report.sweep import read_sweep
 
 pytest.importorskip("websockets")

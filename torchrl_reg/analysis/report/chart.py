@@ -10,14 +10,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis.numbers import amount, number
+from torchrl_reg.analysis.report.page import filled, marked
+
 Array = NDArray[np.float64]
-#: Colours in the stylesheet; a series beyond them repeats a colour with other dashes.
-COLORS = 10
 
 
 def _nothing() -> Array:
@@ -98,20 +98,17 @@ def line_chart(
     axes = _axes(lines, ticks, may_log, span)
     y_ticks = _log_ticks(axes.low, axes.high) if axes.log else nice_ticks(axes.low, axes.high, 4 if small else 5)
     x_ticks = axes.ticks or [(tick, amount(tick)) for tick in nice_ticks(axes.left, axes.right, 3 if small else 5)]
-    across = "".join(f'<path class="grid" d="M0 {_n(axes.y(np.array(tick)))}H1000"/>' for tick in y_ticks)
-    drawn = "".join(_svg_line(line, axes, dots=dots) for line in lines)
-    left = "".join(f'<span style="top:{axes.y(np.array(tick)) / 10:.2f}%">{number(tick)}</span>' for tick in y_ticks)
-    below = "".join(
-        f'<span style="left:{axes.x(np.array(tick)) / 10:.2f}%">{escape(text)}</span>' for tick, text in x_ticks
-    )
-    scale = " (log scale)" if axes.log else ""
-    return (
-        f'<figure class="chart{" small" if small else ""}">'
-        f"<figcaption>{escape(title)} <small>{escape(note + scale)}</small></figcaption>"
-        f'<div class="plot"><div class="y-labels">{left}</div><div class="area">'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
-        f'{across}{drawn}</svg></div><div class="x-labels">{below}</div>'
-        f'<div class="x-title">{escape(x_label)}</div></div>{_data(lines, axes, x_label)}</figure>'
+    return filled(
+        "chart.html",
+        title=title,
+        note=note,
+        small=small,
+        axes=axes,
+        x_label=x_label,
+        y_ticks=[(float(axes.y(np.array(tick))) / 10, number(tick)) for tick in y_ticks],
+        x_ticks=[(float(axes.x(np.array(tick))) / 10, text) for tick, text in x_ticks],
+        drawn=[(line.series, _paths(line, axes, dots=dots)) for line in lines],
+        data=marked(_data(lines, axes, x_label)),
     )
 
 
@@ -126,35 +123,6 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """A value in few characters, with a minus sign.
-
-    >>> number(-1234.5), number(0.25), number(0.000012), number(2_500_000)
-    ('−1.23k', '0.25', '1.2e-5', '2.5M')
-    """
-    size = abs(value)
-    if size >= 1000:
-        text = amount(size)
-    elif size and size < 0.001:
-        digits, _, exponent = f"{size:.2g}".replace("e-0", "e-").partition("e")
-        text = f"{digits}e{exponent}" if exponent else digits
-    else:
-        text = f"{size:.3g}"
-    return f"−{text}" if value < 0 else text
-
-
-def amount(value: float) -> str:
-    """Thousands, millions and billions by letter.
-
-    >>> amount(0), amount(1500), amount(200_000_000)
-    ('0', '1.5k', '200M')
-    """
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
 
 
 def _axes(
@@ -187,44 +155,30 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [10.0**power for power in powers if power % step == 0]
 
 
-def _svg_line(line: Line, axes: Axes, *, dots: bool) -> str:
+def _paths(line: Line, axes: Axes, *, dots: bool) -> list[tuple[str, str]]:
+    """Kind and course of the paths of a line: its interval, itself, its dots, its dashed rest."""
     parts = []
+    places = _points(line.x, line.y, axes)
     if line.low is not None and line.high is not None and len(line.x):
-        upper = _points(line.x, line.high, axes)
-        lower = _points(line.x[::-1], line.low[::-1], axes)
-        shape = "M" + upper + "L" + lower + "Z" if len(line.x) > 1 else ""
+        upper, lower = _points(line.x, line.high, axes), _points(line.x, line.low, axes)
         if dots:
-            parts += [f'<path class="bar" d="M{a}L{b}"/>' for a, b in _ends(line, axes)]
-        elif shape:
-            parts.append(f'<path class="band" d="{shape}"/>')
+            parts += [("bar", f"M{a}L{b}") for a, b in zip(lower, upper, strict=True)]
+        elif len(line.x) > 1:
+            parts.append(("band", f"M{'L'.join(upper + lower[::-1])}Z"))
     if len(line.x) > 1:
-        parts.append(f'<path class="line" d="M{_points(line.x, line.y, axes)}"/>')
+        parts.append(("line", f"M{'L'.join(places)}"))
     if len(line.x) and (dots or len(line.x) == 1 or 1 < len(line.x) + len(line.more_x) <= 12):
-        places = _points(line.x, line.y, axes).split("L")
-        parts.append(f'<path class="dot" d="{"".join(f"M{place}h0" for place in places)}"/>')
+        parts.append(("dot", "".join(f"M{place}h0" for place in places)))
     if len(line.more_x):
-        x, y = np.concatenate((line.x[-1:], line.more_x)), np.concatenate((line.y[-1:], line.more_y))
-        parts.append(f'<path class="line more" d="M{_points(x, y, axes)}"/>')
-    return f'<g class="{series_class(line.series)}" data-s="{line.series}">{"".join(parts)}</g>'
+        parts.append(("line more", f"M{'L'.join(places[-1:] + _points(line.more_x, line.more_y, axes))}"))
+    return parts
 
 
-def series_class(series: int) -> str:
-    """Colour and, from the second round of colours on, dashes of a series."""
-    dashes = f" d{min(series // COLORS, 3)}" if series >= COLORS else ""
-    return f"s{series % COLORS}{dashes}"
+def _points(x: Array, y: Array, axes: Axes) -> list[str]:
+    return [f"{_n(a)} {_n(b)}" for a, b in zip(axes.x(x), axes.y(y), strict=True)]
 
 
-def _ends(line: Line, axes: Axes) -> list[tuple[str, str]]:
-    assert line.low is not None and line.high is not None
-    low, high = (_points(line.x, side, axes).split("L") for side in (line.low, line.high))
-    return list(zip(low, high, strict=True))
-
-
-def _points(x: Array, y: Array, axes: Axes) -> str:
-    return "L".join(f"{_n(a)} {_n(b)}" for a, b in zip(axes.x(x), axes.y(y), strict=True))
-
-
-def _n(value: float | Array) -> str:
+def _n(value: float) -> str:
     return f"{float(value):.1f}".removesuffix(".0")
 
 
@@ -251,8 +205,7 @@ def _data(lines: Sequence[Line], axes: Axes, x_label: str) -> str:
         ],
     }
     # "</script>" in a label would end the element.
-    text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json">{text}</script>'
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _finite(line: Line) -> Line:

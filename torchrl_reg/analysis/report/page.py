@@ -1,37 +1,52 @@
-"""The page: template, style and script of this folder filled with the sections."""
+"""The page: templates, style and script of this folder filled with the sections."""
 
 from __future__ import annotations
 
-from html import escape
-from importlib.resources import files
-from string import Template
+from functools import cache
+from typing import Any
 
-from torchrl_reg.analysis.report import sections
-from torchrl_reg.analysis.report.sweep import Sweep
-
-
-def report_html(sweep: Sweep) -> str:
-    """The whole report on ``sweep``: one HTML text that loads nothing; the same for the same runs."""
-    hidden = sections.initially_hidden(sweep)
-    parts = (
-        sections.summary(sweep),
-        sections.curves(sweep),
-        sections.profile(sweep),
-        sections.settings(sweep),
-        sections.diagnostics(sweep),
-        sections.failures(sweep),
-        sections.commands(sweep),
-        sections.provenance(sweep),
-    )
-    return Template(_asset("template.html")).substitute(
-        title=escape(sweep.name),
-        style=_asset("style.css"),
-        script=_asset("script.js"),
-        header=sections.header(sweep),
-        legend=sections.legend(sweep, hidden),
-        sections="".join(parts),
-    )
+from torchrl_reg.analysis.colors import DARK, LIGHT
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import short_name
+from torchrl_reg.analysis.numbers import number, score_text
 
 
-def _asset(name: str) -> str:
-    return files("torchrl_reg.analysis.report").joinpath(name).read_text(encoding="utf-8")
+def filled(template: str, **context: Any) -> str:
+    """``template`` with ``context`` in it; text is escaped, what is HTML already is marked as such.
+
+    Raises:
+        AnalysisError: jinja2 is not installed.
+    """
+    return marked(_environment().get_template(template).render(context))
+
+
+def marked(text: str) -> str:
+    """``text`` as HTML that is not escaped again."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def series_class(series: int) -> str:
+    """Colour and, from the second round of colours on, dashes of a series."""
+    dashes = f" d{min(series // len(LIGHT), 3)}" if series >= len(LIGHT) else ""
+    return f"s{series % len(LIGHT)}{dashes}"
+
+
+@cache
+def _environment() -> Any:
+    try:
+        import jinja2
+    except ImportError:
+        raise AnalysisError("report needs jinja2, got none: pip install 'torchrl_reg[report]'.") from None
+    loader = jinja2.PackageLoader("torchrl_reg.analysis.report", "")
+    found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.globals |= {"light": LIGHT, "dark": DARK}
+    found.filters |= {
+        "series_class": series_class,
+        "score": score_text,
+        "number": number,
+        "short": short_name,
+        "coordinate": lambda value: f"{float(value):.1f}".removesuffix(".0"),
+    }
+    return found

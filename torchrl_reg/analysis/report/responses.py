@@ -64,6 +64,12 @@ class HeatMap:
     counts: tuple[tuple[int, ...], ...]
     note: str = ""
 
+    def share(self, value: float) -> float:
+        """Where ``value`` stands between the least and the largest cell, in [0, 1]."""
+        values = [value for row in self.cells for value in row if value is not None]
+        low, high = min(values), max(values)
+        return (value - low) / (high - low) if high > low else 0.5
+
 
 def responses(groups: Sequence[Group], column: str) -> list[Response]:
     """One for every numeric setting of which groups on one environment, otherwise equal, have several values."""

@@ -65,25 +65,39 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
     every = sorted(set().union(*points))
     reached = min(max(each) for each in points)
     common = [frame for frame in every if frame <= reached and all(frame in each for each in points)]
-    common = _thinned(common, _CURVE_POINTS)
     values = np.array([[each[frame] for each in points] for frame in common]).reshape(len(common), len(points))
+    x, values = _averaged(np.array(common, dtype=np.float64), values, _CURVE_POINTS)
     band = np.zeros((3, 0))
-    if len(common):
+    if len(x):
         band = stratified_bootstrap(values, [len(points)], mean, resamples=_RESAMPLES)
     beyond = [frame for frame in every if frame > reached]
-    beyond = _thinned(beyond, _CURVE_POINTS)
-    rest = [float(np.mean([each[frame] for each in points if frame in each])) for frame in beyond]
+    rest = np.array([float(np.mean([each[frame] for each in points if frame in each])) for frame in beyond])
+    more_x, more_y = _averaged(np.array(beyond, dtype=np.float64), rest, _CURVE_POINTS)
     several = len(points) > 1
     return Line(
         label=f"{group.method} ({len(points)})",
         series=series,
-        x=np.array(common, dtype=np.float64),
+        x=x,
         y=band[0],
         low=band[1] if several else None,
         high=band[2] if several else None,
-        more_x=np.array(beyond, dtype=np.float64),
-        more_y=np.array(rest, dtype=np.float64),
+        more_x=more_x,
+        more_y=more_y,
     )
+
+
+def ranked(sweep: Sweep) -> list[str]:
+    """Methods from the best down, by mean rank of their last evaluations over the environments."""
+    ranks: dict[str, list[float]] = {method: [] for method in sweep.methods}
+    for env in sweep.envs:
+        last = {}
+        for group in sweep.of_env(env):
+            ends = [values[-1] for run in group.runs if len(values := run.evaluations(sweep.column)[1])]
+            last[group.method] = -float(np.mean(ends)) if ends else float("inf")
+        for place, method in enumerate(sorted(last, key=lambda name: last[name])):
+            ranks[method].append(place)
+    mean_rank = {method: sum(r) / len(r) if r else float("inf") for method, r in ranks.items()}
+    return sorted(sweep.methods, key=lambda name: mean_rank[name])
 
 
 def diagnostic_names(groups: Iterable[Group]) -> list[str]:
@@ -112,9 +126,8 @@ def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
             curves.append(list(zip(frames.tolist(), values.tolist(), strict=True)))
     if not curves:
         return None
-    x, y = mean_curve(curves)
-    picks = _thinned(list(range(len(x))), _DIAGNOSTIC_POINTS)
-    return Line(label=group.method, series=series, x=x[picks], y=y[picks])
+    x, y = _averaged(*mean_curve(curves), _DIAGNOSTIC_POINTS)
+    return Line(label=group.method, series=series, x=x, y=y)
 
 
 @dataclass(frozen=True)
@@ -197,8 +210,11 @@ def _scaled(values: Array, low: float, high: float) -> Array:
     return (values - low) / (high - low) if high > low else np.ones(len(values))
 
 
-def _thinned(items: list, count: int) -> list:
-    """At most ``count`` of ``items``, evenly spread, the first and the last among them."""
-    if len(items) <= count:
-        return items
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+def _averaged(x: Array, y: Array, count: int) -> tuple[Array, Array]:
+    """At most ``count`` points: means of runs of neighbours of ``y [E, ...]``, each at the last of its places."""
+    if len(x) <= count:
+        return x, y
+    starts = np.linspace(0, len(x), count + 1).astype(int)[:-1]
+    sizes = np.diff([*starts, len(x)])
+    means = np.add.reduceat(y, starts, axis=0) / sizes.reshape(-1, *[1] * (y.ndim - 1))
+    return x[starts + sizes - 1], means

@@ -1,6 +1,6 @@
 """A run of ``recipes/ments_trees.py`` as figures and as a Markdown table.
 
-python -m torchrl_reg.analysis.synthetic_trees results/ments_trees/none/default/seed=0
+python -m torchrl_reg.studies.synthetic_trees results/ments_trees/none/default/seed=0
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from torchrl_reg.analysis.figures import GREY, new_figure, styles
-from torchrl_reg.analysis.learning_curves import mean_interval
+from torchrl_reg.analysis.colors import GREY
+from torchrl_reg.analysis.figures import new_figure, styles
 from torchrl_reg.analysis.record import metrics_rows
+from torchrl_reg.analysis.statistics import mean_interval
 
 LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
 

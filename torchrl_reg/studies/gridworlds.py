@@ -1,11 +1,10 @@
 """A run of ``recipes/mirl_grid.py`` as learning curves, a figure of the learnt priors, and a Markdown table.
 
-python -m torchrl_reg.analysis.gridworlds results/mirl_grid/none/default/seed=0
+python -m torchrl_reg.studies.gridworlds results/mirl_grid/none/default/seed=0
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
-from torchrl_reg.analysis.learning_curves import mean_interval
+from torchrl_reg.analysis.record import metrics_rows
+from torchrl_reg.analysis.statistics import mean_interval
 
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
 #: Greedy return, in reward units, below that of the optimal policy that counts as solved.
@@ -68,8 +68,7 @@ def read_worlds(folder: Path) -> list[WorldRun]:
     Raises:
         ValueError: the folder holds no finished run of the recipe.
     """
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = list(metrics_rows(folder))
     worlds = []
     for last in (row for row in rows if row["event"] == "final"):
         name = last["world"]
