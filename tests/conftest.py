@@ -1,10 +1,17 @@
-"""One thread a test process: the networks here are small, and two test processes share the machine."""
+"""One thread a test process: the networks here are small, and two test processes share the machine.
+
+And a Ctrl-C that works: a shell starts what runs in its background with SIGINT ignored, which children would inherit.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start in processes of their own
 torch.set_num_threads(1)

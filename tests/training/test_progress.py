@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -21,6 +22,34 @@ def test_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
     out, err = capsys.readouterr()
     line = "frame 2,000 of 10,000: fps=500 left=0:00:16 return_mean=21.5 loss=0.125 kl=0.5"
     assert out.splitlines() == [line, line] and err == ""  # not the one a second later
+
+
+def test_a_line_at_least_every_minute(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    progress = Progress(10_000, 2_000)
+    for clock[0], frames in ((159.0, 100), (160.0, 200), (219.0, 300), (221.0, 0), (221.5, 0)):
+        progress.advance(frames)
+        progress.break_silence()
+    progress.say("something else")
+    clock[0] = 281.0
+    progress.break_silence()
+    progress.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "frame 2,300 of 10,000: fps=5 after 0:01:00",
+        "frame 2,600 of 10,000: fps=5 after 0:02:01",
+        "something else",
+    ]
+
+
+def test_a_thread_breaks_the_silence(capsys, monkeypatch):
+    monkeypatch.setattr(progress_module, "SILENT_SECONDS", 0.01)
+    progress = Progress(10_000, 0)
+    end = time.monotonic() + 60
+    while not (out := capsys.readouterr().out) and time.monotonic() < end:
+        time.sleep(0.01)
+    progress.close()
+    assert out.startswith("frame 0 of 10,000: fps=0 after 0:00:0")
 
 
 def test_evaluations_get_a_line_each(capsys):

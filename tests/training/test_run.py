@@ -267,3 +267,18 @@ def test_a_view_that_fails_is_dropped_and_the_run_goes_on(make_run, monkeypatch,
         pass
     assert len(read_metrics(run.finish() / "metrics.jsonl")) == 3
     assert capsys.readouterr().err == "warning: Broken shows nothing from frame 8 on (OSError: no route to host).\n"
+
+
+def test_the_first_line_says_when_the_first_row_comes(make_run, capsys):
+    run = make_run(progress=True, log_every_frames=300, evaluate_every_frames=500, checkpoint_every_frames=8)
+    run.track()
+    batches = run.collect(_env(), _push_right, total_frames=1_000, frames_per_batch=8)
+    next(batches), next(batches)
+    batches.close()
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"starting {run.path}, first row at 300 of 1,000 frames"
+    run = make_run("short", progress=True)
+    run.track()
+    for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
+        pass
+    assert capsys.readouterr().out.startswith(f"starting {run.path}, first row at 8 of 8 frames\n")

@@ -46,6 +46,10 @@ class Journal:
         self._views = open_loggers(self._settings.loggers, self._path)
         self._progress = Progress(total_frames, frames, enabled=self._settings.progress)
         self._speed_mark = (frames, time.perf_counter())
+        every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)
+        first = min((frames // every + 1) * every, total_frames)
+        begins = f"resuming {self._path} at frame {frames:,}, next" if frames else f"starting {self._path}, first"
+        self.say(f"{begins} row at {first:,} of {total_frames:,} frames")
 
     def advance(self, frames: int, returns: list[float]) -> None:
         """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""

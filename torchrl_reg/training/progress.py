@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Shown next to the speed, in this order, where a method reports them.
 SHOWN = (
@@ -24,6 +26,8 @@ SHOWN = (
 )
 # Without a terminal a log file grows by at most one training line in this time.
 PLAIN_EVERY_SECONDS = 30.0
+# And by at least one line in this time, whatever the run is busy with.
+SILENT_SECONDS = 60.0
 
 
 class Progress:
@@ -34,7 +38,12 @@ class Progress:
         self._bar: tqdm | None = None
         self._last_plain = 0.0
         self._enabled = enabled
+        self._frames = self._first_frames = frames
+        self._began = self._last_said = time.monotonic()
+        self._closed = threading.Event()
         if enabled and sys.stderr.isatty() and sys.stdout.isatty():
+            from tqdm import tqdm
+
             self._bar = tqdm(
                 total=total_frames,
                 initial=frames,
@@ -43,9 +52,12 @@ class Progress:
                 dynamic_ncols=True,
                 mininterval=0.5,
             )
+        elif enabled:
+            threading.Thread(target=self._break_silences, daemon=True).start()
 
     def advance(self, frames: int) -> None:
         """Moves on by ``frames``; cheap enough for every batch."""
+        self._frames += frames
         if self._bar is not None:
             self._bar.update(frames)
 
@@ -75,10 +87,23 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text)
         else:
+            self._last_said = time.monotonic()
             print(text, flush=True)
+
+    def break_silence(self) -> None:
+        """Says where the run is if nothing was said for a minute: before the first row, or in a long evaluation."""
+        now = time.monotonic()
+        if now - self._last_said >= SILENT_SECONDS:
+            fps = (self._frames - self._first_frames) / max(now - self._began, 1e-9)
+            self.say(f"{self._position({'frames': self._frames})} fps={fps:.0f} after {_clock(now - self._began)}")
+
+    def _break_silences(self) -> None:
+        while not self._closed.wait(SILENT_SECONDS / 6):
+            self.break_silence()
 
     def close(self) -> None:
         """Leaves the terminal on a fresh line."""
+        self._closed.set()
         if self._bar is not None:
             self._bar.close()
 

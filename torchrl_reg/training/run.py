@@ -325,7 +325,6 @@ class Run:
             print(f"warning: {sentence}.", file=sys.stderr, flush=True)
         if resumed:
             self._journal.resume()
-            self._journal.say(f"resuming {self.path} at frame {self.frames:,}")
         if not environments.is_transparent:
             every = self.settings.checkpoint_every_frames
             self._journal.say(
