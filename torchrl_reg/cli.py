@@ -22,6 +22,7 @@ COMMANDS = {
     "watch": "live curves, progress and time left of running runs in the terminal",
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "play": "an episode of a trained policy, in a window or as a GIF or MP4",
+    "export": "a trained policy in a folder of its own: weights, settings, scores, licence",
     "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
 #: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.sweeps``.

@@ -26,7 +26,7 @@ from torchrl_reg.analysis.record import Column, Columns, is_number, metrics_rows
 #: Settings that say where a run is, what it shows and what it runs on, not what it computes.
 _NOT_SETTINGS = frozenset(
     {
-        *("run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"),
+        *("run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan", "run.video_every_frames"),
         *("run.threads", "run.log_every_frames", "run.device"),
     }
 )

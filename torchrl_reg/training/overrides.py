@@ -15,7 +15,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change nothing but the view.
-_UNNAMED = ("run.dir", "run.seed", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads", "env")
+_UNNAMED = (
+    *("run.dir", "run.seed", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
+    *("run.video_every_frames", "env"),
+)
 _LONGEST_NAME = 120
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 

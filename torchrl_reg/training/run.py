@@ -33,6 +33,7 @@ from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
 from torchrl_reg.training.run_folder import RunFolder
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
 from torchrl_reg.training.update import Update, make_update
+from torchrl_reg.training.videos import Videos
 
 
 class Run:
@@ -65,6 +66,7 @@ class Run:
         self._journal = Journal(self.path, self.settings)
         self._watch = FiniteWatch(self.path, self.settings.on_nan)
         self._policy_file = PolicyFile(self.path, config)
+        self._videos = Videos(self.path, self.settings.video_every_frames, self.settings.seed)
         self._granted_updates = 0
         self._tracked: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
@@ -378,6 +380,7 @@ class Run:
         )
         self._journal.evaluation(self.frames, columns)
         self._policy_file.write(policies, self._journal.last_evaluation or {}, self._journal.say)
+        self._videos.film(self.frames, self._journal.say)
 
 
 def _quiet_libraries() -> None:

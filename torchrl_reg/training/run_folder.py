@@ -26,7 +26,7 @@ from torchrl_reg.training.provenance import differences, provenance
 #: Settings that may differ when a run resumes: they change what is shown, or (device, threads) the last digits at most.
 RESUMABLE = frozenset(
     {
-        *("run.dir", "run.loggers", "run.progress", "run.on_nan"),
+        *("run.dir", "run.loggers", "run.progress", "run.on_nan", "run.video_every_frames"),
         *("run.device", "run.threads", "run.log_every_frames"),
     }
 )

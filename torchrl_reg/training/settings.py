@@ -32,6 +32,7 @@ class RunSettings:
     evaluate_every_frames: int = 10_000
     eval_episodes: int = 10
     checkpoint_every_frames: int = 50_000
+    video_every_frames: int | None = None  # films a greedy episode at the first evaluation after each; null: never
     loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
     on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row
     progress: bool = True  # a progress line on a terminal; plain lines elsewhere
@@ -42,6 +43,8 @@ class RunSettings:
         require(self.threads >= 1, "run.threads", "at least 1", self.threads)
         for name in ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames"):
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        films = self.video_every_frames is None or self.video_every_frames >= 1
+        require(films, "run.video_every_frames", "at least 1, or null", self.video_every_frames)
         require(self.eval_episodes >= 1, "run.eval_episodes", "at least 1", self.eval_episodes)
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
         for logger in self.loggers:

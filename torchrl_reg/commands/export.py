@@ -1,0 +1,90 @@
+"""``torchrl-reg export``: a trained policy in a folder of its own, to hand on."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torchrl_reg
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.runs import RunRecord, metrics_rows, read_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``RUN`` and ``DIR``."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes weights (safetensors), ``config.yaml``, a README with the scores, and the licence.
+
+    Raises:
+        AnalysisError: RUN is no run folder, or DIR holds something.
+        AgentError: RUN has no policy, or a damaged one.
+    """
+    from torchrl_reg.agents.saved import read_policy
+
+    folder: Path = arguments.folder
+    saved = read_policy(arguments.run_folder)
+    record = read_run(arguments.run_folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AnalysisError(f"DIR must be a new or empty folder, got {folder}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(saved.path, folder / saved.path.name)
+    shutil.copyfile(arguments.run_folder / "config.yaml", folder / "config.yaml")
+    (folder / "README.md").write_text(_readme(record, saved.facts), encoding="utf-8")
+    (folder / "LICENSE").write_text(_licence(), encoding="utf-8")
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
+def _readme(record: RunRecord, facts: dict[str, Any]) -> str:
+    row = facts.get("evaluation", {})
+    frames = f"{row['frames']:,} environment frames" if isinstance(row.get("frames"), int) else "an unknown time"
+    versions = record.starts[-1].get("versions", {}) if record.starts else {}
+    built = [f"{name} {versions[name]}" for name in ("torch", "torchrl", "gymnasium") if name in versions]
+    commits = ", ".join(record.short_commits) or "unknown"
+    return f"""# {record.recipe} on {record.env}
+
+A policy of torchrl_reg {torchrl_reg.__version__}, trained for {frames} with seed {record.seed}.
+
+```python
+from torchrl_reg import load_policy
+
+policy = load_policy("path/to/this/folder")  # a TensorDict actor; nothing is unpickled
+```
+
+| policy | mean return | standard deviation | episodes | seed of the episodes |
+|---|---|---|---|---|
+{chr(10).join(_scores(record, row, facts))}
+
+Environment: `{json.dumps(facts.get("env", {}))}`.
+Trained by `{record.command}` at commit {commits}{" with " * bool(built)}{", ".join(built)}.
+All settings are in `config.yaml`. Licence: MIT, see `LICENSE`.
+"""
+
+
+def _scores(record: RunRecord, row: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+    evaluations = [{"seed": facts.get("run", {}).get("seed"), **row}]
+    evaluations += [each for each in metrics_rows(record.path, '"evaluate"') if each["event"] == "evaluate"]
+    for each in evaluations:
+        for mode in ("greedy", "sampled"):
+            mean, spread = each.get(f"return_{mode}_mean"), each.get(f"return_{mode}_std")
+            if mean is not None and spread is not None:
+                yield f"| {mode} | {mean:.6g} | {spread:.4g} | {each.get('episodes', '')} | {each.get('seed', '')} |"
+
+
+def _licence() -> str:
+    """The package's, from the installed distribution or the checkout."""
+    try:
+        text = importlib.metadata.distribution("torchrl_reg").read_text("licenses/LICENSE")
+    except importlib.metadata.PackageNotFoundError:
+        text = None
+    beside = Path(torchrl_reg.__file__).parents[1] / "LICENSE"
+    return text or (beside.read_text(encoding="utf-8") if beside.is_file() else "SPDX-License-Identifier: MIT\n")
