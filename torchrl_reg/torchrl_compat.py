@@ -28,6 +28,7 @@ __all__ = [
     "LOSS_MODULE_NAMES",
     "TARGET_UPDATER_NAMES",
     "TENSORDICT_MODULE_NAMES",
+    "TRANSFORM_NAMES",
     "VALUE_ESTIMATOR_REGISTRY",
     "coerce_value_type",
     "find_action_space",
@@ -58,6 +59,8 @@ TENSORDICT_MODULE_NAMES = {
     "_kwargs": "out-to-argument names, if the module is called with keywords",
     "method": "the method it calls, if not forward",
 }
+#: Of Transform: what ReplayBuffer.extend calls.
+TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are made where data enter a buffer"}
 
 
 def held_tensordict(params: TensorDictParams) -> Any:

@@ -20,7 +20,7 @@ ALLOWED = {
     "objectives": {"objectives", "modules", "regularizers", "functional", "torchrl_compat"},
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
-    "training": {"training", "agents"},
+    "training": {"training", "agents", "modules"},
     "analysis": {"analysis"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs"},

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 from torchrl.data import Categorical
+from torchrl.envs import Transform
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
 
@@ -72,6 +73,11 @@ def test_tensordict_modules_still_have() -> None:
     module = TensorDictModule(nn.Linear(4, 3), in_keys={"input": "x"}, out_keys=["y"], method="forward")
     for name, reason in table("TENSORDICT_MODULE_NAMES").items():
         assert getattr(module, name, None), f"TensorDictModule.{name} has moved: {reason}"
+
+
+@pytest.mark.parametrize("name", table("TRANSFORM_NAMES"))
+def test_transforms_still_have(name: str) -> None:
+    assert hasattr(Transform, name), f"Transform.{name} has moved: {table('TRANSFORM_NAMES')[name]}"
 
 
 def test_a_swap_is_noticed() -> None:

@@ -71,7 +71,7 @@ def test_windows(n: int, extra: int) -> None:
     wanted = expected(data, n)
     assert sorted(k for k, _ in seen) == sorted(wanted)
     assert all(wanted[k] == row for k, row in seen)
-    assert windows._waiting is None or n == 1
+    assert windows.transform.waiting is None or n == 1
 
 
 def test_input_is_left_alone_and_n_is_checked() -> None:

@@ -11,6 +11,7 @@ from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
+from torchrl_reg.modules.n_step import NStepTransform
 from torchrl_reg.modules.networks import NetSettings, num_actions, prior_network, q_network, quantile_network
 from torchrl_reg.modules.policies import (
     PolicySettings,
@@ -35,6 +36,7 @@ __all__ = [
     "MinAtarCNN",
     "Multicategorical",
     "MulticategoricalActor",
+    "NStepTransform",
     "NatureCNN",
     "NetSettings",
     "PolicySettings",

@@ -1,0 +1,135 @@
+"""n-step transitions out of one-step ones, as a TorchRL transform.
+
+Shapes: ``*N`` environments (or none), ``T`` time steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torchrl.envs import Transform
+
+
+class NStepTransform(Transform):
+    """Turns batches ``[*N, T]`` of one-step transitions into n-step ones, a few rows late.
+
+    Each row gets the reward ``sum_i gamma^i r_{t+i}`` over its window, the ``next`` entries of the window's last step
+    (its flags included) and ``steps_to_next_obs [*N, T, 1]``, its length: n, or less where the episode ends first. A
+    one-step estimator then bootstraps with ``gamma^steps_to_next_obs``. Rows whose window is not complete yet come with
+    the next batch; where a batch ends every episode, all its rows come at once.
+
+    TorchRL's :class:`~torchrl.envs.MultiStepTransform` leaves the flags of the window's first step, so that an episode
+    that ends inside the window is bootstrapped beyond its end.
+
+    It acts when data enter a buffer, ``ReplayBuffer(transform=NStepTransform(3, 0.99))``, or when they leave a
+    collector, ``Collector(..., postproc=NStepTransform(3, 0.99).inv)``; sampled data pass through unchanged. The
+    batches of one stream must follow each other: where environments were reset between two without a ``done``, call
+    :meth:`cut_episodes`.
+
+    Args:
+        n: number of steps, >= 1; 1 passes batches through.
+        gamma: discount in [0, 1].
+        reward_key, done_key: names within ``"next"``.
+        flatten: give the rows as ``[rows]``, for a storage of one dimension.
+
+    Attributes:
+        waiting: the rows whose window is not complete yet, or None; ``state_dict`` holds them, too.
+
+    Raises:
+        ValueError: ``n`` < 1, ``gamma`` outside [0, 1].
+
+    >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+    >>> buffer = ReplayBuffer(storage=LazyTensorStorage(100), transform=NStepTransform(3, 0.9, flatten=True))
+    >>> flags = torch.tensor([[False], [False], [False], [False], [True]])
+    >>> step = {"reward": torch.ones(5, 1), "done": flags, "terminated": flags, "observation": torch.arange(5) + 1}
+    >>> _ = buffer.extend(TensorDict({"observation": torch.arange(5), "next": step}, [5]))
+    >>> buffer[:]["next", "reward"].squeeze(-1)
+    tensor([2.7100, 2.7100, 2.7100, 1.9000, 1.0000])
+    >>> buffer[:]["next", "observation"], buffer[:]["steps_to_next_obs"].squeeze(-1)
+    (tensor([3, 4, 5, 5, 5]), tensor([3, 3, 3, 2, 1]))
+    """
+
+    def __init__(
+        self,
+        n: int,
+        gamma: float,
+        *,
+        reward_key: NestedKey = "reward",
+        done_key: NestedKey = "done",
+        flatten: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be an integer >= 1 (steps), got {n!r}.")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma!r}.")
+        self.n, self.gamma, self.flatten = n, gamma, flatten
+        self.reward_key, self.done_key = reward_key, done_key
+        self.waiting: TensorDictBase | None = None
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Sampled data, as they are."""
+        return tensordict
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase | None:
+        """The rows whose window is complete; None where there is none yet (a buffer then stores nothing)."""
+        if self.n > 1:
+            rows = tensordict if self.waiting is None else self._before(tensordict)
+            complete = rows.shape[-1] - self.n + 1
+            self.waiting = rows[..., max(complete, 0) :].clone()  # a collector may write its next batch to this memory
+            if rows["next", self.done_key][..., -1, 0].all():
+                complete, self.waiting = rows.shape[-1], None
+            if complete < 1:
+                return None
+            tensordict = self._accumulate(rows)[..., :complete]
+        return tensordict.reshape(-1) if self.flatten else tensordict
+
+    def cut_episodes(self) -> None:
+        """End the episodes of the waiting rows: what the next batch brings is not their continuation."""
+        if self.waiting is not None:
+            for key in ("truncated", self.done_key):
+                if ("next", key) in self.waiting.keys(include_nested=True):
+                    self.waiting["next", key][..., -1, :] = True
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The waiting rows, for ``state_dict``."""
+        if self.waiting is None:
+            return {"rows": None}
+        leaves = self.waiting.items(include_nested=True, leaves_only=True)
+        return {"rows": {key: leaf.clone() for key, leaf in leaves}, "batch_size": tuple(self.waiting.batch_size)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on with the waiting rows of another transform's ``state_dict``."""
+        rows = state["rows"]
+        self.waiting = None if rows is None else TensorDict(rows, state["batch_size"]).clone()
+
+    def _before(self, batch: TensorDictBase) -> TensorDictBase:
+        """The waiting rows, then those of ``batch``."""
+        device = batch["next", self.reward_key].device
+        waiting = self.waiting
+        assert waiting is not None
+        if waiting["next", self.reward_key].device != device:  # as a checkpoint gave them
+            waiting = waiting.to(device)
+        return torch.cat([waiting, batch], -1)  # type: ignore[return-value]
+
+    def _accumulate(self, rows: TensorDictBase) -> TensorDictBase:
+        length = rows.shape[-1]
+        reward = rows["next", self.reward_key].squeeze(-1)
+        done = rows["next", self.done_key].squeeze(-1)
+        total, steps = reward.clone(), torch.ones_like(done, dtype=torch.int64)
+        alive = ~done
+        for i in range(1, self.n):
+            # Row t takes in step t + i while no episode ended between them; beyond the batch nothing is taken in.
+            ahead = torch.arange(i, length + i, device=reward.device).clamp(max=length - 1)
+            inside = alive & (torch.arange(length, device=reward.device) + i < length)
+            total = total + self.gamma**i * torch.where(inside, reward[..., ahead], 0.0)
+            steps = steps + inside
+            alive = inside & ~done[..., ahead]
+        last = torch.arange(length, device=reward.device) + steps - 1
+        out = rows.copy()
+        out["next"] = rows["next"].gather(-1, last)
+        out["next", self.reward_key] = total.unsqueeze(-1)
+        out["steps_to_next_obs"] = steps.unsqueeze(-1)
+        return out
