@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+
+from torchrl_reg.analysis.failures import last_line
 
 # What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
 # prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element
@@ -212,27 +213,6 @@ class ArrayElement:
         with contextlib.suppress(Exception):  # not in a job
             pickle = submitit.JobEnvironment().paths.submitted_pickle
             pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says anything, safe to print."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except OSError:
-        return ""
-    return printable(next((line for line in reversed(lines) if line), ""))
-
-
-def printable(text: str) -> str:
-    """``text`` without what would command a terminal: colours are taken out, other control codes are shown.
-
-    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
-    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _beside(folder: Path, suffix: str) -> Path:

@@ -16,17 +16,18 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from slurm.array_element import is_locked, last_line, printable
+from slurm.array_element import is_locked
 from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
 from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
-from torchrl_reg.analysis.documents import read_json, read_text
+from torchrl_reg.analysis.documents import read_text
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.failures import failure, last_line, printable
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.record import Row, Tail
 from torchrl_reg.cli import main as watch
@@ -112,16 +113,30 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
         f"{'settings':{width}}  {'done':>7} {'run':>4} {'wait':>4} {'fail':>4} {'frames':>7} {'last return':>11}"
     )
     lines += [_group_line(group, members, width) for group, members in groups.items()]
-    reasons = Counter(run.reason for run in runs if run.reason not in ("", "None"))
+    reasons = _reasons(run.reason for run in runs)
     if reasons:
-        lines += ["", "waiting:"]
-        lines += [f"  {n} for {why}{': ' * bool(advice(why))}{advice(why)}" for why, n in reasons.most_common()]
+        lines += ["", "waiting:", *(f"  {reason}" for reason in reasons)]
     for state in ("failed", "cancelled", "unknown"):
         if counts[state]:
             lines += ["", f"{state}:"] + [f"  {run.folder}: {run.last_line}" for run in runs if run.state == state]
     if counts["missing"] or counts["failed"] or counts["cancelled"]:
         lines += ["", "launch.py with the same sweep submits what is missing, cancelled or failed again."]
     return "\n".join(lines)
+
+
+def waiting_notes(path: Path) -> list[str]:
+    """Why runs of the sweep in ``path`` wait in SLURM's queue, or that it fails; nothing for other folders."""
+    try:
+        queued = queued_runs(SweepFolder(path.resolve())) if (path / "sweep.yaml").exists() else {}
+    except SweepError as error:
+        return [str(error)]
+    return [f"waiting: {note}" for note in _reasons(job.reason for job in queued.values() if job.state in _WAITING)]
+
+
+def _reasons(reasons: Iterable[str]) -> list[str]:
+    """``4 for PartitionConfig: never starts: ...``, the most frequent first."""
+    counts = Counter(reason for reason in reasons if reason not in ("", "None"))
+    return [f"{n} for {why}{': ' * bool(advice(why))}{advice(why)}" for why, n in counts.most_common()]
 
 
 def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, line: str, reason: str) -> RunStatus:
@@ -147,10 +162,8 @@ def _state(path: Path, queued: dict[str, Queued] | None, name: str, job_log: Pat
     job = (queued or {}).get(name)
     if job is not None and job.state in _WAITING:
         return "waiting", ""
-    failed = (path.with_name(path.name + ".failed"), path / "failed.json")  # of its element, and its own
-    if any(mark.exists() for mark in failed):  # perhaps in an element whose other runs go on
-        said = next((line for mark in failed if (line := _reason(mark))), "")
-        return "failed", said or last_line(path.with_name(path.name + ".log"))
+    if (failed := failure(path)) is not None:  # perhaps in an element whose other runs go on
+        return "failed", failed["last_line"]
     if job is not None or is_locked(path / ".lock"):
         return "running", ""
     if job_log is None:
@@ -171,13 +184,6 @@ def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str]:
         return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(said)}{said}"
     how = f" ({printable(ended)})" if ended else ""
     return "failed", f"its job ended{how}: {said or 'it left no word; it may have been cancelled while it waited'}"
-
-
-def _reason(mark: Path) -> str:
-    try:
-        return printable(str((read_json(mark) or {}).get("last_line") or ""))
-    except AnalysisError:
-        return ""
 
 
 def _return_of(row: Row) -> float | None:

@@ -197,3 +197,46 @@ def test_a_rising_line_in_braille():
     assert limits == (0, 3, 0, 3)
     # Dots (3, 0), (2, 1) in the left character and (1, 0), (0, 1) in the right one.
     assert rows == [[(chr(0x2800 + 0x40 + 0x20), 0), (chr(0x2800 + 0x02 + 0x08), 0)]]
+
+
+def test_methods_are_told_apart_at_80_columns(tmp_path, capsys, monkeypatch):
+    for place, tau in enumerate((0.001, 0.002)):
+        for alpha in (0.125, 0.25):
+            run = _write_run(tmp_path / f"{place}{alpha}/seed=0", recipe="mutual_information", tau=tau)
+            config = json.loads((run / "config.yaml").read_text())
+            config["algo"]["alpha"] = alpha
+            (run / "config.yaml").write_text(json.dumps(config))
+    _, out, _ = _shown(capsys, monkeypatch, tmp_path, "--once", columns=80)
+    for tau in (0.001, 0.002):
+        for alpha in (0.125, 0.25):
+            assert f"mutual_information tau={tau} alpha={alpha} " in out
+    assert max(map(len, out.splitlines())) <= 80
+    _, out, _ = _shown(capsys, monkeypatch, tmp_path, "--once", columns=50)
+    assert [out.count(part) for part in ("tau=0.001", "tau=0.002", "alpha=0.25", "alpha=0.125")] == [2] * 4
+
+
+def test_what_slurm_says_is_on_the_screen(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("slurm.status")
+    _write_run(tmp_path / "s/m_dqn/cartpole/default/seed=0")
+    listed = [[f"m_dqn/cartpole/default/seed={seed}"] for seed in range(3)]
+    (tmp_path / "s/jobs.jsonl").write_text(json.dumps({"array": "7", "elements": listed}) + "\n")
+    (tmp_path / "s/sweep.yaml").write_text("{}")
+    for name, text in (("sbatch", ""), ("squeue", "7_1|PENDING|PartitionTimeLimit\n7_2|PENDING|Priority\n")):
+        (tmp_path / name).write_text(f"#!/bin/sh\nprintf '{text}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    _, out, _ = _shown(capsys, monkeypatch, tmp_path / "s", "--once", columns=140)
+    assert "waiting: 1 for PartitionTimeLimit: never starts: lower cluster.minutes" in out
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+    _, out, _ = _shown(capsys, monkeypatch, tmp_path / "s", "--once", columns=140)
+    assert "squeue failed: no controller." in out
+
+
+def test_failures_are_shown_with_their_last_words(tmp_path, capsys, monkeypatch):
+    for seed in range(8):
+        run = _write_run(tmp_path / f"x/seed={seed}", seed=seed)
+        (run / "failed.json").write_text(json.dumps({"last_line": f"loss is nan\x1b[2J, seed {seed}"}))
+    (tmp_path / "x/seed=0.failed").write_text(json.dumps({"last_line": "killed: out of memory"}))
+    _, out, _ = _shown(capsys, monkeypatch, tmp_path, "--once")
+    assert "x/seed=0 failed: killed: out of memory" in out and "3 more failed" in out
+    assert "x/seed=4 failed: loss is nan\\x1b[2J, seed 4" in out and "seed 5" not in out and "\x1b" not in out

@@ -31,7 +31,7 @@ _NOT_SETTINGS = frozenset(
     }
 )
 #: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
-_NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
+NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
 
 _EMPTY: Column = (np.zeros(0, np.int64), np.zeros(0))
 
@@ -209,7 +209,7 @@ def run_folders(root: Path) -> Iterator[Path]:
             below.clear()
             yield Path(folder)
         else:
-            below[:] = sorted(name for name in below if name not in _NOT_RUNS and not name.startswith("."))
+            below[:] = sorted(name for name in below if name not in NOT_RUNS and not name.startswith("."))
 
 
 def is_seen(folder: str, seen: set[tuple[int, int]]) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from torchrl_reg.analysis.colors import DARK
+from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves
 
@@ -14,27 +16,34 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-_COLORS = ("dodger_blue1", "dark_orange", "green3", "orchid", "gold1", "turquoise2", "grey70")
+_COLORS = DARK
 _STATE_COLORS = {"done": "green", "running": "cyan", "silent": "yellow", "failed": "red", "waiting": "bright_black"}
 _NAMES = {"eval": "evaluated return", "train": "training return"}
 _PLOT_HEIGHT = 9
 _SPARK_WIDTH = 12
+_MOST_FAILURES = 5
+#: Widths of what stands beside a method's name, in the order in which it gives way to it.
+_COLUMNS = {"curve": _SPARK_WIDTH + 2, "fps": 8, "left": 8, "frames": 12, "done": 15, "return": 8}
 
 
-def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | None) -> RenderableType:
+def watch_frame(
+    watcher: Watcher, *, single: bool, width: int, height: int | None, notes: Sequence[str] = ()
+) -> RenderableType:
     """One screen: a summary line, a plot an environment as long as there is room, a line a method.
 
     Args:
         single: a line a run instead.
         width: of the screen, in characters.
         height: lines to fit in, or None for as many as it takes.
+        notes: sentences for below.
     """
     from rich.console import Group
     from rich.text import Text
 
     envs = [list(members) for _, members in groupby(watcher.groups(single=single), key=lambda group: group.env)]
     parts: list[RenderableType] = [_summary(watcher)]
-    left = None if height is None else height - 1 - len(watcher.unreadable)
+    below = _problems(watcher, notes)
+    left = None if height is None else height - 1 - len(below)
     tables = sum(len(shown) + 3 for shown in envs)
     for number, shown in enumerate(envs):
         if left is not None and left < len(shown) + 3 and number:
@@ -51,9 +60,20 @@ def watch_frame(watcher: Watcher, *, single: bool, width: int, height: int | Non
         if left is not None:
             left -= len(shown) + 3 + drawn * (_PLOT_HEIGHT + 1)
             tables -= len(shown) + 3
-    for path, message in watcher.unreadable.items():
-        parts.append(Text(f"{path}: {message}", style="yellow"))
-    return Group(*parts)
+    return Group(*parts, *below)
+
+
+def _problems(watcher: Watcher, notes: Sequence[str]) -> list[Text]:
+    """A line a run that failed or cannot be read, and what SLURM says."""
+    from rich.text import Text
+
+    failed = watcher.failures()
+    lines = [("red", f"{watcher.shown_path(path)} failed: {said}") for path, said in failed.items()]
+    if len(lines) > _MOST_FAILURES:
+        lines[_MOST_FAILURES:] = [("red", f"{len(lines) - _MOST_FAILURES} more failed")]
+    lines += [("yellow", f"{path}: {message}") for path, message in watcher.unreadable.items()]
+    lines += [("yellow", note) for note in notes]
+    return [Text(line, style=color, no_wrap=color == "red", overflow="ellipsis") for color, line in lines]
 
 
 def _summary(watcher: Watcher) -> Text:
@@ -94,19 +114,26 @@ def _table(
     groups: Sequence[WatchedGroup], curves: Sequence[Curve], latest: Sequence[float | None], width: int
 ) -> RenderableType:
     from rich.table import Table
+    from rich.text import Text
 
+    needed = max(len(group.name) for group in groups)
+    kept = list(_COLUMNS)
+    while len(kept) > 2 and needed + 6 + sum(_COLUMNS[name] for name in kept) > width:
+        kept.pop(0)
+    names = [name for name in ("done", "frames", "fps", "left", "return", "curve") if name in kept]
     table = Table(box=None, padding=(0, 1), show_header=True, header_style="bright_black", expand=False)
     table.add_column("")
-    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=max(width - 66, 16))
-    for name in ("done", "frames", "fps", "left", "return"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")  # a label that is cut would be that of another method, too
+    for name in names:
+        table.add_column("" if name == "curve" else name, justify="right" if name != "curve" else "left", no_wrap=True)
     for index, (group, curve, value) in enumerate(zip(groups, curves, latest, strict=True)):
-        table.add_row(*_cells(group, curve, value, _COLORS[index % len(_COLORS)]))
+        color = _COLORS[index % len(_COLORS)]
+        cells = _cells(group, curve, value, color)
+        table.add_row(Text("●", style=color), Text(group.name), *(cells[name] for name in names))
     return table
 
 
-def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -> list[Any]:
+def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -> dict[str, Any]:
     from rich.text import Text
 
     states = Counter[str](run.state() for run in group.runs) + Counter(group.not_begun)
@@ -122,38 +149,11 @@ def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -
     fps = [run.fps for run in moving if run.fps]
     left = [run.remaining_seconds for run in moving if run.remaining_seconds is not None]
     share = sum(run.share for run in group.runs) / planned
-    return [
-        Text("●", style=color),
-        Text(group.name),
-        done,
-        f"{amount(sum(run.frames for run in group.runs))} {share:4.0%}",
-        f"{sum(fps):,.0f}" if fps else "",
-        duration(max(left)) if left else "",
-        "" if value is None else f"{value:.4g}",
-        Text(sparkline(curve[1], _SPARK_WIDTH), style=color),
-    ]
-
-
-def amount(frames: float) -> str:
-    """Frames in few characters.
-
-    >>> amount(950), amount(60_000), amount(1_250_000), amount(2e9)
-    ('950', '60k', '1.25M', '2G')
-    """
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if frames >= unit:
-            return f"{frames / unit:.3g}{name}"
-    return f"{frames:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units.
-
-    >>> duration(42), duration(125), duration(7_500), duration(200_000)
-    ('42s', '2m05s', '2h05m', '2d07h')
-    """
-    whole = round(seconds)
-    for size, unit, below, small in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // below:02d}{small}"
-    return f"{whole}s"
+    return {
+        "done": done,
+        "frames": f"{amount(sum(run.frames for run in group.runs))} {share:4.0%}",
+        "fps": f"{sum(fps):,.0f}" if fps else "",
+        "left": duration(max(left)) if left else "",
+        "return": "" if value is None else f"{value:.4g}",
+        "curve": Text(sparkline(curve[1], _SPARK_WIDTH), style=color),
+    }

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.failures import failure, marks
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.planned import not_begun
@@ -96,7 +97,7 @@ class WatchedRun:
         path = self.record.path
         if (path / "done.json").exists():
             return "done"
-        if _failed(path):
+        if marks(path):
             return "failed"
         try:
             written = (path / "metrics.jsonl").stat().st_mtime
@@ -164,7 +165,7 @@ class Watcher:
             self._grouped.clear()
         self.runs = {path: run for path, run in self.runs.items() if path in there}
         planned = {path for root in self.folders for path in not_begun(root)} - there
-        states: dict[Path, State] = {path: "failed" if _failed(path) else "waiting" for path in sorted(planned)}
+        states: dict[Path, State] = {path: "failed" if marks(path) else "waiting" for path in sorted(planned)}
         if states != self.not_begun:
             self._grouped.clear()
             self.not_begun = states
@@ -187,6 +188,17 @@ class Watcher:
             if run.problem is not None:
                 self.unreadable[path] = f"metrics.jsonl holds what is no row: {run.problem}"
 
+    def failures(self) -> dict[Path, str]:
+        """The last words of the runs that failed."""
+        failed = [path for path, run in self.runs.items() if run.state() == "failed"]
+        failed += [path for path, state in self.not_begun.items() if state == "failed"]
+        return {path: (failure(path) or {}).get("last_line", "") for path in failed}
+
+    def shown_path(self, path: Path) -> str:
+        """A run's folder, relative to that which was asked for."""
+        root = next((root for root in self.folders if path != root and path.is_relative_to(root)), path.parent)
+        return str(path.relative_to(root))
+
     def groups(self, *, single: bool = False) -> list[WatchedGroup]:
         """One group a method and environment, or one a run where ``single`` or where methods cannot be told apart."""
         if single not in self._grouped:  # comparing hundreds of configs takes half a second
@@ -206,7 +218,7 @@ class Watcher:
                     for g in groups
                 ]
         ordered = sorted(self.runs.values(), key=lambda run: (run.record.env, run.record.path))
-        return [WatchedGroup(self._shown(run.record.path), run.record.env, (run,)) for run in ordered]
+        return [WatchedGroup(self.shown_path(run.record.path), run.record.env, (run,)) for run in ordered]
 
     @property
     def total_frames(self) -> int:
@@ -225,10 +237,6 @@ class Watcher:
         parents = {run.path.parent for run in runs}
         return tuple(state for path, state in self.not_begun.items() if path.parent in parents)
 
-    def _shown(self, path: Path) -> str:
-        root = next((root for root in self.folders if path != root and path.is_relative_to(root)), path.parent)
-        return str(path.relative_to(root))
-
 
 def latest_curves(
     groups: Iterable[WatchedGroup],
@@ -239,7 +247,3 @@ def latest_curves(
     if all(len(frames) > 1 for frames, _ in evaluated):
         return "eval", evaluated
     return "train", [group.curve("train") for group in groups]
-
-
-def _failed(path: Path) -> bool:
-    return path.with_name(f"{path.name}.failed").exists() or (path / "failed.json").exists()

@@ -14,6 +14,9 @@ from torchrl_reg.analysis.watched import Watcher
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: SLURM is asked no more often: its controller serves many.
+_ASK_SECONDS = 30.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``FOLDER ...``, ``--every``, ``--once`` and ``--runs``."""
@@ -43,8 +46,18 @@ def run(args: argparse.Namespace) -> int:
     if not args.once and console.is_terminal:
         _watch(watcher, console, args)
     watcher.refresh()
-    console.print(watch_frame(watcher, single=args.runs, width=console.width, height=None))
+    notes = _queue_notes(args.folders)
+    console.print(watch_frame(watcher, single=args.runs, width=console.width, height=None, notes=notes))
     return 0
+
+
+def _queue_notes(folders: list[Path]) -> list[str]:
+    """What SLURM says of the sweeps in ``folders``; nothing without the launcher, which comes with the source."""
+    try:
+        from slurm.status import waiting_notes
+    except (ImportError, SystemExit):
+        return []
+    return [note for folder in folders for note in waiting_notes(folder)]
 
 
 def _watch(watcher: Watcher, console: Console, args: argparse.Namespace) -> None:
@@ -52,9 +65,13 @@ def _watch(watcher: Watcher, console: Console, args: argparse.Namespace) -> None
 
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
+            asked, notes = 0.0, []
             while True:
                 watcher.refresh()
-                screen = watch_frame(watcher, single=args.runs, width=console.width, height=console.height)
+                if time.monotonic() - asked > _ASK_SECONDS:
+                    asked, notes = time.monotonic(), _queue_notes(args.folders)
+                size = {"width": console.width, "height": console.height}
+                screen = watch_frame(watcher, single=args.runs, notes=notes, **size)
                 live.update(screen, refresh=True)
                 time.sleep(args.every)
     except KeyboardInterrupt:

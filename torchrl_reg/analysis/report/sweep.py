@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torchrl_reg.analysis.documents import read_json, read_yaml
+from torchrl_reg.analysis.documents import read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.failures import failure
 from torchrl_reg.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.analysis.planned import not_begun
-from torchrl_reg.analysis.runs import RunRecord, find_runs, is_seen
+from torchrl_reg.analysis.runs import NOT_RUNS, RunRecord, find_runs, is_seen
 
-_NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 
 
@@ -136,42 +136,24 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 
 def _failures(folder: Path) -> Iterator[Failure]:
-    for marker in sorted(_markers(folder)):
-        inside = marker.name == "failed.json"  # the run's own, where it stopped by itself
-        run = marker.parent if inside else marker.with_name(marker.name.removesuffix(".failed"))
-        if inside and run.with_name(f"{run.name}.failed").exists():
-            continue
-        if (run / "done.json").exists():
-            continue  # it was run again
-        try:
-            said = read_json(marker) or {}
-        except AnalysisError:
-            said = {}
-        last = said.get("last_line") or _last_line(run.with_name(f"{run.name}.log"))
-        code = said.get("returncode")
-        shown = "" if code is None else str(code)
-        yield Failure(_relative(run, folder), shown, str(said.get("ended_at") or ""), str(last))
+    for run in sorted(_marked(folder)):
+        said = None if (run / "done.json").exists() else failure(run)  # or it was run again
+        if said is not None:
+            yield Failure(_relative(run, folder), said["returncode"], said["ended_at"], said["last_line"])
 
 
-def _markers(root: Path) -> Iterator[Path]:
+def _marked(root: Path) -> set[Path]:
+    """Runs with a mark of a failure, whether they have a folder or not."""
+    found: set[Path] = set()
     seen: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(root, followlinks=True):
         if is_seen(folder, seen):
             below.clear()
             continue
-        below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
-        yield from (Path(folder) / name for name in files if name.endswith(".failed") or name == "failed.json")
-
-
-def _last_line(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - 4096, 0))
-            lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1].strip() if lines else ""
+        below[:] = [name for name in below if name not in NOT_RUNS and not name.startswith(".")]
+        found |= {Path(folder, name.removesuffix(".failed")) for name in files if name.endswith(".failed")}
+        found |= {Path(folder)} if "failed.json" in files else set()
+    return found
 
 
 def _relative(path: Path, root: Path) -> str:
