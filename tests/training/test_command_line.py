@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import tiny_dqn
@@ -230,7 +233,14 @@ def test_a_finished_run_is_reported_and_not_repeated(command, tmp_path, capfd):
     assert code == 1 and "done.json" in err and seen == []
 
 
-def test_errors_of_this_package_are_the_users_and_others_keep_their_traceback(command):
+def _library(text):
+    """A function of a module that counts as one of the library."""
+    namespace = {"__name__": "torchrl_reg.objectives.made_up"}
+    exec(text, namespace)
+    return namespace["train"]
+
+
+def test_errors_meant_for_users_are_one_sentence_and_bugs_keep_their_traceback(command):
     class Refusal(ValueError):
         user_error = True
 
@@ -238,18 +248,63 @@ def test_errors_of_this_package_are_the_users_and_others_keep_their_traceback(co
         raise Refusal("tau: expected a number > 0,\n got -1.")
 
     assert command(train=refuse)[:2] == (1, "tau: expected a number > 0, got -1.\n")
+    bad_argument = _library("def train(cfg):\n    if cfg:\n        raise ValueError('tau must be > 0, got -1.')")
+    assert command(train=bad_argument)[:2] == (1, "tau must be > 0, got -1.\n")
 
     def bug(cfg):
         raise ValueError("shapes differ")
 
     with pytest.raises(ValueError, match="shapes differ"):
         command(train=bug)
+    for text, said in (
+        ("list(zip([1], [], strict=True))", "zip"),
+        ("int('x')", "invalid literal"),
+        ("[].index(3)", "not in list"),
+        ("a, b = [1]", "not enough values"),
+        ("import torch; torch.ones(2) @ torch.ones(3)", "inconsistent tensor size"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=said):
+            command(train=_library(f"def train(cfg):\n    {text}"))
 
     def full_disk(cfg):
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
     code, err, _ = command(train=full_disk)
     assert code == 1 and "No space left on device: 'metrics.jsonl'" in err
+
+
+def test_settings_that_do_not_fit_the_memory_are_one_sentence(command):
+    for capacity in ("1e17", "1e18"):
+        code, err, _ = command(
+            f"algo.replay_capacity={capacity}", f"run.dir={capacity}", "run.device=cpu", train=tiny_dqn.train
+        )
+        assert code == 1 and err.count("\n") == 1, err
+        assert err.startswith("Out of memory (") and "lower replay_capacity, batch_size" in err
+        gc.collect()
+
+    def exhaust(cfg):
+        raise MemoryError
+
+    assert command(train=exhaust)[1].startswith("Out of memory (MemoryError): lower replay_capacity")
+
+
+@pytest.mark.parametrize("module", ["hydra", "omegaconf", "yaml", "tqdm"])
+def test_a_missing_package_is_one_sentence(module):
+    code = f"import sys; sys.modules[{module!r}] = None; import torchrl_reg.training"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "not installed here: pip install 'torchrl_reg[recipes]'." in done.stderr
+
+
+def test_a_yaml_file_that_is_none_is_named_with_its_line(tmp_path):
+    shutil.copytree(Path(tiny_dqn.__file__).parent, tmp_path / "recipe")
+    (tmp_path / "recipe/conf/env/broken.yaml").write_text("name: x\n  cells: [1\n")
+    command = [sys.executable, str(tmp_path / "recipe/tiny_dqn.py"), f"run.dir={tmp_path / 'run'}"]
+    done = subprocess.run([*command, "env=broken"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "conf/env/broken.yaml, line 2 is not YAML: mapping values are not allowed here." in done.stderr
+    done = subprocess.run([*command, "algo.gamm=1"], capture_output=True, text=True)
+    assert done.stderr == "algo.gamm is not a setting; did you mean algo.gamma?\n"
 
 
 def test_hydras_own_switch_shows_the_traceback(command, monkeypatch):

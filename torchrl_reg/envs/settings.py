@@ -11,6 +11,8 @@ from typing import Any
 class EnvError(ValueError):
     """An environment that cannot be built as asked: a wrong setting, game name or missing extra."""
 
+    user_error = True
+
 
 @dataclass
 class EnvSettings:

@@ -11,6 +11,10 @@ import sys
 if importlib.util.find_spec("pandas") is None:
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
 
+from torchrl_reg.training.extras import check_extras
+
+check_extras()
+
 from torchrl_reg.training.checks import check_replay_learning
 from torchrl_reg.training.command_line import recipe
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require

@@ -34,7 +34,7 @@ from torchrl_reg.training.config_errors import (
     extra_settings,
     unknown_setting,
 )
-from torchrl_reg.training.errors import ConfigError, Interrupted, is_user_error
+from torchrl_reg.training.errors import ConfigError, Interrupted, user_sentence
 from torchrl_reg.training.overrides import default_folder, readable, telling
 from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.settings import RecipeConfig, validate
@@ -69,9 +69,10 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
         try:
             return str(_run_once(cfg, config_class, script, train))
         except Exception as error:
-            if not is_user_error(error):
+            sentence = user_sentence(error)
+            if sentence is None:
                 raise
-            _fail(str(error))
+            _fail(sentence)
 
     def main() -> None:
         if sys.argv[1:] == ["--check"]:
@@ -89,7 +90,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
             sys.exit(128 + number)
         except Exception as error:
             # A worker's user error comes back through its launcher.
-            sentence = str(error) if is_user_error(error) else explain(error, config_class, conf)
+            sentence = user_sentence(error) or explain(error, config_class, conf)
             if sentence is None or full_errors:
                 raise
             _fail(sentence)
@@ -157,7 +158,7 @@ def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, na
                 config = _typed(hydra.compose(config_name=name, overrides=words), config_class, conf)
                 print(json.dumps(dataclasses.asdict(config), default=str))
     except Exception as error:
-        sentence = str(error) if is_user_error(error) else explain(error, config_class, conf)
+        sentence = user_sentence(error) or explain(error, config_class, conf)
         if sentence is None:
             raise
         _fail(sentence)

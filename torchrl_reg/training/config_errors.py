@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.errors import (
     ConfigCompositionException,
@@ -51,6 +53,9 @@ def check_removals(words: Sequence[str], fail: Callable[[str], Any]) -> None:
 def explain(error: Exception, config_class: type, conf: Path) -> str | None:
     """The sentence for an error of the command line or of a YAML file; None for anything else."""
     cause = error.__cause__
+    for found in (error, cause, error.__context__):
+        if isinstance(found, yaml.YAMLError):
+            return _bad_yaml(found)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, conf)
     if isinstance(error, MissingConfigException):
@@ -119,9 +124,13 @@ def setting_names(config_class: type, conf: Path) -> list[str]:
     names = dict.fromkeys(_field_names(config_class, ""))
     for group in getattr(config_class, "groups", {}):
         for path in sorted((conf / group).rglob("*.yaml")):
-            prefix = "" if path.read_text().startswith("# @package _global_") else f"{group}."
-            names.update(dict.fromkeys(_yaml_names(OmegaConf.load(path), prefix)))
+            with contextlib.suppress(yaml.YAMLError, OSError):  # a broken neighbour is not what this is about
+                names.update(dict.fromkeys(_yaml_names(OmegaConf.load(path), _prefix(path, group))))
     return list(names)
+
+
+def _prefix(path: Path, group: str) -> str:
+    return "" if path.read_text().startswith("# @package _global_") else f"{group}."
 
 
 def _field_names(kind: type, prefix: str) -> Iterable[str]:
@@ -174,6 +183,12 @@ def _unreadable(override: str, conf: Path | None) -> str:
     groups = [path.parent.name for path in conf.glob(f"*/{override}.yaml")] if conf else []
     hint = f"; did you mean {groups[0]}={override}?" if groups else ""
     return f"{override!r} is not of the form name=value{hint or '.'}"
+
+
+def _bad_yaml(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
+    return f"{where} is not YAML: {problem or _first_line(error)}."
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import errno
 from typing import Any
 
@@ -51,23 +52,35 @@ got -1.
         raise ConfigError(f"{setting} must be {expected}, got {got!r}.")
 
 
-def is_user_error(error: BaseException) -> bool:
-    """Whether ``error`` is the user's to fix: one sentence is enough, a traceback would bury it.
+def user_sentence(error: BaseException) -> str | None:
+    """What a user is told of an ``error`` that is his to fix; None for a bug, which keeps its traceback.
 
-    True for exceptions whose class says ``user_error = True``, for a ``ValueError`` raised by this
-    package itself (the house rule for bad input), and for a full disk.
+    His are: exceptions whose class says ``user_error = True``; a ``ValueError`` that this package below the training
+    floor raises by a ``raise`` of its own (its rule for bad arguments), and not one that Python or torch raises inside
+    it; a full disk; and settings that do not fit the memory.
     """
     if getattr(error, "user_error", False):
-        return True
+        return str(error)
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return isinstance(error, ValueError) and _raising_module(error).startswith("torchrl_reg.")
+        return str(error) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        said = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        return f"Out of memory ({said}): lower replay_capacity, batch_size, num_envs or the size of the network."
+    return str(error) if isinstance(error, ValueError) and _raised_below(error) else None
 
 
-def _raising_module(error: BaseException) -> str:
+def _raised_below(error: BaseException) -> bool:
+    """Whether a ``raise`` statement of this package, outside ``training``, is where ``error`` comes from."""
     traceback = error.__traceback__
     if traceback is None:
-        return ""
+        return False
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback.tb_frame.f_globals.get("__name__", "")
+    module = traceback.tb_frame.f_globals.get("__name__", "")
+    code = traceback.tb_frame.f_code.co_code
+    raised = dis.opname[code[traceback.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+    return raised and module.startswith("torchrl_reg.") and not module.startswith("torchrl_reg.training.")
+
+
+# How torch and the C library say it; CUDA has a class of its own, whose message says it, too.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "size calculation overflowed")

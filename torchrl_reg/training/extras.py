@@ -1,0 +1,40 @@
+"""Packages that runs need and the library does not: their absence is one sentence, not a traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import TracebackType
+
+#: Module -> the package that brings it.
+NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml", "tqdm": "tqdm"}
+
+
+class MissingExtraError(ImportError):
+    """``torchrl_reg.training`` cannot be imported; the message says what to install."""
+
+    user_error = True
+
+
+def check_extras() -> None:
+    """Raises ``MissingExtraError`` unless all of ``NEEDED`` is there; a script that lets it pass prints one line."""
+    missing = [package for module, package in NEEDED.items() if not _is_there(module)]
+    if missing:
+        shown = sys.excepthook
+        sys.excepthook = lambda kind, error, trace: _one_line(kind, error, trace, shown)
+        raise MissingExtraError(
+            f"torchrl_reg.training needs {', '.join(missing)}, not installed here: pip install 'torchrl_reg[recipes]'."
+        )
+
+
+def _is_there(module: str) -> bool:
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None, otherwise: object) -> None:
+    if isinstance(error, MissingExtraError):
+        print(error, file=sys.stderr)
+    else:
+        otherwise(kind, error, trace)  # type: ignore[operator]
