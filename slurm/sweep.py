@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-_LONGEST_NAME = 120
+from torchrl_reg.analysis.documents import flat as flat_settings
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.folder_names import folder_name
+
 # In the path already, or of no consequence for its name.
 _UNNAMED = ("recipe", "env", "run.seed")
 
@@ -86,15 +88,16 @@ def named_settings(sweep: Mapping[str, Any]) -> set[str]:
     return named | {key for variant in variants for key in flat(variant.get("grid") or {})}
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"algo": {"tau": 1}}`` and ``{"algo.tau": 1}`` alike to ``{"algo.tau": 1}``; what is written last wins."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"algo": {"tau": 1}}`` and ``{"algo.tau": 1}`` alike to ``{"algo.tau": 1}``; what is written last wins.
+
+    Raises:
+        SweepError: more settings than any sweep has.
+    """
+    try:
+        return {key: value for key, value in flat_settings(settings).items() if value != {}}
+    except AnalysisError as error:
+        raise SweepError(str(error)) from None
 
 
 def override(key: str, value: Any) -> str:
@@ -112,16 +115,9 @@ def _planned(recipe: str, base: Mapping[str, Any], chosen: Mapping[str, Any], se
     overrides = tuple(override(k, settings[k]) for k in sorted(settings, key=lambda key: "." in key))
     named = [override(k, chosen[k]) for k in sorted(chosen) if k not in _UNNAMED]
     parts = (Path(recipe).stem, str(settings.get("env", "default")), ",".join(named) or "default", f"seed={seed}")
-    folder = "/".join(_folder_name(part) for part in parts)
+    folder = "/".join(folder_name(part) for part in parts)
     arm = " ".join([parts[0], *(text for text in named if not text.startswith("env."))])
     return PlannedRun(recipe, (*overrides, f"run.seed={seed}"), folder, arm)
-
-
-def _folder_name(text: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", text)
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return f"{name[: _LONGEST_NAME - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _refuse_chosen(place: str, settings: Iterable[str]) -> None:

@@ -22,6 +22,8 @@ import yaml
 from slurm.array_element import is_locked
 from slurm.snapshot import Code
 from slurm.sweep import SweepError, flat, planned_runs
+from torchrl_reg.analysis.documents import read_yaml
+from torchrl_reg.analysis.errors import AnalysisError
 
 _LOCK = ".launch.lock"
 _OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)
@@ -56,14 +58,16 @@ class SweepFolder:
         """The sweep as it was last launched.
 
         Raises:
-            SweepError: it never was.
+            SweepError: it never was, or its sweep.yaml is damaged.
         """
         try:
-            return yaml.safe_load((self.path / "sweep.yaml").read_text())
-        except OSError:
-            raise SweepError(
-                f"{self.path} must be the folder of a launched sweep, got one without sweep.yaml."
-            ) from None
+            found = read_yaml(self.path / "sweep.yaml")
+        except AnalysisError as error:
+            raise SweepError(str(error)) from None
+        if not isinstance(found, dict):
+            what = "one whose sweep.yaml is damaged" if self.is_launched else "one without sweep.yaml"
+            raise SweepError(f"{self.path} must be the folder of a launched sweep, got {what}.")
+        return found
 
     def code_for(self, sweep: Mapping[str, Any], current: Code | None) -> Code:
         """The code that the sweep's runs belong to: ``current``, or with None the code it was launched with.
@@ -144,9 +148,9 @@ class SweepFolder:
         path = self.path / "jobs.jsonl"
         found = []
         for line in path.read_text().splitlines() if path.exists() else ():
-            with suppress(ValueError, KeyError):
+            with suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                found.append(Submitted(row["array"], row["elements"]))
+                found.append(Submitted(row["array"], [[str(run) for run in element] for element in row["elements"]]))
         return found
 
     def run_folders(self) -> dict[str, tuple[str, ...]]:

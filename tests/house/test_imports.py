@@ -20,10 +20,10 @@ ALLOWED = {
     "objectives": {"objectives", "modules", "regularizers", "functional", "torchrl_compat"},
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
-    "training": {"training", "agents", "modules"},
+    "training": {"training", "folder_names", "agents", "modules"},
     "analysis": {"analysis"},
     "studies": {"studies", "analysis"},
-    "doctor": {"doctor", "envs"},
+    "doctor": {"doctor", "envs", "analysis"},
     "commands": {"commands", "analysis", "doctor", "agents", "training", "envs"},
 }
 #: Third-party packages that only the top floor may import.

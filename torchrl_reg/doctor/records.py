@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from torchrl_reg.analysis.record import Tail
 from torchrl_reg.doctor.machine import Finding
 
 #: A value this many times beyond what returns and entropy can make of it has exploded.
@@ -56,15 +57,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``metrics.jsonl``; what is no row (a line still being written) is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("event"), str) and is_number(row.get("frames")):
-            rows.append(row)
-    return rows
+    return list(Tail(path).rows())
 
 
 def is_number(value: Any) -> TypeGuard[float]:

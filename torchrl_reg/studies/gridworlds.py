@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
+from torchrl_reg.analysis.colors import LIGHT
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
 
@@ -26,7 +27,7 @@ SOLVED_WITHIN = 0.5
 #: Evaluations in a row that must agree on it: a policy in the making may solve a world by luck, and lose it again.
 SOLVED_FOR = 3
 
-_COLORS = {"ql": "#000000", "sql": "#0072B2", "sql_m": "#009E73", "mirl": "#D55E00"}  # Okabe and Ito
+_COLORS = {"ql": "#000000", "sql": LIGHT[0], "sql_m": LIGHT[2], "mirl": LIGHT[1]}
 _ARROWS = ((0, -1), (1, 0), (0, 1), (-1, 0))  # (right, down) of up, right, down, left
 _ACTIONS = ("up", "right", "down", "left")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from torchrl_reg.analysis.colors import GREY
+from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.figures import new_figure, styles
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
@@ -121,7 +121,7 @@ def draw_bandit(folder: Path, path: Path) -> Path:
     figure = new_figure(7.2, 3.0)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name, title in ((axes[0], "u", "U, the sum of exp(r / tau)"), (axes[1], "value", "the softmax value")):
-        for row, color in zip(rows, ("#D55E00", "#0072B2"), strict=False):
+        for row, color in zip(rows, (LIGHT[1], LIGHT[0]), strict=False):
             share = np.array(row["time"]) * np.array(row[f"error_{name}"]) / row[f"limit_{name}"]
             label = "uniform" if row["epsilon"] > 1e6 else f"E2W, epsilon = {row['epsilon']:g}"
             axis.plot(row["time"], share, color=color, linewidth=1.4, label=label)

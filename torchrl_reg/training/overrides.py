@@ -8,27 +8,28 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from torchrl_reg.folder_names import folder_name
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change nothing but the view.
 _UNNAMED = (
     *("run.dir", "run.seed", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),
 )
-_LONGEST_NAME = 120
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 def readable(words: Sequence[str], config_class: type) -> list[str]:
     """``words`` as Hydra can read them: a path with ``=`` quoted, ``1e6`` written out where an integer is wanted.
 
-    >>> from torchrl_reg.training import RecipeConfig
-    >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
-    ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
+        >>> from torchrl_reg.folder_names import folder_name
+    from torchrl_reg.training import RecipeConfig
+        >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
+        ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
     """
     integers = _integer_settings(config_class)
     sweeping = bool({"-m", "--multirun"} & set(words))
@@ -84,10 +85,7 @@ def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: i
     'results/m_dqn/acrobot/algo.tau=0.1/seed=3'
     """
     named = sorted(text.lstrip("+~") for text in overrides if is_named(text))
-    settings = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", ",".join(named)) or "default"
-    if len(settings) > _LONGEST_NAME:
-        digest = sha256(settings.encode()).hexdigest()[:8]
-        settings = f"{settings[: _LONGEST_NAME - 9]}-{digest}"
+    settings = folder_name(",".join(named)) or "default"
     return Path("results") / name / re.sub(r"[^\w.-]+", "-", env or "none") / settings / f"seed={seed}"
 
 

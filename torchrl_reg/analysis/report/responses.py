@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_reg.analysis.groups import Group, short_name, shown
+from torchrl_reg.analysis.record import is_number
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.scores import estimate, final_scores
 from torchrl_reg.analysis.statistics import mean, stratified_estimate
@@ -107,7 +108,7 @@ def _numeric_settings(groups: Sequence[Group]) -> list[str]:
 def _values(groups: Sequence[Group], setting: str) -> list[Any]:
     """Numbers of ``setting`` ascending, then null; none where it takes anything else."""
     values = [group.settings[setting] for group in groups if setting in group.settings]
-    if not all(_is_number(value) or value is None for value in values):
+    if not all(is_number(value) or value is None for value in values):
         return []
     numbers = sorted({float(value) for value in values if value is not None})
     return [*numbers, *([None] if None in values and numbers else [])]
@@ -209,7 +210,3 @@ def _heat_map(one: str, other: str, env: str, scored: Sequence[tuple[Group, list
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

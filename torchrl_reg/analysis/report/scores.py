@@ -48,9 +48,7 @@ def estimate(scores: Sequence[float]) -> Estimate | None:
     """Mean over the seeds with its 95% percentile-bootstrap interval; None without scores."""
     if not scores:
         return None
-    values = np.array([scores], dtype=np.float64)
-    value, low, high = stratified_bootstrap(values, [len(scores)], mean, resamples=_RESAMPLES)[:, 0]
-    return Estimate(float(value), float(low), float(high))
+    return stratified_estimate([scores], mean, resamples=_RESAMPLES)
 
 
 def learning_curve(group: Group, column: str, series: int) -> Line | None:
