@@ -9,7 +9,7 @@ _LONGEST = 120
 
 
 def folder_name(text: str) -> str:
-    """``text`` with a dash for what a path should not hold; a name that is too long ends in a digest and stays distinct.
+    """``text`` with a dash for what a path should not hold; a name that is too long ends in a digest instead.
 
     >>> folder_name("algo.tau=0.1,net.num_cells=[64, 64]"), len(folder_name("x" * 500))
     ('algo.tau=0.1,net.num_cells=-64,-64-', 120)

@@ -26,10 +26,9 @@ _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 def readable(words: Sequence[str], config_class: type) -> list[str]:
     """``words`` as Hydra can read them: a path with ``=`` quoted, ``1e6`` written out where an integer is wanted.
 
-        >>> from torchrl_reg.folder_names import folder_name
-    from torchrl_reg.training import RecipeConfig
-        >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
-        ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
+    >>> from torchrl_reg.training import RecipeConfig
+    >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
+    ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
     """
     integers = _integer_settings(config_class)
     sweeping = bool({"-m", "--multirun"} & set(words))
