@@ -322,3 +322,27 @@ def test_user_errors_are_one_sentence(
     assert expected in error
     assert "\n" not in error and "Traceback" not in error
     assert not (tmp_path / "run" / "done.json").exists()
+
+
+COLLECTORS_AGREE = {
+    "m_dqn": ["algo.n_steps=3"],
+    "iqn": ["env=acrobot", "env.max_episode_frames=20"],
+    "m_iqn": ["env=minatar/breakout"],
+    "mirl": ["algo.prior_keys=[observation]"],
+    "iq": ["policy=autoregressive", "env=mujoco/hopper"],
+    "pcl": ["policy=flow"],
+    "sac": ["policy=gaussian", "env=mountaincar_continuous"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lean_collector_changes_no_row(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for collector in ("lean", "torchrl"):
+        settings = [*tiny(name), *COLLECTORS_AGREE.get(name, []), f"run.collector={collector}"]
+        start(monkeypatch, name, f"run.dir={tmp_path / collector}", *settings)
+    lean, reference = (
+        [strip_wall_clock(row) for row in read_metrics(tmp_path / collector / "metrics.jsonl")]
+        for collector in ("lean", "torchrl")
+    )
+    assert lean == reference

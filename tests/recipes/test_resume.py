@@ -1,7 +1,8 @@
-"""The shipped recipes, killed and started again, end like runs that were never interrupted.
+"""The shipped recipes, killed and started again, end like runs that were never interrupted and had no checkpoint.
 
-tests/training does the same at the worst moments with a tiny recipe; here it is about what a recipe itself carries from
-batch to batch: waiting n-step rows, annealing, exact target periods, single-frame storage.
+tests/training does the same at the worst moments with a tiny recipe whose environments cannot be stored; here it is
+about those that can, and about what a recipe itself carries from batch to batch: waiting n-step rows, annealing, exact
+target periods, single-frame storage.
 """
 
 from __future__ import annotations
@@ -18,22 +19,29 @@ import pytest
 from torchrl_reg.training import read_metrics, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-CARTPOLE = ["m_iqn.py", "algo.n_steps=3", "algo.total_frames=6000", "run.checkpoint_every_frames=1000"]
+CARTPOLE = ["m_iqn.py", "algo.n_steps=3", "algo.total_frames=6000"]
 CARTPOLE += ["net.num_cells=[16,16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.update_every_frames=8"]
-ATARI = ["m_dqn.py", "env=atari", "algo.total_frames=2560", "run.checkpoint_every_frames=512", "algo.num_envs=2"]
+ATARI = ["m_dqn.py", "env=atari", "algo.total_frames=2560", "algo.num_envs=2"]
 ATARI += ["algo.learning_starts_frames=256", "algo.replay_capacity=300", "net.num_cells=[8]", "algo.batch_size=8"]
 ATARI += ["env.max_episode_frames=200"]
-SMALL = ["policy.num_cells=[16]", "algo.total_frames=1920", "run.checkpoint_every_frames=480", "algo.batch_size=8"]
+SMALL = ["policy.num_cells=[16]", "algo.total_frames=1920", "algo.batch_size=8"]
 SMALL += ["env.max_episode_frames=50", "algo.learning_starts_frames=160", "algo.replay_capacity=2000"]
 PCL = ["pcl.py", *SMALL, "algo.max_kl=0.01", "algo.lam=0.1"]  # sequences as rows, a learnt coefficient
 SAC = ["sac.py", *SMALL, "policy=multicategorical"]
-MIRL = ["mirl.py", "algo.method=sql_m", "algo.total_frames=6000", "run.checkpoint_every_frames=1000"]  # two priors
+MIRL = ["mirl.py", "algo.method=sql_m", "algo.total_frames=6000"]  # two priors
 COMMON = ["run.log_every_frames=128", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
 
 
-def begin(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+MINATAR = ["m_dqn.py", "env=minatar/breakout", "algo.total_frames=6000", "algo.learning_starts_frames=500"]
+MINATAR += ["algo.replay_capacity=2000", "algo.batch_size=8", "algo.n_steps=3"]
+HOPPER = ["iq.py", "env=mujoco/hopper", *SMALL[:3], "algo.learning_starts_frames=160", "algo.replay_capacity=1500"]
+GRIDWORLD = ["dqn.py", "env=gridworld/square", "algo.total_frames=6000", "algo.n_steps=2"]
+
+
+def begin(folder: Path, arguments: list[str], checkpoint_every: int) -> subprocess.Popen[bytes]:
     script, *settings = arguments
-    command = [sys.executable, str(RECIPES / script), *settings, *COMMON, f"run.dir={folder}"]
+    settings = [*settings, *COMMON, f"run.checkpoint_every_frames={checkpoint_every}", f"run.dir={folder}"]
+    command = [sys.executable, str(RECIPES / script), *settings]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -41,26 +49,48 @@ def rows(folder: Path) -> list[dict]:
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
-RUNS = {"m_iqn-3-steps": CARTPOLE, "pcl": PCL, "m_dqn-atari": ATARI, "sac": SAC, "mirl": MIRL}
+def newest(folder: Path) -> str:
+    return max((path.name for path in (folder / "checkpoints").glob("checkpoint-*")), default="")
+
+
+# What runs, frames between checkpoints, and how often it is killed.
+RUNS = {
+    "m_iqn-3-steps": (CARTPOLE, 1000, 2),
+    "pcl": (PCL, 480, 2),
+    "m_dqn-atari": (ATARI, 512, 3),
+    "sac": (SAC, 480, 2),
+    "mirl": (MIRL, 1000, 2),
+    "m_dqn-minatar": (MINATAR, 1000, 4),
+    "iq-hopper": (HOPPER, 300, 4),
+    "dqn-gridworld": (GRIDWORLD, 1000, 4),
+}
 QUICK = ("m_iqn-3-steps", "pcl")  # each starts four processes that import torch: the others only with -m slow
-CASES = [pytest.param(run, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, run in RUNS.items()]
+CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 
-@pytest.mark.parametrize("arguments", CASES)
-def test_killed_and_restarted(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arguments", "checkpoint_every", "kills"), CASES)
+def test_killed_and_restarted(arguments: list[str], checkpoint_every: int, kills: int, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = begin(whole, arguments)
-    for checkpoints in (1, 2):
-        process = begin(killed, arguments)
+    uninterrupted = begin(whole, arguments, 10**9)
+    for _ in range(kills):
+        seen = newest(killed)
+        process = begin(killed, arguments, checkpoint_every)
         # Some rows past the newest checkpoint: they must be dropped and made again.
-        while len(list((killed / "checkpoints").glob("checkpoint-*"))) < checkpoints:
+        while newest(killed) == seen:
             assert process.poll() is None
             time.sleep(0.01)
         time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (killed / "done.json").exists()
-    assert begin(killed, arguments).wait(120) == 0
-    assert uninterrupted.wait(120) == 0
+    assert begin(killed, arguments, checkpoint_every).wait(300) == 0
+    assert uninterrupted.wait(300) == 0
     assert rows(killed) == rows(whole)
     assert len(rows(whole)) > 10
+
+
+def test_what_waits_for_its_window_is_tracked() -> None:
+    """A recipe that forgets to track its n-step rows resumes with a hole in them."""
+    for path in RECIPES.glob("*.py"):
+        text = path.read_text()
+        assert ("NStep(" in text) == ("n_step=n_step" in text), path.name

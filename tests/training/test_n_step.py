@@ -83,3 +83,27 @@ def test_input_is_left_alone_and_n_is_checked() -> None:
         NStep(3, GAMMA)(stream(2, 2))
     with pytest.raises(ConfigError, match="algo.n_steps"):
         NStep(0, GAMMA)
+
+
+def test_waiting_rows_go_through_a_checkpoint() -> None:
+    data = stream(3, 20)
+    without = NStep(3, GAMMA)
+    expected_rows = [without(data[:, :8]), without(data[:, 8:])]
+    before, after = NStep(3, GAMMA), NStep(3, GAMMA)
+    first = before(data[:, :8])
+    after.load_state_dict(before.state_dict())
+    second = after(data[:, 8:])
+    assert (first == expected_rows[0]).all() and (second == expected_rows[1]).all()
+    assert second.shape[1] == 12 and torch.equal(second["observation"][:, 0], data["observation"][:, 6])
+
+
+def test_cut_episodes_do_not_reach_into_the_next_batch() -> None:
+    data = stream(2, 10)
+    data["next", "done"][:] = data["next", "terminated"][:] = data["next", "truncated"][:] = False
+    windows = NStep(4, GAMMA)
+    windows(data[:, :5])
+    windows.cut_episodes()
+    rows = windows(data[:, 5:])
+    assert rows["steps_to_next_obs"].squeeze(-1).tolist() == [[3, 2, 1, 4, 4]] * 2
+    assert rows["next", "truncated"].squeeze(-1).tolist() == [[True, True, True, False, False]] * 2
+    assert not rows["next", "terminated"].any()

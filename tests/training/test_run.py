@@ -15,7 +15,8 @@ from torchrl.data import LazyTensorStorage
 from torchrl.data.replay_buffers import SliceSampler
 from torchrl.envs import TransformedEnv, VecNormV2
 
-from torchrl_reg.training import ConfigError, Run, RunSettings, read_metrics, strip_wall_clock
+from torchrl_reg.envs import EnvSettings, RecordedVectorEnv, make_env
+from torchrl_reg.training import ConfigError, NStep, Run, RunSettings, read_metrics, strip_wall_clock
 
 
 @pytest.fixture
@@ -76,13 +77,68 @@ def test_training_returns_are_those_of_whole_episodes(make_run):
     run = make_run(log_every_frames=10_000, checkpoint_every_frames=52)
     run.track()
     for batch in run.collect(_env(), _push_right, total_frames=7 * 52, frames_per_batch=4):
-        if run.frames % 52 == 0:  # the environments are reset now: an end, though nothing terminated
-            assert batch["next", "truncated"].all() and batch["next", "done"].all()
-    (row,) = read_metrics(run.finish() / "metrics.jsonl")
+        if run.frames % 52 == 0:  # a checkpoint resets the environments now: an end, though nothing terminated
+            assert batch["next", "done"].all() == (run.frames < 7 * 52)
+    path = run.finish()
+    (row,) = read_metrics(path / "metrics.jsonl")
     # Always to the right, an episode lasts 8 to 10 steps; one cut by a checkpoint would be shorter.
     assert 8 <= row["return_mean"] <= 11
     # 13 steps fit one whole episode per environment between two checkpoints, and there are 7.
     assert row["episodes"] == 4 * 7
+    # Between two checkpoints nobody lives as long as twice 8 steps, so each of the 6 cuts every second episode.
+    assert row["cut_episodes"] == json.loads((path / "done.json").read_text())["cut_episodes"] == 4 * 6
+
+
+def test_a_run_whose_environments_cannot_be_stored_says_so_at_its_start(make_run, capsys):
+    for env, said in ((_env(), True), (make_env(EnvSettings("cartpole"), 4), False)):
+        run = make_run(f"said={said}", progress=True, checkpoint_every_frames=52)
+        run.track()
+        for _ in run.collect(env, _push_right, total_frames=8, frames_per_batch=8):
+            pass
+        sentence = "this environment's state cannot be stored: a checkpoint ends all episodes, every 52 frames"
+        assert (sentence in capsys.readouterr().out.splitlines()) == said
+
+
+def test_a_checkpoint_changes_nothing_where_environments_can_be_stored(make_run):
+    def lengths(every: int) -> list[list[int]]:
+        run = make_run(f"every={every}", log_every_frames=10_000, checkpoint_every_frames=every)
+        run.track()
+        env, batches = make_env(EnvSettings("cartpole"), 4), []
+        for batch in run.collect(env, _push_right, total_frames=120, frames_per_batch=4):
+            batches.append(batch["next", "done"].squeeze(-1))
+        assert "cut_episodes" not in read_metrics(run.finish() / "metrics.jsonl")[-1]
+        return torch.cat(batches, 1).nonzero().tolist()
+
+    assert lengths(12) == lengths(1_000) != []
+
+
+def test_environments_that_come_out_otherwise_on_another_machine_lose_their_episodes(
+    make_run, monkeypatch, capsys, tmp_path
+):
+    def collect(stop_at: int | None = None) -> list[torch.Tensor]:
+        run = make_run("moved", progress=True, checkpoint_every_frames=24)
+        n_step, batches = NStep(3, 0.9), []
+        run.track(n_step=n_step)
+        for batch in run.collect(
+            make_env(EnvSettings("cartpole"), 4), _push_right, total_frames=48, frames_per_batch=12
+        ):
+            batches.append(n_step(batch))
+            if run.frames == stop_at:
+                raise _Stop
+        run.finish()
+        return batches
+
+    with pytest.raises(_Stop):
+        collect(stop_at=36)
+    gc.collect()
+    monkeypatch.setattr(RecordedVectorEnv, "restore", lambda *_: False)
+    first, _ = collect()
+    assert "this machine computes the environments differently: their episodes end here" in capsys.readouterr().out
+    # The two rows that waited for their windows end in the steps that were there, and are no ends of the task.
+    assert first["steps_to_next_obs"].squeeze(-1).tolist() == [[2, 1, 3]] * 4
+    assert first["next", "truncated"].squeeze(-1).tolist() == [[True, True, False]] * 4
+    assert not first["next", "terminated"].any()
+    assert json.loads((tmp_path / "moved" / "done.json").read_text())["cut_episodes"] == 4
 
 
 def test_rows_without_episodes_or_updates(make_run):

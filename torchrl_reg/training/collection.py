@@ -1,4 +1,4 @@
-"""TorchRL's collector, set up for replay learning, and what is read off its batches."""
+"""The collector of a run, lean where that is possible and TorchRL's elsewhere, and what is read off its batches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.training.errors import require
+from torchrl_reg.training.lean_collector import LeanCollector, lean_vector
 
 EPISODE_RETURN = "episode_reward"
+AnyCollector = Collector | LeanCollector
 
 
 def make_collector(
@@ -24,8 +26,12 @@ def make_collector(
     device: torch.device,
     storing_device: torch.device,
     track_trajectories: bool,
-) -> Collector:
+    kind: str = "lean",
+) -> AnyCollector:
     """An endless collector whose batches are ``[*env.batch_size, T]`` with ``T`` in the batch's frames.
+
+    ``kind`` is ``"lean"`` (a :class:`LeanCollector` where the environment is one that it can step, else TorchRL's) or
+    ``"torchrl"``.
 
     Raises:
         ConfigError: ``frames_per_batch`` is not a multiple of the frames of one vector step.
@@ -39,6 +45,14 @@ def make_collector(
     )
     if EPISODE_RETURN not in list(env.observation_spec.keys()):
         env = TransformedEnv(env, RewardSum(), auto_unwrap=False)
+    if kind == "lean" and not track_trajectories and lean_vector(env) is not None:
+        return LeanCollector(
+            env,
+            policy,
+            frames_per_batch=frames_per_batch // frames_per_step,
+            policy_device=device,
+            storing_device=storing_device,
+        )
     # Naming a device makes the collector copy every step to it, so only where there are two.
     several = {device.type, storing_device.type} != {"cpu"}
     devices = {"policy_device": device, "storing_device": storing_device} if several else {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_reg.training.lean_collector import LeanCollector
 from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
@@ -45,7 +47,7 @@ class EnvironmentState:
             the caller resets them.
     """
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: Collector | LeanCollector) -> None:
         self._collector = collector
         self._layers = _layers(collector.env)  # a closed collector has none
         self._part = restorable_part(collector.env)
@@ -64,23 +66,34 @@ class EnvironmentState:
     def state_dict(self) -> dict[str, Any]:
         """Of a closed collector only what its transforms have learnt."""
         state: dict[str, Any] = {"layers": [layer.state_dict() for layer in self._layers]}
-        if self._collector.track_traj_ids:
+        if not isinstance(self._collector, LeanCollector) and self._collector.track_traj_ids:
             state["trajectories"] = self._collector._traj_pool.state_dict()
         if self._part is not None and not self._collector.closed:
             state["environments"] = pack_arrays(self._part.snapshot())
-            state["carried"] = pack_tensordict(self._collector._carrier)
+            state["carried"] = pack_tensordict(self._carried)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         collector = self._collector
         for layer, learnt in zip(self._layers, state["layers"], strict=True):
             layer.load_state_dict(learnt)
-        if collector.track_traj_ids:
+        if not isinstance(collector, LeanCollector) and collector.track_traj_ids:
             collector._traj_pool.load_state_dict(state["trajectories"])
         if self._part is not None and "environments" in state:
             self.is_restored = self._part.restore(unpack_arrays(state["environments"]))
-            fresh = collector._carrier
-            carried = unpack_tensordict(state["carried"])
-            for key, value in fresh.items(include_nested=True, leaves_only=True):
-                carried.set(key, carried.get(key).to(value.device))
-            collector._carrier = carried if fresh.device is None else carried.to(fresh.device)
+            self._carry(unpack_tensordict(state["carried"]))
+
+    @property
+    def _carried(self) -> TensorDictBase:
+        collector = self._collector
+        return collector.carried if isinstance(collector, LeanCollector) else collector._carrier
+
+    def _carry(self, carried: TensorDictBase) -> None:
+        collector = self._collector
+        if isinstance(collector, LeanCollector):
+            collector.carried = carried
+            return
+        fresh = collector._carrier
+        for key, value in fresh.items(include_nested=True, leaves_only=True):
+            carried.set(key, carried.get(key).to(value.device))
+        collector._carrier = carried if fresh.device is None else carried.to(fresh.device)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torchrl_reg.training.errors import require
 
+COLLECTORS = ("lean", "torchrl")
 LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
 
@@ -28,6 +29,7 @@ class RunSettings:
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
     compile: bool = False  # torch.compile of the loss
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
+    collector: str = "lean"  # steps vector environments itself, the same to the last bit; torchrl: TorchRL's Collector
     log_every_frames: int = 1_000
     evaluate_every_frames: int = 10_000
     eval_episodes: int = 10
@@ -47,6 +49,7 @@ class RunSettings:
         require(films, "run.video_every_frames", "at least 1, or null", self.video_every_frames)
         require(self.eval_episodes >= 1, "run.eval_episodes", "at least 1", self.eval_episodes)
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
+        require(self.collector in COLLECTORS, "run.collector", f"one of {', '.join(COLLECTORS)}", self.collector)
         for logger in self.loggers:
             require(logger in LOGGERS, "run.loggers", f"a list out of {list(LOGGERS)}", logger)
 

@@ -1,0 +1,158 @@
+"""The lean collector gives the batches of TorchRL's, bit for bit, and leaves alone what it does not know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.collectors import Collector
+from torchrl.envs import GymEnv, RewardScaling, StepCounter, TransformedEnv
+from torchrl.modules import EGreedyModule, QValueActor
+
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.modules import (
+    ActionPrior,
+    BoltzmannQActor,
+    NetSettings,
+    PolicySettings,
+    PriorEGreedyModule,
+    policy,
+    q_network,
+)
+from torchrl_reg.training import ConfigError
+from torchrl_reg.training.collection import make_collector
+from torchrl_reg.training.lean_collector import LeanCollector, lean_vector
+from torchrl_reg.training.plain_policy import plain_policy
+
+CPU = torch.device("cpu")
+CARTPOLE = EnvSettings("cartpole", max_episode_frames=21)
+PENDULUM = EnvSettings("pendulum", max_episode_frames=7)
+MINATAR = EnvSettings("minatar", game="breakout", max_episode_frames=30)
+
+
+def q_policy(env, exploration):
+    spec = env.full_action_spec_unbatched["action"]
+    name = "mlp" if len(env.observation_spec["observation"].shape) == 2 else "minatar"
+    actor = QValueActor(q_network(NetSettings(name, num_cells=[16]), env), spec=spec)
+    if exploration == "epsilon":
+        return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.1))
+    if exploration == "greedy":
+        return actor
+    if exploration == "boltzmann":
+        return BoltzmannQActor(actor, tau=0.5)
+    return TensorDictSequential(actor, PriorEGreedyModule(spec, ActionPrior(spec.n, beta=2.0), eps_init=0.4))
+
+
+def box_policy(env, name):
+    return policy(PolicySettings(name=name, num_cells=[16]), env)
+
+
+def pointing_left(env, _):
+    """A function that knows of what it gets no more than that it is a tensordict."""
+
+    def act(state):
+        assert not state["done"].any() and state.shape == (3,)
+        return state.set("action", (state["observation"][:, 0] + state["episode_reward"][:, 0] > 9).long())
+
+    return act
+
+
+CASES = [
+    *[(CARTPOLE, q_policy, kind) for kind in ("epsilon", "greedy", "boltzmann", "prior")],
+    (MINATAR, q_policy, "epsilon"),
+    *[(PENDULUM, box_policy, kind) for kind in ("multicategorical", "autoregressive", "flow", "gaussian")],
+    (CARTPOLE, pointing_left, "function"),
+]
+
+
+def batches(settings, make_policy, kind, collector, count=12, num_envs=3):
+    torch.manual_seed(0)
+    env = make_env(settings, num_envs)
+    collector = make_collector(
+        env,
+        make_policy(env, kind),
+        frames_per_batch=4 * num_envs,
+        frames_per_step=1,
+        device=CPU,
+        storing_device=CPU,
+        track_trajectories=False,
+        kind=collector,
+    )
+    collector.env.set_seed(5)
+    torch.manual_seed(6)
+    collector.reset()
+    iterator = iter(collector)
+    found = [next(iterator).clone() for _ in range(count)]
+    collector.shutdown()
+    return collector, found
+
+
+@pytest.mark.parametrize(("settings", "make_policy", "kind"), CASES, ids=[f"{c[0].name}-{c[2]}" for c in CASES])
+def test_batches_are_those_of_the_reference(settings, make_policy, kind):
+    reference, expected = batches(settings, make_policy, kind, "torchrl")
+    lean, found = batches(settings, make_policy, kind, "lean")
+    assert type(reference) is Collector and type(lean) is LeanCollector
+    assert sum(batch["next", "done"].sum() for batch in expected) > 3
+    for one, other in zip(expected, found, strict=True):
+        assert set(one.keys(True, True)) == set(other.keys(True, True))
+        for key in one.keys(True, True):
+            assert one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]), key
+        assert one.batch_size == other.batch_size and one.device == other.device
+
+
+def test_one_environment():
+    _, expected = batches(CARTPOLE, q_policy, "epsilon", "torchrl", num_envs=1)
+    _, found = batches(CARTPOLE, q_policy, "epsilon", "lean", num_envs=1)
+    assert all((one == other).all() for one, other in zip(expected, found, strict=True))
+
+
+def test_it_is_a_collector_of_ones_own_script():
+    env = make_env(CARTPOLE, 3)
+    collector = LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=12, total_frames=30)
+    assert [batch.batch_size for batch in collector] == [(3, 4)] * 3  # until 30 are reached, as in TorchRL
+    collector.shutdown()
+    collector.shutdown()
+    assert collector.closed and env.is_closed
+
+
+def test_batches_keep_their_numbers_when_collection_goes_on():
+    env = make_env(MINATAR, 3)
+    iterator = iter(LeanCollector(env, q_policy(env, "epsilon"), frames_per_batch=12))
+    first = next(iterator)
+    kept = first.clone()
+    first["next", "reward"].fill_(7.0)  # a recipe that clips rewards writes into its batch
+    second = next(iterator)
+    assert (first.exclude(("next", "reward")) == kept.exclude(("next", "reward"))).all()
+    assert not (second["next", "reward"] == 7).any()
+
+
+@pytest.mark.parametrize("frames", [0, -3, 4])
+def test_frames_that_do_not_fit(frames):
+    env = make_env(CARTPOLE, 3)
+    with pytest.raises(ConfigError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
+        LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=frames)
+
+
+def test_what_has_to_be_stepped_by_torchrl():
+    cartpole = make_env(CARTPOLE, 3)
+    assert lean_vector(cartpole) is not None
+    for env in (
+        GymEnv("CartPole-v1"),
+        make_env(EnvSettings("gridworld", game="square"), 3),
+        TransformedEnv(make_env(CARTPOLE, 3), StepCounter(), auto_unwrap=False),
+        TransformedEnv(make_env(CARTPOLE, 3), RewardScaling(0.0, 2.0), auto_unwrap=False),
+        cartpole.base_env,  # no returns
+    ):
+        assert lean_vector(env) is None
+    with pytest.raises(ConfigError, match="env must be a gymnasium vector environment under RewardSum alone"):
+        LeanCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
+
+
+def test_hooks_and_masks_of_a_policy_are_kept():
+    """A module that does more than its plain form is called with a tensordict."""
+    net = TensorDictModule(torch.nn.Linear(4, 2), ["observation"], ["action_value"])
+    called = []
+    net.register_forward_hook(lambda *_: called.append(True))
+    state = {"observation": torch.ones(3, 4)}
+    plain_policy(net, 3, CPU)(state)
+    assert called and state["action_value"].shape == (3, 2)

@@ -1,0 +1,187 @@
+"""Collection without a TensorDict at every step: the vector environment is stepped directly.
+
+Shapes: ``N`` environments, ``T`` steps of each in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs import Compose, DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_reg.training.errors import require
+from torchrl_reg.training.plain_policy import State, plain_policy
+
+_FLAGS = ("done", "terminated", "truncated")
+
+
+def lean_vector(env: EnvBase) -> VectorEnv | None:
+    """The vector environment inside ``env`` if stepping it is all that ``env`` does, else None.
+
+    That is so for a ``GymWrapper`` around a gymnasium vector environment whose resets are left to the caller, with
+    one observation and one reward, under no other transforms than ``RewardSum`` and a cast to another device.
+    """
+    returns = False
+    while isinstance(env, TransformedEnv):
+        for transform in env.transform if isinstance(env.transform, Compose) else [env.transform]:
+            if type(transform) is RewardSum:
+                returns = list(transform.out_keys) == ["episode_reward"] and not returns
+            elif type(transform) is not DeviceCastTransform:
+                return None
+        env = env.base_env
+    if not returns or type(env) is not GymWrapper or not isinstance(env._env, VectorEnv):
+        return None
+    vector = env._env
+    disabled = getattr(vector, "autoreset_mode", None) == AutoresetMode.DISABLED
+    keys = list(env.observation_spec.keys(True, True)) == ["observation"] and env.action_keys == ["action"]
+    plain = env.wrapper_frame_skip == 1 and not env.info_dict_reader and len(env.batch_size) == 1
+    return vector if disabled and keys and plain else None
+
+
+class LeanCollector:
+    """Iterates over batches ``[N, T]`` that TorchRL's ``Collector`` would give, bit for bit, at a fraction of its cost.
+
+    The policy explores (``ExplorationType.RANDOM``) and keeps nothing between steps but its random numbers.
+
+    Args:
+        env: an environment with a :func:`lean_vector`; ``RewardSum`` is among its transforms.
+        policy: anything that acts on a TensorDict; see :func:`plain_policy` for what does without one.
+        frames_per_batch: steps in a batch, over all environments.
+        total_frames: where iteration ends; -1: never.
+        policy_device, storing_device: where the policy acts and where batches are handed out (default: the CPU).
+
+    Raises:
+        ConfigError: an environment that has to be stepped by TorchRL, or ``frames_per_batch`` no multiple of N.
+
+    >>> from torchrl_reg.envs import EnvSettings, make_env
+    >>> env = make_env(EnvSettings("cartpole"), 4)
+    >>> collector = LeanCollector(env, lambda td: td.set("action", torch.ones(4).long()), frames_per_batch=12)
+    >>> next(iter(collector))["next", "reward"].shape
+    torch.Size([4, 3, 1])
+    >>> collector.shutdown()
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: Callable[[TensorDictBase], TensorDictBase],
+        *,
+        frames_per_batch: int,
+        total_frames: int = -1,
+        policy_device: torch.device | str = "cpu",
+        storing_device: torch.device | str = "cpu",
+    ) -> None:
+        vector = lean_vector(env)
+        require(vector is not None, "env", "a gymnasium vector environment under RewardSum alone", env)
+        assert vector is not None
+        self.num_envs = vector.num_envs
+        fits = frames_per_batch > 0 and frames_per_batch % self.num_envs == 0
+        require(fits, "frames_per_batch", f"a positive multiple of {self.num_envs}", frames_per_batch)
+        self.env, self.policy, self.closed = env, policy, False
+        self.frames_per_batch, self.total_frames = frames_per_batch, total_frames
+        self._vector = vector
+        self._policy_device, self._storing_device = torch.device(policy_device), torch.device(storing_device)
+        self._act = plain_policy(policy, self.num_envs, self._policy_device)
+        self._observation_dtype = env.observation_spec["observation"].dtype
+        self._action_spec = env.full_action_spec["action"].cpu()
+        self._frames = 0
+        self.reset()
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        while self.total_frames < 0 or self._frames < self.total_frames:
+            self._frames += self.frames_per_batch
+            yield self.rollout()
+
+    def reset(self) -> None:
+        """Begins a new episode everywhere."""
+        observation, _ = self._vector.reset()
+        self._observation = self._as_tensor(observation)
+        self._returns = np.zeros(self.num_envs, np.float32)
+
+    def shutdown(self) -> None:
+        """Closes the environment."""
+        if not self.closed:
+            self.closed = True
+            if not self.env.is_closed:
+                self.env.close()
+
+    @property
+    def carried(self) -> TensorDict:
+        """What the next step starts from: observations and returns of the unfinished episodes."""
+        returns = torch.from_numpy(self._returns.copy()).unsqueeze(-1)
+        return TensorDict({"observation": self._observation.clone(), "episode_reward": returns}, [self.num_envs])
+
+    @carried.setter
+    def carried(self, tensordict: TensorDictBase) -> None:
+        self._observation = tensordict["observation"].clone()
+        self._returns = tensordict["episode_reward"].squeeze(-1).numpy().copy()
+
+    @torch.no_grad()
+    def rollout(self) -> TensorDict:
+        """The next batch."""
+        steps = self.frames_per_batch // self.num_envs
+        states: list[State] = []
+        next_observations, rewards, terminations, truncations, returns = [], [], [], [], []
+        false = torch.zeros(self.num_envs, 1, dtype=torch.bool, device=self._policy_device)
+        flags = dict.fromkeys(_FLAGS, false)
+        with set_exploration_type(ExplorationType.RANDOM):
+            for _ in range(steps):
+                state: State = {
+                    "observation": self._observation.to(self._policy_device, non_blocking=True),
+                    "episode_reward": torch.from_numpy(self._returns).unsqueeze(-1).to(self._policy_device),
+                    **flags,
+                }
+                self._act(state)
+                action = self._action_spec.to_numpy(state["action"].cpu(), safe=False)
+                observation, reward, terminated, truncated, _ = self._vector.step(action)
+                states.append(state)
+                next_observations.append(self._as_tensor(observation))
+                rewards.append(np.asarray(reward).astype(np.float32))
+                terminations.append(terminated.copy())
+                truncations.append(truncated.copy())
+                self._returns = self._returns + rewards[-1]
+                returns.append(self._returns)
+                self._reset_finished(next_observations[-1], terminated | truncated)
+        terminated, truncated = _columns(terminations), _columns(truncations)
+        following = {
+            "observation": torch.stack(next_observations, 1),
+            "reward": _columns(rewards),
+            "done": terminated | truncated,
+            "terminated": terminated,
+            "truncated": truncated,
+            "episode_reward": _columns(returns),
+        }
+        return self._batch(states, following, [self.num_envs, steps])
+
+    def _reset_finished(self, observation: Tensor, done: np.ndarray) -> None:
+        """Carries ``observation`` on, or the first one of a new episode where one is ``done``."""
+        self._observation = observation
+        if not done.any():
+            return
+        first, _ = self._vector.reset(options={"reset_mask": done.copy()})
+        mask = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
+        self._observation = torch.where(mask, self._as_tensor(first), observation)
+        self._returns = np.where(done, np.float32(0), self._returns)
+
+    def _batch(self, states: list[State], following: dict[str, Tensor], shape: list[int]) -> TensorDict:
+        rows: dict[Any, Any] = {key: torch.stack([state[key] for state in states], 1) for key in states[0]}
+        device = self._storing_device
+        if {device.type, self._policy_device.type} == {"cpu"}:
+            return TensorDict({**rows, "next": TensorDict(following, shape)}, shape)
+        batch = TensorDict(rows, shape).to(device, non_blocking=True)
+        return batch.set("next", TensorDict(following, shape).to(device, non_blocking=True))
+
+    def _as_tensor(self, observation: Any) -> Tensor:
+        return torch.as_tensor(observation, dtype=self._observation_dtype)
+
+
+def _columns(rows: list[np.ndarray]) -> Tensor:
+    """``[N, T, 1]`` out of T arrays ``[N]``."""
+    return torch.from_numpy(np.stack(rows, 1)).unsqueeze(-1)

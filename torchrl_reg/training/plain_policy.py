@@ -1,0 +1,116 @@
+"""Policies called on plain tensors: what a TensorDict costs at every step is spared where the modules are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor
+from torchrl.modules import EGreedyModule, QValueActor, QValueModule, SafeModule
+from torchrl.modules.tensordict_module import SafeSequential
+
+State = dict[Any, Tensor]
+#: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.
+PlainPolicy = Callable[[State], None]
+
+
+def plain_policy(policy: Callable[..., Any], num_envs: int, device: torch.device) -> PlainPolicy:
+    """``policy`` as a function of a dict of tensors that have ``num_envs`` rows each, under random exploration.
+
+    Sequences, modules around a network, Q-value modules and epsilon-greedy exploration do without a TensorDict, and so
+    does any module that has a ``plain(state)`` of its own. Whatever else there is gets one made of the state so far.
+    """
+    parts = [_part(module, num_envs, device) for module in _flattened(policy)]
+    if len(parts) == 1:
+        return parts[0]
+
+    def act(state: State) -> None:
+        for part in parts:
+            part(state)
+
+    return act
+
+
+def _flattened(policy: Any) -> list[Any]:
+    sequences = (TensorDictSequential, SafeSequential, QValueActor)
+    known = type(policy) in sequences or (
+        isinstance(policy, QValueActor) and type(policy).forward is QValueActor.forward
+    )
+    if not known or _has_hooks(policy) or getattr(policy, "partial_tolerant", False):
+        return [policy]
+    return [part for module in policy.module for part in _flattened(module)]
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _part(module: Any, num_envs: int, device: torch.device) -> PlainPolicy:
+    if isinstance(module, torch.nn.Module) and not _has_hooks(module):
+        if hasattr(module, "plain"):
+            return module.plain
+        if type(module) in (TensorDictModule, SafeModule) and _is_simple(module):
+            return _network(module)
+        if type(module) is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
+            return _greedy(module)
+        if type(module) is EGreedyModule and module.action_mask_key is None and isinstance(module.action_key, str):
+            return _epsilon_greedy(module, num_envs)
+    return _through_a_tensordict(module, num_envs, device)
+
+
+def _is_simple(module: TensorDictModule) -> bool:
+    """Whether calling the network on the in-keys, in order, is all the module does."""
+    named = module.out_keys_source == module.out_keys and "_" not in module.out_keys
+    special = module.method or module._kwargs or module.method_kwargs or module._get_kwargs
+    return named and not special and module.inplace is True
+
+
+def _network(module: TensorDictModule) -> PlainPolicy:
+    network, in_keys, out_keys = module.module, list(module.in_keys), list(module.out_keys)
+
+    def call(state: State) -> None:
+        outputs = network(*[state[key] for key in in_keys])
+        if isinstance(outputs, Tensor):
+            state[out_keys[0]] = outputs
+        else:
+            state.update(zip(out_keys, outputs, strict=False))
+
+    return call
+
+
+def _greedy(module: QValueModule) -> PlainPolicy:
+    q_key, (action_key, _, chosen_key) = module.in_keys[0], module.out_keys
+
+    def call(state: State) -> None:
+        q = state[q_key]
+        action = q.argmax(-1)
+        state[action_key] = action
+        state[chosen_key] = q.gather(-1, action.unsqueeze(-1))
+
+    return call
+
+
+def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
+    key = module.action_key
+    spec = module.spec[key]
+    spec = spec.expand(num_envs, *spec.shape)
+
+    def call(state: State) -> None:
+        action = state[key]
+        explores = torch.rand(num_envs, device=module.eps.device) < module.eps
+        state[key] = torch.where(explores.reshape(-1, *[1] * (action.ndim - 1)), spec.rand(), action)
+
+    return call
+
+
+def _through_a_tensordict(module: Callable[..., Any], num_envs: int, device: torch.device) -> PlainPolicy:
+    def call(state: State) -> None:
+        given = TensorDict(dict(state), [num_envs], device=device)  # type: ignore[arg-type]
+        out = module(given)
+        for key, value in out.items(include_nested=True, leaves_only=True):
+            state[key] = value
+
+    return call
