@@ -33,7 +33,7 @@ COMMON = ["run.log_every_frames=128", "run.evaluate_every_frames=2000", "run.eva
 
 
 MINATAR = ["m_dqn.py", "env=minatar/breakout", "algo.total_frames=6000", "algo.learning_starts_frames=500"]
-MINATAR += ["algo.replay_capacity=2000", "algo.batch_size=8", "algo.n_steps=3"]
+MINATAR += ["algo.replay_capacity=2000", "algo.batch_size=8", "algo.n_steps=3", "env.max_episode_frames=300"]
 HOPPER = ["iq.py", "env=mujoco/hopper", *SMALL[:3], "algo.learning_starts_frames=160", "algo.replay_capacity=1500"]
 GRIDWORLD = ["dqn.py", "env=gridworld/square", "algo.total_frames=6000", "algo.n_steps=2"]
 
