@@ -15,8 +15,9 @@ from torchrl.data import LazyTensorStorage
 from torchrl.data.replay_buffers import SliceSampler
 from torchrl.envs import TransformedEnv, VecNormV2
 
-from torchrl_reg.envs import EnvSettings, RecordedVectorEnv, make_env
+from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.training import ConfigError, NStep, Run, RunSettings, read_metrics, strip_wall_clock
+from torchrl_reg.training.env_state import restorable_part
 
 
 @pytest.fixture
@@ -131,7 +132,8 @@ def test_environments_that_come_out_otherwise_on_another_machine_lose_their_epis
     with pytest.raises(_Stop):
         collect(stop_at=36)
     gc.collect()
-    monkeypatch.setattr(RecordedVectorEnv, "restore", lambda *_: False)
+    kind = type(restorable_part(make_env(EnvSettings("cartpole"), 4)))
+    monkeypatch.setattr(kind, "restore", lambda *_: False)
     first, _ = collect()
     assert "this machine computes the environments differently: their episodes end here" in capsys.readouterr().out
     # The two rows that waited for their windows end in the steps that were there, and are no ends of the task.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDictBase
@@ -14,7 +15,7 @@ from torchrl_reg.training.errors import require
 from torchrl_reg.training.lean_collector import LeanCollector, lean_vector
 
 EPISODE_RETURN = "episode_reward"
-AnyCollector = Collector | LeanCollector
+AnyCollector: TypeAlias = Collector | LeanCollector
 
 
 def make_collector(

@@ -51,7 +51,7 @@ def _has_hooks(module: torch.nn.Module) -> bool:
 def _part(module: Any, num_envs: int, device: torch.device) -> PlainPolicy:
     if isinstance(module, torch.nn.Module) and not _has_hooks(module):
         if hasattr(module, "plain"):
-            return module.plain
+            return module.plain  # type: ignore[return-value]
         if type(module) in (TensorDictModule, SafeModule) and _is_simple(module):
             return _network(module)
         if type(module) is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
