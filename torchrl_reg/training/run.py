@@ -200,6 +200,7 @@ class Run:
             device=self.device,
             storing_device=self.device if self._replay is None else self._replay.storage.device,
             track_trajectories=track_trajectories,
+            kind=self.settings.collector,
         )
         environments = EnvironmentState(collector)
         self._checkpoints = self._open_checkpoints(environments)
@@ -215,7 +216,7 @@ class Run:
                 batch = next(batches)
                 before, self.frames = self.frames, self.frames + self._frames_in(batch)
                 self._journal.advance(self.frames - before, finished_returns(batch))
-                checkpoint_due = self._due(self.settings.checkpoint_every_frames, before)
+                checkpoint_due = self.frames < total_frames and self._due(self.settings.checkpoint_every_frames, before)
                 if checkpoint_due and not environments.is_transparent:
                     self._journal.cut(cut_episodes(batch))
                 yield batch
@@ -223,7 +224,7 @@ class Run:
                     self._log_row()
                 if self._due(self.settings.evaluate_every_frames, before):
                     self._evaluate()
-                if checkpoint_due and self.frames < total_frames:
+                if checkpoint_due:
                     self._save_checkpoint()
                     if not environments.is_transparent:
                         environments.restart(stream_seed(self.settings.seed, "train_env", self.frames))
