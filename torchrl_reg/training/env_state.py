@@ -20,7 +20,7 @@ def restorable_part(env: EnvBase) -> Any | None:
     """
     innermost = _layers(env)[-1]
     for part in (innermost, getattr(innermost, "_env", None)):
-        if hasattr(part, "snapshot") and hasattr(part, "restore"):
+        if hasattr(type(part), "snapshot") and hasattr(type(part), "restore"):  # not what a wrapper forwards
             return part
     return None
 
