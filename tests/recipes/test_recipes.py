@@ -20,7 +20,7 @@ from torchrl_reg.training import evaluate, read_metrics, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
-TABULAR = {"mirl_grid", "ments_trees"}
+TABULAR = {"mirl_grid", "ments", "ments_trees"}
 NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR)
 CONF = RECIPES / "conf"
 CONTINUOUS = {"iq", "pcl", "sac"}  # recipes for continuous actions; the others need discrete ones
@@ -32,6 +32,7 @@ PRESETS = {
     "graumoya2019": ({"mirl"}, "atari"),
     "nachum2018": ({"pcl"}, "mujoco/hopper"),
     "vieillard2020": (set(NAMES) - CONTINUOUS, "atari"),
+    "xiao2019": (set(), "atari"),  # of ments, which is tested on its own
     "vieillard2020_cartpole": (set(NAMES) - CONTINUOUS, "cartpole"),
     "vieillard2021_adroit": ({"iq"}, "adroit/door"),
     "vieillard2021_mujoco": ({"iq"}, "mujoco/hopper"),

@@ -4,11 +4,15 @@ Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mo
 :mod:`evaluation`) <- the named planners (:mod:`planners`), which work on any :class:`Model`.
 """
 
+from torchrl_reg.planning.atari_model import AtariModel
 from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
 from torchrl_reg.planning.bandit import BanditRun, softmax_bandit
+from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
+from torchrl_reg.planning.gym_model import GymModel
 from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, UCT, Planner, SearchResult
 from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
+from torchrl_reg.planning.search_actor import ModelEnv, SearchActor
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
 from torchrl_reg.planning.synthetic_trees import SyntheticTrees
 from torchrl_reg.planning.tabular_model import TabularModel
@@ -21,11 +25,15 @@ __all__ = [
     "RENTS",
     "UCB1",
     "UCT",
+    "AtariModel",
     "AverageReturns",
     "BanditRun",
     "Backup",
+    "EmulatorModel",
     "Evaluation",
+    "GymModel",
     "Model",
+    "ModelEnv",
     "Nodes",
     "PUCTRule",
     "Path",
@@ -33,7 +41,9 @@ __all__ = [
     "QEvaluation",
     "RandomRollout",
     "RegularizedBackup",
+    "SearchActor",
     "SearchResult",
+    "Snapshot",
     "SyntheticTrees",
     "TabularModel",
     "Tree",

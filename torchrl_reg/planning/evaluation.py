@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from torchrl_reg.functional import soft_policy
 from torchrl_reg.planning.tree import Evaluation, Model
 
 
@@ -61,7 +62,9 @@ class QEvaluation:
 
     Args:
         q_network: observations ``[M, *O]`` -> action values ``[M, A]``.
-        regularizer: its value is that of the leaf, its policy the prior, see :mod:`torchrl_reg.regularizers`.
+        regularizer: its value is that of the leaf, see :mod:`torchrl_reg.regularizers`.
+        prior_tau: temperature > 0 of the prior, softmax of the action values, in reward units; None is the
+            regularizer's policy.
         observe: states ``[M, *S]`` -> observations; None where the state is the observation.
         use_q: whether untried actions have the network's values; else it gives values and priors of nodes alone.
 
@@ -77,13 +80,16 @@ class QEvaluation:
         q_network: Callable[[Tensor], Tensor],
         regularizer: nn.Module,
         *,
+        prior_tau: float | None = None,
         observe: Callable[[Tensor], Tensor] | None = None,
         use_q: bool = True,
     ) -> None:
         self.q_network, self.regularizer, self.observe, self.use_q = q_network, regularizer, observe, use_q
+        self.prior_tau = prior_tau
 
     @torch.no_grad()
     def __call__(self, state: Tensor) -> Evaluation:
         q = self.q_network(state if self.observe is None else self.observe(state))
         out = self.regularizer(q)
-        return Evaluation(out.value, q if self.use_q else None, out.pi)
+        prior = out.pi if self.prior_tau is None else soft_policy(q, self.prior_tau)
+        return Evaluation(out.value, q if self.use_q else None, prior)

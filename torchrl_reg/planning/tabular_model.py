@@ -43,6 +43,12 @@ class TabularModel:
         cumulative = mdp.P.cumsum(-1)
         self._cumulative = cumulative / cumulative[..., -1:]
 
+    def reset(self, num_states: int, seed: int) -> Tensor:
+        """First states of ``num_states`` episodes ``[M]``, uniform over those that are not terminal."""
+        weights = self.mdp.start_distribution().cpu()
+        generator = torch.Generator().manual_seed(seed)
+        return torch.multinomial(weights, num_states, replacement=True, generator=generator).to(self.mdp.P.device)
+
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reward, next state and terminated, each ``[M]``; see :class:`torchrl_reg.planning.Model`."""
         if self.stochastic:

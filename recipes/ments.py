@@ -1,0 +1,177 @@
+"""Planning online: MENTS, RENTS, UCT or PUCT searches from every state that an episode comes to.
+
+    python recipes/ments.py
+    python recipes/ments.py plan=cartpole algo.method=uct
+    python recipes/ments.py plan=atari env.game=SpaceInvaders algo.method=ments env.max_episode_frames=2000
+    python recipes/ments.py plan=atari env.game=Pong +paper=xiao2019 algo.policy=results/dqn/atari/env.game=Pong/seed=0
+
+Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; Dam et al.,
+"Convex Regularization in Monte-Carlo Tree Search", ICML 2021 [D21]; Kocsis and Szepesvari 2006 (UCT); Silver et al.
+2017 (PUCT). Nothing is learnt: run.eval_episodes episodes are played side by side, their leaves evaluated together, and
+the run ends with their returns. A run that was killed repeats its decisions, which are kept every
+run.checkpoint_every_frames, and goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from torchrl_reg import load_policy
+from torchrl_reg.envs import EnvSettings, frames_per_step
+from torchrl_reg.planning import (
+    MENTS,
+    PUCT,
+    RENTS,
+    UCT,
+    AtariModel,
+    EmulatorModel,
+    GymModel,
+    Planner,
+    QEvaluation,
+    RandomRollout,
+    TabularModel,
+    zero_evaluation,
+)
+from torchrl_reg.regularizers import HardMax
+from torchrl_reg.tabular import MIRL_WORLDS, gridworld
+from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
+
+METHODS = ("ments", "rents", "uct", "puct")
+GYM = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "LunarLander-v3", "pendulum": "Pendulum-v1"}
+
+
+@dataclass
+class Algo:
+    """Hyperparameters: default, unit, source. The defaults suit the gridworld; plans and presets change them."""
+
+    method: str = "ments"  # ments, rents, uct or puct
+    num_simulations: int = 100  # of one decision
+    tau: float = 0.1  # temperature, reward units [D21]; with a network also of the prior
+    epsilon: float = 0.1  # exploration of E2W [D21]; well below ln(num_simulations) / actions
+    c: float = 1.5  # weight of UCT's and PUCT's bonus, reward units [D21]
+    gamma: float = 0.95  # discount of the search; ours
+    max_depth: int = 0  # actions in one simulation at most; 0 is no limit
+    rollout_steps: int = 20  # random actions that value a new leaf; 0 values it 0; ours
+    policy: str | None = None  # run folder of a trained Q-network, which values leaves in place of random actions
+
+    def validate(self) -> None:
+        require(self.method in METHODS, "algo.method", f"one of {', '.join(METHODS)}", self.method)
+        require(self.num_simulations > 0, "algo.num_simulations", "> 0", self.num_simulations)
+        for name in ("tau", "epsilon"):
+            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
+        for name in ("c", "max_depth", "rollout_steps"):
+            require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
+        require(0 <= self.gamma <= 1, "algo.gamma", "in [0, 1]", self.gamma)
+
+
+@dataclass
+class Config(RecipeConfig):
+    """Of ``run``, what concerns devices, networks and evaluations while learning does not apply."""
+
+    groups: ClassVar[dict[str, str]] = {"plan": "gridworld"}
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("gridworld", game="square"))
+    algo: Algo = field(default_factory=Algo)
+    run: RunSettings = field(default_factory=lambda: RunSettings(checkpoint_every_frames=200))
+
+
+def train(cfg: Config) -> Path:
+    algo, episodes = cfg.algo, cfg.run.eval_episodes
+    generator = torch.Generator()
+
+    # What it plans in, what it thinks of a leaf, and what searches
+    model = planning_model(cfg, generator)
+    planner = made_planner(algo)
+    evaluate = evaluation(cfg, model, planner, generator)
+
+    # The loop
+    skip, limit = frames_per_step(cfg.env), cfg.env.max_episode_frames or 0
+    with Study(cfg, episodes * limit) as study:
+        made = (study.kept("decisions") or {"decisions": []})["decisions"]
+        state = model.reset(episodes, stream_seed(cfg.run.seed, "train_env"))
+        returns, running = torch.zeros(episodes, dtype=torch.float64), torch.arange(episodes)
+        kept_at = logged_at = 0
+        for decision in range(-(-limit // skip)):
+            generator.manual_seed(stream_seed(cfg.run.seed, "search", decision))
+            if decision == len(made):
+                found = planner(model, state, evaluate=evaluate, generator=generator)
+                made.append([found.action.tolist(), found.value.mean().item()])
+            actions, value = made[decision]
+            generator.manual_seed(stream_seed(cfg.run.seed, "step", decision))
+            reward, state, ended = model.step(state, torch.tensor(actions))
+            returns[running] += raw_reward(model, reward, state)
+            study.advance(skip * len(running))
+            state, running = state[~ended], running[~ended]
+            if isinstance(model, EmulatorModel):
+                model.release(0, keep=state)
+            if study.frames - logged_at >= cfg.run.log_every_frames or len(running) == 0:
+                logged_at = study.frames
+                told = {"root_value": value, "return_so_far": returns.mean().item(), "running": len(running)}
+                study.log("act", decision=decision + 1, **told)
+            if study.frames - kept_at >= cfg.run.checkpoint_every_frames and decision + 1 == len(made):
+                kept_at = study.frames
+                study.keep("decisions", {"decisions": made})
+            if len(running) == 0:
+                break
+        spread = {"return_greedy_std": returns.std(correction=0).item(), "episodes": episodes}
+        study.evaluation({"return_greedy_mean": returns.mean().item(), **spread, "returns": returns.tolist()})
+        study.say(f"returns {returns.tolist()}")
+        return study.finish()
+
+
+def planning_model(cfg: Config, generator: torch.Generator) -> Any:
+    """The environment as a model; whatever is random in it comes from ``generator``."""
+    env = cfg.env
+    if env.name == "gridworld":
+        require(env.game in MIRL_WORLDS, "env.game", f"one of {', '.join(MIRL_WORLDS)}", env.game)
+        return TabularModel(gridworld(MIRL_WORLDS[env.game], gamma=0.0), generator=generator)
+    if env.name == "atari":
+        names = ("frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions")
+        settings = {name: getattr(env, name) for name in names}
+        return AtariModel(env.game, observe=cfg.algo.policy is not None, generator=generator, **settings)
+    known = ("gridworld", "atari", *GYM)
+    require(env.name in GYM, "env.name", f"one of {', '.join(known)}, which can be planned in", env.name)
+    return GymModel(gymnasium.make(GYM[env.name], disable_env_checker=True))
+
+
+def made_planner(algo: Algo) -> Planner:
+    """The planner that ``algo.method`` names."""
+    rest: dict[str, Any] = {"num_simulations": algo.num_simulations, "gamma": algo.gamma}
+    rest["max_depth"] = algo.max_depth or None
+    if algo.method in ("uct", "puct"):
+        return (UCT if algo.method == "uct" else PUCT)(c=algo.c, **rest)
+    return (MENTS if algo.method == "ments" else RENTS)(tau=algo.tau, epsilon=algo.epsilon, **rest)
+
+
+def evaluation(cfg: Config, model: Any, planner: Planner, generator: torch.Generator) -> Any:
+    """What values new leaves: a trained network, random actions, or nothing."""
+    algo = cfg.algo
+    if algo.policy is None and algo.rollout_steps == 0:
+        return zero_evaluation
+    if algo.policy is None:
+        return RandomRollout(model, max_steps=algo.rollout_steps, gamma=algo.gamma, generator=generator)
+    require(isinstance(model, EmulatorModel), "algo.policy", "None in a gridworld", algo.policy)
+    actor = load_policy(algo.policy)
+
+    def q_network(observation: Tensor) -> Tensor:
+        return actor(TensorDict({"observation": observation}, [len(observation)]))["action_value"]
+
+    regularizer = HardMax() if planner.regularizer is None else planner.regularizer
+    return QEvaluation(q_network, regularizer, prior_tau=algo.tau, observe=model.observation)
+
+
+def raw_reward(model: Any, reward: Tensor, state: Tensor) -> Tensor:
+    """What the game gave, whatever the search was shown."""
+    return model.raw_reward(state) if isinstance(model, EmulatorModel) else reward
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()

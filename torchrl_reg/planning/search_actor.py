@@ -1,0 +1,171 @@
+"""A planner as a TensorDict module that acts, and a model as an environment that it can act in.
+
+Shapes: ``N`` environments, ``A`` actions, ``*O`` one observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from torchrl_reg.planning.emulator_model import EmulatorModel
+from torchrl_reg.planning.planners import Planner
+from torchrl_reg.planning.search import zero_evaluation
+from torchrl_reg.planning.tree import Evaluate, Model
+
+
+class SearchActor(TensorDictModuleBase):
+    """Searches from the states in a TensorDict and writes what it found: it acts in collectors and evaluations.
+
+    Reads ``state`` (as :class:`torchrl_reg.envs.TabularEnv` and :class:`ModelEnv` have it) and writes ``action``,
+    ``root_value [N]``, ``root_q [N, A]`` (untried actions: ``root_value``), ``root_policy [N, A]`` and
+    ``root_visits [N, A]``, float32: targets for a network, where they are stored.
+
+    Args:
+        planner: what searches, such as :class:`MENTS`.
+        model: what it searches in.
+        evaluate: values new leaves.
+        generator: draws the planner's random numbers; by default torch's own.
+        state_key: where the states are.
+        action_key: where the action goes.
+
+    Example:
+        >>> from torchrl_reg.envs import TabularEnv
+        >>> from torchrl_reg.planning import UCT, TabularModel
+        >>> from torchrl_reg.tabular import chain
+        >>> mdp = chain(4, gamma=0.9)
+        >>> actor = SearchActor(UCT(num_simulations=50, gamma=0.9), TabularModel(mdp))
+        >>> batch = TabularEnv(mdp, num_envs=2, max_episode_frames=9).rollout(3, actor, break_when_any_done=False)
+        >>> batch["action"].tolist(), batch["root_q"].shape
+        ([[1, 1, 1], [1, 1, 1]], torch.Size([2, 3, 2]))
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        model: Model,
+        *,
+        evaluate: Evaluate = zero_evaluation,
+        generator: torch.Generator | None = None,
+        state_key: NestedKey = "state",
+        action_key: NestedKey = "action",
+    ) -> None:
+        super().__init__()
+        self.planner, self.model, self.evaluate, self.generator = planner, model, evaluate, generator
+        self.in_keys: list[NestedKey] = [state_key]
+        self.out_keys: list[NestedKey] = [action_key, "root_value", "root_q", "root_policy", "root_visits"]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        batch = tensordict.batch_size
+        state = tensordict.get(self.in_keys[0])
+        mark = self.model.mark() if isinstance(self.model, EmulatorModel) else 0
+        flat = state.reshape(-1, *state.shape[len(batch) :])
+        found = self.planner(self.model, flat, evaluate=self.evaluate, generator=self.generator)
+        if isinstance(self.model, EmulatorModel):
+            self.model.release(mark)
+        q = torch.where(found.q.isfinite(), found.q, found.value.unsqueeze(-1))
+        columns: Sequence[Tensor] = (found.action, found.value, q, found.pi, found.visits)
+        for key, column in zip(self.out_keys, columns, strict=True):
+            shaped = column.reshape(*batch, *column.shape[1:])
+            tensordict.set(key, shaped.float() if shaped.is_floating_point() else shaped)
+        return tensordict
+
+
+class ModelEnv(EnvBase):
+    """``N`` episodes in an :class:`EmulatorModel` as a TorchRL environment, so that a search can start from its states.
+
+    Keys: ``state`` (the number of a snapshot, int64 ``[N]``), ``observation`` (where the model observes), ``steps``
+    (int64 ``[N, 1]``), ``action`` (int64 ``[N]``); under ``next`` also ``reward`` (raw, whatever the search sees),
+    ``done``, ``terminated`` and ``truncated``, each ``[N, 1]``. Only the present states' snapshots are kept.
+
+    Args:
+        model: the model; nobody else may act in it at the same time.
+        num_envs: episodes N side by side.
+        max_episode_steps: actions after which an episode is truncated.
+
+    Raises:
+        ValueError: if ``num_envs`` or ``max_episode_steps`` is below 1.
+
+    Example:
+        >>> import gymnasium
+        >>> from torchrl_reg.planning import UCT, GymModel
+        >>> model = GymModel(gymnasium.make("CartPole-v1"))
+        >>> env = ModelEnv(model, num_envs=2, max_episode_steps=10)
+        >>> batch = env.rollout(4, SearchActor(UCT(num_simulations=8), model))
+        >>> batch["next", "reward"].sum(1).flatten().tolist(), model.num_snapshots
+        ([4.0, 4.0], 2)
+    """
+
+    def __init__(self, model: EmulatorModel, num_envs: int, *, max_episode_steps: int) -> None:
+        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        super().__init__(batch_size=torch.Size([num_envs]))
+        self.model, self.max_episode_steps, self._seed = model, max_episode_steps, 0
+        mark = model.mark()
+        try:
+            seen: Tensor | None = model.observation(model.reset(1, 0))[0]
+        except ValueError:
+            seen = None
+        model.release(mark)
+        self._observes = seen is not None
+        column = torch.Size([num_envs, 1])
+        self._present = (torch.zeros(num_envs, dtype=torch.int64), torch.zeros(column, dtype=torch.int64))
+        observed = {
+            "state": Unbounded(self.batch_size, dtype=torch.int64),
+            "steps": Unbounded(column, dtype=torch.int64),
+        }
+        if seen is not None:
+            observed["observation"] = Unbounded(torch.Size([num_envs, *seen.shape]), dtype=seen.dtype)
+        self.observation_spec = Composite(observed, shape=self.batch_size)
+        self.action_spec = Categorical(model.num_actions, shape=self.batch_size, dtype=torch.int64)
+        self.reward_spec = Unbounded(column, dtype=torch.float32)
+        flag = Binary(1, shape=column, dtype=torch.bool)
+        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=self.batch_size)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        fresh = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.reshape(-1)
+        # TorchRL does not say where the other episodes are.
+        state, steps = self._present[0].clone(), self._present[1].clone()
+        for index in fresh.nonzero().flatten().tolist():
+            state[index] = self.model.reset(1, self._seed)
+            steps[index], self._seed = 0, self._seed + 1
+        self._now(state, steps)
+        return self._observed(state, steps)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        _, state, ended = self.model.step(tensordict["state"], tensordict["action"])
+        steps = tensordict["steps"] + 1
+        self._now(state, steps)
+        terminated, truncated = ended.unsqueeze(-1), steps >= self.max_episode_steps
+        return self._observed(state, steps).update(
+            {
+                "reward": self.model.raw_reward(state).float().unsqueeze(-1),
+                "done": terminated | truncated,
+                "terminated": terminated,
+                "truncated": truncated,
+            }
+        )
+
+    def _now(self, state: Tensor, steps: Tensor) -> None:
+        """Remembers where the episodes are, and forgets everything else."""
+        self._present = (state, steps)
+        self.model.release(0, keep=state)
+
+    def _observed(self, state: Tensor, steps: Tensor) -> TensorDict:
+        observed = {"state": state, "steps": steps}
+        if self._observes:
+            observed["observation"] = self.model.observation(state)
+        return TensorDict(observed, batch_size=self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed = 0 if seed is None else seed
