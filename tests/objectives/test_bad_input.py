@@ -75,3 +75,77 @@ def test_quantile_losses_take_no_loss_function(cases: Any) -> None:
 def test_unknown_keys_are_refused(case: Any) -> None:
     with pytest.raises(ValueError, match="not an accepted tensordict key"):
         case.loss().set_keys(nonsense="a")
+
+
+# -- data ---------------------------------------------------------------------------------------------------------
+
+
+def without(data: Any, *key: str) -> Any:
+    return data.exclude(key if len(key) > 1 else key[0])
+
+
+def with_nan_reward(data: Any) -> Any:
+    data["next", "reward"][2] = torch.nan
+    return data
+
+
+def with_action(data: Any, action: torch.Tensor) -> Any:
+    data["action"] = action
+    return data
+
+
+BAD_DATA = [
+    (lambda d: without(d, "action"), KeyError, "no entry 'action', where the loss looks for the stored action"),
+    (lambda d: without(d, "next", "reward"), KeyError, r"no entry \('next', 'reward'\), .* the reward of each step"),
+    (lambda d: without(d, "observation"), KeyError, "no entry 'observation', .* an input of a network"),
+    (
+        lambda d: without(without(d, "next", "done"), "next", "terminated"),
+        KeyError,
+        "whether the next state is terminal",
+    ),
+    (with_nan_reward, ValueError, r"reward \('next', 'reward'\) must be finite, got NaN or infinity in 1 rows"),
+    (lambda d: d[:0], ValueError, r"at least one row, got batch size \[0\]"),
+    (
+        lambda d: with_action(d, nn.functional.one_hot(d["action"], 3)),
+        ValueError,
+        r"must hold integers \[\*B\] .* 'categorical', got torch.int64 of shape \[9, 3\]",
+    ),
+    (lambda d: with_action(d, d["action"].float()), ValueError, "must hold integers .* got torch.float32"),
+    (lambda d: with_action(d, d["action"] + 1), ValueError, "must be one of 0 to 2, got 3"),
+    (lambda d: with_action(d, d["action"] - 1), ValueError, "must be one of 0 to 2, got -1"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), BAD_DATA)
+@pytest.mark.parametrize("name", ["soft_dqn", "m_iqn", "mirl"])
+def test_bad_data(cases: Any, batch: Any, name: str, spoil: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        cases[name].loss()(spoil(batch(9)))
+
+
+def test_an_index_where_one_hot_is_expected(cases: Any, batch: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be one-hot \(\[\*B, A\]\) .* got shape \[9\]; give action_space='cat"):
+        cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=True))(batch(9))
+
+
+def test_rows_outside_the_mask_may_hold_anything(cases: Any, batch: Any) -> None:
+    data = batch(9)
+    data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
+    assert cases["m_dqn"].loss()(with_nan_reward(data))["loss"].isfinite()
+
+
+def test_values_are_read_at_the_first_call_or_always_or_never(cases: Any, batch: Any) -> None:
+    first, always, never = (cases["m_dqn"].loss() for _ in range(3))
+    always.data_checks, never.data_checks = "always", "never"
+    for loss in (first, always):
+        loss(batch(9))
+    assert first(with_nan_reward(batch(9)))["loss"].isnan() and never(with_nan_reward(batch(9)))["loss"].isnan()
+    with pytest.raises(ValueError, match="must be finite"):
+        always(with_nan_reward(batch(9)))
+
+
+def test_under_vmap_over_the_data_nothing_is_read(cases: Any, batch: Any) -> None:
+    loss = cases["m_dqn"].loss()
+    data = torch.stack([batch(9, seed=seed) for seed in (1, 2)])
+    values = torch.vmap(lambda d: loss(d)["loss"])(data)
+    torch.testing.assert_close(values, torch.stack([cases["m_dqn"].loss()(d)["loss"] for d in data.unbind(0)]))

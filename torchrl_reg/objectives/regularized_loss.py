@@ -19,6 +19,7 @@ from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
+from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
 from torchrl_reg.regularizers.checks import check_clip, check_discount, check_temperature, check_weight, exact_scalar
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type
@@ -35,6 +36,10 @@ class RegularizedLoss(NetworkLoss):
         reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
         diagnostics: also return the detached scalars listed by the subclass.
+
+    Attributes:
+        data_checks: which batches are checked for missing entries, NaN and actions of the wrong kind, which waits for
+            the device: ``"first"``, ``"always"``, or ``"never"`` (``"first"`` becomes that once it has been).
     """
 
     @dataclass
@@ -86,6 +91,8 @@ class RegularizedLoss(NetworkLoss):
         reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        self.data_checks: Literal["first", "always", "never"] = "first"
+        self.register_forward_pre_hook(check_before_forward)
         self.loss_function = loss_function
         self.reduction = reduction
         self.use_prioritized_weights = use_prioritized_weights

@@ -137,3 +137,30 @@ def test_a_missing_value_network(cases: Any) -> None:
         cases["m_iq"].loss((cases["m_iq"].networks()[0], nn.Linear(4, 1)))
     with pytest.raises(ValueError, match="value_network must be a TensorDict module .*got Linear"):
         cases["trust_pcl"].loss((cases["trust_pcl"].networks()[0], nn.Linear(4, 1)))
+
+
+@pytest.mark.parametrize("name", ["m_iq", "m_iq_gaussian", "m_iq_flow", "trust_pcl"])
+def test_actions_outside_the_box_or_nan(cases: Any, name: str) -> None:
+    case = cases[name]
+    data = case.batch(6)
+    data["action"][0] = torch.tensor([0.0, -3.0])
+    with pytest.raises(
+        ValueError, match=r"must lie in the policy's box, from \[-1.0, -2.0\] to \[1.0, 2.0\], got .* -3"
+    ):
+        case.loss()(data)
+    data["action"][0] = torch.nan
+    with pytest.raises(ValueError, match="action 'action' must be finite"):
+        case.loss()(data)
+    data["collector", "mask"] = torch.ones(*data.batch_size, 1, dtype=torch.bool)
+    data["collector", "mask"][0] = False
+    assert case.loss()(data)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["m_iq", "trust_pcl"])
+def test_missing_entries_and_empty_batches(cases: Any, name: str) -> None:
+    case = cases[name]
+    for key, role in (("action", "stored action"), (("next", "reward"), "reward of each step")):
+        with pytest.raises(KeyError, match=role):
+            case.loss()(case.batch(6).exclude(key))
+    with pytest.raises(ValueError, match="at least one row"):
+        case.loss()(case.batch(6)[:0])

@@ -1,0 +1,136 @@
+"""One clear sentence for data that a loss cannot use, or would use silently wrong.
+
+Reading values waits for the device, so losses check the first batch they see and no other (``loss.data_checks``).
+
+Shapes: ``*B`` batch, ``A`` actions, ``D`` action dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+#: How far rounding may put an action beyond its box, in widths of the box.
+BOX_TOLERANCE = 1e-5
+
+
+def check_data(loss: Any, tensordict: TensorDictBase) -> None:
+    """Raise if ``loss`` cannot learn from ``tensordict``; rows outside the loss mask may hold anything.
+
+    Raises:
+        KeyError: an entry is missing.
+        ValueError: no rows, a reward or an action that is not finite, an action of another kind than the network's, or
+            outside the policy's box.
+    """
+    if 0 in tensordict.batch_size:
+        raise ValueError(f"The batch must have at least one row, got batch size {list(tensordict.batch_size)}.")
+    keys = loss.tensor_keys
+    _check_entries(loss, tensordict)
+    reward, action = tensordict.get(("next", keys.reward)), tensordict.get(keys.action)
+    rows = reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
+    mask = loss._loss_mask(tensordict, rows)
+    if _any(~rows.isfinite() if mask is None else ~rows.isfinite() & mask):
+        count = int((~rows.isfinite() if mask is None else ~rows.isfinite() & mask).sum())
+        raise ValueError(f"The reward {('next', keys.reward)!r} must be finite, got NaN or infinity in {count} rows.")
+    if hasattr(loss, "action_space"):
+        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims)
+        _check_range(action, loss.action_space, getattr(loss, "value_network", None), mask)
+    if "actor_network" in loss._network_names and action.is_floating_point():
+        _check_box(action, loss.actor_network, keys.action, mask)
+
+
+def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
+    keys = loss.tensor_keys
+    flags = [("next", keys.terminated), ("next", keys.done)]
+    missing = [key for key in loss.in_keys if key not in flags and tensordict.get(key, None) is None]
+    if all(tensordict.get(key, None) is None for key in flags):
+        missing += [flags[0]]
+    if missing:
+        roles = {keys.action: "the stored action", ("next", keys.reward): "the reward of each step"}
+        roles |= {flags[0]: "whether the next state is terminal"}
+        role = roles.get(missing[0], "an input of a network")
+        raise KeyError(
+            f"The data have no entry {missing[0]!r}, where the loss looks for {role}; other names are set by "
+            "loss.set_keys(...) and the networks' in_keys."
+        )
+
+
+def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int) -> None:
+    """Kind and shape of actions ``[*B]`` (or ``[*B, 1]``) or ``[*B, A]``; no value is read."""
+    one_hot = action.ndim > batch_dims and action.shape[-1] > 1
+    shape = list(action.shape)
+    if action_space == "one_hot" and not one_hot:
+        raise ValueError(
+            f"The action {key!r} must be one-hot ([*B, A]) as the network's action space is, got shape {shape}; give "
+            "action_space='categorical' (and a Categorical spec) for integer actions."
+        )
+    if action_space == "categorical" and (one_hot or action.is_floating_point() or action.dtype == torch.bool):
+        raise ValueError(
+            f"The action {key!r} must hold integers [*B] as the network's action space is 'categorical', got "
+            f"{action.dtype} of shape {shape}; give action_space='one-hot' (and a OneHot spec) for one-hot actions."
+        )
+
+
+def _check_range(action: Tensor, action_space: str, network: Any, mask: Tensor | None) -> None:
+    """Values of integer actions, where the network says how many there are: on a GPU a bad one kills the process."""
+    spec: Any = getattr(network, "spec", None)
+    leaves = spec.values(True, True) if hasattr(spec, "keys") else []
+    counts = [int(leaf.space.n) for leaf in leaves if hasattr(getattr(leaf, "space", None), "n")]
+    if action_space != "categorical" or not counts:
+        return
+    index = action.reshape(mask.shape) if mask is not None else action
+    wrong = (index < 0) | (index >= counts[0])
+    if _any(wrong if mask is None else wrong & mask):
+        raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(index[wrong][0])}.")
+
+
+def _check_box(action: Tensor, actor: Any, key: NestedKey, mask: Tensor | None) -> None:
+    """Values of actions ``[*B, D]``: finite, and within the bounds of ``actor`` where it says them."""
+    counted = action if mask is None else torch.where(mask.unsqueeze(-1), action, torch.zeros_like(action))
+    if _any(~counted.isfinite()):
+        raise ValueError(f"The action {key!r} must be finite, got NaN or infinity.")
+    box = _bounds(actor)
+    if box is None:
+        return
+    low, high = (bound.to(action) for bound in box)
+    slack = BOX_TOLERANCE * (high - low)
+    outside = (action < low - slack) | (action > high + slack)
+    if _any(outside if mask is None else outside & mask.unsqueeze(-1)):
+        raise ValueError(
+            f"The action {key!r} must lie in the policy's box, from {low.tolist()} to {high.tolist()}, got values from "
+            f"{counted.amin().item():.6g} to {counted.amax().item():.6g}."
+        )
+
+
+def _bounds(actor: Any) -> tuple[Tensor, Tensor] | None:
+    """``low, high [D]`` of an actor's box, where it has one."""
+    source = actor.bins if hasattr(actor, "bins") else actor
+    if not hasattr(source, "low"):
+        modules = [module for module in actor.modules() if hasattr(module, "distribution_kwargs")]
+        source = modules[-1].distribution_kwargs if modules else {}
+        if "low" not in source or "high" not in source:
+            return None
+        return torch.as_tensor(source["low"]), torch.as_tensor(source["high"])
+    return source.low, source.high
+
+
+def _any(condition: Tensor) -> bool:
+    """Whether any entry is true; False where values cannot be read (under vmap, on the meta device)."""
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        return bool(condition.any())
+    return False
+
+
+def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
+    """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
+    if torch.compiler.is_compiling() or loss.data_checks == "never" or not args:
+        return
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    if loss.data_checks == "first":
+        loss.data_checks = "never"
+    check_data(loss, args[0])
