@@ -7,6 +7,7 @@ float32) and compiles without a graph break.
 
 from torchrl_reg.functional.action_prior import averaged_prior, floored_log_prior
 from torchrl_reg.functional.bellman import bellman_temperature
+from torchrl_reg.functional.categorical import categorical_projection
 from torchrl_reg.functional.diagnostics import action_gap, kl_divergence, policy_entropy
 from torchrl_reg.functional.e2w import e2w_exploration, e2w_policy
 from torchrl_reg.functional.munchausen import (
@@ -32,6 +33,7 @@ __all__ = [
     "bellman_temperature",
     "e2w_exploration",
     "e2w_policy",
+    "categorical_projection",
     "floored_log_prior",
     "kl_divergence",
     "munchausen_bonus",

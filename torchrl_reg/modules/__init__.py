@@ -6,6 +6,7 @@ from torchrl_reg.modules.autoregressive_actor import (
     AutoregressiveMulticategoricalActor,
 )
 from torchrl_reg.modules.boltzmann import BoltzmannQActor
+from torchrl_reg.modules.distributional_actor import CategoricalQActor, FixedQuantileQActor
 from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
@@ -30,6 +31,8 @@ __all__ = [
     "AutoregressiveMulticategorical",
     "AutoregressiveMulticategoricalActor",
     "BoltzmannQActor",
+    "CategoricalQActor",
+    "FixedQuantileQActor",
     "FlowActor",
     "FlowDistribution",
     "ImplicitQuantileNetwork",

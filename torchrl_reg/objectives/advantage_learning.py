@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.modules import QValueActor
-from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional import advantage_gap, persistent_advantage_gap
-from torchrl_reg.objectives.bound_network import BoundQNetwork
-from torchrl_reg.objectives.chosen import action_index
-from torchrl_reg.objectives.diagnostics import finite_action_gap
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
+from torchrl_reg.objectives.shaping import AdvantageGap
+from torchrl_reg.regularizers import HardMax
+from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class AdvantageLearningLoss(QLearningLoss):
@@ -56,33 +52,10 @@ class AdvantageLearningLoss(QLearningLoss):
     True
     """
 
-    alpha: Tensor
-    _schedulable_buffers = frozenset({"alpha"})
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
+    alpha = coefficient("shaping.alpha_coefficient", "Weight of the gap in force.")
 
     def __init__(
-        self,
-        value_network: QValueActor | nn.Module,
-        *,
-        alpha: float = 0.9,
-        persistent: bool = False,
-        **kwargs: Any,
+        self, value_network: QValueActor | nn.Module, *, alpha: float = 0.9, persistent: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(value_network, alpha=alpha, **kwargs)
-        self.persistent = persistent
-
-    def _target(
-        self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        q_target, next_q = target_network.both(tensordict)
-        next_value = next_q.amax(-1, keepdim=True)
-        target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value)
-        index = action_index(action, self.action_space, q.ndim - 1)
-        if self.persistent:
-            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
-            gap = persistent_advantage_gap(q_target, next_q, index, terminated)
-        else:
-            gap = advantage_gap(q_target, index)
-        bonus = -self.alpha * gap
-        rows = {"action_gap": finite_action_gap(q), "bonus": bonus} if self.diagnostics else {}
-        return target + bonus.unsqueeze(-1), rows
+        shaping = AdvantageGap(alpha, persistent=persistent)
+        super().__init__(value_network, regularizer=HardMax(), shaping=shaping, **kwargs)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional import soft_value_and_log_policy
-from torchrl_reg.objectives.bound_network import BoundQNetwork
-from torchrl_reg.objectives.chosen import chosen_action_value
-from torchrl_reg.objectives.diagnostics import bonus_diagnostics, soft_diagnostics
 from torchrl_reg.objectives.q_learning import QLearningLoss
+from torchrl_reg.objectives.shaping import Munchausen
 from torchrl_reg.objectives.value import RegValueEstimators
+from torchrl_reg.regularizers import Entropy
+from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class MunchausenDQNLoss(QLearningLoss):
@@ -62,20 +59,15 @@ class MunchausenDQNLoss(QLearningLoss):
     (True, torch.Size([8, 1]))
     """
 
-    tau: Tensor
-    alpha: Tensor
-    clip_min: Tensor
-    _schedulable_buffers = frozenset({"tau", "alpha", "clip_min"})
-    default_value_estimator: Any = RegValueEstimators.MUNCHAUSEN_TD0
+    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
+    alpha = coefficient("shaping.alpha_coefficient", "Munchausen weight in force.")
+    clip_min = coefficient("shaping.clip_min_coefficient", "Lower clip of tau ln pi in force, in reward units.")
     _stand_ins: ClassVar[dict[Any, Any]] = {
+        **QLearningLoss._stand_ins,
         ValueEstimators.TD0: RegValueEstimators.MUNCHAUSEN_TD0,
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,
     }
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (
-        *_stand_ins,
-        RegValueEstimators.MUNCHAUSEN_TD0,
-        RegValueEstimators.SOFT_TDLAMBDA,
-    )
+    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(
         self,
@@ -86,24 +78,4 @@ class MunchausenDQNLoss(QLearningLoss):
         clip_min: float | None = -1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(value_network, tau=tau, alpha=alpha, clip_min=clip_min, **kwargs)
-
-    def _target(
-        self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        q_target, next_q = target_network.both(tensordict)
-        stacked = (next_q, q_target, q) if self.diagnostics else (next_q, q_target)
-        values, log_policies = soft_value_and_log_policy(torch.stack(stacked), self.tau)
-        log_pi_a = chosen_action_value(log_policies[1], action, self.action_space)
-        target = self.value_estimator.value_estimate(
-            tensordict,
-            next_value=values[0].unsqueeze(-1),
-            tau_log_pi=log_pi_a,
-            tau=self.tau,
-            alpha=self.alpha,
-            clip_min=self.clip_min,
-        )
-        if not self.diagnostics:
-            return target, {}
-        rows = soft_diagnostics(q, log_policies[1:], self.tau)
-        return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)
+        super().__init__(value_network, regularizer=Entropy(tau), shaping=Munchausen(alpha, clip_min), **kwargs)

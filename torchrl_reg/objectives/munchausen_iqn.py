@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from tensordict import NestedKey, TensorDictBase
-from torch import Tensor
-
-from torchrl_reg.functional import munchausen_bonus, scaled_log_policy
-from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
-from torchrl_reg.objectives.bound_network import joined
-from torchrl_reg.objectives.chosen import chosen_action_value
-from torchrl_reg.objectives.diagnostics import bonus_diagnostics, soft_diagnostics
-from torchrl_reg.objectives.iqn import IQNLoss
+from torchrl_reg.modules import QuantileQActor
+from torchrl_reg.objectives.heads import ImplicitQuantiles
+from torchrl_reg.objectives.iqn import quantile_options
+from torchrl_reg.objectives.q_learning import QLearningLoss
+from torchrl_reg.objectives.shaping import Munchausen
+from torchrl_reg.regularizers import Entropy
+from torchrl_reg.regularizers.coefficient import coefficient
 
 
-class MunchausenIQNLoss(IQNLoss):
+class MunchausenIQNLoss(QLearningLoss):
     """M-IQN: ``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma sum_a' pi(a'|s') (z_j(s', a') - tau ln pi(a'|s'))``.
 
     One policy ``pi = softmax(mean_k z(., ., sigma_k) / tau)`` from K fresh fractions of the target network, shared by
@@ -58,10 +55,9 @@ class MunchausenIQNLoss(IQNLoss):
     True
     """
 
-    tau: Tensor
-    alpha: Tensor
-    clip_min: Tensor
-    _schedulable_buffers = frozenset({"tau", "alpha", "clip_min"})
+    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
+    alpha = coefficient("shaping.alpha_coefficient", "Munchausen weight in force.")
+    clip_min = coefficient("shaping.clip_min_coefficient", "Lower clip of tau ln pi in force, in reward units.")
 
     def __init__(
         self,
@@ -72,37 +68,6 @@ class MunchausenIQNLoss(IQNLoss):
         clip_min: float | None = -1.0,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("double_dqn"):
-            raise ValueError("double_dqn must be False: Double Q-learning with a Munchausen term is undefined.")
-        super().__init__(value_network, tau=tau, alpha=alpha, clip_min=clip_min, **kwargs)
-
-    def _quantile_target(
-        self,
-        tensordict: TensorDictBase,
-        key: NestedKey,
-        net: ImplicitQuantileNetwork,
-        frozen: ImplicitQuantileNetwork,
-        quantiles: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        observations = tensordict.get(key), tensordict.get(("next", key))
-        exact = bool(tensordict.batch_dims) and not self._mixes_rows
-        features, next_features = joined(frozen.features, observations, exact=exact)
-        policy_fractions = self._fractions(features, self.num_policy_quantiles)
-        q = self._allowed(frozen.quantiles(features, policy_fractions).mean(-2), tensordict)
-        next_z, next_q = self._next_quantiles(frozen, next_features)
-        next_q = self._allowed(next_q, tensordict.get("next"))
-
-        action = tensordict.get(self.tensor_keys.action)
-        log_policy = scaled_log_policy(q, self.tau)
-        log_pi_a = chosen_action_value(log_policy, action, self.action_space)
-        bonus = munchausen_bonus(log_pi_a, self.alpha, self.clip_min)
-        log_pi = scaled_log_policy(next_q, self.tau).unsqueeze(-2)  # tau ln pi(.|s'), one for all quantiles
-        pi = (log_pi / self.tau).exp()
-        soft_z = (pi * (next_z - log_pi)).sum(-1)
-        target = self._backup(tensordict, soft_z) + bonus.unsqueeze(-1)
-        if not self.diagnostics:
-            return target, {}
-        online = self._allowed(quantiles.detach().mean(-2), tensordict)
-        log_policies = torch.stack((log_policy, scaled_log_policy(online, self.tau)))
-        rows = soft_diagnostics(online, log_policies, self.tau)
-        return target, rows | bonus_diagnostics(log_pi_a, self.alpha, self.clip_min)
+        head = ImplicitQuantiles(**quantile_options(kwargs))
+        slots = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min), "head": head}
+        super().__init__(value_network, **slots, **kwargs)

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from tensordict import TensorDictBase
-from torch import Tensor
-from torchrl.objectives.utils import ValueEstimators
-
-from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.prior_regularized import PriorRegularizedLoss
-from torchrl_reg.objectives.value import RegValueEstimators
 
 
 class MutualInformationDQNLoss(PriorRegularizedLoss):
@@ -66,16 +58,3 @@ class MutualInformationDQNLoss(PriorRegularizedLoss):
     >>> loss.beta is prior.beta
     True
     """
-
-    default_value_estimator: Any = RegValueEstimators.PRIOR_SOFT_TD0
-    _stand_ins: ClassVar[dict[Any, Any]] = {ValueEstimators.TD0: RegValueEstimators.PRIOR_SOFT_TD0}
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, RegValueEstimators.PRIOR_SOFT_TD0)
-
-    def _target(
-        self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        following = tensordict.get("next")
-        next_q = target_network(following)
-        log_prior = self._log_prior(following, next_q)
-        target = self.value_estimator.value_estimate(tensordict, next_q=next_q, beta=self.beta, log_prior=log_prior)
-        return target, self._prior_rows(tensordict, q)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensordict import NestedKey, TensorDictBase
-from torch import Tensor
-
-from torchrl_reg.functional import scaled_log_policy
-from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
-from torchrl_reg.objectives.iqn import IQNLoss
+from torchrl_reg.modules import QuantileQActor
+from torchrl_reg.objectives.heads import ImplicitQuantiles
+from torchrl_reg.objectives.iqn import quantile_options
 from torchrl_reg.objectives.prior_regularized import PriorRegularizedLoss
 
 
-class MutualInformationIQNLoss(PriorRegularizedLoss, IQNLoss):
+class MutualInformationIQNLoss(PriorRegularizedLoss):
     """MIRL over quantiles: ``r + gamma sum_a pi(a|s') (z_j(s', a) - (1/beta) ln (pi(a|s') / rho(a)))``.
 
     One policy ``pi ~ rho exp(beta mean_k z(., ., sigma_k))`` from K fresh fractions of the target network, shared by
@@ -52,25 +48,4 @@ class MutualInformationIQNLoss(PriorRegularizedLoss, IQNLoss):
     """
 
     def __init__(self, value_network: QuantileQActor, **kwargs: Any) -> None:
-        if kwargs.get("double_dqn"):
-            raise ValueError("double_dqn must be False: Double Q-learning with a soft value is undefined.")
-        super().__init__(value_network, **kwargs)
-
-    def _quantile_target(
-        self,
-        tensordict: TensorDictBase,
-        key: NestedKey,
-        net: ImplicitQuantileNetwork,
-        frozen: ImplicitQuantileNetwork,
-        quantiles: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        following = tensordict.get("next")
-        next_z, next_q = self._next_quantiles(frozen, frozen.features(following.get(key)))
-        next_q = at_least_float32(self._allowed(next_q, following))
-        log_prior = self._log_prior(following, next_q).to(next_q.dtype)
-        log_pi = scaled_log_policy(next_q, self.beta.reciprocal(), log_prior=log_prior)  # ln pi / beta
-        pi = (log_pi * self.beta).exp()
-        cost = (pi * (log_pi - log_prior / self.beta)).sum(-1, keepdim=True)
-        soft_z = (pi.unsqueeze(-2) * next_z).sum(-1) - cost
-        q = self._allowed(quantiles.detach().mean(-2), tensordict)
-        return self._backup(tensordict, soft_z), self._prior_rows(tensordict, q)
+        super().__init__(value_network, head=ImplicitQuantiles(**quantile_options(kwargs)), **kwargs)

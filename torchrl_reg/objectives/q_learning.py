@@ -1,13 +1,11 @@
-"""What every loss over a Q-network shares: the action space, the frozen target network, the regression.
+"""One loss for every choice of regularizer, reward shaping, head and bootstrap; named losses choose the four.
 
-A method adds its target (and, for quantile heads, its distance) in a file of its own.
-
-Shapes: ``*B`` batch, ``A`` actions.
+Shapes: ``*B`` batch (``[*B, T]`` for lambda-returns), ``A`` actions, ``M`` target values of the head.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -16,62 +14,131 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
-from torchrl.objectives.utils import distance_loss
+from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.bound_network import BoundQNetwork, mixes_rows
-from torchrl_reg.objectives.chosen import chosen_action_value
-from torchrl_reg.objectives.regularized_loss import (
-    LossFunction,
-    Reduction,
-    RegularizedLoss,
-    keep_masked_rows_out,
-)
+from torchrl_reg.objectives.bound_network import BoundQNetwork
+from torchrl_reg.objectives.chosen import action_index
+from torchrl_reg.objectives.heads import Head, head_of
+from torchrl_reg.objectives.heads.head import Prediction, Target
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
+from torchrl_reg.objectives.shaping import Shaping, at
+from torchrl_reg.objectives.value import RegValueEstimators
+from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularizer
+from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import find_action_space
 
 
+class _Policies(NamedTuple):
+    """Regularized values and scaled log-policies where they were asked for."""
+
+    next_value: Tensor | None
+    root: Tensor | None
+    online: Tensor | None
+
+
 class QLearningLoss(RegularizedLoss):
-    """Base of the losses ``distance(q(s, a), target)`` with a frozen target network.
+    """``distance(Z(s, a), r + bonus + gamma sum_a' pi(a'|s') (Z_target(s', a') - cost(a')))``, every part an object.
 
     Args:
-        value_network: a :class:`~torchrl.modules.QValueActor`, or a plain module mapping ``"observation"`` to
-            ``[*B, A]`` Q-values together with ``action_space``.
-        loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
+        value_network: a :class:`~torchrl.modules.QValueActor` (or a plain module from ``"observation"`` to ``[*B, A]``
+            Q-values, together with ``action_space``): the expected value. A
+            :class:`~torchrl_reg.modules.QuantileQActor`, :class:`~torchrl_reg.modules.FixedQuantileQActor` or
+            :class:`~torchrl_reg.modules.CategoricalQActor`: the distribution of returns.
+        regularizer: slot 1, shared with whoever else holds it (actor, exploration, planner); None is the maximum.
+        shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
+        head: slot 3 with options of its own; None is the actor's head with its defaults.
+        double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a shaping,
+            which has one policy for both states.
+        loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``.
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
-        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
-        diagnostics: also return the detached scalars listed by the subclass.
+        diagnostics: also return the detached scalars of the parts.
+
+    Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
+    ``[*B, T]`` sequences (expected values and fixed quantiles only).
+
+    Returns (in a TensorDict): ``loss``, a further ``loss_*`` for each coefficient learnt by dual ascent, and detached
+    scalars: those of the regularizer (``entropy``, ``kl``, ``soft_gap``, ``action_gap``, ``tau``, ...), of the shaping
+    (``bonus``, ``bonus_clipped``), and ``td_error``. Writes the priority ``[*B, 1]``: the squared TD error of an expected
+    value, the row's loss of a distribution.
+
+    Raises:
+        ValueError: an option out of range, a head that does not fit the network, ``double_dqn`` with a shaping.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> from torchrl_reg.modules import CategoricalQActor
+    >>> from torchrl_reg.objectives import HardTargetUpdate, Munchausen, QLearningLoss
+    >>> from torchrl_reg.regularizers import PriorKL
+    >>> actor = CategoricalQActor(torch.nn.Linear(4, 51 * 3), spec=Categorical(3))
+    >>> loss = QLearningLoss(actor, regularizer=PriorKL(0.1), shaping=Munchausen(0.9)).make_value_estimator(gamma=0.99)
+    >>> target_update = HardTargetUpdate(loss, period_updates=100)
+    >>> data = TensorDict({
+    ...     "observation": torch.randn(8, 4), "action": torch.randint(3, (8,)),
+    ...     "next": {"observation": torch.randn(8, 4), "reward": torch.randn(8, 1),
+    ...              "done": torch.zeros(8, 1, dtype=torch.bool),
+    ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8])
+    >>> loss(data)["loss"].shape
+    torch.Size([])
     """
 
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
+    regularizer: Regularizer
+    shaping: Shaping | None
+    default_value_estimator: Any = ValueEstimators.TD0
+    _stand_ins: ClassVar[dict[Any, Any]] = {
+        ValueEstimators.TD0: RegValueEstimators.REGULARIZED_TD0,
+        ValueEstimators.TD1: RegValueEstimators.REGULARIZED_TD1,
+        ValueEstimators.TDLambda: RegValueEstimators.REGULARIZED_TDLAMBDA,
+    }
+    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(
         self,
         value_network: QValueActor | nn.Module,
         *,
-        loss_function: LossFunction = "smooth_l1",
+        regularizer: Regularizer | None = None,
+        shaping: Shaping | None = None,
+        head: Head | None = None,
+        double_dqn: bool = False,
+        loss_function: LossFunction | None = None,
         delay_value: bool = True,
         action_space: str | TensorSpec | None = None,
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
         diagnostics: bool = True,
-        **coefficients: float | None,
     ) -> None:
         super().__init__(
-            loss_function=loss_function,
+            loss_function=loss_function or "smooth_l1",
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
             diagnostics=diagnostics,
         )
-        self.delay_value = delay_value
+        if double_dqn and shaping is not None:
+            raise ValueError(
+                f"double_dqn must be False with a shaping: Double Q-learning with a {type(shaping).__name__} term, which "
+                "has one policy for s and s', is undefined."
+            )
+        self.delay_value, self.double_dqn = delay_value, double_dqn
         network = ensure_tensordict_compatible(
             module=value_network, wrapper_type=QValueActor, action_space=action_space
         )
+        self.head = head_of(network) if head is None else head
+        self.head.check(network)
+        if loss_function is not None and not self.head.expected:
+            raise TypeError(
+                f"{type(self).__name__}() takes no loss_function: its distance is that of {type(self.head).__name__}."
+            )
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
-        self._mixes_rows = mixes_rows(network)
-        self._register_coefficients(**coefficients)
+        self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
+        self.shaping = None if shaping is None else shaping.to(self._default_device)
+        self._learnt = {k: c for k, c in self._coefficients().items() if isinstance(c, DualCoefficient)}
+        self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt)]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
         self.make_value_estimator()
@@ -91,29 +158,147 @@ class QLearningLoss(RegularizedLoss):
             raise ValueError(f"action_space must be 'categorical' or 'one-hot', got {resolved!r}.")
         return resolved
 
-    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundQNetwork:
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _coefficients(self) -> dict[str, Coefficient]:
+        """Every coefficient of the parts, by the name it is assigned under."""
+        parts = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
+        return {name: c for part in parts for name, c in part.coefficients().items()}
+
+    def _owns(self, name: str) -> bool:
+        return name in self._coefficients()
+
+    @property
+    def _reports_error(self) -> bool:
+        return any(isinstance(c, BellmanErrorCoefficient) for c in self._coefficients().values())
+
+    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> Any:
         return BoundQNetwork(self.value_network, params, self.tensor_keys.action_value, private=private)
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        if getattr(self._value_estimator, "needs_policy", False) and not self.head.traces:
+            raise NotImplementedError(
+                "A lambda-return mixes values of successive steps, which must mean the same at each: expected values or "
+                f"fixed quantiles, got {type(self.head).__name__}."
+            )
+        super()._forward_value_estimator_keys(**kwargs)
+
+    # -- forward ------------------------------------------------------------------------------------------------
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """``loss`` (reduced) and detached diagnostics; writes the priority ``(q(s, a) - target)^2 [*B, 1]``."""
-        online, target_network = self._bound(tensordict)
-        q = online(tensordict)
-        action = tensordict.get(self.tensor_keys.action)
-        # Targets and priorities keep float32 where the network computes in half precision.
-        prediction = at_least_float32(chosen_action_value(q, action, self.action_space))
-        mask = self._loss_mask(tensordict, prediction)
+        """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
+        online, frozen = self._bound(tensordict)
+        prediction = self.head.online(online, tensordict)
+        batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
+        action = action_index(tensordict.get(self.tensor_keys.action), self.action_space, batch_dims)
+        mask = self._loss_mask(tensordict, action)
         with torch.no_grad():
-            target, diagnostics = self._target(tensordict, q.detach(), action, target_network)
-            target = keep_masked_rows_out(target.squeeze(-1).to(prediction.dtype), prediction, mask)
-            td_error = prediction - target
-            self._write_priority(tensordict, td_error.square())
-            self._note_td_error(diagnostics, td_error)
-        elementwise = distance_loss(prediction, target, self.loss_function)
-        return self._output(tensordict, elementwise, mask, diagnostics)
+            target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
+        regression = self.head.regress(prediction, action, target, frozen, self.loss_function)
+        self._write_priority(tensordict, regression.priority)
+        self._note_td_error(rows, regression.td_error)
+        terms = self._terms(tensordict, rows, mask, regression.elementwise.dtype)
+        return self._output(tensordict, regression.elementwise, mask, rows, **terms)
 
     def _target(
-        self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The regression target ``[*B, 1]`` and diagnostic rows, given the detached online ``q`` at s."""
-        raise NotImplementedError
+        self,
+        tensordict: TensorDictBase,
+        prediction: Prediction,
+        action: Tensor,
+        mask: Tensor | None,
+        online: Any,
+        frozen: Any,
+    ) -> tuple[Target, dict[str, Tensor]]:
+        """The target, and diagnostic rows ``[*B]``."""
+        head, estimator = self.head, self.value_estimator
+        uses_root = self.shaping is not None or estimator.needs_policy
+        # The policies at s are compared for the diagnostics, where that needs no random numbers of its own.
+        compares = self._watches and self.regularizer.compares and not head.draws
+        values = head.frozen(frozen, tensordict, root=uses_root or compares, root_counts=uses_root)
+        q = head.q_values(prediction.z, online, tensordict) if self._watches else None
+        logs = self._policies(tensordict, values.next_q, values.root_q, q)
+        if logs.next_value is not None:
+            next_value, masses = logs.next_value.unsqueeze(-1), None
+        else:
+            next_q = head.next_online_q(online, tensordict) if self.double_dqn else values.next_q
+            policy = self.regularizer(next_q, **self._prior_at(tensordict.get("next"), next_q))
+            next_value, masses = head.backup(values.next_z, policy, frozen)
+        bonus, cost, rows = self._at_root(tensordict, values, logs, action)
+        target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost)
+        if q is not None and logs.online is not None:
+            prior = self._prior_at(tensordict, q)
+            rows = self.regularizer.diagnostics(q, logs.online, reference=logs.root, rows=mask, **prior) | rows
+            rows |= self._extra_rows(logs.online)
+        return Target(target, masses, mask), rows
+
+    @property
+    def _watches(self) -> bool:
+        """Whether the online policy at s is looked at."""
+        return self.diagnostics or bool(self._learnt)
+
+    def _policies(
+        self, tensordict: TensorDictBase, next_q: Tensor, root_q: Tensor | None, q: Tensor | None
+    ) -> _Policies:
+        """The value at s' (of an expected value), the scaled log-policies at s; all in one kernel where they can be."""
+        ours = self.head.expected and not self.double_dqn
+        wanted = {"next": next_q if ours else None, "root": root_q, "online": q}
+        given = {name: values for name, values in wanted.items() if values is not None}
+        if not given:
+            return _Policies(None, None, None)
+        prior = self._stacked_prior(tensordict, given)
+        values, logs = self.regularizer.value_and_log_policy(torch.stack(list(given.values())), **prior)
+        place = {name: i for i, name in enumerate(given)}
+        return _Policies(
+            values[place["next"]] if "next" in place else None,
+            logs[place["root"]] if "root" in place else None,
+            logs[place["online"]] if "online" in place else None,
+        )
+
+    def _at_root(
+        self, tensordict: TensorDictBase, values: Any, logs: _Policies, action: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
+        """The bonus ``[*B]``, the stored action's share of the cost ``[*B]``, and the shaping's diagnostics."""
+        bonus, cost, rows = None, None, dict[str, Tensor]()
+        if self.shaping is not None:
+            assert logs.root is not None
+            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
+            bonus = self.shaping(values.root_q, logs.root, action, next_q=values.next_q, terminated=terminated)
+            if self.diagnostics:
+                rows = self.shaping.diagnostics(bonus, at(logs.root, action))
+        if self.value_estimator.needs_policy:
+            assert logs.root is not None
+            cost = at(self.regularizer.step_cost(logs.root, **self._prior_at(tensordict, logs.root)), action)
+        return bonus, cost, rows
+
+    def _prior_at(self, tensordict: TensorDictBase, q: Tensor) -> dict[str, Tensor]:
+        """What the regularizer takes beside ``q`` at the root of ``tensordict``: the prior of a state, if there is one."""
+        return {}
+
+    def _stacked_prior(self, tensordict: TensorDictBase, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """:meth:`_prior_at` for the stack of ``given``, of which ``"next"`` stands at s' and the rest at s."""
+        return {}
+
+    # -- what comes out -----------------------------------------------------------------------------------------
+
+    def _note_td_error(self, rows: dict[str, Tensor], td_error: Tensor) -> None:
+        super()._note_td_error(rows, td_error)
+        if self._reports_error:
+            rows["squared_td_error"] = td_error.square()
+
+    def _extra_rows(self, tau_log_pi: Tensor) -> dict[str, Tensor]:
+        """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s."""
+        return {}
+
+    def _terms(
+        self, tensordict: TensorDictBase, rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """What is returned beside the loss: ``loss_*`` of learnt coefficients, and scalars that are always there."""
+        terms = {}
+        if "squared_td_error" in rows:
+            terms["squared_td_error"] = masked_mean(rows.pop("squared_td_error"), mask)
+        for name, learnt in self._learnt.items():
+            terms[f"loss_{name}"] = learnt.objective(masked_mean(rows[self.regularizer.controlled], mask))
+        if not self.diagnostics:
+            return terms
+        return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional import soft_value_and_log_policy
-from torchrl_reg.objectives.bound_network import BoundQNetwork
-from torchrl_reg.objectives.chosen import chosen_action_value
-from torchrl_reg.objectives.diagnostics import soft_diagnostics
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value import RegValueEstimators
+from torchrl_reg.regularizers import Entropy
+from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class SoftDQNLoss(QLearningLoss):
@@ -28,6 +24,8 @@ class SoftDQNLoss(QLearningLoss):
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
         tau: temperature > 0, in reward units. Schedulable: ``loss.tau = 0.01``.
+        double_dqn: let the online network choose the policy at s', which the target network evaluates:
+            ``sum_a pi_online(a|s') (q_target(s', a) - tau ln pi_online(a|s'))``.
         loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
             :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released Munchausen code.
 
@@ -56,33 +54,13 @@ class SoftDQNLoss(QLearningLoss):
     torch.Size([])
     """
 
-    tau: Tensor
-    _schedulable_buffers = frozenset({"tau"})
-    default_value_estimator: Any = RegValueEstimators.SOFT_TD0
+    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
     _stand_ins: ClassVar[dict[Any, Any]] = {
+        **QLearningLoss._stand_ins,
         ValueEstimators.TD0: RegValueEstimators.SOFT_TD0,
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,
     }
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (
-        *_stand_ins,
-        RegValueEstimators.SOFT_TD0,
-        RegValueEstimators.SOFT_TDLAMBDA,
-    )
+    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(self, value_network: QValueActor | nn.Module, *, tau: float = 0.03, **kwargs: Any) -> None:
-        super().__init__(value_network, tau=tau, **kwargs)
-
-    def _target(
-        self, tensordict: TensorDictBase, q: Tensor, action: Tensor, target_network: BoundQNetwork
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        estimator = self.value_estimator
-        if not (self.diagnostics or estimator.needs_policy):
-            return estimator.value_estimate(tensordict, next_q=target_network(tensordict.get("next")), tau=self.tau), {}
-        # The online values join in for the diagnostics only: one more row of one kernel.
-        q_target, next_q = target_network.both(tensordict, root_counts=estimator.needs_policy)
-        values, log_policies = soft_value_and_log_policy(torch.stack((next_q, q_target, q)), self.tau)
-        log_pi_a = chosen_action_value(log_policies[1], action, self.action_space)
-        target = estimator.value_estimate(
-            tensordict, next_value=values[0].unsqueeze(-1), tau_log_pi=log_pi_a, tau=self.tau
-        )
-        return target, soft_diagnostics(q, log_policies[1:], self.tau) if self.diagnostics else {}
+        super().__init__(value_network, regularizer=Entropy(tau), **kwargs)

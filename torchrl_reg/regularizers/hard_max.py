@@ -25,8 +25,11 @@ class HardMax(Regularizer):
         q = masked_values(q, mask)
         best = q.amax(-1, keepdim=True)
         pi = torch.zeros_like(q).scatter_(-1, q.argmax(-1, keepdim=True), 1.0)
-        nothing = torch.zeros_like(q)
+        nothing = self.step_cost(q)
         return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing)
+
+    def step_cost(self, tau_log_pi: Tensor) -> Tensor:
+        return torch.zeros_like(tau_log_pi)
 
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
         q = masked_values(q, None)

@@ -40,7 +40,7 @@ class PriorKL(Regularizer):
 
     prior: ActionPrior | None
     log_rho: Tensor | None
-    compares = False
+    controlled = "kl"
 
     def __init__(self, tau: float | Coefficient | None = None, *, prior: ActionPrior | PriorLike | None = None) -> None:
         super().__init__()
@@ -102,12 +102,16 @@ class PriorKL(Regularizer):
         log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
         value, tau_log_pi = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand_as(q))
         pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1]).exp()
-        action_cost = torch.where(pi > 0, tau_log_pi - self.tau * log_prior.to(q.dtype), 0.0)
+        action_cost = torch.where(pi > 0, self.step_cost(tau_log_pi, log_prior), 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
 
     def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
         return soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+
+    def step_cost(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior
+        return tau_log_pi - self.tau * log_prior.to(tau_log_pi.dtype)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""

@@ -43,6 +43,8 @@ class Regularizer(nn.Module):
     coefficient_names: ClassVar[tuple[str, ...]] = ()
     #: Whether the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
+    #: The diagnostic that a learnt coefficient controls: at a target of so many nats.
+    controlled: ClassVar[str] = "entropy"
     #: Whether the diagnostics compare with the target network's policy at s.
     compares: ClassVar[bool] = False
 
@@ -54,6 +56,10 @@ class Regularizer(nn.Module):
         """``value [*B]`` and ``tau_log_pi [*B, A]`` alone."""
         out = self(q)
         return out.value, out.tau_log_pi
+
+    def step_cost(self, tau_log_pi: Tensor) -> Tensor:
+        """Each action's share of the cost ``[*B, A]``, also where ``pi`` vanishes: what a trace pays for an action."""
+        return tau_log_pi
 
     def policy(self, q: Tensor) -> Tensor:
         """Probabilities ``[*B, A]``."""

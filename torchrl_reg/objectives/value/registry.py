@@ -9,6 +9,9 @@ class RegValueEstimators(Enum):
     TorchRL's own ``ValueEstimators`` enum has members and so cannot be extended.
     """
 
+    REGULARIZED_TD0 = "regularized TD(0)"
+    REGULARIZED_TD1 = "regularized TD(1)"
+    REGULARIZED_TDLAMBDA = "regularized TD(lambda)"
     SOFT_TD0 = "soft TD(0)"
     SOFT_TDLAMBDA = "soft TD(lambda)"
     MUNCHAUSEN_TD0 = "Munchausen TD(0)"

@@ -1,0 +1,138 @@
+"""Q-value actors whose network gives a distribution of returns: atoms on a fixed grid, or quantiles at fixed fractions.
+
+Shapes: ``*B`` batch, ``N`` atoms or quantiles, ``A`` actions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.modules import QValueActor
+
+
+class _Distribution(nn.Module):
+    """A network of ``N * A`` outputs, read as ``[*B, N, A]``; its own output is the mean ``[*B, A]``."""
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def outputs(self, *inputs: Tensor) -> Tensor:
+        """``[*B, N, A]``."""
+        flat = self.network(*inputs)
+        if flat.shape[-1] % self.size:
+            raise ValueError(
+                f"The network must have a multiple of {self.size} outputs (that many for each action), got "
+                f"{flat.shape[-1]}."
+            )
+        return flat.unflatten(-1, (self.size, -1))
+
+
+class AtomMean(_Distribution):
+    """Means ``[*B, A]`` of categorical distributions whose logits a network gives."""
+
+    support: Tensor
+
+    def __init__(self, network: nn.Module, support: Tensor) -> None:
+        super().__init__(network, len(support))
+        self.register_buffer("support", support)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """``sum_i softmax(logits)_i z_i [*B, A]`` of ``logits [*B, N, A]``."""
+        return (logits.softmax(-2) * self.support.to(logits.dtype).unsqueeze(-1)).sum(-2)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.mean(self.outputs(*inputs))
+
+
+class QuantileAverage(_Distribution):
+    """Means ``[*B, A]`` of quantiles that a network gives."""
+
+    def mean(self, quantiles: Tensor) -> Tensor:
+        """Mean ``[*B, A]`` of ``quantiles [*B, N, A]``."""
+        return quantiles.mean(-2)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.mean(self.outputs(*inputs))
+
+
+class DistributionalActor(QValueActor):
+    """What both actors share: the module behind the Q-values."""
+
+    @property
+    def distribution(self) -> Any:
+        """The module that gives ``outputs(observation) [*B, N, A]`` and their ``mean``."""
+        return self.module[0].module
+
+
+class CategoricalQActor(DistributionalActor):
+    """A QValueActor whose Q-values are means of categorical distributions: greedy in ``sum_i z_i p_i(s, a)`` (C51).
+
+    Args:
+        network: maps the observation to ``[*B, num_atoms * A]`` logits, the atoms of all actions together by atom.
+        num_atoms: N >= 2. value_min, value_max: ends of the grid, in units of return: what is clipped to them is lost.
+        spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
+
+    TorchRL's :class:`~torchrl.modules.DistributionalQValueActor` writes log-probabilities where every other actor
+    writes Q-values; this one writes Q-values, so that exploration modules and Boltzmann policies take it as it is.
+
+    Raises:
+        ValueError: fewer than two atoms, or ``value_min >= value_max``.
+
+    Source: Bellemare, Dabney, Munos, "A Distributional Perspective on Reinforcement Learning", ICML 2017.
+
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> actor = CategoricalQActor(nn.Linear(4, 51 * 3), num_atoms=51, value_min=-10, value_max=10, spec=Categorical(3))
+    >>> actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))["action_value"].shape
+    torch.Size([8, 3])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_atoms: int = 51,
+        value_min: float = -10.0,
+        value_max: float = 10.0,
+        spec: TensorSpec | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(num_atoms, bool) or not isinstance(num_atoms, int) or num_atoms < 2:
+            raise ValueError(f"num_atoms must be an integer >= 2, got {num_atoms!r}.")
+        if not -float("inf") < value_min < value_max < float("inf"):
+            raise ValueError(f"value_min must be below value_max, both finite, got {value_min!r} and {value_max!r}.")
+        device = next((p.device for p in network.parameters()), None)
+        support = torch.linspace(value_min, value_max, num_atoms, device=device)
+        super().__init__(AtomMean(network, support), spec=spec, **kwargs)
+
+
+class FixedQuantileQActor(DistributionalActor):
+    """A QValueActor whose Q-values are means of quantiles at the fractions ``(i + 1/2) / N`` (QR-DQN).
+
+    Args:
+        network: maps the observation to ``[*B, num_quantiles * A]`` quantiles, by quantile.
+        num_quantiles: N >= 1.
+        spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
+
+    Raises:
+        ValueError: ``num_quantiles`` < 1.
+
+    Source: Dabney et al., "Distributional Reinforcement Learning with Quantile Regression", AAAI 2018.
+
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> actor = FixedQuantileQActor(nn.Linear(4, 20 * 3), num_quantiles=20, spec=Categorical(3))
+    >>> actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))["action_value"].shape
+    torch.Size([8, 3])
+    """
+
+    def __init__(
+        self, network: nn.Module, *, num_quantiles: int = 200, spec: TensorSpec | None = None, **kwargs: Any
+    ) -> None:
+        if isinstance(num_quantiles, bool) or not isinstance(num_quantiles, int) or num_quantiles < 1:
+            raise ValueError(f"num_quantiles must be an integer >= 1, got {num_quantiles!r}.")
+        super().__init__(QuantileAverage(network, num_quantiles), spec=spec, **kwargs)

@@ -1,0 +1,82 @@
+"""A categorical distribution of the return on a fixed grid of atoms (C51)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_reg.functional import categorical_projection
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.modules import CategoricalQActor
+from torchrl_reg.objectives.heads.head import (
+    Frozen,
+    Head,
+    Prediction,
+    Regression,
+    Target,
+    allowed,
+    at_both,
+    inputs_of,
+    of_action,
+)
+from torchrl_reg.regularizers import Regularized
+
+
+class Categorical(Head):
+    """The atoms of a :class:`~torchrl_reg.modules.CategoricalQActor`, by cross-entropy.
+
+    The backup is the law of the regularized return itself: the mixture over actions, each action's atoms moved by its
+    share of the cost, ``z_i - cost(a')`` with mass ``pi(a'|s') p_i(s', a')``; then projected on the grid. With the
+    policy of a regularizer all those moved distributions have one mean, the regularized value.
+    """
+
+    actor_type = CategoricalQActor
+    traces = False
+
+    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+        return Prediction(bound.network.distribution.outputs(*inputs_of(bound.network, tensordict)), None)
+
+    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        return allowed(bound.network.distribution.mean(z.detach()), bound.network, tensordict)
+
+    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
+        network, following = bound.network, tensordict.get("next")
+        outputs = network.distribution.outputs
+        root_q = None
+        if root:
+            here, next_z = at_both(outputs, bound, tensordict, root_counts=root_counts)
+            root_q = self.q_values(here, bound, tensordict)
+        else:
+            next_z = outputs(*inputs_of(network, following))
+        return Frozen(root_q, self.q_values(next_z, bound, following), next_z)
+
+    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        following = tensordict.get("next")
+        return self.q_values(self.online(bound, following).z, bound, following)
+
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+        masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)
+        atoms = bound.network.distribution.support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
+        return atoms.flatten(-2), masses.flatten(-2)
+
+    def regress(
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+    ) -> Regression:
+        assert target.masses is not None
+        support = bound.network.distribution.support
+        log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
+        with torch.no_grad():
+            p = log_p.exp()
+            # What stands behind a terminal state may be NaN: there all atoms lie on the reward, whatever their masses.
+            masses = torch.where(target.masses.isfinite(), target.masses, 1.0)
+            masses = masses / masses.sum(-1, keepdim=True)
+            projected = categorical_projection(target.values, masses, support).to(p.dtype)
+            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * target.values).sum(-1)
+            if target.mask is not None:
+                projected = torch.where(target.mask.unsqueeze(-1), projected, p)
+                td_error = torch.where(target.mask, td_error, 0.0)
+        elementwise = -(projected * log_p).sum(-1)
+        return Regression(elementwise, elementwise.detach().clone(), td_error)

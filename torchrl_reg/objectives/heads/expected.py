@@ -1,0 +1,55 @@
+"""The expected value: one number for each action."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives.utils import distance_loss
+
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target
+from torchrl_reg.objectives.shaping import at
+from torchrl_reg.regularizers import Regularized
+
+
+class ExpectedValue(Head):
+    """Q-values ``[*B, A]`` of any Q-network, by a distance of numbers: ``loss_function`` of the loss."""
+
+    expected = True
+
+    def check(self, network: Any) -> None:
+        """Any network that writes Q-values will do."""
+
+    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+        return Prediction(bound(tensordict), None)
+
+    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        return z.detach()
+
+    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
+        if not root:
+            next_q = bound(tensordict.get("next"))
+            return Frozen(None, next_q, next_q)
+        root_q, next_q = bound.both(tensordict, root_counts=root_counts)
+        return Frozen(root_q, next_q, next_q)
+
+    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        return bound(tensordict.get("next"))
+
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+        return ((policy.pi * next_z).sum(-1) - policy.cost).unsqueeze(-1), None
+
+    def regress(
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+    ) -> Regression:
+        # Targets and priorities keep float32 where the network computes in half precision.
+        value = at_least_float32(at(prediction.z, action))
+        with torch.no_grad():
+            goal = target.values.squeeze(-1).to(value.dtype)
+            if target.mask is not None:  # masking the loss alone would send a NaN of padded rows into the gradients
+                goal = torch.where(target.mask, goal, value)
+            td_error = value - goal
+        return Regression(distance_loss(value, goal, loss_function), td_error.square(), td_error)

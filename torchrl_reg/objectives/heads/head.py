@@ -1,0 +1,149 @@
+"""Slot 3: what the network says at (s, a), and how that is regressed towards a target.
+
+A head is chosen by the actor handed to the loss. It holds options, no tensors: parameters and buffers are read from the
+network it is shown.
+
+Shapes: ``*B`` batch, ``A`` actions, ``N`` online and ``M`` target quantiles or atoms (1 for an expected value).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.modules import QValueActor
+
+from torchrl_reg.objectives.bound_network import BoundModule, joined, mixes_rows
+from torchrl_reg.regularizers import Regularized
+
+
+class Frozen(NamedTuple):
+    """What the target network says."""
+
+    root_q: Tensor | None
+    """Q-values ``[*B, A]`` at s, if they were asked for."""
+    next_q: Tensor
+    """Q-values behind the policy at s' ``[*B, A]``."""
+    next_z: Tensor
+    """The values that are backed up from s': ``[*B, A]``, or ``[*B, M, A]``."""
+
+
+class Prediction(NamedTuple):
+    """The online network's outputs at s, with gradient."""
+
+    z: Tensor
+    """``[*B, A]``, or ``[*B, N, A]``."""
+    fractions: Tensor | None
+    """Quantile fractions of the N, if they are quantiles."""
+
+
+class Target(NamedTuple):
+    """What a prediction is regressed towards."""
+
+    values: Tensor
+    """``[*B, M]``."""
+    masses: Tensor | None
+    """Their probabilities ``[*B, M]``; None: all alike."""
+    mask: Tensor | None
+    """Rows ``[*B]`` that count; None: all. The others may hold NaN, and send none into the gradients."""
+
+
+class Regression(NamedTuple):
+    """How far the prediction lies from its target."""
+
+    elementwise: Tensor
+    """Losses ``[*B]``."""
+    priority: Tensor
+    """Priorities ``[*B]``, detached."""
+    td_error: Tensor
+    """Difference of the means ``[*B]``, detached."""
+
+
+class Head:
+    """Base of the heads."""
+
+    #: The actor whose network this head reads.
+    actor_type: ClassVar[type] = QValueActor
+    #: Whether reading it draws random numbers.
+    draws: ClassVar[bool] = False
+    #: Whether values at successive steps can be mixed in a lambda-return.
+    traces: ClassVar[bool] = True
+    #: Whether the value is one number, so that the regularizer's own value is the backup.
+    expected: ClassVar[bool] = False
+
+    def check(self, network: Any) -> None:
+        """Refuse a network that is not this head's.
+
+        Raises:
+            ValueError: it is of another kind.
+        """
+        if not isinstance(network, self.actor_type):
+            article = "an" if self.actor_type.__name__[0] in "AEIOU" else "a"
+            raise ValueError(
+                f"value_network must be {article} {self.actor_type.__name__}, got {type(network).__name__}."
+            )
+
+    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+        """The online network's outputs at the root of ``tensordict``."""
+        raise NotImplementedError
+
+    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        """Q-values ``[*B, A]`` of outputs ``z`` at the root of ``tensordict``, forbidden actions masked."""
+        raise NotImplementedError
+
+    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
+        """What the target network says at s' and, with ``root``, at s (for more than diagnostics: ``root_counts``)."""
+        raise NotImplementedError
+
+    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        """Q-values ``[*B, A]`` of the online network at s', for double Q-learning."""
+        raise NotImplementedError
+
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+        """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: all alike)."""
+        raise NotImplementedError
+
+    def regress(
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+    ) -> Regression:
+        """Distance of the outputs at the indices ``action [*B]`` from the target.
+
+        ``loss_function`` names the distance of an expected value; distributions have their own.
+        """
+        raise NotImplementedError
+
+
+def inputs_of(network: Any, tensordict: TensorDictBase) -> list[Tensor]:
+    """The observations a Q-value actor reads."""
+    return [tensordict.get(key) for key in network.module[0].in_keys]
+
+
+def allowed(q: Tensor, network: Any, tensordict: TensorDictBase) -> Tensor:
+    """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""
+    mask_key = network.module[-1].action_mask_key
+    return q if mask_key is None else torch.where(tensordict.get(mask_key), q, torch.finfo(q.dtype).min)
+
+
+def at_both(
+    call: Callable[..., Tensor], bound: BoundModule, tensordict: TensorDictBase, *, root_counts: bool
+) -> tuple[Tensor, Tensor]:
+    """``call`` on the observations at s and at s', in one pass where that is exact.
+
+    Where rows mix (batch normalization) and s is for diagnostics only, its pass leaves the statistics as they were.
+    """
+    here, following = (inputs_of(bound.network, td) for td in (tensordict, tensordict.get("next")))
+    mixes = mixes_rows(bound.network)
+    if mixes and not root_counts:
+        with bound.undisturbed():
+            root = call(*here)
+        return root, call(*following)
+    exact = bool(tensordict.batch_dims) and not mixes
+    return joined(call, *zip(here, following, strict=True), exact=exact)
+
+
+def of_action(z: Tensor, action: Tensor) -> Tensor:
+    """Entries ``[*B, N]`` of ``z [*B, N, A]`` at the indices ``action [*B]``."""
+    return z.gather(-1, action[..., None, None].expand(*z.shape[:-1], 1)).squeeze(-1)

@@ -1,0 +1,172 @@
+"""Quantiles of the return: at fractions drawn anew each time (IQN), or at fixed ones (QR-DQN).
+
+The backup averages over actions quantile by quantile (the comonotone average of M-IQN), one target quantile for each of
+the target network's. The mixture over actions, the law of the return itself, has the same mean and a larger variance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_reg.functional import quantile_huber_loss
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.modules import FixedQuantileQActor, QuantileQActor
+from torchrl_reg.objectives.heads.head import (
+    Frozen,
+    Head,
+    Prediction,
+    Regression,
+    Target,
+    allowed,
+    at_both,
+    inputs_of,
+    of_action,
+)
+from torchrl_reg.regularizers import Regularized
+
+
+class Quantiles(Head):
+    """What both quantile heads share: the average over actions and the quantile Huber loss.
+
+    Args:
+        kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
+
+    Raises:
+        ValueError: ``kappa`` negative.
+    """
+
+    def __init__(self, kappa: float = 1.0) -> None:
+        if isinstance(kappa, bool) or not 0 <= kappa < float("inf"):
+            raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
+        self.kappa = kappa
+
+    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        return allowed(z.detach().mean(-2), bound.network, tensordict)
+
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+        next_z = at_least_float32(next_z)
+        return (policy.pi.unsqueeze(-2) * next_z).sum(-1) - policy.cost.unsqueeze(-1), None
+
+    def regress(
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+    ) -> Regression:
+        assert prediction.fractions is not None
+        z, goal = of_action(prediction.z, action), target.values
+        with torch.no_grad():
+            mean = z.mean(-1, keepdim=True)
+            if target.mask is not None:
+                goal = torch.where(target.mask.unsqueeze(-1), goal, mean)
+            td_error = (mean - goal.mean(-1, keepdim=True)).squeeze(-1)
+        elementwise = quantile_huber_loss(z, prediction.fractions.expand_as(z), goal, self.kappa)
+        return Regression(elementwise, elementwise.detach().clone(), td_error)
+
+
+class FixedQuantiles(Quantiles):
+    """The quantiles of a :class:`~torchrl_reg.modules.FixedQuantileQActor`, at ``(i + 1/2) / N``.
+
+    Args:
+        kappa: see :class:`Quantiles`.
+    """
+
+    actor_type = FixedQuantileQActor
+
+    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+        z = bound.network.distribution.outputs(*inputs_of(bound.network, tensordict))
+        count = z.shape[-2]
+        fractions = (torch.arange(count, device=z.device, dtype=torch.float32) + 0.5) / count
+        return Prediction(z, fractions.to(z.dtype))
+
+    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
+        network, following = bound.network, tensordict.get("next")
+        outputs = network.distribution.outputs
+        root_q = None
+        if root:
+            here, next_z = at_both(outputs, bound, tensordict, root_counts=root_counts)
+            root_q = allowed(here.mean(-2), network, tensordict)
+        else:
+            next_z = outputs(*inputs_of(network, following))
+        return Frozen(root_q, allowed(next_z.mean(-2), network, following), next_z)
+
+    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        following = tensordict.get("next")
+        z = bound.network.distribution.outputs(*inputs_of(bound.network, following))
+        return allowed(z.mean(-2), bound.network, following)
+
+
+class ImplicitQuantiles(Quantiles):
+    """Quantiles of a :class:`~torchrl_reg.modules.QuantileQActor` at uniformly drawn fractions.
+
+    Args:
+        num_quantiles: N, fractions of the prediction. num_target_quantiles: M, of the target.
+        num_policy_quantiles: K, of the policy's Q-values.
+        kappa: see :class:`Quantiles`.
+        reuse_quantiles: take the policy at s' from the M target quantiles already drawn, instead of K fresh ones.
+        share_fractions: draw one set of fractions for the whole batch (faster: one embedding for all rows).
+
+    Raises:
+        ValueError: a count < 1, ``kappa`` negative.
+    """
+
+    actor_type = QuantileQActor
+    draws = True
+    traces = False
+
+    def __init__(
+        self,
+        *,
+        num_quantiles: int = 64,
+        num_target_quantiles: int = 64,
+        num_policy_quantiles: int = 32,
+        kappa: float = 1.0,
+        reuse_quantiles: bool = False,
+        share_fractions: bool = False,
+    ) -> None:
+        super().__init__(kappa)
+        counts = (num_quantiles, num_target_quantiles, num_policy_quantiles)
+        if min(counts) < 1:
+            raise ValueError(f"The numbers of quantiles must be >= 1, got {counts}.")
+        self.num_quantiles, self.num_target_quantiles, self.num_policy_quantiles = counts
+        self.reuse_quantiles, self.share_fractions = reuse_quantiles, share_fractions
+
+    def fractions(self, features: Tensor, count: int) -> Tensor:
+        """``count`` uniform fractions for each row of ``features [*B, F]`` (``[*B, count]``), or for all."""
+        shape = (count,) if self.share_fractions else (*features.shape[:-1], count)
+        return torch.rand(shape, device=features.device, dtype=features.dtype)
+
+    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+        network = bound.network
+        features = network.quantile_network.features(*inputs_of(network, tensordict))
+        fractions = self.fractions(features, self.num_quantiles)
+        return Prediction(network.quantile_network.quantiles(features, fractions), fractions)
+
+    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
+        network, following = bound.network, tensordict.get("next")
+        net = network.quantile_network
+        root_q = None
+        if root:
+            features, next_features = at_both(net.features, bound, tensordict, root_counts=root_counts)
+            fractions = self.fractions(features, self.num_policy_quantiles)
+            root_q = allowed(net.quantiles(features, fractions).mean(-2), network, tensordict)
+        else:
+            next_features = net.features(*inputs_of(network, following))
+        next_z, next_q = self._next_quantiles(net, next_features)
+        return Frozen(root_q, allowed(next_q, network, following), next_z)
+
+    def _next_quantiles(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``z [*B, M, A]`` for the target and the Q-values ``[*B, A]`` behind the policy, in one pass."""
+        count, extra = self.num_target_quantiles, self.num_policy_quantiles
+        if self.reuse_quantiles:
+            z = net.quantiles(features, self.fractions(features, count))
+            return z, z.mean(-2)
+        z = net.quantiles(features, self.fractions(features, count + extra))
+        return z[..., :count, :], z[..., count:, :].mean(-2)
+
+    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        network, following = bound.network, tensordict.get("next")
+        features = network.quantile_network.features(*inputs_of(network, following))
+        z = network.quantile_network.quantiles(features, self.fractions(features, self.num_policy_quantiles))
+        return allowed(z.mean(-2), network, following)

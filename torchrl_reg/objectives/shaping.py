@@ -1,0 +1,115 @@
+"""Slot 2: what is added to the reward, from the target network's values and policy at s and the stored action.
+
+Shapes: ``*B`` batch, ``A`` actions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
+from torchrl_reg.regularizers.checks import check_clip, check_weight
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+
+
+class Shaping(nn.Module):
+    """Base of the reward shapings: ``shaping(q, tau_log_pi, action, next_q=, terminated=)`` is a bonus ``[*B]``."""
+
+    #: Names of the coefficients that can be assigned.
+    coefficient_names: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    def forward(
+        self, q: Tensor, tau_log_pi: Tensor, action: Tensor, *, next_q: Tensor, terminated: Tensor | None = None
+    ) -> Tensor:
+        """The bonus ``[*B]``, in reward units.
+
+        Args:
+            q: Q-values of the target network at s ``[*B, A]``.
+            tau_log_pi: its scaled log-policy there ``[*B, A]``, as a regularizer gives it.
+            action: stored actions, indices ``[*B]``.
+            next_q: its Q-values at s' ``[*B, A]``.
+            terminated: whether s' is terminal ``[*B]``; None is nowhere.
+        """
+        raise NotImplementedError
+
+    def diagnostics(self, bonus: Tensor, tau_log_pi_a: Tensor) -> dict[str, Tensor]:
+        """Rows ``[*B]``; ``tau_log_pi_a [*B]`` is the scaled log-policy of the stored action."""
+        return {"bonus": bonus}
+
+    def coefficients(self) -> dict[str, Coefficient]:
+        """The coefficients, by the name they are assigned under."""
+        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
+
+
+class Munchausen(Shaping):
+    """``alpha [tau ln pi(a|s)]_{clip_min}^0``, the scaled log-policy of the stored action.
+
+    With another regularizer than the entropy it is that one's ``tau_log_pi``: with
+    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap.
+
+    Args:
+        alpha: weight in [0, 1]. clip_min: lower clip <= 0 in reward units, None for none. Both can be assigned.
+
+    Raises:
+        ValueError: a coefficient out of range.
+
+    Source: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020, eq. (2).
+
+    >>> import torch
+    >>> q = torch.tensor([[1.0, 0.0]])
+    >>> shaping = Munchausen(alpha=0.5, clip_min=-0.3)
+    >>> shaping(q, torch.tensor([[-0.1, -0.9]]), torch.tensor([1]), next_q=q)
+    tensor([-0.1500])
+    """
+
+    coefficient_names = ("alpha", "clip_min")
+    alpha = coefficient("alpha_coefficient", "Weight of the bonus in force.")
+    clip_min = coefficient("clip_min_coefficient", "Lower clip in force, in reward units; -inf is none.")
+
+    def __init__(self, alpha: float | Coefficient = 0.9, clip_min: float | Coefficient | None = -1.0) -> None:
+        super().__init__()
+        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
+        self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip)
+
+    def forward(self, q: Tensor, tau_log_pi: Tensor, action: Tensor, **_: Any) -> Tensor:
+        return munchausen_bonus(at(tau_log_pi, action), self.alpha, self.clip_min)
+
+    def diagnostics(self, bonus: Tensor, tau_log_pi_a: Tensor) -> dict[str, Tensor]:
+        """``bonus``, and ``bonus_clipped``: 1 where the clip is active."""
+        return {"bonus": bonus, "bonus_clipped": (tau_log_pi_a < self.clip_min).to(bonus.dtype)}
+
+
+class AdvantageGap(Shaping):
+    """``-alpha (max_b q(s, b) - q(s, a))``, or with ``persistent=True`` the smaller of the gaps of ``a`` at s and s'.
+
+    Args:
+        alpha: weight in [0, 1]; can be assigned.
+        persistent: persistent advantage learning. At a terminal s' the gap at s stands alone.
+
+    Raises:
+        ValueError: ``alpha`` outside [0, 1].
+
+    Source: Bellemare et al., "Increasing the Action Gap", AAAI 2016, eqs. (7) and (9).
+    """
+
+    alpha = coefficient("alpha_coefficient", "Weight of the gap in force.")
+
+    def __init__(self, alpha: float | Coefficient = 0.9, *, persistent: bool = False) -> None:
+        super().__init__()
+        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
+        self.persistent = persistent
+
+    def forward(
+        self, q: Tensor, tau_log_pi: Tensor, action: Tensor, *, next_q: Tensor, terminated: Tensor | None = None
+    ) -> Tensor:
+        if not self.persistent:
+            return -self.alpha * advantage_gap(q, action)
+        ended = action.new_zeros(action.shape).bool() if terminated is None else terminated
+        return -self.alpha * persistent_advantage_gap(q, next_q, action, ended)
+
+
+def at(values: Tensor, action: Tensor) -> Tensor:
+    """Entry of ``values [*B, A]`` at the indices ``action [*B]``: ``[*B]``."""
+    return values.gather(-1, action.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,133 @@
+"""Lambda-returns with any regularizer and shaping, over sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.objectives.utils import register_value_estimator
+from torchrl.objectives.value import TDLambdaEstimator
+
+from torchrl_reg.objectives.shaping import Munchausen
+from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.objectives.value.registry import RegValueEstimators
+from torchrl_reg.objectives.value.regularized import RegularizedEstimator
+from torchrl_reg.regularizers import Entropy
+
+_DEFAULTS = {"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TDLAMBDA, default_kwargs=_DEFAULTS)
+class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
+    """TD(lambda) on ``[*B, T]`` sequences with the regularizer's cost at every step.
+
+    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0 for
+    the maximum), the target is ``G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))``, where
+    ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte Carlo
+    return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops the
+    bootstrap. Policy and values are the target network's. There are no importance weights: data should be near
+    on-policy.
+
+    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`.
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network, regularizer, shaping: see :class:`RegularizedEstimator`.
+    """
+
+    needs_policy = True
+    _defaults = {"gamma": 0.99, "lmbda": 0.95}
+
+    def __init__(self, *, lmbda: float, **kwargs: Any) -> None:
+        if lmbda == 0:  # TorchRL's vectorized kernel raises IndexError on a filter of one tap
+            kwargs["vectorized"] = False
+        super().__init__(lmbda=lmbda, **kwargs)
+
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        time_dim: int | None = None,
+        *,
+        bonus: Tensor | None = None,
+        action_cost: Tensor | None = None,
+        q: Tensor | None = None,
+        next_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The target ``[*B, T, 1]``; ``q`` and ``next_q`` (``[*B, T, A]``, target network) save two passes.
+
+        A loss hands in ``next_value [*B, T, M]``, the ``action_cost [*B, T]`` of the stored actions and its ``bonus``.
+        """
+        if next_value is None:
+            next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
+            bonus, action_cost = self._at_root(tensordict, target_params, q, next_q)
+        assert action_cost is not None
+        # G_t - c_t follows TorchRL's own recursion with reward r_t + m_t - c_t, so its vectorized kernels serve.
+        keys = self.tensor_keys
+        reward = tensordict.get(("next", keys.reward))
+        cost = action_cost.unsqueeze(-1).to(reward.dtype)
+        added = -cost if bonus is None else bonus.unsqueeze(-1).to(reward.dtype) - cost
+        shaped = tensordict.copy()
+        shaped.set(("next", keys.reward), (reward + added).expand_as(next_value))
+        done = tensordict.get(("next", keys.done))
+        for key, flag in ((keys.done, done), (keys.terminated, terminated_flag(tensordict, keys))):
+            shaped.set(("next", key), flag.expand_as(next_value))
+        trace = super().value_estimate(shaped, next_value=next_value.to(reward.dtype), time_dim=time_dim)
+        return torch.add(trace, cost)
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs={"gamma": 0.99, "differentiable": True})
+class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
+    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data."""
+
+    _defaults = {"gamma": 0.99}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(lmbda=1.0, **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.SOFT_TDLAMBDA, default_kwargs=_DEFAULTS)
+class SoftTDLambdaEstimator(RegularizedTDLambdaEstimator):
+    """Entropy-regularized TD(lambda): :class:`RegularizedTDLambdaEstimator` with ``Entropy(tau)`` and a Munchausen term.
+
+    With ``l_t = tau ln pi(a_t|s_t)``: ``G_t = r_t + alpha [l_t]_{clip_min}^0 + gamma ((1 - lambda) V(s_{t+1}) + lambda
+    (G_{t+1} - l_{t+1}))``. ``lambda = 0`` is soft TD(0) (M-DQN's target with ``alpha > 0``). As ``tau -> 0`` it does not
+    become plain TD(lambda) on actions that are not greedy: ``l_t -> q(s, a_t) - max q``, and the trace is corrected by
+    that gap.
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        tau: temperature > 0 in reward units.
+        alpha, clip_min: Munchausen weight in [0, 1], 0 for no bonus, and lower clip <= 0 (None: no clip).
+
+    Raises:
+        ValueError: a coefficient out of range.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import MunchausenDQNLoss
+    >>> loss = MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), alpha=0.5)
+    >>> type(loss.make_value_estimator("soft_tdlambda", gamma=0.9, lmbda=0.8).value_estimator).__name__
+    'SoftTDLambdaEstimator'
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float,
+        lmbda: float,
+        value_network: TensorDictModuleBase,
+        tau: float = 0.03,
+        alpha: float = 0.0,
+        clip_min: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        slots = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min)}
+        super().__init__(gamma=gamma, lmbda=lmbda, value_network=value_network, **slots, **kwargs)
