@@ -29,6 +29,7 @@ class NetSettings:
         num_cosines: size of the fraction embedding of quantile networks.
         num_quantiles, num_target_quantiles, num_policy_quantiles: N, M and K of quantile networks: fractions of the
             prediction, of the target, and behind the policy (also when acting).
+        num_atoms, value_min, value_max: grid of categorical networks; returns outside it are clipped to its ends.
         input_low, input_high: rescale a vector observation from this box to [-1, 1]; empty for none.
     """
 
@@ -41,6 +42,9 @@ class NetSettings:
     num_quantiles: int = 64
     num_target_quantiles: int = 64
     num_policy_quantiles: int = 32
+    num_atoms: int = 51
+    value_min: float = -10.0
+    value_max: float = 10.0
     input_low: list[float] = field(default_factory=list)
     input_high: list[float] = field(default_factory=list)
 
@@ -62,13 +66,14 @@ class Rescale(nn.Module):
 
 
 @rebuildable(NetSettings)
-def q_network(settings: NetSettings, env: EnvBase) -> nn.Module:
-    """A network from one observation to ``[*B, A]`` Q-values.
+def q_network(settings: NetSettings, env: EnvBase, *, values_per_action: int = 1) -> nn.Module:
+    """A network from one observation to ``[*B, A]`` Q-values, or to ``[*B, values_per_action * A]`` atoms or quantiles.
 
     Raises:
         ValueError: settings that do not fit each other or the observations.
     """
-    return _action_network(settings, env, _shape(env, "observation"), rescaled=True)
+    shape = _shape(env, "observation")
+    return _action_network(settings, env, shape, rescaled=True, values_per_action=values_per_action)
 
 
 @rebuildable(NetSettings)
@@ -149,12 +154,14 @@ def _shape(env: EnvBase, key: str) -> torch.Size:
     return env.observation_spec[key].shape[len(env.batch_size) :]
 
 
-def _action_network(settings: NetSettings, env: EnvBase, shape: torch.Size, *, rescaled: bool) -> nn.Module:
-    """A number per action from one input of that shape."""
+def _action_network(
+    settings: NetSettings, env: EnvBase, shape: torch.Size, *, rescaled: bool, values_per_action: int = 1
+) -> nn.Module:
+    """``values_per_action`` numbers per action from one input of that shape."""
     torso, width = _torso(settings, shape, rescaled=rescaled)
     head = MLP(
         in_features=width,
-        out_features=num_actions(env),
+        out_features=values_per_action * num_actions(env),
         num_cells=list(settings.num_cells),
         activation_class=nn.ReLU,
     )

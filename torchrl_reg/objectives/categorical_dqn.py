@@ -13,7 +13,7 @@ from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class CategoricalDQNLoss(QLearningLoss):
-    """C51: cross-entropy between ``p(s, a)`` and the projection of the atoms ``r + gamma z_i`` with masses ``p_i(s', a*)``.
+    """C51: cross-entropy of ``p(s, a)`` with the projection of the atoms ``r + gamma z_i`` of mass ``p_i(s', a*)``.
 
     ``a* = argmax_a sum_i z_i p_i(s', a)`` under the target network (the online one with ``double_dqn=True``). At a
     terminal s' all atoms lie on ``r``. Returns outside the grid are clipped to its ends.

@@ -48,8 +48,8 @@ class QLearningLoss(RegularizedLoss):
         regularizer: slot 1, shared with whoever else holds it (actor, exploration, planner); None is the maximum.
         shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
         head: slot 3 with options of its own; None is the actor's head with its defaults.
-        double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a shaping,
-            which has one policy for both states.
+        double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a
+            shaping, which has one policy for both states.
         loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``.
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
@@ -62,8 +62,8 @@ class QLearningLoss(RegularizedLoss):
 
     Returns (in a TensorDict): ``loss``, a further ``loss_*`` for each coefficient learnt by dual ascent, and detached
     scalars: those of the regularizer (``entropy``, ``kl``, ``soft_gap``, ``action_gap``, ``tau``, ...), of the shaping
-    (``bonus``, ``bonus_clipped``), and ``td_error``. Writes the priority ``[*B, 1]``: the squared TD error of an expected
-    value, the row's loss of a distribution.
+    (``bonus``, ``bonus_clipped``), and ``td_error``. Writes the priority ``[*B, 1]``: the squared TD error of an
+    expected value, the row's loss of a distribution.
 
     Raises:
         ValueError: an option out of range, a head that does not fit the network, ``double_dqn`` with a shaping.
@@ -121,8 +121,8 @@ class QLearningLoss(RegularizedLoss):
         )
         if double_dqn and shaping is not None:
             raise ValueError(
-                f"double_dqn must be False with a shaping: Double Q-learning with a {type(shaping).__name__} term, which "
-                "has one policy for s and s', is undefined."
+                f"double_dqn must be False with a shaping: Double Q-learning with a {type(shaping).__name__} term, "
+                "which has one policy for s and s', is undefined."
             )
         self.delay_value, self.double_dqn = delay_value, double_dqn
         network = ensure_tensordict_compatible(
@@ -178,8 +178,8 @@ class QLearningLoss(RegularizedLoss):
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         if getattr(self._value_estimator, "needs_policy", False) and not self.head.traces:
             raise NotImplementedError(
-                "A lambda-return mixes values of successive steps, which must mean the same at each: expected values or "
-                f"fixed quantiles, got {type(self.head).__name__}."
+                "A lambda-return mixes values of successive steps, which must mean the same at each: expected values "
+                f"or fixed quantiles, got {type(self.head).__name__}."
             )
         super()._forward_value_estimator_keys(**kwargs)
 
@@ -272,7 +272,7 @@ class QLearningLoss(RegularizedLoss):
         return bonus, cost, rows
 
     def _prior_at(self, tensordict: TensorDictBase, q: Tensor) -> dict[str, Tensor]:
-        """What the regularizer takes beside ``q`` at the root of ``tensordict``: the prior of a state, if there is one."""
+        """What the regularizer takes beside ``q`` at the root of ``tensordict``: the prior of a state, if any."""
         return {}
 
     def _stacked_prior(self, tensordict: TensorDictBase, given: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,11 +24,14 @@ _DEFAULTS = {"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
 class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
     """TD(lambda) on ``[*B, T]`` sequences with the regularizer's cost at every step.
 
-    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0 for
-    the maximum), the target is ``G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))``, where
-    ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte Carlo
-    return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops the
-    bootstrap. Policy and values are the target network's. There are no importance weights: data should be near
+    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0
+    for the maximum), the target is
+
+        G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))
+
+    where ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte
+    Carlo return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops
+    the bootstrap. Policy and values are the target network's. There are no importance weights: data should be near
     on-policy.
 
     It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`.
@@ -93,12 +96,12 @@ class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
 
 @register_value_estimator(RegValueEstimators.SOFT_TDLAMBDA, default_kwargs=_DEFAULTS)
 class SoftTDLambdaEstimator(RegularizedTDLambdaEstimator):
-    """Entropy-regularized TD(lambda): :class:`RegularizedTDLambdaEstimator` with ``Entropy(tau)`` and a Munchausen term.
+    """Entropy-regularized TD(lambda): :class:`RegularizedTDLambdaEstimator` with an entropy and a Munchausen term.
 
     With ``l_t = tau ln pi(a_t|s_t)``: ``G_t = r_t + alpha [l_t]_{clip_min}^0 + gamma ((1 - lambda) V(s_{t+1}) + lambda
-    (G_{t+1} - l_{t+1}))``. ``lambda = 0`` is soft TD(0) (M-DQN's target with ``alpha > 0``). As ``tau -> 0`` it does not
-    become plain TD(lambda) on actions that are not greedy: ``l_t -> q(s, a_t) - max q``, and the trace is corrected by
-    that gap.
+    (G_{t+1} - l_{t+1}))``. ``lambda = 0`` is soft TD(0) (M-DQN's target with ``alpha > 0``). As ``tau -> 0`` it does
+    not become plain TD(lambda) on actions that are not greedy: ``l_t -> q(s, a_t) - max q``, and the trace is corrected
+    by that gap.
 
     Args:
         gamma, lmbda: discount and trace parameter in [0, 1].
