@@ -74,7 +74,7 @@ def train(cfg: Config) -> Path:
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     actor = CategoricalQActor(
-        q_network(cfg.net, env, values_per_action=cfg.net.num_atoms).to(run.device),
+        q_network(cfg.net, env, cfg.net.num_atoms).to(run.device),
         num_atoms=cfg.net.num_atoms,
         value_min=cfg.net.value_min,
         value_max=cfg.net.value_max,

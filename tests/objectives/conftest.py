@@ -18,15 +18,18 @@ from torch import nn
 from torchrl.data import Categorical, OneHot
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.objectives import (
     AdvantageLearningLoss,
+    CategoricalDQNLoss,
     IQNLoss,
+    MunchausenCategoricalLoss,
     MunchausenDQNLoss,
     MunchausenIQNLoss,
     MutualInformationDQNLoss,
     MutualInformationIQNLoss,
     PolyakTargetUpdate,
+    QuantileRegressionDQNLoss,
     SoftDQNLoss,
 )
 
@@ -41,11 +44,28 @@ class LossCase:
 
     cls: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
-    quantile: bool = False
+    #: What the network gives: expected values, quantiles at drawn or at fixed fractions, atoms.
+    head: str = "expected"
+
+    @property
+    def quantile(self) -> bool:
+        """Whether the loss draws fractions."""
+        return self.head == "implicit"
+
+    @property
+    def distributional(self) -> bool:
+        return self.head != "expected"
 
     def actor(self, *, one_hot: bool = False, seed: int = 0, in_key: Any = "observation", **kwargs: Any) -> QValueActor:
         torch.manual_seed(seed)
         spec = OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS)
+        if self.head in ("fixed", "atoms"):
+            size = {"fixed": 5, "atoms": 7}[self.head]
+            net = nn.Sequential(nn.Linear(NUM_OBSERVATIONS, 16), nn.Tanh(), nn.Linear(16, size * NUM_ACTIONS))
+            if self.head == "fixed":
+                return FixedQuantileQActor(net, num_quantiles=size, spec=spec, in_keys=[in_key], **kwargs)
+            grid = {"num_atoms": size, "value_min": -3.0, "value_max": 4.0}
+            return CategoricalQActor(net, **grid, spec=spec, in_keys=[in_key], **kwargs)
         if self.quantile:
             torso = nn.Sequential(nn.Linear(NUM_OBSERVATIONS, 8), nn.Tanh())
             net = ImplicitQuantileNetwork(torso, num_features=8, num_actions=NUM_ACTIONS, num_cosines=6, num_cells=16)
@@ -77,15 +97,20 @@ CASES = {
     "m_dqn": LossCase(MunchausenDQNLoss, _M),
     "al": LossCase(AdvantageLearningLoss, {"alpha": 0.5}),
     "pal": LossCase(AdvantageLearningLoss, {"alpha": 0.5, "persistent": True}),
-    "iqn": LossCase(IQNLoss, _COUNTS, quantile=True),
-    "iqn_double": LossCase(IQNLoss, {**_COUNTS, "double_dqn": True}, quantile=True),
-    "iqn_reuse": LossCase(IQNLoss, {**_COUNTS, "reuse_quantiles": True}, quantile=True),
-    "m_iqn": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M}, quantile=True),
-    "m_iqn_reuse": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "reuse_quantiles": True}, quantile=True),
+    "iqn": LossCase(IQNLoss, _COUNTS, head="implicit"),
+    "iqn_double": LossCase(IQNLoss, {**_COUNTS, "double_dqn": True}, head="implicit"),
+    "iqn_reuse": LossCase(IQNLoss, {**_COUNTS, "reuse_quantiles": True}, head="implicit"),
+    "m_iqn": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M}, head="implicit"),
+    "m_iqn_reuse": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "reuse_quantiles": True}, head="implicit"),
     "mirl": LossCase(MutualInformationDQNLoss, _P),
-    "mi_iqn": LossCase(MutualInformationIQNLoss, {**_COUNTS, **_P}, quantile=True),
-    "mi_iqn_reuse": LossCase(MutualInformationIQNLoss, {**_COUNTS, **_P, "reuse_quantiles": True}, quantile=True),
-    "m_iqn_shared": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "share_fractions": True}, quantile=True),
+    "mi_iqn": LossCase(MutualInformationIQNLoss, {**_COUNTS, **_P}, head="implicit"),
+    "mi_iqn_reuse": LossCase(MutualInformationIQNLoss, {**_COUNTS, **_P, "reuse_quantiles": True}, head="implicit"),
+    "c51": LossCase(CategoricalDQNLoss, head="atoms"),
+    "m_c51": LossCase(MunchausenCategoricalLoss, _M, head="atoms"),
+    "qr": LossCase(QuantileRegressionDQNLoss, {"kappa": 0.5}, head="fixed"),
+    "qr_double": LossCase(QuantileRegressionDQNLoss, {"kappa": 0.5, "double_dqn": True}, head="fixed"),
+    "soft_double": LossCase(SoftDQNLoss, {"tau": 0.5, "double_dqn": True}),
+    "m_iqn_shared": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "share_fractions": True}, head="implicit"),
 }
 
 

@@ -22,7 +22,7 @@ BAD = [
     ("iqn", {"num_quantiles": 0}, "must be >= 1"),
     ("iqn", {"kappa": -1.0}, "kappa must be >= 0"),
     ("m_iqn", {"double_dqn": True}, "double_dqn must be False"),
-    ("mi_iqn", {"double_dqn": True}, "double_dqn must be False"),
+    ("m_dqn", {"double_dqn": True}, "double_dqn must be False with a shaping"),
     ("mirl", {"beta": 0.0}, "beta must be a finite number > 0 .*, got 0.0"),
     ("mirl", {"beta": -2.0}, "beta must be"),
     ("mi_iqn", {"beta": float("inf")}, "beta must be"),

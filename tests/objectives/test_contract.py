@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torchrl.modules import QValueActor
 
+from torchrl_reg.objectives.heads import ImplicitQuantiles
+
 
 def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
     torch.manual_seed(seed)
@@ -82,18 +84,18 @@ def test_action_with_trailing_dimension(case: Any, batch: Any) -> None:
 
 def test_float64_is_more_exact_than_float32(case: Any, batch: Any) -> None:
     if case.quantile:
-        case.cls._fractions, original = (
+        ImplicitQuantiles.fractions, original = (
             lambda self, features, count: torch.linspace(0.1, 0.9, count, dtype=features.dtype).expand(
                 *features.shape[:-1], count
             ),
-            case.cls._fractions,
+            ImplicitQuantiles.fractions,
         )
     try:
         double = value(case.loss().double(), batch(9, dtype=torch.float64))
         single = value(case.loss(), batch(9))
     finally:
         if case.quantile:
-            case.cls._fractions = original
+            ImplicitQuantiles.fractions = original
     assert double.dtype == torch.float64 and single.dtype == torch.float32
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
@@ -281,8 +283,8 @@ def test_action_mask(case: Any, batch: Any) -> None:
 
 
 def test_lazy_network(case: Any, batch: Any) -> None:
-    if case.quantile:
-        pytest.skip("the quantile network takes its sizes explicitly")
+    if case.distributional:
+        pytest.skip("networks of distributions take their sizes explicitly")
     torch.manual_seed(0)
     from torchrl.data import Categorical
 
@@ -295,8 +297,8 @@ def test_lazy_network(case: Any, batch: Any) -> None:
 
 
 def test_plain_module_as_network(case: Any, batch: Any) -> None:
-    if case.quantile:
-        pytest.skip("quantile losses take a QuantileQActor")
+    if case.distributional:
+        pytest.skip("these losses take an actor of their own")
     actor = case.actor()
     expected = value(case.loss(actor), batch(5))
     got = value(case.loss(case.actor().module[0].module, action_space="categorical"), batch(5))
@@ -307,7 +309,7 @@ SCHEDULED = {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0, "beta": 5.0}
 
 
 def test_coefficients_are_schedulable(case: Any, batch: Any) -> None:
-    for name in case.cls._schedulable_buffers:
+    for name in case.loss()._coefficients():
         loss = case.loss()
         before = value(loss, batch(9))
         setattr(loss, name, SCHEDULED[name])
@@ -359,7 +361,7 @@ def test_compile_without_break_or_recompilation(case: Any, batch: Any, diagnosti
     torch._dynamo.reset()
     loss = case.loss(diagnostics=diagnostics)
     if case.quantile:
-        loss._fractions = lambda f, n: ((torch.arange(n) + 0.3) / n).expand(*f.shape[:-1], n)
+        loss.head.fractions = lambda f, n: ((torch.arange(n) + 0.3) / n).expand(*f.shape[:-1], n)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in (1, 2, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -87,12 +88,6 @@ def test_coefficients_given_to_the_estimator_are_the_losss(cases: Any, batch: An
         loss.make_value_estimator(gamma=1.5)
 
 
-def test_a_missing_temperature_is_named(cases: Any, batch: Any) -> None:
-    estimator = SoftTD0Estimator(gamma=GAMMA, value_network=cases["m_dqn"].actor())
-    with pytest.raises(ValueError, match="tau must be given to SoftTD0Estimator"):
-        estimator.value_estimate(batch(3))
-
-
 def test_gamma_is_exact_in_float64(cases: Any) -> None:
     loss = cases["m_dqn"].loss().double()
     assert float(loss.value_estimator.gamma) == 0.9
@@ -155,7 +150,7 @@ def test_forward_writes_targets_and_advantages(cases: Any, batch: Any) -> None:
     q = actor.module[0].module(data["observation"])
     loss = MunchausenDQNLoss(actor, tau=TAU, alpha=0.5, clip_min=-0.3, delay_value=False)
     loss.make_value_estimator(gamma=GAMMA)
-    expected = loss.value_estimator.value_estimate(data, tau=TAU, alpha=0.5, clip_min=-0.3)
+    expected = loss.value_estimator.value_estimate(data)
     torch.testing.assert_close(out["value_target"], expected)
     soft = TAU * torch.logsumexp(q / TAU, -1, keepdim=True)
     torch.testing.assert_close(out["advantage"], expected - soft)
@@ -190,7 +185,38 @@ def test_foreign_backups_are_refused(cases: Any) -> None:
             loss.make_value_estimator(cls(gamma=GAMMA, value_network=loss.value_network))
 
 
-def test_the_losss_coefficients_must_come_with_the_call(cases: Any, batch: Any) -> None:
-    estimator = cases["m_dqn"].loss().value_estimator
-    with pytest.raises(ValueError, match="clip_min must be given"):
-        estimator.value_estimate(batch(3), tau=TAU, alpha=0.5)
+def test_an_estimator_of_ours_shares_the_losss_slots(cases: Any, batch: Any) -> None:
+    """Assigned once, the temperature holds for the estimator too, on its own or in the loss; and it is saved once."""
+    loss = cases["m_dqn"].loss()
+    loss.tau = 0.2
+    fresh = cases["m_dqn"].loss(tau=0.2)
+    targets = [x.value_estimator.value_estimate(batch(3), x.target_value_network_params) for x in (loss, fresh)]
+    torch.testing.assert_close(*targets)
+    twin = copy.deepcopy(loss)
+    twin.tau = 0.7
+    assert float(twin.value_estimator.regularizer.tau) == 0.7 and float(loss.value_estimator.regularizer.tau) == 0.2
+    assert sum("tau" in key for key in loss.state_dict()) == 1
+
+
+@pytest.mark.parametrize("name", ["iqn", "m_iqn", "c51"])
+@pytest.mark.parametrize("how", ["tdlambda", "td1", "regularized_tdlambda"])
+def test_lambda_returns_of_draws_and_atoms_are_refused(cases: Any, name: str, how: str) -> None:
+    with pytest.raises(NotImplementedError, match="expected values or fixed quantiles, got (Implicit|Categ)"):
+        cases[name].loss().make_value_estimator(how, gamma=GAMMA)
+
+
+def test_td_lambda_of_the_maximum_is_torchrls(cases: Any, batch: Any) -> None:
+    from torchrl_reg.objectives import QLearningLoss
+
+    loss = QLearningLoss(cases["m_dqn"].actor(), delay_value=False).double()
+    loss.make_value_estimator("tdlambda", gamma=GAMMA, lmbda=LAMBDA)
+    stock = DQNLoss(cases["m_dqn"].actor(), delay_value=False, loss_function="smooth_l1").double()
+    stock.make_value_estimator(ValueEstimators.TDLambda, gamma=GAMMA, lmbda=LAMBDA)
+    torch.testing.assert_close(loss(sequence(batch))["loss"], stock(sequence(batch))["loss"], rtol=0, atol=1e-7)
+
+
+def test_td1_is_the_return_to_the_end_of_the_data(cases: Any, batch: Any) -> None:
+    one, lam = cases["m_dqn"].loss().double(), cases["m_dqn"].loss().double()
+    one.make_value_estimator("td1", gamma=GAMMA)
+    lam.make_value_estimator("soft_tdlambda", gamma=GAMMA, lmbda=1.0)
+    torch.testing.assert_close(one(sequence(batch))["loss"], lam(sequence(batch))["loss"], rtol=0, atol=1e-12)

@@ -11,8 +11,8 @@ import torch
 def drawn(loss: Any, data: Any) -> list[torch.Tensor]:
     """The fractions of one forward pass, in order."""
     seen: list[torch.Tensor] = []
-    original = loss._fractions
-    loss._fractions = lambda features, count: seen.append(original(features, count)) or seen[-1]
+    original = loss.head.fractions
+    loss.head.fractions = lambda features, count: seen.append(original(features, count)) or seen[-1]
     loss(data)
     return seen
 
@@ -39,8 +39,8 @@ def test_reused_and_shared_fractions(cases: Any, batch: Any) -> None:
 def test_sharing_fractions_changes_nothing_but_the_draw(cases: Any, batch: Any) -> None:
     data, loss, shared = batch(6), cases["m_iqn"].loss(), cases["m_iqn_shared"].loss()
     fixed = {n: (torch.arange(n) + 0.3) / n for n in (5, 3, 10)}
-    loss._fractions = lambda features, count: fixed[count].expand(*features.shape[:-1], count)
-    shared._fractions = lambda features, count: fixed[count]
+    loss.head.fractions = lambda features, count: fixed[count].expand(*features.shape[:-1], count)
+    shared.head.fractions = lambda features, count: fixed[count]
     torch.testing.assert_close(shared(data)["loss"], loss(data)["loss"])
 
 

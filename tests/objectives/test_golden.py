@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule
 
+NEWER = ("c51", "m_c51", "qr", "qr_double", "soft_double")
 VARIANTS = ["plain", "sequences", "n_step", "one_hot", "masked", "weighted", "forbidden", "quiet"]
 
 
@@ -38,6 +39,8 @@ def test_nothing_moved(case: Any, batch: Any, golden: Any, request: pytest.Fixtu
     elif variant == "quiet":
         kwargs = {"diagnostics": False, "reduction": "none"}
     name = request.node.callspec.params["case"]
+    if name in NEWER:
+        pytest.skip("did not exist then")
     golden(f"{name}/{variant}", case.loss(actor, **kwargs).double(), data)
 
 

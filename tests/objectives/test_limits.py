@@ -99,31 +99,36 @@ def test_hot_mirl_evaluates_its_prior(cases: Any, batch: Any) -> None:
     q = loss._bound(data)[1](data["next"])
     value = (q * torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)).sum(-1, keepdim=True)
     target = data["next", "reward"] + 0.9 * value * (~data["next", "terminated"]).double()
-    got = loss.value_estimator.value_estimate(data, next_q=q, beta=loss.beta, log_prior=loss.log_prior)
+    got = loss.value_estimator.value_estimate(data, next_q=q)
     torch.testing.assert_close(got, target, rtol=0, atol=1e-6)
     uniform = data["next", "reward"] + 0.9 * q.mean(-1, keepdim=True) * (~data["next", "terminated"]).double()
     assert (got - uniform).abs().max() > 1e-2
 
 
+def mean_target(loss: Any, data: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The mean over quantiles of a loss's target, and the mean values that the target network was seen to give."""
+    captured: list[torch.Tensor] = []
+    seen: list[Any] = []
+    frozen = loss._bound_networks["value_network"].target.network.quantile_network
+    original, regress = frozen.quantiles, loss.head.regress
+    frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
+    loss.head.regress = lambda *args: seen.append(args[2]) or regress(*args)
+    loss(data)
+    return seen[0].values.mean(-1, keepdim=True), [z.mean(-2) for z in captured]
+
+
 def test_mi_iqn_in_the_mean_is_mirl(cases: Any, batch: Any) -> None:
     """With the policy's quantiles reused, averaging the target over quantiles gives MIRL's on the mean values."""
     data = batch(20, dtype=torch.float64)
-    loss = cases["mi_iqn_reuse"].loss().double()
-    frozen = loss._bound(data)[1].network.quantile_network
-    captured, original = [], frozen.quantiles
-    frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
-    target, _ = loss._quantile_target(data, "observation", None, frozen, torch.zeros(20, 5, 3, dtype=torch.float64))
-    mirl = cases["mirl"].loss().double()
-    expected = mirl.value_estimator.value_estimate(
-        data, next_q=captured[0].mean(-2), beta=mirl.beta, log_prior=mirl.log_prior
-    )
-    torch.testing.assert_close(target.mean(-1, keepdim=True), expected, rtol=0, atol=1e-12)
+    target, captured = mean_target(cases["mi_iqn_reuse"].loss().double(), data)
+    expected = cases["mirl"].loss().double().value_estimator.value_estimate(data, next_q=captured[0])
+    torch.testing.assert_close(target, expected, rtol=0, atol=1e-12)
 
 
 def test_cold_mi_iqn_is_iqn(cases: Any, batch: Any) -> None:
     cold, iqn = cases["mi_iqn_reuse"].loss(beta=1 / TINY), cases["iqn_reuse"].loss()
     for loss in (cold, iqn):
-        loss._fractions = lambda features, count: (
+        loss.head.fractions = lambda features, count: (
             ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
         )
     assert_same(cold, iqn, batch(20, dtype=torch.float64))
@@ -139,7 +144,7 @@ def test_cold_munchausen_iqn_without_bonus_is_iqn(cases: Any, batch: Any) -> Non
     m_iqn = cases["m_iqn_reuse"].loss(tau=TINY, alpha=0.0, num_quantiles=5)
     iqn = cases["iqn_reuse"].loss()
     for loss in (m_iqn, iqn):
-        loss._fractions = lambda features, count: (
+        loss.head.fractions = lambda features, count: (
             ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
         )
     assert_same(m_iqn, iqn, batch(20, dtype=torch.float64))
@@ -148,25 +153,9 @@ def test_cold_munchausen_iqn_without_bonus_is_iqn(cases: Any, batch: Any) -> Non
 def test_mean_of_the_m_iqn_target_is_the_m_dqn_target(cases: Any, batch: Any) -> None:
     """With the policy's quantiles reused, averaging the target over quantiles gives M-DQN's on the mean values."""
     data = batch(20, dtype=torch.float64)
-    loss = cases["m_iqn_reuse"].loss().double()
-    bound = loss._bound(data)
-    frozen = bound[1].network.quantile_network
-    captured: dict[str, torch.Tensor] = {}
-    original = frozen.quantiles
-
-    def spy(features: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
-        out = original(features, fractions)
-        captured["next" if "s" in captured else "s"] = out.mean(-2)
-        return out
-
-    frozen.quantiles = spy
-    key = "observation"
-    target, _ = loss._quantile_target(data, key, None, frozen, torch.zeros(20, 5, 3, dtype=torch.float64))
-    m_dqn = cases["m_dqn"].loss().double()
-    expected = m_dqn.value_estimator.value_estimate(
-        data, q=captured["s"], next_q=captured["next"], tau=m_dqn.tau, alpha=m_dqn.alpha, clip_min=m_dqn.clip_min
-    )
-    torch.testing.assert_close(target.mean(-1, keepdim=True), expected, rtol=0, atol=1e-12)
+    target, (q, next_q) = mean_target(cases["m_iqn_reuse"].loss().double(), data)
+    expected = cases["m_dqn"].loss().double().value_estimator.value_estimate(data, q=q, next_q=next_q)
+    torch.testing.assert_close(target, expected, rtol=0, atol=1e-12)
 
 
 def test_double_iqn_chooses_with_the_online_network(cases: Any, batch: Any) -> None:

@@ -42,7 +42,7 @@ def test_beta_times_q_never_overflows(cases: Any, batch: Any, scale: float, beta
     assert all(value.isfinite() for value in out.values())
     assert data["td_error"].isfinite().all() and math.isfinite(gradient_norm(loss))
     q = loss._bound(data)[1](data["next"])
-    target = loss.value_estimator.value_estimate(data, next_q=q, beta=loss.beta, log_prior=loss.log_prior)
+    target = loss.value_estimator.value_estimate(data, next_q=q)
     assert ((target - data["next", "reward"]) / 0.9 <= q.amax(-1, keepdim=True).clamp(min=0) + 1e-3).all()
 
 
@@ -188,7 +188,7 @@ def test_copies_of_all_owners_together_stay_tied(batch: Any) -> None:
 
 def test_the_state_dict_holds_prior_and_beta() -> None:
     prior, loss, explorer, *_ = family()
-    assert {"prior.log_prior", "prior.beta_coefficient.current"} <= set(loss.state_dict())
+    assert {"regularizer.prior.log_prior", "regularizer.prior.beta_coefficient.current"} <= set(loss.state_dict())
     keys = {k.removeprefix("module.") for k in explorer.state_dict()}
     assert {"1.prior.log_prior", "1.prior.beta_coefficient.current", "1.eps"} <= keys
     assert not list(prior.parameters())

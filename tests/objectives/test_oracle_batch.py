@@ -72,14 +72,15 @@ def expected_quantile_loss(name: str, loss: Any, row: Any) -> Tensor:
     """The loss of one transition, with the pairs of quantiles in two Python loops."""
     action, terminated = int(row["action"]), bool(row["next", "terminated"])
     reward = row["next", "reward"].squeeze()
-    n, m, k = loss.num_quantiles, loss.num_target_quantiles, loss.num_policy_quantiles
+    head = loss.head
+    n, m, k = head.num_quantiles, head.num_target_quantiles, head.num_policy_quantiles
 
     def z(params: Any, key: Any, fractions: Tensor) -> Tensor:
         with params.to_module(loss.value_network):
             return loss.value_network.quantile_network(row[key], fractions)
 
     target, following = loss.target_value_network_params, ("next", "observation")
-    if loss.reuse_quantiles:
+    if head.reuse_quantiles:
         next_z = z(target, following, fixed_fractions(m))
         next_q = next_z.mean(0)
     else:
@@ -115,7 +116,7 @@ def expected_quantile_loss(name: str, loss: Any, row: Any) -> Tensor:
 @pytest.mark.parametrize("size", [1, 9])
 def test_quantile_loss_is_the_equation(cases: Any, batch: Any, name: str, size: int) -> None:
     loss = cases[name].loss().double()
-    loss._fractions = lambda features, count: fixed_fractions(count).expand(*features.shape[:-1], count)
+    loss.head.fractions = lambda features, count: fixed_fractions(count).expand(*features.shape[:-1], count)
     data = batch(size, dtype=torch.float64)
     rows = torch.stack([expected_quantile_loss(name, loss, row) for row in data.unbind(0)])
     gradients = torch.autograd.grad(rows.mean(), list(loss.parameters()))

@@ -106,7 +106,7 @@ def largest_td_error(name: str, mdp: tabular.TabularMDP, tau: float, alpha: floa
     q = solve(name, mdp, tau, alpha, clip)
     loss = loss_of(name, q, tau, alpha, clip, reduction="none", delay_value=False)
     if name.endswith("iqn"):
-        loss.kappa = 0.0  # the pinball loss: at least min(sigma, 1 - sigma) |TD error|
+        loss.head.kappa = 0.0  # the pinball loss: at least min(sigma, 1 - sigma) |TD error|
     else:
         loss.loss_function = "l1"
     data = all_transitions(mdp).exclude("priority_weight")

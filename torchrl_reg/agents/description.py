@@ -16,7 +16,14 @@ from torch import nn
 from torchrl.data import TensorSpec
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.modules import ActionPrior, BoltzmannQActor, PriorEGreedyModule, QuantileQActor
+from torchrl_reg.modules import (
+    ActionPrior,
+    BoltzmannQActor,
+    CategoricalQActor,
+    FixedQuantileQActor,
+    PriorEGreedyModule,
+    QuantileQActor,
+)
 from torchrl_reg.modules.rebuilding import Spaces, rebuilt
 
 Description = dict[str, Any]
@@ -108,6 +115,16 @@ def _quantile_actor(actor: QuantileQActor) -> Description:
     return {"network": described(actor.quantile_network), "num_quantiles": actor.module[0].module.num_quantiles}
 
 
+def _categorical_actor(actor: CategoricalQActor) -> Description:
+    low, high = float(actor.distribution.support[0]), float(actor.distribution.support[-1])
+    grid = {"num_atoms": actor.distribution.size, "value_min": low, "value_max": high}
+    return {"network": described(actor.distribution.network), "grid": grid}
+
+
+def _fixed_quantile_actor(actor: FixedQuantileQActor) -> Description:
+    return {"network": described(actor.distribution.network), "num_quantiles": actor.distribution.size}
+
+
 def _boltzmann(actor: BoltzmannQActor) -> Description:
     return {"actor": described(actor.actor), "num_actions": None if actor.prior is None else actor.prior.num_actions}
 
@@ -143,6 +160,18 @@ _PARTS = {
         QuantileQActor,
         _quantile_actor,
         lambda said, spec: QuantileQActor(
+            _built(said["network"], spec), spec=spec, num_quantiles=said["num_quantiles"]
+        ),
+    ),
+    "categorical_q_actor": Part(
+        CategoricalQActor,
+        _categorical_actor,
+        lambda said, spec: CategoricalQActor(_built(said["network"], spec), spec=spec, **said["grid"]),
+    ),
+    "fixed_quantile_q_actor": Part(
+        FixedQuantileQActor,
+        _fixed_quantile_actor,
+        lambda said, spec: FixedQuantileQActor(
             _built(said["network"], spec), spec=spec, num_quantiles=said["num_quantiles"]
         ),
     ),

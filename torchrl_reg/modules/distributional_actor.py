@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import QValueActor
 
+from torchrl_reg.regularizers.checks import exact_where_possible
+
 
 class _Distribution(nn.Module):
     """A network of ``N * A`` outputs, read as ``[*B, N, A]``; its own output is the mean ``[*B, A]``."""
@@ -106,7 +108,10 @@ class CategoricalQActor(DistributionalActor):
         if not -float("inf") < value_min < value_max < float("inf"):
             raise ValueError(f"value_min must be below value_max, both finite, got {value_min!r} and {value_max!r}.")
         device = next((p.device for p in network.parameters()), None)
-        support = torch.linspace(value_min, value_max, num_atoms, device=device)
+        # In float64, so that a loss in double precision has the exact grid.
+        support = torch.linspace(value_min, value_max, num_atoms, dtype=torch.float64)
+        if device is not None:
+            support = exact_where_possible(lambda x: x.to(device))(support)
         super().__init__(AtomMean(network, support), spec=spec, **kwargs)
 
 

@@ -66,7 +66,7 @@ class Rescale(nn.Module):
 
 
 @rebuildable(NetSettings)
-def q_network(settings: NetSettings, env: EnvBase, *, values_per_action: int = 1) -> nn.Module:
+def q_network(settings: NetSettings, env: EnvBase, values_per_action: int = 1) -> nn.Module:
     """A network from one observation to ``[*B, A]`` Q-values, or to ``[*B, values_per_action * A]`` atoms or quantiles.
 
     Raises:

@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import QValueActor
 
-from torchrl_reg.objectives.bound_network import BoundModule, joined, mixes_rows
+from torchrl_reg.objectives.bound_network import BoundQNetwork, joined
 from torchrl_reg.regularizers import Regularized
 
 
@@ -128,14 +128,14 @@ def allowed(q: Tensor, network: Any, tensordict: TensorDictBase) -> Tensor:
 
 
 def at_both(
-    call: Callable[..., Tensor], bound: BoundModule, tensordict: TensorDictBase, *, root_counts: bool
+    call: Callable[..., Tensor], bound: BoundQNetwork, tensordict: TensorDictBase, *, root_counts: bool
 ) -> tuple[Tensor, Tensor]:
     """``call`` on the observations at s and at s', in one pass where that is exact.
 
     Where rows mix (batch normalization) and s is for diagnostics only, its pass leaves the statistics as they were.
     """
     here, following = (inputs_of(bound.network, td) for td in (tensordict, tensordict.get("next")))
-    mixes = mixes_rows(bound.network)
+    mixes = bound._mixes_rows
     if mixes and not root_counts:
         with bound.undisturbed():
             root = call(*here)

@@ -77,8 +77,8 @@ class FixedQuantiles(Quantiles):
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
         z = bound.network.distribution.outputs(*inputs_of(bound.network, tensordict))
         count = z.shape[-2]
-        fractions = (torch.arange(count, device=z.device, dtype=torch.float32) + 0.5) / count
-        return Prediction(z, fractions.to(z.dtype))
+        dtype = at_least_float32(z).dtype
+        return Prediction(z, (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
         network, following = bound.network, tensordict.get("next")
