@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchrl_reg.objectives import AdvantageGap, Munchausen, PolyakTargetUpdate, QLearningLoss
 from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
-from torchrl_reg.regularizers import Entropy, HardMax, PriorKL
+from torchrl_reg.regularizers import Entropy, HardMax, PriorKL, Tsallis
 
 GAMMA, TAU, ALPHA, CLIP, KAPPA, LAMBDA = 0.9, 0.5, 0.5, -0.3, 0.5, 0.7
 RHO = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
@@ -23,6 +23,17 @@ RHO = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 def boltzmann(q: Tensor, rho: Any = 1.0) -> Tensor:
     weights = rho * torch.exp((q - q.max()) / TAU)
     return weights / weights.sum()
+
+
+def sparsemax(q: Tensor) -> Tensor:
+    """The largest threshold that leaves a mass of one, by trying every number of actions."""
+    z = (q / TAU).sort(descending=True).values
+    thresholds = [(z[:k].sum() - 1) / k for k in range(1, len(z) + 1)]
+    return torch.clamp(q / TAU - torch.stack(thresholds).max(), min=0.0)
+
+
+def deformed(q: Tensor, pi: Tensor) -> Tensor:
+    return TAU * (pi - 0.5 - pi.square().sum() / 2)
 
 
 #: name: (regularizer, its policy at q [A], each action's share of its cost, its scaled log-policy, its cold limit)
@@ -48,6 +59,7 @@ REGULARIZERS: dict[str, Any] = {
         lambda q, pi: TAU * pi.log(),
         lambda: PriorKL(1e-12, prior=RHO),
     ),
+    "tsallis": (lambda: Tsallis(TAU), sparsemax, deformed, deformed, lambda: Tsallis(1e-12)),
 }
 SHAPINGS = {
     "none": lambda: None,

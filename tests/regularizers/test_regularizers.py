@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchrl_reg.regularizers import ActionPrior, Entropy, HardMax, PriorKL
+from torchrl_reg.regularizers import ActionPrior, Entropy, HardMax, PriorKL, Tsallis
 
 TAU, RHO = 0.5, torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 
@@ -25,6 +25,8 @@ CASES: dict[str, tuple[Any, Any]] = {
     "entropy": (Entropy, lambda pi: TAU * shannon(pi)),
     "prior_kl": (lambda tau: PriorKL(tau, prior=RHO), lambda pi: TAU * shannon(pi, RHO)),
     "uniform_kl": (PriorKL, lambda pi: TAU * shannon(pi, 0.25)),
+    "tsallis": (Tsallis, lambda pi: TAU / 2 * (pi.square().sum(-1) - 1)),
+    "tsallis_1.5": (lambda tau: Tsallis(tau, q=1.5), lambda pi: TAU / 0.75 * (pi.pow(1.5).sum(-1) - 1)),
     "action_prior": (
         lambda tau: PriorKL(prior=ActionPrior(4, probabilities=RHO, beta=1 / tau)),
         lambda pi: TAU * shannon(pi, RHO),
@@ -85,7 +87,10 @@ def test_cold_is_the_hard_maximum(case: Any) -> None:
     for tau, atol in ((1e-3, 1e-2), (1e-6, 1e-5), (1e-300, 1e-12)):
         out = case[0](tau)(q)
         torch.testing.assert_close(out.value, hard.value, rtol=0, atol=atol)
-        torch.testing.assert_close(out.tau_log_pi, hard.tau_log_pi, rtol=0, atol=atol)
+        if isinstance(case[0](tau), Tsallis):  # a deformed logarithm is bounded by tau, off the support too
+            assert (out.tau_log_pi >= -2 * tau).all()
+        else:
+            torch.testing.assert_close(out.tau_log_pi, hard.tau_log_pi, rtol=0, atol=atol)
     torch.testing.assert_close(out.pi, hard.pi, rtol=0, atol=0)
     assert (out.cost.abs() < 1e-12).all()
 
@@ -181,6 +186,49 @@ def test_priors() -> None:
     shared.tau = 0.25
     assert float(prior.beta) == 4.0
     torch.testing.assert_close(shared.policy(q), prior.policy(q), rtol=0, atol=1e-12)
+
+
+def quadratic_program(z: Tensor) -> Tensor:
+    """The point of the simplex nearest to ``z``, by trying every support: exact."""
+    best, nearest = None, torch.inf
+    for size in range(1, len(z) + 1):
+        for support in itertools.combinations(range(len(z)), size):
+            point = torch.zeros_like(z)
+            chosen = z[list(support)]
+            point[list(support)] = chosen - (chosen.sum() - 1) / size
+            distance = (point - z).square().sum()
+            if (point >= 0).all() and distance < nearest:
+                best, nearest = point, distance
+    assert best is not None
+    return best
+
+
+def test_sparsemax_is_the_projection_on_the_simplex() -> None:
+    sizes = set()
+    for row in 2 * q_values(200):
+        exact = quadratic_program(row / TAU)
+        out = Tsallis(TAU)(row)
+        torch.testing.assert_close(out.pi, exact, rtol=0, atol=1e-12)
+        assert ((out.pi > 0) == (exact > 1e-13)).all()
+        value = (exact * row).sum() + TAU / 2 * (1 - exact.square().sum())
+        torch.testing.assert_close(out.value, value, rtol=0, atol=1e-12)
+        assert row.max() <= out.value <= row.max() + TAU * 3 / 8 + 1e-12
+        sizes.add(int((exact > 1e-13).sum()))
+    assert {1, 2, 3} <= sizes
+    near_two = Tsallis(TAU, q=2 + 1e-9)(q_values(50))
+    torch.testing.assert_close(near_two.pi, Tsallis(TAU)(q_values(50)).pi, rtol=0, atol=1e-7)
+
+
+def test_tsallis_tends_to_the_entropy_and_its_logarithm_is_the_bregman_form() -> None:
+    q = q_values(30)
+    torch.testing.assert_close(Tsallis(TAU, q=1 + 1e-6)(q).pi, Entropy(TAU)(q).pi, rtol=0, atol=1e-5)
+    out = Tsallis(TAU)(q)
+    bregman = TAU * (out.pi - 0.5 - out.pi.square().sum(-1, keepdim=True) / 2)
+    torch.testing.assert_close(out.tau_log_pi, bregman, rtol=0, atol=1e-13)
+    assert (out.tau_log_pi >= -TAU).all() and (q - out.value.unsqueeze(-1) <= out.tau_log_pi + 1e-12).all()
+    for bad in (1.0, 0.5, float("nan")):
+        with pytest.raises(ValueError, match="q must be"):
+            Tsallis(0.5, q=bad)
 
 
 def test_bad_input() -> None:

@@ -10,6 +10,7 @@ from torchrl_reg.regularizers.entropy import Entropy
 from torchrl_reg.regularizers.hard_max import HardMax
 from torchrl_reg.regularizers.prior_kl import PriorKL
 from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
+from torchrl_reg.regularizers.tsallis import Tsallis
 
 __all__ = [
     "ActionPrior",
@@ -21,4 +22,5 @@ __all__ = [
     "PriorKL",
     "Regularized",
     "Regularizer",
+    "Tsallis",
 ]
