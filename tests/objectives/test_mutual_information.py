@@ -227,8 +227,9 @@ def test_the_estimator_alone_and_what_it_refuses(cases: Any, batch: Any) -> None
     q = cases["mirl"].actor()(data.select("observation"))["action_value"]
     value = (torch.tensor(RHO) * (2.0 * q).exp()).sum(-1, keepdim=True).log() / 2.0
     torch.testing.assert_close(out["value_target"] - out["advantage"], value)
-    with pytest.raises(ValueError, match="prior must be given"):
-        PriorSoftTD0Estimator(gamma=0.9, value_network=cases["mirl"].actor()).value_estimate(data)
+    uniform = PriorSoftTD0Estimator(gamma=0.9, value_network=cases["mirl"].actor())
+    given = PriorSoftTD0Estimator(gamma=0.9, value_network=cases["mirl"].actor(), prior=ActionPrior(3, beta=1.0))
+    torch.testing.assert_close(uniform.value_estimate(data), given.value_estimate(data))
     with pytest.raises(ValueError, match="double_dqn=True"):
         PriorSoftTD0Estimator.for_loss(DQNLoss(cases["mirl"].actor(), double_dqn=True), prior=prior)
     with pytest.raises(NotImplementedError, match="takes a PriorSoftTD0Estimator"):
@@ -345,7 +346,7 @@ def test_a_prior_that_sees_nothing_is_the_marginal(cases: Any, batch: Any) -> No
         optimizer.zero_grad()
         loss(data)["loss_prior"].backward()
         optimizer.step()
-    learnt = loss._log_prior(data, torch.zeros(1, 3))[0]
+    learnt = loss._prior_at(data, torch.zeros(1, 3))["log_prior"][0]
     prior = ActionPrior(3, beta=2.0)
     update = PriorUpdate(prior, rate=0.05)
     q = loss._bound(data)[0](data).detach()

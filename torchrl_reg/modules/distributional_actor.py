@@ -13,6 +13,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import QValueActor
 
 from torchrl_reg.regularizers.checks import exact_where_possible
+from torchrl_reg.regularizers.coefficient import moved_exactly
 
 
 class _Distribution(nn.Module):
@@ -41,6 +42,12 @@ class AtomMean(_Distribution):
     def __init__(self, network: nn.Module, support: Tensor) -> None:
         super().__init__(network, len(support))
         self.register_buffer("support", support)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AtomMean:
+        exact = self._buffers.pop("support")
+        super()._apply(fn, recurse)
+        self._buffers["support"] = moved_exactly(exact, fn)  # type: ignore[arg-type]
+        return self
 
     def mean(self, logits: Tensor) -> Tensor:
         """``sum_i softmax(logits)_i z_i [*B, A]`` of ``logits [*B, N, A]``."""

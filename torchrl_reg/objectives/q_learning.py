@@ -165,8 +165,15 @@ class QLearningLoss(RegularizedLoss):
         parts = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
         return {name: c for part in parts for name, c in part.coefficients().items()}
 
-    def _owns(self, name: str) -> bool:
-        return name in self._coefficients()
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
+        """Choose slot 4 by name, enum, class or instance; returns the loss.
+
+        Coefficients of the regularizer and the shaping given here are assigned to them: that is where they live.
+        """
+        for name, coefficient in self._coefficients().items():
+            if name in hyperparams:
+                coefficient.assign(hyperparams.pop(name))
+        return super().make_value_estimator(value_type, **hyperparams)
 
     @property
     def _reports_error(self) -> bool:
@@ -259,7 +266,8 @@ class QLearningLoss(RegularizedLoss):
         self, tensordict: TensorDictBase, values: Any, logs: _Policies, action: Tensor
     ) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
         """The bonus ``[*B]``, the stored action's share of the cost ``[*B]``, and the shaping's diagnostics."""
-        bonus, cost, rows = None, None, dict[str, Tensor]()
+        rows: dict[str, Tensor] = {}
+        bonus = cost = None
         if self.shaping is not None:
             assert logs.root is not None
             terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)

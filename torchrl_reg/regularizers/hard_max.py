@@ -24,7 +24,8 @@ class HardMax(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         q = masked_values(q, mask)
         best = q.amax(-1, keepdim=True)
-        pi = torch.zeros_like(q).scatter_(-1, q.argmax(-1, keepdim=True), 1.0)
+        actions = torch.arange(q.shape[-1], device=q.device)
+        pi = (q.argmax(-1, keepdim=True) == actions).to(q.dtype)
         nothing = self.step_cost(q)
         return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing)
 
