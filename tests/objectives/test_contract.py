@@ -276,8 +276,8 @@ def test_action_mask(case: Any, batch: Any) -> None:
     unmasked = case.loss(case.actor())
     for loss in (masked, unmasked):
         for params in (loss.value_network_params, loss.target_value_network_params):
-            bias = [p for p in params.values(True, True) if p.shape == (3,)][0]
-            bias.data[2] += 50.0
+            bias = [p for p in params.values(True, True) if p.shape in ((3,), (15,), (21,))][0]
+            bias.data.view(-1, 3)[-1, 2] += 50.0  # of the value, the last quantile, the highest atom
     torch.testing.assert_close(value(masked, data), out)
     assert (value(unmasked, data) - out).abs() > 1e-4
 
