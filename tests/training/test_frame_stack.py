@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -59,7 +61,7 @@ class Games:
             [NUM_ENVS],
         )
         self.ages += self.age.tolist()
-        self.age = torch.where(done, 0, (self.age + 1).clamp(max=STACK - 1))
+        self.age = torch.where(done, 0, (self.age + 1).clamp(max=STACK))
         self.stacks = torch.where(done[:, None, None, None], self.first_stacks(), next_stacks)
         return step
 
@@ -102,7 +104,7 @@ def expected_rows(written: int, ages: list[int]) -> tuple[torch.Tensor, int]:
     for number in range(oldest, written):
         overwritten = number - ages[number] * NUM_ENVS < oldest
         lost += overwritten
-        later = number + (STACK - 1) * NUM_ENVS if overwritten else number
+        later = number + STACK * NUM_ENVS if overwritten else number
         rows[number % CAPACITY] = later % CAPACITY
     return rows, lost
 
@@ -123,7 +125,58 @@ def test_every_row_comes_back_while_the_ring_turns(padding):
         every = torch.arange(len(rows))
         assert_same(single.storage.get(every), plain.storage.get(rows))
     assert written > 5 * CAPACITY
-    assert 0 < most_lost <= (STACK - 1) * NUM_ENVS
+    assert 0 < most_lost <= STACK * NUM_ENVS
+
+
+@pytest.mark.parametrize("steps", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("padding", ["black", "repeated"])
+def test_thousands_of_steps_come_back(padding, steps):
+    """Episodes of a few steps, so that the memory of their starts grows, turns and is given back."""
+    games, single, plain = Games(padding, seed=4), single_frames(), stacked()
+    for _ in range(steps // NUM_ENVS // 20 + 1):
+        extend((single, plain), games.batch(20))
+        written = single.write_count
+        rows, _ = expected_rows(written, games.ages)
+        every = torch.arange(len(rows))
+        assert_same(single.storage.get(every), plain.storage.get(rows))
+    assert written > steps
+    assert len(single.storage._starts._rows) <= CAPACITY // 2
+    assert single.storage._starts.count > steps // 10
+
+
+def test_frames_in_a_file_without_a_name(tmp_path):
+    games, plain = Games("black"), stacked()
+    storage = FrameStackStorage(CAPACITY, stack=STACK, num_envs=NUM_ENVS, scratch_dir=tmp_path / "scratch")
+    mapped = replay(storage)
+    for _ in range(7):
+        extend((mapped, plain), games.batch(6))
+    rows, _ = expected_rows(mapped.write_count, games.ages)
+    assert_same(storage.get(torch.arange(CAPACITY)), plain.storage.get(rows))
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(tmp_path / "scratch" / "frames-") in maps.read_text()
+    assert list((tmp_path / "scratch").iterdir()) == []  # a killed run leaves nothing behind
+
+
+@pytest.mark.gpu
+def test_rows_on_a_gpu_and_samples_in_page_locked_memory():
+    games, plain = Games("repeated"), stacked()
+    on_gpu = replay_on("cuda")
+    pinned = replay(FrameStackStorage(CAPACITY, stack=STACK, num_envs=NUM_ENVS, pin_samples=True))
+    for _ in range(7):
+        extend((on_gpu, pinned, plain), games.batch(6))
+    rows, _ = expected_rows(plain.write_count, games.ages)
+    every, expected = torch.arange(CAPACITY), plain.storage.get(rows)
+    assert_same(on_gpu.storage.get(every).cpu(), expected)
+    sample = pinned.storage.get(every)
+    assert_same(sample, expected)
+    assert sample["observation"].is_pinned()
+    assert_same(sample.to("cuda", non_blocking=True).cpu(), expected)
+
+
+def replay_on(device):
+    storage = FrameStackStorage(CAPACITY, stack=STACK, num_envs=NUM_ENVS, device=device)
+    return TensorDictReplayBuffer(storage=storage, batch_size=11, generator=torch.Generator(device))
 
 
 def test_any_index():
@@ -210,7 +263,7 @@ def test_emptied_and_filled_again():
     assert_same(single[:], plain[:])
 
 
-def test_breakout_comes_back_and_takes_two_frames_a_transition():
+def test_breakout_comes_back_and_takes_one_frame_a_transition():
     env = make_env(EnvSettings("atari", game="breakout", max_episode_frames=600), 2)
     env.set_seed(0)
     torch.manual_seed(0)
@@ -232,8 +285,9 @@ def test_breakout_comes_back_and_takes_two_frames_a_transition():
     collector.shutdown()
     assert ends["terminated"] >= 1 and ends["truncated"] >= 1, ends
     assert_same(single[:], plain[:])
-    # action 8, reward 4, done and terminated 1 each; 8 for the row's number and 1 for its history
-    assert single.storage._storage.bytes() == 800 * (2 * 84 * 84 + 8 + 4 + 2 + 9)
+    # action 8, reward 4, done and terminated 1 each; 4 for the count of its episode and 2 for its history
+    assert single.storage._storage.bytes() == 800 * (84 * 84 + 8 + 4 + 2 + 6)
+    assert single.storage.bytes() - single.storage._storage.bytes() == 16 * 84 * 84  # at most so many starts
 
 
 @pytest.mark.parametrize(
@@ -246,6 +300,8 @@ def test_breakout_comes_back_and_takes_two_frames_a_transition():
         ({"max_size": 25}, r"max_size must be a multiple of num_envs=3 .*, got 25\."),
         ({"stack": 1}, r"stack must be at least 2 frames, got 1\."),
         ({"num_envs": 0}, r"num_envs must be at least 1, got 0\."),
+        ({"device": "meta", "pin_samples": True}, r"device must be the CPU, got 'meta'\."),
+        ({"device": "meta", "scratch_dir": "x"}, r"device must be the CPU, got 'meta'\."),
     ],
 )
 def test_bad_arguments(change, message):

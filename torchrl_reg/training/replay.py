@@ -13,6 +13,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, TensorStorage
 
 from torchrl_reg.training.files import partial_path, publish
+from torchrl_reg.training.frame_stack import FrameStackStorage
 
 # Bytes of transitions a chunk file holds at most: bounds the memory a checkpoint takes.
 CHUNK_BYTES = 256 * 2**20
@@ -82,8 +83,11 @@ class ReplayChunks:
         for chunk in self._chunks:
             content = torch.load(self.folder / chunk["file"], weights_only=True)
             batch = TensorDict(dict(content["entries"]), content["batch_size"])
-            capacity = storage._max_size_along_dim0(batched_data=batch)
             # Rows that were overwritten since come back too, and a later chunk overwrites them again.
+            if isinstance(storage, FrameStackStorage):
+                storage.load_rows(chunk["start"], batch, content["starts"])
+                continue
+            capacity = storage._max_size_along_dim0(batched_data=batch)
             storage.set(torch.arange(chunk["start"], chunk["stop"]) % capacity, batch)
         self.replay.writer.load_state_dict(state["writer"])
         _load_sampler_state(self.replay, state["sampler"])
@@ -127,7 +131,10 @@ class ReplayChunks:
         entries = [(key, value.cpu().clone()) for key, value in rows.items(include_nested=True, leaves_only=True)]
         path = self.folder / f"{start:012d}-{stop:012d}.pt"
         partial = partial_path(path)
-        torch.save({"batch_size": rows.batch_size, "entries": entries}, partial)
+        content: dict[str, Any] = {"batch_size": rows.batch_size, "entries": entries}
+        if isinstance(self.replay.storage, FrameStackStorage):
+            content["starts"] = self.replay.storage.starts_between(start, stop)
+        torch.save(content, partial)
         crc32 = _crc32(partial)
         publish(partial, path)
         return {"file": path.name, "start": start, "stop": stop, "crc32": crc32}
