@@ -31,6 +31,7 @@ from torchrl_reg.objectives import (
     PolyakTargetUpdate,
     QuantileRegressionDQNLoss,
     SoftDQNLoss,
+    SparseDQNLoss,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))  # parameter_sets, for the tests here and in policy/
@@ -109,6 +110,7 @@ CASES = {
     "m_c51": LossCase(MunchausenCategoricalLoss, _M, head="atoms"),
     "qr": LossCase(QuantileRegressionDQNLoss, {"kappa": 0.5}, head="fixed"),
     "qr_double": LossCase(QuantileRegressionDQNLoss, {"kappa": 0.5, "double_dqn": True}, head="fixed"),
+    "sparse": LossCase(SparseDQNLoss, {"tau": 0.5}),
     "soft_double": LossCase(SoftDQNLoss, {"tau": 0.5, "double_dqn": True}),
     "m_iqn_shared": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "share_fractions": True}, head="implicit"),
 }

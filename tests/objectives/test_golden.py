@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule
 
-NEWER = ("c51", "m_c51", "qr", "qr_double", "soft_double")
+NEWER = ("c51", "m_c51", "qr", "qr_double", "soft_double", "sparse")
 VARIANTS = ["plain", "sequences", "n_step", "one_hot", "masked", "weighted", "forbidden", "quiet"]
 
 

@@ -13,6 +13,7 @@ from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.quantile_regression import QuantileRegressionDQNLoss
 from torchrl_reg.objectives.shaping import AdvantageGap, Munchausen, Shaping
 from torchrl_reg.objectives.soft_dqn import SoftDQNLoss
+from torchrl_reg.objectives.sparse_dqn import SparseDQNLoss
 from torchrl_reg.objectives.target_update import HardTargetUpdate, PolyakTargetUpdate
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "QuantileRegressionDQNLoss",
     "Shaping",
     "SoftDQNLoss",
+    "SparseDQNLoss",
 ]

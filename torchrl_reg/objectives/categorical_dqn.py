@@ -105,5 +105,9 @@ class MunchausenCategoricalLoss(QLearningLoss):
         clip_min: float | None = -1.0,
         **kwargs: Any,
     ) -> None:
-        slots = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min), "head": Categorical()}
+        slots: dict[str, Any] = {
+            "regularizer": Entropy(tau),
+            "shaping": Munchausen(alpha, clip_min),
+            "head": Categorical(),
+        }
         super().__init__(value_network, **slots, **kwargs)

@@ -58,6 +58,6 @@ class IQNLoss(QLearningLoss):
 
 def quantile_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of ``kwargs`` that :class:`ImplicitQuantiles` takes, taken out of it."""
-    names = ("num_quantiles", "num_target_quantiles", "num_policy_quantiles")
-    names += ("kappa", "reuse_quantiles", "share_fractions")
+    counts = ("num_quantiles", "num_target_quantiles", "num_policy_quantiles")
+    names = (*counts, "kappa", "reuse_quantiles", "share_fractions")
     return {name: kwargs.pop(name) for name in names if name in kwargs}

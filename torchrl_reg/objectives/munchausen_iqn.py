@@ -69,5 +69,5 @@ class MunchausenIQNLoss(QLearningLoss):
         **kwargs: Any,
     ) -> None:
         head = ImplicitQuantiles(**quantile_options(kwargs))
-        slots = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min), "head": head}
+        slots: dict[str, Any] = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min), "head": head}
         super().__init__(value_network, **slots, **kwargs)

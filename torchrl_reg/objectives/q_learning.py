@@ -162,7 +162,7 @@ class QLearningLoss(RegularizedLoss):
 
     def _coefficients(self) -> dict[str, Coefficient]:
         """Every coefficient of the parts, by the name it is assigned under."""
-        parts = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
+        parts: list[Any] = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
         return {name: c for part in parts for name, c in part.coefficients().items()}
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:

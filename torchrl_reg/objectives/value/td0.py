@@ -129,7 +129,7 @@ class MunchausenTD0Estimator(RegularizedTD0Estimator):
         clip_min: float | None = -1.0,
         **kwargs: Any,
     ) -> None:
-        slots = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min)}
+        slots: dict[str, Any] = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min)}
         super().__init__(gamma=gamma, value_network=value_network, **slots, **kwargs)
 
 

@@ -132,5 +132,5 @@ class SoftTDLambdaEstimator(RegularizedTDLambdaEstimator):
         clip_min: float | None = None,
         **kwargs: Any,
     ) -> None:
-        slots = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min)}
+        slots: dict[str, Any] = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min)}
         super().__init__(gamma=gamma, lmbda=lmbda, value_network=value_network, **slots, **kwargs)
