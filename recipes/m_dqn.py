@@ -74,7 +74,6 @@ def train(cfg: Config) -> Path:
     egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     explorer = TensorDictSequential(actor, egreedy)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
-    run.evaluate_with(eval_env, {"greedy": actor, "sampled": BoltzmannQActor(actor, tau=algo.tau)})
 
     # What it remembers: single transitions (or n-step ones), sampled uniformly.
     # Stacked images are stored frame by frame, a quarter of the memory; n-step rows skip frames and stay stacked.
@@ -86,6 +85,8 @@ def train(cfg: Config) -> Path:
     loss = MunchausenDQNLoss(
         actor, tau=algo.tau, alpha=algo.alpha, clip_min=algo.clip_min, loss_function=algo.loss_function
     ).make_value_estimator(gamma=algo.gamma)
+    sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": sampled})
     optimizer = torch.optim.Adam(
         loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
     )

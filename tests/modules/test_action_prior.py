@@ -267,7 +267,7 @@ def test_the_sampling_actor_samples_the_policy_with_its_prior(one_hot: bool) -> 
         shares = torch.bincount(index(actor(data.clone())), minlength=3) / 40_000
     expected = policies(torch.tensor([0.0, 0.5, 0.2]), torch.tensor(RHO, dtype=torch.float64), 2.0)
     torch.testing.assert_close(shares.double(), expected, rtol=0, atol=0.01)
-    with pytest.raises(ValueError, match="Either tau or prior must be given"):
+    with pytest.raises(ValueError, match="Either tau or prior or regularizer must be given"):
         BoltzmannQActor(actor.actor, tau=1.0, prior=prior)
 
 

@@ -55,7 +55,7 @@ def test_boltzmann_never_takes_a_masked_action() -> None:
 
 @pytest.mark.parametrize("tau", [0.0, -1.0])
 def test_boltzmann_needs_a_temperature(tau: float) -> None:
-    with pytest.raises(ValueError, match="tau must be > 0"):
+    with pytest.raises(ValueError, match="tau must be a finite number > 0"):
         BoltzmannQActor(QValueActor(Constant(), spec=Categorical(3)), tau=tau)
 
 
@@ -83,3 +83,19 @@ def test_quantile_actor_draws_fractions_when_exploring() -> None:
 def test_quantile_actor_checks_its_arguments() -> None:
     with pytest.raises(ValueError, match="num_quantiles must be >= 1"):
         quantile_actor(0)
+
+
+def test_one_temperature_for_loss_and_actor() -> None:
+    """Assigned once, it holds for whoever shares the regularizer; the evaluated policy does not go stale."""
+    from torchrl_reg.objectives import MunchausenDQNLoss
+
+    actor = QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3))
+    loss = MunchausenDQNLoss(actor, tau=0.5)
+    policy = BoltzmannQActor(actor, regularizer=loss.regularizer)
+    loss.tau = 1e-9
+    data = TensorDict({"observation": torch.randn(200, 4)}, [200])
+    assert (policy(data.clone())["action"] == actor(data.clone())["action"]).all()
+    loss.tau = 1e9
+    assert (policy(data.clone())["action"] != actor(data.clone())["action"]).any()
+    with pytest.raises(ValueError, match="Either tau or prior or regularizer must be given"):
+        BoltzmannQActor(actor, tau=0.5, regularizer=loss.regularizer)

@@ -25,6 +25,7 @@ from torchrl_reg.modules import (
     QuantileQActor,
 )
 from torchrl_reg.modules.rebuilding import Spaces, rebuilt
+from torchrl_reg.regularizers import Entropy, Tsallis
 
 Description = dict[str, Any]
 
@@ -126,13 +127,17 @@ def _fixed_quantile_actor(actor: FixedQuantileQActor) -> Description:
 
 
 def _boltzmann(actor: BoltzmannQActor) -> Description:
-    return {"actor": described(actor.actor), "num_actions": None if actor.prior is None else actor.prior.num_actions}
+    said = {"actor": described(actor.actor), "num_actions": None if actor.prior is None else actor.prior.num_actions}
+    if actor.prior is None and type(actor.regularizer) not in (Entropy, Tsallis):
+        raise Undescribed(f"a policy regularized by {type(actor.regularizer).__name__}")
+    return said | {"index": actor.regularizer.q if isinstance(actor.regularizer, Tsallis) else None}
 
 
 def _built_boltzmann(said: Description, spec: TensorSpec) -> BoltzmannQActor:
     actor = _built(said["actor"], spec)
-    if said["num_actions"] is None:
-        return BoltzmannQActor(actor, tau=1.0)  # the temperature comes with the weights
+    if said["num_actions"] is None:  # the temperature comes with the weights
+        regularizer = Entropy(1.0) if said["index"] is None else Tsallis(1.0, said["index"])
+        return BoltzmannQActor(actor, regularizer=regularizer)
     return BoltzmannQActor(actor, prior=ActionPrior(said["num_actions"]))
 
 

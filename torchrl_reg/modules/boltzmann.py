@@ -10,24 +10,24 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.functional import soft_policy
-from torchrl_reg.modules.action_prior import ActionPrior
+from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
 
 
 class BoltzmannQActor(TensorDictModuleBase):
-    """Acts with ``pi = softmax(q / tau)``: sampled under random exploration, greedy under deterministic exploration.
+    """Acts with a regularizer's policy: sampled under random exploration, greedy under deterministic exploration.
 
-    With a prior, ``pi ~ rho exp(beta q)``, and greedy in that.
+    With a temperature that is ``pi = softmax(q / tau)``; with a prior ``pi ~ rho exp(beta q)``, and greedy in that.
 
     Args:
         actor: any Q-value actor (:class:`~torchrl.modules.QValueActor`, :class:`QuantileQActor`); its parameters are
             shared, not copied. Actions are written in its encoding (categorical or one-hot).
-        tau: temperature > 0, in reward units. A buffer: ``actor.tau.fill_(x)`` anneals it.
-        prior: instead of ``tau``: an :class:`ActionPrior`, shared, not copied.
+        tau: temperature > 0, in reward units; short for ``regularizer=Entropy(tau)``.
+        prior: an :class:`ActionPrior`, shared, not copied; short for ``regularizer=PriorKL(prior=prior)``.
+        regularizer: any, shared, not copied: that of the loss, whose temperature the actor then follows.
         action_key, action_value_key: where the actor writes the action and its ``[*B, A]`` Q-values.
 
     Raises:
-        ValueError: ``tau`` not > 0, or both or none of ``tau`` and ``prior``.
+        ValueError: ``tau`` not > 0, or not exactly one of ``tau``, ``prior`` and ``regularizer``.
 
     >>> from tensordict import TensorDict
     >>> from torchrl.data import Categorical
@@ -43,19 +43,32 @@ class BoltzmannQActor(TensorDictModuleBase):
         *,
         tau: float | None = None,
         prior: ActionPrior | None = None,
+        regularizer: Regularizer | None = None,
         action_key: NestedKey = "action",
         action_value_key: NestedKey = "action_value",
     ) -> None:
-        if (tau is None) == (prior is None):
-            raise ValueError(f"Either tau or prior must be given, got tau={tau!r} and prior={prior!r}.")
-        if tau is not None and not tau > 0:
-            raise ValueError(f"tau must be > 0 (the temperature, in reward units), got {tau!r}.")
+        if [tau, prior, regularizer].count(None) != 2:
+            raise ValueError(
+                f"Either tau or prior or regularizer must be given, got tau={tau!r}, prior={prior!r} and "
+                f"regularizer={regularizer!r}."
+            )
         super().__init__()
+        if regularizer is None:
+            regularizer = PriorKL(prior=prior) if prior is not None else Entropy(tau)  # type: ignore[arg-type]
+        self.regularizer = regularizer
         self.actor = actor
         self.action_key, self.action_value_key = action_key, action_value_key
         self.in_keys, self.out_keys = list(actor.in_keys), list(actor.out_keys)
-        self.prior = prior
-        self.register_buffer("tau", None if tau is None else torch.tensor(float(tau)))
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The temperature in force, in reward units, if the regularizer has one."""
+        return getattr(self.regularizer, "tau", None)
+
+    @property
+    def prior(self) -> ActionPrior | None:
+        """That of the regularizer, if it has one."""
+        return getattr(self.regularizer, "prior", None)
 
     @property
     def spec(self) -> Any:
@@ -66,10 +79,10 @@ class BoltzmannQActor(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         tensordict = self.actor(tensordict)
         samples = exploration_type() in (ExplorationType.RANDOM, None)
-        if not samples and self.prior is None:
-            return tensordict
+        if not samples and type(self.regularizer).greedy is Regularizer.greedy:
+            return tensordict  # the actor's own action
         q = tensordict.get(self.action_value_key)
-        action = self._sampled(q) if samples else self.prior.greedy(q)  # type: ignore[union-attr]
+        action = self._sampled(q) if samples else self.regularizer.greedy(q)
         tensordict.set(self.action_key, self._encoded(action, q, tensordict.get(self.action_key)))
         if "chosen_action_value" in self.out_keys:
             index = tensordict.get(self.action_key)
@@ -78,7 +91,7 @@ class BoltzmannQActor(TensorDictModuleBase):
         return tensordict
 
     def _sampled(self, q: Tensor) -> Tensor:
-        pi = soft_policy(q, self.tau) if self.prior is None else self.prior.policy(q)
+        pi = self.regularizer.policy(q)
         return torch.multinomial(pi.reshape(-1, pi.shape[-1]), 1).reshape(pi.shape[:-1])
 
     def _encoded(self, action: Tensor, q: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional import soft_value_and_log_policy
+from torchrl_reg.functional import soft_policy, soft_value_and_log_policy
 from torchrl_reg.functional.temperature import temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
@@ -45,6 +45,9 @@ class Entropy(Regularizer):
         pi = (tau_log_pi / temperature_and_divisor(self.tau, tau_log_pi.dtype)[1]).exp()
         action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
+
+    def policy(self, q: Tensor) -> Tensor:
+        return soft_policy(q, self.tau)
 
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
         return soft_value_and_log_policy(q, self.tau)

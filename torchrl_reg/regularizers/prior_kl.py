@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional import kl_divergence, soft_gap, soft_value_and_log_policy
+from torchrl_reg.functional import kl_divergence, soft_gap, soft_policy, soft_value_and_log_policy
 from torchrl_reg.functional.temperature import at_least_float32, temperature_and_divisor
 from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_probabilities
 from torchrl_reg.regularizers.checks import check_temperature
@@ -108,6 +108,9 @@ class PriorKL(Regularizer):
     def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
         return soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+
+    def policy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        return soft_policy(q, self.tau, log_prior=self.log_prior(q) if log_prior is None else log_prior)
 
     def step_cost(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
         log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior

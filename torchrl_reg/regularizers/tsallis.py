@@ -68,7 +68,7 @@ class Tsallis(Regularizer):
         ordered = z.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
         sums = ordered.cumsum(-1) - 1
-        support = (count * ordered > sums).sum(-1, keepdim=True)
+        support = (count * ordered > sums).sum(-1, keepdim=True).clamp(min=1)  # 0 in a row of NaN
         return (z - sums.gather(-1, support - 1) / support).clamp(min=0)
 
     def _entmax(self, z: Tensor) -> Tensor:
