@@ -25,7 +25,8 @@ ROOMS = ("README.md", "recipes/README.md", "slurm/README.md", "tests/README.md",
 #: What holds at the end of a script, where it says more than that the script ran.
 ENDINGS = {
     "README.md-0": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
-    "README.md-1": "assert episodes['action'].shape[0] == 4",
+    "README.md-1": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
+    "README.md-2": "assert episodes['action'].shape[0] == 4",
     "torchrl_reg/README.md-0": "assert len(buffer) == 5_000",
     "torchrl_reg/README.md-1": "assert len(buffer) == 2_000",
 }

@@ -88,8 +88,7 @@ def action_probabilities(policy: nn.Module, acted: TensorDictBase) -> Tensor:
     q = acted["action_value"][0].cpu().double()
     for module in policy.modules():
         if isinstance(module, BoltzmannQActor):
-            pi = module.prior.policy(q) if module.prior is not None else torch.softmax(q / module.tau.cpu(), -1)
-            return pi.cpu()
+            return module.regularizer.policy(q.to(acted["action_value"].device)).cpu()
         if isinstance(module, EGreedyModule):
             return _epsilon_greedy(module, q, acted)
     return nn.functional.one_hot(q.argmax(-1), len(q)).double()
