@@ -2,7 +2,9 @@
 
 Three ways in: compose the losses of :mod:`torchrl_reg.objectives` in your own TorchRL script, run
 ``python recipes/m_iqn.py``, or sweep a recipe on a cluster. What came out of a run is an actor again:
-``load_policy("results/m_iqn/cartpole/default/seed=0")``.
+``load_policy("results/m_iqn/cartpole/default/seed=0")``, see :func:`torchrl_reg.agents.load_policy`.
+
+.. include:: METHODS.md
 """
 
 from __future__ import annotations
@@ -10,10 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchrl_reg.agents import load_policy
+    from torchrl_reg.agents import load_policy as load_policy
 
 __version__ = "0.1.0"
-__all__ = ["load_policy"]
 
 
 def __getattr__(name: str) -> Any:
