@@ -48,8 +48,8 @@ class Quantiles(Head):
         return allowed(z.detach().mean(-2), bound.network, tensordict)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
-        next_z = at_least_float32(next_z)
-        return (policy.pi.unsqueeze(-2) * next_z).sum(-1) - policy.cost.unsqueeze(-1), None
+        net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
+        return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
     def regress(
         self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
