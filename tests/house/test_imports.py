@@ -28,7 +28,7 @@ ALLOWED = {
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}
-OPTIONAL = {"ale_py", "minatar", "Box2D", "mujoco", "gymnasium_robotics"}
+OPTIONAL = {"ale_py", "minatar", "Box2D", "mujoco", "gymnasium_robotics", "numba"}
 
 
 def imports(path: Path) -> set[str]:

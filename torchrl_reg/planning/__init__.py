@@ -7,6 +7,7 @@ Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mo
 from torchrl_reg.planning.atari_model import AtariModel
 from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
 from torchrl_reg.planning.bandit import BanditRun, softmax_bandit
+from torchrl_reg.planning.compiled_uct import search_tables
 from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
 from torchrl_reg.planning.gym_model import GymModel
@@ -16,7 +17,7 @@ from torchrl_reg.planning.search_actor import ModelEnv, SearchActor
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
 from torchrl_reg.planning.synthetic_trees import SyntheticTrees
 from torchrl_reg.planning.tabular_model import TabularModel
-from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tree
+from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tables, Tree
 
 __all__ = [
     "E2W",
@@ -45,9 +46,11 @@ __all__ = [
     "SearchResult",
     "Snapshot",
     "SyntheticTrees",
+    "Tables",
     "TabularModel",
     "Tree",
     "mcts",
+    "search_tables",
     "softmax_bandit",
     "zero_evaluation",
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchrl_reg.planning.tree import Tables
+
 
 class SyntheticTrees:
     r"""``T`` trees of branching ``k`` and depth ``d`` whose leaves give a noisy reward; nothing else does.
@@ -71,6 +73,19 @@ class SyntheticTrees:
         if self.noise > 0:
             reward = reward + self.noise * torch.randn(len(reward), generator=self.generator, dtype=reward.dtype)
         return torch.where(terminated, reward, 0.0), tree * self.num_nodes + node, terminated
+
+    def tables(self) -> Tables:
+        """The same trees without noise, for :func:`torchrl_reg.planning.search_tables`; leaves are worth 0."""
+        size = self.num_trees * self.num_nodes
+        state = torch.arange(size).unsqueeze(-1).expand(size, self.num_actions)
+        inner = state % self.num_nodes < self.num_inner
+        noise, self.noise = self.noise, 0.0
+        action = torch.arange(self.num_actions).expand_as(state)
+        reward, successor, ended = self.step(state[inner], action[inner])
+        self.noise = noise
+        rewards = torch.zeros(size, self.num_actions, dtype=torch.float64).masked_scatter(inner, reward)
+        terminal = torch.zeros(size, dtype=torch.bool).index_put((successor[ended],), torch.tensor(True))
+        return Tables(state.masked_scatter(inner, successor), rewards, terminal, torch.zeros(size, dtype=torch.float64))
 
     def root_q(self, regularizer: nn.Module, gamma: float = 1.0) -> Tensor:
         """Exact action values of the roots ``[T, k]`` under a regularizer, from the leaves backwards."""

@@ -106,6 +106,23 @@ class Tree:
         return Tree(**values)
 
 
+@dataclass(frozen=True)
+class Tables:
+    """A deterministic model as tables.
+
+    Args:
+        successor: next state of an action ``[S, A]``, int64.
+        reward: its reward ``[S, A]``, float64.
+        terminal: whether episodes end in a state ``[S]``, bool.
+        value: what a new leaf is worth ``[S]``, float64.
+    """
+
+    successor: Tensor
+    reward: Tensor
+    terminal: Tensor
+    value: Tensor
+
+
 def allocate(
     state: Tensor,
     num_nodes: int,
