@@ -1,4 +1,4 @@
-"""Planning online: MENTS, RENTS, UCT or PUCT searches from every state that an episode comes to.
+"""Planning online: MENTS, RENTS, TENTS, UCT or PUCT searches from every state that an episode comes to.
 
     python recipes/ments.py
     python recipes/ments.py plan=cartpole algo.method=uct
@@ -29,6 +29,7 @@ from torchrl_reg.planning import (
     MENTS,
     PUCT,
     RENTS,
+    TENTS,
     UCT,
     AtariModel,
     EmulatorModel,
@@ -43,7 +44,7 @@ from torchrl_reg.regularizers import HardMax
 from torchrl_reg.tabular import MIRL_WORLDS, gridworld
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 
-METHODS = ("ments", "rents", "uct", "puct")
+METHODS = ("ments", "rents", "tents", "uct", "puct")
 GYM = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "LunarLander-v3", "pendulum": "Pendulum-v1"}
 
 
@@ -51,7 +52,7 @@ GYM = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "Lunar
 class Algo:
     """Hyperparameters: default, unit, source. The defaults suit the gridworld; plans and presets change them."""
 
-    method: str = "ments"  # ments, rents, uct or puct
+    method: str = "ments"  # ments, rents, tents, uct or puct
     num_simulations: int = 100  # of one decision
     tau: float = 0.1  # temperature, reward units [D21]; with a network also of the prior
     epsilon: float = 0.1  # exploration of E2W [D21]; well below ln(num_simulations) / actions
@@ -146,7 +147,7 @@ def made_planner(algo: Algo) -> Planner:
     rest["max_depth"] = algo.max_depth or None
     if algo.method in ("uct", "puct"):
         return (UCT if algo.method == "uct" else PUCT)(c=algo.c, **rest)
-    return (MENTS if algo.method == "ments" else RENTS)(tau=algo.tau, epsilon=algo.epsilon, **rest)
+    return {"ments": MENTS, "rents": RENTS, "tents": TENTS}[algo.method](tau=algo.tau, epsilon=algo.epsilon, **rest)
 
 
 def evaluation(cfg: Config, model: Any, planner: Planner, generator: torch.Generator) -> Any:

@@ -24,6 +24,7 @@ from torchrl_reg.planning import (
     MENTS,
     PUCT,
     RENTS,
+    TENTS,
     UCT,
     Planner,
     RandomRollout,
@@ -36,14 +37,14 @@ from torchrl_reg.studies.synthetic_trees import draw_bandit, draw_trees, trees_t
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.training.files import write_atomically
 
-METHODS = ("uct", "puct", "ments", "rents")
+METHODS = ("uct", "puct", "ments", "rents", "tents")
 
 
 @dataclass
 class Algo:
     """Hyperparameters: default, unit, source."""
 
-    methods: list[str] = field(default_factory=lambda: ["uct", "ments"])  # also puct, rents
+    methods: list[str] = field(default_factory=lambda: ["uct", "ments"])  # also puct, rents, tents
     branching: list[int] = field(default_factory=lambda: [2, 4, 8])  # actions k; 2 to 16 in [D21]
     depth: list[int] = field(default_factory=lambda: [1, 2, 4])  # d; 1 to 5 in [D21]
     noise: list[float] = field(default_factory=lambda: [0.05, 0.5])  # of a leaf's reward, whose mean is in [0, 1] [D21]
@@ -152,7 +153,7 @@ def made_planner(method: str, algo: Algo) -> Planner:
     """The planner that ``method`` names, without discount as in [D21]."""
     if method in ("uct", "puct"):
         return (UCT if method == "uct" else PUCT)(num_simulations=algo.num_simulations, c=algo.c)
-    kind = {"ments": MENTS, "rents": RENTS}[method]
+    kind = {"ments": MENTS, "rents": RENTS, "tents": TENTS}[method]
     return kind(num_simulations=algo.num_simulations, tau=algo.tau, epsilon=algo.epsilon)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torchrl_reg.planning import MENTS, PUCT, RENTS, UCT, Evaluation, SyntheticTrees, TabularModel
+from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, Evaluation, SyntheticTrees, TabularModel
 from torchrl_reg.tabular import chain
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,6 +36,7 @@ def golden_trees() -> dict[str, Any]:
         "uct": UCT(num_simulations=12, c=0.7, gamma=0.9)(tree, tree.roots()),
         "ments": MENTS(**soft)(tree, tree.roots(), uniform=uniform),
         "rents": RENTS(**soft)(tree, tree.roots(), uniform=uniform),
+        "tents": TENTS(**soft)(tree, tree.roots(), uniform=uniform),
     }
     puct = PUCT(num_simulations=12, c=0.7, gamma=0.9)
     runs["puct, chain"] = puct(TabularModel(chain(4, 0.9)), torch.tensor([1]), evaluate=prior_evaluation)

@@ -15,13 +15,14 @@ from torchrl_reg.planning import (
     MENTS,
     PUCT,
     RENTS,
+    TENTS,
     UCT,
     Evaluation,
     Planner,
     SyntheticTrees,
     TabularModel,
 )
-from torchrl_reg.regularizers import Entropy, HardMax, PriorKL
+from torchrl_reg.regularizers import Entropy, HardMax, PriorKL, Tsallis
 from torchrl_reg.tabular import TabularMDP, chain, gridworld, random_mdp
 
 spec = importlib.util.spec_from_file_location("planning_reference", Path(__file__).parent / "reference.py")
@@ -31,6 +32,7 @@ spec.loader.exec_module(reference)
 
 REGULARIZERS = {
     "entropy": Entropy(0.5),
+    "tsallis": Tsallis(0.5),
     "prior": PriorKL(0.5, prior=[0.6, 0.3, 0.1]),
     "hard": HardMax(),
 }
@@ -74,7 +76,7 @@ def test_rents_is_the_fixed_point_with_the_parents_policy_as_prior() -> None:
 def test_a_vanishing_temperature_is_the_maximum() -> None:
     trees = SyntheticTrees(branching=3, depth=2, num_trees=4, seed=1)
     hard = trees.root_value(HardMax(), gamma=0.9)
-    for planner in (MENTS,):
+    for planner in (MENTS, TENTS):
         search = planner(tau=1e-9, epsilon=2.0, num_simulations=150, gamma=0.9)
         found = search(trees, trees.roots(), generator=torch.Generator().manual_seed(0))
         assert (found.value - hard).abs().max() < 1e-8
@@ -118,6 +120,7 @@ PLANNERS = {
     "puct": PUCT(num_simulations=30, gamma=0.9),
     "ments": MENTS(num_simulations=30, gamma=0.9, tau=0.5, epsilon=0.3),
     "rents": RENTS(num_simulations=30, gamma=0.9, tau=0.5, epsilon=0.3),
+    "tents": TENTS(num_simulations=30, gamma=0.9, tau=0.5, epsilon=0.3),
 }
 
 

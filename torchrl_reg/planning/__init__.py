@@ -11,7 +11,7 @@ from torchrl_reg.planning.compiled_uct import search_tables
 from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
 from torchrl_reg.planning.gym_model import GymModel
-from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, UCT, Planner, SearchResult
+from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult
 from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
 from torchrl_reg.planning.search_actor import ModelEnv, SearchActor
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
@@ -24,6 +24,7 @@ __all__ = [
     "MENTS",
     "PUCT",
     "RENTS",
+    "TENTS",
     "UCB1",
     "UCT",
     "AtariModel",

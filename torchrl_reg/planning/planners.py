@@ -1,4 +1,4 @@
-"""The named searches: UCT, PUCT, MENTS and RENTS, each a rule of selection and a backup.
+"""The named searches: UCT, PUCT, MENTS, RENTS and TENTS, each a rule of selection and a backup.
 
 Shapes: ``B`` states, ``A`` actions, ``*S`` one state.
 """
@@ -17,7 +17,7 @@ from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
 from torchrl_reg.planning.search import check_search, mcts, zero_evaluation
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule, Select
 from torchrl_reg.planning.tree import Evaluate, Model, Tree
-from torchrl_reg.regularizers import Entropy, PriorKL
+from torchrl_reg.regularizers import Entropy, PriorKL, Tsallis
 
 Choose = Literal["q", "visits"]
 
@@ -235,3 +235,28 @@ class RENTS(Planner):
 
     def __init__(self, *, num_simulations: int, tau: float = 0.1, epsilon: float = 0.1, **rest: Any) -> None:
         super().__init__(E2W(epsilon), PriorKL(tau), num_simulations=num_simulations, parent_prior=True, **rest)
+
+
+class TENTS(Planner):
+    r"""TENTS: E2W with the sparsemax policy, and the Tsallis-regularized value; takes the largest action value.
+
+    Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search".
+
+    Args:
+        tau: temperature > 0, in reward units (half convention: :math:`\Omega = \tau / 2 (\sum_a \pi(a)^2 - 1)`).
+        epsilon: exploration > 0, without unit; see :class:`E2W`.
+        num_simulations, gamma, max_depth, choose, dtype: see :class:`Planner`.
+
+    Raises:
+        ValueError: as :class:`Planner`, or ``tau`` or ``epsilon`` is not a finite number > 0.
+
+    Example:
+        >>> from torchrl_reg.planning import SyntheticTrees
+        >>> trees = SyntheticTrees(branching=3, depth=2, num_trees=4, seed=0)
+        >>> found = TENTS(tau=0.1, epsilon=0.1, num_simulations=60)(trees, trees.roots())
+        >>> bool((found.value >= found.q.amax(-1)).all())
+        True
+    """
+
+    def __init__(self, *, num_simulations: int, tau: float = 0.1, epsilon: float = 0.1, **rest: Any) -> None:
+        super().__init__(E2W(epsilon), Tsallis(tau), num_simulations=num_simulations, **rest)
