@@ -20,6 +20,7 @@ from torchrl_reg.envs.adroit import adroit_vector_env
 ENVS = {
     ("pendulum", ""): (3, 1, 2.0, 200),
     ("mountaincar_continuous", ""): (2, 1, 1.0, 999),
+    ("multigoal", ""): (2, 2, 1.0, 30),
     ("mujoco", "hopper"): (11, 3, 1.0, 1000),
     ("mujoco", "walker2d"): (17, 6, 1.0, 1000),
     ("mujoco", "halfcheetah"): (17, 6, 1.0, 1000),

@@ -31,6 +31,7 @@ FAMILIES = {
     },
     "atari": EnvSettings("atari", game="pong", max_episode_frames=80, noop_max=7),
     "gridworld": EnvSettings("gridworld", game="square", max_episode_frames=9),
+    "multigoal": EnvSettings("multigoal", max_episode_frames=9),
     "goals": EnvSettings("gridworld", game="goals", max_episode_frames=9),
     "hopper": EnvSettings("mujoco", game="hopper", max_episode_frames=25),
     "humanoid": EnvSettings("mujoco", game="humanoid", max_episode_frames=25),

@@ -23,14 +23,17 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 TABULAR = {"mirl_grid", "ments", "ments_trees", "tour"}
 NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR)
 CONF = RECIPES / "conf"
-CONTINUOUS = {"iq", "pcl", "sac"}  # recipes for continuous actions; the others need discrete ones
-CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "mujoco/", "adroit/")
+CONTINUOUS = {"iq", "pcl", "sac", "soft_q", "virel"}  # recipes for continuous actions; the others need discrete ones
+CRITICS = {"sac", "soft_q", "virel"}  # their losses are several
+CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "multigoal", "mujoco/", "adroit/")
 ENVS = [str(p.relative_to(CONF / "env").with_suffix("")) for p in sorted((CONF / "env").rglob("*.yaml"))]
 #: Which recipes a preset is for, and an environment that goes with it.
 PRESETS = {
     "dabney2018": (set(NAMES) - CONTINUOUS, "atari"),
     "graumoya2019": ({"mirl"}, "atari"),
     "nachum2018": ({"pcl"}, "mujoco/hopper"),
+    "fellows2019": ({"virel"}, "mujoco/walker2d"),
+    "haarnoja2017": ({"soft_q"}, "mujoco/hopper"),
     "vieillard2020": (set(NAMES) - CONTINUOUS, "atari"),
     "xiao2019": (set(), "atari"),  # of ments, which is tested on its own
     "vieillard2020_cartpole": (set(NAMES) - CONTINUOUS, "cartpole"),
@@ -87,7 +90,7 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     assert {"return_greedy_mean", "return_sampled_mean"} <= set(evaluations[0])
     assert evaluated_again(tmp_path / "run") == strip_wall_clock(evaluations[-1])
     train = [row for row in rows if row["event"] == "train"][-1]
-    assert train["loss_qvalue" if name == "sac" else "loss"] > 0
+    assert train["loss_qvalue" if name in CRITICS else "loss"] > 0
     if name.startswith("m_"):
         assert {"entropy", "action_gap", "kl", "bonus", "bonus_clipped", "soft_gap", "td_error", "tau"} <= set(train)
         assert train["bonus"] < 0
@@ -124,6 +127,10 @@ VARIANTS = [
     ("sac", ["policy=multicategorical"]),
     ("sac", ["policy=multicategorical", "env=mujoco/hopper", "algo.adapt_tau=false"]),
     ("sac", ["policy=flow"]),
+    ("soft_q", ["env=multigoal", "algo.form=haarnoja2017", "algo.num_critics=1"]),
+    ("soft_q", ["policy=flow", "algo.proposal=actor"]),
+    ("virel", ["algo.value_network=true", "algo.error_batch=100", "algo.exponent=1"]),
+    ("virel", ["policy=flow", "algo.beta_scale=null"]),
 ]
 
 
@@ -135,7 +142,7 @@ def test_variants_learn_something(
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *overrides, *short, "algo.replay_capacity=1000")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     trained = [row for row in rows if row["event"] == "train" and row["updates"] > 0]
-    losses = [row["loss_qvalue" if name == "sac" else "loss"] for row in trained]
+    losses = [row["loss_qvalue" if name in CRITICS else "loss"] for row in trained]
     assert losses and all(math.isfinite(value) and value > 0 for value in losses)
 
 
@@ -248,6 +255,11 @@ CONTINUOUS_BAD = [
     ("sac", ["policy=multicategorical", "algo.target_entropy=9"], "algo.target_entropy"),
     ("sac", ["policy=autoregressive"], "policy.name"),
     ("sac", ["algo.tau=-1"], "algo.tau"),
+    ("virel", ["algo.beta_scale=0"], "algo.beta_scale"),
+    ("virel", ["policy=multicategorical"], "policy.name must be gaussian or flow"),
+    ("soft_q", ["algo.num_particles=2"], "algo.num_particles"),
+    ("soft_q", ["algo.proposal=actor"], "algo.proposal"),
+    ("soft_q", ["policy=gaussian"], "policy.name must be sampler or flow"),
 ]
 
 

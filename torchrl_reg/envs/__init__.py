@@ -1,6 +1,7 @@
 """TorchRL environments, vectorized: classic control, MinAtar, Atari, MuJoCo, Adroit, gridworlds and tabular MDPs."""
 
 from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
+from torchrl_reg.envs.multigoal import MultiGoalEnv
 from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
 from torchrl_reg.envs.snapshot import RecordedVectorEnv, Restorable
 from torchrl_reg.envs.tabular import TabularEnv
@@ -10,6 +11,7 @@ __all__ = [
     "EnvError",
     "EnvSettings",
     "GoalGridworldEnv",
+    "MultiGoalEnv",
     "RecordedVectorEnv",
     "Restorable",
     "TabularEnv",

@@ -25,14 +25,14 @@ class EnvSettings:
 
     Args:
         name: discrete actions: ``"cartpole"``, ``"acrobot"``, ``"lunarlander"``, ``"minatar"``, ``"atari"`` or
-            ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``, ``"mujoco"`` or
-            ``"adroit"``.
+            ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``, ``"multigoal"``,
+            ``"mujoco"`` or ``"adroit"``.
         game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``, the world of ``"gridworld"``
             (corridor, square, grid) or the task of ``"mujoco"``
             (hopper, walker2d, halfcheetah, ant, humanoid) or ``"adroit"`` (door, hammer, pen, relocate).
         max_episode_frames: frames after which an episode is *truncated* (cartpole and acrobot 500, lunarlander
-            1000, minatar 10 000, atari 108 000, pendulum, adroit and gridworld 200, mountaincar_continuous 999, mujoco
-            1000; MinAtar itself has no limit, and good agents rarely die).
+            1000, minatar 10 000, atari 108 000, pendulum, adroit and gridworld 200, multigoal 30,
+            mountaincar_continuous 999, mujoco 1000; MinAtar itself has no limit, and good agents rarely die).
         sticky_actions: probability of repeating the previous action (MinAtar .1 per step, Atari .25
             per emulator frame).
         frame_skip: emulator frames an action lasts (Atari 4); observations are the maximum of the
@@ -85,6 +85,7 @@ _FAMILIES: dict[str, dict[str, bool | int | float]] = {
     "mujoco": {"max_episode_frames": 1_000},
     "adroit": {"max_episode_frames": 200},
     "gridworld": {"max_episode_frames": 200},
+    "multigoal": {"max_episode_frames": 30},
 }
 _WITH_GAMES = ("minatar", "atari", "mujoco", "adroit", "gridworld")
 _AT_LEAST = {"max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}

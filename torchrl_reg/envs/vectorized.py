@@ -16,6 +16,7 @@ from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
 from torchrl_reg.envs.lunarlander import lunarlander_vector_env
 from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.mujoco import mujoco_vector_env
+from torchrl_reg.envs.multigoal import MultiGoalEnv
 from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
 from torchrl_reg.envs.tabular import gridworld_env
 
@@ -61,6 +62,8 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvError(f"device: expected an available device, got {str(device)!r} without CUDA.")
+    if resolved.name == "multigoal":
+        return TransformedEnv(MultiGoalEnv(num_envs, device=device, **family_options(resolved)), RewardSum())
     if resolved.name == "gridworld" and resolved.game == "goals":
         assert resolved.max_episode_frames is not None  # resolve() fills it
         goals = GoalGridworldEnv(num_envs, max_episode_frames=resolved.max_episode_frames, device=device)

@@ -6,6 +6,7 @@ from torchrl_reg.modules.autoregressive_actor import (
     AutoregressiveMulticategoricalActor,
 )
 from torchrl_reg.modules.boltzmann import BoltzmannQActor
+from torchrl_reg.modules.critic_ensemble import CriticEnsemble
 from torchrl_reg.modules.distributional_actor import CategoricalQActor, FixedQuantileQActor
 from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
@@ -23,6 +24,7 @@ from torchrl_reg.modules.policies import (
 )
 from torchrl_reg.modules.prior_exploration import PriorEGreedyModule
 from torchrl_reg.modules.quantile_actor import QuantileQActor
+from torchrl_reg.modules.sampler_actor import StochasticSamplerActor
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "BoltzmannQActor",
     "CategoricalQActor",
     "FixedQuantileQActor",
+    "CriticEnsemble",
     "FlowActor",
     "FlowDistribution",
     "ImplicitQuantileNetwork",
@@ -47,6 +50,7 @@ __all__ = [
     "PriorUpdate",
     "QuantileQActor",
     "SingleDimensionActor",
+    "StochasticSamplerActor",
     "bin_value_network",
     "gaussian_actor",
     "num_actions",

@@ -121,12 +121,17 @@ class FlowDistribution(Distribution):
     # No entropy() here: TorchRL's PPO and A2C sample it where a class defines none (-log_prob has its exact gradient
     # along reparametrized actions).
 
-    def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def before_squash(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Image ``u [*S, *B, D]`` of base points ``z`` under the layers alone, and ``ln |det du/dz| [*S, *B]``."""
         u, log_det = z, torch.zeros_like(z[..., 0])
         for coupling in self.couplings:
             s, t = coupling.scale_and_shift(u)
             u = u * s.exp() + t
             log_det = log_det + s.sum(-1)
+        return u, log_det
+
+    def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        u, log_det = self.before_squash(z)
         # Clamped: rounding may leave the box by one unit in the last place.
         action = (self.low + (self.high - self.low) * (1 + u.tanh()) / 2).clamp(self.low, self.high)
         return action, _standard_normal(z) - log_det - self._squash_log_det(u)
@@ -242,6 +247,19 @@ class FlowActor(TensorDictModuleBase):
             strict=True,
         )  # fmt: skip
         return FlowDistribution([Coupling(*part, self.max_log_scale) for part in parts], self.low, self.high)
+
+    def particles(self, tensordict: TensorDictBase, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` samples ``u`` before the squash at each state ``[*B, count, D]``, and the log-densities ``[*B,
+        count]`` (nats) of ``tanh(u)`` on ``[-1, 1]^D``."""
+        dist = self.get_dist(tensordict)
+        z = torch.randn(count, *dist.batch_shape, len(self.low), dtype=self.low.dtype, device=self.low.device)
+        u, log_det = dist.before_squash(z)
+        log_sech2 = 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)
+        return u.movedim(0, -2), (_standard_normal(z) - log_det - log_sech2).movedim(0, -1)
+
+    def squashed(self, u: Tensor) -> Tensor:
+        """The action ``[*B, D]`` of ``u``, inside the box also where rounding would leave it."""
+        return (self.low + (self.high - self.low) * (1 + u.tanh()) / 2).clamp(self.low, self.high)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -16,6 +16,7 @@ from torchrl_reg.modules.flow_actor import FlowActor
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
 from torchrl_reg.modules.rebuilding import rebuildable
+from torchrl_reg.modules.sampler_actor import StochasticSamplerActor
 from torchrl_reg.modules.torsos import initialize_weights
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -27,7 +28,8 @@ class PolicySettings:
 
     Args:
         name: ``"multicategorical"`` (independent bins per dimension), ``"autoregressive"`` (bins that depend on the
-            dimensions before), ``"flow"`` (RealNVP) or ``"gaussian"`` (tanh-normal).
+            dimensions before), ``"flow"`` (RealNVP), ``"gaussian"`` (tanh-normal) or ``"sampler"`` (a network of state
+            and noise, without a density; for soft Q-learning).
         num_cells: widths of the fully connected hidden layers.
         num_bins: bins per dimension, end-points included (multicategorical, autoregressive).
         activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
@@ -36,6 +38,7 @@ class PolicySettings:
         condition: False cuts the dependence between dimensions (autoregressive).
         flow_layers, flow_cells, max_log_scale: couplings, hidden units of each, bound of their log-scales (flow).
         scale_mapping, scale_lb: map to positive scales and their lower bound (gaussian).
+        skip: the noise is added to the network's output (sampler).
     """
 
     name: str = "multicategorical"
@@ -50,14 +53,15 @@ class PolicySettings:
     max_log_scale: float = 2.0
     scale_mapping: str = "biased_softplus_1.0"
     scale_lb: float = 1e-4
+    skip: bool = True
 
 
 @rebuildable(PolicySettings)
 def policy(settings: PolicySettings, env: EnvBase) -> Any:
     """The actor that ``settings.name`` names, on the observations and the action box of ``env``.
 
-    Every actor has ``get_dist(tensordict)`` with an exact ``log_prob``, and ``stored_action_key``, the entry of a
-    replayed transition which that ``log_prob`` takes.
+    Every actor but the sampler has ``get_dist(tensordict)`` with an exact ``log_prob``, and every one
+    ``stored_action_key``, the entry of a replayed transition which that ``log_prob`` takes.
 
     Raises:
         ValueError: an unknown name, discrete or unbounded actions, settings that do not fit.
@@ -67,6 +71,7 @@ def policy(settings: PolicySettings, env: EnvBase) -> Any:
         "autoregressive": _autoregressive,
         "flow": _flow,
         "gaussian": _gaussian,
+        "sampler": _sampler,
     }
     if settings.name not in makers:
         raise ValueError(f"policy.name must be one of {', '.join(makers)}, got {settings.name!r}.")
@@ -186,6 +191,14 @@ def _flow(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> Flo
         num_cells=settings.flow_cells,
         max_log_scale=settings.max_log_scale,
     )
+
+
+def _sampler(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> StochasticSamplerActor:
+    actor = StochasticSamplerActor(
+        nn.Identity(), size, low=low, high=high, num_cells=settings.num_cells, skip=settings.skip
+    )
+    initialize_weights(actor, settings.initialization)  # type: ignore[arg-type]
+    return actor
 
 
 def _gaussian(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> Any:

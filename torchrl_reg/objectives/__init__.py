@@ -13,8 +13,10 @@ from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.quantile_regression import QuantileRegressionDQNLoss
 from torchrl_reg.objectives.shaping import AdvantageGap, Munchausen, Shaping
 from torchrl_reg.objectives.soft_dqn import SoftDQNLoss
+from torchrl_reg.objectives.soft_q_learning import SoftQLearningLoss
 from torchrl_reg.objectives.sparse_dqn import SparseDQNLoss
 from torchrl_reg.objectives.target_update import HardTargetUpdate, PolyakTargetUpdate
+from torchrl_reg.objectives.virel import VIRELLoss
 
 __all__ = [
     "AdvantageGap",
@@ -36,4 +38,6 @@ __all__ = [
     "Shaping",
     "SoftDQNLoss",
     "SparseDQNLoss",
+    "SoftQLearningLoss",
+    "VIRELLoss",
 ]

@@ -1,0 +1,116 @@
+"""Soft Q-learning over continuous actions: a sampled soft value, and a sampler trained by Stein's method.
+
+    python recipes/soft_q.py
+    python recipes/soft_q.py env=multigoal
+    python recipes/soft_q.py env=mujoco/hopper +paper=haarnoja2017 run.seed=1
+
+Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017 [H17] and
+its released code [C]; [S] marks what is SAC's. Watch ``ess`` in the rows: near 1, one of the sampled actions makes the
+whole soft value, and that is too low.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.modules import PolicySettings, policy, state_action_value_network
+from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
+from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+
+
+@dataclass
+class Algo:
+    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+
+    total_frames: int = 10_000  # environment frames
+    tau: float = 0.2  # temperature, reward units: the inverse of the reward scale in [C]
+    num_value_samples: int = 16  # actions of the soft value, per state [C]
+    num_particles: int = 16  # of the sampler, per state; half of them push the others [C]
+    proposal: str = "uniform"  # of the soft value's actions [C]; also actor, with policy=flow
+    form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], whose actions keep off the bounds
+    num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
+    gamma: float = 0.99  # discount [C]
+    learning_rate: float = 1e-3  # Adam, for sampler and critics; 3e-4 on MuJoCo [C]
+    adam_eps: float = 1e-8  # PyTorch's
+    batch_size: int = 128  # transitions [C]
+    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [C]
+    learning_starts_frames: int = 1_000  # [C]
+    update_every_frames: float = 1  # frames per gradient update [C]
+    target_rate: float = 0.005  # Polyak rate of the target critics, per update [S]; [C] copies every 1000 updates
+    num_envs: int = 8  # environments stepped together
+    collect_steps: int = 4  # steps of each between two rounds of updates
+
+    def validate(self) -> None:
+        require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
+        require(self.num_value_samples >= 1, "algo.num_value_samples", ">= 1", self.num_value_samples)
+        even = self.num_particles >= 4 and self.num_particles % 2 == 0
+        require(even, "algo.num_particles", "even and >= 4", self.num_particles)
+        require(self.proposal in ("uniform", "actor"), "algo.proposal", "uniform or actor", self.proposal)
+        require(self.form in ("exact", "haarnoja2017"), "algo.form", "exact or haarnoja2017", self.form)
+        require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
+        check_replay_learning(self)
+
+
+@dataclass
+class Config(RecipeConfig):
+    groups: ClassVar[dict[str, str]] = {"policy": "sampler", "env": "pendulum"}
+
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
+    policy: PolicySettings = field(default_factory=lambda: PolicySettings("sampler"))
+    algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        require(self.policy.name in ("sampler", "flow"), "policy.name", "sampler or flow", self.policy.name)
+        fits = self.algo.proposal == "uniform" or self.policy.name == "flow"
+        require(fits, "algo.proposal", "uniform unless policy=flow, which has a density", self.algo.proposal)
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
+
+    # What acts: samples of the policy. Evaluated at the image of no noise ("greedy", though not a mode), and sampled.
+    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    actor = policy(cfg.policy, env).to(run.device)
+    eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": actor})
+
+    # What it remembers: single transitions, sampled uniformly.
+    replay = run.replay(algo.replay_capacity, algo.batch_size)
+
+    # What it learns: Q(s, a) towards r + gamma tau ln int exp(Q_target(s', .) / tau), the sampler towards exp(Q / tau).
+    loss = SoftQLearningLoss(
+        actor,
+        [state_action_value_network(cfg.policy, env).to(run.device) for _ in range(algo.num_critics)],
+        tau=algo.tau,
+        num_value_samples=algo.num_value_samples,
+        num_particles=algo.num_particles,
+        proposal=algo.proposal,  # type: ignore[arg-type]
+        form=algo.form,  # type: ignore[arg-type]
+    ).make_value_estimator(gamma=algo.gamma)
+    optimizer = torch.optim.Adam(
+        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
+    )
+    target = PolyakTargetUpdate(loss, rate=algo.target_rate)
+    update = run.make_update(loss, optimizer, target)
+
+    # The loop
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
+    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
+    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
+        replay.extend(batch.select(*loss.in_keys).transpose(0, 1).reshape(-1))  # in order of time
+        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
+            run.record(update(minibatch))
+    return run.finish()
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()

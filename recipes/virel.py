@@ -1,0 +1,124 @@
+"""VIREL: an actor-critic whose temperature is the Bellman error of its critic; random while wrong, greedy when right.
+
+    python recipes/virel.py
+    python recipes/virel.py algo.beta_scale=null algo.tau=0.2
+    python recipes/virel.py env=mujoco/hopper +paper=fellows2019 run.seed=1
+
+Source: Fellows, Mahajan, Rudner, Whiteson, "VIREL: A Variational Inference Framework for Reinforcement Learning",
+NeurIPS 2019 [F19] and its released code [C]; [S] marks what is SAC's. ``algo.beta_scale=null`` keeps the temperature at
+``algo.tau``: the other curve of the source's figures (in the released code ``beta.py`` adapts it, not ``virel.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
+from torchrl_reg.objectives import PolyakTargetUpdate, VIRELLoss
+from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+
+
+@dataclass
+class Algo:
+    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+
+    total_frames: int = 10_000  # environment frames
+    tau: float = 1.0  # temperature, reward units; where it starts, or stays if beta_scale is null [C]
+    beta_scale: float | None = 0.1  # temperature over the p-th part of the Bellman error, reward units^(1 - p) [F19: c]
+    exponent: float = 2.0  # p of the Bellman error [C]
+    error_rate: float = 0.01  # of the running average of the Bellman error, per update; 1 in [C]: the last batch alone
+    error_batch: int | None = None  # transitions the error is estimated on; null: those of the update. 4096 in [C]
+    tau_min: float = 1e-3  # floor of the temperature, reward units; ours
+    value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
+    num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
+    gamma: float = 0.99  # discount [C]
+    learning_rate: float = 1e-3  # Adam, for actor, critics and value; 3e-4 [C]
+    adam_eps: float = 1e-8  # PyTorch's
+    batch_size: int = 256  # transitions [S]; 128 in [C]
+    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [C]
+    learning_starts_frames: int = 1_000  # 10k on MuJoCo
+    update_every_frames: float = 1  # frames per gradient update [C]
+    target_rate: float = 0.005  # Polyak rate of the target networks, per update [S]; .001 in [C]
+    num_envs: int = 8  # environments stepped together
+    collect_steps: int = 4  # steps of each between two rounds of updates
+
+    def validate(self) -> None:
+        require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
+        scale = self.beta_scale
+        require(scale is None or 0 < scale < math.inf, "algo.beta_scale", "finite and > 0, or null", scale)
+        require(1 <= self.exponent < math.inf, "algo.exponent", "finite and >= 1", self.exponent)
+        require(0 < self.error_rate <= 1, "algo.error_rate", "in (0, 1]", self.error_rate)
+        require(self.error_batch is None or self.error_batch >= 1, "algo.error_batch", ">= 1 or null", self.error_batch)
+        require(0 < self.tau_min < math.inf, "algo.tau_min", "finite and > 0", self.tau_min)
+        require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
+        check_replay_learning(self)
+
+
+@dataclass
+class Config(RecipeConfig):
+    groups: ClassVar[dict[str, str]] = {"policy": "gaussian", "env": "pendulum"}
+
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
+    policy: PolicySettings = field(default_factory=lambda: PolicySettings("gaussian"))
+    algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        differentiable = self.policy.name in ("gaussian", "flow")
+        require(differentiable, "policy.name", "gaussian or flow for VIREL", self.policy.name)
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
+
+    # What acts: samples of the policy. Evaluated at its mode, and sampled.
+    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    actor = policy(cfg.policy, env).to(run.device)
+    eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": actor})
+
+    # What it remembers: single transitions, sampled uniformly.
+    replay = run.replay(algo.replay_capacity, algo.batch_size)
+
+    # What it learns: Q(s, a) towards r + gamma min Q_target(s', a'), pi towards softmax(Q / tau), tau = the error of Q.
+    loss = VIRELLoss(
+        actor,
+        [state_action_value_network(cfg.policy, env).to(run.device) for _ in range(algo.num_critics)],
+        state_value_network(cfg.policy, env).to(run.device) if algo.value_network else None,
+        tau=algo.tau,
+        beta_scale=algo.beta_scale,
+        exponent=algo.exponent,
+        rate=algo.error_rate,
+        tau_min=algo.tau_min,
+    ).make_value_estimator(gamma=algo.gamma)
+    optimizer = torch.optim.Adam(
+        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
+    )
+    target = PolyakTargetUpdate(loss, rate=algo.target_rate)
+    update = run.make_update(loss, optimizer, target)
+
+    # The loop
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
+    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
+    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
+        replay.extend(batch.select(*loss.in_keys).transpose(0, 1).reshape(-1))  # in order of time
+        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
+            scalars = update(minibatch)
+            if algo.error_batch is None:
+                loss.observe(scalars)
+            else:
+                loss.observe(loss.bellman_error(replay.sample(algo.error_batch).to(run.device)))
+            run.record(scalars)
+    return run.finish()
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()

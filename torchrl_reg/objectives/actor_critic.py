@@ -1,0 +1,219 @@
+"""What the losses over an actor and critics Q(s, a) share: their networks, sampled actions, entries and priorities.
+
+Shapes: ``*B`` batch, ``C`` critics, ``K`` actions per state, ``D`` action dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import Tensor
+from torch.distributions import Distribution
+from torchrl.objectives.utils import ValueEstimators, distance_loss
+
+from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.modules.critic_ensemble import CriticEnsemble
+from torchrl_reg.objectives.bound_network import BoundModule
+from torchrl_reg.objectives.regularized_loss import (
+    LossFunction,
+    Reduction,
+    RegularizedLoss,
+    _means,
+    blank_rows,
+    keep_masked_rows_out,
+)
+from torchrl_reg.objectives.stochastic_actor import log_prob, stored_action_key
+from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
+
+
+class ActorCriticLoss(RegularizedLoss):
+    """Base of the losses with an actor and one or several critics; a method adds its target and its actor's loss.
+
+    The critics have target networks, the actor has none. The gradient of the actor's loss does not reach the critics.
+
+    Args:
+        actor_network: the actor.
+        qvalue_network: a critic, or a list of them; each writes Q(s, a) ``[*B, 1]`` from entries with the action among
+            them. Where there are several the smallest value counts.
+        temperature: the coefficient behind ``loss.tau``.
+        loss_function: distance between Q(s, a) and its target; summed over the critics.
+        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+
+    Raises:
+        ValueError: critics that are no TensorDict modules, or that do not read the action.
+    """
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    qvalue_network: CriticEnsemble
+    qvalue_network_params: TensorDictParams
+    _frozen: Any
+    target_qvalue_network_params: TensorDictParams
+    _schedulable_buffers = frozenset({"tau"})
+    _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "qvalue_network")
+    default_value_estimator: Any = ValueEstimators.TD0
+    tau: Any = coefficient("temperature", "The temperature in force, in reward units; assign to schedule it.")
+
+    def __init__(
+        self,
+        actor_network: Any,
+        qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
+        *,
+        temperature: Coefficient,
+        loss_function: LossFunction = "l2",
+        reduction: Reduction = "mean",
+        use_prioritized_weights: bool | Literal["auto"] = "auto",
+        diagnostics: bool = True,
+    ) -> None:
+        super().__init__(
+            loss_function=loss_function,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            diagnostics=diagnostics,
+        )
+        critics: list[Any] = list(qvalue_network) if isinstance(qvalue_network, (list, tuple)) else [qvalue_network]
+        ensemble = CriticEnsemble(critics)
+        action_key = stored_action_key(actor_network)
+        for critic in critics:
+            if action_key not in critic.in_keys:
+                raise ValueError(
+                    f"qvalue_network must read the action {action_key!r}, got a critic that reads "
+                    f"{', '.join(map(repr, critic.in_keys))}."
+                )
+        self.temperature = temperature
+        self.__dict__["_checked_data"] = False
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        self.convert_to_functional(ensemble, "qvalue_network", create_target_params=True)
+        self._register_coefficients()
+
+    def _owns(self, name: str) -> bool:
+        return name == "tau" or super()._owns(name)
+
+    def _set_in_keys(self) -> None:
+        action = self.tensor_keys.action
+        networks = [getattr(self, name) for name in self._network_names]
+        states = [key for network in networks for key in network.in_keys if key != action]
+        ends = [self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated]
+        self._in_keys = list(dict.fromkeys([action, *states, *[("next", key) for key in [*ends, *states]]]))
+
+    # -- networks -----------------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        super()._bind()
+        self.__dict__["_frozen"] = None
+        if self._bound_networks is not None:
+            # A copy of the critics that shares their memory, but asks for no gradient of their parameters.
+            self.__dict__["_frozen"] = BoundModule(self.qvalue_network, self.qvalue_network_params.data, private=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_frozen": None}
+
+    def _frozen_critics(self, tensordict: TensorDictBase) -> Any:
+        """The online critics, whose parameters get no gradient."""
+        online, _ = self._bound(tensordict, "qvalue_network")
+        assert self._bound_networks is not None
+        if online is self._bound_networks["qvalue_network"].online:
+            return self._frozen
+        return self._frozen.holding(self.qvalue_network_params.apply(lambda tensor: tensor.detach()))
+
+    def _q(self, bound: Any, states: TensorDictBase, action: Tensor) -> Tensor:
+        """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``."""
+        keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
+        inputs = states.select(*keys)
+        if action.ndim > states.ndim + 1:
+            shape = action.shape[: states.ndim + 1]
+            inputs = inputs.unsqueeze(-1).expand(shape)
+        return at_least_float32(bound.network.values(inputs.set(self.tensor_keys.action, action)))
+
+    def _states(self, tensordict: TensorDictBase, mask: Tensor | None) -> TensorDictBase:
+        """What the networks read at s, and the stored action; zero in the rows outside ``mask``."""
+        return tensordict if mask is None else blank_rows(tensordict, mask, self._state_keys(True))
+
+    def _next_states(self, tensordict: TensorDictBase, mask: Tensor | None) -> TensorDictBase:
+        """What the networks read at s', zero where it does not count: the ends of episodes may hold NaN."""
+        used = ~terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
+        return blank_rows(tensordict.get("next"), used if mask is None else used & mask, self._state_keys(False))
+
+    def _state_keys(self, action: bool) -> list[Any]:
+        keys = [key for name in self._network_names for key in getattr(self, name).in_keys]
+        return [key for key in dict.fromkeys(keys) if action or key != self.tensor_keys.action]
+
+    # -- what a forward pass is made of -------------------------------------------------------------------------
+
+    def _one_step_target(self, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+        """``r + gamma V(s') [*B]`` from ``next_value [*B]``."""
+        gamma = self.value_estimator.gamma
+        return one_step_return(tensordict, self.tensor_keys, gamma, next_value.unsqueeze(-1)).squeeze(-1)
+
+    def _critic_loss(
+        self, tensordict: TensorDictBase, prediction: Tensor, target: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The critics' loss ``[*B]``, summed over them, and their TD errors ``[C, *B]``; writes the priority."""
+        target = keep_masked_rows_out(target.to(prediction.dtype).expand_as(prediction), prediction, mask)
+        td_error = (target - prediction).detach()
+        self._write_priority(tensordict, td_error.square().amax(0))
+        return distance_loss(prediction, target, self.loss_function).sum(0), td_error
+
+    def _entries(
+        self,
+        tensordict: TensorDictBase,
+        weighted: dict[str, Tensor],
+        plain: dict[str, Tensor],
+        mask: Tensor | None,
+        rows: dict[str, Tensor],
+        **scalars: Tensor,
+    ) -> TensorDict:
+        """The losses reduced (priority weights count for the ``weighted``), further scalars, means of the rows."""
+        masked = None if mask is None else tensordict
+        weights = self._maybe_get_priority_weight(tensordict)
+        losses = {n: self._reduce_loss(x, tensordict=masked, weights=weights) for n, x in weighted.items()}
+        losses |= {n: self._reduce_loss(x, tensordict=masked, weights=None) for n, x in plain.items()}
+        if self.diagnostics:
+            dtype = losses["loss_qvalue"].dtype
+            scalars |= _means({name: x.detach() for name, x in rows.items()}, mask, dtype)
+            scalars["tau"] = self.tau.to(dtype, copy=True)
+        out = TensorDict({**losses, **scalars})
+        self._clear_weakrefs(
+            tensordict, out, *[f"{prefix}{n}_params" for n in self._network_names for prefix in ("", "target_")]
+        )
+        return out
+
+    def _check_data_once(self, tensordict: TensorDictBase, low: Any, high: Any, mask: Tensor | None) -> None:
+        """Refuse stored actions outside the box, in the first batch: looking at every one would wait for the device."""
+        if torch.compiler.is_compiling() or self._checked_data:
+            return
+        self.__dict__["_checked_data"] = True
+        action = tensordict.get(self.tensor_keys.action)
+        low, high = (torch.as_tensor(bound).to(action) for bound in (low, high))
+        slack = 1e-4 * (high - low)
+        outside = ((action < low - slack) | (action > high + slack)).any(-1)
+        if mask is not None:
+            outside = outside & mask
+        if outside.any():
+            worst = action[outside][0].tolist()
+            raise ValueError(
+                f"Stored actions must lie between the actor's low={low.tolist()} and high={high.tolist()}, got {worst}."
+            )
+
+
+def reparametrized(dist: Distribution, batch_size: torch.Size) -> tuple[Tensor, Tensor]:
+    """A sampled action, through which the gradient flows, and its log-probability ``[*B]``.
+
+    Raises:
+        ValueError: the distribution has no such samples (bins, say).
+    """
+    if hasattr(dist, "rsample_and_log_prob"):
+        return dist.rsample_and_log_prob()
+    if not dist.has_rsample:
+        raise ValueError(
+            "actor_network must give samples that carry a gradient (rsample), as gaussian_actor and FlowActor do, got "
+            f"a {type(dist).__name__}."
+        )
+    action = dist.rsample()
+    return action, at_least_float32(log_prob(dist, action, batch_size))

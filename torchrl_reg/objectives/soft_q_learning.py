@@ -1,0 +1,180 @@
+"""Soft Q-learning over continuous actions: a sampled soft value, and a sampler trained by Stein's method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from torch import Tensor
+from torch.nn import functional as F
+
+from torchrl_reg.functional import soft_value_importance, svgd_bandwidth, svgd_direction
+from torchrl_reg.objectives.actor_critic import ActorCriticLoss
+from torchrl_reg.objectives.regularized_loss import LossFunction
+from torchrl_reg.objectives.stochastic_actor import stored_action, stored_action_key
+from torchrl_reg.regularizers.checks import check_temperature
+from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
+
+Form = Literal["exact", "haarnoja2017"]
+Proposal = Literal["uniform", "actor"]
+
+
+class SoftQLearningLoss(ActorCriticLoss):
+    r"""``(r + gamma V(s') - Q(s, a))^2`` with a sampled soft value, and the sampler that draws from ``exp(Q / tau)``.
+
+    .. math:: V(s') = \tau \ln \frac{1}{K} \sum_k \frac{\exp(Q_{target}(s', a_k) / \tau)}{p(a_k)}, \qquad
+              \Delta u_i = \frac{1}{J} \sum_j \kappa(u_j, u_i) \nabla \ln p(u_j) + \nabla_{u_j} \kappa(u_j, u_i)
+
+    The value integrates over actions scaled to ``[-1, 1]^D``. Its ``K`` actions come from a uniform proposal (density
+    ``2^-D``), or from the actor where that has a density (:class:`~torchrl_reg.modules.FlowActor`). With few samples it
+    is low, above all in many dimensions, see :func:`~torchrl_reg.functional.soft_value_importance`; watch ``ess``.
+
+    The sampler's outputs before the squash, ``u``, follow the Stein variational direction of the density they should
+    have, ``ln p(u) = Q / tau + ln |det d tanh(u) / du|``. Of ``num_particles`` per state one half is fixed and pushes,
+    the other moves, and the push goes to the parameters. ``form="haarnoja2017"`` is the released code's: the same
+    correction, but gradients and kernel in the space of actions, whose stationary density is ``exp(Q / tau) prod (1 -
+    a_i^2)`` instead: away from the bounds.
+
+    Args:
+        actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a
+            :class:`~torchrl_reg.modules.FlowActor`.
+        qvalue_network: a critic, or a list of them (twin critics: the smaller value counts).
+        tau: temperature > 0, in reward units; the published ``reward_scale`` is its inverse. Schedulable.
+        num_value_samples: K, actions of the soft value per state.
+        num_particles: particles of the sampler per state, an even number >= 4 (with fewer than two that push it is
+            plain gradient ascent).
+        proposal: ``"uniform"`` or ``"actor"``.
+        form: ``"exact"`` or ``"haarnoja2017"``.
+        loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
+
+    Returns (in a TensorDict): ``loss_actor`` (its gradient is minus the Stein direction; its value means nothing),
+    ``loss_qvalue``, and detached scalars ``td_error`` (mean absolute), ``value`` (soft value of s'), ``ess`` (effective
+    sample size of its K samples, 1 to K), ``spread`` (standard deviation of a state's particles on ``[-1, 1]``) and
+    ``tau``. Writes the priority, the largest squared TD error of the critics ``[*B, 1]``.
+
+    Raises:
+        ValueError: a coefficient or number out of range, an actor that is no sampler, ``proposal="actor"`` with one
+            that has no density, critics that do not read the action, stored actions outside the box (first batch).
+
+    Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017,
+    eq. (10), (11), (13). The released code shares its K actions between the states of a batch; here each has its own.
+
+    >>> import torch
+    >>> from tensordict import TensorDict
+    >>> from torchrl.modules import MLP, ValueOperator
+    >>> from torchrl_reg.modules import StochasticSamplerActor
+    >>> from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
+    >>> actor = StochasticSamplerActor(torch.nn.Identity(), 4, low=[-1.0] * 2, high=[1.0] * 2)
+    >>> critic = ValueOperator(MLP(in_features=6, out_features=1), in_keys=["observation", "action"])
+    >>> loss = SoftQLearningLoss(actor, critic, tau=0.1).make_value_estimator(gamma=0.99)
+    >>> target_update = PolyakTargetUpdate(loss, rate=0.005)
+    >>> data = actor(TensorDict({
+    ...     "observation": torch.randn(8, 4),
+    ...     "next": {"observation": torch.randn(8, 4), "reward": torch.randn(8, 1),
+    ...              "done": torch.zeros(8, 1, dtype=torch.bool),
+    ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8]))
+    >>> out = loss(data)
+    >>> bool(1 <= out["ess"] <= 16)
+    True
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue"]
+
+    def __init__(
+        self,
+        actor_network: Any,
+        qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
+        *,
+        tau: float | Coefficient = 1.0,
+        num_value_samples: int = 16,
+        num_particles: int = 16,
+        proposal: Proposal = "uniform",
+        form: Form = "exact",
+        loss_function: LossFunction = "l2",
+        **kwargs: Any,
+    ) -> None:
+        if not hasattr(actor_network, "particles"):
+            raise ValueError(
+                "actor_network must be a sampler, a StochasticSamplerActor or a FlowActor, got "
+                f"{type(actor_network).__name__}."
+            )
+        if not isinstance(num_value_samples, int) or num_value_samples < 1:
+            raise ValueError(f"num_value_samples must be an integer >= 1, got {num_value_samples!r}.")
+        if not isinstance(num_particles, int) or num_particles < 4 or num_particles % 2:
+            raise ValueError(
+                "num_particles must be an even number >= 4 (half of them push the others, and fewer than two would be "
+                f"plain gradient ascent), got {num_particles!r}."
+            )
+        for name, value, choices in (("proposal", proposal, ("uniform", "actor")), ("form", form, Form.__args__)):  # type: ignore[attr-defined]
+            if value not in choices:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
+        if proposal == "actor" and not hasattr(actor_network, "get_dist"):
+            raise ValueError(
+                "proposal='actor' needs a sampler with a density, such as a FlowActor, got "
+                f"{type(actor_network).__name__}."
+            )
+        temperature = made_coefficient(tau, name="tau", check=check_temperature)
+        super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
+        self.num_value_samples, self.num_particles = num_value_samples, num_particles
+        self.proposal, self.form = proposal, form
+        self.value_network = None  # type: ignore[assignment]
+        self.set_keys(action=stored_action_key(actor_network))
+        self.make_value_estimator()
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """The losses and detached scalars; writes the priority ``[*B, 1]``."""
+        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        self._check_data_once(tensordict, self.actor_network.low, self.actor_network.high, mask)
+        states = self._states(tensordict, mask)
+        critics, _ = self._bound(tensordict, "qvalue_network")
+        prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
+        with torch.no_grad():
+            value, ess = self._soft_value(tensordict, self._next_states(tensordict, mask))
+            target = self._one_step_target(tensordict, value)
+        loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target, mask)
+        loss_actor, spread = self._stein_loss(tensordict, states)
+        rows = {"td_error": td_error.abs().mean(0), "value": value, "ess": ess, "spread": spread}
+        return self._entries(tensordict, {"loss_qvalue": loss_qvalue}, {"loss_actor": loss_actor}, mask, rows)
+
+    def _soft_value(self, tensordict: TensorDictBase, states: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Soft value of the target critics at ``states`` ``[*B]``, and the effective sample size ``[*B]``."""
+        actor = self._bound(tensordict, "actor_network")[0].network
+        critics = self._bound(tensordict, "qvalue_network")[1]
+        low, high = actor.low, actor.high
+        if self.proposal == "actor":
+            u, log_p = actor.particles(states, self.num_value_samples)
+            action = actor.squashed(u)
+        else:
+            shape = (*states.batch_size, self.num_value_samples, len(low))
+            uniform = torch.rand(shape, dtype=low.dtype, device=low.device)
+            action, log_p = low + (high - low) * uniform, -len(low) * math.log(2)
+        return soft_value_importance(self._q(critics, states, action).amin(0), self.tau, log_p)
+
+    def _stein_loss(self, tensordict: TensorDictBase, states: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Rows ``[*B]`` whose gradient is minus the mean direction of the particles that move, and their spread."""
+        actor = self._bound(tensordict, "actor_network")[0].network
+        critics = self._frozen_critics(tensordict)
+        u, _ = actor.particles(states, self.num_particles)
+        particles = u if self.form == "exact" else u.tanh()
+        fixed, updated = particles.chunk(2, -2)
+        fixed = fixed.detach()
+
+        def log_density(x: Tensor) -> Tensor:
+            if self.form == "exact":
+                action, log_det = actor.squashed(x), 2 * (math.log(2) - x - F.softplus(-2 * x)).sum(-1)
+            else:
+                action = actor.low + (actor.high - actor.low) * (1 + x) / 2
+                log_det = (1 - x.square() + 1e-6).log().sum(-1)
+            return (self._q(critics, states, action).amin(0) / self.tau + log_det).sum()
+
+        score = torch.func.grad(log_density)(fixed)
+        with torch.no_grad():
+            moving = updated.detach()
+            direction = svgd_direction(fixed, score, moving, svgd_bandwidth(fixed, moving))
+            spread = u.detach().tanh().std(-2).mean(-1)
+        return -(direction * updated).sum(-1).mean(-1), spread
