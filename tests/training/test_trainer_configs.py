@@ -1,0 +1,73 @@
+"""Our losses from YAML, as TorchRL's trainers read theirs."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
+from torch import nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor, ValueOperator
+
+import torchrl_reg.objectives as objectives
+from torchrl_reg.modules import ImplicitQuantileNetwork, MulticategoricalActor, QuantileQActor
+from torchrl_reg.training.trainer_configs import LOSSES, register_loss_configs
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Any:
+    register_loss_configs()
+    (tmp_path / "train.yaml").write_text("defaults:\n  - loss@loss_module: soft_dqn\n  - _self_\n")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        yield lambda *overrides: compose("train", overrides=list(overrides))
+
+
+def networks(name: str) -> dict[str, Any]:
+    if name in ("implicit_q", "path_consistency"):
+        actor = MulticategoricalActor(nn.Linear(4, 10), low=[-1.0, -1.0], high=[1.0, 1.0], num_bins=5)
+        return {"actor_network": actor, "value_network": ValueOperator(nn.Linear(4, 1), in_keys=["observation"])}
+    if "iqn" in name:
+        net = ImplicitQuantileNetwork(nn.Linear(4, 8), num_features=8, num_actions=3, num_cells=8)
+        return {"value_network": QuantileQActor(net, spec=Categorical(3))}
+    return {"value_network": QValueActor(nn.Linear(4, 3), spec=Categorical(3))}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_made_with_the_defaults_of_its_constructor(composed: Any, name: str) -> None:
+    config = composed(f"loss@loss_module={name}", "loss_module.gamma=0.9", "loss_module.keys={reward: [agent, r]}")
+    loss = instantiate(config.loss_module, **networks(name), _convert_="all")
+    assert type(loss) is getattr(objectives, config.loss_module.loss)
+    assert loss.tensor_keys.reward == ("agent", "r") and float(loss.value_estimator.gamma) == 0.9
+    own = set(LOSSES[name].__dataclass_fields__) - {"_target_", "_partial_", "loss", "gamma", "value_estimator", "keys"}
+    defaults: dict[str, Any] = {}
+    for cls in reversed(type(loss).__mro__):
+        if "__init__" in vars(cls):
+            defaults |= {k: p.default for k, p in inspect.signature(vars(cls)["__init__"]).parameters.items()}
+    for argument in own:
+        default = defaults[argument]
+        if default is not inspect.Parameter.empty:
+            assert config.loss_module[argument] == default, argument
+
+
+def test_values_reach_the_loss_and_typos_do_not(composed: Any) -> None:
+    chosen = "loss@loss_module=munchausen_dqn"
+    config = composed(chosen, "loss_module.tau=0.5", "loss_module.alpha=0.25", "loss_module.clip_min=null")
+    loss = instantiate(config.loss_module, **networks("munchausen_dqn"))
+    assert (float(loss.tau), float(loss.alpha), float(loss.clip_min)) == (0.5, 0.25, -torch.inf)
+    with pytest.raises(ConfigCompositionException):
+        composed(chosen, "loss_module.taau=0.5")
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    from torchrl_reg.objectives.from_config import loss_from_config
+
+    with pytest.raises(ValueError, match="loss must be one of AdvantageLearningLoss, .* got 'HardTargetUpdate'"):
+        loss_from_config("HardTargetUpdate")

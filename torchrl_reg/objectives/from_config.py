@@ -1,0 +1,59 @@
+"""Losses built from plain settings, such as a YAML file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchrl_reg.objectives.regularized_loss import RegularizedLoss
+
+
+def loss_from_config(
+    loss: str,
+    *,
+    gamma: float | None = None,
+    value_estimator: str | None = None,
+    keys: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> RegularizedLoss:
+    """The loss of that name, with its keys set and its value estimator made.
+
+    Args:
+        loss: a name in ``torchrl_reg.objectives``, such as ``"MunchausenDQNLoss"``.
+        gamma: discount; None is the loss's default.
+        value_estimator: its name, such as ``"td0"``; None is the loss's default.
+        keys: for ``set_keys``; a list of names is a nested key.
+        **arguments: for the constructor. A network given as a factory (Hydra's ``_partial_: true``) is called.
+
+    Raises:
+        ValueError: no loss of that name.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> actor = QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3))
+    >>> settings = {"tau": 0.5, "gamma": 0.9, "keys": {"reward": ["r", "x"]}}
+    >>> loss = loss_from_config("MunchausenDQNLoss", value_network=actor, **settings)
+    >>> type(loss).__name__, loss.tensor_keys.reward
+    ('MunchausenDQNLoss', ('r', 'x'))
+    """
+    import torchrl_reg.objectives as objectives
+
+    cls = getattr(objectives, loss, None) if loss in objectives.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, RegularizedLoss)):
+        known = [n for n in objectives.__all__ if n.endswith("Loss")]
+        raise ValueError(f"loss must be one of {', '.join(known)}, got {loss!r}.")
+    for name in ("value_network", "actor_network", "prior_network"):
+        network = arguments.get(name)
+        if hasattr(network, "func"):  # a functools.partial of its constructor
+            arguments[name] = network()
+    made = cls(**arguments)
+    if keys:
+        made.set_keys(**{name: _nested(key) for name, key in keys.items()})
+    if gamma is not None or value_estimator is not None:
+        made.make_value_estimator(value_estimator, **({} if gamma is None else {"gamma": gamma}))
+    return made
+
+
+def _nested(key: Any) -> Any:
+    return key if isinstance(key, str) or not isinstance(key, Sequence) else tuple(key)

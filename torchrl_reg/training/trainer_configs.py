@@ -1,0 +1,148 @@
+"""Hydra configs of our losses, so that TorchRL's trainers take them from YAML as they take ``loss: dqn``.
+
+``register_loss_configs()`` before ``hydra.main`` adds group ``loss`` the names of :data:`LOSSES`::
+
+    defaults:
+      - loss@loss_module: munchausen_dqn
+    loss_module:
+      tau: 0.03
+      gamma: 0.99
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_BUILD = "torchrl_reg.objectives.from_config.loss_from_config"
+
+
+@dataclass
+class LossConfig:
+    """What all losses take; ``gamma``, ``value_estimator`` and ``keys`` are settings of what is made of them."""
+
+    _target_: str = _BUILD
+    _partial_: bool = False
+    value_network: Any = None
+    delay_value: bool = True
+    reduction: str | None = "mean"
+    use_prioritized_weights: Any = "auto"
+    diagnostics: bool = True
+    gamma: float | None = None
+    value_estimator: str | None = None
+    keys: Any = None
+
+
+@dataclass
+class SoftDQNConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.SoftDQNLoss`."""
+
+    loss: str = "SoftDQNLoss"
+    action_space: Any = None
+    loss_function: str = "smooth_l1"
+    tau: float = 0.03
+
+
+@dataclass
+class MunchausenDQNConfig(SoftDQNConfig):
+    """:class:`~torchrl_reg.objectives.MunchausenDQNLoss`."""
+
+    loss: str = "MunchausenDQNLoss"
+    alpha: float = 0.9
+    clip_min: float | None = -1.0
+
+
+@dataclass
+class AdvantageLearningConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.AdvantageLearningLoss`."""
+
+    loss: str = "AdvantageLearningLoss"
+    action_space: Any = None
+    loss_function: str = "smooth_l1"
+    alpha: float = 0.9
+    persistent: bool = False
+
+
+@dataclass
+class IQNConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.IQNLoss`."""
+
+    loss: str = "IQNLoss"
+    action_space: Any = None
+    num_quantiles: int = 64
+    num_target_quantiles: int = 64
+    num_policy_quantiles: int = 32
+    kappa: float = 1.0
+    double_dqn: bool = False
+    reuse_quantiles: bool = False
+    share_fractions: bool = False
+
+
+@dataclass
+class MunchausenIQNConfig(IQNConfig):
+    """:class:`~torchrl_reg.objectives.MunchausenIQNLoss`."""
+
+    loss: str = "MunchausenIQNLoss"
+    tau: float = 0.03
+    alpha: float = 0.9
+    clip_min: float | None = -1.0
+
+
+@dataclass
+class MutualInformationDQNConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.MutualInformationDQNLoss`."""
+
+    loss: str = "MutualInformationDQNLoss"
+    action_space: Any = None
+    loss_function: str = "smooth_l1"
+    prior: Any = None
+    beta: float | None = None
+
+
+@dataclass
+class ImplicitQConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.ImplicitQLoss`."""
+
+    loss: str = "ImplicitQLoss"
+    actor_network: Any = None
+    loss_function: str = "l2"
+    tau: float = 0.01
+    alpha: float = 0.0
+    clip_min: float | None = None
+    residual: bool = False
+    target_entropy: float | None = None
+    delay_actor: bool = True
+
+
+@dataclass
+class PathConsistencyConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.PathConsistencyLoss`."""
+
+    loss: str = "PathConsistencyLoss"
+    actor_network: Any = None
+    delay_value: bool = False
+    tau: float = 0.1
+    lam: float = 0.0
+    rollout: int = 10
+    max_kl: float | None = None
+
+
+#: Names in Hydra's group ``loss``.
+LOSSES: dict[str, type[LossConfig]] = {
+    "soft_dqn": SoftDQNConfig,
+    "munchausen_dqn": MunchausenDQNConfig,
+    "advantage_learning": AdvantageLearningConfig,
+    "iqn": IQNConfig,
+    "munchausen_iqn": MunchausenIQNConfig,
+    "mutual_information_dqn": MutualInformationDQNConfig,
+    "implicit_q": ImplicitQConfig,
+    "path_consistency": PathConsistencyConfig,
+}
+
+
+def register_loss_configs() -> None:
+    """Add :data:`LOSSES` to Hydra's config store; needs the extra ``recipes``."""
+    from hydra.core.config_store import ConfigStore
+
+    for name, config in LOSSES.items():
+        ConfigStore.instance().store(group="loss", name=name, node=config)
