@@ -44,7 +44,7 @@ def loss_from_config(
         known = [n for n in objectives.__all__ if n.endswith("Loss")]
         raise ValueError(f"loss must be one of {', '.join(known)}, got {loss!r}.")
     for name in ("value_network", "actor_network", "prior_network"):
-        network = arguments.get(name)
+        network: Any = arguments.get(name)
         if hasattr(network, "func"):  # a functools.partial of its constructor
             arguments[name] = network()
     made = cls(**arguments)
