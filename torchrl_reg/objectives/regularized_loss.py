@@ -179,7 +179,6 @@ class RegularizedLoss(NetworkLoss):
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
         """Choose the value estimator by name, enum, class or instance; returns the loss.
 
-        ``"td1"`` is TD(lambda) with ``lmbda=1``, where the loss has that.
         ``tau``, ``alpha`` and ``clip_min`` given here set the loss's own coefficients: the loss is the one place
         where they live, and it hands them to the estimator at every call.
         """

@@ -39,7 +39,7 @@ class SoftDQNConfig(LossConfig):
 
     loss: str = "SoftDQNLoss"
     action_space: Any = None
-    loss_function: str = "smooth_l1"
+    loss_function: str | None = None
     tau: float = 0.03
 
 
@@ -58,7 +58,7 @@ class AdvantageLearningConfig(LossConfig):
 
     loss: str = "AdvantageLearningLoss"
     action_space: Any = None
-    loss_function: str = "smooth_l1"
+    loss_function: str | None = None
     alpha: float = 0.9
     persistent: bool = False
 
@@ -94,7 +94,7 @@ class MutualInformationDQNConfig(LossConfig):
 
     loss: str = "MutualInformationDQNLoss"
     action_space: Any = None
-    loss_function: str = "smooth_l1"
+    loss_function: str | None = None
     prior: Any = None
     beta: float | None = None
 
