@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -202,7 +203,8 @@ BAD = [
     (["env=atari", "env.game=Brekout"], "breakout"),
     (["env.frame_skip=4"], "frame_skip"),
     (["+paper=vieilard2020"], "vieillard2020"),
-    (["env=mujoco/hopper"], "env.name must be an environment with discrete actions, got one with continuous actions"),
+    (["env=mujoco/hopper"], "does not go with this recipe: it sets policy, which this recipe does not have"),
+    (["env.name=pendulum"], "must be an environment with discrete actions, got one with continuous actions"),
     (["env=pendulum"], "env=pendulum does not go with this recipe"),
     (["net=nature"], "net.name=nature does not fit observations of shape (4,)"),
     (["algo.n_steps=0"], "algo.n_steps"),
@@ -230,7 +232,8 @@ BAD = [
 
 
 CONTINUOUS_BAD = [
-    ("iq", ["env=cartpole"], "bounded box of actions"),
+    ("iq", ["env=cartpole"], "env=cartpole does not go with this recipe: it sets net, which this recipe does not have"),
+    ("iq", ["env.name=cartpole"], "bounded box of actions"),
     ("iq", ["env=atari"], "env=atari does not go with this recipe: it sets net"),
     ("iq", ["+paper=nachum2018"], "paper=nachum2018 does not go with this recipe: it sets algo.lam"),
     ("iq", ["algo.tau=0"], "algo.tau"),
@@ -359,3 +362,29 @@ def test_the_lean_collector_changes_no_row(name: str, tmp_path: Path, monkeypatc
         for collector in ("lean", "torchrl")
     )
     assert lean == reference
+
+
+@pytest.mark.parametrize("name", ["m_dqn", "iq"])
+def test_help_describes_every_setting_and_only_choices_that_fit(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(monkeypatch, name, "--help", "algo.tau=0.5")
+    text = capsys.readouterr().out
+    assert text.startswith(load(name).__doc__.splitlines()[0])
+    settings = [line for line in text.splitlines() if line.startswith("  ") and "=" in line.split()[0]]
+    settings = [
+        line for line in settings if line.split()[0].partition(".")[0] in ("run", "env", "net", "policy", "algo")
+    ]
+    assert len(settings) > 30 and all(len(line.split()) > 1 for line in settings)
+    assert "  algo.tau=0.5 " in text and "temperature, reward units" in text
+    choices = {}
+    group = ""
+    for line in text.partition("Choices")[2].partition("Other words")[0].splitlines()[1:]:
+        found, _, names = line.strip().rpartition("= ") if "= " in line else (group, "", line)
+        group = found
+        choices[group] = choices.get(group, "") + names
+    shown = {each.strip().split(" ")[0] for each in choices["env"].split(",") if each.strip()}
+    assert shown == {env for env in ENVS if fits(name, env)}
+    presets = {each.strip().split(" ")[0] for each in re.sub(r"\(.*?\)", "", choices["+paper"]).split(",")}
+    assert presets == {preset for preset, (names, _) in PRESETS.items() if name in names}
+    assert "net: null" not in text and ("net=" in text) == (name == "m_dqn")

@@ -35,6 +35,7 @@ from torchrl_reg.training.config_errors import (
     unknown_setting,
 )
 from torchrl_reg.training.errors import ConfigError, Interrupted, user_sentence
+from torchrl_reg.training.help import help_text
 from torchrl_reg.training.overrides import default_folder, readable, telling
 from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.settings import RecipeConfig, validate
@@ -80,6 +81,8 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
         sys.argv[1:] = readable(sys.argv[1:], config_class)
         check_flags(sys.argv[1:], _fail)
         check_removals(sys.argv[1:], _fail)
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            return _help(sys.argv[1:], config_class, train, conf, name)
         entry = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
         try:
             with _full_hydra_errors(), _signals_as_exceptions():
@@ -157,6 +160,20 @@ def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, na
                 check_removals(words, _fail)
                 config = _typed(hydra.compose(config_name=name, overrides=words), config_class, conf)
                 print(json.dumps(dataclasses.asdict(config), default=str))
+    except Exception as error:
+        sentence = user_sentence(error) or explain(error, config_class, conf)
+        if sentence is None:
+            raise
+        _fail(sentence)
+
+
+def _help(words: Sequence[str], config_class: type, train: Train, conf: Path, name: str) -> None:
+    """Prints the settings as ``words`` make them, and the choices that fit this recipe."""
+    overrides = [word for word in words if not word.startswith("-")]
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+            config = hydra.compose(config_name=name, overrides=overrides)
+            print(help_text(config_class, train, conf, config))
     except Exception as error:
         sentence = user_sentence(error) or explain(error, config_class, conf)
         if sentence is None:

@@ -121,33 +121,36 @@ def extra_settings(config: DictConfig) -> list[str]:
 
 def setting_names(config_class: type, conf: Path) -> list[str]:
     """All settings by their dotted names: the dataclass's, and those the groups' YAML files set."""
-    names = dict.fromkeys(_field_names(config_class, ""))
+    names = dict.fromkeys(field_names(config_class, ""))
     for group in getattr(config_class, "groups", {}):
         for path in sorted((conf / group).rglob("*.yaml")):
             with contextlib.suppress(yaml.YAMLError, OSError):  # a broken neighbour is not what this is about
-                names.update(dict.fromkeys(_yaml_names(OmegaConf.load(path), _prefix(path, group))))
+                names.update(dict.fromkeys(yaml_names(OmegaConf.load(path), yaml_prefix(path, group))))
     return list(names)
 
 
-def _prefix(path: Path, group: str) -> str:
+def yaml_prefix(path: Path, group: str) -> str:
+    """What the names in a YAML file begin with."""
     return "" if path.read_text().startswith("# @package _global_") else f"{group}."
 
 
-def _field_names(kind: type, prefix: str) -> Iterable[str]:
+def field_names(kind: type, prefix: str) -> Iterable[str]:
+    """All settings of a config's class by their dotted names, groups of them included."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         yield f"{prefix}{item.name}"
         if dataclasses.is_dataclass(hints[item.name]):
-            yield from _field_names(hints[item.name], f"{prefix}{item.name}.")
+            yield from field_names(hints[item.name], f"{prefix}{item.name}.")
 
 
-def _yaml_names(node: Any, prefix: str) -> Iterable[str]:
+def yaml_names(node: Any, prefix: str) -> Iterable[str]:
+    """What a loaded YAML file sets, by dotted names."""
     for key in map(str, node) if isinstance(node, DictConfig) else ():
         if key == "defaults":
             continue
         yield f"{prefix}{key}"
         if not OmegaConf.is_missing(node, key):
-            yield from _yaml_names(node._get_node(key), f"{prefix}{key}.")
+            yield from yaml_names(node._get_node(key), f"{prefix}{key}.")
 
 
 def _unknown_choice(error: MissingConfigException, conf: Path) -> str:

@@ -24,16 +24,16 @@ class RunSettings:
     """
 
     dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>
-    seed: int = 0
+    seed: int = 0  # of networks, exploration, replay sampling and environments
     device: str = "auto"  # "auto" is cuda where there is one
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
     compile: bool = False  # torch.compile of the loss
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     collector: str = "lean"  # steps vector environments itself, the same to the last bit; torchrl: TorchRL's Collector
-    log_every_frames: int = 1_000
-    evaluate_every_frames: int = 10_000
-    eval_episodes: int = 10
-    checkpoint_every_frames: int = 50_000
+    log_every_frames: int = 1_000  # a training row of metrics.jsonl
+    evaluate_every_frames: int = 10_000  # and at the end
+    eval_episodes: int = 10  # of each policy that is evaluated
+    checkpoint_every_frames: int = 50_000  # what a killed run loses at most
     video_every_frames: int | None = None  # films a greedy episode at the first evaluation after each; null: never
     loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
     on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row
@@ -64,8 +64,6 @@ class RecipeConfig:
 
     groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
 
-    env: Any = None
-    net: Any = None
     run: RunSettings = field(default_factory=RunSettings)
 
 
