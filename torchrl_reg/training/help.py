@@ -149,10 +149,13 @@ def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[st
             if not {str(key).removeprefix("override ").lstrip("/") for key in item} <= groups.keys():
                 return False
         elif item != "_self_":
-            part, _, choice = str(item).lstrip("/").partition("/")
+            part, _, choice = str(item)[1:].partition("/") if str(item).startswith("/") else (group, "", str(item))
             if not _fits(conf, part, choice, known, groups):
                 return False
-    return set(yaml_names(node, yaml_prefix(path, group))) <= known
+    settings = set(yaml_names(node, yaml_prefix(path, group)))
+    # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
+    foreign = group not in groups and {setting.partition(".")[0] for setting in settings} == {"env"}
+    return settings <= known and not foreign
 
 
 def _is_part(conf: Path, group: str) -> bool:
