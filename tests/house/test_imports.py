@@ -20,7 +20,8 @@ ALLOWED = {
     "objectives": {"objectives", "modules", "regularizers", "functional", "torchrl_compat"},
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
-    "training": {"training", "folder_names", "agents", "modules"},
+    "collectors": {"collectors"},
+    "training": {"training", "collectors", "folder_names", "agents", "modules"},
     "analysis": {"analysis"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
@@ -71,7 +72,7 @@ def test_the_library_imports_without_any_extra() -> None:
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import torchrl_reg, torchrl_reg.functional, torchrl_reg.tabular, torchrl_reg.modules\n"
-        "import torchrl_reg.envs, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
+        "import torchrl_reg.envs, torchrl_reg.collectors, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
         "import torchrl_reg.planning, torchrl_reg.agents; torchrl_reg.load_policy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,8 +11,8 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
+from torchrl_reg.collectors import LeanCollector, lean_vector
 from torchrl_reg.training.errors import require
-from torchrl_reg.training.lean_collector import LeanCollector, lean_vector
 
 EPISODE_RETURN = "episode_reward"
 AnyCollector: TypeAlias = Collector | LeanCollector

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_reg.training.lean_collector import LeanCollector
+from torchrl_reg.collectors import LeanCollector
 from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 

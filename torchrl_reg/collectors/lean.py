@@ -16,8 +16,7 @@ from torch import Tensor
 from torchrl.envs import Compose, DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_reg.training.errors import require
-from torchrl_reg.training.plain_policy import State, plain_policy
+from torchrl_reg.collectors.plain_policy import State, plain_policy
 
 _FLAGS = ("done", "terminated", "truncated")
 
@@ -58,7 +57,7 @@ class LeanCollector:
         policy_device, storing_device: where the policy acts and where batches are handed out (default: the CPU).
 
     Raises:
-        ConfigError: an environment that has to be stepped by TorchRL, or ``frames_per_batch`` no multiple of N.
+        ValueError: an environment that has to be stepped by TorchRL, or ``frames_per_batch`` no multiple of N.
 
     >>> from torchrl_reg.envs import EnvSettings, make_env
     >>> env = make_env(EnvSettings("cartpole"), 4)
@@ -79,11 +78,13 @@ class LeanCollector:
         storing_device: torch.device | str = "cpu",
     ) -> None:
         vector = lean_vector(env)
-        require(vector is not None, "env", "a gymnasium vector environment under RewardSum alone", env)
-        assert vector is not None
+        if vector is None:
+            raise ValueError(f"env must be a gymnasium vector environment under RewardSum alone, got {env}.")
         self.num_envs = vector.num_envs
-        fits = frames_per_batch > 0 and frames_per_batch % self.num_envs == 0
-        require(fits, "frames_per_batch", f"a positive multiple of {self.num_envs}", frames_per_batch)
+        if frames_per_batch <= 0 or frames_per_batch % self.num_envs:
+            raise ValueError(
+                f"frames_per_batch must be a positive multiple of {self.num_envs}, got {frames_per_batch}."
+            )
         self.env, self.policy, self.closed = env, policy, False
         self.frames_per_batch, self.total_frames = frames_per_batch, total_frames
         self._vector = vector

@@ -9,6 +9,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import GymEnv, RewardScaling, StepCounter, TransformedEnv
 from torchrl.modules import EGreedyModule, QValueActor
 
+from torchrl_reg.collectors import LeanCollector, lean_vector, plain_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import (
     ActionPrior,
@@ -19,10 +20,7 @@ from torchrl_reg.modules import (
     policy,
     q_network,
 )
-from torchrl_reg.training import ConfigError
 from torchrl_reg.training.collection import make_collector
-from torchrl_reg.training.lean_collector import LeanCollector, lean_vector
-from torchrl_reg.training.plain_policy import plain_policy
 
 CPU = torch.device("cpu")
 CARTPOLE = EnvSettings("cartpole", max_episode_frames=21)
@@ -129,7 +127,7 @@ def test_batches_keep_their_numbers_when_collection_goes_on():
 @pytest.mark.parametrize("frames", [0, -3, 4])
 def test_frames_that_do_not_fit(frames):
     env = make_env(CARTPOLE, 3)
-    with pytest.raises(ConfigError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
+    with pytest.raises(ValueError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
         LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=frames)
 
 
@@ -144,7 +142,7 @@ def test_what_has_to_be_stepped_by_torchrl():
         cartpole.base_env,  # no returns
     ):
         assert lean_vector(env) is None
-    with pytest.raises(ConfigError, match="env must be a gymnasium vector environment under RewardSum alone"):
+    with pytest.raises(ValueError, match="env must be a gymnasium vector environment under RewardSum alone"):
         LeanCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
 
 
