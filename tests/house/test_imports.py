@@ -25,7 +25,8 @@ ALLOWED = {
     "analysis": {"analysis"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
-    "commands": {"commands", "analysis", "doctor", "agents", "training", "envs"},
+    "commands": {"commands", "analysis", "doctor", "agents", "training", "envs", "bench"},
+    "bench": {"bench", "analysis", "training", "objectives", "modules", "functional", "envs"},
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}

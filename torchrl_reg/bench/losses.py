@@ -1,15 +1,12 @@
-"""Ratios of our losses to hand-written PyTorch, measured interleaved in one run (never asserted: machines are noisy).
-
-python tests/benchmark.py [--rounds 15]
-"""
+"""Losses and updates of ours beside hand-written PyTorch and TorchRL's."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -20,6 +17,7 @@ from torchrl.modules import QValueActor, ValueOperator
 from torchrl.objectives import DQNLoss, HardUpdate, SACLoss, SoftUpdate
 
 import torchrl_reg.training  # noqa: F401 - as in the recipes: records that pandas is absent, see its comment
+from torchrl_reg.bench.measure import Case, Table
 from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.modules import ImplicitQuantileNetwork, MulticategoricalActor, QuantileQActor, gaussian_actor
 from torchrl_reg.objectives import (
@@ -163,19 +161,6 @@ def forward_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
     }
 
 
-def measure(cases: dict[str, tuple[Callable[[], object], str]], rounds: int) -> dict[str, float]:
-    """Median microseconds per call; cases interleaved, so that noise hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for index in range(rounds + 1):
-        for name, (call, _) in cases.items():
-            start = time.perf_counter()
-            for _ in range(50):
-                call()
-            if index:  # the first round warms up
-                seconds[name].append((time.perf_counter() - start) / 50)
-    return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
-
-
 def target_update_cases() -> dict[str, tuple[Callable[[], object], str]]:
     stock, ours = (DQNLoss(QValueActor(mlp(), spec=Categorical(ACTIONS))) for _ in range(2))
     return {
@@ -248,7 +233,8 @@ def control_cases(
     size: int = 256, observations: int = 17, dims: int = 6
 ) -> dict[str, tuple[Callable[[], object], str]]:
     """Updates of the continuous methods, 256x256, as ratios of TorchRL's SACLoss."""
-    data, box = control_batch(size, observations, dims), {"low": [-1.0] * dims, "high": [1.0] * dims}
+    data = control_batch(size, observations, dims)
+    box: dict[str, Any] = {"low": [-1.0] * dims, "high": [1.0] * dims}
 
     def value() -> ValueOperator:
         return ValueOperator(net(observations, 1), in_keys=["observation"])
@@ -281,24 +267,26 @@ def control_cases(
     return cases | {n: (updater(loss, batch.clone()), "TorchRL SACLoss") for n, (loss, batch) in losses.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
+Cases = dict[str, tuple[Callable[[], object], str]]
+
+
+def update_tables() -> list[Table]:
+    """Losses forward, MLP 2x256, batch 32, as ratios of the same in plain PyTorch; and target updates."""
+    return [_table("Loss forward, batch 32", forward_cases(32)), _table("Target update", target_update_cases())]
+
+
+def control_tables() -> list[Table]:
+    """Updates of continuous policies, 256x256, batch 256, as ratios of TorchRL's SACLoss."""
+    return [_table("Update of a continuous policy, batch 256", control_cases())]
+
+
+def _table(title: str, cases: Cases, calls: int = 30) -> Table:
+    def microseconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return 1e6 * (time.perf_counter() - start) / calls
+
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, 1 thread, MLP 2x256, microseconds per call and ratio to the raw line above")
-    parts = (
-        ("forward, batch 32", forward_cases(32)),
-        ("target update", target_update_cases()),
-        ("update of a continuous policy, batch 256", control_cases()),
-    )
-    for title, cases in parts:
-        print(title)
-        times = measure(cases, rounds)
-        for name, (_, reference) in cases.items():
-            print(f"  {name:38s} {times[name]:8.0f}  {times[name] / times[reference]:5.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    lines = [Case(name, partial(microseconds, call), reference) for name, (call, reference) in cases.items()]
+    return Table(title, "us", lines)

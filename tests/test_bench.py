@@ -1,0 +1,80 @@
+"""``torchrl-reg bench`` in small: every case runs, and its numbers are the medians they are said to be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from torchrl_reg.bench import cartpole, losses, replay
+from torchrl_reg.bench.measure import Case, Table, measured
+from torchrl_reg.cli import main
+
+
+def test_medians_and_ratios_are_those_of_the_rounds() -> None:
+    amounts = {"a": iter([9.0, 2.0, 4.0, 8.0]), "b": iter([1.0, 3.0, 20.0, 4.0])}
+    order = []
+
+    def take(name: str) -> float:
+        order.append(name)
+        return next(amounts[name])
+
+    cases = [Case("a", lambda: take("a"), "a"), Case("b", lambda: take("b"), "a")]
+    first, second = measured(Table("t", "us", cases), rounds=3)
+    assert order == ["a", "b"] * 4  # interleaved, and the first round is not counted
+    assert (first.amount, first.ratio) == (4.0, 1.0)
+    assert (second.amount, second.ratio) == (4.0, 1.5)  # the median of 1.5, 5 and .5, not of 4 / 4
+
+
+@pytest.mark.parametrize("every, batch", [(10, 16), (4, 8)])
+def test_scripts_and_recipe_collect_and_learn(every: int, batch: int) -> None:
+    pytest.importorskip("hydra")
+    for rate in (
+        cartpole.cleanrl_loop(1_100, every, batch),
+        cartpole.hand_written(1_100, every, batch),
+        cartpole._recipe(3_000, every, batch, 8)(),
+    ):
+        assert rate > 0
+
+
+def test_hand_written_munchausen_is_the_loss() -> None:
+    import torch
+    from tensordict import TensorDict
+    from torchrl.data import Categorical
+    from torchrl.modules import QValueActor
+
+    from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
+
+    torch.manual_seed(0)
+    q, target = cartpole.network(), cartpole.network()
+    o, o2, r = torch.randn(9, 4), torch.randn(9, 4), torch.randn(9)
+    a, end = torch.randint(2, (9,)), (torch.arange(9) % 3 == 0).float()
+    actor = QValueActor(q, spec=Categorical(2))
+    loss = MunchausenDQNLoss(actor, tau=0.03, alpha=0.9, clip_min=-1.0, loss_function="smooth_l1")
+    loss.make_value_estimator(gamma=0.99)
+    HardTargetUpdate(loss, period_updates=10)
+    for parameter, other in zip(loss.target_value_network_params.values(True, True), target.parameters(), strict=True):
+        parameter.data.copy_(other)
+    flags = {"terminated": end.bool().unsqueeze(-1), "done": end.bool().unsqueeze(-1)}
+    after = {"observation": o2, "reward": r.unsqueeze(-1), **flags}
+    expected = loss(TensorDict({"observation": o, "action": a, "next": after}, [9]))["loss"]
+    assert torch.allclose(cartpole._munchausen(q, target, o, o2, a, r, end), expected, atol=1e-5)
+
+
+def test_replay_and_losses_are_measured() -> None:
+    sampling, memory = (measured(table, 1) for table in replay.replay_tables(capacity=400, samples=1))
+    assert all(row.amount > 0 for row in sampling)
+    assert memory[0].amount > 56_000 and memory[1].ratio < 0.2
+    assert [case.measure() > 0 for case in losses.update_tables()[1].cases] == [True, True]
+
+
+def test_json_and_refusals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("t", "us", [Case("a", lambda: 2.0, "a")])
+    monkeypatch.setattr(losses, "update_tables", lambda: [table])
+    assert main(["bench", "update", "--rounds", "2", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["amount"], row["ratio"], row["rounds"]) == ("a", 2.0, 1.0, 2)
+    assert main(["bench", "update", "--rounds", "2"]) == 0
+    assert "x1.00 of a" in capsys.readouterr().out
+    assert main(["bench", "update", "--rounds", "0"]) == 1
+    assert "--rounds must be at least 1, got 0." in capsys.readouterr().err
