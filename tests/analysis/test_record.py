@@ -38,12 +38,15 @@ DAMAGE = {
     ("damage", "command"),
     [*((damage, "table") for damage in DAMAGE), *((d, c) for d in ("row", "bomb") for c in ("report", "watch"))],
 )
-def test_a_damaged_run_is_left_out_by_name_and_the_others_are_shown(make_run, tmp_path, capsys, damage, command):
+def test_a_damaged_run_is_left_out_by_name_and_the_others_are_shown(
+    make_run, tmp_path, capsys, monkeypatch, damage, command
+):
     for seed in (0, 1, 2):
         make_run(f"m_dqn/seed={seed}", [1.0, 7.0], seed=seed)
     name, text, sentence = DAMAGE[damage]
     path = tmp_path / "m_dqn/seed=1" / name
     path.write_text((path.read_text() if damage in ("row", "nul", "deep row", "long row", "bomb") else "") + text)
+    monkeypatch.setenv("COLUMNS", "400")  # a narrow screen cuts long paths
     more = {"report": ["-o", str(tmp_path / "r.html")], "watch": ["--once"], "table": []}[command]
     assert main([command, str(tmp_path), *more]) == 0
     out, err = capsys.readouterr()

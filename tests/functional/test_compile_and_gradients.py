@@ -73,6 +73,12 @@ CASES = {
     "svgd_direction": (functional.svgd_direction, [*inputs((3, 4, 2), (3, 4, 2), (3, 5, 2)), 1 + TAU * ACTION]),
     "e2w_exploration": (lambda n: functional.e2w_exploration(n.exp(), 3, 0.2), inputs((4,))),
     "e2w_policy": (lambda q, tau: functional.e2w_policy(q, 5 * torch.ones(3), tau, 0.2), [*inputs((3, 4)), TAU]),
+    "categorical_projection": (
+        lambda values, masses: functional.categorical_projection(
+            values, masses, torch.linspace(-4.0, 4.0, 9, dtype=values.dtype)
+        ),
+        list(inputs((3, 4), (3, 4))),
+    ),
     "kl_divergence": (functional.kl_divergence, [x.log_softmax(-1) for x in inputs((3, 4), (4,))]),
 }
 FRACTIONS = torch.linspace(0.1, 0.9, 12, dtype=torch.float64).reshape(3, 4)

@@ -147,7 +147,10 @@ def test_discrete_actions_and_images_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"name": "beta"}, "policy.name must be one of multicategorical, autoregressive, flow, gaussian, got 'beta'"),
+        (
+            {"name": "beta"},
+            "policy.name must be one of multicategorical, autoregressive, flow, gaussian, sampler, got 'beta'",
+        ),
         ({"num_cells": []}, r"num_cells must list widths >= 1, got \[\]"),
         ({"num_cells": [8, 0]}, r"num_cells must list widths >= 1, got \[8, 0\]"),
         ({"activation": "gelu"}, "activation must be one of relu, tanh, elu, silu, got 'gelu'"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchrl_reg.objectives.chosen import action_index, chosen_action_value
+from torchrl_reg.objectives.heads.head import Prediction
 
 INF = float("inf")
 
@@ -39,8 +40,9 @@ def test_persistent_gap_where_the_action_is_forbidden_at_the_next_state(
     q = torch.tensor([[1.0, 3.0, forbidden], [5.0, 1.0, forbidden], [forbidden, 4.0, 1.0]])
     next_q = torch.tensor([[forbidden, 2.0, 0.0], [torch.nan] * 3, [forbidden, 2.0, 1.5]])
     online, frozen = loss._bound(data)
-    monkeypatch.setattr(frozen, "both", lambda _: (q, next_q))
-    target, rows = loss._target(data, q, data["action"], frozen)
+    monkeypatch.setattr(frozen, "both", lambda *_, **__: (q, next_q))
+    action = data["action"].squeeze(-1)
+    target, rows = loss._target(data, Prediction(q, None), action, None, online, frozen)
     torch.testing.assert_close(rows["bonus"], torch.tensor([-1.0, -2.0, -0.25]))
     # gamma .9 times the best next value, minus half the gap
-    torch.testing.assert_close(target.squeeze(-1), torch.tensor([1.8 - 1.0, -2.0, 1.8 - 0.25]))
+    torch.testing.assert_close(target.values.squeeze(-1), torch.tensor([1.8 - 1.0, -2.0, 1.8 - 0.25]))
