@@ -61,7 +61,7 @@ class Ring:
     """A NumPy replay buffer as scripts have them: arrays, an index, and samples copied to torch."""
 
     def __init__(self, size: int) -> None:
-        self.arrays = [np.zeros((size, *shape), kind) for shape, kind in _COLUMNS]
+        self.arrays: list[np.ndarray] = [np.zeros((size, *shape), kind) for shape, kind in _COLUMNS]
         self.at = self.count = 0
 
     def add(self, *columns: np.ndarray) -> None:
