@@ -2,6 +2,7 @@
 
 from torchrl_reg.objectives.advantage_learning import AdvantageLearningLoss
 from torchrl_reg.objectives.categorical_dqn import CategoricalDQNLoss, MunchausenCategoricalLoss
+from torchrl_reg.objectives.discrete_virel import DiscreteVIRELLoss
 from torchrl_reg.objectives.implicit_q import ImplicitQLoss
 from torchrl_reg.objectives.iqn import IQNLoss
 from torchrl_reg.objectives.munchausen_dqn import MunchausenDQNLoss
@@ -22,6 +23,7 @@ __all__ = [
     "AdvantageGap",
     "AdvantageLearningLoss",
     "CategoricalDQNLoss",
+    "DiscreteVIRELLoss",
     "HardTargetUpdate",
     "IQNLoss",
     "ImplicitQLoss",

@@ -1,6 +1,7 @@
 """Slot 1 as modules: each owns its coefficients, and one object serves loss, actor, exploration and planner."""
 
 from torchrl_reg.regularizers.action_prior import ActionPrior
+from torchrl_reg.regularizers.boltzmann import Boltzmann
 from torchrl_reg.regularizers.coefficient import (
     BellmanErrorCoefficient,
     Coefficient,
@@ -15,6 +16,7 @@ from torchrl_reg.regularizers.tsallis import Tsallis
 __all__ = [
     "ActionPrior",
     "BellmanErrorCoefficient",
+    "Boltzmann",
     "Coefficient",
     "DualCoefficient",
     "Entropy",
