@@ -104,7 +104,7 @@ def train(cfg: Config) -> Path:
     update = run.make_update(loss, optimizer, target)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=egreedy)
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, n_step=n_step, exploration=egreedy)
     frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
     for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
         if algo.clip_rewards:

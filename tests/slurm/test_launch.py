@@ -46,7 +46,7 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
         ((), "sweep must be chosen: sweep= one of "),
         (("sweep=nap",), "sweep=nap is not known; choose one of "),
         (("sweep=naps", "cluster=moon"), "cluster=moon is not known; choose one of debug, gpu, local, slurm."),
-        (("sweep=naps", "sweep.recipe=m_dqnn"), "sweep.recipe must be one of al_dqn, dqn"),
+        (("sweep=naps", "sweep.recipe=m_dqnn"), "sweep.recipe must be one of al_dqn, c51, dqn"),
         (
             ("sweep=naps", "sweep.grid.algo.checkpoint_every=[]"),
             "sweep.grid.algo.checkpoint_every must hold at least one",
