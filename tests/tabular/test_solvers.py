@@ -47,7 +47,12 @@ def test_converges_to_a_fixed_point_from_anywhere(solver, mdp):
     again = solver(mdp, q0=q0)
     close(again.q, solution.q, 1e-9)
     close(again.v, solution.v, 1e-9)
-    close(again.pi, solution.pi, 1e-9)
+    best, second = solution.q.topk(2, dim=-1).values.unbind(-1)
+    greedy = solver in (SOLVERS["value"], SOLVERS["advantage"], SOLVERS["persistent"])
+    # The grid is symmetric: actions that tie share a greedy policy only where they tie to the last bit.
+    settled = best - second > 1e-8 if greedy else torch.ones_like(best, dtype=torch.bool)
+    close(again.pi[settled], solution.pi[settled], 1e-9)
+    close((again.pi * solution.q).sum(-1), (solution.pi * solution.q).sum(-1), 1e-9)
     assert (solution.v[mdp.terminal] == 0).all() and (solution.q[mdp.terminal] == 0).all()
     close(solution.pi.sum(-1), torch.ones(mdp.num_states, dtype=torch.float64), 1e-12)
     assert solution.iterates == ()
