@@ -9,10 +9,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: Returns of SAC by environment frames and task: Dopamine's JAX SAC (the baseline result files in
-#: github.com/google/dopamine, 5 seeds) on gym's MuJoCo v2 tasks. At 3.2M frames the mean of the last 5 evaluations,
-#: at 1M those near it. v2 and gymnasium's v5 differ a little (contact forces, Hopper's and Walker2d's rewards), so
-#: these say what order of return to expect; a table needs SAC run on the same version.
 SAC_ANCHORS: Mapping[int, Mapping[str, float]] = MappingProxyType(
     {
         3_200_000: MappingProxyType(
@@ -23,12 +19,21 @@ SAC_ANCHORS: Mapping[int, Mapping[str, float]] = MappingProxyType(
         ),
     }
 )
+"""Returns of SAC (undiscounted, reward units) by environment frames and task.
 
-#: Mean return of uniformly random actions on gymnasium's v5 tasks (100 episodes, HalfCheetah 50; seeds 0, 1, ...). The
-#: standard errors are 1.8, 0.8, 8, 8 and 4.
+Source: Dopamine's JAX SAC (the baseline result files in github.com/google/dopamine, 5 seeds) on gym's MuJoCo v2 tasks.
+At 3.2M frames the mean of the last 5 evaluations, at 1M those near it. v2 and gymnasium's v5 differ a little (contact
+forces, Hopper's and Walker2d's rewards), so these say what order of return to expect; a table needs SAC run on the same
+version.
+"""
+
 RANDOM_RETURNS: Mapping[str, float] = MappingProxyType(
     {"hopper": 16.7, "walker2d": 1.8, "halfcheetah": -283.2, "ant": -48.1, "humanoid": 112.6}
 )
+"""Mean return (reward units) of uniformly random actions on gymnasium's v5 tasks, by task.
+
+Source: ours, 100 episodes each (HalfCheetah 50; seeds 0, 1, ...); the standard errors are 1.8, 0.8, 8, 8 and 4.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ def normalized_score(score: ArrayLike, random: ArrayLike, reference: ArrayLike) 
 
     Returns:
         ``[*B]`` without unit, unbounded: below 0 is worse than random, above 1 better than the reference.
+
+    Source: Mnih et al. 2015, with a human as the reference.
 
     Raises:
         ValueError: a value that is not a finite number, a reference not above random, or shapes that do not broadcast.
@@ -79,7 +86,7 @@ def sac_normalized_scores(
 ) -> NormalizedScores:
     """``100 (score - random) / (sac - random)`` per task, averaged over seeds; mean and median over tasks.
 
-    Vieillard et al. (2021, "Implicitly regularized RL with implicit Q-values") compare IQ and M-IQ on this scale,
+    Source: Vieillard et al. 2021 (Implicitly regularized RL with implicit Q-values) compare IQ and M-IQ on this scale,
     with SAC's best score within 20M frames as the reference.
 
     Args:

@@ -96,10 +96,13 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
 
     Args:
         game: spelled as in ``env.game`` (``"SpaceInvaders"``) or with underscores.
-        score: returns ``[*B]``, of unclipped rewards.
+        score: returns ``[*B]``, of unclipped rewards, in points of the game.
 
     Returns:
-        ``[*B]``, unbounded. By :func:`atari_reference_scores`; the table of the MIRL paper uses those of 2015.
+        ``[*B]`` without unit, unbounded.
+
+    Source: Mnih et al. 2015, with the scores of :func:`atari_reference_scores`; the MIRL paper's table uses those of
+    2015.
 
     Raises:
         AnalysisError: a game without reference scores.

@@ -18,7 +18,7 @@ PlainPolicy = Callable[[State], None]
 
 
 def plain_policy(policy: Callable[..., Any], num_envs: int, device: torch.device) -> PlainPolicy:
-    """``policy`` as a function of a dict of tensors that have ``num_envs`` rows each, under random exploration.
+    """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, under random exploration.
 
     Sequences, modules around a network, Q-value modules and epsilon-greedy exploration do without a TensorDict, and so
     does any module that has a ``plain(state)`` of its own. Whatever else there is gets one made of the state so far.

@@ -18,7 +18,8 @@ GOALS = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
 class MultiGoalEnv(EnvBase):
     """``N`` points that move by their action, ``s' = s + a``, within ``[-7, 7]^2``, from near the origin.
 
-    A step costs ``30 |a|^2`` and the squared distance of s' to the nearest goal; within distance 1 of a goal the
+    Keys: ``observation`` and ``action`` (float32 ``[N, 2]``), ``reward``, ``done`` ... (``[N, 1]``). A step costs ``30
+    |a|^2`` and the squared distance of s' to the nearest goal; within distance 1 of a goal the
     episode terminates with a reward of 10. All goals are alike, so at the origin four actions are best. It has no state
     but its random generator: a step can be taken from any ``observation``.
 
@@ -85,6 +86,7 @@ class MultiGoalEnv(EnvBase):
         return {"generator": self._generator.get_state()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> bool:
+        """Puts the generator back; True, as what follows is then the same."""
         self._generator.set_state(snapshot["generator"])
         return True
 

@@ -131,6 +131,7 @@ class TabularEnv(EnvBase):
         return {"generator": self._generator.get_state()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> bool:
+        """Puts the generator back; True, as what follows is then the same."""
         self._generator.set_state(snapshot["generator"])
         return True
 

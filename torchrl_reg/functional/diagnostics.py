@@ -12,7 +12,7 @@ from torchrl_reg.functional.temperature import at_least_float32
 
 
 def action_gap(q: Tensor) -> Tensor:
-    """Best minus second best action value, 0 at a tie.
+    """Best minus second best action value, ``q_(1) - q_(2)``; 0 at a tie.
 
     Source: Farahmand 2011; Bellemare et al. 2016 (Increasing the action gap).
 

@@ -23,6 +23,8 @@ class PriorUpdate(TensorDictModuleBase):
     updates one by one it is off by order ``(rate T N)^2``. Rows of a padded batch (``("collector", "mask")`` or
     ``"mask"`` false) count for nothing.
 
+    Source: Grau-Moya et al. 2019 (MIRL).
+
     Args:
         prior: updated in place.
         actor: writes the Q-values of the batch's states, without gradients and leaving the batch as it is; None reads

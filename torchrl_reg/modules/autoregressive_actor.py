@@ -22,7 +22,10 @@ class AutoregressiveMulticategorical(Distribution):
     r"""Bins chosen one dimension after the other: :math:`\pi(a) = \prod_d \pi_d(a^d | a^{<d})`.
 
     Get it from :meth:`AutoregressiveMulticategoricalActor.get_dist`. :meth:`log_prob` takes one pass of the head,
-    sampling D short ones. ``mean``, ``mode`` and ``entropy`` have no closed form; :meth:`entropy` is an estimate.
+    sampling D short ones. ``mean``, ``mode`` and ``entropy`` (nats) have no closed form; :meth:`entropy` is an
+    estimate.
+
+    Source: Metz et al. 2017 (Discrete sequential prediction of continuous actions for deep RL).
 
     Args:
         hidden: ``[*B, D H]`` what the state adds to the hidden units.
@@ -143,7 +146,9 @@ class AutoregressiveMulticategorical(Distribution):
 
 
 class AutoregressiveMulticategoricalActor(MulticategoricalActor):
-    r"""Acts with :math:`\pi(a|s) = \prod_d \pi_d(a^d | a^{<d}, s)` over bins (Metz et al., 2017, 1705.05035).
+    r"""Acts with :math:`\pi(a|s) = \prod_d \pi_d(a^d | a^{<d}, s)` over bins.
+
+    Source: Metz et al. 2017 (1705.05035); the masks of Germain et al. 2015 (MADE).
 
     The torso runs once per state. The head has one hidden layer of ``num_cells`` ReLU units per dimension, with MADE's
     masks (Germain et al., 2015): units of dimension d see the features and the one-hot bins of dimensions before d;

@@ -18,6 +18,8 @@ class BoltzmannQActor(TensorDictModuleBase):
 
     With a temperature that is ``pi = softmax(q / tau)``; with a prior ``pi ~ rho exp(beta q)``, and greedy in that.
 
+    Source: Haarnoja et al. 2017 (soft Q-learning); Grau-Moya et al. 2019 (MIRL) for the prior.
+
     Args:
         actor: any Q-value actor (:class:`~torchrl.modules.QValueActor`, :class:`QuantileQActor`); its parameters are
             shared, not copied. Actions are written in its encoding (categorical or one-hot).

@@ -19,8 +19,8 @@ class CriticEnsemble(TensorDictModuleBase):
     """The values of all critics, each of which keeps its own parameters; writes ``"action_values"`` ``[C, *B]``.
 
     Args:
-        critics: TensorDict modules that write Q(s, a) ``[*B, 1]``, such as ``ValueOperator(net, in_keys=["observation",
-            "action"])``; their last out-key counts.
+        critics: TensorDict modules that write Q(s, a) ``[*B, 1]`` in reward units, such as ``ValueOperator(net,
+            in_keys=["observation", "action"])``; their last out-key counts.
 
     Raises:
         ValueError: no critic, or one that is no TensorDict module.

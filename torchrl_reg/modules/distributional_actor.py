@@ -126,7 +126,7 @@ class FixedQuantileQActor(DistributionalActor):
     """A QValueActor whose Q-values are means of quantiles at the fractions ``(i + 1/2) / N`` (QR-DQN).
 
     Args:
-        network: maps the observation to ``[*B, num_quantiles * A]`` quantiles, by quantile.
+        network: maps the observation to ``[*B, num_quantiles * A]`` quantiles, by quantile, in reward units.
         num_quantiles: N >= 1.
         spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
 

@@ -55,6 +55,8 @@ class FlowDistribution(Distribution):
 
     where :math:`u = \mathrm{atanh}(2 (a - low)/(high - low) - 1)`, ``z`` is its inverse image, ``s`` the log-scales.
 
+    Source: Dinh et al. 2017 (RealNVP), with the tanh of Haarnoja et al. 2018 (SAC).
+
     Get it from :meth:`FlowActor.get_dist`. Log-densities are of actions in their own units (nats; positive values are
     possible). ``atanh`` is clamped at ``1 - eps`` with ``eps`` 1e-6 (1e-12 in float64): an action at a bound, or
     rounded to it, has the density at ``|u| = atanh(1 - eps)``, finite.
@@ -147,12 +149,14 @@ def _standard_normal(z: Tensor) -> Tensor:
 
 
 class FlowActor(TensorDictModuleBase):
-    """Acts with a state-conditional RealNVP (Dinh et al., 2017, 1605.08803), squashed to the box by a tanh.
+    """Acts with ``a = low + (high - low) (1 + tanh(u)) / 2``, ``u`` from a state-conditional RealNVP of ``N(0, I_D)``.
 
     As in QUINOA, the features of the state enter every coupling net (one hidden layer of ``num_cells`` ReLU units).
     Layers keep the even and the odd dimensions in turn. Log-scales are bounded by ``max_log_scale``. The last layers
     start at zero, so the policy starts as the image of a standard normal under the tanh. With one action dimension
     nothing is left to couple: each layer is an affine map of it that depends on the state only, hence a tanh-normal.
+
+    Source: Dinh et al. 2017 (RealNVP, 1605.08803).
 
     Writes the action ``[*B, D]`` (reparametrized) and ``action_log_prob [*B]`` (a log-density, nats). Random
     exploration samples; deterministic exploration takes the image of the base's mode, **not the mode** of the

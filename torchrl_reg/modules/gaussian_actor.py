@@ -33,6 +33,8 @@ def gaussian_actor(
     It writes the action ``[*B, D]``, ``action_log_prob [*B]`` (a log-density, nats), ``loc`` and ``scale``. Its
     ``stored_action_key`` is the action key: what a loss reads from replay.
 
+    Source: Haarnoja et al. 2018 (SAC), appendix C.
+
     Args:
         network: from the in-keys to ``[*B, 2 D]``: ``loc``, then the scale before ``scale_mapping``.
         low, high: bounds of the actions, numbers or ``[D]``.

@@ -20,6 +20,8 @@ class ImplicitQuantileNetwork(nn.Module):
         num_cosines: size of the cosine basis.
         num_cells: width of the hidden layer of the head.
 
+    Quantile values are in reward units, fractions in [0, 1].
+
     Source: Dabney et al., "Implicit Quantile Networks", ICML 2018, section 3.1.
 
     >>> net = ImplicitQuantileNetwork(nn.Linear(4, 16), num_features=16, num_actions=3, num_cells=32)

@@ -19,8 +19,8 @@ from torch.distributions import Distribution, constraints, register_kl
 class ActionBins:
     """Bins of a box: bin j of dimension d is ``linspace(low_d, high_d, K_d)[j]``, end-points included.
 
-    Build it with :meth:`build`. Holding tensors, not a module, a distribution stays valid after a loss has swapped the
-    parameters of its actor back.
+    Bins and bounds are in the units of the actions. Build it with :meth:`build`. Holding tensors, not a module, a
+    distribution stays valid after a loss has swapped the parameters of its actor back.
 
     Args:
         num_bins: K_d per dimension.
@@ -133,7 +133,8 @@ class Multicategorical(Distribution):
     r"""Independent bins per action dimension: :math:`\ln\pi(a) = \sum_d \ln\mathrm{softmax}(x_d)_{j_d(a)}`.
 
     The event is the floating-point action ``[*B, D]`` in the box ``[low, high]``, so that any actor and environment
-    takes it; everything is computed on bin indices (int64 ``[*B, D]``). Probabilities are of bins, not densities.
+    takes it; everything is computed on bin indices (int64 ``[*B, D]``). Probabilities are of bins, not densities;
+    log-probabilities and entropies are in nats.
 
     Source: the policy of implicit Q-learning (IQ, M-IQ) on continuous actions, 11 bins per dimension there.
 

@@ -20,11 +20,13 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
 
 
 class MulticategoricalActor(TensorDictModuleBase):
-    """Acts with a :class:`Multicategorical` policy whose logits come from ``network``.
+    """Acts with ``pi(a|s) = prod_d softmax(x_d(s))[j_d(a)]``, a :class:`Multicategorical` with logits from ``network``.
 
     Writes the action (floating point ``[*B, D]``), its bins ``action_index`` (int64 ``[*B, D]``) and
     ``action_log_prob [*B]``. Random exploration samples, deterministic exploration takes the mode and
     ``ExplorationType.MEAN`` the expected action (with the index of the bin nearest to it).
+
+    Source: Tang and Agrawal 2020 (Discretizing continuous action space for on-policy optimization).
 
     Args:
         network: from the in-keys to ``[*B, sum(num_bins)]`` logits.
@@ -95,8 +97,8 @@ class MulticategoricalActor(TensorDictModuleBase):
 class SingleDimensionActor(TensorDictModuleBase):
     """A :class:`MulticategoricalActor` with one action dimension, as an actor over its K bins.
 
-    Its distribution is a plain ``Categorical`` over bin indices, so that TorchRL's discrete losses
-    (:class:`~torchrl.objectives.DiscreteSACLoss`) can sum over all actions. The parameters are shared.
+    Its distribution is a plain ``Categorical`` over bin indices (probabilities ``[*B, K]``), so that TorchRL's discrete
+    losses (:class:`~torchrl.objectives.DiscreteSACLoss`) can sum over all actions. The parameters are shared.
 
     Args:
         actor: the actor to look at.

@@ -15,10 +15,10 @@ from torchrl.envs import Transform
 class NStepTransform(Transform):
     """Turns batches ``[*N, T]`` of one-step transitions into n-step ones, a few rows late.
 
-    Each row gets the reward ``sum_i gamma^i r_{t+i}`` over its window, the ``next`` entries of the window's last step
-    (its flags included) and ``steps_to_next_obs [*N, T, 1]``, its length: n, or less where the episode ends first. A
-    one-step estimator then bootstraps with ``gamma^steps_to_next_obs``. Rows whose window is not complete yet come with
-    the next batch; where a batch ends every episode, all its rows come at once.
+    Each row gets the reward ``sum_i gamma^i r_{t+i}`` (reward units) over its window, the ``next`` entries of the
+    window's last step (its flags included) and ``steps_to_next_obs [*N, T, 1]``, its length: n, or less where the
+    episode ends first. A one-step estimator then bootstraps with ``gamma^steps_to_next_obs``. Rows whose window is not
+    complete yet come with the next batch; where a batch ends every episode, all its rows come at once.
 
     TorchRL's :class:`~torchrl.envs.MultiStepTransform` leaves the flags of the window's first step, so that an episode
     that ends inside the window is bootstrapped beyond its end.
@@ -27,6 +27,8 @@ class NStepTransform(Transform):
     collector, ``Collector(..., postproc=NStepTransform(3, 0.99).inv)``; sampled data pass through unchanged. The
     batches of one stream must follow each other: where environments were reset between two without a ``done``, call
     :meth:`cut_episodes`.
+
+    Source: Watkins 1989 (n-step returns, without importance weights).
 
     Args:
         n: number of steps, >= 1; 1 passes batches through.

@@ -41,6 +41,10 @@ class QuantileMean(nn.Module):
 class QuantileQActor(QValueActor):
     """A QValueActor whose Q-values are means over quantile samples: greedy in ``mean_k z(s, a, sigma_k)``.
 
+    Writes ``action_value`` ``[*B, A]``, in reward units.
+
+    Source: Dabney et al. 2018 (IQN).
+
     Args:
         network: the quantile network; losses read it as ``actor.quantile_network``.
         spec: action spec (``Categorical`` or ``OneHot``), as for :class:`~torchrl.modules.QValueActor`.

@@ -41,6 +41,8 @@ class StochasticSamplerActor(TensorDictModuleBase):
     Raises:
         ValueError: an unbounded or empty box, sizes < 1.
 
+    Actions are in the units of the box; ``u`` and ``xi`` are without unit.
+
     Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017.
 
     >>> from tensordict import TensorDict

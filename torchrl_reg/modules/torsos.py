@@ -50,6 +50,8 @@ class NatureCNN(nn.Module):
 
     uint8 images are divided by 255; floating-point images are taken as they are.
 
+    Source: Mnih et al. 2015 (DQN).
+
     Args:
         in_channels: stacked frames C.
         padding: ``"valid"`` gives 3136 features; ``"same"`` pads as TensorFlow does and gives 7744
@@ -108,6 +110,8 @@ class MinAtarCNN(nn.Module):
     """The convolution of Young and Tian (2019): 16@3x3/1, ReLU, flattened (1024 features).
 
     Images are zeros and ones of any type and are not scaled.
+
+    Source: Young and Tian 2019 (MinAtar).
 
     Args:
         in_channels: channels C of the game.

@@ -27,7 +27,7 @@ class AdvantageLearningLoss(QLearningLoss):
             :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released code.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``bonus`` (``-alpha`` times the gap),
-    ``td_error``.
+    ``td_error``, all in reward units.
 
     Raises:
         ValueError: ``alpha`` outside [0, 1].

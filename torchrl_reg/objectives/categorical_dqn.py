@@ -24,8 +24,9 @@ class CategoricalDQNLoss(QLearningLoss):
             :class:`~torchrl.objectives.DistributionalDQNLoss` always does.
         delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
 
-    Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``td_error`` (mean absolute difference of
-    the means). The priority ``[*B, 1]`` is the row's cross-entropy; Dopamine's Rainbow takes its square root.
+    Returns (in a TensorDict): ``loss`` (nats) and detached scalars ``action_gap``, ``td_error`` (mean absolute
+    difference of the means, reward units). The priority ``[*B, 1]`` is the row's cross-entropy; Dopamine's Rainbow
+    takes its square root.
 
     Raises:
         ValueError: a network that is not a CategoricalQActor.
@@ -68,7 +69,8 @@ class MunchausenCategoricalLoss(QLearningLoss):
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
         delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
 
-    Returns (in a TensorDict): ``loss`` and the detached scalars of :class:`MunchausenDQNLoss`.
+    Returns (in a TensorDict): ``loss`` (nats) and the detached scalars of :class:`MunchausenDQNLoss`. Writes the
+    priority ``[*B, 1]``.
 
     Raises:
         ValueError: a coefficient out of range, a network that is not a CategoricalQActor.

@@ -31,7 +31,7 @@ class DiscreteVIRELLoss(QLearningLoss):
         kwargs: of :class:`QLearningLoss`, but for the regularizer.
 
     Returns (in a TensorDict): ``loss``, with ``beta_scale`` the detached ``squared_td_error``, and the detached scalars
-    of :class:`QLearningLoss` with the entropy's diagnostics, ``tau`` among them.
+    of :class:`QLearningLoss` with the entropy's diagnostics, ``tau`` among them. Writes the priority ``[*B, 1]``.
 
     Raises:
         ValueError: a coefficient out of range.

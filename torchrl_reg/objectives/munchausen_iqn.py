@@ -31,6 +31,7 @@ class MunchausenIQNLoss(QLearningLoss):
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats), ``action_gap``, ``kl`` (online to
     target policy at s), ``soft_gap``, ``bonus``, ``bonus_clipped`` (share of rows at the clip), ``td_error``, ``tau``.
+    Writes the priority ``[*B, 1]``.
 
     Raises:
         ValueError: a coefficient or count out of range.

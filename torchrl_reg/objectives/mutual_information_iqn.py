@@ -23,7 +23,8 @@ class MutualInformationIQNLoss(PriorRegularizedLoss):
         num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles, kappa, share_fractions, delay_value,
             action_space, reduction, use_prioritized_weights, diagnostics: see :class:`IQNLoss`. No double variant.
 
-    Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors are those of the means over quantiles.
+    Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors (reward units) are those of the means
+    over quantiles. Writes the priority ``[*B, 1]``, the row's quantile loss.
 
     Raises:
         ValueError: a coefficient, count or prior out of range.

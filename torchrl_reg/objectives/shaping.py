@@ -15,7 +15,10 @@ from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_
 
 
 class Shaping(nn.Module):
-    """Base of the reward shapings: ``shaping(q, tau_log_pi, action, next_q=, terminated=)`` is a bonus ``[*B]``."""
+    """Base of the reward shapings: ``shaping(q, tau_log_pi, action, next_q=, terminated=)`` is a bonus ``[*B]``.
+
+    A bonus is in reward units and comes from the target network alone: no gradient passes through it.
+    """
 
     #: Names of the coefficients that can be assigned.
     coefficient_names: ClassVar[tuple[str, ...]] = ("alpha",)
@@ -44,7 +47,7 @@ class Shaping(nn.Module):
 
 
 class Munchausen(Shaping):
-    """``alpha [tau ln pi(a|s)]_{clip_min}^0``, the scaled log-policy of the stored action.
+    """``bonus = alpha [tau ln pi(a|s)]_{clip_min}^0 [*B]``, the scaled log-policy of the stored action (reward units).
 
     With another regularizer than the entropy it is that one's ``tau_log_pi``: with
     :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap.
@@ -83,6 +86,8 @@ class Munchausen(Shaping):
 
 class AdvantageGap(Shaping):
     """``-alpha (max_b q(s, b) - q(s, a))``, or with ``persistent=True`` the smaller of the gaps of ``a`` at s and s'.
+
+    Called with ``q [*B, A]`` and the stored actions ``[*B]``; the bonus ``[*B]`` is in reward units.
 
     Args:
         alpha: weight in [0, 1]; can be assigned.

@@ -38,6 +38,8 @@ class HardTargetUpdate(_ForeachUpdate):
 
     TorchRL's ``HardUpdate(value_network_update_interval=N)`` copies on every (N+1)-th call.
 
+    Source: Mnih et al. 2015 (DQN).
+
     Args:
         loss_module: a loss with target parameters; they are set to the online ones at once.
         period_updates: number of gradient updates between copies, >= 1.
@@ -70,9 +72,11 @@ class HardTargetUpdate(_ForeachUpdate):
 class PolyakTargetUpdate(_ForeachUpdate):
     """Move the target network by ``target += rate * (online - target)`` on every call of :meth:`step`.
 
+    Source: Lillicrap et al. 2016 (DDPG).
+
     Args:
         loss_module: a loss with target parameters; they are set to the online ones at once.
-        rate: step size in (0, 1], often called the Polyak rate.
+        rate: step size in (0, 1] without unit, often called the Polyak rate; its inverse is a time, in updates.
 
     Raises:
         ValueError: ``rate`` outside (0, 1].

@@ -20,8 +20,8 @@ class AtariModel(EmulatorModel):
 
     Observations are those of ``make_env(EnvSettings("atari", ...))``: the maximum of the last two frames, gray,
     84 x 84, the last ``frame_stack`` of them (to within a gray level, where OpenCV rounds otherwise), so that a network
-    trained there evaluates leaves here. One emulator serves all states in turn: to restore and to save it takes a sixth
-    of the time of a step.
+    trained there evaluates leaves here (uint8 ``[M, C, 84, 84]``). One emulator serves all states in turn: to restore
+    and to save it takes a sixth of the time of a step.
 
     Args:
         game: ROM name, such as ``"breakout"`` or ``"SpaceInvaders"``.

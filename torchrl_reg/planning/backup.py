@@ -18,7 +18,8 @@ from torchrl_reg.planning.tree import Tree
 class AverageReturns:
     r"""``q(s, a)`` and ``v(s)`` are the mean of the returns that followed, as in UCT.
 
-    :math:`q \leftarrow q + (G - q) / n` with :math:`G_t = r_t + \gamma G_{t+1}` from the value of the leaf.
+    :math:`q \leftarrow q + (G - q) / n` with :math:`G_t = r_t + \gamma G_{t+1}` from the value of the leaf,
+    for the edges ``[D, B]`` of a path, in reward units.
 
     Source: Kocsis and Szepesvari 2006.
     """
@@ -43,7 +44,7 @@ class RegularizedBackup:
 
     :math:`q(s, a) = \bar r(s, a) + \gamma \sum_k (n_k / n) v(s_k)` over the outcomes ``k`` of the action, ``v`` being 0
     after a termination. Actions without a value, never tried and not evaluated either, are left out. The policy that
-    attains the maximum is kept for E2W.
+    attains the maximum is kept for E2W. Values are ``[B, A]``, in reward units.
 
     Source: Xiao et al. 2019 (MENTS) for the entropy, Dam et al. 2021 for the others.
 

@@ -21,6 +21,8 @@ from torchrl_reg.planning.tree import Tables, allocate
 def search_tables(planner: Planner, tables: Tables, state: Tensor) -> SearchResult:
     """What ``planner``, a UCT, finds from ``state [B]``: the trees that ``planner(model, state)`` grows, compiled.
 
+    Values are in reward units.
+
     The first call of a process compiles for some seconds. Needs numba: ``pip install -e ".[planning]"``.
 
     Args:

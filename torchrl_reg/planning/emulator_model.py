@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A simulator at one time.
+    """A simulator at one time, between two steps of it.
 
     Args:
         saved: what brings the simulator back there.
@@ -30,9 +30,9 @@ class Snapshot:
 class EmulatorModel:
     """Keeps snapshots of a simulator and names them by numbers, so that a search sees tensors of states ``[M]``, int64.
 
-    Subclasses save, restore and step one simulator (:meth:`_start`, :meth:`_advance`). Snapshots stay until they are
-    released: a search is followed by ``model.release(mark)`` of a ``mark = model.mark()`` taken before it, as
-    :class:`torchrl_reg.planning.SearchActor` does.
+    Rewards ``[M]`` are in reward units. Subclasses save, restore and step one simulator (:meth:`_start`,
+    :meth:`_advance`). Snapshots stay until they are released: a search is followed by ``model.release(mark)`` of a
+    ``mark = model.mark()`` taken before it, as :class:`torchrl_reg.planning.SearchActor` does.
 
     Args:
         num_actions: number of actions A.

@@ -15,13 +15,15 @@ from torchrl_reg.planning.tree import Evaluation, Model
 
 
 class RandomRollout:
-    r"""The discounted return of uniformly random actions until the episode ends, or ``max_steps`` of them.
+    r"""The return :math:`\sum_t \gamma^t r_t` ``[M]`` of random actions until the episode ends or ``max_steps``.
+
+    The actions are uniform, the returns in reward units.
 
     Source: Kocsis and Szepesvari 2006.
 
     Args:
         model: what is planned in.
-        max_steps: actions at most >= 1.
+        max_steps: steps at most >= 1.
         gamma: discount in [0, 1].
         generator: draws the actions; by default torch's own.
 

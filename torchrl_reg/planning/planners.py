@@ -24,7 +24,7 @@ Choose = Literal["q", "visits"]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found at its roots.
+    """What a search found at its roots; values are in reward units.
 
     Args:
         action: the action to take ``[B]``, int64.
@@ -44,7 +44,7 @@ class SearchResult:
 
 
 class Planner(nn.Module):
-    r"""Searches from states and chooses an action for each.
+    r"""Searches from states ``[B, *S]`` and chooses an action for each; values are in reward units.
 
     Args:
         select: chooses actions at nodes, see :mod:`torchrl_reg.planning.selection`.
@@ -134,7 +134,9 @@ class Planner(nn.Module):
 
 
 class UCT(Planner):
-    r"""UCT: UCB1 and averaged returns; takes the action tried most often.
+    r"""UCT: UCB1, :math:`q(a) + c \sqrt{\ln N / n(a)}`, and averaged returns; takes the action tried most often.
+
+    From states ``[B, *S]``, as every planner.
 
     Source: Kocsis and Szepesvari 2006.
 
@@ -160,7 +162,9 @@ class UCT(Planner):
 
 
 class PUCT(Planner):
-    r"""PUCT: a bonus in proportion to the evaluation's prior, and averaged returns; takes the action tried most often.
+    r"""PUCT: :math:`q(a) + c \, \rho(a) \sqrt{N + 1} / (n(a) + 1)`, the evaluation's prior ``rho``, averaged returns.
+
+    From states ``[B, *S]``; takes the action tried most often.
 
     Source: Silver et al. 2017 (AlphaGo Zero); ``c`` from the code of Dam et al. 2021.
 
@@ -186,8 +190,8 @@ class PUCT(Planner):
 class MENTS(Planner):
     r"""MENTS: E2W and the soft value :math:`\tau \ln \sum_a \exp(q(a) / \tau)`; takes the largest soft action value.
 
-    The soft-optimal action need not be the best one: many good siblings outweigh one that is a little better, so choose
-    ``tau`` well below the differences that matter.
+    From states ``[B, *S]``. The soft-optimal action need not be the best one: many good siblings outweigh one that is a
+    little better, so choose ``tau`` well below the differences that matter.
 
     Source: Xiao et al. 2019, "Maximum Entropy Monte-Carlo Planning".
 
@@ -214,6 +218,8 @@ class MENTS(Planner):
 class RENTS(Planner):
     r"""RENTS: E2W and :math:`\tau \ln \sum_a \rho(a) \exp(q(a) / \tau)` with the parent's policy as prior :math:`\rho`.
 
+    From states ``[B, *S]``.
+
     Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search"; which policy of the parent is meant,
     and what holds before it has one, is ours, see :class:`torchrl_reg.planning.RegularizedBackup`.
 
@@ -239,6 +245,8 @@ class RENTS(Planner):
 
 class TENTS(Planner):
     r"""TENTS: E2W with the sparsemax policy, and the Tsallis-regularized value; takes the largest action value.
+
+    From states ``[B, *S]``.
 
     Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search".
 

@@ -21,6 +21,8 @@ from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, 
 class Path:
     """Where one simulation of every tree went; a tree whose simulation has ended is no longer ``active``.
 
+    Rewards and values are in reward units.
+
     Args:
         root: row of the root ``[B]``.
         sampled: whether transitions are sampled anew at every visit.
@@ -51,20 +53,21 @@ class Path:
 
 
 class Backup(Protocol):
-    """Updates ``q``, ``value`` and ``pi`` of a flat tree along a path that was counted.
+    """Updates ``q`` (``[B N, A]``, reward units), ``value`` and ``pi`` of a flat tree along a path that was counted.
 
     Attributes:
         keeps_policy: whether the tree needs room for ``pi``.
     """
 
     @property
-    def keeps_policy(self) -> bool: ...
+    def keeps_policy(self) -> bool:
+        """Whether the tree needs room for ``pi``."""
 
     def __call__(self, flat: Tree, path: Path, gamma: float) -> None: ...
 
 
 def zero_evaluation(state: Tensor) -> Evaluation:
-    """Every new state is worth 0 ``[M]``: nothing is known but what the search meets."""
+    """Every new state is worth 0 reward units ``[M]``: nothing is known but what the search meets."""
     return Evaluation(torch.zeros(len(state), dtype=torch.float64, device=state.device))
 
 

@@ -26,7 +26,7 @@ class SearchActor(TensorDictModuleBase):
 
     Reads ``state`` (as :class:`torchrl_reg.envs.TabularEnv` and :class:`ModelEnv` have it) and writes ``action``,
     ``root_value [N]``, ``root_q [N, A]`` (untried actions: ``root_value``), ``root_policy [N, A]`` and
-    ``root_visits [N, A]``, float32: targets for a network, where they are stored.
+    ``root_visits [N, A]``, float32, values in reward units: targets for a network, where they are stored.
 
     Args:
         planner: what searches, such as :class:`MENTS`.

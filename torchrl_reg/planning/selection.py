@@ -24,6 +24,8 @@ Select = Callable[[Nodes, Uniform], Tensor]
 class UCB1:
     r"""The action with the largest :math:`q(a) + c \sqrt{\ln N / n(a)}`; untried ones come first, ties go to the first.
 
+    Of ``q [B, A]``, the current node of every tree.
+
     Source: Kocsis and Szepesvari 2006 (UCT), with ``c`` as the width in reward units.
 
     Args:
@@ -48,8 +50,8 @@ class UCB1:
 class PUCTRule:
     r"""The action with the largest :math:`q(a) + c \, \rho(a) \sqrt{N + 1} / (n(a) + 1)`; ties go to the first.
 
-    The prior :math:`\rho` is the evaluation's, else uniform. An untried action counts as worth what its node is,
-    unless the evaluation gave it a value.
+    Of ``q [B, A]``. The prior :math:`\rho` is the evaluation's, else uniform. An untried action counts as worth what
+    its node is, unless the evaluation gave it a value.
 
     Source: Silver et al. 2017 (AlphaGo Zero), as written in the code of Dam et al. 2021.
 
@@ -77,8 +79,8 @@ class PUCTRule:
 class E2W:
     r"""An action from :math:`(1 - \lambda) \pi + \lambda / A`, :math:`\lambda = \min(1, \epsilon A / \ln(N + 1))`.
 
-    :math:`\pi` is the policy that the node's regularizer found at its last backup: the softmax makes it E2W as in
-    MENTS, the sparsemax TENTS.
+    :math:`\pi` (``[B, A]``) is the policy that the node's regularizer found at its last backup: the softmax makes it
+    E2W as in MENTS, the sparsemax TENTS.
 
     Source: Xiao et al. 2019 (MENTS); see :func:`torchrl_reg.functional.e2w_policy` for small ``N``.
 

@@ -11,6 +11,8 @@ from torchrl_reg.tabular import TabularMDP
 class TabularModel:
     """Any :class:`torchrl_reg.tabular.TabularMDP`; states are its indices ``[M]``, rewards the expected ones.
 
+    They are in the MDP's reward units.
+
     Where an action has several next states they are sampled, and a search keeps them all apart.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Model(Protocol):
-    """What is planned in: many states at once, each a row of one tensor.
+    """What is planned in: many states ``[M, *S]`` at once, each a row of one tensor; rewards are in reward units.
 
     A state may be anything that a tensor row can name: an index, a vector, or the number of a snapshot that the model
     keeps (:class:`torchrl_reg.planning.EmulatorModel`).
@@ -108,7 +108,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Tables:
-    """A deterministic model as tables.
+    """A deterministic model as tables; rewards and values are in reward units.
 
     Args:
         successor: next state of an action ``[S, A]``, int64.
@@ -158,7 +158,8 @@ def allocate(
 class Nodes:
     """One node of each tree, ``rows [B]`` of a flat tree: what a selection rule sees, read when asked for.
 
-    Attributes ``q``, ``visits``, ``pi``, ``prior`` are ``[B, A]`` copies, ``value`` is ``[B]``; see :class:`Tree`.
+    Attributes ``q``, ``visits``, ``pi``, ``prior`` are ``[B, A]`` copies, ``value`` is ``[B]``; reward units, see
+    :class:`Tree`.
     """
 
     def __init__(self, flat: Tree, rows: Tensor) -> None:

@@ -13,8 +13,8 @@ from torchrl_reg.regularizers.regularizer import Regularized, masked_values
 class Boltzmann(Entropy):
     """``pi = softmax(q / tau)`` as for :class:`Entropy`, but ``value = <pi, q>``: values without an entropy term.
 
-    A policy to evaluate, and the maximizer of nothing: VIREL's, whose temperature is to vanish. The fixed point at a
-    constant ``tau`` is that of the softmax operator, which is no contraction.
+    Of ``q [*B, A]`` in reward units. A policy to evaluate, and the maximizer of nothing: VIREL's, whose temperature is
+    to vanish. The fixed point at a constant ``tau`` is that of the softmax operator, which is no contraction.
 
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it.

@@ -175,7 +175,7 @@ class BellmanErrorCoefficient(Coefficient):
     underestimates the error, an average over past batches lags behind it.
 
     Args:
-        value: the first value, between the bounds.
+        value: the first value, between the bounds, in the unit of what it multiplies (a temperature: reward units).
         rate: step size per call, in (0, 1].
         scale: weight of the error > 0.
         inverse: follow the reciprocal.

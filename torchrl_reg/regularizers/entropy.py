@@ -15,7 +15,7 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finit
 
 
 class Entropy(Regularizer):
-    """``Omega(pi) = -tau H(pi)``: ``pi = softmax(q / tau)``, ``value = tau logsumexp(q / tau)``.
+    """``Omega(pi) = -tau H(pi)``: ``pi = softmax(q / tau)``, ``value = tau logsumexp(q / tau)``, of ``q [*B, A]``.
 
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it. ``regularizer.tau = 0.01``

@@ -11,8 +11,10 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, maske
 class HardMax(Regularizer):
     """``Omega = 0``: the value is the maximum and the policy the first greedy action.
 
-    ``tau_log_pi = q - max q``, the limit of ``tau ln pi`` as ``tau -> 0``: minus the advantage gap. A Munchausen term
-    with it is advantage learning.
+    ``tau_log_pi = q - max q`` (of ``q [*B, A]``, in reward units), the limit of ``tau ln pi`` as ``tau -> 0``: minus
+    the advantage gap. A Munchausen term with it is advantage learning.
+
+    Source: Watkins 1989 (Q-learning); Vieillard et al. 2020 (Munchausen RL) for the limit.
 
     >>> out = HardMax()(torch.tensor([[1.0, 3.0, 2.0]]))
     >>> out.pi.tolist(), out.value.tolist(), out.tau_log_pi.tolist()

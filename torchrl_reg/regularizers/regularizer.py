@@ -15,7 +15,10 @@ from torchrl_reg.functional.temperature import at_least_float32
 
 
 class Regularized(NamedTuple):
-    """The policy that maximizes ``<pi, q> - Omega(pi)``, and what it is worth. Reward units but for ``pi``."""
+    """The policy ``[*B, A]`` that maximizes ``<pi, q> - Omega(pi)``, and what it is worth. Reward units but for ``pi``.
+
+    Source: Geist et al. 2019 (A theory of regularized MDPs), whose ``Omega*`` is the value.
+    """
 
     pi: Tensor
     """Probabilities ``[*B, A]``; 0 for a masked action."""
@@ -32,7 +35,7 @@ class Regularized(NamedTuple):
 
 
 class Regularizer(nn.Module):
-    """Base of the regularizers: ``regularizer(q)`` gives a :class:`Regularized`.
+    """Base of the regularizers: ``regularizer(q)`` of ``q [*B, A]``, in reward units, gives a :class:`Regularized`.
 
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
     planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs :meth:`forward` alone; what is cheaper

@@ -16,6 +16,8 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finit
 class Tsallis(Regularizer):
     """``Omega(pi) = tau (sum_a pi(a)^q - 1) / (q (q - 1))``: ``pi = [(q - 1) (x / tau - c)]_+^{1 / (q - 1)}``.
 
+    ``x [*B, A]`` are the action values, ``q`` the entropic index.
+
     ``q = 2`` is sparsemax, in closed form: ``Omega = (tau / 2) (sum pi^2 - 1)``, ``pi = [x / tau - c]_+``, one-hot as
     soon as the best action leads by ``tau``. Any other ``q > 1`` finds ``c`` by bisection; ``q -> 1`` is the entropy.
 

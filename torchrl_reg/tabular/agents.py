@@ -48,7 +48,6 @@ class Method:
     prior_in_behaviour: bool
 
 
-#: Q-learning, soft Q-learning, soft Q-learning with MIRL's behaviour, and MIRL, as Grau-Moya et al. 2019 compare them.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "ql": Method(soft=False, prior_in_target=False, prior_in_behaviour=False),
@@ -57,6 +56,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "mirl": Method(soft=True, prior_in_target=True, prior_in_behaviour=True),
     }
 )
+"""Q-learning, soft Q-learning, soft Q-learning with MIRL's behaviour, and MIRL.
+
+Source: Grau-Moya et al. 2019 (MIRL), who compare them.
+"""
 
 
 class TabularAgents:
@@ -181,6 +184,7 @@ class TabularAgents:
         return {"q": self.q.clone(), "prior": self.prior, "updates": self.updates, "generator": generator}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` gave."""
         self.q, self.prior, self.updates = state["q"].clone(), state["prior"], state["updates"]
         self._log_prior = self.prior.clamp(min=_TINY).log()
         self._generator.set_state(state["generator"])
@@ -220,7 +224,7 @@ class TabularAgents:
 
 
 def episode_return(mdp: TabularMDP, action: Tensor, max_steps: int, *, start: Tensor | None = None) -> Tensor:
-    """Expected sum of rewards of deterministic policies, until a terminal state or for ``max_steps`` steps, exactly.
+    r"""Exact :math:`E \sum_{t < T} r_t` of deterministic policies, ``T`` a terminal state or ``max_steps``.
 
     Source: the definition, by backward induction without discount.
 

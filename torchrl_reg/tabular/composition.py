@@ -57,7 +57,7 @@ def soft_composition(first: TabularMDP, second: TabularMDP, tau: float) -> Compo
         tau: temperature > 0, in reward units.
 
     Returns:
-        The composition.
+        The composition, values ``[S, A]``.
 
     Raises:
         ValueError: if the tasks differ in more than their rewards, or ``tau`` is not > 0.

@@ -50,7 +50,7 @@ class PriorIterate(Iterate):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PriorSolution(Solution, PriorIterate):
-    """The last :class:`PriorIterate`, how it was reached and, if asked for, all of them.
+    """The last :class:`PriorIterate` (``prior [A]``, ``q [S, A]``), how it was reached and, if asked for, all of them.
 
     Args:
         iterations: number of prior updates.
@@ -213,7 +213,7 @@ def mutual_information(pi: Tensor, occupancy: Tensor) -> Tensor:
 def state_occupancy(
     mdp: TabularMDP, pi: Tensor, *, occupancy: Occupancy = "stationary", start: Tensor | None = None
 ) -> Tensor:
-    r"""Probability of visiting each state under a policy: stationary, or discounted and normalized.
+    r"""Probability of each state under a policy: stationary, or :math:`(1 - \gamma) \sum_t \gamma^t \nu_t(s)`.
 
     An episode that ends starts again from ``start``. Terminal states, where nobody acts, have probability 0.
 

@@ -20,7 +20,7 @@ class Quadrature:
     r"""Nodes and weights with :math:`\sum_n w_n f(a_n) \approx \int_{[-1, 1]^D} f(a) da`.
 
     Args:
-        nodes: points of the box ``[N, D]``.
+        nodes: points of the box ``[N, D]``, without unit.
         weights: positive, of sum ``2^D`` ``[N]``.
 
     Example:
@@ -40,7 +40,10 @@ def gauss_legendre(num_points: int, dims: int = 1) -> Quadrature:
 
     Args:
         num_points: nodes per dimension.
-        dims: dimensions D; there are ``num_points^D`` nodes.
+        dims: dimensions D; there are ``N = num_points^D`` nodes.
+
+    Returns:
+        Nodes ``[N, D]`` and weights ``[N]``, without unit.
 
     Raises:
         ValueError: if one of them is below 1.

@@ -23,7 +23,7 @@ class Iterate:
     """Action values with the policy that is regularized-greedy to them and the value of both.
 
     Args:
-        q: action values ``[S, A]``.
+        q: action values ``[S, A]``, in reward units.
         v: values ``[S]``, 0 at terminal states.
         pi: probabilities ``[S, A]``.
         tau_log_pi: ``ln pi`` times the temperature of the greedy step ``[S, A]``; at temperature 0
@@ -46,7 +46,7 @@ class Solution(Iterate):
     """The last iterate, how it was reached and, if asked for, all of them.
 
     Args:
-        q: as in :class:`Iterate`, like ``v``, ``pi`` and ``tau_log_pi``.
+        q: values ``[S, A]``, as in :class:`Iterate`, like ``v``, ``pi`` and ``tau_log_pi``.
         iterations: number K of Bellman updates done; 0 for a direct solve.
         residual: largest change of ``q`` and ``tau_log_pi`` in the last one.
         iterates: iterates 0 to K; empty unless ``return_iterates``.

@@ -39,6 +39,8 @@ class VIRELIterate(Iterate):
 class VIRELSolution(Solution, VIRELIterate):
     """The last :class:`VIRELIterate`, how it was reached and, if asked for, all of them.
 
+    Values are ``[S, A]``, in reward units.
+
     Example:
         >>> from torchrl_reg.tabular import chain
         >>> virel_iteration(chain(4, gamma=0.5), 1.0).v.tolist()

@@ -16,9 +16,6 @@ from torchrl_reg.tabular.mdp import TabularMDP
 # (row, column) displacements of the gridworld's actions 0 to 3: up, right, down, left.
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
-#: The gridworlds that MIRL (Grau-Moya et al. 2019) is compared on. The source names them and gives their rewards, not
-#: their maps, so these are ours: in the corridor one action is useful, in the open square two, and in the grid of
-#: streets, which the goal sits in the middle of, all four alike.
 MIRL_WORLDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "corridor": ("...................G",),
@@ -26,6 +23,11 @@ MIRL_WORLDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "grid": (*[".........", ".#.#.#.#."] * 2, "....G....", *[".#.#.#.#.", "........."] * 2),
     }
 )
+"""The gridworlds that MIRL is compared on, as layouts for :func:`gridworld`.
+
+Source: Grau-Moya et al. 2019 name them and give their rewards, not their maps, so these are ours: in the corridor one
+action is useful, in the open square two, and in the grid of streets, with the goal in the middle, all four alike.
+"""
 
 
 def random_mdp(
@@ -50,7 +52,7 @@ def random_mdp(
         deterministic: a single next state per action, as ``branching=1``.
 
     Returns:
-        The MDP.
+        The MDP, ``P [S, A, S]``, ``r [S, A]`` in reward units.
 
     Raises:
         ValueError: if ``branching`` is outside 1 to ``num_states``, or contradicts
@@ -95,7 +97,7 @@ def chain(
         step_reward: reward of every other step.
 
     Returns:
-        The MDP.
+        The MDP, ``P [S, 2, S]``, ``r [S, 2]`` in reward units.
 
     Raises:
         ValueError: if there are fewer than two states or ``slip`` is outside [0, 1].
@@ -130,7 +132,7 @@ def gridworld(
         step_reward: reward of every other step.
 
     Returns:
-        The MDP.
+        The MDP, ``P [S, 4, S]``, ``r [S, 4]`` in reward units.
 
     Raises:
         ValueError: if the lines differ in length, hold another character or no free cell, or if
@@ -151,7 +153,7 @@ def gridworld(
 
 
 def gridworld_cells(layout: str | Sequence[str]) -> list[tuple[int, int]]:
-    """(row, column) of every state of :func:`gridworld`: the cells that are no wall, row by row.
+    """(row, column) of every state of :func:`gridworld`: the cells that are no wall, row by row; S pairs.
 
     Raises:
         ValueError: as :func:`gridworld`.

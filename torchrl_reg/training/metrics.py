@@ -17,8 +17,8 @@ from torch import Tensor
 from torchrl_reg.training.errors import RecordError
 from torchrl_reg.training.files import append, sync
 
-#: Columns that depend on the machine's speed; two runs of one seed agree in all others.
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
+"""Columns that depend on the machine's speed (frames a second, seconds); two runs of one seed agree in all others."""
 
 
 def strip_wall_clock(row: Mapping[str, Any]) -> dict[str, Any]:

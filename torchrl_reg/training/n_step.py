@@ -39,8 +39,10 @@ class NStep:
         self.transform.cut_episodes()
 
     def state_dict(self) -> dict[str, Any]:
+        """The rows that wait for the rest of their window, packed."""
         waiting = self.transform.waiting
         return {"waiting": None if waiting is None else pack_tensordict(waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the rows that :meth:`state_dict` gave."""
         self.transform.waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])

@@ -79,6 +79,7 @@ class Run:
 
     @property
     def path(self) -> Path:
+        """The run folder."""
         return self._folder.path
 
     @property
@@ -298,6 +299,7 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` gave."""
         self.frames = state["frames"]
         self._granted_updates = state["granted_updates"]
         self._journal.load_state_dict(state["journal"])

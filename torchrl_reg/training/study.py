@@ -41,6 +41,7 @@ class Study:
 
     @property
     def path(self) -> Path:
+        """The run folder."""
         return self._folder.path
 
     def __enter__(self) -> Study:

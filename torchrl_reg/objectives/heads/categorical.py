@@ -30,7 +30,11 @@ class Categorical(Head):
 
     The backup is the law of the regularized return itself: the mixture over actions, each action's atoms moved by its
     share of the cost, ``z_i - cost(a')`` with mass ``pi(a'|s') p_i(s', a')``; then projected on the grid. With the
-    policy of a regularizer all those moved distributions have one mean, the regularized value.
+    policy of a regularizer all those moved distributions have one mean, the regularized value. Logits are ``[*B, N,
+    A]``, atoms in reward units, the loss in nats.
+
+    Source: Bellemare, Dabney, Munos, "A Distributional Perspective on Reinforcement Learning", ICML 2017; the mixture
+    is ours.
     """
 
     actor_type = CategoricalQActor

@@ -16,7 +16,12 @@ from torchrl_reg.regularizers import Regularized
 
 
 class ExpectedValue(Head):
-    """Q-values ``[*B, A]`` of any Q-network, by a distance of numbers: ``loss_function`` of the loss."""
+    """Q-values ``[*B, A]`` of any Q-network, by a distance of numbers: ``loss_function`` of the loss.
+
+    The backup is ``sum_a pi(a|s') (q(s', a) - cost(a))``, in reward units.
+
+    Source: Mnih et al. 2015 (DQN), whose ``pi`` is greedy and has no cost.
+    """
 
     expected = True
 

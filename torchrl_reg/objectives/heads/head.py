@@ -63,7 +63,7 @@ class Regression(NamedTuple):
 
 
 class Head:
-    """Base of the heads."""
+    """Base of the heads: reads what the network says at (s, a), backs up values from s', and measures the distance."""
 
     #: The actor whose network this head reads.
     actor_type: ClassVar[type] = QValueActor

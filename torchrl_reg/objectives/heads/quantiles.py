@@ -66,10 +66,15 @@ class Quantiles(Head):
 
 
 class FixedQuantiles(Quantiles):
-    """The quantiles of a :class:`~torchrl_reg.modules.FixedQuantileQActor`, at ``(i + 1/2) / N``.
+    """The quantiles of a :class:`~torchrl_reg.modules.FixedQuantileQActor`, ``[*B, N, A]`` at ``(i + 1/2) / N``.
+
+    Source: Dabney, Rowland, Bellemare, Munos, "Distributional RL with Quantile Regression", AAAI 2018.
 
     Args:
-        kappa: see :class:`Quantiles`.
+        kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
+
+    Raises:
+        ValueError: ``kappa`` negative.
     """
 
     actor_type = FixedQuantileQActor
@@ -98,12 +103,16 @@ class FixedQuantiles(Quantiles):
 
 
 class ImplicitQuantiles(Quantiles):
-    """Quantiles of a :class:`~torchrl_reg.modules.QuantileQActor` at uniformly drawn fractions.
+    """Quantiles ``[*B, N, A]`` of a :class:`~torchrl_reg.modules.QuantileQActor` at uniformly drawn fractions.
+
+    The backup is ``sum_a pi(a|s') (z_j(s', a) - cost(a))``, quantile by quantile.
+
+    Source: Dabney, Ostrovski, Silver, Munos, "Implicit Quantile Networks", ICML 2018.
 
     Args:
         num_quantiles: N, fractions of the prediction. num_target_quantiles: M, of the target.
         num_policy_quantiles: K, of the policy's Q-values.
-        kappa: see :class:`Quantiles`.
+        kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
         reuse_quantiles: take the policy at s' from the M target quantiles already drawn, instead of K fresh ones.
         share_fractions: draw one set of fractions for the whole batch (faster: one embedding for all rows).
 

@@ -23,9 +23,11 @@ _DEFAULTS = {"gamma": 0.99, "differentiable": True}
 class RegularizedTD0Estimator(RegularizedEstimator, TD0Estimator):
     """``r + bonus + gamma^n (1 - terminated) (<pi, q(s', .)> - Omega(pi))``, ``[*B, 1]``, or ``[*B, M]`` for a head.
 
-    ``n`` is 1, or ``steps_to_next_obs`` where the data have it. ``pi``, ``Omega`` and the bonus come from the target
-    network. Without a shaping it needs only the next state, so it also serves TorchRL's stock
+    In reward units. ``n`` is 1, or ``steps_to_next_obs`` where the data have it. ``pi``, ``Omega`` and the bonus come
+    from the target network. Without a shaping it needs only the next state, so it also serves TorchRL's stock
     :class:`~torchrl.objectives.DQNLoss`.
+
+    Source: Geist et al. 2019 (A theory of regularized MDPs), the regularized Bellman operator.
 
     Args:
         gamma: discount in [0, 1].
@@ -67,6 +69,8 @@ class RegularizedTD0Estimator(RegularizedEstimator, TD0Estimator):
 class SoftTD0Estimator(RegularizedTD0Estimator):
     """``r + gamma^n (1 - terminated) tau logsumexp(q(s', .) / tau)``: :class:`RegularizedTD0Estimator` with an entropy.
 
+    The target is ``[*B, 1]``.
+
     Args:
         gamma: discount in [0, 1].
         value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
@@ -95,7 +99,7 @@ class SoftTD0Estimator(RegularizedTD0Estimator):
 class MunchausenTD0Estimator(RegularizedTD0Estimator):
     """``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma^n (1 - terminated) tau logsumexp(q(s', .) / tau)``.
 
-    ``pi = softmax(q / tau)`` and ``q`` come from the target network. Refuses TorchRL's stock
+    ``[*B, 1]``; ``pi = softmax(q / tau)`` and ``q`` come from the target network. Refuses TorchRL's stock
     :class:`~torchrl.objectives.DQNLoss`, which hides the stored action (see :meth:`for_loss`).
 
     Args:
@@ -137,7 +141,7 @@ class MunchausenTD0Estimator(RegularizedTD0Estimator):
 class PriorSoftTD0Estimator(RegularizedTD0Estimator):
     """One-step target ``r + gamma^n (1 - terminated) (1/beta) ln sum_a rho(a) exp(beta q(s', a))``, ``[*B, 1]``.
 
-    Needs only the next state, so it also serves TorchRL's stock :class:`~torchrl.objectives.DQNLoss`.
+    In reward units. Needs only the next state, so it also serves TorchRL's stock :class:`~torchrl.objectives.DQNLoss`.
 
     Args:
         gamma: discount in [0, 1].

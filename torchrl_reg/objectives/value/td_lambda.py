@@ -34,7 +34,11 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
     the bootstrap. Policy and values are the target network's. There are no importance weights: data should be near
     on-policy.
 
-    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`.
+    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`. Everything is in
+    reward units.
+
+    Source: Sutton 1988 (TD(lambda)); ours for the cost of the stored actions, which is that of Nachum et al. 2017
+    (PCL).
 
     Args:
         gamma, lmbda: discount and trace parameter in [0, 1].
@@ -86,7 +90,12 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
 
 @register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs={"gamma": 0.99, "differentiable": True})
 class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
-    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data."""
+    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data.
+
+    ``G_t = r_t + m_t + gamma (G_{t+1} - c_{t+1})``, ``[*B, T, 1]`` in reward units.
+
+    Source: Sutton 1988; the cost of the stored actions as in Nachum et al. 2017 (PCL).
+    """
 
     _defaults = {"gamma": 0.99}
 
@@ -101,7 +110,9 @@ class SoftTDLambdaEstimator(RegularizedTDLambdaEstimator):
     With ``l_t = tau ln pi(a_t|s_t)``: ``G_t = r_t + alpha [l_t]_{clip_min}^0 + gamma ((1 - lambda) V(s_{t+1}) + lambda
     (G_{t+1} - l_{t+1}))``. ``lambda = 0`` is soft TD(0) (M-DQN's target with ``alpha > 0``). As ``tau -> 0`` it does
     not become plain TD(lambda) on actions that are not greedy: ``l_t -> q(s, a_t) - max q``, and the trace is corrected
-    by that gap.
+    by that gap. Targets are ``[*B, T, 1]``.
+
+    Source: Nachum et al. 2017 (PCL) for the traces, Vieillard et al. 2020 (Munchausen RL) for the bonus.
 
     Args:
         gamma, lmbda: discount and trace parameter in [0, 1].
