@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -113,6 +114,12 @@ def test_links_and_figures_lead_somewhere() -> None:
 
 def test_the_top_is_for_newcomers() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_extra_is_listed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if " Extras: " in line]
+    assert set(re.findall(r"`(\w+)`", line.partition("Extras: ")[2])) == set(extras)
 
 
 def test_every_recipe_and_preset_is_documented() -> None:

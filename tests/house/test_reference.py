@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -61,3 +63,12 @@ def test_the_page_of_methods_names_every_loss_and_recipe() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| method")]
     for row in rows:
         assert row.replace("\\|", "").count("|") == 6, row
+
+
+@pytest.mark.slow
+def test_the_api_pages_are_written_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc")
+    done = subprocess.run([sys.executable, ROOT / ".ci/docs", tmp_path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "advantage learning" in (tmp_path / "torchrl_reg.html").read_text()  # the page of methods
+    assert (tmp_path / "torchrl_reg/objectives.html").is_file()

@@ -3,8 +3,6 @@
 Shapes: ``*B`` batch, ``A`` actions.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, NamedTuple
 
 import torch
