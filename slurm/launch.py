@@ -42,9 +42,7 @@ try:
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
 except ImportError as error:
-    raise SystemExit(
-        f"launch needs {error.name}, got none: pip install -e '.[recipes,slurm,report]' in the repository."
-    ) from None
+    raise SystemExit(f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'.") from None
 
 _CONF = Path(__file__).resolve().parent / "conf"
 
@@ -122,17 +120,22 @@ def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster,
         with _no_interruption():
             array = submit(jobs, folder.path, folder.path.name, cluster)
             folder.note(Submitted(array, runs))
-        print(f"submitted array {array}: {len(jobs)} jobs. python slurm/status.py {shlex.quote(str(folder.path))}")
+        print(f"submitted array {array}: {len(jobs)} jobs. {_status_command(folder)}")
         return 0
     folder.note(Submitted(None, runs))
     if cluster.kind == "debug":
         failures = run_in_process(missing, folder.path)
     else:
-        print(f"here, {cluster.parallel_jobs} jobs at a time. python slurm/status.py {shlex.quote(str(folder.path))}")
+        print(f"here, {cluster.parallel_jobs} jobs at a time. {_status_command(folder)}")
         failures = run_here(jobs, cluster.parallel_jobs, lambda: headline(folder.path.name, sweep_status(folder)))
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
+
+
+def _status_command(folder: SweepFolder) -> str:
+    here = "torchrl-reg status" if sys.argv[0].startswith("torchrl-reg") else "python slurm/status.py"
+    return f"{here} {shlex.quote(str(folder.path))}"
 
 
 def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> list[PlannedRun]:

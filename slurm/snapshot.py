@@ -79,8 +79,11 @@ def current_code(files: Mapping[str, Path]) -> Code:
         if name.startswith(_READS_RUNS):
             continue
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    # Installed below somebody's own repository, these files are in it and yet none of its files.
+    if not _git("ls-files", "torchrl_reg/__init__.py"):
+        return Code("unknown", False, digest.hexdigest())
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return Code(_git("rev-parse", "HEAD") or "unknown", bool(changes), digest.hexdigest())
+    return Code(_git("rev-parse", "HEAD"), bool(changes), digest.hexdigest())
 
 
 def copy_code(files: Mapping[str, Path], folder: Path) -> Path:

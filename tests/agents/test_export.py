@@ -30,7 +30,7 @@ def test_an_exported_policy_loads_in_a_bare_environment(
     assert capsys.readouterr().out.endswith("agent: LICENSE, README.md, config.yaml, policy.safetensors\n")
     text = (tmp_path / "out/agent/README.md").read_text()
     last, evaluated = read_metrics(run / "metrics.jsonl")
-    assert text.startswith("# m_dqn on minatar\n") and "96 environment frames with seed 4" in text
+    assert text.startswith("# m_dqn on minatar/breakout\n") and "96 environment frames with seed 4" in text
     assert f"| greedy | {last['return_greedy_mean']:.6g} |" in text
     assert f"| sampled | {evaluated['return_sampled_mean']:.6g} |" in text and "| 5 | 9 |" in text
     assert "MIT License" in (tmp_path / "out/agent/LICENSE").read_text()

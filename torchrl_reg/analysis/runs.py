@@ -171,13 +171,13 @@ def find_runs(
     return runs
 
 
-def read_run(folder: Path) -> RunRecord:
-    """The run in ``folder``.
+def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
+    """The run in ``folder``, with the settings ``config``: by default those of its ``config.yaml``.
 
     Raises:
         AnalysisError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
     """
-    config = flat(read_yaml(folder / "config.yaml"))
+    config = flat(read_yaml(folder / "config.yaml")) if config is None else config
     starts = (read_json(folder / "provenance.json") or {}).get("starts")
     if "env.name" not in config or "run.seed" not in config:
         raise AnalysisError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torchrl_reg
+from torchrl_reg.analysis.documents import flat
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.runs import RunRecord, metrics_rows, read_run
+from torchrl_reg.analysis.record import metrics_rows
+from torchrl_reg.analysis.runs import RunRecord, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder: Path = arguments.folder
     saved = read_policy(arguments.run_folder)
-    record = read_run(arguments.run_folder)
+    if not (arguments.run_folder / "config.yaml").is_file():
+        raise AnalysisError(f"RUN must be a run folder, which holds a config.yaml, got {arguments.run_folder}.")
+    # What the policy knows of its run: reading config.yaml would take PyYAML.
+    record = read_run(arguments.run_folder, flat({"env": saved.facts.get("env"), "run": saved.facts.get("run")}))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AnalysisError(f"DIR must be a new or empty folder, got {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
