@@ -210,6 +210,16 @@ def test_the_share_of_clipped_bonuses(tmp_path):
     assert _judged(tmp_path, rows[:-1])["bonus"].status == "ok"
 
 
+def test_a_soft_value_that_rests_on_one_sample(tmp_path):
+    rows = [{"ess": value} for value in (9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 1.3, 1.5)]
+    found = _judged(tmp_path, rows, "num_value_samples: 16")["samples"]
+    assert found.status == "warn" and "raise num_value_samples or tau" in found.todo
+    assert found.detail == "the soft value rests on 1.4 of 16 sampled actions in the last quarter (ess)"
+    assert _judged(tmp_path, rows[:-2], "num_value_samples: 16")["samples"].status == "ok"
+    assert _judged(tmp_path, [{"ess": 5.0}], "num_value_samples: 64")["samples"].status == "warn"
+    assert "samples" not in _judged(tmp_path, [{"td_error": 1.0}], "num_value_samples: 16")
+
+
 @pytest.mark.parametrize(
     ("algo", "updates", "detail"),
     [

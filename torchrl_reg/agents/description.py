@@ -25,7 +25,7 @@ from torchrl_reg.modules import (
     QuantileQActor,
 )
 from torchrl_reg.modules.rebuilding import Spaces, rebuilt
-from torchrl_reg.regularizers import Entropy, Tsallis
+from torchrl_reg.regularizers import Boltzmann, Entropy, Tsallis
 
 Description = dict[str, Any]
 
@@ -128,14 +128,14 @@ def _fixed_quantile_actor(actor: FixedQuantileQActor) -> Description:
 
 def _boltzmann(actor: BoltzmannQActor) -> Description:
     said = {"actor": described(actor.actor), "num_actions": None if actor.prior is None else actor.prior.num_actions}
-    if actor.prior is None and type(actor.regularizer) not in (Entropy, Tsallis):
+    if actor.prior is None and type(actor.regularizer) not in (Entropy, Boltzmann, Tsallis):
         raise Undescribed(f"a policy regularized by {type(actor.regularizer).__name__}")
     return said | {"index": actor.regularizer.q if isinstance(actor.regularizer, Tsallis) else None}
 
 
 def _built_boltzmann(said: Description, spec: TensorSpec) -> BoltzmannQActor:
     actor = _built(said["actor"], spec)
-    if said["num_actions"] is None:  # the temperature comes with the weights
+    if said["num_actions"] is None:  # the temperature comes with the weights; Boltzmann acts as Entropy does
         regularizer = Entropy(1.0) if said["index"] is None else Tsallis(1.0, said["index"])
         return BoltzmannQActor(actor, regularizer=regularizer)
     return BoltzmannQActor(actor, prior=ActionPrior(said["num_actions"]))

@@ -19,7 +19,13 @@ from torchrl.objectives import DQNLoss, HardUpdate, SACLoss, SoftUpdate
 import torchrl_reg.training  # noqa: F401 - as in the recipes: records that pandas is absent, see its comment
 from torchrl_reg.bench.measure import Case, Table
 from torchrl_reg.functional import quantile_huber_loss
-from torchrl_reg.modules import ImplicitQuantileNetwork, MulticategoricalActor, QuantileQActor, gaussian_actor
+from torchrl_reg.modules import (
+    ImplicitQuantileNetwork,
+    MulticategoricalActor,
+    QuantileQActor,
+    StochasticSamplerActor,
+    gaussian_actor,
+)
 from torchrl_reg.objectives import (
     HardTargetUpdate,
     ImplicitQLoss,
@@ -29,6 +35,8 @@ from torchrl_reg.objectives import (
     PathConsistencyLoss,
     PolyakTargetUpdate,
     SoftDQNLoss,
+    SoftQLearningLoss,
+    VIRELLoss,
 )
 
 TAU, ALPHA, CLIP, GAMMA, ACTIONS = 0.03, 0.9, -1.0, 0.99, 4
@@ -250,8 +258,18 @@ def control_cases(
         def forward(self, observation: Tensor, action: Tensor) -> Tensor:
             return self.net(torch.cat((observation, action), -1))
 
-    critics = [ValueOperator(Critic(), in_keys=["observation", "action"]) for _ in range(2)]
-    sac = SACLoss(gaussian_actor(net(observations, 2 * dims), **box), critics, loss_function="l2", target_entropy=-6.0)
+    def critics() -> list[ValueOperator]:
+        return [ValueOperator(Critic(), in_keys=["observation", "action"]) for _ in range(2)]
+
+    def gaussian() -> Any:
+        return gaussian_actor(net(observations, 2 * dims), **box)
+
+    def soft_q(samples: int, particles: int) -> SoftQLearningLoss:
+        sampler = StochasticSamplerActor(nn.Identity(), observations, num_cells=[256, 256], **box)
+        counts = {"num_value_samples": samples, "num_particles": particles}
+        return SoftQLearningLoss(sampler, critics(), tau=0.2, diagnostics=False, **counts)
+
+    sac = SACLoss(gaussian(), critics(), loss_function="l2", target_entropy=-6.0)
     sac.make_value_estimator(gamma=GAMMA)
     sequences = torch.stack([control_batch(10, observations, dims) for _ in range(size // 10)])
     losses = {
@@ -260,6 +278,10 @@ def control_cases(
         "M-IQ": (ImplicitQLoss(binned(), value(), alpha=0.9, diagnostics=False), data),
         "M-IQ, diagnostics": (ImplicitQLoss(binned(), value(), alpha=0.9), data),
         "PCL, rollout 10, as many steps": (PathConsistencyLoss(binned(), value(), diagnostics=False), sequences),
+        "VIREL": (VIRELLoss(gaussian(), critics(), beta_scale=0.1, diagnostics=False), data),
+        "VIREL, diagnostics": (VIRELLoss(gaussian(), critics(), beta_scale=0.1), data),
+        "soft Q-learning, K = M = 4": (soft_q(4, 4), data),
+        "soft Q-learning, K = M = 16": (soft_q(16, 16), data),
         "TorchRL SACLoss": (sac, data),
     }
     cases: dict[str, tuple[Callable[[], object], str]] = {"raw IQ": (raw_iq(data), "TorchRL SACLoss")}

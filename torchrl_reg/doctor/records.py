@@ -15,6 +15,8 @@ from torchrl_reg.doctor.machine import Finding
 EXPLOSION = 10.0
 #: Share of clipped bonuses from which on the clip, and not the policy, decides the bonus.
 CLIPPED_SHARE = 0.5
+#: Share of the soft value's samples that count, from which on it rests on one of them.
+COLLAPSED_SHARE = 0.1
 #: Copies of the target network that a run needs at least.
 FEWEST_COPIES = 5
 # Training rows, with episodes that all returned the same, from which on that is no accident.
@@ -33,6 +35,7 @@ def record_findings(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
         yield from _learning(train, algo)
         yield from _values(rows, train, algo)
         yield from _bonus(train)
+        yield from _samples(train, algo)
         yield from _exploration(train, algo)
 
 
@@ -141,6 +144,19 @@ def _bonus(train: list[dict[str, Any]]) -> Iterator[Finding]:
     detail = f"{share:.1%} of the Munchausen bonuses are clipped in the last quarter"
     todo = "clip_min decides the bonus, not the policy: raise tau, or lower clip_min" if share > CLIPPED_SHARE else ""
     yield Finding("bonus", "warn" if todo else "ok", detail, todo)
+
+
+def _samples(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+    """Whether a sampled soft value rests on enough of its samples: on one alone it is far too low."""
+    sizes, count = [row["ess"] for row in train if is_number(row.get("ess"))], algo.get("num_value_samples")
+    if not sizes or count is None:
+        return
+    late = sizes[-max(1, len(sizes) // 4) :]
+    size = sum(late) / len(late)
+    detail = f"the soft value rests on {size:.2g} of {count:,} sampled actions in the last quarter (ess)"
+    collapsed = size < max(COLLAPSED_SHARE * count, 1.5)
+    todo = "it is too low: raise num_value_samples or tau, or sample from policy=flow with algo.proposal=actor"
+    yield Finding("samples", "warn" if collapsed else "ok", detail, todo if collapsed else "")
 
 
 def _exploration(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:

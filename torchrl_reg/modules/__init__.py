@@ -11,6 +11,7 @@ from torchrl_reg.modules.distributional_actor import CategoricalQActor, FixedQua
 from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.latent_action import LatentActionTransform, stacked_log_prob
 from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
 from torchrl_reg.modules.n_step import NStepTransform
@@ -39,6 +40,7 @@ __all__ = [
     "FlowActor",
     "FlowDistribution",
     "ImplicitQuantileNetwork",
+    "LatentActionTransform",
     "MinAtarCNN",
     "Multicategorical",
     "MulticategoricalActor",
@@ -58,6 +60,7 @@ __all__ = [
     "prior_network",
     "q_network",
     "quantile_network",
+    "stacked_log_prob",
     "state_action_value_network",
     "state_value_network",
 ]

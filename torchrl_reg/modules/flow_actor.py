@@ -90,13 +90,8 @@ class FlowDistribution(Distribution):
             raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
         limit = 1 - (1e-12 if value.dtype == torch.float64 else 1e-6)
         u = ((2 * value - self.low - self.high) / (self.high - self.low)).clamp(-limit, limit).atanh()
-        log_det = self._squash_log_det(u)
-        z = u
-        for coupling in reversed(self.couplings):
-            s, t = coupling.scale_and_shift(z)
-            z = (z - t) * (-s).exp()
-            log_det = log_det + s.sum(-1)
-        return _standard_normal(z) - log_det
+        z, log_det = self.to_base(u)
+        return _standard_normal(z) - log_det - self._squash_log_det(u)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Reparametrized actions ``[*S, *B, D]`` and their log-density, without going through the inverse."""
@@ -131,6 +126,15 @@ class FlowDistribution(Distribution):
             u = u * s.exp() + t
             log_det = log_det + s.sum(-1)
         return u, log_det
+
+    def to_base(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The base point ``z [*S, *B, D]`` whose image before the squash is ``u``, and ``ln |det du/dz| [*S, *B]``."""
+        z, log_det = u, torch.zeros_like(u[..., 0])
+        for coupling in reversed(self.couplings):
+            s, t = coupling.scale_and_shift(z)
+            z = (z - t) * (-s).exp()
+            log_det = log_det + s.sum(-1)
+        return z, log_det
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         u, log_det = self.before_squash(z)

@@ -159,13 +159,15 @@ class SoftQLearningLoss(ActorCriticLoss):
         """Rows ``[*B]`` whose gradient is minus the mean direction of the particles that move, and their spread."""
         actor = self._bound(tensordict, "actor_network")[0].network
         critics = self._frozen_critics(tensordict)
-        u, _ = actor.particles(states, self.num_particles)
-        particles = u if self.form == "exact" else u.tanh()
-        fixed, updated = particles.chunk(2, -2)
-        fixed = fixed.detach()
+        half = self.num_particles // 2
+        with torch.no_grad():
+            fixed_u, _ = actor.particles(states, half)
+        moving_u, _ = actor.particles(states, half)
+        exact = self.form == "exact"
+        fixed, updated = (fixed_u, moving_u) if exact else (fixed_u.tanh(), moving_u.tanh())
 
         def log_density(x: Tensor) -> Tensor:
-            if self.form == "exact":
+            if exact:
                 action, log_det = actor.squashed(x), 2 * (math.log(2) - x - F.softplus(-2 * x)).sum(-1)
             else:
                 action = actor.low + (actor.high - actor.low) * (1 + x) / 2
@@ -176,5 +178,5 @@ class SoftQLearningLoss(ActorCriticLoss):
         with torch.no_grad():
             moving = updated.detach()
             direction = svgd_direction(fixed, score, moving, svgd_bandwidth(fixed, moving))
-            spread = u.detach().tanh().std(-2).mean(-1)
+            spread = torch.cat((fixed_u, moving_u), -2).tanh().std(-2).mean(-1)
         return -(direction * updated).sum(-1).mean(-1), spread

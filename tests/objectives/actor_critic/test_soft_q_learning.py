@@ -183,10 +183,10 @@ def test_the_gradient_is_the_direction_through_the_sampler(cases: Any) -> None:
     case = cases["soft_q"]
     loss, data = case.loss(), case.batch(4)
     torch.manual_seed(3)
-    u, _ = loss.actor_network.particles(data, 6)
+    still, moving = (loss.actor_network.particles(data, 3)[0] for _ in range(2))
     torch.manual_seed(3)
     rows, spread = loss._stein_loss(data, data)
-    fixed = u[:, :3].detach().requires_grad_()
+    fixed = still.detach().requires_grad_()
     action = loss.actor_network.squashed(fixed)
     q = (
         torch.stack(
@@ -197,9 +197,9 @@ def test_the_gradient_is_the_direction_through_the_sampler(cases: Any) -> None:
     )
     log_p = q / 0.5 + (1 - fixed.tanh().square()).log().sum(-1)
     (score,) = torch.autograd.grad(log_p.sum(), fixed)
-    direction = svgd_direction(fixed, score, u[:, 3:], svgd_bandwidth(fixed, u[:, 3:])).detach()
+    direction = svgd_direction(fixed, score, moving, svgd_bandwidth(fixed, moving)).detach()
     params = list(loss.actor_network.parameters())
-    expected = torch.autograd.grad((direction * u[:, 3:]).sum() / 3 / 4, params)
+    expected = torch.autograd.grad((direction * moving).sum() / 3 / 4, params)
     for got, want in zip(torch.autograd.grad(-rows.mean(), params), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(spread, u.tanh().std(1).mean(-1).detach())
+    torch.testing.assert_close(spread, torch.cat((still, moving), 1).tanh().std(1).mean(-1).detach())
