@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_value_network
@@ -73,7 +74,7 @@ def train(cfg: Config) -> Path:
     actor = policy(cfg.policy, env).to(run.device)
     value = state_value_network(cfg.policy, env).to(run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
-    run.evaluate_with(eval_env, {"greedy": actor, "sampled": actor})
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
     # What it remembers: single transitions, sampled uniformly; of a binned action the bins.
     replay = run.replay(algo.replay_capacity, algo.batch_size)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tensordict.nn import TensorDictSequential
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss
 
@@ -33,16 +33,15 @@ from torchrl_reg.modules import (
 )
 from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
-from torchrl_reg.training import NStep, RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 METHODS = ("dqn", "sql", "sql_m", "mirl")
 
 
 @dataclass
-class Algo:
-    """Hyperparameters: default, unit, source. The defaults suit CartPole; env and paper presets change them."""
+class Algo(ValueLearning):
+    """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
 
-    total_frames: int = 60_000  # environment frames, frame skip included
     method: str = "mirl"  # dqn, sql, sql_m or mirl
     beta: float = 1.0  # inverse temperature at the start, per unit of reward
     beta_rate: float = 0.001  # of beta towards 1 / (mean squared TD error), per update [G19: adapted so]; 0 keeps beta
@@ -51,23 +50,7 @@ class Algo:
     prior_rate: float = 0.001  # of the prior towards the policy, per environment step [G19: a moving average]
     prior_keys: list[str] = field(default_factory=list)  # what a state-dependent prior observes; empty: nothing
     prior_learning_rate: float = 1e-4  # Adam, of a state-dependent prior, which prior_rate does not concern
-    gamma: float = 0.99  # discount
-    n_steps: int = 1  # of the return
-    learning_rate: float = 2e-3  # Adam
-    anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
-    adam_eps: float = 1e-5
     loss_function: str = "smooth_l1"  # Huber, delta 1; l2 in [G19]; also l1
-    batch_size: int = 32  # transitions
-    replay_capacity: int = 50_000  # transitions
-    learning_starts_frames: int = 1_000
-    update_every_frames: float = 4  # frames per gradient update
-    target_period_updates: int = 50  # updates between target copies
-    eps_start: float = 1.0  # epsilon-greedy around the greedy action
-    eps_end: float = 0.05
-    eps_frames: int = 10_000  # frames of linear annealing, once learning has started
-    num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates; at least n_steps
-    clip_rewards: bool = False  # to [-1, 1], in what is learnt from; reported returns stay raw
 
     def validate(self) -> None:
         require(self.method in METHODS, "algo.method", f"one of {', '.join(METHODS)}", self.method)
@@ -81,7 +64,7 @@ class Algo:
         require(0 < self.prior_rate <= 1, "algo.prior_rate", "in (0, 1]", self.prior_rate)
         learnt = not self.prior_keys or self.method == "mirl"
         require(learnt, "algo.prior_keys", "empty unless algo.method=mirl", list(self.prior_keys))
-        check_replay_learning(self)
+        super().validate()
 
 
 @dataclass
@@ -129,13 +112,7 @@ def train(cfg: Config) -> Path:
         )
     explorer = TensorDictSequential(actor, *([] if state_prior is None else [state_prior]), exploration)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
-    run.evaluate_with(eval_env, {"greedy": explorer, "sampled": explorer})
-
-    # What it remembers: single transitions (or n-step ones), sampled uniformly.
-    # Stacked images are stored frame by frame, a quarter of the memory; n-step rows skip frames and stay stacked.
-    stack = frame_stack(cfg.env) if algo.n_steps == 1 else 1
-    replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
-    n_step = NStep(algo.n_steps, algo.gamma)
+    run.evaluate_with(eval_env, {"greedy": explorer, "sampled": (explorer, ExplorationType.RANDOM)})
 
     # What it learns: q(s, a) towards r + gamma (1/beta) ln sum_a' rho(a') exp(beta q(s', a')) (DQN: the maximum);
     # rho towards the policy on the states visited; beta towards 1 / (mean squared TD error).
@@ -151,34 +128,23 @@ def train(cfg: Config) -> Path:
     fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
     groups: list[dict[str, Any]] = [{"params": fast}]
     groups += [{"params": slow, "lr": algo.prior_learning_rate}] if slow else []
-    optimizer = torch.optim.Adam(
-        groups, lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
-    )
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    update = run.make_update(loss, optimizer, target)
+    learner = ValueLearner(run, algo, loss, target, exploration, frame_stack=frame_stack(cfg.env), parameters=groups)
+    run.track(uniform=uniform, prior=learnt)
     prior_update = None
     if behaviour is learnt and state_prior is None:
         prior_update = PriorUpdate(learnt, rate=algo.prior_rate)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, n_step=n_step, exploration=exploration)
-    run.track(uniform=uniform, prior=learnt)
-    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
-    for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
+    for batch in learner.collect(env, explorer):
         if prior_update is not None and run.frames > algo.learning_starts_frames:
             prior_update(batch)
-        if algo.clip_rewards:
-            batch["next", "reward"].clamp_(-1, 1)
-        rows = n_step(batch).select(*loss.in_keys, "steps_to_next_obs", strict=False)
-        replay.extend(rows.transpose(0, 1).reshape(-1))  # in order of time
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            scalars = update(minibatch)
+        learner.remember(batch)
+        for minibatch in learner.minibatches():
+            scalars = learner.update(minibatch)
             if algo.method != "dqn":
                 beta.observe(scalars["squared_td_error"])
             run.record(scalars)
-        if algo.anneal_learning_rate:
-            optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)
-        exploration.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
     return run.finish()
 
 

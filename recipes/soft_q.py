@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network
@@ -79,7 +80,7 @@ def train(cfg: Config) -> Path:
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     actor = policy(cfg.policy, env).to(run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
-    run.evaluate_with(eval_env, {"greedy": actor, "sampled": actor})
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
     # What it remembers: single transitions, sampled uniformly.
     replay = run.replay(algo.replay_capacity, algo.batch_size)

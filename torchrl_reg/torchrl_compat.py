@@ -40,7 +40,6 @@ __all__ = [
 LOSS_MODULE_NAMES = {
     "_AcceptedKeys": "declares what set_keys accepts",
     "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
-    "_schedulable_buffers": "which coefficients take assignment: loss.tau = 0.01",
     "_default_device": "where coefficients are made",
     "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
     "_loss_mask_keys": "rows outside the mask must not send NaN through the target",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
@@ -42,7 +43,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         settings.validate()
         actor = untrained(settings)
         policies = {"greedy": actor, "sampled": actor}
-        columns = evaluate(make_env(settings, episodes), policies, episodes=episodes, seed=seed)
+        evaluated = {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}
+        columns = evaluate(make_env(settings, episodes), evaluated, episodes=episodes, seed=seed)
         row = {"event": "eval", "frames": 96, "updates": 2, **columns}
         config = SimpleNamespace(env=settings, run=RunSettings(seed=seed, eval_episodes=episodes))
         PolicyFile(folder, config).write(policies, row)

@@ -149,7 +149,7 @@ def test_discrete_actions_and_images_are_refused() -> None:
     [
         (
             {"name": "beta"},
-            "policy.name must be one of multicategorical, autoregressive, flow, gaussian, sampler, got 'beta'",
+            "PolicySettings.name must be one of multicategorical, autoregressive, flow, gaussian, sampler, got 'beta'",
         ),
         ({"num_cells": []}, r"num_cells must list widths >= 1, got \[\]"),
         ({"num_cells": [8, 0]}, r"num_cells must list widths >= 1, got \[8, 0\]"),

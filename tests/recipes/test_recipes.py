@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.agents import read_policy
 from torchrl_reg.envs import EnvSettings, make_env
@@ -75,7 +76,7 @@ def evaluated_again(folder: Path) -> dict[str, object]:
     saved = read_policy(folder)
     run, row = saved.facts["run"], saved.facts["evaluation"]
     env = make_env(EnvSettings(**saved.facts["env"]), run["eval_episodes"])
-    policies = {"greedy": saved.policy, "sampled": saved.policy}
+    policies = {"greedy": saved.policy, "sampled": (saved.policy, ExplorationType.RANDOM)}
     columns = evaluate(env, policies, episodes=run["eval_episodes"], seed=run["seed"])
     return strip_wall_clock({**row, **columns})
 
@@ -204,9 +205,9 @@ BAD = [
     (["env.frame_skip=4"], "frame_skip"),
     (["+paper=vieilard2020"], "vieillard2020"),
     (["env=mujoco/hopper"], "does not go with this recipe: it sets policy, which this recipe does not have"),
-    (["env.name=pendulum"], "must be an environment with discrete actions, got one with continuous actions"),
+    (["env.name=pendulum"], "env must have discrete actions (a categorical spec), got continuous ones"),
     (["env=pendulum"], "env=pendulum does not go with this recipe"),
-    (["net=nature"], "net.name=nature does not fit observations of shape (4,)"),
+    (["net=nature"], "NetSettings.name must fit observations of shape (4,), got 'nature'"),
     (["algo.n_steps=0"], "algo.n_steps"),
     (["algo.loss_function=l3"], "loss_function"),
     (["algo.batch_size=0"], "algo.batch_size"),
@@ -240,7 +241,7 @@ CONTINUOUS_BAD = [
     ("iq", ["algo.alpha=-1"], "algo.alpha"),
     ("iq", ["policy.num_bins=1"], "num_bins must be at least 2"),
     ("iq", ["policy=gausian"], "gaussian"),
-    ("iq", ["policy.name=beta"], "policy.name"),
+    ("iq", ["policy.name=beta"], "PolicySettings.name must be one of"),
     ("iq", ["policy.num_cells=[]"], "num_cells"),
     ("iq", ["algo.target_entropy=1.0", "policy=gaussian"], "target_entropy"),
     ("iq", ["algo.target_rate=0"], "algo.target_rate"),

@@ -112,12 +112,18 @@ def test_exploration_types_and_no_gradient():
 
         return policy
 
-    names = ("greedy", "sampled", "search")
-    evaluate(_Walk(2), {name: named(name) for name in names}, episodes=2, seed=0)
+    policies = {
+        "greedy": named("greedy"),
+        "sampled": named("sampled"),  # a name says nothing
+        "random": (named("random"), ExplorationType.RANDOM),
+        "mean": (named("mean"), ExplorationType.MEAN),
+    }
+    evaluate(_Walk(2), policies, episodes=2, seed=0)
     assert seen == {
         "greedy": (ExplorationType.DETERMINISTIC, False),
-        "sampled": (ExplorationType.RANDOM, False),
-        "search": (ExplorationType.DETERMINISTIC, False),
+        "sampled": (ExplorationType.DETERMINISTIC, False),
+        "random": (ExplorationType.RANDOM, False),
+        "mean": (ExplorationType.MEAN, False),
     }
 
 

@@ -55,7 +55,7 @@ def test_updates_due_keep_the_exact_ratio(make_run, every, expected):
 
 def test_frames_count_the_frame_skip_and_rows_follow_the_schedules(make_run):
     run = make_run(log_every_frames=50, evaluate_every_frames=120, checkpoint_every_frames=100)
-    run._frames_per_step = 4
+    run.frames_per_step = 4
     run.evaluate_with(_env(2), {"greedy": _push_right})
     run.track()
     seen = []

@@ -2,7 +2,14 @@
 
 from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
 from torchrl_reg.envs.multigoal import MultiGoalEnv
-from torchrl_reg.envs.settings import EnvError, EnvSettings, frame_stack, frames_per_step, resolve
+from torchrl_reg.envs.settings import (
+    EnvError,
+    EnvSettings,
+    frame_stack,
+    frames_per_step,
+    register_env,
+    resolve,
+)
 from torchrl_reg.envs.snapshot import RecordedVectorEnv, Restorable
 from torchrl_reg.envs.tabular import TabularEnv
 from torchrl_reg.envs.vectorized import make_env
@@ -18,5 +25,6 @@ __all__ = [
     "frame_stack",
     "frames_per_step",
     "make_env",
+    "register_env",
     "resolve",
 ]

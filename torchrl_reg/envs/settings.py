@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
+
+Builder = Callable[..., Any]
 
 
 class EnvError(ValueError):
@@ -27,6 +29,7 @@ class EnvSettings:
         name: discrete actions: ``"cartpole"``, ``"acrobot"``, ``"lunarlander"``, ``"minatar"``, ``"atari"`` or
             ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``, ``"multigoal"``,
             ``"mujoco"`` or ``"adroit"``.
+            An environment of your own goes by the name it was registered under, see :func:`register_env`.
         game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``, the world of ``"gridworld"``
             (corridor, square, grid) or the task of ``"mujoco"``
             (hopper, walker2d, halfcheetah, ant, humanoid) or ``"adroit"`` (door, hammer, pen, relocate).
@@ -58,6 +61,9 @@ class EnvSettings:
         vars(self).update(vars(resolve(self)))
 
 
+# Environments of the user's own, by name.
+_REGISTERED: dict[str, tuple[Builder, bool]] = {}
+
 # The value of a field that leaves any environment as it is.
 _NEUTRAL = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
 
@@ -87,8 +93,65 @@ _FAMILIES: dict[str, dict[str, bool | int | float]] = {
     "gridworld": {"max_episode_frames": 200},
     "multigoal": {"max_episode_frames": 30},
 }
-_WITH_GAMES = ("minatar", "atari", "mujoco", "adroit", "gridworld")
+_WITH_GAMES = {"minatar", "atari", "mujoco", "adroit", "gridworld"}
 _AT_LEAST = {"max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
+
+
+def register_env(
+    name: str,
+    build: Builder,
+    *,
+    max_episode_frames: int,
+    vectorized: bool = False,
+    games: bool = False,
+    **defaults: bool | int | float,
+) -> None:
+    """Makes ``EnvSettings(name)``, and so ``env.name=<name>`` of every recipe, build an environment of your own.
+
+    Args:
+        name: one that no environment has yet.
+        build: ``build(**options)`` returns one ``gymnasium.Env`` with raw rewards, of which copies are made. Its
+            options are ``max_episode_frames``, those of ``defaults`` and, with ``games``, ``game``, as the settings
+            have them.
+        max_episode_frames: frames after which an episode is truncated by default; ``build`` sees to it.
+        vectorized: ``build(num_envs, **options)`` returns a TorchRL ``EnvBase`` of batch size ``[num_envs]``, or a
+            gymnasium ``VectorEnv`` that leaves resets to its caller (``AutoresetMode.DISABLED``).
+        games: whether the settings must name a game.
+        defaults: the other fields of :class:`EnvSettings` that apply (``frame_skip``, ``sticky_actions``, ...), with
+            their defaults.
+
+    A checkpoint stores the seed of an environment's last reset and the actions since; one that is ``vectorized`` gives
+    its state by :class:`Restorable`, or its episodes end at every checkpoint.
+
+    Raises:
+        EnvError: a name that is taken, a ``build`` that cannot be called, an unknown field or a default out of range.
+
+    >>> import gymnasium
+    >>> def long_pole(max_episode_frames):
+    ...     return gymnasium.make("CartPole-v1", max_episode_steps=max_episode_frames)
+    >>> register_env("long_pole", long_pole, max_episode_frames=5_000)
+    >>> resolve(EnvSettings("long_pole")).max_episode_frames
+    5000
+    """
+    if not isinstance(name, str) or not name or name in _FAMILIES:
+        raise EnvError(f"name: expected one that no environment has yet, got {name!r}.")
+    if not callable(build):
+        raise EnvError(f"build: expected a function that returns an environment, got {build!r}.")
+    fitting = {field.name for field in fields(EnvSettings)} - {"name", "game"}
+    unknown = sorted(set(defaults) - fitting)
+    if unknown:
+        raise EnvError(unknown_name("defaults", unknown[0], fitting))
+    options = {"max_episode_frames": max_episode_frames, **defaults}
+    for option, value in options.items():
+        _check_value(option, value)
+    _FAMILIES[name], _REGISTERED[name] = options, (build, vectorized)
+    if games:
+        _WITH_GAMES.add(name)
+
+
+def registered(name: str) -> tuple[Builder, bool] | None:
+    """The builder of a user's environment of that name, and whether it is vectorized."""
+    return _REGISTERED.get(name)
 
 
 def resolve(settings: EnvSettings) -> EnvSettings:

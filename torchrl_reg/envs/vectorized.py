@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 
 from torchrl_reg.envs.adroit import adroit_vector_env
@@ -17,7 +17,8 @@ from torchrl_reg.envs.lunarlander import lunarlander_vector_env
 from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.mujoco import mujoco_vector_env
 from torchrl_reg.envs.multigoal import MultiGoalEnv
-from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, resolve
+from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, registered, resolve
+from torchrl_reg.envs.snapshot import RecordedVectorEnv
 from torchrl_reg.envs.tabular import gridworld_env
 
 _BUILDERS: dict[str, Callable[..., VectorEnv]] = {
@@ -70,12 +71,28 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
         return TransformedEnv(goals, RewardSum())
     if resolved.name == "gridworld":
         return TransformedEnv(gridworld_env(num_envs, device=device, **family_options(resolved)), RewardSum())
-    env = GymWrapper(
-        _BUILDERS[resolved.name](num_envs, **family_options(resolved)),
-        categorical_action_encoding=True,
-        device="cpu",
-    )
-    env = TransformedEnv(env, RewardSum())
+    built = _build(resolved, num_envs)
+    if isinstance(built, EnvBase):
+        return TransformedEnv(built.to(device), RewardSum())
+    env = TransformedEnv(GymWrapper(built, categorical_action_encoding=True, device="cpu"), RewardSum())
     if device != torch.device("cpu"):
         env.append_transform(DeviceCastTransform(device, "cpu"))
     return env
+
+
+def _build(resolved: EnvSettings, num_envs: int) -> VectorEnv | EnvBase:
+    options = family_options(resolved)
+    own = registered(resolved.name)
+    if own is None:
+        return _BUILDERS[resolved.name](num_envs, **options)
+    build, vectorized = own
+    if not vectorized:
+        return RecordedVectorEnv(partial(build, **options), num_envs)
+    built = build(num_envs, **options)
+    if isinstance(built, EnvBase):
+        return built
+    if not isinstance(built, VectorEnv):
+        raise EnvError(f"build: expected to get a gymnasium VectorEnv or a TorchRL EnvBase, got {built!r}.")
+    if built.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+        raise EnvError(f"build: expected a VectorEnv with AutoresetMode.DISABLED, got {built!r}.")
+    return built

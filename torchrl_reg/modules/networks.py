@@ -143,8 +143,7 @@ def num_actions(env: EnvBase) -> int:
     spec = env.full_action_spec_unbatched["action"]
     if not hasattr(spec.space, "n"):
         raise ValueError(
-            f"env.name must be an environment with discrete actions, got one with continuous actions of shape "
-            f"{tuple(spec.shape)}."
+            f"env must have discrete actions (a categorical spec), got continuous ones of shape {tuple(spec.shape)}."
         )
     return int(spec.space.n)
 
@@ -173,12 +172,12 @@ def _action_network(
 def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
     """Layers from the observation to a vector, and its width."""
     if not settings.num_cells or min(settings.num_cells) < 1:
-        raise ValueError(f"net.num_cells must list widths >= 1, got {list(settings.num_cells)}.")
+        raise ValueError(f"NetSettings.num_cells must list widths >= 1, got {list(settings.num_cells)}.")
     wanted = {"mlp": 1, "minatar": 3, "nature": 3}
     if settings.name not in wanted:
-        raise ValueError(f"net.name must be one of {', '.join(wanted)}, got {settings.name!r}.")
+        raise ValueError(f"NetSettings.name must be one of {', '.join(wanted)}, got {settings.name!r}.")
     if len(shape) != wanted[settings.name]:
-        raise ValueError(f"net.name={settings.name} does not fit observations of shape {tuple(shape)}.")
+        raise ValueError(f"NetSettings.name must fit observations of shape {tuple(shape)}, got {settings.name!r}.")
     if settings.name == "mlp":
         return _rescaling(settings, shape[0]) if rescaled else [], shape[0]
     if settings.name == "minatar":
@@ -194,6 +193,6 @@ def _rescaling(settings: NetSettings, width: int) -> list[nn.Module]:
         return []
     if not len(low) == len(high) == width or not torch.all(torch.tensor(low) < torch.tensor(high)):
         raise ValueError(
-            f"net.input_low and net.input_high must list {width} numbers each, low below high, got {low} and {high}."
+            f"NetSettings.input_low and input_high must list {width} numbers each, low below high, got {low}, {high}."
         )
     return [Rescale(low, high)]

@@ -74,7 +74,7 @@ def policy(settings: PolicySettings, env: EnvBase) -> Any:
         "sampler": _sampler,
     }
     if settings.name not in makers:
-        raise ValueError(f"policy.name must be one of {', '.join(makers)}, got {settings.name!r}.")
+        raise ValueError(f"PolicySettings.name must be one of {', '.join(makers)}, got {settings.name!r}.")
     low, high = action_bounds(env)
     return makers[settings.name](settings, _observation_size(env), low, high)
 
@@ -143,9 +143,9 @@ def _observation_size(env: EnvBase) -> int:
 def _mlp(size: int, out: int | None, num_cells: Sequence[int], activation: str, initialization: str) -> nn.Module:
     """Hidden layers, and a linear one unless ``out`` is None."""
     if not num_cells or min(num_cells) < 1:
-        raise ValueError(f"num_cells must list widths >= 1, got {list(num_cells)}.")
+        raise ValueError(f"PolicySettings.num_cells must list widths >= 1, got {list(num_cells)}.")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
+        raise ValueError(f"PolicySettings.activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
     widths = list(num_cells)
     net = MLP(
         in_features=size,

@@ -55,7 +55,6 @@ class ActorCriticLoss(RegularizedLoss):
     qvalue_network_params: TensorDictParams
     _frozen: Any
     target_qvalue_network_params: TensorDictParams
-    _schedulable_buffers = frozenset({"tau"})
     _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "qvalue_network")
     default_value_estimator: Any = ValueEstimators.TD0
     tau: Any = coefficient("temperature", "The temperature in force, in reward units; assign to schedule it.")
@@ -90,10 +89,9 @@ class ActorCriticLoss(RegularizedLoss):
         self.__dict__["_checked_data"] = False
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(ensemble, "qvalue_network", create_target_params=True)
-        self._register_coefficients()
 
-    def _owns(self, name: str) -> bool:
-        return name == "tau" or super()._owns(name)
+    def _coefficients(self) -> dict[str, Coefficient]:
+        return {"tau": self.temperature}
 
     def _set_in_keys(self) -> None:
         action = self.tensor_keys.action

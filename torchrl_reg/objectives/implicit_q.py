@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
@@ -33,7 +33,9 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
-from torchrl_reg.regularizers.checks import check_number
+from torchrl_reg.regularizers import Coefficient, DualCoefficient
+from torchrl_reg.regularizers.checks import check_clip, check_temperature, check_weight
+from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
 
 
 class ImplicitQLoss(RegularizedLoss):
@@ -51,14 +53,16 @@ class ImplicitQLoss(RegularizedLoss):
         actor_network: the policy; an actor with ``get_dist(tensordict)`` (:class:`~torchrl.modules.ProbabilisticActor`,
             :class:`~torchrl_reg.modules.MulticategoricalActor`, ...).
         value_network: writes ``"state_value" [*B, 1]``, for instance a :class:`~torchrl.modules.ValueOperator`.
-        tau: temperature > 0, in reward units. Schedulable.
-        alpha: Munchausen weight in [0, 1]. Schedulable; at 0 the target policy is not even evaluated, so set it by
+        tau: temperature > 0, in reward units; a number, or a :class:`~torchrl_reg.regularizers.Coefficient` to share.
+            Schedulable, as the next two: ``loss.tau = 0.01``.
+        alpha: Munchausen weight in [0, 1]. At 0 the target policy is not even evaluated, so set it by
             ``loss.alpha = 0.9`` (not by writing into the tensor, nor within a captured CUDA graph).
         clip_min: lower clip (<= 0) of ``tau ln pi_target`` in the Munchausen term, in reward units; None (the paper)
-            for no clip. There is no upper clip: the logarithm of a density may be positive. Schedulable.
+            for no clip. There is no upper clip: the logarithm of a density may be positive.
         residual: bootstrap on the online value network, with its gradient.
         target_entropy: adapt ``tau`` so that the policy's mean entropy becomes this many nats, starting from ``tau``;
-            adds ``loss_tau`` and a parameter ``log_tau`` of its own. For policies whose entropy has a closed form
+            adds ``loss_tau`` and the parameter of a :class:`~torchrl_reg.regularizers.DualCoefficient`
+            (``loss.tau_coefficient.log_value``). For policies whose entropy has a closed form
             (multicategorical, not a squashed Gaussian or a flow). Our addition: the paper keeps ``tau`` fixed.
         delay_actor, delay_value: keep target networks, or take the detached online ones.
         loss_function: ``"l2"`` (the paper), ``"smooth_l1"`` or ``"l1"``.
@@ -102,11 +106,9 @@ class ImplicitQLoss(RegularizedLoss):
     target_actor_network_params: TensorDictParams
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
-    tau: Tensor
-    alpha: Tensor
-    clip_min: Tensor
-    _schedulable_buffers = frozenset({"tau", "alpha", "clip_min"})
-    _switches: ClassVar[tuple[str, ...]] = ("alpha",)
+    tau: Any = coefficient("tau_coefficient", "The temperature in force, in reward units.")
+    alpha: Any = coefficient("alpha_coefficient", "The Munchausen weight in force.")
+    clip_min: Any = coefficient("clip_min_coefficient", "The lower clip in force, in reward units; -inf is none.")
     _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "value_network")
 
     def __init__(
@@ -114,9 +116,9 @@ class ImplicitQLoss(RegularizedLoss):
         actor_network: TensorDictModuleBase,
         value_network: TensorDictModuleBase,
         *,
-        tau: float = 0.01,
-        alpha: float = 0.0,
-        clip_min: float | None = None,
+        tau: float | Coefficient = 0.01,
+        alpha: float | Coefficient = 0.0,
+        clip_min: float | Coefficient | None = None,
         residual: bool = False,
         target_entropy: float | None = None,
         delay_actor: bool = True,
@@ -134,26 +136,41 @@ class ImplicitQLoss(RegularizedLoss):
         )
         check_actor(actor_network)
         check_value_network(value_network)
-        if target_entropy is not None:
-            check_number(target_entropy, "target_entropy", "nats")
-            _check_reachable(target_entropy, actor_network)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         # The residual form never reads a target value network.
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)
         self.residual = residual
-        self._register_coefficients(tau=tau, alpha=alpha, clip_min=clip_min)
-        self.target_entropy = target_entropy
-        if target_entropy is not None:
-            self.log_tau = nn.Parameter(self.tau.log().to(torch.get_default_dtype()))
-            self.out_keys = ["loss", "loss_tau"]
+        self._make_coefficients(tau, alpha, clip_min, target_entropy)
         self.set_keys(action=stored_action_key(actor_network), value=value_network.out_keys[0])
         self.make_value_estimator()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "tau" and "log_tau" in self._parameters:  # the learnt temperature goes on from here
-            with torch.no_grad():
-                self.log_tau.copy_(self.tau.log())
+    def _make_coefficients(self, tau: Any, alpha: Any, clip_min: Any, target_entropy: float | None) -> None:
+        where = {"device": self._default_device}
+        self.tau_coefficient = learnt_at_target(
+            tau,
+            target_entropy,
+            target_name="target_entropy",
+            rises="below",
+            name="tau",
+            check=check_temperature,
+            **where,
+        )
+        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, switched=True, **where)
+        self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip, **where)
+        learnt = self.tau_coefficient
+        if isinstance(learnt, DualCoefficient):
+            _check_reachable(learnt.target, self.actor_network)
+            self.out_keys = ["loss", "loss_tau"]
+
+    @property
+    def _learns_tau(self) -> bool:
+        return isinstance(self.tau_coefficient, DualCoefficient)
+
+    def _coefficients(self) -> dict[str, Coefficient]:
+        return {name: getattr(self, f"{name}_coefficient") for name in ("tau", "alpha", "clip_min")}
+
+    def _reported(self) -> dict[str, Tensor]:
+        return {"tau": self.tau}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
@@ -169,7 +186,7 @@ class ImplicitQLoss(RegularizedLoss):
         dist = distribution(actor.network, inputs)
         log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
         value = state_value(value_network.network, inputs, self.tensor_keys.value)
-        entropy = closed_entropy(dist) if self.diagnostics or self.target_entropy is not None else None
+        entropy = closed_entropy(dist) if self.diagnostics or self._learns_tau else None
         tau, terms = self._temperature(dist, entropy, mask)
         prediction = value + tau * log_pi
 
@@ -198,7 +215,7 @@ class ImplicitQLoss(RegularizedLoss):
         self, inputs: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, frozen_actor: Any
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """``alpha max(tau ln pi_target(a|s), clip_min) [*B]`` and its diagnostics."""
-        if not self._is_on("alpha"):
+        if not self.alpha_coefficient.is_on:
             return 0.0, {}
         with torch.no_grad():
             reference = distribution(frozen_actor.network, inputs)
@@ -210,19 +227,16 @@ class ImplicitQLoss(RegularizedLoss):
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
     def _temperature(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The temperature in force, and the loss ``ln tau (H(pi) - target_entropy)`` of a learnt one."""
-        if self.target_entropy is None:
-            return self.tau, {}
+        """The temperature in force, and the loss of a learnt one: ``ln tau (H(pi) - target_entropy)``."""
+        tau, learnt = self.tau, self.tau_coefficient
+        if not isinstance(learnt, DualCoefficient):
+            return tau, {}
         if entropy is None:
             raise ValueError(
                 "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
                 f"got a {type(dist).__name__}."
             )
-        with torch.no_grad():
-            # Not self.tau itself: the next forward pass writes into it, maybe before this one's backward pass.
-            tau = self.log_tau.exp()
-            self.tau.copy_(tau)
-        return tau, {"loss_tau": self.log_tau * (masked_mean(entropy, mask) - self.target_entropy)}
+        return tau, {"loss_tau": learnt.objective(masked_mean(entropy, mask))}
 
 
 def _check_reachable(target_entropy: float, actor: Any) -> None:

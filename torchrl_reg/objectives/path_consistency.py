@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
@@ -26,7 +25,9 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.value.one_step import terminated_flag
-from torchrl_reg.regularizers.checks import as_number, check_kl_weight, check_number
+from torchrl_reg.regularizers import Coefficient, DualCoefficient
+from torchrl_reg.regularizers.checks import check_kl_weight, check_number
+from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
 
 
 class PathConsistencyLoss(RegularizedLoss):
@@ -45,12 +46,14 @@ class PathConsistencyLoss(RegularizedLoss):
         value_network: writes ``"state_value" [*B, T, 1]``; None for the unified form with one network, where
             ``V = (tau + lam) logsumexp(logits)`` of the policy's own logits (needs a
             :class:`~torchrl_reg.modules.MulticategoricalActor`).
-        tau: temperature >= 0, in reward units. Schedulable.
+        tau: temperature >= 0, in reward units; a number, or a :class:`~torchrl_reg.regularizers.Coefficient` to share.
+            Schedulable: ``loss.tau = 0.01``.
         lam: weight >= 0 of the KL divergence to the lagged policy, in reward units. Schedulable.
         rollout: longest sub-trajectory, in steps.
         max_kl: adapt ``lam`` so that the mean KL divergence to the lagged policy stays at this budget (nats), starting
-            from ``lam``; adds ``loss_lam`` and a parameter ``log_lam`` of its own. The published code searches ``lam``
-            over recent episode returns instead; this is the dual ascent of constrained policy optimization.
+            from ``lam``; adds ``loss_lam`` and the parameter of a :class:`~torchrl_reg.regularizers.DualCoefficient`
+            (``loss.lam_coefficient.log_value``). The published code searches ``lam`` over recent episode returns
+            instead; this is the dual ascent of constrained policy optimization.
         delay_value: bootstrap on the lagged value network, without gradient (``use_target_values`` of the published
             code); by default on the online one, with its gradient.
         reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
@@ -92,23 +95,17 @@ class PathConsistencyLoss(RegularizedLoss):
     target_actor_network_params: TensorDictParams
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
-    tau: Tensor
-    lam: Tensor
-    _schedulable_buffers = frozenset({"tau", "lam"})
-    _switches: ClassVar[tuple[str, ...]] = ("lam",)
+    tau: Any = coefficient("tau_coefficient", "The temperature in force, in reward units.")
+    lam: Any = coefficient("lam_coefficient", "The weight of the KL divergence in force, in reward units.")
     _network_names: tuple[str, ...] = ("actor_network", "value_network")  # type: ignore[misc]
-    _coefficient_checks: ClassVar[dict[str, Callable[[Any], float]]] = {
-        "tau": lambda tau: check_kl_weight(tau, "tau"),
-        "lam": check_kl_weight,
-    }
 
     def __init__(
         self,
         actor_network: TensorDictModuleBase,
         value_network: TensorDictModuleBase | None,
         *,
-        tau: float = 0.1,
-        lam: float = 0.0,
+        tau: float | Coefficient = 0.1,
+        lam: float | Coefficient = 0.0,
         rollout: int = 10,
         max_kl: float | None = None,
         delay_value: bool = False,
@@ -125,11 +122,14 @@ class PathConsistencyLoss(RegularizedLoss):
         check_actor(actor_network)
         if isinstance(rollout, bool) or not isinstance(rollout, int) or rollout < 1:
             raise ValueError(f"rollout must be an integer >= 1 (steps), got {rollout!r}.")
-        self.rollout, self.delay_value, self.max_kl = rollout, delay_value, max_kl
-        self._register_coefficients(tau=tau, lam=lam)
-        if tau + lam == 0 and max_kl is None:
-            raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
+        self.rollout, self.delay_value = rollout, delay_value
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
+        self._make_coefficients(tau, lam, max_kl)
+        self._take_value_network(value_network, actor_network)
+        self.set_keys(action=stored_action_key(actor_network))
+        self.make_value_estimator()
+
+    def _take_value_network(self, value_network: Any, actor_network: Any) -> None:
         if value_network is None:
             self._network_names = ("actor_network",)
             self.value_network = None  # type: ignore[assignment]
@@ -141,15 +141,27 @@ class PathConsistencyLoss(RegularizedLoss):
                 )
         else:
             check_value_network(value_network)
-            self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
+            self.convert_to_functional(value_network, "value_network", create_target_params=self.delay_value)
             self.set_keys(value=value_network.out_keys[0])
+
+    def _make_coefficients(self, tau: Any, lam: Any, max_kl: float | None) -> None:
         if max_kl is not None:
             check_number(max_kl, "max_kl", "nats", positive=True)
-            self._check_learnt(lam)
-            self.log_lam = nn.Parameter(self.lam.log().to(torch.get_default_dtype()))
+        how = {"check": check_kl_weight, "device": self._default_device}
+        self.tau_coefficient = made_coefficient(tau, name="tau", switched=True, **how)
+        self.lam_coefficient = learnt_at_target(
+            lam, max_kl, target_name="max_kl", rises="above", name="lam", switched=True, **how
+        )
+        if not (self.tau_coefficient.is_on or self.lam_coefficient.is_on):
+            raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
+        if isinstance(self.lam_coefficient, DualCoefficient):
             self.out_keys = ["loss", "loss_lam"]
-        self.set_keys(action=stored_action_key(actor_network))
-        self.make_value_estimator()
+
+    def _coefficients(self) -> dict[str, Coefficient]:
+        return {"tau": self.tau_coefficient, "lam": self.lam_coefficient}
+
+    def _reported(self) -> dict[str, Tensor]:
+        return {"tau": self.tau}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
@@ -165,7 +177,7 @@ class PathConsistencyLoss(RegularizedLoss):
         action = stored_action(inputs, self.tensor_keys.action)
         log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
         reference, log_pi_reference = None, None
-        if self._with_reference:
+        if self.lam_coefficient.is_on:
             with torch.no_grad():
                 reference = distribution(lagged_actor.network, inputs)
                 log_pi_reference = at_least_float32(log_prob(reference, action, tensordict.batch_size))
@@ -226,25 +238,20 @@ class PathConsistencyLoss(RegularizedLoss):
                 return state_value(network, following, self.tensor_keys.value)
             return self._value(following, distribution(network, following), lam)
 
-    @property
-    def _with_reference(self) -> bool:
-        return self.max_kl is not None or self._is_on("lam")
-
     def _trust_region(
         self, dist: Any, reference: Any, mask: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """``lam`` in force, the loss ``-ln lam (KL - max_kl)`` of a learnt one, and the diagnostic rows."""
-        if reference is None or not (self.diagnostics or self.max_kl is not None):
-            return self.lam, {}, {}
+        lam, learnt = self.lam, self.lam_coefficient
+        is_learnt = isinstance(learnt, DualCoefficient)
+        if reference is None or not (self.diagnostics or is_learnt):
+            return lam, {}, {}
         with torch.no_grad():
             kl = kl_or_estimate(dist, reference)
-            if self.max_kl is None:
-                return self.lam, {}, {"kl": kl, "lam": self.lam.to(kl.dtype).expand_as(kl)}
-            # Not self.lam itself: the next forward pass writes into it, maybe before this one's backward pass.
-            lam = self.log_lam.exp()
-            self.lam.copy_(lam)
-        loss_lam = -self.log_lam * (masked_mean(kl, mask) - self.max_kl)
-        return lam, {"loss_lam": loss_lam}, {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
+        rows = {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
+        if not isinstance(learnt, DualCoefficient):
+            return lam, {}, rows
+        return lam, {"loss_lam": learnt.objective(masked_mean(kl, mask))}, rows
 
     def _check_length(self, tensordict: TensorDictBase) -> None:
         length = tensordict.batch_size[-1] if tensordict.batch_dims else 0
@@ -258,17 +265,3 @@ class PathConsistencyLoss(RegularizedLoss):
         super()._set_in_keys()
         if self.value_network is None:
             self._in_keys += [("next", key) for key in self.actor_network.in_keys]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        learnt = name == "lam" and "log_lam" in self.__dict__.get("_parameters", ())
-        if learnt:
-            self._check_learnt(value)
-        super().__setattr__(name, value)
-        if learnt:  # it goes on from here
-            with torch.no_grad():
-                self.log_lam.copy_(self.lam.log())
-
-    @staticmethod
-    def _check_learnt(lam: Any) -> None:
-        if as_number(lam) == 0:
-            raise ValueError(f"lam must be > 0 where max_kl adapts it (its logarithm is learnt), got {lam!r}.")

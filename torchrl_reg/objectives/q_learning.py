@@ -163,19 +163,8 @@ class QLearningLoss(RegularizedLoss):
     # -- parts --------------------------------------------------------------------------------------------------
 
     def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the parts, by the name it is assigned under."""
         parts: list[Any] = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
         return {name: c for part in parts for name, c in part.coefficients().items()}
-
-    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
-        """Choose slot 4 by name, enum, class or instance; returns the loss.
-
-        Coefficients of the regularizer and the shaping given here are assigned to them: that is where they live.
-        """
-        for name, coefficient in self._coefficients().items():
-            if name in hyperparams:
-                coefficient.assign(hyperparams.pop(name))
-        return super().make_value_estimator(value_type, **hyperparams)
 
     @property
     def _reports_error(self) -> bool:

@@ -8,7 +8,7 @@ Shapes: ``*B`` batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,8 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
-from torchrl_reg.regularizers.checks import check_clip, check_discount, check_temperature, check_weight, exact_scalar
+from torchrl_reg.regularizers import Coefficient
+from torchrl_reg.regularizers.checks import check_discount, exact_scalar
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
@@ -67,15 +68,6 @@ class RegularizedLoss(NetworkLoss):
     #: TorchRL's names for the estimators this loss stands in with its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
-    #: How each schedulable coefficient is checked, wherever it is set.
-    _coefficient_checks: ClassVar[dict[str, Callable[[Any], float]]] = {
-        "tau": check_temperature,
-        "alpha": check_weight,
-        "clip_min": check_clip,
-    }
-    #: Coefficients whose term is left out at 0. That they are > 0 is kept as a Python fact: no tensor is read for it.
-    #: It follows assignment (``loss.alpha = 0.5``) and ``load_state_dict``, not a write into the tensor.
-    _switches: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -100,45 +92,9 @@ class RegularizedLoss(NetworkLoss):
 
     # -- coefficients -------------------------------------------------------------------------------------------
 
-    def _register_coefficients(self, **coefficients: float | None) -> None:
-        for name, value in coefficients.items():
-            if name not in self._schedulable_buffers:
-                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}.")
-            checked = self._coefficient_checks[name](value)
-            self.register_coeff_buffer(name, exact_scalar(checked, self._default_device))
-            if name in self._switches:
-                self._switch(name, checked > 0)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._coefficient_checks and name in self.__dict__.get("_buffers", ()):
-            value = self._coefficient_checks[name](value)
-            if name in self._switches:
-                self._switch(name, value > 0)
-        super().__setattr__(name, value)
-
-    def _is_on(self, name: str) -> bool:
-        """Whether a coefficient of ``_switches`` is > 0; one that was swapped (``params.to_module``) counts as such."""
-        on, tensor = self.__dict__["_switched"][name]
-        return on or self._buffers[name] is not tensor
-
-    def _switch(self, name: str, on: bool) -> None:
-        self.__dict__.setdefault("_switched", {})[name] = (on, self._buffers[name])
-
-    def _apply(self, fn: Any) -> Any:
-        super()._apply(fn)
-        for name in self._switches:  # a cast replaces the tensor
-            self._switch(name, self.__dict__["_switched"][name][0])
-        return self
-
-    def _owns(self, name: str) -> bool:
-        """Whether that coefficient lives in this loss."""
-        return name in self._buffers
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        for name in self._switches:
-            value = self._buffers[name]
-            self._switch(name, value.is_meta or bool(value > 0))  # type: ignore[union-attr]
+    def _coefficients(self) -> dict[str, Coefficient]:
+        """Every coefficient of the loss and its parts, by the name it is assigned under."""
+        return {}
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -179,14 +135,14 @@ class RegularizedLoss(NetworkLoss):
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
         """Choose the value estimator by name, enum, class or instance; returns the loss.
 
-        ``tau``, ``alpha`` and ``clip_min`` given here set the loss's own coefficients: the loss is the one place
-        where they live, and it hands them to the estimator at every call.
+        Coefficients of the loss or its parts given here (``tau``, ``alpha``, ...) are assigned to them: that is where
+        they live, and the estimator is handed them at every call.
         """
         if value_type is None:
             value_type = self.default_value_estimator
-        for name in self._coefficient_checks:
-            if name in hyperparams and self._owns(name):
-                setattr(self, name, hyperparams.pop(name))
+        for name, coefficient in self._coefficients().items():
+            if name in hyperparams:
+                coefficient.assign(hyperparams.pop(name))
         for name in ("gamma", "lmbda"):
             if name in hyperparams:
                 hyperparams[name] = check_discount(hyperparams[name], name)
@@ -256,6 +212,10 @@ class RegularizedLoss(NetworkLoss):
                 mask = entry if mask is None else mask & entry
         return mask
 
+    def _reported(self) -> dict[str, Tensor]:
+        """Coefficients in force that are reported beside the means of the rows."""
+        return {}
+
     def _output(
         self,
         tensordict: TensorDictBase,
@@ -271,8 +231,7 @@ class RegularizedLoss(NetworkLoss):
         scalars: dict[str, Tensor] = {}
         if self.diagnostics:
             scalars = _means(diagnostics, mask, loss.dtype)
-            if "tau" in self._buffers:
-                scalars["tau"] = self.tau.to(loss.dtype, copy=True)
+            scalars |= {name: value.to(loss.dtype, copy=True) for name, value in self._reported().items()}
         out = TensorDict({"loss": loss, **terms, **scalars})
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
         self._clear_weakrefs(tensordict, out, *params)

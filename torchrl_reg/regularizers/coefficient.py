@@ -80,6 +80,11 @@ class Coefficient(nn.Module):
     def _write(self, value: Tensor) -> None:
         self.value.copy_(value)  # a captured CUDA graph reads this memory
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the term it weighs has to be computed."""
+        return True
+
     def objective(self, statistic: Tensor) -> Tensor | None:
         """What a learnt coefficient descends, given the statistic it controls; None if it learns otherwise or not."""
         return None
@@ -93,6 +98,46 @@ class Coefficient(nn.Module):
         if exact is not None:
             self._buffers["current"] = moved_exactly(exact, fn)
         return self
+
+
+class SwitchedCoefficient(Coefficient):
+    """A weight >= 0 whose term is left out at 0: ``is_on`` is cached as a bool, to avoid a device sync.
+
+    It follows :meth:`assign` and ``load_state_dict``, not a write into the tensor; a tensor swapped in
+    (``params.to_module``, ``torch.vmap``) counts as on. Arguments: see :class:`Coefficient`.
+
+    >>> from torchrl_reg.regularizers.checks import check_weight
+    >>> alpha = SwitchedCoefficient(0.0, name="alpha", check=check_weight)
+    >>> alpha.is_on
+    False
+    """
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the value may be other than 0."""
+        on, tensor = self._switched
+        return on or self._buffers["current"] is not tensor
+
+    def _note(self, on: bool) -> None:
+        self._switched = (on, self._buffers["current"])
+
+    def _hold(self, value: float, device: torch.device | str | None) -> None:
+        super()._hold(value, device)
+        self._note(value > 0)
+
+    def assign(self, value: Any) -> None:
+        super().assign(value)
+        unread = isinstance(value, Tensor) and value.device.type != "cpu"
+        self._note(unread or bool(value > 0))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
+        super()._apply(fn, recurse)
+        self._note(self._switched[0])  # a cast replaces the tensor
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._note(self.value.is_meta or bool(self.value > 0))
 
 
 def moved_exactly(exact: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -228,9 +273,26 @@ class BellmanErrorCoefficient(Coefficient):
         self._write(moved.clamp(self.low, self.high))
 
 
-def made_coefficient(value: Any, *, name: str, check: Check, device: torch.device | str | None = None) -> Coefficient:
+def made_coefficient(
+    value: Any, *, name: str, check: Check, device: torch.device | str | None = None, switched: bool = False
+) -> Coefficient:
     """``value`` itself if it is a :class:`Coefficient` already (then shared), else one that starts there."""
-    return value if isinstance(value, Coefficient) else Coefficient(value, name=name, check=check, device=device)
+    kind = SwitchedCoefficient if switched else Coefficient
+    return value if isinstance(value, Coefficient) else kind(value, name=name, check=check, device=device)
+
+
+def learnt_at_target(value: Any, target: float | None, *, target_name: str, **how: Any) -> Coefficient:
+    """``value`` as a fixed coefficient, or, where a ``target`` is given, a :class:`DualCoefficient` that starts there.
+
+    Raises:
+        ValueError: a ``target`` for a ``value`` that is a coefficient already, or out of range.
+    """
+    rises, switched = how.pop("rises"), how.pop("switched", False)
+    if target is None:
+        return made_coefficient(value, switched=switched, **how)
+    if isinstance(value, Coefficient):
+        raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient of its own, got {target!r}.")
+    return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
 
 
 def coefficient(path: str, doc: str) -> Any:

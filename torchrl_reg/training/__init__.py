@@ -26,6 +26,7 @@ from torchrl_reg.training.seeds import stream_seed
 from torchrl_reg.training.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.study import Study
 from torchrl_reg.training.update import make_update
+from torchrl_reg.training.value_learning import ValueLearner, ValueLearning
 
 __all__ = [
     "WALL_CLOCK_COLUMNS",
@@ -36,6 +37,8 @@ __all__ = [
     "Run",
     "RunSettings",
     "Study",
+    "ValueLearner",
+    "ValueLearning",
     "check_replay_learning",
     "evaluate",
     "make_update",

@@ -15,11 +15,13 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_reg.training.seeds import forked_generators, stream_seed
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
+#: A policy, evaluated at its mode, or beside it the way in which it acts.
+Evaluated = Policy | tuple[Policy, ExplorationType]
 
 
 def evaluate(
     env: EnvBase,
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, Evaluated],
     *,
     episodes: int,
     seed: int,
@@ -27,20 +29,25 @@ def evaluate(
 ) -> dict[str, Any]:
     """Columns ``return_<name>_mean`` and ``return_<name>_std`` over ``episodes`` episodes each.
 
-    A return is the undiscounted sum of the rewards of ``env``. The policy named ``"sampled"`` acts
-    with ``ExplorationType.RANDOM``, every other with ``DETERMINISTIC``. All meet the same episodes
-    (seeds depend on ``seed`` alone), and the global generators are left as they were.
+    A return is the undiscounted sum of the rewards of ``env``. A policy acts with ``ExplorationType.DETERMINISTIC``,
+    or as it is paired: ``{"sampled": (policy, ExplorationType.RANDOM)}``. All meet the same episodes (seeds depend on
+    ``seed`` alone), and the global generators are left as they were.
     """
     started = time.perf_counter()
     columns: dict[str, Any] = {}
-    for name, policy in policies.items():
-        kind = ExplorationType.RANDOM if name == "sampled" else ExplorationType.DETERMINISTIC
+    for name, evaluated in policies.items():
+        policy, kind = with_mode(evaluated)
         returns = episode_returns(env, policy, kind, episodes=episodes, seed=seed, device=device)
         columns[f"return_{name}_mean"] = returns.mean().item()
         columns[f"return_{name}_std"] = returns.std(correction=0).item()
     columns["episodes"] = episodes
     columns["eval_seconds"] = time.perf_counter() - started
     return columns
+
+
+def with_mode(evaluated: Evaluated) -> tuple[Policy, ExplorationType]:
+    """The policy and how it acts: at its mode, unless said otherwise."""
+    return evaluated if isinstance(evaluated, tuple) else (evaluated, ExplorationType.DETERMINISTIC)
 
 
 def episode_returns(

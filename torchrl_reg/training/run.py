@@ -22,7 +22,7 @@ from torchrl_reg.training.collection import cut_episodes, finished_returns, make
 from torchrl_reg.training.device import named_device
 from torchrl_reg.training.env_state import EnvironmentState
 from torchrl_reg.training.errors import ConfigError, require
-from torchrl_reg.training.evaluation import Policy, evaluate
+from torchrl_reg.training.evaluation import Evaluated, Policy, evaluate, with_mode
 from torchrl_reg.training.finite import FiniteWatch
 from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.generators import GeneratorStates
@@ -46,6 +46,7 @@ class Run:
     Attributes:
         path: the run folder.
         frames: environment frames collected so far, frame skip included.
+        frames_per_step: of one step of one environment.
         device: where the networks belong.
         cudagraphs: whether updates are captured; the optimizer then needs ``capturable=True``.
 
@@ -58,7 +59,7 @@ class Run:
         self.frames = 0
         self.device = named_device(self.settings.device)
         self.cudagraphs = self.settings.cudagraphs
-        self._frames_per_step = frames_per_step
+        self.frames_per_step = frames_per_step
         self._folder = RunFolder(config)
         if self._folder.is_done:
             raise ConfigError(f"run.dir={self.path} holds a finished run.")
@@ -72,7 +73,7 @@ class Run:
         self._made: dict[str, Any] = {}
         self._replay: TensorDictReplayBuffer | None = None
         self._checkpoints: CheckpointFolder | None = None
-        self._evaluation: tuple[EnvBase, Mapping[str, Policy]] | None = None
+        self._evaluation: tuple[EnvBase, Mapping[str, Evaluated]] | None = None
         torch.set_num_threads(self.settings.threads)
         _quiet_libraries()
         self.seed_networks()
@@ -161,11 +162,11 @@ class Run:
         """
         self._tracked.update({k: v for k, v in components.items() if v is not None})
 
-    def evaluate_with(self, env: EnvBase, policies: Mapping[str, Policy]) -> None:
+    def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
         """Names who is evaluated, and where, every ``run.evaluate_every_frames`` and at the end.
 
-        ``{"greedy": actor, "sampled": actor}`` gives ``return_greedy_mean``, ``return_sampled_mean``
-        and so on; see :func:`torchrl_reg.training.evaluate`.
+        ``{"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}`` gives ``return_greedy_mean``,
+        ``return_sampled_mean`` and so on; see :func:`torchrl_reg.training.evaluate`.
         """
         self._evaluation = (env, policies)
 
@@ -197,7 +198,7 @@ class Run:
             env,
             policy,
             frames_per_batch=frames_per_batch,
-            frames_per_step=self._frames_per_step,
+            frames_per_step=self.frames_per_step,
             device=self.device,
             storing_device=self.device if self._replay is None else self._replay.storage.device,
             track_trajectories=track_trajectories,
@@ -357,7 +358,7 @@ class Run:
     # ------------------------------------------------------------ schedules
 
     def _frames_in(self, batch: TensorDictBase) -> int:
-        return batch.numel() * self._frames_per_step
+        return batch.numel() * self.frames_per_step
 
     def _due(self, every: int, before: int) -> bool:
         return self.frames // every > before // every
@@ -382,7 +383,8 @@ class Run:
             device=self.device,
         )
         self._journal.evaluation(self.frames, columns)
-        self._policy_file.write(policies, self._journal.last_evaluation or {}, self._journal.say)
+        acting = {name: with_mode(evaluated)[0] for name, evaluated in policies.items()}
+        self._policy_file.write(acting, self._journal.last_evaluation or {}, self._journal.say)
         self._videos.film(self.frames, self._journal.say)
 
 

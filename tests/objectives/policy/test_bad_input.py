@@ -31,7 +31,7 @@ BAD = [
     ("pcl", {"rollout": 2.0}, "rollout must be an integer >= 1 .*got 2.0"),
     ("trust_pcl", {"max_kl": 0.0}, r"max_kl must be a finite number > 0 \(nats\), got 0.0"),
     ("trust_pcl", {"max_kl": -0.1}, r"max_kl must be a finite number > 0 \(nats\), got -0.1"),
-    ("trust_pcl", {"max_kl": 0.1, "lam": 0.0}, "lam must be > 0 where max_kl adapts it.*got 0.0"),
+    ("trust_pcl", {"max_kl": 0.1, "lam": 0.0}, "lam must be > 0 where it is learnt.*got 0.0"),
     ("pcl", {"reduction": "median"}, "reduction must be .*got 'median'"),
 ]
 
@@ -66,7 +66,7 @@ def test_coefficients_are_checked_wherever_they_are_set(cases: Any) -> None:
         with pytest.raises(ValueError, match="gamma must be in"):
             loss.make_value_estimator(gamma=1.5)
     learnt = cases["trust_pcl"].loss(max_kl=0.1)
-    with pytest.raises(ValueError, match="lam must be > 0 where max_kl adapts it.*got 0.0"):
+    with pytest.raises(ValueError, match="lam must be > 0 where it is learnt.*got 0.0"):
         learnt.lam = 0.0
 
 

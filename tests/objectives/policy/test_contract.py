@@ -204,7 +204,7 @@ def test_n_step_discount(case: Any) -> None:
 
 def test_state_dict_round_trip(case: Any) -> None:
     loss, other = case.loss(), case.loss(seed=9, perturb=False)
-    for name in loss._schedulable_buffers:
+    for name in loss._coefficients():
         setattr(loss, name, OTHER[name])
     before = list(loss.state_dict())
     expected = value(loss, case.batch(9))
@@ -288,7 +288,7 @@ def test_target_updates(case: Any, update: str, lagged_tensors: Any) -> None:
 
 
 def test_coefficients_are_schedulable(case: Any) -> None:
-    for name in case.cls._schedulable_buffers:
+    for name in case.loss()._coefficients():
         if name == "clip_min" and not case.kwargs.get("alpha"):
             continue
         loss = case.loss()
@@ -360,7 +360,7 @@ def test_compile_without_break_or_recompilation(cases: Any, name: str) -> None:
             got = value(compiled, case.batch(9, seed=seed))
             torch.testing.assert_close(got, value(loss, case.batch(9, seed=seed)))
             got.backward()
-            for name in loss._schedulable_buffers:
+            for name in loss._coefficients():
                 if name != "clip_min" and case.kwargs.get(name):
                     setattr(loss, name, 0.3 + 0.1 * seed)
             with torch.no_grad():

@@ -25,8 +25,8 @@ def test_the_sign(cases: Any) -> None:
         out = loss(case.batch(9))
         torch.testing.assert_close(out["loss_tau"].item(), math.log(0.5) * (entropy - target), rtol=1e-4, atol=0)
         out["loss_tau"].backward()
-        assert (loss.log_tau.grad > 0) == lowers
-        assert all(p.grad is None for name, p in loss.named_parameters() if name != "log_tau")
+        assert (loss.tau_coefficient.log_value.grad > 0) == lowers
+        assert all(p.grad is None for name, p in loss.named_parameters() if name != "tau_coefficient.log_value")
 
 
 def test_the_loss_itself_does_not_move_tau(cases: Any) -> None:
@@ -35,13 +35,13 @@ def test_the_loss_itself_does_not_move_tau(cases: Any) -> None:
     out = loss(case.batch(9))
     torch.testing.assert_close(out["loss"], case.loss()(case.batch(9))["loss"])
     out["loss"].backward()
-    assert loss.log_tau.grad is None
+    assert loss.tau_coefficient.log_value.grad is None
 
 
 def test_tau_in_force_is_the_learnt_one(cases: Any) -> None:
     case = cases["m_iq"]
     loss = case.loss(target_entropy=1.0)
-    loss.log_tau.data.fill_(math.log(0.2))
+    loss.tau_coefficient.log_value.data.fill_(math.log(0.2))
     out = loss(case.batch(9))
     torch.testing.assert_close(out["loss"], case.loss(tau=0.2)(case.batch(9))["loss"])
     for shown in (loss.tau, out["tau"]):
@@ -60,8 +60,8 @@ def test_state_dict_brings_the_learnt_values(cases: Any) -> None:
     for name, learnt in (("m_iq", {"target_entropy": 1.0}), ("trust_pcl", {"max_kl": 0.1})):
         case = cases[name]
         loss, other = case.loss(**learnt), case.loss(**learnt)
-        parameter = "log_tau" if name == "m_iq" else "log_lam"
-        getattr(loss, parameter).data.fill_(-1.0)
+        coefficient = loss.tau_coefficient if name == "m_iq" else loss.lam_coefficient
+        coefficient.log_value.data.fill_(-1.0)
         expected = loss(case.batch(9))["loss"]
         other.load_state_dict(loss.state_dict())
         torch.testing.assert_close(other(case.batch(9))["loss"], expected)
@@ -114,8 +114,8 @@ def test_convergence_on_a_bandit() -> None:
     data = TensorDict(
         {"observation": one, "action": torch.linspace(-1, 1, 4).unsqueeze(-1).double(), "next": ends}, [4]
     )
-    networks = [p for name, p in loss.named_parameters() if name != "log_tau"]
-    groups = [{"params": networks, "lr": 0.1}, {"params": [loss.log_tau], "lr": 0.02}]
+    networks = [p for name, p in loss.named_parameters() if name != "tau_coefficient.log_value"]
+    groups = [{"params": networks, "lr": 0.1}, {"params": [loss.tau_coefficient.log_value], "lr": 0.02}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     for _ in range(600):
         optimizer.zero_grad()
@@ -148,11 +148,11 @@ def test_lam_rises_above_the_budget_and_falls_below(cases: Any) -> None:
     for budget, rises in ((0.5 * kl, True), (2.0 * kl, False)):
         loss = case.loss(max_kl=budget)
         assert loss.out_keys == ["loss", "loss_lam"]
-        optimizer = torch.optim.SGD([loss.log_lam], lr=0.1)
+        optimizer = torch.optim.SGD([loss.lam_coefficient.log_value], lr=0.1)
         out = loss(case.batch(9))
         torch.testing.assert_close(out["loss_lam"].item(), -math.log(0.3) * (kl - budget), rtol=1e-4, atol=1e-7)
         out["loss_lam"].backward()
-        assert all(p.grad is None for name, p in loss.named_parameters() if name != "log_lam")
+        assert all(p.grad is None for name, p in loss.named_parameters() if name != "lam_coefficient.log_value")
         optimizer.step()
         after = loss(case.batch(9))["lam"]
         assert (after > 0.3) == rises and float(loss.lam) == pytest.approx(float(after))
@@ -169,4 +169,4 @@ def test_max_kl_takes_tau_zero_and_the_unified_form(cases: Any) -> None:
         loss = case.loss(tau=0.0, max_kl=0.1)
         torch.testing.assert_close(loss(case.batch(9))["loss"], case.loss(tau=0.0)(case.batch(9))["loss"])
         loss(case.batch(9))["loss"].backward()
-        assert loss.log_lam.grad is None
+        assert loss.lam_coefficient.log_value.grad is None

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from tensordict.nn import TensorDictSequential
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler
 from torchrl.envs import EnvBase, GymWrapper
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import MLP, EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 
@@ -92,7 +93,9 @@ def train(cfg: Config) -> Path:
     actor = QValueActor(net.to(run.device), in_keys=["observation"], spec=spec)
     egreedy = EGreedyModule(spec, annealing_num_steps=1)
     explorer = TensorDictSequential(actor, egreedy)
-    run.evaluate_with(make_env(cfg.env, cfg.run.eval_episodes), {"greedy": actor, "sampled": explorer})
+    run.evaluate_with(
+        make_env(cfg.env, cfg.run.eval_episodes), {"greedy": actor, "sampled": (explorer, ExplorationType.RANDOM)}
+    )
 
     # What it remembers
     sampler = PrioritizedSampler(algo.replay_capacity, 0.6, 0.4) if algo.prioritized else None
