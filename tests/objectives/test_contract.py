@@ -354,10 +354,27 @@ def test_batch_norm_network(batch: Any, cases: Any) -> None:
     assert loss.target_value_network_params["module", "0", "module", "1", "num_batches_tracked"] == 2
 
 
-@pytest.mark.parametrize("diagnostics", [True, False])
+#: One of each head, and a prior: every run compiles these with diagnostics, ``-m slow`` the others.
+COMPILED = ["m_dqn", "mirl", "m_iqn", "m_c51", "qr_double"]
+COMPILED_SLOWLY = ["soft_dqn", "al", "pal", "iqn", "iqn_double", "iqn_reuse", "m_iqn_reuse", "mi_iqn", "mi_iqn_reuse"]
+COMPILED_SLOWLY += ["c51", "qr", "sparse", "soft_double", "m_iqn_shared"]
+
+
+def test_every_case_is_compiled(cases: Any) -> None:
+    assert set(COMPILED) | set(COMPILED_SLOWLY) == set(cases)
+
+
+@pytest.mark.parametrize(
+    ("case", "diagnostics"),
+    [
+        *[(name, True) for name in COMPILED],
+        ("m_dqn", False),
+        *[pytest.param(name, True, marks=pytest.mark.slow) for name in COMPILED_SLOWLY],
+        *[pytest.param(name, False, marks=pytest.mark.slow) for name in COMPILED_SLOWLY if "iqn" not in name],
+    ],
+    indirect=["case"],
+)
 def test_compile_without_break_or_recompilation(case: Any, batch: Any, diagnostics: bool) -> None:
-    if not diagnostics and case.quantile:
-        pytest.skip("one compilation is enough here")
     torch._dynamo.reset()
     loss = case.loss(diagnostics=diagnostics)
     if case.quantile:

@@ -55,7 +55,7 @@ def newest(folder: Path) -> str:
 
 # What runs, frames between checkpoints, and how often it is killed.
 RUNS = {
-    "m_iqn-3-steps": (CARTPOLE, 1000, 2),
+    "m_iqn-3-steps": (CARTPOLE, 1000, 1),
     "pcl": (PCL, 480, 2),
     "m_dqn-atari": (ATARI, 512, 3),
     "sac": (SAC, 480, 2),
@@ -64,7 +64,7 @@ RUNS = {
     "iq-hopper": (HOPPER, 300, 4),
     "dqn-gridworld": (GRIDWORLD, 1000, 4),
 }
-QUICK = ("m_iqn-3-steps", "pcl")  # each starts four processes that import torch: the others only with -m slow
+QUICK = ("m_iqn-3-steps",)  # each starts processes that import torch: the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 
@@ -87,10 +87,3 @@ def test_killed_and_restarted(arguments: list[str], checkpoint_every: int, kills
     assert uninterrupted.wait(300) == 0
     assert rows(killed) == rows(whole)
     assert len(rows(whole)) > 10
-
-
-def test_what_waits_for_its_window_is_tracked() -> None:
-    """A recipe that forgets to track its n-step rows resumes with a hole in them."""
-    for path in RECIPES.glob("*.py"):
-        text = path.read_text()
-        assert ("NStep(" in text) == ("n_step=n_step" in text), path.name

@@ -113,6 +113,11 @@ def test_the_device_that_auto_turned_out_to_be_is_stored(tmp_path):
         ("config.yaml", "", r"config.yaml is damaged \(no settings in it\)"),
         ("config.yaml", "3", r"config.yaml is damaged \("),
         ("config.yaml", "algo: ${nothing}", r"config.yaml is damaged \("),
+        (
+            "config.yaml",
+            "a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+            r"config.yaml is damaged \(it holds YAML aliases\)",
+        ),
         ("provenance.json", "{", r"provenance.json is damaged \(JSONDecodeError\): delete it"),
         ("provenance.json", "[]", r"provenance.json is damaged \(TypeError\): delete it"),
         ("provenance.json", "{}", r"provenance.json is damaged \(KeyError\): delete it"),

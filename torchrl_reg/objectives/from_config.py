@@ -43,7 +43,7 @@ def loss_from_config(
     if not (isinstance(cls, type) and issubclass(cls, RegularizedLoss)):
         known = [n for n in objectives.__all__ if n.endswith("Loss")]
         raise ValueError(f"loss must be one of {', '.join(known)}, got {loss!r}.")
-    for name in ("value_network", "actor_network", "prior_network"):
+    for name in ("value_network", "actor_network", "qvalue_network", "prior_network"):
         network: Any = arguments.get(name)
         if hasattr(network, "func"):  # a functools.partial of its constructor
             arguments[name] = network()

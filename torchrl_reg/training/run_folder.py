@@ -137,6 +137,9 @@ def _one_sentence(path: Path) -> Iterator[None]:
 
 def _saved_config(path: Path) -> Any:
     try:
+        # None of ours has an alias, and a few lines of them would unfold to gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text(encoding="utf-8"))):
+            raise ValueError("it holds YAML aliases")
         saved = OmegaConf.load(path)
         if not OmegaConf.is_dict(saved) or not saved:
             raise ValueError("no settings in it")

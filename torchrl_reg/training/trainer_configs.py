@@ -40,6 +40,7 @@ class SoftDQNConfig(LossConfig):
     loss: str = "SoftDQNLoss"
     action_space: Any = None
     loss_function: str | None = None
+    double_dqn: bool = False
     tau: float = 0.03
 
 
@@ -50,6 +51,51 @@ class MunchausenDQNConfig(SoftDQNConfig):
     loss: str = "MunchausenDQNLoss"
     alpha: float = 0.9
     clip_min: float | None = -1.0
+
+
+@dataclass
+class SparseDQNConfig(SoftDQNConfig):
+    """:class:`~torchrl_reg.objectives.SparseDQNLoss`."""
+
+    loss: str = "SparseDQNLoss"
+
+
+@dataclass
+class DiscreteVIRELConfig(SoftDQNConfig):
+    """:class:`~torchrl_reg.objectives.DiscreteVIRELLoss`."""
+
+    loss: str = "DiscreteVIRELLoss"
+    tau: float = 1.0
+    beta_scale: float | None = None
+    rate: float = 0.01
+    tau_min: float = 1e-4
+
+
+@dataclass
+class CategoricalDQNConfig(LossConfig):
+    """:class:`~torchrl_reg.objectives.CategoricalDQNLoss`."""
+
+    loss: str = "CategoricalDQNLoss"
+    action_space: Any = None
+    double_dqn: bool = False
+
+
+@dataclass
+class MunchausenCategoricalConfig(CategoricalDQNConfig):
+    """:class:`~torchrl_reg.objectives.MunchausenCategoricalLoss`."""
+
+    loss: str = "MunchausenCategoricalLoss"
+    tau: float = 0.03
+    alpha: float = 0.9
+    clip_min: float | None = -1.0
+
+
+@dataclass
+class QuantileRegressionDQNConfig(CategoricalDQNConfig):
+    """:class:`~torchrl_reg.objectives.QuantileRegressionDQNLoss`."""
+
+    loss: str = "QuantileRegressionDQNLoss"
+    kappa: float = 1.0
 
 
 @dataclass
@@ -100,6 +146,57 @@ class MutualInformationDQNConfig(LossConfig):
 
 
 @dataclass
+class MutualInformationIQNConfig(IQNConfig):
+    """:class:`~torchrl_reg.objectives.MutualInformationIQNLoss`."""
+
+    loss: str = "MutualInformationIQNLoss"
+    prior: Any = None
+    beta: float | None = None
+
+
+@dataclass
+class ActorCriticConfig:
+    """What the actor-critics take."""
+
+    _target_: str = _BUILD
+    _partial_: bool = False
+    actor_network: Any = None
+    qvalue_network: Any = None
+    tau: float = 1.0
+    loss_function: str = "l2"
+    reduction: str = "mean"
+    use_prioritized_weights: Any = "auto"
+    diagnostics: bool = True
+    gamma: float | None = None
+    value_estimator: str | None = None
+    keys: Any = None
+
+
+@dataclass
+class VIRELConfig(ActorCriticConfig):
+    """:class:`~torchrl_reg.objectives.VIRELLoss`."""
+
+    loss: str = "VIRELLoss"
+    value_network: Any = None
+    beta_scale: float | None = None
+    exponent: float = 2.0
+    rate: float = 0.01
+    tau_min: float = 1e-4
+    mode: str = "td"
+
+
+@dataclass
+class SoftQLearningConfig(ActorCriticConfig):
+    """:class:`~torchrl_reg.objectives.SoftQLearningLoss`."""
+
+    loss: str = "SoftQLearningLoss"
+    num_value_samples: int = 16
+    num_particles: int = 16
+    proposal: str = "uniform"
+    form: str = "exact"
+
+
+@dataclass
 class ImplicitQConfig(LossConfig):
     """:class:`~torchrl_reg.objectives.ImplicitQLoss`."""
 
@@ -128,13 +225,21 @@ class PathConsistencyConfig(LossConfig):
 
 
 #: Names in Hydra's group ``loss``.
-LOSSES: dict[str, type[LossConfig]] = {
+LOSSES: dict[str, type[LossConfig] | type[ActorCriticConfig]] = {
     "soft_dqn": SoftDQNConfig,
     "munchausen_dqn": MunchausenDQNConfig,
+    "sparse_dqn": SparseDQNConfig,
+    "discrete_virel": DiscreteVIRELConfig,
+    "categorical_dqn": CategoricalDQNConfig,
+    "munchausen_categorical": MunchausenCategoricalConfig,
+    "quantile_regression_dqn": QuantileRegressionDQNConfig,
     "advantage_learning": AdvantageLearningConfig,
     "iqn": IQNConfig,
     "munchausen_iqn": MunchausenIQNConfig,
     "mutual_information_dqn": MutualInformationDQNConfig,
+    "mutual_information_iqn": MutualInformationIQNConfig,
+    "virel": VIRELConfig,
+    "soft_q_learning": SoftQLearningConfig,
     "implicit_q": ImplicitQConfig,
     "path_consistency": PathConsistencyConfig,
 }

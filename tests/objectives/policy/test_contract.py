@@ -12,8 +12,12 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 
-COMPILED = ["m_iq", "m_iq_ragged", "m_iq_categorical", "m_iq_gaussian", "m_iq_flow", "m_iq_residual"]
-COMPILED += ["trust_pcl", "trust_pcl_gaussian", "trust_pcl_unified"]
+COMPILED: list[Any] = ["m_iq", "m_iq_flow", "trust_pcl"]
+COMPILED += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("m_iq_ragged", "m_iq_categorical", "m_iq_gaussian", "m_iq_residual", "trust_pcl_gaussian")
+]
+COMPILED += [pytest.param("trust_pcl_unified", marks=pytest.mark.slow)]
 GAMMA = 0.9
 OTHER = {"tau": 0.2, "alpha": 0.9, "clip_min": -1.0, "lam": 0.6}
 

@@ -80,7 +80,7 @@ def test_masks_and_two_passes(cases: Any, name: str) -> None:
     (loss(case.batch(4))["loss"] + loss(case.batch(6))["loss"]).backward()
 
 
-@pytest.mark.parametrize("name", ["m_iq", "trust_pcl"])
+@pytest.mark.parametrize("name", ["m_iq", pytest.param("trust_pcl", marks=pytest.mark.slow)])
 def test_compiles(cases: Any, name: str) -> None:
     case = cases[name]
     learnt, key = ({"target_entropy": 1.0}, "loss_tau") if name == "m_iq" else ({"max_kl": 0.1}, "loss_lam")
