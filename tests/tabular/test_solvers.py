@@ -18,12 +18,15 @@ from torchrl_reg.tabular import (
     policy_evaluation,
     random_mdp,
     soft_value_iteration,
+    tsallis_value_iteration,
     value_iteration,
 )
 
 SOLVERS = {
     "value": value_iteration,
     "soft": partial(soft_value_iteration, tau=0.3),
+    "tsallis": partial(tsallis_value_iteration, tau=0.3),
+    "tsallis 1.5": partial(tsallis_value_iteration, tau=0.3, index=1.5),
     "munchausen": partial(munchausen_value_iteration, tau=0.3, alpha=0.6, clip_min=-0.4),
     "mirror descent": partial(mirror_descent_value_iteration, lam=0.2, tau=0.1),
     "advantage": partial(advantage_learning, alpha=0.6),

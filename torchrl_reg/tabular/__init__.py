@@ -24,6 +24,7 @@ from torchrl_reg.tabular.mutual_information import (
 )
 from torchrl_reg.tabular.quadrature import Quadrature, continuous_soft_q_iteration, gauss_legendre
 from torchrl_reg.tabular.solution import Iterate, Solution
+from torchrl_reg.tabular.tsallis import tsallis_value_iteration
 from torchrl_reg.tabular.value_iteration import (
     policy_evaluation,
     soft_value_iteration,
@@ -64,6 +65,7 @@ __all__ = [
     "soft_composition",
     "soft_value_iteration",
     "state_occupancy",
+    "tsallis_value_iteration",
     "value_iteration",
     "virel_iteration",
     "virel_objective",
