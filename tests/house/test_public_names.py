@@ -20,7 +20,7 @@ PARTS = ("formula", "shapes", "units", "source")
 OTHERS: dict[tuple[str, ...], str] = {
     # Tensors in, tensors out, or tensors held: environments, models, collectors, networks, records.
     ("shapes", "units"): """
-        LeanCollector GoalGridworldEnv TabularEnv make_env
+        LeanCollector GoalGridworldEnv TabularEnv make_env register_env
         ActionBins CriticEnsemble SingleDimensionActor
         Shaping Regularizer
         AtariModel BanditRun Backup EmulatorModel Evaluation GymModel Model ModelEnv Nodes Path Planner QEvaluation
@@ -39,6 +39,7 @@ OTHERS: dict[tuple[str, ...], str] = {
     ("units", "source"): "HardTargetUpdate RANDOM_RETURNS SAC_ANCHORS",
     ("units",): """
         NormalizedScores EnvSettings RecordedVectorEnv frames_per_step Snapshot NStep Run RunSettings WALL_CLOCK_COLUMNS
+        ValueLearner ValueLearning
     """,
     ("source",): "METHODS MIRL_WORLDS",
     ("formula",): "stream_seed",

@@ -46,11 +46,16 @@ class ValueLearning:
     clip_rewards: bool = False  # to [-1, 1], in what is learnt from; reported returns stay raw
 
     def validate(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ConfigError: a value out of range; the sentence names it.
+        """
         check_replay_learning(self)
 
 
 class ValueLearner:
-    """Collects, remembers and learns with any loss on Q-values; its user writes the loop::
+    """Collects, remembers and learns with any loss on Q-values; frames and updates as ``algo`` says. The loop stays::
 
         for batch in learner.collect(env, explorer):
             learner.remember(batch)
