@@ -44,7 +44,7 @@ def tsallis_value_iteration(
         num_iterations, tol, q0, return_iterates, noise: as in :func:`soft_value_iteration`.
 
     Returns:
-        The solution; ``tau_log_pi [S, A]`` is the deformed logarithm, ``-inf`` nowhere, with ``<pi, tau_log_pi> = Omega``.
+        The solution; ``tau_log_pi [S, A]`` is the deformed logarithm, finite, with ``<pi, tau_log_pi> = Omega``.
 
     Raises:
         ValueError: if ``tau`` is not > 0, ``index`` not > 1, or another argument does not fit.

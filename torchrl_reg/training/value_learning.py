@@ -21,7 +21,7 @@ from torchrl_reg.training.run import Run
 
 @dataclass
 class ValueLearning:
-    """Hyperparameters of learning Q-values from replay: default, unit, source. The defaults suit CartPole.
+    """Hyperparameters of learning Q-values from replay, in frames and updates: default, unit, source; for CartPole.
 
     A recipe's ``Algo`` derives from it and adds the method's own; env and paper presets change both. Sources: [C] the
     released code of Vieillard et al. 2020, which runs Dopamine's agents [D].
