@@ -90,7 +90,7 @@ def annealing(problems: int, beta_scale: float, steps: int = 120) -> tuple[Tenso
         mdp = random_mdp(STATES, ACTIONS, GAMMA, seed=i)
         best, q0 = value_iteration(mdp).q, 2 * normal(STATES, ACTIONS, seed=i)
         run = virel_iteration(mdp, beta_scale, q0=q0, num_iterations=steps, return_iterates=True)
-        taus[i] = torch.tensor([each.tau for each in run.iterates])
+        taus[i] = torch.tensor([each.tau for each in run.iterates])  # type: ignore[attr-defined]
         entropies[i] = torch.stack([policy_entropy(each.pi).mean() for each in run.iterates])
         distances[i] = torch.stack([(best - each.q).abs().max() for each in run.iterates])
     return taus, entropies, distances

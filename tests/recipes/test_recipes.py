@@ -71,6 +71,12 @@ def start(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> None:
     load(name).main()
 
 
+def test_what_is_sampled_is_said_by_value() -> None:
+    """Without its mode the policy named "sampled" would be evaluated greedily."""
+    for path in RECIPES.glob("*.py"):
+        assert not re.search(r'"sampled": \w+}', path.read_text()), path.name
+
+
 def evaluated_again(folder: Path) -> dict[str, object]:
     """The last evaluation row of a run, from nothing but its saved policy."""
     saved = read_policy(folder)

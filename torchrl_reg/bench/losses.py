@@ -266,8 +266,9 @@ def control_cases(
 
     def soft_q(samples: int, particles: int) -> SoftQLearningLoss:
         sampler = StochasticSamplerActor(nn.Identity(), observations, num_cells=[256, 256], **box)
-        counts = {"num_value_samples": samples, "num_particles": particles}
-        return SoftQLearningLoss(sampler, critics(), tau=0.2, diagnostics=False, **counts)
+        return SoftQLearningLoss(
+            sampler, critics(), tau=0.2, diagnostics=False, num_value_samples=samples, num_particles=particles
+        )
 
     sac = SACLoss(gaussian(), critics(), loss_function="l2", target_entropy=-6.0)
     sac.make_value_estimator(gamma=GAMMA)

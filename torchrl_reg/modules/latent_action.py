@@ -88,7 +88,8 @@ class LatentActionTransform(Transform):
         return tensordict.set(key, action)
 
     def _check_fit(self, spec: Any) -> None:
-        dims, space = len(self.flow.low), getattr(spec, "space", None)
+        dims = len(self.flow.low)
+        space: Any = getattr(spec, "space", None)
         if spec.shape[-1:] != (dims,):
             size = spec.shape[-1] if spec.shape else "no dimension"
             raise ValueError(f"flow must have the environment's action size {size}, got {dims}.")

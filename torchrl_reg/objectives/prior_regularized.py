@@ -63,6 +63,7 @@ class PriorRegularizedLoss(QLearningLoss):
             raise ValueError(f"beta must be set in the ActionPrior given as prior, got beta={beta!r} besides.")
         made = _made_prior(value_network, prior, 1.0 if beta is None else beta)
         super().__init__(value_network, regularizer=PriorKL(prior=made), **kwargs)
+        self._reports_error = True  # for an inverse temperature that follows it
         if prior_network is not None:
             self.convert_to_functional(prior_network, "prior_network")
             self._network_names = ("value_network", "prior_network")  # type: ignore[misc]
@@ -80,10 +81,6 @@ class PriorRegularizedLoss(QLearningLoss):
     def log_prior(self) -> Tensor:
         """``ln rho [A]``, that of ``loss.prior``; unused with a prior_network."""
         return self.prior.log_prior
-
-    @property
-    def _reports_error(self) -> bool:
-        return True  # for an inverse temperature that follows it
 
     # -- a prior of the state -----------------------------------------------------------------------------------
 

@@ -139,7 +139,9 @@ class QLearningLoss(RegularizedLoss):
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
         self.shaping = None if shaping is None else shaping.to(self._default_device)
-        self._learnt = {k: c for k, c in self._coefficients().items() if isinstance(c, DualCoefficient)}
+        coefficients = self._coefficients()
+        self._learnt = {k: c for k, c in coefficients.items() if isinstance(c, DualCoefficient)}
+        self._reports_error = any(isinstance(c, BellmanErrorCoefficient) for c in coefficients.values())
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt)]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
@@ -165,10 +167,6 @@ class QLearningLoss(RegularizedLoss):
     def _coefficients(self) -> dict[str, Coefficient]:
         parts: list[Any] = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
         return {name: c for part in parts for name, c in part.coefficients().items()}
-
-    @property
-    def _reports_error(self) -> bool:
-        return any(isinstance(c, BellmanErrorCoefficient) for c in self._coefficients().values())
 
     def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> Any:
         return BoundQNetwork(self.value_network, params, self.tensor_keys.action_value, private=private)
@@ -261,7 +259,9 @@ class QLearningLoss(RegularizedLoss):
         bonus = cost = None
         if self.shaping is not None:
             assert logs.root is not None
-            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
+            terminated = None
+            if self.shaping.reads_terminated:
+                terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
             bonus = self.shaping(values.root_q, logs.root, action, next_q=values.next_q, terminated=terminated)
             if self.diagnostics:
                 rows = self.shaping.diagnostics(bonus, at(logs.root, action))

@@ -83,12 +83,26 @@ class RegularizedLoss(NetworkLoss):
         reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
-        self.data_checks: Literal["first", "always", "never"] = "first"
-        self.register_forward_pre_hook(check_before_forward)
+        self.data_checks = "first"
         self.loss_function = loss_function
         self.reduction = reduction
         self.use_prioritized_weights = use_prioritized_weights
         self.diagnostics = diagnostics
+
+    @property
+    def data_checks(self) -> Literal["first", "always", "never"]:
+        """Which batches are checked: ``"first"``, ``"always"`` or ``"never"``."""
+        return self.__dict__["_data_checks"]
+
+    @data_checks.setter
+    def data_checks(self, which: Literal["first", "always", "never"]) -> None:
+        self.__dict__["_data_checks"] = which
+        # A hook, even one that does nothing, takes a module off the fast path of its call.
+        hooks = self._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is check_before_forward]:
+            del hooks[key]
+        if which != "never":
+            self.register_forward_pre_hook(check_before_forward)
 
     # -- coefficients -------------------------------------------------------------------------------------------
 

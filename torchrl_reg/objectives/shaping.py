@@ -22,6 +22,8 @@ class Shaping(nn.Module):
 
     #: Names of the coefficients that can be assigned.
     coefficient_names: ClassVar[tuple[str, ...]] = ("alpha",)
+    #: Whether it asks where episodes terminate.
+    reads_terminated: bool = True
 
     def forward(
         self, q: Tensor, tau_log_pi: Tensor, action: Tensor, *, next_q: Tensor, terminated: Tensor | None = None
@@ -68,6 +70,7 @@ class Munchausen(Shaping):
     """
 
     coefficient_names = ("alpha", "clip_min")
+    reads_terminated = False
     alpha = coefficient("alpha_coefficient", "Weight of the bonus in force.")
     clip_min = coefficient("clip_min_coefficient", "Lower clip in force, in reward units; -inf is none.")
 
@@ -104,7 +107,7 @@ class AdvantageGap(Shaping):
     def __init__(self, alpha: float | Coefficient = 0.9, *, persistent: bool = False) -> None:
         super().__init__()
         self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
-        self.persistent = persistent
+        self.persistent = self.reads_terminated = persistent
 
     def forward(
         self, q: Tensor, tau_log_pi: Tensor, action: Tensor, *, next_q: Tensor, terminated: Tensor | None = None

@@ -301,7 +301,8 @@ def coefficient(path: str, doc: str) -> Any:
 
     def held(owner: Any) -> Coefficient:
         for part in parts:
-            owner = getattr(owner, part)
+            # getattr of a module looks there last, and losses read coefficients at every call.
+            owner = owner._modules[part] if part in owner._modules else getattr(owner, part)
         return owner
 
     def get(owner: Any) -> Tensor:
