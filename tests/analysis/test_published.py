@@ -46,8 +46,9 @@ def test_published_tables_reproduce_the_papers_summaries() -> None:
 
 def test_every_game_of_the_tables_has_a_reference_and_is_an_ale_game() -> None:
     roms = pytest.importorskip("ale_py.roms").get_all_rom_ids()
-    for paper in PUBLISHED:
-        for game in published_table(paper).scores:
+    tables = [published_table(name) for name in PUBLISHED if published_table(name).family == "atari"]
+    for table in tables:
+        for game in table.scores:
             human_normalized_score(game, 1.0)
             assert any(rom.replace("_", "") == game.lower() for rom in roms)
     ids = {rom.replace("_", "") for rom in roms}

@@ -54,6 +54,15 @@ def test_an_environments_rows() -> None:
     assert any("Mnih et al. (2015)" in note for note in table.notes)
 
 
+def test_sac_beside_ours() -> None:
+    ours = [scores_of("virel", "mujoco/hopper", [1.0, 2.0]), scores_of("virel", "pendulum", [1.0])]
+    hopper, pendulum = environment_table(ours, published="sac").rows
+    assert hopper.numbers["SAC 20k (sac)"] == 365.4 and hopper.numbers["SAC 100k (sac)"] == 2337.2
+    assert "SAC 20k (sac)" not in pendulum.numbers
+    with pytest.raises(AnalysisError, match="published=sac must share a game of mujoco with the results, got pendulum"):
+        environment_table(ours[1:], published="sac")
+
+
 def test_aggregates_by_hand() -> None:
     table = aggregate_table(ATARI, scale="human", baseline="b")
     a, b = table.rows
@@ -111,7 +120,7 @@ def test_single_runs_have_no_interval() -> None:
 def test_unknown_labels_and_tables_are_one_sentence() -> None:
     with pytest.raises(AnalysisError, match="method must be one of 'a', 'b', got 'aa'. Did you mean 'a'?"):
         environment_table(ATARI, baseline="aa")
-    with pytest.raises(AnalysisError, match="published=ments must share an Atari game with the results, got x; it has"):
+    with pytest.raises(AnalysisError, match="published=ments must share a game of atari with the results, got x; it"):
         environment_table([scores_of("a", "x", [1.0])], published="ments")
 
 

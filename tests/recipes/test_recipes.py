@@ -22,7 +22,7 @@ from torchrl_reg.training import evaluate, read_metrics, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
-TABULAR = {"maximum_entropy", "mirl_grid", "ments", "ments_trees", "tour"}
+TABULAR = {"maximum_entropy", "mirl_grid", "multigoal", "ments", "ments_trees", "tour"}
 NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR)
 CONF = RECIPES / "conf"
 CONTINUOUS = {"iq", "pcl", "sac", "soft_q", "virel"}  # recipes for continuous actions; the others need discrete ones

@@ -1,4 +1,4 @@
-"""Published numbers that come with the package: Atari reference scores, and the Atari tables of two papers."""
+"""Published numbers that come with the package: Atari reference scores, Atari tables of two papers, SAC on MuJoCo."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class PublishedTable:
         note: what to keep in mind beside numbers of one's own.
         columns: methods, in the paper's order.
         scores: by game (spelled as in ``env.game``) and method.
+        family: the environments whose games these are.
     """
 
     source: str
@@ -33,6 +34,7 @@ class PublishedTable:
     note: str
     columns: tuple[str, ...]
     scores: MappingProxyType[str, MappingProxyType[str, float]]
+    family: str = "atari"
 
     def of(self, game: str) -> MappingProxyType[str, float] | None:
         """The row of ``game``, however spelled; None if the paper has none."""
@@ -53,6 +55,13 @@ _TABLES = MappingProxyType(
             "Xiao et al. (2019), Maximum entropy Monte-Carlo planning",
             "return",
             "planning with a trained network at every step",
+        ),
+        "sac": (
+            "published_sac_mujoco.csv",
+            "Dopamine's JAX SAC, baseline result files in github.com/google/dopamine",
+            "return",
+            "mean of 5 seeds after that many frames, one update a frame; returns while training (sampled actions), on "
+            "gym's v2 tasks",
         ),
     }
 )
@@ -76,7 +85,8 @@ def published_table(name: str) -> PublishedTable:
     rows = _read(file)
     columns = tuple(key for key in rows[0] if key != "game")
     scores = {row["game"]: MappingProxyType({key: float(row[key]) for key in columns}) for row in rows}
-    return PublishedTable(source, unit, note, columns, MappingProxyType(scores))
+    family = "mujoco" if file.endswith("_mujoco.csv") else "atari"
+    return PublishedTable(source, unit, note, columns, MappingProxyType(scores), family)
 
 
 @cache

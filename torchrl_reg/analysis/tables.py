@@ -67,7 +67,7 @@ def environment_table(
         scores: from :func:`torchrl_reg.analysis.scores.group_scores`.
         scale: ``human`` or ``sac`` add a column of the mean on that scale.
         baseline: a method's label; adds the probability that a run beats one of its runs.
-        published: ``mirl`` or ``ments``; adds the paper's columns, in the unit of the scale (percents as fractions).
+        published: ``mirl``, ``ments`` or ``sac``; adds its columns, in the unit of the scale (percents as fractions).
 
     Raises:
         AnalysisError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
@@ -245,13 +245,14 @@ def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, 
     unit = 100 if table.unit.endswith("%") else 1
     found = {}
     for env in envs_of(scores):
-        row = table.of(env.removeprefix("atari/")) if env.startswith("atari/") else None
+        family, _, game = env.partition("/")
+        row = table.of(game) if family == table.family else None
         if row:
             found[env] = {f"{method} ({name})": number / unit for method, number in row.items()}
     if not found:
         raise AnalysisError(
-            f"published={name} must share an Atari game with the results, got {', '.join(envs_of(scores))}; it has "
-            f"{', '.join(table.scores)}."
+            f"published={name} must share a game of {table.family} with the results, got "
+            f"{', '.join(envs_of(scores))}; it has {', '.join(table.scores)}."
         )
     return found
 

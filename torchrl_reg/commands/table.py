@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("markdown", "latex", "csv"), default="markdown", help="(default: %(default)s)"
     )
-    parser.add_argument("--published", metavar="PAPER", help="mirl or ments: the paper's Atari numbers beside ours")
+    parser.add_argument("--published", metavar="PAPER", help="mirl or ments (Atari) or sac (MuJoCo), beside ours")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,169 @@
+"""Which of the four goals trained policies go to: their paths, and their actions at the origin on level sets of Q.
+
+    python recipes/soft_q.py env=multigoal run.dir=results/multigoal/soft_q
+    python recipes/sac.py env=multigoal run.dir=results/multigoal/sac
+    python recipes/multigoal.py results/multigoal/soft_q results/multigoal/sac
+
+Reads finished runs of soft_q, sac and virel on ``env=multigoal``; writes ``multigoal.png`` and prints, for each run,
+the share of episodes that end at each goal. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler
+finds them, a Gaussian has room for one. The figure is that of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.checkpoint import Checkpoint
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import SACLoss
+
+from torchrl_reg.analysis import find_runs
+from torchrl_reg.analysis.colors import GREY, LIGHT
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.envs.multigoal import GOALS
+from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
+from torchrl_reg.objectives import SoftQLearningLoss, VIRELLoss
+
+STEPS = 30
+
+
+class NotARunError(ValueError):
+    """A folder that this script cannot draw."""
+
+
+@dataclass
+class Trained:
+    """A policy and its critics, as its run left them.
+
+    Args:
+        name: the recipe.
+        actor: the policy.
+        critics: its Q-functions.
+    """
+
+    name: str
+    actor: Any
+    critics: list[Any]
+
+    def q(self, state: Tensor, action: Tensor) -> Tensor:
+        """The smaller of the critics ``[B]`` at states and actions ``[B, 2]``."""
+        data = TensorDict({"observation": state, "action": action}, state.shape[:-1])
+        return torch.stack([critic(data.copy())["state_action_value"].squeeze(-1) for critic in self.critics]).amin(0)
+
+
+def read(folder: Path) -> Trained:
+    """The policy of a finished run.
+
+    Raises:
+        NotARunError: no run on ``env=multigoal`` of a recipe with critics, or one without a checkpoint.
+    """
+    record = next((each for each in find_runs(folder) if each.env == "multigoal"), None)
+    checkpoints = [] if record is None else sorted((record.path / "checkpoints").glob("checkpoint-*.torchrl"))
+    if record is None or not checkpoints or record.recipe not in ("soft_q", "sac", "virel"):
+        found = "none" if record is None else f"{record.recipe} with {len(checkpoints)} checkpoints"
+        raise NotARunError(f"{folder} must hold a finished run of soft_q, sac or virel on env=multigoal, got {found}.")
+    chosen = {k.removeprefix("policy."): v for k, v in record.config.items() if k.startswith("policy.")}
+    settings, env = PolicySettings(**chosen), make_env(EnvSettings("multigoal"), 1)
+    actor = policy(settings, env)
+    critics = [state_action_value_network(settings, env) for _ in range(record.config.get("algo.num_critics", 2))]
+    if record.recipe == "sac":
+        loss: Any = SACLoss(actor, critics, target_entropy=-2.0).make_value_estimator(gamma=0.99)
+    elif record.recipe == "virel":
+        value = state_value_network(settings, env) if record.config.get("algo.value_network") else None
+        loss = VIRELLoss(actor, critics, value)
+    else:
+        loss = SoftQLearningLoss(actor, critics)
+    Checkpoint(loss=loss).load(checkpoints[-1])
+    if record.recipe == "sac":  # which trains stacked copies of them
+        for critic, params in zip(critics, loss.qvalue_network_params.data.unbind(0), strict=True):
+            params.to_module(critic)
+    return Trained(record.recipe, actor, critics)
+
+
+def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+    """First episodes of ``count`` points: positions ``[T, 2]``, and the goal each ends at (4: none)."""
+    env = make_env(EnvSettings("multigoal"), count)
+    env.set_seed(seed)
+    torch.manual_seed(seed)
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        data = env.rollout(STEPS, trained.actor, break_when_any_done=False)
+    done = data["next", "done"].squeeze(-1)
+    length = done.int().argmax(1) + 1  # truncated after STEPS steps at the latest
+    last = data["next", "observation"][torch.arange(count), length - 1]
+    arrived = data["next", "terminated"].squeeze(-1)[torch.arange(count), length - 1]
+    goal = torch.where(arrived, torch.cdist(last, GOALS).argmin(-1), len(GOALS))
+    places = torch.cat((data["observation"], data["next", "observation"][:, -1:]), 1)
+    ends = [torch.cat((each[:n], stop.unsqueeze(0))) for each, n, stop in zip(places, length, last, strict=True)]
+    return ends, goal
+
+
+def draw(runs: Sequence[Trained], count: int, path: Path) -> dict[str, list[float]]:
+    """A column of two panels for each run; returns the shares of the four goals, and of none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    width = 3.6 * len(runs)
+    figure, panels = pyplot.subplots(2, len(runs), figsize=(width, 7), layout="constrained", squeeze=False)
+    shares = {}
+    for trained, (world, actions) in zip(runs, panels.T, strict=True):
+        walks, goal = paths(trained, count)
+        shares[trained.name] = (goal.bincount(minlength=5) / count).tolist()
+        for walk in walks[:100]:
+            world.plot(*walk.T, color=LIGHT[0], alpha=0.4, linewidth=0.8)
+        world.plot(*GOALS.T, "o", color=LIGHT[1], markersize=9)
+        told = ", ".join(f"{share:.0%}" for share in shares[trained.name][:4])
+        world.set(title=f"{trained.name}: {told}", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
+        _draw_actions(actions, trained)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return shares
+
+
+def _draw_actions(panel: Any, trained: Trained, samples: int = 300) -> None:
+    """Level sets of Q at the origin, and sampled actions."""
+    axis = torch.linspace(-1, 1, 61)
+    grid = torch.cartesian_prod(axis, axis)
+    origin = torch.zeros(samples, 2)
+    with torch.no_grad():
+        q = trained.q(torch.zeros_like(grid), grid).reshape(61, 61)
+        with set_exploration_type(ExplorationType.RANDOM):
+            action = trained.actor(TensorDict({"observation": origin}, [samples]))["action"]
+    lines = panel.contour(axis, axis, q.T, levels=15, cmap="YlGnBu", linewidths=0.9)
+    panel.clabel(lines, fontsize=6)
+    panel.plot(*action.T, ".", color=LIGHT[1], markersize=3)
+    panel.axhline(0, color=GREY, linewidth=0.4)
+    panel.axvline(0, color=GREY, linewidth=0.4)
+    panel.set(title="actions at the origin, level sets of Q", aspect="equal")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Which of the four goals trained policies go to.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs on env=multigoal")
+    parser.add_argument("--episodes", type=int, default=400, help="of each policy (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("multigoal.png"), help="(default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    if chosen.episodes < 1:
+        parser.error(f"--episodes must be >= 1, got {chosen.episodes}")
+    torch.set_num_threads(1)
+    try:
+        trained = [read(folder) for folder in chosen.runs]
+    except NotARunError as error:
+        parser.error(str(error))
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    names = ("right", "left", "up", "down", "none")
+    for name, shares in draw(trained, chosen.episodes, chosen.out).items():
+        print(f"{name}: " + ", ".join(f"{each} {share:.3f}" for each, share in zip(names, shares, strict=True)))
+    print(chosen.out)
+
+
+if __name__ == "__main__":
+    main()
