@@ -2,6 +2,7 @@
 
     python recipes/ments.py
     python recipes/ments.py plan=cartpole algo.method=uct
+    python recipes/ments.py plan=minatar algo.policy=results/m_dqn/minatar/env.game=breakout/seed=0
     python recipes/ments.py plan=atari env.game=SpaceInvaders algo.method=ments env.max_episode_frames=2000
     python recipes/ments.py plan=atari env.game=Pong +paper=xiao2019 algo.policy=results/dqn/atari/env.game=Pong/seed=0
 
@@ -14,6 +15,7 @@ run.checkpoint_every_frames, and goes on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +26,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_reg import load_policy
-from torchrl_reg.envs import EnvSettings, frames_per_step
+from torchrl_reg.envs import EnvSettings, MinAtar, frames_per_step
 from torchrl_reg.planning import (
     MENTS,
     PUCT,
@@ -38,6 +40,7 @@ from torchrl_reg.planning import (
     QEvaluation,
     RandomRollout,
     TabularModel,
+    VectorModel,
     zero_evaluation,
 )
 from torchrl_reg.regularizers import HardMax
@@ -100,6 +103,7 @@ def train(cfg: Config) -> Path:
         kept_at = logged_at = 0
         for decision in range(-(-limit // skip)):
             generator.manual_seed(stream_seed(cfg.run.seed, "search", decision))
+            torch.manual_seed(stream_seed(cfg.run.seed, "network", decision))  # some draw quantiles
             if decision == len(made):
                 found = planner(model, state, evaluate=evaluate, generator=generator)
                 made.append([found.action.tolist(), found.value.mean().item()])
@@ -136,7 +140,11 @@ def planning_model(cfg: Config, generator: torch.Generator) -> Any:
         names = ("frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions")
         settings = {name: getattr(env, name) for name in names}
         return AtariModel(env.game, observe=cfg.algo.policy is not None, generator=generator, **settings)
-    known = ("gridworld", "atari", *GYM)
+    if env.name == "minatar":
+        names = ("sticky_actions", "minimal_actions", "difficulty_ramping")
+        settings = {name: getattr(env, name) for name in names}
+        return VectorModel(MinAtar(1, game=env.game, max_episode_frames=10**9, **settings))  # the loop has the limit
+    known = ("gridworld", "minatar", "atari", *GYM)
     require(env.name in GYM, "env.name", f"one of {', '.join(known)}, which can be planned in", env.name)
     return GymModel(gymnasium.make(GYM[env.name], disable_env_checker=True))
 
@@ -158,13 +166,26 @@ def evaluation(cfg: Config, model: Any, planner: Planner, generator: torch.Gener
     if algo.policy is None:
         return RandomRollout(model, max_steps=algo.rollout_steps, gamma=algo.gamma, generator=generator)
     require(isinstance(model, EmulatorModel), "algo.policy", "None in a gridworld", algo.policy)
-    actor = load_policy(algo.policy)
+    q_network = trained_network(algo.policy, model)
+    regularizer = HardMax() if planner.regularizer is None else planner.regularizer
+    return QEvaluation(q_network, regularizer, prior_tau=algo.tau, observe=model.observation)
+
+
+def trained_network(folder: str, model: EmulatorModel) -> Callable[[Tensor], Tensor]:
+    """The Q-network of a run: observations ``[M, *O]`` -> action values ``[M, A]``."""
+    actor = load_policy(folder)
 
     def q_network(observation: Tensor) -> Tensor:
         return actor(TensorDict({"observation": observation}, [len(observation)]))["action_value"]
 
-    regularizer = HardMax() if planner.regularizer is None else planner.regularizer
-    return QEvaluation(q_network, regularizer, prior_tau=algo.tau, observe=model.observation)
+    try:
+        actions = q_network(model.observation(model.reset(1, 0))).shape[-1]
+    except (KeyError, RuntimeError, ValueError):
+        actions = None
+    model.release(0)
+    fits = actions == model.num_actions
+    require(fits, "algo.policy", f"a run of a Q-network of this environment's {model.num_actions} actions", folder)
+    return q_network
 
 
 def raw_reward(model: Any, reward: Tensor, state: Tensor) -> Tensor:

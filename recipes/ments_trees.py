@@ -7,8 +7,8 @@
 Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; the trees,
 their noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
 [D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the comparison by
-pairs. Expect, in some minutes, the tables in recipes/README.md. See trees.png, bandit.png and table.md of the run; a
-run that was killed goes on with the first method and tree that it had not finished.
+pairs. Expect, in some minutes, the tables in recipes/README.md. See trees.png, regret.png, bandit.png and table.md of
+the run; a run that was killed goes on with the first method and tree that it had not finished.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torchrl_reg.planning import (
     softmax_bandit,
 )
 from torchrl_reg.regularizers import HardMax
-from torchrl_reg.studies.synthetic_trees import draw_bandit, draw_trees, trees_table
+from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.training.files import write_atomically
 
@@ -97,9 +97,10 @@ def train(cfg: Config) -> Path:
                 row = study.part(name, lambda m=method, k=kind: searched(cfg, m, *k), frames=simulations)  # type: ignore[misc]
                 study.log("trees", **row)
         draw_trees(study.path, study.path / "trees.png")
+        draw_trees(study.path, study.path / "regret.png", "regret")
         if algo.bandit_repetitions:
             draw_bandit(study.path, study.path / "bandit.png")
-        table = trees_table(study.path)
+        table = f"{trees_table(study.path)}\n\n{differences_table(study.path)}"
         write_atomically(study.path / "table.md", table + "\n")
         study.say(table)
         return study.finish()
@@ -133,7 +134,7 @@ def searched(cfg: Config, method: str, branching: int, depth: int, noise: float)
     best = trees.root_q(HardMax())
     # RENTS's own value depends on the policies above a node: its error is that to the maximum.
     own = HardMax() if planner.regularizer is None or method == "rents" else planner.regularizer
-    target, times = trees.root_value(own), log_spaced(branching, algo.num_simulations)
+    target, times = trees.root_value(own), recorded(branching, algo.num_simulations)
     columns: dict[str, list[list[float]]] = {"value_error": [], "max_error": [], "regret": []}
 
     def record(count: int, found: SearchResult) -> None:
@@ -155,6 +156,11 @@ def made_planner(method: str, algo: Algo) -> Planner:
         return (UCT if method == "uct" else PUCT)(num_simulations=algo.num_simulations, c=algo.c)
     kind = {"ments": MENTS, "rents": RENTS, "tents": TENTS}[method]
     return kind(num_simulations=algo.num_simulations, tau=algo.tau, epsilon=algo.epsilon)
+
+
+def recorded(branching: int, simulations: int) -> list[int]:
+    """When a search is looked at: at equal ratios, from the first time that all actions can have been tried."""
+    return sorted({*log_spaced(branching, simulations), max(simulations // 20, 1)})
 
 
 def log_spaced(first: int, last: int, count: int = 24) -> list[int]:

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from torchrl_reg.bench import cartpole, losses, replay
+from torchrl_reg.bench import cartpole, losses, planning, replay
 from torchrl_reg.bench.measure import Case, Table, measured
+from torchrl_reg.bench.scalar_uct import scalar_uct
 from torchrl_reg.cli import main
+from torchrl_reg.planning import UCT, SyntheticTrees
 
 
 def test_medians_and_ratios_are_those_of_the_rounds() -> None:
@@ -66,6 +68,19 @@ def test_replay_and_losses_are_measured() -> None:
     assert all(row.amount > 0 for row in sampling)
     assert memory[0].amount > 56_000 and memory[1].ratio < 0.2
     assert [case.measure() > 0 for case in losses.update_tables()[1].cases] == [True, True]
+
+
+def test_searches_are_measured() -> None:
+    pytest.importorskip("numba"), pytest.importorskip("ale_py")
+    for table in planning.planning_tables(one=10, many=2, trees=3, frames=1):
+        rows = measured(table, 1)
+        assert all(row.amount > 0 for row in rows) and rows[0].reference in [row.name for row in rows], table.title
+    assert [row.amount for row in measured(planning.memory_table(), 1)] == [288.0, 352.0, 180.0]
+
+
+def test_the_plain_search_is_uct() -> None:
+    trees = SyntheticTrees(branching=3, depth=3, seed=2)
+    assert scalar_uct(trees, 200) == UCT(num_simulations=200)(trees, trees.roots()).visits[0].tolist()
 
 
 def test_json_and_refusals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

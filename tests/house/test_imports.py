@@ -26,7 +26,17 @@ ALLOWED = {
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
     "commands": {"commands", "analysis", "doctor", "agents", "training", "envs", "bench"},
-    "bench": {"bench", "analysis", "training", "objectives", "modules", "functional", "envs"},
+    "bench": {
+        "bench",
+        "analysis",
+        "training",
+        "objectives",
+        "modules",
+        "functional",
+        "envs",
+        "planning",
+        "regularizers",
+    },
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.planning import AtariModel, GymModel, QEvaluation
+from torchrl_reg.envs import EnvSettings, MinAtar, make_env
+from torchrl_reg.planning import UCT, AtariModel, GymModel, QEvaluation, RandomRollout, VectorModel
 from torchrl_reg.regularizers import Entropy, HardMax
 
 
@@ -53,6 +53,43 @@ def test_a_state_can_be_left_twice() -> None:
     assert len(reward) == len(state) == len(ended) == 0
 
 
+def minatar(game: str, num_envs: int = 1, sticky_actions: float = 0.2) -> MinAtar:
+    settings = {"sticky_actions": sticky_actions, "minimal_actions": True, "difficulty_ramping": True}
+    return MinAtar(num_envs, game=game, max_episode_frames=10**9, **settings)
+
+
+@pytest.mark.parametrize("game", ["breakout", "space_invaders"])
+def test_a_restored_game_follows_the_real_one_whatever_is_searched_between(game: str) -> None:
+    model, real = VectorModel(minatar(game)), minatar(game)
+    state = model.reset(2, seed=6)[1:]  # the second episode
+    seen, _ = real.reset(seed=7)
+    for step in range(60):
+        assert np.array_equal(model.observation(state), seen)
+        action = step % model.num_actions
+        model.step(state.expand(3), torch.arange(3) % model.num_actions)
+        reward, state, ended = model.step(state, torch.tensor([action]))
+        seen, real_reward, terminated, _, _ = real.step(np.array([action]))
+        assert (reward.item(), ended.item()) == (real_reward[0], terminated[0])
+        if ended:
+            break
+    assert step > 5
+
+
+def test_a_truncated_episode_of_a_restored_game_ends() -> None:
+    env = MinAtar(
+        1, game="freeway", max_episode_frames=3, sticky_actions=0.0, minimal_actions=True, difficulty_ramping=True
+    )
+    model = VectorModel(env)
+    found = UCT(num_simulations=40)(model, model.reset(1, seed=0))
+    assert (found.tree.children[0] >= 0).any(-1).any(-1).sum() == 1 + 3 + 9  # three actions deep
+
+
+def test_rollouts_leave_no_snapshots() -> None:
+    model = cartpole()
+    UCT(num_simulations=5)(model, model.reset(2, seed=0), evaluate=RandomRollout(model, max_steps=7))
+    assert model.num_snapshots == 2 * (1 + 5)
+
+
 class Uncopied(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(2)
 
@@ -80,6 +117,11 @@ class Shared(gymnasium.Env):
         (lambda: GymModel(gymnasium.make("Pendulum-v1")), "env must have discrete actions, got Pendulum-v1 with Box"),
         (lambda: GymModel(Uncopied()), r"copy.deepcopy can clone, got Uncopied \(TypeError: cannot pickle"),
         (lambda: GymModel(Shared()), "env must be one whose copies are independent, got Shared, two copies of which"),
+        (lambda: VectorModel(minatar("breakout", 2)), "env must hold one copy, got MinAtar with 2"),
+        (
+            lambda: VectorModel(gymnasium.make_vec("CartPole-v1")),
+            "env must be one that can be restored from a snapshot",
+        ),
         (lambda: AtariModel("brekout"), "game must be an Atari game such as breakout, got 'brekout'"),
         (lambda: AtariModel("pong", frame_skip=0), "frame_skip must be at least 1, got 0"),
         (lambda: AtariModel("pong", frame_stack=0), "frame_stack must be at least 1, got 0"),

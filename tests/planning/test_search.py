@@ -220,6 +220,29 @@ def test_the_last_outcome_collects_the_rest() -> None:
         assert 0 < found.tree.alive[0, child] < found.tree.passed[0, child]
 
 
+class DeadAtFirst:
+    """An open loop in which the first two steps end the episode, and no other."""
+
+    num_actions, stochastic, num_outcomes = 2, True, 1
+    steps = 0
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.steps += 1
+        return torch.zeros(1), state + 1, torch.tensor([self.steps <= 2])
+
+
+def test_a_node_first_met_dead_is_evaluated_when_met_alive() -> None:
+    """Its actions have the evaluation's values then, and not the 0 of memory that nobody wrote."""
+    q = torch.tensor([[5.0, 4.0]], dtype=torch.float64)
+    tree = UCT(num_simulations=3, gamma=0.9)(
+        DeadAtFirst(), torch.tensor([0]), evaluate=lambda state: Evaluation(torch.tensor([5.0]), q, q / 9)
+    ).tree
+    child = tree.children[0, 0, 0, 0]
+    assert (tree.passed[0, child], tree.alive[0, child]) == (2, 1) and tree.num_nodes.tolist() == [3]
+    assert torch.equal(tree.q[0, child], q[0]) and torch.equal(tree.prior[0, child], q[0] / 9)
+    assert tree.value[0, child] == 5.0 and tree.q[0, 0, 0].item() == pytest.approx(0.45 * 5.0)
+
+
 def test_the_outcomes_before_the_last_are_kept_apart() -> None:
     """Of three equally likely outcomes two slots hold the first alone and the other two together."""
     P = torch.zeros(4, 1, 4)

@@ -45,6 +45,7 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> lis
 RUNS = {
     "gridworld": ["algo.method=rents", "env.game=corridor", "env.max_episode_frames=30"],
     "cartpole": ["plan=cartpole", "algo.rollout_steps=3", "env.max_episode_frames=12", "algo.method=puct"],
+    "minatar": ["plan=minatar", "env.sticky_actions=0.1", "algo.rollout_steps=4", "env.max_episode_frames=12"],
     "atari": ["plan=atari", "algo.rollout_steps=0", "env.max_episode_frames=48", "env.sticky_actions=0.25"],
 }
 
@@ -87,12 +88,26 @@ def test_seeds_and_settings_make_a_difference(tmp_path: Path, monkeypatch: pytes
     assert [row["event"] for row in one][-2:] == ["act", "eval"] and one[-1]["frames"] <= 24
 
 
-def test_leaves_are_valued_by_the_network_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = make_env(EnvSettings("cartpole"), num_envs=1)
-    spec = env.full_action_spec_unbatched["action"]
-    actor = QValueActor(q_network(NetSettings(num_cells=[8]), env), spec=spec)
-    save_policy(tmp_path / "policy.safetensors", actor)
-    module, seen = load(), []
+TRAINED = {
+    "cartpole": (EnvSettings("cartpole"), NetSettings(num_cells=[8]), 3),
+    "minatar": (EnvSettings("minatar", game="breakout"), NetSettings(name="minatar", num_cells=[8]), 3),
+    "atari": (EnvSettings("atari", game="Breakout"), NetSettings(name="nature", num_cells=[8]), 12),
+}
+
+
+def trained(name: str, folder: Path) -> QValueActor:
+    """A Q-network as a run of that environment would leave it in its folder."""
+    settings, net, _ = TRAINED[name]
+    env = make_env(settings, num_envs=1)
+    actor = QValueActor(q_network(net, env), spec=env.full_action_spec_unbatched["action"])
+    env.close()
+    save_policy(folder / "policy.safetensors", actor)
+    return actor
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_leaves_are_valued_by_the_network_of_a_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, module, seen = trained(name, tmp_path), load(), []
     evaluation = module.evaluation
 
     def watched(*args: Any) -> Any:
@@ -100,8 +115,10 @@ def test_leaves_are_valued_by_the_network_of_a_run(tmp_path: Path, monkeypatch: 
         return lambda state: (seen.append((args[1].observation(state), evaluate(state))), seen[-1][1])[1]
 
     monkeypatch.setattr(module, "evaluation", watched)
-    short = ["plan=cartpole", "env.max_episode_frames=3", f"algo.policy={tmp_path}", "algo.tau=0.5"]
-    start(monkeypatch, tmp_path / "run", *short)
+    short = [f"plan={name}", f"env.max_episode_frames={TRAINED[name][2]}", f"algo.policy={tmp_path}", "algo.tau=0.5"]
+    rows = start(monkeypatch, tmp_path / "run", *short)
+    assert rows[-1]["event"] == "eval" and len(rows[-1]["returns"]) == 2
+    assert [len(observation) for observation, _ in seen[:7]] == [2] * 7  # roots and leaves of both episodes at once
     observation, found = seen[1]
     q = actor.module[0](observation)
     assert torch.allclose(found.q, q) and torch.allclose(found.value, 0.5 * torch.logsumexp(q / 0.5, -1))
@@ -124,6 +141,19 @@ def test_every_choice_composes() -> None:
     assert (typed.algo.num_simulations, typed.algo.tau, typed.env.game) == (500, 0.8, "Qbert")
 
 
+@pytest.mark.parametrize("other", ["acrobot", "minatar"])
+def test_a_network_of_another_game_is_refused(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained("cartpole", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, tmp_path / "run", f"plan={other}", f"algo.policy={tmp_path}")
+    error = capsys.readouterr().err.strip()
+    actions = {"acrobot": 3, "minatar": 3}[other]
+    assert stop.value.code == 1 and "\n" not in error
+    assert f"algo.policy must be a run of a Q-network of this environment's {actions} actions, got" in error
+
+
 class Uncopied(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(2)
 
@@ -143,7 +173,10 @@ class Uncopied(gymnasium.Env):
         (["algo.max_depth=-1"], "algo.max_depth must be >= 0, got -1"),
         (["env.game=goals"], "env.game must be one of corridor, square, grid, got 'goals'"),
         (["env.name=pendulum", "env.game=''"], "env must have discrete actions, got Pendulum-v1 with Box"),
-        (["env.name=minatar", "env.game=breakout"], "env.name must be one of gridworld, atari, cartpole"),
+        (
+            ["env.name=mountaincar_continuous", "env.game=''"],
+            "env.name must be one of gridworld, minatar, atari, cartpole",
+        ),
         (["algo.policy=nowhere"], "algo.policy must be None in a gridworld, got 'nowhere'"),
         (["plan=cartpole", "algo.policy=nowhere"], "nowhere must be a run folder or an exported one"),
         (["plan=chess"], "gridworld"),

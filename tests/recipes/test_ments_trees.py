@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from torchrl_reg.studies.synthetic_trees import draw_bandit, read_searches, trees_table
+from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, read_searches, trees_table
 from torchrl_reg.training import read_metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ments_trees.py"
@@ -42,8 +42,8 @@ def test_a_run_leaves_its_record_and_goes_on_after_a_kill(tmp_path: Path, monkey
     assert [row["event"] for row in expected] == ["bandit"] * 2 + ["trees"] * 4
     assert [row["frames"] for row in expected] == [0, 0, 90, 180, 270, 360]
     assert json.loads((whole / "done.json").read_text())["frames"] == 360
-    assert all((whole / name).stat().st_size > 1000 for name in ("trees.png", "bandit.png"))
-    assert (whole / "table.md").read_text() == trees_table(whole) + "\n"
+    assert all((whole / name).stat().st_size > 1000 for name in ("trees.png", "regret.png", "bandit.png"))
+    assert (whole / "table.md").read_text() == f"{trees_table(whole)}\n\n{differences_table(whole)}\n"
     searches = read_searches(whole)
     assert [(s.method, s.branching) for s in searches] == [("uct", 2), ("ments", 2), ("uct", 3), ("ments", 3)]
     for search in searches:
@@ -85,6 +85,10 @@ def test_the_table_compares_by_pairs(tmp_path: Path) -> None:
     assert lines[0].startswith("| 2 | 3 | 0.5 | UCT | 0.3000 [0.1000, 0.5000] |") and lines[0].endswith("| - |")
     assert lines[1].endswith("| better, -0.1000 [-0.1000, -0.1000] |")
     assert lines[2].endswith("| worse, +0.2000 [+0.2000, +0.2000] |")
+    heads, _, ments, puct = differences_table(tmp_path).splitlines()
+    assert heads.startswith("| k | d | noise | difference | value error, 1 simulations | value error, 8 simulations |")
+    assert ments.startswith("| 2 | 3 | 0.5 | MENTS - UCT | +0.000 [+0.000, +0.000] | **-0.100 [-0.100, -0.100]** |")
+    assert puct.startswith("| 2 | 3 | 0.5 | PUCT - UCT | +0.000 [+0.000, +0.000] | **+0.200 [+0.200, +0.200]** |")
     with pytest.raises(ValueError, match="with its bandit, got none"):
         draw_bandit(tmp_path, tmp_path / "bandit.png")
     with pytest.raises(ValueError, match="must hold the metrics.jsonl of a run of ments_trees"):

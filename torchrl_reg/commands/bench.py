@@ -11,6 +11,7 @@ TOPICS = {
     "update": "a loss forward: ours, hand-written PyTorch, TorchRL's",
     "control": "an update of a continuous policy: IQ, M-IQ, PCL beside TorchRL's SAC",
     "replay": "a sample and the memory of stacked Atari images",
+    "planning": "tree search beside mctx; its cost by simulations and depth; its share on Atari",
 }
 
 
@@ -63,6 +64,10 @@ def _tables(topic: str, frames: int) -> list:
         from torchrl_reg.bench.replay import replay_tables
 
         return replay_tables()
+    if topic == "planning":
+        from torchrl_reg.bench.planning import planning_tables
+
+        return planning_tables()
     from torchrl_reg.bench.losses import control_tables, update_tables
 
     return update_tables() if topic == "update" else control_tables()

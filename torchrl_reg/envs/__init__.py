@@ -1,6 +1,7 @@
 """TorchRL environments, vectorized: classic control, MinAtar, Atari, MuJoCo, Adroit, gridworlds and tabular MDPs."""
 
 from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
+from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.multigoal import MultiGoalEnv
 from torchrl_reg.envs.settings import (
     EnvError,
@@ -18,6 +19,7 @@ __all__ = [
     "EnvError",
     "EnvSettings",
     "GoalGridworldEnv",
+    "MinAtar",
     "MultiGoalEnv",
     "RecordedVectorEnv",
     "Restorable",

@@ -18,6 +18,7 @@ from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
 from torchrl_reg.planning.synthetic_trees import SyntheticTrees
 from torchrl_reg.planning.tabular_model import TabularModel
 from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tables, Tree
+from torchrl_reg.planning.vector_model import VectorModel
 
 __all__ = [
     "E2W",
@@ -50,6 +51,7 @@ __all__ = [
     "Tables",
     "TabularModel",
     "Tree",
+    "VectorModel",
     "mcts",
     "search_tables",
     "softmax_bandit",

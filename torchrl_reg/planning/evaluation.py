@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.functional import soft_policy
+from torchrl_reg.planning.emulator_model import EmulatorModel
 from torchrl_reg.planning.tree import Evaluation, Model
 
 
@@ -18,6 +19,8 @@ class RandomRollout:
     r"""The return :math:`\sum_t \gamma^t r_t` ``[M]`` of random actions until the episode ends or ``max_steps``.
 
     The actions are uniform, the returns in reward units.
+
+    Snapshots that an emulator takes on the way are released at once.
 
     Source: Kocsis and Szepesvari 2006.
 
@@ -49,6 +52,7 @@ class RandomRollout:
     def __call__(self, state: Tensor) -> Evaluation:
         value = torch.zeros(len(state), dtype=torch.float64, device=state.device)
         index = torch.arange(len(state), device=state.device)
+        mark = self.model.mark() if isinstance(self.model, EmulatorModel) else 0
         for step in range(self.max_steps):
             action = torch.randint(self.model.num_actions, (len(state),), generator=self.generator)
             reward, state, ended = self.model.step(state, action.to(state.device))
@@ -56,6 +60,8 @@ class RandomRollout:
             state, index = state[~ended], index[~ended]
             if len(index) == 0:
                 break
+        if isinstance(self.model, EmulatorModel):
+            self.model.release(mark)
         return Evaluation(value)
 
 

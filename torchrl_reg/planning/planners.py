@@ -168,19 +168,16 @@ class PUCT(Planner):
 
     Source: Silver et al. 2017 (AlphaGo Zero); ``c`` from the code of Dam et al. 2021.
 
-    Args:
-        c: weight of the bonus >= 0, in reward units.
-        num_simulations, gamma, max_depth, choose, dtype: see :class:`Planner`.
-
-    Raises:
-        ValueError: as :class:`Planner`, or ``c`` is negative or not finite.
+    Args and errors are those of :class:`UCT`; ``c`` weighs the bonus, which vanishes as ``1 / n(a)``.
 
     Example:
-        >>> from torchrl_reg.planning import TabularModel
-        >>> from torchrl_reg.tabular import chain
-        >>> search = PUCT(num_simulations=100, gamma=0.9)
-        >>> search(TabularModel(chain(4, gamma=0.9)), torch.tensor([1, 2])).action.tolist()
-        [1, 1]
+        >>> from torchrl_reg.planning import Evaluation, SyntheticTrees
+        >>> trees, prior = SyntheticTrees(branching=3, depth=1, seed=0), torch.tensor([[0.0, 1.0, 0.0]])
+        >>> found = PUCT(num_simulations=9, c=9.0)(
+        ...     trees, trees.roots(), evaluate=lambda state: Evaluation(torch.zeros(len(state)), prior=prior)
+        ... )
+        >>> found.visits.tolist()
+        [[0.0, 9.0, 0.0]]
     """
 
     def __init__(self, *, num_simulations: int, c: float = 1.5, choose: Choose = "visits", **rest: Any) -> None:
@@ -223,13 +220,7 @@ class RENTS(Planner):
     Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search"; which policy of the parent is meant,
     and what holds before it has one, is ours, see :class:`torchrl_reg.planning.RegularizedBackup`.
 
-    Args:
-        tau: temperature > 0, in reward units.
-        epsilon: exploration > 0, without unit; see :class:`E2W`.
-        num_simulations, gamma, max_depth, choose, dtype: see :class:`Planner`.
-
-    Raises:
-        ValueError: as :class:`Planner`, or ``tau`` or ``epsilon`` is not a finite number > 0.
+    Args and errors are those of :class:`MENTS`.
 
     Example:
         >>> from torchrl_reg.planning import SyntheticTrees
@@ -250,13 +241,8 @@ class TENTS(Planner):
 
     Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search".
 
-    Args:
-        tau: temperature > 0, in reward units (half convention: :math:`\Omega = \tau / 2 (\sum_a \pi(a)^2 - 1)`).
-        epsilon: exploration > 0, without unit; see :class:`E2W`.
-        num_simulations, gamma, max_depth, choose, dtype: see :class:`Planner`.
-
-    Raises:
-        ValueError: as :class:`Planner`, or ``tau`` or ``epsilon`` is not a finite number > 0.
+    Args and errors are those of :class:`MENTS`; ``tau`` in the half convention,
+    :math:`\Omega = \tau / 2 (\sum_a \pi(a)^2 - 1)`.
 
     Example:
         >>> from torchrl_reg.planning import SyntheticTrees

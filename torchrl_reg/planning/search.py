@@ -229,7 +229,8 @@ class _Search:
             child = self.root + child
             last = torch.where(active, edge, last)
             leaf = torch.where(active, torch.where(exists, child, -1), leaf)
-            active = active & exists & (alive if sampled else self.flat.alive[child] > 0)
+            # A node that was met only after the episode had ended is a leaf yet: nothing was thought of it.
+            active = active & exists & alive & (self.flat.alive[child] > 0)
             if not active.any():
                 break
             row = torch.where(active, child, row)
@@ -239,7 +240,7 @@ class _Search:
         return Path(self.root, sampled, nodes, taken, on, reward, last, slot, state, leaf, alive, leaf_value=leaf)
 
     def expand(self, path: Path, number: int) -> None:
-        """Adds node ``number`` to the trees whose simulation came to a state that they do not have."""
+        """Adds node ``number`` where the simulation came to a state that the tree does not have, and values leaves."""
         added = path.leaf < 0
         (index,) = added.nonzero(as_tuple=True)
         row, edge = self.root[index] + number, path.last[index]
@@ -256,8 +257,10 @@ class _Search:
             path.alive = (self.flat.alive[path.leaf] > 0).index_put((index,), alive)
         self.children[edge, path.slot[index]] = number
         self.flat.state[row] = state
-        if alive.any():
-            self._enter(row[alive], self.evaluate(state[alive]))
+        fresh = path.alive & (self.flat.alive[path.leaf] == 0)
+        if fresh.any():
+            met = path.state if self.model.stochastic else self.flat.state[path.leaf]
+            self._enter(path.leaf[fresh], self.evaluate(met[fresh]))
         path.leaf_value = self.flat.value[path.leaf] * path.alive
 
     def count(self, path: Path) -> None:

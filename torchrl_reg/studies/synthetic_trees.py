@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from torchrl_reg.analysis.colors import GREY, LIGHT
-from torchrl_reg.analysis.figures import new_figure, styles
+from torchrl_reg.analysis.figures import add_legend, new_figure, styles
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
 
@@ -73,38 +73,44 @@ def read_searches(folder: Path) -> list[Searches]:
     ]
 
 
-def draw_trees(folder: Path, path: Path) -> Path:
-    """Draws value errors (above) and simple regrets (below) against simulations, a column a kind of tree.
+def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
+    """Draws value errors or simple regrets against simulations: a row a branching, a column a depth and noise.
 
     Means with a 95% interval over the trees.
+
+    Args:
+        folder: of the run.
+        path: where the figure goes.
+        what: ``"value_error"`` or ``"regret"``.
 
     Raises:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    kinds = list(dict.fromkeys(s.kind for s in searches))
     looks = styles(list(dict.fromkeys(s.method for s in searches)))
-    figure = new_figure(2.3 * len(kinds) + 0.6, 4.6)
-    axes = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
+    rows = list(dict.fromkeys(s.branching for s in searches))
+    columns = list(dict.fromkeys((s.depth, s.noise) for s in searches))
+    figure = new_figure(1.7 * len(columns) + 0.8, 1.5 * len(rows) + 0.9)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
     for search in searches:
-        column = kinds.index(search.kind)
-        for axis, values in ((axes[0, column], search.value_error), (axes[1, column], search.regret)):
-            mean, low, high = mean_interval(values)
-            look = looks[search.method]
-            axis.plot(search.simulations, mean, label=LABELS[search.method], linewidth=1.4, **look)
-            axis.fill_between(search.simulations, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    for (branching, depth, noise), axis in zip(kinds, axes[0], strict=True):
-        axis.set_title(f"k = {branching}, d = {depth}, noise {noise:g}", fontsize=9, loc="left")
+        axis = axes[rows.index(search.branching), columns.index((search.depth, search.noise))]
+        mean, low, high = mean_interval(getattr(search, what))
+        look = looks[search.method]
+        axis.plot(search.simulations, mean, linewidth=1.4, **look)
+        axis.fill_between(search.simulations, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    for (depth, noise), axis in zip(columns, axes[0], strict=True):
+        axis.set_title(f"d = {depth}, noise {noise:g}", fontsize=9, loc="left")
+    for branching, axis in zip(rows, axes[:, 0], strict=True):
+        axis.set_ylabel(f"k = {branching}", fontsize=9)
     for axis in axes.flat:
         axis.set_xscale("log")
+        if what == "value_error":
+            axis.set_yscale("log")
         _plain(axis)
-    for axis in axes[1]:
-        axis.set_xlabel("simulations", fontsize=9)
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].set_ylabel("error of the root's value", fontsize=9)
-    axes[1, 0].set_ylabel("simple regret", fontsize=9)
-    trees = len(searches[0].regret)
-    axes[0, -1].legend(frameon=False, fontsize=8, title=f"{trees} trees", title_fontsize=8)
+    figure.supxlabel("simulations", fontsize=9)
+    title = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
+    figure.supylabel(f"{title}, mean of {len(searches[0].regret)} trees", fontsize=9)
+    add_legend(figure, {LABELS[method]: look for method, look in looks.items()})
     figure.savefig(path, dpi=100)
     return path
 
@@ -164,6 +170,38 @@ def trees_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def differences_table(folder: Path) -> str:
+    """Markdown table of every method minus the first one, on the same trees: early (a twentieth) and at the end.
+
+    Means over the trees with 95% intervals; bold where the interval leaves out 0. Negative is better.
+
+    Raises:
+        ValueError: as :func:`read_searches`.
+    """
+    searches = read_searches(folder)
+    last = int(searches[0].simulations[-1])
+    early = max(last // 20, 1)
+    heads = [f"{what}, {count} simulations" for what in ("value error", "regret") for count in (early, last)]
+    lines = [f"| k | d | noise | difference | {' | '.join(heads)} |", "|---" * 8 + "|"]
+    for search in searches:
+        first = next(s for s in searches if s.kind == search.kind)
+        if search is first:
+            continue
+        cells = []
+        for what in ("value_error", "regret"):
+            difference = getattr(search, what) - getattr(first, what)
+            cells += [_difference(difference[:, search.simulations.searchsorted(count)]) for count in (early, last)]
+        kind = f"{search.branching} | {search.depth} | {search.noise:g}"
+        lines.append(f"| {kind} | {LABELS[search.method]} - {LABELS[first.method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(values: np.ndarray) -> str:
+    mean, low, high = mean_interval(values)
+    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
 def _cell(values: np.ndarray) -> str:
     mean, low, high = mean_interval(values)
     return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
@@ -175,11 +213,11 @@ def _plain(axis: Axes) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the table of the run folder."""
+    """Prints the tables of the run folder."""
     if len(arguments) != 1:
         raise SystemExit(f"expected one run folder, got {arguments}.")
     try:
-        print(trees_table(Path(arguments[0])))
+        print(f"{trees_table(Path(arguments[0]))}\n\n{differences_table(Path(arguments[0]))}")
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
