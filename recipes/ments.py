@@ -63,11 +63,13 @@ class Algo:
     gamma: float = 0.95  # discount of the search; ours
     max_depth: int = 0  # actions in one simulation at most; 0 is no limit
     rollout_steps: int = 20  # random actions that value a new leaf; 0 values it 0; ours
+    num_emulators: int = 1  # processes that play Atari beside each other; changes nothing but the time
     policy: str | None = None  # run folder of a trained Q-network, which values leaves in place of random actions
 
     def validate(self) -> None:
         require(self.method in METHODS, "algo.method", f"one of {', '.join(METHODS)}", self.method)
-        require(self.num_simulations > 0, "algo.num_simulations", "> 0", self.num_simulations)
+        for name in ("num_simulations", "num_emulators"):
+            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
         for name in ("tau", "epsilon"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
         for name in ("c", "max_depth", "rollout_steps"):
@@ -136,13 +138,14 @@ def planning_model(cfg: Config, generator: torch.Generator) -> Any:
     if env.name == "gridworld":
         require(env.game in MIRL_WORLDS, "env.game", f"one of {', '.join(MIRL_WORLDS)}", env.game)
         return TabularModel(gridworld(MIRL_WORLDS[env.game], gamma=0.0), generator=generator)
+    given = vars(env)
     if env.name == "atari":
-        names = ("frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions")
-        settings = {name: getattr(env, name) for name in names}
-        return AtariModel(env.game, observe=cfg.algo.policy is not None, generator=generator, **settings)
+        names = ["frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions"]
+        settings = {name: given[name] for name in names}
+        settings |= {"observe": cfg.algo.policy is not None, "num_emulators": cfg.algo.num_emulators}
+        return AtariModel(env.game, generator=generator, **settings)
     if env.name == "minatar":
-        names = ("sticky_actions", "minimal_actions", "difficulty_ramping")
-        settings = {name: getattr(env, name) for name in names}
+        settings = {name: given[name] for name in ("sticky_actions", "minimal_actions", "difficulty_ramping")}
         return VectorModel(MinAtar(1, game=env.game, max_episode_frames=10**9, **settings))  # the loop has the limit
     known = ("gridworld", "minatar", "atari", *GYM)
     require(env.name in GYM, "env.name", f"one of {', '.join(known)}, which can be planned in", env.name)

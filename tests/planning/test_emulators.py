@@ -124,6 +124,7 @@ class Shared(gymnasium.Env):
         ),
         (lambda: AtariModel("brekout"), "game must be an Atari game such as breakout, got 'brekout'"),
         (lambda: AtariModel("pong", frame_skip=0), "frame_skip must be at least 1, got 0"),
+        (lambda: AtariModel("pong", num_emulators=0), "num_emulators must be at least 1, got 0"),
         (lambda: AtariModel("pong", frame_stack=0), "frame_stack must be at least 1, got 0"),
         (lambda: AtariModel("pong", noop_max=-1), "noop_max must be at least 0, got -1"),
         (lambda: AtariModel("pong", sticky_actions=1.0), r"sticky_actions must be a probability in \[0, 1\), got 1.0"),
@@ -185,11 +186,39 @@ def test_sticky_actions_come_from_the_generator() -> None:
         state = start
         for action in (1, 2, 2, 2, 3, 3, 3):
             _, state, _ = model.step(state, torch.tensor([action]))
-        ale = model._ale
-        ale.restoreState(model._snapshots[int(state)].saved[0])
-        return ale.getRAM().tolist()
+        return model._pool[0].ram(model._snapshots[int(state)].saved[1])
 
     assert saved(1) == saved(1) != saved(2)
+
+
+def test_a_pool_of_emulators_plays_as_one() -> None:
+    """The same rewards, images and ends whichever process plays; states that are released are gone there, too."""
+    records = []
+    for num_emulators in (1, 2):
+        generator = torch.Generator().manual_seed(0)
+        model = AtariModel("Breakout", sticky_actions=0.3, generator=generator, num_emulators=num_emulators)
+        state, record = model.reset(3, seed=4), []
+        for step in range(30):
+            reward, after, ended = model.step(state[[0, 1, 2, 1]], torch.tensor([1, 3, 2, step % 4]))
+            record.append((reward.tolist(), ended.tolist(), model.observation(after)))
+            state = after[[0, 2, 3]]
+            model.release(0, keep=state)
+        records.append(record)
+        if num_emulators == 1:
+            model.step(state, torch.tensor([0, 0, 0]))
+            assert len(model._pool[0]._saved) == 3 + 3
+        else:
+            assert {saved.saved[0] for saved in model._snapshots.values()} == {0, 1}
+            processes = [emulator._process for emulator in model._pool]
+            assert [process.poll() for process in processes] == [None, None]
+            processes[0].kill()
+            with pytest.raises(RuntimeError, match="The process of an emulator ended with exit code -9"):
+                model.step(state, torch.tensor([0, 0, 0]))
+    del model
+    assert [process.poll() for process in processes] == [-9, 0]
+    for (reward, ended, seen), (pooled, pooled_ended, pooled_seen) in zip(*records, strict=True):
+        assert reward == pooled and ended == pooled_ended and torch.equal(seen, pooled_seen)
+    assert not torch.equal(records[0][-1][2][0], records[0][-1][2][1])
 
 
 def test_a_network_values_leaves() -> None:

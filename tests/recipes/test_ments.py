@@ -45,7 +45,7 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> lis
 RUNS = {
     "gridworld": ["algo.method=rents", "env.game=corridor", "env.max_episode_frames=30"],
     "cartpole": ["plan=cartpole", "algo.rollout_steps=3", "env.max_episode_frames=12", "algo.method=puct"],
-    "minatar": ["plan=minatar", "env.sticky_actions=0.1", "algo.rollout_steps=4", "env.max_episode_frames=12"],
+    "minatar": ["plan=minatar", "env.sticky_actions=0.1", "algo.rollout_steps=1", "env.max_episode_frames=12"],
     "atari": ["plan=atari", "algo.rollout_steps=0", "env.max_episode_frames=48", "env.sticky_actions=0.25"],
 }
 
@@ -166,6 +166,7 @@ class Uncopied(gymnasium.Env):
     [
         (["algo.method=alphazero"], "algo.method must be one of ments, rents"),
         (["algo.num_simulations=0"], "algo.num_simulations must be > 0, got 0"),
+        (["algo.num_emulators=0"], "algo.num_emulators must be > 0, got 0"),
         (["algo.tau=0"], "algo.tau must be > 0, got 0.0"),
         (["algo.epsilon=0"], "algo.epsilon must be > 0, got 0.0"),
         (["algo.c=-1"], "algo.c must be >= 0, got -1.0"),

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import nn
 
 from torchrl_reg.bench.measure import Case, Table
 from torchrl_reg.bench.scalar_uct import scalar_uct
+from torchrl_reg.modules import NatureCNN
 from torchrl_reg.planning import MENTS, UCT, AtariModel, Planner, QEvaluation, SyntheticTrees, search_tables
 from torchrl_reg.regularizers import HardMax
 
@@ -26,10 +30,42 @@ BATCHED, MENTS_BATCHED, COMPILED, MCTX, PYTHON = (
 )
 
 
-def planning_tables(one: int = 2_000, many: int = 64, trees: int = 1_024, frames: int = 20) -> list[Table]:
-    """All tables: ``one`` tree's simulations, those of each of ``trees`` trees, and decisions of the Atari run."""
-    atari = [atari_table(frames)] if _installed("ale_py") else []
-    return [speed_table(1, one), speed_table(trees, many), *cost_tables(), memory_table(), *atari]
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        one: simulations of a single tree.
+        trees: of the searches side by side.
+        many: simulations of each of them.
+        cost: simulations that cost is measured by; twice and four times as many follow.
+        depths: of the ladders that cost is measured by.
+        episodes: Atari games side by side.
+        decisions: in each of them.
+        simulations: of a decision.
+    """
+
+    one: int = 2_000
+    trees: int = 1_024
+    many: int = 64
+    cost: int = 200
+    depths: tuple[int, ...] = (16, 32, 64)
+    episodes: int = 8
+    decisions: int = 10
+    simulations: int = 50
+
+
+def planning_tables(sizes: Sizes | None = None) -> list[Table]:
+    """All tables; those of Atari where it is installed."""
+    sizes = sizes or Sizes()
+    atari = [atari_table(sizes)] if _installed("ale_py") else []
+    return [
+        speed_table(1, sizes.one),
+        speed_table(sizes.trees, sizes.many),
+        *cost_tables(sizes),
+        memory_table(),
+        *atari,
+    ]
 
 
 def speed_table(num_trees: int, simulations: int) -> Table:
@@ -54,16 +90,19 @@ def speed_table(num_trees: int, simulations: int) -> Table:
     return Table(f"Tree search: {num_trees} trees of {simulations} simulations", "simulations/s", cases)
 
 
-def cost_tables() -> list[Table]:
+def cost_tables(sizes: Sizes) -> list[Table]:
     """Time of one simulation of 64 trees by number of simulations, and by depth: linear where the ratios say so."""
     trees = SyntheticTrees(branching=8, depth=4, num_trees=64, seed=0)
-    by_number = {n: UCT(num_simulations=n) for n in (200, 400, 800)}
-    first = "200 simulations"
-    numbers = [Case(f"{n} simulations", _microseconds(search, trees, n), first) for n, search in by_number.items()]
-    first, depths = "depth 16", []
-    for depth in (16, 32, 64):
-        ladder = SyntheticTrees(branching=1, depth=depth, num_trees=64, seed=0)
-        depths.append(Case(f"depth {depth}", _microseconds(UCT(num_simulations=300), ladder, 300), first))
+    counts = (sizes.cost, 2 * sizes.cost, 4 * sizes.cost)
+    numbers = [Case(f"{n} simulations", _microseconds(trees, n), f"{sizes.cost} simulations") for n in counts]
+    depths = [
+        Case(
+            f"depth {depth}",
+            _microseconds(SyntheticTrees(branching=1, depth=depth, num_trees=64, seed=0), 4 * max(sizes.depths)),
+            f"depth {sizes.depths[0]}",
+        )
+        for depth in sizes.depths
+    ]
     return [
         Table("UCT, 64 trees: one simulation of each, by number of simulations", "us", numbers),
         Table("UCT, 64 trees: one simulation of each, by depth", "us", depths),
@@ -73,29 +112,25 @@ def cost_tables() -> list[Table]:
 def memory_table() -> Table:
     """Bytes of a node of 8 actions, its state (one int64) included."""
     trees = SyntheticTrees(branching=8, depth=2, num_trees=1, seed=0)
-    planners = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
+    planners: dict[str, Planner] = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
     planners["MENTS, float32"] = MENTS(num_simulations=5, dtype=torch.float32)
-    cases = [
-        Case(name, lambda search=search: search(trees, trees.roots()).tree.bytes_per_node(), "UCT")
-        for name, search in planners.items()
-    ]
+    cases = [Case(name, partial(_node_bytes, planner, trees), "UCT") for name, planner in planners.items()]
     return Table("A node of 8 actions", "bytes", cases)
 
 
-def atari_table(decisions: int, episodes: int = 8, simulations: int = 50) -> Table:
-    """Time of a simulation in all ``episodes``: of emulator and network, and of the search itself."""
+def atari_table(sizes: Sizes) -> Table:
+    """Time of a simulation in all episodes: of emulator and network, and of the search itself."""
     spent: dict[str, float] = {}
     parts = "emulator and network", "the search itself"
+    planner = MENTS(num_simulations=sizes.simulations, tau=0.8, gamma=0.99)
 
     def played() -> float:
-        spent.update(atari_profile(MENTS(num_simulations=simulations, tau=0.8, gamma=0.99), episodes, decisions))
+        spent.update(atari_profile(planner, sizes.episodes, sizes.decisions))
         return spent[parts[0]]
 
-    return Table(
-        f"Atari, MENTS of {simulations} simulations, Nature network, {episodes} episodes side by side",
-        "us",
-        [Case(parts[0], played, parts[0]), Case(parts[1], lambda: spent[parts[1]], parts[0])],
-    )
+    title = f"Atari, MENTS of {sizes.simulations} simulations, Nature network, {sizes.episodes} episodes side by side"
+    own = Case(parts[1], lambda: spent[parts[1]], parts[0])
+    return Table(title, "us", [Case(parts[0], played, parts[0]), own])
 
 
 def atari_profile(planner: Planner, episodes: int, decisions: int, game: str = "SpaceInvaders") -> dict[str, float]:
@@ -128,8 +163,6 @@ def atari_profile(planner: Planner, episodes: int, decisions: int, game: str = "
 
 def nature(num_actions: int) -> nn.Module:
     """The network of Mnih et al. (2015) with random weights, in float32."""
-    from torchrl_reg.modules import NatureCNN
-
     torch.manual_seed(0)
     return nn.Sequential(NatureCNN(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, num_actions))
 
@@ -172,12 +205,15 @@ def _rate(search: Callable[[], object], simulations: int) -> Callable[[], float]
     return measure
 
 
-def _microseconds(planner: Planner, trees: SyntheticTrees, simulations: int) -> Callable[[], float]:
+def _microseconds(trees: SyntheticTrees, simulations: int) -> Callable[[], float]:
+    planner = UCT(num_simulations=simulations)
     rate = _rate(lambda: planner(trees, trees.roots()), simulations)
     return lambda: 1e6 / rate()
 
 
-def _installed(module: str) -> bool:
-    from importlib.util import find_spec
+def _node_bytes(planner: Planner, trees: SyntheticTrees) -> float:
+    return float(planner(trees, trees.roots()).tree.bytes_per_node())
 
+
+def _installed(module: str) -> bool:
     return find_spec(module) is not None

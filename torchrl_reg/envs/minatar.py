@@ -104,7 +104,8 @@ class MinAtar(BatchedEnv):
         for copy, last_action, generator, game in zip(
             self._games, held["last_actions"], held["generators"], json.loads(held["games"]), strict=True
         ):
-            copy.seed(0)  # until it is seeded, the package's wrapper and its game draw from different generators
+            if copy.env.random is not copy.random:
+                copy.seed(0)  # until it is seeded, the package's wrapper and its game draw from different generators
             copy.random.set_state(generator)
             copy.last_action = last_action
             for name, value in game.items():

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import random
-from functools import cache
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from torchrl_reg.planning.atari_emulator import SIZE, EmulatorSettings, Job, LocalEmulator, Outcome, RemoteEmulator
 from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 
-_SCREEN, _SIZE = (210, 160), 84
+Emulator = LocalEmulator | RemoteEmulator
 
 
 class AtariModel(EmulatorModel):
-    """Plans in an emulator that is restored to the state wanted, acts, and is saved again.
+    """Plans in emulators that are restored to the state wanted, act, and are saved again.
 
     Observations are those of ``make_env(EnvSettings("atari", ...))``: the maximum of the last two frames, gray,
     84 x 84, the last ``frame_stack`` of them (to within a gray level, where OpenCV rounds otherwise), so that a network
-    trained there evaluates leaves here (uint8 ``[M, C, 84, 84]``). One emulator serves all states in turn: to restore
-    and to save it takes a sixth of the time of a step.
+    trained there evaluates leaves here (uint8 ``[M, C, 84, 84]``). To restore and to save takes a sixth of the time of
+    a step.
 
     Args:
         game: ROM name, such as ``"breakout"`` or ``"SpaceInvaders"``.
@@ -34,6 +34,9 @@ class AtariModel(EmulatorModel):
         clip_rewards: whether the search sees the sign of the rewards, as networks do that were trained so.
         observe: whether observations are made; without, an evaluation must not look at them.
         generator: draws what sticks; by default torch's own.
+        num_emulators: emulators of the pool >= 1. One plays in this process; several have processes of their own, play
+            side by side, and keep the states of the episodes that began there: as many as there are cores, and not more
+            than episodes. Their number changes no result.
 
     Raises:
         ValueError: an unknown game, an argument out of range, or ale_py is not installed.
@@ -51,59 +54,83 @@ class AtariModel(EmulatorModel):
         clip_rewards: bool = True,
         observe: bool = True,
         generator: torch.Generator | None = None,
+        num_emulators: int = 1,
     ) -> None:
-        for name, value in (("frame_skip", frame_skip), ("frame_stack", frame_stack)):
+        for name, value in (
+            ("frame_skip", frame_skip),
+            ("frame_stack", frame_stack),
+            ("num_emulators", num_emulators),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not 0.0 <= sticky_actions < 1.0:
             raise ValueError(f"sticky_actions must be a probability in [0, 1), got {sticky_actions}.")
         if noop_max < 0:
             raise ValueError(f"noop_max must be at least 0, got {noop_max}.")
-        self._ale = _emulator(game)
-        self._actions = self._ale.getMinimalActionSet() if minimal_actions else self._ale.getLegalActionSet()
-        super().__init__(len(self._actions), stochastic=sticky_actions > 0)
+        settings = EmulatorSettings(_rom(game), frame_skip, minimal_actions, observe)
+        kind: Callable[[EmulatorSettings], Emulator] = LocalEmulator if num_emulators == 1 else RemoteEmulator
+        self._pool = [kind(settings) for _ in range(num_emulators)]
+        weakref.finalize(self, _close, self._pool)
+        self._dropped: list[list[int]] = [[] for _ in self._pool]
+        self._saved = 0
+        super().__init__(self._pool[0].num_actions, stochastic=sticky_actions > 0)
         self.frame_skip, self.frame_stack, self.noop_max = frame_skip, frame_stack, noop_max
         self.sticky_actions, self.generator = sticky_actions, generator
         self.clip_rewards, self.observe = clip_rewards, observe
 
-    def _start(self, seed: int) -> Snapshot:
-        self._ale.reset_game()
-        for _ in range(random.Random(seed).randint(0, self.noop_max)):
-            self._ale.act(0)
-            if self._ale.game_over():
-                self._ale.reset_game()
-        seen = None
-        if self.observe:
-            image = _small(self._ale.getScreenGrayscale())
-            seen = torch.cat((image.new_zeros(self.frame_stack - 1, _SIZE, _SIZE), image))
-        return Snapshot((self._ale.cloneState(), 0), seen)
+    def _begin(self, seeds: Sequence[int]) -> list[Snapshot]:
+        starts = [(seed % len(self._pool), None, random.Random(seed).randint(0, self.noop_max)) for seed in seeds]
+        snapshots = []
+        for saved, (_, _, _, image) in self._work(starts):
+            seen = None
+            if image is not None:
+                black = torch.zeros(self.frame_stack - 1, SIZE, SIZE, dtype=torch.uint8)
+                seen = torch.cat((black, torch.from_numpy(image).unsqueeze(0)))
+            snapshots.append(Snapshot(saved, seen))
+        return snapshots
 
-    def _advance(self, snapshot: Snapshot, action: int) -> tuple[float, Snapshot, bool]:
-        ale, (saved, before) = self._ale, snapshot.saved
-        ale.restoreState(saved)
-        total, screens = 0.0, []
-        sticks = [False] * self.frame_skip
-        if self.stochastic:
-            sticks = (torch.rand(self.frame_skip, generator=self.generator) < self.sticky_actions).tolist()
-        for frame in range(self.frame_skip):
-            before = before if sticks[frame] else action
-            total += ale.act(self._actions[before])
-            if self.observe and frame >= self.frame_skip - 2:
-                screens.append(ale.getScreenGrayscale())
-            if ale.game_over():
-                break
-        seen = None
-        if self.observe:
-            assert snapshot.observation is not None
-            image = _small(np.maximum.reduce(screens or [ale.getScreenGrayscale()]))
-            seen = torch.cat((snapshot.observation[1:], image))
-        reward = float(np.sign(total)) if self.clip_rewards else float(total)
-        return reward, Snapshot((ale.cloneState(), before), seen, float(total)), ale.game_over()
+    def _advance_all(self, snapshots: Sequence[Snapshot], actions: Sequence[int]) -> list[tuple[float, Snapshot, bool]]:
+        done = self._work([(*snapshot.saved, action) for snapshot, action in zip(snapshots, actions, strict=True)])
+        steps = []
+        for before, (saved, (total, over, _, image)) in zip(snapshots, done, strict=True):
+            seen = None
+            if image is not None:
+                assert before.observation is not None
+                seen = torch.cat((before.observation[1:], torch.from_numpy(image).unsqueeze(0)))
+            reward = float(np.sign(total)) if self.clip_rewards else total
+            steps.append((reward, Snapshot(saved, seen, total), over))
+        return steps
+
+    def _work(self, wanted: Sequence[tuple[int, int | None, int]]) -> list[tuple[tuple[int, int], Outcome]]:
+        """Jobs (which emulator, from which of its states, action) -> where each is saved, and what came of it."""
+        jobs: list[list[Job]] = [[] for _ in self._pool]
+        saved = []
+        for index, origin, action in wanted:
+            sticks = [False] * self.frame_skip
+            if self.stochastic and origin is not None:
+                sticks = (torch.rand(self.frame_skip, generator=self.generator) < self.sticky_actions).tolist()
+            self._saved += 1
+            saved.append((index, self._saved))
+            jobs[index].append((origin, self._saved, action, sticks))
+        for emulator, dropped, asked in zip(self._pool, self._dropped, jobs, strict=True):
+            if asked:
+                emulator.send(dropped, asked)
+                dropped.clear()
+        answers = [iter(emulator.receive() if asked else ()) for emulator, asked in zip(self._pool, jobs, strict=True)]
+        return [(where, next(answers[where[0]])) for where in saved]
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        emulator, number = snapshot.saved
+        self._dropped[emulator].append(number)
 
 
-def _emulator(game: str) -> Any:
+def _close(pool: Sequence[Emulator]) -> None:
+    for emulator in pool:
+        emulator.close()
+
+
+def _rom(game: str) -> str:
     try:
-        import ale_py
         from ale_py import roms
     except ImportError:
         raise ValueError('ale_py is not installed: pip install -e ".[atari]".') from None
@@ -111,25 +138,4 @@ def _emulator(game: str) -> Any:
     wanted = game.replace("_", "").lower()
     if wanted not in names:
         raise ValueError(f"game must be an Atari game such as breakout, got {game!r}.")
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    ale = ale_py.ALEInterface()
-    ale.setFloat("repeat_action_probability", 0.0)
-    ale.setInt("random_seed", 0)
-    ale.loadROM(str(roms.get_rom_path(names[wanted])))
-    return ale
-
-
-def _small(screen: np.ndarray) -> Tensor:
-    """A gray screen ``[210, 160]`` averaged over areas to ``[1, 84, 84]``, uint8."""
-    rows, columns = _averaging(screen.shape[0]), _averaging(screen.shape[1])
-    small = rows @ torch.from_numpy(screen.astype(np.float32)) @ columns.T
-    return small.round_().clamp_(0, 255).to(torch.uint8).unsqueeze(0)
-
-
-@cache
-def _averaging(size: int) -> Tensor:
-    """Weights ``[84, size]`` with which each of 84 equal stretches averages ``size`` pixels."""
-    edges = torch.linspace(0, size, _SIZE + 1, dtype=torch.float64)
-    pixels = torch.arange(size, dtype=torch.float64)
-    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
-    return (overlap.clamp(min=0) * _SIZE / size).float()
+    return str(roms.get_rom_path(names[wanted]))

@@ -5,6 +5,7 @@ Shapes: ``M`` states, ``*O`` one observation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,9 @@ class EmulatorModel:
     """Keeps snapshots of a simulator and names them by numbers, so that a search sees tensors of states ``[M]``, int64.
 
     Rewards ``[M]`` are in reward units. Subclasses save, restore and step one simulator (:meth:`_start`,
-    :meth:`_advance`). Snapshots stay until they are released: a search is followed by ``model.release(mark)`` of a
-    ``mark = model.mark()`` taken before it, as :class:`torchrl_reg.planning.SearchActor` does.
+    :meth:`_advance`), or several (:meth:`_begin`, :meth:`_advance_all`). Snapshots stay until they are released: a
+    search is followed by ``model.release(mark)`` of a ``mark = model.mark()`` taken before it, as
+    :class:`torchrl_reg.planning.SearchActor` does.
 
     Args:
         num_actions: number of actions A.
@@ -48,13 +50,13 @@ class EmulatorModel:
 
     def reset(self, num_states: int, seed: int) -> Tensor:
         """First states of ``num_states`` episodes ``[M]``; the i-th is a function of ``seed + i``."""
-        return torch.tensor([self._keep(self._start(seed + index)) for index in range(num_states)])
+        return torch.tensor([self._keep(each) for each in self._begin(range(seed, seed + num_states))])
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reward, next state and terminated, each ``[M]``; see :class:`torchrl_reg.planning.Model`."""
         rewards, states, ends = [], [], []
-        for number, index in zip(state.tolist(), action.tolist(), strict=True):
-            reward, snapshot, terminated = self._advance(self._snapshots[number], index)
+        snapshots = [self._snapshots[number] for number in state.tolist()]
+        for reward, snapshot, terminated in self._advance_all(snapshots, action.tolist()):
             rewards.append(reward)
             states.append(self._keep(snapshot))
             ends.append(terminated)
@@ -80,7 +82,7 @@ class EmulatorModel:
         """Forgets the snapshots taken since ``mark``, but for those in ``keep [M]``."""
         kept = set() if keep is None else set(keep.tolist())
         for number in [n for n in self._snapshots if n >= mark and n not in kept]:
-            del self._snapshots[number]
+            self._forget(self._snapshots.pop(number))
 
     @property
     def num_snapshots(self) -> int:
@@ -91,6 +93,17 @@ class EmulatorModel:
         number, self._next = self._next, self._next + 1
         self._snapshots[number] = snapshot
         return number
+
+    def _begin(self, seeds: Sequence[int]) -> list[Snapshot]:
+        """The first states of several episodes."""
+        return [self._start(seed) for seed in seeds]
+
+    def _advance_all(self, snapshots: Sequence[Snapshot], actions: Sequence[int]) -> list[tuple[float, Snapshot, bool]]:
+        """Reward, state and termination one action after each of ``snapshots``."""
+        return [self._advance(*each) for each in zip(snapshots, actions, strict=True)]
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """Is told of snapshots that nobody needs any more."""
 
     def _start(self, seed: int) -> Snapshot:
         """The first state of an episode."""
