@@ -24,6 +24,7 @@ from torchrl_reg.functional.soft import (
     soft_policy,
     soft_value,
     soft_value_and_log_policy,
+    soft_value_and_policy,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "soft_policy",
     "soft_value",
     "soft_value_and_log_policy",
+    "soft_value_and_policy",
     "soft_value_importance",
     "svgd_bandwidth",
     "svgd_direction",

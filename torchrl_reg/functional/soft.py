@@ -101,6 +101,29 @@ def soft_value_and_log_policy(
     return (q_max + gap).squeeze(dim), advantage - gap
 
 
+def soft_value_and_policy(q: Tensor, tau: Temperature) -> tuple[Tensor, Tensor]:
+    r"""Both :math:`F_\tau(q)` and :math:`\pi`, without a prior, for the price of one.
+
+    Source: :func:`soft_value` and :func:`soft_policy`.
+
+    Args:
+        q: action values ``[*B, A]``, in reward units.
+        tau: temperature >= 0, in reward units.
+
+    Returns:
+        Soft values ``[*B]`` and probabilities ``[*B, A]``.
+
+    Raises:
+        ValueError: if ``tau`` is a negative or non-finite number, or not 0-dimensional.
+    """
+    q = at_least_float32(q)
+    tau, divisor = temperature_and_divisor(tau, q.dtype)
+    best = q.amax(-1, keepdim=True)
+    weight = ((q - best) / divisor).exp()
+    total = weight.sum(-1, keepdim=True)
+    return (best + tau * total.log()).squeeze(-1), weight / total
+
+
 def soft_policy(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, dim: int = -1) -> Tensor:
     r"""Boltzmann policy :math:`\pi(a) \propto \rho(a) \exp(q(a) / \tau)`, as probabilities.
 

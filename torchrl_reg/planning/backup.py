@@ -6,13 +6,13 @@ Shapes: ``B`` trees, ``A`` actions, ``D`` depth of the simulation.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_reg.planning.search import Path
 from torchrl_reg.planning.tree import Tree
+from torchrl_reg.regularizers import Regularizer
 
 
 class AverageReturns:
@@ -31,8 +31,8 @@ class AverageReturns:
         for active, reward in zip(path.active.flip(0), path.reward.flip(0), strict=True):
             total = torch.where(active, reward + gamma * total, total)
             totals.append(total)
-        returns = torch.stack(totals[::-1])[path.active]
-        edges = path.edges[path.active]
+        returns = torch.stack(totals[::-1]).flatten().index_select(0, path.taken)
+        edges = path.edges.flatten().index_select(0, path.taken)
         rows = torch.div(edges, flat.q.shape[-1], rounding_mode="floor")
         q, visits = flat.q.view(-1), flat.visits.view(-1)
         q[edges] += (returns - q[edges]) / visits[edges]
@@ -57,7 +57,7 @@ class RegularizedBackup:
 
     keeps_policy = True
 
-    def __init__(self, regularizer: nn.Module, *, parent_prior: bool = False) -> None:
+    def __init__(self, regularizer: Regularizer, *, parent_prior: bool = False) -> None:
         self.regularizer, self.parent_prior = regularizer, parent_prior
 
     def __call__(self, flat: Tree, path: Path, gamma: float) -> None:
@@ -71,26 +71,26 @@ class RegularizedBackup:
             else:
                 reward = path.reward[depth]
             target = reward + gamma * future
-            action = (edge - node.rows * flat.q.shape[-1]).unsqueeze(-1)
+            action = path.actions[depth].unsqueeze(-1)
             q = node.q.scatter(-1, action, target.unsqueeze(-1))
             known = None if flat.known else (node.visits > 0).scatter(-1, action, True)
-            best = self._best(path, depth, q, known)
-            future = torch.where(active, best.value, future)
+            value, pi = self._best(path, depth, q, known)
+            future = torch.where(active, value, future)
             if path.sampled:
                 flat.value[node.rows[active]] = future[active]
             targets.append(target)
             values.append(future)
-            policies.append(best.pi)
-        active, edges = path.active, path.edges[path.active]
+            policies.append(pi)
+        edges = path.edges.flatten().index_select(0, path.taken)
         rows = torch.div(edges, flat.q.shape[-1], rounding_mode="floor")
-        flat.q.view(-1)[edges] = torch.stack(targets[::-1])[active]
-        flat.value[rows] = torch.stack(values[::-1])[active]
-        flat.pi[rows] = torch.stack(policies[::-1])[active]
+        flat.q.view(-1)[edges] = torch.cat(targets[::-1]).index_select(0, path.taken)
+        flat.value[rows] = torch.cat(values[::-1]).index_select(0, path.taken)
+        flat.pi[rows] = torch.cat(policies[::-1]).index_select(0, path.taken)
 
-    def _best(self, path: Path, depth: int, q: Tensor, known: Tensor | None) -> Any:
-        """What the regularizer says of action values ``q [B, A]`` at that depth."""
+    def _best(self, path: Path, depth: int, q: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The regularizer's value ``[B]`` and policy ``[B, A]`` at action values ``q [B, A]`` at that depth."""
         if not self.parent_prior:
-            return self.regularizer(q, mask=known)
+            return self.regularizer.value_and_policy(q, mask=known)
         log_prior = torch.full_like(q, -math.log(q.shape[-1]))
         if depth > 0:
             parent = path.nodes[depth - 1]
@@ -99,7 +99,8 @@ class RegularizedBackup:
             pi = parent.pi.clamp(min=torch.finfo(q.dtype).tiny)
             ready = (parent.visits > 0).all(-1, keepdim=True) | path.nodes[0].known
             log_prior = torch.where(ready, pi.log(), log_prior)
-        return self.regularizer(q, mask=known, log_prior=log_prior)
+        best = self.regularizer(q, mask=known, log_prior=log_prior)
+        return best.value, best.pi
 
 
 def _mean_value(flat: Tree, root: Tensor, edge: Tensor) -> Tensor:

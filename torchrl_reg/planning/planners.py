@@ -17,7 +17,7 @@ from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
 from torchrl_reg.planning.search import check_search, mcts, zero_evaluation
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule, Select
 from torchrl_reg.planning.tree import Evaluate, Model, Tree
-from torchrl_reg.regularizers import Entropy, PriorKL, Tsallis
+from torchrl_reg.regularizers import Entropy, PriorKL, Regularizer, Tsallis
 
 Choose = Literal["q", "visits"]
 
@@ -72,7 +72,7 @@ class Planner(nn.Module):
     def __init__(
         self,
         select: Select,
-        regularizer: nn.Module | None = None,
+        regularizer: Regularizer | None = None,
         *,
         num_simulations: int,
         gamma: float = 1.0,

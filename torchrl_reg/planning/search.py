@@ -27,9 +27,11 @@ class Path:
         root: row of the root ``[B]``.
         sampled: whether transitions are sampled anew at every visit.
         nodes: the node at each depth, ``D`` of them.
-        edges: edge taken there ``[D, B]``.
+        actions: action taken there ``[B]``, ``D`` of them.
+        edges: the edges that these are ``[D, B]``.
         active: whether the simulation got there ``[D, B]``, bool.
         reward: reward there ``[D, B]``.
+        taken: places ``d B + b`` in ``[D, B]`` where a simulation acted, by depth.
         last: the last edge of each simulation ``[B]``.
         slot: which outcome of that edge it met ``[B]``.
         state: the state that it came to ``[B, *S]``, where transitions are sampled.
@@ -41,8 +43,10 @@ class Path:
     root: Tensor
     sampled: bool
     nodes: list[Nodes]
+    actions: list[Tensor]
     edges: Tensor
     active: Tensor
+    taken: Tensor
     reward: Tensor
     last: Tensor
     slot: Tensor
@@ -203,17 +207,18 @@ class _Search:
         )
         self.flat = self.tree.flat()
         self.edge_reward, self.edge_visits = self.flat.reward.view(-1), self.flat.visits.view(-1)
-        self.children = self.flat.children.view(-1, self.outcomes)
+        self.children = self.flat.children.view(-1)
         self.root = torch.arange(len(state), device=state.device) * num_nodes
         self._enter(self.root, evaluation)
 
     def descend(self, select: Select, max_depth: int, draw: _Draw) -> Path:
         """Follows ``select`` until every simulation has left its tree, terminated or is ``max_depth`` deep."""
-        row, state, sampled = self.root, self.flat.state[self.root], self.model.stochastic
+        row, sampled = self.root, self.model.stochastic
+        state = self.flat.state[row] if sampled else row
         active = alive = torch.ones_like(row, dtype=torch.bool)
-        last = slot = leaf = torch.zeros_like(row)
+        slot = torch.zeros_like(row)
         nodes: list[Nodes] = []
-        edges, actives, rewards = [], [], []
+        actions, edges, actives, rewards = [], [], [], []
         while len(nodes) < max_depth:
             nodes.append(Nodes(self.flat, row))
             action = select(nodes[-1], draw)
@@ -222,22 +227,30 @@ class _Search:
                 reward, state, alive = self._sample(state, action, active, alive)
                 slot = torch.where(active, self._slot(edge, state), slot)
                 rewards.append(reward)
+            actions.append(action)
             edges.append(edge)
             actives.append(active)
-            child = self.children[edge, slot]
-            exists = child >= 0
-            child = self.root + child
-            last = torch.where(active, edge, last)
-            leaf = torch.where(active, torch.where(exists, child, -1), leaf)
+            exists, child = self._child(edge, slot)
             # A node that was met only after the episode had ended is a leaf yet: nothing was thought of it.
-            active = active & exists & alive & (self.flat.alive[child] > 0)
+            active = active & exists & (self.flat.alive.index_select(0, child) > 0)
+            active = active & alive if sampled else active
             if not active.any():
                 break
             row = torch.where(active, child, row)
         reward = torch.stack(rewards) if sampled else torch.zeros(())
-        taken, on = torch.stack(edges), torch.stack(actives)
+        edge, on = torch.stack(edges), torch.stack(actives)
+        taken = on.flatten().nonzero().squeeze(-1)
+        last = edge.gather(0, on.sum(0, keepdim=True) - 1).squeeze(0)
+        exists, child = self._child(last, slot)
+        leaf = torch.where(exists, child, -1)
         # The leaf's value is known once the leaf is.
-        return Path(self.root, sampled, nodes, taken, on, reward, last, slot, state, leaf, alive, leaf_value=leaf)
+        return Path(self.root, sampled, nodes, actions, edge, on, taken, reward, last, slot, state, leaf, alive, leaf)
+
+    def _child(self, edge: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether an outcome of the edge has a node ``[B]``, and that node's row (without one the root's)."""
+        at = edge if self.outcomes == 1 else edge * self.outcomes + slot
+        child = self.children.index_select(0, at)
+        return child >= 0, self.root + child.clamp(min=0)
 
     def expand(self, path: Path, number: int) -> None:
         """Adds node ``number`` where the simulation came to a state that the tree does not have, and values leaves."""
@@ -255,7 +268,7 @@ class _Search:
         path.leaf = torch.where(added, self.root + number, path.leaf)
         if not self.model.stochastic:
             path.alive = (self.flat.alive[path.leaf] > 0).index_put((index,), alive)
-        self.children[edge, path.slot[index]] = number
+        self.children[edge * self.outcomes + path.slot[index]] = number
         self.flat.state[row] = state
         fresh = path.alive & (self.flat.alive[path.leaf] == 0)
         if fresh.any():
@@ -265,7 +278,7 @@ class _Search:
 
     def count(self, path: Path) -> None:
         """Counts the visits, and averages sampled rewards."""
-        edges = path.edges[path.active]
+        edges = path.edges.flatten().index_select(0, path.taken)
         self.edge_visits[edges] += 1
         rows = torch.cat((torch.div(edges, self.actions, rounding_mode="floor"), path.leaf))
         self.flat.passed[rows] += 1
@@ -273,8 +286,8 @@ class _Search:
         self.flat.alive[rows] += torch.cat((on_path, path.alive)).to(self.flat.alive)
         if self.model.stochastic:
             path.reward = path.reward.to(self.edge_reward)
-            mean = self.edge_reward[edges]
-            self.edge_reward[edges] = mean + (path.reward[path.active] - mean) / self.edge_visits[edges]
+            mean, met = self.edge_reward[edges], path.reward.flatten().index_select(0, path.taken)
+            self.edge_reward[edges] = mean + (met - mean) / self.edge_visits[edges]
 
     def _enter(self, rows: Tensor, evaluation: Evaluation) -> None:
         """Writes what is thought of new nodes."""
@@ -297,7 +310,7 @@ class _Search:
         """Which child of the edge stands for ``state``: the one that holds it, else the first free, else the last."""
         if self.outcomes == 1:
             return torch.zeros_like(edge)
-        children = self.children[edge]
+        children = self.children.view(-1, self.outcomes)[edge]
         exists = children >= 0
         there = self.flat.state[self.root.unsqueeze(-1) + children]
         same = (there == state.unsqueeze(1)).flatten(2).all(-1) if state.ndim > 1 else there == state.unsqueeze(1)

@@ -101,14 +101,13 @@ class E2W:
             raise ValueError("E2W needs a backup with a regularizer, whose policy it follows, got averaged returns.")
         num_actions = nodes.pi.shape[-1]
         lam = e2w_exploration(nodes.visits.sum(-1, keepdim=True), num_actions, self.epsilon)
-        return drawn((1 - lam) * nodes.pi + lam / num_actions, uniform())
+        return drawn(nodes.pi.lerp(lam.new_tensor(1 / num_actions), lam), uniform())
 
 
 def drawn(pi: Tensor, u: Tensor) -> Tensor:
     """The action ``[B]`` that ``u [B]`` in [0, 1) draws from ``pi [B, A]``: the first with a larger cumulative sum."""
-    cumulative = pi.cumsum(-1)
     # Rounding may put u at the very end.
-    return (cumulative <= u.unsqueeze(-1) * cumulative[:, -1:]).sum(-1).clamp(max=pi.shape[-1] - 1)
+    return (pi.cumsum(-1) <= u.unsqueeze(-1)).sum(-1).clamp(max=pi.shape[-1] - 1)
 
 
 def _check_width(c: float) -> None:

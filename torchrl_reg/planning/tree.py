@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -156,36 +155,27 @@ def allocate(
 
 
 class Nodes:
-    """One node of each tree, ``rows [B]`` of a flat tree: what a selection rule sees, read when asked for.
+    """One node of each tree, ``rows [B]`` of a flat tree: what a selection rule sees.
 
-    Attributes ``q``, ``visits``, ``pi``, ``prior`` are ``[B, A]`` copies, ``value`` is ``[B]``; reward units, see
-    :class:`Tree`.
+    Attributes ``q``, ``visits`` and ``pi`` are ``[B, A]`` copies of when the simulation came by, ``value [B]`` and
+    ``prior [B, A]`` are read when asked for, in reward units; ``pi`` and ``prior`` may be None, see :class:`Tree`.
     """
 
     def __init__(self, flat: Tree, rows: Tensor) -> None:
         self._flat, self.rows = flat, rows
+        self.q = flat.q.index_select(0, rows)
+        self.visits = flat.visits.index_select(0, rows)
+        self.pi = None if flat.pi is None else flat.pi.index_select(0, rows)
 
     @property
     def known(self) -> bool:
         """Whether untried actions have action values."""
         return self._flat.known
 
-    @cached_property
-    def q(self) -> Tensor:
-        return self._flat.q.index_select(0, self.rows)
-
-    @cached_property
-    def visits(self) -> Tensor:
-        return self._flat.visits.index_select(0, self.rows)
-
-    @cached_property
+    @property
     def value(self) -> Tensor:
         return self._flat.value.index_select(0, self.rows)
 
-    @cached_property
-    def pi(self) -> Tensor | None:
-        return None if self._flat.pi is None else self._flat.pi.index_select(0, self.rows)
-
-    @cached_property
+    @property
     def prior(self) -> Tensor | None:
         return None if self._flat.prior is None else self._flat.prior.index_select(0, self.rows)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional import soft_policy, soft_value_and_log_policy
+from torchrl_reg.functional import soft_policy, soft_value_and_log_policy, soft_value_and_policy
 from torchrl_reg.functional.temperature import temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
@@ -51,6 +51,9 @@ class Entropy(Regularizer):
 
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
         return soft_value_and_log_policy(q, self.tau)
+
+    def value_and_policy(self, q: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return soft_value_and_policy(masked_values(q, mask), self.tau)
 
     def diagnostics(
         self, q: Tensor, tau_log_pi: Tensor, *, reference: Tensor | None = None, **_: Any

@@ -58,6 +58,11 @@ class Regularizer(nn.Module):
         out = self(q)
         return out.value, out.tau_log_pi
 
+    def value_and_policy(self, q: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``value [*B]`` and ``pi [*B, A]`` alone: what a search asks for at every node it passes."""
+        out = self(q, mask=mask)
+        return out.value, out.pi
+
     def step_cost(self, tau_log_pi: Tensor) -> Tensor:
         """Each action's share of the cost ``[*B, A]``, also where ``pi`` vanishes: what a trace pays for an action."""
         return tau_log_pi
