@@ -50,8 +50,8 @@ class Sizes:
     many: int = 64
     cost: int = 200
     depths: tuple[int, ...] = (16, 32, 64)
-    episodes: int = 8
-    decisions: int = 10
+    episodes: int = 16
+    decisions: int = 4
     simulations: int = 50
 
 
