@@ -20,11 +20,11 @@ PARTS = ("formula", "shapes", "units", "source")
 OTHERS: dict[tuple[str, ...], str] = {
     # Tensors in, tensors out, or tensors held: environments, models, collectors, networks, records.
     ("shapes", "units"): """
-        LeanCollector GoalGridworldEnv TabularEnv make_env register_env
+        LeanCollector GoalGridworldEnv MinAtar TabularEnv make_env register_env
         ActionBins CriticEnsemble SingleDimensionActor
         Shaping Regularizer
         AtariModel BanditRun Backup EmulatorModel Evaluation GymModel Model ModelEnv Nodes Path Planner QEvaluation
-        SearchActor SearchResult Tables TabularModel Tree search_tables zero_evaluation
+        SearchActor SearchResult Tables TabularModel Tree VectorModel search_tables zero_evaluation
         Composition Iterate PriorIterate PriorSolution Quadrature Solution TabularAgents TabularMDP VIRELIterate
         VIRELSolution
     """,

@@ -28,7 +28,7 @@ _CONSTANTS = ("channels", "action_map", "random")
 
 
 class MinAtar(BatchedEnv):
-    """``N`` copies of one MinAtar game: observations uint8 ``[N, C, 10, 10]`` of zeros and ones, raw rewards.
+    """``N`` copies of one MinAtar game: observations uint8 ``[N, C, 10, 10]`` of zeros and ones, rewards in points.
 
     Every draw of a copy (sticky actions, spawns, later resets) is a function of its seed, and that of the package's
     ``Environment`` after ``seed(seed)`` with ``last_action = 0``.

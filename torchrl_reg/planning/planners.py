@@ -168,7 +168,8 @@ class PUCT(Planner):
 
     Source: Silver et al. 2017 (AlphaGo Zero); ``c`` from the code of Dam et al. 2021.
 
-    Args and errors are those of :class:`UCT`; ``c`` weighs the bonus, which vanishes as ``1 / n(a)``.
+    Args and errors are those of :class:`UCT`; ``c``, in reward units, weighs the bonus, which vanishes as
+    ``1 / n(a)``.
 
     Example:
         >>> from torchrl_reg.planning import Evaluation, SyntheticTrees
@@ -220,7 +221,7 @@ class RENTS(Planner):
     Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search"; which policy of the parent is meant,
     and what holds before it has one, is ours, see :class:`torchrl_reg.planning.RegularizedBackup`.
 
-    Args and errors are those of :class:`MENTS`.
+    Args and errors are those of :class:`MENTS`, ``tau`` in reward units.
 
     Example:
         >>> from torchrl_reg.planning import SyntheticTrees
@@ -241,7 +242,7 @@ class TENTS(Planner):
 
     Source: Dam et al. 2021, "Convex Regularization in Monte-Carlo Tree Search".
 
-    Args and errors are those of :class:`MENTS`; ``tau`` in the half convention,
+    Args and errors are those of :class:`MENTS`; ``tau``, in reward units, in the half convention,
     :math:`\Omega = \tau / 2 (\sum_a \pi(a)^2 - 1)`.
 
     Example:
