@@ -80,6 +80,12 @@ def test_the_short_forms_are_the_long_one(case: Any) -> None:
     torch.testing.assert_close((value, tau_log_pi), (out.value, out.tau_log_pi), rtol=0, atol=0)
     torch.testing.assert_close(regularizer.policy(q), out.pi, rtol=0, atol=1e-14)
     assert (out.tau_log_pi <= 1e-12).all()
+    mask = torch.rand(q.shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask[..., 0] = True
+    for allowed in (None, mask):
+        out = regularizer(q, mask=allowed)
+        value, pi = regularizer.value_and_policy(q, mask=allowed)
+        assert torch.allclose(value, out.value, atol=1e-12) and torch.allclose(pi, out.pi, atol=1e-12)
 
 
 def test_cold_is_the_hard_maximum(case: Any) -> None:

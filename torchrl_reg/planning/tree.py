@@ -174,8 +174,10 @@ class Nodes:
 
     @property
     def value(self) -> Tensor:
+        """Values of the nodes ``[B]``, in reward units."""
         return self._flat.value.index_select(0, self.rows)
 
     @property
     def prior(self) -> Tensor | None:
+        """Probabilities that the evaluation gave the actions ``[B, A]``; None is uniform."""
         return None if self._flat.prior is None else self._flat.prior.index_select(0, self.rows)
