@@ -45,7 +45,13 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> lis
 RUNS = {
     "gridworld": ["algo.method=rents", "env.game=corridor", "env.max_episode_frames=30"],
     "cartpole": ["plan=cartpole", "algo.rollout_steps=3", "env.max_episode_frames=12", "algo.method=puct"],
-    "minatar": ["plan=minatar", "env.sticky_actions=0.1", "algo.rollout_steps=1", "env.max_episode_frames=12"],
+    "minatar": [
+        "plan=minatar",
+        "env.game=freeway",
+        "env.sticky_actions=0.1",
+        "algo.rollout_steps=1",
+        "env.max_episode_frames=12",
+    ],
     "atari": ["plan=atari", "algo.rollout_steps=0", "env.max_episode_frames=48", "env.sticky_actions=0.25"],
 }
 

@@ -45,13 +45,13 @@ class Sizes:
         simulations: of a decision.
     """
 
-    one: int = 2_000
+    one: int = 1_000
     trees: int = 1_024
     many: int = 64
-    cost: int = 200
+    cost: int = 100
     depths: tuple[int, ...] = (16, 32, 64)
     episodes: int = 16
-    decisions: int = 4
+    decisions: int = 2
     simulations: int = 50
 
 
@@ -98,7 +98,7 @@ def cost_tables(sizes: Sizes) -> list[Table]:
     depths = [
         Case(
             f"depth {depth}",
-            _microseconds(SyntheticTrees(branching=1, depth=depth, num_trees=64, seed=0), 4 * max(sizes.depths)),
+            _microseconds(SyntheticTrees(branching=1, depth=depth, num_trees=64, seed=0), 2 * max(sizes.depths)),
             f"depth {sizes.depths[0]}",
         )
         for depth in sizes.depths
