@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_reg.objectives.chosen import action_index, chosen_action_value
+from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads.head import Prediction
 
 INF = float("inf")
@@ -24,7 +24,7 @@ def test_every_way_to_store_an_action_is_the_same_index(shape: tuple[int, ...]) 
     stored += [(one_hot, "one_hot"), (one_hot.bool(), "one_hot"), (one_hot.float(), "one_hot")]
     for action, space in stored:
         assert torch.equal(action_index(action, space, len(shape)), index)
-        assert torch.equal(chosen_action_value(q, action, space), q.amax(-1))
+        assert torch.equal(at(q, action_index(action, space, len(shape))), q.amax(-1))
 
 
 @pytest.mark.parametrize("forbidden", [-INF, torch.finfo(torch.float32).min])

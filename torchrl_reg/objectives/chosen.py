@@ -15,7 +15,6 @@ def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
     return action.squeeze(-1) if action.ndim > batch_dims else action
 
 
-def chosen_action_value(q: Tensor, action: Tensor, action_space: str) -> Tensor:
-    """Entry of ``q [*B, A]`` at ``action`` (``[*B]`` or ``[*B, 1]`` categorical, ``[*B, A]`` one-hot): ``[*B]``."""
-    index = action_index(action, action_space, q.ndim - 1)
-    return q.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """Entry of ``values [*B, A]`` at ``index [*B]``: ``[*B]``."""
+    return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)

@@ -17,11 +17,11 @@ from torchrl.modules.tensordict_module.common import ensure_tensordict_compatibl
 from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_reg.objectives.bound_network import BoundQNetwork
-from torchrl_reg.objectives.chosen import action_index
+from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Prediction, Target
 from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
-from torchrl_reg.objectives.shaping import Shaping, at
+from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularizer

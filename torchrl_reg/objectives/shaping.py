@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
+from torchrl_reg.objectives.chosen import at
 from torchrl_reg.regularizers.checks import check_clip, check_weight
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
 
@@ -116,8 +117,3 @@ class AdvantageGap(Shaping):
             return -self.alpha * advantage_gap(q, action)
         ended = action.new_zeros(action.shape).bool() if terminated is None else terminated
         return -self.alpha * persistent_advantage_gap(q, next_q, action, ended)
-
-
-def at(values: Tensor, action: Tensor) -> Tensor:
-    """Entry of ``values [*B, A]`` at the indices ``action [*B]``: ``[*B]``."""
-    return values.gather(-1, action.unsqueeze(-1)).squeeze(-1)

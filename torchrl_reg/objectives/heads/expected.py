@@ -10,8 +10,8 @@ from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.objectives.chosen import at
 from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target
-from torchrl_reg.objectives.shaping import at
 from torchrl_reg.regularizers import Regularized
 
 

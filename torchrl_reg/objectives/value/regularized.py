@@ -16,8 +16,8 @@ from torchrl.objectives import DQNLoss, LossModule
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.objectives.bound_network import action_values
-from torchrl_reg.objectives.chosen import action_index
-from torchrl_reg.objectives.shaping import Shaping, at
+from torchrl_reg.objectives.chosen import action_index, at
+from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value.one_step import terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularizer
 from torchrl_reg.torchrl_compat import find_action_space
