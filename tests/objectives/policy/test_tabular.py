@@ -100,7 +100,7 @@ def test_exact_minimization_is_implicit_q_iteration(alpha: float) -> None:
         torch.testing.assert_close(TAU * log_pi, exact[k].tau_log_pi, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_iteration_converges_to_the_regularized_optimum(alpha: float) -> None:
     mdp = tabular.random_mdp(STATES, ACTIONS, GAMMA, seed=4, branching=3)
     loss = ImplicitQLoss(*networks(), tau=TAU, alpha=alpha, diagnostics=False).make_value_estimator(gamma=GAMMA)
