@@ -9,10 +9,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from tensordict.nn import TensorDictParams
 
 # A batch-statistics layer of any rank; torch has no public common base.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+# Hooks on every optimizer: where there are some, a step goes through optimizer.step().
+from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
 # "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
 from torchrl.data.utils import _find_action_space as find_action_space
@@ -32,6 +37,7 @@ __all__ = [
     "VALUE_ESTIMATOR_REGISTRY",
     "coerce_value_type",
     "find_action_space",
+    "has_step_hooks",
     "held_tensordict",
     "unwrap_inherited_forward",
 ]
@@ -82,3 +88,9 @@ def unwrap_inherited_forward(cls: type) -> None:
         bases = (vars(base).get("forward") for base in level.__mro__[1:])
         if any(base is not None and inspect.unwrap(base) is written for base in bases):
             del level.forward  # type: ignore[attr-defined]
+
+
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether somebody listens to ``optimizer.step()``: a hook, or a scheduler that counts its calls."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or global_pre_hooks or global_post_hooks or "step" in vars(optimizer))

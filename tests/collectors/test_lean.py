@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -14,24 +16,44 @@ from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import (
     ActionPrior,
     BoltzmannQActor,
+    CategoricalQActor,
+    FixedQuantileQActor,
+    MulticategoricalActor,
     NetSettings,
     PolicySettings,
     PriorEGreedyModule,
+    QuantileQActor,
     policy,
     q_network,
+    quantile_network,
 )
 from torchrl_reg.training.collection import make_collector
 
+plain = importlib.import_module("torchrl_reg.collectors.plain_policy")  # the function hides the module
 CPU = torch.device("cpu")
 CARTPOLE = EnvSettings("cartpole", max_episode_frames=21)
 PENDULUM = EnvSettings("pendulum", max_episode_frames=7)
 MINATAR = EnvSettings("minatar", game="breakout", max_episode_frames=30)
 
 
+def with_outputs(env, size):
+    return torch.nn.Linear(env.observation_spec["observation"].shape[-1], size)
+
+
+DISTRIBUTIONS = {
+    "quantiles": lambda settings, env, spec: QuantileQActor(quantile_network(settings, env), spec=spec),
+    "atoms": lambda _, env, spec: CategoricalQActor(with_outputs(env, 11 * spec.n), num_atoms=11, spec=spec),
+    "fixed": lambda _, env, spec: FixedQuantileQActor(with_outputs(env, 7 * spec.n), num_quantiles=7, spec=spec),
+}
+
+
 def q_policy(env, exploration):
     spec = env.full_action_spec_unbatched["action"]
     name = "mlp" if len(env.observation_spec["observation"].shape) == 2 else "minatar"
-    actor = QValueActor(q_network(NetSettings(name, num_cells=[16]), env), spec=spec)
+    settings = NetSettings(name, num_cells=[16])
+    if exploration in DISTRIBUTIONS:
+        return TensorDictSequential(DISTRIBUTIONS[exploration](settings, env, spec), EGreedyModule(spec, eps_init=0.4))
+    actor = QValueActor(q_network(settings, env), spec=spec)
     if exploration == "epsilon":
         return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.1))
     if exploration == "greedy":
@@ -55,10 +77,11 @@ def pointing_left(env, _):
     return act
 
 
+BOXES = ("multicategorical", "autoregressive", "flow", "gaussian", "sampler")
 CASES = [
-    *[(CARTPOLE, q_policy, kind) for kind in ("epsilon", "greedy", "boltzmann", "prior")],
+    *[(CARTPOLE, q_policy, kind) for kind in ("epsilon", "greedy", "boltzmann", "prior", *DISTRIBUTIONS)],
     (MINATAR, q_policy, "epsilon"),
-    *[(PENDULUM, box_policy, kind) for kind in ("multicategorical", "autoregressive", "flow", "gaussian")],
+    *[(PENDULUM, box_policy, kind) for kind in BOXES],
     (CARTPOLE, pointing_left, "function"),
 ]
 
@@ -154,3 +177,19 @@ def test_hooks_and_masks_of_a_policy_are_kept():
     state = {"observation": torch.ones(3, 4)}
     plain_policy(net, 3, CPU)(state)
     assert called and state["action_value"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(("settings", "make_policy", "kind"), CASES[:-1], ids=[f"{c[0].name}-{c[2]}" for c in CASES[:-1]])
+def test_our_policies_do_without_a_tensordict(settings, make_policy, kind, monkeypatch):
+    monkeypatch.setattr(plain, "_through_a_tensordict", lambda module, *_: pytest.fail(f"{type(module).__name__}"))
+    plain_policy(make_policy(make_env(settings, 2), kind), 2, CPU)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_heard():
+    class Loud(MulticategoricalActor):
+        def forward(self, tensordict):
+            return super().forward(tensordict).set("loud", torch.ones(3))
+
+    state = {"observation": torch.ones(3, 4)}
+    plain_policy(Loud(torch.nn.Linear(4, 5), low=-1.0, high=1.0, num_bins=5), 3, CPU)(state)
+    assert "loud" in state and state["action"].shape == (3, 1)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
-from torchrl.modules import EGreedyModule, QValueActor, QValueModule, SafeModule
-from torchrl.modules.tensordict_module import SafeSequential
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule, TanhNormal
+from torchrl.modules.distributions.utils import sample_and_log_prob
+from torchrl.modules.tensordict_module import SafeProbabilisticModule, SafeSequential
+
+from torchrl_reg.modules import BoltzmannQActor
 
 State = dict[Any, Tensor]
 #: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.
@@ -20,8 +24,9 @@ PlainPolicy = Callable[[State], None]
 def plain_policy(policy: Callable[..., Any], num_envs: int, device: torch.device) -> PlainPolicy:
     """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, under random exploration.
 
-    Sequences, modules around a network, Q-value modules and epsilon-greedy exploration do without a TensorDict, and so
-    does any module that has a ``plain(state)`` of its own. Whatever else there is gets one made of the state so far.
+    Sequences, modules around a network, Q-value modules, Boltzmann policies, tanh-normal actors and epsilon-greedy
+    exploration do without a TensorDict, and so does any module that has a ``plain(state)`` of its own, written where
+    its ``forward`` is. Whatever else there is gets one made of the state so far.
     """
     parts = [_part(module, num_envs, device) for module in _flattened(policy)]
     if len(parts) == 1:
@@ -35,13 +40,22 @@ def plain_policy(policy: Callable[..., Any], num_envs: int, device: torch.device
 
 
 def _flattened(policy: Any) -> list[Any]:
-    sequences = (TensorDictSequential, SafeSequential, QValueActor)
+    sequences = (TensorDictSequential, SafeSequential, QValueActor, ProbabilisticActor)
     known = type(policy) in sequences or (
         isinstance(policy, QValueActor) and type(policy).forward is QValueActor.forward
     )
-    if not known or _has_hooks(policy) or getattr(policy, "partial_tolerant", False):
+    if type(policy) is BoltzmannQActor and not _has_hooks(policy):
+        return [*_flattened(policy.actor), _Chosen(policy.choose)]
+    selects = getattr(policy, "partial_tolerant", False) or getattr(policy, "_select_before_return", False)
+    if not known or _has_hooks(policy) or selects:
         return [policy]
     return [part for module in policy.module for part in _flattened(module)]
+
+
+class _Chosen(NamedTuple):
+    """A function of the state, among modules."""
+
+    call: PlainPolicy
 
 
 def _has_hooks(module: torch.nn.Module) -> bool:
@@ -49,8 +63,10 @@ def _has_hooks(module: torch.nn.Module) -> bool:
 
 
 def _part(module: Any, num_envs: int, device: torch.device) -> PlainPolicy:
+    if isinstance(module, _Chosen):
+        return module.call
     if isinstance(module, torch.nn.Module) and not _has_hooks(module):
-        if hasattr(module, "plain"):
+        if _has_plain_form(type(module)):
             return module.plain  # type: ignore[return-value]
         if type(module) in (TensorDictModule, SafeModule) and _is_simple(module):
             return _network(module)
@@ -58,7 +74,26 @@ def _part(module: Any, num_envs: int, device: torch.device) -> PlainPolicy:
             return _greedy(module)
         if type(module) is EGreedyModule and module.action_mask_key is None and isinstance(module.action_key, str):
             return _epsilon_greedy(module, num_envs)
+        if type(module) is SafeProbabilisticModule and _draws_plainly(module):
+            return _drawn(module)
     return _through_a_tensordict(module, num_envs, device)
+
+
+def _has_plain_form(kind: type) -> bool:
+    """Whether ``plain`` was written with ``forward``, and not for one that a subclass has replaced since."""
+    return any("plain" in vars(level) for level in kind.__mro__) and next(
+        "plain" in vars(level) for level in kind.__mro__ if {"plain", "forward"} & vars(level).keys()
+    )
+
+
+def _draws_plainly(module: SafeProbabilisticModule) -> bool:
+    """Whether drawing an action and its log-probability is all the module does."""
+    one = list(module.dist_sample_keys) == list(module.out_keys[:1]) and module.num_samples is None
+    kind = module.distribution_class
+    random = module.default_interaction_type is ExplorationType.RANDOM and kind is TanhNormal
+    generators = module._generator is None and module._generator_key is None
+    simple = module.return_log_prob and not module.safe and not module.cache_dist
+    return one and random and generators and simple
 
 
 def _is_simple(module: TensorDictModule) -> bool:
@@ -102,6 +137,17 @@ def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
         action = state[key]
         explores = torch.rand(num_envs, device=module.eps.device) < module.eps
         state[key] = torch.where(explores.reshape(-1, *[1] * (action.ndim - 1)), spec.rand(), action)
+
+    return call
+
+
+def _drawn(module: SafeProbabilisticModule) -> PlainPolicy:
+    """A random action of the module's distribution, as under random exploration, and its log-probability."""
+    action_key = module.out_keys[0]
+
+    def call(state: State) -> None:
+        dist = module.get_dist(state)  # type: ignore[arg-type]
+        state[action_key], state[module.log_prob_key] = sample_and_log_prob(dist, torch.Size(), reparameterize=True)
 
     return call
 

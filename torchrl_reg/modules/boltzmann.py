@@ -80,17 +80,20 @@ class BoltzmannQActor(TensorDictModuleBase):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         tensordict = self.actor(tensordict)
+        self.choose(tensordict)
+        return tensordict
+
+    def choose(self, state: Any) -> None:
+        """The policy's action in place of the actor's, in a TensorDict or a dict of tensors that the actor has seen."""
         samples = exploration_type() in (ExplorationType.RANDOM, None)
         if not samples and type(self.regularizer).greedy is Regularizer.greedy:
-            return tensordict  # the actor's own action
-        q = tensordict.get(self.action_value_key)
+            return  # the actor's own action
+        q = state[self.action_value_key]
         action = self._sampled(q) if samples else self.regularizer.greedy(q)
-        tensordict.set(self.action_key, self._encoded(action, q, tensordict.get(self.action_key)))
+        state[self.action_key] = index = self._encoded(action, q, state[self.action_key])
         if "chosen_action_value" in self.out_keys:
-            index = tensordict.get(self.action_key)
             index = index.long().argmax(-1, keepdim=True) if index.shape == q.shape else index.unsqueeze(-1)
-            tensordict.set("chosen_action_value", q.gather(-1, index))
-        return tensordict
+            state["chosen_action_value"] = q.gather(-1, index)
 
     def _sampled(self, q: Tensor) -> Tensor:
         pi = self.regularizer.policy(q)

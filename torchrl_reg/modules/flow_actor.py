@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -271,14 +271,20 @@ class FlowActor(TensorDictModuleBase):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        dist = self.get_dist(tensordict)
+        action, log_prob = self._acted(tensordict)
+        return tensordict.set(self.action_key, action).set(self.log_prob_key, log_prob)
+
+    def plain(self, state: dict[Any, Tensor]) -> None:
+        """:meth:`forward` on a dict of tensors."""
+        state[self.action_key], state[self.log_prob_key] = self._acted(state)
+
+    def _acted(self, state: Any) -> tuple[Tensor, Tensor]:
+        dist = self.get_dist(state)
         kind = exploration_type()
         if kind in (ExplorationType.RANDOM, None):
-            action, log_prob = dist.rsample_and_log_prob()
-        else:
-            action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
-            log_prob = dist.log_prob(action)
-        return tensordict.set(self.action_key, action).set(self.log_prob_key, log_prob)
+            return dist.rsample_and_log_prob()
+        action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
+        return action, dist.log_prob(action)
 
 
 def _bounds(low: Tensor | float | Sequence[float], high: Tensor | float | Sequence[float]) -> tuple[Tensor, Tensor]:

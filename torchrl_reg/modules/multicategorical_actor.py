@@ -81,7 +81,16 @@ class MulticategoricalActor(TensorDictModuleBase):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        dist = self.get_dist(tensordict)
+        for key, value in self._acted(tensordict).items():
+            tensordict.set(key, value)
+        return tensordict
+
+    def plain(self, state: dict[Any, Tensor]) -> None:
+        """:meth:`forward` on a dict of tensors."""
+        state.update(self._acted(state))
+
+    def _acted(self, state: Any) -> dict[NestedKey, Tensor]:
+        dist = self.get_dist(state)
         kind = exploration_type()
         if kind is ExplorationType.MEAN:
             action = dist.mean
@@ -89,9 +98,7 @@ class MulticategoricalActor(TensorDictModuleBase):
         else:
             index = dist.sample_index() if kind in (ExplorationType.RANDOM, None) else dist.mode_index
             action = dist.action(index)
-        tensordict.set(self.action_key, action)
-        tensordict.set(self.index_key, index)
-        return tensordict.set(self.log_prob_key, dist.log_prob(index))
+        return {self.action_key: action, self.index_key: index, self.log_prob_key: dist.log_prob(index)}
 
 
 class SingleDimensionActor(TensorDictModuleBase):

@@ -92,25 +92,31 @@ class PriorEGreedyModule(EGreedyModule):
         self.eps.copy_(torch.maximum(self.eps_end, self.eps - frames * per_frame))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        q = tensordict.get(self.action_value_key)
+        return tensordict.set(self.action_key, self._acted(tensordict))
+
+    def plain(self, state: dict[Any, Tensor]) -> None:
+        """:meth:`forward` on a dict of tensors."""
+        state[self.action_key] = self._acted(state)
+
+    def _acted(self, state: Any) -> Tensor:
+        q = state[self.action_value_key]
         log_prior = self.prior.log_prior
         if self.log_prior_key is not None:
-            log_prior = self.prior.floored(tensordict.get(self.log_prior_key))
+            log_prior = self.prior.floored(state[self.log_prior_key])
         if self.action_mask_key is not None:
-            allowed = tensordict.get(self.action_mask_key)
+            allowed = state[self.action_mask_key]
             q = q.masked_fill(~allowed, torch.finfo(q.dtype).min)
             log_prior = log_prior.expand(q.shape).masked_fill(~allowed, -torch.inf)
         action = self.prior.greedy(q, log_prior)
         if exploration_type() in (ExplorationType.RANDOM, None):
             explores = torch.rand(action.shape, device=q.device) < self.eps.to(q.device)
             action = torch.where(explores, _sampled(log_prior, action.shape), action)
-        tensordict.set(self.action_key, self._encoded(action, tensordict, q))
-        return tensordict
+        return self._encoded(action, state, q)
 
-    def _encoded(self, action: Tensor, tensordict: TensorDictBase, q: Tensor) -> Tensor:
+    def _encoded(self, action: Tensor, state: Any, q: Tensor) -> Tensor:
         if self._one_hot:
             return torch.nn.functional.one_hot(action, q.shape[-1]).to(self._dtype)
-        before: Any = tensordict.get(self.action_key, None)  # an actor may write [*B, 1]
+        before: Any = state.get(self.action_key, None)  # an actor may write [*B, 1]
         shape = action.shape if before is None else before.shape
         return action.reshape(shape).to(self._dtype)
 

@@ -6,6 +6,7 @@ Shapes: ``*B`` batch, ``K`` particles, ``D`` action dimensions, ``F`` features, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -97,15 +98,22 @@ class StochasticSamplerActor(TensorDictModuleBase):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        features = self._features(tensordict)
+        return tensordict.set(self.action_key, self._acted(tensordict))
+
+    def plain(self, state: dict[Any, Tensor]) -> None:
+        """:meth:`forward` on a dict of tensors."""
+        state[self.action_key] = self._acted(state)
+
+    def _acted(self, state: Any) -> Tensor:
+        features = self._features(state)
         kind = exploration_type()
         if kind is ExplorationType.MEAN:
             raise NotImplementedError("A sampler network has no closed-form mean: average samples instead.")
         draw = torch.randn if kind in (ExplorationType.RANDOM, None) else torch.zeros
         noise = draw(*features.shape[:-1], len(self.low), dtype=features.dtype, device=features.device)
-        return tensordict.set(self.action_key, self.squashed(self._pushed(features, noise)))
+        return self.squashed(self._pushed(features, noise))
 
-    def _features(self, tensordict: TensorDictBase) -> Tensor:
+    def _features(self, tensordict: Any) -> Tensor:
         """The state's part of the first layer ``[*B, H]``."""
         features = self.torso(*(tensordict[key] for key in self.in_keys))
         dims = len(self.low)

@@ -13,6 +13,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.errors import ConfigError, require
+from torchrl_reg.training.optimizer_step import OptimizerStep
 
 Update = Callable[[TensorDictBase], TensorDict]
 
@@ -77,15 +78,16 @@ def _gradient_step(
 ) -> Update:
     compute_loss = torch.compile(loss) if compile else loss
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step_optimizer = OptimizerStep(optimizer)
 
     def step(minibatch: TensorDictBase) -> TensorDict:
         losses = compute_loss(minibatch)
-        optimizer.zero_grad()
+        step_optimizer.zero_grad()
         _total(losses.items()).backward()
         scalars = {n: v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1}
         if max_grad_norm is not None:
             scalars["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        optimizer.step()
+        step_optimizer()
         if priority_key is not None:
             # Returned, because a CUDA graph works on a copy of the minibatch.
             scalars["priority"] = minibatch.get(priority_key)
