@@ -35,6 +35,7 @@ __all__ = [
     "TENSORDICT_MODULE_NAMES",
     "TRANSFORM_NAMES",
     "VALUE_ESTIMATOR_REGISTRY",
+    "allow_gradients_in_graphs",
     "coerce_value_type",
     "find_action_space",
     "has_step_hooks",
@@ -94,3 +95,12 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Whether somebody listens to ``optimizer.step()``: a hook, or a scheduler that counts its calls."""
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return bool(own or global_pre_hooks or global_post_hooks or "step" in vars(optimizer))
+
+
+def allow_gradients_in_graphs() -> bool:
+    """Let ``torch.compile`` trace ``torch.autograd.grad``; False where this PyTorch's cannot."""
+    config = torch._dynamo.config
+    if not hasattr(config, "trace_autograd_ops"):
+        return False
+    config.trace_autograd_ops = True
+    return True

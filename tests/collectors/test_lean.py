@@ -179,7 +179,9 @@ def test_hooks_and_masks_of_a_policy_are_kept():
     assert called and state["action_value"].shape == (3, 2)
 
 
-@pytest.mark.parametrize(("settings", "make_policy", "kind"), CASES[:-1], ids=[f"{c[0].name}-{c[2]}" for c in CASES[:-1]])
+@pytest.mark.parametrize(
+    ("settings", "make_policy", "kind"), CASES[:-1], ids=[f"{c[0].name}-{c[2]}" for c in CASES[:-1]]
+)
 def test_our_policies_do_without_a_tensordict(settings, make_policy, kind, monkeypatch):
     monkeypatch.setattr(plain, "_through_a_tensordict", lambda module, *_: pytest.fail(f"{type(module).__name__}"))
     plain_policy(make_policy(make_env(settings, 2), kind), 2, CPU)

@@ -5,11 +5,12 @@ import io
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler
 from torchrl.modules import MLP, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 
+from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.training import ConfigError, make_update
 from torchrl_reg.training.update import _as_cuda_graph, _gradient_step
 
@@ -133,22 +134,74 @@ def test_nothing_is_read_on_the_host(monkeypatch):
     update(_minibatch())
 
 
-def test_the_loss_and_nothing_else_is_compiled(monkeypatch):
+def _munchausen() -> MunchausenDQNLoss:
+    torch.manual_seed(0)
+    actor = QValueActor(MLP(in_features=3, out_features=2, num_cells=[8]), spec=Categorical(2))
+    loss = MunchausenDQNLoss(actor)
+    HardTargetUpdate(loss, period_updates=10)
+    return loss
+
+
+def traced(monkeypatch):
+    """Functions given to torch.compile from now on, which are traced but not lowered: that is slow."""
     compiled = []
 
-    def compile_eagerly(module):
-        compiled.append(module)
-        return torch._dynamo.optimize("eager")(module)  # traced, but not lowered: that is slow
+    def compile_eagerly(function, fullgraph=False, **_):
+        compiled.append(function)
+        return torch._dynamo.optimize("eager", nopython=fullgraph)(function)
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
-    losses = [_TwoTerms(), _TwoTerms()]
+    return compiled
+
+
+def test_a_compiled_update_is_the_eager_one(monkeypatch):
+    compiled = traced(monkeypatch)
+    losses, results = [_munchausen(), _munchausen()], []
     for loss in losses:
-        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=0.1, fused=True)
         update = make_update(loss, optimizer, compile=loss is losses[0])
-        update(TensorDict())
-        update(TensorDict())
-    assert compiled == losses[:1]
-    assert torch.equal(losses[0].w, losses[1].w)
+        results.append([update(_minibatch())["loss"] for _ in range(3)])
+    assert [function.__name__ for function in compiled if not isinstance(function, LossModule)] == ["graph"]
+    assert results[0] == results[1]
+    for one, other in zip(*(loss.parameters() for loss in losses), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_priorities_and_data_checks_of_a_compiled_update(monkeypatch):
+    traced(monkeypatch)
+    loss = _munchausen()
+    update = make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.0), compile=True)
+    bad, good, expected = _minibatch(), _minibatch(), _minibatch()
+    bad["next", "reward"][3] = torch.nan
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinity in 1 rows"):
+        update(bad)
+    update(good)
+    loss(expected)
+    assert torch.equal(good["td_error"], expected["td_error"])
+
+
+def test_a_loss_without_a_single_graph_has_its_forward_pass_compiled(monkeypatch, capsys):
+    traced(monkeypatch)
+
+    class Breaking(_TwoTerms):
+        def forward(self, tensordict: TensorDict) -> TensorDict:
+            torch._dynamo.graph_break()
+            return super().forward(tensordict)
+
+    loss = Breaking()
+    update = make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.1), compile=True)
+    update(TensorDict())
+    assert "no single graph, so the forward pass alone is compiled" in capsys.readouterr().err
+    assert torch.allclose(loss.w, torch.tensor([0.5, -2.0]) + 0.125)
+
+
+def test_diagnostics_at_an_interval():
+    loss = _munchausen()
+    count = iter(range(9))
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.0)
+    update = make_update(loss, optimizer, wants_diagnostics=lambda: next(count) % 3 == 0)
+    seen = ["entropy" in update(_minibatch()) for _ in range(5)]
+    assert seen == [True, False, False, True, False]
 
 
 def test_bad_arguments_are_one_sentence():

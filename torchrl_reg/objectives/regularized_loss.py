@@ -104,6 +104,13 @@ class RegularizedLoss(NetworkLoss):
         if which != "never":
             self.register_forward_pre_hook(check_before_forward)
 
+    def check_data(self, tensordict: TensorDictBase) -> None:
+        """Raise if the loss cannot learn from ``tensordict``, as :attr:`data_checks` says; forward does it by itself.
+
+        For a loss that is compiled: no graph has these checks.
+        """
+        check_before_forward(self, (tensordict,))
+
     # -- coefficients -------------------------------------------------------------------------------------------
 
     def _coefficients(self) -> dict[str, Coefficient]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.record.loggers import Logger
 
 from torchrl_reg.training.loggers import open_loggers
@@ -60,7 +61,7 @@ class Journal:
         """Notes that ``episodes`` were ended by a checkpoint, not by their environment."""
         self.cut_episodes += episodes
 
-    def record(self, scalars: TensorDictBase) -> None:
+    def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts an update and averages its scalars into the next training row."""
         self.updates += 1
         self._means.add(scalars)
@@ -73,6 +74,7 @@ class Journal:
         then_frames, then = self._speed_mark
         self._logged_at, self._speed_mark = frames, (frames, now)
         returns, self._returns = self._returns, []
+        every = self._settings.diagnostics_every_updates
         row = {
             "event": "train",
             "frames": frames,
@@ -81,6 +83,7 @@ class Journal:
             "return_mean": sum(returns) / len(returns) if returns else None,
             **({"cut_episodes": self.cut_episodes} if self.cut_episodes else {}),
             **self._means.pop(),
+            **({"diagnostics_every_updates": every} if every > 1 else {}),
             "fps": (frames - then_frames) / max(now - then, 1e-9),
             "wall_seconds": self.wall_seconds(),
         }

@@ -22,7 +22,7 @@ class _Held(NamedTuple):
 
 
 class OptimizerStep:
-    """``optimizer.step()``, to the last bit; of a fused Adam without hooks, profiler and grouping (a third of its time).
+    """``optimizer.step()``, to the last bit; of a fused Adam without hooks, profiler and grouping.
 
     The state stays the optimizer's own, under its names: ``state_dict`` and ``load_state_dict`` mean what they always
     do, and so do learning rates assigned to ``param_groups``. Any other optimizer, one that a scheduler of PyTorch's or
@@ -34,12 +34,6 @@ class OptimizerStep:
         self._state: Any = None  # whose tensors are held
         self._held: list[_Held] = []
         self._without_state: list[Tensor] = []
-
-    def zero_grad(self) -> None:
-        """Forgets all gradients."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
 
     def __call__(self) -> None:
         optimizer = self.optimizer
@@ -68,7 +62,7 @@ class OptimizerStep:
         )
 
     def _is_held(self) -> bool:
-        """Whether the optimizer still has the state and the groups that are held; a tensor as rate is its own affair."""
+        """Whether the optimizer still has the state and the groups that are held, and rates that are numbers."""
         groups = self.optimizer.param_groups
         same = self._state is self.optimizer.state and len(groups) == len(self._held)
         return same and not any(isinstance(group["lr"], Tensor) for group in groups)

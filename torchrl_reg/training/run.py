@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import Sampler, TensorStorage
 from torchrl.envs import EnvBase, Transform
@@ -141,6 +142,7 @@ class Run:
         max_grad_norm: float | None = None,
     ) -> Update:
         """:func:`make_update` with this run's device, replay buffer and compilation settings."""
+        every = self.settings.diagnostics_every_updates
         self._made.update(loss=loss, optimizer=optimizer)
         if target is not None:
             self._made["target"] = target
@@ -153,6 +155,7 @@ class Run:
             device=self.device,
             compile=self.settings.compile,
             cudagraphs=self.cudagraphs,
+            wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
         )
 
     def track(self, **components: Any) -> None:
@@ -259,7 +262,7 @@ class Run:
         passed = (self.frames - after_frames) / over_frames
         return start + (end - start) * min(1.0, max(0.0, passed))
 
-    def record(self, scalars: TensorDictBase) -> None:
+    def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts one update and averages its detached scalars into the next training row."""
         self._journal.record(scalars)
 

@@ -27,9 +27,10 @@ class RunSettings:
     seed: int = 0  # of networks, exploration, replay sampling and environments
     device: str = "auto"  # "auto" is cuda where there is one
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
-    compile: bool = False  # torch.compile of the loss
+    compile: bool = False  # losses and gradients as one compiled graph: for runs of 10^5 updates or more
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     collector: str = "lean"  # steps vector environments itself, the same to the last bit; torchrl: TorchRL's Collector
+    diagnostics_every_updates: int = 1  # their means are over every so many-th update; rows then say so
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
     evaluate_every_frames: int = 10_000  # and at the end
     eval_episodes: int = 10  # of each policy that is evaluated
@@ -43,7 +44,8 @@ class RunSettings:
         """Raises ``ConfigError`` for values no run can use."""
         require(self.seed >= 0, "run.seed", "at least 0", self.seed)
         require(self.threads >= 1, "run.threads", "at least 1", self.threads)
-        for name in ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames"):
+        intervals = ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames")
+        for name in ("diagnostics_every_updates", *intervals):
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         films = self.video_every_frames is None or self.video_every_frames >= 1
         require(films, "run.video_every_frames", "at least 1, or null", self.video_every_frames)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, MutableMapping
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
+from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.errors import ConfigError, require
+from torchrl_reg.training.gradients import compiled_gradients, eager_gradients
 from torchrl_reg.training.optimizer_step import OptimizerStep
 
-Update = Callable[[TensorDictBase], TensorDict]
+Update = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
 
 
 def make_update(
@@ -28,6 +30,7 @@ def make_update(
     device: torch.device | str = "cpu",
     compile: bool = False,
     cudagraphs: bool = False,
+    wants_diagnostics: Callable[[], bool] | None = None,
 ) -> Update:
     """Returns ``update(minibatch)``: sum the losses, backpropagate, step, track, reprioritize.
 
@@ -36,8 +39,11 @@ def make_update(
     gradients together is clipped, and its value before clipping comes back as ``grad_norm``. A
     ``replay`` with a prioritized sampler gets the priorities that the loss wrote into the minibatch.
 
-    ``compile`` compiles the loss alone. ``cudagraphs`` captures everything but the target update
-    and the priorities: both depend on counters of the host, which a graph would freeze. Learning rates
+    Where ``wants_diagnostics()`` is false, a loss that has ``diagnostics`` leaves them out of that update.
+
+    ``compile`` compiles the losses and their gradients as one graph, equal but for the order of summation; the
+    optimizer's step, one kernel when it is fused, stays outside. ``cudagraphs`` captures everything but the target
+    update and the priorities: both depend on counters of the host, which a graph would freeze. Learning rates
     do not freeze: what is assigned to ``optimizer.param_groups[i]["lr"]``, by a scheduler say, holds from
     the next update on, captured or not.
 
@@ -53,9 +59,13 @@ def make_update(
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
 
-    def update(minibatch: TensorDictBase) -> TensorDict:
+    chooses = wants_diagnostics is not None and getattr(loss, "diagnostics", False)
+
+    def update(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if device.type == "cuda" and (minibatch.device is None or minibatch.device.type != "cuda"):
             minibatch = minibatch.to(device, non_blocking=True)
+        if chooses and wants_diagnostics() != loss.diagnostics:
+            loss.diagnostics = not loss.diagnostics
         scalars = step(minibatch)
         if target is not None:
             target.step()
@@ -75,15 +85,13 @@ def _gradient_step(
     priority_key: str | tuple[str, ...] | None,
     *,
     compile: bool,
-) -> Update:
-    compute_loss = torch.compile(loss) if compile else loss
+) -> Callable[[TensorDictBase], dict[str, Tensor]]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = compiled_gradients(loss, parameters) if compile else eager_gradients(loss, parameters)
     step_optimizer = OptimizerStep(optimizer)
 
-    def step(minibatch: TensorDictBase) -> TensorDict:
-        losses = compute_loss(minibatch)
-        step_optimizer.zero_grad()
-        _total(losses.items()).backward()
+    def step(minibatch: TensorDictBase) -> dict[str, Tensor]:
+        losses = gradients(minibatch)
         scalars = {n: v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1}
         if max_grad_norm is not None:
             scalars["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
@@ -91,27 +99,19 @@ def _gradient_step(
         if priority_key is not None:
             # Returned, because a CUDA graph works on a copy of the minibatch.
             scalars["priority"] = minibatch.get(priority_key)
-        return TensorDict(scalars)
+        return scalars
 
     return step
 
 
-def _total(losses: Iterable[tuple[str, torch.Tensor]]) -> torch.Tensor:
-    terms = [value for name, value in losses if name.startswith("loss")]
-    if not terms:
-        raise ValueError("the loss module returned no entry whose name starts with 'loss'.")
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
-def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:
+def _as_cuda_graph(
+    step: Callable[[TensorDictBase], dict[str, Tensor]], optimizer: torch.optim.Optimizer, device: torch.device
+) -> Update:
     if device.type != "cuda":
         raise ConfigError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
     if not optimizer.defaults.get("capturable", False):
         raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True.")
-    graph = CudaGraphModule(step, in_keys=[], out_keys=[], warmup=5, device=device)
+    graph = CudaGraphModule(lambda data: TensorDict(step(data)), in_keys=[], out_keys=[], warmup=5, device=device)
     # A graph reads the memory it was captured with, and keeps a Python number for good. float32 is what fused
     # optimizers read.
     rates = [
@@ -119,7 +119,7 @@ def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch
         for group in optimizer.param_groups
     ]
 
-    def replayed(minibatch: TensorDictBase) -> TensorDict:
+    def replayed(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
             if group["lr"] is not rate:  # annealed, or loaded from a checkpoint
                 group["lr"] = rate.fill_(float(group["lr"]))
