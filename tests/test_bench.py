@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from torchrl_reg.bench import cartpole, losses, planning, replay
+from torchrl_reg.bench import cartpole, images, losses, planning, replay
 from torchrl_reg.bench.measure import Case, Table, measured
 from torchrl_reg.bench.scalar_uct import scalar_uct
 from torchrl_reg.cli import main
@@ -34,9 +34,27 @@ def test_scripts_and_recipe_collect_and_learn(every: int, batch: int) -> None:
     for rate in (
         cartpole.cleanrl_loop(1_100, every, batch),
         cartpole.hand_written(1_100, every, batch),
+        cartpole.torchrl_parts(1_100, every, batch),
         cartpole._recipe(3_000, every, batch, 8)(),
     ):
         assert rate > 0
+
+
+def test_image_scripts_and_recipe_collect_and_learn() -> None:
+    pytest.importorskip("hydra")
+    reference, ours, _ = images.minatar_tables(1_600)[0].cases
+    assert reference.measure() > 0 and ours.measure() > 0
+
+
+@pytest.mark.slow
+def test_atari_scripts_collect_and_learn() -> None:
+    pytest.importorskip("ale_py")
+    assert all(case.measure() > 0 for case in images.atari_tables()[0].cases)
+
+
+@pytest.mark.slow
+def test_compiled_recipes_are_measured() -> None:
+    assert all(case.measure() > 0 for case in cartpole.compiled_tables(6_000)[0].cases[2:4])
 
 
 def test_hand_written_munchausen_is_the_loss() -> None:
@@ -60,7 +78,7 @@ def test_hand_written_munchausen_is_the_loss() -> None:
     flags = {"terminated": end.bool().unsqueeze(-1), "done": end.bool().unsqueeze(-1)}
     after = {"observation": o2, "reward": r.unsqueeze(-1), **flags}
     expected = loss(TensorDict({"observation": o, "action": a, "next": after}, [9]))["loss"]
-    assert torch.allclose(cartpole._munchausen(q, target, o, o2, a, r, end), expected, atol=1e-5)
+    assert torch.allclose(cartpole.munchausen(q, target, o, o2, a, r, end), expected, atol=1e-5)
 
 
 def test_replay_and_losses_are_measured() -> None:

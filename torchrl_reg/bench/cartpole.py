@@ -5,26 +5,24 @@ All have a network of 120 and 84 units, epsilon .1 and one thread. The clock run
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import json
-import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import GymEnv, RewardSum, TransformedEnv
+from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.objectives import DQNLoss, HardUpdate
 
-from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.bench import recipes
 from torchrl_reg.bench.measure import Case, Table
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.modules import NetSettings
@@ -38,18 +36,35 @@ def cartpole_tables(frames: int = 6_000) -> list[Table]:
     return [_table(frames, every=10, batch=128), _table(frames, every=4, batch=32)]
 
 
-def _table(frames: int, *, every: int, batch: int) -> Table:
-    reference = "CleanRL's loop of dqn.py, written again"
+def compiled_tables(frames: int = 12_000) -> list[Table]:
+    """The first of them with compiled updates; compiling, mostly out of PyTorch's cache, is not in the speed."""
+    every, batch = 10, 128
     cases = [
-        Case(reference, lambda: cleanrl_loop(frames, every, batch), reference),
-        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch), reference),
+        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch), _CLEANRL),
+        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch), _CLEANRL),
+    ]
+    for n in (8, 32):
+        for name, run in (("", {}), (", diagnostics at every 10th update", {"diagnostics_every_updates": 10})):
+            case = _recipe(frames, every, batch, n, compile=True, **run)
+            cases.append(Case(f"recipes/m_dqn.py compiled, {n} environments{name}", case, _CLEANRL))
+    return [Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)]
+
+
+_CLEANRL = "CleanRL's loop of dqn.py, written again"
+
+
+def _table(frames: int, *, every: int, batch: int) -> Table:
+    cases = [
+        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch), _CLEANRL),
+        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch), _CLEANRL),
+        Case("TorchRL's own parts, 1 environment", lambda: torchrl_parts(frames // 2, every, batch), _CLEANRL),
         *(
-            Case(f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}", _recipe(frames, every, batch, n), reference)
+            Case(f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}", _recipe(frames, every, batch, n), _CLEANRL)
             for n in (1, 8, 32)
         ),
     ]
     if importlib.util.find_spec("stable_baselines3") is not None:
-        cases.append(Case("stable-baselines3 DQN", lambda: stable_baselines(frames, every, batch), reference))
+        cases.append(Case("stable-baselines3 DQN", lambda: stable_baselines(frames, every, batch), _CLEANRL))
     return Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)
 
 
@@ -57,11 +72,16 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 2))
 
 
+Columns = list[tuple[tuple[int, ...], type]]
+#: Observation, next observation, action, reward, terminated.
+VECTORS: Columns = [((4,), np.float32), ((4,), np.float32), ((), np.int64), ((), np.float32), ((), np.float32)]
+
+
 class Ring:
     """A NumPy replay buffer as scripts have them: arrays, an index, and samples copied to torch."""
 
-    def __init__(self, size: int) -> None:
-        self.arrays: list[np.ndarray] = [np.zeros((size, *shape), kind) for shape, kind in _COLUMNS]
+    def __init__(self, size: int, columns: Columns = VECTORS) -> None:
+        self.arrays: list[np.ndarray] = [np.zeros((size, *shape), kind) for shape, kind in columns]
         self.at = self.count = 0
 
     def add(self, *columns: np.ndarray) -> None:
@@ -74,11 +94,6 @@ class Ring:
     def sample(self, batch: int) -> list[Tensor]:
         rows = np.random.randint(self.count, size=batch)
         return [torch.from_numpy(array[rows]) for array in self.arrays]
-
-
-# Observation, next observation, action, reward, terminated.
-_COLUMNS: list[tuple[tuple[int, ...], type]] = [((4,), np.float32)] * 2
-_COLUMNS += [((), np.int64), ((), np.float32), ((), np.float32)]
 
 
 def cleanrl_loop(frames: int, every: int, batch: int) -> float:
@@ -138,7 +153,7 @@ def hand_written(frames: int, every: int, batch: int, num_envs: int = 8) -> floa
         observation = envs.reset(options={"reset_mask": done})[0] if done.any() else next_observation
         earned += num_envs / every if step >= STARTS else 0
         while updates < int(earned):
-            loss = _munchausen(q, target, *ring.sample(batch))
+            loss = munchausen(q, target, *ring.sample(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -148,7 +163,7 @@ def hand_written(frames: int, every: int, batch: int, num_envs: int = 8) -> floa
     return (frames - STARTS) / (time.perf_counter() - start)
 
 
-def _munchausen(q: nn.Module, target: nn.Module, o: Tensor, o2: Tensor, a: Tensor, r: Tensor, end: Tensor) -> Tensor:
+def munchausen(q: nn.Module, target: nn.Module, o: Tensor, o2: Tensor, a: Tensor, r: Tensor, end: Tensor) -> Tensor:
     with torch.no_grad():
         bonus = TAU * (target(o) / TAU).log_softmax(-1).gather(-1, a.unsqueeze(-1)).squeeze(-1)
         value = TAU * torch.logsumexp(target(o2) / TAU, -1)
@@ -178,42 +193,37 @@ def stable_baselines(frames: int, every: int, batch: int) -> float:
     return (frames - STARTS) / (time.perf_counter() - start)
 
 
-def _recipe(frames: int, every: int, batch: int, num_envs: int) -> Callable[[], float]:
-    def run() -> float:
-        recipe = recipe_module("m_dqn")
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            config = recipe.Config(env=EnvSettings("cartpole"), net=NetSettings(num_cells=[120, 84]))
-            _assign(config.run, dir=f"{folder}/run", progress=False, device="cpu", eval_episodes=1)
-            _assign(config.run, evaluate_every_frames=10**9, checkpoint_every_frames=10**9, log_every_frames=1_000)
-            _assign(config.algo, total_frames=frames, num_envs=num_envs, update_every_frames=every, batch_size=batch)
-            _assign(config.algo, learning_starts_frames=STARTS, eps_start=EPSILON, eps_end=EPSILON)
-            config.env.validate()
-            with contextlib.redirect_stderr(io.StringIO()):
-                path = recipe.train(config)
-            rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
-        rates = [row["fps"] for row in rows if row["event"] == "train" and row["frames"] > STARTS + 1_000]
-        return statistics.median(rates)
+def torchrl_parts(frames: int, every: int, batch: int) -> float:
+    """Steps/s of TorchRL's ``GymEnv``, ``Collector``, ``DQNLoss``, ``HardUpdate`` and buffer, one update a batch."""
+    torch.set_num_threads(1)
+    env = TransformedEnv(GymEnv("CartPole-v1", categorical_action_encoding=True), RewardSum())
+    actor = QValueActor(network(), spec=env.action_spec)
+    explorer = TensorDictSequential(actor, EGreedyModule(env.action_spec, EPSILON, EPSILON, 1))
+    loss = DQNLoss(actor, loss_function="l2", delay_value=True)
+    loss.make_value_estimator(gamma=GAMMA)
+    target = HardUpdate(loss, value_network_update_interval=50)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=2.5e-4)
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(10_000), batch_size=batch)
+    sizes = {"frames_per_batch": every, "total_frames": frames}
+    # Set, or TorchRL warns: the policy needs no more than the environment gives.
+    collector = Collector(env, explorer, **sizes, trust_policy=True, auto_register_policy_transforms=False)
+    start, seen = 0.0, 0
+    for data in collector:
+        replay.extend(data.reshape(-1))
+        seen += every
+        if seen < STARTS:
+            continue
+        start = start or time.perf_counter()
+        optimizer.zero_grad()
+        loss(replay.sample())["loss"].backward()
+        optimizer.step()
+        target.step()
+    rate = (seen - STARTS) / (time.perf_counter() - start)
+    collector.shutdown()
+    return rate
 
-    return run
 
-
-def _assign(settings: Any, **values: Any) -> None:
-    for name, value in values.items():
-        assert hasattr(settings, name), name
-        setattr(settings, name, value)
-
-
-def recipe_module(name: str) -> ModuleType:
-    """The recipe ``name``, from the folder beside the package.
-
-    Raises:
-        AnalysisError: an installation without ``recipes/``, which comes with the source.
-    """
-    path = Path(__file__).parents[2] / "recipes" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
-    if not path.exists() or spec is None or spec.loader is None:
-        raise AnalysisError(f"bench needs recipes/{name}.py, which comes with the source, got an installation without.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their types up there
-    spec.loader.exec_module(module)
-    return module
+def _recipe(frames: int, every: int, batch: int, num_envs: int, **run: Any) -> Callable[[], float]:
+    algo = {"total_frames": frames, "num_envs": num_envs, "update_every_frames": every, "batch_size": batch}
+    algo |= {"learning_starts_frames": STARTS, "eps_start": EPSILON, "eps_end": EPSILON}
+    return recipes.m_dqn(EnvSettings("cartpole"), NetSettings(num_cells=[120, 84]), algo, **run)

@@ -7,7 +7,10 @@ import dataclasses
 import json
 
 TOPICS = {
-    "cartpole": "steps/s from end to end: ours, a hand-written script, CleanRL's loop, stable-baselines3",
+    "cartpole": "steps/s from end to end: ours, a hand-written script, CleanRL's loop, TorchRL's parts, SB3",
+    "compile": "the same with compiled updates: ours, a hand-written script, CleanRL's loop",
+    "minatar": "steps/s on MinAtar Breakout: ours, a hand-written script",
+    "atari": "steps/s on Atari Breakout: ours, CleanRL's loop",
     "update": "a loss forward: ours, hand-written PyTorch, TorchRL's",
     "control": "an update of a continuous policy: IQ, M-IQ, PCL beside TorchRL's SAC",
     "replay": "a sample and the memory of stacked Atari images",
@@ -20,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     topics = "; ".join(f"{name}: {what}" for name, what in TOPICS.items())
     parser.add_argument("topics", nargs="*", choices=[[], *TOPICS], metavar="TOPIC", help=f"{topics} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that medians are taken over (default: 5)")
-    parser.add_argument("--frames", type=int, default=6_000, help="frames of each CartPole run (default: 6000)")
+    parser.add_argument(
+        "--frames", type=int, default=6_000, help="frames of each CartPole run, twice those of MinAtar (default: 6000)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of tables")
 
 
@@ -56,10 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tables(topic: str, frames: int) -> list:
-    if topic == "cartpole":
-        from torchrl_reg.bench.cartpole import cartpole_tables
+    if topic in ("cartpole", "compile"):
+        from torchrl_reg.bench.cartpole import cartpole_tables, compiled_tables
 
-        return cartpole_tables(frames)
+        return cartpole_tables(frames) if topic == "cartpole" else compiled_tables(2 * frames)
+    if topic in ("minatar", "atari"):
+        from torchrl_reg.bench.images import atari_tables, minatar_tables
+
+        return minatar_tables(frames // 2) if topic == "minatar" else atari_tables()
     if topic == "replay":
         from torchrl_reg.bench.replay import replay_tables
 

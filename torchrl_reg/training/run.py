@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import Sampler, TensorStorage
 from torchrl.envs import EnvBase, Transform
 from torchrl.objectives import LossModule
@@ -33,6 +33,7 @@ from torchrl_reg.training.policy_file import PolicyFile
 from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
 from torchrl_reg.training.run_folder import RunFolder
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
+from torchrl_reg.training.storage import TransitionStorage
 from torchrl_reg.training.update import Update, make_update
 from torchrl_reg.training.videos import Videos
 
@@ -121,7 +122,7 @@ class Run:
             capacity -= capacity % num_envs
             storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device or self.device)
         elif storage is None:
-            storage = LazyTensorStorage(capacity, device=device or self.device)
+            storage = TransitionStorage(capacity, device=device or self.device)
         require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
         self._replay = TensorDictReplayBuffer(
             storage=storage,

@@ -55,16 +55,17 @@ def make_update(
     if max_grad_norm is not None:
         require(max_grad_norm > 0, "max_grad_norm", "positive", max_grad_norm)
     priority_key = loss.tensor_keys.priority if _is_prioritized(replay) else None
-    step = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile)
+    step: Update = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile)
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
 
-    chooses = wants_diagnostics is not None and getattr(loss, "diagnostics", False)
+    if not getattr(loss, "diagnostics", False):
+        wants_diagnostics = None  # nothing to leave out
 
     def update(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if device.type == "cuda" and (minibatch.device is None or minibatch.device.type != "cuda"):
             minibatch = minibatch.to(device, non_blocking=True)
-        if chooses and wants_diagnostics() != loss.diagnostics:
+        if wants_diagnostics is not None and wants_diagnostics() != loss.diagnostics:
             loss.diagnostics = not loss.diagnostics
         scalars = step(minibatch)
         if target is not None:
@@ -85,12 +86,12 @@ def _gradient_step(
     priority_key: str | tuple[str, ...] | None,
     *,
     compile: bool,
-) -> Callable[[TensorDictBase], dict[str, Tensor]]:
+) -> Update:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = compiled_gradients(loss, parameters) if compile else eager_gradients(loss, parameters)
     step_optimizer = OptimizerStep(optimizer)
 
-    def step(minibatch: TensorDictBase) -> dict[str, Tensor]:
+    def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         losses = gradients(minibatch)
         scalars = {n: v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1}
         if max_grad_norm is not None:
@@ -104,9 +105,7 @@ def _gradient_step(
     return step
 
 
-def _as_cuda_graph(
-    step: Callable[[TensorDictBase], dict[str, Tensor]], optimizer: torch.optim.Optimizer, device: torch.device
-) -> Update:
+def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:
     if device.type != "cuda":
         raise ConfigError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
     if not optimizer.defaults.get("capturable", False):

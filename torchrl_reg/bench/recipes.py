@@ -1,0 +1,72 @@
+"""Our recipes as cases of a benchmark: trained for a while in a folder of their own, at the speed they report."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.envs import EnvSettings
+from torchrl_reg.modules import NetSettings
+
+
+def m_dqn(
+    env: EnvSettings,
+    net: NetSettings,
+    algo: Mapping[str, Any],
+    *,
+    log_every: int = 1_000,
+    per_step: int = 1,
+    **run: Any,
+) -> Callable[[], float]:
+    """Steps/s of ``recipes/m_dqn.py``: the median over its training rows once it learns, of all but the first of them.
+
+    ``algo`` and ``run`` hold settings; ``per_step`` is the number of frames of a step.
+    """
+
+    def measure() -> float:
+        recipe = recipe_module("m_dqn")
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            config = recipe.Config(env=env, net=net)
+            _assign(config.run, dir=f"{folder}/run", progress=False, device="cpu", eval_episodes=1, **run)
+            _assign(config.run, evaluate_every_frames=10**9, checkpoint_every_frames=10**9, log_every_frames=log_every)
+            _assign(config.algo, **algo)
+            config.env.validate()
+            with contextlib.redirect_stderr(io.StringIO()):
+                path = recipe.train(config)
+            rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
+        first = config.algo.learning_starts_frames + log_every
+        return statistics.median(r["fps"] for r in rows if r["event"] == "train" and r["frames"] > first) / per_step
+
+    return measure
+
+
+def _assign(settings: Any, **values: Any) -> None:
+    for name, value in values.items():
+        assert hasattr(settings, name), name
+        setattr(settings, name, value)
+
+
+def recipe_module(name: str) -> ModuleType:
+    """The recipe ``name``, from the folder beside the package.
+
+    Raises:
+        AnalysisError: an installation without ``recipes/``, which comes with the source.
+    """
+    path = Path(__file__).parents[2] / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
+    if not path.exists() or spec is None or spec.loader is None:
+        raise AnalysisError(f"bench needs recipes/{name}.py, which comes with the source, got an installation without.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their types up there
+    spec.loader.exec_module(module)
+    return module
