@@ -144,7 +144,7 @@ def cleanrl_atari(steps: int, starts: int) -> float:
         else:
             action = int(q(_scaled(torch.from_numpy(np.asarray(observation)[None]))).argmax(1))
         after, reward, ended, cut, _ = env.step(action)
-        row = (observation, after, action, np.clip(reward, -1, 1), ended)
+        row = (observation, after, action, np.clip(float(reward), -1, 1), ended)
         ring.add(*(np.asarray(part)[None] for part in row))
         observation = env.reset()[0] if ended or cut else after
         if number >= starts and number % EVERY == 0:
