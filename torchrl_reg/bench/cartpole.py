@@ -224,6 +224,11 @@ def torchrl_parts(frames: int, every: int, batch: int) -> float:
 
 
 def _recipe(frames: int, every: int, batch: int, num_envs: int, **run: Any) -> Callable[[], float]:
-    algo: dict[str, float] = {"total_frames": frames, "num_envs": num_envs, "update_every_frames": every, "batch_size": batch}
+    algo: dict[str, float] = {
+        "total_frames": frames,
+        "num_envs": num_envs,
+        "update_every_frames": every,
+        "batch_size": batch,
+    }
     algo |= {"learning_starts_frames": STARTS, "eps_start": EPSILON, "eps_end": EPSILON}
     return recipes.m_dqn(EnvSettings("cartpole"), NetSettings(num_cells=[120, 84]), algo, **run)
