@@ -211,7 +211,7 @@ def _misfit(file: str, key: str, problem: str) -> str:
     if known and "." not in name and name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "."
-        return f"{file}.yaml may hold {', '.join(known)}, got {name or problem.partition('.')[0]}{hint}"
+        return f"{file}.yaml must hold only {', '.join(known)}, got {name or problem.partition('.')[0]}{hint}"
     return f"{file}.yaml does not fit: {key}: {problem.splitlines()[0]}."
 
 

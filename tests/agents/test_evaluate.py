@@ -25,7 +25,7 @@ def test_it_repeats_the_runs_last_evaluation_exactly(
         assert again[f"return_{mode}_std"] == last[f"return_{mode}_std"]
         low, high = again[f"return_{mode}_low"], again[f"return_{mode}_high"]
         assert low <= last[f"return_{mode}_mean"] <= high
-        assert f"{mode}: the first 3 are the run's last evaluation over again" in out
+        assert f"{mode}: the first 3 repeat the run's last evaluation exactly" in out
     assert last["return_greedy_mean"] != last["return_sampled_mean"]
     assert (again["event"], again["frames"], again["seed"], again["episodes"]) == ("evaluate", 96, 4, 3)
     assert "appended to" in out and err == ""
@@ -47,7 +47,7 @@ def test_another_result_than_the_runs_is_told(
     monkeypatch.setattr("torchrl_reg.training.evaluation.stream_seed", lambda *_: 11)
     assert main(["evaluate", str(folder), "--episodes", "3", "--mode", "sampled"]) == 0
     out, err = capsys.readouterr()
-    assert "over again" not in out and "in the run, on another machine" in err
+    assert "repeat the run's" not in out and "in the run, on another machine" in err
 
 
 def test_an_unfinished_run_keeps_its_record(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

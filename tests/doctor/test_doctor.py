@@ -267,4 +267,4 @@ def test_exploration_that_is_dead(tmp_path):
 def test_a_config_that_cannot_be_read_is_a_sentence(only, capsys, tmp_path):
     run = _folder(tmp_path / "run", [0.5], config="env: [")
     assert _run(str(run)) == 0
-    assert f"could not be checked: {run}/config.yaml cannot be read (ParserError)." in capsys.readouterr().out
+    assert f"could not be checked: {run}/config.yaml must be YAML, got something else." in capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_a_finished_game_must_be_reset_before_it_is_played_on():
     games.step(still)
     *_, truncated, _ = games.step(still)
     assert truncated.all()
-    with pytest.raises(EnvError, match=r"step: expected finished games \[0, 1\] to be reset"):
+    with pytest.raises(EnvError, match=r"step must follow a reset of the finished games \[0, 1\]"):
         games.step(still)
     games.reset(options={"reset_mask": truncated})
     games.step(still)

@@ -200,12 +200,12 @@ def test_adroit_rewards_reaching(game):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "mujoco"}, "game: expected the name of the mujoco game, got an empty string"),
-        ({"name": "mujoco", "game": "hoper"}, "expected one of ant, halfcheetah, .* Did you mean 'hopper'?"),
-        ({"name": "adroit", "game": "dor"}, "expected one of door, hammer, pen, relocate, got 'dor'. Did you mean"),
-        ({"name": "pendulum", "game": "hopper"}, "game does not apply to 'pendulum'"),
-        ({"name": "mujoco", "game": "ant", "sticky_actions": 0.1}, "sticky_actions does not apply to 'mujoco'"),
-        ({"name": "adroit", "game": "pen", "frame_skip": 5}, "frame_skip does not apply to 'adroit'"),
+        ({"name": "mujoco"}, "game must be the name of the mujoco game, got an empty string"),
+        ({"name": "mujoco", "game": "hoper"}, "must be one of ant, halfcheetah, .* Did you mean 'hopper'?"),
+        ({"name": "adroit", "game": "dor"}, "must be one of door, hammer, pen, relocate, got 'dor'. Did you mean"),
+        ({"name": "pendulum", "game": "hopper"}, "game must be empty for 'pendulum'"),
+        ({"name": "mujoco", "game": "ant", "sticky_actions": 0.1}, "sticky_actions must be unset for 'mujoco'"),
+        ({"name": "adroit", "game": "pen", "frame_skip": 5}, "frame_skip must be unset for 'adroit'"),
     ],
 )
 def test_bad_settings_end_in_one_sentence(settings, sentence):

@@ -39,5 +39,5 @@ def test_by_name_and_bad_goals() -> None:
     env = make_env(EnvSettings("gridworld", game="goals", max_episode_frames=20), 2)
     assert env.reset()["cell"].shape == (2, 27) and "episode_reward" in env.reset().keys()  # noqa: SIM118
     for goals in ([4], []):
-        with pytest.raises(EnvError, match="goals: expected some of 0 to 3"):
+        with pytest.raises(EnvError, match="goals must be some of 0 to 3"):
             GoalGridworldEnv(1, goals=goals)

@@ -56,9 +56,9 @@ def test_settings_reach_the_builder_and_are_checked() -> None:
     make_env(EnvSettings("poles", "long", sticky_actions=0.25), num_envs=1)
     assert seen[0] == {"max_episode_frames": 9, "sticky_actions": 0.25, "game": "long"}
     assert resolve(EnvSettings("poles", "long")).sticky_actions == 0.1
-    with pytest.raises(EnvError, match="game: expected the name"):
+    with pytest.raises(EnvError, match="game must be the name"):
         make_env(EnvSettings("poles"), 1)
-    with pytest.raises(EnvError, match="frame_skip does not apply to 'poles'"):
+    with pytest.raises(EnvError, match="frame_skip must be unset for 'poles'"):
         make_env(EnvSettings("poles", "long", frame_skip=4), 1)
 
 
@@ -79,10 +79,10 @@ def test_vectorized_environments(kind: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"name": "cartpole"}, "name: expected one that no environment has yet, got 'cartpole'"),
-        ({"build": 3}, "build: expected a function that returns an environment, got 3"),
-        ({"frames": 3}, "defaults: expected one of .*frame_skip.*got 'frames'"),
-        ({"max_episode_frames": 0}, "max_episode_frames: expected an int >= 1, got 0"),
+        ({"name": "cartpole"}, "name must be one that no environment has yet, got 'cartpole'"),
+        ({"build": 3}, "build must be a function that returns an environment, got 3"),
+        ({"frames": 3}, "defaults must be one of .*frame_skip.*got 'frames'"),
+        ({"max_episode_frames": 0}, "max_episode_frames must be an int >= 1, got 0"),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], sentence: str) -> None:
@@ -94,8 +94,8 @@ def test_bad_input(arguments: dict[str, Any], sentence: str) -> None:
 @pytest.mark.parametrize(
     ("built", "sentence"),
     [
-        (lambda n, **_: _pole(5), "build: expected to get a gymnasium VectorEnv"),
-        (lambda n, **_: SyncVectorEnv([lambda: _pole(5)] * n), "expected a VectorEnv with AutoresetMode.DISABLED"),
+        (lambda n, **_: _pole(5), "build must return a gymnasium VectorEnv"),
+        (lambda n, **_: SyncVectorEnv([lambda: _pole(5)] * n), "must return a VectorEnv with AutoresetMode.DISABLED"),
     ],
 )
 def test_what_a_builder_may_not_return(built: Any, sentence: str) -> None:

@@ -158,9 +158,9 @@ def test_a_running_collector_starts_afresh_from_a_seed():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "gridworld"}, "game: expected the name of the gridworld game, got an empty string"),
-        ({"name": "gridworld", "game": "coridor"}, "game: .* got 'coridor'. Did you mean 'corridor'?"),
-        ({"name": "gridworld", "game": "grid", "sticky_actions": 0.2}, "sticky_actions does not apply to 'gridworld'"),
+        ({"name": "gridworld"}, "game must be the name of the gridworld game, got an empty string"),
+        ({"name": "gridworld", "game": "coridor"}, "game must be .* got 'coridor'. Did you mean 'corridor'?"),
+        ({"name": "gridworld", "game": "grid", "sticky_actions": 0.2}, "sticky_actions must be unset for 'gridworld'"),
     ],
 )
 def test_bad_settings_end_in_one_sentence(settings, sentence):
@@ -172,8 +172,8 @@ def test_bad_settings_end_in_one_sentence(settings, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"num_envs": 0}, "num_envs: expected an int >= 1, got 0"),
-        ({"max_episode_frames": 0}, "max_episode_frames: expected an int >= 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be an int >= 1, got 0"),
+        ({"max_episode_frames": 0}, "max_episode_frames must be an int >= 1, got 0"),
         ({"start": torch.ones(2)}, r"start must have shape \[S\] = \[3\], got \[2\]"),
         ({"start": torch.tensor([1.5, -0.5, 0.0])}, "start must be a probability distribution"),
         ({"start": torch.tensor([0.5, 0.0, 0.5])}, "start must be 0 at terminal states"),

@@ -211,7 +211,7 @@ def test_a_partial_reset_leaves_the_other_episodes_alone(restart):
 def test_an_unavailable_device_is_named():
     if torch.cuda.is_available():
         pytest.skip("needs a machine without CUDA")
-    with pytest.raises(EnvError, match="device: expected an available device, got 'cuda'"):
+    with pytest.raises(EnvError, match="device must be an available device, got 'cuda'"):
         make_env(EnvSettings("cartpole"), 2, device="cuda")
 
 

@@ -21,16 +21,15 @@ OTHERS: dict[tuple[str, ...], str] = {
     # Tensors in, tensors out, or tensors held: environments, models, collectors, networks, records.
     ("shapes", "units"): """
         LeanCollector GoalGridworldEnv MinAtar TabularEnv make_env register_env
-        ActionBins CriticEnsemble SingleDimensionActor
+        ActionBins CriticEnsemble SingleDimensionActor bin_value_network policy prior_network q_network quantile_network
+        state_action_value_network state_value_network
         Shaping Regularizer
         AtariModel BanditRun Backup EmulatorModel Evaluation GymModel Model ModelEnv Nodes Path Planner QEvaluation
         SearchActor SearchResult Tables TabularModel Tree VectorModel search_tables zero_evaluation
         Composition Iterate PriorIterate PriorSolution Quadrature Solution TabularAgents TabularMDP VIRELIterate
         VIRELSolution
     """,
-    ("shapes",): """
-        plain_policy bin_value_network prior_network q_network state_action_value_network state_value_network
-    """,
+    ("shapes",): "plain_policy",
     # What others have published, with shapes but without an equation: networks and worlds.
     ("shapes", "source"): "MinAtarCNN NatureCNN",
     ("shapes", "units", "source"): "MultiGoalEnv QuantileQActor chain gridworld random_mdp SyntheticTrees",
@@ -47,8 +46,7 @@ OTHERS: dict[tuple[str, ...], str] = {
     (): """
         AgentError SavedPolicy load_policy read_policy save_policy
         AnalysisError Group RunRecord find_runs group_runs
-        lean_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions policy
-        quantile_network
+        lean_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions
         RegValueEstimators Head head_of Coefficient Method gridworld_cells
         CheckpointError ConfigError RecipeConfig Study check_replay_learning evaluate make_update read_metrics recipe
         require strip_wall_clock

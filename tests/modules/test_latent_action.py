@@ -158,5 +158,5 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         env("pendulum").append_transform(wide).action_spec  # noqa: B018
     with pytest.raises(ValueError, match="action size no dimension, got 2|box of actions, got Categorical"):
         env("cartpole").append_transform(LatentActionTransform(flow(0))).action_spec  # noqa: B018
-    with pytest.raises(KeyError, match="The flow reads 'observation', which the data of this step do not have"):
+    with pytest.raises(KeyError, match="data must have 'observation', which the flow reads, got none"):
         LAYERS[1].inv(TensorDict({"action": torch.zeros(1, 2)}, [1]))

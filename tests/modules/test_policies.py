@@ -154,7 +154,7 @@ def test_discrete_actions_and_images_are_refused() -> None:
         ({"num_cells": []}, r"num_cells must list widths >= 1, got \[\]"),
         ({"num_cells": [8, 0]}, r"num_cells must list widths >= 1, got \[8, 0\]"),
         ({"activation": "gelu"}, "activation must be one of relu, tanh, elu, silu, got 'gelu'"),
-        ({"initialization": "zeros"}, "initialization: expected .* got 'zeros'"),
+        ({"initialization": "zeros"}, "initialization must be .* got 'zeros'"),
         ({"num_bins": 1}, "num_bins must be at least 2, got 1"),
         ({"name": "gaussian", "scale_lb": 0.0}, "scale_lb must be > 0, got 0.0"),
     ],

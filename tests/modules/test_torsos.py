@@ -119,11 +119,11 @@ def test_no_graph_break(torso, images):
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: NatureCNN(padding="full"), "padding: expected 'valid' or 'same', got 'full'"),
-        (lambda: MinAtarCNN(4, initialization="he"), "initialization: expected .* got 'he'"),
+        (lambda: NatureCNN(padding="full"), "padding must be 'valid' or 'same', got 'full'"),
+        (lambda: MinAtarCNN(4, initialization="he"), "initialization must be .* got 'he'"),
         (
             lambda: NatureCNN()(torch.zeros(2, 84, 84, 4)),
-            r"observation: expected images of shape \[\*B, 4, 84, 84\], got \[2, 84, 84, 4\]",
+            r"observation must be images of shape \[\*B, 4, 84, 84\], got \[2, 84, 84, 4\]",
         ),
         (lambda: MinAtarCNN(4)(torch.zeros(10, 10)), r"shape \[\*B, 4, 10, 10\], got \[10, 10\]"),
     ],

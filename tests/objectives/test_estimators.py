@@ -46,7 +46,7 @@ def test_soft_td0_on_the_stock_dqn_loss(cases: Any, batch: Any) -> None:
 @pytest.mark.parametrize("cls", [MunchausenTD0Estimator, SoftTDLambdaEstimator])
 def test_estimators_of_the_stored_action_refuse_the_stock_loss(cases: Any, cls: Any) -> None:
     loss = DQNLoss(cases["m_dqn"].actor())
-    with pytest.raises(ValueError, match="needs the stored action, but TorchRL's DQNLoss overwrites it"):
+    with pytest.raises(ValueError, match="needs the stored action, got TorchRL's DQNLoss, which overwrites it"):
         cls.for_loss(loss, gamma=GAMMA, tau=TAU, **({"lmbda": 0.9} if cls is SoftTDLambdaEstimator else {}))
 
 

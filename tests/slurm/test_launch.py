@@ -73,13 +73,13 @@ def test_bad_input_gets_one_sentence_and_nothing_is_submitted(arguments, expecte
     [
         (
             "recipe: dqn\nseed: 3\n",
-            "sweep/mine.yaml may hold question, recipe, base, grid, variants, seeds, got seed; did",
+            "sweep/mine.yaml must hold only question, recipe, base, grid, variants, seeds, got seed; did",
         ),
         ("recipe: [dqn\ngrid: {\n", "sweep/mine.yaml must be YAML, got a mistake in line 2: expected ',' or ']'"),
         ("recipe: dqn\ngrid: 3\n", "sweep/mine.yaml does not fit: sweep.grid: Cannot assign int to Dict[str, Any]."),
         (
             "- a\n- b\n",
-            "sweep/mine.yaml may hold question, recipe, base, grid, variants, seeds, got Invalid type",
+            "sweep/mine.yaml must hold only question, recipe, base, grid, variants, seeds, got Invalid type",
         ),
     ],
 )

@@ -222,7 +222,7 @@ class _NoTerms(_TwoTerms):
 
 def test_a_module_without_losses_is_refused():
     loss = _NoTerms()
-    with pytest.raises(ValueError, match="no entry whose name starts with 'loss'"):
+    with pytest.raises(ValueError, match="loss must return an entry whose name starts with 'loss', got none"):
         make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.1))(TensorDict())
 
 

@@ -7,8 +7,10 @@ LunarLander and MuJoCo are asked to draw themselves. Pictures are uint8 ``[H, W,
 from __future__ import annotations
 
 import colorsys
+import importlib
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +106,8 @@ def _mujoco_camera(game: Any) -> Camera:
     # The first camera follows the robot; -1 is one that stands still.
     which = 0 if game.model.ncam else -1
     try:
+        if not has_display():  # TorchRL imports MuJoCo, which so chose its graphics before draw_without_display() did
+            importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)
         renderer = mujoco.Renderer(game.model, HEIGHT, HEIGHT)
     except Exception as error:  # whatever the graphics library throws
         raise AgentError(

@@ -1,4 +1,4 @@
-"""YAML and JSON files of runs and sweeps, bounded in size and depth: a damaged one costs a sentence, not a night."""
+"""YAML and JSON files of runs and sweeps, bounded in size and depth: a damaged one is reported in one sentence."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def group_scores(
         AnalysisError: ``how`` is no score, or no run has any.
     """
     last_evaluations(how)
-    found = [_scores(group, how, column, unfinished) for group in groups]
+    found = [scores_of(group, how, column, unfinished=unfinished) for group in groups]
     if not any(len(scores.values) for scores in found):
         reasons = dict.fromkeys(reason for scores in found for reason in scores.left_out)
         raise AnalysisError(
@@ -94,7 +94,8 @@ def group_scores(
     return found
 
 
-def _scores(group: Group, how: str, column: str, unfinished: bool) -> Scores:
+def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) -> Scores:
+    """The scores of one group, and why some of its runs give none."""
     values, frames, left_out = [], [], []
     for run in group.runs:
         evaluated, _ = run.evaluations(column)

@@ -63,7 +63,7 @@ def hand_written_minatar(steps: int, starts: int = 500, num_envs: int = 8) -> fl
     try:
         from minatar import Environment
     except ModuleNotFoundError:
-        raise EnvError("bench minatar needs the package minatar: pip install 'torchrl_reg[recipes]'.") from None
+        raise EnvError("bench minatar needs minatar, got none: pip install 'torchrl_reg[recipes]'.") from None
     torch.set_num_threads(1)
     envs = [Environment("breakout", sticky_action_prob=0.1) for _ in range(num_envs)]
     actions = np.array(envs[0].minimal_action_set())
@@ -124,7 +124,7 @@ def cleanrl_atari(steps: int, starts: int) -> float:
     try:
         import ale_py
     except ModuleNotFoundError:
-        raise EnvError("bench atari needs the package ale-py: pip install 'torchrl_reg[atari]'.") from None
+        raise EnvError("bench atari needs ale-py, got none: pip install 'torchrl_reg[atari]'.") from None
     torch.set_num_threads(1)
     gymnasium.register_envs(ale_py)
     single = gymnasium.make("ALE/Breakout-v5", frameskip=1)

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     row = saved.facts.get("evaluation", {})
     torch.set_num_threads(known.get("threads", 1))
     seed = known.get("seed", 0) if arguments.seed is None else arguments.seed
-    # As many environments as the run's evaluations had, so that the first round is its last evaluation over again.
+    # As many environments as the run's evaluations had, so that the first round repeats its last evaluation.
     at_once = min(known.get("eval_episodes", 10), arguments.episodes)
     env = env_of(saved, at_once)
     columns: dict[str, Any] = {"seed": seed, "episodes": arguments.episodes}
@@ -94,7 +94,7 @@ def _told(mode: str, returns: Any) -> dict[str, float]:
 
 def _compare(mode: str, mean: float, before: float | None, episodes: int) -> None:
     if mean == before:
-        print(f"{mode}: the first {episodes} are the run's last evaluation over again, {mean:.6g} each time")
+        print(f"{mode}: the first {episodes} repeat the run's last evaluation exactly: {mean:.6g}")
     elif before is not None:
         warn([f"{mode}: the first {episodes} return {mean:.6g} here and {before:.6g} in the run, on another machine"])
 

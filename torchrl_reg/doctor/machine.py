@@ -25,6 +25,43 @@ _LITTLE_DISK_GIB = 5
 _LONGEST_DETAIL = 240
 
 
+_STEP = "env.reset(seed=0); env.step(env.action_space.sample())"
+_MUJOCO = "import gymnasium, mujoco\nmujoco.set_mju_user_warning(lambda message: None)\n"
+#: Of each family of environments its module, its extras and a program that steps it.
+_FAMILIES = {
+    "ALE roms": (
+        "ale_py",
+        "recipes,atari",
+        "import ale_py, gymnasium\nfrom ale_py.roms import get_all_rom_ids\n"
+        "gymnasium.register_envs(ale_py); env = gymnasium.make('ALE/Breakout-v5')\n"
+        "STEP; print(f'ale_py {ale_py.__version__}, {len(get_all_rom_ids())} roms, Breakout steps')",
+    ),
+    "MuJoCo": (
+        "mujoco",
+        "recipes,mujoco",
+        f"{_MUJOCO}env = gymnasium.make('Hopper-v5')\nSTEP; print(f'mujoco {{mujoco.__version__}}, Hopper-v5 steps')",
+    ),
+    "Adroit": (
+        "gymnasium_robotics",
+        "recipes,adroit",
+        f"{_MUJOCO}import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics\n"
+        "gymnasium.register_envs(gymnasium_robotics); env = gymnasium.make('AdroitHandPen-v1')\n"
+        "STEP; print(f'gymnasium-robotics {gymnasium_robotics.__version__}, AdroitHandPen-v1 steps')",
+    ),
+    "MinAtar": (
+        "minatar",
+        "recipes",
+        "import importlib.metadata, logging; logging.disable(logging.WARNING)\nfrom minatar import Environment\n"
+        "Environment('breakout').act(0)\nprint('minatar', importlib.metadata.version('minatar') + ', breakout steps')",
+    ),
+    "Box2D": (
+        "Box2D",
+        "recipes,box2d",
+        "import gymnasium\nenv = gymnasium.make('LunarLander-v3')\nSTEP; print('LunarLander-v3 steps')",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of the checklist.
@@ -114,51 +151,14 @@ def _gpu() -> Iterable[Finding]:
         todo = "compare nvidia-smi's driver with torch.version.cuda; run.device=cpu works meanwhile"
         yield Finding("gpu", "warn", f"nvidia-smi is there, but torch (CUDA {torch.version.cuda}) sees no GPU", todo)
     else:
-        todo = "fine for classic control, MinAtar and short MuJoCo; Atari at length wants a GPU"
+        todo = "fine for classic control, MinAtar and short MuJoCo; long Atari runs need a GPU"
         yield Finding("gpu", "missing", "none: CPU only", todo)
 
 
 def _environments() -> Iterable[Finding]:
     """Each family imports, builds one environment and steps it, in a process of its own."""
-    step = "env.reset(seed=0); env.step(env.action_space.sample())\n"
-    make = "import gymnasium\n"
-    yield _probed(
-        "ALE roms",
-        "import ale_py, gymnasium\nfrom ale_py.roms import get_all_rom_ids\n"
-        "gymnasium.register_envs(ale_py); env = gymnasium.make('ALE/Breakout-v5')\n"
-        f"{step}print(f'ale_py {{ale_py.__version__}}, {{len(get_all_rom_ids())}} roms, Breakout steps')",
-        'pip install -e ".[recipes,atari]"',
-        module="ale_py",
-    )
-    mujoco = f"{make}import mujoco\nmujoco.set_mju_user_warning(lambda message: None)\n"
-    yield _probed(
-        "MuJoCo",
-        f"{mujoco}env = gymnasium.make('Hopper-v5')\n{step}print(f'mujoco {{mujoco.__version__}}, Hopper-v5 steps')",
-        'pip install -e ".[recipes,mujoco]"',
-        module="mujoco",
-    )
-    yield _probed(
-        "Adroit",
-        f"{mujoco}import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics\n"
-        "gymnasium.register_envs(gymnasium_robotics)\n"
-        "env = gymnasium.make('AdroitHandPen-v1')\n"
-        f"{step}print(f'gymnasium-robotics {{gymnasium_robotics.__version__}}, AdroitHandPen-v1 steps')",
-        'pip install -e ".[recipes,adroit]"',
-        module="gymnasium_robotics",
-    )
-    yield _probed(
-        "MinAtar",
-        "import importlib.metadata, logging; logging.disable(logging.WARNING)\nfrom minatar import Environment\n"
-        "Environment('breakout').act(0)\nprint('minatar', importlib.metadata.version('minatar') + ', breakout steps')",
-        'pip install -e ".[recipes]"',
-        module="minatar",
-    )
-    yield _probed(
-        "Box2D",
-        f"{make}env = gymnasium.make('LunarLander-v3')\n{step}print('LunarLander-v3 steps')",
-        'pip install -e ".[recipes,box2d]"',
-        module="Box2D",
-    )
+    for name, (module, extras, code) in _FAMILIES.items():
+        yield _probed(name, code.replace("STEP", _STEP), f'pip install -e ".[{extras}]"', module=module)
 
 
 def _probed(name: str, code: str, todo: str, *, module: str = "", essential: bool = False) -> Finding:

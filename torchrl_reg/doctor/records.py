@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from torchrl_reg.analysis.record import Tail
+from torchrl_reg.analysis.documents import read_yaml
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.failures import failure
+from torchrl_reg.analysis.record import Row, Tail, is_number
 from torchrl_reg.doctor.machine import Finding
 
 #: A value this many times beyond what returns and entropy can make of it has exploded.
@@ -27,9 +29,10 @@ _IN_REWARD_UNITS = ("td_error", "action_gap", "soft_gap", "bonus", "value")
 def record_findings(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
     """One finding on each thing that can be judged of the run in ``folder``, whose settings are ``config``."""
     algo = {name: value for name, value in (config.get("algo") or {}).items() if is_number(value)}
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder)
     train = [row for row in rows if row["event"] == "train"]
-    yield from _ending(folder)
+    if said := failure(folder):
+        yield Finding("end", "warn", f"stopped by itself: {said['last_line']}")
     if train:
         yield _numbers(train)
         yield from _learning(train, algo)
@@ -43,41 +46,21 @@ def read_config(path: Path) -> dict[str, Any]:
     """The settings of a run.
 
     Raises:
-        ValueError: the file does not hold those of a run.
+        AnalysisError: the file does not hold those of a run.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ValueError(f"run folders need {error.name} to be read: pip install 'torchrl_reg[report]'.") from error
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}).") from None
+    loaded = read_yaml(path)
     if not isinstance(loaded, dict) or not isinstance(loaded.get("env"), dict):
-        raise ValueError(f"{path} must hold the env of a recipe, got none.")
+        raise AnalysisError(f"{path} must hold the env of a recipe, got none.")
     return loaded
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; what is no row (a line still being written) is left out."""
-    return list(Tail(path).rows())
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether ``value`` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run's ``metrics.jsonl``; what is no row (a line still being written) is left out."""
+    return list(Tail(folder / "metrics.jsonl").rows())
 
 
 def _all_numbers(row: dict[str, Any], *names: str) -> bool:
     return all(is_number(row.get(name)) for name in names)
-
-
-def _ending(folder: Path) -> Iterator[Finding]:
-    try:
-        failure = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    yield Finding("end", "warn", f"stopped by itself: {failure['last_line']}")
 
 
 def _numbers(train: list[dict[str, Any]]) -> Finding:
@@ -85,9 +68,8 @@ def _numbers(train: list[dict[str, Any]]) -> Finding:
     if not bad:
         return Finding("numbers", "ok", f"the losses of all {len(train)} training rows are finite")
     detail = f"{len(bad)} of {len(train)} training rows are not finite, the first at frame {bad[0]['frames']:,}"
-    return Finding(
-        "numbers", "warn", detail, "what came after it is worthless; lower the learning rate or clip gradients"
-    )
+    todo = "what came after it is worthless; lower the learning rate or clip gradients"
+    return Finding("numbers", "warn", detail, todo)
 
 
 def _learning(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torchrl_reg.analysis.record import is_number
 from torchrl_reg.doctor.machine import Finding
-from torchrl_reg.doctor.records import is_number, read_rows
+from torchrl_reg.doctor.records import read_rows
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 
 #: Shares of the largest entropy from which on a policy counts as uniform, and up to which as greedy.
@@ -21,7 +22,7 @@ def temperature_finding(folder: Path, config: dict[str, Any]) -> Finding:
     ``A`` is the number of actions; over bins ``ln A`` is ``D ln K``, for ``D`` dimensions of ``K`` bins.
     """
     name = "tau"
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["event"] == "train"]
+    rows = [row for row in read_rows(folder) if row["event"] == "train"]
     entropies = [row["entropy"] for row in rows if is_number(row.get("entropy"))]
     if not rows:
         return Finding(name, "warn", "no training row yet", "ask again later")
@@ -31,18 +32,30 @@ def temperature_finding(folder: Path, config: dict[str, Any]) -> Finding:
         largest, symbol = largest_entropy(config)
     except EnvError as error:
         return Finding(name, "warn", f"the environment cannot be built here: {error}")
-    tau = next((row["tau"] for row in reversed(rows) if is_number(row.get("tau"))), None)
+    tau, gap = (
+        next((row[column] for row in reversed(rows) if is_number(row.get(column))), None)
+        for column in ("tau", "action_gap")
+    )
     at = (entropies[0], entropies[len(entropies) // 2], entropies[-1])
     if largest is None:
         numbers = ", ".join(f"{value:.3g}" for value in at)
         return Finding(name, "ok", f"entropy {numbers} nats (start, middle, end), of {symbol}: no largest to compare")
     shares = [value / largest for value in at]
     numbers = ", ".join(f"{share:.1%}" for share in shares)
-    detail = f"entropy is {numbers} of {symbol} = {largest:.3g} (start, middle, end), tau={_shown(tau)}"
-    gap = next((row["action_gap"] for row in reversed(rows) if is_number(row.get("action_gap"))), None)
+    shown = "unknown" if tau is None else f"{tau:.3g}"
+    detail = f"entropy is {numbers} of {symbol} = {largest:.3g} (start, middle, end), tau={shown}"
     if gap is not None and tau:
         detail += f", action gap / tau = {gap / tau:.3g}"
-    return _judged(name, detail, shares[-1], tau)
+    todo = ""
+    if shares[-1] >= UNIFORM_SHARE:
+        todo = (
+            f"the policy is uniform: tau={shown} is too large for these rewards, or nothing was learnt yet; divide tau "
+        )
+        todo += "by 10, or scale rewards up"
+    elif shares[-1] <= GREEDY_SHARE:
+        todo = f"the policy is greedy: tau={shown} is negligible against these rewards; multiply it by 10 for a "
+        todo += "regularized policy"
+    return Finding(name, "warn" if todo else "ok", detail, todo)
 
 
 def largest_entropy(config: dict[str, Any]) -> tuple[float | None, str]:
@@ -69,23 +82,3 @@ def largest_entropy(config: dict[str, Any]) -> tuple[float | None, str]:
         return math.log(spec.space.n), f"ln {spec.space.n}"
     dimensions, bins = math.prod(spec.shape), int(policy["num_bins"])
     return dimensions * math.log(bins), f"{dimensions} ln {bins}"
-
-
-def _judged(name: str, detail: str, share: float, tau: float | None) -> Finding:
-    if share >= UNIFORM_SHARE:
-        todo = (
-            f"the policy is uniform: tau={_shown(tau)} is too large for these rewards, or nothing was learnt yet; "
-            "divide tau by 10, or scale rewards up"
-        )
-        return Finding(name, "warn", detail, todo)
-    if share <= GREEDY_SHARE:
-        todo = (
-            f"the policy is greedy: tau={_shown(tau)} is negligible against these rewards; multiply it by 10 for a "
-            "regularized policy"
-        )
-        return Finding(name, "warn", detail, todo)
-    return Finding(name, "ok", detail)
-
-
-def _shown(tau: float | None) -> str:
-    return "unknown" if tau is None else f"{tau:.3g}"

@@ -64,6 +64,8 @@ def _register() -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             import gymnasium_robotics
-        except ImportError as error:
-            raise EnvError('gymnasium-robotics or its mujoco is not installed: pip install -e ".[adroit]".') from error
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            raise EnvError(
+                'env.name=adroit needs gymnasium-robotics and mujoco, got none: pip install -e ".[adroit]".'
+            ) from error
         gymnasium.register_envs(gymnasium_robotics)

@@ -80,8 +80,8 @@ class CallerResetAtari(VectorEnv):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._restarted.any():
             raise EnvError(
-                f"step: expected finished games {self._restarted.nonzero()[0].tolist()} to be reset "
-                "first, got an action for them."
+                f"step must follow a reset of the finished games {self._restarted.nonzero()[0].tolist()}, got an "
+                "action for them."
             )
         self._note(actions)
         frames, reward, terminated, truncated, info = self.ale.step(actions)
@@ -167,7 +167,7 @@ def atari_vector_env(
     try:
         from ale_py.vector_env import AtariVectorEnv
     except ImportError as error:
-        raise EnvError('ale_py is not installed: pip install -e ".[atari]".') from error
+        raise EnvError('env.name=atari needs ale_py, got none: pip install -e ".[atari]".') from error
     ale = AtariVectorEnv(
         _rom_name(game),
         num_envs,

@@ -77,7 +77,7 @@ class BatchedEnv(VectorEnv):
         """
         if self._ended.any():
             raise EnvError(
-                f"step: expected finished copies {np.flatnonzero(self._ended).tolist()} to be reset first, got an "
+                f"step must follow a reset of the finished copies {np.flatnonzero(self._ended).tolist()}, got an "
                 "action for them."
             )
         observation, reward, terminated = self._advance(actions)
@@ -104,9 +104,7 @@ class BatchedEnv(VectorEnv):
             EnvError: it is that of another number of copies.
         """
         if len(snapshot["elapsed"]) != self.num_envs:
-            raise EnvError(
-                f"snapshot: expected that of {self.num_envs} copies, got that of {len(snapshot['elapsed'])}."
-            )
+            raise EnvError(f"snapshot must be that of {self.num_envs} copies, got that of {len(snapshot['elapsed'])}.")
         self._observation = snapshot["observation"].copy()
         self._elapsed = snapshot["elapsed"].copy()
         self._ended = snapshot["ended"].copy()
@@ -120,7 +118,7 @@ class BatchedEnv(VectorEnv):
         if isinstance(seed, int | np.integer):
             return [int(seed) + i for i in range(self.num_envs)]
         if len(seed) != self.num_envs:
-            raise EnvError(f"seed: expected an int or {self.num_envs} of them, got {len(seed)}.")
+            raise EnvError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}.")
         return seed
 
     @abstractmethod

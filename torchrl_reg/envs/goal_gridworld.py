@@ -68,7 +68,7 @@ class GoalGridworldEnv(TabularEnv):
         if not places:
             raise EnvError("layout must have at least one G, got none.")
         if not chosen or not set(chosen) <= set(range(len(places))):
-            raise EnvError(f"goals: expected some of 0 to {len(places) - 1}, got {chosen}.")
+            raise EnvError(f"goals must be some of 0 to {len(places) - 1}, got {chosen}.")
         self.num_cells, self.num_goals = len(cells), len(places)
         free = layout.replace("G", ".")
         worlds = [gridworld(_with_goal(free, cells[place]), gamma=0.0) for place in places]

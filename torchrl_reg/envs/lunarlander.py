@@ -35,4 +35,4 @@ def _import_box2d() -> None:
         try:
             import Box2D  # noqa: F401
         except ImportError as error:
-            raise EnvError('lunarlander needs Box2D, which is not installed: pip install -e ".[box2d]".') from error
+            raise EnvError('env.name=lunarlander needs Box2D, got none: pip install -e ".[box2d]".') from error

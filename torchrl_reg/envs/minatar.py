@@ -125,7 +125,7 @@ def _minatar_environment() -> type:
     try:
         from minatar import Environment
     except ImportError as error:
-        raise EnvError('minatar is not installed: pip install -e ".[recipes]".') from error
+        raise EnvError('env.name=minatar needs minatar, got none: pip install -e ".[recipes]".') from error
     finally:
         logging.disable(disabled)
         logging.root.handlers[:] = handlers

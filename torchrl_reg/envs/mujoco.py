@@ -69,7 +69,7 @@ def _import_mujoco(extra: str) -> ModuleType:
     try:
         import mujoco
     except ImportError as error:
-        raise EnvError(f'mujoco is not installed: pip install -e ".[{extra}]".') from error
+        raise EnvError(f'env.name={extra} needs mujoco, got none: pip install -e ".[{extra}]".') from error
     return mujoco
 
 

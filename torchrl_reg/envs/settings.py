@@ -134,9 +134,9 @@ def register_env(
     5000
     """
     if not isinstance(name, str) or not name or name in _FAMILIES:
-        raise EnvError(f"name: expected one that no environment has yet, got {name!r}.")
+        raise EnvError(f"name must be one that no environment has yet, got {name!r}.")
     if not callable(build):
-        raise EnvError(f"build: expected a function that returns an environment, got {build!r}.")
+        raise EnvError(f"build must be a function that returns an environment, got {build!r}.")
     fitting = {field.name for field in fields(EnvSettings)} - {"name", "game"}
     unknown = sorted(set(defaults) - fitting)
     if unknown:
@@ -175,7 +175,7 @@ def resolve(settings: EnvSettings) -> EnvSettings:
             continue
         _check_value(field.name, value)
         if field.name not in defaults and value != _NEUTRAL.get(field.name):
-            raise EnvError(f"{field.name} does not apply to {settings.name!r}: got {value!r}, expected it unset.")
+            raise EnvError(f"{field.name} must be unset for {settings.name!r}, got {value!r}.")
         values[field.name] = value
     return EnvSettings(**values)
 
@@ -205,25 +205,25 @@ def unknown_name(argument: str, got: object, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(str(got).lower(), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{argument}: expected one of {', '.join(names)}, got {got!r}.{hint}"
+    return f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}"
 
 
 def _check_game(settings: EnvSettings) -> None:
     if not isinstance(settings.game, str):
-        raise EnvError(f"game: expected a string, got {settings.game!r}.")
+        raise EnvError(f"game must be a string, got {settings.game!r}.")
     if settings.name in _WITH_GAMES and not settings.game:
-        raise EnvError(f"game: expected the name of the {settings.name} game, got an empty string.")
+        raise EnvError(f"game must be the name of the {settings.name} game, got an empty string.")
     if settings.name not in _WITH_GAMES and settings.game:
-        raise EnvError(f"game does not apply to {settings.name!r}: got {settings.game!r}, expected ''.")
+        raise EnvError(f"game must be empty for {settings.name!r}, got {settings.game!r}.")
 
 
 def _check_value(name: str, value: object) -> None:
     if name in _AT_LEAST:
         if isinstance(value, bool) or not isinstance(value, int) or value < _AT_LEAST[name]:
-            raise EnvError(f"{name}: expected an int >= {_AT_LEAST[name]}, got {value!r}.")
+            raise EnvError(f"{name} must be an int >= {_AT_LEAST[name]}, got {value!r}.")
     elif name == "sticky_actions":
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:  # type: ignore[operator]
-            raise EnvError(f"{name}: expected a probability in [0, 1], got {value!r}.")
+            raise EnvError(f"{name} must be a probability in [0, 1], got {value!r}.")
     elif not isinstance(value, bool):
-        raise EnvError(f"{name}: expected True or False, got {value!r}.")
+        raise EnvError(f"{name} must be True or False, got {value!r}.")

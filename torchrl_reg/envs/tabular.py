@@ -57,7 +57,7 @@ class TabularEnv(EnvBase):
     ) -> None:
         for name, value in (("num_envs", num_envs), ("max_episode_frames", max_episode_frames)):
             if value < 1:
-                raise EnvError(f"{name}: expected an int >= 1, got {value!r}.")
+                raise EnvError(f"{name} must be an int >= 1, got {value!r}.")
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.max_episode_frames = max_episode_frames
         # Buffers, so that they move with the environment, but no part of its state.

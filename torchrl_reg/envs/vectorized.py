@@ -59,10 +59,10 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     """
     resolved = resolve(settings)
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise EnvError(f"num_envs: expected an int >= 1, got {num_envs!r}.")
+        raise EnvError(f"num_envs must be an int >= 1, got {num_envs!r}.")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise EnvError(f"device: expected an available device, got {str(device)!r} without CUDA.")
+        raise EnvError(f"device must be an available device, got {str(device)!r} without CUDA.")
     if resolved.name == "multigoal":
         return TransformedEnv(MultiGoalEnv(num_envs, device=device, **family_options(resolved)), RewardSum())
     if resolved.name == "gridworld" and resolved.game == "goals":
@@ -92,7 +92,7 @@ def _build(resolved: EnvSettings, num_envs: int) -> VectorEnv | EnvBase:
     if isinstance(built, EnvBase):
         return built
     if not isinstance(built, VectorEnv):
-        raise EnvError(f"build: expected to get a gymnasium VectorEnv or a TorchRL EnvBase, got {built!r}.")
+        raise EnvError(f"build must return a gymnasium VectorEnv or a TorchRL EnvBase, got {built!r}.")
     if built.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
-        raise EnvError(f"build: expected a VectorEnv with AutoresetMode.DISABLED, got {built!r}.")
+        raise EnvError(f"build must return a VectorEnv with AutoresetMode.DISABLED, got {built!r}.")
     return built

@@ -67,7 +67,7 @@ def path_consistency(
     if len(shapes) > 1:
         raise ValueError(f"All sequences must have the shape of reward {tuple(reward.shape)}, got {sorted(shapes)}.")
     if log_pi_reference is None and isinstance(lam, (int, float)) and lam:
-        raise ValueError(f"lam={lam} needs log_pi_reference, the log-probabilities under the reference policy.")
+        raise ValueError(f"log_pi_reference must be given with lam={lam}, got None.")
     gain = reward - tau * log_pi
     if log_pi_reference is not None:
         gain = gain - lam * (log_pi - log_pi_reference)
@@ -75,7 +75,7 @@ def path_consistency(
     steps = torch.arange(rollout, device=reward.device)
     # In the data's dtype from the start: as_tensor alone would round a Python float to float32.
     discounts = torch.as_tensor(gamma, device=reward.device, dtype=reward.dtype) ** steps
-    # Episodes that ended before the last step, and steps that do not count, cut the path for good.
+    # Episodes that ended before the last step, and steps that do not count, cut the path permanently.
     ends = _windows(done, rollout, fill=True).to(torch.int64)
     exists = (ends.cumsum(-1) == ends) & (_windows(here, rollout, fill=False).cumprod(-1) > 0)
     # where, before anything is summed: what stands in steps that do not count may be NaN.

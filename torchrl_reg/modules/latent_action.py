@@ -23,9 +23,9 @@ from torchrl_reg.modules.flow_actor import FlowActor
 class LatentActionTransform(Transform):
     r"""Steps the environment with ``a = f(z, s)`` of a frozen flow, ``z = atanh(h)``, at the action ``h`` of a policy.
 
-    ``h`` lies in ``[-1, 1]^D``; what the policy above writes before its own squash is ``z``, so stacked layers compose
-    without a squash between them, and as each is invertible the policy above can still play any action. It sees a
-    latent space in which a standard normal ``z`` already does what the flow has learnt: a fresh :class:`FlowActor`
+    ``h [*B, D]`` lies in ``[-1, 1]^D``; what the policy above writes before its own squash is ``z``, so stacked layers
+    compose without a squash between them, and as each is invertible the policy above can still play any action. It sees
+    a latent space in which a standard normal ``z`` already does what the flow has learnt: a fresh :class:`FlowActor`
     above acts exactly as the flow below. Whatever loss trains the policy above: its data hold ``h``.
 
     The densities are related by :math:`\ln p(a|s) = \ln p(h|s) - \ln |\det da/dh|`, see :func:`stacked_log_prob`.
@@ -81,7 +81,7 @@ class LatentActionTransform(Transform):
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         missing = [key for key in self.flow.in_keys if tensordict.get(key, None) is None]
         if missing:
-            raise KeyError(f"The flow reads {', '.join(map(repr, missing))}, which the data of this step do not have.")
+            raise KeyError(f"data must have {', '.join(map(repr, missing))}, which the flow reads, got none.")
         key = self.in_keys_inv[0]
         with torch.no_grad():
             action, _ = self.action(tensordict, tensordict.get(key))

@@ -174,7 +174,7 @@ class Multicategorical(Distribution):
         if bins is None:
             bins = _bins_for(logits, low, high, num_bins)
         elif low is not None or high is not None or num_bins is not None:
-            raise ValueError("Multicategorical takes either low, high and num_bins, or bins, got both.")
+            raise ValueError("Multicategorical needs either low, high and num_bins, or bins, got both.")
         if logits.shape[-1] != bins.width:
             raise ValueError(
                 f"logits must have one entry per bin ({bins.width} for num_bins={list(bins.num_bins)}), "

@@ -69,6 +69,8 @@ class Rescale(nn.Module):
 def q_network(settings: NetSettings, env: EnvBase, values_per_action: int = 1) -> nn.Module:
     """A network from one observation to ``[*B, A]`` Q-values, or to ``[*B, values_per_action * A]`` atoms or quantiles.
 
+    Q-values and quantiles are in reward units, atoms are logits.
+
     Raises:
         ValueError: settings that do not fit each other or the observations.
     """
@@ -78,7 +80,7 @@ def q_network(settings: NetSettings, env: EnvBase, values_per_action: int = 1) -
 
 @rebuildable(NetSettings)
 def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> TensorDictModule:
-    """A state-dependent action prior: from the observations ``keys`` to ``"log_prior"`` ``[*B, A]``, uniform at first.
+    """A state-dependent action prior: observations ``keys`` to ``"log_prior"`` ``[*B, A]`` (nats), uniform at first.
 
     Raises:
         ValueError: an observation that ``env`` does not have, or several that are not all vectors.
@@ -115,6 +117,8 @@ class Joined(nn.Module):
 @rebuildable(NetSettings)
 def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNetwork:
     """An implicit quantile network: all but the last hidden layer before the fraction embedding, the last after it.
+
+    From one observation and fractions ``[*B, N]`` to quantile values ``[*B, N, A]``, in reward units.
 
     Raises:
         ValueError: settings that do not fit each other or the observations.

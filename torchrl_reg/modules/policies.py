@@ -60,8 +60,9 @@ class PolicySettings:
 def policy(settings: PolicySettings, env: EnvBase) -> Any:
     """The actor that ``settings.name`` names, on the observations and the action box of ``env``.
 
-    Every actor but the sampler has ``get_dist(tensordict)`` with an exact ``log_prob``, and every one
-    ``stored_action_key``, the entry of a replayed transition which that ``log_prob`` takes.
+    Actions are ``[*B, D]``, in the units of the box. Every actor but the sampler has ``get_dist(tensordict)`` with an
+    exact ``log_prob``, and every one ``stored_action_key``, the entry of a replayed transition which that ``log_prob``
+    takes.
 
     Raises:
         ValueError: an unknown name, discrete or unbounded actions, settings that do not fit.
@@ -82,6 +83,8 @@ def policy(settings: PolicySettings, env: EnvBase) -> Any:
 def state_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator:
     """V(s): the hidden layers of ``settings``, writing ``"state_value"`` ``[*B, 1]`` from ``"observation"``.
 
+    Values are in reward units.
+
     Raises:
         ValueError: widths, an activation or observations that do not fit.
     """
@@ -91,7 +94,7 @@ def state_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator
 
 
 def state_action_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator:
-    """Q(s, a): the hidden layers of ``settings``, writing ``"state_action_value"`` ``[*B, 1]``.
+    """Q(s, a): the hidden layers of ``settings``, writing ``"state_action_value"`` ``[*B, 1]``, in reward units.
 
     It reads ``"observation"`` and ``"action"``, concatenated.
 
@@ -105,7 +108,7 @@ def state_action_value_network(settings: PolicySettings, env: EnvBase) -> ValueO
 
 
 def bin_value_network(settings: PolicySettings, env: EnvBase) -> TensorDictModule:
-    """Q(s, .): the hidden layers of ``settings``, writing ``"action_value"`` ``[*B, K]``, one value per bin.
+    """Q(s, .): the hidden layers of ``settings``, writing ``"action_value"`` ``[*B, K]``, one per bin, in reward units.
 
     For actions of one dimension.
 

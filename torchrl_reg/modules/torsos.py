@@ -28,7 +28,7 @@ def initialize_weights(module: nn.Module, initialization: Initialization) -> Non
     """
     if initialization not in ("default", "glorot_uniform", "variance_scaling"):
         raise ValueError(
-            f"initialization: expected 'default', 'glorot_uniform' or 'variance_scaling', got {initialization!r}."
+            f"initialization must be 'default', 'glorot_uniform' or 'variance_scaling', got {initialization!r}."
         )
     if initialization == "default":
         return
@@ -77,7 +77,7 @@ class NatureCNN(nn.Module):
     ) -> None:
         super().__init__()
         if padding not in ("valid", "same"):
-            raise ValueError(f"padding: expected 'valid' or 'same', got {padding!r}.")
+            raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}.")
         self._image_shape = (in_channels, 84, 84)
         layers: list[nn.Module] = []
         size = 84
@@ -143,7 +143,7 @@ def _images(observation: Tensor, shape: tuple[int, int, int], convolutions: nn.S
     """The images as one batch ``[prod(B), C, H, W]``, integers in the type of the weights."""
     if observation.shape[-3:] != shape:
         raise ValueError(
-            f"observation: expected images of shape [*B, {', '.join(map(str, shape))}], got {list(observation.shape)}."
+            f"observation must be images of shape [*B, {', '.join(map(str, shape))}], got {list(observation.shape)}."
         )
     if not observation.is_floating_point():
         # Not parameters(): TorchRL's losses put target parameters in as plain tensors, and it would list none.

@@ -1,7 +1,7 @@
 """Calling the networks of a loss on plain tensors.
 
 ``params.to_module(network)`` costs about 100 us a time and a TensorDictModule another 160 us, more than a small
-network's forward pass. A :class:`BoundModule` therefore holds the loss's own parameter tensors for good, and a
+network's forward pass. A :class:`BoundModule` therefore is permanently bound to the loss's own parameter tensors, and a
 :class:`BoundQNetwork` calls the inner module directly where that is the same computation (no action mask, no hooks).
 Where the loss's parameters were swapped, :class:`~torchrl_reg.objectives.network_loss.NetworkLoss` asks for the same
 network :meth:`~BoundModule.holding` those instead.
@@ -62,7 +62,7 @@ def inner_module(network: nn.Module, action_value_key: NestedKey) -> tuple[nn.Mo
 
 
 class BoundModule:
-    """A network that holds parameters of a loss for good.
+    """A network that is permanently bound to parameters of a loss.
 
     Args:
         template: the TensorDict module the loss was built from; not lazy (any more).

@@ -54,8 +54,8 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
         roles |= {flags[0]: "whether the next state is terminal"}
         role = roles.get(missing[0], "an input of a network")
         raise KeyError(
-            f"The data have no entry {missing[0]!r}, where the loss looks for {role}; other names are set by "
-            "loss.set_keys(...) and the networks' in_keys."
+            f"data must have an entry {missing[0]!r}, where the loss looks for {role}, got none; other names are set "
+            "by loss.set_keys(...) and the networks' in_keys."
         )
 
 

@@ -1,4 +1,4 @@
-"""The networks of a loss, bound to its parameters for good, and swapped where its parameters are."""
+"""The networks of a loss, permanently bound to its parameters, and swapped where its parameters are."""
 
 from __future__ import annotations
 

@@ -146,7 +146,9 @@ def _made_prior(network: Any, prior: ActionPrior | PriorLike | None, beta: float
             raise ValueError(f"The prior must be over the network's {known} actions, got {prior.num_actions}.")
         return prior
     if known is None and prior is None:
-        raise ValueError("prior must be given: the value network does not say how many actions there are.")
+        raise ValueError(
+            "prior must be given where the value network does not say how many actions there are, got None."
+        )
     count = len(prior) if known is None else known  # type: ignore[arg-type]
     return ActionPrior(count, probabilities=prior, beta=beta)
 

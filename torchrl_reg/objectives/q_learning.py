@@ -123,8 +123,8 @@ class QLearningLoss(RegularizedLoss):
         )
         if double_dqn and shaping is not None:
             raise ValueError(
-                f"double_dqn must be False with a shaping: Double Q-learning with a {type(shaping).__name__} term, "
-                "which has one policy for s and s', is undefined."
+                f"double_dqn must be False with a shaping, got True: Double Q-learning with a {type(shaping).__name__} "
+                "term, which has one policy for s and s', is undefined."
             )
         self.delay_value, self.double_dqn = delay_value, double_dqn
         network = ensure_tensordict_compatible(
@@ -134,7 +134,8 @@ class QLearningLoss(RegularizedLoss):
         self.head.check(network)
         if loss_function is not None and not self.head.expected:
             raise TypeError(
-                f"{type(self).__name__}() takes no loss_function: its distance is that of {type(self.head).__name__}."
+                f"loss_function must be None, as the distance is that of {type(self.head).__name__}, got "
+                f"{loss_function!r}."
             )
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
@@ -155,7 +156,7 @@ class QLearningLoss(RegularizedLoss):
             action_space = getattr(network, "spec", None)
         if action_space is None:
             raise ValueError(
-                "action_space must be given ('categorical', 'one-hot' or a spec): the value network does not say."
+                "action_space must be 'categorical', 'one-hot' or a spec where the network does not say, got None."
             )
         resolved = find_action_space(action_space)
         if resolved not in ("categorical", "one_hot"):

@@ -220,7 +220,7 @@ class RegularizedLoss(NetworkLoss):
     def _reward(self, tensordict: TensorDictBase) -> Tensor:
         reward = tensordict.get(("next", self.tensor_keys.reward), None)
         if reward is None:
-            raise KeyError(f"The data have no entry {('next', self.tensor_keys.reward)!r}, the reward of each step.")
+            raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
         return reward
 
     def _loss_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:

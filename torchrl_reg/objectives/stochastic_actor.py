@@ -54,8 +54,8 @@ def stored_action(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     action = tensordict.get(key, None)
     if action is None:
         raise KeyError(
-            f"The data have no entry {key!r}, where the loss looks for the stored action; name another with "
-            "loss.set_keys(action=...)."
+            f"data must have an entry {key!r}, where the loss looks for the stored action, got none; name another "
+            "with loss.set_keys(action=...)."
         )
     return action
 

@@ -28,7 +28,7 @@ class AtariModel(EmulatorModel):
         frame_skip: emulator frames of an action >= 1.
         frame_stack: images of an observation >= 1.
         sticky_actions: probability in [0, 1) that a frame repeats the action of the frame before. With any, steps are
-            stochastic: the dice are no part of a state, and the search is in open loop.
+            stochastic: the draws are not part of a state, and the search is in open loop.
         noop_max: upper bound of the random number of frames without action that an episode begins with.
         minimal_actions: only the actions that do something in the game.
         clip_rewards: whether the search sees the sign of the rewards, as networks do that were trained so.
@@ -133,7 +133,7 @@ def _rom(game: str) -> str:
     try:
         from ale_py import roms
     except ImportError:
-        raise ValueError('ale_py is not installed: pip install -e ".[atari]".') from None
+        raise ValueError('AtariModel needs ale_py, got none: pip install -e ".[atari]".') from None
     names = {name.replace("_", ""): name for name in roms.get_all_rom_ids()}
     wanted = game.replace("_", "").lower()
     if wanted not in names:

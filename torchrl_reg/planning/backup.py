@@ -95,7 +95,7 @@ class RegularizedBackup:
         if depth > 0:
             parent = path.nodes[depth - 1]
             assert parent.pi is not None
-            # A policy may underflow, and a prior of 0 would forbid the action for ever.
+            # A policy may underflow, and a prior of 0 would exclude the action permanently.
             pi = parent.pi.clamp(min=torch.finfo(q.dtype).tiny)
             ready = (parent.visits > 0).all(-1, keepdim=True) | path.nodes[0].known
             log_prior = torch.where(ready, pi.log(), log_prior)

@@ -73,7 +73,7 @@ def _compiled() -> Callable[..., None]:
     try:
         import numba
     except ImportError:
-        raise ValueError('numba is not installed: pip install -e ".[planning]".') from None
+        raise ValueError('search_tables needs numba, got none: pip install -e ".[planning]".') from None
     return numba.njit(cache=False)(_search)
 
 

@@ -1,4 +1,4 @@
-"""What is thought of a new leaf: nothing, the return of a random rollout, or what a Q-network says.
+"""The initial estimate for a new leaf: zero, the return of a random rollout, or a Q-network's value.
 
 Shapes: ``M`` states, ``A`` actions, ``*S`` one state.
 """

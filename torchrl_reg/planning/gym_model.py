@@ -15,7 +15,7 @@ from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 class GymModel(EmulatorModel):
     """Plans in copies (``copy.deepcopy``) of a gymnasium environment with discrete actions, at states ``[M]``, int64.
 
-    Its random generator is copied with it: a search in an environment that throws dice knows how they will fall. Time
+    Its random generator is copied with it: a search in a stochastic environment sees the very outcomes to come. Time
     limits do not end an episode of the model; who acts counts the steps.
 
     Args:

@@ -290,7 +290,7 @@ class _Search:
             self.edge_reward[edges] = mean + (met - mean) / self.edge_visits[edges]
 
     def _enter(self, rows: Tensor, evaluation: Evaluation) -> None:
-        """Writes what is thought of new nodes."""
+        """Writes the evaluation of new nodes."""
         self.flat.value[rows] = evaluation.value.to(self.flat.value)
         for here, given in ((self.flat.q, evaluation.q), (self.flat.prior, evaluation.prior)):
             if here is not None and given is not None:

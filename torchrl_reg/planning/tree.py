@@ -38,7 +38,7 @@ class Model(Protocol):
 
 @dataclass
 class Evaluation:
-    """What is thought of new states before anything was tried there.
+    """The initial estimate for new states, before any action has been tried there.
 
     Args:
         value: values ``[M]``, in reward units: what a new leaf passes to its ancestors.

@@ -125,7 +125,7 @@ def draw_priors(folder: Path, path: Path) -> Path:
     """
     worlds = read_worlds(folder)
     if "mirl" not in worlds[0].last["prior"]:
-        raise ValueError("methods must include mirl, whose prior is drawn.")
+        raise ValueError(f"methods must include mirl, whose prior is drawn, got {', '.join(worlds[0].last['prior'])}.")
     figure = Figure(figsize=(3.3 * len(worlds) + 0.4, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(worlds), squeeze=False, height_ratios=[1.7, 1])
@@ -216,7 +216,7 @@ def _draw_prior(axes: Axes, world: WorldRun) -> None:
 def main(arguments: list[str]) -> None:
     """Prints the table of the run folder."""
     if len(arguments) != 1:
-        raise SystemExit(f"expected one run folder, got {arguments}.")
+        raise SystemExit(f"RUN must be one run folder, got {arguments}.")
     try:
         print(grid_table(Path(arguments[0])))
     except ValueError as error:

@@ -215,7 +215,7 @@ def _plain(axis: Axes) -> None:
 def main(arguments: list[str]) -> None:
     """Prints the tables of the run folder."""
     if len(arguments) != 1:
-        raise SystemExit(f"expected one run folder, got {arguments}.")
+        raise SystemExit(f"RUN must be one run folder, got {arguments}.")
     try:
         print(f"{trees_table(Path(arguments[0]))}\n\n{differences_table(Path(arguments[0]))}")
     except ValueError as error:

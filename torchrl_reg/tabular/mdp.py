@@ -48,7 +48,7 @@ class TabularMDP:
         if r.shape != P.shape[:2]:
             raise ValueError(f"r must have shape [S, A] = {list(P.shape[:2])}, got {list(r.shape)}.")
         if not (P.isfinite().all() and r.isfinite().all()):
-            raise ValueError("P and r must be finite.")
+            raise ValueError("P and r must be finite, got an entry that is not.")
         if (P < 0).any():
             raise ValueError(f"P must not be negative, got a smallest entry of {P.min().item()}.")
         worst_row = (P.sum(-1) - 1).abs().max().item()
@@ -107,5 +107,5 @@ class TabularMDP:
         if not (start >= 0).all() or not abs(start.sum().item() - 1) <= 1e-6:
             raise ValueError(f"start must be a probability distribution, got {start.tolist()}.")
         if start[self.terminal].any():
-            raise ValueError("start must be 0 at terminal states.")
+            raise ValueError(f"start must be 0 at terminal states, got {start.tolist()}.")
         return start / start.sum()

@@ -66,7 +66,9 @@ def mirror_descent_value_iteration(
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"{name} must be finite and >= 0, got {weight}.")
     if lam > 0.0 and tau == 0.0 and num_iterations is None:
-        raise ValueError("tau=0 has no fixed point (ln pi falls for ever): set num_iterations.")
+        raise ValueError(
+            "num_iterations must be set, as tau=0 has no fixed point (ln pi falls without bound), got None."
+        )
     temperature = lam + tau
     uniform = torch.full_like(mdp.r, -temperature * math.log(mdp.num_actions))
 

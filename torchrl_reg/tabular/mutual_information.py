@@ -250,7 +250,7 @@ def state_occupancy(
         visits = torch.full_like(first, math.nan)
     if not (visits.min() > -1e-8 and visits.max() < 1 + 1e-8):
         raise ValueError(
-            "mdp must have one stationary distribution: with this policy, where it ends depends on chance."
+            "mdp must have one stationary distribution under pi, got several: where it ends depends on chance."
         )
     return visits.clamp(min=0.0)
 

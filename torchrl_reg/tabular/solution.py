@@ -123,7 +123,9 @@ def check_alpha(alpha: float, num_iterations: int | None) -> None:
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}.")
     if alpha == 1.0 and num_iterations is None:
-        raise ValueError("alpha=1 has no fixed point (action gaps grow for ever): set num_iterations.")
+        raise ValueError(
+            "num_iterations must be set, as alpha=1 has no fixed point (action gaps grow without bound), got None."
+        )
 
 
 def check_prior(name: str, prior: Tensor, mdp: TabularMDP) -> Tensor:
@@ -160,4 +162,4 @@ def check_loop(
     if q0 is not None and q0.shape != mdp.r.shape:
         raise ValueError(f"q0 must have shape {list(mdp.r.shape)}, got {list(q0.shape)}.")
     if noise is not None and num_iterations is None:
-        raise ValueError("noise keeps the iterates from converging: set num_iterations.")
+        raise ValueError("num_iterations must be set, as noise keeps the iterates from converging, got None.")

@@ -127,7 +127,9 @@ def policy_evaluation(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Solution
         raise ValueError(f"pi must have shape {list(mdp.r.shape)}, got {list(pi.shape)}.")
     pi = pi.to(mdp.r)
     if (pi < 0).any() or ((pi.sum(-1) - 1).abs() > 1e-6).any():
-        raise ValueError("every pi[s] must be a probability distribution.")
+        raise ValueError(
+            f"pi must be a probability distribution in every state, got rows of sum {pi.sum(-1).tolist()}."
+        )
     if not 0.0 <= tau < math.inf:
         raise ValueError(f"tau must be a finite temperature >= 0, got {tau}.")
     reward = mdp.mask_v((pi * mdp.r).sum(-1) + tau * policy_entropy(pi))

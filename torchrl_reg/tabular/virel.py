@@ -66,7 +66,8 @@ def virel_iteration(
     The policy in the error is the one before the update of the temperature (at first the greedy one), the evaluation
     has no entropy term. ``q*`` with the greedy policy is the only fixed point; elsewhere the temperature is positive,
     and with it every probability. As the values converge the temperature goes to 0 by itself, but only for a moderate
-    ``c``: with ``p = 1`` and ``c = 50`` a random MDP keeps a high temperature for ever, fed by errors of its own.
+    ``c``: with ``p = 1`` and ``c = 50`` a random MDP keeps a high temperature forever, sustained by the errors that it
+    causes.
 
     With ``tau`` the temperature stays there: the fixed points then are those of the softmax operator, which is no
     contraction and may have several.

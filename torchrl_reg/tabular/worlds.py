@@ -169,7 +169,7 @@ def _lines(layout: str | Sequence[str]) -> list[str]:
         raise ValueError(f"layout must be lines of equal length, got {lines}.")
     unknown = set("".join(lines)) - set("#.G")
     if unknown:
-        raise ValueError(f"layout may hold '#', '.' and 'G' only, got {sorted(unknown)}.")
+        raise ValueError(f"layout must hold '#', '.' and 'G' only, got {sorted(unknown)}.")
     if not any("." in line for line in lines):
         raise ValueError("layout must hold a free cell '.', got none.")
     return lines

@@ -24,6 +24,6 @@ def named_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= count:
         shown = f"only {count}" if count else "none"
-        raise ConfigError(f"run.device={name} needs a CUDA device and this machine shows {shown}.")
+        raise ConfigError(f"run.device={name} needs a CUDA device, got {shown} on this machine.")
     # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
     return torch.empty(0, device=name).device

@@ -53,9 +53,9 @@ got -1.
 
 
 def user_sentence(error: BaseException) -> str | None:
-    """What a user is told of an ``error`` that is his to fix; None for a bug, which keeps its traceback.
+    """The sentence shown to the user for an ``error`` that they can fix; None for a bug, which keeps its traceback.
 
-    His are: exceptions whose class says ``user_error = True``; a ``ValueError`` that this package below the training
+    These are: exceptions whose class says ``user_error = True``; a ``ValueError`` that this package below the training
     floor raises by a ``raise`` of its own (its rule for bad arguments), and not one that Python or torch raises inside
     it; a full disk; and settings that do not fit the memory.
     """

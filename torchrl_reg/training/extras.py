@@ -23,7 +23,7 @@ def check_extras() -> None:
         shown = sys.excepthook
         sys.excepthook = lambda kind, error, trace: _one_line(kind, error, trace, shown)
         raise MissingExtraError(
-            f"torchrl_reg.training needs {', '.join(missing)}, not installed here: pip install 'torchrl_reg[recipes]'."
+            f"torchrl_reg.training needs {', '.join(missing)}, got none: pip install 'torchrl_reg[recipes]'."
         )
 
 

@@ -132,7 +132,7 @@ class FrameStackStorage(LazyTensorStorage):
         if not rows.is_cuda and len(rows):
             least, most = rows.aminmax()
             if least < 0 or most >= size:
-                raise IndexError(f"index: expected rows from 0 to {size - 1}, got {least} to {most}.")
+                raise IndexError(f"index must be in rows 0 to {size - 1}, got {least} to {most}.")
         rows = self._with_history(rows)
         frames = self._frames(rows)
         found = {key: self._gathered(self._storage.get(key), rows) for key in self._keys}

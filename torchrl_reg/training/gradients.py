@@ -86,7 +86,7 @@ def total_loss(losses: Iterable[tuple[str, Tensor]]) -> Tensor:
     """
     terms = [value for name, value in losses if name.startswith("loss")]
     if not terms:
-        raise ValueError("the loss module returned no entry whose name starts with 'loss'.")
+        raise ValueError("loss must return an entry whose name starts with 'loss', got none.")
     total = terms[0]
     for term in terms[1:]:
         total = total + term

@@ -15,9 +15,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """Raises ``ConfigError`` when the package behind a name is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"run.loggers=[{name}] needs the package {name}, which is not installed: pip install {name}."
-            )
+            raise ConfigError(f"run.loggers=[{name}] needs the package {name}, got none: pip install {name}.")
 
 
 def open_loggers(names: Sequence[str], path: Path) -> list[Logger]:

@@ -65,7 +65,7 @@ class MetricsFile:
         self._digest.update(line)
 
     def mark(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the rows so far, which are on disk for good: their bytes and SHA-256."""
+        """What a checkpoint remembers of the rows so far, which are safely on disk: their bytes and SHA-256."""
         if self.path.exists():
             sync(self.path)
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}

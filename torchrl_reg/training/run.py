@@ -111,12 +111,14 @@ class Run:
         """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
 
         They lie on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
-        trajectories wants a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
+        trajectories needs a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
         ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
         ``num_envs`` environments in order of time.
         """
         if "loss" in self._made:
-            raise ValueError("run.replay() comes before run.make_update(), which writes the priorities back.")
+            raise ValueError(
+                "run.replay() must come before run.make_update(), which writes the priorities back, got it after."
+            )
         require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
         if frame_stack > 1:
             capacity -= capacity % num_envs
@@ -313,7 +315,7 @@ class Run:
         kept = [id(part) for part in self._tracked.values()]
         untracked = [name for name, part in self._made.items() if id(part) not in kept]
         if untracked:
-            raise ValueError(f"run.track() lacks {', '.join(untracked)}: a resumed run would differ.")
+            raise ValueError(f"run.track() must name all that a resumed run needs, got none of {', '.join(untracked)}.")
         parts = {k: v for k, v in self._tracked.items() if v is not self._replay}
         folder = self.path / "checkpoints"
         named, chunks = {}, None

@@ -109,7 +109,7 @@ def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch
     if device.type != "cuda":
         raise ConfigError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
     if not optimizer.defaults.get("capturable", False):
-        raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True.")
+        raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True, got another.")
     graph = CudaGraphModule(lambda data: TensorDict(step(data)), in_keys=[], out_keys=[], warmup=5, device=device)
     # A graph reads the memory it was captured with, and keeps a Python number for good. float32 is what fused
     # optimizers read.

@@ -111,7 +111,7 @@ def test_actions_and_their_bins_are_the_same(cases: Any) -> None:
     by_action = loss(data.exclude("action_index"))["loss"]
     loss.set_keys(action="action_index")
     assert torch.equal(loss(data.exclude("action"))["loss"], by_action)
-    with pytest.raises(KeyError, match=r"no entry 'action_index'.*set_keys\(action=...\)"):
+    with pytest.raises(KeyError, match=r"an entry 'action_index'.*set_keys\(action=...\)"):
         loss(data.exclude("action_index"))
 
 

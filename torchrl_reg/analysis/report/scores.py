@@ -13,7 +13,7 @@ from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.runs import RunRecord
-from torchrl_reg.analysis.scores import has_score, normalized, run_score, scale_of
+from torchrl_reg.analysis.scores import has_score, normalized, scale_of, scores_of
 from torchrl_reg.analysis.statistics import (
     Estimate,
     interquartile_mean,
@@ -32,16 +32,9 @@ _NOT_DIAGNOSTICS = frozenset({"event", "frames", "updates", "episodes", "fps", "
 _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_clipped", "soft_gap", "td_error")
 
 
-def final_score(run: RunRecord, column: str) -> float | None:
-    """The last evaluation of a finished run; None for any other, and where it is not a finite number."""
-    if run.done is None or run.ends_without(column) or not len(run.evaluations(column)[1]):
-        return None
-    return run_score(run, "final", column)
-
-
 def final_scores(group: Group, column: str) -> list[float]:
-    """Of the finished runs, in the order of their seeds."""
-    return [score for run in group.runs if (score := final_score(run, column)) is not None]
+    """The last evaluations of the finished runs, where they are finite numbers, in the order of their seeds."""
+    return scores_of(group, "final", column).values.tolist()
 
 
 def estimate(scores: Sequence[float]) -> Estimate | None:
@@ -53,79 +46,57 @@ def estimate(scores: Sequence[float]) -> Estimate | None:
 
 def learning_curve(group: Group, column: str, series: int) -> Line | None:
     """Mean over the seeds as far as all of them got, with intervals, and dashed beyond; None without evaluations."""
-    points = []
-    for run in group.runs:
-        frames, values = run.evaluations(column)
-        if len(frames):
-            points.append(dict(zip(frames.tolist(), values.tolist(), strict=True)))
-    if not points:
+    curves = [curve for run in group.runs if len((curve := run.evaluations(column))[0])]
+    if not curves:
         return None
-    every = sorted(set().union(*points))
-    reached = min(max(each) for each in points)
-    common = [frame for frame in every if frame <= reached and all(frame in each for each in points)]
-    values = np.array([[each[frame] for each in points] for frame in common]).reshape(len(common), len(points))
-    x, values = _averaged(np.array(common, dtype=np.float64), values, _CURVE_POINTS)
-    band = np.zeros((3, 0))
-    if len(x):
-        band = stratified_bootstrap(values, [len(points)], mean, resamples=_RESAMPLES)
-    beyond = [frame for frame in every if frame > reached]
-    rest = np.array([float(np.mean([each[frame] for each in points if frame in each])) for frame in beyond])
-    more_x, more_y = _averaged(np.array(beyond, dtype=np.float64), rest, _CURVE_POINTS)
-    several = len(points) > 1
-    return Line(
-        label=f"{group.method} ({len(points)})",
-        series=series,
-        x=x,
-        y=band[0],
-        low=band[1] if several else None,
-        high=band[2] if several else None,
-        more_x=more_x,
-        more_y=more_y,
-    )
+    every = np.unique(np.concatenate([frames for frames, _ in curves]))
+    values = np.full((len(every), len(curves)), np.nan)
+    for seed, (frames, found) in enumerate(curves):
+        values[np.searchsorted(every, frames), seed] = found
+    beyond = every > min(frames[-1] for frames, _ in curves)
+    common = ~beyond & ~np.isnan(values).any(1)
+    x, shared = _averaged(every[common].astype(np.float64), values[common], _CURVE_POINTS)
+    band = stratified_bootstrap(shared, [len(curves)], mean, resamples=_RESAMPLES) if len(x) else np.zeros((3, 0))
+    rest = np.nanmean(values[beyond], 1) if beyond.any() else np.zeros(0)
+    more = _averaged(every[beyond].astype(np.float64), rest, _CURVE_POINTS)
+    low, high = band[1:] if len(curves) > 1 else (None, None)
+    return Line(f"{group.method} ({len(curves)})", series, x, band[0], low, high, *more)
 
 
 def ranked(sweep: Sweep) -> list[str]:
     """Methods from the best down, by mean rank of their last evaluations over the environments."""
-    ranks: dict[str, list[float]] = {method: [] for method in sweep.methods}
+    ranks: dict[str, list[int]] = {method: [] for method in sweep.methods}
     for env in sweep.envs:
-        last = {}
-        for group in sweep.of_env(env):
-            ends = [values[-1] for run in group.runs if len(values := run.evaluations(sweep.column)[1])]
-            last[group.method] = -float(np.mean(ends)) if ends else float("inf")
-        for place, method in enumerate(sorted(last, key=lambda name: last[name])):
+        ends = {
+            group.method: [values[-1] for run in group.runs if len(values := run.evaluations(sweep.column)[1])]
+            for group in sweep.of_env(env)
+        }
+        best_first = sorted(ends, key=lambda name: -float(np.mean(ends[name])) if ends[name] else float("inf"))
+        for place, method in enumerate(best_first):
             ranks[method].append(place)
-    mean_rank = {method: sum(r) / len(r) if r else float("inf") for method, r in ranks.items()}
-    return sorted(sweep.methods, key=lambda name: mean_rank[name])
+    return sorted(ranks, key=lambda name: float(np.mean(ranks[name])) if ranks[name] else float("inf"))
 
 
 def diagnostic_names(groups: Iterable[Group]) -> list[str]:
     """Columns of the training rows that move, returns and losses first."""
     values: dict[str, list[float]] = {}
-    for group in groups:
-        for run in group.runs:
-            for name in run.names("train"):
-                found = run.training(name)[1]
-                if name not in _NOT_DIAGNOSTICS and len(found):
-                    low, high = float(found.min()), float(found.max())
-                    seen = values.setdefault(name, [low, high])
-                    seen[0], seen[1] = min(seen[0], low), max(seen[1], high)
-    moving = [name for name, (low, high) in values.items() if high > low]
+    for run in (run for group in groups for run in group.runs):
+        for name in run.names("train"):
+            found = run.training(name)[1]
+            if name not in _NOT_DIAGNOSTICS and len(found):
+                values.setdefault(name, []).extend((found.min(), found.max()))
+    moving = [name for name, ends in values.items() if max(ends) > min(ends)]
     rank = {name: place for place, name in enumerate(_FIRST)}
-    order = {name: place for place, name in enumerate(moving)}
-    return sorted(moving, key=lambda name: (rank.get("loss" if name.startswith("loss") else name, 99), order[name]))
+    return sorted(moving, key=lambda name: rank.get("loss" if name.startswith("loss") else name, 99))
 
 
 def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
     """Mean of a training column over the seeds that got there."""
-    curves = []
-    for run in group.runs:
-        frames, values = run.training(name)
-        if len(frames):
-            curves.append(list(zip(frames.tolist(), values.tolist(), strict=True)))
+    curves = [list(zip(*run.training(name), strict=True)) for run in group.runs]
+    curves = [curve for curve in curves if curve]
     if not curves:
         return None
-    x, y = _averaged(*mean_curve(curves), _DIAGNOSTIC_POINTS)
-    return Line(label=group.method, series=series, x=x, y=y)
+    return Line(group.method, series, *_averaged(*mean_curve(curves), _DIAGNOSTIC_POINTS))
 
 
 @dataclass(frozen=True)
@@ -158,7 +129,7 @@ def scaled_scores(sweep: Sweep) -> ScaledScores:
     shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
     if len(envs) < 2 or len(complete) < 2:
         return ScaledScores(shown, {}, scale)
-    frames = max(effort([run]).frames for run in sweep.runs)
+    frames = max(run.frames for run in sweep.runs)
 
     def scaled(method: str, env: str) -> Array:
         values = np.array(scores[method, env])
@@ -186,22 +157,14 @@ def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
     for method, scaled in found.runs.items():
         share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
         series = sweep.methods.index(method)
-        lines.append(Line(label=method, series=series, x=thresholds, y=share, low=low, high=high))
+        lines.append(Line(method, series, thresholds, share, low, high))
     return lines, beyond
 
 
-@dataclass(frozen=True)
-class Effort:
-    """Frames and seconds spent on some runs."""
-
-    frames: int
-    seconds: float
-
-
-def effort(runs: Iterable[RunRecord]) -> Effort:
-    """What was spent on ``runs`` so far, over all their processes up to the last row."""
+def effort(runs: Iterable[RunRecord]) -> tuple[int, float]:
+    """Frames and seconds spent on ``runs`` so far, over all their processes up to the last row."""
     runs = list(runs)
-    return Effort(sum(run.frames for run in runs), sum(run.wall_seconds for run in runs))
+    return sum(run.frames for run in runs), sum(run.wall_seconds for run in runs)
 
 
 def _scaled(values: Array, low: float, high: float) -> Array:

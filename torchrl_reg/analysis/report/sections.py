@@ -56,7 +56,7 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
     """The size of it all in numbers."""
     runs = sweep.runs
     done = sum(sweep.state(run) == "done" for run in runs)
-    spent = effort(runs)
+    frames, seconds = effort(runs)
     seeds = sorted({len(group.runs) for group in sweep.groups})
     tiles = [
         (f"{done} of {len(runs) + len(sweep.not_begun)}", "runs finished"),
@@ -65,8 +65,8 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
         (str(len(sweep.methods)), "method" if len(sweep.methods) == 1 else "methods"),
         (str(len(sweep.envs)), "environment" if len(sweep.envs) == 1 else "environments"),
         ("–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))), "seeds each") if seeds else None,
-        (amount(spent.frames), "frames"),
-        (hours(spent.seconds), "of run time"),
+        (amount(frames), "frames"),
+        (hours(seconds), "of run time"),
     ]
     return [tile for tile in tiles if tile is not None]
 
@@ -142,7 +142,7 @@ def _command(sweep: Sweep, run: RunRecord) -> dict[str, str]:
     total = run.config.get("algo.total_frames")
     detail = [run.env, f"seed {run.seed}", state if state == "done" else f"{state} at {amount(run.frames)} frames"]
     if state == "done":
-        detail.append(hours(effort([run]).seconds))
+        detail.append(hours(run.wall_seconds))
     elif isinstance(total, int | float):
         detail[-1] += f" of {amount(total)}"
     detail += dict.fromkeys(str(start.get("host")) for start in run.starts if start.get("host"))

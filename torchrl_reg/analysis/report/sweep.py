@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,23 +20,13 @@ _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A run that ended in an error: its folder, relative to the sweep, and what was written beside it."""
-
-    path: str
-    returncode: str
-    ended_at: str
-    last_line: str
-
-
-@dataclass(frozen=True)
 class Sweep:
     """Args:
     folder: what was asked about.
     name, question: of ``sweep.yaml``; without one the folder's name, and nothing.
     plan: the rest of ``sweep.yaml``.
     groups: methods on environments, with their runs.
-    failures: sorted by path.
+    failures: by path, relative to the sweep, what was written beside the run: see :func:`failure`.
     column: the evaluation that is the score.
     not_begun: planned runs without a folder, relative to the sweep, failed ones among them.
     skipped: sentences on folders that look like runs and cannot be read.
@@ -47,7 +37,7 @@ class Sweep:
     question: str
     plan: dict[str, Any]
     groups: tuple[Group, ...]
-    failures: tuple[Failure, ...]
+    failures: dict[str, dict[str, str]]
     column: str
     not_begun: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -55,7 +45,7 @@ class Sweep:
     @property
     def waiting(self) -> int:
         """How many runs have not begun and did not fail either."""
-        return len(set(self.not_begun) - {failure.path for failure in self.failures})
+        return len(set(self.not_begun) - set(self.failures))
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -84,8 +74,7 @@ class Sweep:
         """Of a run; what no longer runs and what still does cannot be told apart here."""
         if run.done is not None:
             return "done"
-        failed = self.shown_path(run) in {failure.path for failure in self.failures}
-        return "failed" if failed else "unfinished"
+        return "failed" if self.shown_path(run) in self.failures else "unfinished"
 
 
 def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str] = ()) -> Sweep:
@@ -103,18 +92,18 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
     runs = find_runs(folder, skipped=skipped, training=True)
     runs, repeated = without_repetitions(without_settings(runs, ignore) if ignore else runs)
     skipped += [f"{sentence}." for sentence in repeated]
-    failures = tuple(_failures(folder))
+    said = {run: failure(run) for run in sorted(_marked(folder)) if not (run / "done.json").exists()}  # or run again
+    failures = {_relative(run, folder): words for run, words in said.items() if words is not None}
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
-    begun = {_relative(run.path, folder) for run in runs}
-    unbegun |= {failure.path for failure in failures} - begun
+    unbegun |= set(failures) - {_relative(run.path, folder) for run in runs}
     if not runs and not unbegun:
         raise AnalysisError(f"FOLDER must hold run folders, got {folder} with none.")
     plan = _plan(folder)
     name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
     chosen = _column(runs, column)
     groups = tuple(group_runs(runs))
-    waiting = tuple(sorted(unbegun))
-    return Sweep(folder, name, question.strip(), plan, groups, failures, chosen, waiting, tuple(skipped))
+    unread = (tuple(sorted(unbegun)), tuple(skipped))
+    return Sweep(folder, name, question.strip(), plan, groups, failures, chosen, *unread)
 
 
 def _column(runs: list[RunRecord], asked: str | None) -> str:
@@ -127,19 +116,10 @@ def _column(runs: list[RunRecord], asked: str | None) -> str:
 
 def _plan(folder: Path) -> dict[str, Any]:
     path = folder / "sweep.yaml"
-    loaded = read_yaml(path)
-    if not path.exists():
-        return {}
+    loaded = read_yaml(path) if path.exists() else {}
     if not isinstance(loaded, dict):
         raise AnalysisError(f"{path} must hold name, question, recipe, grid and seeds, got {type(loaded).__name__}.")
-    return dict(loaded)
-
-
-def _failures(folder: Path) -> Iterator[Failure]:
-    for run in sorted(_marked(folder)):
-        said = None if (run / "done.json").exists() else failure(run)  # or it was run again
-        if said is not None:
-            yield Failure(_relative(run, folder), said["returncode"], said["ended_at"], said["last_line"])
+    return loaded
 
 
 def _marked(root: Path) -> set[Path]:

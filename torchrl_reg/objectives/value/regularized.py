@@ -105,14 +105,14 @@ class RegularizedEstimator(ValueEstimatorBase):
             return
         if loss_module.double_dqn:
             raise ValueError(
-                f"{type(self).__name__} cannot serve a DQNLoss with double_dqn=True: that loss hands in the hard value "
-                "of its own greedy action, and the regularized value would never be used."
+                f"{type(self).__name__} needs a DQNLoss without Double Q-learning, got double_dqn=True: that hands in "
+                "the hard value of its own greedy action, and the regularized value would never be used."
             )
         reads_action = self.shaping is not None or self.needs_policy
         if reads_action and loss_module.tensor_keys.action in network.out_keys:
             raise ValueError(
-                f"{type(self).__name__} needs the stored action, but TorchRL's DQNLoss overwrites it with its own "
-                "greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss instead."
+                f"{type(self).__name__} needs the stored action, got TorchRL's DQNLoss, which overwrites it with its "
+                "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
             )
 
     # -- what a target is made of -------------------------------------------------------------------------------
