@@ -74,7 +74,8 @@ def read(folder: Path) -> Trained:
     actor = policy(settings, env)
     critics = [state_action_value_network(settings, env) for _ in range(record.config.get("algo.num_critics", 2))]
     if record.recipe == "sac":
-        loss: Any = SACLoss(actor, critics, target_entropy=-2.0).make_value_estimator(gamma=0.99)
+        loss: Any = SACLoss(actor, critics, target_entropy=-2.0)
+        loss.make_value_estimator(gamma=0.99)  # as the recipe, whose checkpoint holds gamma
     elif record.recipe == "virel":
         value = state_value_network(settings, env) if record.config.get("algo.value_network") else None
         loss = VIRELLoss(actor, critics, value)
