@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -35,12 +33,10 @@ def eager_gradients(loss: Callable[[TensorDictBase], TensorDictBase], parameters
 def compiled_gradients(loss: LossModule, parameters: Sequence[nn.Parameter]) -> Gradients:
     """Forward and backward in one compiled graph, equal to :func:`eager_gradients` but for the order of summation.
 
-    Random numbers are those of eager PyTorch. Code is kept in ``~/.cache/torchrl_reg`` (unless
-    ``TORCHINDUCTOR_CACHE_DIR`` names a folder), so that the next run need not generate it again. A loss that has no
+    Random numbers are those of eager PyTorch, which keeps the code for the next run in ``TORCHINDUCTOR_CACHE_DIR`` (a
+    folder of the user's in the temporary one, unless it is set). A loss that has no
     single graph, or a PyTorch whose compiler knows no gradients, has its forward pass alone compiled, which is said.
     """
-    cache = Path.home() / ".cache" / "torchrl_reg" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     forward_alone = eager_gradients(torch.compile(loss), parameters)
     if not allow_gradients_in_graphs():
         return forward_alone
