@@ -109,8 +109,8 @@ def test_ignored_settings_are_said_so(tmp_path: Path, capsys: pytest.CaptureFixt
         ),
         (["table", "RUNS", "--normalize", "sac"], "normalize=sac must be used with the MuJoCo tasks"),
         (["table", "RUNS", "--baseline", "dnq"], "got 'dnq'. Did you mean 'dqn'?"),
-        (["table", "RUNS", "--published", "rainbow"], "published must be one of mirl, ments, got 'rainbow'."),
-        (["table", "RUNS", "--published", "mirl"], "published=mirl must share an Atari game"),
+        (["table", "RUNS", "--published", "rainbow"], "published must be one of mirl, ments, sac, got 'rainbow'."),
+        (["table", "RUNS", "--published", "mirl"], "published=mirl must share a game of atari with the results"),
         (["table", "RUNS", "--env", "cart*"], "env must match one of atari/Pong, got cart*."),
         (["table", "RUNS", "--column", "return"], "at least one run with a score, got none"),
         (

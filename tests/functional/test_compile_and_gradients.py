@@ -31,6 +31,7 @@ SOFT = ("soft_value", "scaled_log_policy", "soft_value_and_log_policy", "soft_po
 CASES = {
     **{name: (getattr(functional, name), [*inputs((3, 4)), TAU]) for name in SOFT},
     **{f"{name} (prior)": (with_prior(name), [*inputs((3, 4), (4,)), TAU]) for name in SOFT},
+    "soft_value_and_policy": (functional.soft_value_and_policy, [*inputs((3, 4)), TAU]),
     "munchausen_bonus": (
         lambda x, alpha: functional.munchausen_bonus(x, alpha, -0.5),
         [-torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64), TAU],
