@@ -127,6 +127,7 @@ class RemoteEmulator:
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
+        self._process.stdout.read()  # an answer nobody fetched; a closed pipe would end the process with a traceback
         self._process.stdout.close()
         self._process.wait()
 
