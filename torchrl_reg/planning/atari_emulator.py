@@ -169,18 +169,21 @@ def serve() -> None:
 
 def _small(screen: np.ndarray) -> np.ndarray:
     """A gray screen ``[210, 160]`` averaged over areas to ``[84, 84]``, uint8."""
-    rows, columns = _averaging(screen.shape[0]), _averaging(screen.shape[1])
-    small = rows @ screen.astype(np.float32) @ columns.T
-    return np.rint(small).clip(0, 255).astype(np.uint8)
+    height, width = screen.shape
+    sums = _areas(height) @ screen.astype(np.float32) @ _areas(width).T
+    return np.rint(sums / (height * width)).astype(np.uint8)
 
 
 @cache
-def _averaging(size: int) -> np.ndarray:
-    """Weights ``[84, size]`` with which each of 84 equal stretches averages ``size`` pixels."""
-    edges = np.linspace(0, size, SIZE + 1)
-    pixels = np.arange(size)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (overlap.clip(min=0) * SIZE / size).astype(np.float32)
+def _areas(size: int) -> np.ndarray:
+    """How much of each of ``size`` pixels each of 84 equal stretches covers, ``[84, size]``, in 84ths of a pixel.
+
+    These are integers, and so every sum of :func:`_small` is exact in float32, whichever order a BLAS takes.
+    """
+    edges = np.arange(SIZE + 1) * size
+    pixels = np.arange(size) * SIZE
+    overlap = np.minimum(edges[1:, None], pixels + SIZE) - np.maximum(edges[:-1, None], pixels)
+    return overlap.clip(min=0).astype(np.float32)
 
 
 if __name__ == "__main__":
