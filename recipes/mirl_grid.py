@@ -34,11 +34,8 @@ from torchrl_reg.tabular import (
     mutual_information_iteration,
     value_iteration,
 )
-from torchrl_reg.training import ConfigError, RecipeConfig, RunSettings, recipe, require, stream_seed
+from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.training.files import write_atomically
-from torchrl_reg.training.journal import Journal
-from torchrl_reg.training.loggers import check_loggers
-from torchrl_reg.training.run_folder import RunFolder
 
 
 @dataclass
@@ -107,38 +104,24 @@ class Config(RecipeConfig):
 
 def train(cfg: Config) -> Path:
     algo = cfg.algo
-    folder = RunFolder(cfg)
-    if folder.is_done:
-        raise ConfigError(f"run.dir={folder.path} holds a finished run.")
-    check_loggers(cfg.run.loggers)
-    torch.set_num_threads(cfg.run.threads)
-    journal = Journal(folder.path, cfg.run)
-    folder.open(torch.device("cpu"))
-    journal.restart()
-    journal.start(algo.total_frames * len(algo.worlds), 0)
-    try:
+    with Study(cfg, algo.total_frames * len(algo.worlds)) as study:
         for world in algo.worlds:
-            learn_in(world, cfg, journal)
-    finally:
-        journal.stop()
-    draw_grid_curves(folder.path, folder.path / "curves.png")
-    if "mirl" in algo.methods:
-        draw_priors(folder.path, folder.path / "priors.png")
-    table = grid_table(folder.path)
-    write_atomically(folder.path / "table.md", table + "\n")
-    journal.say(table)
-    folder.close({"frames": algo.total_frames, "wall_seconds": journal.wall_seconds()})
-    journal.say(f"finished: {folder.path}")
-    return folder.path
+            learn_in(world, cfg, study)
+        draw_grid_curves(study.path, study.path / "curves.png")
+        if "mirl" in algo.methods:
+            draw_priors(study.path, study.path / "priors.png")
+        table = grid_table(study.path)
+        write_atomically(study.path / "table.md", table + "\n")
+        study.say(table)
+        return study.finish(frames=algo.total_frames)
 
 
-def learn_in(world: str, cfg: Config, journal: Journal) -> None:
+def learn_in(world: str, cfg: Config, study: Study) -> None:
     """Learns in ``world`` with all seeds of all methods, and writes the rows of that world."""
     algo = cfg.algo
     mdp = gridworld(MIRL_WORLDS[world], algo.gamma)
     optimal = episode_return(mdp, value_iteration(mdp).q.argmax(-1).unsqueeze(0), algo.max_episode_frames).item()
-    row = {"event": "world", "frames": 0, "world": world}
-    journal.write({**row, "layout": list(MIRL_WORLDS[world]), "optimal_return": optimal})
+    study.log("world", frames=0, world=world, layout=list(MIRL_WORLDS[world]), optimal_return=optimal)
 
     # What acts: in each environment an agent of its own, greedy in its policy or exploring from its prior.
     rows = [method for method in algo.methods for _ in range(algo.num_seeds)]
@@ -169,10 +152,10 @@ def learn_in(world: str, cfg: Config, journal: Journal) -> None:
         learn(step)
         rewards, since = rewards + step["next", "reward"].squeeze(-1), since + 1
         if frames % cfg.run.evaluate_every_frames == 0 or frames == algo.total_frames:
-            journal.write({**row, "event": "eval", "frames": frames, **evaluation(agents, mdp, algo, rewards / since)})
-            journal.advance(since, [])
+            study.log("eval", frames=frames, world=world, **evaluation(agents, mdp, algo, rewards / since))
+            study.advance(since)
             rewards, since = torch.zeros_like(rewards), 0
-    journal.write({**row, "event": "final", "frames": algo.total_frames, **priors(agents, mdp, algo)})
+    study.log("final", frames=algo.total_frames, world=world, **priors(agents, mdp, algo))
 
 
 def evaluation(agents: TabularAgents, mdp: TabularMDP, algo: Algo, rewards: Tensor) -> dict[str, Any]:

@@ -17,28 +17,23 @@ from torchrl.envs import EnvBase, Transform
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
-from torchrl_reg.training.checkpoint import CheckpointFolder
 from torchrl_reg.training.checks import without_effect
-from torchrl_reg.training.collection import cut_episodes, finished_returns, make_collector
+from torchrl_reg.training.collection import finished_returns, make_collector
 from torchrl_reg.training.device import named_device
 from torchrl_reg.training.env_state import EnvironmentState
-from torchrl_reg.training.errors import ConfigError, require
-from torchrl_reg.training.evaluation import Evaluated, Policy, evaluate, with_mode
-from torchrl_reg.training.finite import FiniteWatch
+from torchrl_reg.training.errors import require
+from torchrl_reg.training.evaluation import Evaluated, Policy
+from torchrl_reg.training.evaluator import Evaluator
 from torchrl_reg.training.frame_stack import FrameStackStorage
-from torchrl_reg.training.generators import GeneratorStates
-from torchrl_reg.training.journal import Journal
-from torchrl_reg.training.loggers import check_loggers
-from torchrl_reg.training.policy_file import PolicyFile
-from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
-from torchrl_reg.training.run_folder import RunFolder
+from torchrl_reg.training.recorded import Recorded
+from torchrl_reg.training.replay import draw_minibatches
+from torchrl_reg.training.resumption import Resumption
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
 from torchrl_reg.training.storage import TransitionStorage
 from torchrl_reg.training.update import Update, make_update
-from torchrl_reg.training.videos import Videos
 
 
-class Run:
+class Run(Recorded):
     """What every method needs around its own lines; any recipe shows the order of the calls.
 
     Args:
@@ -57,33 +52,14 @@ class Run:
     """
 
     def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
-        self.settings = config.run
-        self.frames = 0
-        self.device = named_device(self.settings.device)
+        super().__init__(config, named_device(config.run.device))
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
-        self._folder = RunFolder(config)
-        if self._folder.is_done:
-            raise ConfigError(f"run.dir={self.path} holds a finished run.")
-        check_loggers(self.settings.loggers)
-        self._journal = Journal(self.path, self.settings)
-        self._watch = FiniteWatch(self.path, self.settings.on_nan)
-        self._policy_file = PolicyFile(self.path, config)
-        self._videos = Videos(self.path, self.settings.video_every_frames, self.settings.seed)
+        self._evaluator = Evaluator(self.path, config, self._journal, self.device)
+        self._resumption = Resumption(self.path, self.settings, self._journal)
         self._granted_updates = 0
-        self._tracked: dict[str, Any] = {}
-        self._made: dict[str, Any] = {}
-        self._replay: TensorDictReplayBuffer | None = None
-        self._checkpoints: CheckpointFolder | None = None
-        self._evaluation: tuple[EnvBase, Mapping[str, Evaluated]] | None = None
-        torch.set_num_threads(self.settings.threads)
         _quiet_libraries()
         self.seed_networks()
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self._folder.path
 
     @property
     def updates(self) -> int:
@@ -115,7 +91,7 @@ class Run:
         ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
         ``num_envs`` environments in order of time.
         """
-        if "loss" in self._made:
+        if "loss" in self._resumption.made:
             raise ValueError(
                 "run.replay() must come before run.make_update(), which writes the priorities back, got it after."
             )
@@ -126,15 +102,15 @@ class Run:
         elif storage is None:
             storage = TransitionStorage(capacity, device=device or self.device)
         require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
-        self._replay = TensorDictReplayBuffer(
+        replay = TensorDictReplayBuffer(
             storage=storage,
             sampler=sampler,
             transform=transform,
             batch_size=batch_size,
             generator=torch.Generator(storage.device),
         )
-        self._made["replay"] = self._replay
-        return self._replay
+        self._resumption.made["replay"] = self._resumption.replay = replay
+        return replay
 
     def make_update(
         self,
@@ -146,14 +122,13 @@ class Run:
     ) -> Update:
         """:func:`make_update` with this run's device, replay buffer and compilation settings."""
         every = self.settings.diagnostics_every_updates
-        self._made.update(loss=loss, optimizer=optimizer)
-        if target is not None:
-            self._made["target"] = target
+        made = {"loss": loss, "optimizer": optimizer, "target": target}
+        self._resumption.made.update({name: part for name, part in made.items() if part is not None})
         return make_update(
             loss,
             optimizer,
             target,
-            replay=self._replay,
+            replay=self._resumption.replay,
             max_grad_norm=max_grad_norm,
             device=self.device,
             compile=self.settings.compile,
@@ -166,7 +141,7 @@ class Run:
 
         Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
         """
-        self._tracked.update({k: v for k, v in components.items() if v is not None})
+        self._resumption.track(components)
 
     def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
         """Names who is evaluated, and where, every ``run.evaluate_every_frames`` and at the end.
@@ -174,7 +149,7 @@ class Run:
         ``{"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}`` gives ``return_greedy_mean``,
         ``return_sampled_mean`` and so on; see :func:`torchrl_reg.training.evaluate`.
         """
-        self._evaluation = (env, policies)
+        self._evaluator.use(env, policies)
 
     # ------------------------------------------------------------ the loop
 
@@ -200,42 +175,39 @@ class Run:
         """
         # The collector resets the environments once by itself, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
+        replay, resumption = self._resumption.replay, self._resumption
         collector = make_collector(
             env,
             policy,
             frames_per_batch=frames_per_batch,
             frames_per_step=self.frames_per_step,
             device=self.device,
-            storing_device=self.device if self._replay is None else self._replay.storage.device,
+            storing_device=self.device if replay is None else replay.storage.device,
             track_trajectories=track_trajectories,
             kind=self.settings.collector,
         )
-        environments = EnvironmentState(collector)
-        self._checkpoints = self._open_checkpoints(environments)
+        resumption.open(self, EnvironmentState(collector))
         self._folder.open(self.device)
-        resumed = self._checkpoints.load_latest() is not None
+        resumed = resumption.load()
         self._journal.start(total_frames, self.frames)
-        self._watch.start(self.frames)
-        self._announce(environments, resumed)
+        self._announce(resumed)
         try:
-            self._begin(environments, resumed)
+            resumption.begin(self.frames, resumed)
             batches = iter(collector)
             while self.frames < total_frames:
                 batch = next(batches)
                 before, self.frames = self.frames, self.frames + self._frames_in(batch)
                 self._journal.advance(self.frames - before, finished_returns(batch))
                 checkpoint_due = self.frames < total_frames and self._due(self.settings.checkpoint_every_frames, before)
-                if checkpoint_due and not environments.is_transparent:
-                    self._journal.cut(cut_episodes(batch))
+                if checkpoint_due:
+                    resumption.cut(batch)
                 yield batch
                 if self._due(self.settings.log_every_frames, before):
                     self._log_row()
                 if self._due(self.settings.evaluate_every_frames, before):
-                    self._evaluate()
+                    self._evaluator.evaluate(self.frames)
                 if checkpoint_due:
-                    self._save_checkpoint()
-                    if not environments.is_transparent:
-                        environments.restart(stream_seed(self.settings.seed, "train_env", self.frames))
+                    resumption.save(self.frames)
         finally:
             self._journal.stop()
             collector.shutdown()
@@ -269,31 +241,15 @@ class Run:
         """Counts one update and averages its detached scalars into the next training row."""
         self._journal.record(scalars)
 
-    def log(self, event: str, **columns: Any) -> None:
-        """Writes a row of the recipe's own: ``{"event": event, "frames": ..., **columns}``."""
-        self._journal.write({"event": event, "frames": self.frames, **columns})
-
     def finish(self) -> Path:
         """Last rows, last checkpoint, curves, ``done.json``; returns the run folder."""
-        assert self._checkpoints is not None, "collect() comes before finish()"
         self._log_row()
         if not self._journal.has_evaluation(self.frames):
-            self._evaluate()
-        self._save_checkpoint(with_replay=False)
-        self._checkpoints.keep_only_last()
+            self._evaluator.evaluate(self.frames)
+        self._resumption.finish(self.frames)
         self._journal.draw_curves()
-        self._folder.close(
-            {
-                "frames": self.frames,
-                "updates": self.updates,
-                "wall_seconds": self._journal.wall_seconds(),
-                "cut_episodes": self._journal.cut_episodes,
-                "evaluation": self._journal.last_evaluation,
-                "first_not_finite_frames": self._watch.first_bad_frames,
-            }
-        )
-        self._journal.say(f"finished: {self.path}")
-        return self.path
+        counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
+        return self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
 
     # ------------------------------------------------------------ checkpoints
 
@@ -311,58 +267,6 @@ class Run:
         self._granted_updates = state["granted_updates"]
         self._journal.load_state_dict(state["journal"])
 
-    def _open_checkpoints(self, environments: EnvironmentState) -> CheckpointFolder:
-        kept = [id(part) for part in self._tracked.values()]
-        untracked = [name for name, part in self._made.items() if id(part) not in kept]
-        if untracked:
-            raise ValueError(f"run.track() must name all that a resumed run needs, got none of {', '.join(untracked)}.")
-        parts = {k: v for k, v in self._tracked.items() if v is not self._replay}
-        folder = self.path / "checkpoints"
-        named, chunks = {}, None
-        if self._replay is not None:  # "if self._replay" would be false for an empty buffer
-            chunks = ReplayChunks(folder / "replay", self._replay)
-            named["replay"] = self._replay._rng
-        # The generators come last: bringing environments back may draw from the global ones.
-        parts |= {"run": self, "environments": environments, "generators": GeneratorStates(**named)}
-        return CheckpointFolder(folder, parts, chunks)
-
-    def _save_checkpoint(self, *, with_replay: bool = True) -> None:
-        """A checkpoint of the state now, unless that is not finite: the last good one stays."""
-        assert self._checkpoints is not None
-        if self._is_finite({}):
-            self._checkpoints.save(self.frames, with_replay=with_replay)
-
-    def _announce(self, environments: EnvironmentState, resumed: bool) -> None:
-        for sentence in without_effect(getattr(self._folder.config, "algo", None)):
-            print(f"warning: {sentence}.", file=sys.stderr, flush=True)
-        if resumed:
-            self._journal.resume()
-        if not environments.is_transparent:
-            every = self.settings.checkpoint_every_frames
-            self._journal.say(
-                f"this environment's state cannot be stored: a checkpoint ends all episodes, every {every:,} frames"
-            )
-
-    def _begin(self, environments: EnvironmentState, resumed: bool) -> None:
-        """Seeds every stream of a new run; of a resumed one, restarts environments that could not be brought back."""
-        if not resumed:
-            self._journal.restart()
-            seed = self.settings.seed
-            seed_global_generators(stream_seed(seed, "actor", 0))
-            if self._replay is not None:
-                self._replay._rng.manual_seed(stream_seed(seed, "replay", 0))
-        elif environments.is_transparent and environments.is_restored:
-            return
-        elif environments.is_transparent:
-            self._journal.say("this machine computes the environments differently: their episodes end here")
-            self._journal.cut(environments.count)
-            for part in self._tracked.values():
-                if hasattr(part, "cut_episodes"):
-                    part.cut_episodes()
-        environments.restart(stream_seed(self.settings.seed, "train_env", self.frames))
-
-    # ------------------------------------------------------------ schedules
-
     def _frames_in(self, batch: TensorDictBase) -> int:
         return batch.numel() * self.frames_per_step
 
@@ -370,28 +274,18 @@ class Run:
         return self.frames // every > before // every
 
     def _log_row(self) -> None:
-        self._is_finite(self._journal.train(self.frames))
+        self._resumption.is_finite(self.frames, self._journal.train(self.frames))
 
-    def _is_finite(self, row: Mapping[str, Any]) -> bool:
-        assert self._checkpoints is not None
-        optimizers = [part for part in self._tracked.values() if isinstance(part, torch.optim.Optimizer)]
-        return self._watch.is_finite(self.frames, row, optimizers, self._checkpoints.newest())
-
-    def _evaluate(self) -> None:
-        if self._evaluation is None:
-            return
-        env, policies = self._evaluation
-        columns = evaluate(
-            env,
-            policies,
-            episodes=self.settings.eval_episodes,
-            seed=self.settings.seed,
-            device=self.device,
-        )
-        self._journal.evaluation(self.frames, columns)
-        acting = {name: with_mode(evaluated)[0] for name, evaluated in policies.items()}
-        self._policy_file.write(acting, self._journal.last_evaluation or {}, self._journal.say)
-        self._videos.film(self.frames, self._journal.say)
+    def _announce(self, resumed: bool) -> None:
+        for sentence in without_effect(getattr(self._folder.config, "algo", None)):
+            print(f"warning: {sentence}.", file=sys.stderr, flush=True)
+        if resumed:
+            self._journal.resume()
+        if self._resumption.ends_episodes:
+            every = self.settings.checkpoint_every_frames
+            self.say(
+                f"this environment's state cannot be stored: a checkpoint ends all episodes, every {every:,} frames"
+            )
 
 
 def _quiet_libraries() -> None:

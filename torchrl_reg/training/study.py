@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 
-from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
-from torchrl_reg.training.journal import Journal
-from torchrl_reg.training.loggers import check_loggers
-from torchrl_reg.training.run_folder import RunFolder
+from torchrl_reg.training.recorded import Recorded
 
 
-class Study:
-    """The run folder and the rows of a recipe that collects nothing; ``with Study(cfg, total) as study: ...``.
+class Study(Recorded):
+    """The parts and rows of a recipe that collects nothing; ``with Study(cfg, total) as study: ...``.
 
     A part is a JSON object that depends on the config alone. A run that was killed starts again with the same command:
     it reads the parts that were finished from ``parts/``, computes the others, and writes the same ``metrics.jsonl`` as
@@ -32,20 +29,11 @@ class Study:
     """
 
     def __init__(self, config: Any, total: int) -> None:
-        self._folder = RunFolder(config)
-        if self._folder.is_done:
-            raise ConfigError(f"run.dir={self.path} holds a finished run.")
-        check_loggers(config.run.loggers)
-        torch.set_num_threads(config.run.threads)
-        self._journal, self._total, self.frames = Journal(self.path, config.run), total, 0
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self._folder.path
+        super().__init__(config, torch.device("cpu"))
+        self._total = total
 
     def __enter__(self) -> Study:
-        self._folder.open(torch.device("cpu"))
+        self._folder.open(self.device)
         (self.path / "parts").mkdir(exist_ok=True)
         self._journal.restart()
         self._journal.start(self._total, 0)
@@ -77,29 +65,13 @@ class Study:
         self.frames += frames
         self._journal.advance(frames, [])
 
-    def log(self, event: str, **columns: Any) -> None:
-        """Writes the row ``{"event": event, "frames": ..., **columns}``."""
-        self._journal.write({"event": event, "frames": self.frames, **columns})
-
     def evaluation(self, columns: Mapping[str, Any]) -> None:
         """Writes an evaluation row, which reports and tables read; the last one stands in ``done.json``."""
         self._journal.evaluation(self.frames, columns)
 
-    def say(self, text: str) -> None:
-        """Prints a line where the progress is shown."""
-        self._journal.say(text)
-
-    def finish(self) -> Path:
-        """``done.json``; returns the run folder."""
-        self._folder.close(
-            {
-                "frames": self.frames,
-                "wall_seconds": self._journal.wall_seconds(),
-                "evaluation": self._journal.last_evaluation,
-            }
-        )
-        self.say(f"finished: {self.path}")
-        return self.path
+    def finish(self, **facts: Any) -> Path:
+        """``done.json``, with the ``facts`` in it; returns the run folder."""
+        return self._close(facts)
 
     def _part(self, name: str) -> Path:
         return self.path / "parts" / f"{name}.json"
