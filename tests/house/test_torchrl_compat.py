@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import LazyStackedTensorDict, TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 from torchrl.data import Categorical
@@ -52,7 +52,7 @@ def test_imported_names_are_where_they_were(module: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", table("LOSS_MODULE_NAMES"))
 def test_loss_module_still_has(name: str) -> None:
-    assert hasattr(LossModule, name), f"LossModule.{name} has moved: {table('LOSS_MODULE_NAMES')[name]}"
+    assert hasattr(DQNLoss(actor()), name), f"LossModule.{name} has moved: {table('LOSS_MODULE_NAMES')[name]}"
 
 
 def test_reduction_still_takes_the_masks_and_the_weights() -> None:
@@ -135,3 +135,41 @@ def test_batch_norm_has_one_base() -> None:
     from torchrl_reg.torchrl_compat import BatchNorm
 
     assert all(issubclass(cls, BatchNorm) for cls in (nn.BatchNorm1d, nn.BatchNorm2d, torch.nn.SyncBatchNorm))
+
+
+def test_an_entry_is_what_get_returns() -> None:
+    """Also of nested keys however they are written, and of stacks that are no dict."""
+    from torchrl_reg.torchrl_compat import entry
+
+    rows = TensorDict({"a": {"b": torch.ones(2, 1)}, "next": {"a": {"b": torch.zeros(2, 1)}}}, [2])
+    lazy = LazyStackedTensorDict(rows, rows.clone())
+    keys = ["a", ("a", "b"), ("next", ("a", "b")), "absent", ("absent", "b"), ("a", "absent"), ("next", ("a", "c"))]
+    for td in (rows, lazy, TensorDictParams(rows.select("a"), no_convert=True)):
+        for key in keys:
+            found, expected = entry(td, key), td.get(key, None)
+            assert type(found) is type(expected), key
+            assert found is expected if td is rows else found is None or bool((found == expected).all()), key
+
+
+def test_scalars_make_an_ordinary_tensordict() -> None:
+    from torchrl_reg.torchrl_compat import scalars_tensordict
+
+    out = scalars_tensordict({"loss": torch.ones(()), "entropy": torch.zeros(())})
+    assert out.batch_size == torch.Size([]) and set(out.keys()) == {"loss", "entropy"} and not out.is_locked
+    assert float(out.set("more", torch.ones(3)).clone()["loss"]) == 1.0
+
+
+def test_the_warning_of_a_missing_updater_stays_until_there_is_one() -> None:
+    from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
+    from torchrl_reg.torchrl_compat import updater_warning
+
+    rows = {"observation": torch.zeros(2, 4), "action": torch.zeros(2, dtype=torch.long)}
+    flags = dict.fromkeys(("done", "terminated"), torch.zeros(2, 1, dtype=torch.bool))
+    data = TensorDict(rows | {"next": {"observation": torch.zeros(2, 4), "reward": torch.ones(2, 1), **flags}}, [2])
+    loss = MunchausenDQNLoss(actor())
+    with pytest.warns(UserWarning, match="target network updater"):
+        loss(data)
+    loss.data_checks = "first"
+    HardTargetUpdate(loss, period_updates=10)
+    loss(data)
+    assert updater_warning not in loss._forward_pre_hooks.values()

@@ -15,6 +15,7 @@ from torchrl.modules.distributions.utils import sample_and_log_prob
 from torchrl.modules.tensordict_module import SafeProbabilisticModule, SafeSequential
 
 from torchrl_reg.modules import BoltzmannQActor
+from torchrl_reg.modules.layers import layer_by_layer
 
 State = dict[Any, Tensor]
 #: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.
@@ -81,9 +82,8 @@ def _part(module: Any, num_envs: int, device: torch.device) -> PlainPolicy:
 
 def _has_plain_form(kind: type) -> bool:
     """Whether ``plain`` was written with ``forward``, and not for one that a subclass has replaced since."""
-    return any("plain" in vars(level) for level in kind.__mro__) and next(
-        "plain" in vars(level) for level in kind.__mro__ if {"plain", "forward"} & vars(level).keys()
-    )
+    levels = (vars(level).keys() for level in kind.__mro__)
+    return next(("plain" in own for own in levels if {"plain", "forward"} & own), False)
 
 
 def _draws_plainly(module: SafeProbabilisticModule) -> bool:
@@ -104,7 +104,7 @@ def _is_simple(module: TensorDictModule) -> bool:
 
 
 def _network(module: TensorDictModule) -> PlainPolicy:
-    network, in_keys, out_keys = module.module, list(module.in_keys), list(module.out_keys)
+    network, in_keys, out_keys = layer_by_layer(module.module), list(module.in_keys), list(module.out_keys)
 
     def call(state: State) -> None:
         outputs = network(*[state[key] for key in in_keys])

@@ -169,7 +169,7 @@ class ActorCriticLoss(RegularizedLoss):
     ) -> TensorDict:
         """The losses reduced (priority weights count for the ``weighted``), further scalars, means of the rows."""
         masked = None if mask is None else tensordict
-        weights = self._maybe_get_priority_weight(tensordict)
+        weights = self._weights(tensordict)
         losses = {n: self._reduce_loss(x, tensordict=masked, weights=weights) for n, x in weighted.items()}
         losses |= {n: self._reduce_loss(x, tensordict=masked, weights=None) for n, x in plain.items()}
         if self.diagnostics:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives.utils import hold_out_net
 
-from torchrl_reg.torchrl_compat import BatchNorm
+from torchrl_reg.modules.layers import layer_by_layer
+from torchrl_reg.torchrl_compat import BatchNorm, entry
 
 #: Layers through which a row's output depends on the other rows of its batch.
 ROW_MIXERS = (BatchNorm, BatchRenorm1d)
@@ -139,14 +140,14 @@ class BoundQNetwork(BoundModule):
     def _use(self, network: TensorDictModuleBase) -> None:
         super()._use(network)
         inner = inner_module(network, self._action_value_key)
-        self._module: nn.Module | None = inner[0] if inner else None
+        self._module: Callable[..., Tensor] | None = layer_by_layer(inner[0]) if inner else None
         self._in_keys: list[NestedKey] = inner[1] if inner else []
 
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` at the root of ``tensordict``."""
         self._follow_mode()
         if self._module is not None:
-            return self._module(*[tensordict.get(key) for key in self._in_keys])
+            return self._module(*[entry(tensordict, key) for key in self._in_keys])
         inputs = tensordict.select(*self._network.in_keys, strict=False)
         return self._network(inputs).get(self._action_value_key)
 
@@ -156,7 +157,7 @@ class BoundQNetwork(BoundModule):
         ``root_counts=False`` says that those at the root are for diagnostics only: batch statistics stay as if they
         had not been asked for.
         """
-        following = tensordict.get("next")
+        following = entry(tensordict, "next")
         if self._mixes_rows and not root_counts:
             with self.undisturbed():
                 root = self(tensordict)
@@ -164,7 +165,7 @@ class BoundQNetwork(BoundModule):
         if self._module is None:
             return self(tensordict), self(following)
         self._follow_mode()
-        inputs = [(tensordict.get(key), following.get(key)) for key in self._in_keys]
+        inputs = [(entry(tensordict, key), entry(following, key)) for key in self._in_keys]
         return joined(self._module, *inputs, exact=bool(tensordict.batch_dims) and not self._mixes_rows)
 
 

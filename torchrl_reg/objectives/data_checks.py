@@ -14,6 +14,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_reg.torchrl_compat import forget_updater_warning
+
 #: How far rounding may put an action beyond its box, in widths of the box.
 BOX_TOLERANCE = 1e-5
 
@@ -131,6 +133,7 @@ def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return
+    forget_updater_warning(loss)
     if loss.data_checks == "first":
         loss.data_checks = "never"
     check_data(loss, args[0])

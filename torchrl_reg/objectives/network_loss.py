@@ -47,6 +47,13 @@ class NetworkLoss(LossModule):
         unwrap_inherited_forward(type(self))
         super().__init__()
 
+    def __getattr__(self, name: str) -> Any:
+        # TorchRL's looks at the name first, at 2 us a read of a submodule; it is asked for all that is not one.
+        modules = self.__dict__.get("_modules")
+        if modules is not None and name in modules and not name.startswith("target_"):
+            return modules[name]
+        return super().__getattr__(name)
+
     def _bind(self) -> None:
         """Hold the online and the target parameters in networks that can be called directly."""
         self._bound_networks = None

@@ -135,7 +135,7 @@ class PriorRegularizedLoss(QLearningLoss):
         if mask is not None:
             log_pi = torch.where(mask.unsqueeze(-1), log_pi, log_rho.detach())
         rows = kl_divergence(log_pi, log_rho)
-        weights = self._maybe_get_priority_weight(tensordict)
+        weights = self._weights(tensordict)
         return self._reduce_loss(rows, tensordict=None if mask is None else tensordict, weights=weights)
 
 

@@ -19,22 +19,23 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
-from torchrl_reg.objectives.heads.head import Prediction, Target
+from torchrl_reg.objectives.heads.head import Frozen, Prediction, Target
 from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
-from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularizer
+from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.coefficient import Coefficient
-from torchrl_reg.torchrl_compat import find_action_space
+from torchrl_reg.torchrl_compat import entry, find_action_space
 
 
 class _Policies(NamedTuple):
-    """Regularized values and scaled log-policies where they were asked for."""
+    """The policies where they were asked for: at s' its value or all of it, at s the scaled log-policies."""
 
-    next_value: Tensor | None
-    root: Tensor | None
-    online: Tensor | None
+    next_value: Tensor | None = None
+    following: Regularized | None = None
+    root: Tensor | None = None
+    online: Tensor | None = None
 
 
 class QLearningLoss(RegularizedLoss):
@@ -188,7 +189,7 @@ class QLearningLoss(RegularizedLoss):
         online, frozen = self._bound(tensordict)
         prediction = self.head.online(online, tensordict)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
-        action = action_index(tensordict.get(self.tensor_keys.action), self.action_space, batch_dims)
+        action = action_index(entry(tensordict, self.tensor_keys.action), self.action_space, batch_dims)
         mask = self._loss_mask(tensordict, action)
         with torch.no_grad():
             target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
@@ -214,12 +215,11 @@ class QLearningLoss(RegularizedLoss):
         compares = self._watches and self.regularizer.compares and not head.draws
         values = head.frozen(frozen, tensordict, root=uses_root or compares, root_counts=uses_root)
         q = head.q_values(prediction.z, online, tensordict) if self._watches else None
-        logs = self._policies(tensordict, values.next_q, values.root_q, q)
+        logs = self._policies(tensordict, values, q)
         if logs.next_value is not None:
             next_value, masses = logs.next_value.unsqueeze(-1), None
         else:
-            next_q = head.next_online_q(online, tensordict) if self.double_dqn else values.next_q
-            policy = self.regularizer(next_q, **self._prior_at(tensordict.get("next"), next_q))
+            policy = logs.following or self._double_policy(tensordict, online)
             next_value, masses = head.backup(values.next_z, policy, frozen)
         bonus, cost, rows = self._at_root(tensordict, values, logs, action)
         target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost)
@@ -234,23 +234,27 @@ class QLearningLoss(RegularizedLoss):
         """Whether the online policy at s is looked at."""
         return self.diagnostics or bool(self._learnt)
 
-    def _policies(
-        self, tensordict: TensorDictBase, next_q: Tensor, root_q: Tensor | None, q: Tensor | None
-    ) -> _Policies:
-        """The value at s' (of an expected value), the scaled log-policies at s; all in one kernel where they can be."""
-        ours = self.head.expected and not self.double_dqn
-        wanted = {"next": next_q if ours else None, "root": root_q, "online": q}
+    def _policies(self, tensordict: TensorDictBase, frozen: Frozen, q: Tensor | None) -> _Policies:
+        """All in one kernel where they can be; at s' not with Double Q-learning."""
+        wanted = {"next": None if self.double_dqn else frozen.next_q, "root": frozen.root_q, "online": q}
         given = {name: values for name, values in wanted.items() if values is not None}
         if not given:
-            return _Policies(None, None, None)
-        prior = self._stacked_prior(tensordict, given)
-        values, logs = self.regularizer.value_and_log_policy(torch.stack(list(given.values())), **prior)
-        place = {name: i for i, name in enumerate(given)}
-        return _Policies(
-            values[place["next"]] if "next" in place else None,
-            logs[place["root"]] if "root" in place else None,
-            logs[place["online"]] if "online" in place else None,
-        )
+            return _Policies()
+        stacked, prior = torch.stack(list(given.values())), self._stacked_prior(tensordict, given)
+        next_value = following = None
+        if self.double_dqn or self.head.expected:
+            values, logs = self.regularizer.value_and_log_policy(stacked, **prior)
+            next_value = None if self.double_dqn else values[0]
+        else:
+            policies = self.regularizer(stacked, **prior)
+            following, logs = Regularized(*(part[0] for part in policies)), policies.tau_log_pi
+        log_of = dict(zip(given, logs.unbind(), strict=True))
+        return _Policies(next_value, following, log_of.get("root"), log_of.get("online"))
+
+    def _double_policy(self, tensordict: TensorDictBase, online: Any) -> Regularized:
+        """The policy at s' of the online network."""
+        next_q = self.head.next_online_q(online, tensordict)
+        return self.regularizer(next_q, **self._prior_at(entry(tensordict, "next"), next_q))
 
     def _at_root(
         self, tensordict: TensorDictBase, values: Any, logs: _Policies, action: Tensor

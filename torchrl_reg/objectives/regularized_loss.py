@@ -23,7 +23,7 @@ from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, exact_scalar
-from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type
+from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, scalars_tensordict
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
@@ -210,7 +210,15 @@ class RegularizedLoss(NetworkLoss):
         priority = priority.unsqueeze(-1)
         if tensordict.device is not None:
             priority = priority.to(tensordict.device)
-        tensordict.set(self.tensor_keys.priority, priority, inplace=True)
+        held = entry(tensordict, self.tensor_keys.priority)
+        if held is not None and (held.shape, held.dtype) == (priority.shape, priority.dtype):
+            held.copy_(priority)
+        else:
+            tensordict.set(self.tensor_keys.priority, priority, inplace=True)
+
+    def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
+        """The weights of a prioritized sample, where there are any and they are wanted."""
+        return entry(tensordict, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
 
     def _note_td_error(self, rows: dict[str, Tensor], td_error: Tensor) -> None:
         """Add what is reported of the TD errors ``[*B]`` to the diagnostic rows."""
@@ -218,7 +226,7 @@ class RegularizedLoss(NetworkLoss):
             rows["td_error"] = td_error.abs()
 
     def _reward(self, tensordict: TensorDictBase) -> Tensor:
-        reward = tensordict.get(("next", self.tensor_keys.reward), None)
+        reward = entry(tensordict, ("next", self.tensor_keys.reward))
         if reward is None:
             raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
         return reward
@@ -227,10 +235,10 @@ class RegularizedLoss(NetworkLoss):
         """The rows that count, in the shape of ``like``, or None if all do."""
         mask = None
         for key in self._loss_mask_keys():
-            entry = tensordict.get(key, None)
-            if entry is not None:
-                entry = self._expand_loss_mask(entry, like)
-                mask = entry if mask is None else mask & entry
+            found = entry(tensordict, key)
+            if found is not None:
+                found = self._expand_loss_mask(found, like)
+                mask = found if mask is None else mask & found
         return mask
 
     def _reported(self) -> dict[str, Tensor]:
@@ -246,14 +254,14 @@ class RegularizedLoss(NetworkLoss):
         **terms: Tensor,
     ) -> TensorDict:
         """``loss`` reduced from ``elementwise [*B]``, further ``terms``, and the means of the diagnostic rows."""
-        weights = self._maybe_get_priority_weight(tensordict)
+        weights = self._weights(tensordict)
         # TorchRL's reduction would look for the masks again; where there are none, it need not.
         loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
         scalars: dict[str, Tensor] = {}
         if self.diagnostics:
             scalars = _means(diagnostics, mask, loss.dtype)
             scalars |= {name: value.to(loss.dtype, copy=True) for name, value in self._reported().items()}
-        out = TensorDict({"loss": loss, **terms, **scalars})
+        out = scalars_tensordict({"loss": loss, **terms, **scalars})
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
         self._clear_weakrefs(tensordict, out, *params)
         return out
@@ -266,9 +274,9 @@ def blank_rows(tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKe
     """
     out = tensordict.select(*keys, strict=False)
     for key in keys:
-        entry = out.get(key, None)
-        if entry is not None:
-            out.set(key, entry.masked_fill(~keep.reshape(keep.shape + (1,) * (entry.ndim - keep.ndim)), 0))
+        found = out.get(key, None)
+        if found is not None:
+            out.set(key, found.masked_fill(~keep.reshape(keep.shape + (1,) * (found.ndim - keep.ndim)), 0))
     return out
 
 

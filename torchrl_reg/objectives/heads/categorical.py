@@ -23,6 +23,7 @@ from torchrl_reg.objectives.heads.head import (
     of_action,
 )
 from torchrl_reg.regularizers import Regularized
+from torchrl_reg.torchrl_compat import entry
 
 
 class Categorical(Head):
@@ -47,7 +48,7 @@ class Categorical(Head):
         return allowed(bound.network.distribution.mean(z.detach()), bound.network, tensordict)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        network, following = bound.network, tensordict.get("next")
+        network, following = bound.network, entry(tensordict, "next")
         outputs = network.distribution.outputs
         root_q = None
         if root:
@@ -58,7 +59,7 @@ class Categorical(Head):
         return Frozen(root_q, self.q_values(next_z, bound, following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        following = tensordict.get("next")
+        following = entry(tensordict, "next")
         return self.q_values(self.online(bound, following).z, bound, following)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.objectives.chosen import at
 from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target
 from torchrl_reg.regularizers import Regularized
+from torchrl_reg.torchrl_compat import entry
 
 
 class ExpectedValue(Head):
@@ -36,13 +37,13 @@ class ExpectedValue(Head):
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
         if not root:
-            next_q = bound(tensordict.get("next"))
+            next_q = bound(entry(tensordict, "next"))
             return Frozen(None, next_q, next_q)
         root_q, next_q = bound.both(tensordict, root_counts=root_counts)
         return Frozen(root_q, next_q, next_q)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        return bound(tensordict.get("next"))
+        return bound(entry(tensordict, "next"))
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         return ((policy.pi * next_z).sum(-1) - policy.cost).unsqueeze(-1), None

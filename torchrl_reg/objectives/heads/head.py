@@ -18,6 +18,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.objectives.bound_network import BoundQNetwork, joined
 from torchrl_reg.regularizers import Regularized
+from torchrl_reg.torchrl_compat import entry
 
 
 class Frozen(NamedTuple):
@@ -118,7 +119,7 @@ class Head:
 
 def inputs_of(network: Any, tensordict: TensorDictBase) -> list[Tensor]:
     """The observations a Q-value actor reads."""
-    return [tensordict.get(key) for key in network.module[0].in_keys]
+    return [entry(tensordict, key) for key in network.module[0].in_keys]
 
 
 def allowed(q: Tensor, network: Any, tensordict: TensorDictBase) -> Tensor:
@@ -134,7 +135,7 @@ def at_both(
 
     Where rows mix (batch normalization) and s is for diagnostics only, its pass leaves the statistics as they were.
     """
-    here, following = (inputs_of(bound.network, td) for td in (tensordict, tensordict.get("next")))
+    here, following = (inputs_of(bound.network, td) for td in (tensordict, entry(tensordict, "next")))
     mixes = bound._mixes_rows
     if mixes and not root_counts:
         with bound.undisturbed():

@@ -27,6 +27,7 @@ from torchrl_reg.objectives.heads.head import (
     of_action,
 )
 from torchrl_reg.regularizers import Regularized
+from torchrl_reg.torchrl_compat import entry
 
 
 class Quantiles(Head):
@@ -86,7 +87,7 @@ class FixedQuantiles(Quantiles):
         return Prediction(z, (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        network, following = bound.network, tensordict.get("next")
+        network, following = bound.network, entry(tensordict, "next")
         outputs = network.distribution.outputs
         root_q = None
         if root:
@@ -97,7 +98,7 @@ class FixedQuantiles(Quantiles):
         return Frozen(root_q, allowed(next_z.mean(-2), network, following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        following = tensordict.get("next")
+        following = entry(tensordict, "next")
         z = bound.network.distribution.outputs(*inputs_of(bound.network, following))
         return allowed(z.mean(-2), bound.network, following)
 
@@ -153,7 +154,7 @@ class ImplicitQuantiles(Quantiles):
         return Prediction(network.quantile_network.quantiles(features, fractions), fractions)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        network, following = bound.network, tensordict.get("next")
+        network, following = bound.network, entry(tensordict, "next")
         net = network.quantile_network
         root_q = None
         if root:
@@ -175,7 +176,7 @@ class ImplicitQuantiles(Quantiles):
         return z[..., :count, :], z[..., count:, :].mean(-2)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        network, following = bound.network, tensordict.get("next")
+        network, following = bound.network, entry(tensordict, "next")
         features = network.quantile_network.features(*inputs_of(network, following))
         z = network.quantile_network.quantiles(features, self.fractions(features, self.num_policy_quantiles))
         return allowed(z.mean(-2), network, following)

@@ -7,10 +7,12 @@ from typing import Any
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_reg.torchrl_compat import entry
+
 
 def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
     """Whether s' is terminal, ``[*B, 1]``; ``done`` where the data do not tell termination from truncation."""
-    terminated = tensordict.get(("next", keys.terminated), None)
+    terminated = entry(tensordict, ("next", keys.terminated))
     return tensordict.get(("next", keys.done)) if terminated is None else terminated
 
 
@@ -22,14 +24,14 @@ def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_v
     Raises:
         RuntimeError: the reward is not ``[*B, 1]``.
     """
-    reward = tensordict.get(("next", keys.reward))
+    reward = entry(tensordict, ("next", keys.reward))
     terminated = terminated_flag(tensordict, keys)
     if not reward.shape == terminated.shape == (*next_value.shape[:-1], 1):
         raise RuntimeError(
             f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "
             f"{tuple(terminated.shape)}."
         )
-    steps = tensordict.get(keys.steps_to_next_obs, None)
+    steps = entry(tensordict, keys.steps_to_next_obs)
     if steps is not None:
         gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
     # A fill, not a product as in TorchRL: what stands after a terminal state, NaN included, must not reach the target.

@@ -1,0 +1,57 @@
+"""Networks run layer by layer, without what ``nn.Module.__call__`` does around each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrl.modules import MLP
+
+from torchrl_reg.torchrl_compat import has_global_module_hooks, is_listened_to
+
+
+def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
+    """``network`` itself, or, of nothing but nested sequences, a function that runs its layers' ``forward`` in turn.
+
+    The same tensors come out; some 5 us a layer are spared, half the time of a small network. It follows what is done
+    to the network later: parameters swapped in, train and eval mode. Where a hook listens, or while compiling, the
+    network is called as ever.
+
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2)))
+    >>> x = torch.randn(3, 4)
+    >>> bool((layer_by_layer(network)(x) == network(x)).all())
+    True
+    """
+    layers = _layers(network)
+    if layers is None:
+        return network
+    watched = list(network.modules())
+
+    def run(*inputs: Tensor) -> Tensor:
+        plain = len(inputs) == 1 and not torch.compiler.is_compiling() and not has_global_module_hooks()
+        if not plain or any(map(is_listened_to, watched)):
+            return network(*inputs)
+        x = inputs[0]
+        for layer in layers:
+            x = layer.forward(x)
+        return x
+
+    return run
+
+
+def _layers(network: nn.Module) -> list[Any] | None:
+    """The layers of nested sequences, in order; None of a network that is something else."""
+    scalar_outputs = type(network) is MLP and isinstance(network.out_features, int)
+    if not (type(network) is nn.Sequential or scalar_outputs):
+        return None
+    found: list[Any] = []
+    for layer in network:  # type: ignore[attr-defined]
+        nested = _layers(layer)
+        if nested is None and (
+            isinstance(layer, MLP | nn.Sequential) or type(layer).__call__ is not nn.Module.__call__
+        ):
+            return None
+        found += [layer] if nested is None else nested
+    return found
