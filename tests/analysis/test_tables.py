@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from torchrl_reg.analysis import AnalysisError, Group, find_runs, group_runs
-from torchrl_reg.analysis.aggregates import aggregates
-from torchrl_reg.analysis.markup import latex, markdown, tidy_csv
+from torchrl_reg.analysis.notes import label_notes, moved_runs, warnings
 from torchrl_reg.analysis.scores import Scores
 from torchrl_reg.analysis.statistics import Estimate
 from torchrl_reg.analysis.tables import (
@@ -21,9 +20,9 @@ from torchrl_reg.analysis.tables import (
     Table,
     aggregate_table,
     environment_table,
-    label_notes,
-    moved_runs,
-    warnings,
+    latex,
+    markdown,
+    tidy_csv,
 )
 
 
@@ -83,11 +82,11 @@ def test_without_a_scale_only_the_probability_of_improvement_is_averaged() -> No
 
 def test_a_method_that_lacks_an_environment_is_in_no_aggregate_and_said_so() -> None:
     scores = ATARI[:3]
-    assert [each.method for each in aggregates(scores, "human")] == ["a"]
+    assert [row.method for row in aggregate_table(scores, scale="human").rows] == ["a"]
     assert "b is in no aggregate, as it lacks atari/Pong" in warnings([], scores)
     # A baseline that lacks one leaves its column out, not the table.
-    (a,) = aggregates(scores, "human", baseline="b")
-    assert a.improvement is None and a.estimates
+    (a,) = aggregate_table(scores, scale="human", baseline="b").rows
+    assert "P(> b)" not in a.numbers and a.numbers
     assert "there is no P(> b) over all environments, as b lacks some" in "".join(warnings([], scores, baseline="b"))
     assert aggregate_table(scores, scale="none", baseline="b") is None
     assert warnings([], scores, baseline="b", averaged=False) == []

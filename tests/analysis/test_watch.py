@@ -12,7 +12,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from torchrl_reg.analysis.mean_curve import mean_curve
+from torchrl_reg.analysis.curves import mean_curve
 from torchrl_reg.analysis.record import Tail
 from torchrl_reg.analysis.terminal_plot import braille_plot
 from torchrl_reg.analysis.watch_frame import watch_frame
@@ -133,7 +133,8 @@ def test_runs_appear_vanish_and_resume_between_two_looks(tmp_path):
     _write_run(tmp_path / "seed=1", seed=1)
     (first / "metrics.jsonl").write_text(json.dumps(_train(100, 3.0)) + "\n")
     watcher.refresh()
-    assert watcher.runs[first].frames == 100 and watcher.runs[first].training == [(100, 3.0)]
+    frames, returns = watcher.runs[first].returns("train")
+    assert watcher.runs[first].frames == 100 and (frames.tolist(), returns.tolist()) == ([100], [3.0])
     assert len(watcher.runs) == 2
     shutil.rmtree(first)
     watcher.refresh()
@@ -187,7 +188,9 @@ def test_bad_arguments(capsys, monkeypatch, arguments, message):
 
 
 def test_the_mean_curve_holds_at_each_frame_the_runs_that_span_it():
-    frames, values = mean_curve([[(0, 0.0), (10, 10.0)], [(5, 20.0), (20, 50.0)]])
+    frames, values = mean_curve(
+        [(np.array(x), np.array(y)) for x, y in (([0, 10], [0.0, 10.0]), ([5, 20], [20.0, 50.0]))]
+    )
     assert frames.tolist() == [0, 5, 10, 20]
     assert values.tolist() == [0, (5 + 20) / 2, (10 + 30) / 2, 50]
 

@@ -9,11 +9,21 @@ from numpy.typing import NDArray
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.record import Column
 from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.scores import normalized
 from torchrl_reg.analysis.statistics import Estimator, stratified_bootstrap
 
 Array = NDArray[np.float64]
+
+
+def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:
+    """Frames ``[E]`` of any of the ``curves`` (frames and values of a seed), and values ``[seeds, E]``, else NaN."""
+    every = np.unique(np.concatenate([frames for frames, _ in curves]))
+    values = np.full((len(curves), len(every)), np.nan)
+    for row, (frames, found) in zip(values, curves, strict=True):
+        row[np.searchsorted(every, frames)] = found
+    return every, values
 
 
 def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], Array] | None:
@@ -24,21 +34,27 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
     Raises:
         AnalysisError: seeds evaluated at different frames.
     """
-    runs = [(run, *run.evaluations(column)) for run in group.runs]
-    runs = [each for each in runs if len(each[1])]
-    if not runs:
-        return None
-    first, common, _ = runs[0]
-    for run, frames, _ in runs[1:]:
-        common = np.intersect1d(common, frames)
-        if _differ(first, run, column):
+    runs = [run for run in group.runs if len(run.evaluations(column)[0])]
+    for run in runs[1:]:
+        if _differ(runs[0], run, column):
             raise AnalysisError(
                 f"seeds of {group.method} on {group.env} must be evaluated at the same frames, got different ones in "
-                f"{first.path} and {run.path}."
+                f"{runs[0].path} and {run.path}."
             )
-    if not len(common):
+    if not runs:
         return None
-    return common, np.stack([values[np.searchsorted(frames, common)] for _, frames, values in runs])
+    frames, values = seed_values([run.evaluations(column) for run in runs])
+    common = ~np.isnan(values).any(0)
+    return (frames[common], values[:, common]) if common.any() else None
+
+
+def mean_curve(curves: Sequence[Column]) -> tuple[Array, Array]:
+    """Mean at every frame of any curve, over the curves whose span holds it (linear in between)."""
+    if not curves:
+        return np.zeros(0), np.zeros(0)
+    frames = np.unique(np.concatenate([x for x, _ in curves])).astype(np.float64)
+    values = np.stack([np.interp(frames, x, y, left=np.nan, right=np.nan) for x, y in curves])
+    return frames, np.nanmean(values, 0)
 
 
 def _differ(one: RunRecord, other: RunRecord, column: str) -> bool:
@@ -88,25 +104,3 @@ def aggregate_curve(
     ]
     sizes = [len(task) for task in runs]
     return common, stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
-
-
-def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> list[str]:
-    """What curves of ``groups`` do not show: runs not finished or without evaluations, and seeds that went further."""
-    runs = [run for group in groups for run in group.runs]
-    found = []
-    going = [run for run in runs if run.done is None]
-    if going:
-        listed = ", ".join(str(run.path) for run in going[:3]) + ", ..." * (len(going) > 3)
-        found.append(f"{len(going)} of {len(runs)} runs {'is' if len(going) == 1 else 'are'} not finished: {listed}")
-    empty = [run for run in runs if not len(run.evaluations(column)[0])]
-    if empty:
-        found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0].path}")
-    short = []
-    for group in groups:
-        curve = group_curve(group, column)
-        longest = max((int(run.evaluations(column)[0][-1:].sum()) for run in group.runs), default=0)
-        if curve is not None and curve[0][-1] < longest:
-            short.append(f"{group.method} on {group.env} at {curve[0][-1]} of {longest} frames")
-    if short:
-        found.append(f"curves end where the shortest seed does: {'; '.join(short[:3])}{'; ...' * (len(short) > 3)}")
-    return found

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from torchrl_reg.analysis.aggregates import envs_of, known_method, longest, methods_of, task_scores
 from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
 from torchrl_reg.analysis.errors import AnalysisError
@@ -27,7 +26,18 @@ from torchrl_reg.analysis.figures import (
 )
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.numbers import percent
-from torchrl_reg.analysis.scores import Scores, has_score, normalized, on_scale
+from torchrl_reg.analysis.scores import (
+    Scores,
+    by_env,
+    comparable,
+    envs_of,
+    has_score,
+    known_method,
+    longest,
+    methods_of,
+    normalized,
+    on_scale,
+)
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     Estimator,
@@ -103,7 +113,7 @@ def draw_aggregate_curves(
     complete = [method for method in methods if {group.env for group in of[method]} == envs]
     if not complete:
         raise AnalysisError(f"results must hold a method with runs on all of {', '.join(sorted(envs))}, got none.")
-    frames = max(int(run.evaluations(column)[0][-1:].sum()) for group in groups for run in group.runs)
+    frames = max(run.last_evaluation(column) for group in groups for run in group.runs)
     looks = styles(complete)
     figure = new_figure(6.4, 3.9)
     axes = styled(figure.add_subplot())
@@ -129,38 +139,25 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     known_method(method, methods), known_method(baseline, methods)
     scores = on_scale(scores, scale)
     frames = longest(scores)
-    means = {
-        (each.group.method, each.group.env): float(normalized(each.group.env, each.values, scale, frames).mean())
-        for each in scores
-        if len(each.values)
-    }
-    envs = [env for env in envs_of(scores) if (method, env) in means and (baseline, env) in means]
-    if not envs:
+    means = [
+        {env: float(normalized(env, runs, scale, frames).mean()) for env, runs in by_env(scores, label).items()}
+        for label in (method, baseline)
+    ]
+    found = {env: _improvement(env, means[0][env], means[1][env], scale) for env in means[0] if env in means[1]}
+    if not found:
         raise AnalysisError(f"{method} and {baseline} must share an environment, got none.")
-    found = {env: _improvement(env, means[method, env], means[baseline, env], scale) for env in envs}
     envs = sorted(found, key=lambda env: found[env])
     values = np.array([found[env] for env in envs])
     figure = new_figure(6.4, 1.1 + 0.19 * max(len(envs), 3))
     axes = styled(figure.add_subplot())
     axes.grid(axis="y", visible=False)
-    axes.barh(range(len(envs)), values, color=[LIGHT[0] if value >= 0 else LIGHT[1] for value in values], height=0.7)
+    colors = [LIGHT[0] if value >= 0 else LIGHT[1] for value in values]
+    bars = axes.barh(range(len(envs)), values, color=colors, height=0.7)
+    axes.bar_label(bars, [percent(value) for value in values], padding=3, fontsize=7, color=GREY)
     axes.set_yticks(range(len(envs)), [env.removeprefix("atari/") for env in envs], fontsize=8)
     axes.set_ylim(-0.6, len(envs) - 0.4)
     axes.axvline(0, color=GREY, linewidth=0.8)
     _percent_axis(axes, float(np.abs(values).max()))
-    for place, value in enumerate(values):
-        text = percent(value)
-        side = 1 if value >= 0 else -1
-        axes.annotate(
-            text,
-            (value, place),
-            xytext=(3 * side, 0),
-            textcoords="offset points",
-            va="center",
-            ha="left" if side > 0 else "right",
-            fontsize=7,
-            color=GREY,
-        )
     better = int((values > 0).sum())
     axes.set_title(f"{method} over {baseline}: better on {better} of {_count(len(envs))}", fontsize=9, loc="left")
     unit = f"{_UNITS[scale]} score" if scale in _UNITS else "return"
@@ -178,9 +175,7 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
     """
     _scaled(scale)
     scores = on_scale(scores, scale)
-    frames = longest(scores)
-    tasks = {method: task_scores(scores, method, scale, frames) for method in methods_of(scores)}
-    complete = {method: runs for method, runs in tasks.items() if runs is not None}
+    complete = comparable(scores, scale)
     if not complete:
         raise AnalysisError(f"results must hold a method with runs on all of {', '.join(envs_of(scores))}, got none.")
     thresholds, beyond = profile_thresholds([runs for each in complete.values() for runs in each], scale)

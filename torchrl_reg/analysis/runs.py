@@ -82,6 +82,10 @@ class RunRecord:
         """Environment frames of the evaluation rows with ``column``, also where it is ``null``."""
         return self._columns("eval").get(column, _EMPTY)[0]
 
+    def last_evaluation(self, column: str = "return_greedy_mean") -> int:
+        """Environment frames of the last evaluation; 0 without any."""
+        return int(self.evaluations(column)[0][-1:].sum())
+
     def ends_without(self, column: str = "return_greedy_mean") -> bool:
         """Whether the last evaluation row with ``column`` has ``null`` in it: a return that is not finite."""
         values = self._columns("eval").get(column, _EMPTY)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -137,28 +138,15 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
 
 
 def has_score(env: str, scale: str) -> bool:
-    """Whether ``env`` has a reference score on ``scale``; always on ``none``."""
+    """Whether ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
     if scale == "human":
         return env.startswith("atari/") and has_human_score(_task(env))
-    return scale == "none" or _task(env) in RANDOM_RETURNS
+    return scale in ("none", "range") or _task(env) in RANDOM_RETURNS
 
 
 def on_scale(scores: Sequence[Scores], scale: str) -> list[Scores]:
     """Those of ``scores`` whose environment has a reference score on ``scale``."""
     return [each for each in scores if has_score(each.group.env, scale)]
-
-
-def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
-    """A sentence on the environments that no average on ``scale`` can hold; none where all have a score."""
-    envs = list(dict.fromkeys(envs))
-    without = [env.removeprefix("atari/") for env in envs if not has_score(env, scale)]
-    if not without:
-        return []
-    have = "has" if len(without) == 1 else "have"
-    return [
-        f"{len(without)} of {len(envs)} games {have} no human score: {', '.join(without)}; averages over environments "
-        f"leave {'it' if len(without) == 1 else 'them'} out"
-    ]
 
 
 def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
@@ -178,6 +166,64 @@ def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
 def sac_frames(frames: int) -> int:
     """The published length of SAC's runs nearest (in ratio) to ``frames``."""
     return min(SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
+
+
+def methods_of(scores: Sequence[Scores]) -> list[str]:
+    """The methods, in the order of ``scores``."""
+    return list(dict.fromkeys(each.group.method for each in scores))
+
+
+def envs_of(scores: Sequence[Scores]) -> list[str]:
+    """The environments, in the order of ``scores``."""
+    return list(dict.fromkeys(each.group.env for each in scores))
+
+
+def by_env(scores: Sequence[Scores], method: str) -> dict[str, Array]:
+    """The scores of ``method`` on every environment where it has any."""
+    return {each.group.env: each.values for each in scores if each.group.method == method and len(each.values)}
+
+
+def longest(scores: Sequence[Scores]) -> int:
+    """Environment frames of the longest run."""
+    return max((frames for each in scores for frames in each.frames), default=0)
+
+
+def comparable(scores: Sequence[Scores], scale: str) -> dict[str, list[Array]]:
+    """By method one array of runs an environment, on ``scale``: what averages over environments are taken of.
+
+    Methods that lack an environment are left out, and so are environments without a score on ``scale``. On the scale
+    ``range`` 0 is the worst run of an environment and 1 the best.
+    """
+    scores = on_scale(scores, scale)
+    envs, frames, found = envs_of(scores), longest(scores), {}
+    for method in methods_of(scores):
+        runs = by_env(scores, method)
+        if len(runs) < len(envs):
+            continue
+        if scale == "range":
+            every = {env: np.concatenate([each.values for each in scores if each.group.env == env]) for env in envs}
+            found[method] = [_in_range(runs[env], every[env]) for env in envs]
+        else:
+            found[method] = [normalized(env, runs[env], scale, frames) for env in envs]
+    return found
+
+
+def known_method(label: str, methods: Sequence[str]) -> str:
+    """``label`` if it is one of ``methods``.
+
+    Raises:
+        AnalysisError: it is none; the message names the nearest.
+    """
+    if label in methods:
+        return label
+    near = difflib.get_close_matches(label, methods, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise AnalysisError(f"method must be one of {', '.join(map(repr, methods))}, got {label!r}.{hint}")
+
+
+def _in_range(values: Array, every: Array) -> Array:
+    low, high = every.min(), every.max()
+    return (values - low) / (high - low) if high > low else np.ones(len(values))
 
 
 def _task(env: str) -> str:

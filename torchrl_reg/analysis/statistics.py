@@ -31,6 +31,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the interval has no width."""
+        return self.low == self.high == self.value
+
 
 def mean(runs: Array, sizes: Sequence[int]) -> Array:
     """``mean_t mean_n x_tn``: the mean over tasks of the mean over runs.

@@ -1,18 +1,32 @@
-"""Finished runs to two tables: every method on every environment, and every method over all of them."""
+"""Finished runs to tables (methods on environments, methods over all of them) in markdown, LaTeX and tidy CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torchrl_reg.analysis.aggregates import aggregates, envs_of, known_method, longest, methods_of
-from torchrl_reg.analysis.curves import curve_notes
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.numbers import amount
 from torchrl_reg.analysis.published import PUBLISHED, published_table
-from torchrl_reg.analysis.scores import Array, Scores, has_score, normalized, on_scale, sac_frames, unscored_note
+from torchrl_reg.analysis.scores import (
+    Array,
+    Scores,
+    by_env,
+    comparable,
+    envs_of,
+    has_score,
+    known_method,
+    longest,
+    methods_of,
+    normalized,
+    on_scale,
+    sac_frames,
+)
 from torchrl_reg.analysis.statistics import (
+    AGGREGATES,
     Estimate,
     interquartile_mean,
     mean,
@@ -20,6 +34,7 @@ from torchrl_reg.analysis.statistics import (
     stratified_estimate,
 )
 
+_LATEX = {"\\": r"\textbackslash{}", **{c: rf"\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", ">": "$>$"}
 #: What the rows of a table are normalized by, in words.
 SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
 
@@ -73,7 +88,7 @@ def environment_table(
         AnalysisError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
     """
     methods, frames = methods_of(scores), longest(scores)
-    reference = {} if baseline is None else _by_env(scores, known_method(baseline, methods))
+    reference = {} if baseline is None else by_env(scores, known_method(baseline, methods))
     paper = _published_numbers(scores, published)
     rows = []
     for each in scores:
@@ -90,16 +105,9 @@ def environment_table(
         if group.env in reference and group.method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
-        rows.append(
-            Row(
-                group.env,
-                group.method,
-                len(each.values),
-                _range(each.frames),
-                ", ".join(group.commits),
-                _honest(numbers, [each.values], [reference.get(group.env, ())]),
-            )
-        )
+        told = _honest(numbers, [each.values, *([reference[group.env]] if group.env in reference else [])])
+        commits = ", ".join(group.commits)
+        rows.append(Row(group.env, group.method, len(each.values), _range(each.frames), commits, told))
     notes = _notes(scores, scale, frames)
     if published is not None:
         table = published_table(published)
@@ -110,121 +118,30 @@ def environment_table(
 def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | None = None) -> Table | None:
     """IQM, median, mean and optimality gap over all environments, and the probability of improving on ``baseline``.
 
-    None where nothing can be averaged: several environments without a common scale, and no baseline; or one
-    environment without a scale, where :func:`environment_table` says all. Games without a score on ``scale`` are left
-    out.
+    Of every method that has runs on every environment with a score on ``scale``. A baseline that lacks one gives no
+    probability. None where nothing can be averaged: several environments without a common scale, and no baseline; or
+    one environment without a scale, where :func:`environment_table` says all.
+
+    Raises:
+        AnalysisError: ``baseline`` is no method.
     """
-    envs = envs_of(on_scale(scores, scale))
-    if scale == "none" and (baseline is None or len(envs) == 1):
-        return None
-    found = aggregates(scores, scale, baseline=baseline)
-    if not any(each.estimates or each.improvement for each in found):
-        return None
+    if baseline is not None:
+        known_method(baseline, methods_of(scores))
+    found, envs = comparable(scores, scale), envs_of(on_scale(scores, scale))
+    reference = found.get(baseline) if baseline is not None else None
     rows = []
-    for each in found:
-        numbers: dict[str, Estimate | float] = dict(each.estimates)
-        if each.improvement is not None:
-            numbers[f"P(> {baseline})"] = each.improvement
-        runs = _by_env(on_scale(scores, scale), each.method).values()
-        others = _by_env(on_scale(scores, scale), baseline).values() if baseline is not None else ()
-        rows.append(Row("all", each.method, each.runs, numbers=_honest(numbers, runs, others)))
+    for method, runs in found.items():
+        numbers: dict[str, Estimate | float] = {}
+        if scale != "none":
+            numbers |= {name: stratified_estimate(runs, estimator) for name, estimator in AGGREGATES.items()}
+        if reference is not None and method != baseline:
+            numbers[f"P(> {baseline})"] = probability_of_improvement(runs, reference)
+        rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers, [*runs, *(reference or ())])))
+    if not any(row.numbers for row in rows) or (scale == "none" and len(envs) == 1):
+        return None
     unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
     over = f"{len(envs)} environments" if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
-
-
-def warnings(
-    groups: Sequence[Group],
-    scores: Sequence[Scores],
-    *,
-    scale: str = "none",
-    baseline: str | None = None,
-    averaged: bool = True,
-) -> list[str]:
-    """What a reader should know and would not see: runs left out, several commits, methods that lack environments.
-
-    Args:
-        groups, scores: what is shown.
-        scale: that of the averages; names the games without a score on it.
-        baseline: whose probability of improvement is shown.
-        averaged: whether something over all environments follows, so that it matters what is not in it.
-    """
-    found = [reason for each in scores for reason in each.left_out]
-    found += mixed_commits(groups) + moved_runs(groups)
-    if averaged:
-        found += unscored_note(envs_of(scores), scale)
-        lacking = lacking_environments(on_scale(scores, scale))
-        found += lacking_note(lacking)
-        if baseline in lacking:
-            found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
-    return found + label_notes(groups)
-
-
-def mixed_commits(groups: Sequence[Group]) -> list[str]:
-    """A sentence on the groups whose seeds were run at several commits; none where there are none."""
-    mixed = [group for group in groups if len(group.commits) > 1]
-    if not mixed:
-        return []
-    which = "; ".join(f"{group.method} on {group.env} at {', '.join(group.commits)}" for group in mixed[:3])
-    return [f"seeds were run at several commits: {which}{'; ...' * (len(mixed) > 3)}"]
-
-
-def moved_runs(groups: Sequence[Group]) -> list[str]:
-    """A sentence on the runs whose starts differ in torch, commit, device or threads; none where there are none."""
-    found = {}
-    for run in (run for group in groups for run in group.runs):
-        facts = {
-            "torch": [(start.get("versions") or {}).get("torch") for start in run.starts],
-            **{name: [start.get(name) for start in run.starts] for name in ("commit", "device", "threads")},
-        }
-        changed = [name for name, values in facts.items() if len({str(v) for v in values if v is not None}) > 1]
-        if changed:
-            found[str(run.path)] = " and ".join(changed)
-    which = "; ".join(f"{path} ({changed})" for path, changed in list(found.items())[:3])
-    if not found:
-        return []
-    runs = "1 run was" if len(found) == 1 else f"{len(found)} runs were"
-    return [f"{runs} begun on one machine or code and resumed on another: {which}{'; ...' * (len(found) > 3)}"]
-
-
-def lacking_environments(scores: Sequence[Scores]) -> dict[str, list[str]]:
-    """Methods without a score on some environment that another has, and which ones."""
-    envs = envs_of(scores)
-    found = {method: sorted(set(envs) - set(_by_env(scores, method))) for method in methods_of(scores)}
-    return {method: missing for method, missing in found.items() if missing}
-
-
-def label_notes(groups: Sequence[Group]) -> list[str]:
-    """Settings that differ along with those a label names, so that a reader does not credit the named one alone."""
-    found = {}
-    for group in groups:
-        named = {word.partition("=")[0] for word in group.method.split()[1:]}
-        hidden = [key for key in group.settings if key.rpartition(".")[2] not in named and key not in named]
-        hidden = [key for key in hidden if key.removesuffix(".name") not in named]
-        if hidden:
-            found[group.recipe] = f"runs of {group.recipe} also differ in {', '.join(hidden)}, along with their label"
-    return list(found.values())
-
-
-def lacking_note(lacking: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence on the methods that are in no average, and the environments each lacks; none for no methods."""
-    if len(lacking) == 1:
-        return [f"{method} is in no aggregate, as it lacks {_few(gone)}" for method, gone in lacking.items()]
-    which = "; ".join(f"{method} lacks {_few(gone)}" for method, gone in lacking.items())
-    return [f"{len(lacking)} methods are in no aggregate: {which}"] if lacking else []
-
-
-def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
-    """What a reader of curves should know; ``averaged`` over environments on ``scale``, or not."""
-    found = curve_notes(groups, column) + mixed_commits(groups)
-    if averaged:
-        found += unscored_note((group.env for group in groups), scale)
-        envs = {group.env for group in groups if has_score(group.env, scale)}
-        there: dict[str, set[str]] = {}
-        for group in groups:
-            there.setdefault(group.method, set()).add(group.env)
-        found += lacking_note({method: sorted(envs - has) for method, has in there.items() if envs - has})
-    return found + label_notes(groups)
 
 
 def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
@@ -257,32 +174,17 @@ def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, 
     return found
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
-
-
-def _honest(
-    numbers: Mapping[str, Estimate | float],
-    runs: Iterable[Sequence[float] | Array],
-    baseline: Iterable[Sequence[float] | Array],
-) -> dict[str, Estimate | float]:
+def _honest(numbers: Mapping[str, Estimate | float], compared: Iterable[Array]) -> dict[str, Estimate | float]:
     """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty.
 
-    A probability of 1 keeps its own, ``[1, 1]``, where several unlike runs are compared.
+    A probability of 1 keeps its own, ``[1, 1]``, where several unlike runs are ``compared``.
     """
-    unlike = any(len(set(each)) > 1 for each in (*runs, *baseline))
-
-    def flat(name: str, number: Estimate) -> bool:
-        return number.low == number.high == number.value and not (unlike and name.startswith("P(> "))
-
+    unlike = any(len(set(each.tolist())) > 1 for each in compared)
+    kept = [name for name in numbers if unlike and name.startswith("P(> ")]
     return {
-        name: number.value if isinstance(number, Estimate) and flat(name, number) else number
+        name: number.value if isinstance(number, Estimate) and number.is_flat and name not in kept else number
         for name, number in numbers.items()
     }
-
-
-def _by_env(scores: Sequence[Scores], method: str) -> dict[str, list[float]]:
-    return {each.group.env: each.values.tolist() for each in scores if each.group.method == method and len(each.values)}
 
 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -294,3 +196,91 @@ def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
 def _range(frames: Sequence[int]) -> str:
     ends = dict.fromkeys(amount(end) for end in (min(frames), max(frames)))
     return " to ".join(ends)
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """GitHub's markdown: numbers as ``mean [low, high]``."""
+    blocks = []
+    for table in tables:
+        header, *rows = _cells(table)
+        lines = [header, ["---"] * len(header), *rows]
+        text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        blocks.append("\n\n".join([f"**{table.title}**", text, *table.notes]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """LaTeX tabulars for the booktabs package."""
+    blocks = []
+    for table in tables:
+        header, *rows = ([_escaped(cell) for cell in line] for line in _cells(table))
+        body = [" & ".join(line) + r" \\" for line in rows]
+        words = sum(1 for name in ("env", "method") if name in header)
+        blocks.append(
+            "\n".join(
+                [
+                    *(f"% {note}" for note in (table.title, *table.notes)),
+                    rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}",
+                    r"\toprule",
+                    " & ".join(header) + r" \\",
+                    r"\midrule",
+                    *body,
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                ]
+            )
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def tidy_csv(tables: Sequence[Table]) -> str:
+    """One row a number (``env, method, runs, frames, commits, statistic, value, low, high``), unrounded."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["env", "method", "runs", "frames", "commits", "statistic", "value", "low", "high"])
+    for table in tables:
+        for row in table.rows:
+            for name, number in row.numbers.items():
+                ends = (number.value, number.low, number.high) if isinstance(number, Estimate) else (number, "", "")
+                writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, *ends])
+    return out.getvalue()
+
+
+#: Formats of ``torchrl-reg table``.
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "latex": latex, "csv": tidy_csv}
+
+
+def number_text(number: Estimate | float | None) -> str:
+    """``value [low, high]``, all with as many decimals as the largest needs for about three digits.
+
+    >>> number_text(Estimate(0.5, -0.123, 0.9)), number_text(Estimate(499.6, 480.2, 500.0)), number_text(None)
+    ('0.50 [-0.12, 0.90]', '500 [480, 500]', '')
+    """
+    if number is None:
+        return ""
+    ends = (number.value, number.low, number.high) if isinstance(number, Estimate) else (number,)
+    largest = max(map(abs, ends))
+    decimals = 0 if largest >= 99.95 else 1 if largest >= 9.995 else 2
+    value, *interval = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)  # + 0: no -0.00
+    return f"{value} [{', '.join(interval)}]" if interval else value
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Header and lines; columns that are the same empty text everywhere are left out."""
+    named: dict[str, Callable[[Row], str]] = {
+        "env": lambda row: row.env,
+        "method": lambda row: row.method,
+        "seeds" if any(row.commits for row in table.rows) else "runs": lambda row: str(row.runs),
+        "frames": lambda row: row.frames,
+    }
+    numbers = {name: lambda row, name=name: number_text(row.numbers.get(name)) for name in table.columns}
+    columns = {**named, **numbers, "commits": lambda row: row.commits}
+    if all(row.env == "all" for row in table.rows):
+        del columns["env"]
+    cells = {name: [text(row) for row in table.rows] for name, text in columns.items()}
+    cells = {name: column for name, column in cells.items() if any(column)}
+    return [list(cells), *(list(line) for line in zip(*cells.values(), strict=True))]
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[\\&%$#_{}~>]", lambda found: _LATEX[found[0]], text)

@@ -47,39 +47,23 @@ def braille_plot(
     """
     dots = np.zeros((height * 4, width * 2), dtype=bool)
     owner = np.full((height, width), -1)
-    left, right, low, high = limits(curves)
-    for index, (frames, values) in enumerate(curves):
-        if not len(frames):
-            continue
-        x = (frames - left) / (right - left) * (width * 2 - 1)
-        y = (high - values) / (high - low) * (height * 4 - 1)
-        for column, row in _line(x, y):
-            dots[row, column] = True
-            owner[row // 4, column // 2] = index
-    cells = dots.reshape(height, 4, width, 2).transpose(0, 2, 1, 3)
-    codes = 0x2800 + (cells * _DOTS).sum((2, 3))
-    rows = [[(chr(codes[r, c]), int(owner[r, c])) for c in range(width)] for r in range(height)]
-    return rows, (left, right, low, high)
-
-
-def limits(curves: Sequence[Curve]) -> tuple[float, float, float, float]:
-    """First and last frame, lowest and highest value; never an empty span."""
     frames = np.concatenate([curve[0] for curve in curves] or [np.zeros(0)])
     values = np.concatenate([curve[1] for curve in curves] or [np.zeros(0)])
-    if not frames.size:
-        return 0.0, 1.0, 0.0, 1.0
-    left, right = float(frames.min()), float(frames.max())
-    low, high = float(values.min()), float(values.max())
-    return left, max(right, left + 1), low, high if high > low else low + 1.0
-
-
-def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """The dots of a polyline: enough steps on each piece that none is skipped."""
-    dots = [(round(float(x[0])), round(float(y[0])))]
-    for i in range(1, len(x)):
-        steps = int(np.ceil(max(abs(x[i] - x[i - 1]), abs(y[i] - y[i - 1]), 1)))
-        share = np.arange(1, steps + 1) / steps
-        columns = np.rint(x[i - 1] + share * (x[i] - x[i - 1])).astype(int)
-        rows = np.rint(y[i - 1] + share * (y[i] - y[i - 1])).astype(int)
-        dots += zip(columns.tolist(), rows.tolist(), strict=True)
-    return dots
+    left, right, low, high = (
+        float(f(each)) if each.size else 0.0 for each in (frames, values) for f in (np.min, np.max)
+    )
+    right, high = max(right, left + 1), high if high > low else low + 1.0  # never an empty span
+    for index, (x, y) in enumerate(curves):
+        if len(x):
+            columns, rows = (x - left) / (right - left) * (width * 2 - 1), (high - y) / (high - low) * (height * 4 - 1)
+            # As many steps on each piece as dots on its longer side.
+            sides = np.maximum(np.abs(np.diff(columns)), np.abs(np.diff(rows)))
+            ends = np.concatenate(([0.0], np.ceil(np.maximum(sides, 1)).cumsum()))
+            steps = np.arange(ends[-1] + 1)
+            down, across = (np.rint(np.interp(steps, ends, places)).astype(int) for places in (rows, columns))
+            dots[down, across] = True
+            owner[down // 4, across // 2] = index
+    cells = dots.reshape(height, 4, width, 2).transpose(0, 2, 1, 3)
+    codes = 0x2800 + (cells * _DOTS).sum((2, 3))
+    drawn = [[(chr(codes[r, c]), int(owner[r, c])) for c in range(width)] for r in range(height)]
+    return drawn, (left, right, low, high)

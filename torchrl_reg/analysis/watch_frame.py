@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from torchrl_reg.analysis.colors import DARK
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
 
 _COLORS = DARK
 _STATE_COLORS = {"done": "green", "running": "cyan", "silent": "yellow", "failed": "red", "waiting": "bright_black"}
@@ -37,9 +37,6 @@ def watch_frame(
         height: lines to fit in, or None for as many as it takes.
         notes: sentences for below.
     """
-    from rich.console import Group
-    from rich.text import Text
-
     envs = [list(members) for _, members in groupby(watcher.groups(single=single), key=lambda group: group.env)]
     parts: list[RenderableType] = [_summary(watcher)]
     below = _problems(watcher, notes)
@@ -65,8 +62,6 @@ def watch_frame(
 
 def _problems(watcher: Watcher, notes: Sequence[str]) -> list[Text]:
     """A line a run that failed or cannot be read, and what SLURM says."""
-    from rich.text import Text
-
     failed = watcher.failures()
     lines = [("red", f"{watcher.shown_path(path)} failed: {said}") for path, said in failed.items()]
     if len(lines) > _MOST_FAILURES:
@@ -77,8 +72,6 @@ def _problems(watcher: Watcher, notes: Sequence[str]) -> list[Text]:
 
 
 def _summary(watcher: Watcher) -> Text:
-    from rich.text import Text
-
     counts = Counter[str](run.state() for run in watcher.runs.values()) + Counter(watcher.not_begun.values())
     text = Text(f"{counts.total()} runs", style="bold")
     for state, color in _STATE_COLORS.items():
@@ -92,8 +85,6 @@ def _summary(watcher: Watcher) -> Text:
 
 
 def _plot(curves: Sequence[Curve], width: int) -> Text:
-    from rich.text import Text
-
     label_width = 9
     columns = max(min(width - label_width - 2, 110), 10)
     rows, (left, right, low, high) = braille_plot(curves, columns, _PLOT_HEIGHT)
@@ -113,9 +104,6 @@ def _plot(curves: Sequence[Curve], width: int) -> Text:
 def _table(
     groups: Sequence[WatchedGroup], curves: Sequence[Curve], latest: Sequence[float | None], width: int
 ) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
     needed = max(len(group.name) for group in groups)
     kept = list(_COLUMNS)
     while len(kept) > 2 and needed + 6 + sum(_COLUMNS[name] for name in kept) > width:
@@ -134,8 +122,6 @@ def _table(
 
 
 def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -> dict[str, Any]:
-    from rich.text import Text
-
     states = Counter[str](run.state() for run in group.runs) + Counter(group.not_begun)
     worst = next((state for state in ("failed", "silent", "running", "waiting") if states[state]), "done")
     planned = states.total()

@@ -6,19 +6,20 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from torchrl_reg.analysis.curves import mean_curve
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.failures import failure, marks
 from torchrl_reg.analysis.groups import group_runs
-from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.planned import not_begun
-from torchrl_reg.analysis.record import Columns, Row, Tail, is_number
+from torchrl_reg.analysis.record import Column, Columns, Row, Tail, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
+from torchrl_reg.analysis.terminal_plot import Curve
 
+Event = Literal["eval", "train"]
 State = Literal["done", "running", "silent", "failed", "waiting"]
 #: A run that wrote no row for this long, and for several times its usual pace, is called silent.
 SILENT_SECONDS = 300.0
@@ -30,7 +31,7 @@ class WatchedRun:
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
-        self.fps: float | None = None
+        self.fps: float | None
         self._tail = Tail(record.path / "metrics.jsonl")
         self._forget()
 
@@ -57,20 +58,11 @@ class WatchedRun:
         """What is no row in the record, in words."""
         return self._tail.problem
 
-    @property
-    def evaluations(self) -> list[tuple[int, float]]:
-        """Frames and returns of the evaluations."""
-        return self._points("eval")
-
-    @property
-    def training(self) -> list[tuple[int, float]]:
-        """Frames and returns of the training rows that saw an episode end; neighbours are averaged in long runs."""
-        return self._points("train")
-
-    def _points(self, event: str) -> list[tuple[int, float]]:
+    def returns(self, event: Event) -> Column:
+        """Frames and returns of the evaluations, or of the training rows that saw an episode end."""
         frames, values = self._columns.of(event, "return")
         there = ~np.isnan(values)
-        return list(zip(frames[there].tolist(), values[there].tolist(), strict=True))
+        return frames[there], values[there]
 
     @property
     def total_frames(self) -> int | None:
@@ -132,19 +124,20 @@ class WatchedGroup:
     runs: tuple[WatchedRun, ...]
     not_begun: tuple[State, ...] = ()
 
-    def curve(self, event: Literal["eval", "train"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def curve(self, event: Event) -> Curve:
         """Frames and the mean return over the runs that reach each of them."""
-        points = [run.evaluations if event == "eval" else run.training for run in self.runs]
-        return mean_curve([each for each in points if each])
+        return mean_curve(self._returns(event))
 
-    def latest(self, event: Literal["eval", "train"]) -> float | None:
+    def latest(self, event: Event) -> float | None:
         """The mean return at the last frame that every run with a return has reached; None before the first of one."""
-        points = [run.evaluations if event == "eval" else run.training for run in self.runs]
-        points = [each for each in points if each]
-        common = min((each[-1][0] for each in points), default=0)
-        if not points or common < max(each[0][0] for each in points):
+        found = self._returns(event)
+        common = min((frames[-1] for frames, _ in found), default=0)
+        if not found or common < max(frames[0] for frames, _ in found):
             return None
-        return float(np.mean([np.interp(common, *np.array(each, dtype=np.float64).T) for each in points]))
+        return float(np.mean([np.interp(common, *each) for each in found]))
+
+    def _returns(self, event: Event) -> list[Column]:
+        return [found for run in self.runs if len((found := run.returns(event))[0])]
 
 
 @dataclass
@@ -156,37 +149,32 @@ class Watcher:
     unreadable: dict[Path, str] = field(default_factory=dict)
     not_begun: dict[Path, State] = field(default_factory=dict)
     _grouped: dict[bool, list[WatchedGroup]] = field(default_factory=dict)
+    _seen: Any = None
 
     def refresh(self) -> None:
         """Looks for new runs and reads new rows; configs are read once."""
-        found = [folder for root in self.folders for folder in run_folders(root)]
-        there = set(found)
-        if there != set(self.runs):
-            self._grouped.clear()
-        self.runs = {path: run for path, run in self.runs.items() if path in there}
-        planned = {path for root in self.folders for path in not_begun(root)} - there
-        states: dict[Path, State] = {path: "failed" if marks(path) else "waiting" for path in sorted(planned)}
-        if states != self.not_begun:
-            self._grouped.clear()
-            self.not_begun = states
-        self.unreadable = {}
-        for path in found:
-            # A run writes its command a moment after its config.
-            begun = path in self.runs and self.runs[path].record.recipe != "unknown"
-            if not begun:
+        there, known = [path for root in self.folders for path in run_folders(root)], self.runs
+        self.runs, self.unreadable = {}, {}
+        for path in there:
+            run = known.get(path)
+            if run is None or run.record.recipe == "unknown":  # a run writes its command a moment after its config
                 try:
                     record = read_run(path)
-                    if path not in self.runs:
-                        self.runs[path] = WatchedRun(record)
-                    elif record.recipe != "unknown":
-                        self.runs[path].record = record
-                        self._grouped.clear()
                 except (AnalysisError, OSError) as error:
                     self.unreadable[path] = str(error)
-        for path, run in self.runs.items():
+                    continue
+                run = run or WatchedRun(record)
+                run.record = record
             run.refresh()
+            self.runs[path] = run
             if run.problem is not None:
                 self.unreadable[path] = f"metrics.jsonl holds what is no row: {run.problem}"
+        planned = {path for root in self.folders for path in not_begun(root)} - set(there)
+        self.not_begun = {path: "failed" if marks(path) else "waiting" for path in sorted(planned)}
+        seen = [run.record for run in self.runs.values()], self.not_begun
+        if seen != self._seen:
+            self._seen = seen
+            self._grouped.clear()
 
     def failures(self) -> dict[Path, str]:
         """The last words of the runs that failed."""
@@ -238,9 +226,7 @@ class Watcher:
         return tuple(state for path, state in self.not_begun.items() if path.parent in parents)
 
 
-def latest_curves(
-    groups: Iterable[WatchedGroup],
-) -> tuple[Literal["eval", "train"], list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+def latest_curves(groups: Iterable[WatchedGroup]) -> tuple[Event, list[Curve]]:
     """What to draw for the groups of one environment, and of what: evaluations once all have two, else training."""
     groups = list(groups)
     evaluated = [group.curve("eval") for group in groups]

@@ -82,8 +82,8 @@ def checked_device(name: str) -> str:
 
 
 def _told(mode: str, returns: Any) -> dict[str, float]:
-    from torchrl_reg.analysis.markup import number_text
     from torchrl_reg.analysis.statistics import mean, stratified_estimate
+    from torchrl_reg.analysis.tables import number_text
 
     estimate = stratified_estimate([returns.numpy()], mean)
     spread = returns.std(correction=0).item()

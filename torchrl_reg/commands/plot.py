@@ -36,10 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
         from torchrl_reg.analysis import plots
     except ImportError as error:
         raise AnalysisError(f"plots need {error.name}, got none: pip install 'torchrl_reg[report]'.") from error
-    from torchrl_reg.analysis.aggregates import envs_of
     from torchrl_reg.analysis.figures import checked_path
-    from torchrl_reg.analysis.scores import group_scores, scale_of, unscored_note
-    from torchrl_reg.analysis.tables import curve_warnings, warnings
+    from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
+    from torchrl_reg.analysis.scores import envs_of, group_scores, scale_of
 
     out = checked_path(arguments.out or Path(f"{arguments.kind}.png"))
     groups = selected_groups(arguments)

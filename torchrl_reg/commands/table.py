@@ -19,10 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables; what a reader should be warned of goes to stderr."""
-    from torchrl_reg.analysis.aggregates import envs_of
-    from torchrl_reg.analysis.markup import FORMATS
-    from torchrl_reg.analysis.scores import group_scores, scale_of
-    from torchrl_reg.analysis.tables import aggregate_table, environment_table, warnings
+    from torchrl_reg.analysis.notes import warnings
+    from torchrl_reg.analysis.scores import envs_of, group_scores, scale_of
+    from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table
 
     groups = selected_groups(arguments)
     scores = group_scores(groups, arguments.score, arguments.column, unfinished=arguments.unfinished)

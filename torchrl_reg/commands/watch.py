@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.watch_frame import watch_frame
 from torchrl_reg.analysis.watched import Watcher
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 #: SLURM is asked no more often: its controller serves many.
 _ASK_SECONDS = 30.0
@@ -39,15 +39,27 @@ def run(args: argparse.Namespace) -> int:
         raise AnalysisError(f"--every must be > 0 seconds, got {args.every:g}.")
     try:
         from rich.console import Console
+        from rich.live import Live
+
+        from torchrl_reg.analysis.watch_frame import watch_frame
     except ImportError:
         raise AnalysisError("watch needs the package rich, got none: pip install 'torchrl_reg[report]'.") from None
-    console = Console()
-    watcher = Watcher(args.folders)
+    console, watcher = Console(), Watcher(args.folders)
+    asked, notes = -_ASK_SECONDS, list[str]()
+
+    def screen(height: int | None) -> RenderableType:
+        nonlocal asked, notes
+        watcher.refresh()
+        if height is None or time.monotonic() - asked > _ASK_SECONDS:
+            asked, notes = time.monotonic(), _queue_notes(args.folders)
+        return watch_frame(watcher, single=args.runs, width=console.width, height=height, notes=notes)
+
     if not args.once and console.is_terminal:
-        _watch(watcher, console, args)
-    watcher.refresh()
-    notes = _queue_notes(args.folders)
-    console.print(watch_frame(watcher, single=args.runs, width=console.width, height=None, notes=notes))
+        with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(screen(console.height), refresh=True)
+                time.sleep(args.every)
+    console.print(screen(None))
     return 0
 
 
@@ -58,21 +70,3 @@ def _queue_notes(folders: list[Path]) -> list[str]:
     except (ImportError, SystemExit):
         return []
     return [note for folder in folders for note in waiting_notes(folder)]
-
-
-def _watch(watcher: Watcher, console: Console, args: argparse.Namespace) -> None:
-    from rich.live import Live
-
-    try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            asked, notes = 0.0, []
-            while True:
-                watcher.refresh()
-                if time.monotonic() - asked > _ASK_SECONDS:
-                    asked, notes = time.monotonic(), _queue_notes(args.folders)
-                size = {"width": console.width, "height": console.height}
-                screen = watch_frame(watcher, single=args.runs, notes=notes, **size)
-                live.update(screen, refresh=True)
-                time.sleep(args.every)
-    except KeyboardInterrupt:
-        pass

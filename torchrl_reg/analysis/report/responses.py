@@ -12,7 +12,8 @@ import numpy as np
 from torchrl_reg.analysis.groups import Group, short_name, shown
 from torchrl_reg.analysis.record import is_number
 from torchrl_reg.analysis.report.chart import Line
-from torchrl_reg.analysis.report.scores import estimate, final_scores
+from torchrl_reg.analysis.report.scores import estimate
+from torchrl_reg.analysis.scores import scores_of
 from torchrl_reg.analysis.statistics import mean, stratified_estimate
 
 #: With more lines than these, the mean over all of them is drawn instead.
@@ -20,6 +21,7 @@ _MOST_LINES = 6
 _RESAMPLES = 2_000
 #: The recipe and every setting but those looked at, with the values.
 Family = tuple[Any, ...]
+Scored = list[tuple[Group, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -76,28 +78,25 @@ def responses(groups: Sequence[Group], column: str) -> list[Response]:
     """One for every numeric setting of which groups on one environment, otherwise equal, have several values."""
     found = []
     for env in dict.fromkeys(group.env for group in groups):
-        scored = [(group, final_scores(group, column)) for group in groups if group.env == env]
-        scored = [(group, scores) for group, scores in scored if scores]
-        for setting in _numeric_settings([group for group, _ in scored]):
-            response = _response(setting, env, scored)
-            if response is not None:
-                found.append(response)
-    return found
+        scored = _scored([group for group in groups if group.env == env], column)
+        found += [_response(setting, env, scored) for setting in _numeric_settings([group for group, _ in scored])]
+    return [response for response in found if response is not None]
 
 
 def heat_maps(groups: Sequence[Group], column: str) -> list[HeatMap]:
     """One for every recipe and pair of its numeric settings crossed with each other, at least 2 x 2 and 3/4 full."""
     found = []
     for env, recipe in dict.fromkeys((group.env, group.recipe) for group in groups):
-        members = [group for group in groups if (group.env, group.recipe) == (env, recipe)]
-        scored = [(group, final_scores(group, column)) for group in members]
-        scored = [(group, scores) for group, scores in scored if scores]
+        scored = _scored([group for group in groups if (group.env, group.recipe) == (env, recipe)], column)
         crossed = [s for s in _numeric_settings([g for g, _ in scored]) if _response(s, env, scored)]
-        for one, other in combinations(crossed, 2):
-            heat_map = _heat_map(one, other, env, scored)
-            if heat_map is not None:
-                found.append(heat_map)
-    return found
+        found += [_heat_map(one, other, env, scored) for one, other in combinations(crossed, 2)]
+    return [heat_map for heat_map in found if heat_map is not None]
+
+
+def _scored(groups: Sequence[Group], column: str) -> Scored:
+    """The groups with finished runs, and the scores of these."""
+    scores = [(group, scores_of(group, "final", column).values.tolist()) for group in groups]
+    return [(group, values) for group, values in scores if values]
 
 
 def _numeric_settings(groups: Sequence[Group]) -> list[str]:
@@ -114,14 +113,24 @@ def _values(groups: Sequence[Group], setting: str) -> list[Any]:
     return [*numbers, *([None] if None in values and numbers else [])]
 
 
-def _response(setting: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> Response | None:
-    having = [(group, scores) for group, scores in scored if setting in group.settings]
-    values = _values([group for group, _ in having], setting)
-    families: dict[Family, list[tuple[int, list[float]]]] = {}
+def _families(
+    settings: Sequence[str], scored: Scored
+) -> tuple[list[list[Any]], dict[Family, dict[tuple[int, ...], list[float]]]]:
+    """The values of the ``settings``, and by everything else the scores at places among these."""
+    having = [(group, scores) for group, scores in scored if all(name in group.settings for name in settings)]
+    values = [_values([group for group, _ in having], name) for name in settings]
+    families: dict[Family, dict[tuple[int, ...], list[float]]] = {}
     for group, scores in having:
-        place = values.index(_number(group.settings[setting]))
-        families.setdefault(_family(group, setting), []).append((place, scores))
-    families = {key: sorted(points) for key, points in families.items() if len(points) > 1}
+        place = tuple(each.index(group.settings[name]) for name, each in zip(settings, values, strict=True))
+        rest = [(name, value) for name, value in group.settings.items() if name not in settings]
+        family = (group.recipe, *((name, (shown(value), str(value))) for name, value in rest))
+        families.setdefault(family, {})[place] = scores
+    return values, families
+
+
+def _response(setting: str, env: str, scored: Scored) -> Response | None:
+    (values,), found = _families([setting], scored)
+    families = {key: sorted((at, scores) for (at,), scores in of.items()) for key, of in found.items() if len(of) > 1}
     if not families:
         return None
     lines: tuple[Line, ...]
@@ -170,43 +179,27 @@ def _pooled(families: Sequence[Sequence[tuple[int, list[float]]]]) -> Line:
     return Line("mean over all other settings", 0, places, value, low, high)
 
 
-def _family(group: Group, *settings: str) -> Family:
-    rest = [(name, value) for name, value in group.settings.items() if name not in settings]
-    return (group.recipe, *((name, (shown(value), str(value))) for name, value in rest))
-
-
-def _heat_map(one: str, other: str, env: str, scored: Sequence[tuple[Group, list[float]]]) -> HeatMap | None:
-    having = [(group, scores) for group, scores in scored if one in group.settings and other in group.settings]
-    groups = [group for group, _ in having]
-    rows, columns = _values(groups, one), _values(groups, other)
-    cells: list[list[dict[Family, list[float]]]] = [[{} for _ in columns] for _ in rows]
-    for group, scores in having:
-        row, place = rows.index(_number(group.settings[one])), columns.index(_number(group.settings[other]))
-        cells[row][place][_family(group, one, other)] = scores
-    filled = [cell for row in cells for cell in row if cell]
-    if len(rows) < 2 or len(columns) < 2 or len(filled) < 0.75 * len(rows) * len(columns):
+def _heat_map(one: str, other: str, env: str, scored: Scored) -> HeatMap | None:
+    (rows, columns), families = _families([one, other], scored)
+    filled = set().union(*families.values())
+    shared = [scores for scores in families.values() if scores.keys() == filled]
+    if len(rows) < 2 or len(columns) < 2 or len(filled) < 0.75 * len(rows) * len(columns) or not shared:
         return None
-    every = set().union(*filled)
-    shared = [family for family in filled[0] if all(family in cell for cell in filled)]
-    if not shared:
-        return None
-    unbalanced = f"unbalanced: {len(shared)} of {len(every)} combinations of the other settings are in every cell"
-    means = [
-        [float(np.mean([np.mean(cell[family]) for family in shared])) if cell else None for cell in row]
-        for row in cells
+    places = [[(row, column) for column in range(len(columns))] for row in range(len(rows))]
+    cells = [
+        tuple(float(np.mean([np.mean(of[place]) for of in shared])) if place in filled else None for place in line)
+        for line in places
     ]
+    counts = [tuple(sum(len(of.get(place, ())) for of in shared) for place in line) for line in places]
+    unbalanced = f"unbalanced: {len(shared)} of {len(families)} combinations of the other settings are in every cell"
     return HeatMap(
-        having[0][0].recipe,
+        next(iter(families))[0],
         one,
         other,
         env,
         tuple(shown(value) for value in rows),
         tuple(shown(value) for value in columns),
-        tuple(map(tuple, means)),
-        tuple(tuple(sum(len(cell[family]) for family in shared) if cell else 0 for cell in row) for row in cells),
-        unbalanced if len(shared) < len(every) else "",
+        tuple(cells),
+        tuple(counts),
+        unbalanced if len(shared) < len(families) else "",
     )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

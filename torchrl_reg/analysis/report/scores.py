@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis.curves import mean_curve, seed_values
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.mean_curve import mean_curve
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
-from torchrl_reg.analysis.runs import RunRecord
-from torchrl_reg.analysis.scores import has_score, normalized, scale_of, scores_of
+from torchrl_reg.analysis.scores import comparable, envs_of, on_scale, scale_of
 from torchrl_reg.analysis.statistics import (
     Estimate,
-    interquartile_mean,
     mean,
     performance_profile,
     profile_thresholds,
@@ -32,16 +30,9 @@ _NOT_DIAGNOSTICS = frozenset({"event", "frames", "updates", "episodes", "fps", "
 _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_clipped", "soft_gap", "td_error")
 
 
-def final_scores(group: Group, column: str) -> list[float]:
-    """The last evaluations of the finished runs, where they are finite numbers, in the order of their seeds."""
-    return scores_of(group, "final", column).values.tolist()
-
-
-def estimate(scores: Sequence[float]) -> Estimate | None:
+def estimate(scores: Sequence[float] | Array) -> Estimate | None:
     """Mean over the seeds with its 95% percentile-bootstrap interval; None without scores."""
-    if not scores:
-        return None
-    return stratified_estimate([scores], mean, resamples=_RESAMPLES)
+    return stratified_estimate([scores], mean, resamples=_RESAMPLES) if len(scores) else None
 
 
 def learning_curve(group: Group, column: str, series: int) -> Line | None:
@@ -49,16 +40,13 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
     curves = [curve for run in group.runs if len((curve := run.evaluations(column))[0])]
     if not curves:
         return None
-    every = np.unique(np.concatenate([frames for frames, _ in curves]))
-    values = np.full((len(every), len(curves)), np.nan)
-    for seed, (frames, found) in enumerate(curves):
-        values[np.searchsorted(every, frames), seed] = found
+    every, values = seed_values(curves)
+    common = ~np.isnan(values).any(0)
     beyond = every > min(frames[-1] for frames, _ in curves)
-    common = ~beyond & ~np.isnan(values).any(1)
-    x, shared = _averaged(every[common].astype(np.float64), values[common], _CURVE_POINTS)
+    x, shared = _averaged(every[common], values[:, common].T, _CURVE_POINTS)
     band = stratified_bootstrap(shared, [len(curves)], mean, resamples=_RESAMPLES) if len(x) else np.zeros((3, 0))
-    rest = np.nanmean(values[beyond], 1) if beyond.any() else np.zeros(0)
-    more = _averaged(every[beyond].astype(np.float64), rest, _CURVE_POINTS)
+    rest = np.nanmean(values[:, beyond], 0) if beyond.any() else np.zeros(0)
+    more = _averaged(every[beyond], rest, _CURVE_POINTS)
     low, high = band[1:] if len(curves) > 1 else (None, None)
     return Line(f"{group.method} ({len(curves)})", series, x, band[0], low, high, *more)
 
@@ -92,86 +80,38 @@ def diagnostic_names(groups: Iterable[Group]) -> list[str]:
 
 def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
     """Mean of a training column over the seeds that got there."""
-    curves = [list(zip(*run.training(name), strict=True)) for run in group.runs]
-    curves = [curve for curve in curves if curve]
-    if not curves:
-        return None
-    return Line(group.method, series, *_averaged(*mean_curve(curves), _DIAGNOSTIC_POINTS))
+    curves = [curve for run in group.runs if len((curve := run.training(name))[0])]
+    return Line(group.method, series, *_averaged(*mean_curve(curves), _DIAGNOSTIC_POINTS)) if curves else None
 
 
-@dataclass(frozen=True)
-class ScaledScores:
-    """Final scores on a scale on which environments can be averaged.
-
-    Args:
-        scale: 0 and 1 of it, in words.
-        runs: an array an environment, by method.
-        name: ``human``, ``sac`` or ``none``.
-    """
-
-    scale: str
-    runs: dict[str, list[Array]]
-    name: str = "none"
-
-
-def scaled_scores(sweep: Sweep) -> ScaledScores:
-    """Final scores of the methods with a finished run on every environment that has any.
+def compared(sweep: Sweep) -> tuple[str, dict[str, list[Array]]]:
+    """A scale, and on it by method the final scores on every environment where any method has some.
 
     0 is a random policy and 1 a human (Atari) or SAC (MuJoCo); elsewhere 0 is the worst finished run of an environment
     and 1 its best. Nothing where fewer than two environments or methods would be compared.
     """
-    scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
-    envs = [env for env in sweep.envs if any(scores.get((method, env)) for method in sweep.methods)]
-    scale = scale_of(envs) if envs else "none"
-    envs = [env for env in envs if has_score(env, scale)]
-    complete = [method for method in sweep.methods if all(scores.get((method, env)) for env in envs)]
-    words = {"human": "0 is the random policy and 1 a human", "sac": "0 is the random policy and 1 is SAC"}
-    shown = words.get(scale, "0 is the worst finished run of an environment in this sweep and 1 its best")
-    if len(envs) < 2 or len(complete) < 2:
-        return ScaledScores(shown, {}, scale)
-    frames = max(run.frames for run in sweep.runs)
-
-    def scaled(method: str, env: str) -> Array:
-        values = np.array(scores[method, env])
-        if scale != "none":
-            return normalized(env, values, scale, frames)
-        found = [score for each in sweep.methods for score in scores.get((each, env), [])]
-        return _scaled(values, min(found), max(found))
-
-    return ScaledScores(shown, {method: [scaled(method, env) for env in envs] for method in complete}, scale)
-
-
-def aggregate(scaled: Sequence[Array]) -> Estimate:
-    """Interquartile mean of scaled scores over runs and environments with a 95% stratified-bootstrap interval."""
-    return stratified_estimate(scaled, interquartile_mean, resamples=_RESAMPLES)
+    envs = {each.group.env for each in sweep.scores if len(each.values)}
+    scale = scale_of(sorted(envs)) if envs else "none"
+    scale = "range" if scale == "none" else scale
+    scores = on_scale([each for each in sweep.scores if each.group.env in envs], scale)
+    found = comparable(scores, scale)
+    return scale, found if len(envs_of(scores)) > 1 and len(found) > 1 else {}
 
 
 def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
-    """Share of runs above each scaled score (:func:`scaled_scores`), and the share of runs right of the profile."""
-    found = scaled_scores(sweep)
-    if not found.runs:
+    """Share of runs above each score on the scale of :func:`compared`, and the share of runs right of the profile."""
+    scale, found = compared(sweep)
+    if not found:
         return [], 0.0
-    every = [each for scaled in found.runs.values() for each in scaled]
-    thresholds, beyond = profile_thresholds(every, found.name, points)
-    lines = []
-    for method, scaled in found.runs.items():
-        share, low, high = performance_profile(scaled, thresholds, resamples=_RESAMPLES)
-        series = sweep.methods.index(method)
-        lines.append(Line(method, series, thresholds, share, low, high))
+    thresholds, beyond = profile_thresholds([runs for each in found.values() for runs in each], scale, points)
+    lines = [
+        Line(name, sweep.methods.index(name), thresholds, *performance_profile(runs, thresholds, resamples=_RESAMPLES))
+        for name, runs in found.items()
+    ]
     return lines, beyond
 
 
-def effort(runs: Iterable[RunRecord]) -> tuple[int, float]:
-    """Frames and seconds spent on ``runs`` so far, over all their processes up to the last row."""
-    runs = list(runs)
-    return sum(run.frames for run in runs), sum(run.wall_seconds for run in runs)
-
-
-def _scaled(values: Array, low: float, high: float) -> Array:
-    return (values - low) / (high - low) if high > low else np.ones(len(values))
-
-
-def _averaged(x: Array, y: Array, count: int) -> tuple[Array, Array]:
+def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Array]:
     """At most ``count`` points: means of runs of neighbours of ``y [E, ...]``, each at the last of its places."""
     if len(x) <= count:
         return x, y

@@ -5,25 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from torchrl_reg.analysis.groups import short_name
+from torchrl_reg.analysis.notes import unscored_note
 from torchrl_reg.analysis.numbers import amount, hours
 from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.page import filled
 from torchrl_reg.analysis.report.responses import heat_maps, responses
 from torchrl_reg.analysis.report.scores import (
+    compared,
     diagnostic_line,
     diagnostic_names,
-    effort,
     learning_curve,
     profiles,
     ranked,
-    scaled_scores,
 )
 from torchrl_reg.analysis.report.sweep import Sweep
-from torchrl_reg.analysis.report.table import ALL, SummaryTable, summary_table
+from torchrl_reg.analysis.report.table import ALL, summary_table
 from torchrl_reg.analysis.runs import RunRecord
-from torchrl_reg.analysis.scores import scale_of, unscored_note
+from torchrl_reg.analysis.scores import scale_of
 from torchrl_reg.analysis.statistics import beyond_note
 
+#: What 0 and 1 of a scale are, in words.
+_SCALES = {
+    "human": "0 is the random policy and 1 a human",
+    "sac": "0 is the random policy and 1 is SAC",
+    "range": "0 is the worst finished run of an environment in this sweep and 1 its best",
+}
 #: With more methods than these, the legend starts with the best few on.
 _MOST_SHOWN = 8
 
@@ -37,7 +43,8 @@ def report_html(sweep: Sweep) -> str:
         tiles=_tiles(sweep),
         warnings=_warnings(sweep),
         hidden={series for series, method in enumerate(sweep.methods) if method not in best},
-        summary=_summary(sweep),
+        summary=summary_table(sweep),
+        summary_note=_summary_note(sweep),
         curves=_curves(sweep),
         profile=_profile(sweep),
         responses=_responses(sweep),
@@ -56,7 +63,7 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
     """The size of it all in numbers."""
     runs = sweep.runs
     done = sum(sweep.state(run) == "done" for run in runs)
-    frames, seconds = effort(runs)
+    frames, seconds = sum(run.frames for run in runs), sum(run.wall_seconds for run in runs)
     seeds = sorted({len(group.runs) for group in sweep.groups})
     tiles = [
         (f"{done} of {len(runs) + len(sweep.not_begun)}", "runs finished"),
@@ -71,16 +78,16 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
     return [tile for tile in tiles if tile is not None]
 
 
-def _summary(sweep: Sweep) -> SummaryTable:
+def _summary_note(sweep: Sweep) -> str:
     note = (
         f"Last evaluation ({_return_name(sweep.column)}) of the finished runs: mean over seeds, in brackets a 95% "
         "bootstrap interval of that mean. Bars place the interval between the lowest and the highest of an environment."
         " Bold is what lies above all other intervals."
     )
-    scaled = scaled_scores(sweep)
-    if scaled.runs:
-        note += f" “{ALL}” is the interquartile mean over runs and environments on a scale where {scaled.scale}."
-    return summary_table(sweep, note)
+    scale, scaled = compared(sweep)
+    if scaled:
+        note += f" “{ALL}” is the interquartile mean over runs and environments on a scale where {_SCALES[scale]}."
+    return note
 
 
 def _curves(sweep: Sweep) -> list[str]:
@@ -99,7 +106,7 @@ def _profile(sweep: Sweep) -> dict[str, str]:
     chart = line_chart(title, lines, note=f"{len(sweep.envs)} environments", x_label=label, span=(0.0, 1.0))
     note = (
         "Run-score distributions, averaged over environments, with 95% stratified-bootstrap intervals; "
-        f"{scaled_scores(sweep).scale}. Higher is better."
+        f"{_SCALES[compared(sweep)[0]]}. Higher is better."
     )
     if beyond:
         note += f" {beyond_note(beyond)}.".replace("beyond", "beyond the right end")

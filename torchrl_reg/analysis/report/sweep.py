@@ -15,6 +15,7 @@ from torchrl_reg.analysis.failures import failure
 from torchrl_reg.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.analysis.planned import not_begun
 from torchrl_reg.analysis.runs import NOT_RUNS, RunRecord, find_runs, is_seen
+from torchrl_reg.analysis.scores import Scores, scores_of
 
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 
@@ -51,6 +52,11 @@ class Sweep:
     def runs(self) -> list[RunRecord]:
         """Of all groups."""
         return [run for group in self.groups for run in group.runs]
+
+    @cached_property
+    def scores(self) -> list[Scores]:
+        """The last evaluations of the finished runs of every group, where they are finite numbers."""
+        return [scores_of(group, "final", self.column) for group in self.groups]
 
     @cached_property
     def methods(self) -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.report.scores import aggregate, estimate, final_scores, ranked, scaled_scores
+from torchrl_reg.analysis.report.scores import compared, ranked
 from torchrl_reg.analysis.report.sweep import Sweep
-from torchrl_reg.analysis.statistics import Estimate
+from torchrl_reg.analysis.scores import Array
+from torchrl_reg.analysis.statistics import Estimate, interquartile_mean, mean, stratified_estimate
 
 #: Heading of the column over all environments.
 ALL = "all, scaled IQM"
@@ -20,25 +18,24 @@ _MOST_COLUMNS, _MOST_UNSORTED = 6, 8
 
 @dataclass(frozen=True)
 class Cell:
-    """A score with its interval; ``bar`` are low, high and value on the environment's scale, in percent."""
+    """A score, whether of several runs and the best; ``bar``: low, high, value in percent of the column's span."""
 
-    value: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-    several: bool = False
-    best: bool = False
-    bar: tuple[float, float, float] | None = None
-    missing: bool = False
-    empty: bool = False
+    score: Estimate
+    several: bool
+    best: bool
+    bar: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: its place among them, a cell a column, finished seeds and commits."""
+    """A method: its place among them, a cell a column, finished seeds and commits.
+
+    A cell is None where the method has no runs, ``"unfinished"`` where none of them is finished.
+    """
 
     method: str
     series: int
-    cells: list[Cell]
+    cells: list[Cell | str | None]
     seeds: list[tuple[str, str]]
     commits: list[str]
 
@@ -50,60 +47,51 @@ class SummaryTable:
     columns: list[str]
     rows: list[Row]
     tall: bool
-    note: str
 
 
-def summary_table(sweep: Sweep, note: str) -> SummaryTable:
+def summary_table(sweep: Sweep) -> SummaryTable:
     """Final scores with intervals, numbers of seeds and commits; many methods from the best mean rank down.
 
     A best score is marked where its interval lies above those of all others.
     """
-    scores = {(group.method, group.env): final_scores(group, sweep.column) for group in sweep.groups}
-    estimates = {key: estimate(values) for key, values in scores.items()}
-    columns = list(sweep.envs)
-    for method, scaled in scaled_scores(sweep).runs.items():
-        columns = [ALL, *sweep.envs]
-        estimates[method, ALL], scores[method, ALL] = aggregate(scaled), np.concatenate(scaled).tolist()
-    order = ranked(sweep) if len(sweep.methods) > _MOST_UNSORTED else sweep.methods
-    cells: dict[tuple[str, str], Cell] = {}
-    for env in columns:
-        there = {m: found for m in sweep.methods if (found := estimates.get((m, env))) is not None}
-        for method in sweep.methods:
-            if (method, env) not in scores:
-                cells[method, env] = Cell(empty=True)
-            elif method not in there:
-                cells[method, env] = Cell(missing=True)
-            else:
-                counts = {other: len(scores[other, env]) for other in there}
-                cells[method, env] = _cell(method, there, counts)
+    columns: dict[str, dict[str, list[Array]]] = {}
+    if over_all := compared(sweep)[1]:
+        columns[ALL] = over_all
+    for env in sweep.envs:
+        columns[env] = {each.group.method: [each.values] for each in sweep.scores if each.group.env == env}
+    cells = {env: _cells(runs, env) for env, runs in columns.items()}
     rows = []
-    for method in order:
-        members = [group for group in sweep.groups if group.method == method]
-        commits = list(dict.fromkeys(commit for group in members for commit in group.commits))
-        line = [cells[method, env] for env in columns]
-        rows.append(Row(method, sweep.methods.index(method), line, _seeds(members, sweep), commits))
-    return SummaryTable(columns, rows, len(columns) > max(_MOST_COLUMNS, len(rows)), note)
+    for method in ranked(sweep) if len(sweep.methods) > _MOST_UNSORTED else sweep.methods:
+        commits = [commit for group in sweep.groups if group.method == method for commit in group.commits]
+        line = [column.get(method) for column in cells.values()]
+        seeds = _seeds(method, sweep)
+        rows.append(Row(method, sweep.methods.index(method), line, seeds, list(dict.fromkeys(commits))))
+    return SummaryTable(list(columns), rows, len(columns) > max(_MOST_COLUMNS, len(rows)))
 
 
-def _cell(method: str, there: dict[str, Estimate], counts: dict[str, int]) -> Cell:
-    found = there[method]
-    low, high = min(e.low for e in there.values()), max(e.high for e in there.values())
-    bar = None
-    if high > low:
-        left, right, middle = ((value - low) / (high - low) * 100 for value in (found.low, found.high, found.value))
-        bar = (left, right, middle)
-    others = [other for other in there if other != method]
-    # An interval of one run has no width and says nothing.
-    best = bool(others) and all(found.low > there[o].high and counts[o] > 1 for o in others) and counts[method] > 1
-    return Cell(found.value, found.low, found.high, counts[method] > 1, best, bar)
+def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, Cell | str]:
+    """By method; an interval of one run has no width and says nothing."""
+    estimator = interquartile_mean if name == ALL else mean
+    counts = {method: sum(map(len, runs)) for method, runs in column.items()}
+    there = {m: stratified_estimate(column[m], estimator, resamples=2_000) for m, count in counts.items() if count}
+    low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)
+    found: dict[str, Cell | str] = dict.fromkeys(column, "unfinished")
+    for method, score in there.items():
+        others = [other for other in there if other != method]
+        above = all(score.low > there[other].high for other in others)
+        best = bool(others) and above and all(counts[each] > 1 for each in there)
+        ends = ((end - low) / (high - low) * 100 for end in (score.low, score.high, score.value)) if high > low else ()
+        found[method] = Cell(score, counts[method] > 1, best, tuple(ends) or None)
+    return found
 
 
-def _seeds(groups: Sequence[Group], sweep: Sweep) -> list[tuple[str, str]]:
+def _seeds(method: str, sweep: Sweep) -> list[tuple[str, str]]:
     """Finished of all, per environment where a few environments differ."""
-    counts = [(len(final_scores(group, sweep.column)), len(group.runs)) for group in groups]
+    scores = [each for each in sweep.scores if each.group.method == method]
+    counts = [(len(each.values), len(each.group.runs)) for each in scores]
     texts = [str(total) if done == total else f"{done} of {total}" for done, total in counts]
     if len(set(texts)) == 1:
         return [(texts[0], "")]
-    if len(groups) > _MOST_COLUMNS:
+    if len(scores) > _MOST_COLUMNS:
         return [(f"{sum(done for done, _ in counts)} of {sum(total for _, total in counts)}", "runs")]
-    return [(text, group.env) for text, group in zip(texts, groups, strict=True)]
+    return [(text, each.group.env) for text, each in zip(texts, scores, strict=True)]

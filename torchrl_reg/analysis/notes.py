@@ -1,0 +1,134 @@
+"""What a reader of tables and figures should know and would not see, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torchrl_reg.analysis.curves import group_curve
+from torchrl_reg.analysis.groups import Group
+from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.scores import Scores, has_score
+
+
+def warnings(
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    *,
+    scale: str = "none",
+    baseline: str | None = None,
+    averaged: bool = True,
+) -> list[str]:
+    """Runs left out, several commits, methods that lack environments, what differs along with a label.
+
+    Args:
+        groups, scores: what is shown.
+        scale: that of the averages; names the games without a score on it.
+        baseline: whose probability of improvement is shown.
+        averaged: whether something over all environments follows, so that it matters what is not in it.
+    """
+    found = [reason for each in scores for reason in each.left_out]
+    found += mixed_commits(groups) + moved_runs(groups)
+    if averaged:
+        there = {(each.group.method, each.group.env): len(each.values) > 0 for each in scores}
+        lacking = _lacking(there, scale)
+        found += unscored_note((env for _, env in there), scale) + _lacking_note(lacking)
+        if baseline in lacking:
+            found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
+    return found + label_notes(groups)
+
+
+def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
+    """The same of curves; ``averaged`` over environments on ``scale``, or not."""
+    found = curve_notes(groups, column) + mixed_commits(groups)
+    if averaged:
+        there = {(group.method, group.env): True for group in groups}
+        found += unscored_note((env for _, env in there), scale) + _lacking_note(_lacking(there, scale))
+    return found + label_notes(groups)
+
+
+def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> list[str]:
+    """What curves of ``groups`` do not show: runs not finished or without evaluations, and seeds that went further."""
+    runs = [run for group in groups for run in group.runs]
+    found = []
+    going = [str(run.path) for run in runs if run.done is None]
+    if going:
+        are = "is" if len(going) == 1 else "are"
+        found.append(f"{len(going)} of {len(runs)} runs {are} not finished: {_first_three(going, ', ')}")
+    empty = [run.path for run in runs if not len(run.evaluations(column)[0])]
+    if empty:
+        found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0]}")
+    short = []
+    for group in groups:
+        curve, longest = group_curve(group, column), max(run.last_evaluation(column) for run in group.runs)
+        if curve is not None and curve[0][-1] < longest:
+            short.append(f"{group.method} on {group.env} at {curve[0][-1]} of {longest} frames")
+    if short:
+        found.append(f"curves end where the shortest seed does: {_first_three(short)}")
+    return found
+
+
+def mixed_commits(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the groups whose seeds were run at several commits; none where there are none."""
+    mixed = [f"{g.method} on {g.env} at {', '.join(g.commits)}" for g in groups if len(g.commits) > 1]
+    return [f"seeds were run at several commits: {_first_three(mixed)}"] if mixed else []
+
+
+def moved_runs(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the runs whose starts differ in torch, commit, device or threads; none where there are none."""
+    runs = [run for group in groups for run in group.runs]
+    moved = [f"{run.path} ({' and '.join(changed)})" for run in runs if (changed := _changed(run))]
+    were = "1 run was" if len(moved) == 1 else f"{len(moved)} runs were"
+    which = f"{were} begun on one machine or code and resumed on another: {_first_three(moved)}"
+    return [which] if moved else []
+
+
+def _changed(run: RunRecord) -> list[str]:
+    facts = {
+        "torch": [(start.get("versions") or {}).get("torch") for start in run.starts],
+        **{name: [start.get(name) for start in run.starts] for name in ("commit", "device", "threads")},
+    }
+    return [name for name, values in facts.items() if len({str(v) for v in values if v is not None}) > 1]
+
+
+def label_notes(groups: Sequence[Group]) -> list[str]:
+    """Settings that differ along with those a label names, so that a reader does not credit the named one alone."""
+    found = {}
+    for group in groups:
+        named = {word.partition("=")[0] for word in group.method.split()[1:]}
+        hidden = [key for key in group.settings if not {key, key.rpartition(".")[2], key.removesuffix(".name")} & named]
+        if hidden:
+            found[group.recipe] = f"runs of {group.recipe} also differ in {', '.join(hidden)}, along with their label"
+    return list(found.values())
+
+
+def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
+    """A sentence on the environments that no average on ``scale`` can hold; none where all have a score."""
+    envs = list(dict.fromkeys(envs))
+    without = [env.removeprefix("atari/") for env in envs if not has_score(env, scale)]
+    have, them = ("has", "it") if len(without) == 1 else ("have", "them")
+    which = f"{len(without)} of {len(envs)} games {have} no human score: {', '.join(without)}"
+    return [f"{which}; averages over environments leave {them} out"] if without else []
+
+
+def _lacking(there: Mapping[tuple[str, str], bool], scale: str) -> dict[str, list[str]]:
+    """Methods without runs on some environment that another has, and which, by whether a pair of them has any."""
+    pairs = [pair for pair in there if has_score(pair[1], scale)]
+    envs = sorted({env for _, env in pairs})
+    found = {method: [env for env in envs if not there.get((method, env))] for method, _ in pairs}
+    return {method: missing for method, missing in found.items() if missing}
+
+
+def _lacking_note(lacking: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence on the methods that are in no average, and the environments each lacks; none for no methods."""
+    few = {
+        method: ", ".join(gone) if len(gone) <= 6 else f"{', '.join(gone[:5])} and {len(gone) - 5} more"
+        for method, gone in lacking.items()
+    }
+    if len(few) == 1:
+        return [f"{method} is in no aggregate, as it lacks {gone}" for method, gone in few.items()]
+    which = "; ".join(f"{method} lacks {gone}" for method, gone in few.items())
+    return [f"{len(few)} methods are in no aggregate: {which}"] if few else []
+
+
+def _first_three(texts: Sequence[str], separator: str = "; ") -> str:
+    return separator.join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
