@@ -64,6 +64,12 @@ class RunRecord:
     script: str = ""
 
     @property
+    def total_frames(self) -> int | None:
+        """``algo.total_frames``; None where a recipe has none."""
+        total = self.config.get("algo.total_frames")
+        return int(total) if is_number(total) else None
+
+    @property
     def commits(self) -> tuple[str, ...]:
         """The distinct commits the run was started from, in order; ``"unknown"`` for one outside git."""
         return tuple(dict.fromkeys(start.get("commit") or "unknown" for start in self.starts))

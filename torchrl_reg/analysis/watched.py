@@ -66,9 +66,8 @@ class WatchedRun:
 
     @property
     def total_frames(self) -> int | None:
-        """``algo.total_frames``; None where a recipe has none."""
-        total = self.record.config.get("algo.total_frames")
-        return int(total) if isinstance(total, int | float) else None
+        """Planned ones, as the config says."""
+        return self.record.total_frames
 
     @property
     def remaining_seconds(self) -> float | None:

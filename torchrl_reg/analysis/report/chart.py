@@ -71,7 +71,7 @@ class Axes:
 
 def line_chart(
     title: str,
-    lines: Sequence[Line],
+    found: Sequence[Line | None],
     *,
     note: str = "",
     small: bool = False,
@@ -81,7 +81,7 @@ def line_chart(
     may_log: bool = False,
     span: tuple[float, float] | None = None,
 ) -> str:
-    """A ``<figure>`` with the ``lines``; empty where there is nothing to draw.
+    """A ``<figure>`` with the lines ``found``; empty where there is nothing to draw.
 
     Args:
         title, note: above it, the note in grey.
@@ -92,7 +92,8 @@ def line_chart(
         may_log: a logarithmic axis where values are positive and span three orders of magnitude.
         span: lowest and highest value to show, instead of those of the lines.
     """
-    lines = [line for line in map(_finite, lines) if len(line.x) or len(line.more_x)]
+    lines = [_finite(line) for line in found if line is not None]
+    lines = [line for line in lines if len(line.x) or len(line.more_x)]
     if not lines:
         return ""
     axes = _axes(lines, ticks, may_log, span)

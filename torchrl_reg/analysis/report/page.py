@@ -8,7 +8,7 @@ from typing import Any
 from torchrl_reg.analysis.colors import DARK, LIGHT
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import short_name
-from torchrl_reg.analysis.numbers import number, score_text
+from torchrl_reg.analysis.numbers import amount, hours, number, score_text
 
 
 def filled(template: str, **context: Any) -> str:
@@ -33,6 +33,13 @@ def series_class(series: int) -> str:
     return f"s{series % len(LIGHT)}{dashes}"
 
 
+def as_yaml(tree: Any) -> str:
+    """``tree`` as one would write it into a file."""
+    import yaml
+
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
 @cache
 def _environment() -> Any:
     try:
@@ -43,7 +50,10 @@ def _environment() -> Any:
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.globals |= {"light": LIGHT, "dark": DARK}
     found.filters |= {
+        "yaml": as_yaml,
         "series_class": series_class,
+        "amount": amount,
+        "hours": hours,
         "score": score_text,
         "number": number,
         "short": short_name,

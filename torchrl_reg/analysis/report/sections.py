@@ -1,4 +1,4 @@
-"""What a report says, section by section, for the template ``report.html``; the same for the same runs."""
+"""What a report shows, section by section, for the template ``report.html``; the same for the same runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from torchrl_reg.analysis.groups import short_name
 from torchrl_reg.analysis.notes import unscored_note
-from torchrl_reg.analysis.numbers import amount, hours
 from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.page import filled
 from torchrl_reg.analysis.report.responses import heat_maps, responses
@@ -20,16 +19,9 @@ from torchrl_reg.analysis.report.scores import (
 )
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.report.table import ALL, summary_table
-from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.scores import scale_of
 from torchrl_reg.analysis.statistics import beyond_note
 
-#: What 0 and 1 of a scale are, in words.
-_SCALES = {
-    "human": "0 is the random policy and 1 a human",
-    "sac": "0 is the random policy and 1 is SAC",
-    "range": "0 is the worst finished run of an environment in this sweep and 1 its best",
-}
 #: With more methods than these, the legend starts with the best few on.
 _MOST_SHOWN = 8
 
@@ -37,80 +29,57 @@ _MOST_SHOWN = 8
 def report_html(sweep: Sweep) -> str:
     """The whole report on ``sweep``: one HTML text that loads nothing."""
     best = ranked(sweep)[:_MOST_SHOWN]
+    scale, comparison = compared(sweep)
+    lines, beyond = profiles(sweep)
+    score_name = f"{sweep.column.removeprefix('return_').removesuffix('_mean')} return"
     return filled(
         "report.html",
         sweep=sweep,
-        tiles=_tiles(sweep),
-        warnings=_warnings(sweep),
+        score_name=score_name,
         hidden={series for series, method in enumerate(sweep.methods) if method not in best},
         summary=summary_table(sweep),
-        summary_note=_summary_note(sweep),
-        curves=_curves(sweep),
-        profile=_profile(sweep),
+        over_all=ALL if comparison else "",
+        scale=scale,
+        warnings=_warnings(sweep),
+        curves=[_curves(sweep, env, score_name) for env in sweep.envs],
+        profile=line_chart(
+            "share of runs above a score",
+            lines if len(sweep.envs) > 1 else [],
+            note=f"{len(sweep.envs)} environments",
+            x_label="scaled score",
+            span=(0.0, 1.0),
+        ),
+        beyond=beyond_note(beyond) if beyond else "",
         responses=_responses(sweep),
         heat_maps=heat_maps(sweep.groups, sweep.column),
-        diagnostics=_diagnostics(sweep),
-        commands=[
-            (method, [_command(sweep, run) for group in sweep.groups if group.method == method for run in group.runs])
-            for method in sweep.methods
-        ],
+        diagnostics=[(env, _diagnostics(sweep, env)) for env in sweep.envs],
         facts=_facts(sweep),
-        plan=_plan(sweep.plan),
     )
 
 
-def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
-    """The size of it all in numbers."""
-    runs = sweep.runs
-    done = sum(sweep.state(run) == "done" for run in runs)
-    frames, seconds = sum(run.frames for run in runs), sum(run.wall_seconds for run in runs)
-    seeds = sorted({len(group.runs) for group in sweep.groups})
-    tiles = [
-        (f"{done} of {len(runs) + len(sweep.not_begun)}", "runs finished"),
-        (str(sweep.waiting), "waiting") if sweep.waiting else None,
-        (str(len(sweep.failures)), "failed") if sweep.failures else None,
-        (str(len(sweep.methods)), "method" if len(sweep.methods) == 1 else "methods"),
-        (str(len(sweep.envs)), "environment" if len(sweep.envs) == 1 else "environments"),
-        ("–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))), "seeds each") if seeds else None,
-        (amount(frames), "frames"),
-        (hours(seconds), "of run time"),
-    ]
-    return [tile for tile in tiles if tile is not None]
+def _warnings(sweep: Sweep) -> list[str]:
+    """What the numbers do not show."""
+    commits, unfinished = sweep.commits, len(sweep.in_state("unfinished"))
+    endless = [sweep.shown_path(run) for run in sweep.in_state("done") if run.ends_without(sweep.column)]
+    runs = "1 run is" if unfinished == 1 else f"{unfinished} runs are"
+    found = {
+        f"Runs come from {len(commits)} commits: {', '.join(commits)}.": len(commits) > 1,
+        "Runs marked + had uncommitted changes.": any(commit.endswith("+") for commit in commits),
+        f"{runs} not finished; the summary leaves out what is not.": unfinished,
+        **{f"Left out: {sentence}": True for sentence in sweep.skipped},
+        f"Scores leave out runs whose last evaluation is not a finite number: {', '.join(endless)}.": endless,
+        **{f"{sentence}.": True for sentence in unscored_note(sweep.envs, scale_of(sweep.envs))},
+        "Some methods have fewer than three seeds: their intervals say little or nothing.": any(
+            len(group.runs) < 3 for group in sweep.groups
+        ),
+    }
+    return [sentence for sentence, holds in found.items() if holds]
 
 
-def _summary_note(sweep: Sweep) -> str:
-    note = (
-        f"Last evaluation ({_return_name(sweep.column)}) of the finished runs: mean over seeds, in brackets a 95% "
-        "bootstrap interval of that mean. Bars place the interval between the lowest and the highest of an environment."
-        " Bold is what lies above all other intervals."
-    )
-    scale, scaled = compared(sweep)
-    if scaled:
-        note += f" “{ALL}” is the interquartile mean over runs and environments on a scale where {_SCALES[scale]}."
-    return note
-
-
-def _curves(sweep: Sweep) -> list[str]:
-    """Learning curves, one chart an environment."""
-    charts = []
-    for env in sweep.envs:
-        found = [learning_curve(g, sweep.column, sweep.methods.index(g.method)) for g in sweep.of_env(env)]
-        charts.append(line_chart(env, [line for line in found if line], note=_return_name(sweep.column)))
-    return charts
-
-
-def _profile(sweep: Sweep) -> dict[str, str]:
-    """Performance profiles, where there are several environments."""
-    lines, beyond = profiles(sweep) if len(sweep.envs) > 1 else ([], 0.0)
-    title, label = "share of runs above a score", "scaled score"
-    chart = line_chart(title, lines, note=f"{len(sweep.envs)} environments", x_label=label, span=(0.0, 1.0))
-    note = (
-        "Run-score distributions, averaged over environments, with 95% stratified-bootstrap intervals; "
-        f"{_SCALES[compared(sweep)[0]]}. Higher is better."
-    )
-    if beyond:
-        note += f" {beyond_note(beyond)}.".replace("beyond", "beyond the right end")
-    return {"chart": chart, "note": note}
+def _curves(sweep: Sweep, env: str, note: str) -> str:
+    """Learning curves on ``env``."""
+    groups = sweep.of_env(env)
+    return line_chart(env, [learning_curve(g, sweep.column, sweep.methods.index(g.method)) for g in groups], note=note)
 
 
 def _responses(sweep: Sweep) -> list[tuple[str, tuple[Line, ...]]]:
@@ -127,81 +96,26 @@ def _responses(sweep: Sweep) -> list[tuple[str, tuple[Line, ...]]]:
     return charts
 
 
-def _diagnostics(sweep: Sweep) -> list[tuple[str, list[str]]]:
-    """What the losses report beside the training return, as small multiples, an environment at a time."""
-    parts = []
-    for env in sweep.envs:
-        groups = sweep.of_env(env)
-        charts = []
-        for name in diagnostic_names(groups):
-            found = [diagnostic_line(group, name, sweep.methods.index(group.method)) for group in groups]
-            shown = "training return" if name == "return_mean" else name
-            lines = [line for line in found if line]
-            charts.append(line_chart(shown, lines, small=True, x_label="", may_log=name != "return_mean"))
-        if any(charts):
-            parts.append((env, charts))
-    return parts
+def _diagnostics(sweep: Sweep, env: str) -> list[str]:
+    """What the losses report beside the training return, as small multiples."""
+    groups, charts = sweep.of_env(env), []
+    for name in diagnostic_names(groups):
+        lines = [diagnostic_line(group, name, sweep.methods.index(group.method)) for group in groups]
+        title = "training return" if name == "return_mean" else name
+        charts.append(line_chart(title, lines, small=True, x_label="", may_log=name != "return_mean"))
+    return charts
 
 
-def _command(sweep: Sweep, run: RunRecord) -> dict[str, str]:
-    """State, place and exact command of a run."""
-    state = sweep.state(run)
-    total = run.config.get("algo.total_frames")
-    detail = [run.env, f"seed {run.seed}", state if state == "done" else f"{state} at {amount(run.frames)} frames"]
-    if state == "done":
-        detail.append(hours(run.wall_seconds))
-    elif isinstance(total, int | float):
-        detail[-1] += f" of {amount(total)}"
-    detail += dict.fromkeys(str(start.get("host")) for start in run.starts if start.get("host"))
-    shown = {"state": state, "detail": " · ".join(detail), "path": sweep.shown_path(run)}
-    return shown | {"command": run.command or "no command.txt"}
-
-
-def _facts(sweep: Sweep) -> list[tuple[str, str]]:
-    """Commits, versions, hosts and devices."""
+def _facts(sweep: Sweep) -> dict[str, list[str]]:
+    """Commits, hosts, devices, versions and times of the starts of all runs."""
     starts = [start for run in sweep.runs for start in run.starts]
-    facts: dict[str, list[str]] = {
-        "commits": [commit for run in sweep.runs for commit in run.short_commits],
-        "hosts": [str(start["host"]) for start in starts if start.get("host")],
-        "devices": [str(start["device"]) for start in starts if start.get("device")],
-    }
+    facts: dict[str, list[Any]] = {"commits": sweep.commits}
     for start in starts:
+        for name in ("host", "device"):
+            facts.setdefault(f"{name}s", []).append(start.get(name))
         for name, version in (start.get("versions") or {}).items():
-            facts.setdefault(str(name), []).append(str(version))
+            facts.setdefault(str(name), []).append(version)
     times = sorted(str(start["started_at"]) for start in starts if start.get("started_at"))
-    if times:
-        facts["started"] = [" to ".join(dict.fromkeys((times[0], times[-1])))]
-    return [(name, ", ".join(dict.fromkeys(values))) for name, values in facts.items() if values]
-
-
-def _warnings(sweep: Sweep) -> list[str]:
-    found = []
-    commits = dict.fromkeys(commit for run in sweep.runs for commit in run.short_commits)
-    if len(commits) > 1:
-        found.append(f"Runs come from {len(commits)} commits: {', '.join(commits)}.")
-    if any(commit.endswith("+") for commit in commits):
-        found.append("Runs marked + had uncommitted changes.")
-    unfinished = [run for run in sweep.runs if sweep.state(run) == "unfinished"]
-    if unfinished:
-        runs = "1 run is" if len(unfinished) == 1 else f"{len(unfinished)} runs are"
-        found.append(f"{runs} not finished; the summary leaves out what is not.")
-    found += [f"Left out: {sentence}" for sentence in sweep.skipped]
-    endless = [sweep.shown_path(run) for run in sweep.runs if run.done is not None and run.ends_without(sweep.column)]
-    if endless:
-        found.append(f"Scores leave out runs whose last evaluation is not a finite number: {', '.join(endless)}.")
-    found += [f"{sentence}." for sentence in unscored_note(sweep.envs, scale_of(sweep.envs))]
-    if any(len(group.runs) < 3 for group in sweep.groups):
-        found.append("Some methods have fewer than three seeds: their intervals say little or nothing.")
-    return found
-
-
-def _plan(plan: dict[str, Any]) -> str:
-    if not plan:
-        return ""
-    import yaml
-
-    return yaml.safe_dump(plan, sort_keys=False, allow_unicode=True)
-
-
-def _return_name(column: str) -> str:
-    return f"{column.removeprefix('return_').removesuffix('_mean')} return"
+    facts["started"] = [" to ".join(dict.fromkeys((times[0], times[-1])))] if times else []
+    found = {name: list(dict.fromkeys(str(value) for value in values if value)) for name, values in facts.items()}
+    return {name: values for name, values in found.items() if values}

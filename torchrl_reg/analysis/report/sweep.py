@@ -68,13 +68,26 @@ class Sweep:
         """Every environment once."""
         return list(dict.fromkeys(group.env for group in self.groups))
 
+    @property
+    def commits(self) -> list[str]:
+        """Every commit once, as :attr:`RunRecord.short_commits` shows them."""
+        return list(dict.fromkeys(commit for run in self.runs for commit in run.short_commits))
+
     def of_env(self, env: str) -> list[Group]:
         """The groups on ``env``."""
         return [group for group in self.groups if group.env == env]
 
+    def of_method(self, method: str) -> list[RunRecord]:
+        """The runs of ``method``."""
+        return [run for group in self.groups if group.method == method for run in group.runs]
+
     def shown_path(self, run: RunRecord) -> str:
         """A run's folder, relative to the sweep's."""
         return _relative(run.path, self.folder)
+
+    def in_state(self, state: str) -> list[RunRecord]:
+        """The runs whose :meth:`state` is this."""
+        return [run for run in self.runs if self.state(run) == state]
 
     def state(self, run: RunRecord) -> Literal["done", "failed", "unfinished"]:
         """Of a run; what no longer runs and what still does cannot be told apart here."""
