@@ -23,7 +23,7 @@ from typing import Any
 
 import submitit
 
-from torchrl_reg.analysis.failures import last_line
+from torchrl_reg.analysis.sweep_files import last_line
 
 # What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
 # prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element

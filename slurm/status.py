@@ -27,9 +27,9 @@ from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
 from torchrl_reg.analysis.documents import read_text
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.failures import failure, last_line, printable
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.record import Row, Tail
+from torchrl_reg.analysis.sweep_files import failure, last_line, printable
 from torchrl_reg.cli import main as watch
 
 _TAIL_BYTES = 8192

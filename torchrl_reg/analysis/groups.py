@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.errors import AnalysisError, hint
+from torchrl_reg.analysis.record import is_number
 from torchrl_reg.analysis.runs import RunRecord
 
 _ABSENT = "absent"
@@ -65,7 +65,8 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
     """
     runs = list(runs)
     _refuse_unknown(by or (), runs)
-    _refuse_unequal_siblings(runs)
+    siblings = [run for run in runs if run.path.name.startswith("seed=")]
+    _refuse_different(siblings, lambda run: run.path.parent, (), "seeds beside each other", "have equal settings")
     named: dict[str, list[RunRecord]] = {}
     for name, run in zip(_recipe_names(runs), runs, strict=True):
         named.setdefault(name, []).append(run)
@@ -113,7 +114,10 @@ def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | No
     if by is None:
         named = _fewest(varied, runs)
     else:
-        _refuse_unnamed(recipe, runs, varied, by)
+        for env in dict.fromkeys(run.env for run in runs) if varied else ():
+            who, rule = f"runs of {recipe} on {env}", f"differ in {', '.join(by) or 'their seed'} alone"
+            there = [run for run in runs if run.env == env]
+            _refuse_different(there, lambda run: _values(run, by), varied, who, rule)
         named = [key for key in by if key in varied]
     found: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in runs:
@@ -206,13 +210,9 @@ def _values(run: RunRecord, keys: Iterable[str]) -> tuple[Any, ...]:
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_comparable(each) for each in value)
-    if isinstance(value, dict):
-        return tuple(sorted((str(key), _comparable(each)) for key, each in value.items()))
-    plain = (
-        isinstance(value, str | int) and not isinstance(value, bool) or (isinstance(value, float) and value == value)
-    )
-    return value if plain else str(value)  # dates, sets and NaN, which is no value of a key
+        return tuple(map(_comparable, value))
+    # As text: None, sections without settings, dates, and NaN, which is no value of a key.
+    return value if isinstance(value, str) or (is_number(value) and value == value) else str(value)
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:
@@ -225,46 +225,27 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key in keys if _comparable(one.get(key, _ABSENT)) != _comparable(other.get(key, _ABSENT))]
 
 
-def _difference(one: RunRecord, other: RunRecord, keys: Iterable[str] | None = None) -> str:
-    """``algo.tau (0.03 in A, 0.1 in B)`` for the first few settings that differ."""
-    keys = list(_different(one.config, other.config) if keys is None else keys)
-    first = keys[0]
-    there, here = (shown(run.config.get(first, _ABSENT)) for run in (one, other))
-    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    return f"{first} ({there} in {one.path}, {here} in {other.path}){more}"
-
-
-def _refuse_unequal_siblings(runs: Iterable[RunRecord]) -> None:
+def _refuse_different(
+    runs: Iterable[RunRecord], alike: Callable[[RunRecord], Any], among: Iterable[str], who: str, rule: str
+) -> None:
+    """Refuses runs that are ``alike`` with different settings ``among`` those named (none: of all)."""
     first: dict[Any, RunRecord] = {}
+    among = set(among)
     for run in runs:
-        if not run.path.name.startswith("seed="):
-            continue
-        sibling = first.setdefault(run.path.parent, run)
-        if _different(sibling.config, run.config):
-            raise AnalysisError(
-                f"seeds beside each other must have equal settings, got different {_difference(sibling, run)}."
-            )
+        one = first.setdefault(alike(run), run)
+        keys = [key for key in _different(one.config, run.config) if key in among or not among]
+        if keys:
+            there, here = (shown(each.config.get(keys[0], _ABSENT)) for each in (one, run))
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            example = f"{keys[0]} ({there} in {one.path}, {here} in {run.path}){more}"
+            raise AnalysisError(f"{who} must {rule}, got different {example}.")
 
 
 def _refuse_unknown(by: Iterable[str], runs: Iterable[RunRecord], name: str = "by") -> None:
     known = sorted({key for run in runs for key in run.config})
     for key in by:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise AnalysisError(f"{name} must name a setting of the runs, got {key!r}.{hint}")
-
-
-def _refuse_unnamed(recipe: str, runs: Iterable[RunRecord], varied: list[str], by: Sequence[str]) -> None:
-    first: dict[Any, RunRecord] = {}
-    for run in runs:
-        like = first.setdefault((run.env, *_values(run, by)), run)
-        unnamed = [key for key in _different(like.config, run.config) if key in varied]
-        if unnamed:
-            raise AnalysisError(
-                f"runs of {recipe} on {run.env} must differ in {', '.join(by) or 'their seed'} alone, got different "
-                f"{_difference(like, run, unnamed)}."
-            )
+            raise AnalysisError(f"{name} must name a setting of the runs, got {key!r}.{hint(key, known)}")
 
 
 def _refuse_twice(label: str, members: Sequence[RunRecord]) -> None:

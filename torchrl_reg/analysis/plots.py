@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
-from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.errors import AnalysisError, one_of
 from torchrl_reg.analysis.figures import (
     add_legend,
     frames_axis,
@@ -61,7 +61,7 @@ def draw_learning_curves(
     Raises:
         AnalysisError: no evaluations at all, seeds evaluated at different frames, or a bad ``center`` or suffix.
     """
-    estimator = _center(center)
+    estimator = _CENTERS[one_of("center", center, _CENTERS)]
     envs = list(dict.fromkeys(group.env for group in groups))
     looks = styles(list(dict.fromkeys(group.method for group in groups)))
     columns = min(len(envs), 4 if len(envs) > 4 else 3)
@@ -104,8 +104,7 @@ def draw_aggregate_curves(
         AnalysisError: no common scale, no such method, or a bad ``aggregate`` or suffix.
     """
     _scaled(scale)
-    if aggregate not in AGGREGATES:
-        raise AnalysisError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}.")
+    one_of("aggregate", aggregate, AGGREGATES)
     groups = [group for group in groups if has_score(group.env, scale)]
     envs = {group.env for group in groups}
     methods = dict.fromkeys(group.method for group in groups)
@@ -227,12 +226,6 @@ def _scaled(scale: str) -> None:
             "normalize must be human or sac to average environments, got none; returns of different environments "
             "have no common scale."
         )
-
-
-def _center(name: str) -> Estimator:
-    if name not in _CENTERS:
-        raise AnalysisError(f"center must be one of {', '.join(_CENTERS)}, got {name!r}.")
-    return _CENTERS[name]
 
 
 def _count(envs: int) -> str:

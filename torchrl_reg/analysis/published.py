@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import difflib
-from collections.abc import Iterable
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,7 +11,7 @@ from types import MappingProxyType
 
 from numpy.typing import ArrayLike, NDArray
 
-from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.errors import AnalysisError, hint, one_of
 from torchrl_reg.analysis.normalized import normalized_score
 
 
@@ -41,30 +40,11 @@ class PublishedTable:
         return next((row for name, row in self.scores.items() if _key(name) == _key(game)), None)
 
 
-_TABLES = MappingProxyType(
-    {
-        "mirl": (
-            "published_mirl_atari.csv",
-            "Grau-Moya et al. (2019), Soft Q-learning with mutual-information regularization",
-            "human-normalized %",
-            "normalized by the random and human scores of Mnih et al. (2015), not by those used here "
-            "(Boxing's human score: 4.3 there, 12.1 here)",
-        ),
-        "ments": (
-            "published_ments_atari.csv",
-            "Xiao et al. (2019), Maximum entropy Monte-Carlo planning",
-            "return",
-            "planning with a trained network at every step",
-        ),
-        "sac": (
-            "published_sac_mujoco.csv",
-            "Dopamine's JAX SAC, baseline result files in github.com/google/dopamine",
-            "return",
-            "mean of 5 seeds after that many frames, one update a frame; returns while training (sampled actions), on "
-            "gym's v2 tasks",
-        ),
-    }
-)
+def _text(name: str) -> str:
+    return files("torchrl_reg.analysis").joinpath("data", name).read_text(encoding="utf-8")
+
+
+_TABLES: dict[str, dict[str, str]] = json.loads(_text("published.json"))
 #: Names of the tables :func:`published_table` knows.
 PUBLISHED = tuple(_TABLES)
 
@@ -79,14 +59,12 @@ def published_table(name: str) -> PublishedTable:
     >>> published_table("mirl").of("space_invaders")["mirl"]
     164.79
     """
-    if name not in _TABLES:
-        raise AnalysisError(f"published must be one of {', '.join(PUBLISHED)}, got {name!r}.")
-    file, source, unit, note = _TABLES[name]
-    rows = _read(file)
+    one_of("published", name, PUBLISHED)
+    about = dict(_TABLES[name])
+    rows = _read(about.pop("file"))
     columns = tuple(key for key in rows[0] if key != "game")
     scores = {row["game"]: MappingProxyType({key: float(row[key]) for key in columns}) for row in rows}
-    family = "mujoco" if file.endswith("_mujoco.csv") else "atari"
-    return PublishedTable(source, unit, note, columns, MappingProxyType(scores), family)
+    return PublishedTable(**about, columns=columns, scores=MappingProxyType(scores))
 
 
 @cache
@@ -120,22 +98,23 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
     >>> float(human_normalized_score("SpaceInvaders", 1668.7))
     1.0
     """
-    names = {_key(name): name for name in atari_reference_scores()}
+    names = _names()
     if _key(game) not in names:
-        raise AnalysisError(f"game must be an Atari game with reference scores, got {game!r}.{_hint(game, names)}")
+        near = hint(_key(game), names)
+        near = next((near.replace(key, name) for key, name in names.items() if repr(key) in near), "")
+        raise AnalysisError(f"game must be an Atari game with reference scores, got {game!r}.{near}")
     random, human = atari_reference_scores()[names[_key(game)]]
     return normalized_score(score, random, human)
 
 
 def has_human_score(game: str) -> bool:
     """Whether :func:`human_normalized_score` knows ``game``."""
-    return _key(game) in {_key(name) for name in atari_reference_scores()}
+    return _key(game) in _names()
 
 
-def _hint(game: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(_key(game), names, n=1)
-    proper = next((name for name in atari_reference_scores() if near and _key(name) == near[0]), None)
-    return f" Did you mean {proper!r}?" if proper else ""
+@cache
+def _names() -> dict[str, str]:
+    return {_key(name): name for name in atari_reference_scores()}
 
 
 def _key(game: str) -> str:
@@ -143,5 +122,4 @@ def _key(game: str) -> str:
 
 
 def _read(name: str) -> list[dict[str, str]]:
-    text = files("torchrl_reg.analysis").joinpath("data", name).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
+    return list(csv.DictReader(_text(name).splitlines()))

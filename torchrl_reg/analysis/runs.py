@@ -211,28 +211,26 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
 
 def run_folders(root: Path) -> Iterator[Path]:
     """The folders at or below ``root`` that hold a ``config.yaml``, as :func:`find_runs` looks for them."""
+    for folder, below, files in folders(root):
+        if "config.yaml" in files:
+            below.clear()
+            yield folder
+
+
+def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders that may hold runs, each once, links followed; those below it, to be cleared or gone into; its files."""
     seen: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(root, followlinks=True):
-        if is_seen(folder, seen):
+        below[:] = sorted(name for name in below if name not in NOT_RUNS and not name.startswith("."))
+        try:
+            status = os.stat(folder)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
             below.clear()
-        elif "config.yaml" in files:
-            below.clear()
-            yield Path(folder)
         else:
-            below[:] = sorted(name for name in below if name not in NOT_RUNS and not name.startswith("."))
-
-
-def is_seen(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """Whether ``folder`` is in ``seen``, links followed; it is from now on. Keeps a walk along links from circling."""
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return True
-    place = (status.st_dev, status.st_ino)
-    if place in seen:
-        return True
-    seen.add(place)
-    return False
+            seen.add((status.st_dev, status.st_ino))
+            yield Path(folder), below, files
 
 
 def _script(command: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.errors import AnalysisError, hint, one_of
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.normalized import RANDOM_RETURNS, SAC_ANCHORS, normalized_score
 from torchrl_reg.analysis.published import has_human_score, human_normalized_score
@@ -121,8 +120,7 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     Raises:
         AnalysisError: ``wanted`` is no scale, or does not suit one of ``envs``.
     """
-    if wanted not in SCALES:
-        raise AnalysisError(f"normalize must be one of {', '.join(SCALES)}, got {wanted!r}.")
+    one_of("normalize", wanted, SCALES)
     scored = any(has_score(env, "human") for env in envs)
     suits = {
         "human": lambda env: env.startswith("atari/") and (scored or not envs),
@@ -216,9 +214,8 @@ def known_method(label: str, methods: Sequence[str]) -> str:
     """
     if label in methods:
         return label
-    near = difflib.get_close_matches(label, methods, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise AnalysisError(f"method must be one of {', '.join(map(repr, methods))}, got {label!r}.{hint}")
+    listed = ", ".join(map(repr, methods))
+    raise AnalysisError(f"method must be one of {listed}, got {label!r}.{hint(label, methods, cutoff=0.4)}")
 
 
 def _in_range(values: Array, every: Array) -> Array:

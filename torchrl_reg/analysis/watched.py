@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,10 @@ import numpy as np
 
 from torchrl_reg.analysis.curves import mean_curve
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.failures import failure, marks
 from torchrl_reg.analysis.groups import group_runs
-from torchrl_reg.analysis.planned import not_begun
 from torchrl_reg.analysis.record import Column, Columns, Row, Tail, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
+from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
 from torchrl_reg.analysis.terminal_plot import Curve
 
 Event = Literal["eval", "train"]
@@ -65,23 +65,16 @@ class WatchedRun:
         return frames[there], values[there]
 
     @property
-    def total_frames(self) -> int | None:
-        """Planned ones, as the config says."""
-        return self.record.total_frames
-
-    @property
     def remaining_seconds(self) -> float | None:
         """Until the last frame at the latest speed; None if unknown."""
-        if self.total_frames is None or not self.fps:
-            return None
-        return max(self.total_frames - self.frames, 0) / self.fps
+        total = self.record.total_frames
+        return max(total - self.frames, 0) / self.fps if total is not None and self.fps else None
 
     @property
     def share(self) -> float:
         """Of the frames done, in [0, 1]."""
-        if self.state() == "done":
-            return 1.0
-        return min(self.frames / self.total_frames, 1.0) if self.total_frames else 0.0
+        total = self.record.total_frames
+        return 1.0 if self.state() == "done" else min(self.frames / total, 1.0) if total else 0.0
 
     def state(self, now: float | None = None) -> State:
         """``done``, ``failed``, ``waiting`` (no row yet), ``silent`` (no row for long) or ``running``."""
@@ -194,15 +187,11 @@ class Watcher:
 
     def _groups(self, *, single: bool) -> list[WatchedGroup]:
         runs = {id(run.record): run for run in self.runs.values()}
-        if not single:
-            try:
-                groups = group_runs(run.record for run in self.runs.values())
-            except AnalysisError:
-                pass
-            else:
+        with suppress(AnalysisError):
+            if not single:
                 return [
                     WatchedGroup(g.method, g.env, tuple(runs[id(r)] for r in g.runs), self._beside(g.runs))
-                    for g in groups
+                    for g in group_runs(run.record for run in self.runs.values())
                 ]
         ordered = sorted(self.runs.values(), key=lambda run: (run.record.env, run.record.path))
         return [WatchedGroup(self.shown_path(run.record.path), run.record.env, (run,)) for run in ordered]
@@ -210,7 +199,7 @@ class Watcher:
     @property
     def total_frames(self) -> int:
         """Of all runs; one that has not begun counts as the mean of those beside it, else of all."""
-        totals = {path: run.total_frames or run.frames for path, run in self.runs.items()}
+        totals = {path: run.record.total_frames or run.frames for path, run in self.runs.items()}
         if not totals:
             return 0
         beside: dict[Path, list[int]] = {}

@@ -80,6 +80,11 @@ class Finding:
     todo: str = ""
     essential: bool = False
 
+    @classmethod
+    def judged(cls, name: str, detail: str, todo: str = "") -> Finding:
+        """One that is ok unless there is something to do about it."""
+        return cls(name, "warn" if todo else "ok", detail, todo)
+
 
 def checked(check: Callable[[], Iterable[Finding]], name: str = "") -> list[Finding]:
     """The findings of ``check``; whatever it raises becomes one, under ``name`` or that of the function."""
@@ -216,16 +221,12 @@ def _slurm() -> Iterable[Finding]:
     partitions = _answer("sinfo", "--noheader", "--format=%P %D %c %l %G")
     lines = [line.split() for line in partitions.stdout.splitlines() if line.strip()]
     shown = "; ".join(f"{p[0]} ({p[1]} nodes, {p[2]} CPUs, at most {p[3]}, {p[4]})" for p in lines if len(p) == 5)
-    if shown:
-        yield Finding("partitions", "ok", shown)
-    else:
-        yield Finding("partitions", "warn", _one_line(partitions.stderr or "sinfo names none"), "ask for a partition")
+    said = shown or _one_line(partitions.stderr or "sinfo names none")
+    yield Finding.judged("partitions", said, "" if shown else "ask for a partition")
     accounting = _answer("sacct", "--noheader", "--allocations", "--starttime=now-1minute")
-    if accounting.returncode == 0:
-        yield Finding("sacct", "ok", "answers")
-    else:
-        todo = "without accounting, the state of ended jobs comes from their own files"
-        yield Finding("sacct", "warn", _one_line(accounting.stderr or "does not answer"), todo)
+    silent = _one_line(accounting.stderr or "does not answer") if accounting.returncode else ""
+    todo = "without accounting, the state of ended jobs comes from their own files" if silent else ""
+    yield Finding.judged("sacct", silent or "answers", todo)
 
 
 def _answer(*command: str) -> subprocess.CompletedProcess[str]:
@@ -242,16 +243,15 @@ def _threads() -> Iterable[Finding]:
     threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     detail = f"torch uses {threads}, OMP_NUM_THREADS={variable or 'unset'}, {cores} cores to use"
     if threads > cores:
-        yield Finding("threads", "warn", detail, f"export OMP_NUM_THREADS={cores} or less: threads would wait in turn")
+        yield Finding.judged("threads", detail, f"export OMP_NUM_THREADS={cores} or less: threads would wait in turn")
     else:
-        yield Finding("threads", "ok", detail + "; a recipe sets its own with run.threads")
+        yield Finding.judged("threads", detail + "; a recipe sets its own with run.threads")
 
 
 def _disk() -> Iterable[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     todo = "checkpoints with a replay buffer can take gigabytes: free some, or set run.dir elsewhere"
-    little = free < _LITTLE_DISK_GIB
-    yield Finding("disk", "warn" if little else "ok", f"{free:.1f} GiB free in {Path.cwd()}", todo if little else "")
+    yield Finding.judged("disk", f"{free:.1f} GiB free in {Path.cwd()}", todo if free < _LITTLE_DISK_GIB else "")
 
 
 #: In the order of the checklist.

@@ -9,8 +9,8 @@ from typing import Any
 
 from torchrl_reg.analysis.documents import read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.failures import failure
 from torchrl_reg.analysis.record import Row, Tail, is_number
+from torchrl_reg.analysis.sweep_files import failure
 from torchrl_reg.doctor.machine import Finding
 
 #: A value this many times beyond what returns and entropy can make of it has exploded.
@@ -91,7 +91,7 @@ def _learning(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[F
         copies = int(planned // period)
         detail = f"a copy every {period:,} updates, which makes {copies:,} in the {planned:,} updates of this run"
         todo = "" if copies >= FEWEST_COPIES else f"lower target_period_updates, to {max(1, planned // 100):,} say"
-        yield Finding("target network", "warn" if todo else "ok", detail, todo)
+        yield Finding.judged("target network", detail, todo)
 
 
 def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
@@ -118,27 +118,30 @@ def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[
 
 
 def _bonus(train: list[dict[str, Any]]) -> Iterator[Finding]:
-    shares = [row["bonus_clipped"] for row in train if is_number(row.get("bonus_clipped"))]
-    if not shares:
+    share = _late_mean(train, "bonus_clipped")
+    if share is None:
         return
-    late = shares[-max(1, len(shares) // 4) :]
-    share = sum(late) / len(late)
     detail = f"{share:.1%} of the Munchausen bonuses are clipped in the last quarter"
     todo = "clip_min decides the bonus, not the policy: raise tau, or lower clip_min" if share > CLIPPED_SHARE else ""
-    yield Finding("bonus", "warn" if todo else "ok", detail, todo)
+    yield Finding.judged("bonus", detail, todo)
 
 
 def _samples(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
     """Whether a sampled soft value rests on enough of its samples: on one alone it is far too low."""
-    sizes, count = [row["ess"] for row in train if is_number(row.get("ess"))], algo.get("num_value_samples")
-    if not sizes or count is None:
+    size, count = _late_mean(train, "ess"), algo.get("num_value_samples")
+    if size is None or count is None:
         return
-    late = sizes[-max(1, len(sizes) // 4) :]
-    size = sum(late) / len(late)
     detail = f"the soft value rests on {size:.2g} of {count:,} sampled actions in the last quarter (ess)"
     collapsed = size < max(COLLAPSED_SHARE * count, 1.5)
     todo = "it is too low: raise num_value_samples or tau, or sample from policy=flow with algo.proposal=actor"
-    yield Finding("samples", "warn" if collapsed else "ok", detail, todo if collapsed else "")
+    yield Finding.judged("samples", detail, todo if collapsed else "")
+
+
+def _late_mean(train: list[dict[str, Any]], name: str) -> float | None:
+    """The mean of a column over the last quarter of the rows that have it; None without any."""
+    values = [row[name] for row in train if is_number(row.get(name))]
+    late = values[-max(1, len(values) // 4) :]
+    return sum(late) / len(late) if late else None
 
 
 def _exploration(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:

@@ -48,14 +48,12 @@ def temperature_finding(folder: Path, config: dict[str, Any]) -> Finding:
         detail += f", action gap / tau = {gap / tau:.3g}"
     todo = ""
     if shares[-1] >= UNIFORM_SHARE:
-        todo = (
-            f"the policy is uniform: tau={shown} is too large for these rewards, or nothing was learnt yet; divide tau "
-        )
-        todo += "by 10, or scale rewards up"
+        why = f"tau={shown} is too large for these rewards, or nothing was learnt yet"
+        todo = f"the policy is uniform: {why}; divide tau by 10, or scale rewards up"
     elif shares[-1] <= GREEDY_SHARE:
-        todo = f"the policy is greedy: tau={shown} is negligible against these rewards; multiply it by 10 for a "
-        todo += "regularized policy"
-    return Finding(name, "warn" if todo else "ok", detail, todo)
+        why = f"tau={shown} is negligible against these rewards"
+        todo = f"the policy is greedy: {why}; multiply it by 10 for a regularized policy"
+    return Finding.judged(name, detail, todo)
 
 
 def largest_entropy(config: dict[str, Any]) -> tuple[float | None, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +10,10 @@ from typing import Any, Literal
 
 from torchrl_reg.analysis.documents import read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.failures import failure
 from torchrl_reg.analysis.groups import Group, group_runs, without_repetitions, without_settings
-from torchrl_reg.analysis.planned import not_begun
-from torchrl_reg.analysis.runs import NOT_RUNS, RunRecord, find_runs, is_seen
+from torchrl_reg.analysis.runs import RunRecord, find_runs
 from torchrl_reg.analysis.scores import Scores, scores_of
+from torchrl_reg.analysis.sweep_files import failure, marked, not_begun
 
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 
@@ -111,7 +109,7 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
     runs = find_runs(folder, skipped=skipped, training=True)
     runs, repeated = without_repetitions(without_settings(runs, ignore) if ignore else runs)
     skipped += [f"{sentence}." for sentence in repeated]
-    said = {run: failure(run) for run in sorted(_marked(folder)) if not (run / "done.json").exists()}  # or run again
+    said = {run: failure(run) for run in sorted(marked(folder)) if not (run / "done.json").exists()}  # or run again
     failures = {_relative(run, folder): words for run, words in said.items() if words is not None}
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
     unbegun |= set(failures) - {_relative(run.path, folder) for run in runs}
@@ -139,20 +137,6 @@ def _plan(folder: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise AnalysisError(f"{path} must hold name, question, recipe, grid and seeds, got {type(loaded).__name__}.")
     return loaded
-
-
-def _marked(root: Path) -> set[Path]:
-    """Runs with a mark of a failure, whether they have a folder or not."""
-    found: set[Path] = set()
-    seen: set[tuple[int, int]] = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        if is_seen(folder, seen):
-            below.clear()
-            continue
-        below[:] = [name for name in below if name not in NOT_RUNS and not name.startswith(".")]
-        found |= {Path(folder, name.removesuffix(".failed")) for name in files if name.endswith(".failed")}
-        found |= {Path(folder)} if "failed.json" in files else set()
-    return found
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -1,0 +1,106 @@
+"""What lies beside the runs of a sweep: the list of planned ones, marks of failures, logs.
+
+A run that failed has a mark beside it (``seed=0.failed``, of its array element) or its own ``failed.json``, and a log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torchrl_reg.analysis.documents import read_json
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.runs import folders
+
+_LAUNCHES = "jobs.jsonl"
+#: Folders between a sweep's and a run's: ``recipe/env/settings``.
+_DEPTH = 4
+
+
+def planned_runs(root: Path) -> list[Path]:
+    """Folders at or below ``root`` of every run that a launch of its sweep listed in ``jobs.jsonl``, sorted.
+
+    ``root`` may be the sweep's folder, one that holds several, or one within a sweep.
+    """
+    absolute = Path(os.path.abspath(root))
+    below = [path.parent for path in absolute.glob(f"*/{_LAUNCHES}")]
+    found = {
+        root / run.relative_to(absolute)
+        for sweep in (absolute, *below, *list(absolute.parents)[:_DEPTH])
+        for run in _listed(sweep)
+        if run.is_relative_to(absolute)
+    }
+    return sorted(found)
+
+
+def not_begun(root: Path) -> list[Path]:
+    """Of :func:`planned_runs` those that have no ``config.yaml`` yet."""
+    return [run for run in planned_runs(root) if not (run / "config.yaml").exists()]
+
+
+def _listed(sweep: Path) -> Iterator[Path]:
+    try:
+        lines = (sweep / _LAUNCHES).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        try:
+            elements = json.loads(line)["elements"]
+            yield from [sweep / str(run) for element in elements for run in element]
+        except (ValueError, KeyError, TypeError):
+            continue  # a row that a crash cut short
+
+
+def marks(run: Path) -> list[Path]:
+    """The marks of a failure that are there, the element's first."""
+    return [mark for mark in (run.with_name(f"{run.name}.failed"), run / "failed.json") if mark.exists()]
+
+
+def failure(run: Path) -> dict[str, str] | None:
+    """``returncode``, ``ended_at`` and ``last_line`` of a run that failed, safe to print; None for one that did not."""
+    said: dict[str, Any] = {}
+    found = marks(run)
+    for mark in reversed(found):
+        try:
+            said |= read_json(mark) or {}
+        except AnalysisError:
+            continue  # half written
+    if not found:
+        return None
+    said["last_line"] = said.get("last_line") or last_line(run.with_name(f"{run.name}.log"))
+    names = ("returncode", "ended_at", "last_line")
+    return {name: "" if said.get(name) is None else printable(str(said[name])) for name in names}
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything, safe to print."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    return printable(next((line for line in reversed(lines) if line), ""))
+
+
+def printable(text: str) -> str:
+    """``text`` without what would command a terminal: colours are taken out, other control codes are shown.
+
+    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
+    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def marked(root: Path) -> set[Path]:
+    """Runs at or below ``root`` with a mark of a failure, whether they have a folder or not."""
+    found: set[Path] = set()
+    for folder, _, files in folders(root):
+        found |= {folder / name.removesuffix(".failed") for name in files if name.endswith(".failed")}
+        found |= {folder} if "failed.json" in files else set()
+    return found
