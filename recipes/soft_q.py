@@ -31,9 +31,9 @@ class Algo:
 
     total_frames: int = 10_000  # environment frames
     tau: float = 0.2  # temperature, reward units: the inverse of the reward scale in [C]
-    num_value_samples: int = 16  # actions of the soft value, per state [C]
-    num_particles: int = 16  # of the sampler, per state; half of them push the others [C]
-    proposal: str = "uniform"  # of the soft value's actions [C]; also actor, with policy=flow
+    num_value_samples: int = 8  # actions of the soft value, per state; 16 in [C]
+    num_particles: int = 4  # of the sampler, per state; half of them push the others; 16 in [C]
+    proposal: str = "lattice"  # of the soft value's actions; also uniform [C], and actor with policy=flow
     form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], whose actions keep off the bounds
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
     gamma: float = 0.99  # discount [C]
@@ -52,7 +52,8 @@ class Algo:
         require(self.num_value_samples >= 1, "algo.num_value_samples", ">= 1", self.num_value_samples)
         even = self.num_particles >= 4 and self.num_particles % 2 == 0
         require(even, "algo.num_particles", "even and >= 4", self.num_particles)
-        require(self.proposal in ("uniform", "actor"), "algo.proposal", "uniform or actor", self.proposal)
+        known = self.proposal in ("lattice", "uniform", "actor")
+        require(known, "algo.proposal", "lattice, uniform or actor", self.proposal)
         require(self.form in ("exact", "haarnoja2017"), "algo.form", "exact or haarnoja2017", self.form)
         require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
         check_replay_learning(self)
@@ -68,8 +69,8 @@ class Config(RecipeConfig):
 
     def validate(self) -> None:
         require(self.policy.name in ("sampler", "flow"), "policy.name", "sampler or flow", self.policy.name)
-        fits = self.algo.proposal == "uniform" or self.policy.name == "flow"
-        require(fits, "algo.proposal", "uniform unless policy=flow, which has a density", self.algo.proposal)
+        fits = self.algo.proposal != "actor" or self.policy.name == "flow"
+        require(fits, "algo.proposal", "lattice or uniform unless policy=flow, which has a density", self.algo.proposal)
 
 
 def train(cfg: Config) -> Path:

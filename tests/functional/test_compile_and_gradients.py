@@ -71,6 +71,7 @@ CASES = {
         [*inputs((3, 4), (3, 4)), TAU],
     ),
     "svgd_bandwidth": (functional.svgd_bandwidth, inputs((3, 4, 2), (3, 5, 2))),
+    "svgd_bandwidth (one kind)": (functional.svgd_bandwidth, inputs((3, 4, 2))),
     "svgd_direction": (functional.svgd_direction, [*inputs((3, 4, 2), (3, 4, 2), (3, 5, 2)), 1 + TAU * ACTION]),
     "e2w_exploration": (lambda n: functional.e2w_exploration(n.exp(), 3, 0.2), inputs((4,))),
     "e2w_policy": (lambda q, tau: functional.e2w_policy(q, 5 * torch.ones(3), tau, 0.2), [*inputs((3, 4)), TAU]),

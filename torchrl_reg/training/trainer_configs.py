@@ -190,9 +190,9 @@ class SoftQLearningConfig(ActorCriticConfig):
     """:class:`~torchrl_reg.objectives.SoftQLearningLoss`."""
 
     loss: str = "SoftQLearningLoss"
-    num_value_samples: int = 16
-    num_particles: int = 16
-    proposal: str = "uniform"
+    num_value_samples: int = 8
+    num_particles: int = 4
+    proposal: str = "lattice"
     form: str = "exact"
 
 

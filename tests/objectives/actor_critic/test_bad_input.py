@@ -29,7 +29,7 @@ BAD = [
     ("virel", {"loss_function": "l3"}, "loss_function must be .*got 'l3'"),
     ("soft_q", {"tau": 0.0}, r"tau must be a finite number > 0 .*got 0.0"),
     ("soft_q", {"num_value_samples": 0}, "num_value_samples must be an integer >= 1, got 0"),
-    ("soft_q", {"proposal": "gaussian"}, "proposal must be 'uniform' or 'actor', got 'gaussian'"),
+    ("soft_q", {"proposal": "gaussian"}, "proposal must be 'lattice' or 'uniform' or 'actor', got 'gaussian'"),
     ("soft_q", {"proposal": "actor"}, "proposal='actor' needs a sampler with a density, such as a FlowActor"),
     ("soft_q", {"form": "published"}, "form must be 'exact' or 'haarnoja2017', got 'published'"),
     ("soft_q", {"reduction": "median"}, "reduction must be .*got 'median'"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
 from torchrl_reg.functional import soft_value, svgd_bandwidth, svgd_direction
+from torchrl_reg.functional.sampling import lattice_points
 from torchrl_reg.modules import FlowActor, StochasticSamplerActor
 from torchrl_reg.objectives import SoftQLearningLoss
 from torchrl_reg.tabular import TabularMDP, continuous_soft_q_iteration, gauss_legendre
@@ -144,14 +145,18 @@ def test_the_loss_learns_the_soft_q_function_of_a_box() -> None:
     assert (q - exact.q).abs().max() < 0.06
 
 
-def test_the_soft_value_of_a_box_by_hand(cases: Any) -> None:
+@pytest.mark.parametrize("proposal", ["lattice", "uniform"])
+def test_the_soft_value_of_a_box_by_hand(proposal: str, cases: Any) -> None:
     """All K actions in one call of the target critics; D ln 2 for the volume of the box, whatever its bounds."""
     case = cases["soft_q_twin"]
-    loss, data = case.loss(num_value_samples=7), case.batch(5)
+    loss, data = case.loss(num_value_samples=7, proposal=proposal), case.batch(5)
     torch.manual_seed(3)
     value, ess = loss._soft_value(data, data["next"])
     torch.manual_seed(3)
     uniform = torch.rand(5, 7, 2)
+    if proposal == "lattice":
+        torch.manual_seed(3)
+        uniform = (lattice_points(7, 2).float() + torch.rand(5, 1, 2)) % 1
     action = torch.tensor([-1.0, -2.0]) + torch.tensor([2.0, 4.0]) * uniform
     q = loss._q(loss._bound(data, "qvalue_network")[1], data["next"], action)
     for c, b, k in ((0, 1, 2), (1, 4, 6)):
@@ -197,7 +202,7 @@ def test_the_gradient_is_the_direction_through_the_sampler(cases: Any) -> None:
     )
     log_p = q / 0.5 + (1 - fixed.tanh().square()).log().sum(-1)
     (score,) = torch.autograd.grad(log_p.sum(), fixed)
-    direction = svgd_direction(fixed, score, moving, svgd_bandwidth(fixed, moving)).detach()
+    direction = svgd_direction(fixed, score, moving, svgd_bandwidth(moving)).detach()
     params = list(loss.actor_network.parameters())
     expected = torch.autograd.grad((direction * moving).sum() / 3 / 4, params)
     for got, want in zip(torch.autograd.grad(-rows.mean(), params), expected, strict=True):
