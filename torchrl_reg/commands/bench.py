@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 
+#: Topic -> where its tables are made, how many times ``--frames`` a run of them takes (None: it has none), and what.
 TOPICS = {
-    "cartpole": "steps/s from end to end: ours, a hand-written script, CleanRL's loop, TorchRL's parts, SB3",
-    "compile": "the same with compiled updates: ours, a hand-written script, CleanRL's loop",
-    "minatar": "steps/s on MinAtar Breakout: ours, a hand-written script",
-    "atari": "steps/s on Atari Breakout: ours, CleanRL's loop",
-    "update": "a loss forward: ours, hand-written PyTorch, TorchRL's",
-    "control": "an update of a continuous policy: IQ, M-IQ, PCL beside TorchRL's SAC",
-    "replay": "a sample and the memory of stacked Atari images",
-    "planning": "tree search beside mctx; its cost by simulations and depth; its share on Atari",
+    "cartpole": (
+        "cartpole.cartpole_tables",
+        1,
+        "steps/s from end to end: ours, a hand-written script, CleanRL's loop, TorchRL's parts, SB3",
+    ),
+    "compile": (
+        "cartpole.compiled_tables",
+        2,
+        "the same with compiled updates: ours, a hand-written script, CleanRL's loop",
+    ),
+    "minatar": ("images.minatar_tables", 0.5, "steps/s on MinAtar Breakout: ours, a hand-written script"),
+    "atari": ("images.atari_tables", None, "steps/s on Atari Breakout: ours, CleanRL's loop"),
+    "update": ("losses.update_tables", None, "a loss forward: ours, hand-written PyTorch, TorchRL's"),
+    "control": ("losses.control_tables", None, "an update of a continuous policy: IQ, M-IQ, PCL beside TorchRL's SAC"),
+    "replay": ("replay.replay_tables", None, "a sample and the memory of stacked Atari images"),
+    "planning": (
+        "planning.planning_tables",
+        None,
+        "tree search beside mctx; its cost by simulations and depth; its share on Atari",
+    ),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``TOPIC ...``, ``--rounds``, ``--frames`` and ``--json``."""
-    topics = "; ".join(f"{name}: {what}" for name, what in TOPICS.items())
+    topics = "; ".join(f"{name}: {what}" for name, (_, _, what) in TOPICS.items())
     parser.add_argument("topics", nargs="*", choices=[[], *TOPICS], metavar="TOPIC", help=f"{topics} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that medians are taken over (default: 5)")
     parser.add_argument(
@@ -61,22 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tables(topic: str, frames: int) -> list:
-    if topic in ("cartpole", "compile"):
-        from torchrl_reg.bench.cartpole import cartpole_tables, compiled_tables
-
-        return cartpole_tables(frames) if topic == "cartpole" else compiled_tables(2 * frames)
-    if topic in ("minatar", "atari"):
-        from torchrl_reg.bench.images import atari_tables, minatar_tables
-
-        return minatar_tables(frames // 2) if topic == "minatar" else atari_tables()
-    if topic == "replay":
-        from torchrl_reg.bench.replay import replay_tables
-
-        return replay_tables()
-    if topic == "planning":
-        from torchrl_reg.bench.planning import planning_tables
-
-        return planning_tables()
-    from torchrl_reg.bench.losses import control_tables, update_tables
-
-    return update_tables() if topic == "update" else control_tables()
+    place, factor, _ = TOPICS[topic]
+    module, name = place.split(".")
+    make = getattr(importlib.import_module(f"torchrl_reg.bench.{module}"), name)
+    return make() if factor is None else make(int(factor * frames))

@@ -25,41 +25,34 @@ _LITTLE_DISK_GIB = 5
 _LONGEST_DETAIL = 240
 
 
-_STEP = "env.reset(seed=0); env.step(env.action_space.sample())"
-_MUJOCO = "import gymnasium, mujoco\nmujoco.set_mju_user_warning(lambda message: None)\n"
-#: Of each family of environments its module, its extras and a program that steps it.
+_QUIET_MUJOCO = "import mujoco; mujoco.set_mju_user_warning(lambda message: None)\n"
+#: Of each family of environments its package, module, extras, what comes before gymnasium.make, and what is made.
 _FAMILIES = {
-    "ALE roms": (
-        "ale_py",
-        "recipes,atari",
-        "import ale_py, gymnasium\nfrom ale_py.roms import get_all_rom_ids\n"
-        "gymnasium.register_envs(ale_py); env = gymnasium.make('ALE/Breakout-v5')\n"
-        "STEP; print(f'ale_py {ale_py.__version__}, {len(get_all_rom_ids())} roms, Breakout steps')",
-    ),
-    "MuJoCo": (
-        "mujoco",
-        "recipes,mujoco",
-        f"{_MUJOCO}env = gymnasium.make('Hopper-v5')\nSTEP; print(f'mujoco {{mujoco.__version__}}, Hopper-v5 steps')",
-    ),
+    "ALE roms": ("ale_py", "ale_py", "recipes,atari", "import ale_py", "ALE/Breakout-v5"),
+    "MuJoCo": ("mujoco", "mujoco", "recipes,mujoco", _QUIET_MUJOCO, "Hopper-v5"),
     "Adroit": (
         "gymnasium_robotics",
+        "gymnasium-robotics",
         "recipes,adroit",
-        f"{_MUJOCO}import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics\n"
-        "gymnasium.register_envs(gymnasium_robotics); env = gymnasium.make('AdroitHandPen-v1')\n"
-        "STEP; print(f'gymnasium-robotics {gymnasium_robotics.__version__}, AdroitHandPen-v1 steps')",
+        f"{_QUIET_MUJOCO}import contextlib, io\n"
+        "with contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics\n"
+        "gymnasium.register_envs(gymnasium_robotics)",
+        "AdroitHandPen-v1",
     ),
     "MinAtar": (
         "minatar",
+        "minatar",
         "recipes",
-        "import importlib.metadata, logging; logging.disable(logging.WARNING)\nfrom minatar import Environment\n"
-        "Environment('breakout').act(0)\nprint('minatar', importlib.metadata.version('minatar') + ', breakout steps')",
+        "import minatar.gym; minatar.gym.register_envs()",
+        "MinAtar/Breakout-v1",
     ),
-    "Box2D": (
-        "Box2D",
-        "recipes,box2d",
-        "import gymnasium\nenv = gymnasium.make('LunarLander-v3')\nSTEP; print('LunarLander-v3 steps')",
-    ),
+    "Box2D": ("Box2D", "box2d", "recipes,box2d", "", "LunarLander-v3"),
 }
+#: Makes and steps an environment of a family.
+_STEPS = """import gymnasium, importlib.metadata, logging; logging.disable(logging.WARNING)
+{before}
+env = gymnasium.make({env!r}); env.reset(seed=0); env.step(env.action_space.sample())
+print({package!r}, importlib.metadata.version({package!r}) + {env!r}.join((', ', ' steps')))"""
 
 
 @dataclass(frozen=True)
@@ -162,8 +155,9 @@ def _gpu() -> Iterable[Finding]:
 
 def _environments() -> Iterable[Finding]:
     """Each family imports, builds one environment and steps it, in a process of its own."""
-    for name, (module, extras, code) in _FAMILIES.items():
-        yield _probed(name, code.replace("STEP", _STEP), f'pip install -e ".[{extras}]"', module=module)
+    for name, (module, package, extras, before, env) in _FAMILIES.items():
+        code = _STEPS.format(before=before, env=env, package=package)
+        yield _probed(name, code, f'pip install -e ".[{extras}]"', module=module)
 
 
 def _probed(name: str, code: str, todo: str, *, module: str = "", essential: bool = False) -> Finding:
