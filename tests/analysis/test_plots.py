@@ -10,9 +10,19 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.colors import LIGHT as COLORS
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
-from torchrl_reg.analysis.figures import COLORS, add_legend, new_figure, save, styled, styles
-from torchrl_reg.analysis.plots import _improvement, draw_aggregate_curves, draw_improvement, draw_learning_curves
+from torchrl_reg.analysis.plots import (
+    _improvement,
+    add_legend,
+    draw_aggregate_curves,
+    draw_improvement,
+    draw_learning_curves,
+    new_figure,
+    save,
+    styled,
+    styles,
+)
 from torchrl_reg.analysis.statistics import mean, profile_thresholds
 
 

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
 from torchrl_reg.analysis.errors import AnalysisError, one_of
-from torchrl_reg.analysis.figures import (
-    add_legend,
-    frames_axis,
-    new_figure,
-    panels,
-    returns_axis,
-    save,
-    styled,
-    styles,
-)
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.numbers import percent
-from torchrl_reg.analysis.scores import (
-    Scores,
-    by_env,
-    comparable,
-    envs_of,
-    has_score,
-    known_method,
-    longest,
-    methods_of,
-    normalized,
-    on_scale,
-)
+from torchrl_reg.analysis.scores import Scoreboard, Scores, has_score
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     Estimator,
@@ -49,6 +33,10 @@ from torchrl_reg.analysis.statistics import (
     stratified_bootstrap,
 )
 
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+#: Methods a legend above the panels holds, and inches a row of it takes.
+_MOST_ABOVE, _LEGEND_ROW = 12, 0.19
+SUFFIXES = (".png", ".svg", ".pdf")
 _UNITS = {"human": "human-normalized", "sac": "SAC-normalized"}
 _CENTERS: dict[str, Estimator] = {"mean": mean, "iqm": interquartile_mean}
 
@@ -134,12 +122,13 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     Raises:
         AnalysisError: unknown methods, no environment in common, a baseline of 0 without a scale, or a bad suffix.
     """
-    methods = methods_of(scores)
-    known_method(method, methods), known_method(baseline, methods)
-    scores = on_scale(scores, scale)
-    frames = longest(scores)
+    board = Scoreboard(scores, scale)
     means = [
-        {env: float(normalized(env, runs, scale, frames).mean()) for env, runs in by_env(scores, label).items()}
+        {
+            env: float(board.normalized(env, runs).mean())
+            for env, runs in board.of(label).items()
+            if has_score(env, scale)
+        }
         for label in (method, baseline)
     ]
     found = {env: _improvement(env, means[0][env], means[1][env], scale) for env in means[0] if env in means[1]}
@@ -173,10 +162,10 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
         AnalysisError: no common scale, no such method, or a bad suffix.
     """
     _scaled(scale)
-    scores = on_scale(scores, scale)
-    complete = comparable(scores, scale)
+    board = Scoreboard(scores, scale).on_scale()
+    complete = board.comparable()
     if not complete:
-        raise AnalysisError(f"results must hold a method with runs on all of {', '.join(envs_of(scores))}, got none.")
+        raise AnalysisError(f"results must hold a method with runs on all of {', '.join(board.envs)}, got none.")
     thresholds, beyond = profile_thresholds([runs for each in complete.values() for runs in each], scale)
     looks = styles(list(complete))
     figure = new_figure(6.4, 3.9)
@@ -190,7 +179,7 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
     axes.set_xlabel(f"{_UNITS[scale]} score, s", fontsize=9)
-    axes.set_ylabel(f"runs with a score above s ({_count(len(envs_of(scores)))})", fontsize=9)
+    axes.set_ylabel(f"runs with a score above s ({_count(len(board.envs))})", fontsize=9)
     add_legend(figure, looks)
     return save(figure, path)
 
@@ -230,3 +219,96 @@ def _scaled(scale: str) -> None:
 
 def _count(envs: int) -> str:
     return f"{envs} environments" if envs > 1 else "1 environment"
+
+
+def styles(methods: Sequence[str]) -> dict[str, dict]:
+    """A colour for each method, the same in every panel; dashes once the colours are used up."""
+    looks = ((color, dash) for dash in cycle(_DASHES) for color in LIGHT)
+    return {method: {"color": color, "linestyle": dash} for method, (color, dash) in zip(methods, looks, strict=False)}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches, made without pyplot, so that no display is needed."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(figure: Figure, titles: Sequence[str], columns: int) -> Iterator[tuple[str, Axes]]:
+    """One small axes a title, in rows of ``columns``."""
+    lines = -(-len(titles) // columns)
+    for place, title in enumerate(titles, 1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.set_title(title, fontsize=9, loc="left")
+        styled(axes)
+        yield title, axes
+
+
+def styled(axes: Axes) -> Axes:
+    """``axes`` without frame, with a faint grid and small ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#B0B0B0")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, color="#B0B0B0")
+    return axes
+
+
+def frames_axis(axes: Axes) -> None:
+    """Ticks of environment frames: 0, 50k, 2M."""
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.01)
+
+
+def returns_axis(axes: Axes) -> None:
+    """Ticks of returns: 20k for 20000, once they have five digits."""
+    if max(map(abs, axes.get_ylim())) >= 10_000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def add_legend(figure: Figure, looks: dict[str, dict]) -> None:
+    """One frameless legend for all panels: above them, and to their right for more than 12 methods.
+
+    The figure grows by what the legend takes, so that the panels keep their size.
+    """
+    handles = [Line2D([], [], linewidth=2, label=method, **look) for method, look in looks.items()]
+    width, height = figure.get_size_inches()
+    entry = 0.075 * max(len(method) for method in looks) + 0.45
+    place: Literal["outside upper left", "outside right upper"]
+    if len(looks) > _MOST_ABOVE:
+        columns, place = 1, "outside right upper"
+        figure.set_size_inches(width + entry, max(height, _LEGEND_ROW * len(looks) + 0.3))
+    else:
+        columns, place = max(1, min(len(looks), int(width / entry))), "outside upper left"
+        figure.set_size_inches(width, height + _LEGEND_ROW * (-(-len(looks) // columns) - 1))
+    figure.legend(handles=handles, loc=place, ncols=columns, frameon=False, fontsize=8, handlelength=1.8)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes ``figure`` to ``path``: PNG, SVG or PDF by its suffix.
+
+    Raises:
+        AnalysisError: another suffix, or a folder that cannot be written.
+    """
+    checked_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without a date and with fixed names inside, equal runs give equal files.
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+        with rc_context({"svg.hashsalt": "torchrl_reg"}):
+            figure.savefig(path, dpi=130, metadata=metadata)
+    except OSError as error:
+        raise AnalysisError(f"out must be a file that can be written, got {path}: {error.strerror}.") from None
+    return path
+
+
+def checked_path(path: Path) -> Path:
+    """``path`` if its suffix is one that can be written.
+
+    Raises:
+        AnalysisError: it is not.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise AnalysisError(f"out must end in {', '.join(SUFFIXES)}, got {str(path)!r}.")
+    return path

@@ -142,11 +142,6 @@ def has_score(env: str, scale: str) -> bool:
     return scale in ("none", "range") or _task(env) in RANDOM_RETURNS
 
 
-def on_scale(scores: Sequence[Scores], scale: str) -> list[Scores]:
-    """Those of ``scores`` whose environment has a reference score on ``scale``."""
-    return [each for each in scores if has_score(each.group.env, scale)]
-
-
 def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
     """``returns`` on ``scale``: 0 is the random policy, 1 a human or SAC; as they are for ``none``.
 
@@ -166,61 +161,59 @@ def sac_frames(frames: int) -> int:
     return min(SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
 
 
-def methods_of(scores: Sequence[Scores]) -> list[str]:
-    """The methods, in the order of ``scores``."""
-    return list(dict.fromkeys(each.group.method for each in scores))
+class Scoreboard:
+    """Scores of methods on environments, and the scale on which environments can be averaged.
 
+    Args:
+        scores: of the groups to compare.
+        scale: ``human``, ``sac``, ``none``, or ``range``: 0 is the worst run of an environment here and 1 the best.
 
-def envs_of(scores: Sequence[Scores]) -> list[str]:
-    """The environments, in the order of ``scores``."""
-    return list(dict.fromkeys(each.group.env for each in scores))
-
-
-def by_env(scores: Sequence[Scores], method: str) -> dict[str, Array]:
-    """The scores of ``method`` on every environment where it has any."""
-    return {each.group.env: each.values for each in scores if each.group.method == method and len(each.values)}
-
-
-def longest(scores: Sequence[Scores]) -> int:
-    """Environment frames of the longest run."""
-    return max((frames for each in scores for frames in each.frames), default=0)
-
-
-def comparable(scores: Sequence[Scores], scale: str) -> dict[str, list[Array]]:
-    """By method one array of runs an environment, on ``scale``: what averages over environments are taken of.
-
-    Methods that lack an environment are left out, and so are environments without a score on ``scale``. On the scale
-    ``range`` 0 is the worst run of an environment and 1 the best.
+    Attributes:
+        methods, envs: in the order of ``scores``.
+        frames: environment frames of the longest run.
     """
-    scores = on_scale(scores, scale)
-    envs, frames, found = envs_of(scores), longest(scores), {}
-    for method in methods_of(scores):
-        runs = by_env(scores, method)
-        if len(runs) < len(envs):
-            continue
-        if scale == "range":
-            every = {env: np.concatenate([each.values for each in scores if each.group.env == env]) for env in envs}
-            found[method] = [_in_range(runs[env], every[env]) for env in envs]
-        else:
-            found[method] = [normalized(env, runs[env], scale, frames) for env in envs]
-    return found
 
+    def __init__(self, scores: Sequence[Scores], scale: str = "none") -> None:
+        self.scores, self.scale = scores, scale
+        self.methods = list(dict.fromkeys(each.group.method for each in scores))
+        self.envs = list(dict.fromkeys(each.group.env for each in scores))
+        self.frames = max((frames for each in scores for frames in each.frames), default=0)
 
-def known_method(label: str, methods: Sequence[str]) -> str:
-    """``label`` if it is one of ``methods``.
+    def on_scale(self) -> Scoreboard:
+        """That of the environments with a reference score on the scale."""
+        return Scoreboard([each for each in self.scores if has_score(each.group.env, self.scale)], self.scale)
 
-    Raises:
-        AnalysisError: it is none; the message names the nearest.
-    """
-    if label in methods:
-        return label
-    listed = ", ".join(map(repr, methods))
-    raise AnalysisError(f"method must be one of {listed}, got {label!r}.{hint(label, methods, cutoff=0.4)}")
+    def of(self, method: str) -> dict[str, Array]:
+        """The scores of ``method`` on every environment where it has any.
 
+        Raises:
+            AnalysisError: no such method; the message names the nearest.
+        """
+        if method not in self.methods:
+            near = hint(method, self.methods, cutoff=0.4)
+            raise AnalysisError(f"method must be one of {', '.join(map(repr, self.methods))}, got {method!r}.{near}")
+        return {each.group.env: each.values for each in self.scores if each.group.method == method and len(each.values)}
 
-def _in_range(values: Array, every: Array) -> Array:
-    low, high = every.min(), every.max()
-    return (values - low) / (high - low) if high > low else np.ones(len(values))
+    def normalized(self, env: str, values: Array) -> Array:
+        """``values`` of ``env`` on the scale."""
+        if self.scale != "range":
+            return normalized(env, values, self.scale, self.frames)
+        every = np.concatenate([each.values for each in self.scores if each.group.env == env])
+        low, high = every.min(), every.max()
+        return (values - low) / (high - low) if high > low else np.ones(len(values))
+
+    def comparable(self) -> dict[str, list[Array]]:
+        """By method one array of runs an environment, on the scale: what averages over environments are taken of.
+
+        Methods that lack an environment are left out, and so are environments without a score on the scale.
+        """
+        board = self.on_scale()
+        runs = {method: board.of(method) for method in board.methods}
+        return {
+            method: [board.normalized(env, of[env]) for env in board.envs]
+            for method, of in runs.items()
+            if len(of) == len(board.envs)
+        }
 
 
 def _task(env: str) -> str:

@@ -11,20 +11,7 @@ from dataclasses import dataclass, field
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.numbers import amount
 from torchrl_reg.analysis.published import PUBLISHED, published_table
-from torchrl_reg.analysis.scores import (
-    Array,
-    Scores,
-    by_env,
-    comparable,
-    envs_of,
-    has_score,
-    known_method,
-    longest,
-    methods_of,
-    normalized,
-    on_scale,
-    sac_frames,
-)
+from torchrl_reg.analysis.scores import Array, Scoreboard, Scores, has_score, sac_frames
 from torchrl_reg.analysis.statistics import (
     AGGREGATES,
     Estimate,
@@ -87,9 +74,9 @@ def environment_table(
     Raises:
         AnalysisError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
     """
-    methods, frames = methods_of(scores), longest(scores)
-    reference = {} if baseline is None else by_env(scores, known_method(baseline, methods))
-    paper = _published_numbers(scores, published)
+    board = Scoreboard(scores, scale)
+    reference = {} if baseline is None else board.of(baseline)
+    paper = _published_numbers(board.envs, published)
     rows = []
     for each in scores:
         if not len(each.values):
@@ -100,15 +87,14 @@ def environment_table(
             "IQM": stratified_estimate([each.values], interquartile_mean),
         }
         if scale != "none" and has_score(group.env, scale):
-            scaled = normalized(group.env, each.values, scale, frames)
-            numbers[SCALE_NAMES[scale]] = stratified_estimate([scaled], mean)
+            numbers[SCALE_NAMES[scale]] = stratified_estimate([board.normalized(group.env, each.values)], mean)
         if group.env in reference and group.method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
         told = _honest(numbers, [each.values, *([reference[group.env]] if group.env in reference else [])])
         commits = ", ".join(group.commits)
         rows.append(Row(group.env, group.method, len(each.values), _range(each.frames), commits, told))
-    notes = _notes(scores, scale, frames)
+    notes = _notes(board)
     if published is not None:
         table = published_table(published)
         notes.append(f"({published}): {table.source}, {table.unit.replace(' %', '')}; {table.note}.")
@@ -125,10 +111,9 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     Raises:
         AnalysisError: ``baseline`` is no method.
     """
-    if baseline is not None:
-        known_method(baseline, methods_of(scores))
-    found, envs = comparable(scores, scale), envs_of(on_scale(scores, scale))
-    reference = found.get(baseline) if baseline is not None else None
+    board = Scoreboard(scores, scale)
+    found, envs = board.comparable(), board.on_scale().envs
+    reference = found.get(baseline) if baseline is not None and board.of(baseline) else None
     rows = []
     for method, runs in found.items():
         numbers: dict[str, Estimate | float] = {}
@@ -144,24 +129,24 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
 
 
-def _notes(scores: Sequence[Scores], scale: str, frames: int) -> list[str]:
+def _notes(board: Scoreboard) -> list[str]:
     notes = ["In brackets: 95% stratified-bootstrap interval over runs; none where all runs are alike or there is one."]
-    if scale == "sac":
+    if board.scale == "sac":
         notes.append(
-            f"SAC-normalized: random actions 0, Dopamine's SAC at {amount(sac_frames(frames))} frames (MuJoCo v2) 1."
+            f"SAC-normalized: random actions 0, Dopamine's SAC at {amount(sac_frames(board.frames))} frames (MuJoCo v2) 1."
         )
-    if any(each.group.env.lower() in ("atari/videopinball", "atari/video_pinball") for each in scores):
+    if any(env.lower() in ("atari/videopinball", "atari/video_pinball") for env in board.envs):
         notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
     return notes
 
 
-def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, dict[str, float]]:
+def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[str, float]]:
     if name is None:
         return {}
     table = published_table(name)
     unit = 100 if table.unit.endswith("%") else 1
     found = {}
-    for env in envs_of(scores):
+    for env in envs:
         family, _, game = env.partition("/")
         row = table.of(game) if family == table.family else None
         if row:
@@ -169,7 +154,7 @@ def _published_numbers(scores: Sequence[Scores], name: str | None) -> dict[str, 
     if not found:
         raise AnalysisError(
             f"published={name} must share a game of {table.family} with the results, got "
-            f"{', '.join(envs_of(scores))}; it has {', '.join(table.scores)}."
+            f"{', '.join(envs)}; it has {', '.join(table.scores)}."
         )
     return found
 

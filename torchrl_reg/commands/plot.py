@@ -36,11 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
         from torchrl_reg.analysis import plots
     except ImportError as error:
         raise AnalysisError(f"plots need {error.name}, got none: pip install 'torchrl_reg[report]'.") from error
-    from torchrl_reg.analysis.figures import checked_path
     from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
-    from torchrl_reg.analysis.scores import envs_of, group_scores, scale_of
+    from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
 
-    out = checked_path(arguments.out or Path(f"{arguments.kind}.png"))
+    out = plots.checked_path(arguments.out or Path(f"{arguments.kind}.png"))
     groups = selected_groups(arguments)
     scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
     column = arguments.column
@@ -57,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.kind == "improvement":
         warn(unscored_note((group.env for group in groups), scale))
     if arguments.kind == "profile":
-        print(plots.draw_profiles(scores, out, scale=scale_of(envs_of(scores), arguments.normalize)))
+        print(plots.draw_profiles(scores, out, scale=scale_of(Scoreboard(scores).envs, arguments.normalize)))
         return 0
     for name in ("of", "baseline"):
         if getattr(arguments, name) is None:

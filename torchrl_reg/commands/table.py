@@ -20,18 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables; what a reader should be warned of goes to stderr."""
     from torchrl_reg.analysis.notes import warnings
-    from torchrl_reg.analysis.scores import envs_of, group_scores, scale_of
+    from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
     from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table
 
     groups = selected_groups(arguments)
     scores = group_scores(groups, arguments.score, arguments.column, unfinished=arguments.unfinished)
-    scale = scale_of(envs_of(scores), arguments.normalize)
+    envs = Scoreboard(scores).envs
+    scale = scale_of(envs, arguments.normalize)
     title = f"{arguments.score} of {arguments.column}"
     tables = [
         environment_table(scores, scale=scale, baseline=arguments.baseline, published=arguments.published, title=title),
         aggregate_table(scores, scale=scale, baseline=arguments.baseline),
     ]
-    averaged = tables[1] is not None or (arguments.baseline is not None and len(envs_of(scores)) > 1)
+    averaged = tables[1] is not None or (arguments.baseline is not None and len(envs) > 1)
     warn(warnings(groups, scores, scale=scale, baseline=arguments.baseline, averaged=averaged))
     print(FORMATS[arguments.format]([table for table in tables if table is not None]), end="")
     return 0

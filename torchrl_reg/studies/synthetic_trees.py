@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from torchrl_reg.analysis.colors import GREY, LIGHT
-from torchrl_reg.analysis.figures import add_legend, new_figure, styles
+from torchrl_reg.analysis.plots import add_legend, new_figure, styles
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
 

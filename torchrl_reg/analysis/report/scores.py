@@ -12,7 +12,7 @@ from torchrl_reg.analysis.curves import mean_curve, seed_values
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
-from torchrl_reg.analysis.scores import comparable, envs_of, on_scale, scale_of
+from torchrl_reg.analysis.scores import Scoreboard, scale_of
 from torchrl_reg.analysis.statistics import (
     Estimate,
     mean,
@@ -93,9 +93,9 @@ def compared(sweep: Sweep) -> tuple[str, dict[str, list[Array]]]:
     envs = {each.group.env for each in sweep.scores if len(each.values)}
     scale = scale_of(sorted(envs)) if envs else "none"
     scale = "range" if scale == "none" else scale
-    scores = on_scale([each for each in sweep.scores if each.group.env in envs], scale)
-    found = comparable(scores, scale)
-    return scale, found if len(envs_of(scores)) > 1 and len(found) > 1 else {}
+    board = Scoreboard([each for each in sweep.scores if each.group.env in envs], scale)
+    found = board.comparable()
+    return scale, found if len(board.on_scale().envs) > 1 and len(found) > 1 else {}
 
 
 def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
