@@ -123,14 +123,10 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
         AnalysisError: unknown methods, no environment in common, a baseline of 0 without a scale, or a bad suffix.
     """
     board = Scoreboard(scores, scale)
-    means = [
-        {
-            env: float(board.normalized(env, runs).mean())
-            for env, runs in board.of(label).items()
-            if has_score(env, scale)
-        }
-        for label in (method, baseline)
-    ]
+    means = []
+    for label in (method, baseline):
+        runs = {env: of for env, of in board.of(label).items() if has_score(env, scale)}
+        means.append({env: float(board.normalized(env, of).mean()) for env, of in runs.items()})
     found = {env: _improvement(env, means[0][env], means[1][env], scale) for env in means[0] if env in means[1]}
     if not found:
         raise AnalysisError(f"{method} and {baseline} must share an environment, got none.")

@@ -132,9 +132,8 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
 def _notes(board: Scoreboard) -> list[str]:
     notes = ["In brackets: 95% stratified-bootstrap interval over runs; none where all runs are alike or there is one."]
     if board.scale == "sac":
-        notes.append(
-            f"SAC-normalized: random actions 0, Dopamine's SAC at {amount(sac_frames(board.frames))} frames (MuJoCo v2) 1."
-        )
+        frames = amount(sac_frames(board.frames))
+        notes.append(f"SAC-normalized: random actions 0, Dopamine's SAC at {frames} frames (MuJoCo v2) 1.")
     if any(env.lower() in ("atari/videopinball", "atari/video_pinball") for env in board.envs):
         notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
     return notes

@@ -10,15 +10,16 @@ from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.page import filled
 from torchrl_reg.analysis.report.responses import heat_maps, responses
 from torchrl_reg.analysis.report.scores import (
+    ALL,
     compared,
     diagnostic_line,
     diagnostic_names,
     learning_curve,
     profiles,
     ranked,
+    summary_table,
 )
 from torchrl_reg.analysis.report.sweep import Sweep
-from torchrl_reg.analysis.report.table import ALL, summary_table
 from torchrl_reg.analysis.scores import scale_of
 from torchrl_reg.analysis.statistics import beyond_note
 
