@@ -63,15 +63,7 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvError(f"device must be an available device, got {str(device)!r} without CUDA.")
-    if resolved.name == "multigoal":
-        return TransformedEnv(MultiGoalEnv(num_envs, device=device, **family_options(resolved)), RewardSum())
-    if resolved.name == "gridworld" and resolved.game == "goals":
-        assert resolved.max_episode_frames is not None  # resolve() fills it
-        goals = GoalGridworldEnv(num_envs, max_episode_frames=resolved.max_episode_frames, device=device)
-        return TransformedEnv(goals, RewardSum())
-    if resolved.name == "gridworld":
-        return TransformedEnv(gridworld_env(num_envs, device=device, **family_options(resolved)), RewardSum())
-    built = _build(resolved, num_envs)
+    built = _build(resolved, num_envs, device)
     if isinstance(built, EnvBase):
         return TransformedEnv(built.to(device), RewardSum())
     env = TransformedEnv(GymWrapper(built, categorical_action_encoding=True, device="cpu"), RewardSum())
@@ -80,8 +72,20 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     return env
 
 
-def _build(resolved: EnvSettings, num_envs: int) -> VectorEnv | EnvBase:
+def _gridworld(num_envs: int, *, game: str, max_episode_frames: int, device: torch.device) -> EnvBase:
+    if game == "goals":
+        return GoalGridworldEnv(num_envs, max_episode_frames=max_episode_frames, device=device)
+    return gridworld_env(num_envs, game=game, max_episode_frames=max_episode_frames, device=device)
+
+
+#: Those that step tensors on the device themselves.
+_NATIVE: dict[str, Callable[..., EnvBase]] = {"multigoal": MultiGoalEnv, "gridworld": _gridworld}
+
+
+def _build(resolved: EnvSettings, num_envs: int, device: torch.device) -> VectorEnv | EnvBase:
     options = family_options(resolved)
+    if resolved.name in _NATIVE:
+        return _NATIVE[resolved.name](num_envs, device=device, **options)
     own = registered(resolved.name)
     if own is None:
         return _BUILDERS[resolved.name](num_envs, **options)

@@ -23,8 +23,6 @@ class LossConfig:
 
     _target_: str = _BUILD
     _partial_: bool = False
-    value_network: Any = None
-    delay_value: bool = True
     reduction: str | None = "mean"
     use_prioritized_weights: Any = "auto"
     diagnostics: bool = True
@@ -34,23 +32,52 @@ class LossConfig:
 
 
 @dataclass
-class SoftDQNConfig(LossConfig):
+class ValueConfig(LossConfig):
+    """What losses of a value network take."""
+
+    value_network: Any = None
+    delay_value: bool = True
+
+
+@dataclass
+class QLearningConfig(ValueConfig):
+    """What losses of the values of a few actions take."""
+
+    action_space: Any = None
+
+
+@dataclass
+class MunchausenConfig:
+    """What Munchausen losses take besides."""
+
+    tau: float = 0.03
+    alpha: float = 0.9
+    clip_min: float | None = -1.0
+
+
+@dataclass
+class MutualInformationConfig:
+    """What losses with a learnt action prior take besides."""
+
+    prior: Any = None
+    beta: float | None = None
+
+
+@dataclass
+class SoftDQNConfig(QLearningConfig):
     """:class:`~torchrl_reg.objectives.SoftDQNLoss`."""
 
     loss: str = "SoftDQNLoss"
-    action_space: Any = None
     loss_function: str | None = None
     double_dqn: bool = False
     tau: float = 0.03
 
 
 @dataclass
-class MunchausenDQNConfig(SoftDQNConfig):
+class MunchausenDQNConfig(MunchausenConfig, SoftDQNConfig):
     """:class:`~torchrl_reg.objectives.MunchausenDQNLoss`."""
 
     loss: str = "MunchausenDQNLoss"
-    alpha: float = 0.9
-    clip_min: float | None = -1.0
 
 
 @dataclass
@@ -72,22 +99,18 @@ class DiscreteVIRELConfig(SoftDQNConfig):
 
 
 @dataclass
-class CategoricalDQNConfig(LossConfig):
+class CategoricalDQNConfig(QLearningConfig):
     """:class:`~torchrl_reg.objectives.CategoricalDQNLoss`."""
 
     loss: str = "CategoricalDQNLoss"
-    action_space: Any = None
     double_dqn: bool = False
 
 
 @dataclass
-class MunchausenCategoricalConfig(CategoricalDQNConfig):
+class MunchausenCategoricalConfig(MunchausenConfig, CategoricalDQNConfig):
     """:class:`~torchrl_reg.objectives.MunchausenCategoricalLoss`."""
 
     loss: str = "MunchausenCategoricalLoss"
-    tau: float = 0.03
-    alpha: float = 0.9
-    clip_min: float | None = -1.0
 
 
 @dataclass
@@ -99,22 +122,20 @@ class QuantileRegressionDQNConfig(CategoricalDQNConfig):
 
 
 @dataclass
-class AdvantageLearningConfig(LossConfig):
+class AdvantageLearningConfig(QLearningConfig):
     """:class:`~torchrl_reg.objectives.AdvantageLearningLoss`."""
 
     loss: str = "AdvantageLearningLoss"
-    action_space: Any = None
     loss_function: str | None = None
     alpha: float = 0.9
     persistent: bool = False
 
 
 @dataclass
-class IQNConfig(LossConfig):
+class IQNConfig(QLearningConfig):
     """:class:`~torchrl_reg.objectives.IQNLoss`."""
 
     loss: str = "IQNLoss"
-    action_space: Any = None
     num_quantiles: int = 64
     num_target_quantiles: int = 64
     num_policy_quantiles: int = 32
@@ -125,51 +146,35 @@ class IQNConfig(LossConfig):
 
 
 @dataclass
-class MunchausenIQNConfig(IQNConfig):
+class MunchausenIQNConfig(MunchausenConfig, IQNConfig):
     """:class:`~torchrl_reg.objectives.MunchausenIQNLoss`."""
 
     loss: str = "MunchausenIQNLoss"
-    tau: float = 0.03
-    alpha: float = 0.9
-    clip_min: float | None = -1.0
 
 
 @dataclass
-class MutualInformationDQNConfig(LossConfig):
+class MutualInformationDQNConfig(MutualInformationConfig, QLearningConfig):
     """:class:`~torchrl_reg.objectives.MutualInformationDQNLoss`."""
 
     loss: str = "MutualInformationDQNLoss"
-    action_space: Any = None
     loss_function: str | None = None
-    prior: Any = None
-    beta: float | None = None
 
 
 @dataclass
-class MutualInformationIQNConfig(IQNConfig):
+class MutualInformationIQNConfig(MutualInformationConfig, IQNConfig):
     """:class:`~torchrl_reg.objectives.MutualInformationIQNLoss`."""
 
     loss: str = "MutualInformationIQNLoss"
-    prior: Any = None
-    beta: float | None = None
 
 
 @dataclass
-class ActorCriticConfig:
+class ActorCriticConfig(LossConfig):
     """What the actor-critics take."""
 
-    _target_: str = _BUILD
-    _partial_: bool = False
     actor_network: Any = None
     qvalue_network: Any = None
     tau: float = 1.0
     loss_function: str = "l2"
-    reduction: str = "mean"
-    use_prioritized_weights: Any = "auto"
-    diagnostics: bool = True
-    gamma: float | None = None
-    value_estimator: str | None = None
-    keys: Any = None
 
 
 @dataclass
@@ -197,7 +202,7 @@ class SoftQLearningConfig(ActorCriticConfig):
 
 
 @dataclass
-class ImplicitQConfig(LossConfig):
+class ImplicitQConfig(ValueConfig):
     """:class:`~torchrl_reg.objectives.ImplicitQLoss`."""
 
     loss: str = "ImplicitQLoss"
@@ -212,7 +217,7 @@ class ImplicitQConfig(LossConfig):
 
 
 @dataclass
-class PathConsistencyConfig(LossConfig):
+class PathConsistencyConfig(ValueConfig):
     """:class:`~torchrl_reg.objectives.PathConsistencyLoss`."""
 
     loss: str = "PathConsistencyLoss"
@@ -225,7 +230,7 @@ class PathConsistencyConfig(LossConfig):
 
 
 #: Names in Hydra's group ``loss``.
-LOSSES: dict[str, type[LossConfig] | type[ActorCriticConfig]] = {
+LOSSES: dict[str, type[LossConfig]] = {
     "soft_dqn": SoftDQNConfig,
     "munchausen_dqn": MunchausenDQNConfig,
     "sparse_dqn": SparseDQNConfig,
