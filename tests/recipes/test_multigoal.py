@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 from tensordict import TensorDict
 
 from torchrl_reg import load_policy
@@ -55,6 +57,27 @@ def test_a_run_is_read_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.
     assert len(trained.critics) == 2 and values[0].std() > 0
     shares = script.draw([trained], 8, tmp_path / "figure.png")
     assert sum(shares[name]) == pytest.approx(1) and (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_compiled_soft_q_run_is_the_eager_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One graph of the losses and their gradients; with PyTorch's own random numbers, as drawn without compiling."""
+    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
+    recipe, rows = load("soft_q", monkeypatch), {}
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        settings = [f"run.dir={folder}", *TINY, "run.log_every_frames=32", f"run.compile={compiled}"]
+        monkeypatch.setattr(sys, "argv", ["soft_q.py", *settings])
+        recipe.main()
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        rows[compiled] = [line for line in lines if "loss_qvalue" in line]
+    assert "no single graph" not in capsys.readouterr().err
+    assert rows["true"][-1]["updates"] == 32 and len(rows["true"]) == len(rows["false"])
+    for eager, row in zip(rows["false"], rows["true"], strict=True):
+        for name in ("loss_qvalue", "loss_actor", "td_error", "value", "ess", "spread"):
+            assert row[name] == pytest.approx(eager[name], rel=1e-4, abs=1e-6)
 
 
 def test_what_is_no_run_is_one_sentence(

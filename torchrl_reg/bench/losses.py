@@ -282,6 +282,7 @@ def control_cases(
         "VIREL": (VIRELLoss(gaussian(), critics(), beta_scale=0.1, diagnostics=False), data),
         "VIREL, diagnostics": (VIRELLoss(gaussian(), critics(), beta_scale=0.1), data),
         "soft Q-learning, K = M = 4": (soft_q(4, 4), data),
+        "soft Q-learning, K = 8, M = 4 (defaults)": (soft_q(8, 4), data),
         "soft Q-learning, K = M = 16": (soft_q(16, 16), data),
         "TorchRL SACLoss": (sac, data),
     }
