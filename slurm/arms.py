@@ -1,4 +1,4 @@
-"""In which settings the arms of a sweep differ: a confounded sweep is seen before it costs hundreds of runs.
+"""The settings in which the arms of a sweep differ, so that confounding shows before it costs hundreds of runs.
 
 Arms are the runs on one environment, seeds aside. A setting counts as named if it, or the group it comes with
 (``policy``), is in the sweep's grid or variants; what a preset changes (``+paper``) is not named by naming the preset.

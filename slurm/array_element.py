@@ -1,4 +1,4 @@
-"""What one element of the array does: it carries its runs to their end, whatever happens to it on the way.
+"""One element of the array: takes its runs to the end through preemption, time-outs and node loss.
 
 A run resumes bit-identically from its own checkpoints, so an element keeps no state: SLURM may signal it, kill it or
 start it twice. Pickled is a handful of paths and command lines.
@@ -103,7 +103,7 @@ class ArrayElement:
             raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:
-        """Stops the runs, which lose what they did since their last checkpoint, and asks to be queued again.
+        """Stops the runs (work since their last checkpoint is lost) and asks to be requeued.
 
         Not for ever: three jobs that ran out of time without a checkpoint are followed by no fourth.
         """
@@ -123,7 +123,7 @@ class ArrayElement:
         return None
 
     def stop(self, grace_seconds: float = 3.0) -> None:
-        """Ends the runs' processes, politely at first; may be called again at any point of itself."""
+        """Ends the runs' processes, with SIGTERM first; reentrant."""
         with self._starting:
             self._stopping = True
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -137,7 +137,7 @@ class ArrayElement:
     # ------------------------------------------------------------ one run
 
     def _carry_through(self, name: str, command: Sequence[str]) -> str | None:
-        """One run to its end; says what went wrong, if anything did."""
+        """Takes one run to its end; returns what went wrong, if anything."""
         folder = Path(self.commands.folder, name)
         log, mark = _beside(folder, ".log"), _beside(folder, ".failed")
         try:

@@ -107,7 +107,7 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
 
 
 def sbatch_text(number: int, folder: Path, name: str, cluster: Cluster, code: Path) -> str:
-    """What ``sbatch`` would be given for an array of ``number`` elements."""
+    """The sbatch script for an array of ``number`` elements."""
     from submitit.slurm.slurm import SlurmExecutor, _convert_mem, _make_sbatch_string
 
     jobs = folder / "jobs"
@@ -147,13 +147,13 @@ def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
 
 
 def _python() -> str:
-    """The interpreter, deaf to the signal until submitit listens: before that it would end the job for good."""
+    """The interpreter, ignoring the signal until submitit handles it: before that it would end the job permanently."""
     return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 
 @contextlib.contextmanager
 def _without_conflicting_defaults(cluster: Cluster) -> Iterator[None]:
-    """For sbatch the user's SBATCH_* variables win over what is in the file: those that it says are set aside."""
+    """sbatch prefers SBATCH_* variables to the file's options: those that conflict are set aside."""
     always = ("ARRAY_INX", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "ERROR", "REQUEUE", "SIGNAL", "TIMELIMIT")
     chosen = [name.upper() for name in ("partition", "account", "qos", "constraint") if getattr(cluster, name)]
     aside = {name: os.environ.pop(name) for n in (*always, *chosen) if (name := f"SBATCH_{n}") in os.environ}

@@ -61,7 +61,7 @@ class Sweep:
 
 @dataclass
 class Launch:
-    """All that ``launch.py`` can be told."""
+    """All options of ``launch.py``."""
 
     sweep: Sweep = MISSING
     cluster: Cluster = MISSING
@@ -166,7 +166,7 @@ def _show_differences(runs: list[PlannedRun], sweep: dict[str, Any]) -> None:
 
 @contextmanager
 def _no_interruption() -> Iterator[None]:
-    """An array that was submitted and not noted would be submitted again."""
+    """An array that was submitted but not recorded would be submitted again."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -203,7 +203,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _misfit(file: str, key: str, problem: str) -> str:
-    """What in a sweep's or cluster's file does not fit its schema."""
+    """Where a sweep's or cluster's file violates its schema."""
     group = file.partition("/")[0]
     schema: dict[str, type] = {"sweep": Sweep, "cluster": Cluster}
     known = [each.name for each in fields(schema[group])] if group in schema else []

@@ -1,4 +1,4 @@
-"""Tries the settings of a sweep on its recipes before anything is submitted: a typo costs seconds, not a night."""
+"""Validates the settings of a sweep against its recipes before submission: a typo costs seconds, not a night."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_settings(runs: Iterable[PlannedRun]) -> None:
 
 
 def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """The whole config of each run, flat, by run folder; without the runs of recipes that do not tell theirs.
+    """The flattened config of each run, by run folder; recipes that cannot print theirs are left out.
 
     Raises:
         SweepError: a recipe refuses a run, in its own sentence.

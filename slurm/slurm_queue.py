@@ -1,4 +1,4 @@
-"""What SLURM says: which partitions there are, and which runs of a sweep wait or run."""
+"""Queries to SLURM: its partitions, and which runs of a sweep are pending or running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANSWER_SECONDS = 20  # with the controller down, SLURM's commands retry for ver
 ADVICE = {
     "PartitionTimeLimit": "never starts: lower cluster.minutes to the partition's limit (sinfo -o '%P %l')",
     "PartitionNodeLimit": "never starts: the partition has no such node; lower cluster.gpus, threads or memory_gb",
-    "PartitionConfig": "never starts: the partition does not take such a job; choose another cluster.partition",
+    "PartitionConfig": "never starts: the partition does not accept such a job; choose another cluster.partition",
     "PartitionDown": "waits for an administrator: the partition is down; choose another cluster.partition",
     "BadConstraints": "never starts: no node has cluster.constraint",
     "AccountNotAllowed": "never starts: choose another cluster.account or partition",
@@ -35,7 +35,7 @@ ADVICE = {
     "Resources": "waits for free nodes",
     "Priority": "waits its turn",
 }
-_LIMITED = "a limit of your account: fewer or shorter jobs pass (cluster.minutes, cluster.parallel_jobs)"
+_LIMITED = "a limit of your account: submit fewer or shorter jobs (cluster.minutes, cluster.parallel_jobs)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Queued:
 
 
 def advice(reason: str) -> str:
-    """What a reason for waiting means, and what to change; empty for one that is not known.
+    """What a pending reason means and what to change; empty for an unknown reason.
 
     >>> advice("Resources"), advice("QOSMaxCpuPerUserLimit")[:23], advice("Nonsense")
     ('waits for free nodes', 'a limit of your account', '')

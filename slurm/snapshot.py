@@ -1,4 +1,4 @@
-"""The code of a sweep, copied when it is launched: what is edited afterwards reaches no queued run."""
+"""A copy of the code, made when a sweep is launched: later edits do not affect queued runs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def current_code(files: Mapping[str, Path]) -> Code:
 
 
 def copy_code(files: Mapping[str, Path], folder: Path) -> Path:
-    """Copies the files to ``folder``, once; it appears there whole or not at all."""
+    """Copies the files to ``folder`` once, atomically."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         for name, path in files.items():

@@ -1,10 +1,10 @@
-"""How a sweep is doing: what is done, runs, waits or failed, and when it will be over.
+"""The state of a sweep: which runs are done, running, waiting or failed, and the time left.
 
     python slurm/status.py munchausen_ablation
     python slurm/status.py munchausen_ablation --watch
 
-Reads files and asks ``squeue`` once; works on a workstation's sweeps, too. On a terminal ``--watch`` is the screen of
-``torchrl-reg watch``.
+Reads files and calls ``squeue`` once; also works for sweeps on a workstation. On a terminal ``--watch`` shows the
+screen of ``torchrl-reg watch``.
 """
 
 from __future__ import annotations

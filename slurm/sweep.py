@@ -1,4 +1,4 @@
-"""What a sweep holds: its runs, each with a folder whose path tells its settings."""
+"""The runs of a sweep, each in a folder whose path states its settings."""
 
 from __future__ import annotations
 

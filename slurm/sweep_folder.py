@@ -1,4 +1,4 @@
-"""The folder of a sweep: whose it is, what was launched from it, and who is launching right now.
+"""The folder of a sweep: its owner, its launches, and whether a launch is in progress.
 
 ``sweep.yaml`` holds the sweep as it was last launched and the code it belongs to; ``jobs.jsonl`` one row a launch: the
 id of the array and the runs of its elements; ``code/`` copies of the code; ``jobs/`` what submitit writes.
@@ -91,7 +91,7 @@ class SweepFolder:
         if first.digest != current.digest:
             raise SweepError(
                 f"{self.path} belongs to a sweep of other code (commit {first.commit[:7]} there, {current.commit[:7]} "
-                "and the files on disk here); kept_code=true goes on with the sweep's own copy, name=... starts anew."
+                "and the files on disk here); kept_code=true continues with the sweep's own copy, name=... starts anew."
             )
         return first
 
@@ -103,7 +103,7 @@ class SweepFolder:
         partial.replace(self.path / "sweep.yaml")
 
     def remove(self) -> None:
-        """Takes back what a launch wrote that was refused; anything else stays."""
+        """Removes what a refused launch wrote, and nothing else."""
         for name in _OURS:
             path = self.path / name
             if path.is_dir():

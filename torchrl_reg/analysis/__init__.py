@@ -1,4 +1,4 @@
-"""Finished runs to statistics, tables and figures: numpy and, for figures, matplotlib; no torch."""
+"""Turns finished runs into statistics, tables and figures, with numpy and (for figures) matplotlib; no torch."""
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs

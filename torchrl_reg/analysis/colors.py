@@ -1,4 +1,4 @@
-"""The colours of figures, reports and terminals: after Okabe and Ito, safe for colour blindness."""
+"""The colours of figures, reports and terminals: after Okabe and Ito, safe for colour-blind readers."""
 
 #: On white, in the order of methods; yellow is left out, as lines of it vanish.
 LIGHT = (

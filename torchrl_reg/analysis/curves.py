@@ -58,7 +58,7 @@ def mean_curve(curves: Sequence[Column]) -> tuple[Array, Array]:
 
 
 def _differ(one: RunRecord, other: RunRecord, column: str) -> bool:
-    """Whether two runs were evaluated at different frames, as far as both got; nulls count as evaluated."""
+    """Whether two runs were evaluated at different frames, over the frames both reached; nulls count as evaluated."""
     frames = [run.evaluated_frames(column) for run in (one, other)]
     length = min(map(len, frames))
     return not np.array_equal(frames[0][:length], frames[1][:length])

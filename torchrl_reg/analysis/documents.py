@@ -17,7 +17,7 @@ _UNUSUAL = re.compile(r"\*|[\[{][^\]}]*[\[{]|- -|\?|^ {40}", re.MULTILINE)
 
 
 def read_text(path: Path) -> str:
-    """What is in ``path``; empty if it is not there.
+    """The text of ``path``; empty without the file.
 
     Raises:
         AnalysisError: it cannot be read, or is larger than 4 MiB.
@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> Any:
-    """What is in a YAML file; None without it.
+    """The content of a YAML file; None without the file.
 
     Aliases (``*name``) are refused: a few lines of them can stand for billions of values, and none are written here.
 
@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> Any:
     text = read_text(path)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config, in Python 15
     try:
-        if _UNUSUAL.search(text):  # looked through first: deep nesting kills the interpreter within the C loader
+        if _UNUSUAL.search(text):  # checked first: deep nesting crashes the interpreter inside the C loader
             _refuse_unbounded(yaml.parse(text, Loader=loader), path)
         return yaml.load(text, Loader=loader)
     except AnalysisError:
@@ -88,7 +88,7 @@ def _refuse_unbounded(events: Iterator[Any], path: Path) -> None:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"algo": {"tau": 1}}`` as ``{"algo.tau": 1}``; a section without settings stays as it is, the last of two wins.
+    """``{"algo": {"tau": 1}}`` as ``{"algo.tau": 1}``; empty sections are kept, and the later of two duplicates wins.
 
     Raises:
         AnalysisError: more than 10,000 settings.

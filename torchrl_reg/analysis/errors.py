@@ -1,4 +1,4 @@
-"""What a user is told when finished runs cannot be read, compared or shown as asked."""
+"""Errors shown to users when finished runs cannot be read, compared or plotted as asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class AnalysisError(ValueError):
-    """What was asked of finished runs cannot be done; the message is one sentence saying what to change."""
+    """A request about finished runs cannot be met; the message says in one sentence what to change."""
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> str:

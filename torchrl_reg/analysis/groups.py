@@ -1,4 +1,4 @@
-"""Runs to methods: which runs are seeds of one method, and the shortest name that tells methods apart."""
+"""Groups runs into methods: which runs are seeds of one method, and the shortest label that tells methods apart."""
 
 from __future__ import annotations
 
@@ -94,9 +94,10 @@ def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[
 
 
 def without_repetitions(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """``runs`` without those that repeat another (recipe, seed and every setting alike), and a sentence on each.
+    """``runs`` without duplicates (same recipe, seed and settings), and a sentence about each one dropped.
 
-    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders. That which is done, else further, stays.
+    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders. The finished run is kept, else the one
+    that got further.
     """
     found: dict[Any, RunRecord] = {}
     sentences = []

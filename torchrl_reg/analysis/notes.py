@@ -1,4 +1,4 @@
-"""What a reader of tables and figures should know and would not see, in sentences."""
+"""Caveats for readers of tables and figures, one sentence each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def warnings(
     baseline: str | None = None,
     averaged: bool = True,
 ) -> list[str]:
-    """Runs left out, several commits, methods that lack environments, what differs along with a label.
+    """Runs left out, mixed commits, methods missing on some environments, settings that vary along with a label.
 
     Args:
         groups, scores: what is shown.
@@ -38,7 +38,7 @@ def warnings(
 
 
 def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
-    """The same of curves; ``averaged`` over environments on ``scale``, or not."""
+    """The same for curves, ``averaged`` over environments on ``scale`` or not."""
     found = curve_notes(groups, column) + mixed_commits(groups)
     if averaged:
         there = {(group.method, group.env): True for group in groups}
@@ -47,7 +47,7 @@ def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none",
 
 
 def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> list[str]:
-    """What curves of ``groups`` do not show: runs not finished or without evaluations, and seeds that went further."""
+    """What curves of ``groups`` hide: unfinished runs, runs without evaluations, seeds that went further."""
     runs = [run for group in groups for run in group.runs]
     found = []
     going = [str(run.path) for run in runs if run.done is None]
@@ -68,13 +68,13 @@ def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> 
 
 
 def mixed_commits(groups: Sequence[Group]) -> list[str]:
-    """A sentence on the groups whose seeds were run at several commits; none where there are none."""
+    """A sentence on the groups whose seeds were run at several commits, if any."""
     mixed = [f"{g.method} on {g.env} at {', '.join(g.commits)}" for g in groups if len(g.commits) > 1]
     return [f"seeds were run at several commits: {_first_three(mixed)}"] if mixed else []
 
 
 def moved_runs(groups: Sequence[Group]) -> list[str]:
-    """A sentence on the runs whose starts differ in torch, commit, device or threads; none where there are none."""
+    """A sentence on the runs whose starts differ in torch, commit, device or threads, if any."""
     runs = [run for group in groups for run in group.runs]
     moved = [f"{run.path} ({' and '.join(changed)})" for run in runs if (changed := _changed(run))]
     were = "1 run was" if len(moved) == 1 else f"{len(moved)} runs were"
@@ -91,7 +91,7 @@ def _changed(run: RunRecord) -> list[str]:
 
 
 def label_notes(groups: Sequence[Group]) -> list[str]:
-    """Settings that differ along with those a label names, so that a reader does not credit the named one alone."""
+    """Settings that differ along with those a label names, so that readers do not credit the named one alone."""
     found = {}
     for group in groups:
         named = {word.partition("=")[0] for word in group.method.split()[1:]}
@@ -102,7 +102,7 @@ def label_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
-    """A sentence on the environments that no average on ``scale`` can hold; none where all have a score."""
+    """A sentence on the environments that averages on ``scale`` leave out, if any."""
     envs = list(dict.fromkeys(envs))
     without = [env.removeprefix("atari/") for env in envs if not has_score(env, scale)]
     have, them = ("has", "it") if len(without) == 1 else ("have", "them")
@@ -111,7 +111,7 @@ def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
 
 
 def _lacking(there: Mapping[tuple[str, str], bool], scale: str) -> dict[str, list[str]]:
-    """Methods without runs on some environment that another has, and which, by whether a pair of them has any."""
+    """By method, the environments on which others have runs and it has none; ``there``: whether a pair has any."""
     pairs = [pair for pair in there if has_score(pair[1], scale)]
     envs = sorted({env for _, env in pairs})
     found = {method: [env for env in envs if not there.get((method, env))] for method, _ in pairs}
@@ -119,7 +119,7 @@ def _lacking(there: Mapping[tuple[str, str], bool], scale: str) -> dict[str, lis
 
 
 def _lacking_note(lacking: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence on the methods that are in no average, and the environments each lacks; none for no methods."""
+    """A sentence on the methods left out of averages and the environments each lacks, if any."""
     few = {
         method: ", ".join(gone) if len(gone) <= 6 else f"{', '.join(gone[:5])} and {len(gone) - 5} more"
         for method, gone in lacking.items()

@@ -1,4 +1,4 @@
-"""Numbers as people read them: amounts, durations, scores, percentages. The one place that formats them."""
+"""Formats numbers for people: amounts, durations, scores, percentages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def amount(value: float) -> str:
-    """Three digits, thousands and beyond by letter.
+    """Three digits, with a letter for thousands and above.
 
     >>> amount(0), amount(950), amount(1500), amount(999_999), amount(200_000_000), amount(0.25)
     ('0', '950', '1.5k', '1M', '200M', '0.25')
@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Time spent, in the unit in which one would say it.
+    """Elapsed time in the unit a person would use.
 
     >>> hours(40), hours(600), hours(9000), hours(1e7), hours(3596)
     ('40 s', '10 min', '2.5 h', '2,778 h', '1 h')

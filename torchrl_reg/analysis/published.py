@@ -1,4 +1,4 @@
-"""Published numbers that come with the package: Atari reference scores, Atari tables of two papers, SAC on MuJoCo."""
+"""Published numbers shipped with the package: Atari reference scores, Atari tables of two papers, SAC on MuJoCo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` read back: the one reader of finished and of growing records, in memory that stays bounded."""
+"""Reads ``metrics.jsonl``, of finished runs and of runs still going on, in bounded memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FOLDED = 1024
 
 
 class Tail:
-    """Rows of a growing file of JSON lines, each handed out once.
+    """Reads a growing file of JSON lines; every row is returned once.
 
     A resumed run cuts its file back to its last checkpoint and writes on: what lies before the place reached is then no
     longer what was read, and :meth:`read` says so by starting over.
@@ -49,7 +49,7 @@ class Tail:
         self._before = b""  # the last bytes in front of the offset
 
     def read(self) -> tuple[list[Row], bool]:
-        """Some of the new rows (none when there are no more), and whether they start over because the file was cut.
+        """The next new rows (none once all are read), and whether reading started over because the file was cut.
 
         A last line still being written waits for its end. Passed over are rows without an event or a number of frames,
         and with a note in ``problem`` lines that are no JSON object.
@@ -72,7 +72,7 @@ class Tail:
                 return rows, cut
 
     def rows(self) -> Iterator[Row]:
-        """All new rows, a chunk at a time."""
+        """All new rows, read a chunk at a time."""
         while rows := self.read()[0]:
             yield from rows
 
@@ -150,7 +150,7 @@ class Columns:
         self.extend(rows)
 
     def extend(self, rows: Iterable[Row]) -> None:
-        """Takes in further rows, in the order of the file.
+        """Adds rows, in the order of the file.
 
         Raises:
             AnalysisError: more columns than a record has.
@@ -198,7 +198,7 @@ class _Points:
         self._buckets: list[NDArray[Any]] = [np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)]
 
     def fold(self) -> None:
-        """Puts the rows read into buckets."""
+        """Moves the rows read so far into buckets."""
         self._buckets, self._every = self._folded()
         self.frames, self.values = [], []
 
@@ -226,12 +226,12 @@ class _Points:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether ``value`` is an int or a float, and no bool."""
+    """Whether ``value`` is an int or a float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _floats(values: list[float | None]) -> NDArray[np.float64]:
-    """``values`` with NaN for null, and for integers beyond every float."""
+    """``values`` with NaN for null and for integers too large for a float."""
     try:
         return np.array([math.nan if value is None else value for value in values], np.float64)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Run folders read back: which recipe, environment, seed, settings and commits made which numbers.
+"""Reads run folders: which recipe, environment, seed, settings and commits produced which numbers.
 
 Reads what :mod:`torchrl_reg.training` writes (``config.yaml``, ``command.txt``, ``provenance.json``,
 ``metrics.jsonl``, ``done.json``), also of runs still going on.
@@ -93,12 +93,12 @@ class RunRecord:
         return int(self.evaluations(column)[0][-1:].sum())
 
     def ends_without(self, column: str = "return_greedy_mean") -> bool:
-        """Whether the last evaluation row with ``column`` has ``null`` in it: a return that is not finite."""
+        """Whether ``column`` is ``null`` in the last evaluation row that has it: the return was not finite."""
         values = self._columns("eval").get(column, _EMPTY)[1]
         return bool(len(values)) and bool(np.isnan(values[-1]))
 
     def training(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """As :meth:`evaluations` of the training rows; of more than 2000 rows neighbours are averaged."""
+        """Like :meth:`evaluations`, for training rows; beyond 2000 rows, neighbours are averaged."""
         return self._column("train", column)
 
     def names(self, event: str) -> list[str]:
@@ -113,7 +113,7 @@ class RunRecord:
 
     @cached_property
     def wall_seconds(self) -> float:
-        """Of ``done.json``, else of the last row that has them."""
+        """From ``done.json``, else from the last row that has them."""
         total = (self.done or {}).get("wall_seconds")
         if is_number(total) and math.isfinite(total):
             return float(total)
@@ -122,7 +122,7 @@ class RunRecord:
 
     @cached_property
     def all_columns(self) -> dict[str, dict[str, Column]]:
-        """Every column of every kind of row as arrays, in one pass; what is asked for later is taken from here."""
+        """Every column of every kind of row as arrays, read in one pass; later queries are answered from here."""
         return Columns(metrics_rows(self.path)).all()
 
     @cached_property
@@ -218,7 +218,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders that may hold runs, each once, links followed; those below it, to be cleared or gone into; its files."""
+    """Walks folders that may hold runs, each once, following links: folder, subfolders (clear to skip), files."""
     seen: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if name not in NOT_RUNS and not name.startswith("."))

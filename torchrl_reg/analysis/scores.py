@@ -1,4 +1,4 @@
-"""One number a run, and the scale on which runs of different tasks can be averaged."""
+"""One score per run, and the scale on which scores of different tasks can be averaged."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def group_scores(
     *,
     unfinished: bool = False,
 ) -> list[Scores]:
-    """The scores of every group; runs not finished are left out unless ``unfinished``.
+    """The scores of every group; unfinished runs count only with ``unfinished``.
 
     Raises:
         AnalysisError: ``how`` is no score, or no run has any.
@@ -95,7 +95,7 @@ def group_scores(
 
 
 def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) -> Scores:
-    """The scores of one group, and why some of its runs give none."""
+    """The scores of one group, and why some of its runs have none."""
     values, frames, left_out = [], [], []
     for run in group.runs:
         evaluated, _ = run.evaluations(column)
@@ -203,7 +203,7 @@ class Scoreboard:
         return (values - low) / (high - low) if high > low else np.ones(len(values))
 
     def comparable(self) -> dict[str, list[Array]]:
-        """By method one array of runs an environment, on the scale: what averages over environments are taken of.
+        """By method, one array of runs per environment on the scale: the input of averages over environments.
 
         Methods that lack an environment are left out, and so are environments without a score on the scale.
         """

@@ -227,7 +227,7 @@ def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 30
 
 
 def beyond_note(share: float) -> str:
-    """What a profile says of the runs right of it.
+    """A note on the runs beyond the right end of a profile.
 
     >>> beyond_note(0.096), beyond_note(0.001)
     ('10% of runs lie beyond', '<1% of runs lie beyond')

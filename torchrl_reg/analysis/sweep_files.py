@@ -1,4 +1,4 @@
-"""What lies beside the runs of a sweep: the list of planned ones, marks of failures, logs.
+"""Files beside the runs of a sweep: the list of planned runs, failure marks, logs.
 
 A run that failed has a mark beside it (``seed=0.failed``, of its array element) or its own ``failed.json``, and a log.
 """
@@ -56,7 +56,7 @@ def _listed(sweep: Path) -> Iterator[Path]:
 
 
 def marks(run: Path) -> list[Path]:
-    """The marks of a failure that are there, the element's first."""
+    """The failure marks of a run, its array element's first."""
     return [mark for mark in (run.with_name(f"{run.name}.failed"), run / "failed.json") if mark.exists()]
 
 
@@ -77,7 +77,7 @@ def failure(run: Path) -> dict[str, str] | None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says anything, safe to print."""
+    """The last non-empty line of a log, safe to print."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -88,7 +88,7 @@ def last_line(log: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` without what would command a terminal: colours are taken out, other control codes are shown.
+    """``text`` without terminal control: colours are removed, other control codes shown escaped.
 
     >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
     'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'

@@ -1,4 +1,4 @@
-"""The runs in some folders while they run: state, frames, speed, returns; cheap to bring up to date."""
+"""Live view of the runs below some folders: state, frames, speed and returns, cheap to refresh."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WatchedRun:
         self._columns = Columns()
 
     def refresh(self) -> None:
-        """Reads what was written since the last look, in chunks."""
+        """Reads the rows written since the last refresh, in chunks."""
         rows: list[Row] = [{}]
         while rows:
             rows, cut = self._tail.read()
@@ -55,7 +55,7 @@ class WatchedRun:
 
     @property
     def problem(self) -> str | None:
-        """What is no row in the record, in words."""
+        """The first line of the record that is not a row, in words."""
         return self._tail.problem
 
     def returns(self, event: Event) -> Column:
@@ -91,7 +91,7 @@ class WatchedRun:
         return "silent" if quiet > max(SILENT_SECONDS, _SILENT_ROWS * self._row_seconds) else "running"
 
     def _shown(self, row: Row) -> Row:
-        """Of ``row`` its return; notes its speed on the way."""
+        """The return in ``row``; also updates the speed."""
         name = "return_mean"
         if row["event"] == "eval":
             name = next((n for n in row if n.startswith("return_") and n.endswith("_mean")), "")
@@ -134,7 +134,7 @@ class WatchedGroup:
 
 @dataclass
 class Watcher:
-    """All runs at or below ``folders``; runs may appear and vanish between two looks."""
+    """All runs at or below ``folders``; runs may appear and vanish between two refreshes."""
 
     folders: Sequence[Path]
     runs: dict[Path, WatchedRun] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class Watcher:
     _seen: Any = None
 
     def refresh(self) -> None:
-        """Looks for new runs and reads new rows; configs are read once."""
+        """Finds new runs and reads new rows; each config is read once."""
         there, known = [path for root in self.folders for path in run_folders(root)], self.runs
         self.runs, self.unreadable = {}, {}
         for path in there:
@@ -160,7 +160,7 @@ class Watcher:
             run.refresh()
             self.runs[path] = run
             if run.problem is not None:
-                self.unreadable[path] = f"metrics.jsonl holds what is no row: {run.problem}"
+                self.unreadable[path] = f"metrics.jsonl must hold one JSON object a line, got {run.problem}"
         planned = {path for root in self.folders for path in not_begun(root)} - set(there)
         self.not_begun = {path: "failed" if marks(path) else "waiting" for path in sorted(planned)}
         seen = [run.record for run in self.runs.values()], self.not_begun
@@ -169,18 +169,18 @@ class Watcher:
             self._grouped.clear()
 
     def failures(self) -> dict[Path, str]:
-        """The last words of the runs that failed."""
+        """The last log line of each failed run."""
         failed = [path for path, run in self.runs.items() if run.state() == "failed"]
         failed += [path for path, state in self.not_begun.items() if state == "failed"]
         return {path: (failure(path) or {}).get("last_line", "") for path in failed}
 
     def shown_path(self, path: Path) -> str:
-        """A run's folder, relative to that which was asked for."""
+        """A run's folder, relative to the folder being watched."""
         root = next((root for root in self.folders if path != root and path.is_relative_to(root)), path.parent)
         return str(path.relative_to(root))
 
     def groups(self, *, single: bool = False) -> list[WatchedGroup]:
-        """One group a method and environment, or one a run where ``single`` or where methods cannot be told apart."""
+        """One group per method and environment; one per run if ``single`` or if methods cannot be told apart."""
         if single not in self._grouped:  # comparing hundreds of configs takes half a second
             self._grouped[single] = self._groups(single=single)
         return self._grouped[single]

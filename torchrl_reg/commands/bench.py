@@ -1,4 +1,4 @@
-"""``torchrl-reg bench``: ratios of our speed to that of others, measured in one run on this machine."""
+"""``torchrl-reg bench``: our speed relative to other implementations, measured side by side on this machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures the topics and prints a line a case: median, and median ratio to its reference.
+    """Measures the topics and prints one line per case: the median, and the median ratio to its reference.
 
     Raises:
         AnalysisError: bad numbers, or a missing part of the installation.

@@ -1,4 +1,4 @@
-"""``torchrl-reg doctor``: a checklist of this machine, or of what the records of runs say about their health."""
+"""``torchrl-reg doctor``: checks this machine, or judges the health of runs from their records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the checklist, or what there is to say of the RUNs; 1 if something essential is broken, else 0.
+    """Prints the checklist, or the findings on the RUNs; returns 1 if something essential is broken, else 0.
 
     Raises:
         AnalysisError: a RUN is no run folder.

@@ -1,4 +1,4 @@
-"""``torchrl-reg evaluate``: the returns of a trained policy, over as many episodes as asked."""
+"""``torchrl-reg evaluate``: the returns of a trained policy over a given number of episodes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _compare(mode: str, mean: float, before: float | None, episodes: int) -> Non
 
 
 def _append(folder: Path, row: dict[str, Any]) -> None:
-    """Adds the row to the record of a finished run; an exported folder has none, and one that goes on keeps its own."""
+    """Appends the row to the record of a finished run; exported folders have none, unfinished runs are left alone."""
     record = folder / "metrics.jsonl"
     if not record.is_file():
         return

@@ -1,4 +1,4 @@
-"""``torchrl-reg export``: a trained policy in a folder of its own, to hand on."""
+"""``torchrl-reg export``: a trained policy as a self-contained folder to share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs a command is about, and how they are scored: the arguments ``table`` and ``plot`` share."""
+"""Selects runs and how they are scored: the arguments that ``table`` and ``plot`` share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     """Folders, filters, the column and the label."""
     parser.add_argument("results", nargs="+", metavar="FOLDER", help="folders with runs below them: results/NAME")
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
-    parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods so labelled: 'm_dqn*'")
+    parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
     parser.add_argument(
         "--column", default="return_greedy_mean", help="column of the evaluations (default: %(default)s)"
     )
@@ -30,7 +30,10 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 def add_ignore(parser: argparse.ArgumentParser) -> None:
     """``--ignore SETTING``."""
     parser.add_argument(
-        "--ignore", action="append", metavar="SETTING", help="runs that differ in this alone are alike (repeatable)"
+        "--ignore",
+        action="append",
+        metavar="SETTING",
+        help="treat runs that differ only in this setting as one method (repeatable)",
     )
 
 
@@ -58,7 +61,7 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
         "--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default): by the environments"
     )
     parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
-    parser.add_argument("--unfinished", action="store_true", help="score runs that still go on, too")
+    parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
 
 
 def selected_groups(arguments: argparse.Namespace) -> list[Group]:

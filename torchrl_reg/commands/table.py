@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the tables; what a reader should be warned of goes to stderr."""
+    """Prints the tables; warnings go to stderr."""
     from torchrl_reg.analysis.notes import warnings
     from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
     from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table

@@ -21,13 +21,13 @@ _ASK_SECONDS = 30.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``FOLDER ...``, ``--every``, ``--once`` and ``--runs``."""
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep, or any folder of runs")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default 5)")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two refreshes (default 5)")
     parser.add_argument("--once", action="store_true", help="print one frame and exit, as without a terminal")
-    parser.add_argument("--runs", action="store_true", help="one line a run, not one a method")
+    parser.add_argument("--runs", action="store_true", help="one line per run, not per method")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows the runs until Ctrl-C, and then once more to stay on the screen.
+    """Shows the runs until Ctrl-C, then prints the last frame so that it stays on the screen.
 
     Raises:
         AnalysisError: no such folder, ``--every`` out of range, or no rich installed.

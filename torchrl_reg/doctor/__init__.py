@@ -1,1 +1,1 @@
-"""What ``torchrl-reg doctor`` looks at: the machine, and the temperature of runs."""
+"""The checks of ``torchrl-reg doctor``: the machine, the records of runs, their temperature."""

@@ -1,7 +1,7 @@
-"""What of this machine works: the checks behind ``torchrl-reg doctor``.
+"""Checks of this machine for ``torchrl-reg doctor``.
 
-Every check answers in lines of ok, warn or missing, and what to do. Packages that may take the interpreter down with
-them (Box2D under ``-W error``, simulators without their libraries) are tried in a process of their own.
+Every check yields findings (ok, warn or missing) and what to do about them. Packages that may crash the interpreter
+(Box2D under ``-W error``, simulators without their libraries) are tried in a separate process.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class Finding:
 
     @classmethod
     def judged(cls, name: str, detail: str, todo: str = "") -> Finding:
-        """One that is ok unless there is something to do about it."""
+        """A finding that is ok unless there is something to do about it."""
         return cls(name, "warn" if todo else "ok", detail, todo)
 
 
 def checked(check: Callable[[], Iterable[Finding]], name: str = "") -> list[Finding]:
-    """The findings of ``check``; whatever it raises becomes one, under ``name`` or that of the function."""
+    """The findings of ``check``; an exception becomes one, named ``name`` or after the function."""
     try:
         return list(check())
     except Exception as error:
@@ -154,7 +154,7 @@ def _gpu() -> Iterable[Finding]:
 
 
 def _environments() -> Iterable[Finding]:
-    """Each family imports, builds one environment and steps it, in a process of its own."""
+    """Imports each family, builds one environment and steps it, in a separate process."""
     for name, (module, package, extras, before, env) in _FAMILIES.items():
         code = _STEPS.format(before=before, env=env, package=package)
         yield _probed(name, code, f'pip install -e ".[{extras}]"', module=module)

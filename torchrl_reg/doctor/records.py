@@ -1,4 +1,4 @@
-"""What the record of a run, finished or not, says about its health: numbers, values, bonus, exploration, targets."""
+"""Judges the health of a run, finished or not, from its record: numbers, values, bonus, exploration, targets."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _IN_REWARD_UNITS = ("td_error", "action_gap", "soft_gap", "bonus", "value")
 
 
 def record_findings(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
-    """One finding on each thing that can be judged of the run in ``folder``, whose settings are ``config``."""
+    """One finding on each aspect of the run in ``folder`` that can be judged, given its settings ``config``."""
     algo = {name: value for name, value in (config.get("algo") or {}).items() if is_number(value)}
     rows = read_rows(folder)
     train = [row for row in rows if row["event"] == "train"]
     if said := failure(folder):
-        yield Finding("end", "warn", f"stopped by itself: {said['last_line']}")
+        yield Finding("end", "warn", f"the run stopped itself: {said['last_line']}")
     if train:
         yield _numbers(train)
         yield from _learning(train, algo)
@@ -55,7 +55,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's ``metrics.jsonl``; what is no row (a line still being written) is left out."""
+    """The rows of a run's ``metrics.jsonl``; lines that are not rows (one still being written) are skipped."""
     return list(Tail(folder / "metrics.jsonl").rows())
 
 
@@ -68,7 +68,7 @@ def _numbers(train: list[dict[str, Any]]) -> Finding:
     if not bad:
         return Finding("numbers", "ok", f"the losses of all {len(train)} training rows are finite")
     detail = f"{len(bad)} of {len(train)} training rows are not finite, the first at frame {bad[0]['frames']:,}"
-    todo = "what came after it is worthless; lower the learning rate or clip gradients"
+    todo = "everything after it is worthless; lower the learning rate or clip gradients"
     return Finding("numbers", "warn", detail, todo)
 
 
@@ -95,7 +95,7 @@ def _learning(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[F
 
 
 def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
-    """Whether what is learnt is of the size that returns, and the entropy's share, allow."""
+    """Whether learnt values have a magnitude that the returns and the entropy term allow."""
     returns = [abs(v) for row in rows for n, v in row.items() if n.startswith("return") and is_number(v)]
     if not returns:
         return
@@ -127,7 +127,7 @@ def _bonus(train: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _samples(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
-    """Whether a sampled soft value rests on enough of its samples: on one alone it is far too low."""
+    """Whether a sampled soft value has a large enough effective sample size: with one it is far too low."""
     size, count = _late_mean(train, "ess"), algo.get("num_value_samples")
     if size is None or count is None:
         return
@@ -145,7 +145,7 @@ def _late_mean(train: list[dict[str, Any]], name: str) -> float | None:
 
 
 def _exploration(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
-    """Whether the run still tries something: epsilon, and returns that differ at all."""
+    """Whether the run still explores: epsilon, and returns that vary at all."""
     if algo.get("eps_end") == 0 and "eps_frames" in algo and "total_frames" in algo:
         left = 1 - (algo.get("learning_starts_frames", 0) + algo["eps_frames"]) / algo["total_frames"]
         if left > 0.5:

@@ -1,4 +1,4 @@
-"""Whether tau suits the rewards of a run: the policy's entropy as a share of the largest it could have."""
+"""Whether tau suits the rewards of a run: the policy's entropy as a share of its maximum."""
 
 from __future__ import annotations
 

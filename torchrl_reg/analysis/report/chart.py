@@ -1,4 +1,4 @@
-"""Line charts as HTML: an SVG that stretches with its place, labels that keep their size, data for the hover read-out.
+"""Line charts as HTML: an SVG that stretches to fit, labels that keep their size, data for the hover read-out.
 
 The SVG's coordinates run over 1000 x 1000 and are stretched to the plot; strokes keep their width
 (``vector-effect``), and dots are strokes of no length with round ends.

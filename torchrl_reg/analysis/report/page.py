@@ -34,7 +34,7 @@ def series_class(series: int) -> str:
 
 
 def as_yaml(tree: Any) -> str:
-    """``tree`` as one would write it into a file."""
+    """``tree`` as YAML."""
     import yaml
 
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""How the score answers to a setting, and to two of them."""
+"""How the score responds to one setting and to pairs of settings."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def report_html(sweep: Sweep) -> str:
 
 
 def _warnings(sweep: Sweep) -> list[str]:
-    """What the numbers do not show."""
+    """Caveats to the numbers."""
     commits, unfinished = sweep.commits, len(sweep.in_state("unfinished"))
     endless = [sweep.shown_path(run) for run in sweep.in_state("done") if run.ends_without(sweep.column)]
     runs = "1 run is" if unfinished == 1 else f"{unfinished} runs are"

@@ -88,7 +88,7 @@ class Sweep:
         return [run for run in self.runs if self.state(run) == state]
 
     def state(self, run: RunRecord) -> Literal["done", "failed", "unfinished"]:
-        """Of a run; what no longer runs and what still does cannot be told apart here."""
+        """State of a run; a run that was interrupted cannot be told from one still going on."""
         if run.done is not None:
             return "done"
         return "failed" if self.shown_path(run) in self.failures else "unfinished"
