@@ -176,6 +176,23 @@ def test_a_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    ("words", "package", "extras"),
+    [
+        (["table", "RUNS"], "numpy", "report"),
+        (["plot", "curves", "RUNS"], "matplotlib", "report"),
+        (["watch", "RUNS"], "rich", "report"),
+        (["report", "RUNS"], "jinja2", "report"),
+        (["evaluate", "RUNS"], "torch", "recipes"),
+    ],
+)
+def test_a_missing_package_is_one_sentence(words: list[str], package: str, extras: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom torchrl_reg.cli import main; sys.exit(main({words!r}))\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    sentence = f"torchrl-reg: {words[0]} needs {package}, got none: pip install 'torchrl_reg[{extras}]'.\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     make_runs(tmp_path, dqn=1.0)
     read, write = os.pipe()

@@ -28,6 +28,8 @@ COMMANDS = {
 }
 #: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.sweeps``.
 _PASSED_ON = ("launch", "status")
+#: The extras whose packages a command needs; ``report`` unless listed.
+_EXTRAS = {"launch": "recipes,slurm,report", "status": "recipes,slurm,report", "evaluate": "recipes", "play": "play"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,22 +38,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What a user did wrong ends in one sentence on stderr and exit code 1 (2 for arguments that cannot be parsed).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(words)
-    parsed, unknown = parser.parse_known_args(words)
-    if unknown and parsed.command not in _PASSED_ON:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if parsed.command is None:
-        parser.print_help()
-        return 0
-    from torchrl_reg.analysis.errors import AnalysisError
-
     try:
+        parser = _parser(words)
+        parsed, unknown = parser.parse_known_args(words)
+        if unknown and parsed.command not in _PASSED_ON:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if parsed.command is None:
+            parser.print_help()
+            return 0
         code = parsed.run(parsed)
         sys.stdout.flush()
         return code
+    except ImportError as error:
+        missing = (error.name or "torchrl_reg").partition(".")[0]
+        if missing in ("torchrl_reg", "slurm") and not getattr(error, "user_error", False):
+            raise
+        extras = _EXTRAS.get(words[0], "report")
+        needs = f"{words[0]} needs {missing}, got none: pip install 'torchrl_reg[{extras}]'."
+        print(f"torchrl-reg: {error if getattr(error, 'user_error', False) else needs}", file=sys.stderr)
+        return 1
     except ValueError as error:
         # What is not meant for a user is a bug of ours and keeps its traceback.
-        if not isinstance(error, AnalysisError) and not getattr(error, "user_error", False):
+        if not getattr(error, "user_error", False):
             raise
         print(f"torchrl-reg: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 class AnalysisError(ValueError):
     """A request about finished runs cannot be met; the message says in one sentence what to change."""
 
+    user_error = True
+
 
 def one_of(name: str, value: str, known: Iterable[str]) -> str:
     """``value`` if it is ``known``.

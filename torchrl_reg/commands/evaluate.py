@@ -29,20 +29,17 @@ def run(arguments: argparse.Namespace) -> int:
     With the run's own seed the first episodes are those of its last evaluation, whose mean is compared.
 
     Raises:
-        AnalysisError: no episodes to run, or a package that is not installed.
+        AnalysisError: no episodes to run, or an unknown device.
         AgentError: no policy, a damaged one, or an environment that cannot be built here.
     """
     if arguments.episodes < 1:
         raise AnalysisError(f"--episodes must be >= 1, got {arguments.episodes}.")
-    try:
-        from torchrl_reg.training.evaluation import episode_returns
-    except ImportError as error:
-        raise AnalysisError(f"evaluate needs {error.name}, got none: pip install 'torchrl_reg[recipes]'.") from error
     import torch
     from torchrl.envs.utils import ExplorationType
 
     from torchrl_reg.agents.saved import read_policy
     from torchrl_reg.agents.worlds import env_of
+    from torchrl_reg.training.evaluation import episode_returns
 
     saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
     known = saved.facts.get("run", {})

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torchrl_reg.analysis import plots
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
+from torchrl_reg.analysis.scores import group_scores, scale_of
 from torchrl_reg.commands.selection import add_scoring, add_selection, selected_groups, warn
 
 KINDS = {
@@ -32,34 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draws the figure and prints its path."""
-    try:
-        from torchrl_reg.analysis import plots
-    except ImportError as error:
-        raise AnalysisError(f"plots need {error.name}, got none: pip install 'torchrl_reg[report]'.") from error
-    from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
-    from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
-
     out = plots.checked_path(arguments.out or Path(f"{arguments.kind}.png"))
     groups = selected_groups(arguments)
     scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
-    column = arguments.column
-    if arguments.kind in ("curves", "aggregate"):
-        warn(curve_warnings(groups, column, scale=scale, averaged=arguments.kind == "aggregate"))
-    if arguments.kind == "curves":
-        print(plots.draw_learning_curves(groups, out, column=column, center=arguments.center))
-        return 0
-    if arguments.kind == "aggregate":
-        print(plots.draw_aggregate_curves(groups, out, scale=scale, column=column, aggregate=arguments.aggregate))
-        return 0
-    scores = group_scores(groups, arguments.score, column, unfinished=arguments.unfinished)
-    warn(warnings(groups, scores, scale=scale, averaged=arguments.kind == "profile"))
-    if arguments.kind == "improvement":
-        warn(unscored_note((group.env for group in groups), scale))
-    if arguments.kind == "profile":
-        print(plots.draw_profiles(scores, out, scale=scale_of(Scoreboard(scores).envs, arguments.normalize)))
-        return 0
-    for name in ("of", "baseline"):
-        if getattr(arguments, name) is None:
-            raise AnalysisError(f"{name} must name a method to draw improvement, got none.")
-    print(plots.draw_improvement(scores, out, method=arguments.of, baseline=arguments.baseline, scale=scale))
+    column, kind = arguments.column, arguments.kind
+    if kind in ("curves", "aggregate"):
+        warn(curve_warnings(groups, column, scale=scale, averaged=kind == "aggregate"))
+        if kind == "curves":
+            path = plots.draw_learning_curves(groups, out, column=column, center=arguments.center)
+        else:
+            path = plots.draw_aggregate_curves(groups, out, scale=scale, column=column, aggregate=arguments.aggregate)
+    else:
+        scores = group_scores(groups, arguments.score, column, unfinished=arguments.unfinished)
+        warn(warnings(groups, scores, scale=scale, averaged=kind == "profile"))
+        if kind == "profile":
+            path = plots.draw_profiles(scores, out, scale=scale)
+        else:
+            warn(unscored_note((group.env for group in groups), scale))
+            for name in ("of", "baseline"):
+                if getattr(arguments, name) is None:
+                    raise AnalysisError(f"{name} must name a method to draw improvement, got none.")
+            compared = {"method": arguments.of, "baseline": arguments.baseline}
+            path = plots.draw_improvement(scores, out, **compared, scale=scale)
+    print(path)
     return 0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from torchrl_reg.analysis.notes import warnings
+from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
+from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table
 from torchrl_reg.commands.selection import add_scoring, add_selection, selected_groups, warn
 
 
@@ -19,10 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables; warnings go to stderr."""
-    from torchrl_reg.analysis.notes import warnings
-    from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
-    from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table
-
     groups = selected_groups(arguments)
     scores = group_scores(groups, arguments.score, arguments.column, unfinished=arguments.unfinished)
     envs = Scoreboard(scores).envs

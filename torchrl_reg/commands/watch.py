@@ -6,13 +6,13 @@ import argparse
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.live import Live
 
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.watch_frame import watch_frame
 from torchrl_reg.analysis.watched import Watcher
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 #: SLURM is asked no more often: its controller serves many.
 _ASK_SECONDS = 30.0
@@ -30,20 +30,13 @@ def run(args: argparse.Namespace) -> int:
     """Shows the runs until Ctrl-C, then prints the last frame so that it stays on the screen.
 
     Raises:
-        AnalysisError: no such folder, ``--every`` out of range, or no rich installed.
+        AnalysisError: no such folder, or ``--every`` out of range.
     """
     for folder in args.folders:
         if not folder.is_dir():
             raise AnalysisError(f"FOLDER must be an existing folder, got {folder}.")
     if not 0 < args.every < float("inf"):
         raise AnalysisError(f"--every must be > 0 seconds, got {args.every:g}.")
-    try:
-        from rich.console import Console
-        from rich.live import Live
-
-        from torchrl_reg.analysis.watch_frame import watch_frame
-    except ImportError:
-        raise AnalysisError("watch needs the package rich, got none: pip install 'torchrl_reg[report]'.") from None
     console, watcher = Console(), Watcher(args.folders)
     asked, notes = -_ASK_SECONDS, list[str]()
 

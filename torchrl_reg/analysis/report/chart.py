@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis.numbers import amount, number
-from torchrl_reg.analysis.report.page import filled, marked
+from torchrl_reg.analysis.report.page import filled
 
 Array = NDArray[np.float64]
 
@@ -109,7 +110,7 @@ def line_chart(
         y_ticks=[(float(axes.y(np.array(tick))) / 10, number(tick)) for tick in y_ticks],
         x_ticks=[(float(axes.x(np.array(tick))) / 10, text) for tick, text in x_ticks],
         drawn=[(line.series, _paths(line, axes, dots=dots)) for line in lines],
-        data=marked(_data(lines, axes, x_label)),
+        data=Markup(_data(lines, axes, x_label)),
     )
 
 

@@ -5,26 +5,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import jinja2
+import yaml
+from markupsafe import Markup
+
 from torchrl_reg.analysis.colors import DARK, LIGHT
-from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import short_name
 from torchrl_reg.analysis.numbers import amount, hours, number, score_text
 
 
-def filled(template: str, **context: Any) -> str:
-    """``template`` with ``context`` in it; text is escaped, what is HTML already is marked as such.
-
-    Raises:
-        AnalysisError: jinja2 is not installed.
-    """
-    return marked(_environment().get_template(template).render(context))
-
-
-def marked(text: str) -> str:
-    """``text`` as HTML that is not escaped again."""
-    from markupsafe import Markup
-
-    return Markup(text)
+def filled(template: str, **context: Any) -> Markup:
+    """``template`` with ``context`` in it; text is escaped, what is HTML already is marked as such."""
+    return Markup(_environment().get_template(template).render(context))
 
 
 def series_class(series: int) -> str:
@@ -35,17 +27,11 @@ def series_class(series: int) -> str:
 
 def as_yaml(tree: Any) -> str:
     """``tree`` as YAML."""
-    import yaml
-
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 @cache
 def _environment() -> Any:
-    try:
-        import jinja2
-    except ImportError:
-        raise AnalysisError("report needs jinja2, got none: pip install 'torchrl_reg[report]'.") from None
     loader = jinja2.PackageLoader("torchrl_reg.analysis.report", "")
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.globals |= {"light": LIGHT, "dark": DARK}
