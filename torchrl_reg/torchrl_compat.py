@@ -88,7 +88,7 @@ def held_tensordict(params: TensorDictParams) -> Any:
 
 
 def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
-    """``tensordict.get(key, None)`` of a tensor, read from the dict a TensorDict keeps: a tenth of the cost, ten times a loss."""
+    """``tensordict.get(key, None)`` of a tensor, from the dict a TensorDict keeps: a tenth of the cost, ten a loss."""
     found: Any = tensordict
     for part in (key,) if isinstance(key, str) else key:
         if type(found) is not TensorDict or not isinstance(part, str):
