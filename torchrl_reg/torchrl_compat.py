@@ -7,12 +7,12 @@ release moves, so that an upgrade starts with a list and not with a traceback fr
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
-from torch import Tensor
 
 # A batch-statistics layer of any rank; torch has no public common base.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -52,7 +52,7 @@ __all__ = [
     "has_step_hooks",
     "held_tensordict",
     "is_listened_to",
-    "scalars_tensordict",
+    "unchecked_tensordict",
     "unwrap_inherited_forward",
 ]
 
@@ -78,6 +78,20 @@ TENSORDICT_MODULE_NAMES = {
     "_kwargs": "out-to-argument names, if the module is called with keywords",
     "method": "the method it calls, if not forward",
 }
+#: Of ReplayBuffer: whether a sample is more than indices drawn and rows read.
+REPLAY_NAMES = {
+    "_transform": "transforms of a sample",
+    "_prefetch": "samples made ahead",
+    "_sample_unit": "windows around what was drawn",
+    "_writer": "whether it tracks generations, which a sample then holds",
+}
+#: Of TensorStorage: what writing rows leaves behind, for a storage that writes them itself.
+STORAGE_NAMES = {
+    "_storage": "the rows",
+    "_set_last_cursor": "where the last rows went",
+    "_get_new_len": "how many rows there are",
+    "_bump_mutation_revision": "that the rows are others now",
+}
 #: Of Transform: what ReplayBuffer.extend calls.
 TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are made where data enter a buffer"}
 
@@ -99,9 +113,9 @@ def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
     return found
 
 
-def scalars_tensordict(scalars: dict[str, Tensor]) -> TensorDict:
-    """``TensorDict(scalars)`` of tensors that have been made right here, which need no check."""
-    return TensorDict._new_unsafe(scalars, torch.Size([]))
+def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = (), device: Any = None) -> TensorDict:
+    """``TensorDict(entries, batch_size)`` of tensors that have been made right here, which need no check."""
+    return TensorDict._new_unsafe(entries, torch.Size(batch_size), device=device)
 
 
 def forget_updater_warning(loss: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
-from torchrl.data import Categorical
+from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Transform
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
@@ -73,6 +73,14 @@ def test_tensordict_modules_still_have() -> None:
     module = TensorDictModule(nn.Linear(4, 3), in_keys={"input": "x"}, out_keys=["y"], method="forward")
     for name, reason in table("TENSORDICT_MODULE_NAMES").items():
         assert getattr(module, name, None), f"TensorDictModule.{name} has moved: {reason}"
+
+
+def test_replay_buffers_still_have() -> None:
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=2)
+    for part, names in ((replay, table("REPLAY_NAMES")), (replay.storage, table("STORAGE_NAMES"))):
+        for name, reason in names.items():
+            assert hasattr(part, name), f"{type(part).__name__}.{name} has moved: {reason}"
+    assert replay._writer.tracks_generations is False
 
 
 @pytest.mark.parametrize("name", table("TRANSFORM_NAMES"))
@@ -152,9 +160,9 @@ def test_an_entry_is_what_get_returns() -> None:
 
 
 def test_scalars_make_an_ordinary_tensordict() -> None:
-    from torchrl_reg.torchrl_compat import scalars_tensordict
+    from torchrl_reg.torchrl_compat import unchecked_tensordict
 
-    out = scalars_tensordict({"loss": torch.ones(()), "entropy": torch.zeros(())})
+    out = unchecked_tensordict({"loss": torch.ones(()), "entropy": torch.zeros(())})
     assert out.batch_size == torch.Size([]) and set(out.keys()) == {"loss", "entropy"} and not out.is_locked
     assert float(out.set("more", torch.ones(3)).clone()["loss"]) == 1.0
 

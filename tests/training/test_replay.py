@@ -7,7 +7,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler
 
 from torchrl_reg.training import replay as replay_module
-from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
+from torchrl_reg.training.frame_stack import FrameStackStorage
+from torchrl_reg.training.replay import ReplayChunks, draw_minibatches, rows_in_time
+from torchrl_reg.training.storage import TransitionStorage
 
 
 def _replay(capacity=20, *, ndim=1, sampler=None, seed=3) -> TensorDictReplayBuffer:
@@ -148,3 +150,33 @@ def test_prioritized_minibatches_see_the_latest_priorities():
     replay.update_priority(torch.arange(20), priorities)
     assert next(batches)["index"].tolist() == [13] * 6
     assert len(set(first["index"].tolist())) > 1
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+def test_minibatches_are_the_rows_of_one_sample(stack):
+    """Bit for bit those that TorchRL's sample and split give, from the same random numbers."""
+    storage = TransitionStorage(64) if stack == 1 else FrameStackStorage(64, stack=stack, num_envs=2)
+    replay = TensorDictReplayBuffer(storage=storage, batch_size=8, generator=torch.Generator())
+    time = (torch.arange(21)[:, None] + torch.arange(stack) + 1 - stack).clamp(min=0)  # first images repeat
+    pixels = time[:, None, :, None, None] + 100 * torch.arange(2)[:, None, None, None]
+    frames = pixels.expand(21, 2, stack, 3, 3).byte()
+    done = torch.zeros(40, 1, dtype=torch.bool)
+    following = {"observation": frames[1:].flatten(0, 1), "done": done, "terminated": done, "truncated": done}
+    replay.extend(TensorDict({"observation": frames[:-1].flatten(0, 1), "next": following}, [40]))
+    replay._rng.manual_seed(3)
+    replay._warned_batch_size_conflict = True
+    expected = replay.sample(24).split(8)
+    replay._rng.manual_seed(3)
+    found = list(draw_minibatches(replay, 3))
+    assert len(found) == 3
+    for one, other in zip(expected, found, strict=True):
+        assert one.batch_size == other.batch_size and set(one.keys(True, True)) == set(other.keys(True, True))
+        assert all(torch.equal(one[key], other[key]) for key in one.keys(True, True))
+
+
+def test_rows_in_time_are_in_the_order_of_the_steps():
+    batch = TensorDict({"a": torch.arange(6).reshape(2, 3), "next": {"a": torch.arange(12).reshape(2, 3, 2)}}, [2, 3])
+    rows = rows_in_time(batch, ["a", ("next", "a"), ("next", "absent"), "absent"])
+    expected = batch.transpose(0, 1).reshape(-1)
+    assert rows["a"].tolist() == [0, 3, 1, 4, 2, 5] and torch.equal(rows["next", "a"], expected["next", "a"])
+    assert rows.batch_size == expected.batch_size and set(rows.keys(True, True)) == {"a", ("next", "a")}

@@ -66,3 +66,41 @@ def test_samples_are_copies() -> None:
     before = ours[:].clone()
     ours[torch.arange(8)]["next", "observation"].zero_()
     assert same(ours[:], before)
+
+
+def test_a_write_leaves_behind_what_torchrl_s_does() -> None:
+    """Cursor, length and revision; also around the end of the ring, where entries of one write lie apart."""
+    stock, ours = buffers()
+    for size in (30, 15, 12, 50):
+        for replay in (stock, ours):
+            replay.extend(rows(size))
+        one, other = stock.storage, ours.storage
+        assert one._len == other._len and one._last_cursor.tolist() == other._last_cursor.tolist()
+        assert one._last_cursor_index == other._last_cursor_index
+        assert stock.writer.state_dict() == ours.writer.state_dict()
+    before = ours.storage._mutation_revision
+    ours.extend(rows(3))
+    assert ours.storage._mutation_revision > before
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "shape", "kind"])
+def test_rows_of_another_structure_are_torchrl_s_business(change: str) -> None:
+    outcomes = []
+    for replay in buffers():
+        replay.extend(rows(8))
+        data = rows(4, 8)
+        if change == "more":
+            data["extra"] = torch.ones(4)
+        elif change == "fewer":
+            del data["action"]
+        elif change == "shape":
+            data["action"] = data["action"].unsqueeze(-1)
+        else:
+            data["next"] = torch.ones(4)
+        try:
+            replay.extend(data)
+            outcomes.append(replay[:].exclude("action" if change == "fewer" else "none"))  # it was never written
+        except Exception as error:
+            outcomes.append(type(error))
+    one, other = outcomes
+    assert one == other if isinstance(one, type) else same(one, other)

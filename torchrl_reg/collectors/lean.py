@@ -17,6 +17,7 @@ from torchrl.envs import Compose, DeviceCastTransform, EnvBase, GymWrapper, Rewa
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.collectors.plain_policy import State, plain_policy
+from torchrl_reg.torchrl_compat import unchecked_tensordict
 
 _FLAGS = ("done", "terminated", "truncated")
 
@@ -172,10 +173,14 @@ class LeanCollector:
         self._returns = np.where(done, np.float32(0), self._returns)
 
     def _batch(self, states: list[State], following: dict[str, Tensor], shape: list[int]) -> TensorDict:
-        rows: dict[Any, Any] = {key: torch.stack([state[key] for state in states], 1) for key in states[0]}
+        rows: dict[Any, Any] = {}
+        for key, first in states[0].items():
+            # A flag is the same at every step, unless the policy wrote it.
+            same = key in _FLAGS and all(state[key] is first for state in states)
+            rows[key] = first.new_zeros((*shape, 1)) if same else torch.stack([state[key] for state in states], 1)
         device = self._storing_device
-        if {device.type, self._policy_device.type} == {"cpu"}:
-            return TensorDict({**rows, "next": TensorDict(following, shape)}, shape)
+        if {device.type, self._policy_device.type} == {"cpu"} and all(isinstance(key, str) for key in rows):
+            return unchecked_tensordict({**rows, "next": unchecked_tensordict(following, shape)}, shape)
         batch = TensorDict(rows, shape).to(device, non_blocking=True)
         return batch.set("next", TensorDict(following, shape).to(device, non_blocking=True))
 

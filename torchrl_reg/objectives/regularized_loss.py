@@ -23,7 +23,7 @@ from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, exact_scalar
-from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, scalars_tensordict
+from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
@@ -261,7 +261,7 @@ class RegularizedLoss(NetworkLoss):
         if self.diagnostics:
             scalars = _means(diagnostics, mask, loss.dtype)
             scalars |= {name: value.to(loss.dtype, copy=True) for name, value in self._reported().items()}
-        out = scalars_tensordict({"loss": loss, **terms, **scalars})
+        out = unchecked_tensordict({"loss": loss, **terms, **scalars})
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
         self._clear_weakrefs(tensordict, out, *params)
         return out

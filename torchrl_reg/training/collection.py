@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.collectors import LeanCollector, lean_vector
+from torchrl_reg.torchrl_compat import entry
 from torchrl_reg.training.errors import require
 
 EPISODE_RETURN = "episode_reward"
@@ -76,8 +77,8 @@ def make_collector(
 
 def finished_returns(batch: TensorDictBase) -> list[float]:
     """Undiscounted returns of the episodes that end in ``batch``, in no particular unit of time."""
-    done = batch["next", "done"]
-    return batch["next", EPISODE_RETURN][done].tolist()
+    done = entry(batch, ("next", "done"))
+    return batch["next", EPISODE_RETURN][done].tolist() if done.any() else []
 
 
 def cut_episodes(batch: TensorDictBase) -> int:

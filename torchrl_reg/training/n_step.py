@@ -30,6 +30,8 @@ class NStep:
         self.transform = NStepTransform(n, gamma)
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        if self.transform.n == 1:
+            return batch
         rows = self.transform.inv(batch)
         require(rows is not None, "algo.collect_steps", f"at least algo.n_steps={self.transform.n}", batch.shape[-1])
         return rows

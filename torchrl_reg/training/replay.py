@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, TensorStorage
 
+from torchrl_reg.torchrl_compat import entry, unchecked_tensordict
 from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.frame_stack import FrameStackStorage
+from torchrl_reg.training.storage import TransitionStorage
 
 # Bytes of transitions a chunk file holds at most: bounds the memory a checkpoint takes.
 CHUNK_BYTES = 256 * 2**20
@@ -32,10 +35,45 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
         for _ in range(count):
             yield replay.sample()
         return
-    replay._warned_batch_size_conflict = True  # it would warn that this is not its batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
-        yield from replay.sample(together * size).split(size)
+        yield from _split(_uniform_sample(replay, together * size), size)
+
+
+def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBase:
+    """``replay.sample(count)`` of a uniform sampler, without what TorchRL asks of other buffers where this is none."""
+    storage = replay.storage
+    special = replay._transform or replay._prefetch or replay._sample_unit or replay._writer.tracks_generations
+    if special or not isinstance(storage, TransitionStorage | FrameStackStorage):
+        replay._warned_batch_size_conflict = True  # it would warn that this is not its batch size
+        return replay.sample(count)
+    index = replay.sampler.sample(storage, count)[0].to(storage.device)
+    return storage.get(index).set("index", index)
+
+
+def _split(rows: TensorDictBase, size: int) -> list[TensorDict]:
+    """``rows.split(size)``, all of one size."""
+    pieces: list[dict[str, Any]] = [{} for _ in range(len(rows) // size)]
+    for name, held in rows.items():
+        parts = held.split(size) if isinstance(held, Tensor) else _split(held, size)
+        for piece, part in zip(pieces, parts, strict=True):
+            piece[name] = part
+    return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]
+
+
+def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDict:
+    """The entries ``keys`` that ``batch [N, T]`` has, as rows ``[T * N]``: step after step, of all environments."""
+    found: dict[Any, Any] = {}
+    for key in keys:
+        value = entry(batch, key)
+        if value is None:
+            continue
+        *path, name = (key,) if isinstance(key, str) else key
+        place = found
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = value.transpose(0, 1).flatten(0, 1)
+    return unchecked_tensordict(found, [batch.numel()], device=batch.device)
 
 
 class Chunk(TypedDict):

@@ -30,7 +30,7 @@ class RunSettings:
     compile: bool = False  # losses and gradients as one compiled graph: for runs of 10^5 updates or more
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     collector: str = "lean"  # steps vector environments itself, the same to the last bit; torchrl: TorchRL's Collector
-    diagnostics_every_updates: int = 1  # their means are over every so many-th update; rows then say so
+    diagnostics_every_updates: int = 10  # diagnostics are means over every so many-th update; rows say so
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
     evaluate_every_frames: int = 10_000  # and at the end
     eval_episodes: int = 10  # of each policy that is evaluated

@@ -12,6 +12,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
+from torchrl_reg.torchrl_compat import entry, unchecked_tensordict
+
 
 class TransitionStorage(LazyTensorStorage):
     """A :class:`~torchrl.data.LazyTensorStorage` with the same rows and answers, sooner.
@@ -43,12 +45,18 @@ class TransitionStorage(LazyTensorStorage):
         slices = self._slices(cursor) if set_cursor and self.ndim == 1 and isinstance(data, TensorDictBase) else None
         if not slices:
             return super().set(cursor, data, set_cursor=set_cursor)
-        start = 0
-        for place in slices:
-            stop = start + place.stop - place.start
-            super().set(place, data[start:stop])
-            start = stop
+        if not (self.initialized and _has_entries_of(self._storage, data)):
+            start = 0
+            for place in slices:
+                stop = start + place.stop - place.start
+                super().set(place, data[start:stop])
+                start = stop
+            return self._set_last_cursor(cursor)
+        # What TorchRL's does, but for the search through every kind of data and of index.
         self._set_last_cursor(cursor)
+        self._get_new_len(data, cursor)
+        _write(self._storage, data, slices)
+        self._bump_mutation_revision()
 
     def _slices(self, cursor: Any) -> list[slice]:
         """The one or two slices that ``cursor`` is, in order; none if it is something else."""
@@ -64,8 +72,35 @@ class TransitionStorage(LazyTensorStorage):
         return slices if before_wrap == count else [*slices, slice(0, count - before_wrap)]
 
 
+def _has_entries_of(rows: Any, data: Any) -> bool:
+    """Whether ``data`` is of plain dicts of tensors, of the very names and shapes of ``rows``."""
+    if type(rows) is not TensorDict or type(data) is not TensorDict or rows.keys() != data.keys():
+        return False
+    for name, held in rows.items():
+        given = entry(data, name)
+        if isinstance(held, Tensor):
+            if not isinstance(given, Tensor) or given.shape[1:] != held.shape[1:]:
+                return False
+        elif not _has_entries_of(held, given):
+            return False
+    return True
+
+
+def _write(rows: Any, data: Any, slices: list[slice]) -> None:
+    for name, held in rows.items():
+        given = entry(data, name)
+        if not isinstance(held, Tensor):
+            _write(held, given, slices)
+            continue
+        start = 0
+        for place in slices:
+            stop = start + place.stop - place.start
+            held[place] = given if len(slices) == 1 else given[start:stop]
+            start = stop
+
+
 def _gathered(rows: TensorDictBase, index: Tensor) -> TensorDict:
     found: dict[str, Any] = {}
-    for name, entry in rows.items():
-        found[name] = entry.index_select(0, index) if isinstance(entry, Tensor) else _gathered(entry, index)
-    return TensorDict(found, [len(index), *rows.batch_size[1:]], device=rows.device)
+    for name, held in rows.items():
+        found[name] = held.index_select(0, index) if isinstance(held, Tensor) else _gathered(held, index)
+    return unchecked_tensordict(found, [len(index), *rows.batch_size[1:]], device=rows.device)
