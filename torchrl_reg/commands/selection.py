@@ -78,23 +78,21 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
             f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."
         )
     # Environments are chosen before methods are named, so that labels say what differs on those chosen.
-    runs = _matching("env", arguments.env, {run.env for run in runs}, runs, lambda run: run.env)
+    runs = _matching("env", arguments.env, runs, lambda run: run.env)
     runs, repeated = without_repetitions(ignoring(runs, arguments.ignore))
     warn(repeated)
     groups = group_runs(runs, arguments.by)
-    labels = {group.method for group in groups}
-    return _matching("method", arguments.method, labels, groups, lambda group: group.method)
+    return _matching("method", arguments.method, groups, lambda group: group.method)
 
 
-def _matching(
-    name: str, patterns: list[str] | None, there: set[str], items: list[Item], of: Callable[[Item], str]
-) -> list[Item]:
+def _matching(name: str, patterns: list[str] | None, items: list[Item], of: Callable[[Item], str]) -> list[Item]:
     if not patterns:
         return items
     # A label may hold brackets, which patterns understand otherwise, so it also matches itself.
     found = [item for item in items if any(of(item) == each or fnmatch(of(item), each) for each in patterns)]
     if not found:
-        raise AnalysisError(f"{name} must match one of {_listed(sorted(there))}, got {_listed(patterns)}.")
+        there = sorted({of(item) for item in items})
+        raise AnalysisError(f"{name} must match one of {_listed(there)}, got {_listed(patterns)}.")
     return found
 
 
