@@ -67,7 +67,7 @@ class RunRecord:
     def total_frames(self) -> int | None:
         """``algo.total_frames``; None where a recipe has none."""
         total = self.config.get("algo.total_frames")
-        return int(total) if is_number(total) else None
+        return int(total) if is_number(total) and math.isfinite(total) else None
 
     @property
     def commits(self) -> tuple[str, ...]:
