@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
+import pytest
 import torch
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -15,3 +17,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start in processes of their own
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def undrawn_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process leave no ``curves.png``, a second each, but for the tests marked ``curves``."""
+    journal = sys.modules.get("torchrl_reg.training.journal")
+    if journal is not None and request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr(journal.Journal, "draw_curves", lambda self: None)

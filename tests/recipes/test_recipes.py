@@ -87,6 +87,7 @@ def evaluated_again(folder: Path) -> dict[str, object]:
     return strip_wall_clock({**row, **columns})
 
 
+@pytest.mark.curves
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name))

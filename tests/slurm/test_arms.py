@@ -115,6 +115,7 @@ def test_a_variant_with_a_grid_of_its_own() -> None:
     }
 
 
+@pytest.mark.slow  # one process for each arm
 def test_a_dry_run_tells_what_differs(tmp_path: Path) -> None:
     more = ("sweep.variants=[{algo.gamma: 0.9},{run.eval_episodes: 3}]", "sweep.grid.env=[cartpole]", "sweep.seeds=1")
     done = run_launch("sweep=dqn_versus_m_dqn", "cluster=local", "dry=true", f"root={tmp_path}", *more)

@@ -286,6 +286,7 @@ def test_trajectories_statistics_and_slices_resume_exactly(make_run):
     assert expected[-1]["ids"] > 500
 
 
+@pytest.mark.curves
 def test_without_matplotlib_the_run_says_so_and_ends_well(make_run, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -300,6 +301,7 @@ def test_without_matplotlib_the_run_says_so_and_ends_well(make_run, monkeypatch,
     assert capsys.readouterr().err.startswith("no curves.png: matplotlib")
 
 
+@pytest.mark.curves
 def test_a_plot_that_fails_does_not_stand_between_a_run_and_its_end(make_run, monkeypatch, capsys):
     def fail(folder):
         raise ValueError("bad\nrow")

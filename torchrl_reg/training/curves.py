@@ -27,9 +27,12 @@ def draw_curves(folder: Path) -> Path:
     evaluations = [row for row in rows if row["event"] == "eval"]
     names = _diagnostics(train)
     lines = -(-len(names) // _COLUMNS)
-    figure = Figure(figsize=(11, 4 + 2.1 * lines), layout="constrained")
+    height = 4 + 2.1 * lines
+    figure = Figure(figsize=(11, height))  # margins by hand, in inches: a layout engine draws everything twice
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=[1.8] + [1] * lines if lines else [1])
+    margins = {"left": 0.06, "right": 0.985, "bottom": 0.45 / height, "top": 1 - 0.45 / height}
+    ratios = [1.8] + [1] * lines if lines else [1]
+    grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=ratios, hspace=0.45, wspace=0.25, **margins)
     returns = figure.add_subplot(grid[0, :])
     _draw_returns(returns, train, evaluations)
     for index, name in enumerate(names):

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.utils import expand_as_right
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, TensorStorage
@@ -35,6 +36,7 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
         for _ in range(count):
             yield replay.sample()
         return
+    replay._warned_batch_size_conflict = True  # it would warn that this is not its batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
         yield from _split(_uniform_sample(replay, together * size), size)
@@ -45,10 +47,10 @@ def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBas
     storage = replay.storage
     special = replay._transform or replay._prefetch or replay._sample_unit or replay._writer.tracks_generations
     if special or not isinstance(storage, TransitionStorage | FrameStackStorage):
-        replay._warned_batch_size_conflict = True  # it would warn that this is not its batch size
         return replay.sample(count)
     index = replay.sampler.sample(storage, count)[0].to(storage.device)
-    return storage.get(index).set("index", index)
+    rows = storage.get(index)
+    return rows.set("index", expand_as_right(index, rows))
 
 
 def _split(rows: TensorDictBase, size: int) -> list[TensorDict]:

@@ -242,14 +242,15 @@ class Run(Recorded):
         self._journal.record(scalars)
 
     def finish(self) -> Path:
-        """Last rows, last checkpoint, curves, ``done.json``; returns the run folder."""
+        """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
         self._log_row()
         if not self._journal.has_evaluation(self.frames):
             self._evaluator.evaluate(self.frames)
         self._resumption.finish(self.frames)
-        self._journal.draw_curves()
         counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
-        return self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
+        self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
+        self._journal.draw_curves()  # last: whoever waits for the run does not wait for a plot
+        return self.path
 
     # ------------------------------------------------------------ checkpoints
 
