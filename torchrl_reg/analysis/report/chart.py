@@ -6,17 +6,16 @@ The SVG's coordinates run over 1000 x 1000 and are stretched to the plot; stroke
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis.numbers import amount, number
-from torchrl_reg.analysis.report.page import filled
+from torchrl_reg.analysis.report.page import coordinate, filled
 
 Array = NDArray[np.float64]
 
@@ -110,7 +109,7 @@ def line_chart(
         y_ticks=[(float(axes.y(np.array(tick))) / 10, number(tick)) for tick in y_ticks],
         x_ticks=[(float(axes.x(np.array(tick))) / 10, text) for tick, text in x_ticks],
         drawn=[(line.series, _paths(line, axes, dots=dots)) for line in lines],
-        data=Markup(_data(lines, axes, x_label)),
+        data=_data(lines, axes, x_label),
     )
 
 
@@ -177,20 +176,16 @@ def _paths(line: Line, axes: Axes, *, dots: bool) -> list[tuple[str, str]]:
 
 
 def _points(x: Array, y: Array, axes: Axes) -> list[str]:
-    return [f"{_n(a)} {_n(b)}" for a, b in zip(axes.x(x), axes.y(y), strict=True)]
+    return [f"{coordinate(a)} {coordinate(b)}" for a, b in zip(axes.x(x), axes.y(y), strict=True)]
 
 
-def _n(value: float) -> str:
-    return f"{float(value):.1f}".removesuffix(".0")
-
-
-def _data(lines: Sequence[Line], axes: Axes, x_label: str) -> str:
-    """What the read-out needs, as JSON in the page."""
+def _data(lines: Sequence[Line], axes: Axes, x_label: str) -> dict[str, Any]:
+    """What the read-out needs, for the page to hold as JSON."""
 
     def numbers(values: Array | None) -> list[float] | None:
         return None if values is None else [float(f"{value:.5g}") for value in values]
 
-    content = {
+    return {
         "x": [axes.left, axes.right],
         "xLabel": x_label,
         "ticks": [text for _, text in axes.ticks] if axes.ticks else None,
@@ -206,8 +201,6 @@ def _data(lines: Sequence[Line], axes: Axes, x_label: str) -> str:
             for line in lines
         ],
     }
-    # "</script>" in a label would end the element.
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _finite(line: Line) -> Line:

@@ -25,6 +25,11 @@ def series_class(series: int) -> str:
     return f"s{series % len(LIGHT)}{dashes}"
 
 
+def coordinate(value: float) -> str:
+    """A place in an SVG, to a tenth."""
+    return f"{float(value):.1f}".removesuffix(".0")
+
+
 def as_yaml(tree: Any) -> str:
     """``tree`` as YAML."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -34,6 +39,7 @@ def as_yaml(tree: Any) -> str:
 def _environment() -> Any:
     loader = jinja2.PackageLoader("torchrl_reg.analysis.report", "")
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     found.globals |= {"light": LIGHT, "dark": DARK}
     found.filters |= {
         "yaml": as_yaml,
@@ -43,6 +49,6 @@ def _environment() -> Any:
         "score": score_text,
         "number": number,
         "short": short_name,
-        "coordinate": lambda value: f"{float(value):.1f}".removesuffix(".0"),
+        "coordinate": coordinate,
     }
     return found
