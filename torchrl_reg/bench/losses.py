@@ -169,6 +169,29 @@ def forward_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
     }
 
 
+def fraction_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
+    """M-IQN by its numbers of fractions: of the prediction (N), of the target (M), behind the policy (K)."""
+    data = batch(size)
+    reference = "N = 64, M = 64, K = 32"
+
+    def case(n: int, m: int, k: int, **kwargs: bool) -> Callable[[], object]:
+        torso = nn.Sequential(nn.Linear(8, 256), nn.ReLU())
+        network = ImplicitQuantileNetwork(torso, num_features=256, num_actions=ACTIONS, num_cells=256)
+        counts = {"num_quantiles": n, "num_target_quantiles": m, "num_policy_quantiles": k}
+        return updater(MunchausenIQNLoss(QuantileQActor(network, spec=Categorical(ACTIONS)), **counts, **kwargs), data)
+
+    counts = [(8, 8, 8), (32, 32, 32), (64, 64, 32), (64, 64, 64)]
+    cases = {f"N = {n}, M = {m}, K = {k}": (case(n, m, k), reference) for n, m, k in counts}
+    reused = case(64, 64, 64, reuse_quantiles=True)
+    shared = case(64, 64, 32, share_fractions=True)
+    both = case(64, 64, 64, reuse_quantiles=True, share_fractions=True)
+    return cases | {
+        "N = M = 64, reuse_quantiles": (reused, reference),
+        "N = M = 64, K = 32, share_fractions": (shared, reference),
+        "N = M = 64, both": (both, reference),
+    }
+
+
 def target_update_cases() -> dict[str, tuple[Callable[[], object], str]]:
     stock, ours = (DQNLoss(QValueActor(mlp(), spec=Categorical(ACTIONS))) for _ in range(2))
     return {
@@ -296,7 +319,11 @@ Cases = dict[str, tuple[Callable[[], object], str]]
 
 def update_tables() -> list[Table]:
     """Losses forward, MLP 2x256, batch 32, as ratios of the same in plain PyTorch; and target updates."""
-    return [_table("Loss forward, batch 32", forward_cases(32)), _table("Target update", target_update_cases())]
+    return [
+        _table("Loss forward, batch 32", forward_cases(32)),
+        _table("Target update", target_update_cases()),
+        _table("Update of M-IQN by the numbers of fractions N, M, K, batch 32", fraction_cases(32), calls=5),
+    ]
 
 
 def control_tables() -> list[Table]:
