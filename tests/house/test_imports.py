@@ -20,7 +20,7 @@ ALLOWED = {
     "objectives": {"objectives", "modules", "regularizers", "functional", "torchrl_compat"},
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
-    "collectors": {"collectors", "modules", "regularizers"},
+    "collectors": {"collectors", "modules", "regularizers", "torchrl_compat"},
     "training": {"training", "collectors", "folder_names", "agents", "modules", "torchrl_compat"},
     "analysis": {"analysis"},
     "studies": {"studies", "analysis"},
