@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -141,13 +141,18 @@ class BoundQNetwork(BoundModule):
         super()._use(network)
         inner = inner_module(network, self._action_value_key)
         self._module: Callable[..., Tensor] | None = layer_by_layer(inner[0]) if inner else None
-        self._in_keys: list[NestedKey] = inner[1] if inner else []
+        # Looked up once: indexing a sequence of modules costs as much as a small kernel.
+        first, last = (
+            list(network.module)[:: len(network.module) - 1] if isinstance(network, QValueActor) else (None,) * 2
+        )
+        self._first, self._mask_key = first, getattr(last, "action_mask_key", None)
+        self._in_keys: list[NestedKey] = list(first.in_keys) if first is not None else []
 
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` at the root of ``tensordict``."""
         self._follow_mode()
         if self._module is not None:
-            return self._module(*[entry(tensordict, key) for key in self._in_keys])
+            return self._module(*self.inputs(tensordict))
         inputs = tensordict.select(*self._network.in_keys, strict=False)
         return self._network(inputs).get(self._action_value_key)
 
@@ -157,24 +162,48 @@ class BoundQNetwork(BoundModule):
         ``root_counts=False`` says that those at the root are for diagnostics only: batch statistics stay as if they
         had not been asked for.
         """
+        if self._module is not None:
+            self._follow_mode()
+            return self.at_both(self._module, tensordict, root_counts=root_counts)
         following = entry(tensordict, "next")
         if self._mixes_rows and not root_counts:
             with self.undisturbed():
                 root = self(tensordict)
             return root, self(following)
-        if self._module is None:
-            return self(tensordict), self(following)
+        return self(tensordict), self(following)
+
+    # -- for heads that call other methods of the network ---------------------------------------------------------
+
+    @property
+    def inner(self) -> Any:
+        """The module behind the Q-values: what gives quantiles or atoms."""
         self._follow_mode()
-        inputs = [(entry(tensordict, key), entry(following, key)) for key in self._in_keys]
-        return joined(self._module, *inputs, exact=bool(tensordict.batch_dims) and not self._mixes_rows)
+        return self._first.module  # type: ignore[union-attr]
 
+    def inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
+        """The observations it reads at the root of ``tensordict``."""
+        return [entry(tensordict, key) for key in self._in_keys]
 
-def joined(call: Callable[..., Tensor], *inputs: tuple[Tensor, Tensor], exact: bool) -> tuple[Tensor, Tensor]:
-    """``call`` at s and at s', each input being given at both; in one pass if that is ``exact``."""
-    if exact:
-        here, following = call(*[torch.cat(pair) for pair in inputs]).chunk(2)
-        return here, following
-    return call(*[pair[0] for pair in inputs]), call(*[pair[1] for pair in inputs])
+    def allowed(self, q: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""
+        if self._mask_key is None:
+            return q
+        return torch.where(tensordict.get(self._mask_key), q, torch.finfo(q.dtype).min)
+
+    def at_both(
+        self, call: Callable[..., Tensor], tensordict: TensorDictBase, *, root_counts: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``call`` on the observations at s and at s', in one pass where that is exact.
+
+        Where rows mix (batch normalization) and s is for diagnostics only, its pass leaves the statistics as they were.
+        """
+        here, following = self.inputs(tensordict), self.inputs(entry(tensordict, "next"))
+        if tensordict.batch_dims and not self._mixes_rows:
+            first, second = call(*[torch.cat(pair) for pair in zip(here, following, strict=True)]).chunk(2)
+            return first, second
+        with nullcontext() if root_counts else self.undisturbed():
+            root = call(*here)
+        return root, call(*following)
 
 
 def mixes_rows(network: nn.Module) -> bool:

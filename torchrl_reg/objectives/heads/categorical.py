@@ -17,9 +17,6 @@ from torchrl_reg.objectives.heads.head import (
     Prediction,
     Regression,
     Target,
-    allowed,
-    at_both,
-    inputs_of,
     of_action,
 )
 from torchrl_reg.regularizers import Regularized
@@ -42,20 +39,19 @@ class Categorical(Head):
     traces = False
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        return Prediction(bound.network.distribution.outputs(*inputs_of(bound.network, tensordict)), None)
+        return Prediction(bound.inner.outputs(*bound.inputs(tensordict)), None)
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        return allowed(bound.network.distribution.mean(z.detach()), bound.network, tensordict)
+        return bound.allowed(bound.inner.mean(z.detach()), tensordict)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        network, following = bound.network, entry(tensordict, "next")
-        outputs = network.distribution.outputs
+        following, outputs = entry(tensordict, "next"), bound.inner.outputs
         root_q = None
         if root:
-            here, next_z = at_both(outputs, bound, tensordict, root_counts=root_counts)
+            here, next_z = bound.at_both(outputs, tensordict, root_counts=root_counts)
             root_q = self.q_values(here, bound, tensordict)
         else:
-            next_z = outputs(*inputs_of(network, following))
+            next_z = outputs(*bound.inputs(following))
         return Frozen(root_q, self.q_values(next_z, bound, following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
@@ -64,14 +60,14 @@ class Categorical(Head):
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)
-        atoms = bound.network.distribution.support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
+        atoms = bound.inner.support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(
         self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
     ) -> Regression:
         assert target.masses is not None
-        support = bound.network.distribution.support
+        support = bound.inner.support
         log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
         with torch.no_grad():
             p = log_p.exp()

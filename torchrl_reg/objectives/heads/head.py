@@ -8,17 +8,13 @@ Shapes: ``*B`` batch, ``A`` actions, ``N`` online and ``M`` target quantiles or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import QValueActor
 
-from torchrl_reg.objectives.bound_network import BoundQNetwork, joined
 from torchrl_reg.regularizers import Regularized
-from torchrl_reg.torchrl_compat import entry
 
 
 class Frozen(NamedTuple):
@@ -115,34 +111,6 @@ class Head:
         ``loss_function`` names the distance of an expected value; distributions have their own.
         """
         raise NotImplementedError
-
-
-def inputs_of(network: Any, tensordict: TensorDictBase) -> list[Tensor]:
-    """The observations a Q-value actor reads."""
-    return [entry(tensordict, key) for key in network.module[0].in_keys]
-
-
-def allowed(q: Tensor, network: Any, tensordict: TensorDictBase) -> Tensor:
-    """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""
-    mask_key = network.module[-1].action_mask_key
-    return q if mask_key is None else torch.where(tensordict.get(mask_key), q, torch.finfo(q.dtype).min)
-
-
-def at_both(
-    call: Callable[..., Tensor], bound: BoundQNetwork, tensordict: TensorDictBase, *, root_counts: bool
-) -> tuple[Tensor, Tensor]:
-    """``call`` on the observations at s and at s', in one pass where that is exact.
-
-    Where rows mix (batch normalization) and s is for diagnostics only, its pass leaves the statistics as they were.
-    """
-    here, following = (inputs_of(bound.network, td) for td in (tensordict, entry(tensordict, "next")))
-    mixes = bound._mixes_rows
-    if mixes and not root_counts:
-        with bound.undisturbed():
-            root = call(*here)
-        return root, call(*following)
-    exact = bool(tensordict.batch_dims) and not mixes
-    return joined(call, *zip(here, following, strict=True), exact=exact)
 
 
 def of_action(z: Tensor, action: Tensor) -> Tensor:

@@ -21,9 +21,6 @@ from torchrl_reg.objectives.heads.head import (
     Prediction,
     Regression,
     Target,
-    allowed,
-    at_both,
-    inputs_of,
     of_action,
 )
 from torchrl_reg.regularizers import Regularized
@@ -46,7 +43,7 @@ class Quantiles(Head):
         self.kappa = kappa
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        return allowed(z.detach().mean(-2), bound.network, tensordict)
+        return bound.allowed(z.detach().mean(-2), tensordict)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
@@ -81,26 +78,24 @@ class FixedQuantiles(Quantiles):
     actor_type = FixedQuantileQActor
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        z = bound.network.distribution.outputs(*inputs_of(bound.network, tensordict))
+        z = bound.inner.outputs(*bound.inputs(tensordict))
         count = z.shape[-2]
         dtype = at_least_float32(z).dtype
         return Prediction(z, (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        network, following = bound.network, entry(tensordict, "next")
-        outputs = network.distribution.outputs
+        following, outputs = entry(tensordict, "next"), bound.inner.outputs
         root_q = None
         if root:
-            here, next_z = at_both(outputs, bound, tensordict, root_counts=root_counts)
-            root_q = allowed(here.mean(-2), network, tensordict)
+            here, next_z = bound.at_both(outputs, tensordict, root_counts=root_counts)
+            root_q = bound.allowed(here.mean(-2), tensordict)
         else:
-            next_z = outputs(*inputs_of(network, following))
-        return Frozen(root_q, allowed(next_z.mean(-2), network, following), next_z)
+            next_z = outputs(*bound.inputs(following))
+        return Frozen(root_q, bound.allowed(next_z.mean(-2), following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         following = entry(tensordict, "next")
-        z = bound.network.distribution.outputs(*inputs_of(bound.network, following))
-        return allowed(z.mean(-2), bound.network, following)
+        return bound.allowed(bound.inner.outputs(*bound.inputs(following)).mean(-2), following)
 
 
 class ImplicitQuantiles(Quantiles):
@@ -148,23 +143,22 @@ class ImplicitQuantiles(Quantiles):
         return torch.rand(shape, device=features.device, dtype=features.dtype)
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        network = bound.network
-        features = network.quantile_network.features(*inputs_of(network, tensordict))
+        net = bound.inner.network
+        features = net.features(*bound.inputs(tensordict))
         fractions = self.fractions(features, self.num_quantiles)
-        return Prediction(network.quantile_network.quantiles(features, fractions), fractions)
+        return Prediction(net.quantiles(features, fractions), fractions)
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        network, following = bound.network, entry(tensordict, "next")
-        net = network.quantile_network
+        net, following = bound.inner.network, entry(tensordict, "next")
         root_q = None
         if root:
-            features, next_features = at_both(net.features, bound, tensordict, root_counts=root_counts)
+            features, next_features = bound.at_both(net.features, tensordict, root_counts=root_counts)
             fractions = self.fractions(features, self.num_policy_quantiles)
-            root_q = allowed(net.quantiles(features, fractions).mean(-2), network, tensordict)
+            root_q = bound.allowed(net.quantiles(features, fractions).mean(-2), tensordict)
         else:
-            next_features = net.features(*inputs_of(network, following))
+            next_features = net.features(*bound.inputs(following))
         next_z, next_q = self._next_quantiles(net, next_features)
-        return Frozen(root_q, allowed(next_q, network, following), next_z)
+        return Frozen(root_q, bound.allowed(next_q, following), next_z)
 
     def _next_quantiles(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
         """``z [*B, M, A]`` for the target and the Q-values ``[*B, A]`` behind the policy, in one pass."""
@@ -176,7 +170,7 @@ class ImplicitQuantiles(Quantiles):
         return z[..., :count, :], z[..., count:, :].mean(-2)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        network, following = bound.network, entry(tensordict, "next")
-        features = network.quantile_network.features(*inputs_of(network, following))
-        z = network.quantile_network.quantiles(features, self.fractions(features, self.num_policy_quantiles))
-        return allowed(z.mean(-2), network, following)
+        net, following = bound.inner.network, entry(tensordict, "next")
+        features = net.features(*bound.inputs(following))
+        z = net.quantiles(features, self.fractions(features, self.num_policy_quantiles))
+        return bound.allowed(z.mean(-2), following)
