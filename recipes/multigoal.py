@@ -2,11 +2,13 @@
 
     python recipes/soft_q.py env=multigoal run.dir=results/multigoal/soft_q
     python recipes/sac.py env=multigoal run.dir=results/multigoal/sac
-    python recipes/multigoal.py results/multigoal/soft_q results/multigoal/sac
+    python recipes/sac.py env=multigoal algo.adapt_tau=false run.dir=results/multigoal/sac_tau_10
+    python recipes/multigoal.py results/multigoal/soft_q results/multigoal/sac results/multigoal/sac_tau_10
 
-Reads finished runs of soft_q, sac and virel on ``env=multigoal``; writes ``multigoal.png`` and prints, for each run,
-the share of episodes that end at each goal. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler
-finds them, a Gaussian has room for one. The figure is that of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
+Reads finished runs of soft_q, sac and virel on ``env=multigoal``; writes ``multigoal.png`` and prints, for each run (by
+the name of its folder), the share of episodes that end at each goal and how the actions at the origin divide among the
+four directions. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler finds them, a Gaussian has room
+for one. The figure is that of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Trained:
     """A policy and its critics, as its run left them.
 
     Args:
-        name: the recipe.
+        name: what to call it, the name of the run's folder.
         actor: the policy.
         critics: its Q-functions.
     """
@@ -85,7 +87,7 @@ def read(folder: Path) -> Trained:
     if record.recipe == "sac":  # which trains stacked copies of them
         for critic, params in zip(critics, loss.qvalue_network_params.data.unbind(0), strict=True):
             params.to_module(critic)
-    return Trained(record.recipe, actor, critics)
+    return Trained(folder.resolve().name, actor, critics)
 
 
 def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
@@ -105,8 +107,20 @@ def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Te
     return ends, goal
 
 
-def draw(runs: Sequence[Trained], count: int, path: Path) -> dict[str, list[float]]:
-    """A column of two panels for each run; returns the shares of the four goals, and of none."""
+def directions(trained: Trained, count: int, seed: int = 0) -> Tensor:
+    """Shares ``[4]`` of the actions sampled at the origin that point right, left, up and down, within 45 degrees."""
+    torch.manual_seed(seed)
+    return (_actions(trained, count) @ GOALS.T).argmax(-1).bincount(minlength=4) / count
+
+
+def _actions(trained: Trained, count: int) -> Tensor:
+    """Actions ``[count, 2]`` sampled at the origin."""
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        return trained.actor(TensorDict({"observation": torch.zeros(count, 2)}, [count]))["action"]
+
+
+def draw(runs: Sequence[Trained], count: int, path: Path) -> list[list[float]]:
+    """A column of two panels for each run; returns for each the shares of the four goals, and of none."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,14 +128,14 @@ def draw(runs: Sequence[Trained], count: int, path: Path) -> dict[str, list[floa
 
     width = 3.6 * len(runs)
     figure, panels = pyplot.subplots(2, len(runs), figsize=(width, 7), layout="constrained", squeeze=False)
-    shares = {}
+    shares: list[list[float]] = []
     for trained, (world, actions) in zip(runs, panels.T, strict=True):
         walks, goal = paths(trained, count)
-        shares[trained.name] = (goal.bincount(minlength=5) / count).tolist()
+        shares.append((goal.bincount(minlength=5) / count).tolist())
         for walk in walks[:100]:
             world.plot(*walk.T, color=LIGHT[0], alpha=0.4, linewidth=0.8)
         world.plot(*GOALS.T, "o", color=LIGHT[1], markersize=9)
-        told = ", ".join(f"{share:.0%}" for share in shares[trained.name][:4])
+        told = ", ".join(f"{share:.0%}" for share in shares[-1][:4])
         world.set(title=f"{trained.name}: {told}", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
         _draw_actions(actions, trained)
     figure.savefig(path, dpi=110)
@@ -133,14 +147,11 @@ def _draw_actions(panel: Any, trained: Trained, samples: int = 300) -> None:
     """Level sets of Q at the origin, and sampled actions."""
     axis = torch.linspace(-1, 1, 61)
     grid = torch.cartesian_prod(axis, axis)
-    origin = torch.zeros(samples, 2)
     with torch.no_grad():
         q = trained.q(torch.zeros_like(grid), grid).reshape(61, 61)
-        with set_exploration_type(ExplorationType.RANDOM):
-            action = trained.actor(TensorDict({"observation": origin}, [samples]))["action"]
     lines = panel.contour(axis, axis, q.T, levels=15, cmap="YlGnBu", linewidths=0.9)
     panel.clabel(lines, fontsize=6)
-    panel.plot(*action.T, ".", color=LIGHT[1], markersize=3)
+    panel.plot(*_actions(trained, samples).T, ".", color=LIGHT[1], markersize=3)
     panel.axhline(0, color=GREY, linewidth=0.4)
     panel.axvline(0, color=GREY, linewidth=0.4)
     panel.set(title="actions at the origin, level sets of Q", aspect="equal")
@@ -161,8 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     names = ("right", "left", "up", "down", "none")
-    for name, shares in draw(trained, chosen.episodes, chosen.out).items():
-        print(f"{name}: " + ", ".join(f"{each} {share:.3f}" for each, share in zip(names, shares, strict=True)))
+    for each, ends in zip(trained, draw(trained, chosen.episodes, chosen.out), strict=True):
+        for what, shares in (("episodes", ends), ("actions at the origin", directions(each, 4_000).tolist())):
+            told = ", ".join(f"{name} {share:.3f}" for name, share in zip(names, shares, strict=False))
+            print(f"{each.name}, {what}: {told}")
     print(chosen.out)
 
 

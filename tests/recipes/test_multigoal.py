@@ -39,13 +39,21 @@ def test_where_points_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(walks[1]) == 31 and 5 <= len(walks[0]) <= 7 and walks[0][-1, 1] > 4
 
 
+def test_which_way_actions_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four point right, one left, one down."""
+    script = load("multigoal", monkeypatch)
+    actions = torch.tensor([[0.9, 0.3], [0.2, 0.1], [-0.5, 0.4], [-0.1, -0.2]])
+    actor = lambda td: td.set("action", actions)  # noqa: E731
+    assert script.directions(SimpleNamespace(actor=actor), 4).tolist() == [0.5, 0.25, 0.0, 0.25]
+
+
 @pytest.mark.parametrize("name", ["soft_q", "sac", "virel"])
 def test_a_run_is_read_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script, recipe = load("multigoal", monkeypatch), load(name, monkeypatch)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", f"run.dir={tmp_path / 'run'}", *TINY])
     recipe.main()
     trained = script.read(tmp_path / "run")
-    assert trained.name == name
+    assert trained.name == "run"
     state = TensorDict({"observation": torch.randn(5, 2)}, [5])
     torch.manual_seed(0)
     expected = load_policy(tmp_path / "run")(state.copy())["action"]
@@ -55,8 +63,8 @@ def test_a_run_is_read_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.
     values = [each.q(state["observation"], torch.zeros(5, 2)) for each in (trained, script.read(tmp_path / "run"))]
     torch.testing.assert_close(*values)
     assert len(trained.critics) == 2 and values[0].std() > 0
-    shares = script.draw([trained], 8, tmp_path / "figure.png")
-    assert sum(shares[name]) == pytest.approx(1) and (tmp_path / "figure.png").stat().st_size > 1000
+    (shares,) = script.draw([trained], 8, tmp_path / "figure.png")
+    assert sum(shares) == pytest.approx(1) and (tmp_path / "figure.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
