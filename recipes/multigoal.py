@@ -6,9 +6,9 @@
     python recipes/multigoal.py results/multigoal/soft_q results/multigoal/sac results/multigoal/sac_tau_10
 
 Reads finished runs of soft_q, sac and virel on ``env=multigoal``; writes ``multigoal.png`` and prints, for each run (by
-the name of its folder), the share of episodes that end at each goal and how the actions at the origin divide among the
-four directions. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler finds them, a Gaussian has room
-for one. The figure is that of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
+the name of its folder), the share of episodes from the origin that end at each goal, and how the actions there divide
+among the four directions. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler finds them, a
+Gaussian has room for one. The figure is that of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
 """
 
 from __future__ import annotations
@@ -91,12 +91,16 @@ def read(folder: Path) -> Trained:
 
 
 def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
-    """First episodes of ``count`` points: positions ``[T, 2]``, and the goal each ends at (4: none)."""
+    """Episodes of ``count`` points from the origin: positions ``[T, 2]``, and the goal each ends at (4: none).
+
+    All start at one state, so that what divides them is the policy.
+    """
     env = make_env(EnvSettings("multigoal"), count)
     env.set_seed(seed)
     torch.manual_seed(seed)
+    start = env.reset().set("observation", torch.zeros(count, 2))
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        data = env.rollout(STEPS, trained.actor, break_when_any_done=False)
+        data = env.rollout(STEPS, trained.actor, auto_reset=False, tensordict=start, break_when_any_done=False)
     done = data["next", "done"].squeeze(-1)
     length = done.int().argmax(1) + 1  # truncated after STEPS steps at the latest
     last = data["next", "observation"][torch.arange(count), length - 1]

@@ -36,7 +36,12 @@ def test_where_points_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = lambda td: td.set("action", upwards)  # noqa: E731
     walks, goal = script.paths(SimpleNamespace(actor=actor), 6)
     assert goal.tolist() == [2, 4] * 3
-    assert len(walks[1]) == 31 and 5 <= len(walks[0]) <= 7 and walks[0][-1, 1] > 4
+    assert (
+        len(walks[1]) == 31
+        and all(walk[0].tolist() == [0.0, 0.0] for walk in walks)
+        and 5 <= len(walks[0]) <= 7
+        and walks[0][-1, 1] > 4
+    )
 
 
 def test_which_way_actions_point(monkeypatch: pytest.MonkeyPatch) -> None:
