@@ -119,12 +119,14 @@ def cleanrl_atari(steps: int, starts: int) -> float:
     """Steps/s of the loop of CleanRL's ``dqn_atari.py``: one environment, DQN, Adam, stacked images in the buffer.
 
     Raises:
-        EnvError: ale-py is not installed.
+        EnvError: ale-py or OpenCV, which gymnasium scales images by, is not installed.
     """
     try:
         import ale_py
-    except ModuleNotFoundError:
-        raise EnvError("bench atari needs ale-py, got none: pip install 'torchrl_reg[atari]'.") from None
+        import cv2  # type: ignore[import-not-found]  # noqa: F401
+    except ModuleNotFoundError as error:
+        needs = f"bench atari needs {error.name}, got none: pip install 'torchrl_reg[atari,bench]'."
+        raise EnvError(needs) from None
     torch.set_num_threads(1)
     gymnasium.register_envs(ale_py)
     single = gymnasium.make("ALE/Breakout-v5", frameskip=1)

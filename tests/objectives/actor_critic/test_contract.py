@@ -13,7 +13,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate, SoftQLearningLoss
 
 GAMMA = 0.9
-COMPILED = ["virel", pytest.param("virel_value", marks=pytest.mark.slow), "soft_q"]
+COMPILED = ["virel", *[pytest.param(name, marks=pytest.mark.slow) for name in ("virel_value", "soft_q")]]
 
 
 def call(loss: Any, data: Any) -> Any:
