@@ -46,11 +46,8 @@ class TransitionStorage(LazyTensorStorage):
         if not slices:
             return super().set(cursor, data, set_cursor=set_cursor)
         if not (self.initialized and _has_entries_of(self._storage, data)):
-            start = 0
-            for place in slices:
-                stop = start + place.stop - place.start
-                super().set(place, data[start:stop])
-                start = stop
+            for place, source in slices:
+                super().set(place, data[source])
             return self._set_last_cursor(cursor)
         # What TorchRL's does, but for the search through every kind of data and of index.
         self._set_last_cursor(cursor)
@@ -58,8 +55,8 @@ class TransitionStorage(LazyTensorStorage):
         _write(self._storage, data, slices)
         self._bump_mutation_revision()
 
-    def _slices(self, cursor: Any) -> list[slice]:
-        """The one or two slices that ``cursor`` is, in order; none if it is something else."""
+    def _slices(self, cursor: Any) -> list[tuple[slice, slice]]:
+        """The one or two slices that ``cursor`` is, each with that of the data; none if it is something else."""
         if not isinstance(cursor, Tensor) or cursor.is_cuda or cursor.ndim != 1 or not 0 < len(cursor) <= self.max_size:
             return []
         first, count = int(cursor[0]), len(cursor)
@@ -68,8 +65,8 @@ class TransitionStorage(LazyTensorStorage):
         following[before_wrap:] -= self.max_size
         if not torch.equal(cursor, following):
             return []
-        slices = [slice(first, first + before_wrap)]
-        return slices if before_wrap == count else [*slices, slice(0, count - before_wrap)]
+        slices = [(slice(first, first + before_wrap), slice(before_wrap))]
+        return slices if before_wrap == count else [*slices, (slice(count - before_wrap), slice(before_wrap, count))]
 
 
 def _has_entries_of(rows: Any, data: Any) -> bool:
@@ -86,17 +83,14 @@ def _has_entries_of(rows: Any, data: Any) -> bool:
     return True
 
 
-def _write(rows: Any, data: Any, slices: list[slice]) -> None:
+def _write(rows: Any, data: Any, slices: list[tuple[slice, slice]]) -> None:
     for name, held in rows.items():
         given = entry(data, name)
         if not isinstance(held, Tensor):
             _write(held, given, slices)
             continue
-        start = 0
-        for place in slices:
-            stop = start + place.stop - place.start
-            held[place] = given if len(slices) == 1 else given[start:stop]
-            start = stop
+        for place, source in slices:
+            held[place] = given[source]
 
 
 def _gathered(rows: TensorDictBase, index: Tensor) -> TensorDict:

@@ -12,20 +12,10 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 
-COMPILED: list[Any] = ["m_iq"]
-COMPILED += [
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in (
-        "trust_pcl",
-        "m_iq_flow",
-        "m_iq_ragged",
-        "m_iq_categorical",
-        "m_iq_gaussian",
-        "m_iq_residual",
-        "trust_pcl_gaussian",
-    )
-]
-COMPILED += [pytest.param("trust_pcl_unified", marks=pytest.mark.slow)]
+#: One compiles in every run, ``-m slow`` the others.
+COMPILED_SLOWLY = ("trust_pcl", "m_iq_flow", "m_iq_ragged", "m_iq_categorical", "m_iq_gaussian", "m_iq_residual")
+COMPILED_SLOWLY += ("trust_pcl_gaussian", "trust_pcl_unified")
+COMPILED: list[Any] = ["m_iq", *[pytest.param(name, marks=pytest.mark.slow) for name in COMPILED_SLOWLY]]
 GAMMA = 0.9
 OTHER = {"tau": 0.2, "alpha": 0.9, "clip_min": -1.0, "lam": 0.6}
 
