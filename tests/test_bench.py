@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from torchrl_reg.bench import cartpole, images, losses, planning, replay
+from torchrl_reg.bench import cartpole, control, images, losses, planning, replay
 from torchrl_reg.bench.measure import Case, Table, measured
 from torchrl_reg.bench.scalar_uct import scalar_uct
 from torchrl_reg.cli import main
@@ -50,6 +50,42 @@ def test_image_scripts_and_recipe_collect_and_learn() -> None:
 def test_atari_scripts_collect_and_learn() -> None:
     pytest.importorskip("ale_py")
     assert all(case.measure() > 0 for case in images.atari_tables()[0].cases)
+
+
+def test_hopper_scripts_and_recipes_collect_and_learn() -> None:
+    pytest.importorskip("hydra"), pytest.importorskip("mujoco")
+    assert control.cleanrl_sac(48, starts=32) > 0
+    cases = control.hopper_table(256, starts=96).cases
+    assert [case.name.split(",")[0] for case in cases[1:]] == ["recipes/sac.py", "recipes/iq.py", "recipes/iq.py"]
+    assert cases[2].measure() > 0
+
+
+def test_hand_written_sac_learns_as_cleanrl_does() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    sac = control.SAC(3, torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 4.0]))
+    rows = [torch.randn(64, 3), torch.randn(64, 3), torch.rand(64, 2), torch.randn(64), torch.zeros(64)]
+
+    def flat(module: torch.nn.Module) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    policy, target = flat(sac.actor), flat(sac.targets[0])
+    sac.learn(1, rows)
+    assert torch.equal(flat(sac.actor), policy) and sac.alpha == 1.0  # odd steps leave the policy alone
+    assert torch.allclose(flat(sac.targets[0]), target + control.RATE * (flat(sac.critics[0]) - target))
+    sac.learn(2, rows)
+    assert not torch.equal(flat(sac.actor), policy) and sac.alpha != 1.0
+    # The density is that of the squashed normal: compare with torch's own transform.
+    from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
+
+    torch.manual_seed(1)
+    action, log_density = sac.actor(rows[0])
+    features = sac.actor.body(rows[0])
+    log_std = -5 + 3.5 * (sac.actor.log_std(features).tanh() + 1)
+    transforms = [TanhTransform(), AffineTransform(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0]))]
+    same = TransformedDistribution(Normal(sac.actor.mean(features), log_std.exp()), transforms)
+    assert torch.allclose(same.log_prob(action.detach()).sum(-1, keepdim=True), log_density, atol=1e-2)
 
 
 @pytest.mark.slow

@@ -235,4 +235,5 @@ def _recipe(frames: int, every: int, batch: int, num_envs: int, **run: Any) -> C
     algo |= {"learning_starts_frames": STARTS, "eps_start": EPSILON, "eps_end": EPSILON}
     if num_envs == 1:
         algo["collect_steps"] = every  # then one update, as the script does
-    return recipes.m_dqn(EnvSettings("cartpole"), NetSettings(num_cells=[120, 84]), algo, **run)
+    parts = {"env": EnvSettings("cartpole"), "net": NetSettings(num_cells=[120, 84])}
+    return recipes.speed("m_dqn", parts, algo, **run)

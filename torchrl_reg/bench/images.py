@@ -25,10 +25,10 @@ def minatar_tables(steps: int = 3_000) -> list[Table]:
     """MinAtar Breakout, one convolution and 128 hidden units."""
     reference = "hand-written M-DQN, 8 environments"
     algo = _algo(steps, starts=500)
-    net = NetSettings("minatar", num_cells=[128])
+    parts = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
     cases = [Case(reference, lambda: hand_written_minatar(steps), reference)]
     for n in (8, 32):
-        measure = recipes.m_dqn(EnvSettings("minatar", game="breakout"), net, algo | {"num_envs": n}, log_every=500)
+        measure = recipes.speed("m_dqn", parts, algo | {"num_envs": n}, log_every=500)
         cases.append(Case(f"recipes/m_dqn.py, {n} environments", measure, reference))
     return [Table(f"MinAtar Breakout, 1 update per {EVERY} steps, batch {BATCH}", "steps/s", cases)]
 
@@ -37,8 +37,8 @@ def atari_tables(steps: int = 640) -> list[Table]:
     """Atari Breakout, four frames stacked, the network of Mnih et al. 2015."""
     reference = "CleanRL's loop of dqn_atari.py, written again"
     frames = {name: 4 * value for name, value in _algo(steps, starts=192).items() if name in _IN_FRAMES}
-    net, env = NetSettings("nature", num_cells=[512]), EnvSettings("atari", game="Breakout")
-    measure = recipes.m_dqn(env, net, _algo(steps, starts=192) | frames, log_every=512, per_step=4)
+    parts = {"env": EnvSettings("atari", game="Breakout"), "net": NetSettings("nature", num_cells=[512])}
+    measure = recipes.speed("m_dqn", parts, _algo(steps, starts=192) | frames, log_every=512, per_step=4)
     cases = [
         Case(reference, lambda: cleanrl_atari(steps, starts=192), reference),
         Case("recipes/m_dqn.py, 8 environments", measure, reference),

@@ -326,9 +326,9 @@ def update_tables() -> list[Table]:
     ]
 
 
-def control_tables() -> list[Table]:
+def update_of_policy_table() -> Table:
     """Updates of continuous policies, 256x256, batch 256, as ratios of TorchRL's SACLoss."""
-    return [_table("Update of a continuous policy, batch 256", control_cases())]
+    return _table("Update of a continuous policy, batch 256", control_cases())
 
 
 def _table(title: str, cases: Cases, calls: int = 30) -> Table:

@@ -15,28 +15,27 @@ from types import ModuleType
 from typing import Any
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.envs import EnvSettings
-from torchrl_reg.modules import NetSettings
 
 
-def m_dqn(
-    env: EnvSettings,
-    net: NetSettings,
+def speed(
+    name: str,
+    parts: Mapping[str, Any],
     algo: Mapping[str, Any],
     *,
     log_every: int = 1_000,
     per_step: int = 1,
     **run: Any,
 ) -> Callable[[], float]:
-    """Steps/s of ``recipes/m_dqn.py``: the median over its training rows once it learns, of all but the first of them.
+    """Steps/s of ``recipes/<name>.py``: the median over its training rows once it learns, but the first.
 
-    ``algo`` and ``run`` hold settings; ``per_step`` is the number of frames of a step.
+    ``parts`` holds what its ``Config`` takes (``env``, ``net``, ``policy``), ``algo`` and ``run`` settings;
+    ``per_step`` is the number of frames of a step.
     """
 
     def measure() -> float:
-        recipe = recipe_module("m_dqn")
+        recipe = recipe_module(name)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            config = recipe.Config(env=env, net=net)
+            config = recipe.Config(**parts)
             _assign(config.run, dir=f"{folder}/run", progress=False, device="cpu", eval_episodes=1, **run)
             _assign(config.run, evaluate_every_frames=10**9, checkpoint_every_frames=10**9, log_every_frames=log_every)
             _assign(config.algo, **algo)

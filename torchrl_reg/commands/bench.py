@@ -22,7 +22,11 @@ TOPICS = {
     "minatar": ("images.minatar_tables", 0.5, "steps/s on MinAtar Breakout: ours, a hand-written script"),
     "atari": ("images.atari_tables", None, "steps/s on Atari Breakout: ours, CleanRL's loop"),
     "update": ("losses.update_tables", None, "a loss forward: ours, hand-written PyTorch, TorchRL's"),
-    "control": ("losses.control_tables", None, "an update of a continuous policy: IQ, M-IQ, PCL beside TorchRL's SAC"),
+    "control": (
+        "control.control_tables",
+        None,
+        "continuous policies: an update beside TorchRL's SAC; steps/s on Hopper beside CleanRL's loop of SAC",
+    ),
     "replay": ("replay.replay_tables", None, "a sample and the memory of stacked Atari images"),
     "planning": (
         "planning.planning_tables",
