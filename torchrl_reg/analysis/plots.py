@@ -16,29 +16,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
 from torchrl_reg.analysis.errors import AnalysisError, one_of
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.numbers import percent
 from torchrl_reg.analysis.scores import Scoreboard, Scores, has_score
-from torchrl_reg.analysis.statistics import (
-    AGGREGATES,
-    Estimator,
-    beyond_note,
-    interquartile_mean,
-    mean,
-    performance_profile,
-    profile_thresholds,
-    stratified_bootstrap,
-)
+from torchrl_reg.analysis.statistics import AGGREGATES
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Methods a legend above the panels holds, and inches a row of it takes.
 _MOST_ABOVE, _LEGEND_ROW = 12, 0.19
 SUFFIXES = (".png", ".svg", ".pdf")
 _UNITS = {"human": "human-normalized", "sac": "SAC-normalized"}
-_CENTERS: dict[str, Estimator] = {"mean": mean, "iqm": interquartile_mean}
+_CENTERS = {"mean": statistics.mean, "iqm": statistics.interquartile_mean}
 
 
 def draw_learning_curves(
@@ -62,7 +54,7 @@ def draw_learning_curves(
             curve = group_curve(group, column) if group.env == env else None
             if curve is not None:
                 frames, values = curve
-                band = stratified_bootstrap(values.T, [len(values)], estimator)
+                band = statistics.stratified_bootstrap(values.T, [len(values)], estimator)
                 _band(axes, frames, band, looks[group.method])
                 drawn = True
         frames_axis(axes)
@@ -162,15 +154,15 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
     complete = board.comparable()
     if not complete:
         raise AnalysisError(f"results must hold a method with runs on all of {', '.join(board.envs)}, got none.")
-    thresholds, beyond = profile_thresholds([runs for each in complete.values() for runs in each], scale)
+    thresholds, beyond = statistics.profile_thresholds([runs for each in complete.values() for runs in each], scale)
     looks = styles(list(complete))
     figure = new_figure(6.4, 3.9)
     axes = styled(figure.add_subplot())
     for method, runs in complete.items():
-        band = performance_profile(runs, thresholds, resamples=1_000)
+        band = statistics.performance_profile(runs, thresholds, resamples=1_000)
         _band(axes, thresholds, band, looks[method] | {"drawstyle": "steps-post"})
     if beyond:
-        axes.set_title(beyond_note(beyond), fontsize=8, loc="right", color=GREY)
+        axes.set_title(statistics.beyond_note(beyond), fontsize=8, loc="right", color=GREY)
     axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))

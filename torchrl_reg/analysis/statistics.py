@@ -66,11 +66,11 @@ def interquartile_mean(runs: Array, sizes: Sequence[int]) -> Array:
     >>> interquartile_mean(np.array([[9.0, 1.0, 2.0, 100.0]]), [2, 2]).tolist()
     [5.5]
     """
-    count = sum(sizes)
+    counts = np.asarray(sizes, np.int64)
+    count, cut = counts.sum(), counts.sum() // 4
     order = np.argsort(runs, axis=-1, kind="stable")
-    weights = _weights(sizes)[order]
+    weights = np.repeat(count / (len(counts) * counts), counts)[order]
     ends = weights.cumsum(-1)
-    cut = count // 4
     kept = np.clip(np.minimum(ends, count - cut) - np.maximum(ends - weights, cut), 0, None)
     return (np.take_along_axis(runs, order, axis=-1) * kept).sum(-1) / kept.sum(-1)
 
@@ -94,12 +94,7 @@ AGGREGATES: dict[str, Estimator] = {
 
 
 def stratified_estimate(
-    scores: Sequence[ArrayLike],
-    estimator: Estimator,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    scores: Sequence[ArrayLike], estimator: Estimator, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
     """``estimator`` with its percentile interval, resampling the runs within each task.
 
@@ -114,10 +109,8 @@ def stratified_estimate(
         AnalysisError: no task, a task without runs, or a score that is not a finite number.
     """
     runs, sizes = _joined(scores)
-    value, low, high = stratified_bootstrap(runs[None], sizes, estimator, level=level, resamples=resamples, seed=seed)[
-        :, 0
-    ]
-    return Estimate(float(value), float(low), float(high))
+    band = stratified_bootstrap(runs[None], sizes, estimator, level=level, resamples=resamples, seed=seed)
+    return Estimate(*band[:, 0].tolist())
 
 
 def stratified_bootstrap(
@@ -133,27 +126,21 @@ def stratified_bootstrap(
 
     All sets see the same resamples, so a curve's band moves smoothly.
     """
-    picks = _picks(np.random.default_rng(seed), sizes, resamples)
-    ends = [(1 - level) / 2, (1 + level) / 2]
-    bands = [np.quantile(estimator(each[picks], sizes), ends) for each in runs]
+    counts = np.asarray(sizes, np.int64)
+    # Places [R, N] of the runs drawn, each within its own task.
+    picks = np.random.default_rng(seed).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
+    picks += np.repeat(_starts(sizes), counts)
+    bands = [_interval(estimator(each[picks], sizes), level) for each in runs]
     return np.concatenate((estimator(runs, sizes)[None], np.array(bands).T))
 
 
-def mean_interval(values: Array, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0) -> Array:
-    """Mean over the seeds ``[S, ...]`` and the ends of its percentile-bootstrap interval, ``[3, ...]``."""
-    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    ends = np.quantile(values[picks].mean(1), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.stack((values.mean(0), *ends))
+def mean_interval(values: Array) -> Array:
+    """Mean over the seeds ``[S, ...]`` and the ends of its 95% percentile-bootstrap interval, ``[3, ...]``."""
+    picks = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
+    return np.stack((values.mean(0), *_interval(values[picks].mean(1))))
 
 
-def probability_of_improvement(
-    scores: Sequence[ArrayLike],
-    baseline: Sequence[ArrayLike],
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
+def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[ArrayLike]) -> Estimate:
     """``mean_t P(X_t > Y_t)`` over pairs of a run and a baseline's run, ties counted half (Mann-Whitney U / (n m)).
 
     The runs of both are resampled, independently of each other, within each task.
@@ -170,7 +157,7 @@ def probability_of_improvement(
     if len(scores) != len(baseline):
         raise AnalysisError(f"scores and baseline must be of the same tasks, got {len(scores)} and {len(baseline)}.")
     _joined(scores), _joined(baseline)
-    random = np.random.default_rng(seed)
+    random, resamples = np.random.default_rng(0), 10_000
     value, resampled = 0.0, np.zeros(resamples)
     for one, other in zip(scores, baseline, strict=True):
         x, y = np.asarray(one, np.float64), np.asarray(other, np.float64)
@@ -179,18 +166,10 @@ def probability_of_improvement(
         counts_y = random.multinomial(len(y), np.full(len(y), 1 / len(y)), size=resamples)
         value += wins.mean() / len(scores)
         resampled += ((counts_x @ wins) * counts_y).sum(-1) / (wins.size * len(scores))
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(float(value), *_interval(resampled).tolist())
 
 
-def performance_profile(
-    scores: Sequence[ArrayLike],
-    thresholds: ArrayLike,
-    *,
-    level: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> Array:
+def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, resamples: int = 2_000) -> Array:
     """Share of runs with a score above each threshold, averaged over tasks: the run-score distribution.
 
     Args:
@@ -208,7 +187,7 @@ def performance_profile(
     """
     runs, sizes = _joined(scores)
     above = (runs > np.asarray(thresholds, np.float64)[:, None]).astype(np.float64)
-    return stratified_bootstrap(above, sizes, mean, level=level, resamples=resamples, seed=seed)
+    return stratified_bootstrap(above, sizes, mean, resamples=resamples)
 
 
 def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 301) -> tuple[Array, float]:
@@ -245,12 +224,9 @@ def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
     return runs, [len(task) for task in tasks]
 
 
-def _picks(random: np.random.Generator, sizes: Sequence[int], resamples: int) -> NDArray[np.int64]:
-    """Places ``[R, N]`` of the runs drawn: each within its own task."""
-    counts = np.asarray(sizes, np.int64)
-    return random.integers(np.repeat(counts, counts), size=(resamples, counts.sum())) + np.repeat(
-        _starts(sizes), counts
-    )
+def _interval(resampled: Array, level: float = 0.95) -> Array:
+    """The ends of the percentile interval over the first axis."""
+    return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
@@ -260,8 +236,3 @@ def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
 def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
     counts = np.asarray(sizes, np.int64)
     return np.cumsum(counts) - counts
-
-
-def _weights(sizes: Sequence[int]) -> Array:
-    counts = np.asarray(sizes, np.int64)
-    return np.repeat(counts.sum() / (len(counts) * counts), counts)

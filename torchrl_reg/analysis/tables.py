@@ -8,18 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.numbers import amount
 from torchrl_reg.analysis.published import PUBLISHED, published_table
 from torchrl_reg.analysis.scores import Array, Scoreboard, Scores, has_score, sac_frames
-from torchrl_reg.analysis.statistics import (
-    AGGREGATES,
-    Estimate,
-    interquartile_mean,
-    mean,
-    probability_of_improvement,
-    stratified_estimate,
-)
+from torchrl_reg.analysis.statistics import Estimate, probability_of_improvement, stratified_estimate
 
 _LATEX = {"\\": r"\textbackslash{}", **{c: rf"\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", ">": "$>$"}
 #: What the rows of a table are normalized by, in words.
@@ -83,11 +77,12 @@ def environment_table(
             continue
         group = each.group
         numbers: dict[str, Estimate | float] = {
-            "mean": stratified_estimate([each.values], mean),
-            "IQM": stratified_estimate([each.values], interquartile_mean),
+            "mean": stratified_estimate([each.values], statistics.mean),
+            "IQM": stratified_estimate([each.values], statistics.interquartile_mean),
         }
         if scale != "none" and has_score(group.env, scale):
-            numbers[SCALE_NAMES[scale]] = stratified_estimate([board.normalized(group.env, each.values)], mean)
+            scaled = board.normalized(group.env, each.values)
+            numbers[SCALE_NAMES[scale]] = stratified_estimate([scaled], statistics.mean)
         if group.env in reference and group.method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
@@ -118,7 +113,7 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     for method, runs in found.items():
         numbers: dict[str, Estimate | float] = {}
         if scale != "none":
-            numbers |= {name: stratified_estimate(runs, estimator) for name, estimator in AGGREGATES.items()}
+            numbers |= {name: stratified_estimate(runs, estimator) for name, estimator in statistics.AGGREGATES.items()}
         if reference is not None and method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement(runs, reference)
         rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers, [*runs, *(reference or ())])))
@@ -200,20 +195,10 @@ def latex(tables: Sequence[Table]) -> str:
         header, *rows = ([_escaped(cell) for cell in line] for line in _cells(table))
         body = [" & ".join(line) + r" \\" for line in rows]
         words = sum(1 for name in ("env", "method") if name in header)
-        blocks.append(
-            "\n".join(
-                [
-                    *(f"% {note}" for note in (table.title, *table.notes)),
-                    rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}",
-                    r"\toprule",
-                    " & ".join(header) + r" \\",
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
+        begin = rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}"
+        head = [begin, r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+        notes = [f"% {note}" for note in (table.title, *table.notes)]
+        blocks.append("\n".join([*notes, *head, *body, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(blocks) + "\n"
 
 

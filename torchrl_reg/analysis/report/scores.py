@@ -9,20 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.curves import mean_curve, seed_values
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.scores import Scoreboard, scale_of
-from torchrl_reg.analysis.statistics import (
-    Estimate,
-    interquartile_mean,
-    mean,
-    performance_profile,
-    profile_thresholds,
-    stratified_bootstrap,
-    stratified_estimate,
-)
+from torchrl_reg.analysis.statistics import Estimate, stratified_estimate
 
 Array = NDArray[np.float64]
 #: Heading of the column over all environments.
@@ -38,7 +31,7 @@ _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_
 
 def estimate(scores: Sequence[float] | Array) -> Estimate | None:
     """Mean over the seeds with its 95% percentile-bootstrap interval; None without scores."""
-    return stratified_estimate([scores], mean, resamples=_RESAMPLES) if len(scores) else None
+    return stratified_estimate([scores], statistics.mean, resamples=_RESAMPLES) if len(scores) else None
 
 
 def learning_curve(group: Group, column: str, series: int) -> Line | None:
@@ -50,7 +43,9 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
     common = ~np.isnan(values).any(0)
     beyond = every > min(frames[-1] for frames, _ in curves)
     x, shared = _averaged(every[common], values[:, common].T, _CURVE_POINTS)
-    band = stratified_bootstrap(shared, [len(curves)], mean, resamples=_RESAMPLES) if len(x) else np.zeros((3, 0))
+    band = np.zeros((3, 0))
+    if len(x):
+        band = statistics.stratified_bootstrap(shared, [len(curves)], statistics.mean, resamples=_RESAMPLES)
     rest = np.nanmean(values[:, beyond], 0) if beyond.any() else np.zeros(0)
     more = _averaged(every[beyond], rest, _CURVE_POINTS)
     low, high = band[1:] if len(curves) > 1 else (None, None)
@@ -109,11 +104,12 @@ def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
     scale, found = compared(sweep)
     if not found:
         return [], 0.0
-    thresholds, beyond = profile_thresholds([runs for each in found.values() for runs in each], scale, points)
-    lines = [
-        Line(name, sweep.methods.index(name), thresholds, *performance_profile(runs, thresholds, resamples=_RESAMPLES))
-        for name, runs in found.items()
-    ]
+    every = [runs for each in found.values() for runs in each]
+    thresholds, beyond = statistics.profile_thresholds(every, scale, points)
+    lines = []
+    for name, runs in found.items():
+        profile = statistics.performance_profile(runs, thresholds, resamples=_RESAMPLES)
+        lines.append(Line(name, sweep.methods.index(name), thresholds, *profile))
     return lines, beyond
 
 
@@ -182,7 +178,7 @@ def summary_table(sweep: Sweep) -> SummaryTable:
 
 def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, Cell | str]:
     """By method; an interval of one run has no width and says nothing."""
-    estimator = interquartile_mean if name == ALL else mean
+    estimator = statistics.interquartile_mean if name == ALL else statistics.mean
     counts = {method: sum(map(len, runs)) for method, runs in column.items()}
     there = {m: stratified_estimate(column[m], estimator, resamples=_RESAMPLES) for m, count in counts.items() if count}
     low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)

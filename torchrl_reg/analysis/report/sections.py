@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.groups import short_name
 from torchrl_reg.analysis.notes import unscored_note
+from torchrl_reg.analysis.report import scores
 from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.page import filled
 from torchrl_reg.analysis.report.responses import heat_maps, responses
-from torchrl_reg.analysis.report.scores import (
-    ALL,
-    compared,
-    diagnostic_line,
-    diagnostic_names,
-    learning_curve,
-    profiles,
-    ranked,
-    summary_table,
-)
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.scores import scale_of
-from torchrl_reg.analysis.statistics import beyond_note
 
 #: With more methods than these, the legend starts with the best few on.
 _MOST_SHOWN = 8
@@ -29,17 +20,17 @@ _MOST_SHOWN = 8
 
 def report_html(sweep: Sweep) -> str:
     """The whole report on ``sweep``: one HTML text that loads nothing."""
-    best = ranked(sweep)[:_MOST_SHOWN]
-    scale, comparison = compared(sweep)
-    lines, beyond = profiles(sweep)
+    best = scores.ranked(sweep)[:_MOST_SHOWN]
+    scale, comparison = scores.compared(sweep)
+    lines, beyond = scores.profiles(sweep)
     score_name = f"{sweep.column.removeprefix('return_').removesuffix('_mean')} return"
     return filled(
         "report.html",
         sweep=sweep,
         score_name=score_name,
         hidden={series for series, method in enumerate(sweep.methods) if method not in best},
-        summary=summary_table(sweep),
-        over_all=ALL if comparison else "",
+        summary=scores.summary_table(sweep),
+        over_all=scores.ALL if comparison else "",
         scale=scale,
         warnings=_warnings(sweep),
         curves=[_curves(sweep, env, score_name) for env in sweep.envs],
@@ -50,7 +41,7 @@ def report_html(sweep: Sweep) -> str:
             x_label="scaled score",
             span=(0.0, 1.0),
         ),
-        beyond=beyond_note(beyond) if beyond else "",
+        beyond=statistics.beyond_note(beyond) if beyond else "",
         responses=_responses(sweep),
         heat_maps=heat_maps(sweep.groups, sweep.column),
         diagnostics=[(env, _diagnostics(sweep, env)) for env in sweep.envs],
@@ -79,8 +70,8 @@ def _warnings(sweep: Sweep) -> list[str]:
 
 def _curves(sweep: Sweep, env: str, note: str) -> str:
     """Learning curves on ``env``."""
-    groups = sweep.of_env(env)
-    return line_chart(env, [learning_curve(g, sweep.column, sweep.methods.index(g.method)) for g in groups], note=note)
+    groups, place = sweep.of_env(env), sweep.methods.index
+    return line_chart(env, [scores.learning_curve(g, sweep.column, place(g.method)) for g in groups], note=note)
 
 
 def _responses(sweep: Sweep) -> list[tuple[str, tuple[Line, ...]]]:
@@ -100,8 +91,8 @@ def _responses(sweep: Sweep) -> list[tuple[str, tuple[Line, ...]]]:
 def _diagnostics(sweep: Sweep, env: str) -> list[str]:
     """What the losses report beside the training return, as small multiples."""
     groups, charts = sweep.of_env(env), []
-    for name in diagnostic_names(groups):
-        lines = [diagnostic_line(group, name, sweep.methods.index(group.method)) for group in groups]
+    for name in scores.diagnostic_names(groups):
+        lines = [scores.diagnostic_line(group, name, sweep.methods.index(group.method)) for group in groups]
         title = "training return" if name == "return_mean" else name
         charts.append(line_chart(title, lines, small=True, x_label="", may_log=name != "return_mean"))
     return charts
