@@ -12,9 +12,7 @@ from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.record import Column
 from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.scores import normalized
-from torchrl_reg.analysis.statistics import Estimator, stratified_bootstrap
-
-Array = NDArray[np.float64]
+from torchrl_reg.analysis.statistics import Array, Estimator, stratified_bootstrap
 
 
 def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:

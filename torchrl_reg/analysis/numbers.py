@@ -17,6 +17,15 @@ def amount(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "run"), counted(2_000, "run")
+    ('1 run', '2000 runs')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def number(value: float) -> str:
     """A value in few characters, with a minus sign.
 

@@ -21,15 +21,14 @@ from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve
 from torchrl_reg.analysis.errors import AnalysisError, one_of
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.numbers import percent
-from torchrl_reg.analysis.scores import Scoreboard, Scores, has_score
+from torchrl_reg.analysis.numbers import counted, percent
+from torchrl_reg.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score
 from torchrl_reg.analysis.statistics import AGGREGATES
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Methods a legend above the panels holds, and inches a row of it takes.
 _MOST_ABOVE, _LEGEND_ROW = 12, 0.19
 SUFFIXES = (".png", ".svg", ".pdf")
-_UNITS = {"human": "human-normalized", "sac": "SAC-normalized"}
 _CENTERS = {"mean": statistics.mean, "iqm": statistics.interquartile_mean}
 
 
@@ -100,7 +99,7 @@ def draw_aggregate_curves(
         _band(axes, *aggregate_curve(of[method], scale, AGGREGATES[aggregate], column, frames=frames), look)
     frames_axis(axes)
     axes.set_xlabel("environment frames", fontsize=9)
-    axes.set_ylabel(f"{aggregate}, {_UNITS[scale]} ({_count(len(envs))})", fontsize=9)
+    axes.set_ylabel(f"{aggregate}, {SCALE_NAMES[scale]} ({counted(len(envs), 'environment')})", fontsize=9)
     add_legend(figure, looks)
     return save(figure, path)
 
@@ -134,9 +133,9 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     axes.set_ylim(-0.6, len(envs) - 0.4)
     axes.axvline(0, color=GREY, linewidth=0.8)
     _percent_axis(axes, float(np.abs(values).max()))
-    better = int((values > 0).sum())
-    axes.set_title(f"{method} over {baseline}: better on {better} of {_count(len(envs))}", fontsize=9, loc="left")
-    unit = f"{_UNITS[scale]} score" if scale in _UNITS else "return"
+    better = f"better on {(values > 0).sum()} of {counted(len(envs), 'environment')}"
+    axes.set_title(f"{method} over {baseline}: {better}", fontsize=9, loc="left")
+    unit = SCALE_NAMES[scale] + " score" * (scale != "none")
     axes.set_xlabel(f"improvement in {unit} (%)", fontsize=9)
     return save(figure, path)
 
@@ -166,8 +165,8 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
     axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
-    axes.set_xlabel(f"{_UNITS[scale]} score, s", fontsize=9)
-    axes.set_ylabel(f"runs with a score above s ({_count(len(board.envs))})", fontsize=9)
+    axes.set_xlabel(f"{SCALE_NAMES[scale]} score, s", fontsize=9)
+    axes.set_ylabel(f"runs with a score above s ({counted(len(board.envs), 'environment')})", fontsize=9)
     add_legend(figure, looks)
     return save(figure, path)
 
@@ -180,7 +179,7 @@ def _band(axes: Axes, x: NDArray, band: NDArray, look: dict) -> None:
 
 
 def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
-    if scale in _UNITS:
+    if scale != "none":
         return 100 * (score - baseline) / max(1.0, baseline)
     if baseline == 0:
         raise AnalysisError(f"the baseline's mean return on {env} must not be 0 without a scale, got 0.")
@@ -198,15 +197,11 @@ def _percent_axis(axes: Axes, largest: float) -> None:
 
 
 def _scaled(scale: str) -> None:
-    if scale not in _UNITS:
+    if scale not in ("human", "sac"):
         raise AnalysisError(
             "normalize must be human or sac to average environments, got none; returns of different environments "
             "have no common scale."
         )
-
-
-def _count(envs: int) -> str:
-    return f"{envs} environments" if envs > 1 else "1 environment"
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict]:

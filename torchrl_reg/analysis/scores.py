@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchrl_reg.analysis.errors import AnalysisError, hint, one_of
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.normalized import RANDOM_RETURNS, SAC_ANCHORS, normalized_score
 from torchrl_reg.analysis.published import has_human_score, human_normalized_score
 from torchrl_reg.analysis.runs import RunRecord
+from torchrl_reg.analysis.statistics import Array
 
-Array = NDArray[np.float64]
 #: Scales ``normalized`` knows; ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest.
 SCALES = ("auto", "human", "sac", "none")
+#: What scores on a scale are, in words.
+SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
 SCORE = "final, best, auc or last<k>, such as last5"
 
 
@@ -35,7 +36,7 @@ class Scores:
     group: Group
     values: Array
     frames: tuple[int, ...]
-    left_out: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
 
 
 def run_score(run: RunRecord, how: str = "final", column: str = "return_greedy_mean") -> float:

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 
 from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.numbers import amount
+from torchrl_reg.analysis.numbers import amount, counted
 from torchrl_reg.analysis.published import PUBLISHED, published_table
-from torchrl_reg.analysis.scores import Array, Scoreboard, Scores, has_score, sac_frames
-from torchrl_reg.analysis.statistics import Estimate, probability_of_improvement, stratified_estimate
+from torchrl_reg.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score, sac_frames
+from torchrl_reg.analysis.statistics import Array, Estimate, probability_of_improvement, stratified_estimate
 
 _LATEX = {"\\": r"\textbackslash{}", **{c: rf"\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", ">": "$>$"}
-#: What the rows of a table are normalized by, in words.
-SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     if not any(row.numbers for row in rows) or (scale == "none" and len(envs) == 1):
         return None
     unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
-    over = f"{len(envs)} environments" if len(envs) > 1 else envs[0]
+    over = counted(len(envs), "environment") if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
 
 

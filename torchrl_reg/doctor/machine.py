@@ -26,27 +26,23 @@ _LONGEST_DETAIL = 240
 
 
 _QUIET_MUJOCO = "import mujoco; mujoco.set_mju_user_warning(lambda message: None)\n"
+_ADROIT = f"""{_QUIET_MUJOCO}import contextlib, io
+with contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics
+gymnasium.register_envs(gymnasium_robotics)"""
+_MINATAR = "import minatar.gym; minatar.gym.register_envs()"
 #: Of each family of environments its package, module, extras, what comes before gymnasium.make, and what is made.
 _FAMILIES = {
     "ALE roms": ("ale_py", "ale_py", "recipes,atari", "import ale_py", "ALE/Breakout-v5"),
     "MuJoCo": ("mujoco", "mujoco", "recipes,mujoco", _QUIET_MUJOCO, "Hopper-v5"),
-    "Adroit": (
-        "gymnasium_robotics",
-        "gymnasium-robotics",
-        "recipes,adroit",
-        f"{_QUIET_MUJOCO}import contextlib, io\n"
-        "with contextlib.redirect_stderr(io.StringIO()): import gymnasium_robotics\n"
-        "gymnasium.register_envs(gymnasium_robotics)",
-        "AdroitHandPen-v1",
-    ),
-    "MinAtar": (
-        "minatar",
-        "minatar",
-        "recipes",
-        "import minatar.gym; minatar.gym.register_envs()",
-        "MinAtar/Breakout-v1",
-    ),
+    "Adroit": ("gymnasium_robotics", "gymnasium-robotics", "recipes,adroit", _ADROIT, "AdroitHandPen-v1"),
+    "MinAtar": ("minatar", "minatar", "recipes", _MINATAR, "MinAtar/Breakout-v1"),
     "Box2D": ("Box2D", "box2d", "recipes,box2d", "", "LunarLander-v3"),
+}
+#: By extra, the packages that only some of the commands need.
+_OPTIONAL = {
+    "recipes": ("numpy", "hydra-core"),
+    "report": ("PyYAML", "matplotlib", "rich", "jinja2"),
+    "slurm": ("submitit", "hydra-submitit-launcher"),
 }
 #: Makes and steps an environment of a family.
 _STEPS = """import gymnasium, importlib.metadata, logging; logging.disable(logging.WARNING)
@@ -101,20 +97,14 @@ def _version(package: str) -> str | None:
 
 
 def _python() -> Iterable[Finding]:
-    fits = sys.version_info >= (3, 11)
-    status: Literal["ok", "missing"] = "ok" if fits else "missing"
-    detail = f"{platform.python_version()} at {sys.executable}"
-    yield Finding("python", status, detail, "" if fits else "use Python 3.11 or later", essential=True)
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}", essential=True)
 
 
 def _pinned_packages() -> Iterable[Finding]:
     from packaging.requirements import Requirement
 
-    pins = {}
-    for line in importlib.metadata.requires("torchrl_reg") or ():
-        requirement = Requirement(line)
-        if requirement.marker is None:
-            pins[requirement.name] = requirement.specifier
+    requirements = map(Requirement, importlib.metadata.requires("torchrl_reg") or ())
+    pins = {each.name: each.specifier for each in requirements if each.marker is None}
     for name in ("torch", "torchrl", "tensordict", "gymnasium"):
         version, pin = _version(name), pins.get(name)
         if version is None:
@@ -172,9 +162,8 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
                 command, capture_output=True, text=True, timeout=_PROBE_SECONDS, env=environment, cwd=folder
             )
     except subprocess.TimeoutExpired:
-        return Finding(
-            name, "warn", f"no answer within {_PROBE_SECONDS} s", "try again on a quieter machine", essential
-        )
+        detail = f"no answer within {_PROBE_SECONDS} s"
+        return Finding(name, "warn", detail, "try again on a quieter machine", essential)
     if done.returncode == 0:
         return Finding(name, "ok", _one_line(done.stdout.strip().rpartition("\n")[2]))
     said = done.stderr.strip().rpartition("\n")[2]
@@ -183,21 +172,12 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
 
 
 def _optional_packages() -> Iterable[Finding]:
-    extras = {
-        "numpy": "recipes",
-        "PyYAML": "report",
-        "hydra-core": "recipes",
-        "submitit": "slurm",
-        "hydra-submitit-launcher": "slurm",
-        "matplotlib": "report",
-        "rich": "report",
-    }
-    for package, extra in extras.items():
-        version = _version(package)
-        if version:
-            yield Finding(package, "ok", version)
-        else:
-            yield Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+    for extra, packages in _OPTIONAL.items():
+        for package in packages:
+            if version := _version(package):
+                yield Finding(package, "ok", version)
+            else:
+                yield Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
 
 
 def _slurm() -> Iterable[Finding]:
@@ -234,12 +214,10 @@ def _threads() -> Iterable[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    detail = f"torch uses {threads}, OMP_NUM_THREADS={variable or 'unset'}, {cores} cores to use"
-    if threads > cores:
-        yield Finding.judged("threads", detail, f"export OMP_NUM_THREADS={cores} or less: threads would wait in turn")
-    else:
-        yield Finding.judged("threads", detail + "; a recipe sets its own with run.threads")
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "unset")
+    detail = f"torch uses {threads}, OMP_NUM_THREADS={variable}, {cores} cores to use; recipes set run.threads"
+    todo = f"export OMP_NUM_THREADS={cores} or less: threads would wait in turn" if threads > cores else ""
+    yield Finding.judged("threads", detail, todo)
 
 
 def _disk() -> Iterable[Finding]:

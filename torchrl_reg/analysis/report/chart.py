@@ -6,22 +6,16 @@ The SVG's coordinates run over 1000 x 1000 and are stretched to the plot; stroke
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from torchrl_reg.analysis.numbers import amount, number
 from torchrl_reg.analysis.report.page import coordinate, filled
-
-Array = NDArray[np.float64]
-
-
-def _nothing() -> Array:
-    return np.zeros(0)
+from torchrl_reg.analysis.statistics import Array
 
 
 @dataclass(frozen=True)
@@ -41,8 +35,8 @@ class Line:
     y: Array
     low: Array | None = None
     high: Array | None = None
-    more_x: Array = field(default_factory=_nothing)
-    more_y: Array = field(default_factory=_nothing)
+    more_x: Array = field(default_factory=lambda: np.zeros(0))
+    more_y: Array = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -97,8 +91,8 @@ def line_chart(
     if not lines:
         return ""
     axes = _axes(lines, ticks, may_log, span)
-    y_ticks = _log_ticks(axes.low, axes.high) if axes.log else nice_ticks(axes.low, axes.high, 4 if small else 5)
-    x_ticks = axes.ticks or [(tick, amount(tick)) for tick in nice_ticks(axes.left, axes.right, 3 if small else 5)]
+    y_ticks = _round_numbers(axes.low, axes.high, 4 if small else 5, log=axes.log)
+    x_ticks = axes.ticks or [(tick, amount(tick)) for tick in _round_numbers(axes.left, axes.right, 3 if small else 5)]
     return filled(
         "chart.html",
         title=title,
@@ -113,17 +107,10 @@ def line_chart(
     )
 
 
-def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About ``count`` round numbers within ``[low, high]``.
-
-    >>> nice_ticks(0, 100, 5), nice_ticks(-1.2, 0.4, 4)
-    ([0.0, 20.0, 40.0, 60.0, 80.0, 100.0], [-1.0, -0.5, 0.0])
-    """
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
+def _round_numbers(low: float, high: float, count: int, *, log: bool = False) -> list[float]:
+    """About ``count`` ticks within ``[low, high]``."""
+    locator = LogLocator(numticks=5) if log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
 
 
 def _axes(
@@ -148,12 +135,6 @@ def _axes(
         margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
     return Axes(left, right, low, high, log, tuple(ticks) if ticks is not None else None)
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-    step = max(1, len(powers) // 4)
-    return [10.0**power for power in powers if power % step == 0]
 
 
 def _paths(line: Line, axes: Axes, *, dots: bool) -> list[tuple[str, str]]:
@@ -209,4 +190,5 @@ def _finite(line: Line) -> Line:
     if keep.all() and more.all():
         return line
     low, high = (side if side is None else side[keep] for side in (line.low, line.high))
-    return Line(line.label, line.series, line.x[keep], line.y[keep], low, high, line.more_x[more], line.more_y[more])
+    rest_x, rest_y = line.more_x[more], line.more_y[more]
+    return replace(line, x=line.x[keep], y=line.y[keep], low=low, high=high, more_x=rest_x, more_y=rest_y)

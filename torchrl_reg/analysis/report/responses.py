@@ -191,15 +191,7 @@ def _heat_map(one: str, other: str, env: str, scored: Scored) -> HeatMap | None:
         for line in places
     ]
     counts = [tuple(sum(len(of.get(place, ())) for of in shared) for place in line) for line in places]
-    unbalanced = f"unbalanced: {len(shared)} of {len(families)} combinations of the other settings are in every cell"
-    return HeatMap(
-        next(iter(families))[0],
-        one,
-        other,
-        env,
-        tuple(shown(value) for value in rows),
-        tuple(shown(value) for value in columns),
-        tuple(cells),
-        tuple(counts),
-        unbalanced if len(shared) < len(families) else "",
-    )
+    note = f"unbalanced: {len(shared)} of {len(families)} combinations of the other settings are in every cell"
+    note = note if len(shared) < len(families) else ""
+    recipe, down, across = next(iter(families))[0], tuple(map(shown, rows)), tuple(map(shown, columns))
+    return HeatMap(recipe, one, other, env, down, across, tuple(cells), tuple(counts), note)

@@ -15,9 +15,8 @@ from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.scores import Scoreboard, scale_of
-from torchrl_reg.analysis.statistics import Estimate, stratified_estimate
+from torchrl_reg.analysis.statistics import Array, Estimate, stratified_estimate
 
-Array = NDArray[np.float64]
 #: Heading of the column over all environments.
 ALL = "all, scaled IQM"
 #: With more environments than this, and than methods, they are the rows; with more methods these are sorted.
