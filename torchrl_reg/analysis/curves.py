@@ -63,24 +63,18 @@ def _differ(one: RunRecord, other: RunRecord, column: str) -> bool:
 
 
 def aggregate_curve(
-    groups: Sequence[Group],
-    scale: str,
-    estimator: Estimator,
-    column: str = "return_greedy_mean",
-    *,
-    frames: int,
-    points: int = 50,
+    groups: Sequence[Group], scale: str, estimator: Estimator, column: str = "return_greedy_mean", *, frames: int
 ) -> tuple[Array, Array]:
     """One method over its environments: frames ``[E]`` and ``[3, E]`` (value, low, high) of normalized returns.
 
-    Curves are interpolated linearly at common frames, from the first evaluation that all environments have to the last.
+    Curves are interpolated linearly at 50 common frames at most, from the first evaluation that all environments have
+    to the last.
 
     Args:
         groups: of one method, one an environment.
         scale: ``human`` or ``sac``.
         estimator: the aggregate over environments and runs.
         frames: length of the experiment, which SAC's reference returns depend on.
-        points: E at most.
 
     Raises:
         AnalysisError: an environment without evaluations, or none in common.
@@ -95,7 +89,7 @@ def aggregate_curve(
     start, stop = max(each[0] for _, each, _ in found), min(each[-1] for _, each, _ in found)
     if start > stop:
         raise AnalysisError(f"{groups[0].method} must be evaluated at frames that overlap, got none in common.")
-    common = np.linspace(start, stop, min(points, max(len(each) for _, each, _ in found)))
+    common = np.linspace(start, stop, min(50, max(len(each) for _, each, _ in found)))
     runs = [
         np.stack([np.interp(common, each, normalized(env, seed, scale, frames)) for seed in values])
         for env, each, values in found

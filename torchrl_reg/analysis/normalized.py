@@ -104,8 +104,10 @@ def sac_normalized_scores(
     """
     if not scores:
         raise ValueError("scores must name at least one task, got none.")
-    _refuse_missing("random", random, scores)
-    _refuse_missing("sac", sac, scores)
+    for name, given in (("random", random), ("sac", sac)):
+        if missing := ", ".join(sorted(set(scores) - set(given))):
+            known = ", ".join(sorted(given)) or "none"
+            raise ValueError(f"{name} must hold every task of scores, got none for {missing}; it has {known}.")
     per_task = {task: _percent(task, returns, random[task], sac[task]) for task, returns in scores.items()}
     values = list(per_task.values())
     return NormalizedScores(per_task, mean=float(np.mean(values)), median=float(np.median(values)))
@@ -122,13 +124,6 @@ def _percent(task: str, returns: ArrayLike, random: float, sac: float) -> float:
     if high <= low:
         raise ValueError(f"sac[{task!r}] must be above random[{task!r}], got {high:g} with random {low:g}.")
     return 100 * float(np.mean(normalized_score(score, low, high)))
-
-
-def _refuse_missing(name: str, given: Mapping[str, float], scores: Mapping[str, ArrayLike]) -> None:
-    missing = sorted(set(scores) - set(given))
-    if missing:
-        known = ", ".join(sorted(given)) or "none"
-        raise ValueError(f"{name} must hold every task of scores, got none for {', '.join(missing)}; it has {known}.")
 
 
 def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:

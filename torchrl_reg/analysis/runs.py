@@ -25,10 +25,8 @@ from torchrl_reg.analysis.record import Column, Columns, is_number, metrics_rows
 
 #: Settings that say where a run is, what it shows and what it runs on, not what it computes.
 _NOT_SETTINGS = frozenset(
-    {
-        *("run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan", "run.video_every_frames"),
-        *("run.threads", "run.log_every_frames", "run.device"),
-    }
+    {"run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"}
+    | {"run.video_every_frames", "run.log_every_frames", "run.threads", "run.device"}
 )
 #: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
 NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jinja2
@@ -30,25 +30,13 @@ def coordinate(value: float) -> str:
     return f"{float(value):.1f}".removesuffix(".0")
 
 
-def as_yaml(tree: Any) -> str:
-    """``tree`` as YAML."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
 @cache
 def _environment() -> Any:
     loader = jinja2.PackageLoader("torchrl_reg.analysis.report", "")
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     found.globals |= {"light": LIGHT, "dark": DARK}
-    found.filters |= {
-        "yaml": as_yaml,
-        "series_class": series_class,
-        "amount": amount,
-        "hours": hours,
-        "score": score_text,
-        "number": number,
-        "short": short_name,
-        "coordinate": coordinate,
-    }
+    filters = (series_class, coordinate, amount, hours, number, score_text, short_name)
+    found.filters |= {filter.__name__: filter for filter in filters}
+    found.filters["yaml"] = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)
     return found

@@ -12,7 +12,6 @@ import numpy as np
 from torchrl_reg.analysis.groups import Group, short_name, shown
 from torchrl_reg.analysis.record import is_number
 from torchrl_reg.analysis.report.chart import Line
-from torchrl_reg.analysis.report.scores import estimate
 from torchrl_reg.analysis.scores import scores_of
 from torchrl_reg.analysis.statistics import mean, stratified_estimate
 
@@ -139,13 +138,13 @@ def _response(setting: str, env: str, scored: Scored) -> Response | None:
         whole = [points for points in families.values() if len(points) == len(values)]
         if not whole:
             return None
-        lines = (_pooled(whole),)
+        lines = (_line("mean over all other settings", 0, whole),)
         short = f" ({len(whole)} of {len(families)}: those with all values)" if len(whole) < len(families) else ""
         note = f"over {len(whole)} combinations of the other settings{short}"
     else:
         named = _names(list(families))
         items = zip(named, families.values(), strict=True)
-        lines = tuple(_line(name, series, points) for series, (name, points) in enumerate(items))
+        lines = tuple(_line(name, series, [points]) for series, (name, points) in enumerate(items))
         note = "; ".join(named) if len(named) == 1 else ""
     return Response(setting, env, tuple(shown(value) for value in values), lines, note)
 
@@ -161,22 +160,13 @@ def _names(keys: list[tuple[Any, ...]]) -> list[str]:
     ]
 
 
-def _line(label: str, series: int, points: Sequence[tuple[int, list[float]]]) -> Line:
-    estimates = [estimate(scores) for _, scores in points]
-    numbers = np.array([(e.value, e.low, e.high) for e in estimates if e is not None]).T
-    x = np.array([place for place, _ in points], dtype=np.float64)
-    return Line(label, series, x, numbers[0], numbers[1], numbers[2])
-
-
-def _pooled(families: Sequence[Sequence[tuple[int, list[float]]]]) -> Line:
-    """The mean over families, each weighing the same, with the interval over runs within each."""
-    places = np.array([place for place, _ in families[0]], dtype=np.float64)
-    found = [
-        stratified_estimate([points[i][1] for points in families], mean, resamples=_RESAMPLES)
-        for i in range(len(places))
-    ]
+def _line(label: str, series: int, families: Sequence[Sequence[tuple[int, list[float]]]]) -> Line:
+    """The mean over families at the places they share, each weighing the same, with the interval over runs in each."""
+    places = [place for place, _ in families[0]]
+    runs = [[points[i][1] for points in families] for i in range(len(places))]
+    found = [stratified_estimate(each, mean, resamples=_RESAMPLES) for each in runs]
     value, low, high = np.array([(each.value, each.low, each.high) for each in found]).T
-    return Line("mean over all other settings", 0, places, value, low, high)
+    return Line(label, series, np.array(places, np.float64), value, low, high)
 
 
 def _heat_map(one: str, other: str, env: str, scored: Scored) -> HeatMap | None:

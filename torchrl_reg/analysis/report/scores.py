@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,6 @@ _RESAMPLES = 2_000
 _CURVE_POINTS, _DIAGNOSTIC_POINTS = 200, 120
 _NOT_DIAGNOSTICS = frozenset({"event", "frames", "updates", "episodes", "fps", "wall_seconds", "eval_seconds"})
 _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_clipped", "soft_gap", "td_error")
-
-
-def estimate(scores: Sequence[float] | Array) -> Estimate | None:
-    """Mean over the seeds with its 95% percentile-bootstrap interval; None without scores."""
-    return stratified_estimate([scores], statistics.mean, resamples=_RESAMPLES) if len(scores) else None
 
 
 def learning_curve(group: Group, column: str, series: int) -> Line | None:
