@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchrl.modules import QValueActor
 
 from torchrl_reg.objectives.heads import ImplicitQuantiles
 
@@ -282,29 +281,6 @@ def test_action_mask(case: Any, batch: Any) -> None:
     assert (value(unmasked, data) - out).abs() > 1e-4
 
 
-def test_lazy_network(case: Any, batch: Any) -> None:
-    if case.distributional:
-        pytest.skip("networks of distributions take their sizes explicitly")
-    torch.manual_seed(0)
-    from torchrl.data import Categorical
-
-    net = nn.Sequential(nn.LazyLinear(16), nn.Tanh(), nn.LazyLinear(3))
-    loss = case.cls(QValueActor(net, spec=Categorical(3)), **case.kwargs).make_value_estimator(gamma=0.9)
-    with pytest.warns(UserWarning, match="No target network updater"):
-        assert value(loss, batch(5)).isfinite()
-    source, target = loss.value_network_params, loss._target_params()
-    assert all((target[k] == source[k]).all() for k in source.keys(True, True))
-
-
-def test_plain_module_as_network(case: Any, batch: Any) -> None:
-    if case.distributional:
-        pytest.skip("these losses take an actor of their own")
-    actor = case.actor()
-    expected = value(case.loss(actor), batch(5))
-    got = value(case.loss(case.actor().module[0].module, action_space="categorical"), batch(5))
-    torch.testing.assert_close(got, expected)
-
-
 SCHEDULED = {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0, "beta": 5.0}
 
 
@@ -327,70 +303,6 @@ def test_without_target_network(case: Any, batch: Any) -> None:
     torch.testing.assert_close(value(loss, batch(9)), value(delayed, batch(9)))
     with pytest.raises(RuntimeError, match="target"):
         PolyakTargetUpdate(loss, rate=0.5)
-
-
-def test_train_and_eval_mode_follow_the_actor(batch: Any, cases: Any) -> None:
-    from torchrl.data import Categorical
-
-    net = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 3))
-    actor = QValueActor(net, spec=Categorical(3))
-    loss = cases["m_dqn"].loss(actor)
-    assert value(loss, batch(9), seed=1) != value(loss, batch(9), seed=2)
-    actor.eval()
-    assert value(loss, batch(9), seed=1) == value(loss, batch(9), seed=2)
-
-
-def test_batch_norm_network(batch: Any, cases: Any) -> None:
-    from torchrl.data import Categorical
-
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
-    actor = QValueActor(net, spec=Categorical(3)).eval()
-    loss = cases["m_dqn"].loss(actor, perturb=False)
-    assert value(loss, batch(9)).isfinite()
-    actor.train()
-    value(loss, batch(9))
-    assert net[1].num_batches_tracked == 1  # the online pass; the target keeps statistics of its own
-    assert loss.target_value_network_params["module", "0", "module", "1", "num_batches_tracked"] == 2
-
-
-#: One of each head, and a prior: every run compiles these with diagnostics, ``-m slow`` the others.
-COMPILED = ["m_dqn", "mirl", "m_iqn", "m_c51", "qr_double"]
-COMPILED_SLOWLY = ["soft_dqn", "al", "pal", "iqn", "iqn_double", "iqn_reuse", "m_iqn_reuse", "mi_iqn", "mi_iqn_reuse"]
-COMPILED_SLOWLY += ["c51", "qr", "sparse", "soft_double", "m_iqn_shared"]
-
-
-def test_every_case_is_compiled(cases: Any) -> None:
-    assert set(COMPILED) | set(COMPILED_SLOWLY) == set(cases)
-
-
-@pytest.mark.parametrize(
-    ("case", "diagnostics"),
-    [
-        *[(name, True) for name in COMPILED],
-        ("m_dqn", False),
-        *[pytest.param(name, True, marks=pytest.mark.slow) for name in COMPILED_SLOWLY],
-        *[pytest.param(name, False, marks=pytest.mark.slow) for name in COMPILED_SLOWLY if "iqn" not in name],
-    ],
-    indirect=["case"],
-)
-def test_compile_without_break_or_recompilation(case: Any, batch: Any, diagnostics: bool) -> None:
-    torch._dynamo.reset()
-    loss = case.loss(diagnostics=diagnostics)
-    if case.quantile:
-        loss.head.fractions = lambda f, n: ((torch.arange(n) + 0.3) / n).expand(*f.shape[:-1], n)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in (1, 2, 3):
-            torch.testing.assert_close(compiled(batch(9, seed=seed))["loss"], loss(batch(9, seed=seed))["loss"])
-            if "tau" in case.kwargs:
-                loss.tau = 0.3 + 0.1 * seed
-            if "beta" in case.kwargs:
-                loss.beta = 1.0 + seed
-                loss.prior.assign(torch.tensor([0.2, 0.3, 0.5]))
-            with torch.no_grad():
-                for p in loss.parameters():
-                    p.mul_(0.9)
 
 
 @pytest.mark.gpu
@@ -435,21 +347,3 @@ def test_bf16_autocast_keeps_targets_in_float32(cases: Any, batch: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = cases["m_dqn"].loss()(data)
     assert out["loss"].dtype == data["td_error"].dtype == torch.float32
-
-
-def test_a_module_called_by_another_method(batch: Any, cases: Any) -> None:
-    from tensordict.nn import TensorDictModule
-    from torchrl.data import Categorical
-
-    class Twice(nn.Linear):
-        def scores(self, x: torch.Tensor) -> torch.Tensor:
-            return 2.0 * super().forward(x)
-
-    torch.manual_seed(0)
-    net = Twice(4, 3)
-    module = TensorDictModule(net, in_keys=["observation"], out_keys=["action_value"], method="scores")
-    twice = cases["m_dqn"].loss(QValueActor(module, spec=Categorical(3)), perturb=False)
-    plain = nn.Linear(4, 3)
-    plain.load_state_dict({k: 2.0 * v for k, v in net.state_dict().items()})
-    expected = cases["m_dqn"].loss(QValueActor(plain, spec=Categorical(3)), perturb=False)
-    torch.testing.assert_close(value(twice, batch(6)), value(expected, batch(6)))

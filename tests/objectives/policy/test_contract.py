@@ -12,10 +12,6 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 
-#: One compiles in every run, ``-m slow`` the others.
-COMPILED_SLOWLY = ("trust_pcl", "m_iq_flow", "m_iq_ragged", "m_iq_categorical", "m_iq_gaussian", "m_iq_residual")
-COMPILED_SLOWLY += ("trust_pcl_gaussian", "trust_pcl_unified")
-COMPILED: list[Any] = ["m_iq", *[pytest.param(name, marks=pytest.mark.slow) for name in COMPILED_SLOWLY]]
 GAMMA = 0.9
 OTHER = {"tau": 0.2, "alpha": 0.9, "clip_min": -1.0, "lam": 0.6}
 
@@ -348,26 +344,6 @@ def test_train_and_eval_mode_follow_the_networks(cases: Any) -> None:
         assert rows(loss, data).ne(loss(data)["loss"]).any()
         actor.eval()
         assert torch.equal(rows(loss, data), loss(data)["loss"])
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_compile_without_break_or_recompilation(cases: Any, name: str) -> None:
-    case = cases[name]
-    torch._dynamo.reset()
-    torch.distributions.kl._KL_MEMOIZE.clear()  # what ran before must not help
-    loss = case.loss()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in (1, 2, 3):
-            got = value(compiled, case.batch(9, seed=seed))
-            torch.testing.assert_close(got, value(loss, case.batch(9, seed=seed)))
-            got.backward()
-            for name in loss._coefficients():
-                if name != "clip_min" and case.kwargs.get(name):
-                    setattr(loss, name, 0.3 + 0.1 * seed)
-            with torch.no_grad():
-                for p in loss.parameters():
-                    p.mul_(0.9)
 
 
 def test_diagnostics(case: Any) -> None:
