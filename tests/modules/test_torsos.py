@@ -27,6 +27,28 @@ def test_nature_cnn_is_the_written_out_network():
     assert first.weight.shape == (32, 4, 8, 8) and second.weight.shape == (64, 32, 4, 4)
 
 
+def test_layout_in_memory_changes_no_gradient_and_no_pixel():
+    torso, images = NatureCNN(), pixels(3)
+    before = images.clone()
+    torso(images).square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in torso.parameters()]
+    torso.zero_grad()
+    hidden = torso.convolutions(images.float() / 255)  # rows of pixels, as stored
+    hidden.flatten(1).square().sum().backward()
+    torch.testing.assert_close([parameter.grad for parameter in torso.parameters()], gradients)
+    assert torch.equal(images, before) and torso(images).is_contiguous()
+
+
+@pytest.mark.parametrize("dims", [(0, None), (0, 0)])
+def test_several_networks_at_once(dims):
+    torsos = [NatureCNN() for _ in range(2)]
+    parameters, _ = torch.func.stack_module_state(torsos)
+    images = pixels(2, 3) if dims[1] == 0 else pixels(3)
+    together = torch.vmap(lambda held, seen: torch.func.functional_call(torsos[0], held, (seen,)), dims)
+    apart = [torso(seen) for torso, seen in zip(torsos, images if dims[1] == 0 else (images, images), strict=True)]
+    torch.testing.assert_close(together(parameters, images), torch.stack(apart), atol=1e-5, rtol=1e-4)
+
+
 def test_same_padding_is_tensorflows():
     # With all-ones kernels a layer's output counts the pixels under the kernel, which shows where
     # the zeros were put: by hand 2 and 2 beside 84, 1 and 2 beside 21, 1 and 1 beside 11.

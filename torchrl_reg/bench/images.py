@@ -10,6 +10,7 @@ import time
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
 from torchrl_reg.bench import recipes
@@ -37,7 +38,10 @@ def atari_tables(steps: int = 640) -> list[Table]:
     """Atari Breakout, four frames stacked, the network of Mnih et al. 2015."""
     reference = "CleanRL's loop of dqn_atari.py, written again"
     frames = {name: 4 * value for name, value in _algo(steps, starts=192).items() if name in _IN_FRAMES}
-    parts = {"env": EnvSettings("atari", game="Breakout"), "net": NetSettings("nature", num_cells=[512])}
+    parts = {  # short episodes: at the end a greedy policy that never launches the ball is evaluated
+        "env": EnvSettings("atari", game="Breakout", max_episode_frames=2_000),
+        "net": NetSettings("nature", num_cells=[512]),
+    }
     measure = recipes.speed("m_dqn", parts, _algo(steps, starts=192) | frames, log_every=512, per_step=4)
     cases = [
         Case(reference, lambda: cleanrl_atari(steps, starts=192), reference),
@@ -129,26 +133,25 @@ def cleanrl_atari(steps: int, starts: int) -> float:
         raise EnvError(needs) from None
     torch.set_num_threads(1)
     gymnasium.register_envs(ale_py)
-    single = gymnasium.make("ALE/Breakout-v5", frameskip=1)
-    env = gymnasium.wrappers.FrameStackObservation(gymnasium.wrappers.AtariPreprocessing(single), 4)
-    count = int(env.action_space.n)  # type: ignore[attr-defined]
+    envs = SyncVectorEnv([_preprocessed_breakout], autoreset_mode=AutoresetMode.SAME_STEP)
+    count = int(envs.single_action_space.n)  # type: ignore[attr-defined]
     q, target = nature(count), nature(count)
     target.load_state_dict(q.state_dict())
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-4)
     ring = Ring(steps, _images((4, 84, 84)))
-    observation, _ = env.reset(seed=1)
+    observation, _ = envs.reset(seed=1)
     start = 0.0
     for number in range(steps):
         if number == starts:
             start = time.perf_counter()
         if np.random.rand() < EPSILON:
-            action = np.random.randint(count)
+            actions = np.random.randint(count, size=1)
         else:
-            action = int(q(_scaled(torch.from_numpy(np.asarray(observation)[None]))).argmax(1))
-        after, reward, ended, cut, _ = env.step(action)
-        row = (observation, after, action, np.clip(float(reward), -1, 1), ended)
-        ring.add(*(np.asarray(part)[None] for part in row))
-        observation = env.reset()[0] if ended or cut else after
+            actions = q(torch.Tensor(observation) / 255.0).argmax(1).numpy()
+        following, reward, terminated, truncated, infos = envs.step(actions)
+        after = infos["final_obs"][0][None] if (terminated | truncated)[0] else following
+        ring.add(observation, after, actions, np.sign(reward), terminated)
+        observation = following
         if number >= starts and number % EVERY == 0:
             o, o2, a, r, end = ring.sample(BATCH)
             with torch.no_grad():
@@ -158,6 +161,15 @@ def cleanrl_atari(steps: int, starts: int) -> float:
             loss.backward()
             optimizer.step()
     return (steps - starts) / (time.perf_counter() - start)
+
+
+def _preprocessed_breakout() -> gymnasium.Env:
+    """The work of CleanRL's wrappers: RGB images, their maximum, scaling, gray, in this order."""
+    from gymnasium import wrappers
+
+    game = wrappers.RecordEpisodeStatistics(gymnasium.make("ALE/Breakout-v5", frameskip=1))
+    small = wrappers.ResizeObservation(wrappers.MaxAndSkipObservation(game, skip=4), (84, 84))
+    return wrappers.FrameStackObservation(wrappers.GrayscaleObservation(small), 4)
 
 
 def nature(num_actions: int) -> nn.Sequential:

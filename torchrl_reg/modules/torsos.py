@@ -102,7 +102,10 @@ class NatureCNN(nn.Module):
         """Features ``[*B, out_features]`` of images ``[*B, C, 84, 84]``."""
         images = _images(observation, self._image_shape, self.convolutions)
         if observation.dtype == torch.uint8:
-            images = images / 255
+            images = images.div_(255)  # a copy of the observation since _images
+        if torch.is_grad_enabled() and images.device.type == "cpu":
+            # Channels last, in a way that vmap knows: the first layer's gradient then takes half the time.
+            images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
 
 
