@@ -57,7 +57,7 @@ class EnvSettings:
     difficulty_ramping: bool | None = None
 
     def validate(self) -> None:
-        """Resolves the settings in place, so that what is recorded is the environment in force; see :func:`resolve`."""
+        """Resolves the settings in place, so that the environment actually used is recorded; see :func:`resolve`."""
         vars(self).update(vars(resolve(self)))
 
 

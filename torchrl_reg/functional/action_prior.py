@@ -34,7 +34,7 @@ def floored_log_prior(log_prior: Tensor, floor: float, *, dim: int = -1) -> Tens
 def averaged_prior(prior: Tensor, policies: Tensor, rate: float, *, mask: Tensor | None = None) -> Tensor:
     r"""The moving average :math:`\rho \leftarrow (1 - \alpha)\rho + \alpha \pi_i` after ``T x N`` steps.
 
-    The steps of one time are exchangeable: each of the ``N`` counts with their mean policy, so that
+    The ``N`` steps taken at one time are exchangeable: each counts with their mean policy, so that
     :math:`\rho_{t+1} = (1-\alpha)^N \rho_t + (1 - (1-\alpha)^N) \bar\pi_t`. For ``N = 1`` that is the
     sequential rule to the last digit, given the policies.
 
@@ -44,7 +44,7 @@ def averaged_prior(prior: Tensor, policies: Tensor, rate: float, *, mask: Tensor
         prior: probabilities ``[A]``.
         policies: probabilities of all actions at the visited states, in order of time ``[T, N, A]``.
         rate: step size per environment step, in (0, 1].
-        mask: which steps were made ``[T, N]``; None is all. What stands in the others' place is not read.
+        mask: which steps were taken ``[T, N]``; None means all. Entries of the others are never read.
 
     Returns:
         Probabilities ``[A]``.
@@ -56,7 +56,7 @@ def averaged_prior(prior: Tensor, policies: Tensor, rate: float, *, mask: Tensor
     summed = torch.where(mask.unsqueeze(-1), policies, policies.new_zeros(())).sum(1)
     means = summed / counts.clamp(min=1).unsqueeze(-1)
     keep = torch.pow(torch.tensor(1.0 - rate, dtype=prior.dtype, device=prior.device), counts)
-    # What is left of a step's share after all later ones.
+    # The share that a step keeps after all later ones.
     later = keep.flip(0).cumprod(0).flip(0)
     shares = (1.0 - keep) * torch.cat((later[1:], later.new_ones(1)))
     return later[0] * prior + shares @ means

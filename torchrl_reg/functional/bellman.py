@@ -18,9 +18,9 @@ def bellman_temperature(
 ) -> Tensor:
     r"""Temperature :math:`\epsilon = \frac{c}{p} \frac{1}{B} \sum_b |\delta_b|^p` of a Q-function with TD errors delta.
 
-    It is 0 exactly where every error is: the policy ``softmax(Q / epsilon)`` then is greedy. From sampled transitions
-    it is biased upwards by the variance of the target (with ``p = 2`` by ``c / 2`` of it), so it stays above 0 where
-    transitions are random. Rewards ``k`` times as large make it ``k^p`` times as large, and Q only ``k`` times: the
+    It is 0 only when every error is; the policy ``softmax(Q / epsilon)`` is then greedy. Estimated from sampled
+    transitions, it is biased upwards by the variance of the target (with ``p = 2`` by ``c / 2`` of it), so it stays
+    above 0 where transitions are random. Scaling the rewards by ``k`` scales it by ``k^p``, but Q only by ``k``: the
     policy keeps its shape if ``p = 1`` or if ``c`` is divided by ``k^(p - 1)``.
 
     Source: Fellows et al. 2019 (VIREL), definition of the residual error. The released code takes ``p = 2`` and ``c =
@@ -30,7 +30,7 @@ def bellman_temperature(
         td_error: ``delta = r + gamma V(s') - Q(s, a)`` ``[*B]``, in reward units.
         scale: ``c > 0``, in reward units to the power ``1 - p``.
         exponent: ``p >= 1``.
-        weights: what each row counts ``[*B]``, >= 0, for instance a mask; None counts all alike.
+        weights: weight of each row ``[*B]``, >= 0, for instance a mask; None weighs all equally.
 
     Returns:
         The temperature, 0-dimensional.
@@ -45,6 +45,6 @@ def bellman_temperature(
     power = at_least_float32(td_error).abs().pow(exponent)
     if weights is None:
         return scale / exponent * power.mean()
-    # Rows that do not count may hold NaN.
+    # Rows of weight 0 may hold NaN.
     total = (weights * torch.where(weights > 0, power, 0.0)).sum()
     return scale / exponent * total / weights.sum().to(power.dtype).clamp(min=torch.finfo(power.dtype).tiny)

@@ -41,12 +41,12 @@ def categorical_projection(values: Tensor, masses: Tensor, support: Tensor) -> T
     values, masses = at_least_float32(values), at_least_float32(masses)
     support = support.to(values.dtype)
     last = len(support) - 1
-    # Where an atom falls, in steps of the grid. An atom right on it gives all of its mass to the lower neighbour.
+    # Where an atom falls, in steps of the grid. An atom exactly on it gives all its mass to the lower neighbour.
     place = (values - support[0]) * (last / (support[-1] - support[0]))
     place = place.clamp(0, last)
     lower = place.floor()
     to_upper = masses * (place - lower)
-    index = lower.nan_to_num().long()  # NaN stays one in the masses, and is no address
+    index = lower.nan_to_num().long()  # NaN stays in the masses, but cannot be an index
     out = torch.zeros((*values.shape[:-1], last + 1), dtype=masses.dtype, device=masses.device)
     out = out.scatter_add(-1, index, masses - to_upper)
     return out.scatter_add(-1, (index + 1).clamp(max=last), to_upper)

@@ -1,4 +1,4 @@
-"""Scalars that say what a regularized policy does.
+"""Scalar diagnostics of a regularized policy.
 
 Shapes: ``*B`` batch, ``A`` actions. Half-precision inputs are computed and returned in float32.
 """
@@ -51,7 +51,7 @@ def policy_entropy(pi: Tensor, *, dim: int = -1) -> Tensor:
 def kl_divergence(log_p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
     r"""Kullback-Leibler divergence :math:`KL(p \| q) = \sum_a p(a) (\ln p(a) - \ln q(a))`.
 
-    Actions with ``p = 0`` add nothing, whatever ``q``; ``p > 0`` where ``q = 0`` is infinite.
+    Actions with ``p = 0`` add nothing, whatever ``q``; ``p > 0`` where ``q = 0`` makes it infinite.
 
     Source: the definition.
 

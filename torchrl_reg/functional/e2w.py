@@ -17,9 +17,9 @@ from torchrl_reg.functional.temperature import Temperature, at_least_float32
 def e2w_exploration(visits: Tensor, num_actions: int, epsilon: float) -> Tensor:
     r"""Exploration weight :math:`\lambda(s) = \min(1, \epsilon A / \ln(N(s) + 1))`.
 
-    A node without visits has weight 1, as every node has until ``N(s) >= exp(epsilon A) - 1``: choose epsilon well
-    below ``ln(budget) / A``, or the search stays uniform. The formula alone is infinite at ``N = 0`` and more than a
-    probability for small ``N``; other codes write ``ln(N + 2)`` or drop ``A``.
+    An unvisited node has weight 1, and so has every node until ``N(s) >= exp(epsilon A) - 1``: choose epsilon well
+    below ``ln(budget) / A``, or the search stays uniform. Unclipped, the formula is infinite at ``N = 0`` and exceeds 1
+    for small ``N``; other implementations write ``ln(N + 2)`` or drop ``A``.
 
     Source: Xiao et al. 2019 (MENTS), equation (5); the clip is ours.
 
@@ -42,8 +42,8 @@ def e2w_exploration(visits: Tensor, num_actions: int, epsilon: float) -> Tensor:
 def e2w_policy(q: Tensor, visits: Tensor, tau: Temperature, epsilon: float) -> Tensor:
     r"""E2W, :math:`\pi(a) = (1 - \lambda) \, \mathrm{softmax}(q / \tau)(a) + \lambda / A`, as probabilities.
 
-    :math:`\lambda` is :func:`e2w_exploration`. An action with ``q = -inf`` (never tried) has its share of
-    :math:`\lambda` only; where all are, the policy is uniform.
+    :math:`\lambda` is :func:`e2w_exploration`. An action with ``q = -inf`` (never tried) gets only its share of
+    :math:`\lambda`; if no action was tried, the policy is uniform.
 
     Source: Xiao et al. 2019 (MENTS), equation (5).
 

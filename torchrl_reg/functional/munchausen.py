@@ -48,7 +48,7 @@ def munchausen_bonus(
 
 
 def advantage_gap(q: Tensor, action: Tensor) -> Tensor:
-    r"""Advantage gap :math:`\max_{a'} q(a') - q(a) \ge 0`, what advantage learning takes off.
+    r"""Advantage gap :math:`\max_{a'} q(a') - q(a) \ge 0`, which advantage learning subtracts.
 
     Source: Baird 1999; Bellemare et al. 2016 (Increasing the action gap). Minus ``alpha``
     times it is the limit of the Munchausen bonus at temperature 0.
@@ -76,7 +76,7 @@ def persistent_advantage_gap(q: Tensor, next_q: Tensor, action: Tensor, terminat
 
     .. math:: \min(\max_{a'} q(s, a') - q(s, a), \max_{a'} q(s', a') - q(s', a))
 
-    A terminal next state has no values, so there the first gap stands alone.
+    A terminal next state has no values, so the first gap is used alone there.
 
     Source: Bellemare et al. 2016 (Increasing the action gap), persistent advantage learning, in the
     form of pfrl's PAL (the second gap is not discounted). pfrl does not mask terminal states.

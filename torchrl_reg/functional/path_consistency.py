@@ -1,4 +1,4 @@
-"""Soft consistency along paths: what vanishes at the regularized optimum, step by step and over sub-trajectories.
+"""Soft consistency along paths: residuals that vanish at the regularized optimum, one step or many at a time.
 
 Shapes: ``*B`` batch, ``T`` time, ``R`` lengths of sub-trajectories (the rollout).
 """
@@ -50,11 +50,11 @@ def path_consistency(
         terminated: whether it ended in a terminal state ``[*B, T]``, bool.
         lam: weight >= 0 of the KL divergence to the reference policy, in reward units.
         log_pi_reference: :math:`\ln \mu` of the stored actions ``[*B, T]``; needed with ``lam``.
-        mask: steps that count ``[*B, T]``, bool; None for all. No sub-trajectory contains a step that does not.
+        mask: steps that count ``[*B, T]``, bool; None for all. Sub-trajectories contain no other steps.
 
     Returns:
         Residuals ``[*B, T, R]``, where entry ``[..., t, n - 1]`` belongs to the n steps from t on, and whether that
-        sub-trajectory exists ``[*B, T, R]`` (bool); residuals of others are 0.
+        sub-trajectory exists ``[*B, T, R]`` (bool); the residuals of the others are 0.
 
     Raises:
         ValueError: ``rollout`` outside 1 ... T, shapes that differ, a number ``lam`` > 0 without ``log_pi_reference``.
@@ -78,7 +78,7 @@ def path_consistency(
     # Episodes that ended before the last step, and steps that do not count, cut the path permanently.
     ends = _windows(done, rollout, fill=True).to(torch.int64)
     exists = (ends.cumsum(-1) == ends) & (_windows(here, rollout, fill=False).cumprod(-1) > 0)
-    # where, before anything is summed: what stands in steps that do not count may be NaN.
+    # where, before anything is summed: steps that do not count may hold NaN.
     gains = torch.where(exists, _windows(gain, rollout), 0.0)
     final = torch.where(exists, _windows(torch.where(terminated, 0.0, next_value), rollout), 0.0)
     path = (discounts * gains).cumsum(-1) + gamma * discounts * final

@@ -20,10 +20,10 @@ def soft_value_importance(
     r"""Soft value :math:`\tau \ln \frac{1}{K} \sum_k \exp(Q(a_k) / \tau) / p(a_k)` of actions ``a_k`` drawn from ``p``.
 
     It estimates :math:`V = \tau \ln \int \exp(Q(a) / \tau) da` by importance sampling. The estimate of the integral is
-    unbiased, that of its logarithm is low (Jensen) by about :math:`\tau / 2 \cdot (1 / ESS - 1 / K)`, more where the
-    density is narrow against the proposal: then no sample hits it. For ``Q(a) = -|a|^2`` on ``[-1, 1]^D`` at ``tau =
-    .1`` under a uniform proposal, 20 000 draws against quadrature (bias, standard deviation, in reward units); the
-    last column on a lattice (:func:`lattice_points`), the others on independent draws:
+    unbiased; that of its logarithm is too low (Jensen), by about :math:`\tau / 2 \cdot (1 / ESS - 1 / K)`, and by more
+    where the density is so much narrower than the proposal that no sample hits it. For ``Q(a) = -|a|^2`` on ``[-1,
+    1]^D`` at ``tau = .1`` under a uniform proposal, 20 000 draws against quadrature (bias, standard deviation, in
+    reward units); the last column on a lattice (:func:`lattice_points`), the others on independent draws:
 
     =  ======  ==============  ==============  ==============  ==============
     D  V       K = 16          K = 64          K = 1024        K = 8, lattice
@@ -41,8 +41,8 @@ def soft_value_importance(
     Args:
         q: values ``[*B, K]`` of the sampled actions, in reward units.
         tau: temperature > 0, in reward units; at 0 the largest value (the proposal drops out).
-        log_proposal: log-densities ``ln p`` of the samples, broadcastable to ``[*B, K]``, nats per unit volume; of the
-            uniform proposal on ``[-1, 1]^D`` it is ``-D ln 2``.
+        log_proposal: log-densities ``ln p`` of the samples, broadcastable to ``[*B, K]``, nats per unit volume; ``-D ln
+            2`` for the uniform proposal on ``[-1, 1]^D``.
         dim: dimension of the samples.
 
     Returns:
@@ -64,8 +64,8 @@ def soft_value_importance(
 def lattice_points(count: int, dims: int) -> Tensor:
     r"""``count`` points that fill the unit cube evenly: :math:`x_k = (k / K, k / \phi, ..., k / \phi^{D-1}) \bmod 1`.
 
-    Moved together by one uniform draw, modulo 1, each of them is uniform on the cube, so a mean over them is as
-    unbiased as one over independent draws, and varies less; :math:`\phi` solves :math:`\phi^D = \phi + 1`.
+    Shifted together by one uniform draw, modulo 1, each of them is uniform on the cube, so a mean over them is
+    unbiased, like one over independent draws, but varies less; :math:`\phi` solves :math:`\phi^D = \phi + 1`.
 
     Args:
         count: K, number of points, >= 1.
@@ -94,12 +94,12 @@ def lattice_points(count: int, dims: int) -> Tensor:
 def svgd_bandwidth(fixed: Tensor, updated: Tensor | None = None, *, smallest: float = 1e-3) -> Tensor:
     r"""Bandwidth :math:`h = \max(\mathrm{median}_{ij} |x_j - y_i|^2 / \ln J, \mathrm{smallest})` of the RBF kernel.
 
-    With it :math:`\sum_j \kappa(x_j, y) \approx 1` at the median distance. Of an even number of pairs the smaller of
-    the two middle ones counts.
+    With it :math:`\sum_j \kappa(x_j, y) \approx 1` at the median distance. For an even number of pairs the median is
+    the smaller of the two middle distances.
 
-    A bandwidth that depends on the particles that push biases the direction where they are few. From those that move
-    alone (``svgd_bandwidth(updated)``) it does not: given where they stand, the expected direction is zero once the
-    others are drawn from ``p``, whatever the kernel (Stein's identity).
+    A bandwidth that depends on the fixed particles biases the direction if they are few. One taken from the updated
+    particles alone (``svgd_bandwidth(updated)``) does not: given their positions, the expected direction is zero once
+    the fixed ones are drawn from ``p``, whatever the kernel (Stein's identity).
 
     Source: Liu and Wang 2016 (Stein variational gradient descent), with the released soft Q-learning code's ``ln J``
     and floor.

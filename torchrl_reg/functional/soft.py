@@ -151,7 +151,7 @@ def soft_policy(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None,
 
 
 def soft_gap(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, dim: int = -1) -> Tensor:
-    r"""Soft value minus maximum, :math:`F_\tau(q) - \max_a q(a)`, without their cancellation.
+    r"""Soft value minus maximum, :math:`F_\tau(q) - \max_a q(a)`, computed without cancellation.
 
     Between 0 and ``tau * ln A`` without a prior; at most 0 with one, whose maximum runs over the
     supported actions.

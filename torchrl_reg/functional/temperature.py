@@ -1,4 +1,4 @@
-"""What the equations share at their boundary: the working precision and the temperature.
+"""Working precision and temperature: what every equation first does to its inputs.
 
 Half-precision inputs are computed and returned in float32; float32 and float64 stay as they are.
 """
@@ -23,7 +23,7 @@ def temperature_and_divisor(tau: Temperature, dtype: torch.dtype) -> tuple[Tempe
     """``tau`` and ``max(tau, smallest normal number of dtype)``, safe to divide by at ``tau = 0``.
 
     A difference of action values over the floored divisor is already infinitely many temperatures
-    wide, so the floor moves no result; without it ``0 / 0`` at the best action is NaN, and CUDA's
+    wide, so the floor changes no result; without it ``0 / 0`` at the best action is NaN, and CUDA's
     multiplication by ``1 / tau`` overflows for a subnormal ``tau``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How an action prior is learnt from the policy on the states visited.
+"""Learning an action prior from the policy at the visited states.
 
 Shapes: ``*B`` batch, ``A`` actions, ``T`` time steps, ``N`` environments.
 """
@@ -19,16 +19,16 @@ class PriorUpdate(TensorDictModuleBase):
 
     Call it on what the policy has just collected, ``[N, T]`` or ``[T]`` (time last, or the dimension named ``"time"``).
     A batch counts as its ``T x N`` steps in order of time; the ``N`` steps of one time count with their mean policy
-    (:func:`~torchrl_reg.functional.averaged_prior`). ``pi`` is that of the prior at the start of the batch, so against
-    updates one by one it is off by order ``(rate T N)^2``. Rows of a padded batch (``("collector", "mask")`` or
-    ``"mask"`` false) count for nothing.
+    (:func:`~torchrl_reg.functional.averaged_prior`). ``pi`` uses the prior from the start of the batch, so the result
+    differs from step-by-step updates by order ``(rate T N)^2``. Rows of a padded batch (``("collector", "mask")`` or
+    ``"mask"`` false) are ignored.
 
     Source: Grau-Moya et al. 2019 (MIRL).
 
     Args:
         prior: updated in place.
-        actor: writes the Q-values of the batch's states, without gradients and leaving the batch as it is; None reads
-            those in the batch, which are the ones the actor chose by.
+        actor: computes the Q-values at the batch's states, without gradients and without changing the batch; None reads
+            those in the batch, by which the actor chose its actions.
         rate: step size per environment step, in (0, 1].
         action_value_key: of the Q-values ``[*B, A]``.
 

@@ -1,4 +1,4 @@
-"""A policy over bins whose dimensions depend on each other, one after the other.
+"""A policy over bins in which each dimension depends on those before it.
 
 Shapes: ``*B`` batch, ``*S`` sample shape, ``D`` action dimensions, ``H`` hidden units per dimension.
 """
@@ -19,7 +19,7 @@ from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
 
 
 class AutoregressiveMulticategorical(Distribution):
-    r"""Bins chosen one dimension after the other: :math:`\pi(a) = \prod_d \pi_d(a^d | a^{<d})`.
+    r"""Bins chosen one dimension at a time: :math:`\pi(a) = \prod_d \pi_d(a^d | a^{<d})`.
 
     Get it from :meth:`AutoregressiveMulticategoricalActor.get_dist`. :meth:`log_prob` takes one pass of the head,
     sampling D short ones. ``mean``, ``mode`` and ``entropy`` (nats) have no closed form; :meth:`entropy` is an
@@ -70,7 +70,7 @@ class AutoregressiveMulticategorical(Distribution):
         return Multicategorical(F.linear(hidden.relu(), self.weight, self.bias), bins=self.bins)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, taken to the nearest bin).
+        """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, rounded to the nearest bin).
 
         Raises:
             ValueError: ``value`` of another width.
@@ -88,7 +88,7 @@ class AutoregressiveMulticategorical(Distribution):
 
     @property
     def mode_index(self) -> Tensor:
-        """Bins ``[*B, D]`` chosen greedily one dimension after the other. **Not the mode** of the joint policy: the
+        """Bins ``[*B, D]`` chosen greedily one dimension at a time. **Not the mode** of the joint policy: the
         likeliest first bin may lead to unlikely pairs."""
         return self._draw((), greedy=True)
 
@@ -105,14 +105,14 @@ class AutoregressiveMulticategorical(Distribution):
         """An estimate ``[*B]`` from one sample, in nats, not a closed form: :meth:`entropy_estimate`.
 
         It is here for the entropy bonus of TorchRL's PPO and A2C: the ``-ln pi`` of a sample, which they take where a
-        class has no entropy, has a gradient that is zero in mean over actions that carry none.
+        class has no entropy, has a gradient whose mean is zero for actions that carry none.
         """
         return self.entropy_estimate()
 
     def entropy_estimate(self, num_samples: int = 1) -> Tensor:
         """Estimate ``[*B]`` of the entropy in nats: ``sum_d H(pi_d(. | a^{<d}))`` averaged over sampled ``a``.
 
-        By the chain rule unbiased, and of less variance than ``-ln pi(a)``; so is its gradient, which has a term
+        Unbiased by the chain rule, with less variance than ``-ln pi(a)``. So is its gradient, which has a term
         ``H(pi_d) grad ln pi(a^{<d})`` for the sampled conditions.
         """
         index = self.sample_index((num_samples,))
@@ -154,7 +154,7 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
     masks (Germain et al., 2015): units of dimension d see the features and the one-hot bins of dimensions before d;
     logits of dimension d see the units of dimensions up to d. Hence the log-probability of stored bins takes one pass,
     sampling D short ones. Keys and exploration as for :class:`MulticategoricalActor`; deterministic exploration is
-    greedy one dimension after the other, which is **not the mode**; ``ExplorationType.MEAN`` is not available.
+    greedy one dimension at a time, which is **not the mode**; ``ExplorationType.MEAN`` is not available.
 
     Args:
         torso: from the in-keys to features ``[*B, num_features]``.

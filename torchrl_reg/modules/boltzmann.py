@@ -64,7 +64,7 @@ class BoltzmannQActor(TensorDictModuleBase):
 
     @property
     def tau(self) -> Tensor | None:
-        """The temperature in force, in reward units, if the regularizer has one."""
+        """The current temperature, in reward units, if the regularizer has one."""
         return getattr(self.regularizer, "tau", None)
 
     @property

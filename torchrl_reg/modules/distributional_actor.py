@@ -82,7 +82,7 @@ class CategoricalQActor(DistributionalActor):
 
     Args:
         network: maps the observation to ``[*B, num_atoms * A]`` logits, the atoms of all actions together by atom.
-        num_atoms: N >= 2. value_min, value_max: ends of the grid, in units of return: what is clipped to them is lost.
+        num_atoms: N >= 2. value_min, value_max: ends of the grid, in units of return; returns beyond them are clipped.
         spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
 
     TorchRL's :class:`~torchrl.modules.DistributionalQValueActor` writes log-probabilities where every other actor

@@ -240,7 +240,7 @@ class FlowActor(TensorDictModuleBase):
         nn.init.zeros_(self.bias_out)
 
     def reset_parameters_recursive(self, parameters: TensorDictBase | None = None) -> TensorDictBase | None:
-        """As TensorDict's, which resets the children of a module only: here the couplings, too."""
+        """As in TensorDict, which resets only the children of a module: here the couplings, too."""
         reset = super().reset_parameters_recursive(parameters)
         with nullcontext() if reset is None else reset.to_module(self, preserve_module_state=False):
             self.reset_parameters()

@@ -141,7 +141,7 @@ class Multicategorical(Distribution):
     Args:
         logits: ``[*B, sum(num_bins)]``, unnormalized, the dimensions one after the other.
         low, high: bounds, numbers or ``[D]``.
-        num_bins: bins per dimension >= 2, a number or D of them. With three numbers D follows from the logits.
+        num_bins: bins per dimension >= 2, a number or D of them. If all three are numbers, D follows from the logits.
         bins: instead of ``low``, ``high`` and ``num_bins``: their table, built once (building it costs more than all
             the rest).
 
@@ -216,7 +216,7 @@ class Multicategorical(Distribution):
         return self.bins.index(action)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, taken to the nearest bin).
+        """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, rounded to the nearest bin).
 
         Raises:
             ValueError: ``value`` of another width.
@@ -285,7 +285,7 @@ class Multicategorical(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The expected action ``[*B, D]``, which is a bin by accident only."""
+        """The expected action ``[*B, D]``, which is a bin only by accident."""
         return (self.probs * self.bins.values).sum(-1)
 
     @property

@@ -86,7 +86,7 @@ def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> T
         ValueError: an observation that ``env`` does not have, or several that are not all vectors.
     """
     spec = env.observation_spec
-    # Not what is beside the observation proper: counters, the return so far.
+    # Without what lies beside the observation: counters, the return so far.
     names = list(spec.keys())
     known = [k for k in names if spec[k].dtype.is_floating_point and k != "episode_reward"]
     unknown = [key for key in keys if key not in known]

@@ -21,8 +21,8 @@ from torchrl_reg.torchrl_compat import find_action_space
 class PriorEGreedyModule(EGreedyModule):
     """Greedy in ``pi ~ rho exp(beta q)``, so in ``ln rho(a) + beta q(s, a)``; with probability eps, ``a ~ rho``.
 
-    It stands where TorchRL's :class:`~torchrl.modules.EGreedyModule` stands, which takes the greedy action of q alone
-    and explores uniformly. Under deterministic exploration it is greedy, prior included, and never explores.
+    It replaces TorchRL's :class:`~torchrl.modules.EGreedyModule`, which takes the greedy action of q alone and explores
+    uniformly. Under deterministic exploration it is greedy, prior included, and never explores.
 
     Args:
         spec: action spec (``Categorical`` or ``OneHot``); it says how actions are written.

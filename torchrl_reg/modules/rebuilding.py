@@ -23,7 +23,7 @@ BUILDERS: dict[str, tuple[Callable[..., Any], type]] = {}
 
 @dataclass(frozen=True)
 class Spaces:
-    """What a network has to know of an environment; it stands in for one where networks are built.
+    """What a network has to know of an environment, and a stand-in for one where networks are built.
 
     Args:
         observations: key -> shape of one observation and its dtype, ``"float32"``.

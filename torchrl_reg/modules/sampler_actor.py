@@ -77,7 +77,8 @@ class StochasticSamplerActor(TensorDictModuleBase):
         self.register_buffer("low", lowest, persistent=False)
         self.register_buffer("high", highest, persistent=False)
         dims, widths = len(lowest), list(num_cells)
-        # One layer of features and noise together: drawn as one, applied as two, for the state's half is shared.
+        # One layer of features and noise together: initialized as one, applied as two, because the state's half is
+        # shared.
         self.first = nn.Linear(num_features + dims, widths[0])
         layers: list[nn.Module] = [nn.ReLU()]
         for width, following in zip(widths, [*widths[1:], dims], strict=True):

@@ -1,4 +1,4 @@
-"""What the losses over an actor and critics Q(s, a) share: their networks, sampled actions, entries and priorities.
+"""What the losses with an actor and critics Q(s, a) share: networks, sampled actions, entries and priorities.
 
 Shapes: ``*B`` batch, ``C`` critics, ``K`` actions per state, ``D`` action dimensions.
 """
@@ -39,7 +39,7 @@ class ActorCriticLoss(RegularizedLoss):
     Args:
         actor_network: the actor.
         qvalue_network: a critic, or a list of them; each writes Q(s, a) ``[*B, 1]`` from entries with the action among
-            them. Where there are several the smallest value counts.
+            them. With several, the smallest value counts.
         temperature: the coefficient behind ``loss.tau``.
         loss_function: distance between Q(s, a) and its target; summed over the critics.
         reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
@@ -57,7 +57,7 @@ class ActorCriticLoss(RegularizedLoss):
     target_qvalue_network_params: TensorDictParams
     _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "qvalue_network")
     default_value_estimator: Any = ValueEstimators.TD0
-    tau: Any = coefficient("temperature", "The temperature in force, in reward units; assign to schedule it.")
+    tau: Any = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class ActorCriticLoss(RegularizedLoss):
         super()._bind()
         self.__dict__["_frozen"] = None
         if self._bound_networks is not None:
-            # A copy of the critics that shares their memory, but asks for no gradient of their parameters.
+            # A copy of the critics that shares their memory, but whose parameters need no gradient.
             self.__dict__["_frozen"] = BoundModule(self.qvalue_network, self.qvalue_network_params.data, private=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class ActorCriticLoss(RegularizedLoss):
         rows: dict[str, Tensor],
         **scalars: Tensor,
     ) -> TensorDict:
-        """The losses reduced (priority weights count for the ``weighted``), further scalars, means of the rows."""
+        """The reduced losses (priority weights apply to the ``weighted``), further scalars, and means of the rows."""
         masked = None if mask is None else tensordict
         weights = self._weights(tensordict)
         losses = {n: self._reduce_loss(x, tensordict=masked, weights=weights) for n, x in weighted.items()}
@@ -183,7 +183,7 @@ class ActorCriticLoss(RegularizedLoss):
         return out
 
     def _check_data_once(self, tensordict: TensorDictBase, low: Any, high: Any, mask: Tensor | None) -> None:
-        """Refuse stored actions outside the box, in the first batch: looking at every one would wait for the device."""
+        """Refuse stored actions outside the box, in the first batch only: every check waits for the device."""
         if torch.compiler.is_compiling() or self._checked_data:
             return
         self.__dict__["_checked_data"] = True

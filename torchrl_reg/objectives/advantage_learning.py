@@ -52,7 +52,7 @@ class AdvantageLearningLoss(QLearningLoss):
     True
     """
 
-    alpha = coefficient("shaping.alpha_coefficient", "Weight of the gap in force.")
+    alpha = coefficient("shaping.alpha_coefficient", "Current weight of the gap.")
 
     def __init__(
         self, value_network: QValueActor | nn.Module, *, alpha: float = 0.9, persistent: bool = False, **kwargs: Any

@@ -1,7 +1,7 @@
 """Calling the networks of a loss on plain tensors.
 
-``params.to_module(network)`` costs about 100 us a time and a TensorDictModule another 160 us, more than a small
-network's forward pass. A :class:`BoundModule` therefore is permanently bound to the loss's own parameter tensors, and a
+``params.to_module(network)`` costs about 100 us per call and a TensorDictModule another 160 us, more than a small
+network's forward pass. A :class:`BoundModule` is therefore permanently bound to the loss's own parameter tensors, and a
 :class:`BoundQNetwork` calls the inner module directly where that is the same computation (no action mask, no hooks).
 Where the loss's parameters were swapped, :class:`~torchrl_reg.objectives.network_loss.NetworkLoss` asks for the same
 network :meth:`~BoundModule.holding` those instead.
@@ -75,7 +75,7 @@ class BoundModule:
         self._template = template
         self._network = _copied(template) if private else template
         self._stand_in: Self | None = None
-        # The template of a deep-copied loss is its own, but holds tensors apart from the copied parameters.
+        # A deep-copied loss has a template of its own, but its tensors are not the copied parameters.
         if private or not _shares_tensors(template, params):
             params.to_module(self._network)
         if private:
@@ -103,7 +103,7 @@ class BoundModule:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Within, calls leave the running statistics of batch normalization as they are: for what is only reported."""
+        """Inside, calls leave the running statistics of batch normalization unchanged: for passes that only report."""
         layers = [layer for layer in self._network.modules() if isinstance(layer, ROW_MIXERS)]
         before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
         yield
@@ -111,7 +111,7 @@ class BoundModule:
             buffer.copy_(value)
 
     def _follow_mode(self) -> None:
-        # A private copy does not hear of `actor.eval()`; TorchRL would have run the template.
+        # A private copy does not see `actor.eval()`; TorchRL would have run the template.
         if self._network.training != self._template.training:
             self._network.train(self._template.training)
 
@@ -159,8 +159,8 @@ class BoundQNetwork(BoundModule):
     def both(self, tensordict: TensorDictBase, *, root_counts: bool = True) -> tuple[Tensor, Tensor]:
         """Q-values at the root and at ``"next"``, in one pass where that is exact (no batch statistics, say).
 
-        ``root_counts=False`` says that those at the root are for diagnostics only: batch statistics stay as if they
-        had not been asked for.
+        ``root_counts=False`` says that those at the root are for diagnostics only: batch statistics stay as if that
+        pass had not been made.
         """
         if self._module is not None:
             self._follow_mode()

@@ -1,4 +1,4 @@
-"""The stored action, and the value it has."""
+"""The stored action and its value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One clear sentence for data that a loss cannot use, or would use silently wrong.
+"""One clear sentence for data that a loss cannot use, or would silently misuse.
 
 Reading values waits for the device, so losses check the first batch they see and no other (``loss.data_checks``).
 

@@ -1,4 +1,4 @@
-"""VIREL over discrete actions: the exact Boltzmann policy at the Bellman error, its values without an entropy term."""
+"""VIREL over discrete actions: the exact Boltzmann policy at the Bellman error, valued without an entropy term."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class DiscreteVIRELLoss(QLearningLoss):
 
     No actor is needed: the E-step of :class:`~torchrl_reg.objectives.VIRELLoss` is exact. Act with ``BoltzmannQActor(
     actor, regularizer=loss.regularizer)``, which follows the temperature. The limit ``epsilon = 0`` is
-    :class:`~torchrl.objectives.DQNLoss`; :class:`SoftDQNLoss` has an entropy term beside. For any head. Our addition:
+    :class:`~torchrl.objectives.DQNLoss`; :class:`SoftDQNLoss` adds an entropy term. Works with any head. Our addition:
     the source has continuous actions only.
 
     Args:
         value_network: as for :class:`QLearningLoss`, with any head.
-        tau: the temperature, in reward units: the first one, or the fixed one; or a coefficient. Schedulable.
+        tau: the temperature, in reward units, initial or fixed; or a coefficient. Schedulable.
         beta_scale: ``c`` of ``epsilon = c / 2 E|td_error|^2``, in 1 / reward units; None keeps ``tau``.
         rate: step size of the running average, per :meth:`observe`.
         tau_min: floor of the temperature > 0.
-        kwargs: of :class:`QLearningLoss`, but for the regularizer.
+        kwargs: of :class:`QLearningLoss`, except the regularizer.
 
     Returns (in a TensorDict): ``loss``, with ``beta_scale`` the detached ``squared_td_error``, and the detached scalars
     of :class:`QLearningLoss` with the entropy's diagnostics, ``tau`` among them. Writes the priority ``[*B, 1]``.
@@ -58,7 +58,7 @@ class DiscreteVIRELLoss(QLearningLoss):
     True
     """
 
-    tau: Any = coefficient("regularizer.tau_coefficient", "The temperature in force, in reward units.")
+    tau: Any = coefficient("regularizer.tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Losses built from plain settings, such as a YAML file holds."""
+"""Losses built from plain settings, such as those of a YAML file."""
 
 from __future__ import annotations
 

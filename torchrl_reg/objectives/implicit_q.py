@@ -106,9 +106,9 @@ class ImplicitQLoss(RegularizedLoss):
     target_actor_network_params: TensorDictParams
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
-    tau: Any = coefficient("tau_coefficient", "The temperature in force, in reward units.")
-    alpha: Any = coefficient("alpha_coefficient", "The Munchausen weight in force.")
-    clip_min: Any = coefficient("clip_min_coefficient", "The lower clip in force, in reward units; -inf is none.")
+    tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
+    alpha: Any = coefficient("alpha_coefficient", "The current Munchausen weight.")
+    clip_min: Any = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
     _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "value_network")
 
     def __init__(
@@ -227,7 +227,7 @@ class ImplicitQLoss(RegularizedLoss):
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
     def _temperature(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The temperature in force, and the loss of a learnt one: ``ln tau (H(pi) - target_entropy)``."""
+        """The current temperature, and the loss of a learnt one: ``ln tau (H(pi) - target_entropy)``."""
         tau, learnt = self.tau, self.tau_coefficient
         if not isinstance(learnt, DualCoefficient):
             return tau, {}

@@ -57,7 +57,7 @@ class IQNLoss(QLearningLoss):
 
 
 def quantile_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``kwargs`` that :class:`ImplicitQuantiles` takes, taken out of it."""
+    """Those of ``kwargs`` that :class:`ImplicitQuantiles` takes, removed from it."""
     counts = ("num_quantiles", "num_target_quantiles", "num_policy_quantiles")
     names = (*counts, "kappa", "reuse_quantiles", "share_fractions")
     return {name: kwargs.pop(name) for name in names if name in kwargs}

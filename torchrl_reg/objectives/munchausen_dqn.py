@@ -19,8 +19,8 @@ class MunchausenDQNLoss(QLearningLoss):
     """M-DQN target ``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma sum_a' pi(a'|s') (q(s', a') - tau ln pi(a'|s'))``.
 
     ``q`` is the target network everywhere in the target and ``pi = softmax(q / tau)``. The bonus is added once, to the
-    stored action; with n-step data it belongs to the first transition only. At a terminal state the bonus stays and
-    the bootstrap goes; a truncated episode still bootstraps. ``alpha=0`` is :class:`SoftDQNLoss`.
+    stored action; with n-step data it belongs to the first transition only. At a terminal state the bonus is kept and
+    the bootstrap dropped; a truncated episode still bootstraps. ``alpha=0`` is :class:`SoftDQNLoss`.
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
@@ -59,9 +59,9 @@ class MunchausenDQNLoss(QLearningLoss):
     (True, torch.Size([8, 1]))
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
-    alpha = coefficient("shaping.alpha_coefficient", "Munchausen weight in force.")
-    clip_min = coefficient("shaping.clip_min_coefficient", "Lower clip of tau ln pi in force, in reward units.")
+    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
+    alpha = coefficient("shaping.alpha_coefficient", "Current munchausen weight.")
+    clip_min = coefficient("shaping.clip_min_coefficient", "Current lower clip of tau ln pi, in reward units.")
     _stand_ins: ClassVar[dict[Any, Any]] = {
         **QLearningLoss._stand_ins,
         ValueEstimators.TD0: RegValueEstimators.MUNCHAUSEN_TD0,

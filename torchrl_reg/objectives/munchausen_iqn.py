@@ -56,9 +56,9 @@ class MunchausenIQNLoss(QLearningLoss):
     True
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
-    alpha = coefficient("shaping.alpha_coefficient", "Munchausen weight in force.")
-    clip_min = coefficient("shaping.clip_min_coefficient", "Lower clip of tau ln pi in force, in reward units.")
+    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
+    alpha = coefficient("shaping.alpha_coefficient", "Current munchausen weight.")
+    clip_min = coefficient("shaping.clip_min_coefficient", "Current lower clip of tau ln pi, in reward units.")
 
     def __init__(
         self,

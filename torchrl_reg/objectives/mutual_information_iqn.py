@@ -14,7 +14,7 @@ class MutualInformationIQNLoss(PriorRegularizedLoss):
     """MIRL over quantiles: ``r + gamma sum_a pi(a|s') (z_j(s', a) - (1/beta) ln (pi(a|s') / rho(a)))``.
 
     One policy ``pi ~ rho exp(beta mean_k z(., ., sigma_k))`` from K fresh fractions of the target network, shared by
-    all quantiles, as :class:`MunchausenIQNLoss` has it with the prior in the uniform's place. The mean of the target
+    all quantiles, as in :class:`MunchausenIQNLoss`, with the prior in place of the uniform one. The mean of the target
     over quantiles is that of :class:`MutualInformationDQNLoss` if the policy reads the same quantiles.
 
     Args:

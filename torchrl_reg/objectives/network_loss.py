@@ -48,7 +48,7 @@ class NetworkLoss(LossModule):
         super().__init__()
 
     def __getattr__(self, name: str) -> Any:
-        # TorchRL's looks at the name first, at 2 us a read of a submodule; it is asked for all that is not one.
+        # TorchRL's checks the name first, 2 us per read of a submodule; it is called for everything else only.
         modules = self.__dict__.get("_modules")
         if modules is not None and name in modules and not name.startswith("target_"):
             return modules[name]

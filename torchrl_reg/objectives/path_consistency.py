@@ -95,8 +95,8 @@ class PathConsistencyLoss(RegularizedLoss):
     target_actor_network_params: TensorDictParams
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
-    tau: Any = coefficient("tau_coefficient", "The temperature in force, in reward units.")
-    lam: Any = coefficient("lam_coefficient", "The weight of the KL divergence in force, in reward units.")
+    tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
+    lam: Any = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
     _network_names: tuple[str, ...] = ("actor_network", "value_network")  # type: ignore[misc]
 
     def __init__(
@@ -241,7 +241,7 @@ class PathConsistencyLoss(RegularizedLoss):
     def _trust_region(
         self, dist: Any, reference: Any, mask: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """``lam`` in force, the loss ``-ln lam (KL - max_kl)`` of a learnt one, and the diagnostic rows."""
+        """The current ``lam``, the loss ``-ln lam (KL - max_kl)`` of a learnt one, and the diagnostic rows."""
         lam, learnt = self.lam, self.lam_coefficient
         is_learnt = isinstance(learnt, DualCoefficient)
         if reference is None or not (self.diagnostics or is_learnt):

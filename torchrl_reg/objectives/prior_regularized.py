@@ -43,7 +43,7 @@ class PriorRegularizedLoss(QLearningLoss):
     prior_network: TensorDictModuleBase
     prior_network_params: TensorDictParams
     target_prior_network_params: TensorDictParams
-    beta = coefficient("regularizer.prior.beta_coefficient", "Inverse temperature in force, that of ``loss.prior``.")
+    beta = coefficient("regularizer.prior.beta_coefficient", "Current inverse temperature, that of ``loss.prior``.")
     _stand_ins: ClassVar[dict[Any, Any]] = {
         **QLearningLoss._stand_ins,
         ValueEstimators.TD0: RegValueEstimators.PRIOR_SOFT_TD0,

@@ -30,7 +30,7 @@ from torchrl_reg.torchrl_compat import entry, find_action_space
 
 
 class _Policies(NamedTuple):
-    """The policies where they were asked for: at s' its value or all of it, at s the scaled log-policies."""
+    """The policies that are needed: at s' its value or all of it, at s the scaled log-policies."""
 
     next_value: Tensor | None = None
     following: Regularized | None = None
@@ -231,11 +231,11 @@ class QLearningLoss(RegularizedLoss):
 
     @property
     def _watches(self) -> bool:
-        """Whether the online policy at s is looked at."""
+        """Whether the online policy at s is needed."""
         return self.diagnostics or bool(self._learnt)
 
     def _policies(self, tensordict: TensorDictBase, frozen: Frozen, q: Tensor | None) -> _Policies:
-        """All in one kernel where they can be; at s' not with Double Q-learning."""
+        """All in one kernel where possible; at s' not with Double Q-learning."""
         wanted = {"next": None if self.double_dqn else frozen.next_q, "root": frozen.root_q, "online": q}
         given = {name: values for name, values in wanted.items() if values is not None}
         if not given:
@@ -276,7 +276,7 @@ class QLearningLoss(RegularizedLoss):
         return bonus, cost, rows
 
     def _prior_at(self, tensordict: TensorDictBase, q: Tensor) -> dict[str, Tensor]:
-        """What the regularizer takes beside ``q`` at the root of ``tensordict``: the prior of a state, if any."""
+        """What the regularizer takes beside ``q`` at the root of ``tensordict``: a state-dependent prior, if any."""
         return {}
 
     def _stacked_prior(self, tensordict: TensorDictBase, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -297,7 +297,7 @@ class QLearningLoss(RegularizedLoss):
     def _terms(
         self, tensordict: TensorDictBase, rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """What is returned beside the loss: ``loss_*`` of learnt coefficients, and scalars that are always there."""
+        """What is returned beside the loss: ``loss_*`` of learnt coefficients, and scalars that are always returned."""
         terms = {}
         if "squared_td_error" in rows:
             terms["squared_td_error"] = masked_mean(rows.pop("squared_td_error"), mask)

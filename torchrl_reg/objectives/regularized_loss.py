@@ -40,7 +40,7 @@ class RegularizedLoss(NetworkLoss):
 
     Attributes:
         data_checks: which batches are checked for missing entries, NaN and actions of the wrong kind, which waits for
-            the device: ``"first"``, ``"always"``, or ``"never"`` (``"first"`` becomes that once it has been).
+            the device: ``"first"``, ``"always"``, or ``"never"`` (``"first"`` turns into that after one batch).
     """
 
     @dataclass
@@ -65,7 +65,7 @@ class RegularizedLoss(NetworkLoss):
     value_network: TensorDictModule
 
     default_value_estimator: Any = ValueEstimators.TD0
-    #: TorchRL's names for the estimators this loss stands in with its own (``"td0"`` -> soft TD(0), ...).
+    #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
 
@@ -107,7 +107,7 @@ class RegularizedLoss(NetworkLoss):
     def check_data(self, tensordict: TensorDictBase) -> None:
         """Raise if the loss cannot learn from ``tensordict``, as :attr:`data_checks` says; forward does it by itself.
 
-        For a loss that is compiled: no graph has these checks.
+        For compiled losses, whose graphs do not contain these checks.
         """
         check_before_forward(self, (tensordict,))
 
@@ -242,7 +242,7 @@ class RegularizedLoss(NetworkLoss):
         return mask
 
     def _reported(self) -> dict[str, Tensor]:
-        """Coefficients in force that are reported beside the means of the rows."""
+        """The current coefficients that are reported beside the means of the rows."""
         return {}
 
     def _output(
@@ -255,7 +255,7 @@ class RegularizedLoss(NetworkLoss):
     ) -> TensorDict:
         """``loss`` reduced from ``elementwise [*B]``, further ``terms``, and the means of the diagnostic rows."""
         weights = self._weights(tensordict)
-        # TorchRL's reduction would look for the masks again; where there are none, it need not.
+        # TorchRL's reduction would look for the masks again; skipped where there are none.
         loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
         scalars: dict[str, Tensor] = {}
         if self.diagnostics:
@@ -295,7 +295,8 @@ def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None
 
 def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """Batch means of equally shaped rows, in one reduction and in ``dtype``; over the rows of ``mask`` if any."""
-    # Of one transition without batch dimensions, a row has none either, and a float64 coefficient made it float64.
+    # For one transition without batch dimensions a row is 0-dimensional, too, and a float64 coefficient has made it
+    # float64.
     stacked = torch.stack(list(rows.values())).to(dtype).reshape(len(rows), -1)
     if mask is None:
         means = stacked.mean(1)

@@ -23,7 +23,7 @@ class Shaping(nn.Module):
 
     #: Names of the coefficients that can be assigned.
     coefficient_names: ClassVar[tuple[str, ...]] = ("alpha",)
-    #: Whether it asks where episodes terminate.
+    #: Whether it needs to know where episodes terminate.
     reads_terminated: bool = True
 
     def forward(
@@ -36,7 +36,7 @@ class Shaping(nn.Module):
             tau_log_pi: its scaled log-policy there ``[*B, A]``, as a regularizer gives it.
             action: stored actions, indices ``[*B]``.
             next_q: its Q-values at s' ``[*B, A]``.
-            terminated: whether s' is terminal ``[*B]``; None is nowhere.
+            terminated: whether s' is terminal ``[*B]``; None means nowhere.
         """
         raise NotImplementedError
 
@@ -52,7 +52,7 @@ class Shaping(nn.Module):
 class Munchausen(Shaping):
     """``bonus = alpha [tau ln pi(a|s)]_{clip_min}^0 [*B]``, the scaled log-policy of the stored action (reward units).
 
-    With another regularizer than the entropy it is that one's ``tau_log_pi``: with
+    With a regularizer other than the entropy it is that regularizer's ``tau_log_pi``: with
     :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap.
 
     Args:
@@ -72,8 +72,8 @@ class Munchausen(Shaping):
 
     coefficient_names = ("alpha", "clip_min")
     reads_terminated = False
-    alpha = coefficient("alpha_coefficient", "Weight of the bonus in force.")
-    clip_min = coefficient("clip_min_coefficient", "Lower clip in force, in reward units; -inf is none.")
+    alpha = coefficient("alpha_coefficient", "Current weight of the bonus.")
+    clip_min = coefficient("clip_min_coefficient", "Current lower clip, in reward units; -inf is none.")
 
     def __init__(self, alpha: float | Coefficient = 0.9, clip_min: float | Coefficient | None = -1.0) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class AdvantageGap(Shaping):
 
     Args:
         alpha: weight in [0, 1]; can be assigned.
-        persistent: persistent advantage learning. At a terminal s' the gap at s stands alone.
+        persistent: persistent advantage learning. At a terminal s' it is the gap at s.
 
     Raises:
         ValueError: ``alpha`` outside [0, 1].
@@ -103,7 +103,7 @@ class AdvantageGap(Shaping):
     Source: Bellemare et al., "Increasing the Action Gap", AAAI 2016, eqs. (7) and (9).
     """
 
-    alpha = coefficient("alpha_coefficient", "Weight of the gap in force.")
+    alpha = coefficient("alpha_coefficient", "Current weight of the gap.")
 
     def __init__(self, alpha: float | Coefficient = 0.9, *, persistent: bool = False) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ class SoftDQNLoss(QLearningLoss):
     torch.Size([])
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
+    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
     _stand_ins: ClassVar[dict[Any, Any]] = {
         **QLearningLoss._stand_ins,
         ValueEstimators.TD0: RegValueEstimators.SOFT_TD0,

@@ -48,7 +48,7 @@ class SparseDQNLoss(QLearningLoss):
     True
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Temperature in force, in reward units.")
+    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
 
     def __init__(self, value_network: QValueActor | nn.Module, *, tau: float = 0.03, **kwargs: Any) -> None:
         super().__init__(value_network, regularizer=Tsallis(tau), **kwargs)

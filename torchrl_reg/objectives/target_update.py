@@ -14,7 +14,7 @@ class _ForeachUpdate(TargetNetUpdater):
     """A TorchRL target updater whose step touches all tensors in one ``torch._foreach`` call."""
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Online and target tensors; listed anew when loss.to(...) or a cast has replaced them."""
+        """Online and target tensors; listed again when loss.to(...) or a cast has replaced them."""
         held = self.__dict__.get("_lists")
         if held is None or any(entry.get(key).data_ptr() != pointer for entry, key, pointer in held[2]):
             held = self.__dict__["_lists"] = self._list_tensors()

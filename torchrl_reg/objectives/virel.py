@@ -32,22 +32,22 @@ class VIRELLoss(ActorCriticLoss):
               J_\pi = E[\epsilon \ln \pi(a|s) - Q(s, a)]
 
     The critic learns the values of the policy *without* an entropy term, ``V(s') = min Q_target(s', a')`` at ``a'`` of
-    the policy (or a value network's, if one is given). So there is nothing to explore for in the values: the policy is
-    random as long as the critic is wrong, and becomes deterministic as it gets right.
+    the policy (or a value network's, if one is given). So the values give no reason to explore: the policy is random as
+    long as the critic is wrong, and becomes deterministic as the critic gets it right.
 
     The temperature follows what :meth:`observe` is given. ``loss.observe(out)`` after each update takes the error of
     that batch into a running average; ``loss.observe(loss.bellman_error(large_batch))`` with ``rate=1`` is the released
     form, which estimates it anew on 4096 transitions. Both are biased: upwards by the variance of the target where
-    transitions or actions are random, downwards because the data are those the critic was fitted to, and towards where
-    the replay buffer is. An average of ``1 / rate`` updates also lags; one batch alone is noisy, by ``sqrt(2 / B)`` of
+    transitions or actions are random, downwards because the critic was fitted to the same data, and towards the states
+    in the replay buffer. An average of ``1 / rate`` updates also lags; one batch alone is noisy, by ``sqrt(2 / B)`` of
     itself for Gaussian errors.
 
     Without ``beta_scale`` the temperature stays ``tau``. **Names**: in the released code ``beta.py`` adapts it, and
-    ``virel.py``, whose method that would is never called, keeps it at 1.
+    ``virel.py``, which never calls its method for that, keeps it at 1.
 
     ``mode="em"`` takes the literal gradients ``epsilon grad_theta L`` (E-step, the same as above) and ``epsilon^2
     grad_omega L = epsilon E[grad Q] - E[Q] grad epsilon`` (M-step), the Bellman error being that of the online critic,
-    with the gradient of both its ends. It is there to be studied; the value of that ``loss_qvalue`` means nothing.
+    with the gradient of both its ends. It is meant for study; the value of that ``loss_qvalue`` means nothing.
     Where ``E[Q] < 0`` the M-step *raises* the error.
 
     Args:
@@ -56,7 +56,7 @@ class VIRELLoss(ActorCriticLoss):
         qvalue_network: a critic, or a list of them (twin critics: the smaller value counts).
         value_network: optional, writes ``"state_value" [*B, 1]``: the critics then bootstrap on its target, and it
             learns ``min Q(s, a)`` at ``a`` of the policy, the source's form.
-        tau: the temperature, in reward units: the first one, or the fixed one; or a coefficient. Schedulable.
+        tau: the temperature, in reward units, initial or fixed; or a coefficient. Schedulable.
         beta_scale: ``c``, in reward units to the power ``1 - p``; None keeps ``tau``.
         exponent: ``p >= 1``. At 1 the policy does not depend on the scale of the rewards.
         rate: step size of the running average, per :meth:`observe`; 1 has no memory.

@@ -1,7 +1,8 @@
 """The action prior and the inverse temperature of mutual-information regularization.
 
-One :class:`ActionPrior` is handed to whoever needs it: the loss, the exploration module, an actor, the updates. It is a
-module of its own, because ``.to()`` replaces buffers: a tensor held in two places would part, a module does not.
+One :class:`ActionPrior` is shared by everything that needs it: the loss, the exploration module, an actor, the updates.
+It is a module because ``.to()`` replaces buffers: two references to a tensor would come apart, two references to a
+module do not.
 
 Shapes: ``*B`` batch, ``A`` actions.
 """
@@ -49,7 +50,7 @@ class ActionPrior(nn.Module):
     """
 
     log_prior: Tensor
-    beta = coefficient("beta_coefficient", "The inverse temperature in force, per unit of reward.")
+    beta = coefficient("beta_coefficient", "The current inverse temperature, per unit of reward.")
 
     def __init__(
         self,
@@ -104,10 +105,10 @@ class ActionPrior(nn.Module):
         return soft_policy(q, self.beta.reciprocal(), log_prior=self.log_prior if log_prior is None else log_prior)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``, that of q if rho is uniform."""
+        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``; argmax of q if rho is uniform."""
         log_prior = self.log_prior if log_prior is None else log_prior
         q = at_least_float32(q)
-        # In units of reward and without the normalizer, beside which small gaps of q would be rounded off.
+        # In reward units and without the normalizer, in whose presence small gaps of q would be rounded off.
         bonus = (log_prior - log_prior.amax(-1, keepdim=True)) / self.beta
         return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
 

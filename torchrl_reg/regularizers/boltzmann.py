@@ -1,4 +1,4 @@
-"""The Boltzmann policy whose randomness costs and earns nothing."""
+"""A Boltzmann policy whose entropy is neither rewarded nor charged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torchrl_reg.regularizers.regularizer import Regularized, masked_values
 class Boltzmann(Entropy):
     """``pi = softmax(q / tau)`` as for :class:`Entropy`, but ``value = <pi, q>``: values without an entropy term.
 
-    Of ``q [*B, A]`` in reward units. A policy to evaluate, and the maximizer of nothing: VIREL's, whose temperature is
-    to vanish. The fixed point at a constant ``tau`` is that of the softmax operator, which is no contraction.
+    ``q [*B, A]`` is in reward units. This policy is evaluated but maximizes no objective: it is VIREL's, whose
+    temperature is driven to 0. At a constant ``tau`` the fixed point is that of the softmax operator, which is not a
+    contraction.
 
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it.
@@ -38,7 +39,7 @@ class Boltzmann(Entropy):
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
         _, tau_log_pi = super().value_and_log_policy(q)
         pi = soft_policy(q, self.tau)
-        # A masked action has probability 0, and maybe an infinite value.
+        # A masked action has probability 0, but its value may be infinite.
         return (pi * torch.where(pi > 0, q, 0.0)).sum(-1), tau_log_pi
 
     def step_cost(self, tau_log_pi: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The coefficients that losses and value estimators take: their checks, and the scalar tensors that hold them.
 
-A number is a Python or numpy number, or a tensor of one element (which is read here, once); a bool is none.
+A number is a Python or numpy number, or a tensor of one element (which is read here, once); a bool is not a number.
 """
 
 from __future__ import annotations

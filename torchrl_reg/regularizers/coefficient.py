@@ -1,7 +1,7 @@
 """One kind of coefficient for everything that weighs a term: fixed, scheduled by assignment, or learnt.
 
-A coefficient is a module that gives its value in force as a 0-dimensional tensor: every owner saves it in its
-``state_dict``, it moves with them, and a compiled graph reads it without recompilation.
+A coefficient is a module that returns its current value as a 0-dimensional tensor: it is saved in the ``state_dict`` of
+every owner, moves with its owners, and a compiled graph reads it without recompilation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Coefficient(nn.Module):
 
     Args:
         value: the first value.
-        name: what errors call it.
+        name: its name in error messages.
         check: ``check(value, name)`` returns the value as a float or raises ValueError, wherever it is set.
         device: of the buffer.
 
@@ -61,14 +61,14 @@ class Coefficient(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """The value in force, 0-dimensional, without gradient."""
+        """Current the value, 0-dimensional, without gradient."""
         return self.current  # type: ignore[return-value]
 
     @torch.no_grad()
     def assign(self, value: Any) -> None:
-        """Set the value in place, so that whoever holds this coefficient follows.
+        """Set the value in place, so that everything that holds this coefficient follows.
 
-        A tensor on a device is not read, and so not checked: that would wait for the device.
+        A tensor on a device is not checked: reading it would wait for the device.
 
         Raises:
             ValueError: a number that fails the check.
@@ -86,11 +86,11 @@ class Coefficient(nn.Module):
         return True
 
     def objective(self, statistic: Tensor) -> Tensor | None:
-        """What a learnt coefficient descends, given the statistic it controls; None if it learns otherwise or not."""
+        """The loss that a learnt coefficient descends, given the statistic it controls; None if it has no such loss."""
         return None
 
     def observe(self, statistic: Tensor) -> None:
-        """Follow a statistic of the last update; nothing, but for those that do."""
+        """Follow a statistic of the last update; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
         exact = self._buffers.pop("current", None)
@@ -153,8 +153,8 @@ class DualCoefficient(Coefficient):
     """A multiplier learnt by dual ascent: descending ``-s ln value (x - target)`` holds ``x`` at its target.
 
     With ``rises="above"`` (``s = 1``) it rises while the statistic is above its target, as the weight of a KL budget
-    does; with ``rises="below"`` (``s = -1``) while it is below, as the temperature of an entropy target does. The value
-    in force is ``exp(log_value)``, a constant under differentiation; the parameter ``log_value`` belongs to the
+    does; with ``rises="below"`` (``s = -1``) while it is below, as the temperature of an entropy target does. The
+    current value is ``exp(log_value)``, a constant under differentiation; the parameter ``log_value`` belongs to the
     optimizer that trains the loss.
 
     Args:
@@ -265,7 +265,7 @@ class BellmanErrorCoefficient(Coefficient):
 
     @torch.no_grad()
     def observe(self, statistic: Tensor) -> None:
-        """Follow ``statistic``, the ``L`` of the last update; one that is not finite teaches nothing."""
+        """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored."""
         error = statistic.detach().to(self.current.dtype)  # type: ignore[arg-type]
         floored = error.clamp(min=self.error_floor)
         goal = self.scale / floored if self.inverse else self.scale * floored

@@ -34,7 +34,7 @@ class Entropy(Regularizer):
 
     coefficient_names = ("tau",)
     compares = True
-    tau = coefficient("tau_coefficient", "The temperature in force, in reward units.")
+    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(self, tau: float | Coefficient = 0.03) -> None:
         super().__init__()

@@ -64,7 +64,7 @@ class PriorKL(Regularizer):
 
     @property
     def tau(self) -> Tensor:
-        """The temperature in force, in reward units; ``1 / beta`` of an ActionPrior."""
+        """The current temperature, in reward units; ``1 / beta`` of an ActionPrior."""
         return self.tau_coefficient.value if self.prior is None else self.prior.beta.reciprocal()
 
     @tau.setter
@@ -76,7 +76,7 @@ class PriorKL(Regularizer):
 
     @property
     def beta(self) -> Tensor:
-        """The inverse temperature in force, per unit of reward."""
+        """The current inverse temperature, per unit of reward."""
         return self.tau_coefficient.value.reciprocal() if self.prior is None else self.prior.beta
 
     @property
@@ -120,7 +120,7 @@ class PriorKL(Regularizer):
         """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""
         q = at_least_float32(q)
         log_prior = self.log_prior(q) if log_prior is None else log_prior
-        # Without the normalizer of rho, beside which small gaps of q would be rounded off.
+        # Without the normalizer of rho, in whose presence small gaps of q would be rounded off.
         bonus = self.tau * (log_prior - log_prior.amax(-1, keepdim=True))
         return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
 

@@ -13,7 +13,8 @@ from torchrl_reg.functional.temperature import at_least_float32
 
 
 class Regularized(NamedTuple):
-    """The policy ``[*B, A]`` that maximizes ``<pi, q> - Omega(pi)``, and what it is worth. Reward units but for ``pi``.
+    """The policy ``[*B, A]`` that maximizes ``<pi, q> - Omega(pi)``, and what it is worth; in reward units, except for
+    ``pi``.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs), whose ``Omega*`` is the value.
     """
@@ -36,15 +37,15 @@ class Regularizer(nn.Module):
     """Base of the regularizers: ``regularizer(q)`` of ``q [*B, A]``, in reward units, gives a :class:`Regularized`.
 
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
-    planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs :meth:`forward` alone; what is cheaper
-    than that, or has a meaning of its own, it overrides.
+    planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs only :meth:`forward`; it may override
+    whatever it can compute more cheaply or defines differently.
     """
 
     #: Names of the coefficients that can be assigned, which losses report.
     coefficient_names: ClassVar[tuple[str, ...]] = ()
     #: Whether the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
-    #: The diagnostic that a learnt coefficient controls: at a target of so many nats.
+    #: The diagnostic that a learnt coefficient holds at a target, in nats.
     controlled: ClassVar[str] = "entropy"
     #: Whether the diagnostics compare with the target network's policy at s.
     compares: ClassVar[bool] = False
@@ -54,12 +55,12 @@ class Regularizer(nn.Module):
         raise NotImplementedError
 
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """``value [*B]`` and ``tau_log_pi [*B, A]`` alone."""
+        """Only ``value [*B]`` and ``tau_log_pi [*B, A]``."""
         out = self(q)
         return out.value, out.tau_log_pi
 
     def value_and_policy(self, q: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``value [*B]`` and ``pi [*B, A]`` alone: what a search asks for at every node it passes."""
+        """Only ``value [*B]`` and ``pi [*B, A]``, which a search needs at every node it passes."""
         out = self(q, mask=mask)
         return out.value, out.pi
 
@@ -84,15 +85,15 @@ class Regularizer(nn.Module):
         rows: Tensor | None = None,
         log_prior: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Rows ``[*B]`` at s of what the online ``q`` and its ``tau_log_pi`` (``[*B, A]``) say.
+        """Diagnostic rows ``[*B]`` at s, of the online ``q`` and its ``tau_log_pi`` (``[*B, A]``).
 
-        ``reference`` is the ``tau_log_pi`` of the target network, where :attr:`compares` asks for it; ``rows [*B]`` are
-        those that count (None: all); ``log_prior`` is that of a state-dependent prior.
+        ``reference`` is the ``tau_log_pi`` of the target network, where :attr:`compares` asks for it; ``rows [*B]``
+        marks those that count (None: all); ``log_prior`` is that of a state-dependent prior.
         """
         return {"action_gap": finite_action_gap(q)}
 
     def scalars(self) -> dict[str, Tensor]:
-        """The coefficients in force."""
+        """The current coefficients."""
         return {name: getattr(self, name) for name in self.coefficient_names}
 
     def coefficients(self) -> dict[str, Any]:

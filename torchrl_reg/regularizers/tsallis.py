@@ -21,8 +21,8 @@ class Tsallis(Regularizer):
     ``q = 2`` is sparsemax, in closed form: ``Omega = (tau / 2) (sum pi^2 - 1)``, ``pi = [x / tau - c]_+``, one-hot as
     soon as the best action leads by ``tau``. Any other ``q > 1`` finds ``c`` by bisection; ``q -> 1`` is the entropy.
 
-    The deformed logarithm ``tau_log_pi = tau (pi^{q-1} - sum pi^q) / (q - 1) + Omega`` is ``grad Omega`` less what
-    makes ``<pi, tau_log_pi> = Omega``: with it the Munchausen term is mirror descent with Omega's Bregman divergence.
+    The deformed logarithm ``tau_log_pi = tau (pi^{q-1} - sum pi^q) / (q - 1) + Omega`` is ``grad Omega`` shifted so
+    that ``<pi, tau_log_pi> = Omega``: with it the Munchausen term is mirror descent with Omega's Bregman divergence.
     For ``q = 2`` it lies in ``[-tau, 0]``, so a clip at or below ``-tau`` never acts.
 
     Args:
@@ -41,7 +41,7 @@ class Tsallis(Regularizer):
     """
 
     coefficient_names = ("tau",)
-    tau = coefficient("tau_coefficient", "The temperature in force, in reward units.")
+    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(self, tau: float | Coefficient = 0.03, q: float = 2.0) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Tsallis(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         x = masked_values(q, mask)
         best = x.amax(-1, keepdim=True)
-        # In units of tau and below the best action; further down than 1 / (q - 1) nothing has any probability.
+        # In units of tau, relative to the best action; actions more than 1 / (q - 1) below it have probability 0.
         z = ((x - best) / temperature_and_divisor(self.tau, x.dtype)[1]).clamp(min=-2.0 / (self.q - 1))
         pi = self._sparsemax(z) if self.q == 2 else self._entmax(z)
         power = pi.pow(self.q - 1)

@@ -140,7 +140,7 @@ class TabularAgents:
 
     @property
     def beta(self) -> Tensor:
-        """Inverse temperature in force at the next update ``[B]``, in 1 / reward units."""
+        """Inverse temperature used by the next update ``[B]``, in 1 / reward units."""
         return self.beta_0 + self.beta_growth * (self.updates + 1)
 
     def policy(self, state: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class VIRELIterate(Iterate):
     """Action values, the Boltzmann policy at their Bellman error, and that error.
 
     Args:
-        tau: temperature in force, in reward units; 0 is the greedy policy.
+        tau: current temperature, in reward units; 0 is the greedy policy.
         v: values ``<pi, q>`` ``[S]``, without an entropy term.
 
     Example:

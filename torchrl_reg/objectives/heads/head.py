@@ -43,7 +43,7 @@ class Target(NamedTuple):
     values: Tensor
     """``[*B, M]``."""
     masses: Tensor | None
-    """Their probabilities ``[*B, M]``; None: all alike."""
+    """Their probabilities ``[*B, M]``; None: equal."""
     mask: Tensor | None
     """Rows ``[*B]`` that count; None: all. The others may hold NaN, and send none into the gradients."""
 
@@ -100,7 +100,7 @@ class Head:
         raise NotImplementedError
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
-        """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: all alike)."""
+        """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: equal)."""
         raise NotImplementedError
 
     def regress(

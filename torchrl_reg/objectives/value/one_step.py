@@ -34,5 +34,5 @@ def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_v
     steps = entry(tensordict, keys.steps_to_next_obs)
     if steps is not None:
         gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
-    # A fill, not a product as in TorchRL: what stands after a terminal state, NaN included, must not reach the target.
+    # A fill, not a product as in TorchRL: what follows a terminal state, NaN included, must not reach the target.
     return reward + gamma * next_value.masked_fill(terminated, 0.0)

@@ -53,7 +53,7 @@ class RegularizedEstimator(ValueEstimatorBase):
     action_space: str = "categorical"
     #: Whether the target reads the policy at s whatever the shaping.
     needs_policy: ClassVar[bool] = False
-    #: What :meth:`for_loss` takes where nothing is given.
+    #: What :meth:`for_loss` uses where nothing is given.
     _defaults: ClassVar[dict[str, float]] = {"gamma": 0.99}
 
     def __init__(

@@ -74,7 +74,7 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
             next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
             bonus, action_cost = self._at_root(tensordict, target_params, q, next_q)
         assert action_cost is not None
-        # G_t - c_t follows TorchRL's own recursion with reward r_t + m_t - c_t, so its vectorized kernels serve.
+        # G_t - c_t follows TorchRL's own recursion with reward r_t + m_t - c_t, so its vectorized kernels can be used.
         keys = self.tensor_keys
         reward = tensordict.get(("next", keys.reward))
         cost = action_cost.unsqueeze(-1).to(reward.dtype)
