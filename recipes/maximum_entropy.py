@@ -8,7 +8,7 @@
 3. VIREL: the temperature, the Bellman error of Q, goes to 0 by itself, and the policy to the greedy one (Fellows et
    al. 2019); while it lasts every action is possible.
 4. Composition: the average of two soft Q-functions is above the soft optimum of the averaged reward, by no more than
-   a bound, and the policy it makes loses no more than another (Haarnoja et al. 2018, Composable deep reinforcement
+   a bound, and its policy loses no more than a second bound (Haarnoja et al. 2018, Composable deep reinforcement
    learning for robotic manipulation).
 
 Seconds on a laptop. Ends with four figures. What they show is checked in ``tests/tabular``.

@@ -1,4 +1,4 @@
-"""Planning online: MENTS, RENTS, TENTS, UCT or PUCT searches from every state that an episode comes to.
+"""Planning online: MENTS, RENTS, TENTS, UCT or PUCT searches from every state that an episode reaches.
 
     python recipes/ments.py
     python recipes/ments.py plan=cartpole algo.method=uct
@@ -63,7 +63,7 @@ class Algo:
     gamma: float = 0.95  # discount of the search; ours
     max_depth: int = 0  # actions in one simulation at most; 0 is no limit
     rollout_steps: int = 20  # random actions that value a new leaf; 0 values it 0; ours
-    num_emulators: int = 1  # processes that play Atari beside each other; changes nothing but the time
+    num_emulators: int = 1  # processes that play Atari side by side; changes only the time
     policy: str | None = None  # run folder of a trained Q-network, which values leaves in place of random actions
 
     def validate(self) -> None:
@@ -91,7 +91,7 @@ def train(cfg: Config) -> Path:
     algo, episodes = cfg.algo, cfg.run.eval_episodes
     generator = torch.Generator()
 
-    # What it plans in, what it thinks of a leaf, and what searches
+    # The model it plans in, what values a leaf, and what searches
     model = planning_model(cfg, generator)
     planner = made_planner(algo)
     evaluate = evaluation(cfg, model, planner, generator)
@@ -192,7 +192,7 @@ def trained_network(folder: str, model: EmulatorModel) -> Callable[[Tensor], Ten
 
 
 def raw_reward(model: Any, reward: Tensor, state: Tensor) -> Tensor:
-    """What the game gave, whatever the search was shown."""
+    """The game's own rewards, whatever the search was shown."""
     return model.raw_reward(state) if isinstance(model, EmulatorModel) else reward
 
 

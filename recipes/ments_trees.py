@@ -6,9 +6,9 @@
 
 Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; the trees,
 their noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
-[D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the comparison by
-pairs. Expect, in some minutes, the tables in recipes/README.md. See trees.png, regret.png, bandit.png and table.md of
-the run; a run that was killed goes on with the first method and tree that it had not finished.
+[D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the paired comparison.
+Expect, in some minutes, the tables in recipes/README.md. See trees.png, regret.png, bandit.png and table.md of the run;
+a run that was killed goes on with the first method and tree that it had not finished.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def made_planner(method: str, algo: Algo) -> Planner:
 
 
 def recorded(branching: int, simulations: int) -> list[int]:
-    """When a search is looked at: at equal ratios, from the first time that all actions can have been tried."""
+    """When a search is recorded: at equal ratios, from the first time that all actions can have been tried."""
     return sorted({*log_spaced(branching, simulations), max(simulations // 20, 1)})
 
 

@@ -1,4 +1,4 @@
-"""Soft Q-learning with mutual-information regularization (MIRL), beside SQL, SQL_m and DQN in the same frame.
+"""Soft Q-learning with mutual-information regularization (MIRL), beside SQL, SQL_m and DQN in one framework.
 
     python recipes/mirl.py
     python recipes/mirl.py env=minatar/breakout algo.method=sql run.seed=1

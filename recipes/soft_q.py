@@ -5,8 +5,8 @@
     python recipes/soft_q.py env=mujoco/hopper +paper=haarnoja2017 run.seed=1
 
 Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017 [H17] and
-its released code [C]; [S] marks what is SAC's. Watch ``ess`` in the rows: near 1, one of the sampled actions makes the
-whole soft value, and that is too low.
+its released code [C]; [S] marks what is SAC's. Watch ``ess`` in the rows: near 1, a single sampled action determines
+the soft value, which is then too low.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning,
 class Algo(ValueLearning):
     """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's.
 
-    Random actions stand in for the Boltzmann policy's with probability epsilon.
+    With probability epsilon a random action replaces the Boltzmann policy's.
     """
 
     tau: float = 1.0  # temperature, reward units; where it starts, or stays if beta_scale is null

@@ -1,6 +1,6 @@
-"""Trained agents as things one can use: saved, loaded elsewhere, evaluated, shown, exported.
+"""Trained agents, ready to use: saved, loaded elsewhere, evaluated, shown, exported.
 
-Needs torch, torchrl and gymnasium alone: no Hydra, no recipe, and nothing here unpickles anything.
+Needs only torch, torchrl and gymnasium: no Hydra, no recipe, and nothing here unpickles anything.
 """
 
 from torchrl_reg.agents.errors import AgentError

@@ -1,6 +1,6 @@
-"""What a policy is made of, in words that JSON can hold, and the same modules built from these words.
+"""A description of what a policy is made of, as JSON, and the same modules built from it.
 
-A network says itself how it was built (:func:`torchrl_reg.modules.rebuildable`); what acts on top of it has a row in
+A network records how it was built (:func:`torchrl_reg.modules.rebuildable`); what acts on top of it has a row in
 ``_PARTS``. A description names rows and builders of this package only, so that reading one executes nothing else.
 """
 
@@ -31,15 +31,15 @@ Description = dict[str, Any]
 
 
 class Undescribed(ValueError):
-    """A module that no row knows."""
+    """A module that has no row."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of module: what there is to say of one beyond its weights, and one built from that.
+    """A kind of module: how to describe one, apart from its weights, and how to build one from that.
 
     Args:
-        kind: the class, exactly: a subclass may act otherwise.
+        kind: the class, exactly: a subclass may act differently.
         describe: a module -> what ``build`` needs, JSON.
         build: that, and the spec of an action -> a module with weights of its own.
     """
@@ -64,7 +64,7 @@ def described(module: nn.Module) -> Description:
 
 
 def built(description: Description) -> Any:
-    """A module that :func:`described` gives the same description of, on the CPU, with weights of its own.
+    """A module with this description (see :func:`described`), on the CPU, with weights of its own.
 
     The global generators are left as they were: a run builds one in the middle of its training.
 

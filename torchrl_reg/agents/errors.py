@@ -4,6 +4,6 @@ from __future__ import annotations
 
 
 class AgentError(ValueError):
-    """A saved agent that is missing, damaged, foreign or cannot be used so; the message is one sentence."""
+    """A saved agent that is missing, damaged, foreign or unusable as asked; the message is one sentence."""
 
     user_error = True

@@ -36,7 +36,7 @@ class Panel:
         self._low, self._high = np.inf, -np.inf
 
     def frame(self, moment: Moment) -> Picture:
-        """The picture with the panel to its right; height and width are even, as MP4 wants them."""
+        """The picture with the panel to its right; height and width are even, as MP4 requires."""
         from PIL import Image, ImageDraw
 
         height, width = moment.picture.shape[:2]

@@ -1,6 +1,6 @@
 """What an environment looks like: an RGB picture of each state, without a display.
 
-Where the observation says everything (classic control, MinAtar, Atari, gridworlds) the picture is made of it;
+Where the observation says everything (classic control, MinAtar, Atari, gridworlds) the picture is made from it;
 LunarLander and MuJoCo are asked to draw themselves. Pictures are uint8 ``[H, W, 3]``.
 """
 
@@ -28,7 +28,7 @@ Picture = NDArray[np.uint8]
 #: Pictures of one environment, given the tensordict ``[1]`` of its state.
 Camera = Callable[[TensorDictBase], Picture]
 
-HEIGHT = 320  # pixels of a picture, about: whole multiples of what is small
+HEIGHT = 320  # approximate pixels of a picture: small ones are enlarged by whole factors
 #: Environment steps shown in a second.
 STEPS_PER_SECOND = {"minatar": 8, "atari": 15, "gridworld": 3, "mujoco": 25, "adroit": 25}
 _CLASSIC: dict[str, tuple[str, Callable[[list[float]], list[float]]]] = {
@@ -49,7 +49,7 @@ _ACTIONS = {
 
 
 def camera(settings: EnvSettings, env: EnvBase) -> Camera:
-    """Who takes pictures of ``env``, one environment built from ``settings``.
+    """What takes pictures of ``env``, one environment built from ``settings``.
 
     Raises:
         AgentError: what draws it is not installed, or there is no way to draw this environment.

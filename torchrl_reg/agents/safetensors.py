@@ -1,6 +1,6 @@
 """The safetensors format: a JSON header and raw little-endian bytes, so that reading executes nothing.
 
-Written here because it takes eighty lines, and a dependency less is a file that loads on more machines. Files are
+Implemented here because it takes eighty lines, and without the dependency files load on more machines. Files are
 interchangeable with those of the ``safetensors`` package. https://github.com/huggingface/safetensors, "Format".
 """
 

@@ -28,7 +28,7 @@ class SavedPolicy:
     Args:
         path: its file.
         policy: the TensorDict actor: greedy under ``ExplorationType.DETERMINISTIC``, sampled under ``RANDOM``.
-        facts: what its run said of it: ``env`` (settings), ``run`` (seed, evaluation episodes, threads) and
+        facts: what its run recorded: ``env`` (settings), ``run`` (seed, evaluation episodes, threads) and
             ``evaluation`` (the row of ``metrics.jsonl`` it was saved at); none if it comes from :func:`save_policy`.
     """
 
@@ -38,7 +38,7 @@ class SavedPolicy:
 
 
 def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
-    """The file of the policy that all of ``policies`` (by evaluation mode) are ways of using, with JSON ``facts``.
+    """The file of the one policy behind all of ``policies`` (by evaluation mode), with JSON ``facts``.
 
     Raises:
         Undescribed: a module that could not be built again; the message says which.

@@ -24,7 +24,7 @@ GAMES = ("door", "hammer", "pen", "relocate")
 
 
 class ReachCost(gymnasium.Wrapper):
-    """Puts right the sign of the v1 rewards' reach term: ``-0.1 |palm - object|`` instead of ``+0.1``.
+    """Corrects the sign of the v1 rewards' reach term: ``-0.1 |palm - object|`` instead of ``+0.1``.
 
     gymnasium-robotics 1.2.1 to 1.4.2 pay the hand for keeping *away* from door handle, hammer and ball, against
     their own documentation and the original tasks (Gymnasium-Robotics pull request 220); v2 has it right.
@@ -60,7 +60,7 @@ def adroit_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> R
 
 
 def _register() -> None:
-    # Its import prints a notice about the reward that ReachCost puts right.
+    # Its import prints a notice about the reward that ReachCost corrects.
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             import gymnasium_robotics

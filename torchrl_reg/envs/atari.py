@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from torchrl_reg.envs.settings import EnvError, unknown_name
 
-# Entries of the record that are no actions: a game that was reset, and one that was left alone meanwhile.
+# Entries of the record that are not actions: a game that was reset, and one that was left alone meanwhile.
 _RESET, _NOTHING = -1, -2
 
 
@@ -21,9 +21,9 @@ class CallerResetAtari(VectorEnv):
     ``reset(options={"reset_mask": ...})`` asks for them, so TorchRL needs neither info readers nor
     a transform to undo the restart, and any mask may be reset at any time.
 
-    ALE's vector environment gives no system state, but a seeded reset forgets all that was before. So a game is
-    brought back by its last seed and what happened since. Seeding costs as much as some hundred steps: a game gets
-    a new seed, drawn from its first, at the end of the first episode that is over after ``RESEED_STEPS`` steps.
+    ALE's vector environment exposes no system state, but a seeded reset erases all history. So a game is restored from
+    its last seed and what happened since. Seeding costs as much as some hundred steps: a game gets a new seed, drawn
+    from its first, at the end of the first episode that ends after ``RESEED_STEPS`` steps.
     """
 
     RESEED_STEPS = 20_000
@@ -116,7 +116,7 @@ class CallerResetAtari(VectorEnv):
                 self._frames, _ = self.ale.reset(seed=seeds[seeded], options={"reset_mask": seeded})
             if row is None:
                 break
-            # Games that are seeded later go along, whatever they show.
+            # Games that are seeded later are stepped along, whatever they show.
             if (row >= 0).all():
                 self._frames, *_ = self.ale.step(row)
             else:

@@ -17,13 +17,13 @@ from torchrl_reg.envs.settings import EnvError
 class BatchedEnv(VectorEnv):
     """``N`` copies of an environment with arrays for state, equal number by number to a ``SyncVectorEnv`` of singles.
 
-    Copy ``i`` draws from a generator of its own, as the single does: ``reset(seed=s)`` seeds it with ``s + i``, a list
-    gives each its seed, later resets go on with it. An episode is *truncated* after ``max_episode_frames`` steps, as by
-    gymnasium's ``TimeLimit``. Finished copies are left to the caller (``AutoresetMode.DISABLED``):
+    Copy ``i`` draws from a generator of its own, as a single environment does: ``reset(seed=s)`` seeds it with ``s +
+    i``, a list gives each its seed, later resets go on with it. An episode is *truncated* after ``max_episode_frames``
+    steps, as by gymnasium's ``TimeLimit``. Finished copies are left to the caller (``AutoresetMode.DISABLED``):
     ``reset(options={"reset_mask": mask})`` starts the next episodes of those in ``mask`` (bool ``[N]``).
 
-    :meth:`snapshot` and :meth:`restore` give and take all that the future depends on, generators included. What
-    :meth:`step` and :meth:`reset` return is never written again.
+    :meth:`snapshot` and :meth:`restore` give and take all that the future depends on, generators included. Arrays
+    returned by :meth:`step` and :meth:`reset` are never written to again.
 
     A subclass says how copy ``i`` is seeded (:meth:`_seed`) and begins an episode (:meth:`_begin`), how all copies
     advance (:meth:`_advance`), and what it holds (:meth:`_held`, :meth:`_hold`).
@@ -88,7 +88,7 @@ class BatchedEnv(VectorEnv):
         return observation, reward, terminated, truncated, {}
 
     def snapshot(self) -> dict[str, Any]:
-        """All that what follows depends on, see :class:`~torchrl_reg.envs.Restorable`."""
+        """Everything that the future depends on, see :class:`~torchrl_reg.envs.Restorable`."""
         return {
             "observation": self._observation.copy(),
             "elapsed": self._elapsed.copy(),
@@ -98,7 +98,7 @@ class BatchedEnv(VectorEnv):
         }
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Goes on where :meth:`snapshot` was taken.
+        """Continues from where :meth:`snapshot` was taken.
 
         Raises:
             EnvError: it is that of another number of copies.

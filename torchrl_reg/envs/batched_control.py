@@ -1,9 +1,9 @@
 """CartPole, Acrobot, Pendulum and MountainCarContinuous of gymnasium for all copies at once.
 
 The equations are gymnasium's, operation by operation, so that every number equals the single environments' to the last
-bit: ``math.pow`` stands where they raise a scalar to a power, float32 where they hold one. gymnasium has a vector
-version of CartPole alone, which restarts its episodes itself and draws them all from one generator. MountainCar's
-single is as fast as arrays up to some thirty copies.
+bit: ``math.pow`` is used where they raise a scalar to a power, float32 where they use it. gymnasium has a vector
+version only of CartPole, which restarts its episodes itself and draws them all from one generator. Single MountainCars
+are as fast as arrays up to some thirty copies.
 
 Shapes: ``N`` copies.
 """

@@ -30,7 +30,7 @@ class GoalGridworldEnv(TabularEnv):
     """``N`` walks in a gridworld, each episode towards one of ``goals``, drawn uniformly.
 
     What an agent needs is in ``observation`` (the one-hot cell, then the one-hot goal: float32 ``[N, C + G]``);
-    ``cell`` (``[N, C]``) and ``goal`` (``[N, G]``) are its parts, for a prior that is to see one alone. Otherwise
+    ``cell`` (``[N, C]``) and ``goal`` (``[N, G]``) are its parts, for a prior that should see only one. Otherwise
     as :class:`TabularEnv`, whose ``state`` is ``goal * C + cell``: -1 a step, 9 on entering the goal, which terminates.
 
     Args:

@@ -1,8 +1,9 @@
 """MinAtar (Young and Tian, 2019): all copies of a game step in one call and are drawn into one array.
 
-The games are the package's own, which hold their things in lists; drawing them, and the layers around them, took most
-of the time. Space Invaders alone, whose numpy calls on single boards took ten times the others, is played again by
-:class:`SpaceInvaders`. The package's gymnasium adapter needs seaborn and gives boolean images with the channels last.
+The games are the package's own, which keep their objects in lists; drawing them, and the layers around them, took most
+of the time. Only Space Invaders, whose numpy calls on single boards took ten times as long as the others, is
+reimplemented, by :class:`SpaceInvaders`. The package's gymnasium adapter needs seaborn and gives boolean images with
+the channels last.
 
 Shapes: ``N`` copies, ``C`` channels of 10 x 10 cells.
 """

@@ -1,4 +1,4 @@
-"""What MinAtar's games show, drawn byte by byte: an eighth of the time that the package's numpy boards take.
+"""What MinAtar's games show, drawn byte by byte, in an eighth of the time that the package's numpy boards take.
 
 ``draw(game, picture, start)`` writes ones into ``picture`` (zeros before) from ``start`` on: channel ``c``, row ``y``,
 column ``x`` is byte ``start + 100 c + 10 y + x``. Channels are in the package's order.

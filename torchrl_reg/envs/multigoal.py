@@ -82,11 +82,11 @@ class MultiGoalEnv(EnvBase):
         return (state.unsqueeze(-2) - self._goals).square().sum(-1).amin(-1, keepdim=True)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The random generator: all else is in the tensordict that is stepped."""
+        """The random generator: everything else is in the tensordict that is stepped."""
         return {"generator": self._generator.get_state()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> bool:
-        """Puts the generator back; True, as what follows is then the same."""
+        """Restores the generator; True, because the future is then the same."""
         self._generator.set_state(snapshot["generator"])
         return True
 

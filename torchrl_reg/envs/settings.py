@@ -113,7 +113,7 @@ def register_env(
         build: ``build(**options)`` returns one ``gymnasium.Env`` with raw rewards, of which copies are made. Its
             options are ``max_episode_frames``, those of ``defaults`` and, with ``games``, ``game``, as the settings
             have them.
-        max_episode_frames: frames after which an episode is truncated by default; ``build`` sees to it.
+        max_episode_frames: frames after which an episode is truncated by default; ``build`` must enforce it.
         vectorized: ``build(num_envs, **options)`` returns a TorchRL ``EnvBase`` of batch size ``[num_envs]``, or a
             gymnasium ``VectorEnv`` that leaves resets to its caller (``AutoresetMode.DISABLED``).
         games: whether the settings must name a game.

@@ -1,4 +1,4 @@
-"""Environments whose state a checkpoint can hold, and vectors of copies that are brought back by their past."""
+"""Environments whose state a checkpoint can hold, and vectors of copies that are restored by replaying their past."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-# Rows of the record that all copies are past, before their memory is given back.
+# How many rows that no copy needs any more pile up before their memory is freed.
 _KEPT_ROWS = 4_096
 
 
@@ -24,7 +24,8 @@ class Restorable(Protocol):
     """
 
     def snapshot(self) -> dict[str, Any]:
-        """All that decides what follows, random generators included, in plain data that later steps leave alone.
+        """Everything that determines the future, random generators included, in plain data that later steps leave
+        alone.
 
         Plain data are numbers, strings, ``None``, NumPy arrays, tensors, and lists, tuples and dicts of them. The
         state of a NumPy generator is such a dict: ``generator.bit_generator.state``.
@@ -32,17 +33,17 @@ class Restorable(Protocol):
         ...
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Puts back what :meth:`snapshot` gave; False if what follows would not be the same, bit for bit."""
+        """Restores a :meth:`snapshot`; False if the future would not be the same, bit for bit."""
         ...
 
 
 class RecordedVectorEnv(SyncVectorEnv):
-    """Copies of one environment, each brought back by what its last reset drew from and the actions since.
+    """Copies of one environment, each restored from what its last reset drew from and the actions since.
 
     Resets are left to the caller (gymnasium's ``DISABLED`` mode). For environments that are deterministic given
     these two: what a reset leaves behind must be a function of its seed or, without one, of the random state that
     was there: ``np_random``, or what the innermost environment's ``random_state()`` gives and ``set_random_state()``
-    takes. Bringing a copy back takes as many steps as its episode is old.
+    takes. Restoring a copy takes as many steps as its episode has had.
 
     Args:
         make: builds one copy.
@@ -93,7 +94,7 @@ class RecordedVectorEnv(SyncVectorEnv):
         }
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Plays every episode again; False if the observations differ, as on a machine that computes otherwise."""
+        """Plays every episode again; False if the observations differ, as on a machine that computes differently."""
         actions = [] if snapshot["actions"] is None else list(snapshot["actions"])
         for i, (origin, first) in enumerate(zip(snapshot["origin"], snapshot["first_row"], strict=True)):
             self._env_obs[i] = _replayed(self.envs[i], origin, [row[i] for row in actions[first:]])

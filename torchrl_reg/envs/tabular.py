@@ -29,7 +29,7 @@ class TabularEnv(EnvBase):
     random generator. ``set_seed`` restarts that: what follows is a function of the seed and ``N``, on any device.
 
     Args:
-        mdp: the MDP; its discount factor plays no part.
+        mdp: the MDP; its discount factor is not used.
         num_envs: number of sub-environments N.
         max_episode_frames: steps after which an episode is truncated.
         start: probability of each first state ``[S]``; None is uniform over the states that are not terminal.
@@ -127,11 +127,11 @@ class TabularEnv(EnvBase):
         return TensorDict(observed, batch_size=self.batch_size, device=self.device)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The random generator: all else is in the tensordict that is stepped."""
+        """The random generator: everything else is in the tensordict that is stepped."""
         return {"generator": self._generator.get_state()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> bool:
-        """Puts the generator back; True, as what follows is then the same."""
+        """Restores the generator; True, because the future is then the same."""
         self._generator.set_state(snapshot["generator"])
         return True
 

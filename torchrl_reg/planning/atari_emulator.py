@@ -63,11 +63,11 @@ class LocalEmulator:
         self._outcomes = [self._begin(*job) if job[0] is None else self._advance(*job) for job in jobs]
 
     def receive(self) -> list[Outcome]:
-        """What the jobs sent last led to."""
+        """The outcomes of the jobs sent last."""
         return self._outcomes
 
     def close(self) -> None:
-        """Nothing has to be ended."""
+        """There is nothing to end."""
 
     def ram(self, number: int) -> list[int]:
         """The memory of the machine in a saved state."""
@@ -151,7 +151,7 @@ class RemoteEmulator:
 
 
 def serve() -> None:
-    """Does what comes in by standard input until that is closed."""
+    """Does the jobs that come in by standard input until it is closed."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else prints
     questions = sys.stdin.buffer

@@ -18,10 +18,10 @@ Emulator = LocalEmulator | RemoteEmulator
 class AtariModel(EmulatorModel):
     """Plans in emulators that are restored to the state wanted, act, and are saved again.
 
-    Observations are those of ``make_env(EnvSettings("atari", ...))``: the maximum of the last two frames, gray,
-    84 x 84, the last ``frame_stack`` of them (to within a gray level, where OpenCV rounds otherwise), so that a network
-    trained there evaluates leaves here (uint8 ``[M, C, 84, 84]``). To restore and to save takes a sixth of the time of
-    a step.
+    Observations are those of ``make_env(EnvSettings("atari", ...))``: the maximum of the last two frames, gray, 84 x
+    84, the last ``frame_stack`` of them (to within a gray level, where OpenCV rounds otherwise), so that a network
+    trained there evaluates leaves here (uint8 ``[M, C, 84, 84]``). Restoring and saving take a sixth of the time of a
+    step.
 
     Args:
         game: ROM name, such as ``"breakout"`` or ``"SpaceInvaders"``.
@@ -31,7 +31,7 @@ class AtariModel(EmulatorModel):
             stochastic: the draws are not part of a state, and the search is in open loop.
         noop_max: upper bound of the random number of frames without action that an episode begins with.
         minimal_actions: only the actions that do something in the game.
-        clip_rewards: whether the search sees the sign of the rewards, as networks do that were trained so.
+        clip_rewards: whether the search sees only the signs of the rewards, as networks trained that way do.
         observe: whether observations are made; without, an evaluation must not look at them.
         generator: draws what sticks; by default torch's own.
         num_emulators: emulators of the pool >= 1. One plays in this process; several have processes of their own, play

@@ -51,8 +51,8 @@ class RegularizedBackup:
     Args:
         regularizer: one of :mod:`torchrl_reg.regularizers`: ``Entropy`` gives MENTS, ``Tsallis`` TENTS, ``HardMax`` the
             maximum.
-        parent_prior: RENTS: the prior of a node, for a ``PriorKL``, is the policy of its parent at that one's last
-            backup, once each of the parent's actions has a value; before, and at the root, it is uniform.
+        parent_prior: RENTS: the prior of a node, for a ``PriorKL``, is its parent's policy at the parent's last backup,
+            once each of the parent's actions has a value; before, and at the root, it is uniform.
     """
 
     keeps_policy = True

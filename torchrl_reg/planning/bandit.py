@@ -107,7 +107,7 @@ def _means(
 ) -> list[Tensor]:
     """Sample means of the arms ``[size, A]`` at each of ``times``; an arm that was never pulled has mean 0.
 
-    Each arm is pulled once before E2W begins, which the limit does not see.
+    Each arm is pulled once before E2W begins, which does not affect the limit.
     """
     pulls, total = torch.zeros(2, size, len(mean), dtype=torch.float64)
     recorded, rows = [], torch.arange(size)

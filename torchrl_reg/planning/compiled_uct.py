@@ -31,7 +31,7 @@ def search_tables(planner: Planner, tables: Tables, state: Tensor) -> SearchResu
         state: states to search from ``[B]``, int64.
 
     Raises:
-        ValueError: if the planner searches otherwise, the tables do not fit each other, or numba is not installed.
+        ValueError: if the planner searches differently, the tables do not fit each other, or numba is not installed.
 
     Example:
         >>> from torchrl_reg.planning import UCT, SyntheticTrees
@@ -94,7 +94,7 @@ def _search(
     gamma: float,
     max_depth: int,
 ) -> None:
-    """Grows every tree in place; plain loops, as numba wants them, in the order of ``torchrl_reg.planning.mcts``."""
+    """Grows every tree in place; plain loops, as numba needs them, in the order of ``torchrl_reg.planning.mcts``."""
     num_trees, num_nodes, num_actions = visits.shape
     nodes, actions = [0] * num_nodes, [0] * num_nodes
     for b in range(num_trees):

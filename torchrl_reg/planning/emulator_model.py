@@ -15,11 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A simulator at one time, between two steps of it.
+    """A simulator at one moment, between two steps.
 
     Args:
         saved: what brings the simulator back there.
-        observation: what is seen there ``[*O]``; None if nothing looks.
+        observation: what is seen there ``[*O]``; None if nothing needs it.
         raw_reward: the reward of the step that led there, before any clipping.
     """
 
@@ -86,7 +86,7 @@ class EmulatorModel:
 
     @property
     def num_snapshots(self) -> int:
-        """Snapshots held at present."""
+        """Number of snapshots currently held."""
         return len(self._snapshots)
 
     def _keep(self, snapshot: Snapshot) -> int:
@@ -103,7 +103,7 @@ class EmulatorModel:
         return [self._advance(*each) for each in zip(snapshots, actions, strict=True)]
 
     def _forget(self, snapshot: Snapshot) -> None:
-        """Is told of snapshots that nobody needs any more."""
+        """Is called with snapshots that are no longer needed."""
 
     def _start(self, seed: int) -> Snapshot:
         """The first state of an episode."""

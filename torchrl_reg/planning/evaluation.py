@@ -25,8 +25,8 @@ class RandomRollout:
     Source: Kocsis and Szepesvari 2006.
 
     Args:
-        model: what is planned in.
-        max_steps: steps at most >= 1.
+        model: the model to plan in.
+        max_steps: largest number of steps, >= 1.
         gamma: discount in [0, 1].
         generator: draws the actions; by default torch's own.
 

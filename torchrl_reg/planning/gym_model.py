@@ -15,8 +15,8 @@ from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 class GymModel(EmulatorModel):
     """Plans in copies (``copy.deepcopy``) of a gymnasium environment with discrete actions, at states ``[M]``, int64.
 
-    Its random generator is copied with it: a search in a stochastic environment sees the very outcomes to come. Time
-    limits do not end an episode of the model; who acts counts the steps.
+    Its random generator is copied with it: a search in a stochastic environment sees the exact outcomes to come. Time
+    limits do not end an episode of the model; the caller counts the steps.
 
     Args:
         env: the environment; it is copied and not used itself.
@@ -57,7 +57,7 @@ class GymModel(EmulatorModel):
         return float(reward), Snapshot(env, seen, float(reward)), bool(terminated)
 
     def _check_independence(self, name: str) -> None:
-        """Copies that share something hidden go different ways when they are stepped one after the other."""
+        """Copies that share hidden state diverge when they are stepped one after the other."""
         start = self._start(0)
         steps: list[tuple[Any, ...]] = []
         for _ in range(2):

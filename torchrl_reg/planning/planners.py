@@ -124,7 +124,7 @@ class Planner(nn.Module):
         return self.result(tree)
 
     def result(self, tree: Tree) -> SearchResult:
-        """What the roots of the trees say."""
+        """The results at the roots of the trees."""
         visits, q = tree.visits[:, 0], tree.q[:, 0]
         if not tree.known:
             q = q.masked_fill(visits == 0, -math.inf)

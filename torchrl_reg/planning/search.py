@@ -34,7 +34,7 @@ class Path:
         taken: places ``d B + b`` in ``[D, B]`` where a simulation acted, by depth.
         last: the last edge of each simulation ``[B]``.
         slot: which outcome of that edge it met ``[B]``.
-        state: the state that it came to ``[B, *S]``, where transitions are sampled.
+        state: the state that it reached ``[B, *S]``, where transitions are sampled.
         leaf: row of that state's node ``[B]``, -1 until there is one.
         alive: whether the episode had not terminated there ``[B]``, bool.
         leaf_value: value of that node ``[B]``, 0 where the episode terminated.
@@ -231,7 +231,7 @@ class _Search:
             edges.append(edge)
             actives.append(active)
             exists, child = self._child(edge, slot)
-            # A node that was met only after the episode had ended is a leaf yet: nothing was thought of it.
+            # A node reached only after the episode had ended is still a leaf: it was never evaluated.
             active = active & exists & (self.flat.alive.index_select(0, child) > 0)
             active = active & alive if sampled else active
             if not active.any():

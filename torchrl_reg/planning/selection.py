@@ -50,8 +50,8 @@ class UCB1:
 class PUCTRule:
     r"""The action with the largest :math:`q(a) + c \, \rho(a) \sqrt{N + 1} / (n(a) + 1)`; ties go to the first.
 
-    Of ``q [B, A]``. The prior :math:`\rho` is the evaluation's, else uniform. An untried action counts as worth what
-    its node is, unless the evaluation gave it a value.
+    Of ``q [B, A]``. The prior :math:`\rho` is the evaluation's, else uniform. An untried action counts with the value
+    of its node, unless the evaluation gave it one.
 
     Source: Silver et al. 2017 (AlphaGo Zero), as written in the code of Dam et al. 2021.
 

@@ -14,10 +14,10 @@ from torchrl_reg.planning.tree import Tables
 class SyntheticTrees:
     r"""``T`` trees of branching ``k`` and depth ``d`` whose leaves give a noisy reward; nothing else does.
 
-    Each edge weighs U(0, 1); a leaf's mean is the sum of the weights on its way, scaled so that the means of a tree's
-    leaves fill [0, 1]. Entering a leaf ends the episode with a reward drawn from :math:`N(mean, noise^2)`. A state is
-    ``tree * nodes + node`` (``[M]``, int64), nodes counted by level from the root, 0: the children of ``n`` are ``k n +
-    1`` to ``k n + k``.
+    Each edge has a weight drawn from U(0, 1); a leaf's mean is the sum of the weights on its way, scaled so that the
+    means of a tree's leaves fill [0, 1]. Entering a leaf ends the episode with a reward drawn from :math:`N(mean,
+    noise^2)`. A state is ``tree * nodes + node`` (``[M]``, int64), nodes counted by level from the root, 0: the
+    children of ``n`` are ``k n + 1`` to ``k n + k``.
 
     Source: Xiao et al. 2019 (MENTS), section 5; the details are those of the code of Dam et al. 2021.
 

@@ -16,7 +16,7 @@ class TabularModel:
     Where an action has several next states they are sampled, and a search keeps them all apart.
 
     Args:
-        mdp: the MDP; its discount factor plays no part, a search has its own.
+        mdp: the MDP; its discount factor is not used: a search has its own.
         num_outcomes: next states that a search keeps apart for each action; None is all that an action can have, 1
             searches in open loop, see :func:`torchrl_reg.planning.mcts`.
         generator: draws the next states; by default torch's own.

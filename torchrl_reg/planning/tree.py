@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Model(Protocol):
-    """What is planned in: many states ``[M, *S]`` at once, each a row of one tensor; rewards are in reward units.
+    """A model to plan in: many states ``[M, *S]`` at once, each a row of one tensor; rewards are in reward units.
 
     A state may be anything that a tensor row can name: an index, a vector, or the number of a snapshot that the model
     keeps (:class:`torchrl_reg.planning.EmulatorModel`).
@@ -157,7 +157,7 @@ def allocate(
 class Nodes:
     """One node of each tree, ``rows [B]`` of a flat tree: what a selection rule sees.
 
-    Attributes ``q``, ``visits`` and ``pi`` are ``[B, A]`` copies of when the simulation came by, ``value [B]`` and
+    Attributes ``q``, ``visits`` and ``pi`` are ``[B, A]`` copies made when the simulation passed, ``value [B]`` and
     ``prior [B, A]`` are read when asked for, in reward units; ``pi`` and ``prior`` may be None, see :class:`Tree`.
     """
 

@@ -28,7 +28,7 @@ class VectorModel(EmulatorModel):
 
     Rewards are in the environment's reward units. Its random generator is a part of the state: a search knows how the
     dice will fall. Where the environment truncates an episode the model ends it, so give it a limit beyond every
-    search; who acts counts the steps.
+    search; the caller counts the steps.
 
     Args:
         env: the environment, of one copy; nobody else may use it.

@@ -1,1 +1,1 @@
-"""What recipes of one purpose draw of their own records: one file beside each such recipe, a table and figures."""
+"""Figures and tables that some recipes make of their own records, one file for each of these recipes."""

@@ -24,7 +24,7 @@ from torchrl_reg.analysis.statistics import mean_interval
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
 #: Greedy return, in reward units, below that of the optimal policy that counts as solved.
 SOLVED_WITHIN = 0.5
-#: Evaluations in a row that must agree on it: a policy in the making may solve a world by luck, and lose it again.
+#: Evaluations in a row that must agree on it: an unfinished policy may solve a world by luck, and lose it again.
 SOLVED_FOR = 3
 
 _COLORS = {"ql": "#000000", "sql": LIGHT[0], "sql_m": LIGHT[2], "mirl": LIGHT[1]}
@@ -86,7 +86,7 @@ def read_worlds(folder: Path) -> list[WorldRun]:
 
 
 def draw_grid_curves(folder: Path, path: Path) -> Path:
-    """Draws greedy returns (above) and rewards while learning (below), mean and 95% interval, one column a world.
+    """Draws greedy returns (above) and rewards while learning (below), mean and 95% interval, one column per world.
 
     Raises:
         ValueError: as :func:`read_worlds`.

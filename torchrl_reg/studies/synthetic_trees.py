@@ -74,7 +74,7 @@ def read_searches(folder: Path) -> list[Searches]:
 
 
 def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
-    """Draws value errors or simple regrets against simulations: a row a branching, a column a depth and noise.
+    """Draws value errors or simple regrets against simulations: a row per branching, a column per depth and noise.
 
     Means with a 95% interval over the trees.
 

@@ -33,7 +33,7 @@ class Method:
     """What tells the agents apart.
 
     Args:
-        soft: the target takes the prior-weighted soft maximum of the next action values, and not their maximum.
+        soft: the target takes the prior-weighted soft maximum of the next action values, not their maximum.
         prior_in_target: that prior is the learnt one; otherwise it is uniform.
         prior_in_behaviour: the learnt prior also weights the policy and draws the exploring actions; otherwise both
             are uniform, so the agent acts epsilon-greedily in its action values.
@@ -65,11 +65,12 @@ Source: Grau-Moya et al. 2019 (MIRL), who compare them.
 class TabularAgents:
     r"""``B`` independent agents of the family, each with its own method and, if wanted, its own settings.
 
-    A setting is one number for all agents or a tensor ``[B]``. The learnt prior is that of the policy which acts: SQL_m
+    A setting is one number for all agents or a tensor ``[B]``. The learnt prior belongs to the acting policy: SQL_m
     learns it although its target does not use it. Q-learning and SQL leave it uniform. ``beta_0 + beta_growth * i``
     counts the updates i from 1, so ``beta_0 = 0`` is the published schedule and ``beta_growth = 0`` a constant.
 
-    The agents share one random generator, so what one of them does depends on the others' number, not on their values.
+    The agents share one random generator, so what one agent does depends on how many others there are, not on their
+    values.
 
     Args:
         methods: a name of :data:`METHODS` for each agent.
@@ -79,7 +80,7 @@ class TabularAgents:
         q_rate: step size ``alpha_q`` of the action values, in (0, 1].
         prior_rate: step size ``alpha_rho`` of the prior, in (0, 1].
         beta_growth: growth ``c >= 0`` of the inverse temperature per update, in 1 / reward units.
-        beta_0: inverse temperature >= 0 before the first update; one of both is positive.
+        beta_0: inverse temperature >= 0 before the first update; it or ``beta_growth`` must be positive.
         epsilon: probability of exploring, in [0, 1].
         seed: seed of the generator.
 
@@ -150,7 +151,7 @@ class TabularAgents:
         return torch.where(self._soft.unsqueeze(-1), self._logits(q), greedy).softmax(-1)
 
     def act(self, state: Tensor) -> Tensor:
-        """Actions ``[B]`` in each agent's ``state`` ``[B]``: ``argmax pi_i``, or from the prior; ties are drawn."""
+        """Actions ``[B]`` in each agent's ``state`` ``[B]``: ``argmax pi_i`` (ties at random), or from the prior."""
         u = torch.rand(3, *self.prior.shape, generator=self._generator, dtype=torch.float64)
         logits = self._logits(self.q[self._rows, state])
         best = logits == logits.amax(-1, keepdim=True)
@@ -184,7 +185,7 @@ class TabularAgents:
         return {"q": self.q.clone(), "prior": self.prior, "updates": self.updates, "generator": generator}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`state_dict` gave."""
+        """Continues from a :meth:`state_dict`."""
         self.q, self.prior, self.updates = state["q"].clone(), state["prior"], state["updates"]
         self._log_prior = self.prior.clamp(min=_TINY).log()
         self._generator.set_state(state["generator"])
@@ -197,7 +198,7 @@ class TabularAgents:
         return torch.where(self._soft, soft, q.amax(-1))
 
     def _logits(self, q: Tensor) -> Tensor:
-        """``ln rho + beta q`` ``[B, A]``, which pi_i is the softmax of; Q-learning uses its order alone."""
+        """``ln rho + beta q`` ``[B, A]``, whose softmax is pi_i; Q-learning uses only its order."""
         return self._log_prior + self.beta.unsqueeze(-1) * q
 
     def _per_agent(self, name: str, value: float | Tensor) -> Tensor:

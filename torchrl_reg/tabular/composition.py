@@ -1,4 +1,4 @@
-"""What averaging two soft Q-functions is worth for the average of their rewards.
+"""How well the average of two soft Q-functions does on the average of their rewards.
 
 Shapes: ``S`` states, ``A`` actions.
 """
@@ -45,7 +45,7 @@ def soft_composition(first: TabularMDP, second: TabularMDP, tau: float) -> Compo
 
     The bounds are the fixed points of ``C = gamma P (delta + max C)`` and ``D = gamma P <pi, C + D>``, where
     :math:`\delta(s) = -\tau \ln \sum_a \sqrt{\pi_1(a|s) \pi_2(a|s)}` is 0 where the two policies agree. Both are 0 for
-    one task twice and where ``gamma = 0``, and loose otherwise. Note that the released code executes the softmax of the
+    two equal tasks and for ``gamma = 0``, and loose otherwise. Note that the released code executes the softmax of the
     *sum*, which is the average at half the temperature.
 
     Source: Haarnoja et al. 2018 (Composable deep reinforcement learning for robotic manipulation), lemma 1 and theorem

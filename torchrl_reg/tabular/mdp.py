@@ -16,7 +16,7 @@ class TabularMDP:
     r"""Finite MDP: transition probabilities, expected rewards and a discount factor.
 
     Everything is copied to float64. A terminal state has value 0 and its own rows of ``P`` and
-    ``r`` are ignored, so a transition into it is the end of an episode.
+    ``r`` are ignored, so a transition into it ends the episode.
 
     Args:
         P: probability of the next state ``[S, A, S]``; ``P[s, a]`` sums to 1.

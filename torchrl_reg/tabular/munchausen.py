@@ -36,11 +36,11 @@ def munchausen_value_iteration(
     ``(1 - alpha) * tau`` on ``q' = q - alpha * tau * ln pi_k``, ``pi_k`` being the policy of the
     iterate before: equal policies and values at every k, given a uniform ``pi_0`` and
     ``q'_0 = q_0 - alpha * tau * ln pi_0``. (The Munchausen slides print ``q - tau * ln pi_k``,
-    which holds for alpha = 1 only.)
+    which holds only for alpha = 1.)
 
     At the fixed point the action gaps are those of soft value iteration at temperature
     ``(1 - alpha) * tau``, divided by ``1 - alpha``. The published constant ``(1 + alpha) / (1 -
-    alpha)`` is not what this operator has. A clip breaks the law: it widens a gap by at most
+    alpha)`` is not that of this operator. A clip breaks the law: it widens a gap by at most
     ``alpha * |clip_min|``.
 
     Source: Vieillard et al. 2020 (Munchausen RL).
@@ -90,12 +90,11 @@ def advantage_learning(
 ) -> Solution:
     r"""Advantage learning :math:`q \leftarrow r + \gamma P \max q - \alpha (\max q - q)`.
 
-    ``max q`` converges to the optimal value and the action gaps to the optimal ones divided by
-    ``1 - alpha``. The persistent form subtracts ``alpha`` times the smaller of the gaps of the same
-    action at this and at the next state, in expectation over the next state (at a terminal one the
-    first alone): the mean of what the sampled loss regresses to. The operator of the paper,
-    ``max(T_AL q, r + gamma * P q(., a))``, differs from it in the discount of the second gap and
-    where transitions are random.
+    ``max q`` converges to the optimal value and the action gaps to the optimal ones divided by ``1 - alpha``. The
+    persistent form subtracts ``alpha`` times the smaller of the gaps of the same action at this and at the next state,
+    in expectation over the next state (at a terminal one, the first gap): the mean of what the sampled loss regresses
+    to. The operator of the paper, ``max(T_AL q, r + gamma * P q(., a))``, differs from it in the discount of the second
+    gap and where transitions are random.
 
     Source: Baird 1999; Bellemare et al. 2016 (Increasing the action gap); persistent as in pfrl.
 

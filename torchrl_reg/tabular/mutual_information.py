@@ -241,7 +241,7 @@ def state_occupancy(
         visits = torch.linalg.solve((identity - mdp.gamma * transition).T, first)
         return visits / visits.sum()
     restarting = transition + (1 - transition.sum(-1, keepdim=True)) * first
-    # mu (P - 1) = 0, whose equations add up to 0: one of them makes room for sum mu = 1.
+    # mu (P - 1) = 0, whose equations add up to 0: one of them is replaced by sum mu = 1.
     system = (restarting - identity).T
     system[-1] = 1.0
     try:

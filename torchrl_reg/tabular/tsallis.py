@@ -1,4 +1,4 @@
-"""Value iteration with the Tsallis entropy: the sparse MDP and its kin.
+"""Value iteration with the Tsallis entropy: the sparse MDP and its relatives.
 
 Shapes: ``S`` states, ``A`` actions.
 """

@@ -63,13 +63,13 @@ def virel_iteration(
     r"""Alternates :math:`\pi = softmax(q / \epsilon)` with :math:`q \leftarrow T^\pi q = r + \gamma P \langle \pi, q
     \rangle`, at the temperature :math:`\epsilon = \frac{c}{p} E_{s, a} |T^\pi q - q|^p`.
 
-    The policy in the error is the one before the update of the temperature (at first the greedy one), the evaluation
+    The policy in the error is the one before the update of the temperature (at first the greedy one); the evaluation
     has no entropy term. ``q*`` with the greedy policy is the only fixed point; elsewhere the temperature is positive,
     and with it every probability. As the values converge the temperature goes to 0 by itself, but only for a moderate
     ``c``: with ``p = 1`` and ``c = 50`` a random MDP keeps a high temperature forever, sustained by the errors that it
     causes.
 
-    With ``tau`` the temperature stays there: the fixed points then are those of the softmax operator, which is no
+    Given ``tau``, the temperature stays there; the fixed points are then those of the softmax operator, which is not a
     contraction and may have several.
 
     Source: Fellows et al. 2019 (VIREL), in exact form.

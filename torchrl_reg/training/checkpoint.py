@@ -31,7 +31,7 @@ class CheckpointFolder:
     """Writes, verifies, loads and prunes the checkpoints of one run.
 
     Args:
-        folder: where they lie; made when needed.
+        folder: where they are stored; created when needed.
         components: everything a checkpoint holds but the replay buffer, by name; each has
             ``state_dict`` and ``load_state_dict``.
         replay: the replay buffer's rows, if the run has one.

@@ -66,7 +66,7 @@ def _check_that_something_is_learnt(settings: Mapping[str, Any]) -> None:
 
 
 def _planned_updates(settings: Mapping[str, Any]) -> int | None:
-    """How many updates a run makes; None where that is not a matter of settings."""
+    """How many updates a run makes; None where settings do not determine it."""
     if not {"total_frames", "update_every_frames"} <= settings.keys():
         return None
     learning = max(0, settings["total_frames"] - settings.get("learning_starts_frames", 0))

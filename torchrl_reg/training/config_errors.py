@@ -43,7 +43,7 @@ def check_flags(arguments: Sequence[str], fail: Callable[[str], Any]) -> None:
 
 
 def check_removals(words: Sequence[str], fail: Callable[[str], Any]) -> None:
-    """Fails on ``~env`` and the like: what a recipe does not get it cannot run with, and what it ignores it hides."""
+    """Fails on ``~env`` and the like: a recipe either needs what is removed, or would silently ignore the removal."""
     for word in words:
         if word.startswith("~") and not word.startswith("~hydra"):
             name = word[1:].partition("=")[0]
@@ -124,7 +124,7 @@ def setting_names(config_class: type, conf: Path) -> list[str]:
     names = dict.fromkeys(field_names(config_class, ""))
     for group in getattr(config_class, "groups", {}):
         for path in sorted((conf / group).rglob("*.yaml")):
-            with contextlib.suppress(yaml.YAMLError, OSError):  # a broken neighbour is not what this is about
+            with contextlib.suppress(yaml.YAMLError, OSError):  # another file that is broken is not the issue here
                 names.update(dict.fromkeys(yaml_names(OmegaConf.load(path), yaml_prefix(path, group))))
     return list(names)
 

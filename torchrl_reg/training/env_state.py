@@ -14,7 +14,7 @@ from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_ar
 
 
 def restorable_part(env: EnvBase) -> Any | None:
-    """What of ``env`` has ``snapshot()`` and ``restore()`` (:class:`torchrl_reg.envs.Restorable`), or None.
+    """The part of ``env`` that has ``snapshot()`` and ``restore()`` (:class:`torchrl_reg.envs.Restorable`), or None.
 
     It is looked for in the environment that all transforms are around, then in the gymnasium environment inside it.
     """

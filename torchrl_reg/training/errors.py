@@ -32,7 +32,7 @@ class DivergedError(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; derived from BaseException so that no ``except`` eats it."""
+    """A signal asked the run to stop; derived from BaseException so that no ``except`` swallows it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)

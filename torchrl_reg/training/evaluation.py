@@ -29,9 +29,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Columns ``return_<name>_mean`` and ``return_<name>_std`` over ``episodes`` episodes each.
 
-    A return is the undiscounted sum of the rewards of ``env``. A policy acts with ``ExplorationType.DETERMINISTIC``,
-    or as it is paired: ``{"sampled": (policy, ExplorationType.RANDOM)}``. All meet the same episodes (seeds depend on
-    ``seed`` alone), and the global generators are left as they were.
+    A return is the undiscounted sum of the rewards of ``env``. A policy acts with ``ExplorationType.DETERMINISTIC``, or
+    as it is paired: ``{"sampled": (policy, ExplorationType.RANDOM)}``. All see the same episodes (seeds depend only on
+    ``seed``), and the global generators are left as they were.
     """
     started = time.perf_counter()
     columns: dict[str, Any] = {}
@@ -61,8 +61,8 @@ def episode_returns(
 ) -> Tensor:
     """Undiscounted returns ``[episodes]`` (float64, in reward units) of ``policy`` acting with ``kind``.
 
-    Environments are reused in rounds where there are fewer than episodes. The episodes depend on ``seed`` and the
-    number of environments alone, and the first ones do not depend on how many follow.
+    Environments are reused in rounds if there are fewer of them than episodes. The episodes depend only on ``seed`` and
+    the number of environments, and the first ones do not depend on how many follow.
     """
     rounds = []
     with forked_generators(stream_seed(seed, "eval_actor")), torch.no_grad(), set_exploration_type(kind):
@@ -73,7 +73,7 @@ def episode_returns(
 
 
 def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -> Tensor:
-    """The return of the first episode of every sub-environment: short episodes count no more often.
+    """The return of the first episode of every sub-environment, so that short episodes do not count more often.
 
     Nothing but the running sums is kept, so the length of an episode costs no memory.
     """

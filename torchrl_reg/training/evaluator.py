@@ -33,7 +33,7 @@ class Evaluator:
         self._policies: Mapping[str, Evaluated] = {}
 
     def use(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
-        """Names who is evaluated, and where."""
+        """Sets which policies are evaluated, and in which environments."""
         self._env, self._policies = env, policies
 
     def evaluate(self, frames: int) -> None:

@@ -17,7 +17,7 @@ def append(path: Path, data: bytes) -> None:
     """Adds ``data`` to the end of ``path``, in one system call unless the disk is about to be full."""
     with open(path, "ab", buffering=0) as file:
         written = file.write(data)
-        # What did not fit raises the reason: a short write alone would pass for a whole one.
+        # Writing the rest raises the reason: a short write alone would pass for a whole one.
         while written < len(data):
             written += file.write(data[written:])
 

@@ -1,4 +1,4 @@
-"""Whether what a run learns is still finite: looked at once a log row, so no update waits for it."""
+"""Whether what a run learns is still finite: checked once per log row, so no update waits for it."""
 
 from __future__ import annotations
 
@@ -104,5 +104,5 @@ def _first_not_finite(row: Mapping[str, Any], optimizers: Iterable[torch.optim.O
 
 
 def _largest(tensors: list[Tensor]) -> Tensor:
-    """The largest magnitude in ``tensors``, NaN if one is in there."""
+    """The largest magnitude in ``tensors``; NaN if any is NaN."""
     return get_total_norm(tensors, norm_type=math.inf).cpu().double() if tensors else torch.zeros(()).double()

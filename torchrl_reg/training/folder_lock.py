@@ -1,4 +1,4 @@
-"""One process a run folder: ``flock`` where the file system has it, else an owner file with a heartbeat.
+"""One process per run folder: ``flock`` where the file system has it, else an owner file with a heartbeat.
 
 ``.owner.json`` names host and process either way, so that a refusal can say whom to look for. Its time of change is the
 heartbeat, judged by the file system's own clock. ``slurm/array_element.py`` reads the same two files.
@@ -27,7 +27,7 @@ STALE_SECONDS = 180.0
 
 
 class FolderLock:
-    """Held until :meth:`release`, until the object is forgotten, or until its process ends in whatever way.
+    """Held until :meth:`release`, until the object is forgotten, or until its process ends, however that happens.
 
     Raises:
         ConfigError: another process holds ``folder``; the sentence names it.
@@ -73,7 +73,7 @@ def _own(folder: Path) -> None:
         stale = folder / f"{OWNER}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(owner, stale)
-            if is_alive(stale):  # somebody else was quicker, and this is his
+            if is_alive(stale):  # another process was quicker, and this is its file
                 with contextlib.suppress(FileExistsError):
                     os.link(stale, owner)
             stale.unlink()

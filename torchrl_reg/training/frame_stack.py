@@ -56,7 +56,7 @@ class FrameStackStorage(LazyTensorStorage):
         stack: ``S``, frames in an observation ``[S, H, W]`` (uint8, oldest first); at least 2.
         num_envs: ``N``, environments that step together.
         device: where the rows lie.
-        scratch_dir: a folder; the frames then lie in a file there that has no name, which goes with the process. For
+        scratch_dir: a folder; the frames are then in an unnamed file there, which disappears with the process. For
             rings larger than the memory; the operating system keeps in memory what is read and written often.
         pin_samples: samples are gathered into page-locked memory, from which they travel to a GPU in the background;
             for rows on the CPU that are learnt from on a GPU. Without CUDA it changes nothing.
@@ -207,7 +207,7 @@ class FrameStackStorage(LazyTensorStorage):
         numbers, history, _ = self._light(rows)
         age = (self._written - 1 - numbers) % self.max_size
         reach = self.stack * self.num_envs
-        # On a GPU looking whether there are any old ones would wait for all the work queued before.
+        # On a GPU, checking whether there are any old ones would wait for all the work queued before.
         if not rows.is_cuda and not (age >= self.max_size - reach).any():
             return rows
         known = history[numbers] % (self.stack + 1)
@@ -217,7 +217,7 @@ class FrameStackStorage(LazyTensorStorage):
     def _light(self, rows: Tensor) -> tuple[Any, Any, Any]:
         """``rows``, the histories of all rows (int16) and the rows back; on the CPU as NumPy sees the same memory.
 
-        Its small operations take a third of the time of torch's, and there are a dozen to a sample.
+        Its small operations take a third of the time of torch's, and a sample needs a dozen.
         """
         arrays = (rows, self._stored("history"), self._back)
         return arrays if rows.is_cuda else tuple(array.numpy() for array in arrays)  # type: ignore[return-value]

@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl_reg.training.config_errors import field_names, yaml_names, yaml_prefix
 
 _WIDTH, _COLUMN = 120, 44
-# Of settings that say all themselves, where a recipe adds nothing.
+# Descriptions of settings that a recipe need not comment on.
 _PLAIN = {"learning_starts_frames": "frames before the first update"}
 _FLAGS = """Other words:
   -m NAME=A,B          one run for each value (Hydra's multirun); +GROUP=CHOICE adds a choice that has no default
   --cfg job            prints the settings as they would be used, and runs nothing
-  --check              reads JSON lists of settings from stdin and tries whether they can be run"""
+  --check              reads JSON lists of settings from stdin and checks whether they can be run"""
 
 
 def help_text(config_class: type, train: Callable[..., Any], conf: Path, config: DictConfig) -> str:

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``, the record of a run: one JSON object a line, one line an event."""
+"""``metrics.jsonl``, the record of a run: one JSON object per line, one line per event."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class OptimizerStep:
             self._held = [group for group in held if group]
 
     def _of_group(self, number: int, group: dict[str, Any]) -> _Held | None:
-        """The tensors of a group that one call of the kernel steps; None of one that takes more than that."""
+        """The tensors of a group that one call of the kernel steps; None for a group that takes more than that."""
         state = self.optimizer.state
         params = [parameter for parameter in group["params"] if state.get(parameter)]
         self._without_state += [parameter for parameter in group["params"] if not state.get(parameter)]

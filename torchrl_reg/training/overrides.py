@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchrl_reg.folder_names import folder_name
 
-# Overrides that do not belong in the default folder's name: they are in it already, or change nothing but the view.
+# Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
 _UNNAMED = (
     *("run.dir", "run.seed", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),

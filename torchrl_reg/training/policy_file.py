@@ -20,7 +20,7 @@ class PolicyFile:
 
     Args:
         folder: of the run.
-        config: the recipe's; its ``env`` and ``run`` are told to whoever evaluates the policy again.
+        config: the recipe's; its ``env`` and ``run`` are stored for whoever evaluates the policy again.
     """
 
     def __init__(self, folder: Path, config: Any) -> None:

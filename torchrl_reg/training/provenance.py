@@ -78,7 +78,7 @@ def _package_code() -> dict[str, Any]:
     if copied_from:
         return {"commit": copied_from.removesuffix("+"), "uncommitted_changes": copied_from.endswith("+")}
     here = Path(__file__).parent
-    # Installed below somebody's own repository, this file is in it and yet none of its files.
+    # Installed inside a user's repository, this file lies in it but does not belong to it.
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": _installed_commit(), "uncommitted_changes": False}
     return _state(here)

@@ -29,7 +29,7 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
     """Yields ``count`` minibatches of ``replay.batch_size``, the same in law as ``count`` samples.
 
     Uniform samples do not depend on what is learned between them, so many are gathered at once.
-    Any other sampler is asked anew each time, after the priorities of the previous minibatch.
+    Any other sampler is asked again each time, after the priorities of the previous minibatch.
     """
     size = replay.batch_size
     if type(replay.sampler) is not RandomSampler or replay.storage.ndim > 1:
@@ -43,7 +43,7 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
 
 
 def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBase:
-    """``replay.sample(count)`` of a uniform sampler, without what TorchRL asks of other buffers where this is none."""
+    """``replay.sample(count)`` of a uniform sampler, without the overhead of features that this buffer does not use."""
     storage = replay.storage
     special = replay._transform or replay._prefetch or replay._sample_unit or replay._writer.tracks_generations
     if special or not isinstance(storage, TransitionStorage | FrameStackStorage):

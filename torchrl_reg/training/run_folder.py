@@ -73,7 +73,7 @@ class RunFolder:
 
     def _open(self, device: torch.device) -> None:
         self._lock = FolderLock(self.path)
-        # First of all files: a folder with anything in it has a config, whenever it was killed.
+        # The first file: any folder with something in it has a config, whenever the run was killed.
         if not (self.path / "config.yaml").exists():
             resolved = _plain(self.config)
             resolved.run.device = str(device)  # what "auto" turned out to be
@@ -96,7 +96,7 @@ class RunFolder:
             )
 
     def close(self, done: dict[str, Any]) -> None:
-        """Writes ``done.json``, the last file of a run, and gives the folder up."""
+        """Writes ``done.json``, the last file of a run, and releases the folder."""
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
         if self._lock is not None:
             self._lock.release()
@@ -128,7 +128,7 @@ class RunFolder:
 
 @contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
-    """A folder that cannot be read or written is the user's to see to."""
+    """Reports a folder that cannot be read or written as an error the user can fix."""
     try:
         yield
     except OSError as error:

@@ -16,11 +16,11 @@ from torchrl_reg.torchrl_compat import entry, unchecked_tensordict
 
 
 class TransitionStorage(LazyTensorStorage):
-    """A :class:`~torchrl.data.LazyTensorStorage` with the same rows and answers, sooner.
+    """A :class:`~torchrl.data.LazyTensorStorage` with the same rows and answers, but faster.
 
     Rows at a vector of indices are gathered entry by entry with ``index_select``, which takes an eighth of the time of
-    indexing on images; rows that follow each other, as a round-robin writer has them, are copied as slices. Whatever
-    else is asked goes to TorchRL.
+    indexing on images; rows that follow each other, as a round-robin writer has them, are copied as slices. Everything
+    else is left to TorchRL.
 
     >>> from torchrl.data import TensorDictReplayBuffer
     >>> replay = TensorDictReplayBuffer(storage=TransitionStorage(100), batch_size=4)
@@ -49,7 +49,7 @@ class TransitionStorage(LazyTensorStorage):
             for place, source in slices:
                 super().set(place, data[source])
             return self._set_last_cursor(cursor)
-        # What TorchRL's does, but for the search through every kind of data and of index.
+        # As in TorchRL's, but without its search through every kind of data and index.
         self._set_last_cursor(cursor)
         self._get_new_len(data, cursor)
         _write(self._storage, data, slices)

@@ -33,7 +33,7 @@ class Videos:
             draw_without_display()  # before the recipe builds its environments: MuJoCo looks once
 
     def film(self, frames: int, say: Callable[[str], None]) -> None:
-        """Films what ``policy.safetensors`` holds, if it is time; what prevents it is said once."""
+        """Films what ``policy.safetensors`` holds, if it is time; a failure is reported once."""
         if self._every is None or frames // self._every <= self._filmed_at // self._every:
             return
         self._filmed_at = frames
