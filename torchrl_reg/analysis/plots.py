@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis import statistics
@@ -48,7 +47,9 @@ def draw_learning_curves(
     width, height = (6.4, 3.6) if len(envs) == 1 else (2.9 * columns, 2.2 * lines)
     figure = new_figure(width, height + 0.5)
     drawn = False
-    for env, axes in panels(figure, envs, columns):
+    for place, env in enumerate(envs, 1):
+        axes = styled(figure.add_subplot(lines, columns, place))
+        axes.set_title(env, fontsize=9, loc="left")
         for group in groups:
             curve = group_curve(group, column) if group.env == env else None
             if curve is not None:
@@ -57,7 +58,8 @@ def draw_learning_curves(
                 _band(axes, frames, band, looks[group.method])
                 drawn = True
         frames_axis(axes)
-        returns_axis(axes)
+        if max(map(abs, axes.get_ylim())) >= 10_000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     if not drawn:
         raise AnalysisError(f"results must hold evaluations of {column}, got none.")
     figure.supxlabel("environment frames", fontsize=9)
@@ -164,7 +166,7 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
         axes.set_title(statistics.beyond_note(beyond), fontsize=8, loc="right", color=GREY)
     axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.01)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel(f"{SCALE_NAMES[scale]} score, s", fontsize=9)
     axes.set_ylabel(f"runs with a score above s ({counted(len(board.envs), 'environment')})", fontsize=9)
     add_legend(figure, looks)
@@ -191,7 +193,7 @@ def _percent_axis(axes: Axes, largest: float) -> None:
     axes.set_xscale("symlog", linthresh=10, linscale=0.6)
     ends = [10.0**power for power in range(1, 1 + max(1, int(np.ceil(np.log10(max(largest, 10))))))]
     axes.set_xticks([-end for end in reversed(ends)] + [0.0] + ends)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlim(-3 * max(largest, 10), 3 * max(largest, 10))
 
@@ -212,19 +214,7 @@ def styles(methods: Sequence[str]) -> dict[str, dict]:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of ``width`` x ``height`` inches, made without pyplot, so that no display is needed."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def panels(figure: Figure, titles: Sequence[str], columns: int) -> Iterator[tuple[str, Axes]]:
-    """One small axes a title, in rows of ``columns``."""
-    lines = -(-len(titles) // columns)
-    for place, title in enumerate(titles, 1):
-        axes = figure.add_subplot(lines, columns, place)
-        axes.set_title(title, fontsize=9, loc="left")
-        styled(axes)
-        yield title, axes
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def styled(axes: Axes) -> Axes:
@@ -242,12 +232,6 @@ def frames_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.01)
-
-
-def returns_axis(axes: Axes) -> None:
-    """Ticks of returns: 20k for 20000, once they have five digits."""
-    if max(map(abs, axes.get_ylim())) >= 10_000:
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def add_legend(figure: Figure, looks: dict[str, dict]) -> None:

@@ -100,11 +100,9 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
     """
     names = _names()
     if _key(game) not in names:
-        near = hint(_key(game), names)
-        near = next((near.replace(key, name) for key, name in names.items() if repr(key) in near), "")
+        near = hint(game.lower(), names.values())
         raise AnalysisError(f"game must be an Atari game with reference scores, got {game!r}.{near}")
-    random, human = atari_reference_scores()[names[_key(game)]]
-    return normalized_score(score, random, human)
+    return normalized_score(score, *atari_reference_scores()[names[_key(game)]])
 
 
 def has_human_score(game: str) -> bool:

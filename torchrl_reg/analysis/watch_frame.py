@@ -16,7 +16,6 @@ from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves
 
-_COLORS = DARK
 _STATE_COLORS = {"done": "green", "running": "cyan", "silent": "yellow", "failed": "red", "waiting": "bright_black"}
 _NAMES = {"eval": "evaluated return", "train": "training return"}
 _PLOT_HEIGHT = 9
@@ -93,7 +92,7 @@ def _plot(curves: Sequence[Curve], width: int) -> Text:
         label = {0: f"{high:.4g}", _PLOT_HEIGHT // 2: f"{(low + high) / 2:.4g}", _PLOT_HEIGHT - 1: f"{low:.4g}"}
         text.append(f"{label.get(index, ''):>{label_width}} ", style="bright_black")
         for character, owner in row:
-            text.append(character, style=_COLORS[owner % len(_COLORS)] if owner >= 0 else "")
+            text.append(character, style=DARK[owner % len(DARK)] if owner >= 0 else "")
         text.append("\n")
     start, end = amount(left), f"{amount(right)} frames"
     text.append(" " * (label_width + 1) + start + " " * max(columns - len(start) - len(end), 1) + end)
@@ -115,7 +114,7 @@ def _table(
     for name in names:
         table.add_column("" if name == "curve" else name, justify="right" if name != "curve" else "left", no_wrap=True)
     for index, (group, curve, value) in enumerate(zip(groups, curves, latest, strict=True)):
-        color = _COLORS[index % len(_COLORS)]
+        color = DARK[index % len(DARK)]
         cells = _cells(group, curve, value, color)
         table.add_row(Text("●", style=color), Text(group.name), *(cells[name] for name in names))
     return table

@@ -12,7 +12,7 @@ from pathlib import Path
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.doctor.machine import CHECKS, Finding, checked
 
-_MARKS = {"ok": "ok     ", "warn": "warn   ", "missing": "missing"}
+_STATUSES = ("ok", "warn", "missing")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,12 +62,12 @@ def _of_run(folder: Path) -> Iterable[Finding]:
 
 def _print_checklist(findings: list[Finding]) -> None:
     width = min(max((len(finding.name) for finding in findings), default=0), 40)
-    indent = " " * (len(_MARKS["ok"]) + 4 + width)
+    indent = " " * (len("missing") + 4 + width)
     for finding in findings:
-        print(f"{_MARKS[finding.status]}  {finding.name:<{width}}  {finding.detail}")
+        print(f"{finding.status:<7}  {finding.name:<{width}}  {finding.detail}")
         if finding.todo:
             print(f"{indent}-> {finding.todo}")
-    counts = {status: sum(finding.status == status for finding in findings) for status in _MARKS}
+    counts = {status: sum(finding.status == status for finding in findings) for status in _STATUSES}
     broken = [finding.name for finding in findings if finding.essential and finding.status == "missing"]
     print(f"\n{counts['ok']} ok, {counts['warn']} to look at, {counts['missing']} missing; ", end="")
     print(f"broken: {', '.join(broken)}." if broken else "nothing essential is broken.")

@@ -59,10 +59,6 @@ def read_rows(folder: Path) -> list[Row]:
     return list(Tail(folder / "metrics.jsonl").rows())
 
 
-def _all_numbers(row: dict[str, Any], *names: str) -> bool:
-    return all(is_number(row.get(name)) for name in names)
-
-
 def _numbers(train: list[dict[str, Any]]) -> Finding:
     bad = [row for row in train if any(row[n] is None for n in row if n.startswith("loss") or n in _IN_REWARD_UNITS)]
     if not bad:
@@ -101,8 +97,9 @@ def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[
         return
     gamma = algo.get("gamma", 0.0)
     horizon = 1 / (1 - gamma) if 0 <= gamma < 1 else 1.0
-    entropies = (row["tau"] * abs(row["entropy"]) for row in train if _all_numbers(row, "tau", "entropy"))
-    bound = EXPLOSION * max(max(returns) + horizon * max(entropies, default=0.0), 1.0)
+    pairs = [(row.get("tau"), row.get("entropy")) for row in train]
+    costs = (tau * abs(entropy) for tau, entropy in pairs if is_number(tau) and is_number(entropy))
+    bound = EXPLOSION * max(max(returns) + horizon * max(costs, default=0.0), 1.0)
     # A squared error is in squared reward units.
     limits = dict.fromkeys(_IN_REWARD_UNITS, bound)
     limits |= {name: bound**2 for row in train for name in row if name.startswith("loss")}
