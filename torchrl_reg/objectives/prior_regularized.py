@@ -60,7 +60,7 @@ class PriorRegularizedLoss(QLearningLoss):
         **kwargs: Any,
     ) -> None:
         if isinstance(prior, ActionPrior) and beta is not None:
-            raise ValueError(f"beta must be set in the ActionPrior given as prior, got beta={beta!r} besides.")
+            raise ValueError(f"beta must be set in the ActionPrior given as prior, got beta={beta!r} as well.")
         made = _made_prior(value_network, prior, 1.0 if beta is None else beta)
         super().__init__(value_network, regularizer=PriorKL(prior=made), **kwargs)
         self._reports_error = True  # for an inverse temperature that follows it

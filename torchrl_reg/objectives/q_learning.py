@@ -157,7 +157,7 @@ class QLearningLoss(RegularizedLoss):
             action_space = getattr(network, "spec", None)
         if action_space is None:
             raise ValueError(
-                "action_space must be 'categorical', 'one-hot' or a spec where the network does not say, got None."
+                "action_space must be 'categorical', 'one-hot' or a spec if the network has none, got None."
             )
         resolved = find_action_space(action_space)
         if resolved not in ("categorical", "one_hot"):

@@ -231,7 +231,7 @@ def learnt_temperature(
         raise ValueError(f"exponent must be >= 1, got {exponent!r}.")
     if isinstance(tau, Coefficient):
         if beta_scale is not None:
-            raise ValueError(f"beta_scale must be None where tau is a coefficient of its own, got {beta_scale!r}.")
+            raise ValueError(f"beta_scale must be None where tau is a coefficient already, got {beta_scale!r}.")
         return tau
     if beta_scale is None:
         return Coefficient(tau, name="tau", check=check_temperature)

@@ -66,6 +66,6 @@ class GymModel(EmulatorModel):
             steps.append((reward, terminated, snapshot.observation.tolist()))
         if repr(steps[0]) != repr(steps[1]):
             raise ValueError(
-                f"env must be one whose copies are independent, got {name}, two copies of which came to different "
+                f"env must be one whose copies are independent, got {name}, two copies of which reached different "
                 "states by the same action."
             )

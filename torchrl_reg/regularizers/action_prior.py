@@ -75,9 +75,7 @@ class ActionPrior(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "log_prior" and name in self.__dict__.get("_buffers", ()):
-            raise AttributeError(
-                "log_prior cannot be replaced: others hold it, too; prior.assign(probabilities) sets it."
-            )
+            raise AttributeError("log_prior is shared and cannot be replaced: set it with prior.assign(probabilities).")
         super().__setattr__(name, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ActionPrior:

@@ -207,7 +207,7 @@ class DualCoefficient(Coefficient):
 
 def _with_logarithm(value: float, name: str) -> float:
     if not value > 0:
-        raise ValueError(f"{name} must be > 0 where it is learnt (its logarithm is), got {value!r}.")
+        raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {value!r}.")
     return value
 
 
@@ -291,7 +291,7 @@ def learnt_at_target(value: Any, target: float | None, *, target_name: str, **ho
     if target is None:
         return made_coefficient(value, switched=switched, **how)
     if isinstance(value, Coefficient):
-        raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient of its own, got {target!r}.")
+        raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient already, got {target!r}.")
     return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
 
 

@@ -48,7 +48,7 @@ class QLearningConfig(ValueConfig):
 
 @dataclass
 class MunchausenConfig:
-    """What Munchausen losses take besides."""
+    """What Munchausen losses take in addition."""
 
     tau: float = 0.03
     alpha: float = 0.9
@@ -57,7 +57,7 @@ class MunchausenConfig:
 
 @dataclass
 class MutualInformationConfig:
-    """What losses with a learnt action prior take besides."""
+    """What losses with a learnt action prior take in addition."""
 
     prior: Any = None
     beta: float | None = None
