@@ -14,6 +14,9 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
 
+# vmap and grad: one that is batched cannot be written into one that is not.
+from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
+
 # A batch-statistics layer of any rank; torch has no public common base.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -52,6 +55,7 @@ __all__ = [
     "has_step_hooks",
     "held_tensordict",
     "is_listened_to",
+    "is_transformed",
     "unchecked_tensordict",
     "unwrap_inherited_forward",
 ]

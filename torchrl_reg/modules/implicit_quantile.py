@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from torchrl_reg.modules.layers import relu_after
+from torchrl_reg.torchrl_compat import is_listened_to, is_transformed
+
 
 class ImplicitQuantileNetwork(nn.Module):
     """Quantile values ``z(s, a, sigma) = head(psi(s) * phi(sigma))`` with a cosine embedding of the fraction.
@@ -51,10 +54,25 @@ class ImplicitQuantileNetwork(nn.Module):
     def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` for ``features [*B, F]`` and ``fractions [*B, N]`` (or ``[N]`` for all)."""
         multiples = torch.arange(1, self.num_cosines + 1, device=fractions.device, dtype=fractions.dtype)
-        cosines = torch.cos(math.pi * multiples * fractions.unsqueeze(-1))
-        embedded = torch.relu(self.embedding(cosines.to(features.dtype)))
-        return self.head(features.unsqueeze(-2) * embedded)
+        cosines = (math.pi * multiples * fractions.unsqueeze(-1)).cos_()
+        embedded = relu_after(self.embedding, cosines.to(features.dtype))
+        return self._values(_product(features.unsqueeze(-2), embedded))
+
+    def _values(self, modulated: Tensor) -> Tensor:
+        layers = tuple(self.head) if type(self.head) is nn.Sequential else ()
+        if torch.compiler.is_compiling() or len(layers) != 3 or type(layers[1]) is not nn.ReLU:
+            return self.head(modulated)
+        if is_listened_to(self.head) or is_listened_to(layers[1]):
+            return self.head(modulated)
+        return layers[2](relu_after(layers[0], modulated))
 
     def forward(self, observation: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` at ``fractions [*B, N]``."""
         return self.quantiles(self.features(observation), fractions)
+
+
+def _product(features: Tensor, embedded: Tensor) -> Tensor:
+    """``features [*B, 1, F] * embedded [*B, N, F]``, in the memory of ``embedded`` where no gradient asks for that."""
+    same = features.shape[:-2] == embedded.shape[:-2] and features.dtype == embedded.dtype
+    seen = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(features)
+    return embedded.mul_(features) if same and not seen else features * embedded

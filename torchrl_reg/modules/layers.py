@@ -41,6 +41,18 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     return run
 
 
+def relu_after(layer: nn.Module, x: Tensor) -> Tensor:
+    """``relu(layer(x))``, in the memory of ``layer(x)`` where nobody else sees it, because fresh memory costs more.
+
+    >>> layer = nn.Linear(4, 8)
+    >>> bool((relu_after(layer, torch.ones(3, 4)) == layer(torch.ones(3, 4)).relu()).all())
+    True
+    """
+    y = layer(x)
+    seen = torch.compiler.is_compiling() or is_listened_to(layer) or has_global_module_hooks()
+    return torch.relu(y) if seen or type(layer) is not nn.Linear else torch.relu_(y)
+
+
 def _layers(network: nn.Module) -> list[Any] | None:
     """The layers of nested sequences, in order; None for any other network."""
     scalar_outputs = type(network) is MLP and isinstance(network.out_features, int)
