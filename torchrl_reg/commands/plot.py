@@ -9,7 +9,7 @@ from torchrl_reg.analysis import plots
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
 from torchrl_reg.analysis.scores import group_scores, scale_of
-from torchrl_reg.commands.selection import add_scoring, add_selection, selected_groups, warn
+from torchrl_reg.commands.selection import add_selection, selected_groups, warn
 
 KINDS = {
     "curves": "learning curves, a panel an environment",
@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help=kinds)
     add_selection(parser)
-    add_scoring(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: KIND.png)")
     parser.add_argument("--center", default="mean", metavar="HOW", help="of curves: mean (default) or iqm")
     parser.add_argument(

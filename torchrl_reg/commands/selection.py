@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Folders, filters, the column and the label."""
+    """Folders, filters, the column and the label; what a run's score is, its scale and the baseline."""
     parser.add_argument("results", nargs="+", metavar="FOLDER", help="folders with runs below them: results/NAME")
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
     parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
@@ -25,6 +25,14 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     )
     add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
+    parser.add_argument(
+        "--score", default="final", metavar="HOW", help="final, best, auc or last<k>: last5 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default): by the environments"
+    )
+    parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
+    parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
 
 
 def add_ignore(parser: argparse.ArgumentParser) -> None:
@@ -50,18 +58,6 @@ def ignoring(runs: list[RunRecord], ignored: list[str] | None) -> list[RunRecord
         values = dict.fromkeys(shown(run.config[key]) for run in runs if key in run.config)
         warn([f"ignored {key}, which is {_listed(list(values)[:6])}{', ...' * (len(values) > 6)} in these runs"])
     return left
-
-
-def add_scoring(parser: argparse.ArgumentParser) -> None:
-    """What a run's score is, its scale and the baseline."""
-    parser.add_argument(
-        "--score", default="final", metavar="HOW", help="final, best, auc or last<k>: last5 (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default): by the environments"
-    )
-    parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
-    parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
 
 
 def selected_groups(arguments: argparse.Namespace) -> list[Group]:

@@ -7,13 +7,12 @@ import argparse
 from torchrl_reg.analysis.notes import warnings
 from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
 from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table
-from torchrl_reg.commands.selection import add_scoring, add_selection, selected_groups, warn
+from torchrl_reg.commands.selection import add_selection, selected_groups, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torchrl-reg table``."""
     add_selection(parser)
-    add_scoring(parser)
     parser.add_argument(
         "--format", choices=("markdown", "latex", "csv"), default="markdown", help="(default: %(default)s)"
     )

@@ -71,7 +71,6 @@ def line_chart(
     small: bool = False,
     x_label: str = "frames",
     ticks: Sequence[tuple[float, str]] | None = None,
-    dots: bool = False,
     may_log: bool = False,
     span: tuple[float, float] | None = None,
 ) -> str:
@@ -81,8 +80,7 @@ def line_chart(
         title, note: above it, the note in grey.
         small: one of many.
         x_label: below it.
-        ticks: places and texts below it instead of numbers.
-        dots: marks every point.
+        ticks: places and texts below it instead of numbers; every point is then marked by a dot.
         may_log: a logarithmic axis where values are positive and span three orders of magnitude.
         span: lowest and highest value to show, instead of those of the lines.
     """
@@ -102,7 +100,7 @@ def line_chart(
         x_label=x_label,
         y_ticks=[(float(axes.y(np.array(tick))) / 10, number(tick)) for tick in y_ticks],
         x_ticks=[(float(axes.x(np.array(tick))) / 10, text) for tick, text in x_ticks],
-        drawn=[(line.series, _paths(line, axes, dots=dots)) for line in lines],
+        drawn=[(line.series, _paths(line, axes)) for line in lines],
         data=_data(lines, axes, x_label),
     )
 
@@ -137,9 +135,9 @@ def _axes(
     return Axes(left, right, low, high, log, tuple(ticks) if ticks is not None else None)
 
 
-def _paths(line: Line, axes: Axes, *, dots: bool) -> list[tuple[str, str]]:
+def _paths(line: Line, axes: Axes) -> list[tuple[str, str]]:
     """Kind and course of the paths of a line: its interval, itself, its dots, its dashed rest."""
-    parts = []
+    parts, dots = [], axes.ticks is not None
     places = _points(line.x, line.y, axes)
     if line.low is not None and line.high is not None and len(line.x):
         upper, lower = _points(line.x, line.high, axes), _points(line.x, line.low, axes)

@@ -36,7 +36,7 @@ def report_html(sweep: Sweep) -> str:
         curves=[_curves(sweep, env, score_name) for env in sweep.envs],
         profile=line_chart(
             "share of runs above a score",
-            lines if len(sweep.envs) > 1 else [],
+            lines,
             note=f"{len(sweep.envs)} environments",
             x_label="scaled score",
             span=(0.0, 1.0),
@@ -82,8 +82,7 @@ def _responses(sweep: Sweep) -> list[tuple[str, tuple[Line, ...]]]:
     for response in found:
         ticks = [(float(place), text) for place, text in enumerate(response.values)]
         title = f"{short_name(response.setting, names)} on {response.env}"
-        x_label = response.setting
-        chart = line_chart(title, response.lines, note=response.note, x_label=x_label, ticks=ticks, dots=True)
+        chart = line_chart(title, response.lines, note=response.note, x_label=response.setting, ticks=ticks)
         charts.append((chart, response.lines))
     return charts
 
