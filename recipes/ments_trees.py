@@ -8,7 +8,7 @@ Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Pla
 their noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
 [D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the paired comparison.
 Expect, in some minutes, the tables in recipes/README.md. See trees.png, regret.png, bandit.png and table.md of the run;
-a run that was killed goes on with the first method and tree that it had not finished.
+a run that was killed continues with the first method and tree that it had not finished.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SA
         "fixed_alpha": not algo.adapt_tau,
         "target_entropy": auto if algo.target_entropy is None else algo.target_entropy,
     }
-    # A list of critics: from a single one TorchRL would draw the copies anew, and not as the layers do.
+    # A list of critics: from a single one TorchRL would initialize the copies itself, not as the layers do.
     if binned and dims == 1:
         critics = [bin_value_network(cfg.policy, env).to(device) for _ in range(2)]
         view = SingleDimensionActor(actor)

@@ -110,7 +110,7 @@ def register_env(
 
     Args:
         name: one that no environment has yet.
-        build: ``build(**options)`` returns one ``gymnasium.Env`` with raw rewards, of which copies are made. Its
+        build: ``build(**options)`` returns one ``gymnasium.Env`` with raw rewards, which is copied. Its
             options are ``max_episode_frames``, those of ``defaults`` and, with ``games``, ``game``, as the settings
             have them.
         max_episode_frames: frames after which an episode is truncated by default; ``build`` must enforce it.

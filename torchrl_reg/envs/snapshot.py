@@ -15,7 +15,7 @@ _KEPT_ROWS = 4_096
 
 @runtime_checkable
 class Restorable(Protocol):
-    """A ``gymnasium.vector.VectorEnv`` or a TorchRL ``EnvBase`` that can be put back where it was.
+    """A ``gymnasium.vector.VectorEnv`` or a TorchRL ``EnvBase`` that can be restored to an earlier state.
 
     A checkpoint calls :meth:`snapshot` after all finished episodes have been reset, stores what it gets, and hands it
     to :meth:`restore` of an environment built with the same arguments, in another process, which was reset since.

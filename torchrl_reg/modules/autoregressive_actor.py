@@ -48,7 +48,7 @@ class AutoregressiveMulticategorical(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The box (of which only the bins have probability)."""
+        """The box (only its bins have probability)."""
         return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
 
     def action(self, index: Tensor) -> Tensor:

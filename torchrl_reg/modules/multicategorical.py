@@ -192,7 +192,7 @@ class Multicategorical(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The box (of which only the bins have probability)."""
+        """The box (only its bins have probability)."""
         return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
 
     @property

@@ -1,4 +1,4 @@
-"""Loss modules of regularized RL, one method a file, for TorchRL's collectors, buffers and trainers."""
+"""Loss modules of regularized RL, one method per file, for TorchRL's collectors, buffers and trainers."""
 
 from torchrl_reg.objectives.advantage_learning import AdvantageLearningLoss
 from torchrl_reg.objectives.categorical_dqn import CategoricalDQNLoss, MunchausenCategoricalLoss

@@ -94,7 +94,7 @@ class NetworkLoss(LossModule):
         target = held_tensordict(modules[bound.target_key]) if bound.target_key in modules else None
         if online is held[0] and target is held[1]:
             return bound.online, bound.target
-        # What a swap puts back is a copy of the tensordict, with the same tensors.
+        # After a swap, what is restored is a copy of the tensordict with the same tensors.
         if _same_tensors(online, held[0]) and _same_tensors(target, held[1]):
             bound.held = [online, target]
             return bound.online, bound.target

@@ -30,8 +30,8 @@ class PriorRegularizedLoss(QLearningLoss):
 
     Args:
         value_network: as the subclass says.
-        prior: an :class:`~torchrl_reg.regularizers.ActionPrior` (shared with whoever else holds it), probabilities
-            ``[A]``, or None for uniform.
+        prior: an :class:`~torchrl_reg.regularizers.ActionPrior` (shared with everything else that holds it),
+            probabilities ``[A]``, or None for uniform.
         beta: inverse temperature > 0, per unit of reward; default 1. Not with an ActionPrior, which has its own.
             Schedulable: ``loss.beta = 2.0``.
         prior_network: a state-dependent prior instead: a TensorDict module that reads some of the observation and

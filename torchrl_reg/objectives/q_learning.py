@@ -46,7 +46,8 @@ class QLearningLoss(RegularizedLoss):
             Q-values, together with ``action_space``): the expected value. A
             :class:`~torchrl_reg.modules.QuantileQActor`, :class:`~torchrl_reg.modules.FixedQuantileQActor` or
             :class:`~torchrl_reg.modules.CategoricalQActor`: the distribution of returns.
-        regularizer: slot 1, shared with whoever else holds it (actor, exploration, planner); None is the maximum.
+        regularizer: slot 1, shared with everything else that holds it (actor, exploration, planner); None is the
+            maximum.
         shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
         head: slot 3 with options of its own; None is the actor's head with its defaults.
         double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a
@@ -280,7 +281,7 @@ class QLearningLoss(RegularizedLoss):
         return {}
 
     def _stacked_prior(self, tensordict: TensorDictBase, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """:meth:`_prior_at` for the stack of ``given``, of which ``"next"`` stands at s' and the rest at s."""
+        """:meth:`_prior_at` for the stack of ``given``, where ``"next"`` is s' and the rest s."""
         return {}
 
     # -- what comes out -----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class VIRELLoss(ActorCriticLoss):
 
     The temperature follows what :meth:`observe` is given. ``loss.observe(out)`` after each update takes the error of
     that batch into a running average; ``loss.observe(loss.bellman_error(large_batch))`` with ``rate=1`` is the released
-    form, which estimates it anew on 4096 transitions. Both are biased: upwards by the variance of the target where
+    form, which estimates it afresh on 4096 transitions. Both are biased: upwards by the variance of the target where
     transitions or actions are random, downwards because the critic was fitted to the same data, and towards the states
     in the replay buffer. An average of ``1 / rate`` updates also lags; one batch alone is noisy, by ``sqrt(2 / B)`` of
     itself for Gaussian errors.
@@ -66,8 +66,8 @@ class VIRELLoss(ActorCriticLoss):
 
     Returns (in a TensorDict): ``loss_actor``, ``loss_qvalue``, with a value network ``loss_value``; the detached
     ``bellman_error`` (mean of ``|td_error|^p``); and detached scalars ``td_error`` (mean absolute), ``value`` (of the
-    policy's actions), ``entropy`` (nats, estimated from one action a state), ``tau``. Writes the priority, the largest
-    squared TD error of the critics ``[*B, 1]``.
+    policy's actions), ``entropy`` (nats, estimated from one action per state), ``tau``. Writes the priority, the
+    largest squared TD error of the critics ``[*B, 1]``.
 
     Raises:
         ValueError: a coefficient out of range, ``mode="em"`` without ``beta_scale`` or with a value network, an actor

@@ -102,7 +102,7 @@ class AtariModel(EmulatorModel):
         return steps
 
     def _work(self, wanted: Sequence[tuple[int, int | None, int]]) -> list[tuple[tuple[int, int], Outcome]]:
-        """Jobs (which emulator, from which of its states, action) -> where each is saved, and what came of it."""
+        """Jobs (which emulator, from which of its states, action) -> where each is saved, and its outcome."""
         jobs: list[list[Job]] = [[] for _ in self._pool]
         saved = []
         for index, origin, action in wanted:

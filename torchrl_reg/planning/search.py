@@ -25,7 +25,7 @@ class Path:
 
     Args:
         root: row of the root ``[B]``.
-        sampled: whether transitions are sampled anew at every visit.
+        sampled: whether transitions are sampled afresh at every visit.
         nodes: the node at each depth, ``D`` of them.
         actions: action taken there ``[B]``, ``D`` of them.
         edges: the edges that these are ``[D, B]``.
@@ -97,7 +97,7 @@ def mcts(
     it leaves the tree it adds the state it comes to as a new node, which ``evaluate`` values; then ``backup`` updates
     the nodes that it passed.
 
-    *Stochastic transitions* are sampled anew at every visit. Each action keeps its first ``K - 1`` different outcomes
+    *Stochastic transitions* are sampled afresh at every visit. Each action keeps its first ``K - 1`` different outcomes
     (states) apart as children of a chance node, whose value is their mean weighted by how often they came; all further
     outcomes share the last child, which is searched in open loop: its statistics are those of the state that happened
     to be there. So ``K = 1`` is an open-loop search, and with ``K`` the number of possible outcomes nothing is mixed.

@@ -24,7 +24,7 @@ class _Restorable(Protocol):
 
 
 class VectorModel(EmulatorModel):
-    """Plans in one copy of a vector environment of :mod:`torchrl_reg.envs`, put back to the states ``[M]`` wanted.
+    """Plans in one copy of a vector environment of :mod:`torchrl_reg.envs`, restored to the states ``[M]`` wanted.
 
     Rewards are in the environment's reward units. Its random generator is a part of the state: a search knows how the
     dice will fall. Where the environment truncates an episode the model ends it, so give it a limit beyond every

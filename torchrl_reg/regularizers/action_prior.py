@@ -106,7 +106,7 @@ class ActionPrior(nn.Module):
         """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``; argmax of q if rho is uniform."""
         log_prior = self.log_prior if log_prior is None else log_prior
         q = at_least_float32(q)
-        # In reward units and without the normalizer, in whose presence small gaps of q would be rounded off.
+        # In reward units and without the normalizer: added to it, small gaps of q would be rounded off.
         bonus = (log_prior - log_prior.amax(-1, keepdim=True)) / self.beta
         return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
 

@@ -25,8 +25,8 @@ class PriorKL(Regularizer):
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
             own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
-        prior: an :class:`ActionPrior`, shared with whoever else holds or learns it; probabilities ``[A]``; or None for
-            the uniform prior over however many actions there are.
+        prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
+            None for the uniform prior over however many actions there are.
 
     Raises:
         ValueError: ``tau`` not a finite number > 0, given twice or not at all; a prior that is no distribution.
@@ -120,7 +120,7 @@ class PriorKL(Regularizer):
         """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""
         q = at_least_float32(q)
         log_prior = self.log_prior(q) if log_prior is None else log_prior
-        # Without the normalizer of rho, in whose presence small gaps of q would be rounded off.
+        # Without the normalizer of rho: added to it, small gaps of q would be rounded off.
         bonus = self.tau * (log_prior - log_prior.amax(-1, keepdim=True))
         return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
 

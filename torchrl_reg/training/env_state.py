@@ -41,9 +41,9 @@ class EnvironmentState:
         collector: the collector of the run; its environments have been reset.
 
     Attributes:
-        is_transparent: whether the environments can be brought back. Where they cannot, the caller ends all episodes
+        is_transparent: whether the environments can be restored. Where they cannot, the caller ends all episodes
             at every checkpoint, so that a resumed run starts them where an uninterrupted one does.
-        is_restored: False once loaded environments are not where they were (they compute otherwise on this machine);
+        is_restored: False once loaded environments are not where they were (they compute differently on this machine);
             the caller resets them.
     """
 

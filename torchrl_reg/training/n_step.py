@@ -46,5 +46,5 @@ class NStep:
         return {"waiting": None if waiting is None else pack_tensordict(waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the rows that :meth:`state_dict` gave."""
+        """Continues with the rows of a :meth:`state_dict`."""
         self.transform.waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])

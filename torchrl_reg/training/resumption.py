@@ -22,7 +22,7 @@ from torchrl_reg.training.settings import RunSettings
 
 
 class Resumption:
-    """Saves all that was tracked, and brings it back when the run starts again.
+    """Saves everything that was tracked, and restores it when the run starts again.
 
     Args:
         path: the run folder.
@@ -86,7 +86,7 @@ class Resumption:
         if self.replay is not None:  # "if self.replay" would be false for an empty buffer
             chunks = ReplayChunks(folder / "replay", self.replay)
             named["replay"] = self.replay._rng
-        # The generators come last: bringing environments back may draw from the global ones.
+        # The generators come last: restoring environments may draw from the global ones.
         parts |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
         self._checkpoints = CheckpointFolder(folder, parts, chunks)
 
@@ -95,7 +95,7 @@ class Resumption:
         return self.checkpoints.load_latest() is not None
 
     def begin(self, frames: int, resumed: bool) -> None:
-        """Seeds every stream of a new run; of a resumed one, restarts environments that could not be brought back."""
+        """Seeds every stream of a new run; of a resumed one, restarts environments that could not be restored."""
         environments, seed = self.environments, self._settings.seed
         self._watch.start(frames)
         if not resumed:
