@@ -86,7 +86,6 @@ class ActorCriticLoss(RegularizedLoss):
                     f"{', '.join(map(repr, critic.in_keys))}."
                 )
         self.temperature = temperature
-        self.__dict__["_checked_data"] = False
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(ensemble, "qvalue_network", create_target_params=True)
 
@@ -181,23 +180,6 @@ class ActorCriticLoss(RegularizedLoss):
             tensordict, out, *[f"{prefix}{n}_params" for n in self._network_names for prefix in ("", "target_")]
         )
         return out
-
-    def _check_data_once(self, tensordict: TensorDictBase, low: Any, high: Any, mask: Tensor | None) -> None:
-        """Refuse stored actions outside the box, in the first batch only: every check waits for the device."""
-        if torch.compiler.is_compiling() or self._checked_data:
-            return
-        self.__dict__["_checked_data"] = True
-        action = tensordict.get(self.tensor_keys.action)
-        low, high = (torch.as_tensor(bound).to(action) for bound in (low, high))
-        slack = 1e-4 * (high - low)
-        outside = ((action < low - slack) | (action > high + slack)).any(-1)
-        if mask is not None:
-            outside = outside & mask
-        if outside.any():
-            worst = action[outside][0].tolist()
-            raise ValueError(
-                f"Stored actions must lie between the actor's low={low.tolist()} and high={high.tolist()}, got {worst}."
-            )
 
 
 def reparametrized(dist: Distribution, batch_size: torch.Size) -> tuple[Tensor, Tensor]:

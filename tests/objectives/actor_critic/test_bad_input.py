@@ -69,16 +69,17 @@ def test_actors_that_do_not_fit(cases: Any) -> None:
         loss(cases["virel"].batch(3))
 
 
-def test_stored_actions_outside_the_box(cases: Any) -> None:
+@pytest.mark.parametrize("name", ["virel", "soft_q"])
+def test_stored_actions_outside_the_box(cases: Any, name: str) -> None:
     """A buffer of actions in other units, say; told at the first batch."""
-    data = cases["soft_q"].batch(3)
+    data = cases[name].batch(3)
     data["action"][1, 1] = 5.0
     with pytest.raises(
         ValueError, match=r"must lie in the policy's box, from \[-1.0, -2.0\] to \[1.0, 2.0\], got values"
     ):
-        cases["soft_q"].loss()(data)
+        cases[name].loss()(data)
     data["collector", "mask"] = torch.tensor([True, False, True]).unsqueeze(-1)
-    assert cases["soft_q"].loss()(data)["loss_qvalue"].isfinite()
+    assert cases[name].loss()(data)["loss_qvalue"].isfinite()
 
 
 def test_samplers_that_do_not_fit() -> None:
