@@ -88,6 +88,8 @@ REPLAY_NAMES = {
     "_prefetch": "samples made ahead",
     "_sample_unit": "windows around what was drawn",
     "_writer": "whether it tracks generations, which a sample then holds",
+    "_replay_lock": "held while rows are written",
+    "_write_lock": "held while rows are written",
 }
 #: Of TensorStorage: what writing rows leaves behind, for a storage that writes them itself.
 STORAGE_NAMES = {

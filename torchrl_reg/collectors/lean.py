@@ -6,6 +6,7 @@ Shapes: ``N`` environments, ``T`` steps of each in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.data import Categorical
 from torchrl.envs import Compose, DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -92,7 +94,9 @@ class LeanCollector:
         self._policy_device, self._storing_device = torch.device(policy_device), torch.device(storing_device)
         self._act = plain_policy(policy, self.num_envs, self._policy_device)
         self._observation_dtype = env.observation_spec["observation"].dtype
-        self._action_spec = env.full_action_spec["action"].cpu()
+        self._array_dtype = torch.empty(0, dtype=self._observation_dtype).numpy().dtype
+        spec = env.full_action_spec["action"].cpu()
+        self._as_array = Tensor.numpy if type(spec) is Categorical else partial(spec.to_numpy, safe=False)
         self._frames = 0
         self.reset()
 
@@ -129,38 +133,37 @@ class LeanCollector:
     def rollout(self) -> TensorDict:
         """The next batch."""
         steps = self.frames_per_batch // self.num_envs
+        shape = (self.num_envs, steps)
         states: list[State] = []
-        next_observations, rewards, terminations, truncations, returns = [], [], [], [], []
-        false = torch.zeros(self.num_envs, 1, dtype=torch.bool, device=self._policy_device)
-        flags = dict.fromkeys(_FLAGS, false)
+        next_observations: list[Tensor] = []
+        rewards, returns = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        terminations, truncations = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+        elsewhere = self._policy_device.type != "cpu"
+        flags = dict.fromkeys(_FLAGS, torch.zeros(self.num_envs, 1, dtype=torch.bool, device=self._policy_device))
         with set_exploration_type(ExplorationType.RANDOM):
-            for _ in range(steps):
-                state: State = {
-                    "observation": self._observation.to(self._policy_device, non_blocking=True),
-                    "episode_reward": torch.from_numpy(self._returns).unsqueeze(-1).to(self._policy_device),
-                    **flags,
-                }
+            for step in range(steps):
+                earned = torch.from_numpy(self._returns[:, None])
+                state: State = {"observation": self._observation, "episode_reward": earned, **flags}
+                if elsewhere:
+                    for key in ("observation", "episode_reward"):
+                        state[key] = state[key].to(self._policy_device, non_blocking=True)
                 self._act(state)
-                action = self._action_spec.to_numpy(state["action"].cpu(), safe=False)
+                action = self._as_array(state["action"].cpu())
                 observation, reward, terminated, truncated, _ = self._vector.step(action)
                 states.append(state)
                 next_observations.append(self._as_tensor(observation))
-                rewards.append(np.asarray(reward).astype(np.float32))
-                terminations.append(terminated.copy())
-                truncations.append(truncated.copy())
-                self._returns = self._returns + rewards[-1]
-                returns.append(self._returns)
+                rewards[:, step], terminations[:, step], truncations[:, step] = reward, terminated, truncated
+                self._returns = returns[:, step] = self._returns + rewards[:, step]
                 self._reset_finished(next_observations[-1], terminated | truncated)
-        terminated, truncated = _columns(terminations), _columns(truncations)
         following = {
             "observation": torch.stack(next_observations, 1),
-            "reward": _columns(rewards),
-            "done": terminated | truncated,
-            "terminated": terminated,
-            "truncated": truncated,
-            "episode_reward": _columns(returns),
+            "reward": _column(rewards),
+            "done": _column(terminations | truncations),
+            "terminated": _column(terminations),
+            "truncated": _column(truncations),
+            "episode_reward": _column(returns),
         }
-        return self._batch(states, following, [self.num_envs, steps])
+        return self._batch(states, following, list(shape))
 
     def _reset_finished(self, observation: Tensor, done: np.ndarray) -> None:
         """Carries ``observation`` on, or the first one of a new episode where one is ``done``."""
@@ -185,9 +188,11 @@ class LeanCollector:
         return batch.set("next", TensorDict(following, shape).to(device, non_blocking=True))
 
     def _as_tensor(self, observation: Any) -> Tensor:
+        if isinstance(observation, np.ndarray) and observation.dtype == self._array_dtype:
+            return torch.from_numpy(observation)
         return torch.as_tensor(observation, dtype=self._observation_dtype)
 
 
-def _columns(rows: list[np.ndarray]) -> Tensor:
-    """``[N, T, 1]`` out of T arrays ``[N]``."""
-    return torch.from_numpy(np.stack(rows, 1)).unsqueeze(-1)
+def _column(rows: np.ndarray) -> Tensor:
+    """``[N, T, 1]`` out of ``[N, T]``."""
+    return torch.from_numpy(rows).unsqueeze(-1)

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
+from torchrl.data import Categorical
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule, TanhNormal
 from torchrl.modules.distributions.utils import sample_and_log_prob
@@ -132,11 +133,16 @@ def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
     key = module.action_key
     spec = module.spec[key]
     spec = spec.expand(num_envs, *spec.shape)
+    count = spec.space.n if type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) else 0
 
     def call(state: State) -> None:
-        action = state[key]
-        explores = torch.rand(num_envs, device=module.eps.device) < module.eps
-        state[key] = torch.where(explores.reshape(-1, *[1] * (action.ndim - 1)), spec.rand(), action)
+        action, eps = state[key], module.eps
+        explores = torch.rand(num_envs, device=eps.device) < eps
+        if count > 0:  # what spec.rand() comes to
+            random = torch.randint(0, count, (num_envs,), dtype=spec.dtype, device=spec.device)
+            state[key] = torch.where(explores, random, action)
+        else:
+            state[key] = torch.where(explores.reshape(-1, *[1] * (action.ndim - 1)), spec.rand(), action)
 
     return call
 

@@ -45,16 +45,32 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
 def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBase:
     """``replay.sample(count)`` of a uniform sampler, without the overhead of features that this buffer does not use."""
     storage = replay.storage
-    special = replay._transform or replay._prefetch or replay._sample_unit or replay._writer.tracks_generations
-    if special or not isinstance(storage, TransitionStorage | FrameStackStorage):
+    if _is_special(replay) or replay._prefetch or replay._sample_unit:
         return replay.sample(count)
     index = replay.sampler.sample(storage, count)[0].to(storage.device)
     rows = storage.get(index)
     return rows.set("index", expand_as_right(index, rows))
 
 
+def remember(replay: TensorDictReplayBuffer, rows: TensorDict) -> None:
+    """``replay.extend(rows)``, without the copy that TorchRL's transforms make even where there are none."""
+    if _is_special(replay) or type(replay.sampler) is not RandomSampler or entry(rows, replay.priority_key) is not None:
+        replay.extend(rows)
+        return
+    with replay._replay_lock, replay._write_lock:
+        replay.writer.extend(rows)
+
+
+def _is_special(replay: TensorDictReplayBuffer) -> bool:
+    """Whether rows of ``replay`` are more than what its storage holds."""
+    ours = isinstance(replay.storage, TransitionStorage | FrameStackStorage)
+    return bool(not ours or replay.dim_extend or replay._transform or replay._writer.tracks_generations)
+
+
 def _split(rows: TensorDictBase, size: int) -> list[TensorDict]:
     """``rows.split(size)``, all of one size."""
+    if len(rows) == size and isinstance(rows, TensorDict):
+        return [rows]
     pieces: list[dict[str, Any]] = [{} for _ in range(len(rows) // size)]
     for name, held in rows.items():
         parts = held.split(size) if isinstance(held, Tensor) else _split(held, size)

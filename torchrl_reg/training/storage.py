@@ -45,52 +45,49 @@ class TransitionStorage(LazyTensorStorage):
         slices = self._slices(cursor) if set_cursor and self.ndim == 1 and isinstance(data, TensorDictBase) else None
         if not slices:
             return super().set(cursor, data, set_cursor=set_cursor)
-        if not (self.initialized and _has_entries_of(self._storage, data)):
+        pairs = _pairs(self._storage, data) if self.initialized else None
+        if pairs is None:
             for place, source in slices:
                 super().set(place, data[source])
             return self._set_last_cursor(cursor)
-        # As in TorchRL's, but without its search through every kind of data and index.
+        # What TorchRL's does, but for the search through every kind of data and of index.
         self._set_last_cursor(cursor)
         self._get_new_len(data, cursor)
-        _write(self._storage, data, slices)
+        for held, given in pairs:
+            for place, source in slices:
+                held[place] = given if len(slices) == 1 else given[source]
         self._bump_mutation_revision()
 
     def _slices(self, cursor: Any) -> list[tuple[slice, slice]]:
         """The one or two slices that ``cursor`` is, each with that of the data; none if it is something else."""
         if not isinstance(cursor, Tensor) or cursor.is_cuda or cursor.ndim != 1 or not 0 < len(cursor) <= self.max_size:
             return []
-        first, count = int(cursor[0]), len(cursor)
-        following = torch.arange(first, first + count)
+        numbers = cursor.tolist()
+        first, count = numbers[0], len(numbers)
         before_wrap = min(count, self.max_size - first)
-        following[before_wrap:] -= self.max_size
-        if not torch.equal(cursor, following):
+        if numbers != [*range(first, first + before_wrap), *range(count - before_wrap)]:
             return []
         slices = [(slice(first, first + before_wrap), slice(before_wrap))]
         return slices if before_wrap == count else [*slices, (slice(count - before_wrap), slice(before_wrap, count))]
 
 
-def _has_entries_of(rows: Any, data: Any) -> bool:
-    """Whether ``data`` is of plain dicts of tensors, of the very names and shapes of ``rows``."""
+def _pairs(rows: Any, data: Any) -> list[tuple[Tensor, Tensor]] | None:
+    """Each tensor of ``rows`` with that of ``data``; None unless both are plain dicts of the same names and shapes."""
     if type(rows) is not TensorDict or type(data) is not TensorDict or rows.keys() != data.keys():
-        return False
-    for name, held in rows.items():
-        given = entry(data, name)
-        if isinstance(held, Tensor):
-            if not isinstance(given, Tensor) or given.shape[1:] != held.shape[1:]:
-                return False
-        elif not _has_entries_of(held, given):
-            return False
-    return True
-
-
-def _write(rows: Any, data: Any, slices: list[tuple[slice, slice]]) -> None:
+        return None
+    found: list[tuple[Tensor, Tensor]] = []
     for name, held in rows.items():
         given = entry(data, name)
         if not isinstance(held, Tensor):
-            _write(held, given, slices)
-            continue
-        for place, source in slices:
-            held[place] = given[source]
+            nested = _pairs(held, given)
+            if nested is None:
+                return None
+            found += nested
+        elif isinstance(given, Tensor) and given.shape[1:] == held.shape[1:]:
+            found.append((held, given))
+        else:
+            return None
+    return found
 
 
 def _gathered(rows: TensorDictBase, index: Tensor) -> TensorDict:

@@ -16,7 +16,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_reg.training.checks import check_replay_learning
 from torchrl_reg.training.evaluation import Policy
 from torchrl_reg.training.n_step import NStep
-from torchrl_reg.training.replay import rows_in_time
+from torchrl_reg.training.replay import remember, rows_in_time
 from torchrl_reg.training.run import Run
 
 
@@ -121,7 +121,7 @@ class ValueLearner:
         """Stores what the loss reads of ``batch``, in order of time; clips the rewards in place if asked to."""
         if self.algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
-        self.replay.extend(rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
+        remember(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update that is due now."""
