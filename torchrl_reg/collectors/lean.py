@@ -24,11 +24,12 @@ from torchrl_reg.torchrl_compat import unchecked_tensordict
 _FLAGS = ("done", "terminated", "truncated")
 
 
-def lean_vector(env: EnvBase) -> VectorEnv | None:
+def lean_vector(env: EnvBase, *, sums_rewards: bool | None = True) -> VectorEnv | None:
     """The vector environment inside ``env`` if stepping it is all that ``env`` does, else None.
 
-    That is so for a ``GymWrapper`` around a gymnasium vector environment whose resets are left to the caller, with
-    one observation and one reward, under no other transforms than ``RewardSum`` and a cast to another device.
+    This holds for a ``GymWrapper`` around a gymnasium vector environment whose resets are left to the caller, with
+    one observation and one reward, under no other transforms than a cast to another device and ``RewardSum``, which
+    has to be there unless ``sums_rewards`` is None.
     """
     returns = False
     while isinstance(env, TransformedEnv):
@@ -38,7 +39,7 @@ def lean_vector(env: EnvBase) -> VectorEnv | None:
             elif type(transform) is not DeviceCastTransform:
                 return None
         env = env.base_env
-    if not returns or type(env) is not GymWrapper or not isinstance(env._env, VectorEnv):
+    if (sums_rewards and not returns) or type(env) is not GymWrapper or not isinstance(env._env, VectorEnv):
         return None
     vector = env._env
     disabled = getattr(vector, "autoreset_mode", None) == AutoresetMode.DISABLED

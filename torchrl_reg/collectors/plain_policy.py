@@ -23,14 +23,16 @@ State = dict[Any, Tensor]
 PlainPolicy = Callable[[State], None]
 
 
-def plain_policy(policy: Callable[..., Any], num_envs: int, device: torch.device) -> PlainPolicy:
-    """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, under random exploration.
+def plain_policy(
+    policy: Callable[..., Any], num_envs: int, device: torch.device, *, explores: bool = True
+) -> PlainPolicy:
+    """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, under random exploration or under none.
 
     Sequences, modules around a network, Q-value modules, Boltzmann policies, tanh-normal actors and epsilon-greedy
     exploration do without a TensorDict, and so does any module that has a ``plain(state)`` of its own, written where
     its ``forward`` is. Whatever else there is gets one made of the state so far.
     """
-    parts = [_part(module, num_envs, device) for module in _flattened(policy)]
+    parts = [_part(module, num_envs, device, explores) for module in policy_parts(policy, explores)]
     if len(parts) == 1:
         return parts[0]
 
@@ -41,17 +43,18 @@ def plain_policy(policy: Callable[..., Any], num_envs: int, device: torch.device
     return act
 
 
-def _flattened(policy: Any) -> list[Any]:
+def policy_parts(policy: Any, explores: bool = True) -> list[Any]:
+    """The modules that act one after the other, out of nested sequences; ``policy`` alone if it is something else."""
     sequences = (TensorDictSequential, SafeSequential, QValueActor, ProbabilisticActor)
     known = type(policy) in sequences or (
         isinstance(policy, QValueActor) and type(policy).forward is QValueActor.forward
     )
-    if type(policy) is BoltzmannQActor and not _has_hooks(policy):
-        return [*_flattened(policy.actor), _Chosen(policy.choose)]
+    if type(policy) is BoltzmannQActor and not _has_hooks(policy) and explores:
+        return [*policy_parts(policy.actor), _Chosen(policy.choose)]
     selects = getattr(policy, "partial_tolerant", False) or getattr(policy, "_select_before_return", False)
     if not known or _has_hooks(policy) or selects:
         return [policy]
-    return [part for module in policy.module for part in _flattened(module)]
+    return [part for module in policy.module for part in policy_parts(module, explores)]
 
 
 class _Chosen(NamedTuple):
@@ -64,21 +67,28 @@ def _has_hooks(module: torch.nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _part(module: Any, num_envs: int, device: torch.device) -> PlainPolicy:
+def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> PlainPolicy:
     if isinstance(module, _Chosen):
         return module.call
     if isinstance(module, torch.nn.Module) and not _has_hooks(module):
-        if _has_plain_form(type(module)):
-            return module.plain  # type: ignore[return-value]
         if type(module) in (TensorDictModule, SafeModule) and _is_simple(module):
             return _network(module)
         if type(module) is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
             return _greedy(module)
-        if type(module) is EGreedyModule and module.action_mask_key is None and isinstance(module.action_key, str):
-            return _epsilon_greedy(module, num_envs)
-        if type(module) is SafeProbabilisticModule and _draws_plainly(module):
-            return _drawn(module)
+        if explores and (drawing := _drawing_part(module, num_envs)) is not None:
+            return drawing
     return _through_a_tensordict(module, num_envs, device)
+
+
+def _drawing_part(module: Any, num_envs: int) -> PlainPolicy | None:
+    """A module that draws random numbers, or None for one that has no plain form."""
+    if _has_plain_form(type(module)):
+        return module.plain
+    if type(module) is EGreedyModule and module.action_mask_key is None and isinstance(module.action_key, str):
+        return _epsilon_greedy(module, num_envs)
+    if type(module) is SafeProbabilisticModule and _draws_plainly(module):
+        return _drawn(module)
+    return None
 
 
 def _has_plain_form(kind: type) -> bool:

@@ -122,6 +122,7 @@ class BoundQNetwork(BoundModule):
     Args:
         template, params, private: see :class:`BoundModule`.
         action_value_key: where the network writes its ``[*B, A]`` Q-values.
+        rows_dim: the dimension along which batches are joined; 1 for a stack of networks.
     """
 
     def __init__(
@@ -131,9 +132,10 @@ class BoundQNetwork(BoundModule):
         action_value_key: NestedKey,
         *,
         private: bool = False,
+        rows_dim: int = 0,
     ) -> None:
         super().__init__(template, params, private=private)
-        self._action_value_key = action_value_key
+        self._action_value_key, self._rows_dim = action_value_key, rows_dim
         self._mixes_rows = mixes_rows(template)
         self._use(self._network)
 
@@ -199,7 +201,8 @@ class BoundQNetwork(BoundModule):
         """
         here, following = self.inputs(tensordict), self.inputs(entry(tensordict, "next"))
         if tensordict.batch_dims and not self._mixes_rows:
-            first, second = call(*[torch.cat(pair) for pair in zip(here, following, strict=True)]).chunk(2)
+            dim = self._rows_dim
+            first, second = call(*[torch.cat(pair, dim) for pair in zip(here, following, strict=True)]).chunk(2, dim)
             return first, second
         with nullcontext() if root_counts else self.undisturbed():
             root = call(*here)

@@ -5,6 +5,7 @@ Shapes: ``*B`` batch (``[*B, T]`` for lambda-returns), ``A`` actions, ``M`` targ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -165,6 +166,16 @@ class QLearningLoss(RegularizedLoss):
             raise ValueError(f"action_space must be 'categorical' or 'one-hot', got {resolved!r}.")
         return resolved
 
+    def stacked_with(self, others: Sequence[QLearningLoss]) -> Any:
+        """This loss and ``others`` as one :class:`~torchrl_reg.objectives.stacked.StackedLoss`.
+
+        Raises:
+            ValueError: they cannot be stacked.
+        """
+        from torchrl_reg.objectives.stacked import StackedLoss
+
+        return StackedLoss([self, *others])
+
     # -- parts --------------------------------------------------------------------------------------------------
 
     def _coefficients(self) -> dict[str, Coefficient]:
@@ -172,7 +183,9 @@ class QLearningLoss(RegularizedLoss):
         return {name: c for part in parts for name, c in part.coefficients().items()}
 
     def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> Any:
-        return BoundQNetwork(self.value_network, params, self.tensor_keys.action_value, private=private)
+        rows_dim = 1 if self._is_stack else 0
+        key = self.tensor_keys.action_value
+        return BoundQNetwork(self.value_network, params, key, private=private, rows_dim=rows_dim)
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         if getattr(self._value_estimator, "needs_policy", False) and not self.head.traces:

@@ -68,6 +68,8 @@ class RegularizedLoss(NetworkLoss):
     #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
+    #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
+    _is_stack: bool = False
 
     def __init__(
         self,
@@ -255,11 +257,17 @@ class RegularizedLoss(NetworkLoss):
     ) -> TensorDict:
         """``loss`` reduced from ``elementwise [*B]``, further ``terms``, and the means of the diagnostic rows."""
         weights = self._weights(tensordict)
-        # TorchRL's reduction would look for the masks again; skipped where there are none.
-        loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
+        if self._is_stack:
+            if weights is not None or mask is not None:
+                raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
+            loss = elementwise.mean(1)
+        else:
+            # TorchRL's reduction would look for the masks again; skipped where there are none.
+            loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
         scalars: dict[str, Tensor] = {}
         if self.diagnostics:
-            scalars = _means(diagnostics, mask, loss.dtype)
+            kept = 1 if self._is_stack else 0
+            scalars = _means(diagnostics, mask, loss.dtype, kept)
             scalars |= {name: value.to(loss.dtype, copy=True) for name, value in self._reported().items()}
         out = unchecked_tensordict({"loss": loss, **terms, **scalars})
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
@@ -293,13 +301,17 @@ def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None
     return target if mask is None else torch.where(mask, target, prediction.detach())
 
 
-def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Batch means of equally shaped rows, in one reduction and in ``dtype``; over the rows of ``mask`` if any."""
+def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:
+    """Means of equally shaped rows over all but the first ``kept`` dimensions, in one reduction and in ``dtype``.
+
+    Over the rows of ``mask`` if there is one.
+    """
     # For one transition without batch dimensions a row is 0-dimensional, too, and a float64 coefficient has made it
     # float64.
-    stacked = torch.stack(list(rows.values())).to(dtype).reshape(len(rows), -1)
+    stacked = torch.stack(list(rows.values())).to(dtype)
+    stacked = stacked.reshape(*stacked.shape[: 1 + kept], -1)
     if mask is None:
-        means = stacked.mean(1)
+        means = stacked.mean(-1)
     else:
         means = torch.where(mask.reshape(-1), stacked, 0.0).sum(1) / mask.sum().clamp(min=1)
     return dict(zip(rows, means.unbind(), strict=True))

@@ -19,6 +19,7 @@ from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
 
 from torchrl_reg.training.errors import CheckpointError
 from torchrl_reg.training.files import partial_path, publish
+from torchrl_reg.training.packing import own_memory
 from torchrl_reg.training.replay import ReplayChunks
 
 KEPT = 2
@@ -49,7 +50,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: it could not be written (a full disk); earlier ones are untouched.
         """
-        states = {name: part.state_dict() for name, part in self.components.items()}
+        states = {name: own_memory(part.state_dict()) for name, part in self.components.items()}
         path = self.folder / f"{_PREFIX}-{frames:012d}.torchrl"
         try:
             self.folder.mkdir(exist_ok=True)

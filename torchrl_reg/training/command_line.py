@@ -38,6 +38,7 @@ from torchrl_reg.training.errors import ConfigError, Interrupted, user_sentence
 from torchrl_reg.training.help import help_text
 from torchrl_reg.training.overrides import default_folder, readable, telling
 from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
+from torchrl_reg.training.seeds_together import train_seeds
 from torchrl_reg.training.settings import RecipeConfig, validate
 
 Train = Callable[[Any], Path]
@@ -66,9 +67,9 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     def job(cfg: DictConfig) -> str:
         # In a worker of a launcher the exception itself must come back, not an exit code.
         if os.getpid() != main_process or full_errors:
-            return str(_run_once(cfg, config_class, script, train))
+            return str(_run(cfg, config_class, script, train))
         try:
-            return str(_run_once(cfg, config_class, script, train))
+            return str(_run(cfg, config_class, script, train))
         except Exception as error:
             sentence = user_sentence(error)
             if sentence is None:
@@ -117,18 +118,34 @@ def _schema(config_class: type[RecipeConfig], name: str) -> DictConfig:
     return schema
 
 
-def _run_once(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Path:
+def _run(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Path:
+    """Trains, one seed or several side by side; returns the folder, of several that of the first."""
     overrides = list(HydraConfig.get().overrides.task)
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
     COMMAND.set(shlex.join(["python", shown, *overrides]))
-    if cfg.run.dir is None:
-        cfg.run.dir = str(_folder(cfg, overrides, script))
-    config = _typed(cfg, config_class, script.parent / "conf")
+    given = _typed(cfg, config_class, script.parent / "conf")
+    configs = []
+    for seed in given.run.seeds or [given.run.seed]:
+        one, parent = cfg.copy(), given.run.dir
+        one.run.seed, one.run.seeds = seed, None  # a folder of each, which can also be continued by itself
+        if parent is None:
+            one.run.dir = str(_folder(one, overrides, script))
+        elif given.run.seeds:
+            one.run.dir = str(Path(parent) / f"seed={seed}")
+        configs.append(_typed(one, config_class, script.parent / "conf"))
+    unfinished = [config for config in configs if not _is_done(config)]
+    if len(unfinished) == 1:
+        train(unfinished[0])
+    elif unfinished:
+        train_seeds(train, unfinished)
+    return Path(configs[0].run.dir)
+
+
+def _is_done(config: Any) -> bool:
     folder = RunFolder(config)
     if folder.is_done:
         print(f"already finished: {folder.path}", flush=True)
-        return folder.path
-    return train(config)
+    return folder.is_done
 
 
 def _folder(cfg: DictConfig, overrides: Sequence[str], script: Path) -> Path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
+from torchrl_reg.collectors import lean_vector, plain_policy
+from torchrl_reg.collectors.plain_policy import PlainPolicy
 from torchrl_reg.training.seeds import forked_generators, stream_seed
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
@@ -80,11 +84,42 @@ def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -
     state = env.reset()
     returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
     running = torch.ones_like(returns, dtype=torch.bool)
-    moves = device.type != "cpu" and env.device != device
+    vector = lean_vector(env, sums_rewards=None)
+    if vector is not None and device.type == "cpu":
+        explores = exploration_type() == ExplorationType.RANDOM
+        steps = _lean_steps(env, vector, plain_policy(policy, vector.num_envs, device, explores=explores), state)
+    else:
+        steps = _steps(env, policy, state, device)
     while running.any():
+        reward, done = next(steps)
+        returns += torch.where(running, reward.to(returns), 0.0)
+        running &= ~done
+    return returns
+
+
+def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rewards and ends of episodes ``[N]`` of every step from ``state`` on."""
+    moves = device.type != "cpu" and env.device != device
+    while True:
         acted = policy(state.to(device)).to(env.device) if moves else policy(state)
         step, state = env.step_and_maybe_reset(acted)
-        reward = step["next", "reward"].reshape(-1).to(returns)
-        returns += torch.where(running, reward, 0.0)
-        running &= ~step["next", "done"].reshape(-1).cpu()
-    return returns
+        yield step["next", "reward"].reshape(-1), step["next", "done"].reshape(-1).cpu()
+
+
+def _lean_steps(
+    env: EnvBase, vector: VectorEnv, act: PlainPolicy, state: TensorDictBase
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, without a TensorDict at every step."""
+    observation, dtype = state["observation"], env.observation_spec["observation"].dtype
+    action_spec = env.full_action_spec["action"]
+    flags = {name: state[name] for name in ("done", "terminated", "truncated")}
+    while True:
+        now = {"observation": observation, **flags}
+        act(now)
+        found, reward, terminated, truncated, _ = vector.step(action_spec.to_numpy(now["action"], safe=False))
+        observation, done = torch.as_tensor(found, dtype=dtype), terminated | truncated
+        yield torch.from_numpy(np.asarray(reward).astype(np.float32)), torch.from_numpy(done)
+        if done.any():
+            first, _ = vector.reset(options={"reset_mask": done.copy()})
+            ended = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
+            observation = torch.where(ended, torch.as_tensor(first, dtype=dtype), observation)

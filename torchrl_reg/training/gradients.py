@@ -75,7 +75,7 @@ def compiled_gradients(loss: LossModule, parameters: Sequence[nn.Parameter]) -> 
 
 
 def total_loss(losses: Iterable[tuple[str, Tensor]]) -> Tensor:
-    """The sum of the entries whose name starts with ``loss``.
+    """The sum of the entries whose name starts with ``loss``, and of their elements (a stack of losses has several).
 
     Raises:
         ValueError: there is none.
@@ -86,4 +86,4 @@ def total_loss(losses: Iterable[tuple[str, Tensor]]) -> Tensor:
     total = terms[0]
     for term in terms[1:]:
         total = total + term
-    return total
+    return total.sum() if total.ndim else total

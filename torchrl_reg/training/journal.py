@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.record.loggers import Logger
 
+from torchrl_reg.training.lanes import current_lane
 from torchrl_reg.training.loggers import open_loggers
 from torchrl_reg.training.metrics import MetricsFile, RunningMeans
 from torchrl_reg.training.progress import Progress
@@ -45,7 +46,9 @@ class Journal:
     def start(self, total_frames: int, frames: int) -> None:
         """Opens the extra loggers and the progress line; the speed counts from here."""
         self._views = open_loggers(self._settings.loggers, self._path)
-        self._progress = Progress(total_frames, frames, enabled=self._settings.progress)
+        lane = current_lane()
+        shown = self._settings.progress and (lane is None or lane.is_first)  # of several seeds the first speaks for all
+        self._progress = Progress(total_frames, frames, enabled=shown)
         self._speed_mark = (frames, time.perf_counter())
         every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)
         first = min((frames // every + 1) * every, total_frames)

@@ -118,6 +118,10 @@ def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+#: Updates whose scalars are summed at once.
+_TOGETHER = 64
+
+
 class RunningMeans:
     """Means of detached scalars, summed on their device and read once a log row.
 
@@ -127,22 +131,31 @@ class RunningMeans:
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._counts: dict[tuple[str, ...], int] = {}
+        self._waiting: dict[tuple[str, ...], list[Tensor]] = {}
 
     def add(self, scalars: TensorDictBase | Mapping[str, Tensor]) -> None:
         names = tuple(scalars.keys())
         if not names:
             return
-        values = torch.stack(list(scalars.values()))
-        if names in self._sums:
-            self._sums[names] = self._sums[names].to(values.device) + values
-            self._counts[names] += 1
-        else:
+        waiting = self._waiting.setdefault(names, [])
+        waiting.append(torch.stack(list(scalars.values())))  # a copy: coefficients change, CUDA graphs write again
+        if len(waiting) >= _TOGETHER:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Adds what waits to the sums, one update after the other, in a few operations."""
+        for names, waiting in self._waiting.items():
+            values = torch.stack(waiting)
+            if names in self._sums:
+                values = torch.cat([self._sums[names].to(values.device).unsqueeze(0), values])
             # Double precision: a float32 sum of 10^5 losses would lose their last three digits.
-            self._sums[names] = values.double()
-            self._counts[names] = 1
+            self._sums[names] = values.double().cumsum(0)[-1]
+            self._counts[names] = self._counts.get(names, 0) + len(waiting)
+        self._waiting = {}
 
     def pop(self) -> dict[str, float]:
         """The mean of every entry since the last call."""
+        self._sum()
         totals: dict[str, tuple[float, int]] = {}
         for names, sums in self._sums.items():
             count = self._counts[names]
@@ -153,6 +166,7 @@ class RunningMeans:
         return {name: value / count for name, (value, count) in totals.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        self._sum()
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

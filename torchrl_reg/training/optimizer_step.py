@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from torchrl_reg.torchrl_compat import has_step_hooks
@@ -35,6 +36,11 @@ class OptimizerStep:
         self._held: list[_Held] = []
         self._without_state: list[Tensor] = []
 
+    @property
+    def held(self) -> list[_Held] | None:
+        """What the kernel is called with, by group; None where a step goes through ``optimizer.step()``."""
+        return self._held if self._is_held() and not has_step_hooks(self.optimizer) else None
+
     def __call__(self) -> None:
         optimizer = self.optimizer
         gradients = self._gradients() if self._is_held() else None
@@ -44,22 +50,8 @@ class OptimizerStep:
             return
         with torch.no_grad():
             for held, grads in zip(self._held, gradients, strict=True):
-                self._step(held, grads, optimizer.param_groups[held.number])
-
-    def _step(self, held: _Held, grads: list[Tensor], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
-        torch._foreach_add_(held.steps, 1)
-        kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-        kernel(
-            *(held.params, grads, held.exp_avgs, held.exp_avg_sqs, [], held.steps),
-            amsgrad=False,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
+                torch._foreach_add_(held.steps, 1)
+                _call_kernel(held, grads, optimizer.param_groups[held.number])
 
     def _is_held(self) -> bool:
         """Whether the optimizer still has the state and the groups that are held, and rates that are numbers."""
@@ -99,3 +91,75 @@ class OptimizerStep:
             return None
         rows = [[state[parameter][name] for parameter in params] for name in ("exp_avg", "exp_avg_sq", "step")]
         return _Held(number, params, *rows)
+
+
+class StackedStep:
+    """The step of several optimizers whose parameters are views ``[s]`` of stacked ones: one call for all.
+
+    Their moments become views of stacked ones, too, so that each optimizer still holds its own state.
+    """
+
+    def __init__(self, optimizers: list[OptimizerStep], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
+        self._optimizers = optimizers
+        self._groups: list[tuple[_Held, list[Tensor]]] = []
+        for of_each in zip(*[optimizer.held or [] for optimizer in optimizers], strict=True):
+            first = of_each[0]
+            params: list[Tensor] = [whole(parameter) for parameter in first.params]  # type: ignore[arg-type]
+            exp_avgs = _joined([held.exp_avgs for held in of_each])
+            exp_avg_sqs = _joined([held.exp_avg_sqs for held in of_each])
+            counts = [count for held in of_each for count in held.steps]
+            self._groups.append((_Held(first.number, params, exp_avgs, exp_avg_sqs, first.steps), counts))
+
+    @classmethod
+    def of(cls, optimizers: list[OptimizerStep], whole: Callable[[nn.Parameter], nn.Parameter]) -> StackedStep | None:
+        """The step of all ``optimizers``, or None where each has to step by itself."""
+        kinds = {type(optimizer.optimizer) for optimizer in optimizers}
+        counts = {
+            tuple(int(count) for held in optimizer.held or [] for count in held.steps) for optimizer in optimizers
+        }
+        return cls(optimizers, whole) if len(kinds) == len(counts) == 1 and () not in counts else None
+
+    def is_current(self) -> bool:
+        """Whether all optimizers still hold what was stacked, with the same settings."""
+        groups = self._optimizers[0].optimizer.param_groups
+        return all(optimizer.held is not None for optimizer in self._optimizers) and all(
+            _settings(group) == _settings(other)
+            for optimizer in self._optimizers[1:]
+            for group, other in zip(groups, optimizer.optimizer.param_groups, strict=True)
+        )
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            for held, counts in self._groups:
+                torch._foreach_add_(counts, 1)
+                grads: list[Any] = [parameter.grad for parameter in held.params]
+                _call_kernel(held, grads, self._optimizers[0].optimizer.param_groups[held.number])
+
+
+def _settings(group: dict[str, Any]) -> list[Any]:
+    return [group[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")]
+
+
+def _joined(moments: list[list[Tensor]]) -> list[Tensor]:
+    """``[S, ...]`` of each parameter, of which those of each optimizer become views."""
+    stacked = []
+    for singles in zip(*moments, strict=True):
+        stacked.append(torch.stack(singles))
+        for single, view in zip(singles, stacked[-1].unbind(), strict=True):
+            single.data = view
+    return stacked
+
+
+def _call_kernel(held: _Held, grads: list[Tensor], group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    kernel(
+        *(held.params, grads, held.exp_avgs, held.exp_avg_sqs, [], held.steps),
+        amsgrad=False,
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )

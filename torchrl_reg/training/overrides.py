@@ -17,7 +17,7 @@ from torchrl_reg.folder_names import folder_name
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
 _UNNAMED = (
-    *("run.dir", "run.seed", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
+    *("run.dir", "run.seed", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),
 )
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -113,7 +113,7 @@ def telling(overrides: Sequence[str], config: DictConfig, compose: Callable[[Seq
 def _settings(config: DictConfig) -> Any:
     found = OmegaConf.to_container(config, resolve=False)
     assert isinstance(found, dict)
-    return {**found, "run": {**found["run"], "dir": None}}
+    return {**found, "run": {**found["run"], "dir": None, "seed": None, "seeds": None}}
 
 
 def _written(override: str, config: DictConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,15 @@ def unpack_arrays(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return type(data)(unpack_arrays(value) for value in data)
     return data
+
+
+def own_memory(state: Any) -> Any:
+    """``state`` with a copy of every tensor that is a view of a larger one, which would be saved whole."""
+    if isinstance(state, torch.Tensor):
+        is_view = state.untyped_storage().nbytes() > state.numel() * state.element_size()
+        return state.clone() if is_view else state
+    if type(state) in (dict, OrderedDict):
+        return type(state)((key, own_memory(value)) for key, value in state.items())
+    if type(state) in (list, tuple):
+        return type(state)(own_memory(value) for value in state)
+    return state

@@ -39,7 +39,7 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
     replay._warned_batch_size_conflict = True  # it would warn that this is not its batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
-        yield from _split(_uniform_sample(replay, together * size), size)
+        yield from split_rows(_uniform_sample(replay, together * size), size)
 
 
 def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBase:
@@ -67,13 +67,13 @@ def _is_special(replay: TensorDictReplayBuffer) -> bool:
     return bool(not ours or replay.dim_extend or replay._transform or replay._writer.tracks_generations)
 
 
-def _split(rows: TensorDictBase, size: int) -> list[TensorDict]:
+def split_rows(rows: TensorDictBase, size: int) -> list[TensorDict]:
     """``rows.split(size)``, all of one size."""
     if len(rows) == size and isinstance(rows, TensorDict):
         return [rows]
     pieces: list[dict[str, Any]] = [{} for _ in range(len(rows) // size)]
     for name, held in rows.items():
-        parts = held.split(size) if isinstance(held, Tensor) else _split(held, size)
+        parts = held.split(size) if isinstance(held, Tensor) else split_rows(held, size)
         for piece, part in zip(pieces, parts, strict=True):
             piece[name] = part
     return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]

@@ -16,6 +16,7 @@ from torchrl_reg.training.env_state import EnvironmentState
 from torchrl_reg.training.finite import FiniteWatch
 from torchrl_reg.training.generators import GeneratorStates
 from torchrl_reg.training.journal import Journal
+from torchrl_reg.training.lanes import current_lane
 from torchrl_reg.training.replay import ReplayChunks
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
 from torchrl_reg.training.settings import RunSettings
@@ -141,6 +142,8 @@ class Resumption:
     def _save(self, frames: int, *, with_replay: bool = True) -> None:
         """A checkpoint of the state now, unless that is not finite: the last good one stays."""
         if self.is_finite(frames, {}):
+            if (lane := current_lane()) is not None:
+                lane.take_python_generator()  # a checkpoint holds its state
             self.checkpoints.save(frames, with_replay=with_replay)
 
     def _restart_environments(self, frames: int) -> None:

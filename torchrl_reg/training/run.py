@@ -25,6 +25,8 @@ from torchrl_reg.training.errors import require
 from torchrl_reg.training.evaluation import Evaluated, Policy
 from torchrl_reg.training.evaluator import Evaluator
 from torchrl_reg.training.frame_stack import FrameStackStorage
+from torchrl_reg.training.joint_collection import joint_batches
+from torchrl_reg.training.lanes import current_lane
 from torchrl_reg.training.recorded import Recorded
 from torchrl_reg.training.replay import draw_minibatches
 from torchrl_reg.training.resumption import Resumption
@@ -193,7 +195,8 @@ class Run(Recorded):
         self._announce(resumed)
         try:
             resumption.begin(self.frames, resumed)
-            batches = iter(collector)
+            lane = current_lane()
+            batches = iter(collector) if lane is None else joint_batches(lane, collector)
             while self.frames < total_frames:
                 batch = next(batches)
                 before, self.frames = self.frames, self.frames + self._frames_in(batch)

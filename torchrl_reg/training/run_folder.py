@@ -27,7 +27,7 @@ from torchrl_reg.training.provenance import differences, provenance
 RESUMABLE = frozenset(
     {
         *("run.dir", "run.loggers", "run.progress", "run.on_nan", "run.video_every_frames"),
-        *("run.device", "run.threads", "run.log_every_frames"),
+        *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
     }
 )
 #: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.

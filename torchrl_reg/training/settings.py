@@ -25,6 +25,7 @@ class RunSettings:
 
     dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>
     seed: int = 0  # of networks, exploration, replay sampling and environments
+    seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
     device: str = "auto"  # "auto" is cuda where there is one
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
     compile: bool = False  # losses and gradients as one compiled graph: for runs of 10^5 updates or more
@@ -43,6 +44,10 @@ class RunSettings:
     def validate(self) -> None:
         """Raises ``ConfigError`` for values no run can use."""
         require(self.seed >= 0, "run.seed", "at least 0", self.seed)
+        seeds = self.seeds or [0]
+        distinct = self.seeds != [] and min(seeds) >= 0 and len(set(seeds)) == len(seeds)
+        require(distinct, "run.seeds", "different integers, each at least 0", self.seeds)
+        require(not (self.seeds and self.cudagraphs), "run.cudagraphs", "false with run.seeds", self.cudagraphs)
         require(self.threads >= 1, "run.threads", "at least 1", self.threads)
         intervals = ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames")
         for name in ("diagnostics_every_updates", *intervals):

@@ -15,6 +15,8 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.gradients import compiled_gradients, eager_gradients
+from torchrl_reg.training.joint_step import joint_step
+from torchrl_reg.training.lanes import current_lane
 from torchrl_reg.training.optimizer_step import OptimizerStep
 
 Update = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
@@ -102,7 +104,10 @@ def _gradient_step(
             scalars["priority"] = minibatch.get(priority_key)
         return scalars
 
-    return step
+    lane = current_lane()
+    if lane is None or max_grad_norm is not None or priority_key is not None:
+        return step
+    return joint_step(lane, step, loss=loss, parameters=parameters, optimizer=step_optimizer, compile=compile)
 
 
 def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:

@@ -1,0 +1,96 @@
+"""``run.seeds``: several seeds in one process, each as if it had been run alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchrl_reg.training import read_metrics, strip_wall_clock
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TINY = ["algo.total_frames=600", "run.checkpoint_every_frames=150"]
+SMALL = ["algo.total_frames=2400", "net.num_cells=[16,16]", "run.progress=false", "run.eval_episodes=4"]
+SMALL += ["run.evaluate_every_frames=1000", "run.checkpoint_every_frames=800", "run.diagnostics_every_updates=3"]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def newest(folder: Path) -> str:
+    return max((path.name for path in folder.glob("seed=*/checkpoints/checkpoint-*")), default="")
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_a_loss_without_a_stacked_form_gives_the_rows_of_each_alone(finish, tmp_path, prioritized):
+    settings = [*TINY, f"algo.prioritized={prioritized}"]
+    assert finish("run.seeds=[0,3]", "run.dir=together", *settings) == 0
+    assert finish("run.seed=3", "run.dir=alone", *settings) == 0
+    assert rows(tmp_path / "together/seed=3") == rows(tmp_path / "alone")
+    assert rows(tmp_path / "together/seed=0") != rows(tmp_path / "alone")
+    said = (tmp_path / "stderr.txt").read_text().count("each seed is updated by itself")
+    assert said == (0 if prioritized else 1)
+
+
+def test_killed_and_started_again_they_end_like_runs_never_interrupted(start, finish, kill_when, tmp_path):
+    assert finish("run.seeds=[0,3]", "run.dir=whole", *TINY) == 0
+    killed = tmp_path / "killed"
+    for _ in range(2):
+        seen = newest(killed)
+        process = start("run.seeds=[0,3]", "run.dir=killed", *TINY)
+        kill_when(process, lambda seen=seen: newest(killed) > seen)
+    # One is finished by itself, then both are asked for.
+    assert finish("run.seed=3", "run.dir=killed/seed=3", *TINY) == 0
+    assert finish("run.seeds=[0,3]", "run.dir=killed", *TINY) == 0
+    assert "already finished: killed/seed=3" in (tmp_path / "stdout.txt").read_text()
+    for seed in (0, 3):
+        assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
+
+
+def test_a_seed_that_fails_does_not_stop_the_others(finish, tmp_path):
+    (tmp_path / "some/seed=0").mkdir(parents=True)
+    (tmp_path / "some/seed=0/notes.txt").write_text("not a run")
+    assert finish("run.seeds=[0,3]", "run.dir=some", *TINY) == 1
+    assert "some/seed=0, which has no config.yaml" in (tmp_path / "stderr.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("run.seeds=[1,1]", "run.seeds must be different integers, each at least 0, got [1, 1]."),
+        ("run.seeds=[]", "run.seeds must be different integers, each at least 0, got []."),
+        ("run.seeds=[-1]", "run.seeds must be different integers, each at least 0, got [-1]."),
+        ("run.seeds=[1,2] run.cudagraphs=true", "run.cudagraphs must be false with run.seeds, got True."),
+    ],
+)
+def test_bad_input_is_one_sentence(finish, tmp_path, settings, sentence):
+    assert finish(*settings.split(), "run.dir=bad", *TINY) == 1
+    assert (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1] == sentence
+    assert not (tmp_path / "bad").exists()
+
+
+def run(folder: Path, *settings: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(RECIPES / "m_dqn.py"), *SMALL, *settings, f"run.dir={folder}"]
+    with open(f"{folder}.txt", "w") as errors:
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=errors)
+
+
+def test_a_stack_gives_the_rows_of_each_alone_but_for_summation_order(tmp_path: Path) -> None:
+    together = run(tmp_path / "together", "run.seeds=[1,0]")
+    alone = run(tmp_path / "alone", "run.seed=1")
+    codes = together.wait(), alone.wait()
+    said = (tmp_path / "together.txt").read_text()
+    assert codes == (0, 0) and "by itself" not in said, said
+    found, expected = rows(tmp_path / "together/seed=1"), rows(tmp_path / "alone")
+    assert [row["event"] for row in found].count("train") >= 2
+    assert found != expected  # or nothing was computed together
+    for one, other in zip(found, expected, strict=True):
+        assert one.pop("event") == other.pop("event")
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    # Each folder holds no more than its own: a checkpoint of one network, not of the stack.
+    archives = [next((tmp_path / name).rglob("*.torchrl")) for name in ("alone", "together/seed=1")]
+    assert archives[0].stat().st_size == pytest.approx(archives[1].stat().st_size, rel=0.02)

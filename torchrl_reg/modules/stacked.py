@@ -1,0 +1,52 @@
+"""Networks of one shape as one network: their layers run side by side, as one batched product each.
+
+Shapes: ``S`` networks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrl_reg.modules.networks import Rescale
+
+#: Layers that learn nothing and treat every row alike, however many dimensions come first.
+ROW_BY_ROW = (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity, Rescale)
+
+
+class StackedLinear(nn.Linear):
+    """``S`` linear layers: weights ``[S, out, in]``, biases ``[S, out]``; ``[S, *B, in]`` -> ``[S, *B, out]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        weight = self.weight.mT
+        out = torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+class StackedConv2d(nn.Conv2d):
+    """``S`` convolutions: weights ``[S, out, in, k, k]``; images ``[S * B, in, h, w]``, one network's after another's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, (channels, height, width) = len(self.weight), x.shape[1:]
+        side_by_side = x.reshape(count, -1, channels, height, width).transpose(0, 1).flatten(1, 2)
+        bias = None if self.bias is None else self.bias.flatten()
+        weight = self.weight.flatten(0, 1)
+        out = F.conv2d(side_by_side, weight, bias, self.stride, self.padding, self.dilation, groups=count)  # type: ignore[arg-type]
+        return out.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def stack_layers(network: nn.Module) -> None:
+    """Turns the layers of ``network`` in place into stacked ones; parameters ``[S, ...]`` are then put into them.
+
+    Raises:
+        ValueError: a layer that has no stacked form.
+    """
+    for name, module in network.named_modules():
+        if type(module) is nn.Linear:
+            module.__class__ = StackedLinear
+        elif type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
+            module.__class__ = StackedConv2d
+        elif module._parameters or not (module._modules or isinstance(module, ROW_BY_ROW)):
+            raise ValueError(f"network must have linear, convolutional and row-by-row layers, got {name}: {module}.")
