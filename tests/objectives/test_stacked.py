@@ -102,7 +102,9 @@ def test_a_scheduled_coefficient_outdates_the_stack(cases: Any) -> None:
     assert stack.is_current()
     losses[1].tau = 0.4
     assert not stack.is_current()
-    with pytest.raises(ValueError, match=r"losses must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"):
+    with pytest.raises(
+        ValueError, match=r"losses must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"
+    ):
         StackedLoss(losses)
 
 

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictSequential
 from torchrl.data import Bounded, Categorical, Composite
 from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, exploration_type
+from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.training import evaluate
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, policy, q_network
+from torchrl_reg.regularizers import Entropy
+from torchrl_reg.training import evaluate, evaluation
 
 
 class _Walk(EnvBase):
@@ -153,3 +158,37 @@ def test_gymnasium_vectors():
     env = GymWrapper(vector, categorical_action_encoding=True)
     columns = evaluate(env, {"greedy": _always(1)}, episodes=5, seed=0)
     assert 8 <= columns["return_greedy_mean"] <= 11  # always to the right: CartPole lasts 8 to 10
+
+
+def cartpole_policies(env):
+    spec = env.full_action_spec_unbatched["action"]
+    actor = QValueActor(q_network(NetSettings(num_cells=[16]), env), spec=spec)
+    explorer = TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.3))
+    boltzmann = BoltzmannQActor(actor, regularizer=Entropy(0.5))
+    random = ExplorationType.RANDOM
+    return {"greedy": actor, "mode": boltzmann, "sampled": (boltzmann, random), "explorer": (explorer, random)}
+
+
+def pendulum_policies(env):
+    actor = policy(PolicySettings("gaussian", num_cells=[16]), env)
+    return {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "policies"),
+    [(EnvSettings("cartpole"), cartpole_policies), (EnvSettings("pendulum", max_episode_frames=20), pendulum_policies)],
+)
+def test_stepping_the_vector_environment_itself_gives_the_same_returns(settings, policies, monkeypatch):
+    env = make_env(settings, num_envs=4)
+    torch.manual_seed(0)
+    evaluated = policies(env)
+    stepped = []
+    monkeypatch.setattr(type(env), "step_and_maybe_reset", lambda *_: stepped.append(1))
+    found = evaluate(env, evaluated, episodes=6, seed=3)
+    assert not stepped
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation, "lean_vector", lambda *_, **__: None)
+    expected = evaluate(env, evaluated, episodes=6, seed=3)
+    assert found.pop("eval_seconds") and expected.pop("eval_seconds")
+    assert found == expected
+    assert len({found[f"return_{name}_mean"] for name in evaluated if name != "mode"}) > 1

@@ -26,7 +26,7 @@ class StackedLinear(nn.Linear):
 
 
 class StackedConv2d(nn.Conv2d):
-    """``S`` convolutions: weights ``[S, out, in, k, k]``; images ``[S * B, in, h, w]``, one network's after another's."""
+    """``S`` convolutions: weights ``[S, out, in, k, k]``; images ``[S * B, in, h, w]``, network after network."""
 
     def forward(self, x: Tensor) -> Tensor:
         count, (channels, height, width) = len(self.weight), x.shape[1:]
