@@ -85,12 +85,12 @@ class _Together:
             return True
         try:
             if not hasattr(losses[0], "stacked_with"):
-                raise ValueError(f"a {type(losses[0]).__name__} has no stacked form")
+                raise ValueError(f"loss must have a stacked form, got a {type(losses[0]).__name__}.")
             self._stack = losses[0].stacked_with(losses[1:])
             self._parameters = [self._stack.parameter(parameter) for parameter in parameters]
         except ValueError as error:
             self.refused = True
-            print(f"run.seeds: each seed is updated by itself ({error}).", file=sys.stderr, flush=True)
+            print(f"run.seeds: each seed is updated by itself: {error}", file=sys.stderr, flush=True)
             return False
         self._losses, self._gradients = losses, self._make(self._stack.loss, self._parameters)
         self._optimizer = None
