@@ -81,7 +81,8 @@ class JointCollector(LeanCollector):
         self.frames_per_batch = sum(collector.frames_per_batch for collector in collectors)
         self._vector: Any = _Group([collector._vector for collector in collectors])
         self._policy_device, self._storing_device = first._policy_device, first._storing_device
-        self._observation_dtype, self._action_spec = first._observation_dtype, first._action_spec
+        self._observation_dtype, self._array_dtype = first._observation_dtype, first._array_dtype
+        self._as_array = first._as_array
         self._networks = [explorer.network.module for explorer in explorers]
         self._network = layer_by_layer(_stacked_network(self._networks))
         self._explorer, self._step = explorers[0], 0
