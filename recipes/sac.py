@@ -96,7 +96,9 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SA
         loss.set_keys(action=view.stored_action_key)
     else:
         critics = [state_action_value_network(cfg.policy, env).to(device) for _ in range(2)]
-        loss = SACLoss(actor, critics, loss_function="l2", **temperature)
+        # On a CPU two critics are sooner done one after the other than under vmap.
+        alone = device.type == "cpu"
+        loss = SACLoss(actor, critics, loss_function="l2", deactivate_vmap=alone, **temperature)
     loss.make_value_estimator(gamma=algo.gamma)
     return loss
 
