@@ -12,6 +12,7 @@ from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.training import ConfigError, make_update
+from torchrl_reg.training.gradients import worth_compiling
 from torchrl_reg.training.update import _as_cuda_graph, _gradient_step
 
 
@@ -193,6 +194,51 @@ def test_a_loss_without_a_single_graph_has_its_forward_pass_compiled(monkeypatch
     update(TensorDict())
     assert "no single graph, so the forward pass alone is compiled" in capsys.readouterr().err
     assert torch.allclose(loss.w, torch.tensor([0.5, -2.0]) + 0.125)
+
+
+@pytest.mark.parametrize(
+    ("updates", "network", "device", "pays"),
+    [
+        (100_000, torch.nn.Linear(3, 2), "cpu", True),
+        (99_999, torch.nn.Linear(3, 2), "cpu", False),
+        (None, torch.nn.Linear(3, 2), "cpu", False),
+        (10**7, torch.nn.Conv2d(3, 2, 3), "cpu", False),
+        (10**7, torch.nn.Linear(3, 2), "cuda", False),
+    ],
+)
+def test_compiled_by_itself_where_that_pays(updates, network, device, pays):
+    assert worth_compiling(network, updates, torch.device(device)) is pays
+
+
+def test_what_nobody_asked_for_is_compiled_in_long_runs_alone(monkeypatch):
+    for updates, expected in ((100_000, ["graph"]), (99_999, [])):
+        compiled, loss = traced(monkeypatch), _munchausen()
+        optimizer = torch.optim.Adam(loss.parameters(), lr=0.1, fused=True)
+        update = make_update(loss, optimizer, compile=None, updates=updates)
+        update(_minibatch())
+        assert [function.__name__ for function in compiled] == expected
+        monkeypatch.undo()
+
+
+def test_where_it_cannot_compile_what_nobody_asked_for_it_goes_on(monkeypatch, capsys):
+    def compile_nothing(function, **_):
+        def broken(*_):
+            raise RuntimeError("No working C++ compiler found")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    losses, results = [_munchausen(), _munchausen()], []
+    for loss, compile in zip(losses, (None, False), strict=True):
+        optimizer = torch.optim.Adam(loss.parameters(), lr=0.1, fused=True)
+        update = make_update(loss, optimizer, compile=compile, updates=10**6)
+        results.append([update(_minibatch())["loss"] for _ in range(3)])
+    assert results[0] == results[1]
+    said = capsys.readouterr().err
+    assert said.count("nothing is compiled (No working C++ compiler found)") == 1
+    asked = make_update(losses[0], torch.optim.SGD(losses[0].parameters(), lr=0.1), compile=True)
+    with pytest.raises(RuntimeError, match=r"No working C\+\+ compiler"):
+        asked(_minibatch())
 
 
 def test_diagnostics_at_an_interval():

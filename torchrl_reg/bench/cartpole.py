@@ -52,6 +52,17 @@ def _compiled_table(frames: int, *, every: int, batch: int) -> Table:
     return Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)
 
 
+def seeds_tables(frames: int = 6_000) -> list[Table]:
+    """Eight seeds in one process beside one: the steps of all of them a second."""
+    one = "recipes/m_dqn.py, one seed"
+    cases = [
+        Case(one, _recipe(frames, 4, 32, 8), one),
+        Case("eight seeds together, run.seeds", _recipe(frames, 4, 32, 8, seeds=8), one),
+        Case("the same compiled", _recipe(frames, 4, 32, 8, seeds=8, compile=True), one),
+    ]
+    return [Table("CartPole, 1 update per 4 frames, batch 32, 8 environments a seed", "steps/s", cases)]
+
+
 _CLEANRL = "CleanRL's loop of dqn.py, written again"
 
 

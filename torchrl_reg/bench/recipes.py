@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.training import train_seeds
 
 
 def speed(
@@ -24,27 +25,34 @@ def speed(
     *,
     log_every: int = 1_000,
     per_step: int = 1,
+    seeds: int = 1,
     **run: Any,
 ) -> Callable[[], float]:
     """Steps/s of ``recipes/<name>.py``: the median over its training rows once it learns, but the first.
 
     ``parts`` holds what its ``Config`` takes (``env``, ``net``, ``policy``), ``algo`` and ``run`` settings;
-    ``per_step`` is the number of frames of a step.
+    ``per_step`` is the number of frames of a step. Several ``seeds`` are trained together, and their steps added up.
     """
 
     def measure() -> float:
         recipe = recipe_module(name)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            config = recipe.Config(**parts)
-            _assign(config.run, dir=f"{folder}/run", progress=False, device="cpu", eval_episodes=1, **run)
-            _assign(config.run, evaluate_every_frames=10**9, checkpoint_every_frames=10**9, log_every_frames=log_every)
-            _assign(config.algo, **algo)
-            config.env.validate()
+            configs = [recipe.Config(**parts) for _ in range(seeds)]
+            for seed, config in enumerate(configs):
+                _assign(config.run, dir=f"{folder}/{seed}", seed=seed, progress=False, device="cpu", **run)
+                _assign(config.run, evaluate_every_frames=10**9, checkpoint_every_frames=10**9, eval_episodes=1)
+                _assign(config.run, log_every_frames=log_every)
+                _assign(config.algo, **algo)
+                config.env.validate()
             with contextlib.redirect_stderr(io.StringIO()):
-                path = recipe.train(config)
-            rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
-        first = config.algo.learning_starts_frames + log_every
-        return statistics.median(r["fps"] for r in rows if r["event"] == "train" and r["frames"] > first) / per_step
+                if seeds == 1:
+                    recipe.train(configs[0])
+                else:
+                    train_seeds(recipe.train, configs)
+            rows = [json.loads(line) for line in (Path(folder) / "0/metrics.jsonl").read_text().splitlines()]
+        first = configs[0].algo.learning_starts_frames + log_every
+        rates = [row["fps"] for row in rows if row["event"] == "train" and row["frames"] > first]
+        return seeds * statistics.median(rates) / per_step
 
     return measure
 

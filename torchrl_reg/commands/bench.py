@@ -19,6 +19,7 @@ TOPICS = {
         2,
         "the same with compiled updates: ours, a hand-written script, CleanRL's loop",
     ),
+    "seeds": ("cartpole.seeds_tables", 1, "steps/s of eight seeds trained together: ours, one seed by itself"),
     "minatar": ("images.minatar_tables", 0.5, "steps/s on MinAtar Breakout: ours, a hand-written script"),
     "atari": ("images.atari_tables", None, "steps/s on Atari Breakout: ours, CleanRL's loop"),
     "update": ("losses.update_tables", None, "a loss forward: ours, hand-written PyTorch, TorchRL's"),

@@ -42,7 +42,7 @@ def check_replay_learning(algo: Any) -> None:
 def without_effect(algo: Any) -> list[str]:
     """A sentence on each setting of a recipe's ``algo`` that this run is too short for."""
     settings = vars(algo) if hasattr(algo, "__dict__") else {}
-    found, updates = [], _planned_updates(settings)
+    found, updates = [], planned_updates(settings)
     period, total = settings.get("target_period_updates", 0), settings.get("total_frames", math.inf)
     if updates is not None and updates < period:
         found.append(f"algo.target_period_updates={period:,} has no effect: this run makes {updates:,} updates")
@@ -56,7 +56,7 @@ def without_effect(algo: Any) -> list[str]:
 
 
 def _check_that_something_is_learnt(settings: Mapping[str, Any]) -> None:
-    updates = _planned_updates(settings)
+    updates = planned_updates(settings)
     if updates is None:
         return
     total, starts = settings["total_frames"], settings.get("learning_starts_frames", 0)
@@ -65,7 +65,7 @@ def _check_that_something_is_learnt(settings: Mapping[str, Any]) -> None:
     require(updates > 0, "algo.update_every_frames", f"<= {total - starts:,}, the frames that learning lasts", every)
 
 
-def _planned_updates(settings: Mapping[str, Any]) -> int | None:
+def planned_updates(settings: Mapping[str, Any]) -> int | None:
     """How many updates a run makes; None where settings do not determine it."""
     if not {"total_frames", "update_every_frames"} <= settings.keys():
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_reg.torchrl_compat import unchecked_tensordict
-from torchrl_reg.training.gradients import compiled_gradients, eager_gradients
+from torchrl_reg.training.gradients import made_gradients
 from torchrl_reg.training.lanes import Lane
 from torchrl_reg.training.optimizer_step import OptimizerStep, StackedStep
 
@@ -35,7 +35,7 @@ def joint_step(
     loss: LossModule,
     parameters: Sequence[nn.Parameter],
     optimizer: OptimizerStep,
-    compile: bool,
+    compile: bool | None,
 ) -> Step:
     """``alone``, or the same for all lanes at once where their losses can be stacked (``loss.stacked_with``).
 
@@ -58,10 +58,10 @@ def joint_step(
 class _Together:
     """Steps for the lanes that meet; holds the stack of their losses while they stay the same."""
 
-    def __init__(self, lane: Lane, compile: bool) -> None:
+    def __init__(self, lane: Lane, compile: bool | None) -> None:
         self.refused = False
         self._lane = lane  # any: it knows how many there are
-        self._make = compiled_gradients if compile else eager_gradients
+        self._compile = compile
         self._losses: list[Any] = []
         self._stack: Any = None
         self._optimizer: StackedStep | None = None
@@ -92,7 +92,7 @@ class _Together:
             self.refused = True
             print(f"run.seeds: each seed is updated by itself: {error}", file=sys.stderr, flush=True)
             return False
-        self._losses, self._gradients = losses, self._make(self._stack.loss, self._parameters)
+        self._losses, self._gradients = losses, made_gradients(self._stack.loss, self._parameters, self._compile)
         self._optimizer = None
         return True
 

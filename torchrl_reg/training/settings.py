@@ -28,7 +28,7 @@ class RunSettings:
     seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
     device: str = "auto"  # "auto" is cuda where there is one
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
-    compile: bool = False  # losses and gradients as one compiled graph: for runs of 10^5 updates or more
+    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     collector: str = "lean"  # steps vector environments itself, the same to the last bit; torchrl: TorchRL's Collector
     diagnostics_every_updates: int = 10  # diagnostics are means over every so many-th update; rows say so

@@ -14,7 +14,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.errors import ConfigError, require
-from torchrl_reg.training.gradients import compiled_gradients, eager_gradients
+from torchrl_reg.training.gradients import made_gradients, worth_compiling
 from torchrl_reg.training.joint_step import joint_step
 from torchrl_reg.training.lanes import current_lane
 from torchrl_reg.training.optimizer_step import OptimizerStep
@@ -30,7 +30,8 @@ def make_update(
     replay: TensorDictReplayBuffer | None = None,
     max_grad_norm: float | None = None,
     device: torch.device | str = "cpu",
-    compile: bool = False,
+    compile: bool | None = False,
+    updates: int | None = None,
     cudagraphs: bool = False,
     wants_diagnostics: Callable[[], bool] | None = None,
 ) -> Update:
@@ -44,7 +45,8 @@ def make_update(
     Where ``wants_diagnostics()`` is false, a loss that has ``diagnostics`` leaves them out of that update.
 
     ``compile`` compiles the losses and their gradients as one graph, equal but for the order of summation; the
-    optimizer's step, one kernel when it is fused, stays outside. ``cudagraphs`` captures everything but the target
+    optimizer's step, one kernel when it is fused, stays outside. None: where that pays over so many ``updates``, see
+    :func:`~torchrl_reg.training.gradients.worth_compiling`. ``cudagraphs`` captures everything but the target
     update and the priorities: both depend on counters of the host, which a graph would freeze. Learning rates
     do not freeze: what is assigned to ``optimizer.param_groups[i]["lr"]``, by a scheduler say, holds from
     the next update on, captured or not.
@@ -57,6 +59,8 @@ def make_update(
     if max_grad_norm is not None:
         require(max_grad_norm > 0, "max_grad_norm", "positive", max_grad_norm)
     priority_key = loss.tensor_keys.priority if _is_prioritized(replay) else None
+    if compile is None and not worth_compiling(loss, updates, device):
+        compile = False
     step: Update = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile)
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
@@ -87,10 +91,11 @@ def _gradient_step(
     max_grad_norm: float | None,
     priority_key: str | tuple[str, ...] | None,
     *,
-    compile: bool,
+    compile: bool | None,
 ) -> Update:
+    """``compile=None`` is one that nobody asked for."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = compiled_gradients(loss, parameters) if compile else eager_gradients(loss, parameters)
+    gradients = made_gradients(loss, parameters, compile)
     step_optimizer = OptimizerStep(optimizer)
 
     def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
