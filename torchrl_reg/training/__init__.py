@@ -23,7 +23,6 @@ from torchrl_reg.training.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip
 from torchrl_reg.training.n_step import NStep
 from torchrl_reg.training.run import Run
 from torchrl_reg.training.seeds import stream_seed
-from torchrl_reg.training.seeds_together import train_seeds
 from torchrl_reg.training.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.study import Study
 from torchrl_reg.training.update import make_update
@@ -48,5 +47,4 @@ __all__ = [
     "require",
     "stream_seed",
     "strip_wall_clock",
-    "train_seeds",
 ]
