@@ -198,7 +198,8 @@ class Lanes:
         if self.stopping:  # lane itself is the last one left
             raise _Left
         self._hold_meeting(waiting)
-        return next(other for other in ordered if other.can_go_on)
+        # Always the first one, so that the same thread computes for all each time, in memory that it has used before.
+        return next(other for other in self.lanes if other.can_go_on)
 
     def _hold_meeting(self, waiting: list[Lane]) -> None:
         """Answers a group that waits for the same, brief meetings first, so that all come to those that are not."""
