@@ -41,7 +41,7 @@ def check_replay_learning(algo: Any) -> None:
 
 def without_effect(algo: Any) -> list[str]:
     """A sentence on each setting of a recipe's ``algo`` that this run is too short for."""
-    settings = vars(algo) if hasattr(algo, "__dict__") else {}
+    settings = settings_of(algo)
     found, updates = [], planned_updates(settings)
     period, total = settings.get("target_period_updates", 0), settings.get("total_frames", math.inf)
     if updates is not None and updates < period:
@@ -63,6 +63,11 @@ def _check_that_something_is_learnt(settings: Mapping[str, Any]) -> None:
     require(starts < total, "algo.learning_starts_frames", f"< algo.total_frames = {total:,}, to learn at all", starts)
     every = settings["update_every_frames"]
     require(updates > 0, "algo.update_every_frames", f"<= {total - starts:,}, the frames that learning lasts", every)
+
+
+def settings_of(algo: Any) -> Mapping[str, Any]:
+    """The settings of a recipe's ``algo`` by name; none where there is no ``algo``."""
+    return vars(algo) if hasattr(algo, "__dict__") else {}
 
 
 def planned_updates(settings: Mapping[str, Any]) -> int | None:

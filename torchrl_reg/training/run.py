@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase, Transform
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
-from torchrl_reg.training.checks import planned_updates, without_effect
+from torchrl_reg.training.checks import planned_updates, settings_of, without_effect
 from torchrl_reg.training.collection import finished_returns, make_collector
 from torchrl_reg.training.device import named_device
 from torchrl_reg.training.env_state import EnvironmentState
@@ -134,7 +134,7 @@ class Run(Recorded):
             max_grad_norm=max_grad_norm,
             device=self.device,
             compile=self.settings.compile,
-            updates=planned_updates(vars(getattr(self._folder.config, "algo", object))),
+            updates=planned_updates(settings_of(getattr(self._folder.config, "algo", None))),
             cudagraphs=self.cudagraphs,
             wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
         )
