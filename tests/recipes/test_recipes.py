@@ -18,7 +18,7 @@ from torchrl.envs.utils import ExplorationType
 from torchrl_reg.agents import read_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import PriorUpdate
-from torchrl_reg.training import evaluate, read_metrics, strip_wall_clock
+from torchrl_reg.training import evaluate, read_metrics, recipe, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
@@ -163,6 +163,7 @@ def fits(name: str, env: str) -> bool:
 def test_every_choice_composes(name: str) -> None:
     assert set(PRESETS) == {p.stem for p in (CONF / "paper").glob("*.yaml")}
     module = load(name)
+    recipe(module.Config, module.train)  # Hydra composes what was stored last under this name, by a benchmark say
     choices = [[f"env={env}"] for env in ENVS if fits(name, env)]
     choices += [[f"+paper={p}", f"env={env}"] for p, (names, env) in PRESETS.items() if name in names]
     choices += [[f"policy={p.stem}"] for p in (CONF / "policy").glob("*.yaml") if name in CONTINUOUS]

@@ -19,7 +19,9 @@ def _wait_for_checkpoint(folder, process) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)]
 )
 def test_a_signal_ends_the_run_with_one_line_that_says_how_to_go_on(start, tmp_path, number, code):
-    process = start("run.dir=run", "run.checkpoint_every_frames=100", "algo.total_frames=1000000")
+    # Not compiled, as so long a run would be: PyTorch's compiler warns where there is no GPU.
+    settings = ["run.checkpoint_every_frames=100", "algo.total_frames=1000000", "run.compile=false"]
+    process = start("run.dir=run", *settings)
     _wait_for_checkpoint(tmp_path / "run", process)
     os.kill(process.pid, number)
     process.join(20)
