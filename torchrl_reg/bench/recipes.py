@@ -45,10 +45,7 @@ def speed(
                 _assign(config.algo, **algo)
                 config.env.validate()
             with contextlib.redirect_stderr(io.StringIO()):
-                if seeds == 1:
-                    recipe.train(configs[0])
-                else:
-                    train_seeds(recipe.train, configs)
+                train_seeds(recipe.train, configs)
             rows = [json.loads(line) for line in (Path(folder) / "0/metrics.jsonl").read_text().splitlines()]
         first = configs[0].algo.learning_starts_frames + log_every
         rates = [row["fps"] for row in rows if row["event"] == "train" and row["frames"] > first]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchrl.modules import EGreedyModule, QValueModule
 
 from torchrl_reg.collectors.lean import LeanCollector
-from torchrl_reg.collectors.plain_policy import State, policy_parts
+from torchrl_reg.collectors.plain_policy import State, epsilon_draws, policy_parts
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.modules.stacked import stack_layers
 
@@ -43,13 +43,8 @@ def draws(collector: LeanCollector) -> Draws:
     Raises:
         ValueError: its policy is not epsilon-greedy in a Q-network.
     """
-    module = _explorer(collector).exploration
-    spec = module.spec[module.action_key]
-    spec = spec.expand(collector.num_envs, *spec.shape)
-    pairs = []
-    for _ in range(collector.frames_per_batch // collector.num_envs):
-        explores = torch.rand(collector.num_envs, device=module.eps.device) < module.eps
-        pairs.append((explores, spec.rand()))
+    draw = epsilon_draws(_explorer(collector).exploration, collector.num_envs)
+    pairs = [draw() for _ in range(collector.frames_per_batch // collector.num_envs)]
     return Draws(*(torch.stack(column) for column in zip(*pairs, strict=True)))
 
 

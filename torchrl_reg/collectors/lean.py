@@ -24,12 +24,12 @@ from torchrl_reg.torchrl_compat import unchecked_tensordict
 _FLAGS = ("done", "terminated", "truncated")
 
 
-def lean_vector(env: EnvBase, *, sums_rewards: bool | None = True) -> VectorEnv | None:
+def lean_vector(env: EnvBase, *, sums_rewards: bool = True) -> VectorEnv | None:
     """The vector environment inside ``env`` if stepping it is all that ``env`` does, else None.
 
     This holds for a ``GymWrapper`` around a gymnasium vector environment whose resets are left to the caller, with
     one observation and one reward, under no other transforms than a cast to another device and ``RewardSum``, which
-    has to be there unless ``sums_rewards`` is None.
+    has to be there if it ``sums_rewards``.
     """
     returns = False
     while isinstance(env, TransformedEnv):
@@ -46,6 +46,13 @@ def lean_vector(env: EnvBase, *, sums_rewards: bool | None = True) -> VectorEnv 
     keys = list(env.observation_spec.keys(True, True)) == ["observation"] and env.action_keys == ["action"]
     plain = env.wrapper_frame_skip == 1 and not env.info_dict_reader and len(env.batch_size) == 1
     return vector if disabled and keys and plain else None
+
+
+def restarted(vector: VectorEnv, observation: Tensor, done: np.ndarray) -> Tensor:
+    """``observation [N, ...]``, of environments that are ``done`` (bool ``[N]``) the first one of a new episode."""
+    first, _ = vector.reset(options={"reset_mask": done.copy()})
+    mask = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
+    return torch.where(mask, torch.as_tensor(first, dtype=observation.dtype), observation)
 
 
 class LeanCollector:
@@ -171,9 +178,7 @@ class LeanCollector:
         self._observation = observation
         if not done.any():
             return
-        first, _ = self._vector.reset(options={"reset_mask": done.copy()})
-        mask = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
-        self._observation = torch.where(mask, self._as_tensor(first), observation)
+        self._observation = restarted(self._vector, observation, done)
         self._returns = np.where(done, np.float32(0), self._returns)
 
     def _batch(self, states: list[State], following: dict[str, Tensor], shape: list[int]) -> TensorDict:

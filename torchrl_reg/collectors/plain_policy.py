@@ -139,20 +139,31 @@ def _greedy(module: QValueModule) -> PlainPolicy:
     return call
 
 
-def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
-    key = module.action_key
-    spec = module.spec[key]
+def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What ``module`` draws at a step, in its order: whether to explore (bool ``[num_envs]``), and what to do then."""
+    spec = module.spec[module.action_key]
     spec = spec.expand(num_envs, *spec.shape)
     count = spec.space.n if type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) else 0
 
-    def call(state: State) -> None:
-        action, eps = state[key], module.eps
+    def draw() -> tuple[Tensor, Tensor]:
+        eps = module.eps
         explores = torch.rand(num_envs, device=eps.device) < eps
         if count > 0:  # what spec.rand() comes to
-            random = torch.randint(0, count, (num_envs,), dtype=spec.dtype, device=spec.device)
-            state[key] = torch.where(explores, random, action)
-        else:
-            state[key] = torch.where(explores.reshape(-1, *[1] * (action.ndim - 1)), spec.rand(), action)
+            return explores, torch.randint(0, count, (num_envs,), dtype=spec.dtype, device=spec.device)
+        return explores, spec.rand()
+
+    return draw
+
+
+def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
+    key, draw = module.action_key, epsilon_draws(module, num_envs)
+
+    def call(state: State) -> None:
+        action = state[key]
+        explores, random = draw()
+        if action.ndim > 1:
+            explores = explores.reshape(-1, *[1] * (action.ndim - 1))
+        state[key] = torch.where(explores, random, action)
 
     return call
 

@@ -5,6 +5,8 @@ Shapes: ``S`` networks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +37,14 @@ class StackedConv2d(nn.Conv2d):
         weight = self.weight.flatten(0, 1)
         out = F.conv2d(side_by_side, weight, bias, self.stride, self.padding, self.dilation, groups=count)  # type: ignore[arg-type]
         return out.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def stack_as_views(singles: Sequence[Tensor]) -> Tensor:
+    """``singles`` stacked along a first dimension, each made a view of the result."""
+    together = torch.stack([single.detach() for single in singles])
+    for single, view in zip(singles, together.unbind(), strict=True):
+        single.data = view
+    return together
 
 
 def stack_layers(network: nn.Module) -> None:

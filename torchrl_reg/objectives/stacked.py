@@ -13,7 +13,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 
-from torchrl_reg.modules.stacked import stack_layers
+from torchrl_reg.modules.stacked import stack_as_views, stack_layers
 from torchrl_reg.objectives.bound_network import inner_module
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.regularizers import Entropy, HardMax, Tsallis
@@ -92,11 +92,9 @@ class StackedLoss:
             if key not in learnt:
                 continue
             singles = [group.get(key) for group in groups]
-            together = torch.stack([single.detach() for single in singles])
+            together = stack_as_views(singles)
             joined.set(key, nn.Parameter(together) if leaf.requires_grad else together)
-            for single, view in zip(singles, together.unbind(), strict=True):
-                single.data = view
-                self._stacked[id(single)] = joined.get(key)
+            self._stacked |= {id(single): joined.get(key) for single in singles}
         return TensorDictParams(joined, no_convert=True)
 
 

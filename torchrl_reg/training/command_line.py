@@ -6,6 +6,7 @@ below ``conf/`` beside the recipe only override it, in the groups the config nam
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -124,21 +125,21 @@ def _run(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Pat
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
     COMMAND.set(shlex.join(["python", shown, *overrides]))
     given = _typed(cfg, config_class, script.parent / "conf")
-    configs = []
-    for seed in given.run.seeds or [given.run.seed]:
-        one, parent = cfg.copy(), given.run.dir
-        one.run.seed, one.run.seeds = seed, None  # a folder of each, which can also be continued by itself
-        if parent is None:
-            one.run.dir = str(_folder(one, overrides, script))
-        elif given.run.seeds:
-            one.run.dir = str(Path(parent) / f"seed={seed}")
-        configs.append(_typed(one, config_class, script.parent / "conf"))
+    if given.run.seeds is None:
+        given.run.dir = given.run.dir or str(_folder(cfg, overrides, script))
+        configs = [given]
+    else:  # a folder of each, which can also be continued by itself
+        parent = Path(given.run.dir) if given.run.dir else _folder(cfg, overrides, script).parent
+        configs = [_of_seed(given, seed, parent) for seed in given.run.seeds]
     unfinished = [config for config in configs if not _is_done(config)]
-    if len(unfinished) == 1:
-        train(unfinished[0])
-    elif unfinished:
+    if unfinished:
         train_seeds(train, unfinished)
     return Path(configs[0].run.dir)
+
+
+def _of_seed(config: Any, seed: int, parent: Path) -> Any:
+    run = dataclasses.replace(config.run, seed=seed, seeds=None, dir=str(parent / f"seed={seed}"))
+    return dataclasses.replace(copy.deepcopy(config), run=run)
 
 
 def _is_done(config: Any) -> bool:

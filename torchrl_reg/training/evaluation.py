@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from torchrl_reg.collectors import lean_vector, plain_policy
+from torchrl_reg.collectors.lean import restarted
 from torchrl_reg.collectors.plain_policy import PlainPolicy
 from torchrl_reg.training.seeds import forked_generators, stream_seed
 
@@ -84,7 +85,7 @@ def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -
     state = env.reset()
     returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
     running = torch.ones_like(returns, dtype=torch.bool)
-    vector = lean_vector(env, sums_rewards=None)
+    vector = lean_vector(env, sums_rewards=False)
     if vector is not None and device.type == "cpu":
         explores = exploration_type() == ExplorationType.RANDOM
         steps = _lean_steps(env, vector, plain_policy(policy, vector.num_envs, device, explores=explores), state)
@@ -120,6 +121,4 @@ def _lean_steps(
         observation, done = torch.as_tensor(found, dtype=dtype), terminated | truncated
         yield torch.from_numpy(np.asarray(reward).astype(np.float32)), torch.from_numpy(done)
         if done.any():
-            first, _ = vector.reset(options={"reset_mask": done.copy()})
-            ended = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
-            observation = torch.where(ended, torch.as_tensor(first, dtype=dtype), observation)
+            observation = restarted(vector, observation, done)

@@ -104,11 +104,11 @@ class _Together:
 
     def _step(self, optimizers: list[OptimizerStep]) -> None:
         if self._optimizer is not None and self._optimizer.is_current():
-            return self._optimizer()
+            self._optimizer()
+            return
         for optimizer in optimizers:
             optimizer()
         self._optimizer = StackedStep.of(optimizers, self._stack.parameter)
-        return None
 
 
 def _stacked_rows(minibatches: list[TensorDictBase]) -> TensorDict:

@@ -42,7 +42,7 @@ class Lane:
         self.is_over = False
         self._lanes, self._task = lanes, task
         self._turn = threading.Semaphore(0)
-        self._meeting: _Meeting | None = None
+        self.meeting: _Meeting | None = None
         self._answer: Any = None
         self._failure: BaseException | None = None
         self._generators, self.python_state = _Generators(), random.getstate()
@@ -81,7 +81,7 @@ class Lane:
         meetings come before others for which some wait already. After one, Python's ``random`` may be that of another
         lane, until a meeting that is not brief.
         """
-        self._meeting = _Meeting(kind, given, jointly, brief)
+        self.meeting = _Meeting(kind, given, jointly, brief)
         following = self._lanes.next_of(self)
         if following is not self:
             self._generators.keep()
@@ -110,16 +110,11 @@ class Lane:
 
     @property
     def can_go_on(self) -> bool:
-        return not self.is_over and self._meeting is None
+        return not self.is_over and self.meeting is None
 
     def answer(self, part: Any, failure: BaseException | None = None) -> None:
         """Ends its wait."""
-        self._meeting, self._answer, self._failure = None, part, failure
-
-    @property
-    def meeting(self) -> _Meeting | None:
-        """What it waits for."""
-        return self._meeting
+        self.meeting, self._answer, self._failure = None, part, failure
 
     def _await_turn(self) -> None:
         self._turn.acquire()

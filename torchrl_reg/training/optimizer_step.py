@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from torchrl_reg.modules.stacked import stack_as_views
 from torchrl_reg.torchrl_compat import has_step_hooks
 
 
@@ -142,12 +143,7 @@ def _settings(group: dict[str, Any]) -> list[Any]:
 
 def _joined(moments: list[list[Tensor]]) -> list[Tensor]:
     """``[S, ...]`` of each parameter, of which those of each optimizer become views."""
-    stacked = []
-    for singles in zip(*moments, strict=True):
-        stacked.append(torch.stack(singles))
-        for single, view in zip(singles, stacked[-1].unbind(), strict=True):
-            single.data = view
-    return stacked
+    return [stack_as_views(singles) for singles in zip(*moments, strict=True)]
 
 
 def _call_kernel(held: _Held, grads: list[Tensor], group: dict[str, Any]) -> None:

@@ -12,11 +12,14 @@ from torchrl_reg.training.lanes import Lane, Lanes
 
 
 def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
-    """Calls ``train(config)`` for every seed, side by side; one that fails does not stop the others.
+    """Calls ``train(config)`` for every seed, several side by side; one that fails does not stop the others.
 
     Raises:
         Exception: the first that a seed met, once all are over.
     """
+    if len(configs) == 1:
+        train(configs[0])
+        return
     failed = [lane for lane in Lanes([_task(train, config) for config in configs]).run() if lane.error is not None]
     for lane in failed[1:]:
         print(f"run.seed={configs[lane.number].run.seed}: {_said(lane)}", file=sys.stderr, flush=True)
