@@ -1,4 +1,4 @@
-"""Soft actor-critic, the baseline: TorchRL's own losses, temperature fixed or adapted to a target entropy.
+"""Soft actor-critic, the baseline: its temperature fixed or adapted to a target entropy.
 
     python recipes/sac.py
     python recipes/sac.py algo.adapt_tau=false algo.tau=0.1
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
-from torchrl.objectives import DiscreteSACLoss, SACLoss
+from torchrl.objectives import DiscreteSACLoss
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import (
@@ -30,7 +30,7 @@ from torchrl_reg.modules import (
     policy,
     state_action_value_network,
 )
-from torchrl_reg.objectives import PolyakTargetUpdate
+from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss
 from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
 
 
@@ -73,8 +73,8 @@ class Config(RecipeConfig):
         require(differentiable, "policy.name", "gaussian, flow or multicategorical for SAC", self.policy.name)
 
 
-def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SACLoss | DiscreteSACLoss:
-    """TorchRL's SAC loss with two critics; of one-dimensional bins the one that sums over them."""
+def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SoftActorCriticLoss | DiscreteSACLoss:
+    """The SAC loss with two critics; of one-dimensional bins TorchRL's, which sums over them."""
     algo = cfg.algo
     dims = env.full_action_spec_unbatched["action"].shape[-1]
     binned = cfg.policy.name == "multicategorical"
@@ -83,24 +83,24 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SA
         require(
             0 < algo.target_entropy < 2 * auto, "algo.target_entropy", f"in (0, {2 * auto:.3f})", algo.target_entropy
         )
-    temperature = {
-        "alpha_init": algo.tau,
-        "fixed_alpha": not algo.adapt_tau,
-        "target_entropy": auto if algo.target_entropy is None else algo.target_entropy,
-    }
-    # A list of critics: from a single one TorchRL would initialize the copies itself, not as the layers do.
-    if binned and dims == 1:
-        critics = [bin_value_network(cfg.policy, env).to(device) for _ in range(2)]
-        view = SingleDimensionActor(actor)
-        loss = DiscreteSACLoss(view, critics, action_space="categorical", loss_function="l2", **temperature)
-        loss.set_keys(action=view.stored_action_key)
-    else:
+    entropy = auto if algo.target_entropy is None else algo.target_entropy
+    if not (binned and dims == 1):
         critics = [state_action_value_network(cfg.policy, env).to(device) for _ in range(2)]
-        # On a CPU two critics are sooner done one after the other than under vmap.
-        alone = device.type == "cpu"
-        loss = SACLoss(actor, critics, loss_function="l2", deactivate_vmap=alone, **temperature)
-    loss.make_value_estimator(gamma=algo.gamma)
-    return loss
+        loss = SoftActorCriticLoss(actor, critics, tau=algo.tau, target_entropy=entropy if algo.adapt_tau else None)
+        return loss.make_value_estimator(gamma=algo.gamma)
+    # A list of critics: from a single one TorchRL would initialize the copies itself, not as the layers do.
+    discrete = DiscreteSACLoss(
+        SingleDimensionActor(actor),
+        [bin_value_network(cfg.policy, env).to(device) for _ in range(2)],
+        action_space="categorical",
+        loss_function="l2",
+        alpha_init=algo.tau,
+        fixed_alpha=not algo.adapt_tau,
+        target_entropy=entropy,
+    )
+    discrete.set_keys(action="action_index")
+    discrete.make_value_estimator(gamma=algo.gamma)
+    return discrete
 
 
 def train(cfg: Config) -> Path:

@@ -92,3 +92,17 @@ def test_several_inputs_go_to_the_network() -> None:
     net = MLP(6, 3, num_cells=[5])
     one, two = torch.randn(2, 4), torch.randn(2, 2)
     assert torch.equal(layer_by_layer(net)(one, two), net(one, two))
+
+
+def test_several_inputs_of_an_mlp_are_joined() -> None:
+    net, inputs = MLP(6, 1, num_cells=[5, 5], activation_class=nn.ReLU), (torch.randn(3, 4), torch.randn(3, 2))
+    assert torch.equal(layer_by_layer(net)(*inputs), net(*inputs))
+
+
+def test_a_relu_changes_no_tensor_of_others() -> None:
+    """It works in the memory of the linear layer before it alone, never in the input's."""
+    for first in (nn.Identity(), nn.Flatten(0, 0), nn.Linear(4, 4)):
+        net, x = nn.Sequential(first, nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 4)
+        kept = x.clone()
+        layer_by_layer(net)(x)
+        assert torch.equal(x, kept)

@@ -343,7 +343,8 @@ def test_diagnostics_under_masks(case: Any, batch: Any) -> None:
 
 
 def test_bf16_autocast_keeps_targets_in_float32(cases: Any, batch: Any) -> None:
-    data = batch(6)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = cases["m_dqn"].loss()(data)
-    assert out["loss"].dtype == data["td_error"].dtype == torch.float32
+    for name, case in cases.items():
+        data = batch(6)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = case.loss()(data)
+        assert out["loss"].dtype == data["td_error"].dtype == torch.float32, name

@@ -56,10 +56,18 @@ class CriticEnsemble(TensorDictModuleBase):
         return tensordict.set("action_values", values.movedim(0, -1))
 
 
+def is_plain(module: Any) -> bool:
+    """Whether calling the network on the in-keys, in order, is all the TensorDict module around it does.
+
+    It costs 160 us a call.
+    """
+    if type(module) not in (TensorDictModule, ValueOperator) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return not getattr(module, "_kwargs", None) and getattr(module, "method", None) in (None, "forward")
+
+
 def _value(critic: Any, tensordict: TensorDictBase) -> Tensor:
-    hooks = critic._forward_hooks or critic._forward_pre_hooks
-    if type(critic) in (TensorDictModule, ValueOperator) and not hooks and not getattr(critic, "_kwargs", None):
-        # The same computation without the TensorDictModule around it, which costs 160 us a call.
+    if is_plain(critic):
         q = critic.module(*[tensordict.get(key) for key in critic.in_keys])
         if isinstance(q, Tensor):
             return q.squeeze(-1)

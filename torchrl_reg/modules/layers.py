@@ -15,9 +15,9 @@ from torchrl_reg.torchrl_compat import has_global_module_hooks, is_listened_to
 def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     """A function that runs the layers' ``forward`` in turn if ``network`` is nested sequences only, else ``network``.
 
-    The output is the same and some 5 us a layer are saved, half the time of a small network. Later changes to the
-    network take effect: parameters swapped in, train or eval mode. With hooks, or while compiling, the network is
-    called as usual.
+    The output is the same and some 5 us a layer are saved, half the time of a small network; a ReLU after a linear
+    layer works in that layer's memory, because fresh memory costs more. Later changes to the network take effect:
+    parameters swapped in, train or eval mode. With hooks, or while compiling, the network is called as usual.
 
     >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2)))
     >>> x = torch.randn(3, 4)
@@ -28,14 +28,18 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     if layers is None:
         return network
     watched = list(network.modules())
+    joins = type(network) is MLP  # which takes several inputs, and joins them
+    pairs = zip([None, *layers], layers, strict=False)
+    reuses = [type(before) is nn.Linear and type(layer) is nn.ReLU for before, layer in pairs]
+    steps = list(zip(layers, reuses, strict=True))
 
     def run(*inputs: Tensor) -> Tensor:
-        plain = len(inputs) == 1 and not torch.compiler.is_compiling() and not has_global_module_hooks()
+        plain = (joins or len(inputs) == 1) and not torch.compiler.is_compiling() and not has_global_module_hooks()
         if not plain or any(map(is_listened_to, watched)):
             return network(*inputs)
-        x = inputs[0]
-        for layer in layers:
-            x = layer.forward(x)
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        for layer, in_place in steps:
+            x = torch.relu_(x) if in_place else layer.forward(x)
         return x
 
     return run

@@ -13,6 +13,7 @@ from torchrl_reg.objectives.path_consistency import PathConsistencyLoss
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.quantile_regression import QuantileRegressionDQNLoss
 from torchrl_reg.objectives.shaping import AdvantageGap, Munchausen, Shaping
+from torchrl_reg.objectives.soft_actor_critic import SoftActorCriticLoss
 from torchrl_reg.objectives.soft_dqn import SoftDQNLoss
 from torchrl_reg.objectives.soft_q_learning import SoftQLearningLoss
 from torchrl_reg.objectives.sparse_dqn import SparseDQNLoss
@@ -38,6 +39,7 @@ __all__ = [
     "QLearningLoss",
     "QuantileRegressionDQNLoss",
     "Shaping",
+    "SoftActorCriticLoss",
     "SoftDQNLoss",
     "SparseDQNLoss",
     "SoftQLearningLoss",

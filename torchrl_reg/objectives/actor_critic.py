@@ -17,7 +17,7 @@ from torchrl.objectives.utils import ValueEstimators, distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble
-from torchrl_reg.objectives.bound_network import BoundModule
+from torchrl_reg.objectives.bound_network import BoundCritics, BoundModule
 from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
     Reduction,
@@ -106,7 +106,11 @@ class ActorCriticLoss(RegularizedLoss):
         self.__dict__["_frozen"] = None
         if self._bound_networks is not None:
             # A copy of the critics that shares their memory, but whose parameters need no gradient.
-            self.__dict__["_frozen"] = BoundModule(self.qvalue_network, self.qvalue_network_params.data, private=True)
+            self.__dict__["_frozen"] = BoundCritics(self.qvalue_network, self.qvalue_network_params.data, private=True)
+
+    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundModule:
+        kind = BoundCritics if name == "qvalue_network" else BoundModule
+        return kind(getattr(self, name), params, private=private)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_frozen": None}
@@ -121,12 +125,10 @@ class ActorCriticLoss(RegularizedLoss):
 
     def _q(self, bound: Any, states: TensorDictBase, action: Tensor) -> Tensor:
         """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``."""
-        keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
-        inputs = states.select(*keys)
         if action.ndim > states.ndim + 1:
-            shape = action.shape[: states.ndim + 1]
-            inputs = inputs.unsqueeze(-1).expand(shape)
-        return at_least_float32(bound.network.values(inputs.set(self.tensor_keys.action, action)))
+            keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
+            states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])
+        return at_least_float32(bound.values(states, self.tensor_keys.action, action))
 
     def _states(self, tensordict: TensorDictBase, mask: Tensor | None) -> TensorDictBase:
         """What the networks read at s, and the stored action; zero in the rows outside ``mask``."""
@@ -154,8 +156,12 @@ class ActorCriticLoss(RegularizedLoss):
         """The critics' loss ``[*B]``, summed over them, and their TD errors ``[C, *B]``; writes the priority."""
         target = keep_masked_rows_out(target.to(prediction.dtype).expand_as(prediction), prediction, mask)
         td_error = (target - prediction).detach()
-        self._write_priority(tensordict, td_error.square().amax(0))
+        self._write_priority(tensordict, self._priority(td_error))
         return distance_loss(prediction, target, self.loss_function).sum(0), td_error
+
+    def _priority(self, td_error: Tensor) -> Tensor:
+        """Of each transition ``[*B]``, from the critics' TD errors ``[C, *B]``."""
+        return td_error.square().amax(0)
 
     def _entries(
         self,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives.utils import hold_out_net
 
+from torchrl_reg.modules.critic_ensemble import is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.torchrl_compat import BatchNorm, entry
 
@@ -114,6 +115,31 @@ class BoundModule:
         # A private copy does not see `actor.eval()`; TorchRL would have run the template.
         if self._network.training != self._template.training:
             self._network.train(self._template.training)
+
+
+class BoundCritics(BoundModule):
+    """Bound critics, a :class:`~torchrl_reg.modules.CriticEnsemble`, called on plain tensors where that is exact."""
+
+    def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
+        super().__init__(template, params, private=private)
+        self._use(self._network)
+
+    def _use(self, network: Any) -> None:
+        super()._use(network)
+        # Of a critic that does more, what its `module` holds is not called.
+        self._runs = [layer_by_layer(critic.module) if is_plain(critic) else None for critic in network.critics]
+
+    def values(self, states: TensorDictBase, action_key: NestedKey, action: Tensor) -> Tensor:
+        """Q(s, a) of every critic ``[C, *B]`` at ``action``; ``states`` is left as it was."""
+        values = []
+        for critic, run in zip(self.network.critics, self._runs, strict=True):
+            if run is None or not is_plain(critic):
+                keys = [key for key in critic.in_keys if key != action_key]
+                q = critic(states.select(*keys).set(action_key, action)).get(critic.out_keys[-1])
+            else:
+                q = run(*[action if key == action_key else entry(states, key) for key in critic.in_keys])
+            values.append(q.squeeze(-1))
+        return torch.stack(values)
 
 
 class BoundQNetwork(BoundModule):

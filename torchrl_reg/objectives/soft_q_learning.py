@@ -30,48 +30,49 @@ class SoftQLearningLoss(ActorCriticLoss):
     .. math:: V(s') = \tau \ln \frac{1}{K} \sum_k \frac{\exp(Q_{target}(s', a_k) / \tau)}{p(a_k)}, \qquad
               \Delta u_i = \frac{1}{J} \sum_j \kappa(u_j, u_i) \nabla \ln p(u_j) + \nabla_{u_j} \kappa(u_j, u_i)
 
-    The value integrates over actions scaled to ``[-1, 1]^D``. Its ``K`` actions are uniform (density ``2^-D``), spread
-    evenly over the box or drawn independently, or come from the actor where that has a density
-    (:class:`~torchrl_reg.modules.FlowActor`). With few samples it is low, above all in many dimensions, see
+    The value integrates over actions scaled to ``[-1, 1]^D``. Its ``K`` actions are uniform (density ``2^-D``), either
+    spread evenly over the box or drawn independently, or come from the actor if it has a density
+    (:class:`~torchrl_reg.modules.FlowActor`). With few samples it is biased low, especially in many dimensions, see
     :func:`~torchrl_reg.functional.soft_value_importance`; watch ``ess``.
 
-    The sampler's outputs before the squash, ``u``, follow the Stein variational direction of the density they should
-    have, ``ln p(u) = Q / tau + ln |det d tanh(u) / du|``. Of ``num_particles`` per state one half is fixed and pushes,
-    the other moves, and the push goes to the parameters. The kernel's bandwidth is that of the particles that move, so
-    that few of them do (:func:`~torchrl_reg.functional.svgd_bandwidth`). ``form="haarnoja2017"`` is the released
-    code's: the same correction, but gradients and kernel in the space of actions, whose stationary density is ``exp(Q /
-    tau) prod (1 - a_i^2)`` instead: away from the bounds; its bandwidth is that between both halves.
+    The sampler's outputs before the squash, ``u``, follow the Stein variational direction of their target density,
+    ``ln p(u) = Q / tau + ln |det d tanh(u) / du|``. Of the ``num_particles`` per state, half are fixed and push; the
+    others move, and the push is propagated to the parameters. The kernel's bandwidth is that of the moving particles,
+    so that few suffice (:func:`~torchrl_reg.functional.svgd_bandwidth`). ``form="haarnoja2017"`` follows the released
+    code: the same correction, but gradients and kernel in action space, where the stationary density is instead
+    ``exp(Q / tau) prod (1 - a_i^2)``, away from the bounds; its bandwidth is that between both halves.
 
-    The sampler finds modes, but their masses only where they touch: the score, all that a Stein direction knows of the
-    density, does not say how much lies in modes apart (measured in ``recipes/README.md``).
+    The sampler finds the modes, but their masses only where modes touch: the score, which is all a Stein direction
+    knows of the density, does not tell how mass divides among separated modes (measured in ``recipes/README.md``).
 
-    An update with the default K and M costs 1.9 of TorchRL's ``SACLoss``, with 16 of each 5.0 (``torchrl-reg bench
-    control``: one thread, 2x256 units, batch 256, 6 action dimensions).
+    An update with the default K and M takes 1.9 times as long as TorchRL's ``SACLoss``, with 16 of each 5.0 times
+    (``torchrl-reg bench control``: one thread, 2x256 units, batch 256, 6 action dimensions).
 
     Args:
         actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a
             :class:`~torchrl_reg.modules.FlowActor`.
-        qvalue_network: a critic, or a list of them (twin critics: the smaller value counts).
+        qvalue_network: a critic, or a list of critics (of which the smallest value counts).
         tau: temperature > 0, in reward units; the published ``reward_scale`` is its inverse. Schedulable.
         num_value_samples: K, actions of the soft value per state.
-        num_particles: particles of the sampler per state, an even number >= 4 (with fewer than two that push it is
+        num_particles: particles of the sampler per state, an even number >= 4 (with fewer than two to push, it is
             plain gradient ascent).
-        proposal: of those actions: ``"lattice"`` (:func:`~torchrl_reg.functional.sampling.lattice_points`, moved at
-            random per state: 8 do as well as 16 independent ones in up to 3 dimensions), ``"uniform"`` or ``"actor"``.
+        proposal: where the K actions come from: ``"lattice"`` (:func:`~torchrl_reg.functional.sampling.lattice_points`,
+            randomly shifted per state: 8 do as well as 16 independent ones in up to 3 dimensions), ``"uniform"`` or
+            ``"actor"``.
         form: ``"exact"`` or ``"haarnoja2017"``.
         loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
 
-    Returns (in a TensorDict): ``loss_actor`` (its gradient is minus the Stein direction; its value means nothing),
+    Returns (in a TensorDict): ``loss_actor`` (its gradient is minus the Stein direction; its value is meaningless),
     ``loss_qvalue``, and detached scalars ``td_error`` (mean absolute), ``value`` (soft value of s'), ``ess`` (effective
     sample size of its K samples, 1 to K), ``spread`` (standard deviation of a state's particles on ``[-1, 1]``) and
     ``tau``. Writes the priority, the largest squared TD error of the critics ``[*B, 1]``.
 
     Raises:
-        ValueError: a coefficient or number out of range, an actor that is no sampler, ``proposal="actor"`` with one
-            that has no density, critics that do not read the action, stored actions outside the box (first batch).
+        ValueError: a coefficient or number out of range, an actor that is not a sampler, ``proposal="actor"`` without
+            a density, critics that do not read the action, stored actions outside the box (first batch).
 
     Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017,
-    eq. (10), (11), (13). The released code shares its K actions between the states of a batch; here each has its own.
+    eq. (10), (11), (13). The released code shares its K actions across the states of a batch; here each has its own.
 
     >>> import torch
     >>> from tensordict import TensorDict
@@ -162,7 +163,7 @@ class SoftQLearningLoss(ActorCriticLoss):
             u, log_p = actor.particles(states, self.num_value_samples)
             action = actor.squashed(u)
         else:
-            even = self.proposal == "lattice"  # one draw moves all its points
+            even = self.proposal == "lattice"  # one draw shifts all its points
             shape = (*states.batch_size, 1 if even else self.num_value_samples, len(low))
             uniform = torch.rand(shape, dtype=low.dtype, device=low.device)
             if even:
@@ -171,7 +172,7 @@ class SoftQLearningLoss(ActorCriticLoss):
         return soft_value_importance(self._q(critics, states, action).amin(0), self.tau, log_p)
 
     def _stein_loss(self, tensordict: TensorDictBase, states: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Rows ``[*B]`` whose gradient is minus the mean direction of the particles that move, and their spread."""
+        """Rows ``[*B]`` whose gradient is minus the mean direction of the moving particles, and the spread of all."""
         actor = self._bound(tensordict, "actor_network")[0].network
         critics = self._frozen_critics(tensordict)
         half = self.num_particles // 2

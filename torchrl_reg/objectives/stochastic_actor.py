@@ -1,4 +1,4 @@
-"""What the losses over a policy ask of an actor, and the statistics of its distributions.
+"""What the policy losses require of an actor, and statistics of its distributions.
 
 Shapes: ``*B`` batch.
 """
@@ -14,16 +14,20 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import TanhNormal
+from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.modules.tensordict_module import SafeProbabilisticModule
 
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategorical
+from torchrl_reg.modules.critic_ensemble import is_plain
 from torchrl_reg.modules.flow_actor import FlowDistribution
+from torchrl_reg.modules.layers import layer_by_layer
+from torchrl_reg.torchrl_compat import entry
 
 
 def check_actor(actor: Any) -> None:
-    """Raise ValueError unless ``actor`` can give the log-probability of stored actions."""
+    """Raise ValueError unless ``actor`` can compute the log-probability of stored actions."""
     if not hasattr(actor, "get_dist"):
         raise ValueError(
             "actor_network must give the log_prob of stored actions through get_dist(tensordict), as a "
@@ -41,7 +45,7 @@ def check_value_network(network: Any) -> None:
 
 
 def stored_action_key(actor: Any) -> NestedKey:
-    """Where a replay buffer keeps what ``actor`` did."""
+    """The key under which a replay buffer keeps the actions of ``actor``."""
     return getattr(actor, "stored_action_key", "action")
 
 
@@ -61,22 +65,37 @@ def stored_action(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
 
 
 def state_value(network: TensorDictModuleBase, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-    """``V [*B]`` of the states of ``tensordict``, which is left as it was; the network writes it to ``key``."""
+    """``V [*B]`` of the states of ``tensordict``, which is not modified; the network writes it to ``key``."""
     return at_least_float32(network(tensordict.select(*network.in_keys)).get(key).squeeze(-1))
 
 
 def distribution(actor: Any, tensordict: TensorDictBase) -> Distribution:
-    """The actor's distribution at the states of ``tensordict``, which is left as it was."""
-    # RANDOM, as SACLoss does: LossModule sets another type, which some distributions answer with a mode only.
+    """The actor's distribution at the states of ``tensordict``, which is not modified."""
+    # RANDOM, as in SACLoss: under the type that LossModule sets, some distributions only return a mode.
     with set_exploration_type(ExplorationType.RANDOM):
+        parts = _plain_parts(actor)
+        if parts is not None:  # the same without the TensorDicts in between
+            network, head = parts
+            outputs = layer_by_layer(network.module)(*[entry(tensordict, key) for key in network.in_keys])
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            return head.get_dist(dict(zip(network.out_keys, outputs, strict=False)))
         return actor.get_dist(tensordict.select(*actor.in_keys, strict=False))
+
+
+def _plain_parts(actor: Any) -> tuple[Any, Any] | None:
+    """A network and the distribution of its outputs, where the actor is nothing more."""
+    if type(actor) is not ProbabilisticActor or len(actor.module) != 2:
+        return None
+    network, head = actor.module
+    plain = is_plain(network) and type(head) is SafeProbabilisticModule and set(head.in_keys) <= set(network.out_keys)
+    return (network, head) if plain else None
 
 
 def log_prob(dist: Distribution, action: Tensor, batch_size: torch.Size) -> Tensor:
     """Log-probability of stored actions ``[*B]``, in nats.
 
     Raises:
-        ValueError: the distribution scores each dimension of the action by itself.
+        ValueError: the distribution scores each dimension of the action separately.
     """
     result = dist.log_prob(action)
     if result.shape != batch_size:
@@ -88,7 +107,7 @@ def log_prob(dist: Distribution, action: Tensor, batch_size: torch.Size) -> Tens
 
 
 def closed_entropy(dist: Distribution) -> Tensor | None:
-    """Entropy ``[*B]`` in nats, without a gradient, where the distribution has it in closed form, else None."""
+    """Entropy ``[*B]`` in nats, without a gradient, if the distribution has it in closed form, else None."""
     if getattr(dist, "entropy_is_estimated", False):
         return None
     with torch.no_grad():
@@ -100,8 +119,8 @@ def closed_entropy(dist: Distribution) -> Tensor | None:
 
 def kl_or_estimate(dist: Distribution, reference: Distribution) -> Tensor:
     """KL(dist || reference) ``[*B]`` in nats: in closed form, else from one sample of ``dist`` per state."""
-    # Written out for the usual policies: how PyTorch finds a closed form breaks a compiled graph, and for two squashed
-    # Gaussians it compares the squashes on the host (they are one actor's, and drop out).
+    # Written out for the usual policies: PyTorch's dispatch to a closed form breaks a compiled graph, and for squashed
+    # Gaussians it compares the squashes on the host (both come from one actor, so they cancel).
     if isinstance(dist, TanhNormal) and isinstance(reference, TanhNormal):
         dist, reference = dist.base_dist, reference.base_dist
     if isinstance(dist, Independent) and isinstance(reference, Independent):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ class DualCoefficient(Coefficient):
     ) -> None:
         if rises not in ("above", "below"):
             raise ValueError(f"rises must be 'above' or 'below', got {rises!r}.")
-        super().__init__(value, name=name, check=lambda v, n: _with_logarithm(check(v, n), n), device=device)
+        super().__init__(value, name=name, check=partial(_with_logarithm, check=check), device=device)
         self.target = check_number(target, "target", f"what the statistic behind {name} is held at")
         self.rises = rises
 
@@ -205,7 +206,8 @@ class DualCoefficient(Coefficient):
         return -self.log_value * excess if self.rises == "above" else self.log_value * excess
 
 
-def _with_logarithm(value: float, name: str) -> float:
+def _with_logarithm(value: Any, name: str, check: Check) -> float:
+    value = check(value, name)
     if not value > 0:
         raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {value!r}.")
     return value

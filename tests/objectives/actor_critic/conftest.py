@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
 from torchrl_reg.modules import FlowActor, StochasticSamplerActor, gaussian_actor
-from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss, VIRELLoss
+from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss, SoftQLearningLoss, VIRELLoss
 
 NUM_OBSERVATIONS, GAMMA = 4, 0.9
 BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
@@ -50,13 +50,21 @@ def make_critic(seed: int = 1, in_key: Any = "observation", action_key: Any = "a
 
 @dataclass
 class Case:
-    """How to build one loss."""
+    """How to build one loss; ``reported``: scalars among its out-keys, ``power``: of the TD error in its priority."""
 
     cls: Any
     kind: str
     critics: int = 2
     value: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
+    reported: tuple[str, ...] = ()
+    power: int = 2
+
+    @property
+    def losses(self) -> list[str]:
+        """The losses it returns, sorted."""
+        more = ["loss_value"] * self.value + ["loss_alpha"] * ("target_entropy" in self.kwargs)
+        return sorted(["loss_actor", "loss_qvalue", *more])
 
     def networks(self, seed: int = 0, **keys: Any) -> list[Any]:
         nets = [make_actor(self.kind, seed, **keys), [make_critic(seed + 1 + i, **keys) for i in range(self.critics)]]
@@ -103,6 +111,7 @@ def lagged(loss: Any) -> list[Tensor]:
 
 
 _BELLMAN = {"tau": 0.5, "beta_scale": 0.3}
+_SAC = {"reported": ("alpha", "entropy"), "power": 1}
 _SAMPLED = {"tau": 0.5, "num_value_samples": 5, "num_particles": 6}
 CASES = {
     "virel": Case(VIRELLoss, "gaussian", kwargs=_BELLMAN),
@@ -110,6 +119,8 @@ CASES = {
     "virel_value": Case(VIRELLoss, "gaussian", 1, value=True, kwargs=_BELLMAN),
     "virel_fixed": Case(VIRELLoss, "gaussian", 3, kwargs={"tau": 0.5}),
     "virel_em": Case(VIRELLoss, "gaussian", kwargs={**_BELLMAN, "mode": "em"}),
+    "sac": Case(SoftActorCriticLoss, "gaussian", kwargs={"tau": 0.5, "target_entropy": 1.3}, **_SAC),  # type: ignore[arg-type]
+    "sac_fixed": Case(SoftActorCriticLoss, "flow", 1, kwargs={"tau": 0.5}, **_SAC),  # type: ignore[arg-type]
     "soft_q": Case(SoftQLearningLoss, "sampler", 1, kwargs=_SAMPLED),
     "soft_q_twin": Case(SoftQLearningLoss, "sampler", 2, kwargs=_SAMPLED),
     "soft_q_published": Case(SoftQLearningLoss, "sampler", 1, kwargs={**_SAMPLED, "form": "haarnoja2017"}),

@@ -27,6 +27,10 @@ BAD = [
     ("virel_em", {"beta_scale": None}, "beta_scale must be given where mode='em' .*got None"),
     ("virel_value", {"mode": "em"}, "value_network must be None where mode='em', got one"),
     ("virel", {"loss_function": "l3"}, "loss_function must be .*got 'l3'"),
+    ("sac", {"tau": 0.0}, r"tau must be a finite number > 0 .*got 0.0"),
+    ("sac_fixed", {"tau": -1.0}, r"tau must be a finite number > 0 .*got -1.0"),
+    ("sac", {"target_entropy": float("nan")}, r"target_entropy must be a finite number \(nats\), got nan"),
+    ("sac", {"tau": Coefficient(1.0)}, "target_entropy must be None where tau is a coefficient already, got 1.3"),
     ("soft_q", {"tau": 0.0}, r"tau must be a finite number > 0 .*got 0.0"),
     ("soft_q", {"num_value_samples": 0}, "num_value_samples must be an integer >= 1, got 0"),
     ("soft_q", {"proposal": "gaussian"}, "proposal must be 'lattice' or 'uniform' or 'actor', got 'gaussian'"),
@@ -43,7 +47,7 @@ def test_bad_arguments(cases: Any, name: str, kwargs: dict[str, Any], message: s
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["virel", "soft_q"])
+@pytest.mark.parametrize("name", ["virel", "sac", "soft_q"])
 def test_a_critic_that_ignores_the_action(cases: Any, name: str) -> None:
     blind = ValueOperator(nn.Linear(4, 1), in_keys=["observation"])
     actor, critics = cases[name].networks()
@@ -55,21 +59,22 @@ def test_a_critic_that_ignores_the_action(cases: Any, name: str) -> None:
         cases[name].loss((actor, []))
 
 
-def test_actors_that_do_not_fit(cases: Any) -> None:
-    critics = cases["virel"].networks()[1]
+@pytest.mark.parametrize("name", ["virel", "sac"])
+def test_actors_that_do_not_fit(cases: Any, name: str) -> None:
+    critics = cases[name].networks()[1]
     plain = TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action"])
     with pytest.raises(ValueError, match="actor_network must give the log_prob .*got TensorDictModule"):
-        cases["virel"].loss((plain, critics))
+        cases[name].loss((plain, critics))
     with pytest.raises(ValueError, match="actor_network must be a sampler, .*got ProbabilisticActor"):
-        cases["soft_q"].loss((cases["virel"].networks()[0], critics[:1]))
+        cases["soft_q"].loss((cases[name].networks()[0], critics[:1]))
     logits = TensorDictModule(nn.Linear(4, 3), in_keys=["observation"], out_keys=["logits"])
     categorical = ProbabilisticActor(logits, in_keys=["logits"], distribution_class=Categorical)
-    loss = cases["virel"].loss((categorical, critics))
+    loss = cases[name].loss((categorical, critics))
     with pytest.raises(ValueError, match="samples that carry a gradient .*got a"):
-        loss(cases["virel"].batch(3))
+        loss(cases[name].batch(3))
 
 
-@pytest.mark.parametrize("name", ["virel", "soft_q"])
+@pytest.mark.parametrize("name", ["virel", "sac", "soft_q"])
 def test_stored_actions_outside_the_box(cases: Any, name: str) -> None:
     """A buffer of actions in other units, say; told at the first batch."""
     data = cases[name].batch(3)

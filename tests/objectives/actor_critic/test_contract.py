@@ -10,10 +10,14 @@ import pytest
 import torch
 from torchrl.objectives import SoftUpdate
 
-from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate, SoftQLearningLoss
+from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate, SoftQLearningLoss, VIRELLoss
 
 GAMMA = 0.9
-COMPILED = ["virel", *[pytest.param(name, marks=pytest.mark.slow) for name in ("virel_value", "soft_q")]]
+COMPILED = [
+    "virel",
+    "sac",
+    *[pytest.param(name, marks=pytest.mark.slow) for name in ("virel_value", "sac_fixed", "soft_q")],
+]
 
 
 def call(loss: Any, data: Any) -> Any:
@@ -37,8 +41,8 @@ def test_keys(case: Any) -> None:
     loss = case.loss()
     following = [("next", k) for k in ("reward", "done", "terminated", "observation")]
     assert set(loss.in_keys) == {"action", "observation", *following}
-    assert {name for name, _ in call(loss, case.batch(3)).items() if name.startswith("loss")} == set(loss.out_keys)
-    assert sorted(loss.out_keys) == ["loss_actor", "loss_qvalue", *(["loss_value"] if case.value else [])]
+    assert sorted(name for name, _ in call(loss, case.batch(3)).items() if name.startswith("loss")) == case.losses
+    assert sorted(loss.out_keys) == sorted([*case.losses, *case.reported])
 
 
 def test_set_keys_and_nested_keys(case: Any) -> None:
@@ -83,9 +87,10 @@ def test_float64(case: Any) -> None:
 def test_reduction(case: Any, reduction: str) -> None:
     none = call(case.loss(reduction="none"), case.batch(9))
     got = call(case.loss(reduction=reduction), case.batch(9))
-    for name in case.loss().out_keys:
+    for name in case.losses:
         assert none[name].shape == (9,)
         torch.testing.assert_close(got[name], getattr(none[name], reduction)())
+    assert all(got[name] == none[name] for name in case.reported)
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (2, 3), (2, 1)])
@@ -94,8 +99,10 @@ def test_any_batch_shape(case: Any, shape: tuple[int, ...]) -> None:
     flat = call(case.loss(reduction="none"), data.reshape(-1))
     got = call(case.loss(reduction="none"), data)
     assert data["td_error"].shape == (*shape, 1)
-    for name in case.loss().out_keys:
+    for name in case.losses:
         torch.testing.assert_close(got[name], flat[name].reshape(shape))
+    for name in case.reported:
+        torch.testing.assert_close(got[name], flat[name])
 
 
 def test_masked_rows_do_not_count_even_if_nan(case: Any) -> None:
@@ -109,9 +116,11 @@ def test_masked_rows_do_not_count_even_if_nan(case: Any) -> None:
     loss = case.loss()
     out = call(loss, data)
     torch.testing.assert_close(losses(out), losses(expected))
+    for name in case.reported:
+        torch.testing.assert_close(out[name], expected[name])
     assert all(x.isfinite() for x in out.values()) and data["td_error"][mask].isfinite().all()
     if case.kwargs.get("mode") != "em":  # there the temperature of all rows weighs each
-        for name in loss.out_keys:
+        for name in case.losses:
             torch.testing.assert_close(out[name], none[name][mask].mean())
     losses(out).sum().backward()
     assert all(p.grad.isfinite().all() for p in loss.parameters())
@@ -128,26 +137,32 @@ def test_nan_after_a_terminal_state_is_harmless(case: Any) -> None:
 
 
 def test_priorities_and_their_weights(case: Any) -> None:
-    """The largest squared error of the critics; weights count for the critics alone."""
+    """The largest error of the critics, squared or absolute; weights count for the critics alone."""
     if case.kwargs.get("mode") == "em":
         pytest.skip("the literal M-step is no sum over rows")
     data = case.batch(9)
     none = call(case.loss(reduction="none"), data)
+    larger, summed = data["td_error"].squeeze(-1) ** (2 / case.power), none["loss_qvalue"].detach()
     if case.critics == 1:
-        torch.testing.assert_close(data["td_error"].squeeze(-1), none["loss_qvalue"].detach())
+        torch.testing.assert_close(larger, summed)
     else:
-        larger, summed = data["td_error"].squeeze(-1), none["loss_qvalue"].detach()
         assert (larger <= summed).all() and (case.critics * larger >= summed).all()
     weights = torch.linspace(0.2, 2.0, 9)
     weighted = case.batch(9)
     weighted["priority_weight"] = weights
     got = call(case.loss(), weighted)
     torch.testing.assert_close(got["loss_qvalue"], (weights * none["loss_qvalue"]).sum() / weights.sum())
-    torch.testing.assert_close(got["loss_actor"], none["loss_actor"].mean())
+    for name in set(case.losses) - {"loss_qvalue"}:
+        torch.testing.assert_close(got[name], none[name].mean())
 
 
 def test_each_loss_reaches_its_own_network(case: Any, lagged_tensors: Any) -> None:
-    for name, owner in (("loss_actor", "actor"), ("loss_qvalue", "qvalue"), ("loss_value", "value")):
+    for name, owner in (
+        ("loss_actor", "actor"),
+        ("loss_qvalue", "qvalue"),
+        ("loss_value", "value"),
+        ("loss_alpha", ""),
+    ):
         loss = case.loss()
         if name not in loss.out_keys:
             continue
@@ -201,7 +216,7 @@ def test_state_dict_round_trip(case: Any) -> None:
     assert (value(other, case.batch(9)) != expected).any()
     other.load_state_dict(loss.state_dict())
     torch.testing.assert_close(value(other, case.batch(9)), expected)
-    assert other.tau == 0.2
+    assert other.tau == loss.tau == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
@@ -227,16 +242,16 @@ def test_a_copy_is_independent(case: Any, how: str, lagged_tensors: Any) -> None
 def test_optimizer_and_target_updates_are_seen(case: Any, lagged_tensors: Any) -> None:
     """By every part, the actor's view of the critics included."""
     loss = case.loss()
-    first = value(loss, case.batch(9)).detach()
+    first = call(loss, case.batch(9))
     with torch.no_grad():
         for p in loss.qvalue_network_params.parameters():
             p.mul_(1.3)
-    second = value(loss, case.batch(9)).detach()
-    assert (first != second).all()
+    second = call(loss, case.batch(9))
+    assert all((first[name] != second[name]) == (name != "loss_alpha") for name in case.losses)
     with torch.no_grad():
         for p in lagged_tensors(loss):
             p.mul_(1.3)
-    assert (call(loss, case.batch(9))["loss_qvalue"] != second[1]) == (case.kwargs.get("mode") != "em")
+    assert (call(loss, case.batch(9))["loss_qvalue"] != second["loss_qvalue"]) == (case.kwargs.get("mode") != "em")
 
 
 def test_input_is_not_changed_but_for_the_priority(case: Any) -> None:
@@ -274,7 +289,7 @@ def test_the_temperature_is_schedulable(case: Any) -> None:
     after = call(loss, case.batch(9))
     assert before["tau"] == 0.5 and after["tau"] == pytest.approx(0.2)
     assert after["loss_actor"] != before["loss_actor"]
-    assert (after["loss_qvalue"] != before["loss_qvalue"]) == (case.cls is SoftQLearningLoss)
+    assert (after["loss_qvalue"] != before["loss_qvalue"]) == (case.cls is not VIRELLoss)
     loss.make_value_estimator(gamma=0.9, tau=0.5)
     torch.testing.assert_close(losses(call(loss, case.batch(9))), losses(before))
     with pytest.raises(ValueError, match="tau must be a finite number > 0"):
@@ -318,10 +333,12 @@ def test_without_gradients(case: Any) -> None:
 
 def test_diagnostics(case: Any) -> None:
     out = call(case.loss(), case.batch(9))
-    virel = "VIREL" in case.cls.__name__
-    names = {"td_error", "value", "tau"} | ({"entropy"} if virel else {"ess", "spread"})
-    always = {*case.loss().out_keys, *({"bellman_error"} if virel else ())}
-    assert set(out.keys()) == always | names
+    own, always = {"td_error", "value", "tau"}, set(case.loss().out_keys)
+    if case.cls is VIRELLoss:
+        own, always = own | {"entropy"}, always | {"bellman_error"}
+    elif case.cls is SoftQLearningLoss:
+        own |= {"ess", "spread"}
+    assert set(out.keys()) == always | own
     assert all(x.ndim == 0 and x.isfinite() for x in out.values())
     assert not any(x.requires_grad for key, x in out.items() if not key.startswith("loss"))
     assert set(call(case.loss(diagnostics=False), case.batch(9)).keys()) == always
