@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.record import Column
-from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.scores import normalized
 from torchrl_reg.analysis.statistics import Array, Estimator, stratified_bootstrap
 
@@ -34,7 +33,9 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
     """
     runs = [run for run in group.runs if len(run.evaluations(column)[0])]
     for run in runs[1:]:
-        if _differ(runs[0], run, column):
+        frames_of = [each.evaluated_frames(column) for each in (runs[0], run)]  # nulls count as evaluated
+        both = min(map(len, frames_of))
+        if not np.array_equal(frames_of[0][:both], frames_of[1][:both]):
             raise AnalysisError(
                 f"seeds of {group.method} on {group.env} must be evaluated at the same frames, got different ones in "
                 f"{runs[0].path} and {run.path}."
@@ -53,13 +54,6 @@ def mean_curve(curves: Sequence[Column]) -> tuple[Array, Array]:
     frames = np.unique(np.concatenate([x for x, _ in curves])).astype(np.float64)
     values = np.stack([np.interp(frames, x, y, left=np.nan, right=np.nan) for x, y in curves])
     return frames, np.nanmean(values, 0)
-
-
-def _differ(one: RunRecord, other: RunRecord, column: str) -> bool:
-    """Whether two runs were evaluated at different frames, over the frames both reached; nulls count as evaluated."""
-    frames = [run.evaluated_frames(column) for run in (one, other)]
-    length = min(map(len, frames))
-    return not np.array_equal(frames[0][:length], frames[1][:length])
 
 
 def aggregate_curve(

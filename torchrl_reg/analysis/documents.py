@@ -61,9 +61,7 @@ def read_yaml(path: Path) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise AnalysisError(
-            "run folders need PyYAML to be read, got none: pip install 'torchrl_reg[report]'."
-        ) from error
+        raise AnalysisError("reading run folders needs PyYAML, got none: pip install 'torchrl_reg[report]'.") from error
     text = read_text(path)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config, in Python 15
     try:

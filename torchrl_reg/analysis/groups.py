@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torchrl_reg.analysis.errors import AnalysisError, hint
@@ -127,25 +128,21 @@ def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | No
     for key in sorted(found, key=lambda key: [_sortable(value) for value in key]):
         members = sorted(found[key], key=lambda run: (run.seed, run.path))
         label = _label(recipe, named, members[0])
-        _refuse_twice(label, members)
+        for one, other in pairwise(members):
+            if one.seed == other.seed:
+                raise AnalysisError(
+                    f"each seed of {label} on {one.env} must be there once, got seed {one.seed} in {one.path} and in "
+                    f"{other.path}."
+                )
         settings = {name: members[0].config.get(name, _ABSENT) for name in varied}
         groups.append(Group(label, recipe, members[0].env, settings, tuple(members)))
     return groups
 
 
-def varied_settings(runs: Iterable[RunRecord]) -> list[str]:
+def varied_settings(runs: Sequence[RunRecord]) -> list[str]:
     """Settings with different values on one and the same environment, in the order of the config."""
-    by_env: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        by_env.setdefault(run.env, []).append(run)
-    varied: set[str] = set()
-    for members in by_env.values():
-        first = members[0].config
-        for run in members[1:]:
-            if run.config != first:
-                varied |= set(_different(first, run.config))
-    order = dict.fromkeys(key for members in by_env.values() for run in members for key in run.config)
-    return [key for key in order if key in varied - _ENV]
+    varied = {key for _, _, keys in _differing(runs, lambda run: run.env) for key in keys} - _ENV
+    return [key for key in dict.fromkeys(key for run in runs for key in run.config) if key in varied]
 
 
 def _fewest(varied: list[str], runs: list[RunRecord]) -> list[str]:
@@ -221,20 +218,25 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
     return (not number, float(value) if number else 0.0, "" if number else str(value))
 
 
-def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    keys = dict.fromkeys([*one, *other])
-    return [key for key in keys if _comparable(one.get(key, _ABSENT)) != _comparable(other.get(key, _ABSENT))]
+def _differing(
+    runs: Iterable[RunRecord], alike: Callable[[RunRecord], Any]
+) -> Iterator[tuple[RunRecord, RunRecord, list[str]]]:
+    """Runs that differ from the first one ``alike``: that one, the run, and the settings that differ."""
+    first: dict[Any, RunRecord] = {}
+    for run in runs:
+        one = first.setdefault(alike(run), run)
+        if run.config != one.config:  # faster than to compare each setting
+            keys = dict.fromkeys([*one.config, *run.config])
+            yield one, run, [key for key in keys if _values(one, [key]) != _values(run, [key])]
 
 
 def _refuse_different(
     runs: Iterable[RunRecord], alike: Callable[[RunRecord], Any], among: Iterable[str], who: str, rule: str
 ) -> None:
     """Refuses runs that are ``alike`` with different settings ``among`` those named (none: of all)."""
-    first: dict[Any, RunRecord] = {}
     among = set(among)
-    for run in runs:
-        one = first.setdefault(alike(run), run)
-        keys = [key for key in _different(one.config, run.config) if key in among or not among]
+    for one, run, different in _differing(runs, alike):
+        keys = [key for key in different if key in among or not among]
         if keys:
             there, here = (shown(each.config.get(keys[0], _ABSENT)) for each in (one, run))
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
@@ -247,12 +249,3 @@ def _refuse_unknown(by: Iterable[str], runs: Iterable[RunRecord], name: str = "b
     for key in by:
         if key not in known:
             raise AnalysisError(f"{name} must name a setting of the runs, got {key!r}.{hint(key, known)}")
-
-
-def _refuse_twice(label: str, members: Sequence[RunRecord]) -> None:
-    for one, other in zip(members, members[1:], strict=False):
-        if one.seed == other.seed:
-            raise AnalysisError(
-                f"each seed of {label} on {one.env} must be there once, got seed {one.seed} in {one.path} and in "
-                f"{other.path}."
-            )

@@ -30,23 +30,19 @@ def warnings(
     found += mixed_commits(groups) + moved_runs(groups)
     if averaged:
         there = {(each.group.method, each.group.env): len(each.values) > 0 for each in scores}
-        lacking = _lacking(there, scale)
-        found += unscored_note((env for _, env in there), scale) + _lacking_note(lacking)
-        if baseline in lacking:
-            found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
+        found += _average_notes(there, scale, baseline)
     return found + label_notes(groups)
 
 
 def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
     """The same for curves, ``averaged`` over environments on ``scale`` or not."""
-    found = curve_notes(groups, column) + mixed_commits(groups)
+    found = _curve_notes(groups, column) + mixed_commits(groups)
     if averaged:
-        there = {(group.method, group.env): True for group in groups}
-        found += unscored_note((env for _, env in there), scale) + _lacking_note(_lacking(there, scale))
+        found += _average_notes({(group.method, group.env): True for group in groups}, scale)
     return found + label_notes(groups)
 
 
-def curve_notes(groups: Sequence[Group], column: str = "return_greedy_mean") -> list[str]:
+def _curve_notes(groups: Sequence[Group], column: str) -> list[str]:
     """What curves of ``groups`` hide: unfinished runs, runs without evaluations, seeds that went further."""
     runs = [run for group in groups for run in group.runs]
     found = []
@@ -110,24 +106,26 @@ def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
     return [f"{which}; averages over environments leave {them} out"] if without else []
 
 
-def _lacking(there: Mapping[tuple[str, str], bool], scale: str) -> dict[str, list[str]]:
-    """By method, the environments on which others have runs and it has none; ``there``: whether a pair has any."""
+def _average_notes(there: Mapping[tuple[str, str], bool], scale: str, baseline: str | None = None) -> list[str]:
+    """What averages leave out: environments without a score, and methods that lack one on which others have runs.
+
+    ``there``: whether a method has any runs on an environment.
+    """
     pairs = [pair for pair in there if has_score(pair[1], scale)]
     envs = sorted({env for _, env in pairs})
-    found = {method: [env for env in envs if not there.get((method, env))] for method, _ in pairs}
-    return {method: missing for method, missing in found.items() if missing}
-
-
-def _lacking_note(lacking: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence on the methods left out of averages and the environments each lacks, if any."""
-    few = {
-        method: ", ".join(gone) if len(gone) <= 6 else f"{', '.join(gone[:5])} and {len(gone) - 5} more"
-        for method, gone in lacking.items()
-    }
-    if len(few) == 1:
-        return [f"{method} is in no aggregate, as it lacks {gone}" for method, gone in few.items()]
-    which = "; ".join(f"{method} lacks {gone}" for method, gone in few.items())
-    return [f"{len(few)} methods are in no aggregate: {which}"] if few else []
+    lacking = {}
+    for method in dict.fromkeys(method for method, _ in pairs):
+        if gone := [env for env in envs if not there.get((method, env))]:
+            lacking[method] = ", ".join(gone) if len(gone) <= 6 else f"{', '.join(gone[:5])} and {len(gone) - 5} more"
+    found = unscored_note((env for _, env in there), scale)
+    if len(lacking) == 1:
+        found += [f"{method} is in no aggregate, as it lacks {gone}" for method, gone in lacking.items()]
+    elif lacking:
+        which = "; ".join(f"{method} lacks {gone}" for method, gone in lacking.items())
+        found.append(f"{len(lacking)} methods are in no aggregate: {which}")
+    if baseline in lacking:
+        found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
+    return found
 
 
 def _first_three(texts: Sequence[str], separator: str = "; ") -> str:

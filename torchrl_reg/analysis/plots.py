@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -40,28 +40,25 @@ def draw_learning_curves(
         AnalysisError: no evaluations at all, seeds evaluated at different frames, or a bad ``center`` or suffix.
     """
     estimator = _CENTERS[one_of("center", center, _CENTERS)]
+    curves = [(group, curve) for group in groups if (curve := group_curve(group, column)) is not None]
+    if not curves:
+        raise AnalysisError(f"results must hold evaluations of {column}, got none.")
     envs = list(dict.fromkeys(group.env for group in groups))
     looks = styles(list(dict.fromkeys(group.method for group in groups)))
     columns = min(len(envs), 4 if len(envs) > 4 else 3)
     lines = -(-len(envs) // columns)
     width, height = (6.4, 3.6) if len(envs) == 1 else (2.9 * columns, 2.2 * lines)
     figure = new_figure(width, height + 0.5)
-    drawn = False
     for place, env in enumerate(envs, 1):
         axes = styled(figure.add_subplot(lines, columns, place))
         axes.set_title(env, fontsize=9, loc="left")
-        for group in groups:
-            curve = group_curve(group, column) if group.env == env else None
-            if curve is not None:
-                frames, values = curve
+        for group, (frames, values) in curves:
+            if group.env == env:
                 band = statistics.stratified_bootstrap(values.T, [len(values)], estimator)
                 _band(axes, frames, band, looks[group.method])
-                drawn = True
         frames_axis(axes)
         if max(map(abs, axes.get_ylim())) >= 10_000:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    if not drawn:
-        raise AnalysisError(f"results must hold evaluations of {column}, got none.")
     figure.supxlabel("environment frames", fontsize=9)
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
     figure.supylabel(f"{name} return" if column.startswith("return_") else name, fontsize=9)
@@ -176,8 +173,8 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
 def _band(axes: Axes, x: NDArray, band: NDArray, look: dict) -> None:
     value, low, high = band
     axes.plot(x, value, linewidth=1.6, marker="o" if len(x) == 1 else None, markersize=4, **look)
-    stepped: dict[str, Any] = {"step": "post"} if "drawstyle" in look else {}
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, **stepped)
+    step: Literal["post"] | None = "post" if "drawstyle" in look else None
+    axes.fill_between(x, low, high, step=step, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def _improvement(env: str, score: float, baseline: float, scale: str) -> float:

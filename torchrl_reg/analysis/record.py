@@ -16,6 +16,7 @@ from torchrl_reg.analysis.errors import AnalysisError
 #: Environment frames and values; NaN where a row has null.
 Column = tuple[NDArray[np.int64], NDArray[np.float64]]
 Row = dict[str, Any]
+NO_POINTS: Column = (np.zeros(0, np.int64), np.zeros(0))
 
 #: Bytes read at a time, of one row, and columns of one event: a record beyond is damaged.
 _CHUNK, _LONGEST_ROW, _MOST_COLUMNS = 1 << 18, 1 << 20, 1000
@@ -59,7 +60,8 @@ class Tail:
             before = self._offset
             try:
                 with self.path.open("rb") as file:
-                    if not self._continues(file):
+                    file.seek(self._offset - len(self._before))
+                    if file.read(len(self._before)) != self._before:
                         self._start_over()
                         cut, before = True, -1
                     lines = self._lines(file)
@@ -114,10 +116,6 @@ class Tail:
         there = isinstance(frames, int) and not isinstance(frames, bool) and 0 <= frames < 1 << 62
         return row if there and isinstance(row.get("event"), str) else None
 
-    def _continues(self, file: BinaryIO) -> bool:
-        file.seek(self._offset - len(self._before))
-        return file.read(len(self._before)) == self._before
-
 
 def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
     """Rows of ``metrics.jsonl`` in ``folder`` whose line has ``containing`` in it; none without the file.
@@ -160,7 +158,7 @@ class Columns:
             columns = self._events.setdefault(event, {})
             self.frames = max(self.frames, frames)
             for name, value in row.items():
-                if value is None or (is_number(value) and name != "event"):
+                if value is None or is_number(value):
                     points = columns.get(name)
                     if points is None:
                         if len(columns) >= _MOST_COLUMNS:
@@ -174,7 +172,7 @@ class Columns:
     def of(self, event: str, name: str) -> Column:
         """Frames and values of a column; empty if there is none."""
         points = self._events.get(event, {}).get(name)
-        return (np.zeros(0, np.int64), np.zeros(0)) if points is None else points.arrays()
+        return NO_POINTS if points is None else points.arrays()
 
     def all(self) -> dict[str, dict[str, Column]]:
         """Every column of every event; columns with the same frames share them."""
@@ -207,7 +205,9 @@ class _Points:
         return frames, np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
 
     def _folded(self) -> tuple[list[NDArray[Any]], int]:
-        values = _floats(self.values)
+        # NaN for null and for integers too large for a float.
+        numbers = [math.nan if value is None or abs(value) > 1e308 else value for value in self.values]
+        values = np.array(numbers, np.float64)
         there = np.isfinite(values)
         rows = [np.array(self.frames, np.int64), np.where(there, values, 0.0), there.astype(np.int64)]
         new = self._grouped(rows, self._every)
@@ -230,9 +230,8 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _floats(values: list[float | None]) -> NDArray[np.float64]:
-    """``values`` with NaN for null and for integers too large for a float."""
-    try:
-        return np.array([math.nan if value is None else value for value in values], np.float64)
-    except OverflowError:
-        return np.array([math.nan if value is None or abs(value) > 1e308 else value for value in values], np.float64)
+def finite(column: Column) -> Column:
+    """The points of ``column`` whose value is a number."""
+    frames, values = column
+    there = ~np.isnan(values)
+    return frames[there], values[there]

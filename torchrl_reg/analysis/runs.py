@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from torchrl_reg.analysis.documents import flat, read_json, read_text, read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.record import Column, Columns, is_number, metrics_rows
+from torchrl_reg.analysis.record import NO_POINTS, Column, Columns, finite, is_number, metrics_rows
 
 #: Settings that say where a run is, what it shows and what it runs on, not what it computes.
 _NOT_SETTINGS = frozenset(
@@ -30,8 +30,6 @@ _NOT_SETTINGS = frozenset(
 )
 #: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
 NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
-
-_EMPTY: Column = (np.zeros(0, np.int64), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,11 @@ class RunRecord:
 
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out."""
-        return self._column("eval", column)
+        return finite(self._columns("eval").get(column, NO_POINTS))
 
     def evaluated_frames(self, column: str = "return_greedy_mean") -> NDArray[np.int64]:
         """Environment frames of the evaluation rows with ``column``, also where it is ``null``."""
-        return self._columns("eval").get(column, _EMPTY)[0]
+        return self._columns("eval").get(column, NO_POINTS)[0]
 
     def last_evaluation(self, column: str = "return_greedy_mean") -> int:
         """Environment frames of the last evaluation; 0 without any."""
@@ -92,12 +90,12 @@ class RunRecord:
 
     def ends_without(self, column: str = "return_greedy_mean") -> bool:
         """Whether ``column`` is ``null`` in the last evaluation row that has it: the return was not finite."""
-        values = self._columns("eval").get(column, _EMPTY)[1]
-        return bool(len(values)) and bool(np.isnan(values[-1]))
+        _, values = self._columns("eval").get(column, NO_POINTS)
+        return bool(np.isnan(values[-1:]).any())
 
     def training(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Like :meth:`evaluations`, for training rows; beyond 2000 rows, neighbours are averaged."""
-        return self._column("train", column)
+        return finite(self._columns("train").get(column, NO_POINTS))
 
     def names(self, event: str) -> list[str]:
         """Columns of the rows of ``event`` (``eval``, ``train``) that hold a number or ``null`` anywhere."""
@@ -115,8 +113,8 @@ class RunRecord:
         total = (self.done or {}).get("wall_seconds")
         if is_number(total) and math.isfinite(total):
             return float(total)
-        found = [columns["wall_seconds"][1] for columns in self.all_columns.values() if "wall_seconds" in columns]
-        return max((float(np.nanmax(each)) for each in found if not np.isnan(each).all()), default=0.0)
+        found = [finite(columns.get("wall_seconds", NO_POINTS))[1] for columns in self.all_columns.values()]
+        return max((float(each.max()) for each in found if len(each)), default=0.0)
 
     @cached_property
     def all_columns(self) -> dict[str, dict[str, Column]]:
@@ -133,11 +131,6 @@ class RunRecord:
             return self._eval_columns
         return self.all_columns.get(event, {})
 
-    def _column(self, event: str, column: str) -> Column:
-        frames, values = self._columns(event).get(column, _EMPTY)
-        there = ~np.isnan(values)
-        return frames[there], values[there]
-
 
 def find_runs(
     root: Path | str | Sequence[Path | str], *, skipped: list[str] | None = None, training: bool = False
@@ -149,7 +142,7 @@ def find_runs(
 
     Args:
         root: where to look.
-        skipped: takes a sentence on every folder that cannot be read, which is then left out as long as another can.
+        skipped: takes a sentence on every folder that cannot be read, which is then left out as long as another can be.
             Their evaluations are then read at once, as a damaged row is only found by reading.
         training: with ``skipped``, training rows are read at once, too.
 
@@ -163,19 +156,19 @@ def find_runs(
             raise AnalysisError(f"results must be an existing folder, got {each}.")
         for folder in run_folders(each):
             found.setdefault(folder.resolve(), folder)
-    if skipped is None:
-        return [read_run(folder) for folder in sorted(found.values())]
-    runs, problems = [], []
+    runs = []
     for folder in sorted(found.values()):
         try:
             run = read_run(folder)
-            _ = run.all_columns if training else run.evaluated_frames()
+            if skipped is not None:
+                _ = run.all_columns if training else run.evaluated_frames()
             runs.append(run)
         except AnalysisError as error:
-            problems.append(str(error))
-    if problems and not runs:
-        raise AnalysisError(problems[0])
-    skipped += problems
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+    if skipped and not runs:
+        raise AnalysisError(skipped[0])
     return runs
 
 

@@ -19,7 +19,6 @@ from torchrl_reg.analysis.statistics import Array
 SCALES = ("auto", "human", "sac", "none")
 #: What scores on a scale are, in words.
 SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
-SCORE = "final, best, auc or last<k>, such as last5"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def last_evaluations(how: str) -> int:
         return 1
     found = re.fullmatch(r"last([1-9]\d*)", how)
     if not found:
-        raise AnalysisError(f"score must be {SCORE}, got {how!r}.")
+        raise AnalysisError(f"score must be final, best, auc or last<k>, such as last5, got {how!r}.")
     return int(found[1])
 
 

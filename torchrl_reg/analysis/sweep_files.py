@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ _LAUNCHES = "jobs.jsonl"
 _DEPTH = 4
 
 
-def planned_runs(root: Path) -> list[Path]:
-    """Folders at or below ``root`` of every run that a launch of its sweep listed in ``jobs.jsonl``, sorted.
+def not_begun(root: Path) -> list[Path]:
+    """Folders at or below ``root`` of runs listed in a sweep's ``jobs.jsonl`` that have no ``config.yaml`` yet, sorted.
 
     ``root`` may be the sweep's folder, one that holds several, or one within a sweep.
     """
@@ -34,12 +35,7 @@ def planned_runs(root: Path) -> list[Path]:
         for run in _listed(sweep)
         if run.is_relative_to(absolute)
     }
-    return sorted(found)
-
-
-def not_begun(root: Path) -> list[Path]:
-    """Of :func:`planned_runs` those that have no ``config.yaml`` yet."""
-    return [run for run in planned_runs(root) if not (run / "config.yaml").exists()]
+    return sorted(run for run in found if not (run / "config.yaml").exists())
 
 
 def _listed(sweep: Path) -> Iterator[Path]:
@@ -65,10 +61,8 @@ def failure(run: Path) -> dict[str, str] | None:
     said: dict[str, Any] = {}
     found = marks(run)
     for mark in reversed(found):
-        try:
+        with suppress(AnalysisError):  # half written
             said |= read_json(mark) or {}
-        except AnalysisError:
-            continue  # half written
     if not found:
         return None
     said["last_line"] = said.get("last_line") or last_line(run.with_name(f"{run.name}.log"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +14,9 @@ from torchrl_reg.analysis.published import PUBLISHED, published_table
 from torchrl_reg.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score, sac_frames
 from torchrl_reg.analysis.statistics import Array, Estimate, probability_of_improvement, stratified_estimate
 
-_LATEX = {"\\": r"\textbackslash{}", **{c: rf"\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", ">": "$>$"}
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", **{c: rf"\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", ">": "$>$"}
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def environment_table(
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
         told = _honest(numbers, [each.values, *([reference[group.env]] if group.env in reference else [])])
-        commits = ", ".join(group.commits)
-        rows.append(Row(group.env, group.method, len(each.values), _range(each.frames), commits, told))
+        frames = " to ".join(dict.fromkeys(map(amount, (min(each.frames), max(each.frames)))))
+        rows.append(Row(group.env, group.method, len(each.values), frames, ", ".join(group.commits), told))
     notes = _notes(board)
     if published is not None:
         table = published_table(published)
@@ -140,8 +141,7 @@ def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[
     found = {}
     for env in envs:
         family, _, game = env.partition("/")
-        row = table.of(game) if family == table.family else None
-        if row:
+        if family == table.family and (row := table.of(game)):
             found[env] = {f"{method} ({name})": number / unit for method, number in row.items()}
     if not found:
         raise AnalysisError(
@@ -170,11 +170,6 @@ def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in PUBLISHED))))
 
 
-def _range(frames: Sequence[int]) -> str:
-    ends = dict.fromkeys(amount(end) for end in (min(frames), max(frames)))
-    return " to ".join(ends)
-
-
 def markdown(tables: Sequence[Table]) -> str:
     """GitHub's markdown: numbers as ``mean [low, high]``."""
     blocks = []
@@ -190,7 +185,7 @@ def latex(tables: Sequence[Table]) -> str:
     """LaTeX tabulars for the booktabs package."""
     blocks = []
     for table in tables:
-        header, *rows = ([_escaped(cell) for cell in line] for line in _cells(table))
+        header, *rows = ([cell.translate(_LATEX) for cell in line] for line in _cells(table))
         body = [" & ".join(line) + r" \\" for line in rows]
         words = sum(1 for name in ("env", "method") if name in header)
         begin = rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}"
@@ -247,7 +242,3 @@ def _cells(table: Table) -> list[list[str]]:
     cells = {name: [text(row) for row in table.rows] for name, text in columns.items()}
     cells = {name: column for name, column in cells.items() if any(column)}
     return [list(cells), *(list(line) for line in zip(*cells.values(), strict=True))]
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"[\\&%$#_{}~>]", lambda found: _LATEX[found[0]], text)

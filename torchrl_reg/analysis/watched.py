@@ -14,7 +14,7 @@ import numpy as np
 from torchrl_reg.analysis.curves import mean_curve
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
-from torchrl_reg.analysis.record import Column, Columns, Row, Tail, is_number
+from torchrl_reg.analysis.record import Column, Columns, Row, Tail, finite, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
 from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
 from torchrl_reg.analysis.terminal_plot import Curve
@@ -27,12 +27,12 @@ _SILENT_ROWS = 4
 
 
 class WatchedRun:
-    """One run folder and the rows read from it so far."""
+    """One run folder and the rows read from it so far, by its ``tail``."""
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
         self.fps: float | None
-        self._tail = Tail(record.path / "metrics.jsonl")
+        self.tail = Tail(record.path / "metrics.jsonl")
         self._forget()
 
     def _forget(self) -> None:
@@ -43,7 +43,7 @@ class WatchedRun:
         """Reads the rows written since the last refresh, in chunks."""
         rows: list[Row] = [{}]
         while rows:
-            rows, cut = self._tail.read()
+            rows, cut = self.tail.read()
             if cut:
                 self._forget()
             self._columns.extend(map(self._shown, rows))
@@ -53,16 +53,9 @@ class WatchedRun:
         """Environment frames of the last row."""
         return self._columns.frames
 
-    @property
-    def problem(self) -> str | None:
-        """The first line of the record that is not a row, in words."""
-        return self._tail.problem
-
     def returns(self, event: Event) -> Column:
         """Frames and returns of the evaluations, or of the training rows that saw an episode end."""
-        frames, values = self._columns.of(event, "return")
-        there = ~np.isnan(values)
-        return frames[there], values[there]
+        return finite(self._columns.of(event, "return"))
 
     @property
     def remaining_seconds(self) -> float | None:
@@ -140,8 +133,8 @@ class Watcher:
     runs: dict[Path, WatchedRun] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)
     not_begun: dict[Path, State] = field(default_factory=dict)
-    _grouped: dict[bool, list[WatchedGroup]] = field(default_factory=dict)
-    _seen: Any = None
+    _grouped: list[WatchedGroup] = field(default_factory=list)
+    _grouped_of: Any = None
 
     def refresh(self) -> None:
         """Finds new runs and reads new rows; each config is read once."""
@@ -159,14 +152,10 @@ class Watcher:
                 run.record = record
             run.refresh()
             self.runs[path] = run
-            if run.problem is not None:
-                self.unreadable[path] = f"metrics.jsonl must hold one JSON object a line, got {run.problem}"
+            if run.tail.problem is not None:
+                self.unreadable[path] = f"metrics.jsonl must hold one JSON object a line, got {run.tail.problem}"
         planned = {path for root in self.folders for path in not_begun(root)} - set(there)
         self.not_begun = {path: "failed" if marks(path) else "waiting" for path in sorted(planned)}
-        seen = [run.record for run in self.runs.values()], self.not_begun
-        if seen != self._seen:
-            self._seen = seen
-            self._grouped.clear()
 
     def failures(self) -> dict[Path, str]:
         """The last log line of each failed run."""
@@ -181,9 +170,10 @@ class Watcher:
 
     def groups(self, *, single: bool = False) -> list[WatchedGroup]:
         """One group per method and environment; one per run if ``single`` or if methods cannot be told apart."""
-        if single not in self._grouped:  # comparing hundreds of configs takes half a second
-            self._grouped[single] = self._groups(single=single)
-        return self._grouped[single]
+        asked = single, [run.record for run in self.runs.values()], self.not_begun
+        if asked != self._grouped_of:  # naming the methods of hundreds of runs takes half a second
+            self._grouped_of, self._grouped = asked, self._groups(single=single)
+        return self._grouped
 
     def _groups(self, *, single: bool) -> list[WatchedGroup]:
         runs = {id(run.record): run for run in self.runs.values()}

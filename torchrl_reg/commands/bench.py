@@ -7,44 +7,29 @@ import dataclasses
 import importlib
 import json
 
-#: Topic -> where its tables are made, how many times ``--frames`` a run of them takes (None: it has none), and what.
+#: Topic -> module and name of its tables, multiple of ``--frames`` that a run takes (None: not used), and what it is.
 TOPICS = {
-    "cartpole": (
-        "cartpole.cartpole_tables",
-        1,
-        "steps/s from end to end: ours, a hand-written script, CleanRL's loop, TorchRL's parts, SB3",
-    ),
-    "compile": (
-        "cartpole.compiled_tables",
-        2,
-        "the same with compiled updates: ours, a hand-written script, CleanRL's loop",
-    ),
-    "seeds": ("cartpole.seeds_tables", 1, "steps/s of eight seeds trained together: ours, one seed by itself"),
-    "minatar": ("images.minatar_tables", 0.5, "steps/s on MinAtar Breakout: ours, a hand-written script"),
-    "atari": ("images.atari_tables", None, "steps/s on Atari Breakout: ours, CleanRL's loop"),
-    "update": ("losses.update_tables", None, "a loss forward: ours, hand-written PyTorch, TorchRL's"),
-    "control": (
-        "control.control_tables",
-        None,
-        "continuous policies: an update beside TorchRL's SAC; steps/s on Hopper beside CleanRL's loop of SAC",
-    ),
-    "replay": ("replay.replay_tables", None, "a sample and the memory of stacked Atari images"),
-    "planning": (
-        "planning.planning_tables",
-        None,
-        "tree search beside mctx; its cost by simulations and depth; its share on Atari",
-    ),
+    "cartpole": ("cartpole.cartpole", 1, "end-to-end steps/s: ours, hand-written, CleanRL's loop, stock TorchRL, SB3"),
+    "compile": ("cartpole.compiled", 2, "the same with compiled updates: ours, hand-written, CleanRL's loop"),
+    "seeds": ("cartpole.seeds", 1, "steps/s of eight seeds trained together: ours, one seed alone"),
+    "minatar": ("images.minatar", 0.5, "steps/s on MinAtar Breakout: ours, hand-written"),
+    "atari": ("images.atari", None, "steps/s on Atari Breakout: ours, CleanRL's loop"),
+    "update": ("losses.update", None, "a loss forward: ours, hand-written PyTorch, TorchRL's"),
+    "control": ("control.control", None, "continuous policies: updates beside TorchRL's SAC, Hopper beside CleanRL's"),
+    "replay": ("replay.replay", None, "a sample and the memory of stacked Atari images"),
+    "planning": ("planning.planning", None, "tree search beside mctx; cost by simulations and depth; share on Atari"),
 }
+#: Those whose networks can be put on another device.
+ON_DEVICES = ("cartpole", "compile", "seeds", "minatar", "atari")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``TOPIC ...``, ``--rounds``, ``--frames`` and ``--json``."""
+    """Adds ``TOPIC ...``, ``--rounds``, ``--frames``, ``--device`` and ``--json``."""
     topics = "; ".join(f"{name}: {what}" for name, (_, _, what) in TOPICS.items())
     parser.add_argument("topics", nargs="*", choices=[[], *TOPICS], metavar="TOPIC", help=f"{topics} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that medians are taken over (default: 5)")
-    parser.add_argument(
-        "--frames", type=int, default=6_000, help="frames of each CartPole run, twice those of MinAtar (default: 6000)"
-    )
+    parser.add_argument("--frames", type=int, default=6_000, help="of a CartPole run, half on MinAtar (default: 6000)")
+    parser.add_argument("--device", default="cpu", help="of whole runs of Q-learning, cuda for one (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of tables")
 
 
@@ -60,14 +45,20 @@ def run(args: argparse.Namespace) -> int:
         raise AnalysisError(f"--rounds must be at least 1, got {args.rounds}.")
     if args.frames < 3_000:
         raise AnalysisError(f"--frames must be at least 3000, got {args.frames}.")
+    topics = args.topics or list(TOPICS if args.device == "cpu" else ON_DEVICES)
+    if args.device != "cpu" and not set(topics) <= set(ON_DEVICES):
+        raise AnalysisError(f"--device must be cpu but for {', '.join(ON_DEVICES)}, got {args.device}.")
     import torch
 
     from torchrl_reg.bench.measure import measured
 
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise AnalysisError(f"--device must be one that this machine has, got {args.device}.")
+
     torch.set_num_threads(1)
     rows = []
-    for topic in args.topics or list(TOPICS):
-        for table in _tables(topic, args.frames):
+    for topic in topics:
+        for table in _tables(topic, args.frames, args.device):
             found = measured(table, args.rounds)
             rows += found
             if not args.json:
@@ -79,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(topic: str, frames: int) -> list:
+def _tables(topic: str, frames: int, device: str) -> list:
     place, factor, _ = TOPICS[topic]
     module, name = place.split(".")
-    make = getattr(importlib.import_module(f"torchrl_reg.bench.{module}"), name)
-    return make() if factor is None else make(int(factor * frames))
+    make = getattr(importlib.import_module(f"torchrl_reg.bench.{module}"), f"{name}_tables")
+    sizes = [] if factor is None else [int(factor * frames)]
+    return make(*sizes, **({} if device == "cpu" else {"device": device}))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.doctor.machine import CHECKS, Finding, checked
-
-_STATUSES = ("ok", "warn", "missing")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +66,7 @@ def _print_checklist(findings: list[Finding]) -> None:
         print(f"{finding.status:<7}  {finding.name:<{width}}  {finding.detail}")
         if finding.todo:
             print(f"{indent}-> {finding.todo}")
-    counts = {status: sum(finding.status == status for finding in findings) for status in _STATUSES}
+    counts = Counter(finding.status for finding in findings)
     broken = [finding.name for finding in findings if finding.essential and finding.status == "missing"]
     print(f"\n{counts['ok']} ok, {counts['warn']} to look at, {counts['missing']} missing; ", end="")
     print(f"broken: {', '.join(broken)}." if broken else "nothing essential is broken.")

@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run, or an exported one")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--mode", choices=MODES, help="greedy or sampled (default: both)")
-    parser.add_argument(
-        "--seed", type=int, help="of the episodes (default: the run's, whose first ones it met already)"
-    )
+    parser.add_argument("--seed", type=int, help="of the episodes (default: the run's, to repeat its evaluation)")
     parser.add_argument("--device", default="cpu", help="where the policy computes (default: %(default)s)")
 
 

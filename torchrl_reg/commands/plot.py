@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: KIND.png)")
     parser.add_argument("--center", default="mean", metavar="HOW", help="of curves: mean (default) or iqm")
-    parser.add_argument(
-        "--aggregate", default="IQM", metavar="HOW", help="IQM (default), median, mean, 'optimality gap'"
-    )
+    parser.add_argument("--aggregate", default="IQM", metavar="HOW", help="IQM (default), median, mean, optimality gap")
     parser.add_argument("--of", metavar="METHOD", help="whose improvement over --baseline is drawn")
 
 
@@ -54,7 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
             for name in ("of", "baseline"):
                 if getattr(arguments, name) is None:
                     raise AnalysisError(f"{name} must name a method to draw improvement, got none.")
-            compared = {"method": arguments.of, "baseline": arguments.baseline}
-            path = plots.draw_improvement(scores, out, **compared, scale=scale)
+            path = plots.draw_improvement(scores, out, method=arguments.of, baseline=arguments.baseline, scale=scale)
     print(path)
     return 0

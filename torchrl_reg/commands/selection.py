@@ -20,17 +20,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", metavar="FOLDER", help="folders with runs below them: results/NAME")
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
     parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
-    parser.add_argument(
-        "--column", default="return_greedy_mean", help="column of the evaluations (default: %(default)s)"
-    )
+    parser.add_argument("--column", default="return_greedy_mean", help="evaluated column (default: %(default)s)")
     add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
-    parser.add_argument(
-        "--score", default="final", metavar="HOW", help="final, best, auc or last<k>: last5 (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default): by the environments"
-    )
+    parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
+    parser.add_argument("--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default)")
     parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
     parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
 
@@ -38,10 +32,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 def add_ignore(parser: argparse.ArgumentParser) -> None:
     """``--ignore SETTING``."""
     parser.add_argument(
-        "--ignore",
-        action="append",
-        metavar="SETTING",
-        help="treat runs that differ only in this setting as one method (repeatable)",
+        "--ignore", action="append", metavar="SETTING", help="runs that differ only in this are one method (repeatable)"
     )
 
 

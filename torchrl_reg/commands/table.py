@@ -13,9 +13,7 @@ from torchrl_reg.commands.selection import add_selection, selected_groups, warn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torchrl-reg table``."""
     add_selection(parser)
-    parser.add_argument(
-        "--format", choices=("markdown", "latex", "csv"), default="markdown", help="(default: %(default)s)"
-    )
+    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="(default: %(default)s)")
     parser.add_argument("--published", metavar="PAPER", help="mirl or ments (Atari) or sac (MuJoCo), beside ours")
 
 

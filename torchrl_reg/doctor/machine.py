@@ -44,6 +44,11 @@ _OPTIONAL = {
     "report": ("PyYAML", "matplotlib", "rich", "jinja2"),
     "slurm": ("submitit", "hydra-submitit-launcher"),
 }
+#: Builds a sampler that is compiled code.
+_SAMPLER = """import torchrl._torchrl
+from torchrl.data.replay_buffers.samplers import PrioritizedSampler
+PrioritizedSampler(max_capacity=8, alpha=0.6, beta=0.4)
+print('torchrl._torchrl loads, PrioritizedSampler can be built')"""
 #: Makes and steps an environment of a family.
 _STEPS = """import gymnasium, importlib.metadata, logging; logging.disable(logging.WARNING)
 {before}
@@ -117,14 +122,8 @@ def _pinned_packages() -> Iterable[Finding]:
 
 
 def _compiled_sampler() -> Iterable[Finding]:
-    code = (
-        "import torchrl._torchrl\n"
-        "from torchrl.data.replay_buffers.samplers import PrioritizedSampler\n"
-        "PrioritizedSampler(max_capacity=8, alpha=0.6, beta=0.4)\n"
-        "print('torchrl._torchrl loads, PrioritizedSampler can be built')"
-    )
     todo = "reinstall the pinned pair: pip install --force-reinstall torch torchrl==0.14.1"
-    yield _probed("compiled sampler", code, todo, essential=True)
+    yield _probed("compiled sampler", _SAMPLER, todo, essential=True)
 
 
 def _gpu() -> Iterable[Finding]:

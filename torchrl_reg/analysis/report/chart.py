@@ -185,8 +185,6 @@ def _data(lines: Sequence[Line], axes: Axes, x_label: str) -> dict[str, Any]:
 def _finite(line: Line) -> Line:
     """The line without points that are not finite numbers."""
     keep, more = np.isfinite(line.x) & np.isfinite(line.y), np.isfinite(line.more_x) & np.isfinite(line.more_y)
-    if keep.all() and more.all():
-        return line
     low, high = (side if side is None else side[keep] for side in (line.low, line.high))
     rest_x, rest_y = line.more_x[more], line.more_y[more]
     return replace(line, x=line.x[keep], y=line.y[keep], low=low, high=high, more_x=rest_x, more_y=rest_y)

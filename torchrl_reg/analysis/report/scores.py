@@ -40,8 +40,7 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
     band = np.zeros((3, 0))
     if len(x):
         band = statistics.stratified_bootstrap(shared, [len(curves)], statistics.mean, resamples=_RESAMPLES)
-    rest = np.nanmean(values[:, beyond], 0) if beyond.any() else np.zeros(0)
-    more = _averaged(every[beyond], rest, _CURVE_POINTS)
+    more = _averaged(every[beyond], np.nanmean(values[:, beyond], 0), _CURVE_POINTS)
     low, high = band[1:] if len(curves) > 1 else (None, None)
     return Line(f"{group.method} ({len(curves)})", series, x, band[0], low, high, *more)
 
@@ -165,8 +164,7 @@ def summary_table(sweep: Sweep) -> SummaryTable:
     for method in ranked(sweep) if len(sweep.methods) > _MOST_UNSORTED else sweep.methods:
         commits = [commit for group in sweep.groups if group.method == method for commit in group.commits]
         line = [column.get(method) for column in cells.values()]
-        seeds = _seeds(method, sweep)
-        rows.append(Row(method, sweep.methods.index(method), line, seeds, list(dict.fromkeys(commits))))
+        rows.append(Row(method, sweep.methods.index(method), line, _seeds(method, sweep), list(dict.fromkeys(commits))))
     return SummaryTable(list(columns), rows, len(columns) > max(_MOST_COLUMNS, len(rows)))
 
 

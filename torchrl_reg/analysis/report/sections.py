@@ -102,10 +102,9 @@ def _facts(sweep: Sweep) -> dict[str, list[str]]:
     starts = [start for run in sweep.runs for start in run.starts]
     facts: dict[str, list[Any]] = {"commits": sweep.commits}
     for start in starts:
-        for name in ("host", "device"):
-            facts.setdefault(f"{name}s", []).append(start.get(name))
-        for name, version in (start.get("versions") or {}).items():
-            facts.setdefault(str(name), []).append(version)
+        said = {"hosts": start.get("host"), "devices": start.get("device"), **(start.get("versions") or {})}
+        for name, value in said.items():
+            facts.setdefault(str(name), []).append(value)
     times = sorted(str(start["started_at"]) for start in starts if start.get("started_at"))
     facts["started"] = [" to ".join(dict.fromkeys((times[0], times[-1])))] if times else []
     found = {name: list(dict.fromkeys(str(value) for value in values if value)) for name, values in facts.items()}

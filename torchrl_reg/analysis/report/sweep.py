@@ -75,10 +75,6 @@ class Sweep:
         """The groups on ``env``."""
         return [group for group in self.groups if group.env == env]
 
-    def of_method(self, method: str) -> list[RunRecord]:
-        """The runs of ``method``."""
-        return [run for group in self.groups if group.method == method for run in group.runs]
-
     def shown_path(self, run: RunRecord) -> str:
         """A run's folder, relative to the sweep's."""
         return _relative(run.path, self.folder)
@@ -117,10 +113,9 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
         raise AnalysisError(f"FOLDER must hold run folders, got {folder} with none.")
     plan = _plan(folder)
     name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
-    chosen = _column(runs, column)
     groups = tuple(group_runs(runs))
     unread = (tuple(sorted(unbegun)), tuple(skipped))
-    return Sweep(folder, name, question.strip(), plan, groups, failures, chosen, *unread)
+    return Sweep(folder, name, question.strip(), plan, groups, failures, _column(runs, column), *unread)
 
 
 def _column(runs: list[RunRecord], asked: str | None) -> str:
