@@ -58,7 +58,7 @@ class Algo:
 
     def validate(self) -> None:
         known = set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods) > 0
-        require(known, "algo.methods", f"a list out of {list(METHODS)}, without repetition", self.methods)
+        require(known, "algo.methods", f"a list of values from {list(METHODS)}, without repetition", self.methods)
         for name in ("branching", "depth"):
             sizes = getattr(self, name)
             require(len(sizes) > 0 and min(sizes) >= 1, f"algo.{name}", "a list of numbers >= 1", sizes)

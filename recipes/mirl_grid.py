@@ -74,9 +74,8 @@ class Algo:
 
     def validate(self) -> None:
         for name, chosen, known in (("methods", self.methods, METHODS), ("worlds", self.worlds, MIRL_WORLDS)):
-            require(
-                len(chosen) > 0 and set(chosen) <= set(known), f"algo.{name}", f"a list out of {list(known)}", chosen
-            )
+            all_known = len(chosen) > 0 and set(chosen) <= set(known)
+            require(all_known, f"algo.{name}", f"a list of values from {list(known)}", chosen)
             require(len(set(chosen)) == len(chosen), f"algo.{name}", "a list without repetition", chosen)
         for name in ("num_seeds", "total_frames", "max_episode_frames"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))

@@ -24,14 +24,13 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.checkpoint import Checkpoint
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.objectives import SACLoss
 
 from torchrl_reg.analysis import find_runs
 from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.multigoal import GOALS
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
-from torchrl_reg.objectives import SoftQLearningLoss, VIRELLoss
+from torchrl_reg.objectives import SoftActorCriticLoss, SoftQLearningLoss, VIRELLoss
 
 STEPS = 30
 
@@ -76,17 +75,14 @@ def read(folder: Path) -> Trained:
     actor = policy(settings, env)
     critics = [state_action_value_network(settings, env) for _ in range(record.config.get("algo.num_critics", 2))]
     if record.recipe == "sac":
-        loss: Any = SACLoss(actor, critics, target_entropy=-2.0)
-        loss.make_value_estimator(gamma=0.99)  # as the recipe, whose checkpoint holds gamma
+        adapts = record.config.get("algo.adapt_tau", True)
+        loss: Any = SoftActorCriticLoss(actor, critics, target_entropy=-2.0 if adapts else None)
     elif record.recipe == "virel":
         value = state_value_network(settings, env) if record.config.get("algo.value_network") else None
         loss = VIRELLoss(actor, critics, value)
     else:
         loss = SoftQLearningLoss(actor, critics)
     Checkpoint(loss=loss).load(checkpoints[-1])
-    if record.recipe == "sac":  # which trains stacked copies of them
-        for critic, params in zip(critics, loss.qvalue_network_params.data.unbind(0), strict=True):
-            params.to_module(critic)
     return Trained(folder.resolve().name, actor, critics)
 
 

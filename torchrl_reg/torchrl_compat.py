@@ -7,12 +7,18 @@ release moves, so that an upgrade starts with a list and not with a traceback fr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
+
+# Where the exploration type is: one object for all threads.
+from tensordict.nn.probabilistic import _ContextManager as ExplorationTypeHolder
+from tensordict.nn.probabilistic import _interaction_type as exploration_type_holder
 
 # vmap and grad: one that is batched cannot be written into one that is not.
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
@@ -26,6 +32,9 @@ from torch.nn.modules.module import _has_any_global_hook as has_global_module_ho
 # Hooks on every optimizer: where there are some, a step goes through optimizer.step().
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
+
+# Sees every operation of a thread, random ones among them.
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
 from torchrl.data.utils import _find_action_space as find_action_space
@@ -45,8 +54,10 @@ __all__ = [
     "TARGET_UPDATER_NAMES",
     "TENSORDICT_MODULE_NAMES",
     "TRANSFORM_NAMES",
+    "TorchDispatchMode",
     "VALUE_ESTIMATOR_REGISTRY",
     "allow_gradients_in_graphs",
+    "backward",
     "coerce_value_type",
     "entry",
     "find_action_space",
@@ -56,6 +67,7 @@ __all__ = [
     "held_tensordict",
     "is_listened_to",
     "is_transformed",
+    "own_exploration_type",
     "unchecked_tensordict",
     "unwrap_inherited_forward",
 ]
@@ -121,7 +133,18 @@ def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
 
 def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = (), device: Any = None) -> TensorDict:
     """``TensorDict(entries, batch_size)`` of tensors that have been made right here, which need no check."""
-    return TensorDict._new_unsafe(entries, torch.Size(batch_size), device=device)
+    made = TensorDict._new_unsafe(entries, torch.Size(batch_size))
+    # Given there, a device would be asked each time whether it is Apple's, at half of the cost.
+    made._device = device if device is None else torch.device(device)
+    return made
+
+
+def backward(total: torch.Tensor) -> None:
+    """``total.backward()`` of a scalar, straight to the engine: the checks on the way take some 30 us."""
+    one = (torch.ones_like(total),)
+    keep_graph, create_graph, inputs = False, False, ()
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((total,), one, keep_graph, create_graph, inputs, allow_unreachable=True, accumulate_grad=True)
 
 
 def forget_updater_warning(loss: Any) -> None:
@@ -168,3 +191,36 @@ def allow_gradients_in_graphs() -> bool:
         return False
     config.trace_autograd_ops = True
     return True
+
+
+class _HolderByThread(ExplorationTypeHolder):
+    """Answers the threads inside :func:`own_exploration_type` with their own type, and all others as ever."""
+
+    apart: dict[int, Any] = {}
+
+    def get_mode(self) -> Any:
+        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
+            return self.apart[threading.get_ident()]
+        return super().get_mode()
+
+    def set_mode(self, type: Any) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
+            self.apart[threading.get_ident()] = type
+        else:
+            super().set_mode(type)
+
+
+@contextmanager
+def own_exploration_type(kind: Any) -> Iterator[None]:
+    """Inside, the calling thread has the exploration type ``kind``, whatever the other threads set.
+
+    TorchRL has one for all threads, and each loss sets it while it is called: a policy that acts in a thread meanwhile
+    would be greedy or not by chance.
+    """
+    exploration_type_holder.__class__ = _HolderByThread
+    thread = threading.get_ident()
+    _HolderByThread.apart[thread] = kind
+    try:
+        yield
+    finally:
+        del _HolderByThread.apart[thread]

@@ -12,7 +12,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import HardUpdate
 
 from torchrl_reg.collectors import LeanCollector
-from torchrl_reg.collectors.joint import JointCollector, draws, is_stacked
+from torchrl_reg.collectors.joint import JointCollector, drawing, is_stacked
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import SoftDQNLoss
@@ -60,7 +60,7 @@ def test_the_batches_of_each(kind: str) -> None:
         drawn = []
         for seed, each in enumerate(together):
             torch.manual_seed(10 * batch + seed)
-            drawn.append(draws(each))
+            drawn.append(drawing(each)())
             assert torch.equal(torch.get_rng_state(), states[seed])
         found = split_rows(joint.batches(drawn), 3)
         ended += sum(int(rows["next", "done"].sum()) for rows in found)

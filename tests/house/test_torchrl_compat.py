@@ -165,6 +165,10 @@ def test_scalars_make_an_ordinary_tensordict() -> None:
     out = unchecked_tensordict({"loss": torch.ones(()), "entropy": torch.zeros(())})
     assert out.batch_size == torch.Size([]) and set(out.keys()) == {"loss", "entropy"} and not out.is_locked
     assert float(out.set("more", torch.ones(3)).clone()["loss"]) == 1.0
+    for device in (None, "cpu", torch.device("cpu")):
+        assert (
+            unchecked_tensordict({"loss": torch.ones(())}, device=device).device == TensorDict({}, device=device).device
+        )
 
 
 def test_the_warning_of_a_missing_updater_stays_until_there_is_one() -> None:
@@ -181,3 +185,22 @@ def test_the_warning_of_a_missing_updater_stays_until_there_is_one() -> None:
     HardTargetUpdate(loss, period_updates=10)
     loss(data)
     assert updater_warning not in loss._forward_pre_hooks.values()
+
+
+def test_backward_is_that_of_the_tensor() -> None:
+    from torchrl_reg.torchrl_compat import backward
+
+    found = []
+    for way in (torch.Tensor.backward, backward):
+        weight = torch.arange(1.0, 4.0).requires_grad_()
+        seen: list[torch.Tensor] = []
+        weight.register_hook(seen.append)
+        for _ in range(2):
+            way((weight.exp() * weight).sum())
+        assert len(seen) == 2
+        found.append(weight.grad)
+        graph = (weight * 2).sum()
+        way(graph)
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            way(torch.ones(()))
+    assert torch.equal(*found), "the engine of torch.autograd is called in another way"

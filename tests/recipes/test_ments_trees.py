@@ -98,8 +98,8 @@ def test_the_table_compares_by_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("algo.methods=[ments,ments]", "algo.methods must be a list out of ['uct', 'puct', 'ments', 'rents'"),
-        ("algo.methods=[alphazero]", "algo.methods must be a list out of"),
+        ("algo.methods=[ments,ments]", "algo.methods must be a list of values from ['uct', 'puct', 'ments', 'rents'"),
+        ("algo.methods=[alphazero]", "algo.methods must be a list of values from"),
         ("algo.branching=[]", "algo.branching must be a list of numbers >= 1, got []"),
         ("algo.depth=[0]", "algo.depth must be a list of numbers >= 1, got [0]"),
         ("algo.depth=[40]", "must be at most 1e8 leaves, got"),

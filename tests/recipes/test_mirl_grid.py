@@ -98,11 +98,11 @@ def test_methods_and_worlds_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (
             ["algo.worlds=[coridor]"],
-            "algo.worlds must be a list out of ['corridor', 'square', 'grid'], got ['coridor']",
+            "algo.worlds must be a list of values from ['corridor', 'square', 'grid'], got ['coridor']",
         ),
-        (["algo.methods=[mirl,dqn]"], "algo.methods must be a list out of ['ql', 'sql', 'sql_m', 'mirl']"),
+        (["algo.methods=[mirl,dqn]"], "algo.methods must be a list of values from ['ql', 'sql', 'sql_m', 'mirl']"),
         (["algo.methods=[mirl,mirl]"], "algo.methods must be a list without repetition"),
-        (["algo.methods=[]"], "algo.methods must be a list out of"),
+        (["algo.methods=[]"], "algo.methods must be a list of values from"),
         (["algo.num_seeds=0"], "algo.num_seeds must be > 0, got 0"),
         (["algo.gamma=1"], "algo.gamma must be in [0, 1), got 1"),
         (["algo.mirl.prior_rate=0"], "algo.mirl.prior_rate must be in (0, 1], got 0"),

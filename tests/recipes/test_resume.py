@@ -56,8 +56,10 @@ def newest(folder: Path) -> str:
 # What runs, frames between checkpoints, and how often it is killed.
 RUNS = {
     "m_iqn-3-steps": (CARTPOLE, 1000, 1),
+    "m_iqn-overlapped": ([*CARTPOLE, "run.overlap=true"], 1000, 1),
     "pcl": (PCL, 480, 2),
     "m_dqn-atari": (ATARI, 512, 3),
+    "m_dqn-atari-overlapped": ([*ATARI, "run.overlap=true"], 512, 3),
     "sac": (SAC, 480, 2),
     "mirl": (MIRL, 1000, 2),
     "m_dqn-minatar": (MINATAR, 1000, 4),

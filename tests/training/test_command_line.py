@@ -164,7 +164,7 @@ def test_a_preset_overrides_the_environment(command):
         (["run.seed=-1"], "run.seed must be at least 0, got -1."),
         (
             ["run.loggers=[csv]"],
-            "run.loggers must be a list out of ['tensorboard', 'wandb'], got 'csv'.",
+            "run.loggers must be a list of values from ['tensorboard', 'wandb'], got 'csv'.",
         ),
     ],
 )

@@ -143,7 +143,7 @@ def test_after_brief_meetings_pythons_generator_is_taken_where_it_is_asked_for()
         assert lane.outcome == [generator.random() for _ in range(4)]
 
 
-def test_a_signal_ends_every_lane_where_it_meets_the_others() -> None:
+def test_a_signal_ends_every_lane() -> None:
     closed: list[int] = []
 
     def task(number: int) -> None:

@@ -57,12 +57,9 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("checkpoint-*.torchrl"))
 
 
-@pytest.mark.parametrize("prioritized", [False, True])
-def test_three_sigkills_change_nothing(start, finish, kill_when, tmp_path, prioritized):
-    settings = [
-        *CHECKPOINTS,
-        *("algo.total_frames=850", "algo.max_grad_norm=0.5", f"algo.prioritized={prioritized}"),
-    ]
+@pytest.mark.parametrize("setting", ["algo.prioritized=false", "algo.prioritized=true", "run.overlap=true"])
+def test_three_sigkills_change_nothing(start, finish, kill_when, tmp_path, setting):
+    settings = [*CHECKPOINTS, "algo.total_frames=850", "algo.max_grad_norm=0.5", setting]
     assert finish("run.dir=whole", *settings) == 0
     killed = tmp_path / "killed"
     rows = _rows(tmp_path / "whole")

@@ -37,6 +37,17 @@ def _push_right(state):
     return state.set("action", torch.ones(state.batch_size, dtype=torch.long))
 
 
+class CountingPolicy(torch.nn.Module):
+    """Pushes to the right, and writes how many batches have been seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, state):
+        return _push_right(state).set("batches_seen", self.seen.expand(state.batch_size).clone())
+
+
 def _events(folder: Path) -> list[tuple[str, int]]:
     return [(row["event"], row["frames"]) for row in read_metrics(folder / "metrics.jsonl")]
 
@@ -88,6 +99,30 @@ def test_training_returns_are_those_of_whole_episodes(make_run):
     assert row["episodes"] == 4 * 7
     # Between two checkpoints nobody lives as long as twice 8 steps, so each of the 6 cuts every second episode.
     assert row["cut_episodes"] == json.loads((path / "done.json").read_text())["cut_episodes"] == 4 * 6
+
+
+def test_an_overlapped_run_is_one_batch_behind_in_what_acts_and_in_nothing_else(make_run):
+    acted = {}
+    for overlap in (False, True):
+        run = make_run(f"overlap={overlap}", overlap=overlap, evaluate_every_frames=32, checkpoint_every_frames=10**6)
+        number = CountingPolicy()
+        run.evaluate_with(_env(2), {"greedy": _push_right})
+        run.track(policy=number)
+        updates, acted[overlap] = 0, []
+        for batch in run.collect(_env(), number, total_frames=160, frames_per_batch=16):
+            acted[overlap].append(batch["batches_seen"].unique().item())
+            number.seen += 1
+            updates += run.updates_due(6, learning_starts_frames=20)
+        assert run.frames == 160 and updates == (160 - 20) // 6
+        assert [f for event, f in _events(run.finish()) if event == "eval"] == [32, 64, 96, 128, 160]
+    assert acted == {False: list(range(10)), True: [0, *range(9)]}
+
+
+def test_an_overlapped_run_needs_a_policy_that_can_be_copied(make_run):
+    run = make_run(overlap=True)
+    run.track()
+    with pytest.raises(ConfigError, match="run.overlap must be false with a function, which cannot be copied"):
+        next(run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8))
 
 
 def test_a_run_whose_environments_cannot_be_stored_says_so_at_its_start(make_run, capsys):

@@ -32,7 +32,7 @@ def test_a_loss_without_a_stacked_form_gives_the_rows_of_each_alone(finish, tmp_
     assert finish("run.seed=3", "run.dir=alone", *settings) == 0
     assert rows(tmp_path / "together/seed=3") == rows(tmp_path / "alone")
     assert rows(tmp_path / "together/seed=0") != rows(tmp_path / "alone")
-    said = (tmp_path / "stderr.txt").read_text().count("each seed is updated by itself")
+    said = (tmp_path / "stderr.txt").read_text().count("each seed is updated separately")
     assert said == (0 if prioritized else 1)
 
 
@@ -65,6 +65,7 @@ def test_a_seed_that_fails_does_not_stop_the_others(finish, tmp_path):
         ("run.seeds=[]", "run.seeds must be different integers, each at least 0, got []."),
         ("run.seeds=[-1]", "run.seeds must be different integers, each at least 0, got [-1]."),
         ("run.seeds=[1,2] run.cudagraphs=true", "run.cudagraphs must be false with run.seeds, got True."),
+        ("run.seeds=[1,2] run.overlap=true", "run.overlap must be false with run.seeds or run.cudagraphs, got True."),
     ],
 )
 def test_bad_input_is_one_sentence(finish, tmp_path, settings, sentence):

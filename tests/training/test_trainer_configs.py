@@ -42,8 +42,8 @@ def networks(name: str) -> dict[str, Any]:
     if name in ("implicit_q", "path_consistency"):
         actor = MulticategoricalActor(nn.Linear(4, 10), low=[-1.0, -1.0], high=[1.0, 1.0], num_bins=5)
         return {"actor_network": actor, "value_network": ValueOperator(nn.Linear(4, 1), in_keys=["observation"])}
-    if name in ("virel", "soft_q_learning"):
-        if name == "virel":
+    if name in ("virel", "soft_actor_critic", "soft_q_learning"):
+        if name != "soft_q_learning":
             acts: Any = gaussian_actor(nn.Linear(4, 4), low=[-1.0, -1.0], high=[1.0, 1.0])
         else:
             acts = StochasticSamplerActor(nn.Identity(), 4, low=[-1.0, -1.0], high=[1.0, 1.0], num_cells=[8])

@@ -1,6 +1,7 @@
-"""Collection for your own script: TorchRL's batches at a fraction of their cost."""
+"""Data collection for your own scripts: TorchRL's batches at a fraction of the cost."""
 
 from torchrl_reg.collectors.lean import LeanCollector, lean_vector
+from torchrl_reg.collectors.overlapped import OverlappedCollector
 from torchrl_reg.collectors.plain_policy import plain_policy
 
-__all__ = ["LeanCollector", "lean_vector", "plain_policy"]
+__all__ = ["LeanCollector", "OverlappedCollector", "lean_vector", "plain_policy"]

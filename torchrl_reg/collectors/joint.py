@@ -1,12 +1,12 @@
 """The next batches of several collectors in one pass: their policies act as one stacked network.
 
-Shapes: ``S`` collectors of ``N`` environments each, ``T`` steps of each in a batch.
+Shapes: ``S`` collectors of ``N`` environments each, ``T`` steps per environment in a batch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,29 +23,33 @@ from torchrl_reg.modules.stacked import stack_layers
 
 
 class Draws(NamedTuple):
-    """The random numbers of a batch ``[T, N]``, of one collector: whether to explore, and what to do then."""
+    """The random numbers ``[T, N]`` of one collector's batch: whether to explore, and the action if so."""
 
     explores: Tensor
     actions: Tensor
 
 
 class _Explorer(NamedTuple):
-    """Epsilon-greedy exploration around a Q-network, taken apart."""
+    """The parts of epsilon-greedy exploration around a Q-network."""
 
     network: Any
     greedy: Any
     exploration: Any
 
 
-def draws(collector: LeanCollector) -> Draws:
-    """The random numbers that the next batch of ``collector`` will take, drawn as its policy would.
+def drawing(collector: LeanCollector) -> Callable[[], Draws]:
+    """A function that draws the random numbers for the next batch of ``collector`` as its policy would draw them.
 
     Raises:
         ValueError: its policy is not epsilon-greedy in a Q-network.
     """
     draw = epsilon_draws(_explorer(collector).exploration, collector.num_envs)
-    pairs = [draw() for _ in range(collector.frames_per_batch // collector.num_envs)]
-    return Draws(*(torch.stack(column) for column in zip(*pairs, strict=True)))
+    steps = collector.frames_per_batch // collector.num_envs
+
+    def batch() -> Draws:
+        return Draws(*map(torch.stack, zip(*[draw() for _ in range(steps)], strict=True)))
+
+    return batch
 
 
 def is_stacked(collector: LeanCollector) -> bool:
@@ -59,14 +63,14 @@ def is_stacked(collector: LeanCollector) -> bool:
 
 
 class JointCollector(LeanCollector):
-    """Collects for several collectors at once, each going on as if it had done so itself.
+    """Collects for several collectors at once; each continues as if it had collected on its own.
 
     Args:
-        collectors: alike, with epsilon-greedy policies whose networks are views of stacked parameters
+        collectors: alike, with epsilon-greedy policies whose networks hold views of stacked parameters
             (:class:`~torchrl_reg.objectives.stacked.StackedLoss`).
 
     Raises:
-        ValueError: collectors that cannot be joined.
+        ValueError: the collectors cannot be joined.
     """
 
     def __init__(self, collectors: Sequence[LeanCollector]) -> None:
@@ -89,7 +93,7 @@ class JointCollector(LeanCollector):
         return self._pointers == self._seen()
 
     def batches(self, draws: Sequence[Draws]) -> TensorDict:
-        """``[S * N, T]``, those of one collector after another, which took the random numbers ``draws``."""
+        """``[S * N, T]``, collector by collector, made with the random numbers ``draws``."""
         self._explores, self._actions = (torch.cat(column, 1) for column in zip(*draws, strict=True))
         self._step = 0
         self._observation = torch.cat([collector._observation for collector in self.collectors])
@@ -116,7 +120,7 @@ class JointCollector(LeanCollector):
 
 
 class _Group:
-    """Vector environments stepped one after the other, as one."""
+    """Vector environments, stepped in turn, as one."""
 
     def __init__(self, vectors: Sequence[VectorEnv]) -> None:
         self._vectors = list(vectors)
@@ -164,10 +168,10 @@ def _stacked_network(networks: Sequence[nn.Module]) -> nn.Module:
 
 
 def _whole(views: Sequence[Tensor]) -> Tensor:
-    """The tensor ``[S, ...]`` whose entries the views are.
+    """The tensor ``[S, ...]`` whose entries are the views.
 
     Raises:
-        ValueError: they lie in memory in another way.
+        ValueError: they are laid out differently in memory.
     """
     first, step = views[0], views[0].numel()
     places = [view.storage_offset() - first.storage_offset() for view in views]

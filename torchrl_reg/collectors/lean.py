@@ -1,6 +1,6 @@
 """Collection without a TensorDict at every step: the vector environment is stepped directly.
 
-Shapes: ``N`` environments, ``T`` steps of each in a batch.
+Shapes: ``N`` environments, ``T`` steps per environment in a batch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _FLAGS = ("done", "terminated", "truncated")
 def lean_vector(env: EnvBase, *, sums_rewards: bool = True) -> VectorEnv | None:
     """The vector environment inside ``env`` if stepping it is all that ``env`` does, else None.
 
-    This holds for a ``GymWrapper`` around a gymnasium vector environment whose resets are left to the caller, with
-    one observation and one reward, under no other transforms than a cast to another device and ``RewardSum``, which
-    has to be there if it ``sums_rewards``.
+    This holds for a ``GymWrapper`` around a gymnasium vector environment that leaves resets to the caller and has
+    one observation and one reward, with no transforms other than device casts and ``RewardSum``, which is required
+    if ``sums_rewards``.
     """
     returns = False
     while isinstance(env, TransformedEnv):
@@ -49,26 +49,26 @@ def lean_vector(env: EnvBase, *, sums_rewards: bool = True) -> VectorEnv | None:
 
 
 def restarted(vector: VectorEnv, observation: Tensor, done: np.ndarray) -> Tensor:
-    """``observation [N, ...]``, of environments that are ``done`` (bool ``[N]``) the first one of a new episode."""
+    """``observation [N, ...]``, replaced by the first one of a new episode where ``done`` (bool ``[N]``)."""
     first, _ = vector.reset(options={"reset_mask": done.copy()})
     mask = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
     return torch.where(mask, torch.as_tensor(first, dtype=observation.dtype), observation)
 
 
 class LeanCollector:
-    """Iterates over batches ``[N, T]`` that TorchRL's ``Collector`` would give, bit for bit, at a fraction of its cost.
+    """Yields the batches ``[N, T]`` of TorchRL's ``Collector``, bit for bit, at a fraction of its cost.
 
-    The policy explores (``ExplorationType.RANDOM``) and keeps nothing between steps but its random numbers.
+    The policy explores (``ExplorationType.RANDOM``) and keeps no state between steps other than its random generator.
 
     Args:
-        env: an environment with a :func:`lean_vector`; ``RewardSum`` is among its transforms.
-        policy: anything that acts on a TensorDict; see :func:`plain_policy` for what does without one.
+        env: an environment with a :func:`lean_vector` and ``RewardSum`` among its transforms.
+        policy: anything that acts on a TensorDict; see :func:`plain_policy` for policies that need none.
         frames_per_batch: steps in a batch, over all environments.
         total_frames: where iteration ends; -1: never.
-        policy_device, storing_device: where the policy acts and where batches are handed out (default: the CPU).
+        policy_device, storing_device: where the policy acts and where batches are delivered (default: the CPU).
 
     Raises:
-        ValueError: an environment that has to be stepped by TorchRL, or ``frames_per_batch`` no multiple of N.
+        ValueError: TorchRL has to step the environment, or ``frames_per_batch`` is not a multiple of N.
 
     >>> from torchrl_reg.envs import EnvSettings, make_env
     >>> env = make_env(EnvSettings("cartpole"), 4)
@@ -114,7 +114,7 @@ class LeanCollector:
             yield self.rollout()
 
     def reset(self) -> None:
-        """Begins a new episode everywhere."""
+        """Begins a new episode in every environment."""
         observation, _ = self._vector.reset()
         self._observation = self._as_tensor(observation)
         self._returns = np.zeros(self.num_envs, np.float32)
@@ -174,7 +174,7 @@ class LeanCollector:
         return self._batch(states, following, list(shape))
 
     def _reset_finished(self, observation: Tensor, done: np.ndarray) -> None:
-        """Carries ``observation`` on, or the first one of a new episode where one is ``done``."""
+        """Carries over ``observation``, or the first one of a new episode where ``done``."""
         self._observation = observation
         if not done.any():
             return
@@ -200,5 +200,5 @@ class LeanCollector:
 
 
 def _column(rows: np.ndarray) -> Tensor:
-    """``[N, T, 1]`` out of ``[N, T]``."""
+    """``[N, T, 1]`` from ``[N, T]``."""
     return torch.from_numpy(rows).unsqueeze(-1)

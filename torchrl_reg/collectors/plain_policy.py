@@ -1,4 +1,4 @@
-"""Policies called on plain tensors: what a TensorDict costs at every step is spared where the modules are known."""
+"""Policies called on plain tensors, which saves the cost of a TensorDict per step where the modules are known."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PlainPolicy = Callable[[State], None]
 def plain_policy(
     policy: Callable[..., Any], num_envs: int, device: torch.device, *, explores: bool = True
 ) -> PlainPolicy:
-    """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, under random exploration or under none.
+    """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, with random exploration or none.
 
     Sequences, modules around a network, Q-value modules, Boltzmann policies, tanh-normal actors and epsilon-greedy
-    exploration do without a TensorDict, and so does any module that has a ``plain(state)`` of its own, written where
-    its ``forward`` is. Whatever else there is gets one made of the state so far.
+    exploration need no TensorDict, nor does any module with its own ``plain(state)``, defined in the same class as
+    its ``forward``. Anything else is given a TensorDict built from the state so far.
     """
     parts = [_part(module, num_envs, device, explores) for module in policy_parts(policy, explores)]
     if len(parts) == 1:
@@ -44,7 +44,7 @@ def plain_policy(
 
 
 def policy_parts(policy: Any, explores: bool = True) -> list[Any]:
-    """The modules that act one after the other, out of nested sequences; ``policy`` alone if it is something else."""
+    """The modules that act in turn, with nested sequences flattened; just ``policy`` if it is not a sequence."""
     sequences = (TensorDictSequential, SafeSequential, QValueActor, ProbabilisticActor)
     known = type(policy) in sequences or (
         isinstance(policy, QValueActor) and type(policy).forward is QValueActor.forward
@@ -81,7 +81,7 @@ def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> P
 
 
 def _drawing_part(module: Any, num_envs: int) -> PlainPolicy | None:
-    """A module that draws random numbers, or None for one that has no plain form."""
+    """The plain form of a module that draws random numbers; None if it has none."""
     if _has_plain_form(type(module)):
         return module.plain
     if type(module) is EGreedyModule and module.action_mask_key is None and isinstance(module.action_key, str):
@@ -92,13 +92,13 @@ def _drawing_part(module: Any, num_envs: int) -> PlainPolicy | None:
 
 
 def _has_plain_form(kind: type) -> bool:
-    """Whether ``plain`` was written with ``forward``, and not for one that a subclass has replaced since."""
+    """Whether ``plain`` belongs to the current ``forward`` rather than to one that a subclass has replaced."""
     levels = (vars(level).keys() for level in kind.__mro__)
     return next(("plain" in own for own in levels if {"plain", "forward"} & own), False)
 
 
 def _draws_plainly(module: SafeProbabilisticModule) -> bool:
-    """Whether drawing an action and its log-probability is all the module does."""
+    """Whether the module does nothing but draw an action and its log-probability."""
     one = list(module.dist_sample_keys) == list(module.out_keys[:1]) and module.num_samples is None
     kind = module.distribution_class
     random = module.default_interaction_type is ExplorationType.RANDOM and kind is TanhNormal
@@ -108,7 +108,7 @@ def _draws_plainly(module: SafeProbabilisticModule) -> bool:
 
 
 def _is_simple(module: TensorDictModule) -> bool:
-    """Whether calling the network on the in-keys, in order, is all the module does."""
+    """Whether the module does nothing but call the network on the in-keys, in order."""
     named = module.out_keys_source == module.out_keys and "_" not in module.out_keys
     special = module.method or module._kwargs or module.method_kwargs or module._get_kwargs
     return named and not special and module.inplace is True
@@ -140,7 +140,7 @@ def _greedy(module: QValueModule) -> PlainPolicy:
 
 
 def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What ``module`` draws at a step, in its order: whether to explore (bool ``[num_envs]``), and what to do then."""
+    """Draws as ``module`` does, in its order: whether to explore (bool ``[num_envs]``), and the action if so."""
     spec = module.spec[module.action_key]
     spec = spec.expand(num_envs, *spec.shape)
     count = spec.space.n if type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) else 0
@@ -148,7 +148,7 @@ def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Te
     def draw() -> tuple[Tensor, Tensor]:
         eps = module.eps
         explores = torch.rand(num_envs, device=eps.device) < eps
-        if count > 0:  # what spec.rand() comes to
+        if count > 0:  # what spec.rand() amounts to
             return explores, torch.randint(0, count, (num_envs,), dtype=spec.dtype, device=spec.device)
         return explores, spec.rand()
 

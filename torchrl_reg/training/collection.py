@@ -1,4 +1,4 @@
-"""The collector of a run, lean where that is possible and TorchRL's elsewhere, and what is read off its batches."""
+"""The collector of a run (lean where possible, else TorchRL's) and what is read from its batches."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def make_collector(
 ) -> AnyCollector:
     """An endless collector whose batches are ``[*env.batch_size, T]`` with ``T`` in the batch's frames.
 
-    ``kind`` is ``"lean"`` (a :class:`LeanCollector` where the environment is one that it can step, else TorchRL's) or
-    ``"torchrl"``.
+    ``kind`` is ``"lean"`` (a :class:`LeanCollector` if it can step the environment, else TorchRL's) or ``"torchrl"``.
 
     Raises:
         ConfigError: ``frames_per_batch`` is not a multiple of the frames of one vector step.
@@ -55,7 +54,7 @@ def make_collector(
             policy_device=device,
             storing_device=storing_device,
         )
-    # Naming a device makes the collector copy every step to it, so only where there are two.
+    # Given a device, the collector copies every step to it: name devices only when there are two.
     several = {device.type, storing_device.type} != {"cpu"}
     devices = {"policy_device": device, "storing_device": storing_device} if several else {}
     return Collector(
@@ -76,13 +75,13 @@ def make_collector(
 
 
 def finished_returns(batch: TensorDictBase) -> list[float]:
-    """Undiscounted returns of the episodes that end in ``batch``, in no particular unit of time."""
+    """Undiscounted returns of the episodes that end in ``batch``."""
     done = entry(batch, ("next", "done"))
     return batch["next", EPISODE_RETURN][done].tolist() if done.any() else []
 
 
 def cut_episodes(batch: TensorDictBase) -> int:
-    """Marks the last step of ``batch`` as truncated, and returns how many episodes that ends."""
+    """Marks the last step of ``batch`` as truncated and returns the number of episodes this ends."""
     running = int((~batch["next", "done"][..., -1, :]).sum())
     for key in ("truncated", "done"):
         flags = batch.get(("next", key), None)

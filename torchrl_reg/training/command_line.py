@@ -51,12 +51,12 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     """Returns the ``main()`` of a recipe: reads the command line and calls ``train(config)``.
 
     ``config`` is an instance of ``config_class``. Without ``run.dir`` the folder is
-    ``results/<recipe>/<env>/<settings>/seed=<seed>``; a finished run is reported and not repeated.
+    ``results/<recipe>/<env>/<settings>/seed=<seed>``; a finished run is reported, not repeated.
     Exit codes: 0 done, 1 user error (one sentence on stderr), 130 or 128 + n stopped by a signal. A
     bug keeps its traceback, and with ``HYDRA_FULL_ERROR=1`` so does every other error.
 
-    ``--check`` runs nothing: it reads a JSON list of lists of overrides from stdin and refuses the first bad one, so
-    that a launcher can try all settings of a sweep in one process.
+    ``--check`` runs nothing: it reads a JSON list of lists of overrides from stdin and rejects the first bad one, so
+    that a launcher can check all settings of a sweep in one process.
     """
     script = Path(inspect.getfile(train)).resolve()
     name = script.stem
@@ -66,7 +66,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     ConfigStore.instance().store(name=name, node=_schema(config_class, name))
 
     def job(cfg: DictConfig) -> str:
-        # In a worker of a launcher the exception itself must come back, not an exit code.
+        # A launcher's worker must pass back the exception itself, not an exit code.
         if os.getpid() != main_process or full_errors:
             return str(_run(cfg, config_class, script, train))
         try:
@@ -94,7 +94,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
             print(f"\nstopped; the same command continues: {command()}", file=sys.stderr)
             sys.exit(128 + number)
         except Exception as error:
-            # A worker's user error comes back through its launcher.
+            # A worker's user error arrives through its launcher.
             sentence = user_sentence(error) or explain(error, config_class, conf)
             if sentence is None or full_errors:
                 raise
@@ -104,7 +104,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
 
 
 def _schema(config_class: type[RecipeConfig], name: str) -> DictConfig:
-    """The dataclass as Hydra's primary config: defaults list first, no folders or logs of Hydra's."""
+    """The dataclass as Hydra's primary config: defaults list first, without Hydra's folders and logs."""
     schema = OmegaConf.structured(config_class)
     defaults: list[Any] = ["_self_", *({group: c} for group, c in config_class.groups.items())]
     defaults += [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
@@ -120,7 +120,7 @@ def _schema(config_class: type[RecipeConfig], name: str) -> DictConfig:
 
 
 def _run(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Path:
-    """Trains, one seed or several side by side; returns the folder, of several that of the first."""
+    """Trains one seed, or several side by side; returns the folder of the first."""
     overrides = list(HydraConfig.get().overrides.task)
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
     COMMAND.set(shlex.join(["python", shown, *overrides]))
@@ -128,7 +128,7 @@ def _run(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Pat
     if given.run.seeds is None:
         given.run.dir = given.run.dir or str(_folder(cfg, overrides, script))
         configs = [given]
-    else:  # a folder of each, which can also be continued by itself
+    else:  # a folder each, so that any of them can also be continued on its own
         parent = Path(given.run.dir) if given.run.dir else _folder(cfg, overrides, script).parent
         configs = [_of_seed(given, seed, parent) for seed in given.run.seeds]
     unfinished = [config for config in configs if not _is_done(config)]
@@ -150,7 +150,7 @@ def _is_done(config: Any) -> bool:
 
 
 def _folder(cfg: DictConfig, overrides: Sequence[str], script: Path) -> Path:
-    """The default folder, named by the settings that differ from the defaults however they were written."""
+    """The default folder, named after the settings that differ from the defaults, however they were written."""
 
     def composed(chosen: Sequence[str]) -> DictConfig:
         with ExitStack() as stack:
@@ -161,7 +161,7 @@ def _folder(cfg: DictConfig, overrides: Sequence[str], script: Path) -> Path:
 
     env = HydraConfig.get().runtime.choices.get("env")
     as_typed = default_folder(script.stem, env, overrides, cfg.run.seed)
-    if as_typed.exists():  # of an earlier version, which named it so
+    if as_typed.exists():  # from an earlier version, which used this name
         return as_typed
     return default_folder(script.stem, env, telling(overrides, cfg, composed), cfg.run.seed)
 
@@ -169,7 +169,7 @@ def _folder(cfg: DictConfig, overrides: Sequence[str], script: Path) -> Path:
 def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, name: str) -> None:
     """Composes and validates each list of overrides and prints its config as a line of JSON.
 
-    Ends with one sentence at the first that cannot be run.
+    Stops with one sentence at the first that cannot be run.
     """
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
@@ -186,7 +186,7 @@ def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, na
 
 
 def _help(words: Sequence[str], config_class: type, train: Train, conf: Path, name: str) -> None:
-    """Prints the settings as ``words`` make them, and the choices that fit this recipe."""
+    """Prints the settings that result from ``words``, and the choices this recipe supports."""
     overrides = [word for word in words if not word.startswith("-")]
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
@@ -232,7 +232,7 @@ def _full_hydra_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """Stops at SIGTERM and SIGUSR1/2, unless somebody (submitit) already listens to them."""
+    """Stops on SIGTERM and SIGUSR1/2 unless something else (submitit) already handles them."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(number)

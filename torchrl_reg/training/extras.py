@@ -7,7 +7,7 @@ import sys
 from types import TracebackType
 
 #: Module -> the package that brings it.
-NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml", "tqdm": "tqdm"}
+NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml", "tqdm": "tqdm", "greenlet": "greenlet"}
 
 
 class MissingExtraError(ImportError):

@@ -1,4 +1,4 @@
-"""Batches collected for all lanes in one pass, where their policies can be stacked."""
+"""Batches collected for all lanes in one pass, if their policies can be stacked."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_reg.collectors import LeanCollector
-from torchrl_reg.collectors.joint import Draws, JointCollector, draws, is_stacked
+from torchrl_reg.collectors.joint import Draws, JointCollector, drawing, is_stacked
 from torchrl_reg.training.collection import AnyCollector
 from torchrl_reg.training.lanes import Lane
 from torchrl_reg.training.replay import split_rows
 
 
 class _Share(NamedTuple):
-    """What one lane brings."""
+    """What one lane contributes."""
 
     collector: LeanCollector
     draws: Draws
 
 
 def joint_batches(lane: Lane, collector: AnyCollector) -> Iterator[TensorDictBase]:
-    """The batches of ``collector``, collected together with those of the other lanes as soon as that is possible."""
+    """The batches of ``collector``, collected together with those of the other lanes once that is possible."""
     together = lane.shared("collection", lambda: _Together(lane))
-    batches = iter(collector)
+    batches, draw = iter(collector), None
     while True:
         batch = None
         if isinstance(collector, LeanCollector) and together.may_collect(collector):
             state = torch.get_rng_state()
-            batch = lane.meet("collection", _Share(collector, draws(collector)), together)
+            draw = draw or drawing(collector)
+            batch = lane.meet("collection", _Share(collector, draw()), together)
             if batch is None:
                 torch.set_rng_state(state)
         else:
@@ -39,10 +40,10 @@ def joint_batches(lane: Lane, collector: AnyCollector) -> Iterator[TensorDictBas
 
 
 class _Together:
-    """Collects for the lanes that meet; holds their joint collector while they stay the same."""
+    """Collects for the lanes that meet; keeps their joint collector as long as they stay the same."""
 
     def __init__(self, lane: Lane) -> None:
-        self._lane = lane  # any: it knows how many there are
+        self._lane = lane  # any lane will do: each knows how many there are
         self._refused = False
         self._joint: JointCollector | None = None
 
@@ -50,6 +51,8 @@ class _Together:
         """Whether it is worth waiting for the others."""
         if self._refused or self._lane.is_alone:
             return False
+        if self._joint is not None:
+            return True
         try:
             return is_stacked(collector)
         except ValueError:
@@ -57,7 +60,7 @@ class _Together:
             return False
 
     def __call__(self, shares: list[_Share]) -> Sequence[TensorDictBase | None]:
-        """The batch of each; None for those that have to collect alone."""
+        """The batch of each lane; None for those that must collect on their own."""
         collectors = [share.collector for share in shares]
         if len(shares) < self._lane.companions:
             return [None] * len(shares)

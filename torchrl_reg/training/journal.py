@@ -1,4 +1,4 @@
-"""What a run says about itself: rows of ``metrics.jsonl``, the progress line, extra loggers."""
+"""What a run reports: rows of ``metrics.jsonl``, the progress line, extra loggers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchrl_reg.training.settings import RunSettings
 
 
 class Journal:
-    """Gathers means and returns between two training rows and writes every row everywhere.
+    """Accumulates means and returns between training rows and writes each row to all outputs.
 
     A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
     ``return_mean`` (over these, null if none), the means of what :meth:`record` was given, ``fps``
@@ -44,10 +44,10 @@ class Journal:
         self._speed_mark = (0, self._wall_start)
 
     def start(self, total_frames: int, frames: int) -> None:
-        """Opens the extra loggers and the progress line; the speed counts from here."""
+        """Opens the extra loggers and the progress line; speed is measured from here."""
         self._views = open_loggers(self._settings.loggers, self._path)
         lane = current_lane()
-        shown = self._settings.progress and (lane is None or lane.is_first)  # of several seeds the first speaks for all
+        shown = self._settings.progress and (lane is None or lane.is_first)  # the first of several seeds speaks for all
         self._progress = Progress(total_frames, frames, enabled=shown)
         self._speed_mark = (frames, time.perf_counter())
         every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)
@@ -61,7 +61,7 @@ class Journal:
         self._progress.advance(frames)
 
     def cut(self, episodes: int) -> None:
-        """Notes that ``episodes`` were ended by a checkpoint, not by their environment."""
+        """Notes that ``episodes`` episodes were ended by a checkpoint, not by their environment."""
         self.cut_episodes += episodes
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
@@ -70,7 +70,7 @@ class Journal:
         self._means.add(scalars)
 
     def train(self, frames: int) -> dict[str, Any]:
-        """Writes a training row unless there is one at ``frames`` already; returns it, numbers not finite included."""
+        """Writes a training row unless there is one at ``frames`` already; returns it, with any non-finite numbers."""
         if self._logged_at == frames:
             return {}
         now = time.perf_counter()
@@ -106,23 +106,23 @@ class Journal:
         self._progress.evaluation(row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends ``row`` to ``metrics.jsonl`` and shows its numbers to the extra loggers."""
+        """Appends ``row`` to ``metrics.jsonl`` and sends its numbers to the extra loggers."""
         self._metrics.append(row)
         for view in list(self._views):
             try:
                 _show(view, row)
-            except Exception as error:  # a view (its server, its disk) never stands between a run and its end
+            except Exception as error:  # a view (its server, its disk) must never stop a run
                 self._views.remove(view)
                 lost = f"{type(view).__name__} shows nothing from frame {row['frames']:,} on"
                 print(f"warning: {lost} ({type(error).__name__}: {error}).", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Prints a line where the progress is shown."""
+        """Prints a line where progress is shown."""
         if self._settings.progress:
             self._progress.say(text)
 
     def draw_curves(self) -> None:
-        """Draws ``curves.png``; whatever stands in its way, the run itself is done."""
+        """Draws ``curves.png``; if that fails, the run is done all the same."""
         try:
             from torchrl_reg.training.curves import draw_curves
 
@@ -144,12 +144,12 @@ class Journal:
         """Drops the rows past the checkpoint that was loaded.
 
         Raises:
-            RecordError: the rows up to there are not those that were written.
+            RecordError: the rows up to that point are not those that were written.
         """
         self._metrics.continue_from(self._mark)
 
     def wall_seconds(self) -> float:
-        """Seconds this run has taken, over all its processes up to the last checkpoint."""
+        """Seconds this run has taken; earlier processes count up to their last checkpoint."""
         return self._wall_before + time.perf_counter() - self._wall_start
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,28 +1,24 @@
-"""Several runs in one process, taking turns, that meet where one computation does the work of all.
+"""Several runs in one process, taking turns, that meet where one computation can do the work of all.
 
-Only one lane runs at a time, so that nothing in a run has to know of the others: each has a thread, and random
-generators that are exchanged with the turn. Where a lane calls :meth:`Lane.meet` it waits until all lanes have come,
-and what they have in common is computed at once.
+Only one lane runs at a time, so a run need not know about the others: each is a greenlet, with a call stack of its own
+and random generators that are swapped with the turn. A lane that calls :meth:`Lane.meet` waits until all lanes have
+arrived, and their shared work is done in one go. Threads would do, but on a busy machine each turn would then wait for
+the scheduler.
 """
 
 from __future__ import annotations
 
 import contextvars
 import random
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 
 T = TypeVar("T")
 Jointly = Callable[[list[Any]], Sequence[Any]]
-_here = threading.local()
-
-
-class _Left(BaseException):
-    """Ends a lane whose process is to stop."""
 
 
 class _Meeting(NamedTuple):
@@ -33,35 +29,32 @@ class _Meeting(NamedTuple):
 
 
 class Lane:
-    """One of the runs, while it has its turn or waits for it."""
+    """One of the runs, having its turn or waiting for it."""
 
     def __init__(self, lanes: Lanes, number: int, task: Callable[[], Any]) -> None:
         self.number = number
         self.outcome: Any = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.is_over = False
         self._lanes, self._task = lanes, task
-        self._turn = threading.Semaphore(0)
         self.meeting: _Meeting | None = None
         self._answer: Any = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._generators, self.python_state = _Generators(), random.getstate()
-        # A thread starts without the context variables of the one that started it.
-        context = contextvars.copy_context()
-        self.thread = threading.Thread(target=context.run, args=(self._live,), name=f"lane {number}", daemon=True)
+        self._stack = _Stack(self)
 
     @property
     def companions(self) -> int:
-        """How many lanes are not over, this one among them."""
+        """Number of lanes still running, this one included."""
         return self._lanes.running
 
     @property
     def is_alone(self) -> bool:
-        """Whether all others are over."""
+        """Whether all others have finished."""
         return self._lanes.running == 1
 
     def shared(self, name: str, make: Callable[[], T]) -> T:
-        """What all lanes have in common under ``name``, made by the first that asks."""
+        """The object all lanes share under ``name``, made by the first that asks for it."""
         common = self._lanes.common
         if name not in common:
             common[name] = make()
@@ -69,24 +62,24 @@ class Lane:
 
     @property
     def is_first(self) -> bool:
-        """Whether this lane speaks for all: shows the progress, say."""
+        """Whether this lane speaks for all, e.g. shows the progress."""
         return self.number == 0
 
     def meet(
         self, kind: Hashable, given: T, jointly: Callable[[list[T]], Sequence[Any]], *, brief: bool = False
     ) -> Any:
-        """Waits for the others; of all that come for the same ``kind``, ``jointly`` gets what they gave, in order.
+        """Waits for the others; ``jointly`` gets what the lanes that came for the same ``kind`` gave, in lane order.
 
-        Returns this lane's part of what ``jointly`` returned; an error there is raised in each of them. ``brief``
-        meetings come before others for which some wait already. After one, Python's ``random`` may be that of another
-        lane, until a meeting that is not brief.
+        Returns this lane's part of what ``jointly`` returned; an error there is raised in each of these lanes.
+        ``brief`` meetings take precedence over others that some lanes already wait for. After one, Python's ``random``
+        may hold another lane's state until the next meeting that is not brief.
         """
         self.meeting = _Meeting(kind, given, jointly, brief)
         following = self._lanes.next_of(self)
         if following is not self:
             self._generators.keep()
-            following.give_turn()
-            self._await_turn()
+            following.take_turn()
+            self._generators.use()
         if not brief:
             self.take_python_generator()
         if self._failure is not None:
@@ -96,7 +89,7 @@ class Lane:
         return answer
 
     def take_python_generator(self) -> None:
-        """Puts this lane's state into Python's ``random``, ten times as slow as the other generators."""
+        """Puts this lane's state into Python's ``random``, ten times slower than for the other generators."""
         holder = self._lanes.python_holder
         if holder is not self:
             if holder is not None:
@@ -104,46 +97,50 @@ class Lane:
             random.setstate(self.python_state)
             self._lanes.python_holder = self
 
-    def give_turn(self) -> None:
-        """Lets this lane go on; the caller does not until it gets the turn back."""
-        self._turn.release()
+    def take_turn(self) -> Any:
+        """Runs this lane; returns once the caller has the turn again, to ``Lanes.run`` with a lane that has ended."""
+        return self._stack.switch()
+
+    def end(self) -> None:
+        """Runs what is left to clean up in an unfinished lane."""
+        if self._stack and not self._stack.dead:
+            self._stack.throw()
 
     @property
     def can_go_on(self) -> bool:
         return not self.is_over and self.meeting is None
 
-    def answer(self, part: Any, failure: BaseException | None = None) -> None:
-        """Ends its wait."""
+    def answer(self, part: Any, failure: Exception | None = None) -> None:
+        """Ends this lane's wait."""
         self.meeting, self._answer, self._failure = None, part, failure
 
-    def _await_turn(self) -> None:
-        self._turn.acquire()
-        if self._lanes.stopping:
-            raise _Left
+    def live(self) -> Lane:
+        """The task from beginning to end. What is no error but stops it (Ctrl-C) goes up to ``Lanes.run``."""
         self._generators.use()
-
-    def _live(self) -> None:
-        _here.lane = self
         try:
-            self._await_turn()
             self.take_python_generator()
             self.outcome = self._task()
-        except _Left:
+        except GreenletExit:
             pass
-        except BaseException as error:
+        except Exception as error:
             self.error = error
         finally:
             self.is_over = True
             self._lanes.running -= 1
-            following = self._lanes.next_of(self)
-            if following is not None:
-                following.give_turn()
-            else:
-                self._lanes.all_over.set()
+        return self
+
+
+class _Stack(greenlet):
+    """Where a lane runs; ends in the greenlet that made it."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(lane.live)
+        self.lane = lane
+        self.gr_context = contextvars.copy_context()  # otherwise it would begin with an empty one
 
 
 class Lanes:
-    """Runs ``tasks`` side by side to their ends.
+    """Runs ``tasks`` side by side to completion.
 
     >>> def task(number: int) -> int:
     ...     return current_lane().meet("sum", number, lambda numbers: [sum(numbers)] * len(numbers)) + number
@@ -152,29 +149,25 @@ class Lanes:
     """
 
     def __init__(self, tasks: Sequence[Callable[[], Any]]) -> None:
-        self.stopping = False
         self.running = len(tasks)
         self.common: dict[str, Any] = {}
         self.python_holder: Lane | None = None
-        self.all_over = threading.Event()
         self.lanes = [Lane(self, number, task) for number, task in enumerate(tasks)]
 
     def run(self) -> list[Lane]:
-        """All lanes once they are over, each with its ``outcome`` or ``error``.
+        """Returns all lanes once they have finished, each with its ``outcome`` or ``error``.
 
-        What ends the caller (Ctrl-C, a signal turned into an exception) ends every lane where it next meets others.
+        Whatever stops one without being an error (Ctrl-C, a signal turned into an exception) ends them all.
         """
         before, python_before = _Generators(), random.getstate()
         before.keep()
-        for lane in self.lanes:
-            lane.thread.start()
-        self.lanes[0].give_turn()
+        following: Lane | None = self.lanes[0]
         try:
-            while not self.all_over.wait(0.2):  # a signal may have woken another thread
-                pass
+            while following is not None:
+                following = self.next_of(following.take_turn())
         except BaseException:
-            self.stopping = True
-            self.all_over.wait()
+            for lane in self.lanes:
+                lane.end()
             raise
         finally:
             before.use()
@@ -182,22 +175,19 @@ class Lanes:
         return self.lanes
 
     def next_of(self, lane: Lane) -> Any:
-        """Who has the turn next: ``lane`` itself if it can go on, else those after it; None once all are over."""
+        """The lane with the next turn: ``lane`` if it can go on, else one after it; None once all have finished."""
         ordered = [*self.lanes[lane.number :], *self.lanes[: lane.number]]
         for other in ordered:
-            if other.can_go_on or (self.stopping and not other.is_over and other is not lane):
+            if other.can_go_on:
                 return other
         waiting = [other for other in self.lanes if not other.is_over]
         if not waiting:
             return None
-        if self.stopping:  # lane itself is the last one left
-            raise _Left
         self._hold_meeting(waiting)
-        # Always the first one, so that the same thread computes for all each time, in memory that it has used before.
         return next(other for other in self.lanes if other.can_go_on)
 
     def _hold_meeting(self, waiting: list[Lane]) -> None:
-        """Answers a group that waits for the same, brief meetings first, so that all come to those that are not."""
+        """Answers a group waiting for the same meeting, brief ones first, so that all arrive at the others."""
         brief = [lane for lane in waiting if lane.meeting and lane.meeting.brief]
         kinds = [lane.meeting.kind for lane in brief or waiting if lane.meeting]
         kind = min(kinds, key=kinds.count)
@@ -206,7 +196,7 @@ class Lanes:
         assert first is not None
         try:
             parts = first.jointly([lane.meeting.given for lane in group if lane.meeting])
-        except BaseException as error:
+        except Exception as error:
             for lane in group:
                 lane.answer(None, error)
             return
@@ -215,16 +205,16 @@ class Lanes:
 
 
 def current_lane() -> Lane | None:
-    """The lane that the calling code runs in, if it runs in one."""
-    return getattr(_here, "lane", None)
+    """The lane in which the calling code runs, if any."""
+    return getattr(getcurrent(), "lane", None)
 
 
 class _Generators:
-    """The global generators of torch and NumPy of one lane, put aside while another has its turn."""
+    """One lane's global torch and NumPy generators, set aside while another has its turn."""
 
     def __init__(self) -> None:
         self.keep()
-        # NumPy's global generator is exchanged whole: copying its state takes ten times as long.
+        # NumPy's global generator is swapped as a whole: copying its state takes ten times as long.
         self._numpy: Any = np.random.MT19937(0)
 
     def keep(self) -> None:

@@ -1,4 +1,4 @@
-"""An optimizer's step without its bookkeeping: the same kernel on the same tensors."""
+"""An optimizer's step without the bookkeeping: the same kernel on the same tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchrl_reg.torchrl_compat import has_step_hooks
 
 
 class _Held(NamedTuple):
-    """What the kernel reads and writes of one parameter group."""
+    """What the kernel reads and writes for one parameter group."""
 
     number: int
     params: list[Tensor]
@@ -24,22 +24,22 @@ class _Held(NamedTuple):
 
 
 class OptimizerStep:
-    """``optimizer.step()``, to the last bit; of a fused Adam without hooks, profiler and grouping.
+    """``optimizer.step()``, bit for bit; for a fused Adam, without the cost of hooks, profiler and grouping.
 
-    The state stays the optimizer's own, under its names: ``state_dict`` and ``load_state_dict`` mean what they always
-    do, and so do learning rates assigned to ``param_groups``. Any other optimizer, one that a scheduler of PyTorch's or
-    a hook listens to, and a step at which some parameter has no gradient go through ``optimizer.step()`` itself.
+    The state stays in the optimizer, under its usual names: ``state_dict``, ``load_state_dict`` and learning rates
+    assigned to ``param_groups`` work as always. Any other optimizer, one with hooks or a PyTorch scheduler attached,
+    and a step at which some parameter has no gradient go through ``optimizer.step()`` itself.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._state: Any = None  # whose tensors are held
+        self._state: Any = None  # the one whose tensors are held
         self._held: list[_Held] = []
         self._without_state: list[Tensor] = []
 
     @property
     def held(self) -> list[_Held] | None:
-        """What the kernel is called with, by group; None where a step goes through ``optimizer.step()``."""
+        """The kernel's arguments, by group; None if steps go through ``optimizer.step()``."""
         return self._held if self._is_held() and not has_step_hooks(self.optimizer) else None
 
     def __call__(self) -> None:
@@ -55,13 +55,13 @@ class OptimizerStep:
                 _call_kernel(held, grads, optimizer.param_groups[held.number])
 
     def _is_held(self) -> bool:
-        """Whether the optimizer still has the state and the groups that are held, and rates that are numbers."""
+        """Whether the optimizer still has the state and groups held here, and its rates are numbers."""
         groups = self.optimizer.param_groups
         same = self._state is self.optimizer.state and len(groups) == len(self._held)
         return same and not any(isinstance(group["lr"], Tensor) for group in groups)
 
     def _gradients(self) -> list[list[Tensor]] | None:
-        """The gradients of each held group, or None where they are not those of just the held parameters."""
+        """The gradients of each held group; None unless exactly the held parameters have one."""
         found = []
         for held in self._held:
             grads = [parameter.grad for parameter in held.params]
@@ -81,7 +81,7 @@ class OptimizerStep:
             self._held = [group for group in held if group]
 
     def _of_group(self, number: int, group: dict[str, Any]) -> _Held | None:
-        """The tensors of a group that one call of the kernel steps; None for a group that takes more than that."""
+        """The tensors of a group that one kernel call can step; None if one call is not enough."""
         state = self.optimizer.state
         params = [parameter for parameter in group["params"] if state.get(parameter)]
         self._without_state += [parameter for parameter in group["params"] if not state.get(parameter)]
@@ -97,23 +97,23 @@ class OptimizerStep:
 class StackedStep:
     """The step of several optimizers whose parameters are views ``[s]`` of stacked ones: one call for all.
 
-    Their moments become views of stacked ones, too, so that each optimizer still holds its own state.
+    Their moments become views of stacked tensors, too, so each optimizer still holds its own state.
     """
 
     def __init__(self, optimizers: list[OptimizerStep], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
         self._optimizers = optimizers
-        self._groups: list[tuple[_Held, list[Tensor]]] = []
+        self._groups: list[tuple[_Held, Tensor]] = []
         for of_each in zip(*[optimizer.held or [] for optimizer in optimizers], strict=True):
             first = of_each[0]
             params: list[Tensor] = [whole(parameter) for parameter in first.params]  # type: ignore[arg-type]
             exp_avgs = _joined([held.exp_avgs for held in of_each])
             exp_avg_sqs = _joined([held.exp_avg_sqs for held in of_each])
-            counts = [count for held in of_each for count in held.steps]
+            counts = stack_as_views([count for held in of_each for count in held.steps])
             self._groups.append((_Held(first.number, params, exp_avgs, exp_avg_sqs, first.steps), counts))
 
     @classmethod
     def of(cls, optimizers: list[OptimizerStep], whole: Callable[[nn.Parameter], nn.Parameter]) -> StackedStep | None:
-        """The step of all ``optimizers``, or None where each has to step by itself."""
+        """The step of all ``optimizers``, or None if each has to step individually."""
         kinds = {type(optimizer.optimizer) for optimizer in optimizers}
         counts = {
             tuple(int(count) for held in optimizer.held or [] for count in held.steps) for optimizer in optimizers
@@ -132,7 +132,7 @@ class StackedStep:
     def __call__(self) -> None:
         with torch.no_grad():
             for held, counts in self._groups:
-                torch._foreach_add_(counts, 1)
+                counts.add_(1)
                 grads: list[Any] = [parameter.grad for parameter in held.params]
                 _call_kernel(held, grads, self._optimizers[0].optimizer.param_groups[held.number])
 
@@ -142,7 +142,7 @@ def _settings(group: dict[str, Any]) -> list[Any]:
 
 
 def _joined(moments: list[list[Tensor]]) -> list[Tensor]:
-    """``[S, ...]`` of each parameter, of which those of each optimizer become views."""
+    """``[S, ...]`` for each parameter; the optimizers' own moments become views of it."""
     return [stack_as_views(singles) for singles in zip(*moments, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Replay buffers that can be saved piece by piece, and minibatches drawn several at a time."""
+"""Replay buffers that can be saved incrementally, and minibatches drawn several at a time."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.storage import TransitionStorage
 
-# Bytes of transitions a chunk file holds at most: bounds the memory a checkpoint takes.
+# Most bytes of transitions in a chunk file: bounds the memory a checkpoint takes.
 CHUNK_BYTES = 256 * 2**20
-# Minibatches gathered by one indexing operation (an eighth of the cost each, on small networks).
+# Minibatches gathered by one indexing operation (each at an eighth of the cost, on small networks).
 MINIBATCHES_PER_GATHER = 16
 
 
 def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[TensorDictBase]:
-    """Yields ``count`` minibatches of ``replay.batch_size``, the same in law as ``count`` samples.
+    """Yields ``count`` minibatches of ``replay.batch_size``, distributed as ``count`` separate samples.
 
-    Uniform samples do not depend on what is learned between them, so many are gathered at once.
-    Any other sampler is asked again each time, after the priorities of the previous minibatch.
+    Uniform samples do not depend on what is learned in between, so many are gathered at once.
+    Any other sampler is asked each time, after the priority update of the previous minibatch.
     """
     size = replay.batch_size
     if type(replay.sampler) is not RandomSampler or replay.storage.ndim > 1:
         for _ in range(count):
             yield replay.sample()
         return
-    replay._warned_batch_size_conflict = True  # it would warn that this is not its batch size
+    replay._warned_batch_size_conflict = True  # else it warns that this is not its batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
         yield from split_rows(_uniform_sample(replay, together * size), size)
 
 
 def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBase:
-    """``replay.sample(count)`` of a uniform sampler, without the overhead of features that this buffer does not use."""
+    """``replay.sample(count)`` for a uniform sampler, without the overhead of features this buffer does not use."""
     storage = replay.storage
     if _is_special(replay) or replay._prefetch or replay._sample_unit:
         return replay.sample(count)
@@ -53,7 +53,7 @@ def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBas
 
 
 def remember(replay: TensorDictReplayBuffer, rows: TensorDict) -> None:
-    """``replay.extend(rows)``, without the copy that TorchRL's transforms make even where there are none."""
+    """``replay.extend(rows)``, without the copy TorchRL makes for transforms even if there are none."""
     if _is_special(replay) or type(replay.sampler) is not RandomSampler or entry(rows, replay.priority_key) is not None:
         replay.extend(rows)
         return
@@ -62,25 +62,27 @@ def remember(replay: TensorDictReplayBuffer, rows: TensorDict) -> None:
 
 
 def _is_special(replay: TensorDictReplayBuffer) -> bool:
-    """Whether rows of ``replay`` are more than what its storage holds."""
+    """Whether rows of ``replay`` differ from what its storage holds."""
     ours = isinstance(replay.storage, TransitionStorage | FrameStackStorage)
     return bool(not ours or replay.dim_extend or replay._transform or replay._writer.tracks_generations)
 
 
 def split_rows(rows: TensorDictBase, size: int) -> list[TensorDict]:
-    """``rows.split(size)``, all of one size."""
+    """``rows.split(size)``, into pieces of equal size."""
     if len(rows) == size and isinstance(rows, TensorDict):
         return [rows]
-    pieces: list[dict[str, Any]] = [{} for _ in range(len(rows) // size)]
+    sizes = [size] * (len(rows) // size)
+    pieces: list[dict[str, Any]] = [{} for _ in sizes]
     for name, held in rows.items():
-        parts = held.split(size) if isinstance(held, Tensor) else split_rows(held, size)
+        # Not split(): that one is Python.
+        parts = held.split_with_sizes(sizes) if isinstance(held, Tensor) else split_rows(held, size)
         for piece, part in zip(pieces, parts, strict=True):
             piece[name] = part
     return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]
 
 
 def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDict:
-    """The entries ``keys`` that ``batch [N, T]`` has, as rows ``[T * N]``: step after step, of all environments."""
+    """The entries ``keys`` present in ``batch [N, T]``, as rows ``[T * N]``: all environments, step by step."""
     found: dict[Any, Any] = {}
     for key in keys:
         value = entry(batch, key)
@@ -106,8 +108,8 @@ class Chunk(TypedDict):
 class ReplayChunks:
     """Saves a replay buffer as files of the rows written since the last save.
 
-    A row never changes after it was written (priorities live in the sampler), so old files stay
-    valid until the ring has overwritten all their rows. Rows are counted along the first dimension
+    A row never changes once written (priorities live in the sampler), so old files stay valid
+    until the ring has overwritten all their rows. Rows are counted along the first dimension
     of the storage.
     """
 
@@ -133,13 +135,13 @@ class ReplayChunks:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Fills the empty buffer with the rows that were alive when ``state`` was saved."""
+        """Fills the empty buffer with the rows it held when ``state`` was saved."""
         self._chunks = list(state["chunks"])
         storage = self.replay.storage
         for chunk in self._chunks:
             content = torch.load(self.folder / chunk["file"], weights_only=True)
             batch = TensorDict(dict(content["entries"]), content["batch_size"])
-            # Rows that were overwritten since come back too, and a later chunk overwrites them again.
+            # Rows overwritten since then are loaded too; a later chunk overwrites them again.
             if isinstance(storage, FrameStackStorage):
                 storage.load_rows(chunk["start"], batch, content["starts"])
                 continue
@@ -169,7 +171,7 @@ class ReplayChunks:
         return storage._storage
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Splits ``[start, stop)`` where the ring wraps and into at most ``CHUNK_BYTES`` each."""
+        """Splits ``[start, stop)`` where the ring wraps, into pieces of at most ``CHUNK_BYTES``."""
         storage = self._storage()
         capacity = storage.shape[0]
         row_bytes = max(1, storage.bytes() // capacity)
@@ -183,7 +185,7 @@ class ReplayChunks:
         storage = self._storage()
         first = start % storage.shape[0]
         rows = storage[first : first + stop - start]
-        # Copies: saving a view would write the whole buffer.
+        # Copied, because saving a view would write the whole buffer.
         entries = [(key, value.cpu().clone()) for key, value in rows.items(include_nested=True, leaves_only=True)]
         path = self.folder / f"{start:012d}-{stop:012d}.pt"
         partial = partial_path(path)
@@ -197,7 +199,7 @@ class ReplayChunks:
 
 
 def _sampler_state(replay: TensorDictReplayBuffer) -> dict[str, Any]:
-    """The sampler's state as plain tensors; its own holds C++ trees, which need a pickle."""
+    """The sampler's state as plain tensors; its own holds C++ trees, which need pickle."""
     state = dict(replay.sampler.state_dict())
     if isinstance(replay.sampler, PrioritizedSampler):
         leaves = torch.arange(replay.sampler.max_size)

@@ -70,8 +70,8 @@ class Resumption:
         """Names parts with ``state_dict`` and ``load_state_dict``; ``None`` is skipped."""
         self._tracked.update({k: v for k, v in components.items() if v is not None})
 
-    def open(self, run: Any, environments: EnvironmentState) -> None:
-        """Finds the checkpoints of ``run``, whose counters they hold too.
+    def open(self, run: Any, environments: EnvironmentState, **components: Any) -> None:
+        """Finds the checkpoints of ``run``, whose counters and further ``components`` they hold too.
 
         Raises:
             ValueError: something that was made for the recipe is not tracked.
@@ -88,7 +88,7 @@ class Resumption:
             chunks = ReplayChunks(folder / "replay", self.replay)
             named["replay"] = self.replay._rng
         # The generators come last: restoring environments may draw from the global ones.
-        parts |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
+        parts |= {"run": run, **components, "environments": environments, "generators": GeneratorStates(**named)}
         self._checkpoints = CheckpointFolder(folder, parts, chunks)
 
     def load(self) -> bool:

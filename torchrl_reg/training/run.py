@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchrl.envs import EnvBase, Transform
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.training.batches import Batches
 from torchrl_reg.training.checks import planned_updates, settings_of, without_effect
 from torchrl_reg.training.collection import finished_returns, make_collector
 from torchrl_reg.training.device import named_device
@@ -25,8 +27,6 @@ from torchrl_reg.training.errors import require
 from torchrl_reg.training.evaluation import Evaluated, Policy
 from torchrl_reg.training.evaluator import Evaluator
 from torchrl_reg.training.frame_stack import FrameStackStorage
-from torchrl_reg.training.joint_collection import joint_batches
-from torchrl_reg.training.lanes import current_lane
 from torchrl_reg.training.recorded import Recorded
 from torchrl_reg.training.replay import draw_minibatches
 from torchrl_reg.training.resumption import Resumption
@@ -36,18 +36,18 @@ from torchrl_reg.training.update import Update, make_update
 
 
 class Run(Recorded):
-    """What every method needs around its own lines; any recipe shows the order of the calls.
+    """Everything a method needs around its own code; see any recipe for the order of the calls.
 
     Args:
         config: a dataclass with a field ``run`` of type :class:`RunSettings`.
-        frames_per_step: environment frames that one step of the environment takes (Atari: 4).
+        frames_per_step: environment frames per environment step (Atari: 4).
 
     Attributes:
         path: the run folder.
         frames: environment frames collected so far, frame skip included.
-        frames_per_step: of one step of one environment.
+        frames_per_step: frames per step of one environment.
         device: where the networks belong.
-        cudagraphs: whether updates are captured; the optimizer then needs ``capturable=True``.
+        cudagraphs: whether updates are captured in CUDA graphs; the optimizer then needs ``capturable=True``.
 
     Raises:
         ConfigError: the folder belongs to another run, or a setting does not fit this machine.
@@ -88,10 +88,10 @@ class Run(Recorded):
     ) -> TensorDictReplayBuffer:
         """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
 
-        They lie on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
+        They are kept on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
         trajectories needs a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
         ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
-        ``num_envs`` environments in order of time.
+        ``num_envs`` environments in time order.
         """
         if "loss" in self._resumption.made:
             raise ValueError(
@@ -135,19 +135,20 @@ class Run(Recorded):
             device=self.device,
             compile=self.settings.compile,
             updates=planned_updates(settings_of(getattr(self._folder.config, "algo", None))),
+            bf16=self.settings.bf16,
             cudagraphs=self.cudagraphs,
             wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
         )
 
     def track(self, **components: Any) -> None:
-        """Names what a checkpoint holds: all that learns, counts or anneals.
+        """Names what a checkpoint holds: everything that learns, counts or anneals.
 
         Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
         """
         self._resumption.track(components)
 
     def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
-        """Names who is evaluated, and where, every ``run.evaluate_every_frames`` and at the end.
+        """Sets which policies are evaluated, in which environment, every ``run.evaluate_every_frames`` and at the end.
 
         ``{"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}`` gives ``return_greedy_mean``,
         ``return_sampled_mean`` and so on; see :func:`torchrl_reg.training.evaluate`.
@@ -167,21 +168,21 @@ class Run(Recorded):
     ) -> Iterator[TensorDictBase]:
         """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
 
-        Starts where the newest checkpoint left off. Between two batches it logs, evaluates and
-        checkpoints as ``run.*_every_frames`` say. A checkpoint changes nothing, unless the environments cannot
-        be brought back to where they were: then it ends their episodes, which the record counts.
+        Starts where the newest checkpoint left off. Between batches it logs, evaluates and checkpoints
+        as set by ``run.*_every_frames``. A checkpoint changes nothing unless the state of the environments
+        cannot be restored: then it ends their episodes, and the record counts them.
 
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
-            DivergedError: at a log row or a checkpoint, the loss, a gradient or a parameter is not finite.
+            DivergedError: the loss, a gradient or a parameter is not finite at a log row or a checkpoint.
         """
-        # The collector resets the environments once by itself, and running statistics remember that.
+        # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
         replay, resumption = self._resumption.replay, self._resumption
-        collector = make_collector(
+        make = partial(
+            make_collector,
             env,
-            policy,
             frames_per_batch=frames_per_batch,
             frames_per_step=self.frames_per_step,
             device=self.device,
@@ -189,38 +190,41 @@ class Run(Recorded):
             track_trajectories=track_trajectories,
             kind=self.settings.collector,
         )
-        resumption.open(self, EnvironmentState(collector))
+        batches = Batches(make, policy, self.settings)
+        resumption.open(self, EnvironmentState(batches.collector), **batches.components)
         self._folder.open(self.device)
         resumed = resumption.load()
         self._journal.start(total_frames, self.frames)
         self._announce(resumed)
         try:
             resumption.begin(self.frames, resumed)
-            lane = current_lane()
-            batches = iter(collector) if lane is None else joint_batches(lane, collector)
             while self.frames < total_frames:
-                batch = next(batches)
-                before, self.frames = self.frames, self.frames + self._frames_in(batch)
-                self._journal.advance(self.frames - before, finished_returns(batch))
-                checkpoint_due = self.frames < total_frames and self._due(self.settings.checkpoint_every_frames, before)
+                before, after = self.frames, self.frames + frames_per_batch
+                due = partial(_crosses, before, after)
+                is_last = after >= total_frames
+                checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
+                batch = batches.next(go_ahead=not (is_last or checkpoint_due))
+                self.frames = after
+                self._journal.advance(after - before, finished_returns(batch))
                 if checkpoint_due:
                     resumption.cut(batch)
                 yield batch
-                if self._due(self.settings.log_every_frames, before):
+                if due(self.settings.log_every_frames):
                     self._log_row()
-                if self._due(self.settings.evaluate_every_frames, before):
+                if due(self.settings.evaluate_every_frames):
+                    batches.wait()
                     self._evaluator.evaluate(self.frames)
                 if checkpoint_due:
                     resumption.save(self.frames)
         finally:
             self._journal.stop()
-            collector.shutdown()
+            batches.shutdown()
 
     def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
-        """Updates to make now so that one falls on every ``update_every_frames`` frames.
+        """Number of updates to make now for one update per ``update_every_frames`` frames.
 
-        Frames before ``learning_starts_frames`` earn none. What does not divide evenly is carried
-        over, so the ratio is exact in the long run; call it once per batch.
+        Frames before ``learning_starts_frames`` earn none. Remainders are carried over, so the ratio
+        is exact in the long run; call it once per batch.
         """
         earned = int(max(0, self.frames - learning_starts_frames) // update_every_frames)
         due, self._granted_updates = earned - self._granted_updates, earned
@@ -232,12 +236,12 @@ class Run(Recorded):
         update_every_frames: float,
         learning_starts_frames: int = 0,
     ) -> Iterator[TensorDictBase]:
-        """A minibatch for each of the :meth:`updates_due`, gathered together where that is exact."""
+        """A minibatch for each of the :meth:`updates_due`, gathered in one go where that is exact."""
         due = self.updates_due(update_every_frames, learning_starts_frames)
         return draw_minibatches(replay, due)
 
     def annealed(self, start: float, end: float, over_frames: int, after_frames: int = 0) -> float:
-        """``start`` for ``after_frames`` frames, then a line to ``end`` over the next ``over_frames``, then ``end``."""
+        """``start`` for ``after_frames`` frames, then linear to ``end`` over ``over_frames`` frames, then ``end``."""
         passed = (self.frames - after_frames) / over_frames
         return start + (end - start) * min(1.0, max(0.0, passed))
 
@@ -253,7 +257,7 @@ class Run(Recorded):
         self._resumption.finish(self.frames)
         counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
         self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
-        self._journal.draw_curves()  # last: whoever waits for the run does not wait for a plot
+        self._journal.draw_curves()  # last, so that nobody waiting for the run waits for a plot
         return self.path
 
     # ------------------------------------------------------------ checkpoints
@@ -267,16 +271,10 @@ class Run(Recorded):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` returned."""
         self.frames = state["frames"]
         self._granted_updates = state["granted_updates"]
         self._journal.load_state_dict(state["journal"])
-
-    def _frames_in(self, batch: TensorDictBase) -> int:
-        return batch.numel() * self.frames_per_step
-
-    def _due(self, every: int, before: int) -> bool:
-        return self.frames // every > before // every
 
     def _log_row(self) -> None:
         self._resumption.is_finite(self.frames, self._journal.train(self.frames))
@@ -293,7 +291,11 @@ class Run(Recorded):
             )
 
 
+def _crosses(before: int, after: int, every: int) -> bool:
+    return after // every > before // every
+
+
 def _quiet_libraries() -> None:
-    """TorchRL and TensorDict announce every buffer they allocate."""
+    """Silences TorchRL and TensorDict, which log every buffer they allocate."""
     for name in ("torchrl", "tensordict"):
         logging.getLogger(name).setLevel(logging.WARNING)

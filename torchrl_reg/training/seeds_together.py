@@ -15,7 +15,7 @@ def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
     """Calls ``train(config)`` for every seed, several side by side; one that fails does not stop the others.
 
     Raises:
-        Exception: the first that a seed met, once all are over.
+        Exception: that of the first seed that failed, once all have finished.
     """
     if len(configs) == 1:
         train(configs[0])
@@ -34,4 +34,4 @@ def _task(train: Callable[[Any], Path], config: Any) -> Callable[[], Path]:
 
 def _said(lane: Lane) -> str:
     assert lane.error is not None
-    return user_sentence(lane.error) if isinstance(lane.error, Exception) else repr(lane.error)  # type: ignore[return-value]
+    return user_sentence(lane.error) or repr(lane.error)

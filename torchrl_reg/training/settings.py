@@ -19,24 +19,26 @@ ON_NAN = ("stop", "continue")
 class RunSettings:
     """How one run is carried out, whatever the method.
 
-    Frames are environment frames, frame skip included. A checkpoint changes nothing, unless an environment cannot be
-    brought back to where it was: then it ends all episodes, which the run says at its start.
+    Frames are environment frames, frame skip included. A checkpoint changes nothing unless the state of an environment
+    cannot be restored: then it ends all episodes, which the run announces at its start.
     """
 
     dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>
     seed: int = 0  # of networks, exploration, replay sampling and environments
     seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
-    device: str = "auto"  # "auto" is cuda where there is one
+    device: str = "auto"  # "auto" is cuda if available
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
-    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays
+    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays off
+    bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
-    collector: str = "lean"  # steps vector environments itself, the same to the last bit; torchrl: TorchRL's Collector
-    diagnostics_every_updates: int = 10  # diagnostics are means over every so many-th update; rows say so
+    overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
+    collector: str = "lean"  # steps vector environments directly, bit for bit the same; torchrl: TorchRL's Collector
+    diagnostics_every_updates: int = 10  # diagnostics are computed on every n-th update only; rows say so
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
     evaluate_every_frames: int = 10_000  # and at the end
     eval_episodes: int = 10  # of each policy that is evaluated
-    checkpoint_every_frames: int = 50_000  # what a killed run loses at most
-    video_every_frames: int | None = None  # films a greedy episode at the first evaluation after each; null: never
+    checkpoint_every_frames: int = 50_000  # the most a killed run can lose
+    video_every_frames: int | None = None  # after each, the next evaluation records a greedy episode; null: never
     loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
     on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row
     progress: bool = True  # a progress line on a terminal; plain lines elsewhere
@@ -48,6 +50,8 @@ class RunSettings:
         distinct = self.seeds != [] and min(seeds) >= 0 and len(set(seeds)) == len(seeds)
         require(distinct, "run.seeds", "different integers, each at least 0", self.seeds)
         require(not (self.seeds and self.cudagraphs), "run.cudagraphs", "false with run.seeds", self.cudagraphs)
+        others = self.seeds or self.cudagraphs
+        require(not (others and self.overlap), "run.overlap", "false with run.seeds or run.cudagraphs", self.overlap)
         require(self.threads >= 1, "run.threads", "at least 1", self.threads)
         intervals = ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames")
         for name in ("diagnostics_every_updates", *intervals):
@@ -58,7 +62,7 @@ class RunSettings:
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
         require(self.collector in COLLECTORS, "run.collector", f"one of {', '.join(COLLECTORS)}", self.collector)
         for logger in self.loggers:
-            require(logger in LOGGERS, "run.loggers", f"a list out of {list(LOGGERS)}", logger)
+            require(logger in LOGGERS, "run.loggers", f"a list of values from {list(LOGGERS)}", logger)
 
 
 @dataclass
@@ -75,7 +79,7 @@ class RecipeConfig:
 
 
 def validate(config: Any) -> None:
-    """Refuses inf and nan anywhere, then calls ``validate()`` of every dataclass that has one, outermost first.
+    """Rejects inf and nan anywhere, then calls ``validate()`` on every dataclass that has one, outermost first.
 
     Raises:
         ConfigError: a setting is out of range.

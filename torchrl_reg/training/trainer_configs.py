@@ -191,6 +191,14 @@ class VIRELConfig(ActorCriticConfig):
 
 
 @dataclass
+class SoftActorCriticConfig(ActorCriticConfig):
+    """:class:`~torchrl_reg.objectives.SoftActorCriticLoss`."""
+
+    loss: str = "SoftActorCriticLoss"
+    target_entropy: float | None = None
+
+
+@dataclass
 class SoftQLearningConfig(ActorCriticConfig):
     """:class:`~torchrl_reg.objectives.SoftQLearningLoss`."""
 
@@ -244,6 +252,7 @@ LOSSES: dict[str, type[LossConfig]] = {
     "mutual_information_dqn": MutualInformationDQNConfig,
     "mutual_information_iqn": MutualInformationIQNConfig,
     "virel": VIRELConfig,
+    "soft_actor_critic": SoftActorCriticConfig,
     "soft_q_learning": SoftQLearningConfig,
     "implicit_q": ImplicitQConfig,
     "path_consistency": PathConsistencyConfig,

@@ -1,4 +1,4 @@
-"""One gradient step as a function: minibatch in, detached scalars out, nothing read on the host."""
+"""One gradient step as a function: minibatch in, detached scalars out, no host synchronization."""
 
 from __future__ import annotations
 
@@ -32,24 +32,26 @@ def make_update(
     device: torch.device | str = "cpu",
     compile: bool | None = False,
     updates: int | None = None,
+    bf16: bool = False,
     cudagraphs: bool = False,
     wants_diagnostics: Callable[[], bool] | None = None,
 ) -> Update:
     """Returns ``update(minibatch)``: sum the losses, backpropagate, step, track, reprioritize.
 
-    The sum runs over the entries of ``loss(minibatch)`` whose name starts with ``loss``; entries of
-    one element come back detached, the others are dropped. With ``max_grad_norm`` the norm of all
-    gradients together is clipped, and its value before clipping comes back as ``grad_norm``. A
-    ``replay`` with a prioritized sampler gets the priorities that the loss wrote into the minibatch.
+    The sum runs over the entries of ``loss(minibatch)`` whose name starts with ``loss``; entries with
+    one element are returned detached, the others dropped. With ``max_grad_norm`` the global gradient
+    norm is clipped, and its value before clipping is returned as ``grad_norm``. A ``replay`` with a
+    prioritized sampler gets the priorities that the loss wrote into the minibatch.
 
     Where ``wants_diagnostics()`` is false, a loss that has ``diagnostics`` leaves them out of that update.
 
-    ``compile`` compiles the losses and their gradients as one graph, equal but for the order of summation; the
-    optimizer's step, one kernel when it is fused, stays outside. None: where that pays over so many ``updates``, see
-    :func:`~torchrl_reg.training.gradients.worth_compiling`. ``cudagraphs`` captures everything but the target
-    update and the priorities: both depend on counters of the host, which a graph would freeze. Learning rates
-    do not freeze: what is assigned to ``optimizer.param_groups[i]["lr"]``, by a scheduler say, holds from
-    the next update on, captured or not.
+    ``compile`` compiles the losses and their gradients as one graph, equal up to the order of summation; the
+    optimizer's step, one kernel when it is fused, stays outside. None: if that pays off over ``updates`` updates, see
+    :func:`~torchrl_reg.training.gradients.worth_compiling`. With ``bf16`` networks compute in bfloat16 (autocast), and
+    targets, losses, parameters and their gradients stay float32. ``cudagraphs`` captures everything except the target
+    update and the priorities: both depend on host counters, which a graph would freeze. Learning rates
+    are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect
+    with the next update, captured or not.
 
     Raises:
         ConfigError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
@@ -61,7 +63,7 @@ def make_update(
     priority_key = loss.tensor_keys.priority if _is_prioritized(replay) else None
     if compile is None and not worth_compiling(loss, updates, device):
         compile = False
-    step: Update = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile)
+    step: Update = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile, bf16=bf16)
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
 
@@ -92,10 +94,11 @@ def _gradient_step(
     priority_key: str | tuple[str, ...] | None,
     *,
     compile: bool | None,
+    bf16: bool = False,
 ) -> Update:
-    """``compile=None`` is one that nobody asked for."""
+    """``compile=None`` compiles, but nobody asked for it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = made_gradients(loss, parameters, compile)
+    gradients = made_gradients(loss, parameters, compile, bf16=bf16)
     step_optimizer = OptimizerStep(optimizer)
 
     def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
@@ -112,7 +115,9 @@ def _gradient_step(
     lane = current_lane()
     if lane is None or max_grad_norm is not None or priority_key is not None:
         return step
-    return joint_step(lane, step, loss=loss, parameters=parameters, optimizer=step_optimizer, compile=compile)
+    return joint_step(
+        lane, step, loss=loss, parameters=parameters, optimizer=step_optimizer, compile=compile, bf16=bf16
+    )
 
 
 def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:
@@ -121,8 +126,7 @@ def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch
     if not optimizer.defaults.get("capturable", False):
         raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True, got another.")
     graph = CudaGraphModule(lambda data: TensorDict(step(data)), in_keys=[], out_keys=[], warmup=5, device=device)
-    # A graph reads the memory it was captured with, and keeps a Python number for good. float32 is what fused
-    # optimizers read.
+    # A graph reads the memory it was captured with, and bakes in Python numbers. Fused optimizers read float32.
     rates = [
         torch.as_tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
         for group in optimizer.param_groups
@@ -132,7 +136,7 @@ def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
             if group["lr"] is not rate:  # annealed, or loaded from a checkpoint
                 group["lr"] = rate.fill_(float(group["lr"]))
-        # A copy: capture replaces the entries of its input, and the loss adds one.
+        # A copy, because capture replaces the entries of its input and the loss adds one.
         return graph(minibatch.copy())
 
     return replayed

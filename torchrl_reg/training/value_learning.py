@@ -1,4 +1,4 @@
-"""What the value-based recipes share: their hyperparameters, and what stands around the loss."""
+"""What the value-based recipes share: their hyperparameters, and everything around the loss."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from torchrl_reg.training.run import Run
 class ValueLearning:
     """Hyperparameters of learning Q-values from replay, in frames and updates: default, unit, source; for CartPole.
 
-    A recipe's ``Algo`` derives from it and adds the method's own; env and paper presets change both. Sources: [C] the
-    released code of Vieillard et al. 2020, which runs Dopamine's agents [D].
+    A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [C]
+    the released code of Vieillard et al. 2020, which runs Dopamine's agents [D].
     """
 
     total_frames: int = 60_000  # environment frames, frame skip included
     gamma: float = 0.99  # discount [C, D]
     n_steps: int = 1  # of the return [C, D]
     learning_rate: float = 2e-3  # Adam
-    anneal_learning_rate: bool = True  # linearly to 0 over the run: CartPole ends steadily; off in presets
+    anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
     adam_eps: float = 1e-5  # 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/README.md)
     batch_size: int = 32  # transitions [C, D]
     replay_capacity: int = 50_000  # transitions [C, CartPole]
@@ -43,8 +43,8 @@ class ValueLearning:
     eps_end: float = 0.05  # .01 in [C, D]: more exploration solves CartPole sooner
     eps_frames: int = 10_000  # frames of linear annealing, once learning has started
     num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates; at least n_steps
-    clip_rewards: bool = False  # to [-1, 1], in what is learnt from; reported returns stay raw
+    collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
+    clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
 
     def validate(self) -> None:
         """Checks the ranges.
@@ -56,7 +56,7 @@ class ValueLearning:
 
 
 class ValueLearner:
-    """Collects, remembers and learns with any loss on Q-values; frames and updates as ``algo`` says. The loop stays::
+    """Collects, remembers and learns with any loss on Q-values, as set by ``algo``. The loop stays in the recipe::
 
         for batch in learner.collect(env, explorer):
             learner.remember(batch)
@@ -64,15 +64,15 @@ class ValueLearner:
                 run.record(learner.update(minibatch))
 
     Args:
-        run: the run, whose checkpoints hold all that is made here.
+        run: the run, whose checkpoints hold everything created here.
         algo: the hyperparameters.
         loss: a loss with a value estimator.
         target: the updater of its target network.
         exploration: the epsilon-greedy module, whose ``eps`` is annealed.
-        frame_stack: images stacked in one observation. They are stored one at a time, a quarter of the memory, where
-            the return has one step; n-step rows skip frames and stay stacked.
-        parameters: what the optimizer takes, parameters or groups of them; by default all of ``loss``. The learning
-            rate of the first group alone is annealed.
+        frame_stack: images stacked in one observation. With one-step returns they are stored one at a time, in a
+            quarter of the memory; n-step rows skip frames and stay stacked.
+        parameters: parameters or parameter groups for the optimizer; by default all of ``loss``. Only the learning
+            rate of the first group is annealed.
 
     Attributes:
         replay: single transitions, or n-step ones, sampled uniformly.
@@ -107,7 +107,7 @@ class ValueLearner:
         run.track(n_step=self.n_step, exploration=exploration)
 
     def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
-        """Batches ``[num_envs, collect_steps]`` of the run; anneals epsilon and the learning rate behind each."""
+        """Batches ``[num_envs, collect_steps]`` of the run; anneals epsilon and the learning rate after each."""
         run, algo = self.run, self.algo
         frames = algo.num_envs * algo.collect_steps * run.frames_per_step
         for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
@@ -118,11 +118,11 @@ class ValueLearner:
             self.exploration.eps.fill_(epsilon)
 
     def remember(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads of ``batch``, in order of time; clips the rewards in place if asked to."""
+        """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""
         if self.algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
         remember(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
-        """A minibatch for each update that is due now."""
+        """A minibatch for each update due now."""
         return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
