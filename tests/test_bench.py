@@ -10,6 +10,7 @@ from torchrl_reg.bench import cartpole, control, images, losses, planning, repla
 from torchrl_reg.bench.measure import Case, Table, measured
 from torchrl_reg.bench.scalar_uct import scalar_uct
 from torchrl_reg.cli import main
+from torchrl_reg.commands.bench import ON_DEVICES, _tables
 from torchrl_reg.planning import UCT, SyntheticTrees
 
 
@@ -148,3 +149,27 @@ def test_json_and_refusals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "x1.00 of a" in capsys.readouterr().out
     assert main(["bench", "update", "--rounds", "0"]) == 1
     assert "--rounds must be at least 1, got 0." in capsys.readouterr().err
+    assert main(["bench", "update", "--device", "cuda"]) == 1
+    assert "--device must be cpu but for cartpole, compile, seeds, minatar, atari, got cuda." in capsys.readouterr().err
+
+
+def test_the_device_reaches_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    for module, name in ((cartpole, "cleanrl_loop"), (cartpole, "hand_written"), (images, "hand_written_minatar")):
+        monkeypatch.setattr(module, name, lambda *args, device="", **_: given.append(device or args[-1]) or 1.0)
+    monkeypatch.setattr(images, "cleanrl_atari", lambda *_, device, **__: given.append(device) or 1.0)
+    monkeypatch.setattr(images.recipes, "speed", lambda *_, device, **__: lambda: given.append(device) or 1.0)
+    for topic in ON_DEVICES:
+        for table in _tables(topic, 6_000, "cuda:1"):
+            for case in table.cases:
+                if not case.name.startswith("stable"):
+                    case.measure()
+    assert set(given) == {"cuda:1"} and len(given) > 20
+
+
+@pytest.mark.gpu
+def test_scripts_and_recipe_learn_on_a_gpu() -> None:
+    pytest.importorskip("hydra")
+    sizes = (1_100, 4, 8, "cuda")
+    assert cartpole.cleanrl_loop(*sizes) > 0 and cartpole.hand_written(*sizes) > 0
+    assert all(case.measure() > 0 for case in images.minatar_tables(1_600, "cuda")[0].cases[:2])

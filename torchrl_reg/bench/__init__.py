@@ -1,1 +1,1 @@
-"""What ``torchrl-reg bench`` measures: ours beside hand-written PyTorch, TorchRL's stock parts and other libraries."""
+"""What ``torchrl-reg bench`` measures: ours beside hand-written PyTorch, stock TorchRL and other libraries."""

@@ -1,6 +1,6 @@
-"""CartPole from end to end: steps/s of our recipe beside scripts of the kind people use.
+"""CartPole end to end: steps/s of our recipe beside typical scripts.
 
-All have a network of 120 and 84 units, epsilon .1 and one thread. The clock runs from the first update on.
+All use layers of 120 and 84 units, epsilon .1 and one thread. The clock starts at the first update.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ TAU, ALPHA, CLIP, GAMMA, EPSILON = 0.03, 0.9, -1.0, 0.99, 0.1
 STARTS = 1_000  # frames before the first update
 
 
-def cartpole_tables(frames: int = 6_000) -> list[Table]:
-    """One table for each ratio of updates to frames; every run collects ``frames`` frames."""
-    return [_table(frames, every=10, batch=128), _table(frames, every=4, batch=32)]
+def cartpole_tables(frames: int = 6_000, device: str = "cpu") -> list[Table]:
+    """One table per ratio of updates to frames; every run collects ``frames`` frames."""
+    return [_table(frames, device, every=10, batch=128), _table(frames, device, every=4, batch=32)]
 
 
-def compiled_tables(frames: int = 12_000) -> list[Table]:
-    """The same with compiled updates; compiling, mostly out of PyTorch's cache, is not in the speed."""
-    return [_compiled_table(frames, every=10, batch=128), _compiled_table(frames, every=4, batch=32)]
+def compiled_tables(frames: int = 12_000, device: str = "cpu") -> list[Table]:
+    """The same with compiled updates; the time to compile, mostly from PyTorch's cache, is not counted."""
+    return [_compiled_table(frames, device, every=10, batch=128), _compiled_table(frames, device, every=4, batch=32)]
 
 
-def _compiled_table(frames: int, *, every: int, batch: int) -> Table:
+def _compiled_table(frames: int, device: str, *, every: int, batch: int) -> Table:
     cases = [
-        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch), _CLEANRL),
-        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch), _CLEANRL),
+        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch, device), _CLEANRL),
+        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch, device), _CLEANRL),
     ]
     for n in (8, 32):
-        case = _recipe(frames, every, batch, n, compile=True)
+        case = _recipe(frames, every, batch, n, compile=True, device=device)
         cases.append(Case(f"recipes/m_dqn.py compiled, {n} environments", case, _CLEANRL))
     return Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)
 
 
-def seeds_tables(frames: int = 6_000) -> list[Table]:
-    """Eight seeds in one process beside one: the steps of all of them a second."""
+def seeds_tables(frames: int = 6_000, device: str = "cpu") -> list[Table]:
+    """Eight seeds in one process beside one seed: steps/s of all together."""
     one = "recipes/m_dqn.py, one seed"
     cases = [
-        Case(one, _recipe(frames, 4, 32, 8), one),
-        Case("eight seeds together, run.seeds", _recipe(frames, 4, 32, 8, seeds=8), one),
-        Case("the same compiled", _recipe(frames, 4, 32, 8, seeds=8, compile=True), one),
+        Case(one, _recipe(frames, 4, 32, 8, device=device), one),
+        Case("eight seeds together, run.seeds", _recipe(frames, 4, 32, 8, seeds=8, device=device), one),
+        Case("the same compiled", _recipe(frames, 4, 32, 8, seeds=8, compile=True, device=device), one),
     ]
     return [Table("CartPole, 1 update per 4 frames, batch 32, 8 environments a seed", "steps/s", cases)]
 
@@ -66,18 +66,19 @@ def seeds_tables(frames: int = 6_000) -> list[Table]:
 _CLEANRL = "CleanRL's loop of dqn.py, written again"
 
 
-def _table(frames: int, *, every: int, batch: int) -> Table:
+def _table(frames: int, device: str, *, every: int, batch: int) -> Table:
     cases = [
-        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch), _CLEANRL),
-        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch), _CLEANRL),
-        Case("TorchRL's own parts, 1 environment", lambda: torchrl_parts(frames // 2, every, batch), _CLEANRL),
-        *(
-            Case(f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}", _recipe(frames, every, batch, n), _CLEANRL)
-            for n in (1, 8, 32)
-        ),
+        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch, device), _CLEANRL),
+        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch, device), _CLEANRL),
     ]
+    if device == "cpu":
+        stock = lambda: torchrl_parts(frames // 2, every, batch)  # noqa: E731
+        cases.append(Case("TorchRL's own parts, 1 environment", stock, _CLEANRL))
+    for n in (1, 8, 32):
+        measure = _recipe(frames, every, batch, n, device=device)
+        cases.append(Case(f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}", measure, _CLEANRL))
     if importlib.util.find_spec("stable_baselines3") is not None:
-        cases.append(Case("stable-baselines3 DQN", lambda: stable_baselines(frames, every, batch), _CLEANRL))
+        cases.append(Case("stable-baselines3 DQN", lambda: stable_baselines(frames, every, batch, device), _CLEANRL))
     return Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)
 
 
@@ -91,9 +92,10 @@ VECTORS: Columns = [((4,), np.float32), ((4,), np.float32), ((), np.int64), ((),
 
 
 class Ring:
-    """A NumPy replay buffer as scripts have them: arrays, an index, and samples copied to torch."""
+    """A NumPy replay buffer as in typical scripts: arrays, an index, and samples copied to torch, on ``device``."""
 
-    def __init__(self, size: int, columns: Columns = VECTORS) -> None:
+    def __init__(self, size: int, columns: Columns = VECTORS, device: str = "cpu") -> None:
+        self.device = device
         self.arrays: list[np.ndarray] = [np.zeros((size, *shape), kind) for shape, kind in columns]
         self.at = self.count = 0
 
@@ -106,17 +108,17 @@ class Ring:
 
     def sample(self, batch: int) -> list[Tensor]:
         rows = np.random.randint(self.count, size=batch)
-        return [torch.from_numpy(array[rows]) for array in self.arrays]
+        return [torch.from_numpy(array[rows]).to(self.device) for array in self.arrays]
 
 
-def cleanrl_loop(frames: int, every: int, batch: int) -> float:
+def cleanrl_loop(frames: int, every: int, batch: int, device: str = "cpu") -> float:
     """Steps/s of the loop of CleanRL's ``dqn.py``: one environment, DQN, Adam, a copy of the target every 500 steps."""
     torch.set_num_threads(1)
     envs = SyncVectorEnv([lambda: gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("CartPole-v1"))])
-    q, target = network(), network()
+    q, target = network().to(device), network().to(device)
     target.load_state_dict(q.state_dict())
     optimizer = torch.optim.Adam(q.parameters(), lr=2.5e-4)
-    ring = Ring(10_000)
+    ring = Ring(10_000, device=device)
     observation, _ = envs.reset(seed=1)
     start = 0.0
     for step in range(frames):
@@ -125,7 +127,7 @@ def cleanrl_loop(frames: int, every: int, batch: int) -> float:
         if np.random.rand() < EPSILON:
             actions = np.array([envs.single_action_space.sample()])
         else:
-            actions = torch.argmax(q(torch.Tensor(observation)), dim=1).numpy()
+            actions = torch.argmax(q(torch.Tensor(observation).to(device)), dim=1).cpu().numpy()
         next_observation, reward, terminated, _, _ = envs.step(actions)
         ring.add(observation, next_observation, actions, reward, terminated)
         observation = next_observation
@@ -142,22 +144,22 @@ def cleanrl_loop(frames: int, every: int, batch: int) -> float:
     return (frames - STARTS) / (time.perf_counter() - start)
 
 
-def hand_written(frames: int, every: int, batch: int, num_envs: int = 8) -> float:
+def hand_written(frames: int, every: int, batch: int, device: str = "cpu", num_envs: int = 8) -> float:
     """Steps/s of Munchausen DQN in plain PyTorch over gymnasium's ``SyncVectorEnv``."""
     torch.set_num_threads(1)
     build = lambda: gymnasium.make("CartPole-v1", disable_env_checker=True)  # noqa: E731
     envs = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    q, target = network(), network()
+    q, target = network().to(device), network().to(device)
     target.load_state_dict(q.state_dict())
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-3, fused=True)
-    ring = Ring(50_000)
+    ring = Ring(50_000, device=device)
     observation, _ = envs.reset(seed=1)
     start, updates, earned = 0.0, 0, 0.0
     for step in range(0, frames, num_envs):
         if step >= STARTS and not start:
             start = time.perf_counter()
         with torch.no_grad():
-            greedy = q(torch.from_numpy(observation)).argmax(1).numpy()
+            greedy = q(torch.from_numpy(observation).to(device)).argmax(1).cpu().numpy()
         explore = np.random.rand(num_envs) < EPSILON
         actions = np.where(explore, np.random.randint(2, size=num_envs), greedy)
         next_observation, reward, terminated, truncated, _ = envs.step(actions)
@@ -184,8 +186,8 @@ def munchausen(q: nn.Module, target: nn.Module, o: Tensor, o2: Tensor, a: Tensor
     return nn.functional.smooth_l1_loss(q(o).gather(-1, a.unsqueeze(-1)).squeeze(-1), y)
 
 
-def stable_baselines(frames: int, every: int, batch: int) -> float:
-    """Steps/s of stable-baselines3's DQN, its start included in the frames but not in the time."""
+def stable_baselines(frames: int, every: int, batch: int, device: str = "cpu") -> float:
+    """Steps/s of stable-baselines3's DQN; its warm-up counts towards ``frames`` but is not timed."""
     from stable_baselines3 import DQN
 
     torch.set_num_threads(1)
@@ -198,7 +200,7 @@ def stable_baselines(frames: int, every: int, batch: int) -> float:
         exploration_fraction=1e-6,
         exploration_final_eps=EPSILON,
         policy_kwargs={"net_arch": [120, 84]},
-        device="cpu",
+        device=device,
     )
     model.learn(STARTS)
     start = time.perf_counter()
@@ -207,7 +209,7 @@ def stable_baselines(frames: int, every: int, batch: int) -> float:
 
 
 def torchrl_parts(frames: int, every: int, batch: int) -> float:
-    """Steps/s of TorchRL's ``GymEnv``, ``Collector``, ``DQNLoss``, ``HardUpdate`` and buffer, one update a batch."""
+    """Steps/s of TorchRL's ``GymEnv``, ``Collector``, ``DQNLoss``, ``HardUpdate`` and buffer, one update per batch."""
     torch.set_num_threads(1)
     env = TransformedEnv(GymEnv("CartPole-v1", categorical_action_encoding=True), RewardSum())
     actor = QValueActor(network(), spec=env.action_spec)
@@ -218,7 +220,7 @@ def torchrl_parts(frames: int, every: int, batch: int) -> float:
     optimizer = torch.optim.Adam(loss.parameters(), lr=2.5e-4)
     replay = TensorDictReplayBuffer(storage=LazyTensorStorage(10_000), batch_size=batch)
     sizes = {"frames_per_batch": every, "total_frames": frames}
-    # Set, or TorchRL warns: the policy needs no more than the environment gives.
+    # TorchRL warns if unset; the policy needs only what the environment gives.
     collector = Collector(env, explorer, **sizes, trust_policy=True, auto_register_policy_transforms=False)
     start, seen = 0.0, 0
     for data in collector:

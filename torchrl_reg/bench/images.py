@@ -1,11 +1,12 @@
-"""Image environments from end to end: steps/s of our recipe beside scripts of the kind people use, one thread.
+"""Image environments end to end: steps/s of our recipe beside typical scripts, one thread.
 
-The clock runs from the first update on. Shapes: ``C`` channels, ``H`` and ``W`` pixels.
+The clock starts at the first update. Shapes: ``C`` channels, ``H`` and ``W`` pixels.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -22,32 +23,44 @@ from torchrl_reg.modules import NetSettings
 EVERY, BATCH = 4, 32  # steps per update; transitions
 
 
-def minatar_tables(steps: int = 3_000) -> list[Table]:
+def minatar_tables(steps: int = 3_000, device: str = "cpu") -> list[Table]:
     """MinAtar Breakout, one convolution and 128 hidden units."""
     reference = "hand-written M-DQN, 8 environments"
     algo = _algo(steps, starts=500)
     parts = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
-    cases = [Case(reference, lambda: hand_written_minatar(steps), reference)]
+    cases = [Case(reference, lambda: hand_written_minatar(steps, device=device), reference)]
     for n in (8, 32):
-        measure = recipes.speed("m_dqn", parts, algo | {"num_envs": n}, log_every=500)
+        measure = recipes.speed("m_dqn", parts, algo | {"num_envs": n}, log_every=500, device=device)
         cases.append(Case(f"recipes/m_dqn.py, {n} environments", measure, reference))
     return [Table(f"MinAtar Breakout, 1 update per {EVERY} steps, batch {BATCH}", "steps/s", cases)]
 
 
-def atari_tables(steps: int = 640) -> list[Table]:
+def atari_tables(steps: int = 640, device: str = "cpu") -> list[Table]:
     """Atari Breakout, four frames stacked, the network of Mnih et al. 2015."""
     reference = "CleanRL's loop of dqn_atari.py, written again"
     frames = {name: 4 * value for name, value in _algo(steps, starts=192).items() if name in _IN_FRAMES}
-    parts = {  # short episodes: at the end a greedy policy that never launches the ball is evaluated
+    parts = {  # short episodes, since the greedy policy evaluated at the end never launches the ball
         "env": EnvSettings("atari", game="Breakout", max_episode_frames=2_000),
         "net": NetSettings("nature", num_cells=[512]),
     }
-    measure = recipes.speed("m_dqn", parts, _algo(steps, starts=192) | frames, log_every=512, per_step=4)
-    cases = [
-        Case(reference, lambda: cleanrl_atari(steps, starts=192), reference),
-        Case("recipes/m_dqn.py, 8 environments", measure, reference),
+    cases = [Case(reference, lambda: cleanrl_atari(steps, starts=192, device=device), reference)]
+    ways: list[tuple[str, dict[str, bool]]] = [
+        ("recipes/m_dqn.py, 8 environments", {}),
+        ("the same with run.overlap, 2 cores", {"overlap": True}),
     ]
+    if device != "cpu" or _computes_in_bfloat16():
+        ways.append(("the same with run.overlap and run.bf16", {"overlap": True, "bf16": True}))
+    for name, run in ways:
+        algo = _algo(steps, starts=192) | frames
+        measure = recipes.speed("m_dqn", parts, algo, log_every=512, per_step=4, device=device, **run)
+        cases.append(Case(name, measure, reference))
     return [Table(f"Atari Breakout, 1 update per {EVERY} steps, batch {BATCH}", "steps/s", cases)]
+
+
+def _computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; without them it is emulated, far slower than float32."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and bool({"avx512_bf16", "amx_bf16"} & set(flags.read_text().split()))
 
 
 _IN_FRAMES = ("total_frames", "learning_starts_frames", "update_every_frames")
@@ -58,7 +71,7 @@ def _algo(steps: int, *, starts: int) -> dict[str, float]:
     return sizes | {"batch_size": BATCH, "replay_capacity": 10_000, "eps_start": EPSILON, "eps_end": EPSILON}
 
 
-def hand_written_minatar(steps: int, starts: int = 500, num_envs: int = 8) -> float:
+def hand_written_minatar(steps: int, starts: int = 500, num_envs: int = 8, device: str = "cpu") -> float:
     """Steps/s of Munchausen DQN in plain PyTorch over ``minatar.Environment``.
 
     Raises:
@@ -92,16 +105,16 @@ def hand_written_minatar(steps: int, starts: int = 500, num_envs: int = 8) -> fl
                 env.reset()
         return after, np.array([reward for reward, _ in results], np.float32), ended, images() if ended.any() else after
 
-    q, target = build(), build()
+    q, target = build().to(device), build().to(device)
     target.load_state_dict(q.state_dict())
     optimizer = torch.optim.Adam(q.parameters(), lr=2.5e-4, fused=True)
-    ring = Ring(10_000, _images((4, 10, 10)))
+    ring = Ring(10_000, _images((4, 10, 10)), device)
     observation, start, updates, earned = images(), 0.0, 0, 0.0
     for number in range(0, steps, num_envs):
         if number >= starts and not start:
             start = time.perf_counter()
         with torch.no_grad():
-            greedy = q(torch.from_numpy(observation).float()).argmax(1).numpy()
+            greedy = q(torch.from_numpy(observation).to(device).float()).argmax(1).cpu().numpy()
         random = np.random.randint(len(actions), size=num_envs)
         chosen = np.where(np.random.rand(num_envs) < EPSILON, random, greedy)
         after, reward, ended, following = step(chosen)
@@ -119,11 +132,11 @@ def hand_written_minatar(steps: int, starts: int = 500, num_envs: int = 8) -> fl
     return (steps - starts) / (time.perf_counter() - start)
 
 
-def cleanrl_atari(steps: int, starts: int) -> float:
+def cleanrl_atari(steps: int, starts: int, device: str = "cpu") -> float:
     """Steps/s of the loop of CleanRL's ``dqn_atari.py``: one environment, DQN, Adam, stacked images in the buffer.
 
     Raises:
-        EnvError: ale-py or OpenCV, which gymnasium scales images by, is not installed.
+        EnvError: ale-py or OpenCV, with which gymnasium scales images, is not installed.
     """
     try:
         import ale_py
@@ -135,10 +148,10 @@ def cleanrl_atari(steps: int, starts: int) -> float:
     gymnasium.register_envs(ale_py)
     envs = SyncVectorEnv([_preprocessed_breakout], autoreset_mode=AutoresetMode.SAME_STEP)
     count = int(envs.single_action_space.n)  # type: ignore[attr-defined]
-    q, target = nature(count), nature(count)
+    q, target = nature(count).to(device), nature(count).to(device)
     target.load_state_dict(q.state_dict())
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-4)
-    ring = Ring(steps, _images((4, 84, 84)))
+    ring = Ring(steps, _images((4, 84, 84)), device)
     observation, _ = envs.reset(seed=1)
     start = 0.0
     for number in range(steps):
@@ -147,7 +160,7 @@ def cleanrl_atari(steps: int, starts: int) -> float:
         if np.random.rand() < EPSILON:
             actions = np.random.randint(count, size=1)
         else:
-            actions = q(torch.Tensor(observation) / 255.0).argmax(1).numpy()
+            actions = q(torch.Tensor(observation).to(device) / 255.0).argmax(1).cpu().numpy()
         following, reward, terminated, truncated, infos = envs.step(actions)
         after = infos["final_obs"][0][None] if (terminated | truncated)[0] else following
         ring.add(observation, after, actions, np.sign(reward), terminated)
@@ -164,7 +177,7 @@ def cleanrl_atari(steps: int, starts: int) -> float:
 
 
 def _preprocessed_breakout() -> gymnasium.Env:
-    """The work of CleanRL's wrappers: RGB images, their maximum, scaling, gray, in this order."""
+    """The work of CleanRL's wrappers, in their order: RGB images, maximum, scaling, grayscale."""
     from gymnasium import wrappers
 
     game = wrappers.RecordEpisodeStatistics(gymnasium.make("ALE/Breakout-v5", frameskip=1))

@@ -1,4 +1,4 @@
-"""Losses and updates of ours beside hand-written PyTorch and TorchRL's."""
+"""Our losses and updates beside hand-written PyTorch and TorchRL's."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from torchrl_reg.objectives import (
     MunchausenIQNLoss,
     PathConsistencyLoss,
     PolyakTargetUpdate,
+    SoftActorCriticLoss,
     SoftDQNLoss,
     SoftQLearningLoss,
     VIRELLoss,
@@ -73,7 +74,7 @@ def soft(q: Tensor) -> Tensor:
 
 
 class Raw:
-    """The same losses in plain PyTorch on plain tensors: the limit to compare with."""
+    """The same losses in plain PyTorch on plain tensors, as a lower bound."""
 
     def __init__(self, net: nn.Module, data: TensorDict) -> None:
         self.net, self.target = net, copy.deepcopy(net)
@@ -132,7 +133,7 @@ class Raw:
 
 
 def forward_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
-    """Each case with the name of the case it is a ratio of."""
+    """Each case with the name of its reference."""
     data, net = batch(size), mlp()
     raw, actor = Raw(net, data), QValueActor(net, spec=Categorical(ACTIONS))
 
@@ -170,7 +171,7 @@ def forward_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
 
 
 def fraction_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
-    """M-IQN by its numbers of fractions: of the prediction (N), of the target (M), behind the policy (K)."""
+    """M-IQN by its numbers of fractions: for the prediction (N), the target (M) and the policy (K)."""
     data = batch(size)
     reference = "N = 64, M = 64, K = 32"
 
@@ -263,7 +264,7 @@ def raw_iq(data: TensorDict, bins: int = 11, dims: int = 6) -> Callable[[], obje
 def control_cases(
     size: int = 256, observations: int = 17, dims: int = 6
 ) -> dict[str, tuple[Callable[[], object], str]]:
-    """Updates of the continuous methods, 256x256, as ratios of TorchRL's SACLoss."""
+    """Updates of the continuous methods, 256x256, relative to TorchRL's SACLoss."""
     data = control_batch(size, observations, dims)
     box: dict[str, Any] = {"low": [-1.0] * dims, "high": [1.0] * dims}
 
@@ -304,6 +305,8 @@ def control_cases(
         "PCL, rollout 10, as many steps": (PathConsistencyLoss(binned(), value(), diagnostics=False), sequences),
         "VIREL": (VIRELLoss(gaussian(), critics(), beta_scale=0.1, diagnostics=False), data),
         "VIREL, diagnostics": (VIRELLoss(gaussian(), critics(), beta_scale=0.1), data),
+        "SAC": (SoftActorCriticLoss(gaussian(), critics(), target_entropy=-6.0, diagnostics=False), data),
+        "SAC, diagnostics": (SoftActorCriticLoss(gaussian(), critics(), target_entropy=-6.0), data),
         "soft Q-learning, K = M = 4": (soft_q(4, 4), data),
         "soft Q-learning, K = 8, M = 4 (defaults)": (soft_q(8, 4), data),
         "soft Q-learning, K = M = 16": (soft_q(16, 16), data),
@@ -318,7 +321,7 @@ Cases = dict[str, tuple[Callable[[], object], str]]
 
 
 def update_tables() -> list[Table]:
-    """Losses forward, MLP 2x256, batch 32, as ratios of the same in plain PyTorch; and target updates."""
+    """Loss forward passes, MLP 2x256, batch 32, relative to plain PyTorch; and target updates."""
     return [
         _table("Loss forward, batch 32", forward_cases(32)),
         _table("Target update", target_update_cases()),
@@ -327,7 +330,7 @@ def update_tables() -> list[Table]:
 
 
 def update_of_policy_table() -> Table:
-    """Updates of continuous policies, 256x256, batch 256, as ratios of TorchRL's SACLoss."""
+    """Updates of continuous policies, 256x256, batch 256, relative to TorchRL's SACLoss."""
     return _table("Update of a continuous policy, batch 256", control_cases())
 
 

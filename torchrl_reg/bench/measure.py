@@ -1,4 +1,4 @@
-"""Interleaved measurements: every round runs every case once, so that a busy machine slows all of them alike."""
+"""Interleaved measurements: every round runs every case once, so a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Case:
     Args:
         name: what is measured.
         measure: does it once and returns the amount, in the table's unit.
-        reference: name of the case that its ratio is to.
+        reference: name of the case it is compared to.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Table:
-    """Cases that are compared; ``unit`` is steps/s, where more is better, or us, where less is."""
+    """Cases to compare; ``unit`` is steps/s (more is better) or us (less is better)."""
 
     title: str
     unit: str
@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Row:
-    """Median amount of a case, and medians of its ratio to the reference within the same round."""
+    """Median amount of a case, and the median of its ratio to the reference within the same round."""
 
     table: str
     name: str
@@ -45,7 +45,7 @@ class Row:
 
 
 def measured(table: Table, rounds: int) -> list[Row]:
-    """Medians over ``rounds`` rounds after one that warms up."""
+    """Medians over ``rounds`` rounds, after one warm-up round."""
     amounts: dict[str, list[float]] = {case.name: [] for case in table.cases}
     for number in range(rounds + 1):
         for case in table.cases:

@@ -1,6 +1,6 @@
-"""Tree search: simulations a second beside mctx and plain Python, what they cost by number and depth, and on Atari.
+"""Tree search: simulations per second beside mctx and plain Python, their cost by number and depth, and on Atari.
 
-Synthetic trees of 8 actions and depth 4. Where mctx (JAX) is installed its MuZero policy searches the same trees.
+Synthetic trees of 8 actions and depth 4. If mctx (JAX) is installed, its MuZero policy searches the same trees.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Sizes:
 
     Args:
         one: simulations of a single tree.
-        trees: of the searches side by side.
+        trees: trees searched side by side.
         many: simulations of each of them.
-        cost: simulations that cost is measured by; twice and four times as many follow.
-        depths: of the ladders that cost is measured by.
+        cost: simulations at which cost is measured; twice and four times as many follow.
+        depths: depths of the ladders on which cost is measured.
         episodes: Atari games side by side.
-        decisions: in each of them.
-        simulations: of a decision.
+        decisions: decisions in each of them.
+        simulations: simulations per decision.
     """
 
     one: int = 1_000
@@ -56,7 +56,7 @@ class Sizes:
 
 
 def planning_tables(sizes: Sizes | None = None) -> list[Table]:
-    """All tables; those of Atari where it is installed."""
+    """All tables; those on Atari if it is installed."""
     sizes = sizes or Sizes()
     atari = [atari_table(sizes)] if _installed("ale_py") else []
     return [
@@ -69,7 +69,7 @@ def planning_tables(sizes: Sizes | None = None) -> list[Table]:
 
 
 def speed_table(num_trees: int, simulations: int) -> Table:
-    """Simulations a second of every way of searching the same trees, beside mctx where it is installed."""
+    """Simulations per second of each implementation on the same trees, mctx among them if installed."""
     trees = SyntheticTrees(branching=8, depth=4, num_trees=num_trees, seed=0)
     uct, ments = UCT(num_simulations=simulations), MENTS(num_simulations=simulations)
     searches: dict[str, Callable[[], object]] = {
@@ -91,7 +91,7 @@ def speed_table(num_trees: int, simulations: int) -> Table:
 
 
 def cost_tables(sizes: Sizes) -> list[Table]:
-    """Time of one simulation of 64 trees by number of simulations, and by depth: linear where the ratios say so."""
+    """Time of one simulation of 64 trees, by number of simulations and by depth; the ratios show if it is linear."""
     trees = SyntheticTrees(branching=8, depth=4, num_trees=64, seed=0)
     counts = (sizes.cost, 2 * sizes.cost, 4 * sizes.cost)
     numbers = [Case(f"{n} simulations", _microseconds(trees, n), f"{sizes.cost} simulations") for n in counts]
@@ -110,7 +110,7 @@ def cost_tables(sizes: Sizes) -> list[Table]:
 
 
 def memory_table() -> Table:
-    """Bytes of a node of 8 actions, its state (one int64) included."""
+    """Bytes per node of 8 actions, including its state (one int64)."""
     trees = SyntheticTrees(branching=8, depth=2, num_trees=1, seed=0)
     planners: dict[str, Planner] = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
     planners["MENTS, float32"] = MENTS(num_simulations=5, dtype=torch.float32)
@@ -119,7 +119,7 @@ def memory_table() -> Table:
 
 
 def atari_table(sizes: Sizes) -> Table:
-    """Time of a simulation in all episodes: of emulator and network, and of the search itself."""
+    """Time of one simulation in all episodes: in emulator and network, and in the search itself."""
     spent: dict[str, float] = {}
     parts = "emulator and network", "the search itself"
     planner = MENTS(num_simulations=sizes.simulations, tau=0.8, gamma=0.99)

@@ -1,4 +1,4 @@
-"""Our recipes as cases of a benchmark: trained for a while in a folder of their own, at the speed they report."""
+"""Our recipes as benchmark cases: trained for a while in a folder of their own, timed by the speed they report."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def speed(
     log_every: int = 1_000,
     per_step: int = 1,
     seeds: int = 1,
+    device: str = "cpu",
     **run: Any,
 ) -> Callable[[], float]:
-    """Steps/s of ``recipes/<name>.py``: the median over its training rows once it learns, but the first.
+    """Steps/s of ``recipes/<name>.py``: the median over its training rows once it learns, except the first.
 
     ``parts`` holds what its ``Config`` takes (``env``, ``net``, ``policy``), ``algo`` and ``run`` settings;
-    ``per_step`` is the number of frames of a step. Several ``seeds`` are trained together, and their steps added up.
+    ``per_step`` is the number of frames per step. Several ``seeds`` are trained together and their steps added up.
     """
 
     def measure() -> float:
@@ -39,7 +40,7 @@ def speed(
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             configs = [recipe.Config(**parts) for _ in range(seeds)]
             for seed, config in enumerate(configs):
-                _assign(config.run, dir=f"{folder}/{seed}", seed=seed, progress=False, device="cpu", **run)
+                _assign(config.run, dir=f"{folder}/{seed}", seed=seed, progress=False, device=device, **run)
                 _assign(config.run, evaluate_every_frames=10**9, checkpoint_every_frames=10**9, eval_episodes=1)
                 _assign(config.run, log_every_frames=log_every)
                 _assign(config.algo, **algo)

@@ -1,4 +1,4 @@
-"""Replay of stacked Atari images: time of a sample and bytes a transition, TorchRL's stock storage and ours."""
+"""Replay of stacked Atari images: time per sample and bytes per transition, stock TorchRL storage and ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_ENVS, STACK, SIDE = 8, 4, 84
 
 
 def replay_tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
-    """Samples of 32 and bytes a transition of full buffers of ``capacity`` transitions."""
+    """Time per sample of 32, and bytes per transition, of full buffers of ``capacity`` transitions."""
     capacity -= capacity % NUM_ENVS
     stock = _buffer(LazyTensorStorage(capacity))
     ours_storage = FrameStackStorage(capacity, stack=STACK, num_envs=NUM_ENVS)
@@ -51,7 +51,7 @@ def replay_tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
 
 
 def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
-    """At least ``count`` transitions of random images in order of time, 25 steps a batch; episodes of some 200."""
+    """At least ``count`` transitions of random images in time order, 25 steps per batch; episodes of about 200."""
     generator = torch.Generator().manual_seed(seed)
 
     def images() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""UCT in plain Python lists on one synthetic tree: what a short script of one's own reaches."""
+"""UCT in plain Python lists on one synthetic tree: what a short script of your own achieves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchrl_reg.planning import SyntheticTrees
 
 
 def scalar_uct(trees: SyntheticTrees, simulations: int, c: float = math.sqrt(2)) -> list[int]:
-    """Visits of the root's actions ``[A]`` in the first of ``trees``, which have no noise."""
+    """Visits of the root's actions ``[A]`` in the first of ``trees``, which must be noise-free."""
     actions, inner, leaf_mean = trees.num_actions, trees.num_inner, trees.leaf_mean[0].tolist()
     visits, totals = [[0] * actions], [[0.0] * actions]
     children, states = [[-1] * actions], [0]
