@@ -10,12 +10,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 import tiny_dqn
+import torch
 from hydra.core.config_store import ConfigStore
+from tensordict import TensorDict
 
 from torchrl_reg.training import RecipeConfig, files, metrics, recipe
+from torchrl_reg.training.errors import Interrupted
 from torchrl_reg.training.overrides import default_folder
 
 
@@ -173,6 +177,20 @@ def test_a_user_error_is_one_sentence_and_exit_code_1(command, tmp_path, overrid
     assert err == sentence + "\n"
     assert code == 1 and seen == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("signal", "code"), [(KeyboardInterrupt(), 130), (Interrupted(SIGTERM), 143)])
+def test_a_signal_in_the_middle_of_a_swap_of_parameters_is_a_stop_and_no_error(command, signal, code):
+    # TensorDict's to_module turns it into a RuntimeError about the truth of a TensorDict.
+    network = torch.nn.Linear(2, 1)
+
+    def train(_cfg):
+        with TensorDict.from_module(network).to_module(network):
+            raise signal
+
+    got, err, _ = command(train=train)
+    assert got == code
+    assert err.strip().startswith("stopped; the same command continues: python ")
 
 
 @pytest.mark.parametrize(

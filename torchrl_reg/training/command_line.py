@@ -35,7 +35,7 @@ from torchrl_reg.training.config_errors import (
     extra_settings,
     unknown_setting,
 )
-from torchrl_reg.training.errors import ConfigError, Interrupted, user_sentence
+from torchrl_reg.training.errors import ConfigError, Interrupted, stop_behind, user_sentence
 from torchrl_reg.training.help import help_text
 from torchrl_reg.training.overrides import default_folder, readable, telling
 from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
@@ -66,14 +66,14 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     ConfigStore.instance().store(name=name, node=_schema(config_class, name))
 
     def job(cfg: DictConfig) -> str:
-        # A launcher's worker must pass back the exception itself, not an exit code.
-        if os.getpid() != main_process or full_errors:
-            return str(_run(cfg, config_class, script, train))
         try:
             return str(_run(cfg, config_class, script, train))
         except Exception as error:
+            if stop := stop_behind(error):
+                raise stop from None
             sentence = user_sentence(error)
-            if sentence is None:
+            # A launcher's worker must pass back the exception itself, not an exit code.
+            if sentence is None or full_errors or os.getpid() != main_process:
                 raise
             _fail(sentence)
 

@@ -39,6 +39,18 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+def stop_behind(error: BaseException) -> KeyboardInterrupt | Interrupted | None:
+    """The signal's exception that ``error`` is, or that was raised before ``error`` replaced it; None if there is none.
+
+    Leaving ``with params.to_module(net):`` by anything but an ``Exception``, TensorDict returns itself from
+    ``__exit__``, and Python, asking for its truth, raises "Converting a tensordict to boolean value is not permitted".
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt | Interrupted):
+        found = found.__context__
+    return found
+
+
 def require(condition: bool, setting: str, expected: str, got: Any) -> None:
     """Raises ``ConfigError`` "<setting> must be <expected>, got <got>." unless ``condition`` holds.
 
