@@ -85,10 +85,10 @@ def test_a_stack_gives_the_rows_of_each_alone_but_for_summation_order(tmp_path: 
     alone = run(tmp_path / "alone", "run.seed=1")
     codes = together.wait(), alone.wait()
     said = (tmp_path / "together.txt").read_text()
-    assert codes == (0, 0) and "by itself" not in said, said
+    # Or nothing was computed together. The rows do not tell: on some processors they are the same to the last bit.
+    assert codes == (0, 0) and "separately" not in said, said
     found, expected = rows(tmp_path / "together/seed=1"), rows(tmp_path / "alone")
     assert [row["event"] for row in found].count("train") >= 2
-    assert found != expected  # or nothing was computed together
     for one, other in zip(found, expected, strict=True):
         assert one.pop("event") == other.pop("event")
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
