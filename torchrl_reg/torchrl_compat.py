@@ -10,6 +10,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ __all__ = [
     "VALUE_ESTIMATOR_REGISTRY",
     "allow_gradients_in_graphs",
     "backward",
+    "call_hooks",
     "coerce_value_type",
     "entry",
     "find_action_space",
@@ -67,6 +69,7 @@ __all__ = [
     "held_tensordict",
     "is_listened_to",
     "is_transformed",
+    "own_compiled_call",
     "own_exploration_type",
     "unchecked_tensordict",
     "unwrap_inherited_forward",
@@ -172,10 +175,18 @@ def unwrap_inherited_forward(cls: type) -> None:
             del level.forward  # type: ignore[attr-defined]
 
 
+def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:
+    """The dicts, kept for the life of ``module``, of the hooks that a call of it runs besides its ``forward``."""
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+#: What a call of a module runs instead, once ``module.compile()`` has been called.
+own_compiled_call = attrgetter("_compiled_call_impl")
+
+
 def is_listened_to(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` does more than its ``forward``: hooks, or a compiled form."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or module._compiled_call_impl is not None
+    return any(call_hooks(module)) or own_compiled_call(module) is not None
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:

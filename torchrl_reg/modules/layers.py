@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
-from torchrl_reg.torchrl_compat import has_global_module_hooks, is_listened_to
+from torchrl_reg.torchrl_compat import call_hooks, has_global_module_hooks, is_listened_to, own_compiled_call
 
 
 def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
@@ -28,21 +28,38 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     if layers is None:
         return network
     watched = list(network.modules())
+    hooks = [found for module in watched for found in call_hooks(module)]
     joins = type(network) is MLP  # which takes several inputs, and joins them
     pairs = zip([None, *layers], layers, strict=False)
-    reuses = [type(before) is nn.Linear and type(layer) is nn.ReLU for before, layer in pairs]
-    steps = list(zip(layers, reuses, strict=True))
+    steps = [_step(layer, after_linear=type(before) is nn.Linear) for before, layer in pairs]
 
     def run(*inputs: Tensor) -> Tensor:
         plain = (joins or len(inputs) == 1) and not torch.compiler.is_compiling() and not has_global_module_hooks()
-        if not plain or any(map(is_listened_to, watched)):
+        if not plain or any(hooks) or any(map(own_compiled_call, watched)):
             return network(*inputs)
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
-        for layer, in_place in steps:
-            x = torch.relu_(x) if in_place else layer.forward(x)
+        for step in steps:
+            x = step(x)
         return x
 
     return run
+
+
+def _step(layer: nn.Module, *, after_linear: bool) -> Callable[[Tensor], Tensor]:
+    """What ``layer`` does, found in fewer calls."""
+    if type(layer) is nn.ReLU and after_linear:
+        return torch.relu_
+    if type(layer) is not nn.Linear:
+        return layer.forward
+
+    def linear(x: Tensor) -> Tensor:
+        # Reading them as attributes goes through Module.__getattr__. A parametrized or swapped layer has them there.
+        held = layer._parameters
+        if "weight" in held and "bias" in held:
+            return nn.functional.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
+        return layer.forward(x)
+
+    return linear
 
 
 def relu_after(layer: nn.Module, x: Tensor) -> Tensor:

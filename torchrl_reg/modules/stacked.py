@@ -21,10 +21,13 @@ class StackedLinear(nn.Linear):
     """``S`` linear layers: weights ``[S, out, in]``, biases ``[S, out]``; ``[S, *B, in]`` -> ``[S, *B, out]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(len(x), -1, x.shape[-1])
-        weight = self.weight.mT
-        out = torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+        # Weights first: their gradients then come in their own layout, and autograd need not copy them.
+        columns, weight = x.reshape(len(x), -1, x.shape[-1]).mT, self.weight
+        if self.bias is None:
+            out = torch.bmm(weight, columns)
+        else:
+            out = torch.baddbmm(self.bias.unsqueeze(2), weight, columns)
+        return out.mT.reshape(*x.shape[:-1], weight.shape[1])
 
 
 class StackedConv2d(nn.Conv2d):

@@ -261,6 +261,8 @@ class RegularizedLoss(NetworkLoss):
             if weights is not None or mask is not None:
                 raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
             loss = elementwise.mean(1)
+        elif mask is weights is None and self.reduction == "mean":
+            loss = elementwise.mean()
         else:
             # TorchRL's reduction would look for the masks again; skipped where there are none.
             loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)

@@ -62,8 +62,8 @@ class Coefficient(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """Current the value, 0-dimensional, without gradient."""
-        return self.current  # type: ignore[return-value]
+        """The current value, 0-dimensional, without gradient."""
+        return self._buffers["current"]  # type: ignore[return-value]
 
     @torch.no_grad()
     def assign(self, value: Any) -> None:

@@ -103,7 +103,9 @@ def _gradient_step(
 
     def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         losses = gradients(minibatch)
-        scalars = {n: v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1}
+        scalars = {
+            n: v.detach() if v.ndim == 0 else v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1
+        }
         if max_grad_norm is not None:
             scalars["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         step_optimizer()

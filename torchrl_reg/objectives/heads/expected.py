@@ -53,9 +53,9 @@ class ExpectedValue(Head):
     ) -> Regression:
         # Targets and priorities keep float32 where the network computes in half precision.
         value = at_least_float32(at(prediction.z, action))
-        with torch.no_grad():
-            goal = target.values.squeeze(-1).to(value.dtype)
-            if target.mask is not None:  # masking the loss alone would send a NaN of padded rows into the gradients
-                goal = torch.where(target.mask, goal, value)
-            td_error = value - goal
+        detached = value.detach()
+        goal = target.values.squeeze(-1).to(value.dtype)
+        if target.mask is not None:  # masking the loss alone would send a NaN of padded rows into the gradients
+            goal = torch.where(target.mask, goal, detached)
+        td_error = detached - goal
         return Regression(distance_loss(value, goal, loss_function), td_error.square(), td_error)
