@@ -321,8 +321,6 @@ def test_a_yaml_file_that_is_none_is_named_with_its_line(tmp_path):
     done = subprocess.run([*command, "env=broken"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "conf/env/broken.yaml, line 2 is not YAML: mapping values are not allowed here." in done.stderr
-    done = subprocess.run([*command, "algo.gamm=1"], capture_output=True, text=True)
-    assert done.stderr == "algo.gamm is not a setting; did you mean algo.gamma?\n"
 
 
 def test_hydras_own_switch_shows_the_traceback(command, monkeypatch):
