@@ -52,9 +52,9 @@ class Commands:
     Args:
         folder: the sweep's, absolute.
         code: the snapshot that runs, absolute; its commit is ``commit``.
-        runs: ``(run folder below folder, its command)`` each.
-        threads: CPU threads a run may use.
-        retries: how often a run that a signal killed (out of memory, say) is started again at once.
+        runs: ``(run folders below folder, one for each seed, and the command)`` of each process.
+        threads: CPU threads a process may use.
+        retries: how often a process that a signal killed (out of memory, say) is started again at once.
         minutes: the time limit of the job.
         lock_seconds: how long to wait for a process of an earlier life of this element to let its run go.
     """
@@ -62,7 +62,7 @@ class Commands:
     folder: str
     code: str
     commit: str
-    runs: Sequence[tuple[str, Sequence[str]]]
+    runs: Sequence[tuple[Sequence[str], Sequence[str]]]
     threads: int = 1
     retries: int = 2
     minutes: float = 240
@@ -97,7 +97,7 @@ class ArrayElement:
         self._begun = time.time()
         runs = self.commands.runs
         with ThreadPoolExecutor(max(1, len(runs))) as pool:
-            failures = list(pool.map(self._carry_through, [folder for folder, _ in runs], [c for _, c in runs]))
+            failures = list(pool.map(self._carry_through, [names for names, _ in runs], [c for _, c in runs]))
         failed = [failure for failure in failures if failure]
         if failed and not self._stopping:
             raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
@@ -116,9 +116,8 @@ class ArrayElement:
             return submitit.helpers.DelayedSubmission(ArrayElement(self.commands, fruitless))
         reason = f"no checkpoint in {fruitless} jobs of {self.commands.minutes} minutes: lower "
         reason += "run.checkpoint_every_frames or raise cluster.minutes."
-        for name, _ in self.commands.runs:
-            folder = Path(self.commands.folder, name)
-            if not (folder / "done.json").exists():
+        for folder in self._folders():
+            if not _is_done(folder):
                 _write_failure(_beside(folder, ".failed"), -1, reason)
         return None
 
@@ -134,32 +133,43 @@ class ArrayElement:
             while time.monotonic() < end and any(child.poll() is None for child in list(self._children)):
                 time.sleep(0.05)
 
-    # ------------------------------------------------------------ one run
+    def _folders(self) -> list[Path]:
+        return [Path(self.commands.folder, name) for names, _ in self.commands.runs for name in names]
 
-    def _carry_through(self, name: str, command: Sequence[str]) -> str | None:
-        """Takes one run to its end; returns what went wrong, if anything."""
-        folder = Path(self.commands.folder, name)
-        log, mark = _beside(folder, ".log"), _beside(folder, ".failed")
+    # ------------------------------------------------------------ one process
+
+    def _carry_through(self, names: Sequence[str], command: Sequence[str]) -> str | None:
+        """Takes one run, or several seeds together, to the end; returns what went wrong, if anything."""
+        folders = [Path(self.commands.folder, name) for name in names]
+        log = _beside(folders[0], ".log")
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            mark.unlink(missing_ok=True)
+            folders[0].parent.mkdir(parents=True, exist_ok=True)
+            for folder in folders:
+                _beside(folder, ".failed").unlink(missing_ok=True)
             for life in range(self.commands.retries + 1):
-                if (folder / "done.json").exists():
+                if all(map(_is_done, folders)):
                     return None
-                if _is_held(folder / ".lock", self.commands.lock_seconds):
-                    return f"{name}: another process writes it"
+                for name, folder in zip(names, folders, strict=True):
+                    if _is_held(folder / ".lock", self.commands.lock_seconds):
+                        return f"{name}: another process writes it"
                 code = self._start_and_wait(command, log, life)
-                if self._stopping or (code == 0 and (folder / "done.json").exists()):
+                if self._stopping or (code == 0 and all(map(_is_done, folders))):
                     return None
                 if 0 <= code < 128:  # an error, or no done.json; others are signals
                     break
                 if code in _TERMINATED and self._ends_within(_KILL_WAIT_SECONDS):
                     return None
-            _write_failure(mark, code, last_line(log))
-            return f"{name} (exit code {code}): {last_line(log)}"
+            failed = self._note_failure(names, code, last_line(log))
+            return f"{failed} (exit code {code}): {last_line(log)}"
         except OSError as error:  # a full disk, say: this run fails, the others go on
-            _write_failure(mark, -1, str(error))
-            return f"{name}: {error}"
+            return f"{self._note_failure(names, -1, str(error))}: {error}"
+
+    def _note_failure(self, names: Sequence[str], code: int, line: str) -> str:
+        """Marks the runs that are not done, and returns their names."""
+        failed = [name for name in names if not _is_done(Path(self.commands.folder, name))] or names
+        for name in failed:
+            _write_failure(_beside(Path(self.commands.folder, name), ".failed"), code, line)
+        return ", ".join(failed)
 
     def _start_and_wait(self, command: Sequence[str], log: Path, life: int) -> int:
         environment = {
@@ -194,8 +204,7 @@ class ArrayElement:
         """Whether this life used up half of the job and no run that is not done has a checkpoint of its time."""
         if time.time() - self._begun < 30 * self.commands.minutes:
             return False
-        for name, _ in self.commands.runs:
-            folder = Path(self.commands.folder, name)
+        for folder in self._folders():
             saved = [folder / "done.json", *folder.glob("checkpoint*"), *folder.glob("checkpoints/*")]
             if any(path.exists() and path.stat().st_mtime > self._begun for path in saved):
                 return False
@@ -213,6 +222,10 @@ class ArrayElement:
         with contextlib.suppress(Exception):  # not in a job
             pickle = submitit.JobEnvironment().paths.submitted_pickle
             pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "done.json").exists()
 
 
 def _beside(folder: Path, suffix: str) -> Path:

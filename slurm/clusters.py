@@ -27,8 +27,9 @@ class Cluster:
     qos: str | None = None
     constraint: str | None = None  # features a node must have
     gpus: int = 0
-    runs_per_job: int = 1  # side by side in one job, each a process: several small runs fill a GPU
-    threads: int = 1  # CPUs of each run
+    runs_per_job: int = 1  # processes side by side in one job: several small runs fill a GPU
+    seeds_per_run: int = 1  # seeds of one setting trained together in a process (run.seeds), at a third of the cost
+    threads: int = 1  # CPUs of each process
     memory_gb: float | None = None  # of the job; null: the partition's default
     minutes: int = 240  # of the job; what is not done by then is queued again
     signal_seconds: int = 90  # how long before the end the runs are stopped
@@ -41,7 +42,7 @@ class Cluster:
     def validate(self) -> None:
         if self.kind not in ("slurm", "local", "debug"):
             raise SweepError(f"cluster.kind must be slurm, local or debug, got {self.kind}.")
-        for name in ("runs_per_job", "threads", "minutes", "parallel_jobs"):
+        for name in ("runs_per_job", "seeds_per_run", "threads", "minutes", "parallel_jobs"):
             if getattr(self, name) < 1:
                 raise SweepError(f"cluster.{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("gpus", "signal_seconds", "requeues", "retries"):
@@ -55,7 +56,7 @@ class Cluster:
 
 
 def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, cluster: Cluster) -> list[ArrayElement]:
-    """``runs_per_job`` runs to an element of the array."""
+    """``runs_per_job`` runs, of one seed or several, to an element of the array."""
     size = cluster.runs_per_job
     return [
         ArrayElement(
@@ -63,7 +64,7 @@ def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, 
                 folder=str(folder),
                 code=str(code),
                 commit=commit,
-                runs=[(run.folder, command(run, folder, code)) for run in runs[start : start + size]],
+                runs=[(run.folders, command(run, folder, code)) for run in runs[start : start + size]],
                 threads=cluster.threads,
                 retries=cluster.retries,
                 minutes=cluster.minutes,

@@ -38,7 +38,7 @@ try:
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code
     from slurm.status import headline, sweep_status
-    from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs
+    from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
 except ImportError as error:
@@ -88,7 +88,7 @@ def launch(config: Launch, sweep_name: str) -> int:
     files = {} if config.kept_code else code_files({run.recipe for run in runs})
     code = folder.code_for(sweep, None if config.kept_code else current_code(files))
     if config.check and not config.kept_code:
-        check_settings(runs)
+        check_settings(seeds_together(runs, config.cluster.seeds_per_run))
     if config.cluster.kind == "slurm" and not config.dry:
         require_partition(config.cluster.partition)
     if config.dry:
@@ -114,8 +114,9 @@ def launch(config: Launch, sweep_name: str) -> int:
 
 
 def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
-    jobs = elements(missing, folder.path, folder.path / "code" / code.folder_name, code.label, cluster)
-    runs = [[run for run, _ in job.commands.runs] for job in jobs]
+    processes = seeds_together(missing, cluster.seeds_per_run)
+    jobs = elements(processes, folder.path, folder.path / "code" / code.folder_name, code.label, cluster)
+    runs = [[name for names, _ in job.commands.runs for name in names] for job in jobs]
     if cluster.kind == "slurm":
         with _no_interruption():
             array = submit(jobs, folder.path, folder.path.name, cluster)
@@ -148,10 +149,11 @@ def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> lis
 
 def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:
     there = folder.path / "code" / code.folder_name
-    for run in missing:
+    processes = seeds_together(missing, cluster.seeds_per_run)
+    for run in processes:
         print(shlex.join(command(run, folder.path, there)))
     if cluster.kind == "slurm" and missing:
-        number = -(-len(missing) // cluster.runs_per_job)
+        number = -(-len(processes) // cluster.runs_per_job)
         print(f"\n{sbatch_text(number, folder.path, folder.path.name, cluster, there)}")
 
 

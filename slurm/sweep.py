@@ -31,12 +31,19 @@ class PlannedRun:
         overrides: what its command line says, ``run.dir`` excepted.
         folder: below the sweep's: ``<recipe>/<env>/<settings>/seed=<seed>``.
         arm: what tells it from runs on the same environment: the recipe and the settings chosen for it.
+        seeds: the folders of the runs that this one trains together (``run.seeds``), each below ``folder``.
     """
 
     recipe: str
     overrides: tuple[str, ...]
     folder: str
     arm: str = ""
+    seeds: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where its results go."""
+        return self.seeds or (self.folder,)
 
 
 def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
@@ -79,6 +86,29 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
             runs += [_planned(str(recipe), base, chosen, seed) for seed in seeds]
     _refuse_twins(runs)
     return runs
+
+
+def seeds_together(runs: Sequence[PlannedRun], most: int) -> list[PlannedRun]:
+    """The same runs, up to ``most`` that differ by their seed alone as one with ``run.seeds``.
+
+    >>> sweep = {"recipe": "m_dqn", "grid": {"algo.tau": [0.1, 1]}, "seeds": 3}
+    >>> [(run.overrides[-1], run.folder) for run in seeds_together(planned_runs(sweep), 2)][:2]
+    [('run.seeds=[0,1]', 'm_dqn/default/algo.tau=0.1'), ('run.seed=2', 'm_dqn/default/algo.tau=0.1/seed=2')]
+    """
+    alike: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        alike.setdefault(run.folder.rpartition("/")[0], []).append(run)
+    parts = [
+        (parent, same[first : first + most]) for parent, same in alike.items() for first in range(0, len(same), most)
+    ]
+    return [part[0] if len(part) == 1 else _joined(parent, part) for parent, part in parts]
+
+
+def _joined(parent: str, runs: Sequence[PlannedRun]) -> PlannedRun:
+    """One run that trains ``runs``, whose folders are ``parent/seed=...``."""
+    seeds = ",".join(run.overrides[-1].removeprefix("run.seed=") for run in runs)
+    overrides = (*runs[0].overrides[:-1], f"run.seeds=[{seeds}]")
+    return PlannedRun(runs[0].recipe, overrides, parent, runs[0].arm, tuple(run.folder for run in runs))
 
 
 def named_settings(sweep: Mapping[str, Any]) -> set[str]:

@@ -23,7 +23,12 @@ def main() -> None:
         return check(json.load(sys.stdin))
     given = dict(text.lstrip("+").split("=", 1) for text in sys.argv[1:])
     settings = {name: float(given.get(f"algo.{name}", value)) for name, value in KNOWN.items()}
-    run(Path(given["run.dir"].strip("'").replace("\\", "")), int(given["run.seed"]), settings)
+    folder = Path(given["run.dir"].strip("'").replace("\\", ""))
+    if "run.seeds" in given:
+        for seed in json.loads(given["run.seeds"]):
+            run(folder / f"seed={seed}", seed, settings)
+    else:
+        run(folder, int(given["run.seed"]), settings)
 
 
 def check(runs: list[list[str]]) -> None:

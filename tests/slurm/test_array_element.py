@@ -30,7 +30,9 @@ lives.write_text("x" * (n + 1))
 
 def element(folder: Path, *bodies: str, **more) -> ArrayElement:
     """An element whose runs are Python programs; ``run`` is their folder, ``n`` counts their earlier lives."""
-    runs = [(f"r{i}", (sys.executable, "-c", PROLOGUE + body, str(folder / f"r{i}"))) for i, body in enumerate(bodies)]
+    runs = [
+        ((f"r{i}",), (sys.executable, "-c", PROLOGUE + body, str(folder / f"r{i}"))) for i, body in enumerate(bodies)
+    ]
     return ArrayElement(Commands(str(folder), str(folder), "abc", runs, **more))
 
 
@@ -80,6 +82,20 @@ def test_a_run_that_another_process_holds_is_not_started(tmp_path):
         with pytest.raises(RuntimeError, match="r0: another process writes it"):
             element(tmp_path, DONE, lock_seconds=0.6)()
     assert lives(tmp_path) == 0
+
+
+def test_of_seeds_trained_together_only_the_unfinished_fail_and_all_are_waited_for(tmp_path):
+    finishes = "(run / f'seed={n}').mkdir(exist_ok=True); (run / f'seed={n}/done.json').write_text('{}'); sys.exit(1)"
+    names = ("r0/seed=0", "r0/seed=1")
+    command = (sys.executable, "-c", PROLOGUE + finishes, str(tmp_path / "r0"))
+    both = ArrayElement(Commands(str(tmp_path), str(tmp_path), "abc", [(names, command)]))
+    with pytest.raises(RuntimeError, match=r"r0/seed=1 \(exit code 1\)"):
+        both()
+    assert [path.name for path in (tmp_path / "r0").glob("*.failed")] == ["seed=1.failed"]
+    with pytest.raises(RuntimeError):  # the second life finishes seed 1, but says that it failed
+        both()
+    both()
+    assert lives(tmp_path) == 2
 
 
 def test_a_failed_mark_goes_when_the_run_starts_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -170,6 +171,16 @@ def test_a_sweep_on_this_machine_runs_once_and_says_what_it_was(local_sweep):
     assert kept["question"] == "Do all seeds come to their end?" and len(kept["code"]["digest"]) == 64
     assert "0 to run" in local_sweep.launch().stdout
     assert all(local_sweep.starts(run) == [0] for run in local_sweep.finished())
+
+
+def test_seeds_may_share_a_process_and_keep_their_folders(local_sweep):
+    shown = local_sweep.launch("cluster.seeds_per_run=3", "dry=true").stdout
+    commands = [shlex.split(line)[-2:] for line in shown.splitlines() if "sleeper.py" in line]
+    assert [seeds for seeds, _ in commands] == ["run.seeds=[0,1,2]", "run.seed=3"]
+    assert [place.rpartition("/")[2] for _, place in commands] == [r"algo.checkpoint_every\=5", r"seed\=3"]
+    local_sweep.launch("cluster.seeds_per_run=3")
+    assert [local_sweep.starts(run) for run in local_sweep.finished()] == [[0]] * 4
+    assert "4 runs, 0 to run" in local_sweep.launch("cluster.seeds_per_run=2").stdout
 
 
 def test_a_grid_may_grow_and_only_the_new_runs_are_made(local_sweep):
