@@ -49,7 +49,7 @@ def test_image_scripts_and_recipe_collect_and_learn() -> None:
 
 @pytest.mark.slow
 def test_atari_scripts_collect_and_learn() -> None:
-    pytest.importorskip("ale_py")
+    pytest.importorskip("ale_py"), pytest.importorskip("cv2")
     assert all(case.measure() > 0 for case in images.atari_tables()[0].cases)
 
 

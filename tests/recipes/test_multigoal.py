@@ -10,7 +10,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-import torch._inductor.config
 from tensordict import TensorDict
 
 from torchrl_reg import load_policy
@@ -77,7 +76,6 @@ def test_a_compiled_soft_q_run_is_the_eager_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One graph of the losses and their gradients; with PyTorch's own random numbers, as drawn without compiling."""
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
     recipe, rows = load("soft_q", monkeypatch), {}
     for compiled in ("false", "true"):
         folder = tmp_path / compiled
