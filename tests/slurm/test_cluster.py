@@ -114,6 +114,16 @@ def test_a_hard_requeue_goes_on_from_the_files(sweep):
     assert sweep.starts(run)[0] == 0 and len(sweep.starts(run)) <= 2, "one that ended before SIGKILL is not run again"
 
 
+def test_seeds_of_one_process_go_on_together(sweep):
+    sweep.launch("cluster.seeds_per_run=2")  # of the four, two elements
+    wait_until(lambda: checkpointed(sweep, 2))
+    ask("scontrol", "requeue", f"{sweep.array}_0")
+    assert_whole(sweep)
+    assert len(list(sweep.folder.glob("*/*/*/*.log"))) == 2 and status(sweep).startswith(
+        f"{sweep.name}: 4 runs: 4 done"
+    )
+
+
 def test_preemption_by_a_higher_partition(sweep):
     sweep.launch("sweep.base.algo.seconds=1", "sweep.seeds=2", "cluster.partition=low", "+cluster.extra.exclusive=true")
     wait_until(lambda: checkpointed(sweep, 2))
