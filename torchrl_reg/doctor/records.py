@@ -36,10 +36,8 @@ def record_findings(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
     if train:
         yield _numbers(train)
         yield from _learning(train, algo)
-        yield from _values(rows, train, algo)
-        yield from _bonus(train)
-        yield from _samples(train, algo)
-        yield from _exploration(train, algo)
+        judged = (_values(rows, train, algo), _bonus(train), _samples(train, algo), _exploration(train, algo))
+        yield from filter(None, judged)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -59,7 +57,12 @@ def read_rows(folder: Path) -> list[Row]:
     return list(Tail(folder / "metrics.jsonl").rows())
 
 
-def _numbers(train: list[dict[str, Any]]) -> Finding:
+def numbers_in(rows: list[Row], name: str) -> list[float]:
+    """The values of a column, without what is no number."""
+    return [row[name] for row in rows if is_number(row.get(name))]
+
+
+def _numbers(train: list[Row]) -> Finding:
     bad = [row for row in train if any(row[n] is None for n in row if n.startswith("loss") or n in _IN_REWARD_UNITS)]
     if not bad:
         return Finding("numbers", "ok", f"the losses of all {len(train)} training rows are finite")
@@ -68,7 +71,7 @@ def _numbers(train: list[dict[str, Any]]) -> Finding:
     return Finding("numbers", "warn", detail, todo)
 
 
-def _learning(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+def _learning(train: list[Row], algo: dict[str, float]) -> Iterator[Finding]:
     """Whether there were updates, and enough of them for the target network to move."""
     updates, frames = train[-1].get("updates"), train[-1]["frames"]
     starts, total = algo.get("learning_starts_frames", 0), algo.get("total_frames", math.inf)
@@ -90,11 +93,11 @@ def _learning(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[F
         yield Finding.judged("target network", detail, todo)
 
 
-def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+def _values(rows: list[Row], train: list[Row], algo: dict[str, float]) -> Finding | None:
     """Whether learnt values have a magnitude that the returns and the entropy term allow."""
     returns = [abs(v) for row in rows for n, v in row.items() if n.startswith("return") and is_number(v)]
     if not returns:
-        return
+        return None
     gamma = algo.get("gamma", 0.0)
     horizon = 1 / (1 - gamma) if 0 <= gamma < 1 else 1.0
     pairs = [(row.get("tau"), row.get("entropy")) for row in train]
@@ -109,50 +112,48 @@ def _values(rows: list[dict[str, Any]], train: list[dict[str, Any]], algo: dict[
             worst = f"{name} reached {max(values):.3g} at frame {values[max(values)]:,}"
             detail = f"{worst}, where returns are at most {max(returns):.3g}"
             todo = "values explode: lower the learning rate, or copy the target less often"
-            yield Finding("values", "warn", detail, todo)
-            return
-    yield Finding("values", "ok", f"of the size that returns up to {max(returns):.3g} allow")
+            return Finding("values", "warn", detail, todo)
+    return Finding("values", "ok", f"of the size that returns up to {max(returns):.3g} allow")
 
 
-def _bonus(train: list[dict[str, Any]]) -> Iterator[Finding]:
+def _bonus(train: list[Row]) -> Finding | None:
     share = _late_mean(train, "bonus_clipped")
     if share is None:
-        return
+        return None
     detail = f"{share:.1%} of the Munchausen bonuses are clipped in the last quarter"
     todo = "clip_min decides the bonus, not the policy: raise tau, or lower clip_min" if share > CLIPPED_SHARE else ""
-    yield Finding.judged("bonus", detail, todo)
+    return Finding.judged("bonus", detail, todo)
 
 
-def _samples(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+def _samples(train: list[Row], algo: dict[str, float]) -> Finding | None:
     """Whether a sampled soft value has a large enough effective sample size: with one it is far too low."""
     size, count = _late_mean(train, "ess"), algo.get("num_value_samples")
     if size is None or count is None:
-        return
+        return None
     detail = f"the soft value rests on {size:.2g} of {count:,} sampled actions in the last quarter (ess)"
     collapsed = size < max(COLLAPSED_SHARE * count, 1.5)
     todo = "it is too low: raise num_value_samples or tau, or sample from policy=flow with algo.proposal=actor"
-    yield Finding.judged("samples", detail, todo if collapsed else "")
+    return Finding.judged("samples", detail, todo if collapsed else "")
 
 
-def _late_mean(train: list[dict[str, Any]], name: str) -> float | None:
+def _late_mean(train: list[Row], name: str) -> float | None:
     """The mean of a column over the last quarter of the rows that have it; None without any."""
-    values = [row[name] for row in train if is_number(row.get(name))]
+    values = numbers_in(train, name)
     late = values[-max(1, len(values) // 4) :]
     return sum(late) / len(late) if late else None
 
 
-def _exploration(train: list[dict[str, Any]], algo: dict[str, float]) -> Iterator[Finding]:
+def _exploration(train: list[Row], algo: dict[str, float]) -> Finding | None:
     """Whether the run still explores: epsilon, and returns that vary at all."""
     if algo.get("eps_end") == 0 and "eps_frames" in algo and "total_frames" in algo:
         left = 1 - (algo.get("learning_starts_frames", 0) + algo["eps_frames"]) / algo["total_frames"]
         if left > 0.5:
             todo = "set eps_end to .01, or stretch eps_frames"
-            yield Finding("exploration", "warn", f"epsilon is 0 for the last {left:.0%} of the run", todo)
-            return
-    returns = [row["return_mean"] for row in train if is_number(row.get("return_mean"))]
+            return Finding("exploration", "warn", f"epsilon is 0 for the last {left:.0%} of the run", todo)
+    returns = numbers_in(train, "return_mean")
+    if not returns:
+        return None
     if len(returns) >= _SAME_ROWS and min(returns) == max(returns):
         detail = f"every training episode returned {returns[0]:.4g}, in all {len(returns)} rows"
-        yield Finding("exploration", "warn", detail, "no episode found another reward: explore more, or longer")
-        return
-    if returns:
-        yield Finding("exploration", "ok", f"training returns from {min(returns):.4g} to {max(returns):.4g}")
+        return Finding("exploration", "warn", detail, "no episode found another reward: explore more, or longer")
+    return Finding("exploration", "ok", f"training returns from {min(returns):.4g} to {max(returns):.4g}")

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.analysis.record import is_number
 from torchrl_reg.doctor.machine import Finding
-from torchrl_reg.doctor.records import read_rows
+from torchrl_reg.doctor.records import numbers_in, read_rows
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 
 #: Shares of the largest entropy from which on a policy counts as uniform, and up to which as greedy.
@@ -23,7 +22,7 @@ def temperature_finding(folder: Path, config: dict[str, Any]) -> Finding:
     """
     name = "tau"
     rows = [row for row in read_rows(folder) if row["event"] == "train"]
-    entropies = [row["entropy"] for row in rows if is_number(row.get("entropy"))]
+    entropies = numbers_in(rows, "entropy")
     if not rows:
         return Finding(name, "warn", "no training row yet", "ask again later")
     if not entropies:
@@ -32,10 +31,7 @@ def temperature_finding(folder: Path, config: dict[str, Any]) -> Finding:
         largest, symbol = largest_entropy(config)
     except EnvError as error:
         return Finding(name, "warn", f"the environment cannot be built here: {error}")
-    tau, gap = (
-        next((row[column] for row in reversed(rows) if is_number(row.get(column))), None)
-        for column in ("tau", "action_gap")
-    )
+    tau, gap = (next(reversed(numbers_in(rows, column)), None) for column in ("tau", "action_gap"))
     at = (entropies[0], entropies[len(entropies) // 2], entropies[-1])
     if largest is None:
         numbers = ", ".join(f"{value:.3g}" for value in at)
