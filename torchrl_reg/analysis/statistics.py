@@ -11,7 +11,7 @@ weigh the same however many runs each has, which for equal numbers of runs is rl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,8 +23,7 @@ Array = NDArray[np.float64]
 Estimator = Callable[[Array, Sequence[int]], Array]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A point estimate and the ends of its interval."""
 
     value: float
@@ -131,7 +130,7 @@ def stratified_bootstrap(
     picks = np.random.default_rng(seed).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
     picks += np.repeat(_starts(sizes), counts)
     bands = [_interval(estimator(each[picks], sizes), level) for each in runs]
-    return np.concatenate((estimator(runs, sizes)[None], np.array(bands).T))
+    return np.concatenate((estimator(runs, sizes)[None], np.reshape(bands, (-1, 2)).T))
 
 
 def mean_interval(values: Array) -> Array:
@@ -162,8 +161,7 @@ def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[A
     for one, other in zip(scores, baseline, strict=True):
         x, y = np.asarray(one, np.float64), np.asarray(other, np.float64)
         wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
-        counts_x = random.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
-        counts_y = random.multinomial(len(y), np.full(len(y), 1 / len(y)), size=resamples)
+        counts_x, counts_y = (random.multinomial(n, np.full(n, 1 / n), size=resamples) for n in wins.shape)
         value += wins.mean() / len(scores)
         resampled += ((counts_x @ wins) * counts_y).sum(-1) / (wins.size * len(scores))
     return Estimate(float(value), *_interval(resampled).tolist())

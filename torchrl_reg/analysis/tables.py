@@ -203,7 +203,7 @@ def tidy_csv(tables: Sequence[Table]) -> str:
     for table in tables:
         for row in table.rows:
             for name, number in row.numbers.items():
-                ends = (number.value, number.low, number.high) if isinstance(number, Estimate) else (number, "", "")
+                ends = number if isinstance(number, Estimate) else (number, "", "")
                 writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, *ends])
     return out.getvalue()
 
@@ -220,7 +220,7 @@ def number_text(number: Estimate | float | None) -> str:
     """
     if number is None:
         return ""
-    ends = (number.value, number.low, number.high) if isinstance(number, Estimate) else (number,)
+    ends = number if isinstance(number, Estimate) else (number,)
     largest = max(map(abs, ends))
     decimals = 0 if largest >= 99.95 else 1 if largest >= 9.995 else 2
     value, *interval = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)  # + 0: no -0.00
@@ -228,17 +228,14 @@ def number_text(number: Estimate | float | None) -> str:
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Header and lines; columns that are the same empty text everywhere are left out."""
-    named: dict[str, Callable[[Row], str]] = {
-        "env": lambda row: row.env,
-        "method": lambda row: row.method,
-        "seeds" if any(row.commits for row in table.rows) else "runs": lambda row: str(row.runs),
-        "frames": lambda row: row.frames,
-    }
-    numbers = {name: lambda row, name=name: number_text(row.numbers.get(name)) for name in table.columns}
-    columns = {**named, **numbers, "commits": lambda row: row.commits}
-    if all(row.env == "all" for row in table.rows):
-        del columns["env"]
-    cells = {name: [text(row) for row in table.rows] for name, text in columns.items()}
-    cells = {name: column for name, column in cells.items() if any(column)}
-    return [list(cells), *(list(line) for line in zip(*cells.values(), strict=True))]
+    """Header and lines; left out are columns without any text, and the environment where all rows are over all."""
+    runs = "seeds" if any(row.commits for row in table.rows) else "runs"
+    over_all = all(row.env == "all" for row in table.rows)
+    lines = [
+        {"env": "" if over_all else row.env, "method": row.method, runs: str(row.runs), "frames": row.frames}
+        | {name: number_text(row.numbers.get(name)) for name in table.columns}
+        | {"commits": row.commits}
+        for row in table.rows
+    ]
+    header = [name for name in (lines or [{}])[0] if any(line[name] for line in lines)]
+    return [header, *([line[name] for name in header] for line in lines)]

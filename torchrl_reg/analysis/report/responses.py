@@ -165,7 +165,7 @@ def _line(label: str, series: int, families: Sequence[Sequence[tuple[int, list[f
     places = [place for place, _ in families[0]]
     runs = [[points[i][1] for points in families] for i in range(len(places))]
     found = [stratified_estimate(each, mean, resamples=_RESAMPLES) for each in runs]
-    value, low, high = np.array([(each.value, each.low, each.high) for each in found]).T
+    value, low, high = np.array(found).T
     return Line(label, series, np.array(places, np.float64), value, low, high)
 
 
