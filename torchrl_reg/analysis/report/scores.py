@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.scores import Scoreboard, scale_of
-from torchrl_reg.analysis.statistics import Array, Estimate, stratified_estimate
+from torchrl_reg.analysis.statistics import Array, stratified_estimate
 
 #: Heading of the column over all environments.
 ALL = "all, scaled IQM"
@@ -37,9 +38,7 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
     common = ~np.isnan(values).any(0)
     beyond = every > min(frames[-1] for frames, _ in curves)
     x, shared = _averaged(every[common], values[:, common].T, _CURVE_POINTS)
-    band = np.zeros((3, 0))
-    if len(x):
-        band = statistics.stratified_bootstrap(shared, [len(curves)], statistics.mean, resamples=_RESAMPLES)
+    band = statistics.stratified_bootstrap(shared, [len(curves)], statistics.mean, resamples=_RESAMPLES)
     more = _averaged(every[beyond], np.nanmean(values[:, beyond], 0), _CURVE_POINTS)
     low, high = band[1:] if len(curves) > 1 else (None, None)
     return Line(f"{group.method} ({len(curves)})", series, x, band[0], low, high, *more)
@@ -47,27 +46,23 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
 
 def ranked(sweep: Sweep) -> list[str]:
     """Methods from the best down, by mean rank of their last evaluations over the environments."""
-    ranks: dict[str, list[int]] = {method: [] for method in sweep.methods}
+    orders = []
     for env in sweep.envs:
         ends = {
             group.method: [values[-1] for run in group.runs if len(values := run.evaluations(sweep.column)[1])]
             for group in sweep.of_env(env)
         }
-        best_first = sorted(ends, key=lambda name: -float(np.mean(ends[name])) if ends[name] else float("inf"))
-        for place, method in enumerate(best_first):
-            ranks[method].append(place)
-    return sorted(ranks, key=lambda name: float(np.mean(ranks[name])) if ranks[name] else float("inf"))
+        orders.append(sorted(ends, key=lambda name: -np.mean(ends[name]) if ends[name] else math.inf))  # best first
+    ranks = {name: [order.index(name) for order in orders if name in order] for name in sweep.methods}
+    return sorted(ranks, key=lambda name: np.mean(ranks[name]))
 
 
 def diagnostic_names(groups: Iterable[Group]) -> list[str]:
     """Columns of the training rows that move, returns and losses first."""
-    values: dict[str, list[float]] = {}
-    for run in (run for group in groups for run in group.runs):
-        for name in run.names("train"):
-            found = run.training(name)[1]
-            if name not in _NOT_DIAGNOSTICS and len(found):
-                values.setdefault(name, []).extend((found.min(), found.max()))
-    moving = [name for name, ends in values.items() if max(ends) > min(ends)]
+    runs = [run for group in groups for run in group.runs]
+    there = dict.fromkeys(name for run in runs for name in run.names("train") if len(run.training(name)[1]))
+    names = [name for name in there if name not in _NOT_DIAGNOSTICS]
+    moving = [name for name in names if np.ptp(np.concatenate([run.training(name)[1] for run in runs]))]
     rank = {name: place for place, name in enumerate(_FIRST)}
     return sorted(moving, key=lambda name: rank.get("loss" if name.startswith("loss") else name, 99))
 
@@ -117,42 +112,20 @@ def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Arra
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A score, whether of several runs and the best; ``bar``: low, high, value in percent of the column's span."""
-
-    score: Estimate
-    several: bool
-    best: bool
-    bar: tuple[float, ...] | None
-
-
-@dataclass(frozen=True)
 class Row:
-    """A method: its place among them, a cell a column, finished seeds and commits.
-
-    A cell is None where the method has no runs, ``"unfinished"`` where none of them is finished.
-    """
+    """A method: its place among them, a cell a column (None where it has no runs), finished seeds and commits."""
 
     method: str
     series: int
-    cells: list[Cell | str | None]
+    cells: list[dict[str, Any] | str | None]
     seeds: list[tuple[str, str]]
     commits: list[str]
 
 
-@dataclass(frozen=True)
-class SummaryTable:
-    """``tall``: the rows of the page are the environments."""
-
-    columns: list[str]
-    rows: list[Row]
-    tall: bool
-
-
-def summary_table(sweep: Sweep) -> SummaryTable:
+def summary_table(sweep: Sweep) -> dict[str, Any]:
     """Final scores with intervals, numbers of seeds and commits; many methods from the best mean rank down.
 
-    A best score is marked where its interval lies above those of all others.
+    For the template: ``columns`` (environments), ``rows``, and ``tall``, whether the page swaps the two.
     """
     columns: dict[str, dict[str, list[Array]]] = {}
     if over_all := compared(sweep)[1]:
@@ -165,22 +138,26 @@ def summary_table(sweep: Sweep) -> SummaryTable:
         commits = [commit for group in sweep.groups if group.method == method for commit in group.commits]
         line = [column.get(method) for column in cells.values()]
         rows.append(Row(method, sweep.methods.index(method), line, _seeds(method, sweep), list(dict.fromkeys(commits))))
-    return SummaryTable(list(columns), rows, len(columns) > max(_MOST_COLUMNS, len(rows)))
+    return {"columns": list(columns), "rows": rows, "tall": len(columns) > max(_MOST_COLUMNS, len(rows))}
 
 
-def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, Cell | str]:
-    """By method; an interval of one run has no width and says nothing."""
+def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, Any] | str]:
+    """By method its score, whether of ``several`` runs and the ``best``, and a ``bar``; or ``"unfinished"``.
+
+    A best score is one whose interval lies above those of all others; that of one run has no width and says nothing.
+    A bar is low, high and value in percent of the column's span.
+    """
     estimator = statistics.interquartile_mean if name == ALL else statistics.mean
     counts = {method: sum(map(len, runs)) for method, runs in column.items()}
     there = {m: stratified_estimate(column[m], estimator, resamples=_RESAMPLES) for m, count in counts.items() if count}
     low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)
-    found: dict[str, Cell | str] = dict.fromkeys(column, "unfinished")
+    found: dict[str, dict[str, Any] | str] = dict.fromkeys(column, "unfinished")
     for method, score in there.items():
         others = [other for other in there if other != method]
         above = all(score.low > there[other].high for other in others)
         best = bool(others) and above and all(counts[each] > 1 for each in there)
         ends = ((end - low) / (high - low) * 100 for end in (score.low, score.high, score.value)) if high > low else ()
-        found[method] = Cell(score, counts[method] > 1, best, tuple(ends) or None)
+        found[method] = {"score": score, "several": counts[method] > 1, "best": best, "bar": tuple(ends)}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torchrl_reg.analysis import statistics
@@ -100,11 +101,9 @@ def _diagnostics(sweep: Sweep, env: str) -> list[str]:
 def _facts(sweep: Sweep) -> dict[str, list[str]]:
     """Commits, hosts, devices, versions and times of the starts of all runs."""
     starts = [start for run in sweep.runs for start in run.starts]
+    said = [{"hosts": s.get("host"), "devices": s.get("device"), **(s.get("versions") or {})} for s in starts]
     facts: dict[str, list[Any]] = {"commits": sweep.commits}
-    for start in starts:
-        said = {"hosts": start.get("host"), "devices": start.get("device"), **(start.get("versions") or {})}
-        for name, value in said.items():
-            facts.setdefault(str(name), []).append(value)
+    facts |= {str(name): [each.get(name) for each in said] for name in dict.fromkeys(chain(*said))}
     times = sorted(str(start["started_at"]) for start in starts if start.get("started_at"))
     facts["started"] = [" to ".join(dict.fromkeys((times[0], times[-1])))] if times else []
     found = {name: list(dict.fromkeys(str(value) for value in values if value)) for name, values in facts.items()}
