@@ -113,11 +113,10 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
         AnalysisError: unknown methods, no environment in common, a baseline of 0 without a scale, or a bad suffix.
     """
     board = Scoreboard(scores, scale)
-    means = []
-    for label in (method, baseline):
-        runs = {env: of for env, of in board.of(label).items() if has_score(env, scale)}
-        means.append({env: float(board.normalized(env, of).mean()) for env, of in runs.items()})
-    found = {env: _improvement(env, means[0][env], means[1][env], scale) for env in means[0] if env in means[1]}
+    ours, theirs = board.of(method), board.of(baseline)
+    shared = [env for env in ours if env in theirs and has_score(env, scale)]
+    means = {env: [float(board.normalized(env, of[env]).mean()) for of in (ours, theirs)] for env in shared}
+    found = {env: _improvement(env, score, other, scale) for env, (score, other) in means.items()}
     if not found:
         raise AnalysisError(f"{method} and {baseline} must share an environment, got none.")
     envs = sorted(found, key=lambda env: found[env])
@@ -188,8 +187,6 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
 def _percent_axis(axes: Axes, largest: float) -> None:
     """Linear up to 10%, then by powers of ten, the same to either side."""
     axes.set_xscale("symlog", linthresh=10, linscale=0.6)
-    ends = [10.0**power for power in range(1, 1 + max(1, int(np.ceil(np.log10(max(largest, 10))))))]
-    axes.set_xticks([-end for end in reversed(ends)] + [0.0] + ends)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlim(-3 * max(largest, 10), 3 * max(largest, 10))
