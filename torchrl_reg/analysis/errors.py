@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class AnalysisError(ValueError):
@@ -12,13 +12,12 @@ class AnalysisError(ValueError):
     user_error = True
 
 
-def one_of(name: str, value: str, known: Iterable[str]) -> str:
+def one_of(name: str, value: str, known: Collection[str]) -> str:
     """``value`` if it is ``known``.
 
     Raises:
         AnalysisError: it is not; the message says that of ``name``.
     """
-    known = list(known)
     if value not in known:
         raise AnalysisError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -68,18 +69,17 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
     _refuse_unknown(by or (), runs)
     siblings = [run for run in runs if run.path.name.startswith("seed=")]
     _refuse_different(siblings, lambda run: run.path.parent, (), "seeds beside each other", "have equal settings")
-    named: dict[str, list[RunRecord]] = {}
-    for name, run in zip(_recipe_names(runs), runs, strict=True):
-        named.setdefault(name, []).append(run)
+    scripts = Counter(recipe for recipe, _ in {(run.recipe, run.script) for run in runs})
+    named = _by(runs, lambda run: run.script.removesuffix(".py") if scripts[run.recipe] > 1 else run.recipe)
     groups = [group for recipe in sorted(named) for group in _groups_of_recipe(recipe, named[recipe], by)]
     return sorted(groups, key=lambda group: group.env)  # stable: recipes and settings stay in order
 
 
-def _recipe_names(runs: Sequence[RunRecord]) -> list[str]:
-    scripts: dict[str, set[str]] = {}
+def _by(runs: Iterable[RunRecord], key: Callable[[RunRecord], Any]) -> dict[Any, list[RunRecord]]:
+    found: dict[Any, list[RunRecord]] = {}
     for run in runs:
-        scripts.setdefault(run.recipe, set()).add(run.script)
-    return [run.script.removesuffix(".py") if len(scripts[run.recipe]) > 1 else run.recipe for run in runs]
+        found.setdefault(key(run), []).append(run)
+    return found
 
 
 def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[RunRecord]:
@@ -116,14 +116,12 @@ def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | No
     if by is None:
         named = _fewest(varied, runs)
     else:
-        for env in dict.fromkeys(run.env for run in runs) if varied else ():
-            who, rule = f"runs of {recipe} on {env}", f"differ in {', '.join(by) or 'their seed'} alone"
-            there = [run for run in runs if run.env == env]
+        rule = f"differ in {', '.join(by) or 'their seed'} alone"
+        for env, there in _by(runs, lambda run: run.env).items() if varied else ():
+            who = f"runs of {recipe} on {env}"
             _refuse_different(there, lambda run: _values(run, by), varied, who, rule)
         named = [key for key in by if key in varied]
-    found: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for run in runs:
-        found.setdefault((run.env, *_values(run, varied)), []).append(run)
+    found = _by(runs, lambda run: (run.env, *_values(run, varied)))
     groups = []
     for key in sorted(found, key=lambda key: [_sortable(value) for value in key]):
         members = sorted(found[key], key=lambda run: (run.seed, run.path))

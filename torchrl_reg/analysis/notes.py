@@ -79,11 +79,9 @@ def moved_runs(groups: Sequence[Group]) -> list[str]:
 
 
 def _changed(run: RunRecord) -> list[str]:
-    facts = {
-        "torch": [(start.get("versions") or {}).get("torch") for start in run.starts],
-        **{name: [start.get(name) for start in run.starts] for name in ("commit", "device", "threads")},
-    }
-    return [name for name, values in facts.items() if len({str(v) for v in values if v is not None}) > 1]
+    starts = [{**start, "torch": (start.get("versions") or {}).get("torch")} for start in run.starts]
+    names = ("torch", "commit", "device", "threads")
+    return [name for name in names if len({str(s[name]) for s in starts if s.get(name) is not None}) > 1]
 
 
 def label_notes(groups: Sequence[Group]) -> list[str]:

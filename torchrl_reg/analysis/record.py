@@ -44,10 +44,9 @@ class Tail:
     def __init__(self, path: Path, *, containing: str = "", last: int | None = None) -> None:
         self.path = path
         #: The first line that is no row, in words; None while all are.
-        self.problem: str | None = None
+        self.problem: str | None
         self._containing, self._last = containing.encode(), last
-        self._offset, self._line = 0, 0
-        self._before = b""  # the last bytes in front of the offset
+        self._start_over()
 
     def read(self) -> tuple[list[Row], bool]:
         """The next new rows (none once all are read), and whether reading started over because the file was cut.
@@ -79,7 +78,8 @@ class Tail:
             yield from rows
 
     def _start_over(self) -> None:
-        self._offset, self._line, self._before, self.problem = 0, 0, b"", None
+        self._offset, self._line, self.problem = 0, 0, None
+        self._before = b""  # the last bytes in front of the offset
 
     def _lines(self, file: BinaryIO) -> list[bytes]:
         if self._last is not None and self._offset == 0:

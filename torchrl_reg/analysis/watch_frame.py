@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -39,23 +40,22 @@ def watch_frame(
     envs = [list(members) for _, members in groupby(watcher.groups(single=single), key=lambda group: group.env)]
     parts: list[RenderableType] = [_summary(watcher)]
     below = _problems(watcher, notes)
-    left = None if height is None else height - 1 - len(below)
+    left = math.inf if height is None else height - 1 - len(below)
     tables = sum(len(shown) + 3 for shown in envs)
     for number, shown in enumerate(envs):
-        if left is not None and left < len(shown) + 3 and number:
+        if left < len(shown) + 3 and number:
             parts.append(Text(f"\n{len(envs) - number} more environments: a taller terminal", style="bright_black"))
             break
         event, curves = latest_curves(shown)
         heading = Text(f"\n{shown[0].env}", style="bold")
         heading.append(f"  {_NAMES[event]}", style="not bold bright_black")
         parts.append(heading)
-        drawn = any(len(curve[0]) > 1 for curve in curves) and (left is None or left - tables >= _PLOT_HEIGHT + 1)
+        drawn = any(len(curve[0]) > 1 for curve in curves) and left - tables >= _PLOT_HEIGHT + 1
         if drawn:
             parts.append(_plot(curves, width))
         parts.append(_table(shown, curves, [group.latest(event) for group in shown], width))
-        if left is not None:
-            left -= len(shown) + 3 + drawn * (_PLOT_HEIGHT + 1)
-            tables -= len(shown) + 3
+        left -= len(shown) + 3 + drawn * (_PLOT_HEIGHT + 1)
+        tables -= len(shown) + 3
     return Group(*parts, *below)
 
 

@@ -176,11 +176,10 @@ class Watcher:
         return self._grouped
 
     def _groups(self, *, single: bool) -> list[WatchedGroup]:
-        runs = {id(run.record): run for run in self.runs.values()}
         with suppress(AnalysisError):
             if not single:
                 return [
-                    WatchedGroup(g.method, g.env, tuple(runs[id(r)] for r in g.runs), self._beside(g.runs))
+                    WatchedGroup(g.method, g.env, tuple(self.runs[r.path] for r in g.runs), self._beside(g.runs))
                     for g in group_runs(run.record for run in self.runs.values())
                 ]
         ordered = sorted(self.runs.values(), key=lambda run: (run.record.env, run.record.path))
