@@ -20,6 +20,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """As PyTorch has them; a run in this process before has set them to 0."""
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
 def undrawn_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process leave no ``curves.png``, a second each, but for the tests marked ``curves``."""
     journal = sys.modules.get("torchrl_reg.training.journal")

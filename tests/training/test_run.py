@@ -226,6 +226,13 @@ def test_done_says_where_it_ended_and_the_folder_is_closed(make_run):
         make_run()
 
 
+def test_a_run_takes_subnormal_numbers_for_zero(make_run):
+    tiny = torch.full((2,), 1e-40)
+    assert (tiny * 0.5).all()
+    make_run()
+    assert not (tiny * 0.5).any()
+
+
 def test_networks_come_from_the_seed_and_nothing_else(make_run):
     weights = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):

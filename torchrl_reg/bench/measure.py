@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,6 +51,7 @@ def measured(table: Table, rounds: int) -> list[Row]:
     amounts: dict[str, list[float]] = {case.name: [] for case in table.cases}
     for number in range(rounds + 1):
         for case in table.cases:
+            torch.set_flush_denormal(False)  # PyTorch's default, which our recipes change
             amount = case.measure()
             if number:
                 amounts[case.name].append(amount)

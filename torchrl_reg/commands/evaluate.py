@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     known = saved.facts.get("run", {})
     row = saved.facts.get("evaluation", {})
     torch.set_num_threads(known.get("threads", 1))
+    torch.set_flush_denormal(True)  # as in the run
     seed = known.get("seed", 0) if arguments.seed is None else arguments.seed
     # As many environments as the run's evaluations had, so that the first round repeats its last evaluation.
     at_once = min(known.get("eval_episodes", 10), arguments.episodes)

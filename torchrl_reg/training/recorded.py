@@ -37,6 +37,9 @@ class Recorded:
         check_loggers(self.settings.loggers)
         self._journal = Journal(self.path, self.settings)
         torch.set_num_threads(self.settings.threads)
+        # Adam's moments of units that are off decay into subnormal numbers and stay there; a processor takes ten times
+        # as long for those, and a step of Adam with it.
+        torch.set_flush_denormal(True)
 
     @property
     def path(self) -> Path:
