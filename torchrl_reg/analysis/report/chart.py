@@ -41,14 +41,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """Limits and ticks of a chart; ``ticks`` of x are places and their texts, or None for numbers."""
+    """Limits of a chart; ``ticks`` are the texts at 0, 1, ... of x, or None for numbers."""
 
     left: float
     right: float
     low: float
     high: float
     log: bool = False
-    ticks: tuple[tuple[float, str], ...] | None = None
+    ticks: Sequence[str] | None = None
 
     def x(self, values: Array) -> Array:
         """Places in [0, 1000] from the left."""
@@ -70,7 +70,7 @@ def line_chart(
     note: str = "",
     small: bool = False,
     x_label: str = "frames",
-    ticks: Sequence[tuple[float, str]] | None = None,
+    ticks: Sequence[str] | None = None,
     may_log: bool = False,
     span: tuple[float, float] | None = None,
 ) -> str:
@@ -80,17 +80,17 @@ def line_chart(
         title, note: above it, the note in grey.
         small: one of many.
         x_label: below it.
-        ticks: places and texts below it instead of numbers; every point is then marked by a dot.
+        ticks: texts below it at 0, 1, ... instead of numbers; every point is then marked by a dot.
         may_log: a logarithmic axis where values are positive and span three orders of magnitude.
         span: lowest and highest value to show, instead of those of the lines.
     """
-    lines = [_finite(line) for line in found if line is not None]
-    lines = [line for line in lines if len(line.x) or len(line.more_x)]
+    lines = [line for line in map(_finite, filter(None, found)) if len(line.x) or len(line.more_x)]
     if not lines:
         return ""
     axes = _axes(lines, ticks, may_log, span)
     y_ticks = _round_numbers(axes.low, axes.high, 4 if small else 5, log=axes.log)
-    x_ticks = axes.ticks or [(tick, amount(tick)) for tick in _round_numbers(axes.left, axes.right, 3 if small else 5)]
+    x_numbers = _round_numbers(axes.left, axes.right, 3 if small else 5)
+    x_ticks = enumerate(ticks) if ticks else ((tick, amount(tick)) for tick in x_numbers)
     return filled(
         "chart.html",
         title=title,
@@ -111,9 +111,7 @@ def _round_numbers(low: float, high: float, count: int, *, log: bool = False) ->
     return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
 
 
-def _axes(
-    lines: Sequence[Line], ticks: Sequence[tuple[float, str]] | None, may_log: bool, span: tuple[float, float] | None
-) -> Axes:
+def _axes(lines: Sequence[Line], ticks: Sequence[str] | None, may_log: bool, span: tuple[float, float] | None) -> Axes:
     x = np.concatenate([part for line in lines for part in (line.x, line.more_x)])
     y = np.concatenate(
         [part for line in lines for part in (line.y, line.more_y, line.low, line.high) if part is not None]
@@ -121,7 +119,7 @@ def _axes(
     left, right = float(x.min()), float(x.max())
     low, high = span or (float(y.min()), float(y.max()))
     if ticks is not None:
-        left, right = min(t for t, _ in ticks) - 0.4, max(t for t, _ in ticks) + 0.4
+        left, right = -0.4, len(ticks) - 1 + 0.4
     elif left > 0 and left < 0.4 * right:
         left = 0.0
     if right <= left:  # a single frame
@@ -132,7 +130,7 @@ def _axes(
     elif span is None:
         margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
-    return Axes(left, right, low, high, log, tuple(ticks) if ticks is not None else None)
+    return Axes(left, right, low, high, log, ticks)
 
 
 def _paths(line: Line, axes: Axes) -> list[tuple[str, str]]:
@@ -167,7 +165,7 @@ def _data(lines: Sequence[Line], axes: Axes, x_label: str) -> dict[str, Any]:
     return {
         "x": [axes.left, axes.right],
         "xLabel": x_label,
-        "ticks": [text for _, text in axes.ticks] if axes.ticks else None,
+        "ticks": axes.ticks,
         "lines": [
             {
                 "s": line.series,

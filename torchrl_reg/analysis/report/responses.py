@@ -18,8 +18,8 @@ from torchrl_reg.analysis.statistics import mean, stratified_estimate
 #: With more lines than these, the mean over all of them is drawn instead.
 _MOST_LINES = 6
 _RESAMPLES = 2_000
-#: The recipe and every setting but those looked at, with the values.
-Family = tuple[Any, ...]
+#: By the recipe and every setting but those looked at, with the values: scores at places among the values of those.
+Families = dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]]
 Scored = list[tuple[Group, list[float]]]
 
 
@@ -38,7 +38,7 @@ class Response:
     setting: str
     env: str
     values: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: Sequence[Line]
     note: str
 
 
@@ -112,13 +112,11 @@ def _values(groups: Sequence[Group], setting: str) -> list[Any]:
     return [*numbers, *([None] if None in values and numbers else [])]
 
 
-def _families(
-    settings: Sequence[str], scored: Scored
-) -> tuple[list[list[Any]], dict[Family, dict[tuple[int, ...], list[float]]]]:
+def _families(settings: Sequence[str], scored: Scored) -> tuple[list[list[Any]], Families]:
     """The values of the ``settings``, and by everything else the scores at places among these."""
     having = [(group, scores) for group, scores in scored if all(name in group.settings for name in settings)]
     values = [_values([group for group, _ in having], name) for name in settings]
-    families: dict[Family, dict[tuple[int, ...], list[float]]] = {}
+    families: Families = {}
     for group, scores in having:
         place = tuple(each.index(group.settings[name]) for name, each in zip(settings, values, strict=True))
         rest = [(name, value) for name, value in group.settings.items() if name not in settings]
@@ -132,19 +130,18 @@ def _response(setting: str, env: str, scored: Scored) -> Response | None:
     families = {key: sorted((at, scores) for (at,), scores in of.items()) for key, of in found.items() if len(of) > 1}
     if not families:
         return None
-    lines: tuple[Line, ...]
     if len(families) > _MOST_LINES:
         # Only those with every value: else a value's mean would say which settings it was tried with.
         whole = [points for points in families.values() if len(points) == len(values)]
         if not whole:
             return None
-        lines = (_line("mean over all other settings", 0, whole),)
+        lines = [_line("mean over all other settings", 0, whole)]
         short = f" ({len(whole)} of {len(families)}: those with all values)" if len(whole) < len(families) else ""
         note = f"over {len(whole)} combinations of the other settings{short}"
     else:
         named = _names(list(families))
         items = zip(named, families.values(), strict=True)
-        lines = tuple(_line(name, series, [points]) for series, (name, points) in enumerate(items))
+        lines = [_line(name, series, [points]) for series, (name, points) in enumerate(items)]
         note = "; ".join(named) if len(named) == 1 else ""
     return Response(setting, env, tuple(shown(value) for value in values), lines, note)
 

@@ -127,9 +127,8 @@ def summary_table(sweep: Sweep) -> dict[str, Any]:
 
     For the template: ``columns`` (environments), ``rows``, and ``tall``, whether the page swaps the two.
     """
-    columns: dict[str, dict[str, list[Array]]] = {}
-    if over_all := compared(sweep)[1]:
-        columns[ALL] = over_all
+    over_all = compared(sweep)[1]
+    columns = {ALL: over_all} if over_all else {}
     for env in sweep.envs:
         columns[env] = {each.group.method: [each.values] for each in sweep.scores if each.group.env == env}
     cells = {env: _cells(runs, env) for env, runs in columns.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -75,15 +76,14 @@ def _curves(sweep: Sweep, env: str, note: str) -> str:
     return line_chart(env, [scores.learning_curve(g, sweep.column, place(g.method)) for g in groups], note=note)
 
 
-def _responses(sweep: Sweep) -> list[tuple[str, tuple[Line, ...]]]:
+def _responses(sweep: Sweep) -> list[tuple[str, Sequence[Line]]]:
     """Score against each numeric setting that varies."""
     found = responses(sweep.groups, sweep.column)
     names = list(dict.fromkeys(response.setting for response in found))
     charts = []
     for response in found:
-        ticks = [(float(place), text) for place, text in enumerate(response.values)]
         title = f"{short_name(response.setting, names)} on {response.env}"
-        chart = line_chart(title, response.lines, note=response.note, x_label=response.setting, ticks=ticks)
+        chart = line_chart(title, response.lines, note=response.note, x_label=response.setting, ticks=response.values)
         charts.append((chart, response.lines))
     return charts
 
