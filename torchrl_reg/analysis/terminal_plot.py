@@ -47,8 +47,7 @@ def braille_plot(
     """
     dots = np.zeros((height * 4, width * 2), dtype=bool)
     owner = np.full((height, width), -1)
-    frames = np.concatenate([curve[0] for curve in curves] or [np.zeros(0)])
-    values = np.concatenate([curve[1] for curve in curves] or [np.zeros(0)])
+    frames, values = np.concatenate([np.zeros((2, 0)), *curves], axis=1)
     left, right, low, high = (
         float(f(each)) if each.size else 0.0 for each in (frames, values) for f in (np.min, np.max)
     )

@@ -47,9 +47,7 @@ def watch_frame(
             parts.append(Text(f"\n{len(envs) - number} more environments: a taller terminal", style="bright_black"))
             break
         event, curves = latest_curves(shown)
-        heading = Text(f"\n{shown[0].env}", style="bold")
-        heading.append(f"  {_NAMES[event]}", style="not bold bright_black")
-        parts.append(heading)
+        parts.append(Text.assemble((f"\n{shown[0].env}", "bold"), (f"  {_NAMES[event]}", "bright_black")))
         drawn = any(len(curve[0]) > 1 for curve in curves) and left - tables >= _PLOT_HEIGHT + 1
         if drawn:
             parts.append(_plot(curves, width))
@@ -61,8 +59,7 @@ def watch_frame(
 
 def _problems(watcher: Watcher, notes: Sequence[str]) -> list[Text]:
     """A line a run that failed or cannot be read, and what SLURM says."""
-    failed = watcher.failures()
-    lines = [("red", f"{watcher.shown_path(path)} failed: {said}") for path, said in failed.items()]
+    lines = [("red", f"{watcher.shown_path(path)} failed: {said}") for path, said in watcher.failures().items()]
     if len(lines) > _MOST_FAILURES:
         lines[_MOST_FAILURES:] = [("red", f"{len(lines) - _MOST_FAILURES} more failed")]
     lines += [("yellow", f"{path}: {message}") for path, message in watcher.unreadable.items()]
@@ -77,8 +74,7 @@ def _summary(watcher: Watcher) -> Text:
         if counts[state]:
             text.append(f"  {counts[state]} {state}", style=f"not bold {color}")
     frames = sum(run.frames for run in watcher.runs.values())
-    total = watcher.total_frames
-    if total:
+    if total := watcher.total_frames:
         text.append(f"  {amount(frames)} of {amount(total)} frames", style="not bold")
     return text
 
@@ -124,12 +120,9 @@ def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -
     states = Counter[str](run.state() for run in group.runs) + Counter(group.not_begun)
     worst = next((state for state in ("failed", "silent", "running", "waiting") if states[state]), "done")
     planned = states.total()
-    if planned == 1:
-        done = Text(worst, style=_STATE_COLORS[worst])
-    else:
-        done = Text(f"{states['done']}/{planned}", style=_STATE_COLORS[worst])
-        if worst in ("failed", "silent"):
-            done.append(f" {states[worst]} {worst}")
+    done = Text(worst if planned == 1 else f"{states['done']}/{planned}", style=_STATE_COLORS[worst])
+    if planned > 1 and worst in ("failed", "silent"):
+        done.append(f" {states[worst]} {worst}")
     moving = [run for run in group.runs if run.state() == "running"]
     fps = [run.fps for run in moving if run.fps]
     left = [run.remaining_seconds for run in moving if run.remaining_seconds is not None]

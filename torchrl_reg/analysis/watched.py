@@ -69,7 +69,7 @@ class WatchedRun:
         total = self.record.total_frames
         return 1.0 if self.state() == "done" else min(self.frames / total, 1.0) if total else 0.0
 
-    def state(self, now: float | None = None) -> State:
+    def state(self) -> State:
         """``done``, ``failed``, ``waiting`` (no row yet), ``silent`` (no row for long) or ``running``."""
         path = self.record.path
         if (path / "done.json").exists():
@@ -80,7 +80,7 @@ class WatchedRun:
             written = (path / "metrics.jsonl").stat().st_mtime
         except OSError:
             return "waiting"
-        quiet = (time.time() if now is None else now) - written
+        quiet = time.time() - written
         return "silent" if quiet > max(SILENT_SECONDS, _SILENT_ROWS * self._row_seconds) else "running"
 
     def _shown(self, row: Row) -> Row:
@@ -203,9 +203,8 @@ class Watcher:
         return tuple(state for path, state in self.not_begun.items() if path.parent in parents)
 
 
-def latest_curves(groups: Iterable[WatchedGroup]) -> tuple[Event, list[Curve]]:
+def latest_curves(groups: Sequence[WatchedGroup]) -> tuple[Event, list[Curve]]:
     """What to draw for the groups of one environment, and of what: evaluations once all have two, else training."""
-    groups = list(groups)
     evaluated = [group.curve("eval") for group in groups]
     if all(len(frames) > 1 for frames, _ in evaluated):
         return "eval", evaluated
