@@ -74,8 +74,7 @@ def aggregate_curve(
         AnalysisError: an environment without evaluations, or none in common.
     """
     curves = [(group, group_curve(group, column)) for group in groups]
-    missing = [group.env for group, curve in curves if curve is None]
-    if missing:
+    if missing := [group.env for group, curve in curves if curve is None]:
         raise AnalysisError(
             f"{groups[0].method} must have evaluations of {column} everywhere, got none on {missing[0]}."
         )

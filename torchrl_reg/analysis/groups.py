@@ -234,8 +234,7 @@ def _refuse_different(
     """Refuses runs that are ``alike`` with different settings ``among`` those named (none: of all)."""
     among = set(among)
     for one, run, different in _differing(runs, alike):
-        keys = [key for key in different if key in among or not among]
-        if keys:
+        if keys := [key for key in different if key in among or not among]:
             there, here = (shown(each.config.get(keys[0], _ABSENT)) for each in (one, run))
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             example = f"{keys[0]} ({there} in {one.path}, {here} in {run.path}){more}"

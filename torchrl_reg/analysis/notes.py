@@ -46,12 +46,10 @@ def _curve_notes(groups: Sequence[Group], column: str) -> list[str]:
     """What curves of ``groups`` hide: unfinished runs, runs without evaluations, seeds that went further."""
     runs = [run for group in groups for run in group.runs]
     found = []
-    going = [str(run.path) for run in runs if run.done is None]
-    if going:
+    if going := [str(run.path) for run in runs if run.done is None]:
         are = "is" if len(going) == 1 else "are"
         found.append(f"{len(going)} of {len(runs)} runs {are} not finished: {_first_three(going, ', ')}")
-    empty = [run.path for run in runs if not len(run.evaluations(column)[0])]
-    if empty:
+    if empty := [run.path for run in runs if not len(run.evaluations(column)[0])]:
         found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0]}")
     short = []
     for group in groups:

@@ -33,9 +33,7 @@ def number(value: float) -> str:
     ('−1.23k', '0.25', '1.2e-5', '2.5M')
     """
     size = abs(value)
-    text = amount(size)
-    if size and size < 0.001:
-        text = f"{size:.2g}".replace("e-0", "e-")
+    text = f"{size:.2g}".replace("e-0", "e-") if 0 < size < 0.001 else amount(size)
     return f"−{text}" if value < 0 else text
 
 

@@ -159,8 +159,7 @@ class Columns:
             self.frames = max(self.frames, frames)
             for name, value in row.items():
                 if value is None or is_number(value):
-                    points = columns.get(name)
-                    if points is None:
+                    if (points := columns.get(name)) is None:
                         if len(columns) >= _MOST_COLUMNS:
                             raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
                         points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _COUNTERS)

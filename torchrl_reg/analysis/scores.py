@@ -128,8 +128,7 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     }
     if wanted == "auto":
         return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
-    unsuited = [env for env in envs if wanted in suits and not suits[wanted](env)]
-    if unsuited:
+    if unsuited := [env for env in envs if wanted in suits and not suits[wanted](env)]:
         kind = "Atari games with a human score" if wanted == "human" else "the MuJoCo tasks with a SAC score"
         raise AnalysisError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
     return wanted

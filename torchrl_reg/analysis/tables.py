@@ -69,11 +69,10 @@ def environment_table(
     """
     board = Scoreboard(scores, scale)
     reference = {} if baseline is None else board.of(baseline)
+    scored = [each for each in scores if len(each.values)]
     paper = _published_numbers(board.envs, published)
     rows = []
-    for each in scores:
-        if not len(each.values):
-            continue
+    for each in scored:
         group = each.group
         numbers: dict[str, Estimate | float] = {
             "mean": stratified_estimate([each.values], statistics.mean),
