@@ -176,12 +176,10 @@ class Columns:
     def all(self) -> dict[str, dict[str, Column]]:
         """Every column of every event; columns with the same frames share them."""
         found: dict[str, dict[str, Column]] = {}
+        shared: dict[bytes, NDArray[np.int64]] = {}
         for event, columns in self._events.items():
-            shared: dict[bytes, NDArray[np.int64]] = {}
-            found[event] = {}
-            for name, points in columns.items():
-                frames, values = points.arrays()
-                found[event][name] = (shared.setdefault(frames.tobytes(), frames), values)
+            arrays = {name: points.arrays() for name, points in columns.items()}
+            found[event] = {name: (shared.setdefault(x.tobytes(), x), y) for name, (x, y) in arrays.items()}
         return found
 
 

@@ -173,10 +173,8 @@ def _heat_map(one: str, other: str, env: str, scored: Scored) -> HeatMap | None:
     if len(rows) < 2 or len(columns) < 2 or len(filled) < 0.75 * len(rows) * len(columns) or not shared:
         return None
     places = [[(row, column) for column in range(len(columns))] for row in range(len(rows))]
-    cells = [
-        tuple(float(np.mean([np.mean(of[place]) for of in shared])) if place in filled else None for place in line)
-        for line in places
-    ]
+    means = {place: float(np.mean([np.mean(of[place]) for of in shared])) for place in filled}
+    cells = [tuple(means.get(place) for place in line) for line in places]
     counts = [tuple(sum(len(of.get(place, ())) for of in shared) for place in line) for line in places]
     note = f"unbalanced: {len(shared)} of {len(families)} combinations of the other settings are in every cell"
     note = note if len(shared) < len(families) else ""
