@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,33 +110,25 @@ def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Arra
     return x[starts + sizes - 1], means
 
 
-@dataclass(frozen=True)
-class Row:
-    """A method: its place among them, a cell a column (None where it has no runs), finished seeds and commits."""
-
-    method: str
-    series: int
-    cells: list[dict[str, Any] | str | None]
-    seeds: list[tuple[str, str]]
-    commits: list[str]
-
-
 def summary_table(sweep: Sweep) -> dict[str, Any]:
     """Final scores with intervals, numbers of seeds and commits; many methods from the best mean rank down.
 
-    For the template: ``columns`` (environments), ``rows``, and ``tall``, whether the page swaps the two.
+    For the template: ``columns`` of cells by method; by method its place among them (``series``), finished ``seeds``
+    and ``commits``; and ``tall``, whether the page swaps rows and columns.
     """
     over_all = compared(sweep)[1]
     columns = {ALL: over_all} if over_all else {}
     for env in sweep.envs:
         columns[env] = {each.group.method: [each.values] for each in sweep.scores if each.group.env == env}
-    cells = {env: _cells(runs, env) for env, runs in columns.items()}
-    rows = []
-    for method in ranked(sweep) if len(sweep.methods) > _MOST_UNSORTED else sweep.methods:
-        commits = [commit for group in sweep.groups if group.method == method for commit in group.commits]
-        line = [column.get(method) for column in cells.values()]
-        rows.append(Row(method, sweep.methods.index(method), line, _seeds(method, sweep), list(dict.fromkeys(commits))))
-    return {"columns": list(columns), "rows": rows, "tall": len(columns) > max(_MOST_COLUMNS, len(rows))}
+    methods = ranked(sweep) if len(sweep.methods) > _MOST_UNSORTED else sweep.methods
+    groups = {method: [group for group in sweep.groups if group.method == method] for method in methods}
+    return {
+        "columns": {env: _cells(runs, env) for env, runs in columns.items()},
+        "series": {method: sweep.methods.index(method) for method in methods},
+        "seeds": {method: _seeds(method, sweep) for method in methods},
+        "commits": {m: dict.fromkeys(commit for group in of for commit in group.commits) for m, of in groups.items()},
+        "tall": len(columns) > max(_MOST_COLUMNS, len(methods)),
+    }
 
 
 def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, Any] | str]:
