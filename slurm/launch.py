@@ -127,7 +127,8 @@ def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster,
     if cluster.kind == "debug":
         failures = run_in_process(missing, folder.path)
     else:
-        print(f"here, {cluster.parallel_jobs} jobs at a time. {_status_command(folder)}")
+        jobs_at_a_time = "1 job" if cluster.parallel_jobs == 1 else f"{cluster.parallel_jobs} jobs"
+        print(f"here, {jobs_at_a_time} at a time. {_status_command(folder)}")
         failures = run_here(jobs, cluster.parallel_jobs, lambda: headline(folder.path.name, sweep_status(folder)))
     for failure in failures:
         print(failure, file=sys.stderr)

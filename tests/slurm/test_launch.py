@@ -99,7 +99,7 @@ def test_a_sweep_here_tells_how_it_goes(local_sweep):
     # One after the other: of two that end at the same moment it would tell once.
     done = local_sweep.launch("sweep.seeds=2", "check=false", "cluster.parallel_jobs=1")
     lines = done.stdout.splitlines()
-    assert lines[1] == f"here, 1 jobs at a time. python slurm/status.py {local_sweep.folder}"
+    assert lines[1] == f"here, 1 job at a time. python slurm/status.py {local_sweep.folder}"
     assert lines[-1].startswith("here: 2 runs: 2 done, 40 of 40 frames") and len(lines) >= 4
 
 
