@@ -89,8 +89,9 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> So
         loss = SoftActorCriticLoss(actor, critics, tau=algo.tau, target_entropy=entropy if algo.adapt_tau else None)
         return loss.make_value_estimator(gamma=algo.gamma)
     # A list of critics: from a single one TorchRL would initialize the copies itself, not as the layers do.
+    view = SingleDimensionActor(actor)
     discrete = DiscreteSACLoss(
-        SingleDimensionActor(actor),
+        view,
         [bin_value_network(cfg.policy, env).to(device) for _ in range(2)],
         action_space="categorical",
         loss_function="l2",
@@ -98,7 +99,7 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> So
         fixed_alpha=not algo.adapt_tau,
         target_entropy=entropy,
     )
-    discrete.set_keys(action="action_index")
+    discrete.set_keys(action=view.stored_action_key)
     discrete.make_value_estimator(gamma=algo.gamma)
     return discrete
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import submitit
 
-from torchrl_reg.analysis.sweep_files import last_line
+from torchrl_reg.analysis.sweep_files import is_done, last_line
 
 # What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
 # prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element
@@ -117,7 +117,7 @@ class ArrayElement:
         reason = f"no checkpoint in {fruitless} jobs of {self.commands.minutes} minutes: lower "
         reason += "run.checkpoint_every_frames or raise cluster.minutes."
         for folder in self._folders():
-            if not _is_done(folder):
+            if not is_done(folder):
                 _write_failure(_beside(folder, ".failed"), -1, reason)
         return None
 
@@ -147,13 +147,13 @@ class ArrayElement:
             for folder in folders:
                 _beside(folder, ".failed").unlink(missing_ok=True)
             for life in range(self.commands.retries + 1):
-                if all(map(_is_done, folders)):
+                if all(map(is_done, folders)):
                     return None
                 for name, folder in zip(names, folders, strict=True):
                     if _is_held(folder / ".lock", self.commands.lock_seconds):
                         return f"{name}: another process writes it"
                 code = self._start_and_wait(command, log, life)
-                if self._stopping or (code == 0 and all(map(_is_done, folders))):
+                if self._stopping or (code == 0 and all(map(is_done, folders))):
                     return None
                 if 0 <= code < 128:  # an error, or no done.json; others are signals
                     break
@@ -166,7 +166,7 @@ class ArrayElement:
 
     def _note_failure(self, names: Sequence[str], code: int, line: str) -> str:
         """Marks the runs that are not done, and returns their names."""
-        failed = [name for name in names if not _is_done(Path(self.commands.folder, name))] or names
+        failed = [name for name in names if not is_done(Path(self.commands.folder, name))] or names
         for name in failed:
             _write_failure(_beside(Path(self.commands.folder, name), ".failed"), code, line)
         return ", ".join(failed)
@@ -222,10 +222,6 @@ class ArrayElement:
         with contextlib.suppress(Exception):  # not in a job
             pickle = submitit.JobEnvironment().paths.submitted_pickle
             pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
-
-
-def _is_done(folder: Path) -> bool:
-    return (folder / "done.json").exists()
 
 
 def _beside(folder: Path, suffix: str) -> Path:

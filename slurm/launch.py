@@ -41,6 +41,7 @@ try:
     from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
+    from torchrl_reg.analysis.sweep_files import is_done
 except ImportError as error:
     raise SystemExit(f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'.") from None
 
@@ -142,7 +143,7 @@ def _status_command(folder: SweepFolder) -> str:
 
 def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> list[PlannedRun]:
     queued = queued_runs(folder)
-    missing = [r for r in runs if r.folder not in queued and not (folder.path / r.folder / "done.json").exists()]
+    missing = [r for r in runs if r.folder not in queued and not is_done(folder.path / r.folder)]
     doing = "submit" if config.cluster.kind == "slurm" else "run"
     print(f"{folder.path.name}: {len(runs)} runs, {len(missing)} to {doing}.")
     return missing

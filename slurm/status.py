@@ -29,7 +29,7 @@ from torchrl_reg.analysis.documents import read_text
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.record import Row, Tail
-from torchrl_reg.analysis.sweep_files import failure, last_line, printable
+from torchrl_reg.analysis.sweep_files import failure, is_done, last_line, printable
 from torchrl_reg.cli import main as watch
 
 _TAIL_BYTES = 8192
@@ -157,7 +157,7 @@ def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, lin
 
 def _state(path: Path, queued: dict[str, Queued] | None, name: str, job_log: Path | None) -> tuple[str, str]:
     """State and last words; ``gone``: its job has left the queue. ``job_log`` is that of its last job, if any."""
-    if (path / "done.json").exists():
+    if is_done(path):
         return "done", ""
     job = (queued or {}).get(name)
     if job is not None and job.state in _WAITING:

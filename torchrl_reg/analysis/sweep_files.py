@@ -51,6 +51,11 @@ def _listed(sweep: Path) -> Iterator[Path]:
             continue  # a row that a crash cut short
 
 
+def is_done(run: Path) -> bool:
+    """Whether the run has come to its end."""
+    return (run / "done.json").exists()
+
+
 def marks(run: Path) -> list[Path]:
     """The failure marks of a run, its array element's first."""
     return [mark for mark in (run.with_name(f"{run.name}.failed"), run / "failed.json") if mark.exists()]

@@ -16,7 +16,7 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.record import Column, Columns, Row, Tail, finite, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
-from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
+from torchrl_reg.analysis.sweep_files import failure, is_done, marks, not_begun
 from torchrl_reg.analysis.terminal_plot import Curve
 
 Event = Literal["eval", "train"]
@@ -72,7 +72,7 @@ class WatchedRun:
     def state(self) -> State:
         """``done``, ``failed``, ``waiting`` (no row yet), ``silent`` (no row for long) or ``running``."""
         path = self.record.path
-        if (path / "done.json").exists():
+        if is_done(path):
             return "done"
         if marks(path):
             return "failed"

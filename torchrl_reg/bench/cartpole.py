@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -42,10 +43,7 @@ def compiled_tables(frames: int = 12_000, device: str = "cpu") -> list[Table]:
 
 
 def _compiled_table(frames: int, device: str, *, every: int, batch: int) -> Table:
-    cases = [
-        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch, device), _CLEANRL),
-        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch, device), _CLEANRL),
-    ]
+    cases = _by_hand(frames, device, every, batch)
     for n in (8, 32):
         case = _recipe(frames, every, batch, n, compile=True, device=device)
         cases.append(Case(f"recipes/m_dqn.py compiled, {n} environments", case, _CLEANRL))
@@ -66,13 +64,17 @@ def seeds_tables(frames: int = 6_000, device: str = "cpu") -> list[Table]:
 _CLEANRL = "CleanRL's loop of dqn.py, written again"
 
 
-def _table(frames: int, device: str, *, every: int, batch: int) -> Table:
-    cases = [
-        Case(_CLEANRL, lambda: cleanrl_loop(frames, every, batch, device), _CLEANRL),
-        Case("hand-written M-DQN, 8 environments", lambda: hand_written(frames, every, batch, device), _CLEANRL),
+def _by_hand(frames: int, device: str, every: int, batch: int) -> list[Case]:
+    return [
+        Case(_CLEANRL, partial(cleanrl_loop, frames, every, batch, device), _CLEANRL),
+        Case("hand-written M-DQN, 8 environments", partial(hand_written, frames, every, batch, device), _CLEANRL),
     ]
+
+
+def _table(frames: int, device: str, *, every: int, batch: int) -> Table:
+    cases = _by_hand(frames, device, every, batch)
     if device == "cpu":
-        stock = lambda: torchrl_parts(frames // 2, every, batch)  # noqa: E731
+        stock = partial(torchrl_parts, frames // 2, every, batch)
         cases.append(Case("TorchRL's own parts, 1 environment", stock, _CLEANRL))
     for n in (1, 8, 32):
         measure = _recipe(frames, every, batch, n, device=device)

@@ -32,18 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.episodes < 1:
         raise AnalysisError(f"--episodes must be >= 1, got {arguments.episodes}.")
-    import torch
     from torchrl.envs.utils import ExplorationType
 
     from torchrl_reg.agents.saved import read_policy
     from torchrl_reg.agents.worlds import env_of
+    from torchrl_reg.training.device import set_up_cpu
     from torchrl_reg.training.evaluation import episode_returns
 
     saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
     known = saved.facts.get("run", {})
     row = saved.facts.get("evaluation", {})
-    torch.set_num_threads(known.get("threads", 1))
-    torch.set_flush_denormal(True)  # as in the run
+    set_up_cpu(known.get("threads", 1))  # as in the run
     seed = known.get("seed", 0) if arguments.seed is None else arguments.seed
     # As many environments as the run's evaluations had, so that the first round repeats its last evaluation.
     at_once = min(known.get("eval_episodes", 10), arguments.episodes)

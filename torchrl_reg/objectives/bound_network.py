@@ -53,12 +53,11 @@ def inner_module(network: nn.Module, action_value_key: NestedKey) -> tuple[nn.Mo
     first, last = network.module
     plain = (
         type(first) is TensorDictModule
+        and is_plain(first)
         and list(first.out_keys) == [action_value_key]
-        and not getattr(first, "_kwargs", None)
-        and getattr(first, "method", None) in (None, "forward")
         and isinstance(last, QValueModule)
         and last.action_mask_key is None
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in (network, first, last))
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in (network, last))
     )
     return (first.module, list(first.in_keys)) if plain else None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torchrl_reg.training.device import set_up_cpu
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.journal import Journal
 from torchrl_reg.training.loggers import check_loggers
@@ -36,10 +37,7 @@ class Recorded:
             raise ConfigError(f"run.dir={self.path} holds a finished run.")
         check_loggers(self.settings.loggers)
         self._journal = Journal(self.path, self.settings)
-        torch.set_num_threads(self.settings.threads)
-        # Adam's moments of units that are off decay into subnormal numbers and stay there; a processor takes ten times
-        # as long for those, and a step of Adam with it.
-        torch.set_flush_denormal(True)
+        set_up_cpu(self.settings.threads)
 
     @property
     def path(self) -> Path:

@@ -13,7 +13,7 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 from torchrl_reg.analysis.scores import Scores, scores_of
-from torchrl_reg.analysis.sweep_files import failure, marked, not_begun
+from torchrl_reg.analysis.sweep_files import failure, is_done, marked, not_begun
 
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 
@@ -105,7 +105,7 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
     runs = find_runs(folder, skipped=skipped, training=True)
     runs, repeated = without_repetitions(without_settings(runs, ignore) if ignore else runs)
     skipped += [f"{sentence}." for sentence in repeated]
-    said = {run: failure(run) for run in sorted(marked(folder)) if not (run / "done.json").exists()}  # or run again
+    said = {run: failure(run) for run in sorted(marked(folder)) if not is_done(run)}  # or run again
     failures = {_relative(run, folder): words for run, words in said.items() if words is not None}
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
     unbegun |= set(failures) - {_relative(run.path, folder) for run in runs}
