@@ -65,3 +65,25 @@ def test_vmap(gradients: bool, dims: tuple[int | None, int | None]) -> None:
         together = torch.vmap(net.quantiles, dims)(*inputs)
         apart = torch.stack([net.quantiles(*row) for row in rows])
     torch.testing.assert_close(together, apart)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("batch", [(8,), ()])  # fractions by row, or one set for all
+def test_several_states_in_one_pass_are_what_they_are_alone(batch: tuple[int, ...], gradients: bool) -> None:
+    net, states = network(), [torch.randn(8, 16) for _ in range(2)]
+    levels = [torch.rand(*batch, n) for n in (3, 5)]
+    with torch.set_grad_enabled(gradients):
+        together = net.quantiles_of(states, levels)
+    for z, state, fractions in zip(together, states, levels, strict=True):
+        torch.testing.assert_close(z, formula(net, state, fractions))
+
+
+def test_a_subclass_with_quantiles_of_its_own_is_asked_for_them() -> None:
+    class Doubled(ImplicitQuantileNetwork):
+        def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
+            return 2 * super().quantiles(features, fractions)
+
+    net = Doubled(nn.Linear(4, 16), num_features=16, num_actions=3, num_cosines=7, num_cells=32)
+    features, fractions = torch.randn(8, 16), torch.rand(8, 5)
+    (z,) = net.quantiles_of([features], [fractions])
+    torch.testing.assert_close(z, 2 * formula(net, features, fractions))

@@ -110,8 +110,8 @@ def mean_target(loss: Any, data: Any) -> tuple[torch.Tensor, list[torch.Tensor]]
     captured: list[torch.Tensor] = []
     seen: list[Any] = []
     frozen = loss._bound_networks["value_network"].target.network.quantile_network
-    original, regress = frozen.quantiles, loss.head.regress
-    frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
+    original, regress = frozen.quantiles_of, loss.head.regress
+    frozen.quantiles_of = lambda *args: captured.extend(original(*args)) or captured[-len(args[0]) :]
     loss.head.regress = lambda *args: seen.append(args[2]) or regress(*args)
     loss(data)
     return seen[0].values.mean(-1, keepdim=True), [z.mean(-2) for z in captured]

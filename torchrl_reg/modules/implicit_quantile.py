@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.modules.layers import relu_after
+from torchrl_reg.modules.layers import relu_after, run_linear
 from torchrl_reg.torchrl_compat import is_listened_to, is_transformed
 
 
@@ -53,10 +54,21 @@ class ImplicitQuantileNetwork(nn.Module):
 
     def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` for ``features [*B, F]`` and ``fractions [*B, N]`` (or ``[N]`` for all)."""
-        multiples = torch.arange(1, self.num_cosines + 1, device=fractions.device, dtype=fractions.dtype)
-        cosines = (math.pi * multiples * fractions.unsqueeze(-1)).cos_()
-        embedded = relu_after(self.embedding, cosines.to(features.dtype))
-        return self._values(_product(features.unsqueeze(-2), embedded))
+        return self._in_one_pass([features], [fractions])[0]
+
+    def quantiles_of(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
+        """:meth:`quantiles` of several states in one pass; ``features`` have one shape, ``fractions`` all but the N."""
+        if type(self).quantiles is not ImplicitQuantileNetwork.quantiles:  # a subclass has its own
+            return [self.quantiles(state, levels) for state, levels in zip(features, fractions, strict=True)]
+        return self._in_one_pass(features, fractions)
+
+    def _in_one_pass(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
+        counts = [levels.shape[-1] for levels in fractions]
+        joined = fractions[0] if len(counts) == 1 else torch.cat(list(fractions), -1)
+        multiples = torch.arange(1, self.num_cosines + 1, device=joined.device, dtype=joined.dtype)
+        cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
+        embedded = relu_after(self.embedding, cosines.to(features[0].dtype))
+        return self._values(_products(features, embedded, counts)).split(counts, -2)
 
     def _values(self, modulated: Tensor) -> Tensor:
         layers = tuple(self.head) if type(self.head) is nn.Sequential else ()
@@ -64,15 +76,25 @@ class ImplicitQuantileNetwork(nn.Module):
             return self.head(modulated)
         if is_listened_to(self.head) or is_listened_to(layers[1]):
             return self.head(modulated)
-        return layers[2](relu_after(layers[0], modulated))
+        return run_linear(layers[2], relu_after(layers[0], modulated))
 
     def forward(self, observation: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` at ``fractions [*B, N]``."""
         return self.quantiles(self.features(observation), fractions)
 
 
-def _product(features: Tensor, embedded: Tensor) -> Tensor:
-    """``features [*B, 1, F] * embedded [*B, N, F]``, in the memory of ``embedded`` where no gradient asks for that."""
-    same = features.shape[:-2] == embedded.shape[:-2] and features.dtype == embedded.dtype
-    seen = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(features)
-    return embedded.mul_(features) if same and not seen else features * embedded
+def _products(features: Sequence[Tensor], embedded: Tensor, counts: list[int]) -> Tensor:
+    """Each of ``features [*B, F]`` times its ``counts`` rows of ``embedded [*B, N, F]``, side by side.
+
+    In the memory of ``embedded`` where no gradient asks for that.
+    """
+    first = features[0]
+    same = first.shape[:-1] == embedded.shape[:-2] and first.dtype == embedded.dtype
+    seen = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(first)
+    pairs = zip(features, embedded.split(counts, -2), strict=True)
+    if seen or not same:
+        made = [state.unsqueeze(-2) * part for state, part in pairs]
+        return made[0] if len(made) == 1 else torch.cat(made, -2)
+    for state, part in pairs:
+        part.mul_(state.unsqueeze(-2))
+    return embedded

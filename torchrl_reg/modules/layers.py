@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -49,17 +50,15 @@ def _step(layer: nn.Module, *, after_linear: bool) -> Callable[[Tensor], Tensor]
     """What ``layer`` does, found in fewer calls."""
     if type(layer) is nn.ReLU and after_linear:
         return torch.relu_
-    if type(layer) is not nn.Linear:
-        return layer.forward
+    return partial(_linear, layer) if type(layer) is nn.Linear else layer.forward
 
-    def linear(x: Tensor) -> Tensor:
-        # Reading them as attributes goes through Module.__getattr__. A parametrized or swapped layer has them there.
-        held = layer._parameters
-        if "weight" in held and "bias" in held:
-            return nn.functional.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
-        return layer.forward(x)
 
-    return linear
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer.forward(x)``, reading the parameters where they lie: as attributes they go through Module.__getattr__."""
+    held = layer._parameters
+    if "weight" in held and "bias" in held:
+        return nn.functional.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
+    return layer.forward(x)  # a parametrized or swapped layer has them there
 
 
 def relu_after(layer: nn.Module, x: Tensor) -> Tensor:
@@ -69,9 +68,23 @@ def relu_after(layer: nn.Module, x: Tensor) -> Tensor:
     >>> bool((relu_after(layer, torch.ones(3, 4)) == layer(torch.ones(3, 4)).relu()).all())
     True
     """
-    y = layer(x)
+    return torch.relu_(_linear(layer, x)) if _is_bare(layer) else torch.relu(layer(x))
+
+
+def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, in fewer calls where that is a linear layer's ``forward`` and nothing else.
+
+    >>> layer = nn.Linear(4, 8)
+    >>> bool((run_linear(layer, torch.ones(3, 4)) == layer(torch.ones(3, 4))).all())
+    True
+    """
+    return _linear(layer, x) if _is_bare(layer) else layer(x)
+
+
+def _is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether ``layer`` is a linear one of which nobody sees the call."""
     seen = torch.compiler.is_compiling() or is_listened_to(layer) or has_global_module_hooks()
-    return torch.relu(y) if seen or type(layer) is not nn.Linear else torch.relu_(y)
+    return type(layer) is nn.Linear and not seen
 
 
 def _layers(network: nn.Module) -> list[Any] | None:

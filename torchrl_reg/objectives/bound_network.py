@@ -161,7 +161,7 @@ class BoundQNetwork(BoundModule):
     ) -> None:
         super().__init__(template, params, private=private)
         self._action_value_key, self._rows_dim = action_value_key, rows_dim
-        self._mixes_rows = mixes_rows(template)
+        self.mixes_rows = mixes_rows(template)
         self._use(self._network)
 
     def _use(self, network: TensorDictModuleBase) -> None:
@@ -193,7 +193,7 @@ class BoundQNetwork(BoundModule):
             self._follow_mode()
             return self.at_both(self._module, tensordict, root_counts=root_counts)
         following = entry(tensordict, "next")
-        if self._mixes_rows and not root_counts:
+        if self.mixes_rows and not root_counts:
             with self.undisturbed():
                 root = self(tensordict)
             return root, self(following)
@@ -225,7 +225,7 @@ class BoundQNetwork(BoundModule):
         Where rows mix (batch normalization) and s is for diagnostics only, its pass leaves the statistics as they were.
         """
         here, following = self.inputs(tensordict), self.inputs(entry(tensordict, "next"))
-        if tensordict.batch_dims and not self._mixes_rows:
+        if tensordict.batch_dims and not self.mixes_rows:
             dim = self._rows_dim
             first, second = call(*[torch.cat(pair, dim) for pair in zip(here, following, strict=True)]).chunk(2, dim)
             return first, second

@@ -207,9 +207,11 @@ class QLearningLoss(RegularizedLoss):
         mask = self._loss_mask(tensordict, action)
         with torch.no_grad():
             target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
-        regression = self.head.regress(prediction, action, target, frozen, self.loss_function)
+        reports = self.diagnostics or self._reports_error
+        regression = self.head.regress(prediction, action, target, frozen, self.loss_function, reports)
         self._write_priority(tensordict, regression.priority)
-        self._note_td_error(rows, regression.td_error)
+        if reports and regression.td_error is not None:
+            rows |= self._error_rows(regression.td_error)
         terms = self._terms(tensordict, rows, mask, regression.elementwise.dtype)
         return self._output(tensordict, regression.elementwise, mask, rows, **terms)
 
@@ -299,10 +301,10 @@ class QLearningLoss(RegularizedLoss):
 
     # -- what comes out -----------------------------------------------------------------------------------------
 
-    def _note_td_error(self, rows: dict[str, Tensor], td_error: Tensor) -> None:
-        super()._note_td_error(rows, td_error)
-        if self._reports_error:
-            rows["squared_td_error"] = td_error.square()
+    def _error_rows(self, td_error: Tensor) -> dict[str, Tensor]:
+        """What is reported of the TD errors ``[*B]``."""
+        rows = {"td_error": td_error.abs()} if self.diagnostics else {}
+        return rows | ({"squared_td_error": td_error.square()} if self._reports_error else {})
 
     def _extra_rows(self, tau_log_pi: Tensor) -> dict[str, Tensor]:
         """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s."""

@@ -222,11 +222,6 @@ class RegularizedLoss(NetworkLoss):
         """The weights of a prioritized sample, where there are any and they are wanted."""
         return entry(tensordict, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
 
-    def _note_td_error(self, rows: dict[str, Tensor], td_error: Tensor) -> None:
-        """Add what is reported of the TD errors ``[*B]`` to the diagnostic rows."""
-        if self.diagnostics:
-            rows["td_error"] = td_error.abs()
-
     def _reward(self, tensordict: TensorDictBase) -> Tensor:
         reward = entry(tensordict, ("next", self.tensor_keys.reward))
         if reward is None:

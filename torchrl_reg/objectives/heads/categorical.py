@@ -64,7 +64,7 @@ class Categorical(Head):
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
     ) -> Regression:
         assert target.masses is not None
         support = bound.inner.support
@@ -75,9 +75,8 @@ class Categorical(Head):
             masses = torch.where(target.masses.isfinite(), target.masses, 1.0)
             masses = masses / masses.sum(-1, keepdim=True)
             projected = categorical_projection(target.values, masses, support).to(p.dtype)
-            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * target.values).sum(-1)
             if target.mask is not None:
                 projected = torch.where(target.mask.unsqueeze(-1), projected, p)
-                td_error = torch.where(target.mask, td_error, 0.0)
+            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * target.values).sum(-1) if reports else None
         elementwise = -(projected * log_p).sum(-1)
         return Regression(elementwise, elementwise.detach().clone(), td_error)

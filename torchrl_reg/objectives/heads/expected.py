@@ -49,7 +49,7 @@ class ExpectedValue(Head):
         return ((policy.pi * next_z).sum(-1) - policy.cost).unsqueeze(-1), None
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
     ) -> Regression:
         # Targets and priorities keep float32 where the network computes in half precision.
         value = at_least_float32(at(prediction.z, action))

@@ -55,8 +55,8 @@ class Regression(NamedTuple):
     """Losses ``[*B]``."""
     priority: Tensor
     """Priorities ``[*B]``, detached."""
-    td_error: Tensor
-    """Difference of the means ``[*B]``, detached."""
+    td_error: Tensor | None
+    """Difference of the means ``[*B]``, detached; None where nobody asked and it would have cost something."""
 
 
 class Head:
@@ -104,11 +104,12 @@ class Head:
         raise NotImplementedError
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
     ) -> Regression:
         """Distance of the outputs at the indices ``action [*B]`` from the target.
 
-        ``loss_function`` names the distance of an expected value; distributions have their own.
+        ``loss_function`` names the distance of an expected value; distributions have their own. ``reports`` says that
+        the TD error is wanted.
         """
         raise NotImplementedError
 

@@ -50,14 +50,14 @@ class Quantiles(Head):
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str
+        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
     ) -> Regression:
         assert prediction.fractions is not None
         z, goal = of_action(prediction.z, action), target.values
-        with torch.no_grad():
-            mean = z.mean(-1, keepdim=True)
-            if target.mask is not None:
-                goal = torch.where(target.mask.unsqueeze(-1), goal, mean)
+        td_error = None
+        if reports or target.mask is not None:
+            mean = z.detach().mean(-1, keepdim=True)
+            goal = goal if target.mask is None else torch.where(target.mask.unsqueeze(-1), goal, mean)
             td_error = (mean - goal.mean(-1, keepdim=True)).squeeze(-1)
         elementwise = quantile_huber_loss(z, prediction.fractions.expand_as(z), goal, self.kappa)
         return Regression(elementwise, elementwise.detach().clone(), td_error)
@@ -150,24 +150,19 @@ class ImplicitQuantiles(Quantiles):
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
         net, following = bound.inner.network, entry(tensordict, "next")
-        root_q = None
         if root:
-            features, next_features = bound.at_both(net.features, tensordict, root_counts=root_counts)
-            fractions = self.fractions(features, self.num_policy_quantiles)
-            root_q = bound.allowed(net.quantiles(features, fractions).mean(-2), tensordict)
+            states = bound.at_both(net.features, tensordict, root_counts=root_counts)
         else:
-            next_features = net.features(*bound.inputs(following))
-        next_z, next_q = self._next_quantiles(net, next_features)
-        return Frozen(root_q, bound.allowed(next_q, following), next_z)
-
-    def _next_quantiles(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``z [*B, M, A]`` for the target and the Q-values ``[*B, A]`` behind the policy, in one pass."""
-        count, extra = self.num_target_quantiles, self.num_policy_quantiles
-        if self.reuse_quantiles:
-            z = net.quantiles(features, self.fractions(features, count))
-            return z, z.mean(-2)
-        z = net.quantiles(features, self.fractions(features, count + extra))
-        return z[..., :count, :], z[..., count:, :].mean(-2)
+            states = (net.features(*bound.inputs(following)),)
+        # At s' those of the target come first, then those behind the policy.
+        count, extra = self.num_target_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
+        counts = (self.num_policy_quantiles, count + extra)[-len(states) :]
+        drawn = [self.fractions(features, n) for features, n in zip(states, counts, strict=True)]
+        # Layers with batch statistics have to see the states apart.
+        *here, z = map(net.quantiles, states, drawn) if bound.mixes_rows else net.quantiles_of(states, drawn)
+        next_z, behind = (z, z) if self.reuse_quantiles else z.split((count, extra), -2)
+        root_q = bound.allowed(here[0].mean(-2), tensordict) if here else None
+        return Frozen(root_q, bound.allowed(behind.mean(-2), following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         net, following = bound.inner.network, entry(tensordict, "next")
