@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from torchrl_reg.modules import ActionPrior
+from torchrl_reg.objectives import QLearningLoss
+from torchrl_reg.objectives.heads import ImplicitQuantiles
 
 BAD = [
     ("soft_dqn", {"tau": 0.0}, "tau must be a finite number > 0"),
@@ -54,6 +56,13 @@ def test_bad_networks(cases: Any) -> None:
 def test_unknown_arguments_are_refused(cases: Any, name: str, argument: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{argument}'"):
         cases[name].loss(**{argument: 0.5})
+
+
+def test_options_of_a_head_go_to_the_actors_or_to_the_one_given(cases: Any) -> None:
+    actor = cases["iqn"].actor()
+    assert QLearningLoss(actor, num_quantiles=5, kappa=0.5).head.num_quantiles == 5
+    with pytest.raises(TypeError, match="num_quantiles, kappa must be given to the head where head is given, got both"):
+        QLearningLoss(actor, head=ImplicitQuantiles(), num_quantiles=5, kappa=0.5)
 
 
 def test_coefficients_are_checked_wherever_they_are_set(cases: Any) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NUM_ACTIONS, NUM_OBSERVATIONS
 from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
@@ -18,6 +17,7 @@ from torchrl_reg.regularizers import BellmanErrorCoefficient, Entropy, PriorKL
 
 STACKABLE = ("soft_dqn", "m_dqn", "al", "pal", "c51", "m_c51", "qr", "qr_double", "sparse", "soft_double")
 COUNT = 3
+NUM_OBSERVATIONS, NUM_ACTIONS = 4, 3  # those of the fixtures
 
 
 def parameters(losses: Any) -> list[list[nn.Parameter]]:

@@ -147,7 +147,7 @@ def forward_cases(size: int) -> dict[str, tuple[Callable[[], object], str]]:
         nn.Sequential(nn.Linear(8, 256), nn.ReLU()), num_features=256, num_actions=ACTIONS, num_cells=256
     )
     iqn_raw, iqn_actor = Raw(iqn_net, data), QuantileQActor(iqn_net, spec=Categorical(ACTIONS))
-    counts = {"num_quantiles": 8, "num_target_quantiles": 8, "num_policy_quantiles": 8}
+    counts: dict[str, Any] = {"num_quantiles": 8, "num_target_quantiles": 8, "num_policy_quantiles": 8}
     return {
         "raw DQN": (raw.dqn, "raw DQN"),
         "TorchRL DQNLoss": (lambda: stock(data), "raw DQN"),

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchrl_reg.modules import CategoricalQActor
 from torchrl_reg.objectives.heads import Categorical
+from torchrl_reg.objectives.munchausen_dqn import MunchausenDQNLoss
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.regularizers import Entropy, HardMax
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class CategoricalDQNLoss(QLearningLoss):
@@ -50,11 +45,10 @@ class CategoricalDQNLoss(QLearningLoss):
     torch.Size([])
     """
 
-    def __init__(self, value_network: CategoricalQActor, **kwargs: Any) -> None:
-        super().__init__(value_network, regularizer=HardMax(), head=Categorical(), **kwargs)
+    head_type = Categorical
 
 
-class MunchausenCategoricalLoss(QLearningLoss):
+class MunchausenCategoricalLoss(MunchausenDQNLoss):
     """Munchausen C51: the mixture over actions of the shifted atoms ``r + bonus + gamma (z_i - tau ln pi(a'|s'))``.
 
     Masses are ``pi(a'|s') p_i(s', a')`` and ``bonus = alpha [tau ln pi(a|s)]_{clip_min}^0``, with ``pi = softmax(sum_i
@@ -94,22 +88,4 @@ class MunchausenCategoricalLoss(QLearningLoss):
     True
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
-    alpha = coefficient("shaping.alpha_coefficient", "Current munchausen weight.")
-    clip_min = coefficient("shaping.clip_min_coefficient", "Current lower clip of tau ln pi, in reward units.")
-
-    def __init__(
-        self,
-        value_network: CategoricalQActor,
-        *,
-        tau: float = 0.03,
-        alpha: float = 0.9,
-        clip_min: float | None = -1.0,
-        **kwargs: Any,
-    ) -> None:
-        slots: dict[str, Any] = {
-            "regularizer": Entropy(tau),
-            "shaping": Munchausen(alpha, clip_min),
-            "head": Categorical(),
-        }
-        super().__init__(value_network, **slots, **kwargs)
+    head_type = Categorical

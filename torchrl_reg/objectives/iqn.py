@@ -5,9 +5,6 @@ Shapes: ``*B`` batch, ``A`` actions, ``N`` online quantiles, ``M`` target quanti
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchrl_reg.modules import QuantileQActor
 from torchrl_reg.objectives.heads import ImplicitQuantiles
 from torchrl_reg.objectives.q_learning import QLearningLoss
 
@@ -52,12 +49,4 @@ class IQNLoss(QLearningLoss):
     torch.Size([])
     """
 
-    def __init__(self, value_network: QuantileQActor, **kwargs: Any) -> None:
-        super().__init__(value_network, head=ImplicitQuantiles(**quantile_options(kwargs)), **kwargs)
-
-
-def quantile_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``kwargs`` that :class:`ImplicitQuantiles` takes, removed from it."""
-    counts = ("num_quantiles", "num_target_quantiles", "num_policy_quantiles")
-    names = (*counts, "kappa", "reuse_quantiles", "share_fractions")
-    return {name: kwargs.pop(name) for name in names if name in kwargs}
+    head_type = ImplicitQuantiles

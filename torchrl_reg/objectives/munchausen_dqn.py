@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 from torchrl.modules import QValueActor
@@ -62,12 +62,10 @@ class MunchausenDQNLoss(QLearningLoss):
     tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
     alpha = coefficient("shaping.alpha_coefficient", "Current munchausen weight.")
     clip_min = coefficient("shaping.clip_min_coefficient", "Current lower clip of tau ln pi, in reward units.")
-    _stand_ins: ClassVar[dict[Any, Any]] = {
-        **QLearningLoss._stand_ins,
+    _stand_ins = QLearningLoss._stand_ins | {
         ValueEstimators.TD0: RegValueEstimators.MUNCHAUSEN_TD0,
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,
     }
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(
         self,

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchrl_reg.modules import QuantileQActor
 from torchrl_reg.objectives.heads import ImplicitQuantiles
-from torchrl_reg.objectives.iqn import quantile_options
-from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.regularizers import Entropy
-from torchrl_reg.regularizers.coefficient import coefficient
+from torchrl_reg.objectives.munchausen_dqn import MunchausenDQNLoss
 
 
-class MunchausenIQNLoss(QLearningLoss):
+class MunchausenIQNLoss(MunchausenDQNLoss):
     """M-IQN: ``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma sum_a' pi(a'|s') (z_j(s', a') - tau ln pi(a'|s'))``.
 
     One policy ``pi = softmax(mean_k z(., ., sigma_k) / tau)`` from K fresh fractions of the target network, shared by
@@ -56,19 +49,4 @@ class MunchausenIQNLoss(QLearningLoss):
     True
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
-    alpha = coefficient("shaping.alpha_coefficient", "Current munchausen weight.")
-    clip_min = coefficient("shaping.clip_min_coefficient", "Current lower clip of tau ln pi, in reward units.")
-
-    def __init__(
-        self,
-        value_network: QuantileQActor,
-        *,
-        tau: float = 0.03,
-        alpha: float = 0.9,
-        clip_min: float | None = -1.0,
-        **kwargs: Any,
-    ) -> None:
-        head = ImplicitQuantiles(**quantile_options(kwargs))
-        slots: dict[str, Any] = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min), "head": head}
-        super().__init__(value_network, **slots, **kwargs)
+    head_type = ImplicitQuantiles

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchrl_reg.modules import QuantileQActor
 from torchrl_reg.objectives.heads import ImplicitQuantiles
-from torchrl_reg.objectives.iqn import quantile_options
 from torchrl_reg.objectives.prior_regularized import PriorRegularizedLoss
 
 
@@ -48,5 +44,4 @@ class MutualInformationIQNLoss(PriorRegularizedLoss):
     True
     """
 
-    def __init__(self, value_network: QuantileQActor, **kwargs: Any) -> None:
-        super().__init__(value_network, head=ImplicitQuantiles(**quantile_options(kwargs)), **kwargs)
+    head_type = ImplicitQuantiles

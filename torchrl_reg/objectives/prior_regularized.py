@@ -5,7 +5,7 @@ Shapes: ``*B`` batch, ``A`` actions.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -44,11 +44,9 @@ class PriorRegularizedLoss(QLearningLoss):
     prior_network_params: TensorDictParams
     target_prior_network_params: TensorDictParams
     beta = coefficient("regularizer.prior.beta_coefficient", "Current inverse temperature, that of ``loss.prior``.")
-    _stand_ins: ClassVar[dict[Any, Any]] = {
-        **QLearningLoss._stand_ins,
+    _stand_ins = QLearningLoss._stand_ins | {
         ValueEstimators.TD0: RegValueEstimators.PRIOR_SOFT_TD0,
     }
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(
         self,

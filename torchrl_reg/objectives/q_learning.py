@@ -50,7 +50,7 @@ class QLearningLoss(RegularizedLoss):
         regularizer: slot 1, shared with everything else that holds it (actor, exploration, planner); None is the
             maximum.
         shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
-        head: slot 3 with options of its own; None is the actor's head with its defaults.
+        head: slot 3; None is the actor's.
         double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a
             shaping, which has one policy for both states.
         loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``.
@@ -59,6 +59,7 @@ class QLearningLoss(RegularizedLoss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
         diagnostics: also return the detached scalars of the parts.
+        **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
     ``[*B, T]`` sequences (expected values and fixed quantiles only).
@@ -95,13 +96,14 @@ class QLearningLoss(RegularizedLoss):
     target_value_network_params: TensorDictParams
     regularizer: Regularizer
     shaping: Shaping | None
+    #: The head of every loss of this class; None: that of the actor handed in.
+    head_type: ClassVar[type[Head] | None] = None
     default_value_estimator: Any = ValueEstimators.TD0
-    _stand_ins: ClassVar[dict[Any, Any]] = {
+    _stand_ins = {
         ValueEstimators.TD0: RegValueEstimators.REGULARIZED_TD0,
         ValueEstimators.TD1: RegValueEstimators.REGULARIZED_TD1,
         ValueEstimators.TDLambda: RegValueEstimators.REGULARIZED_TDLAMBDA,
     }
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(
         self,
@@ -117,6 +119,7 @@ class QLearningLoss(RegularizedLoss):
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
         diagnostics: bool = True,
+        **head_options: Any,
     ) -> None:
         super().__init__(
             loss_function=loss_function or "smooth_l1",
@@ -133,7 +136,11 @@ class QLearningLoss(RegularizedLoss):
         network = ensure_tensordict_compatible(
             module=value_network, wrapper_type=QValueActor, action_space=action_space
         )
-        self.head = head_of(network) if head is None else head
+        if head is None:
+            head = (self.head_type or head_of(network))(**head_options)
+        elif head_options:
+            raise TypeError(f"{', '.join(head_options)} must be given to the head where head is given, got both.")
+        self.head = head
         self.head.check(network)
         if loss_function is not None and not self.head.expected:
             raise TypeError(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchrl_reg.modules import FixedQuantileQActor
 from torchrl_reg.objectives.heads import FixedQuantiles
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.regularizers import HardMax
 
 
 class QuantileRegressionDQNLoss(QLearningLoss):
@@ -49,5 +45,4 @@ class QuantileRegressionDQNLoss(QLearningLoss):
     torch.Size([])
     """
 
-    def __init__(self, value_network: FixedQuantileQActor, *, kappa: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(value_network, regularizer=HardMax(), head=FixedQuantiles(kappa), **kwargs)
+    head_type = FixedQuantiles

@@ -71,6 +71,11 @@ class RegularizedLoss(NetworkLoss):
     #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
     _is_stack: bool = False
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = (*cls._stand_ins, *cls._stand_ins.values())
+        cls.SUPPORTED_VALUE_ESTIMATORS = tuple(dict.fromkeys((*own, *cls.SUPPORTED_VALUE_ESTIMATORS)))
+
     def __init__(
         self,
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 from torchrl.modules import QValueActor
@@ -55,12 +55,10 @@ class SoftDQNLoss(QLearningLoss):
     """
 
     tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
-    _stand_ins: ClassVar[dict[Any, Any]] = {
-        **QLearningLoss._stand_ins,
+    _stand_ins = QLearningLoss._stand_ins | {
         ValueEstimators.TD0: RegValueEstimators.SOFT_TD0,
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,
     }
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (*_stand_ins, *_stand_ins.values())
 
     def __init__(self, value_network: QValueActor | nn.Module, *, tau: float = 0.03, **kwargs: Any) -> None:
         super().__init__(value_network, regularizer=Entropy(tau), **kwargs)

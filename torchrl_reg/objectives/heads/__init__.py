@@ -12,9 +12,7 @@ from torchrl_reg.objectives.heads.quantiles import FixedQuantiles, ImplicitQuant
 __all__ = ["Categorical", "ExpectedValue", "FixedQuantiles", "Head", "ImplicitQuantiles", "head_of"]
 
 
-def head_of(network: Any) -> Head:
-    """The head of a Q-value actor, with its default options; an expected value for any other network."""
-    for head in (ImplicitQuantiles, FixedQuantiles, Categorical):
-        if isinstance(network, head.actor_type):
-            return head()
-    return ExpectedValue()
+def head_of(network: Any) -> type[Head]:
+    """The kind of head that reads a Q-value actor; an expected value for any other network."""
+    kinds = (ImplicitQuantiles, FixedQuantiles, Categorical)
+    return next((kind for kind in kinds if isinstance(network, kind.actor_type)), ExpectedValue)

@@ -11,16 +11,8 @@ from torch import Tensor
 from torchrl_reg.functional import categorical_projection
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import CategoricalQActor
-from torchrl_reg.objectives.heads.head import (
-    Frozen,
-    Head,
-    Prediction,
-    Regression,
-    Target,
-    of_action,
-)
+from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, Target, of_action
 from torchrl_reg.regularizers import Regularized
-from torchrl_reg.torchrl_compat import entry
 
 
 class Categorical(Head):
@@ -38,25 +30,8 @@ class Categorical(Head):
     actor_type = CategoricalQActor
     traces = False
 
-    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        return Prediction(bound.inner.outputs(*bound.inputs(tensordict)), None)
-
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return bound.allowed(bound.inner.mean(z.detach()), tensordict)
-
-    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        following, outputs = entry(tensordict, "next"), bound.inner.outputs
-        root_q = None
-        if root:
-            here, next_z = bound.at_both(outputs, tensordict, root_counts=root_counts)
-            root_q = self.q_values(here, bound, tensordict)
-        else:
-            next_z = outputs(*bound.inputs(following))
-        return Frozen(root_q, self.q_values(next_z, bound, following), next_z)
-
-    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        following = entry(tensordict, "next")
-        return self.q_values(self.online(bound, following).z, bound, following)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.modules import QValueActor
 
 from torchrl_reg.regularizers import Regularized
+from torchrl_reg.torchrl_compat import entry
 
 
 class Frozen(NamedTuple):
@@ -34,7 +35,7 @@ class Prediction(NamedTuple):
     z: Tensor
     """``[*B, A]``, or ``[*B, N, A]``."""
     fractions: Tensor | None
-    """Quantile fractions of the N, if they are quantiles."""
+    """Quantile fractions of the N, if they were drawn."""
 
 
 class Target(NamedTuple):
@@ -60,7 +61,10 @@ class Regression(NamedTuple):
 
 
 class Head:
-    """Base of the heads: reads what the network says at (s, a), backs up values from s', and measures the distance."""
+    """Base of the heads: reads what the network says at (s, a), backs up values from s', and measures the distance.
+
+    As written here it reads networks with ``outputs(observation) [*B, N, A]``.
+    """
 
     #: The actor whose network this head reads.
     actor_type: ClassVar[type] = QValueActor
@@ -70,6 +74,9 @@ class Head:
     traces: ClassVar[bool] = True
     #: Whether the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
+
+    def __init__(self) -> None:  # without it, an option too many would not be named
+        pass
 
     def check(self, network: Any) -> None:
         """Refuse a network that is not this head's.
@@ -85,7 +92,7 @@ class Head:
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
         """The online network's outputs at the root of ``tensordict``."""
-        raise NotImplementedError
+        return Prediction(bound.inner.outputs(*bound.inputs(tensordict)), None)
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` of outputs ``z`` at the root of ``tensordict``, forbidden actions masked."""
@@ -93,11 +100,17 @@ class Head:
 
     def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
         """What the target network says at s' and, with ``root``, at s (for more than diagnostics: ``root_counts``)."""
-        raise NotImplementedError
+        following, outputs = entry(tensordict, "next"), bound.inner.outputs
+        if not root:
+            next_z = outputs(*bound.inputs(following))
+            return Frozen(None, self.q_values(next_z, bound, following), next_z)
+        z, next_z = bound.at_both(outputs, tensordict, root_counts=root_counts)
+        return Frozen(self.q_values(z, bound, tensordict), self.q_values(next_z, bound, following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` of the online network at s', for double Q-learning."""
-        raise NotImplementedError
+        following = entry(tensordict, "next")
+        return self.q_values(self.online(bound, following).z, bound, following)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: equal)."""

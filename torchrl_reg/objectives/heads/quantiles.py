@@ -15,14 +15,7 @@ from torch import Tensor
 from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import FixedQuantileQActor, QuantileQActor
-from torchrl_reg.objectives.heads.head import (
-    Frozen,
-    Head,
-    Prediction,
-    Regression,
-    Target,
-    of_action,
-)
+from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target, of_action
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.torchrl_compat import entry
 
@@ -52,14 +45,16 @@ class Quantiles(Head):
     def regress(
         self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
     ) -> Regression:
-        assert prediction.fractions is not None
-        z, goal = of_action(prediction.z, action), target.values
+        z, goal, fractions = of_action(prediction.z, action), target.values, prediction.fractions
+        if fractions is None:
+            count, dtype = z.shape[-1], at_least_float32(z).dtype
+            fractions = (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count
         td_error = None
         if reports or target.mask is not None:
             mean = z.detach().mean(-1, keepdim=True)
             goal = goal if target.mask is None else torch.where(target.mask.unsqueeze(-1), goal, mean)
             td_error = (mean - goal.mean(-1, keepdim=True)).squeeze(-1)
-        elementwise = quantile_huber_loss(z, prediction.fractions.expand_as(z), goal, self.kappa)
+        elementwise = quantile_huber_loss(z, fractions.expand_as(z), goal, self.kappa)
         return Regression(elementwise, elementwise.detach().clone(), td_error)
 
 
@@ -76,26 +71,6 @@ class FixedQuantiles(Quantiles):
     """
 
     actor_type = FixedQuantileQActor
-
-    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        z = bound.inner.outputs(*bound.inputs(tensordict))
-        count = z.shape[-2]
-        dtype = at_least_float32(z).dtype
-        return Prediction(z, (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count)
-
-    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        following, outputs = entry(tensordict, "next"), bound.inner.outputs
-        root_q = None
-        if root:
-            here, next_z = bound.at_both(outputs, tensordict, root_counts=root_counts)
-            root_q = bound.allowed(here.mean(-2), tensordict)
-        else:
-            next_z = outputs(*bound.inputs(following))
-        return Frozen(root_q, bound.allowed(next_z.mean(-2), following), next_z)
-
-    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        following = entry(tensordict, "next")
-        return bound.allowed(bound.inner.outputs(*bound.inputs(following)).mean(-2), following)
 
 
 class ImplicitQuantiles(Quantiles):
@@ -168,4 +143,4 @@ class ImplicitQuantiles(Quantiles):
         net, following = bound.inner.network, entry(tensordict, "next")
         features = net.features(*bound.inputs(following))
         z = net.quantiles(features, self.fractions(features, self.num_policy_quantiles))
-        return bound.allowed(z.mean(-2), following)
+        return self.q_values(z, bound, following)
