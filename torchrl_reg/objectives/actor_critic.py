@@ -6,7 +6,7 @@ Shapes: ``*B`` batch, ``C`` critics, ``K`` actions per state, ``D`` action dimen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -20,7 +20,6 @@ from torchrl_reg.modules.critic_ensemble import CriticEnsemble
 from torchrl_reg.objectives.bound_network import BoundCritics, BoundModule
 from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
-    Reduction,
     RegularizedLoss,
     _means,
     blank_rows,
@@ -66,16 +65,9 @@ class ActorCriticLoss(RegularizedLoss):
         *,
         temperature: Coefficient,
         loss_function: LossFunction = "l2",
-        reduction: Reduction = "mean",
-        use_prioritized_weights: bool | Literal["auto"] = "auto",
-        diagnostics: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            loss_function=loss_function,
-            reduction=reduction,
-            use_prioritized_weights=use_prioritized_weights,
-            diagnostics=diagnostics,
-        )
+        super().__init__(loss_function=loss_function, **kwargs)
         critics: list[Any] = list(qvalue_network) if isinstance(qvalue_network, (list, tuple)) else [qvalue_network]
         ensemble = CriticEnsemble(critics)
         action_key = stored_action_key(actor_network)
