@@ -62,3 +62,9 @@ def test_bad_shapes() -> None:
         categorical_projection(values, masses[:2], GRID)
     with pytest.raises(ValueError, match="support must be a grid"):
         categorical_projection(values, masses, GRID[:1])
+
+
+def test_values_and_masses_of_two_precisions_meet_in_the_higher() -> None:
+    values, support = torch.tensor([[0.2, 1.1]], dtype=torch.float64), torch.linspace(0, 2, 3)
+    projected = categorical_projection(values, torch.tensor([[0.25, 0.75]]), support)
+    torch.testing.assert_close(projected, torch.tensor([[0.2, 0.725, 0.075]], dtype=torch.float64))

@@ -87,3 +87,32 @@ def test_a_subclass_with_quantiles_of_its_own_is_asked_for_them() -> None:
     features, fractions = torch.randn(8, 16), torch.rand(8, 5)
     (z,) = net.quantiles_of([features], [fractions])
     torch.testing.assert_close(z, 2 * formula(net, features, fractions))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_values_may_be_written_into(gradients: bool) -> None:
+    net = network()
+    with torch.set_grad_enabled(gradients):
+        z = net(torch.randn(8, 4), torch.rand(8, 5))
+        both = net.quantiles_of([torch.randn(8, 16)] * 2, [torch.rand(8, 3), torch.rand(8, 5)])
+        for values in (z, *both):
+            expected = 2 * values.detach()
+            values *= 2
+            torch.testing.assert_close(values.detach(), expected)
+
+
+def test_vmap_over_one_of_several_states() -> None:
+    net, here, levels = network(), torch.randn(16), [torch.rand(3), torch.rand(5)]
+    there = torch.randn(6, 16)
+    with torch.no_grad():
+        together = torch.vmap(lambda state: net.quantiles_of([here, state], levels)[1])(there)
+        torch.testing.assert_close(together, torch.stack([net.quantiles(state, levels[1]) for state in there]))
+
+
+def test_what_an_instance_was_given_is_used() -> None:
+    net = network()
+    features, fractions = torch.randn(8, 16), torch.rand(8, 5)
+    net.embedding.forward = lambda cosines: torch.zeros(*cosines.shape[:-1], 16)  # type: ignore[method-assign]
+    torch.testing.assert_close(net.quantiles(features, fractions), net.head(torch.zeros(8, 5, 16)))
+    net.quantiles = lambda state, levels: torch.ones(8, 5, 3)  # type: ignore[method-assign]
+    assert bool((net.quantiles_of([features], [fractions])[0] == 1).all())

@@ -11,6 +11,8 @@ from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
+from torchrl_reg.modules import QuantileQActor
+
 
 def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
     torch.manual_seed(seed)
@@ -72,3 +74,24 @@ def test_a_module_called_by_another_method(batch: Any, cases: Any) -> None:
     plain.load_state_dict({k: 2.0 * v for k, v in net.state_dict().items()})
     expected = cases["m_dqn"].loss(QValueActor(plain, spec=Categorical(3)), perturb=False)
     torch.testing.assert_close(value(twice, batch(6)), value(expected, batch(6)))
+
+
+def test_a_quantile_network_of_ones_own(batch: Any, cases: Any) -> None:
+    """``features`` and ``quantiles`` are all it needs."""
+
+    class Own(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def features(self, observation: torch.Tensor) -> torch.Tensor:
+            return self.network.features(observation)
+
+        def quantiles(self, features: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
+            return self.network.quantiles(features, fractions)
+
+    case = cases["m_iqn"]
+    network = case.actor().quantile_network
+    own = QuantileQActor(Own(network), spec=Categorical(3))  # type: ignore[arg-type]
+    expected = value(case.loss(QuantileQActor(network, spec=Categorical(3)), perturb=False), batch(6))
+    torch.testing.assert_close(value(case.loss(own, perturb=False), batch(6)), expected)

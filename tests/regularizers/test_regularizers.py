@@ -254,3 +254,9 @@ def test_bad_input() -> None:
         PriorKL(0.5, prior=[0.5, 0.4])
     with pytest.raises(ValueError, match="over the network's 4 actions, got 3"):
         PriorKL(0.5, prior=[0.5, 0.25, 0.25])(q_values(2))
+
+
+def test_the_entropy_of_a_prior_that_rules_an_action_out() -> None:
+    kl, q = PriorKL(0.5, prior=[0.5, 0.5, 0.0]), torch.randn(4, 3)
+    rows = kl.diagnostics(q, kl(q).tau_log_pi)
+    torch.testing.assert_close(rows["prior_entropy"], torch.full((4,), 2.0).log())

@@ -38,8 +38,8 @@ def categorical_projection(values: Tensor, masses: Tensor, support: Tensor) -> T
         raise ValueError(f"masses must have the shape of values {tuple(values.shape)}, got {tuple(masses.shape)}.")
     if support.ndim != 1 or len(support) < 2:
         raise ValueError(f"support must be a grid [N] of at least 2 atoms, got shape {tuple(support.shape)}.")
-    values, masses = at_least_float32(values), at_least_float32(masses)
-    support = support.to(values.dtype)
+    dtype = at_least_float32(values.new_empty((), dtype=torch.promote_types(values.dtype, masses.dtype))).dtype
+    values, masses, support = values.to(dtype), masses.to(dtype), support.to(dtype)
     last = len(support) - 1
     # Where an atom falls, in steps of the grid. An atom exactly on it gives all its mass to the lower neighbour.
     place = (values - support[0]) * (last / (support[-1] - support[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class ImplicitQuantileNetwork(nn.Module):
 
     def quantiles_of(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
         """:meth:`quantiles` of several states in one pass; ``features`` have one shape, ``fractions`` all but the N."""
-        if type(self).quantiles is not ImplicitQuantileNetwork.quantiles:  # a subclass has its own
+        if getattr(self.quantiles, "__func__", None) is not ImplicitQuantileNetwork.quantiles:  # a subclass has its own
             return [self.quantiles(state, levels) for state, levels in zip(features, fractions, strict=True)]
         return self._in_one_pass(features, fractions)
 
@@ -68,7 +69,9 @@ class ImplicitQuantileNetwork(nn.Module):
         multiples = torch.arange(1, self.num_cosines + 1, device=joined.device, dtype=joined.dtype)
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
         embedded = relu_after(self.embedding, cosines.to(features[0].dtype))
-        return self._values(_products(features, embedded, counts)).split(counts, -2)
+        z, ends = self._values(_products(features, embedded, counts)), list(accumulate(counts))
+        # Not split, whose outputs may not be written into.
+        return [z] if len(ends) == 1 else [z[..., end - n : end, :] for end, n in zip(ends, counts, strict=True)]
 
     def _values(self, modulated: Tensor) -> Tensor:
         layers = tuple(self.head) if type(self.head) is nn.Sequential else ()
@@ -90,7 +93,7 @@ def _products(features: Sequence[Tensor], embedded: Tensor, counts: list[int]) -
     """
     first = features[0]
     same = first.shape[:-1] == embedded.shape[:-2] and first.dtype == embedded.dtype
-    seen = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(first)
+    seen = torch.is_grad_enabled() or torch.compiler.is_compiling() or any(map(is_transformed, features))
     pairs = zip(features, embedded.split(counts, -2), strict=True)
     if seen or not same:
         made = [state.unsqueeze(-2) * part for state, part in pairs]

@@ -84,7 +84,7 @@ def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
 def _is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether ``layer`` is a linear one of which nobody sees the call."""
     seen = torch.compiler.is_compiling() or is_listened_to(layer) or has_global_module_hooks()
-    return type(layer) is nn.Linear and not seen
+    return type(layer) is nn.Linear and not seen and "forward" not in vars(layer)
 
 
 def _layers(network: nn.Module) -> list[Any] | None:

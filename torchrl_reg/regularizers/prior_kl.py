@@ -26,7 +26,8 @@ class PriorKL(Regularizer):
         tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
             own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
         prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
-            None for the uniform prior over however many actions there are.
+            None for the uniform prior over however many actions there are. An action of probability 0 is never taken;
+            where it was stored, its cost is undefined (lambda-returns) and its log-policy ``-inf``.
 
     Raises:
         ValueError: ``tau`` not a finite number > 0, given twice or not at all; a prior that is no distribution.
@@ -150,7 +151,7 @@ class PriorKL(Regularizer):
             "action_gap": finite_action_gap(q),
             "kl": kl_divergence(log_pi, log_prior),
             "soft_gap": soft_gap(q, self.tau, log_prior=log_prior),
-            "prior_entropy": -(log_prior.exp() * log_prior).sum(-1),
+            "prior_entropy": -(log_prior.exp() * log_prior.clamp(min=torch.finfo(q.dtype).min)).sum(-1),
             "mutual_information": kl_divergence(log_pi, marginal.log()),
         }
 
