@@ -95,6 +95,20 @@ def test_files_stay_small_and_are_named_for_their_content(path: Path) -> None:
     assert path.stem not in {"utils", "helpers", "common", "base", "misc"}
 
 
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "objectives").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_functions_of_losses_stay_small(path: Path) -> None:
+    """At most 45 lines of code, those of the docstring not counted."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            last = function.end_lineno or 0
+            first = function.lineno
+            if ast.get_docstring(function):
+                first += (function.body[0].end_lineno or 0) - function.body[0].lineno + 1
+            assert last - first < 45, f"{function.name} has {last - first + 1} lines"
+
+
 def test_top_level_is_fixed() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:

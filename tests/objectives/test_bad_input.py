@@ -11,6 +11,7 @@ from torch import nn
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.objectives import QLearningLoss
 from torchrl_reg.objectives.heads import ImplicitQuantiles
+from torchrl_reg.regularizers import Entropy
 
 BAD = [
     ("soft_dqn", {"tau": 0.0}, "tau must be a finite number > 0"),
@@ -21,8 +22,10 @@ BAD = [
     ("al", {"alpha": -0.1}, "alpha must be"),
     ("m_dqn", {"loss_function": "l3"}, "loss_function must be"),
     ("m_dqn", {"reduction": "median"}, "reduction must be"),
-    ("iqn", {"num_quantiles": 0}, "must be >= 1"),
+    ("iqn", {"num_quantiles": 0}, "must be integers >= 1"),
+    ("iqn", {"num_policy_quantiles": 8.0}, r"must be integers >= 1, got \(.*, 8.0\)"),
     ("iqn", {"kappa": -1.0}, "kappa must be >= 0"),
+    ("qr", {"kappa": None}, "kappa must be >= 0 .*, got None"),
     ("m_iqn", {"double_dqn": True}, "double_dqn must be False"),
     ("m_dqn", {"double_dqn": True}, "double_dqn must be False with a shaping"),
     ("mirl", {"beta": 0.0}, "beta must be a finite number > 0 .*, got 0.0"),
@@ -54,8 +57,22 @@ def test_bad_networks(cases: Any) -> None:
     ("name", "argument"), [("soft_dqn", "alpha"), ("mirl", "tau"), ("al", "tau"), ("iqn", "tau"), ("m_dqn", "taau")]
 )
 def test_unknown_arguments_are_refused(cases: Any, name: str, argument: str) -> None:
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{argument}'"):
+    with pytest.raises(TypeError, match=rf"{cases[name].cls.__name__}.* unexpected keyword argument '{argument}'"):
         cases[name].loss(**{argument: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "slot", "expected"),
+    [
+        ("regularizer", 0.1, "Regularizer or None, got 0.1"),
+        ("regularizer", Entropy, "Regularizer or None, got <class"),
+        ("shaping", Entropy(0.1), "Shaping or None, got Entropy"),
+        ("head", ImplicitQuantiles, "Head or None, got <class"),
+    ],
+)
+def test_slots_of_another_kind_are_refused(cases: Any, name: str, slot: Any, expected: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a {expected}"):
+        QLearningLoss(cases["m_dqn"].actor(), **{name: slot})
 
 
 def test_options_of_a_head_go_to_the_actors_or_to_the_one_given(cases: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_masked_rows_do_not_count_even_if_nan(case: Any, batch: Any) -> None:
     data["collector", "mask"] = mask.unsqueeze(-1)
     data["next", "reward"][~mask] = torch.nan
     data["next", "observation"][~mask] = torch.nan
+    data["observation"][~mask] = torch.nan
     loss = case.loss()
     out = value(loss, data)
     torch.testing.assert_close(out, expected)
@@ -156,6 +158,7 @@ def test_masked_quantile_rows(cases: Any, batch: Any) -> None:
     loss.reduction = "mean"
     data["collector", "mask"] = mask.unsqueeze(-1)
     data["next", "reward"][~mask] = torch.nan
+    data["observation"][~mask] = torch.nan
     out = value(loss, data)
     torch.testing.assert_close(out, none[mask].mean())
     out.backward()
@@ -200,6 +203,12 @@ def test_nan_after_a_terminal_state_is_harmless(case: Any, batch: Any) -> None:
     data["next", "terminated"][:] = True
     data["next", "observation"][:] = torch.nan
     assert value(case.loss(diagnostics=False), data).isfinite()
+
+
+def test_nan_that_counts_is_seen(case: Any, batch: Any) -> None:
+    data = batch(4)
+    data["next", "terminated"][:], data["next", "observation"][0] = False, torch.nan
+    assert not value(case.loss(diagnostics=False), data).isfinite()
 
 
 def test_n_step_discount(case: Any, batch: Any) -> None:
@@ -348,3 +357,11 @@ def test_bf16_autocast_keeps_targets_in_float32(cases: Any, batch: Any) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             out = case.loss()(data)
         assert out["loss"].dtype == data["td_error"].dtype == torch.float32, name
+
+
+def test_the_signature_names_the_options_of_the_head(cases: Any) -> None:
+    parameters = inspect.signature(cases["m_iqn"].cls).parameters
+    assert list(parameters)[:4] == ["value_network", "tau", "alpha", "clip_min"]
+    defaults = {"num_quantiles": 64, "num_policy_quantiles": 32, "kappa": 1.0, "share_fractions": False}
+    assert {name: parameters[name].default for name in defaults} == defaults
+    assert inspect.signature(cases["qr"].cls).parameters["kappa"].default == 1.0

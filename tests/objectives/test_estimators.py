@@ -13,7 +13,7 @@ from torchrl.objectives import DQNLoss
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
-from torchrl_reg.objectives import MunchausenDQNLoss, PolyakTargetUpdate, SoftDQNLoss
+from torchrl_reg.objectives import MunchausenDQNLoss, PolyakTargetUpdate, QLearningLoss, SoftDQNLoss
 from torchrl_reg.objectives.value import (
     MunchausenTD0Estimator,
     RegValueEstimators,
@@ -220,3 +220,43 @@ def test_td1_is_the_return_to_the_end_of_the_data(cases: Any, batch: Any) -> Non
     one.make_value_estimator("td1", gamma=GAMMA)
     lam.make_value_estimator("soft_tdlambda", gamma=GAMMA, lmbda=1.0)
     torch.testing.assert_close(one(sequence(batch))["loss"], lam(sequence(batch))["loss"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("name", ["m_dqn", "qr"])
+def test_nan_after_a_terminal_state_does_not_reach_a_lambda_return(
+    cases: Any, batch: Any, name: str, lmbda: float
+) -> None:
+    data = batch(3, 6)
+    loss = cases[name].loss().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=lmbda)
+    expected = loss(data.clone())["loss"]
+    ended = data["next", "terminated"].squeeze(-1)
+    assert ended.any()
+    data["next", "observation"][ended] = torch.nan
+    torch.testing.assert_close(loss(data)["loss"], expected)
+
+
+def test_what_is_refused_changes_nothing(cases: Any, batch: Any) -> None:
+    loss, data = cases["m_iqn"].loss(), batch(2, 3)
+    torch.manual_seed(0)
+    expected = loss(data.clone())["loss"]
+    with pytest.raises(NotImplementedError, match="got ImplicitQuantiles"):
+        loss.make_value_estimator("tdlambda", gamma=0.5, lmbda=0.9, tau=0.1)
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss(data)["loss"], expected)
+    assert float(loss.tau) == 0.5
+
+
+def test_n_step_data_have_no_lambda_returns(cases: Any, batch: Any) -> None:
+    data = batch(2, 3).set("steps_to_next_obs", torch.full((2, 3, 1), 2))
+    loss = cases["qr"].loss().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=LAMBDA)
+    with pytest.raises(ValueError, match="single steps for a lambda-return, got n-step"):
+        loss(data)
+
+
+def test_a_subclass_may_take_fewer_estimators(cases: Any) -> None:
+    class OneStep(QLearningLoss):
+        SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0, RegValueEstimators.REGULARIZED_TD0)
+
+    with pytest.raises(NotImplementedError):
+        OneStep(cases["m_dqn"].actor()).make_value_estimator("tdlambda", gamma=GAMMA, lmbda=LAMBDA)

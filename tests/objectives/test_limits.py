@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
-from torchrl_reg.objectives import PolyakTargetUpdate
+from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor
+from torchrl_reg.objectives import PolyakTargetUpdate, QLearningLoss
 
 TINY = 1e-12
 
@@ -110,8 +113,8 @@ def mean_target(loss: Any, data: Any) -> tuple[torch.Tensor, list[torch.Tensor]]
     captured: list[torch.Tensor] = []
     seen: list[Any] = []
     frozen = loss._bound_networks["value_network"].target.network.quantile_network
-    original, regress = frozen.quantiles_of, loss.head.regress
-    frozen.quantiles_of = lambda *args: captured.extend(original(*args)) or captured[-len(args[0]) :]
+    original, regress = frozen.quantiles, loss.head.regress
+    frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
     loss.head.regress = lambda *args: seen.append(args[2]) or regress(*args)
     loss(data)
     return seen[0].values.mean(-1, keepdim=True), [z.mean(-2) for z in captured]
@@ -182,3 +185,27 @@ def test_double_iqn_chooses_with_the_online_network(cases: Any, batch: Any) -> N
     expected = data["next", "reward"].squeeze(-1) + 0.9 * alive * next_q
     error = expected - q(online, data["observation"]).gather(-1, data["action"].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(loss(data)["td_error"], error.abs().mean())
+
+
+def test_deterministic_returns_have_the_target_of_dqn(batch: Any) -> None:
+    """Equal quantiles, or atoms that are all the mass between two neighbours, are numbers: TD errors are DQN's."""
+    torch.manual_seed(0)
+    data, linear = batch(50, dtype=torch.float64), nn.Linear(4, 3).double()
+    data["next", "reward"] *= 0.3  # all returns within the grid
+    repeated = nn.Linear(4, 15).double()
+    repeated.weight.data, repeated.bias.data = linear.weight.data.repeat(5, 1), linear.bias.data.repeat(5)
+    grid = torch.linspace(-20, 20, 81, dtype=torch.float64)
+
+    class Atoms(nn.Module):
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            distance = (linear(observation).unsqueeze(-2) - grid.unsqueeze(-1)).abs() / 0.5
+            return (1 - distance).clamp(min=1e-300).log().flatten(-2)
+
+    spec = Categorical(3)
+    atoms = CategoricalQActor(Atoms(), num_atoms=81, value_min=-20, value_max=20, spec=spec)
+    actors = [QValueActor(linear, spec=spec), FixedQuantileQActor(repeated, num_quantiles=5, spec=spec), atoms]
+    made = [QLearningLoss(actor, delay_value=False) for actor in actors]
+    losses = [loss.make_value_estimator(gamma=0.9).double() for loss in made]
+    dqn, *distributions = [loss(data.clone())["td_error"] for loss in losses]
+    for error in distributions:
+        torch.testing.assert_close(error, dqn, rtol=0, atol=1e-10)

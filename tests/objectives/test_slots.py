@@ -219,7 +219,7 @@ def test_lambda_returns(cases: Any, batch: Any, cell: Any) -> None:
             tail = values if cut else (1 - LAMBDA) * values + LAMBDA * following
             alive = 0.0 if bool(row["next", "terminated"]) else 1.0
             target = (row["next", "reward"] + bonus + GAMMA * alive * tail).detach()
-            torch.testing.assert_close(out[b, t], oracle.distance(row, target, masses).detach(), rtol=0, atol=1e-9)
+            torch.testing.assert_close(out[b, t], oracle.distance(row, target, masses).detach(), rtol=0, atol=1e-10)
             following = target - cost
 
 
@@ -228,7 +228,7 @@ def test_cold_is_the_hard_maximum(cases: Any, batch: Any, cell: Any) -> None:
     data = batch(9, dtype=torch.float64)
     cold = build(cases, cell, regularizer=REGULARIZERS[cell[0]][4]())
     hard = build(cases, ("hard_max", *cell[1:]))
-    torch.testing.assert_close(cold(data)["loss"], hard(data)["loss"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(cold(data)["loss"], hard(data)["loss"], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("regularizer", list(REGULARIZERS))

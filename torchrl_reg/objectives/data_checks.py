@@ -34,7 +34,7 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
     _check_entries(loss, tensordict)
     reward, action = tensordict.get(("next", keys.reward)), tensordict.get(keys.action)
     rows = reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
-    mask = loss._loss_mask(tensordict, rows)
+    mask = loss._loss_mask(tensordict)
     if _any(~rows.isfinite() if mask is None else ~rows.isfinite() & mask):
         count = int((~rows.isfinite() if mask is None else ~rows.isfinite() & mask).sum())
         raise ValueError(f"The reward {('next', keys.reward)!r} must be finite, got NaN or infinity in {count} rows.")

@@ -177,7 +177,7 @@ class ImplicitQLoss(RegularizedLoss):
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         actor, frozen_actor = self._bound(tensordict, "actor_network")
         value_network, frozen_value = self._bound(tensordict)
-        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        mask = self._loss_mask(tensordict)
         inputs = tensordict
         if mask is not None:
             keys = [self.tensor_keys.action, *actor.network.in_keys, *value_network.network.in_keys]

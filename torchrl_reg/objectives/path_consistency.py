@@ -168,7 +168,7 @@ class PathConsistencyLoss(RegularizedLoss):
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, T, 1]``."""
         self._check_length(tensordict)
         actor, lagged_actor = self._bound(tensordict, "actor_network")
-        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        mask = self._loss_mask(tensordict)
         inputs = tensordict
         if mask is not None:
             states = [key for name in self._network_names for key in getattr(self, name).in_keys]

@@ -5,6 +5,7 @@ Shapes: ``*B`` batch (``[*B, T]`` for lambda-returns), ``A`` actions, ``M`` targ
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Frozen, Prediction, Target
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, blank_rows, masked_mean
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
@@ -105,6 +106,11 @@ class QLearningLoss(RegularizedLoss):
         ValueEstimators.TDLambda: RegValueEstimators.REGULARIZED_TDLAMBDA,
     }
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.head_type is not None:
+            cls.__signature__ = _with_options(cls.__init__, cls.head_type)  # type: ignore[attr-defined]
+
     def __init__(
         self,
         value_network: QValueActor | nn.Module,
@@ -127,6 +133,8 @@ class QLearningLoss(RegularizedLoss):
             use_prioritized_weights=use_prioritized_weights,
             diagnostics=diagnostics,
         )
+        _check_slot("regularizer", regularizer, Regularizer)
+        _check_slot("shaping", shaping, Shaping)
         if double_dqn and shaping is not None:
             raise ValueError(
                 f"double_dqn must be False with a shaping, got True: Double Q-learning with a {type(shaping).__name__} "
@@ -136,17 +144,8 @@ class QLearningLoss(RegularizedLoss):
         network = ensure_tensordict_compatible(
             module=value_network, wrapper_type=QValueActor, action_space=action_space
         )
-        if head is None:
-            head = (self.head_type or head_of(network))(**head_options)
-        elif head_options:
-            raise TypeError(f"{', '.join(head_options)} must be given to the head where head is given, got both.")
-        self.head = head
-        self.head.check(network)
-        if loss_function is not None and not self.head.expected:
-            raise TypeError(
-                f"loss_function must be None, as the distance is that of {type(self.head).__name__}, got "
-                f"{loss_function!r}."
-            )
+        self.head = self._made_head(network, head, head_options)
+        self.head.check(network, loss_function)
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
         self.shaping = None if shaping is None else shaping.to(self._default_device)
@@ -157,6 +156,18 @@ class QLearningLoss(RegularizedLoss):
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
         self.make_value_estimator()
+
+    def _made_head(self, network: Any, head: Head | None, options: dict[str, Any]) -> Head:
+        _check_slot("head", head, Head)
+        if head is not None and options:
+            raise TypeError(f"{', '.join(options)} must be given to the head where head is given, got both.")
+        if head is None:
+            kind = self.head_type or head_of(network)
+            for name in options:
+                if name not in inspect.signature(kind).parameters:  # as Python says it, but of the class called
+                    raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
+            head = kind(**options)
+        return head
 
     @staticmethod
     def _resolve_action_space(action_space: str | TensorSpec | None, network: nn.Module) -> str:
@@ -194,13 +205,13 @@ class QLearningLoss(RegularizedLoss):
         key = self.tensor_keys.action_value
         return BoundQNetwork(self.value_network, params, key, private=private, rows_dim=rows_dim)
 
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        if getattr(self._value_estimator, "needs_policy", False) and not self.head.traces:
+    def _check_estimator(self, estimator: Any) -> None:
+        super()._check_estimator(estimator)
+        if getattr(estimator, "needs_policy", False) and not self.head.traces:
             raise NotImplementedError(
                 "A lambda-return mixes values of successive steps, which must mean the same at each: expected values "
                 f"or fixed quantiles, got {type(self.head).__name__}."
             )
-        super()._forward_value_estimator_keys(**kwargs)
 
     # -- forward ------------------------------------------------------------------------------------------------
 
@@ -208,10 +219,13 @@ class QLearningLoss(RegularizedLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         online, frozen = self._bound(tensordict)
-        prediction = self.head.online(online, tensordict)
+        mask = self._loss_mask(tensordict)
+        inputs = tensordict
+        if mask is not None:
+            inputs = blank_rows(tensordict, mask, online.network.in_keys, where_not_finite=True)
+        prediction = self.head.online(online, inputs)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(tensordict, self.tensor_keys.action), self.action_space, batch_dims)
-        mask = self._loss_mask(tensordict, action)
         with torch.no_grad():
             target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
         reports = self.diagnostics or self._reports_error
@@ -244,6 +258,9 @@ class QLearningLoss(RegularizedLoss):
         else:
             policy = logs.following or self._double_policy(tensordict, online)
             next_value, masses = head.backup(values.next_z, policy, frozen)
+            if masses is not None:  # what follows a terminal state may be NaN, and has no weight
+                ended = terminated_flag(tensordict, self.tensor_keys)
+                masses = torch.where(ended & ~masses.isfinite(), 1.0, masses)
         bonus, cost, rows = self._at_root(tensordict, values, logs, action)
         target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost)
         if q is not None and logs.online is not None:
@@ -329,3 +346,16 @@ class QLearningLoss(RegularizedLoss):
         if not self.diagnostics:
             return terms
         return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}
+
+
+def _check_slot(name: str, value: Any, kind: type) -> None:
+    if not (value is None or isinstance(value, kind)):
+        raise TypeError(f"{name} must be a {kind.__name__} or None, got {value!r}.")
+
+
+def _with_options(init: Any, head: type[Head]) -> inspect.Signature:
+    """That of a loss whose constructor hands on the options of ``head``."""
+    own = inspect.signature(init)
+    _self, *named, rest = own.parameters.values()
+    options = [option.replace(kind=option.KEYWORD_ONLY) for option in inspect.signature(head).parameters.values()]
+    return own.replace(parameters=[*named, *options, rest])

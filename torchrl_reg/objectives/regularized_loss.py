@@ -73,8 +73,9 @@ class RegularizedLoss(NetworkLoss):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = (*cls._stand_ins, *cls._stand_ins.values())
-        cls.SUPPORTED_VALUE_ESTIMATORS = tuple(dict.fromkeys((*own, *cls.SUPPORTED_VALUE_ESTIMATORS)))
+        if "_stand_ins" in vars(cls) and "SUPPORTED_VALUE_ESTIMATORS" not in vars(cls):
+            own = (*cls._stand_ins, *cls._stand_ins.values())
+            cls.SUPPORTED_VALUE_ESTIMATORS = tuple(dict.fromkeys((*own, *cls.SUPPORTED_VALUE_ESTIMATORS)))
 
     def __init__(
         self,
@@ -166,32 +167,29 @@ class RegularizedLoss(NetworkLoss):
         Coefficients of the loss or its parts given here (``tau``, ``alpha``, ...) are assigned to them: that is where
         they live, and the estimator is handed them at every call.
         """
-        if value_type is None:
-            value_type = self.default_value_estimator
+        given = self.default_value_estimator if value_type is None else value_type
+        kind = given if isinstance(given, type) else type(given)
+        named = not issubclass(kind, ValueEstimatorBase)
+        if named:
+            given = coerce_value_type(given)
+            given = self._stand_ins.get(given, given)
+            kind = get_value_estimator_entry(given).cls if given in self.SUPPORTED_VALUE_ESTIMATORS else kind
+        if issubclass(kind, ValueEstimatorBase):  # before anything is changed
+            self._check_estimator(kind)
         for name, coefficient in self._coefficients().items():
             if name in hyperparams:
                 coefficient.assign(hyperparams.pop(name))
         for name in ("gamma", "lmbda"):
             if name in hyperparams:
                 hyperparams[name] = check_discount(hyperparams[name], name)
-        if isinstance(value_type, ValueEstimatorBase):
-            self._check_estimator(type(value_type))
-            self._value_estimator = value_type
-            self.value_type = type(value_type)
-        elif isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
-            self._check_estimator(value_type)
-            hyperparams.setdefault("gamma", 0.99)
-            self._value_estimator = value_type.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
-            self.value_type = value_type
-        else:
-            value_type = coerce_value_type(value_type)
+        if named:
             hyperparams.setdefault("device", self._default_device)
-            dispatch_value_estimator(
-                self,
-                self._stand_ins.get(value_type, value_type),
-                supported=self.SUPPORTED_VALUE_ESTIMATORS,
-                **hyperparams,
-            )
+            dispatch_value_estimator(self, given, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
+        else:
+            if given is kind:
+                hyperparams.setdefault("gamma", 0.99)
+                given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
+            self._value_estimator, self.value_type = given, kind
         self._keep_exact(hyperparams)
         self._forward_value_estimator_keys()
         return self
@@ -233,13 +231,15 @@ class RegularizedLoss(NetworkLoss):
             raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
         return reward
 
-    def _loss_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
-        """The rows that count, in the shape of ``like``, or None if all do."""
+    def _loss_mask(self, tensordict: TensorDictBase) -> Tensor | None:
+        """The rows ``[*B]`` that count, or None if all do."""
         mask = None
         for key in self._loss_mask_keys():
             found = entry(tensordict, key)
             if found is not None:
-                found = self._expand_loss_mask(found, like)
+                reward = self._reward(tensordict)
+                rows = reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
+                found = self._expand_loss_mask(found, rows)
                 mask = found if mask is None else mask & found
         return mask
 
@@ -277,8 +277,10 @@ class RegularizedLoss(NetworkLoss):
         return out
 
 
-def blank_rows(tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKey]) -> TensorDictBase:
-    """The entries ``keys``, zero in rows outside ``keep [*B]``; ``tensordict`` is left as it was.
+def blank_rows(
+    tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKey], *, where_not_finite: bool = False
+) -> TensorDictBase:
+    """The entries ``keys``, zero in rows outside ``keep [*B]`` (there only what is not finite); the input stays.
 
     A NaN that enters a network makes its gradients NaN even where the loss has none.
     """
@@ -286,7 +288,8 @@ def blank_rows(tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKe
     for key in keys:
         found = out.get(key, None)
         if found is not None:
-            out.set(key, found.masked_fill(~keep.reshape(keep.shape + (1,) * (found.ndim - keep.ndim)), 0))
+            blank = ~keep.reshape(keep.shape + (1,) * (found.ndim - keep.ndim))
+            out.set(key, found.masked_fill(blank & ~found.isfinite() if where_not_finite else blank, 0))
     return out
 
 

@@ -101,7 +101,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and detached scalars; writes the priority ``[*B, 1]``."""
-        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        mask = self._loss_mask(tensordict)
         actor, _ = self._bound(tensordict, "actor_network")
         critics, target_critics = self._bound(tensordict, "qvalue_network")
         tau = self.tau

@@ -142,7 +142,7 @@ class SoftQLearningLoss(ActorCriticLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and detached scalars; writes the priority ``[*B, 1]``."""
-        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        mask = self._loss_mask(tensordict)
         states = self._states(tensordict, mask)
         critics, _ = self._bound(tensordict, "qvalue_network")
         prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))

@@ -152,7 +152,7 @@ class VIRELLoss(ActorCriticLoss):
     @torch.no_grad()
     def bellman_error(self, tensordict: TensorDictBase) -> Tensor:
         """``E |r + gamma V(s') - Q(s, a)|^p`` over a batch of any size; ``tensordict`` is left as it was."""
-        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        mask = self._loss_mask(tensordict)
         states = self._states(tensordict, mask)
         critics, _ = self._bound(tensordict, "qvalue_network")
         prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
@@ -162,7 +162,7 @@ class VIRELLoss(ActorCriticLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and detached scalars; writes the priority ``[*B, 1]``."""
-        mask = self._loss_mask(tensordict, self._reward(tensordict).squeeze(-1))
+        mask = self._loss_mask(tensordict)
         states = self._states(tensordict, mask)
         actor, _ = self._bound(tensordict, "actor_network")
         critics, _ = self._bound(tensordict, "qvalue_network")

@@ -46,9 +46,7 @@ class Categorical(Head):
         log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
         with torch.no_grad():
             p = log_p.exp()
-            # What follows a terminal state may be NaN: there all atoms lie on the reward, whatever their masses.
-            masses = torch.where(target.masses.isfinite(), target.masses, 1.0)
-            masses = masses / masses.sum(-1, keepdim=True)
+            masses = target.masses / target.masses.sum(-1, keepdim=True)
             projected = categorical_projection(target.values, masses, support).to(p.dtype)
             if target.mask is not None:
                 projected = torch.where(target.mask.unsqueeze(-1), projected, p)

@@ -26,8 +26,8 @@ class ExpectedValue(Head):
 
     expected = True
 
-    def check(self, network: Any) -> None:
-        """Any network that writes Q-values will do."""
+    def check(self, network: Any, loss_function: str | None) -> None:
+        """Any network that writes Q-values will do, and any distance."""
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
         return Prediction(bound(tensordict), None)

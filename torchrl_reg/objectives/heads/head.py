@@ -75,19 +75,21 @@ class Head:
     #: Whether the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
 
-    def __init__(self) -> None:  # without it, an option too many would not be named
-        pass
-
-    def check(self, network: Any) -> None:
-        """Refuse a network that is not this head's.
+    def check(self, network: Any, loss_function: str | None) -> None:
+        """Refuse a network that is not this head's, or a distance of numbers where it has one of its own.
 
         Raises:
-            ValueError: it is of another kind.
+            ValueError: the network is of another kind.
+            TypeError: ``loss_function`` is not None.
         """
         if not isinstance(network, self.actor_type):
             article = "an" if self.actor_type.__name__[0] in "AEIOU" else "a"
             raise ValueError(
                 f"value_network must be {article} {self.actor_type.__name__}, got {type(network).__name__}."
+            )
+        if loss_function is not None:
+            raise TypeError(
+                f"loss_function must be None, as the distance is that of {type(self).__name__}, got {loss_function!r}."
             )
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:

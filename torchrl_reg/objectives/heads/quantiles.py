@@ -17,6 +17,7 @@ from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import FixedQuantileQActor, QuantileQActor
 from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target, of_action
 from torchrl_reg.regularizers import Regularized
+from torchrl_reg.regularizers.checks import as_number
 from torchrl_reg.torchrl_compat import entry
 
 
@@ -31,9 +32,10 @@ class Quantiles(Head):
     """
 
     def __init__(self, kappa: float = 1.0) -> None:
-        if isinstance(kappa, bool) or not 0 <= kappa < float("inf"):
+        number = as_number(kappa)
+        if number is None or not 0 <= number < float("inf"):
             raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
-        self.kappa = kappa
+        self.kappa = number
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return bound.allowed(z.detach().mean(-2), tensordict)
@@ -107,8 +109,8 @@ class ImplicitQuantiles(Quantiles):
     ) -> None:
         super().__init__(kappa)
         counts = (num_quantiles, num_target_quantiles, num_policy_quantiles)
-        if min(counts) < 1:
-            raise ValueError(f"The numbers of quantiles must be >= 1, got {counts}.")
+        if any(type(count) is not int or count < 1 for count in counts):
+            raise ValueError(f"The numbers of quantiles must be integers >= 1, got {counts}.")
         self.num_quantiles, self.num_target_quantiles, self.num_policy_quantiles = counts
         self.reuse_quantiles, self.share_fractions = reuse_quantiles, share_fractions
 
@@ -133,8 +135,9 @@ class ImplicitQuantiles(Quantiles):
         count, extra = self.num_target_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
         counts = (self.num_policy_quantiles, count + extra)[-len(states) :]
         drawn = [self.fractions(features, n) for features, n in zip(states, counts, strict=True)]
-        # Layers with batch statistics have to see the states apart.
-        *here, z = map(net.quantiles, states, drawn) if bound.mixes_rows else net.quantiles_of(states, drawn)
+        # Layers with batch statistics have to see the states apart, and a network of the user's may know no other way.
+        apart = bound.mixes_rows or not hasattr(net, "quantiles_of")
+        *here, z = map(net.quantiles, states, drawn) if apart else net.quantiles_of(states, drawn)
         next_z, behind = (z, z) if self.reuse_quantiles else z.split((count, extra), -2)
         root_q = bound.allowed(here[0].mean(-2), tensordict) if here else None
         return Frozen(root_q, bound.allowed(behind.mean(-2), following), next_z)

@@ -16,6 +16,7 @@ from torchrl_reg.objectives.value.one_step import terminated_flag
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import Entropy
+from torchrl_reg.torchrl_compat import entry
 
 _DEFAULTS = {"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
 
@@ -74,6 +75,11 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
             next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
             bonus, action_cost = self._at_root(tensordict, target_params, q, next_q)
         assert action_cost is not None
+        if entry(tensordict, self.tensor_keys.steps_to_next_obs) is not None:
+            raise ValueError(
+                "data must hold single steps for a lambda-return, got n-step transitions (they have an entry "
+                f"{self.tensor_keys.steps_to_next_obs!r})."
+            )
         # G_t - c_t follows TorchRL's own recursion with reward r_t + m_t - c_t, so its vectorized kernels can be used.
         keys = self.tensor_keys
         reward = tensordict.get(("next", keys.reward))
@@ -81,10 +87,12 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         added = -cost if bonus is None else bonus.unsqueeze(-1).to(reward.dtype) - cost
         shaped = tensordict.copy()
         shaped.set(("next", keys.reward), (reward + added).expand_as(next_value))
-        done = tensordict.get(("next", keys.done))
-        for key, flag in ((keys.done, done), (keys.terminated, terminated_flag(tensordict, keys))):
+        done, terminated = tensordict.get(("next", keys.done)), terminated_flag(tensordict, keys)
+        for key, flag in ((keys.done, done), (keys.terminated, terminated)):
             shaped.set(("next", key), flag.expand_as(next_value))
-        trace = super().value_estimate(shaped, next_value=next_value.to(reward.dtype), time_dim=time_dim)
+        # A fill, not the product TorchRL makes: what follows a terminal state may be NaN.
+        next_value = next_value.masked_fill(terminated, 0.0).to(reward.dtype)
+        trace = super().value_estimate(shaped, next_value=next_value, time_dim=time_dim)
         return torch.add(trace, cost)
 
 
