@@ -236,6 +236,22 @@ def test_nan_after_a_terminal_state_does_not_reach_a_lambda_return(
     torch.testing.assert_close(loss(data)["loss"], expected)
 
 
+@pytest.mark.parametrize("lmbda", [0.0, 0.7, 1.0])
+def test_nan_of_padded_steps_does_not_reach_a_lambda_return(cases: Any, batch: Any, lmbda: float) -> None:
+    data = batch(3, 6)
+    data["next", "done"][:, 3] = True
+    mask = (torch.arange(6) < 4).expand(3, 6)
+    loss = cases["m_dqn"].loss().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=lmbda)
+    data["collector", "mask"] = mask.unsqueeze(-1)
+    expected = loss(data.clone())["loss"]
+    for key in ("observation", ("next", "observation"), ("next", "reward")):
+        data[key][~mask] = torch.nan
+    out = loss(data)["loss"]
+    torch.testing.assert_close(out, expected)
+    out.backward()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+
+
 def test_what_is_refused_changes_nothing(cases: Any, batch: Any) -> None:
     loss, data = cases["m_iqn"].loss(), batch(2, 3)
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import TDLambdaEstimator
 
 from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import Entropy
@@ -50,9 +50,9 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
     _defaults = {"gamma": 0.99, "lmbda": 0.95}
 
     def __init__(self, *, lmbda: float, **kwargs: Any) -> None:
-        if lmbda == 0:  # TorchRL's vectorized kernel raises IndexError on a filter of one tap
-            kwargs["vectorized"] = False
         super().__init__(lmbda=lmbda, **kwargs)
+        # TorchRL's vectorized kernel raises IndexError on a filter of one tap; its loop lets NaN of padded steps pass.
+        self._one_step = float(lmbda) == 0
 
     def value_estimate(
         self,
@@ -80,6 +80,9 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
                 "data must hold single steps for a lambda-return, got n-step transitions (they have an entry "
                 f"{self.tensor_keys.steps_to_next_obs!r})."
             )
+        if self._one_step:
+            target = one_step_return(tensordict, self.tensor_keys, self.gamma, next_value)
+            return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
         # G_t - c_t follows TorchRL's own recursion with reward r_t + m_t - c_t, so its vectorized kernels can be used.
         keys = self.tensor_keys
         reward = tensordict.get(("next", keys.reward))
