@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import TanhNormal
 
-from torchrl_reg.modules import FlowActor
+from torchrl_reg.modules import FlowActor, StochasticSamplerActor
 
 LOW, HIGH = [-2.3, -1.0, 0.0], [0.7, 1.0, 3.0]
 
@@ -197,7 +197,7 @@ def test_what_has_no_closed_form_says_so() -> None:
     [
         ({"high": [1.0, torch.inf]}, "needs a bounded action space"),
         ({"low": [1.0, 1.0]}, "low must be below high"),
-        ({"low": torch.zeros(1, 2)}, r"numbers or vectors \[D\], got shape \[1, 2\]"),
+        ({"low": torch.zeros(1, 2)}, r"numbers or vectors \[D\], got shapes \[1, 2\] and"),
         ({"num_layers": 1}, "num_layers must be at least 2 for 2 action dimensions, got 1"),
         ({"num_cells": 0}, "must be >= 1, got 4, 4 and 0"),
         ({"max_log_scale": 0.0}, "max_log_scale must be > 0, got 0.0"),
@@ -225,3 +225,10 @@ def test_reset_parameters_recursive_reaches_the_couplings(functional: bool) -> N
         after = dict(actor.named_parameters())
     assert not any(after[name].equal(p) for name, p in before.items())
     assert not after["weight_out"].any() and not after["bias_out"].any()
+
+
+def test_a_number_bounds_every_dimension() -> None:
+    actor = StochasticSamplerActor(nn.Identity(), 4, low=-1.0, high=[1.0, 2.0])
+    assert actor.low.tolist() == [-1.0, -1.0] and len(actor.high) == 2
+    with pytest.raises(ValueError, match=r"numbers or vectors \[D\], got shapes \[2\] and \[3\]"):
+        StochasticSamplerActor(nn.Identity(), 4, low=[0.0] * 2, high=[1.0] * 3)

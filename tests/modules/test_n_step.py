@@ -130,3 +130,21 @@ def test_waiting_rows_are_saved_and_may_be_cut() -> None:
 def test_bad_arguments(arguments: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         NStepTransform(*arguments)
+
+
+def test_a_batch_that_is_refused_leaves_nothing_behind() -> None:
+    def rows(length: int) -> TensorDict:
+        flags = torch.zeros(length, 1, dtype=torch.bool)
+        state = {"observation": torch.arange(length)}
+        step = {"reward": torch.ones(length, 1), "done": flags, "terminated": flags, **state}
+        return TensorDict({**state, "next": step}, [length])
+
+    transform = NStepTransform(N, GAMMA)
+    for key in ("reward", "done"):
+        bad = rows(5)
+        del bad["next", key]
+        with pytest.raises(KeyError):
+            transform.inv(bad)
+        assert transform.waiting is None
+    assert transform.inv(rows(0)) is None or transform.waiting is None
+    assert transform.inv(rows(5)).shape == (3,)

@@ -183,3 +183,21 @@ def test_under_vmap_over_the_data_nothing_is_read(cases: Any, batch: Any) -> Non
     data = torch.stack([batch(9, seed=seed) for seed in (1, 2)])
     values = torch.vmap(lambda d: loss(d)["loss"])(data)
     torch.testing.assert_close(values, torch.stack([cases["m_dqn"].loss()(d)["loss"] for d in data.unbind(0)]))
+
+
+def test_the_first_batch_that_passes_ends_the_checks(cases: Any, batch: Any) -> None:
+    loss, bad = cases["m_dqn"].loss(), batch(4)
+    bad["next", "reward"][0] = torch.inf
+    for _ in range(2):
+        with pytest.raises(ValueError, match="must be finite"):
+            loss(bad)
+    loss(batch(4))
+    assert loss.data_checks == "never"
+
+
+@pytest.mark.parametrize("bad", [{"alpha": 7.0}, {"gamma": 2.0}])
+def test_what_an_estimator_is_refused_for_changes_no_coefficient(cases: Any, bad: dict[str, float]) -> None:
+    loss = cases["m_dqn"].loss(tau=0.1)
+    with pytest.raises(ValueError):
+        loss.make_value_estimator(tau=0.5, **bad)
+    assert float(loss.tau) == 0.1

@@ -116,3 +116,11 @@ def test_in_a_table_the_temperature_anneals_and_the_values_become_optimal() -> N
         taus.append(tau)
     assert taus[0] > 0.01 and taus[-1] < 1e-9
     torch.testing.assert_close(q, value_iteration(mdp).q, rtol=0, atol=1e-4)
+
+
+def test_it_follows_numbers_too() -> None:
+    network = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
+    for error in (0.5, torch.tensor([0.5])):
+        loss = DiscreteVIRELLoss(network, beta_scale=1.0, rate=1.0)
+        loss.observe(error)
+        assert float(loss.tau) == 0.25

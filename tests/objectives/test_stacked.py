@@ -13,7 +13,7 @@ from torchrl.modules import QValueActor
 from torchrl_reg.modules import MinAtarCNN
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
 from torchrl_reg.objectives.stacked import StackedLoss
-from torchrl_reg.regularizers import BellmanErrorCoefficient, Entropy, PriorKL
+from torchrl_reg.regularizers import BellmanErrorCoefficient, Entropy, PriorKL, Tsallis
 
 STACKABLE = ("soft_dqn", "m_dqn", "al", "pal", "c51", "m_c51", "qr", "qr_double", "sparse", "soft_double")
 COUNT = 3
@@ -152,3 +152,32 @@ def test_weights_and_masks_are_refused(cases: Any, batch: Any) -> None:
     data = torch.stack([batch(4).set("priority_weight", torch.rand(4)) for _ in range(2)])
     with pytest.raises(NotImplementedError, match="without weights and masks"):
         stack.loss(data)
+
+
+DIFFERENT = {
+    "loss_function": lambda: MunchausenDQNLoss(network(linear()), loss_function="l1"),
+    "value_network": lambda: MunchausenDQNLoss(network(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))),
+    "double_dqn": lambda: QLearningLoss(network(linear()), double_dqn=True),
+    "delay_value": lambda: MunchausenDQNLoss(network(linear()), delay_value=False),
+    "tensor_keys": lambda: MunchausenDQNLoss(network(linear())).set_keys(reward="other"),
+    "dtype": lambda: MunchausenDQNLoss(network(linear())).double(),
+    "regularizer": lambda: QLearningLoss(network(linear()), regularizer=Tsallis(0.5, q=1.5)),
+}
+
+
+@pytest.mark.parametrize("name", list(DIFFERENT))
+def test_losses_that_differ_are_refused(name: str) -> None:
+    made: Any = DIFFERENT[name]
+    other = made()
+    if other is None:  # set_keys returns nothing
+        other = MunchausenDQNLoss(network(linear()))
+        other.set_keys(reward="other")
+    plain: Any = {
+        "double_dqn": lambda: QLearningLoss(network(linear())),
+        "regularizer": lambda: QLearningLoss(network(linear()), regularizer=Tsallis(0.5)),
+    }
+    first = plain.get(name, lambda: MunchausenDQNLoss(network(linear())))()
+    with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):
+        StackedLoss([first, other])
+    with pytest.raises(ValueError, match="losses must be one or more, got none"):
+        StackedLoss([])

@@ -73,3 +73,27 @@ def test_a_cast_between_steps_is_followed(cases: Any, kind: Any) -> None:
         update.step()
         online, target = (dict(p.items(True, True)) for p in (loss.value_network_params, loss._target_params()))
         assert all(target[key].equal(tensor) for key, tensor in online.items())
+
+
+def test_parameters_given_other_memory_are_followed(cases: Any) -> None:
+    """As ``vector_to_parameters`` gives it: the same parameters, of which one or all lie elsewhere."""
+    loss = build(cases)
+    update = PolyakTargetUpdate(loss, rate=1.0)
+    for chosen in ([0], range(4)):
+        update.step()
+        parameters = list(loss.parameters())
+        for i in chosen:
+            parameters[i].data = parameters[i].data + 5.0
+        update.step()
+        targets = list(loss.target_value_network_params.values(True, True))
+        assert all(
+            torch.equal(p, t) for p, t in zip(loss.value_network_params.values(True, True), targets, strict=True)
+        )
+
+
+@pytest.mark.parametrize("bad", [True, "x", None, 0, 1.5])
+def test_bad_rates_and_periods(cases: Any, bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got"):
+        PolyakTargetUpdate(build(cases), rate=bad)
+    with pytest.raises(ValueError, match="period_updates must be an integer >= 1, got"):
+        HardTargetUpdate(build(cases), period_updates=bad)

@@ -260,3 +260,12 @@ def test_the_entropy_of_a_prior_that_rules_an_action_out() -> None:
     kl, q = PriorKL(0.5, prior=[0.5, 0.5, 0.0]), torch.randn(4, 3)
     rows = kl.diagnostics(q, kl(q).tau_log_pi)
     torch.testing.assert_close(rows["prior_entropy"], torch.full((4,), 2.0).log())
+
+
+@pytest.mark.parametrize("q", [1.5, 2.0, 3.0])
+def test_the_gradient_of_a_sparse_value_is_its_policy(q: float) -> None:
+    x = torch.tensor([1.0, 1.02, 3.0], dtype=torch.float64, requires_grad=True)
+    out = Tsallis(0.1, q=q)(x)
+    out.value.backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))

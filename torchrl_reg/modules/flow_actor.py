@@ -18,7 +18,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.multicategorical import check_box
+from torchrl_reg.modules.multicategorical import box_bounds
 from torchrl_reg.modules.multicategorical_actor import suffixed
 
 
@@ -207,7 +207,7 @@ class FlowActor(TensorDictModuleBase):
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__()
-        low, high = _bounds(low, high)
+        low, high = box_bounds(low, high)
         dims = len(low)
         if min(num_features, num_layers, num_cells) < 1:
             sizes = f"{num_features}, {num_layers} and {num_cells}"
@@ -285,12 +285,3 @@ class FlowActor(TensorDictModuleBase):
             return dist.rsample_and_log_prob()
         action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
         return action, dist.log_prob(action)
-
-
-def _bounds(low: Tensor | float | Sequence[float], high: Tensor | float | Sequence[float]) -> tuple[Tensor, Tensor]:
-    bottom, top = torch.broadcast_tensors(torch.as_tensor(low), torch.as_tensor(high))
-    bottom, top = torch.atleast_1d(bottom).float().clone(), torch.atleast_1d(top).float().clone()
-    if bottom.ndim > 1:
-        raise ValueError(f"low and high must be numbers or vectors [D], got shape {list(bottom.shape)}.")
-    check_box(bottom, top)
-    return bottom, top

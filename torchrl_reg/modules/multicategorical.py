@@ -343,3 +343,18 @@ def check_box(low: Tensor, high: Tensor) -> None:
         )
     if not (low < high).all():
         raise ValueError(f"low must be below high, got low={low.tolist()} and high={high.tolist()}.")
+
+
+def box_bounds(low: Tensor | float | Sequence[float], high: Tensor | float | Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Bounds ``[D]`` of a box of actions, from numbers or vectors.
+
+    Raises:
+        ValueError: bounds of more dimensions or of two lengths, or no box.
+    """
+    bottom, top = (torch.atleast_1d(torch.as_tensor(bound)).float() for bound in (low, high))
+    if bottom.ndim > 1 or top.ndim > 1 or (len(bottom) != len(top) and 1 not in (len(bottom), len(top))):
+        shapes = f"{list(bottom.shape)} and {list(top.shape)}"
+        raise ValueError(f"low and high must be numbers or vectors [D], got shapes {shapes}.")
+    bottom, top = (bound.clone() for bound in torch.broadcast_tensors(bottom, top))
+    check_box(bottom, top)
+    return bottom, top

@@ -79,13 +79,16 @@ class NStepTransform(Transform):
         """The rows whose window is complete; None where there is none yet (a buffer then stores nothing)."""
         if self.n > 1:
             rows = tensordict if self.waiting is None else self._before(tensordict)
+            if not rows.shape[-1]:
+                return None
             complete = rows.shape[-1] - self.n + 1
-            self.waiting = rows[..., max(complete, 0) :].clone()  # a collector may write its next batch to this memory
-            if rows["next", self.done_key][..., -1, 0].all():
-                complete, self.waiting = rows.shape[-1], None
+            accumulated, ended = self._accumulate(rows), rows["next", self.done_key][..., -1, 0].all()
+            # A collector may write its next batch to this memory.
+            self.waiting = None if ended else rows[..., max(complete, 0) :].clone()
+            complete = rows.shape[-1] if ended else complete
             if complete < 1:
                 return None
-            tensordict = self._accumulate(rows)[..., :complete]
+            tensordict = accumulated[..., :complete]
         return tensordict.reshape(-1) if self.flatten else tensordict
 
     def cut_episodes(self) -> None:

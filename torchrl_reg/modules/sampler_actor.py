@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.multicategorical import check_box
+from torchrl_reg.modules.multicategorical import box_bounds
 
 
 class StochasticSamplerActor(TensorDictModuleBase):
@@ -69,8 +69,7 @@ class StochasticSamplerActor(TensorDictModuleBase):
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__()
-        lowest, highest = (torch.atleast_1d(torch.as_tensor(bound)).float() for bound in (low, high))
-        check_box(lowest, highest)
+        lowest, highest = box_bounds(low, high)
         if num_features < 1 or not num_cells or min(num_cells) < 1:
             raise ValueError(f"num_features and num_cells must be >= 1, got {num_features} and {list(num_cells)}.")
         self.torso, self.skip = torso, skip

@@ -99,6 +99,10 @@ class ActorCriticLoss(RegularizedLoss):
         if self._bound_networks is not None:
             # A copy of the critics that shares their memory, but whose parameters need no gradient.
             self.__dict__["_frozen"] = BoundCritics(self.qvalue_network, self.qvalue_network_params.data, private=True)
+            self.__dict__["_frozen_memory"] = self._critics_memory()
+
+    def _critics_memory(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self.qvalue_network.parameters()]
 
     def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundModule:
         kind = BoundCritics if name == "qvalue_network" else BoundModule
@@ -112,6 +116,9 @@ class ActorCriticLoss(RegularizedLoss):
         online, _ = self._bound(tensordict, "qvalue_network")
         assert self._bound_networks is not None
         if online is self._bound_networks["qvalue_network"].online:
+            # Parameters that were given other memory (`p.data = ...`) are the same parameters for all but the copy.
+            if not torch.compiler.is_compiling() and self._critics_memory() != self.__dict__["_frozen_memory"]:
+                self._bind()
             return self._frozen
         return self._frozen.holding(self.qvalue_network_params.apply(lambda tensor: tensor.detach()))
 
@@ -166,7 +173,7 @@ class ActorCriticLoss(RegularizedLoss):
     ) -> TensorDict:
         """The reduced losses (priority weights apply to the ``weighted``), further scalars, and means of the rows."""
         masked = None if mask is None else tensordict
-        weights = self._weights(tensordict)
+        weights = self._weights(tensordict, mask)
         losses = {n: self._reduce_loss(x, tensordict=masked, weights=weights) for n, x in weighted.items()}
         losses |= {n: self._reduce_loss(x, tensordict=masked, weights=None) for n, x in plain.items()}
         if self.diagnostics:

@@ -75,6 +75,7 @@ class BoundModule:
         self._template = template
         self._network = _copied(template) if private else template
         self._stand_in: Self | None = None
+        self.mixes_rows = mixes_rows(template)
         # A deep-copied loss has a template of its own, but its tensors are not the copied parameters.
         if private or not _shares_tensors(template, params):
             params.to_module(self._network)
@@ -161,7 +162,6 @@ class BoundQNetwork(BoundModule):
     ) -> None:
         super().__init__(template, params, private=private)
         self._action_value_key, self._rows_dim = action_value_key, rows_dim
-        self.mixes_rows = mixes_rows(template)
         self._use(self._network)
 
     def _use(self, network: TensorDictModuleBase) -> None:

@@ -134,6 +134,6 @@ def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return
     forget_updater_warning(loss)
-    if loss.data_checks == "first":
-        loss.data_checks = "never"
     check_data(loss, args[0])
+    if loss.data_checks == "first":  # until one has passed
+        loss.data_checks = "never"

@@ -73,12 +73,12 @@ class DiscreteVIRELLoss(QLearningLoss):
         temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, tau_min=tau_min)
         super().__init__(value_network, regularizer=Boltzmann(temperature), **kwargs)
 
-    def observe(self, statistic: Tensor | TensorDictBase) -> None:
+    def observe(self, statistic: Tensor | TensorDictBase | float) -> None:
         """Let the temperature follow a mean squared TD error: a number, or what a forward pass returned.
 
         A fixed temperature stays.
         """
-        if not isinstance(statistic, Tensor):
+        if isinstance(statistic, TensorDictBase):
             statistic = statistic.get("squared_td_error", None)
         if statistic is not None:
             self.regularizer.tau_coefficient.observe(statistic)  # type: ignore[operator, union-attr]

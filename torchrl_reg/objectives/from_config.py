@@ -45,14 +45,20 @@ def loss_from_config(
         raise ValueError(f"loss must be one of {', '.join(known)}, got {loss!r}.")
     for name in ("value_network", "actor_network", "qvalue_network", "prior_network"):
         network: Any = arguments.get(name)
-        if hasattr(network, "func"):  # a functools.partial of its constructor
-            arguments[name] = network()
+        if isinstance(network, Sequence):  # critics
+            arguments[name] = [_made(each) for each in network]
+        elif network is not None:
+            arguments[name] = _made(network)
     made = cls(**arguments)
     if keys:
         made.set_keys(**{name: _nested(key) for name, key in keys.items()})
     if gamma is not None or value_estimator is not None:
         made.make_value_estimator(value_estimator, **({} if gamma is None else {"gamma": gamma}))
     return made
+
+
+def _made(network: Any) -> Any:
+    return network() if hasattr(network, "func") else network  # a functools.partial of its constructor
 
 
 def _nested(key: Any) -> Any:

@@ -206,9 +206,11 @@ class ImplicitQLoss(RegularizedLoss):
     def _next_value(self, tensordict: TensorDictBase, bound: Any, mask: Tensor | None) -> Tensor:
         """``V(s') [*B, 1]``, with its gradient where there is one to flow."""
         following = tensordict.get("next")
-        if torch.is_grad_enabled():
+        trains = torch.is_grad_enabled()
+        if trains or bound.mixes_rows:
             used = ~terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
-            following = blank_rows(following, used if mask is None else used & mask, bound.network.in_keys)
+            used = used if mask is None else used & mask
+            following = blank_rows(following, used, bound.network.in_keys, where_not_finite=not trains)
         return state_value(bound.network, following, self.tensor_keys.value).unsqueeze(-1)
 
     def _bonus(

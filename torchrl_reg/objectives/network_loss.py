@@ -98,7 +98,11 @@ class NetworkLoss(LossModule):
         if _same_tensors(online, held[0]) and _same_tensors(target, held[1]):
             bound.held = [online, target]
             return bound.online, bound.target
-        return bound.online.holding(getattr(self, bound.online_key)), bound.target.holding(self._target_params(name))
+        params = getattr(self, bound.online_key)
+        # Where no target network was asked for TorchRL reads `params.data`, which vmap refuses.
+        has_target = bound.target_key in modules
+        frozen = self._target_params(name) if has_target else params.apply(lambda tensor: tensor.detach())
+        return bound.online.holding(params), bound.target.holding(frozen)
 
     def _apply(self, fn: Any) -> Any:
         super()._apply(exact_where_possible(fn))

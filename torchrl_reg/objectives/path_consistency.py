@@ -24,7 +24,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action,
     stored_action_key,
 )
-from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
 from torchrl_reg.regularizers.checks import check_kl_weight, check_number
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
@@ -167,6 +167,7 @@ class PathConsistencyLoss(RegularizedLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, T, 1]``."""
         self._check_length(tensordict)
+        check_single_steps(tensordict, self.tensor_keys, "path consistency")
         actor, lagged_actor = self._bound(tensordict, "actor_network")
         mask = self._loss_mask(tensordict)
         inputs = tensordict
@@ -215,7 +216,7 @@ class PathConsistencyLoss(RegularizedLoss):
             tau=self.tau,
             gamma=self.value_estimator.gamma,
             rollout=self.rollout,
-            done=tensordict.get(("next", keys.done)).squeeze(-1),
+            done=done_flag(tensordict, keys).squeeze(-1),
             terminated=terminated,
             lam=lam,
             log_pi_reference=log_pi_reference,

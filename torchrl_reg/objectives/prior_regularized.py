@@ -133,7 +133,7 @@ class PriorRegularizedLoss(QLearningLoss):
         if mask is not None:
             log_pi = torch.where(mask.unsqueeze(-1), log_pi, log_rho.detach())
         rows = kl_divergence(log_pi, log_rho)
-        weights = self._weights(tensordict)
+        weights = self._weights(tensordict, mask)
         return self._reduce_loss(rows, tensordict=None if mask is None else tensordict, weights=weights)
 
 

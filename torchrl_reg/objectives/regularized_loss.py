@@ -176,9 +176,10 @@ class RegularizedLoss(NetworkLoss):
             kind = get_value_estimator_entry(given).cls if given in self.SUPPORTED_VALUE_ESTIMATORS else kind
         if issubclass(kind, ValueEstimatorBase):  # before anything is changed
             self._check_estimator(kind)
-        for name, coefficient in self._coefficients().items():
-            if name in hyperparams:
-                coefficient.assign(hyperparams.pop(name))
+        values = {n: (c, hyperparams.pop(n)) for n, c in self._coefficients().items() if n in hyperparams}
+        for name, (coefficient, value) in values.items():
+            if not isinstance(value, Tensor):
+                coefficient.check(value, name)
         for name in ("gamma", "lmbda"):
             if name in hyperparams:
                 hyperparams[name] = check_discount(hyperparams[name], name)
@@ -190,6 +191,8 @@ class RegularizedLoss(NetworkLoss):
                 hyperparams.setdefault("gamma", 0.99)
                 given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
             self._value_estimator, self.value_type = given, kind
+        for coefficient, value in values.values():
+            coefficient.assign(value)
         self._keep_exact(hyperparams)
         self._forward_value_estimator_keys()
         return self
@@ -221,9 +224,10 @@ class RegularizedLoss(NetworkLoss):
         else:
             tensordict.set(self.tensor_keys.priority, priority, inplace=True)
 
-    def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
-        """The weights of a prioritized sample, where there are any and they are wanted."""
-        return entry(tensordict, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
+    def _weights(self, tensordict: TensorDictBase, mask: Tensor | None) -> Tensor | None:
+        """The weights of a prioritized sample, where there are any and they are wanted; 0 in rows that do not count."""
+        weights = entry(tensordict, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
+        return weights if mask is None or weights is None else torch.where(mask.view_as(weights), weights, 0.0)
 
     def _reward(self, tensordict: TensorDictBase) -> Tensor:
         reward = entry(tensordict, ("next", self.tensor_keys.reward))
@@ -256,7 +260,7 @@ class RegularizedLoss(NetworkLoss):
         **terms: Tensor,
     ) -> TensorDict:
         """``loss`` reduced from ``elementwise [*B]``, further ``terms``, and the means of the diagnostic rows."""
-        weights = self._weights(tensordict)
+        weights = self._weights(tensordict, mask)
         if self._is_stack:
             if weights is not None or mask is not None:
                 raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
@@ -280,16 +284,19 @@ class RegularizedLoss(NetworkLoss):
 def blank_rows(
     tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKey], *, where_not_finite: bool = False
 ) -> TensorDictBase:
-    """The entries ``keys``, zero in rows outside ``keep [*B]`` (there only what is not finite); the input stays.
+    """The entries ``keys``, zero or True in rows outside ``keep [*B]``; ``tensordict`` is left as it was.
 
-    A NaN that enters a network makes its gradients NaN even where the loss has none.
+    With ``where_not_finite`` only what is not finite there. A NaN that enters a network makes its gradients NaN even
+    where the loss has none.
     """
     out = tensordict.select(*keys, strict=False)
     for key in keys:
         found = out.get(key, None)
         if found is not None:
             blank = ~keep.reshape(keep.shape + (1,) * (found.ndim - keep.ndim))
-            out.set(key, found.masked_fill(blank & ~found.isfinite() if where_not_finite else blank, 0))
+            # A mask of actions that allows none would make a NaN of its own.
+            fill = found.dtype == torch.bool
+            out.set(key, found.masked_fill(blank & ~found.isfinite() if where_not_finite else blank, fill))
     return out
 
 

@@ -49,8 +49,8 @@ class StackedLoss:
     """
 
     def __init__(self, losses: Sequence[QLearningLoss]) -> None:
-        first = losses[0]
         _check(losses)
+        first = losses[0]
         self.loss = copy.deepcopy(first)
         self.loss._is_stack, self.loss.data_checks = True, "never"
         found = inner_module(self.loss.value_network, first.tensor_keys.action_value)
@@ -99,6 +99,8 @@ class StackedLoss:
 
 
 def _check(losses: Sequence[Any]) -> None:
+    if not losses:
+        raise ValueError("losses must be one or more, got none.")
     first = losses[0]
     for loss in losses:
         if type(loss) is not type(first) or not isinstance(loss, QLearningLoss):
@@ -109,8 +111,11 @@ def _check(losses: Sequence[Any]) -> None:
             "losses must have a regularizer without a state, coefficients that are not learnt, a head that draws no "
             f"random numbers, one-step targets and reduction='mean', got {type(first).__name__}."
         )
-    expected = _numbers(first)
+    expected, settings = _numbers(first), _settings(first)
     for loss in losses[1:]:
+        for name, setting in _settings(loss).items():
+            if setting != settings[name]:
+                raise ValueError(f"losses must agree in {name}, got {settings[name]} and {setting}.")
         for name, number in _numbers(loss).items():
             if not torch.equal(number, expected[name]):
                 raise ValueError(f"losses must agree in {name}, got {expected[name]} and {number}.")
@@ -121,3 +126,16 @@ def _numbers(loss: QLearningLoss) -> dict[str, Tensor]:
     numbers = {name: buffer for name, buffer in loss.named_buffers() if "value_network_params" not in name}
     networks = loss.value_network_params.items(True, True)
     return numbers | {str(name): leaf for name, leaf in networks if not leaf.requires_grad}
+
+
+def _settings(loss: QLearningLoss) -> dict[str, Any]:
+    """What is no tensor, and decides what a loss computes."""
+    names = ("loss_function", "reduction", "double_dqn", "delay_value", "action_space")
+    settings = {name: getattr(loss, name) for name in names} | {"tensor_keys": vars(loss.tensor_keys)}
+    dtypes = [leaf.dtype for leaf in loss.value_network_params.values(True, True)]
+    settings |= {"value_network": str(loss.value_network), "dtype": dtypes}
+    for name in ("regularizer", "shaping", "head"):
+        part = getattr(loss, name)
+        numbers = {k: v for k, v in vars(part).items() if isinstance(v, (int, float, str))} if part is not None else {}
+        settings[name] = (type(part).__name__, numbers)
+    return settings

@@ -61,7 +61,7 @@ def stored_action(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
             f"data must have an entry {key!r}, where the loss looks for the stored action, got none; name another "
             "with loss.set_keys(action=...)."
         )
-    return action
+    return action.long() if action.dtype == torch.bool else action  # one-hot, as TorchRL's spec stores it
 
 
 def state_value(network: TensorDictModuleBase, tensordict: TensorDictBase, key: NestedKey) -> Tensor:

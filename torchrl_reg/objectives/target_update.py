@@ -9,6 +9,8 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.regularizers.checks import as_number
+
 
 class _ForeachUpdate(TargetNetUpdater):
     """A TorchRL target updater whose step touches all tensors in one ``torch._foreach`` call."""
@@ -16,21 +18,26 @@ class _ForeachUpdate(TargetNetUpdater):
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Online and target tensors; listed again when loss.to(...) or a cast has replaced them."""
         held = self.__dict__.get("_lists")
-        if held is None or any(entry.get(key).data_ptr() != pointer for entry, key, pointer in held[2]):
+        if held is None or _pointers(held[2]) != held[3] or any(group.get(key) is not t for group, key, t in held[4]):
             held = self.__dict__["_lists"] = self._list_tensors()
         return held[0], held[1]
 
-    def _list_tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Any, Any, int]]]:
-        sources, targets, checks = [], [], []
+    def _list_tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[tuple[Any, Any, Any]]]:
+        sources, targets, leaves, lasts = [], [], [], []
         for source_name, target_name in zip(self._source_names, self._target_names, strict=True):
             source_params, target_params = (getattr(self.loss_module, n) for n in (source_name, target_name))
             for key, source in source_params.items(True, True):
                 if source.requires_grad:
                     sources.append(source.data)
                     targets.append(target_params.get(key).data)
-            for params in (source_params, target_params):
-                checks.append((params, key, params.get(key).data_ptr()))
-        return sources, targets, checks
+                    leaves += [source, target_params.get(key)]
+            # One for all: whoever replaces the tensors of a group replaces the last one, too.
+            lasts += [(params, key, params.get(key)) for params in (source_params, target_params)]
+        return sources, targets, leaves, _pointers(leaves), lasts
+
+
+def _pointers(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 class HardTargetUpdate(_ForeachUpdate):
@@ -55,7 +62,7 @@ class HardTargetUpdate(_ForeachUpdate):
     """
 
     def __init__(self, loss_module: LossModule, *, period_updates: int) -> None:
-        if not isinstance(period_updates, int) or period_updates < 1:
+        if type(period_updates) is not int or period_updates < 1:
             raise ValueError(f"period_updates must be an integer >= 1, got {period_updates!r}.")
         super().__init__(loss_module)
         self.period_updates = period_updates
@@ -89,10 +96,11 @@ class PolyakTargetUpdate(_ForeachUpdate):
     """
 
     def __init__(self, loss_module: LossModule, *, rate: float) -> None:
-        if not 0 < rate <= 1:
+        number = as_number(rate)
+        if number is None or not 0 < number <= 1:
             raise ValueError(f"rate must be in (0, 1], got {rate!r}.")
         super().__init__(loss_module)
-        self.rate = rate
+        self.rate = number
 
     def step(self) -> None:
         """Count one gradient update."""

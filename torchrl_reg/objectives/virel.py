@@ -141,12 +141,12 @@ class VIRELLoss(ActorCriticLoss):
         if mode == "em" and value_network is not None:
             raise ValueError("value_network must be None where mode='em', got one.")
 
-    def observe(self, statistic: Tensor | TensorDictBase) -> None:
+    def observe(self, statistic: Tensor | TensorDictBase | float) -> None:
         """Let the temperature follow a Bellman error: what :meth:`bellman_error` or a forward pass returned.
 
         A fixed temperature stays.
         """
-        error = statistic if isinstance(statistic, Tensor) else statistic.get("bellman_error")
+        error = statistic.get("bellman_error") if isinstance(statistic, TensorDictBase) else statistic
         self.temperature.observe(error)
 
     @torch.no_grad()

@@ -90,7 +90,7 @@ class Coefficient(nn.Module):
         """The loss that a learnt coefficient descends, given the statistic it controls; None if it has no such loss."""
         return None
 
-    def observe(self, statistic: Tensor) -> None:
+    def observe(self, statistic: Tensor | float) -> None:
         """Follow a statistic of the last update; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
@@ -266,9 +266,9 @@ class BellmanErrorCoefficient(Coefficient):
         self.error_floor = check_number(error_floor, "error_floor", "the smallest error that counts", positive=True)
 
     @torch.no_grad()
-    def observe(self, statistic: Tensor) -> None:
+    def observe(self, statistic: Tensor | float) -> None:
         """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored."""
-        error = statistic.detach().to(self.current.dtype)  # type: ignore[arg-type]
+        error = torch.as_tensor(statistic, device=self.value.device).detach().to(self.value.dtype).reshape(())
         floored = error.clamp(min=self.error_floor)
         goal = self.scale / floored if self.inverse else self.scale * floored
         moved = torch.where(error.isfinite(), torch.lerp(self.value, goal, self.rate), self.value)

@@ -56,7 +56,8 @@ class Tsallis(Regularizer):
         # In units of tau, relative to the best action; actions more than 1 / (q - 1) below it have probability 0.
         z = ((x - best) / temperature_and_divisor(self.tau, x.dtype)[1]).clamp(min=-2.0 / (self.q - 1))
         pi = self._sparsemax(z) if self.q == 2 else self._entmax(z)
-        power = pi.pow(self.q - 1)
+        # Not pi ** (q - 1) itself, whose gradient at 0 is infinite for q < 2.
+        power = torch.where(pi > 0, pi, 1.0).pow(self.q - 1) * (pi > 0)
         total = (pi * power).sum(-1, keepdim=True)
         omega = (total - 1) / (self.q * (self.q - 1))
         tau_log_pi = self.tau * ((power - total) / (self.q - 1) + omega)

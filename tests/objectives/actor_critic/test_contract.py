@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torchrl.objectives import SoftUpdate
 
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate, SoftQLearningLoss, VIRELLoss
@@ -351,3 +352,22 @@ def test_on_gpu(case: Any) -> None:
     out = call(case.loss(networks), data)
     assert losses(out).device.type == "cuda" and data["td_error"].device.type == "cuda"
     assert losses(out).isfinite().all()
+
+
+def test_critics_given_other_memory_are_followed(case: Any) -> None:
+    """``vector_to_parameters`` keeps the parameters and moves their memory: the actor learns from what lies there."""
+    loss, twin, data = case.loss(), case.loss(), case.batch(9)
+    value(loss, data)
+    parameters = [p for p in loss.qvalue_network_params.values(True, True) if p.requires_grad]
+    vector_to_parameters(3.0 * parameters_to_vector(parameters) + 1.0, parameters)
+    for p in twin.qvalue_network_params.values(True, True):
+        p.data.mul_(3.0).add_(1.0)
+    torch.testing.assert_close(value(loss, data), value(twin, data))
+
+
+def test_weights_of_masked_rows_may_be_nan(case: Any) -> None:
+    data, mask = case.batch(8), torch.arange(8) < 6
+    data["priority_weight"], data["collector", "mask"] = torch.linspace(0.2, 2.0, 8), mask.unsqueeze(-1)
+    expected = value(case.loss(), data.clone())
+    data["priority_weight"][~mask] = torch.nan
+    torch.testing.assert_close(value(case.loss(), data), expected)

@@ -16,6 +16,21 @@ def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
     return tensordict.get(("next", keys.done)) if terminated is None else terminated
 
 
+def done_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
+    """Whether the episode ends with s', ``[*B, 1]``; ``terminated`` where the data do not say more."""
+    done = entry(tensordict, ("next", keys.done))
+    return tensordict.get(("next", keys.terminated)) if done is None else done
+
+
+def check_single_steps(tensordict: TensorDictBase, keys: Any, what: str) -> None:
+    """Refuse n-step transitions where ``what`` is made of single ones."""
+    if entry(tensordict, keys.steps_to_next_obs) is not None:
+        raise ValueError(
+            f"data must hold single steps for {what}, got n-step transitions (they have an entry "
+            f"{keys.steps_to_next_obs!r})."
+        )
+
+
 def one_step_return(tensordict: TensorDictBase, keys: Any, gamma: Tensor, next_value: Tensor) -> Tensor:
     """``r + gamma^n (1 - terminated) next_value``, in the shape of ``next_value`` (``[*B, 1]`` or ``[*B, M]``).
 

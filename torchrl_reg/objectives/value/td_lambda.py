@@ -12,11 +12,10 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import TDLambdaEstimator
 
 from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
+from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag, one_step_return, terminated_flag
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.torchrl_compat import entry
 
 _DEFAULTS = {"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
 
@@ -75,11 +74,7 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
             next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
             bonus, action_cost = self._at_root(tensordict, target_params, q, next_q)
         assert action_cost is not None
-        if entry(tensordict, self.tensor_keys.steps_to_next_obs) is not None:
-            raise ValueError(
-                "data must hold single steps for a lambda-return, got n-step transitions (they have an entry "
-                f"{self.tensor_keys.steps_to_next_obs!r})."
-            )
+        check_single_steps(tensordict, self.tensor_keys, "a lambda-return")
         if self._one_step:
             target = one_step_return(tensordict, self.tensor_keys, self.gamma, next_value)
             return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
@@ -90,7 +85,7 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         added = -cost if bonus is None else bonus.unsqueeze(-1).to(reward.dtype) - cost
         shaped = tensordict.copy()
         shaped.set(("next", keys.reward), (reward + added).expand_as(next_value))
-        done, terminated = tensordict.get(("next", keys.done)), terminated_flag(tensordict, keys)
+        done, terminated = done_flag(tensordict, keys), terminated_flag(tensordict, keys)
         for key, flag in ((keys.done, done), (keys.terminated, terminated)):
             shaped.set(("next", key), flag.expand_as(next_value))
         # A fill, not the product TorchRL makes: what follows a terminal state may be NaN.
