@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
+from torch import nn
+from torchrl.data import Categorical, LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
+from torchrl.modules import QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.objectives import PolyakTargetUpdate, SoftDQNLoss
 from torchrl_reg.training.collection import cut_episodes, make_collector
 from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
+from torchrl_reg.training.update import make_update
 
 STACK, NUM_ENVS = 4, 3
 CAPACITY = 20 * NUM_ENVS
@@ -381,3 +385,32 @@ def test_rows_are_written_one_after_another(written_steps, shift):
     with pytest.raises(ValueError, match="cursor must be the rows after those written last, got"):
         single.storage.set((right + shift) % CAPACITY, step)
     single.storage.set(right, step)
+
+
+def test_priorities_go_to_the_rows_that_were_read() -> None:
+    """In a buffer that has wrapped, rows whose stacks are overwritten stand for later ones, and keep their priority."""
+    storage = FrameStackStorage(CAPACITY, stack=STACK, num_envs=NUM_ENVS)
+    sampler = PrioritizedSampler(CAPACITY, alpha=1.0, beta=1.0, eps=0.0)
+    replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=40 * CAPACITY, priority_key="td_error")
+    games = Games("black")
+    for _ in range(30):
+        replay.extend(games.step())
+    network = nn.Sequential(nn.Flatten(-3), nn.Linear(STACK * 6, 5))
+    actor = QValueActor(nn.Sequential(_Scaled(), network), spec=Categorical(5))
+    loss = SoftDQNLoss(actor, tau=0.5, loss_function="l2", diagnostics=False).make_value_estimator(gamma=0.9)
+    target = PolyakTargetUpdate(loss, rate=0.5)
+    update = make_update(loss, torch.optim.SGD(loss.parameters(), lr=0.0), target, replay=replay, device="cpu")
+    before = torch.tensor([float(sampler._sum_tree[i]) for i in range(CAPACITY)])
+    update(replay.sample())
+    after = torch.tensor([float(sampler._sum_tree[i]) for i in range(CAPACITY)])
+    every = torch.arange(CAPACITY)
+    lost = storage.rows_returned(every) != every
+    assert lost.any() and torch.equal(after[lost], before[lost])
+    alone = storage.get(every[~lost])
+    loss(alone)
+    torch.testing.assert_close(after[~lost], alone["td_error"].squeeze(-1))
+
+
+class _Scaled(nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() / 255

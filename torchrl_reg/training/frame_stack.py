@@ -140,6 +140,10 @@ class FrameStackStorage(LazyTensorStorage):
         transitions = TensorDict(found, [len(rows)], device=self.device)
         return transitions if index.ndim == 1 else transitions.reshape(index.shape)
 
+    def rows_returned(self, index: Tensor) -> Tensor:
+        """The rows that :meth:`get` reads for ``index``: of one whose stack was overwritten, a later row."""
+        return self._with_history(index.to(self.device, torch.long))
+
     def __repr__(self) -> str:
         # The inherited one would rebuild every stack.
         sizes = f"max_size={self.max_size}, stack={self.stack}, num_envs={self.num_envs}"

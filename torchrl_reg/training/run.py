@@ -99,6 +99,8 @@ class Run(Recorded):
             )
         require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
         if frame_stack > 1:
+            least = 2 * frame_stack * num_envs
+            require(capacity >= least, "replay capacity", f"at least 2 * frame_stack * num_envs = {least}", capacity)
             capacity -= capacity % num_envs
             storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device or self.device)
         elif storage is None:

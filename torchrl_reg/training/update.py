@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.errors import ConfigError, require
+from torchrl_reg.training.frame_stack import FrameStackStorage
 from torchrl_reg.training.gradients import made_gradients, worth_compiling
 from torchrl_reg.training.joint_step import joint_step
 from torchrl_reg.training.lanes import current_lane
@@ -81,6 +82,8 @@ def make_update(
         if priority_key is not None:
             assert replay is not None
             minibatch.set(priority_key, scalars.pop("priority"))
+            if isinstance(replay.storage, FrameStackStorage):
+                minibatch.set("index", replay.storage.rows_returned(minibatch.get("index")))
             replay.update_tensordict_priority(minibatch)
         return scalars
 
