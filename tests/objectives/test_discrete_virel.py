@@ -120,7 +120,7 @@ def test_in_a_table_the_temperature_anneals_and_the_values_become_optimal() -> N
 
 def test_it_follows_numbers_too() -> None:
     network = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
-    for error in (0.5, torch.tensor([0.5])):
+    for error in (0.5, torch.tensor([0.5]), {"squared_td_error": torch.tensor(0.5)}):
         loss = DiscreteVIRELLoss(network, beta_scale=1.0, rate=1.0)
         loss.observe(error)
         assert float(loss.tau) == 0.25

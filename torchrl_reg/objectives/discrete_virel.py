@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -73,12 +74,12 @@ class DiscreteVIRELLoss(QLearningLoss):
         temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, tau_min=tau_min)
         super().__init__(value_network, regularizer=Boltzmann(temperature), **kwargs)
 
-    def observe(self, statistic: Tensor | TensorDictBase | float) -> None:
+    def observe(self, statistic: Tensor | Mapping[str, Tensor] | TensorDictBase | float) -> None:
         """Let the temperature follow a mean squared TD error: a number, or what a forward pass returned.
 
         A fixed temperature stays.
         """
-        if isinstance(statistic, TensorDictBase):
+        if isinstance(statistic, Mapping | TensorDictBase):
             statistic = statistic.get("squared_td_error", None)
         if statistic is not None:
             self.regularizer.tau_coefficient.observe(statistic)  # type: ignore[operator, union-attr]

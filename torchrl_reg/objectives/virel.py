@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -141,13 +141,14 @@ class VIRELLoss(ActorCriticLoss):
         if mode == "em" and value_network is not None:
             raise ValueError("value_network must be None where mode='em', got one.")
 
-    def observe(self, statistic: Tensor | TensorDictBase | float) -> None:
+    def observe(self, statistic: Tensor | Mapping[str, Tensor] | TensorDictBase | float) -> None:
         """Let the temperature follow a Bellman error: what :meth:`bellman_error` or a forward pass returned.
 
         A fixed temperature stays.
         """
-        error = statistic.get("bellman_error") if isinstance(statistic, TensorDictBase) else statistic
-        self.temperature.observe(error)
+        if isinstance(statistic, Mapping | TensorDictBase):
+            statistic = statistic["bellman_error"]
+        self.temperature.observe(statistic)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def bellman_error(self, tensordict: TensorDictBase) -> Tensor:
