@@ -154,12 +154,18 @@ def test_weights_and_masks_are_refused(cases: Any, batch: Any) -> None:
         stack.loss(data)
 
 
+def renamed() -> MunchausenDQNLoss:
+    loss = MunchausenDQNLoss(network(linear()))
+    loss.set_keys(reward="other")
+    return loss
+
+
 DIFFERENT = {
     "loss_function": lambda: MunchausenDQNLoss(network(linear()), loss_function="l1"),
     "value_network": lambda: MunchausenDQNLoss(network(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))),
     "double_dqn": lambda: QLearningLoss(network(linear()), double_dqn=True),
     "delay_value": lambda: MunchausenDQNLoss(network(linear()), delay_value=False),
-    "tensor_keys": lambda: MunchausenDQNLoss(network(linear())).set_keys(reward="other"),
+    "tensor_keys": renamed,
     "dtype": lambda: MunchausenDQNLoss(network(linear())).double(),
     "regularizer": lambda: QLearningLoss(network(linear()), regularizer=Tsallis(0.5, q=1.5)),
 }
@@ -167,17 +173,12 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("name", list(DIFFERENT))
 def test_losses_that_differ_are_refused(name: str) -> None:
-    made: Any = DIFFERENT[name]
-    other = made()
-    if other is None:  # set_keys returns nothing
-        other = MunchausenDQNLoss(network(linear()))
-        other.set_keys(reward="other")
     plain: Any = {
         "double_dqn": lambda: QLearningLoss(network(linear())),
         "regularizer": lambda: QLearningLoss(network(linear()), regularizer=Tsallis(0.5)),
     }
     first = plain.get(name, lambda: MunchausenDQNLoss(network(linear())))()
     with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):
-        StackedLoss([first, other])
+        StackedLoss([first, DIFFERENT[name]()])
     with pytest.raises(ValueError, match="losses must be one or more, got none"):
         StackedLoss([])

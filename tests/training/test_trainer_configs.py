@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_an_unknown_loss_is_refused() -> None:
 
     with pytest.raises(ValueError, match="loss must be one of AdvantageLearningLoss, .* got 'HardTargetUpdate'"):
         loss_from_config("HardTargetUpdate")
+
+
+def test_twin_critics_may_be_partials() -> None:
+    from torchrl_reg.objectives.from_config import loss_from_config
+
+    def critic() -> ValueOperator:
+        return ValueOperator(MLP(in_features=6, out_features=1), in_keys=["observation", "action"])
+
+    actor = gaussian_actor(torch.nn.Linear(4, 4), low=[-1.0] * 2, high=[1.0] * 2)
+    loss = loss_from_config("SoftActorCriticLoss", actor_network=actor, qvalue_network=[partial(critic)] * 2)
+    assert len(loss.qvalue_network.critics) == 2  # type: ignore[union-attr, arg-type]
 
 
 TRAINER = """

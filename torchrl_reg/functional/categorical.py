@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import at_least_float32
-
 
 def categorical_projection(values: Tensor, masses: Tensor, support: Tensor) -> Tensor:
     r"""Masses on an even grid with the mean of the given atoms, which are first clipped to its ends.
@@ -38,7 +36,7 @@ def categorical_projection(values: Tensor, masses: Tensor, support: Tensor) -> T
         raise ValueError(f"masses must have the shape of values {tuple(values.shape)}, got {tuple(masses.shape)}.")
     if support.ndim != 1 or len(support) < 2:
         raise ValueError(f"support must be a grid [N] of at least 2 atoms, got shape {tuple(support.shape)}.")
-    dtype = at_least_float32(values.new_empty((), dtype=torch.promote_types(values.dtype, masses.dtype))).dtype
+    dtype = torch.promote_types(torch.promote_types(values.dtype, masses.dtype), torch.float32)
     values, masses, support = values.to(dtype), masses.to(dtype), support.to(dtype)
     last = len(support) - 1
     # Where an atom falls, in steps of the grid. An atom exactly on it gives all its mass to the lower neighbour.

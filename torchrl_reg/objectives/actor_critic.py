@@ -6,7 +6,7 @@ Shapes: ``*B`` batch, ``C`` critics, ``K`` actions per state, ``D`` action dimen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -17,7 +17,7 @@ from torchrl.objectives.utils import ValueEstimators, distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble
-from torchrl_reg.objectives.bound_network import BoundCritics, BoundModule
+from torchrl_reg.objectives.bound_network import BoundCritics, BoundModule, pointers
 from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
     RegularizedLoss,
@@ -28,6 +28,14 @@ from torchrl_reg.objectives.regularized_loss import (
 from torchrl_reg.objectives.stochastic_actor import log_prob, stored_action_key
 from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
+
+
+class _Frozen(NamedTuple):
+    """Critics that get no gradient, the parameters whose memory they share, and where that lies."""
+
+    critics: BoundCritics
+    leaves: list[Tensor]
+    memory: list[int]
 
 
 class ActorCriticLoss(RegularizedLoss):
@@ -98,11 +106,9 @@ class ActorCriticLoss(RegularizedLoss):
         self.__dict__["_frozen"] = None
         if self._bound_networks is not None:
             # A copy of the critics that shares their memory, but whose parameters need no gradient.
-            self.__dict__["_frozen"] = BoundCritics(self.qvalue_network, self.qvalue_network_params.data, private=True)
-            self.__dict__["_frozen_memory"] = self._critics_memory()
-
-    def _critics_memory(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self.qvalue_network.parameters()]
+            params = self.qvalue_network_params
+            critics, leaves = BoundCritics(self.qvalue_network, params.data, private=True), [*params.values(True, True)]
+            self.__dict__["_frozen"] = _Frozen(critics, leaves, pointers(leaves))
 
     def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> BoundModule:
         kind = BoundCritics if name == "qvalue_network" else BoundModule
@@ -117,10 +123,10 @@ class ActorCriticLoss(RegularizedLoss):
         assert self._bound_networks is not None
         if online is self._bound_networks["qvalue_network"].online:
             # Parameters that were given other memory (`p.data = ...`) are the same parameters for all but the copy.
-            if not torch.compiler.is_compiling() and self._critics_memory() != self.__dict__["_frozen_memory"]:
+            if not torch.compiler.is_compiling() and pointers(self._frozen.leaves) != self._frozen.memory:
                 self._bind()
-            return self._frozen
-        return self._frozen.holding(self.qvalue_network_params.apply(lambda tensor: tensor.detach()))
+            return self._frozen.critics
+        return self._frozen.critics.holding(self.qvalue_network_params.apply(lambda tensor: tensor.detach()))
 
     def _q(self, bound: Any, states: TensorDictBase, action: Tensor) -> Tensor:
         """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``."""

@@ -239,6 +239,11 @@ def mixes_rows(network: nn.Module) -> bool:
     return any(isinstance(module, ROW_MIXERS) for module in network.modules())
 
 
+def pointers(tensors: list[Tensor]) -> list[int]:
+    """Where the tensors lie: assigning to a parameter's ``data`` moves it, and it stays the same parameter."""
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 def _copied(network: TensorDictModuleBase) -> TensorDictModuleBase:
     """A deep copy, also of modules that keep a computed tensor among their attributes (old-style ``weight_norm``)."""
     attributes = [value for module in network.modules() for value in vars(module).values()]

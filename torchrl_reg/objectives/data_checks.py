@@ -32,8 +32,7 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
         raise ValueError(f"The batch must have at least one row, got batch size {list(tensordict.batch_size)}.")
     keys = loss.tensor_keys
     _check_entries(loss, tensordict)
-    reward, action = tensordict.get(("next", keys.reward)), tensordict.get(keys.action)
-    rows = reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
+    rows, action = loss._rewards(tensordict), tensordict.get(keys.action)
     mask = loss._loss_mask(tensordict)
     if _any(~rows.isfinite() if mask is None else ~rows.isfinite() & mask):
         count = int((~rows.isfinite() if mask is None else ~rows.isfinite() & mask).sum())

@@ -76,7 +76,9 @@ class NetworkLoss(LossModule):
         # Read around LossModule.__getattr__, which warns until an updater exists (forward warns too), unless it has
         # to fill in lazy parameters or stand in for a target network that was not asked for.
         params = self._modules.get(f"target_{name}_params")
-        if params is None or getattr(params, "uninitialized_keys", None):
+        if params is None:  # TorchRL reads `params.data`, which vmap refuses
+            return getattr(self, f"{name}_params").apply(lambda tensor: tensor.detach())
+        if getattr(params, "uninitialized_keys", None):
             return getattr(self, f"target_{name}_params")
         return params  # type: ignore[return-value]
 
@@ -98,11 +100,7 @@ class NetworkLoss(LossModule):
         if _same_tensors(online, held[0]) and _same_tensors(target, held[1]):
             bound.held = [online, target]
             return bound.online, bound.target
-        params = getattr(self, bound.online_key)
-        # Where no target network was asked for TorchRL reads `params.data`, which vmap refuses.
-        has_target = bound.target_key in modules
-        frozen = self._target_params(name) if has_target else params.apply(lambda tensor: tensor.detach())
-        return bound.online.holding(params), bound.target.holding(frozen)
+        return bound.online.holding(getattr(self, bound.online_key)), bound.target.holding(self._target_params(name))
 
     def _apply(self, fn: Any) -> Any:
         super()._apply(exact_where_possible(fn))

@@ -176,10 +176,8 @@ class RegularizedLoss(NetworkLoss):
             kind = get_value_estimator_entry(given).cls if given in self.SUPPORTED_VALUE_ESTIMATORS else kind
         if issubclass(kind, ValueEstimatorBase):  # before anything is changed
             self._check_estimator(kind)
-        values = {n: (c, hyperparams.pop(n)) for n, c in self._coefficients().items() if n in hyperparams}
-        for name, (coefficient, value) in values.items():
-            if not isinstance(value, Tensor):
-                coefficient.check(value, name)
+        given_to = {c: hyperparams.pop(n) for n, c in self._coefficients().items() if n in hyperparams}
+        values = {c: c.checked(value) for c, value in given_to.items()}
         for name in ("gamma", "lmbda"):
             if name in hyperparams:
                 hyperparams[name] = check_discount(hyperparams[name], name)
@@ -191,7 +189,7 @@ class RegularizedLoss(NetworkLoss):
                 hyperparams.setdefault("gamma", 0.99)
                 given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
             self._value_estimator, self.value_type = given, kind
-        for coefficient, value in values.values():
+        for coefficient, value in values.items():
             coefficient.assign(value)
         self._keep_exact(hyperparams)
         self._forward_value_estimator_keys()
@@ -229,11 +227,12 @@ class RegularizedLoss(NetworkLoss):
         weights = entry(tensordict, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
         return weights if mask is None or weights is None else torch.where(mask.view_as(weights), weights, 0.0)
 
-    def _reward(self, tensordict: TensorDictBase) -> Tensor:
+    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
+        """The reward of each row, ``[*B]``."""
         reward = entry(tensordict, ("next", self.tensor_keys.reward))
         if reward is None:
             raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
-        return reward
+        return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
 
     def _loss_mask(self, tensordict: TensorDictBase) -> Tensor | None:
         """The rows ``[*B]`` that count, or None if all do."""
@@ -241,9 +240,7 @@ class RegularizedLoss(NetworkLoss):
         for key in self._loss_mask_keys():
             found = entry(tensordict, key)
             if found is not None:
-                reward = self._reward(tensordict)
-                rows = reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
-                found = self._expand_loss_mask(found, rows)
+                found = self._expand_loss_mask(found, self._rewards(tensordict))
                 mask = found if mask is None else mask & found
         return mask
 

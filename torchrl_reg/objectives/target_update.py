@@ -9,6 +9,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.objectives.bound_network import pointers
 from torchrl_reg.regularizers.checks import as_number
 
 
@@ -18,7 +19,7 @@ class _ForeachUpdate(TargetNetUpdater):
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Online and target tensors; listed again when loss.to(...) or a cast has replaced them."""
         held = self.__dict__.get("_lists")
-        if held is None or _pointers(held[2]) != held[3] or any(group.get(key) is not t for group, key, t in held[4]):
+        if held is None or pointers(held[2]) != held[3] or any(group.get(key) is not t for group, key, t in held[4]):
             held = self.__dict__["_lists"] = self._list_tensors()
         return held[0], held[1]
 
@@ -33,11 +34,7 @@ class _ForeachUpdate(TargetNetUpdater):
                     leaves += [source, target_params.get(key)]
             # One for all: whoever replaces the tensors of a group replaces the last one, too.
             lasts += [(params, key, params.get(key)) for params in (source_params, target_params)]
-        return sources, targets, leaves, _pointers(leaves), lasts
-
-
-def _pointers(tensors: list[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+        return sources, targets, leaves, pointers(leaves), lasts
 
 
 class HardTargetUpdate(_ForeachUpdate):

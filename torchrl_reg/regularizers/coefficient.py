@@ -74,9 +74,13 @@ class Coefficient(nn.Module):
         Raises:
             ValueError: a number that fails the check.
         """
-        if not (isinstance(value, Tensor) and value.device.type != "cpu"):
-            value = torch.tensor(self.check(value, self.name), dtype=torch.float64)
-        self._write(value)
+        self._write(self.checked(value))
+
+    def checked(self, value: Any) -> Tensor:
+        """``value`` as :meth:`assign` writes it, or its ValueError."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return value
+        return torch.tensor(self.check(value, self.name), dtype=torch.float64)
 
     def _write(self, value: Tensor) -> None:
         self.value.copy_(value)  # a captured CUDA graph reads this memory

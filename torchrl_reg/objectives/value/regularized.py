@@ -18,7 +18,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 from torchrl_reg.objectives.bound_network import action_values
 from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.shaping import Shaping
-from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularizer
 from torchrl_reg.torchrl_compat import find_action_space
 
@@ -141,6 +141,10 @@ class RegularizedEstimator(ValueEstimatorBase):
             terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
             bonus = self.shaping(q, tau_log_pi, index, next_q=following, terminated=terminated)
         return bonus, at(self.regularizer.step_cost(tau_log_pi), index)
+
+    def _one_step_target(self, tensordict: TensorDictBase, next_value: Tensor, bonus: Tensor | None) -> Tensor:
+        target = one_step_return(tensordict, self.tensor_keys, self.gamma, next_value)  # type: ignore[arg-type]
+        return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
 
     def forward(
         self,

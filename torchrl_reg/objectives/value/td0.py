@@ -11,7 +11,6 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.objectives.value.one_step import one_step_return
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL
@@ -61,8 +60,7 @@ class RegularizedTD0Estimator(RegularizedEstimator, TD0Estimator):
         if next_value is None:
             next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
             bonus, _ = self._at_root(tensordict, target_params, q, next_q)
-        target = one_step_return(tensordict, self.tensor_keys, self.gamma, next_value)
-        return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
+        return self._one_step_target(tensordict, next_value, bonus)
 
 
 @register_value_estimator(RegValueEstimators.SOFT_TD0, default_kwargs=_DEFAULTS)

@@ -12,7 +12,7 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import TDLambdaEstimator
 
 from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag, one_step_return, terminated_flag
+from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import Entropy
@@ -76,8 +76,7 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         assert action_cost is not None
         check_single_steps(tensordict, self.tensor_keys, "a lambda-return")
         if self._one_step:
-            target = one_step_return(tensordict, self.tensor_keys, self.gamma, next_value)
-            return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
+            return self._one_step_target(tensordict, next_value, bonus)
         # G_t - c_t follows TorchRL's own recursion with reward r_t + m_t - c_t, so its vectorized kernels can be used.
         keys = self.tensor_keys
         reward = tensordict.get(("next", keys.reward))
