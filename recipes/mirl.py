@@ -124,7 +124,7 @@ def train(cfg: Config) -> Path:
         )
     loss.make_value_estimator(gamma=algo.gamma)
     # A prior that learnt as fast as the values would follow its own exploration into one action (recipes/README.md).
-    slow = [] if state_prior is None else list(loss.prior_network_params.parameters())
+    slow = [] if state_prior is None else list(state_prior.parameters())
     fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
     groups: list[dict[str, Any]] = [{"params": fast}]
     groups += [{"params": slow, "lr": algo.prior_learning_rate}] if slow else []

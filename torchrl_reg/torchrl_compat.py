@@ -117,9 +117,9 @@ STORAGE_NAMES = {
 TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are made where data enter a buffer"}
 
 
-def held_tensordict(params: TensorDictParams) -> Any:
+def held_tensordict(params: TensorDictBase) -> Any:
     """The tensordict that ``params`` wraps: ``tensordict.to_module(loss)`` replaces it, and so is noticed."""
-    return params._param_td
+    return params._param_td if isinstance(params, TensorDictParams) else params
 
 
 def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:

@@ -60,7 +60,7 @@ def check_vmap(loss: Any, other: Any, data: Any) -> None:
 def check_to_module(loss: Any, other: Any, data: Any) -> None:
     """``params.to_module(loss)`` counts within its context, and not after it."""
     before, _ = value_and_gradient(loss, data)
-    bound = {name: entry.online for name, entry in loss._bound_networks.items()}
+    bound = {name: pair[0] for name, pair in loss._bound_networks.items()}
     swapped = value_with(loss, data, *leaves(other)).detach()
     torch.testing.assert_close(swapped, value_and_gradient(other, data)[0])
     assert (swapped - before).abs() > 1e-4

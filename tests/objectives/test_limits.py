@@ -112,12 +112,12 @@ def mean_target(loss: Any, data: Any) -> tuple[torch.Tensor, list[torch.Tensor]]
     """The mean over quantiles of a loss's target, and the mean values that the target network was seen to give."""
     captured: list[torch.Tensor] = []
     seen: list[Any] = []
-    frozen = loss._bound_networks["value_network"].target.network.quantile_network
-    original, regress = frozen.quantiles, loss.head.regress
-    frozen.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
-    loss.head.regress = lambda *args: seen.append(args[2]) or regress(*args)
+    target = loss._bound_networks["value_network"][1].network.quantile_network
+    original, regress = target.quantiles, loss.head.regress
+    target.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
+    loss.head.regress = lambda *args, **how: seen.append(args[2]) or regress(*args, **how)
     loss(data)
-    return seen[0].values.mean(-1, keepdim=True), [z.mean(-2) for z in captured]
+    return seen[0].mean(-1, keepdim=True), [z.mean(-2) for z in captured]
 
 
 def test_mi_iqn_in_the_mean_is_mirl(cases: Any, batch: Any) -> None:

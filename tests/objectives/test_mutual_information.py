@@ -270,7 +270,7 @@ def test_a_prior_network_reads_its_keys_and_learns_alone(cases: Any, batch: Any,
     data = in_parts(batch(9))
     out = loss(data)
     out["loss_prior"].backward(retain_graph=True)
-    assert {n.split(".")[0] for n, p in loss.named_parameters() if p.grad is not None} == {"prior_network_params"}
+    assert {n.split(".")[0] for n, p in loss.named_parameters() if p.grad is not None} == {"regularizer"}
     assert gradient_norm(loss) > 1e-3
     loss.zero_grad()
     out["loss"].backward()
@@ -281,8 +281,7 @@ def test_a_prior_network_reads_its_keys_and_learns_alone(cases: Any, batch: Any,
 def test_the_target_with_a_prior_network_is_the_equation(cases: Any, batch: Any) -> None:
     data = in_parts(batch(9, dtype=torch.float64))
     loss = with_prior_network(cases, loss_function="l2", reduction="none").double()
-    with loss.prior_network_params.to_module(loss.prior_network):
-        logits = [loss.prior_network.module(at["part"]) for at in (data, data["next"])]
+    logits = [loss.prior_network.module(at["part"]) for at in (data, data["next"])]
     log_rho, next_log_rho = (x.log_softmax(-1) for x in logits)
     online, target = loss._bound(data)
     q, next_q = online(data), target(data["next"])
@@ -340,13 +339,13 @@ def test_a_prior_that_sees_nothing_is_the_marginal(cases: Any, batch: Any) -> No
     for at in (data, data["next"]):
         at["part"] = torch.zeros(30, 2, dtype=torch.float64)
     loss = with_prior_network(cases).double()
-    biases = [p for n, p in loss.named_parameters() if n.startswith("prior_network_params")]
+    biases = [p for n, p in loss.named_parameters() if n.startswith("regularizer")]
     optimizer = torch.optim.SGD(biases, lr=1.0)
     for _ in range(3000):
         optimizer.zero_grad()
         loss(data)["loss_prior"].backward()
         optimizer.step()
-    learnt = loss._prior_at(data, torch.zeros(1, 3))["log_prior"][0]
+    learnt = loss.regularizer.at_states(data)["log_prior"][0]
     prior = ActionPrior(3, beta=2.0)
     update = PriorUpdate(prior, rate=0.05)
     q = loss._bound(data)[0](data).detach()

@@ -7,8 +7,7 @@ from torchrl_reg.objectives.implicit_q import ImplicitQLoss
 from torchrl_reg.objectives.iqn import IQNLoss
 from torchrl_reg.objectives.munchausen_dqn import MunchausenDQNLoss
 from torchrl_reg.objectives.munchausen_iqn import MunchausenIQNLoss
-from torchrl_reg.objectives.mutual_information_dqn import MutualInformationDQNLoss
-from torchrl_reg.objectives.mutual_information_iqn import MutualInformationIQNLoss
+from torchrl_reg.objectives.mutual_information import MutualInformationDQNLoss, MutualInformationIQNLoss
 from torchrl_reg.objectives.path_consistency import PathConsistencyLoss
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.quantile_regression import QuantileRegressionDQNLoss

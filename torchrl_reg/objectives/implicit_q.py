@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.regularized_loss import (
-    LossFunction,
-    Reduction,
-    RegularizedLoss,
-    blank_rows,
-    keep_masked_rows_out,
-    masked_mean,
-)
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -32,7 +26,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action,
     stored_action_key,
 )
-from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
+from torchrl_reg.objectives.value.targets import regularized_target
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
 from torchrl_reg.regularizers.checks import check_clip, check_temperature, check_weight
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
@@ -172,56 +166,46 @@ class ImplicitQLoss(RegularizedLoss):
     def _reported(self) -> dict[str, Tensor]:
         return {"tau": self.tau}
 
+    def _next_state_keys(self) -> Sequence[NestedKey]:
+        return self.value_network.in_keys
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
-        actor, frozen_actor = self._bound(tensordict, "actor_network")
-        value_network, frozen_value = self._bound(tensordict)
-        mask = self._loss_mask(tensordict)
-        inputs = tensordict
-        if mask is not None:
-            keys = [self.tensor_keys.action, *actor.network.in_keys, *value_network.network.in_keys]
-            inputs = blank_rows(tensordict, mask, keys)
-        action = stored_action(inputs, self.tensor_keys.action)
-        dist = distribution(actor.network, inputs)
-        log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
-        value = state_value(value_network.network, inputs, self.tensor_keys.value)
+        data, mask = self._clean(tensordict)
+        actor, target_actor = self._bound(data, "actor_network")
+        value_network, target_value = self._bound(data)
+        action, batch = stored_action(data, self.tensor_keys.action), data.batch_size
+        dist = distribution(actor.network, data)
+        log_pi = at_least_float32(log_prob(dist, action, batch))
+        value = state_value(value_network.network, data, self.tensor_keys.value)
         entropy = closed_entropy(dist) if self.diagnostics or self._learns_tau else None
         tau, terms = self._temperature(dist, entropy, mask)
         prediction = value + tau * log_pi
 
         with torch.set_grad_enabled(self.residual and torch.is_grad_enabled()):
-            next_value = self._next_value(tensordict, value_network if self.residual else frozen_value, mask)
-            target = one_step_return(tensordict, self.tensor_keys, self.value_estimator.gamma, next_value).squeeze(-1)
-            bonus, rows = self._bonus(inputs, action, tau, dist, frozen_actor)
-            target = keep_masked_rows_out((target + bonus).to(prediction.dtype), prediction, mask)
+            network = (value_network if self.residual else target_value).network
+            next_value = state_value(network, data.get("next"), self.tensor_keys.value).unsqueeze(-1)
+            gamma = self.value_estimator.gamma
+            target = regularized_target(data, self.tensor_keys, next_value, gamma=gamma).squeeze(-1)
+            bonus, rows = self._bonus(data, action, tau, dist, target_actor)
+            target = (target + bonus).to(prediction.dtype)
         td_error = (prediction - target).detach()
-        self._write_priority(tensordict, td_error.square())
-        if self.diagnostics:
-            rows |= {"td_error": td_error.abs(), "value": value.detach(), "log_pi": log_pi.detach()}
-            rows |= {} if entropy is None else {"entropy": entropy}
-        elementwise = distance_loss(prediction, target, self.loss_function)
-        return self._output(tensordict, elementwise, mask, rows, **terms)
-
-    def _next_value(self, tensordict: TensorDictBase, bound: Any, mask: Tensor | None) -> Tensor:
-        """``V(s') [*B, 1]``, with its gradient where there is one to flow."""
-        following = tensordict.get("next")
-        trains = torch.is_grad_enabled()
-        if trains or bound.mixes_rows:
-            used = ~terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
-            used = used if mask is None else used & mask
-            following = blank_rows(following, used, bound.network.in_keys, where_not_finite=not trains)
-        return state_value(bound.network, following, self.tensor_keys.value).unsqueeze(-1)
+        self._write_priority(tensordict, td_error.square(), mask)
+        rows |= {"td_error": td_error.abs(), "value": value, "log_pi": log_pi}
+        rows |= {} if entropy is None else {"entropy": entropy}
+        losses = {"loss": distance_loss(prediction, target, self.loss_function)}
+        return self._output(data, losses, mask, rows, **terms)
 
     def _bonus(
-        self, inputs: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, frozen_actor: Any
+        self, data: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, target_actor: Any
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """``alpha max(tau ln pi_target(a|s), clip_min) [*B]`` and its diagnostics."""
         if not self.alpha_coefficient.is_on:
             return 0.0, {}
         with torch.no_grad():
-            reference = distribution(frozen_actor.network, inputs)
-            tau_log_pi = tau * at_least_float32(log_prob(reference, action, inputs.batch_size))
+            reference = distribution(target_actor.network, data)
+            tau_log_pi = tau * at_least_float32(log_prob(reference, action, data.batch_size))
             bonus = munchausen_bonus(tau_log_pi, self.alpha, self.clip_min, density=True)
             if not self.diagnostics:
                 return bonus, {}

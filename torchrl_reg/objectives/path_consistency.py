@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
-from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, blank_rows, masked_mean
+from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, masked_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -24,7 +25,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action,
     stored_action_key,
 )
-from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag, terminated_flag
+from torchrl_reg.objectives.value.targets import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
 from torchrl_reg.regularizers.checks import check_kl_weight, check_number
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
@@ -168,72 +169,52 @@ class PathConsistencyLoss(RegularizedLoss):
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, T, 1]``."""
         self._check_length(tensordict)
         check_single_steps(tensordict, self.tensor_keys, "path consistency")
-        actor, lagged_actor = self._bound(tensordict, "actor_network")
-        mask = self._loss_mask(tensordict)
-        inputs = tensordict
-        if mask is not None:
-            states = [key for name in self._network_names for key in getattr(self, name).in_keys]
-            inputs = blank_rows(tensordict, mask, [self.tensor_keys.action, *states])
-        dist = distribution(actor.network, inputs)
-        action = stored_action(inputs, self.tensor_keys.action)
-        log_pi = at_least_float32(log_prob(dist, action, tensordict.batch_size))
+        data, mask = self._clean(tensordict)
+        actor, lagged_actor = self._bound(data, "actor_network")
+        dist = distribution(actor.network, data)
+        action = stored_action(data, self.tensor_keys.action)
+        log_pi = at_least_float32(log_prob(dist, action, data.batch_size))
         reference, log_pi_reference = None, None
         if self.lam_coefficient.is_on:
             with torch.no_grad():
-                reference = distribution(lagged_actor.network, inputs)
-                log_pi_reference = at_least_float32(log_prob(reference, action, tensordict.batch_size))
+                reference = distribution(lagged_actor.network, data)
+                log_pi_reference = at_least_float32(log_prob(reference, action, data.batch_size))
         lam, terms, rows = self._trust_region(dist, reference, mask)
-        value = self._value(inputs, dist, lam)
-        residual, exists = self._residuals(tensordict, value, log_pi, log_pi_reference, lam, mask)
-        counts = exists.sum(-1).clamp(min=1)
-        elementwise = 0.5 * residual.square().sum(-1) / counts
-        self._write_priority(tensordict, elementwise.detach().clone())  # not the loss itself
-        if self.diagnostics:
-            error = residual.detach().abs()
-            rows |= {"td_error": error[..., 0], "path_error": error.sum(-1) / counts}
-            rows |= {"value": value.detach(), "log_pi": log_pi.detach()}
-            entropy = closed_entropy(dist)
-            rows |= {} if entropy is None else {"entropy": entropy}
-        return self._output(tensordict, elementwise, mask, rows, **terms)
-
-    def _residuals(
-        self,
-        tensordict: TensorDictBase,
-        value: Tensor,
-        log_pi: Tensor,
-        log_pi_reference: Tensor | None,
-        lam: Tensor,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        keys = self.tensor_keys
-        terminated = terminated_flag(tensordict, keys).squeeze(-1)
-        used = ~terminated if mask is None else ~terminated & mask
-        return path_consistency(
-            tensordict.get(("next", keys.reward)).squeeze(-1).to(log_pi.dtype),
+        value, keys = self._value(data, dist, lam), self.tensor_keys
+        residual, exists = path_consistency(
+            data.get(("next", keys.reward)).squeeze(-1).to(log_pi.dtype),
             value,
-            self._next_value(tensordict, lam, used),
+            self._next_value(data, lam),
             log_pi,
             tau=self.tau,
             gamma=self.value_estimator.gamma,
             rollout=self.rollout,
-            done=done_flag(tensordict, keys).squeeze(-1),
-            terminated=terminated,
+            done=done_flag(data, keys).squeeze(-1),
+            terminated=terminated_flag(data, keys).squeeze(-1),
             lam=lam,
             log_pi_reference=log_pi_reference,
             mask=mask,
         )
+        counts = exists.sum(-1).clamp(min=1)
+        elementwise = 0.5 * residual.square().sum(-1) / counts
+        self._write_priority(tensordict, elementwise.detach().clone(), mask)  # not the loss itself
+        if self.diagnostics:
+            error = residual.detach().abs()
+            rows |= {"td_error": error[..., 0], "path_error": error.sum(-1) / counts, "value": value, "log_pi": log_pi}
+            entropy = closed_entropy(dist)
+            rows |= {} if entropy is None else {"entropy": entropy}
+        return self._output(data, {"loss": elementwise}, mask, rows, **terms)
 
     def _value(self, tensordict: TensorDictBase, dist: Any, lam: Tensor) -> Tensor:
         if self.value_network is None:
             return (self.tau + lam) * at_least_float32(dist.log_normalizer)
         return state_value(self._bound(tensordict)[0].network, tensordict, self.tensor_keys.value)
 
-    def _next_value(self, tensordict: TensorDictBase, lam: Tensor, used: Tensor) -> Tensor:
+    def _next_value(self, data: TensorDictBase, lam: Tensor) -> Tensor:
         """``V`` of the state each step led to; not ``V`` shifted, which after a reset is another episode's."""
         unified = self.value_network is None
-        bound = self._bound(tensordict, "actor_network" if unified else "value_network")
-        network = bound[1 if self.delay_value else 0].network
-        following = blank_rows(tensordict.get("next"), used, network.in_keys)
+        bound = self._bound(data, "actor_network" if unified else "value_network")
+        network, following = bound[1 if self.delay_value else 0].network, data.get("next")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.delay_value):
             if not unified:
                 return state_value(network, following, self.tensor_keys.value)
@@ -262,7 +243,5 @@ class PathConsistencyLoss(RegularizedLoss):
                 f"{list(tensordict.batch_size)} (reshape what a slice sampler returns to [-1, T])."
             )
 
-    def _set_in_keys(self) -> None:
-        super()._set_in_keys()
-        if self.value_network is None:
-            self._in_keys += [("next", key) for key in self.actor_network.in_keys]
+    def _next_state_keys(self) -> Sequence[NestedKey]:
+        return (self.actor_network if self.value_network is None else self.value_network).in_keys

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
@@ -18,14 +18,14 @@ from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
-from torchrl_reg.objectives.heads.head import Frozen, Prediction, Target
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, blank_rows, masked_mean
+from torchrl_reg.objectives.heads.head import Prediction, TargetValues
+from torchrl_reg.objectives.q_network import BoundQNetwork
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
-from torchrl_reg.objectives.value.one_step import terminated_flag
+from torchrl_reg.objectives.value.targets import terminated_flag
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import entry, find_action_space
@@ -36,7 +36,7 @@ class _Policies(NamedTuple):
 
     next_value: Tensor | None = None
     following: Regularized | None = None
-    root: Tensor | None = None
+    here: Tensor | None = None
     online: Tensor | None = None
 
 
@@ -152,7 +152,7 @@ class QLearningLoss(RegularizedLoss):
         coefficients = self._coefficients()
         self._learnt = {k: c for k, c in coefficients.items() if isinstance(c, DualCoefficient)}
         self._reports_error = any(isinstance(c, BellmanErrorCoefficient) for c in coefficients.values())
-        self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt)]
+        self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
         self.make_value_estimator()
@@ -200,10 +200,13 @@ class QLearningLoss(RegularizedLoss):
         parts: list[Any] = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
         return {name: c for part in parts for name, c in part.coefficients().items()}
 
-    def _bound_module(self, name: str, params: TensorDictBase, private: bool) -> Any:
-        rows_dim = 1 if self._is_stack else 0
-        key = self.tensor_keys.action_value
-        return BoundQNetwork(self.value_network, params, key, private=private, rows_dim=rows_dim)
+    def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> Any:
+        how: dict[str, Any] = {"action_value_key": self.tensor_keys.action_value, "rows_dim": int(self._is_stack)}
+        return BoundQNetwork(self.value_network, params, private=private, **how)
+
+    def _states_read(self) -> list[NestedKey]:
+        own = self.regularizer.in_keys if "regularizer" in self._modules else ()
+        return list(dict.fromkeys([*super()._states_read(), *own]))
 
     def _check_estimator(self, estimator: Any) -> None:
         super()._check_estimator(estimator)
@@ -218,134 +221,101 @@ class QLearningLoss(RegularizedLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
-        online, frozen = self._bound(tensordict)
-        mask = self._loss_mask(tensordict)
-        inputs = tensordict
-        if mask is not None:
-            inputs = blank_rows(tensordict, mask, online.network.in_keys, where_not_finite=True)
-        prediction = self.head.online(online, inputs)
+        online, target = self._bound(tensordict)
+        always = self.head.needs_clean_next or online.mixes_rows or bool(self.regularizer.in_keys)
+        data, mask = self._clean(tensordict, next_too=always)
+        prediction = self.head.online(online, data)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
-        action = action_index(entry(tensordict, self.tensor_keys.action), self.action_space, batch_dims)
+        action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
         with torch.no_grad():
-            target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
+            values, masses, policies, rows = self._target(data, prediction, action, mask, online, target)
         reports = self.diagnostics or self._reports_error
-        regression = self.head.regress(prediction, action, target, frozen, self.loss_function, reports)
-        self._write_priority(tensordict, regression.priority)
-        if reports and regression.td_error is not None:
-            rows |= self._error_rows(regression.td_error)
-        terms = self._terms(tensordict, rows, mask, regression.elementwise.dtype)
-        return self._output(tensordict, regression.elementwise, mask, rows, **terms)
+        how: dict[str, Any] = {"bound": target, "loss_function": self.loss_function, "reports": reports}
+        regression = self.head.regress(prediction, action, values, masses, **how)
+        self._write_priority(tensordict, regression.priority, mask)
+        losses = {"loss": regression.elementwise}
+        if policies.online is not None:
+            losses |= self.regularizer.own_losses(data, policies.online)
+        terms = self._terms(rows, regression.td_error if reports else None, mask)
+        return self._output(data, losses, mask, rows, weighted=tuple(losses), **terms)
 
     def _target(
         self,
-        tensordict: TensorDictBase,
+        data: TensorDictBase,
         prediction: Prediction,
         action: Tensor,
         mask: Tensor | None,
         online: Any,
-        frozen: Any,
-    ) -> tuple[Target, dict[str, Tensor]]:
-        """The target, and diagnostic rows ``[*B]``."""
-        head, estimator = self.head, self.value_estimator
-        uses_root = self.shaping is not None or estimator.needs_policy
+        target: Any,
+    ) -> tuple[Tensor, Tensor | None, _Policies, dict[str, Tensor]]:
+        """Target values ``[*B, M]`` and their masses, the policies they are made of, and diagnostic rows ``[*B]``."""
+        head, estimator, regularizer = self.head, self.value_estimator, self.regularizer
+        here_counts = self.shaping is not None or estimator.needs_policy
         # The policies at s are compared for the diagnostics, where that needs no random numbers of its own.
-        compares = self._watches and self.regularizer.compares and not head.draws
-        values = head.frozen(frozen, tensordict, root=uses_root or compares, root_counts=uses_root)
-        q = head.q_values(prediction.z, online, tensordict) if self._watches else None
-        logs = self._policies(tensordict, values, q)
-        if logs.next_value is not None:
-            next_value, masses = logs.next_value.unsqueeze(-1), None
+        compares = self._watches and regularizer.compares and not head.draws
+        says = head.target(target, data, here=here_counts or compares, here_counts=here_counts)
+        q = head.q_values(prediction.z, online, data) if self._watches else None
+        states = regularizer.at_states(data), regularizer.at_states(entry(data, "next"))
+        policies = self._policies(says, q, *states)
+        if policies.next_value is not None:
+            next_value, masses = policies.next_value.unsqueeze(-1), None
         else:
-            policy = logs.following or self._double_policy(tensordict, online)
-            next_value, masses = head.backup(values.next_z, policy, frozen)
-            if masses is not None:  # what follows a terminal state may be NaN, and has no weight
-                ended = terminated_flag(tensordict, self.tensor_keys)
-                masses = torch.where(ended & ~masses.isfinite(), 1.0, masses)
-        bonus, cost, rows = self._at_root(tensordict, values, logs, action)
-        target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost)
-        if q is not None and logs.online is not None:
-            prior = self._prior_at(tensordict, q)
-            rows = self.regularizer.diagnostics(q, logs.online, reference=logs.root, rows=mask, **prior) | rows
-            rows |= self._extra_rows(logs.online)
-        return Target(target, masses, mask), rows
+            policy = policies.following or regularizer(head.next_online_q(online, data), **states[1])
+            next_value, masses = head.backup(says.next_z, policy, target)
+        rows: dict[str, Tensor] = {}
+        bonus = cost = None
+        if self.shaping is not None:
+            assert says.q is not None and policies.here is not None
+            ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if self.shaping.reads_terminated else None
+            bonus = self.shaping(says.q, policies.here, action, next_q=says.next_q, terminated=ended)
+            if self.diagnostics:
+                rows = self.shaping.diagnostics(bonus, at(policies.here, action))
+        if estimator.needs_policy:
+            cost = at(regularizer.step_cost(policies.here, **states[0]), action)
+        values = estimator.value_estimate(data, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
+        if q is not None:
+            rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows
+        return values, masses, policies, rows
 
     @property
     def _watches(self) -> bool:
         """Whether the online policy at s is needed."""
-        return self.diagnostics or bool(self._learnt)
+        return self.diagnostics or bool(self._learnt) or bool(self.regularizer.in_keys)
 
-    def _policies(self, tensordict: TensorDictBase, frozen: Frozen, q: Tensor | None) -> _Policies:
-        """All in one kernel where possible; at s' not with Double Q-learning."""
-        wanted = {"next": None if self.double_dqn else frozen.next_q, "root": frozen.root_q, "online": q}
+    def _policies(
+        self, says: TargetValues, q: Tensor | None, here: dict[str, Tensor], following: dict[str, Tensor]
+    ) -> _Policies:
+        """All in one kernel; at s' not with Double Q-learning. The dicts are what the regularizer takes beside q."""
+        wanted = {"next": None if self.double_dqn else says.next_q, "here": says.q, "online": q}
         given = {name: values for name, values in wanted.items() if values is not None}
         if not given:
             return _Policies()
-        stacked, prior = torch.stack(list(given.values())), self._stacked_prior(tensordict, given)
-        next_value = following = None
+        stacked = torch.stack(list(given.values()))
+        also = {key: torch.stack([following[key] if n == "next" else here[key] for n in given]) for key in here}
+        next_value = policy = None
         if self.double_dqn or self.head.expected:
-            values, logs = self.regularizer.value_and_log_policy(stacked, **prior)
+            values, logs = self.regularizer.value_and_log_policy(stacked, **also)
             next_value = None if self.double_dqn else values[0]
         else:
-            policies = self.regularizer(stacked, **prior)
-            following, logs = Regularized(*(part[0] for part in policies)), policies.tau_log_pi
+            policies = self.regularizer(stacked, **also)
+            policy, logs = Regularized(*(part if part is None else part[0] for part in policies)), policies.tau_log_pi
         log_of = dict(zip(given, logs.unbind(), strict=True))
-        return _Policies(next_value, following, log_of.get("root"), log_of.get("online"))
+        return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"))
 
-    def _double_policy(self, tensordict: TensorDictBase, online: Any) -> Regularized:
-        """The policy at s' of the online network."""
-        next_q = self.head.next_online_q(online, tensordict)
-        return self.regularizer(next_q, **self._prior_at(entry(tensordict, "next"), next_q))
+    def _terms(self, rows: dict[str, Tensor], td_error: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
+        """``loss_*`` of learnt coefficients, and what is returned also without diagnostics."""
+        terms = {
+            f"loss_{name}": learnt.objective(masked_mean(rows[self.regularizer.controlled], mask))
+            for name, learnt in self._learnt.items()
+        }
+        if td_error is not None:
+            rows["td_error"] = td_error.abs()
+            if self._reports_error:
+                terms["squared_td_error"] = masked_mean(td_error.square(), mask)
+        return terms
 
-    def _at_root(
-        self, tensordict: TensorDictBase, values: Any, logs: _Policies, action: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
-        """The bonus ``[*B]``, the stored action's share of the cost ``[*B]``, and the shaping's diagnostics."""
-        rows: dict[str, Tensor] = {}
-        bonus = cost = None
-        if self.shaping is not None:
-            assert logs.root is not None
-            terminated = None
-            if self.shaping.reads_terminated:
-                terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
-            bonus = self.shaping(values.root_q, logs.root, action, next_q=values.next_q, terminated=terminated)
-            if self.diagnostics:
-                rows = self.shaping.diagnostics(bonus, at(logs.root, action))
-        if self.value_estimator.needs_policy:
-            assert logs.root is not None
-            cost = at(self.regularizer.step_cost(logs.root, **self._prior_at(tensordict, logs.root)), action)
-        return bonus, cost, rows
-
-    def _prior_at(self, tensordict: TensorDictBase, q: Tensor) -> dict[str, Tensor]:
-        """What the regularizer takes beside ``q`` at the root of ``tensordict``: a state-dependent prior, if any."""
-        return {}
-
-    def _stacked_prior(self, tensordict: TensorDictBase, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """:meth:`_prior_at` for the stack of ``given``, where ``"next"`` is s' and the rest s."""
-        return {}
-
-    # -- what comes out -----------------------------------------------------------------------------------------
-
-    def _error_rows(self, td_error: Tensor) -> dict[str, Tensor]:
-        """What is reported of the TD errors ``[*B]``."""
-        rows = {"td_error": td_error.abs()} if self.diagnostics else {}
-        return rows | ({"squared_td_error": td_error.square()} if self._reports_error else {})
-
-    def _extra_rows(self, tau_log_pi: Tensor) -> dict[str, Tensor]:
-        """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s."""
-        return {}
-
-    def _terms(
-        self, tensordict: TensorDictBase, rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype
-    ) -> dict[str, Tensor]:
-        """What is returned beside the loss: ``loss_*`` of learnt coefficients, and scalars that are always returned."""
-        terms = {}
-        if "squared_td_error" in rows:
-            terms["squared_td_error"] = masked_mean(rows.pop("squared_td_error"), mask)
-        for name, learnt in self._learnt.items():
-            terms[f"loss_{name}"] = learnt.objective(masked_mean(rows[self.regularizer.controlled], mask))
-        if not self.diagnostics:
-            return terms
-        return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}
+    def _reported(self) -> dict[str, Tensor]:
+        return self.regularizer.scalars()
 
 
 def _check_slot(name: str, value: Any, kind: type) -> None:

@@ -8,7 +8,7 @@ Shapes: ``*B`` batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +19,10 @@ from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
+from torchrl_reg.objectives.binding import NetworkLoss
+from torchrl_reg.objectives.clean import cleaned
 from torchrl_reg.objectives.data_checks import check_before_forward
-from torchrl_reg.objectives.network_loss import NetworkLoss
+from torchrl_reg.objectives.value.targets import terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, exact_scalar
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
@@ -127,18 +129,20 @@ class RegularizedLoss(NetworkLoss):
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
-    def _set_in_keys(self) -> None:
+    def _states_read(self) -> list[NestedKey]:
+        """What the networks read of a state."""
         networks = [getattr(self, name) for name in self._network_names]
-        states = [key for network in networks for key in network.in_keys]
-        keys = [
-            self.tensor_keys.action,
-            ("next", self.tensor_keys.reward),
-            ("next", self.tensor_keys.done),
-            ("next", self.tensor_keys.terminated),
-            *states,
-            *[("next", key) for key in getattr(self.value_network, "in_keys", ())],
-        ]
-        self._in_keys = list(dict.fromkeys(keys))
+        keys = dict.fromkeys(key for network in networks for key in network.in_keys)
+        return [key for key in keys if key != self.tensor_keys.action]
+
+    def _set_in_keys(self) -> None:
+        keys, self._state_keys = self.tensor_keys, self._states_read()
+        following = [keys.reward, keys.done, keys.terminated, *self._next_state_keys()]
+        self._in_keys = list(dict.fromkeys([keys.action, *self._state_keys, *[("next", key) for key in following]]))
+
+    def _next_state_keys(self) -> Sequence[NestedKey]:
+        """What the networks read of s'."""
+        return self._state_keys
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -210,29 +214,7 @@ class RegularizedLoss(NetworkLoss):
                 buffer = getattr(self._value_estimator, name)
                 self._value_estimator.register_buffer(name, exact_scalar(hyperparams[name], buffer.device))
 
-    # -- what a forward pass ends with --------------------------------------------------------------------------
-
-    def _write_priority(self, tensordict: TensorDictBase, priority: Tensor) -> None:
-        priority = priority.unsqueeze(-1)
-        if tensordict.device is not None:
-            priority = priority.to(tensordict.device)
-        held = entry(tensordict, self.tensor_keys.priority)
-        if held is not None and (held.shape, held.dtype) == (priority.shape, priority.dtype):
-            held.copy_(priority)
-        else:
-            tensordict.set(self.tensor_keys.priority, priority, inplace=True)
-
-    def _weights(self, tensordict: TensorDictBase, mask: Tensor | None) -> Tensor | None:
-        """The weights of a prioritized sample, where there are any and they are wanted; 0 in rows that do not count."""
-        weights = entry(tensordict, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
-        return weights if mask is None or weights is None else torch.where(mask.view_as(weights), weights, 0.0)
-
-    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
-        """The reward of each row, ``[*B]``."""
-        reward = entry(tensordict, ("next", self.tensor_keys.reward))
-        if reward is None:
-            raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
-        return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
+    # -- how a forward pass begins ------------------------------------------------------------------------------
 
     def _loss_mask(self, tensordict: TensorDictBase) -> Tensor | None:
         """The rows ``[*B]`` that count, or None if all do."""
@@ -244,70 +226,82 @@ class RegularizedLoss(NetworkLoss):
                 mask = found if mask is None else mask & found
         return mask
 
+    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
+        """The reward of each row, ``[*B]``."""
+        reward = entry(tensordict, ("next", self.tensor_keys.reward))
+        if reward is None:
+            raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
+        return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
+
+    def _clean(self, tensordict: TensorDictBase, *, next_too: bool = True) -> tuple[TensorDictBase, Tensor | None]:
+        """The data with zeros in what must not count, and the mask of the rows that do.
+
+        ``next_too=False`` leaves out what follows a terminal state, where nothing but the target could see it, which
+        drops it anyway.
+        """
+        keys, mask = self.tensor_keys, self._loss_mask(tensordict)
+        if mask is None and not next_too:
+            return tensordict, None
+        here = [keys.action, keys.priority_weight, ("next", keys.reward), *self._state_keys]
+        ended = terminated_flag(tensordict, keys)
+        return cleaned(tensordict, here=here, next_states=self._next_state_keys(), mask=mask, ended=ended), mask
+
+    # -- what it ends with --------------------------------------------------------------------------------------
+
+    def _write_priority(self, tensordict: TensorDictBase, priority: Tensor, mask: Tensor | None) -> None:
+        """Write the priorities ``[*B]``, 0 in rows that do not count."""
+        priority = (priority if mask is None else torch.where(mask, priority, 0.0)).unsqueeze(-1)
+        if tensordict.device is not None:
+            priority = priority.to(tensordict.device)
+        held = entry(tensordict, self.tensor_keys.priority)
+        if held is not None and (held.shape, held.dtype) == (priority.shape, priority.dtype):
+            held.copy_(priority)
+        else:
+            tensordict.set(self.tensor_keys.priority, priority, inplace=True)
+
     def _reported(self) -> dict[str, Tensor]:
         """The current coefficients that are reported beside the means of the rows."""
         return {}
 
     def _output(
         self,
-        tensordict: TensorDictBase,
-        elementwise: Tensor,
+        data: TensorDictBase,
+        losses: dict[str, Tensor],
         mask: Tensor | None,
-        diagnostics: dict[str, Tensor],
+        rows: dict[str, Tensor],
+        *,
+        weighted: Sequence[str] = ("loss",),
         **terms: Tensor,
     ) -> TensorDict:
-        """``loss`` reduced from ``elementwise [*B]``, further ``terms``, and the means of the diagnostic rows."""
-        weights = self._weights(tensordict, mask)
+        """The ``losses [*B]`` reduced, further ``terms``, the means of the ``rows [*B]``, and the coefficients.
+
+        The weights of a prioritized sample apply to the losses named in ``weighted``.
+        """
+        weights = entry(data, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
+        out = {n: self._reduced(data, x, mask, weights if n in weighted else None) for n, x in losses.items()} | terms
+        if self.diagnostics:
+            dtype = next(iter(out.values())).dtype
+            out |= _means(rows, mask, dtype, 1 if self._is_stack else 0)
+            out |= {name: value.to(dtype, copy=True) for name, value in self._reported().items()}
+        made = unchecked_tensordict(out)
+        params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
+        self._clear_weakrefs(data, made, *params)
+        return made
+
+    def _reduced(self, data: TensorDictBase, loss: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
         if self._is_stack:
             if weights is not None or mask is not None:
                 raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
-            loss = elementwise.mean(1)
-        elif mask is weights is None and self.reduction == "mean":
-            loss = elementwise.mean()
-        else:
-            # TorchRL's reduction would look for the masks again; skipped where there are none.
-            loss = self._reduce_loss(elementwise, tensordict=None if mask is None else tensordict, weights=weights)
-        scalars: dict[str, Tensor] = {}
-        if self.diagnostics:
-            kept = 1 if self._is_stack else 0
-            scalars = _means(diagnostics, mask, loss.dtype, kept)
-            scalars |= {name: value.to(loss.dtype, copy=True) for name, value in self._reported().items()}
-        out = unchecked_tensordict({"loss": loss, **terms, **scalars})
-        params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
-        self._clear_weakrefs(tensordict, out, *params)
-        return out
-
-
-def blank_rows(
-    tensordict: TensorDictBase, keep: Tensor, keys: Iterable[NestedKey], *, where_not_finite: bool = False
-) -> TensorDictBase:
-    """The entries ``keys``, zero or True in rows outside ``keep [*B]``; ``tensordict`` is left as it was.
-
-    With ``where_not_finite`` only what is not finite there. A NaN that enters a network makes its gradients NaN even
-    where the loss has none.
-    """
-    out = tensordict.select(*keys, strict=False)
-    for key in keys:
-        found = out.get(key, None)
-        if found is not None:
-            blank = ~keep.reshape(keep.shape + (1,) * (found.ndim - keep.ndim))
-            # A mask of actions that allows none would make a NaN of its own.
-            fill = found.dtype == torch.bool
-            out.set(key, found.masked_fill(blank & ~found.isfinite() if where_not_finite else blank, fill))
-    return out
+            return loss.mean(1)
+        if mask is weights is None and self.reduction == "mean":
+            return loss.mean()
+        # TorchRL's reduction would look for the masks again; skipped where there are none.
+        return self._reduce_loss(loss, tensordict=None if mask is None else data, weights=weights)
 
 
 def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``rows`` over those of ``mask``, or all."""
     return rows.mean() if mask is None else torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None) -> Tensor:
-    """``target``, with the prediction itself in rows outside ``mask``.
-
-    Padded rows may hold NaN; masking the loss alone would still send NaN gradients through the distance.
-    """
-    return target if mask is None else torch.where(mask, target, prediction.detach())
 
 
 def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:
@@ -317,7 +311,9 @@ def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kep
     """
     # For one transition without batch dimensions a row is 0-dimensional, too, and a float64 coefficient has made it
     # float64.
-    stacked = torch.stack(list(rows.values())).to(dtype)
+    if not rows:
+        return {}
+    stacked = torch.stack([row.detach() for row in rows.values()]).to(dtype)
     stacked = stacked.reshape(*stacked.shape[: 1 + kept], -1)
     if mask is None:
         means = stacked.mean(-1)

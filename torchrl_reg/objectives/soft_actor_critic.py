@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
 from torchrl_reg.objectives.regularized_loss import LossFunction, masked_mean
-from torchrl_reg.objectives.stochastic_actor import check_actor, distribution, stored_action, stored_action_key
+from torchrl_reg.objectives.stochastic_actor import check_actor, distribution, stored_action_key
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, DualCoefficient, learnt_at_target
 
@@ -101,30 +101,28 @@ class SoftActorCriticLoss(ActorCriticLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and detached scalars; writes the priority ``[*B, 1]``."""
-        mask = self._loss_mask(tensordict)
-        actor, _ = self._bound(tensordict, "actor_network")
-        critics, target_critics = self._bound(tensordict, "qvalue_network")
-        tau = self.tau
+        data, mask = self._clean(tensordict)
+        following, tau = data.get("next"), self.tau
+        actor, _ = self._bound(data, "actor_network")
         with torch.no_grad():  # first: the order in which SACLoss draws its actions
-            following = self._next_states(tensordict, mask)
             next_action, next_log_pi = reparametrized(distribution(actor.network, following), following.batch_size)
+            target_critics = self._bound(data, "qvalue_network")[1]
             next_value = self._q(target_critics, following, next_action).amin(0) - tau * next_log_pi
-            target = self._one_step_target(tensordict, next_value)
+            target = self._one_step_target(data, next_value)
 
-        states = self._states(tensordict, mask)
-        prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
+        _, prediction = self._predicted(data)
         loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target, mask)
-        action, log_pi = reparametrized(distribution(actor.network, states), states.batch_size)
+        action, log_pi = reparametrized(distribution(actor.network, data), data.batch_size)
         # Not amin, which shares the gradient out where critics agree.
-        q = self._q(self._frozen_critics(tensordict), states, action).min(0).values
-        plain = {"loss_actor": tau * log_pi - q}
+        q = self._q(self._detached_critics(data), data, action).min(0).values
+        losses = {"loss_qvalue": loss_qvalue, "loss_actor": tau * log_pi - q}
         entropy = -log_pi.detach()
         loss_alpha = self.temperature.objective(entropy)
         if loss_alpha is not None:
-            plain["loss_alpha"] = loss_alpha
-        rows = {"td_error": td_error.abs().mean(0), "value": q} if self.diagnostics else {}
+            losses["loss_alpha"] = loss_alpha
+        rows = {"td_error": td_error.abs().mean(0), "value": q}
         scalars = {"alpha": tau.to(q.dtype, copy=True), "entropy": masked_mean(entropy, mask)}
-        return self._entries(tensordict, {"loss_qvalue": loss_qvalue}, plain, mask, rows, **scalars)
+        return self._output(data, losses, mask, rows, weighted=["loss_qvalue"], **scalars)
 
     def _priority(self, td_error: Tensor) -> Tensor:
         return td_error.abs().amax(0)

@@ -16,7 +16,7 @@ from torchrl_reg.functional import soft_value_importance, svgd_bandwidth, svgd_d
 from torchrl_reg.functional.sampling import lattice_points
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss
 from torchrl_reg.objectives.regularized_loss import LossFunction
-from torchrl_reg.objectives.stochastic_actor import stored_action, stored_action_key
+from torchrl_reg.objectives.stochastic_actor import stored_action_key
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
 
@@ -142,17 +142,16 @@ class SoftQLearningLoss(ActorCriticLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and detached scalars; writes the priority ``[*B, 1]``."""
-        mask = self._loss_mask(tensordict)
-        states = self._states(tensordict, mask)
-        critics, _ = self._bound(tensordict, "qvalue_network")
-        prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
+        data, mask = self._clean(tensordict)
+        _, prediction = self._predicted(data)
         with torch.no_grad():
-            value, ess = self._soft_value(tensordict, self._next_states(tensordict, mask))
-            target = self._one_step_target(tensordict, value)
+            value, ess = self._soft_value(data, data.get("next"))
+            target = self._one_step_target(data, value)
         loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target, mask)
-        loss_actor, spread = self._stein_loss(tensordict, states)
+        loss_actor, spread = self._stein_loss(data)
+        losses = {"loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
         rows = {"td_error": td_error.abs().mean(0), "value": value, "ess": ess, "spread": spread}
-        return self._entries(tensordict, {"loss_qvalue": loss_qvalue}, {"loss_actor": loss_actor}, mask, rows)
+        return self._output(data, losses, mask, rows, weighted=["loss_qvalue"])
 
     def _soft_value(self, tensordict: TensorDictBase, states: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Soft value of the target critics at ``states`` ``[*B]``, and the effective sample size ``[*B]``."""
@@ -171,10 +170,10 @@ class SoftQLearningLoss(ActorCriticLoss):
             action, log_p = low + (high - low) * uniform, -len(low) * math.log(2)
         return soft_value_importance(self._q(critics, states, action).amin(0), self.tau, log_p)
 
-    def _stein_loss(self, tensordict: TensorDictBase, states: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _stein_loss(self, states: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Rows ``[*B]`` whose gradient is minus the mean direction of the moving particles, and the spread of all."""
-        actor = self._bound(tensordict, "actor_network")[0].network
-        critics = self._frozen_critics(tensordict)
+        actor = self._bound(states, "actor_network")[0].network
+        critics = self._detached_critics(states)
         half = self.num_particles // 2
         with torch.no_grad():
             fixed_u, _ = actor.particles(states, half)

@@ -14,8 +14,8 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 
 from torchrl_reg.modules.stacked import stack_as_views, stack_layers
-from torchrl_reg.objectives.bound_network import inner_module
 from torchrl_reg.objectives.q_learning import QLearningLoss
+from torchrl_reg.objectives.q_network import inner_module
 from torchrl_reg.regularizers import Entropy, HardMax, Tsallis
 
 #: What holds numbers alone, which are the same in all losses or the losses cannot be stacked.
@@ -56,7 +56,7 @@ class StackedLoss:
         found = inner_module(self.loss.value_network, first.tensor_keys.action_value)
         if found is None:
             raise ValueError(f"value_network must be a QValueActor without masks and hooks, got {first.value_network}.")
-        stack_layers(found[0])
+        stack_layers(found)
         self._stacked: dict[int, nn.Parameter] = {}
         learnt = [key for key, leaf in first.value_network_params.items(True, True) if leaf.requires_grad]
         for name in ("value_network_params", "target_value_network_params"):

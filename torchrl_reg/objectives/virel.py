@@ -12,13 +12,12 @@ from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
-from torchrl_reg.objectives.regularized_loss import LossFunction, keep_masked_rows_out, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, masked_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
     distribution,
     state_value,
-    stored_action,
     stored_action_key,
 )
 from torchrl_reg.regularizers.checks import check_number, check_temperature
@@ -153,65 +152,52 @@ class VIRELLoss(ActorCriticLoss):
     @torch.no_grad()
     def bellman_error(self, tensordict: TensorDictBase) -> Tensor:
         """``E |r + gamma V(s') - Q(s, a)|^p`` over a batch of any size; ``tensordict`` is left as it was."""
-        mask = self._loss_mask(tensordict)
-        states = self._states(tensordict, mask)
-        critics, _ = self._bound(tensordict, "qvalue_network")
-        prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
-        target = self._target(tensordict, mask)
-        return self._mean_error(target - prediction, mask)
+        data, mask = self._clean(tensordict)
+        return self._mean_error(self._target(data) - self._predicted(data)[1], mask)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and detached scalars; writes the priority ``[*B, 1]``."""
-        mask = self._loss_mask(tensordict)
-        states = self._states(tensordict, mask)
-        actor, _ = self._bound(tensordict, "actor_network")
-        critics, _ = self._bound(tensordict, "qvalue_network")
-        frozen = self._frozen_critics(tensordict)
-        prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
-        action, log_pi = reparametrized(distribution(actor.network, states), states.batch_size)
-        q = self._q(frozen, states, action).amin(0)
+        data, mask = self._clean(tensordict)
+        actor, _ = self._bound(data, "actor_network")
+        critics, prediction = self._predicted(data)
+        action, log_pi = reparametrized(distribution(actor.network, data), data.batch_size)
+        q = self._q(self._detached_critics(data), data, action).amin(0)
 
-        target = self._target(tensordict, mask, critics if self.mode == "em" else None)
-        loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target, mask)
+        target = self._target(data, critics if self.mode == "em" else None)
+        loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target.detach(), mask)
         error, tau = self._mean_error(td_error, mask), self.tau
         if self.mode == "em":
-            tau, loss_qvalue = self._literal_m_step(prediction, target, self._q(critics, states, action.detach()), mask)
-        plain = {"loss_actor": tau.to(q.dtype) * log_pi - q}
+            tau, loss_qvalue = self._literal_m_step(target - prediction, self._q(critics, data, action.detach()), mask)
+        losses = {"loss_qvalue": loss_qvalue, "loss_actor": tau.to(q.dtype) * log_pi - q}
         if self.value_network is not None:
-            bound, _ = self._bound(tensordict, "value_network")
-            value = state_value(bound.network, states, self.tensor_keys.value)
-            q_target = keep_masked_rows_out(q.detach().to(value.dtype), value, mask)
-            plain["loss_value"] = distance_loss(value, q_target, self.loss_function)
-        rows = {"td_error": td_error.abs().mean(0), "value": q, "entropy": -log_pi} if self.diagnostics else {}
-        return self._entries(tensordict, {"loss_qvalue": loss_qvalue}, plain, mask, rows, bellman_error=error)
+            bound, _ = self._bound(data, "value_network")
+            value = state_value(bound.network, data, self.tensor_keys.value)
+            losses["loss_value"] = distance_loss(value, q.detach().to(value.dtype), self.loss_function)
+        rows = {"td_error": td_error.abs().mean(0), "value": q, "entropy": -log_pi}
+        return self._output(data, losses, mask, rows, weighted=["loss_qvalue"], bellman_error=error)
 
-    def _target(self, tensordict: TensorDictBase, mask: Tensor | None, online: Any = None) -> Tensor:
+    def _target(self, data: TensorDictBase, online: Any = None) -> Tensor:
         """``r + gamma V(s') [*B]``; with the gradient of ``online`` critics, if given."""
-        following = self._next_states(tensordict, mask)
+        following = data.get("next")
         with torch.no_grad():
             if self.value_network is not None:
-                _, frozen = self._bound(tensordict, "value_network")
-                value = state_value(frozen.network, following, self.tensor_keys.value)
-                return self._one_step_target(tensordict, value)
-            actor, _ = self._bound(tensordict, "actor_network")
+                _, delayed = self._bound(data, "value_network")
+                return self._one_step_target(data, state_value(delayed.network, following, self.tensor_keys.value))
+            actor, _ = self._bound(data, "actor_network")
             action = distribution(actor.network, following).sample()
             if online is None:
-                _, critics = self._bound(tensordict, "qvalue_network")
-                return self._one_step_target(tensordict, self._q(critics, following, action).amin(0))
-        return self._one_step_target(tensordict, self._q(online, following, action).amin(0))
+                _, critics = self._bound(data, "qvalue_network")
+                return self._one_step_target(data, self._q(critics, following, action).amin(0))
+        return self._one_step_target(data, self._q(online, following, action).amin(0))
 
     def _mean_error(self, td_error: Tensor, mask: Tensor | None) -> Tensor:
         """Mean of ``|td_error [C, *B]|^p``."""
         return masked_mean(td_error.detach().abs().pow(self.exponent).mean(0), mask)
 
-    def _literal_m_step(
-        self, prediction: Tensor, target: Tensor, q: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _literal_m_step(self, td_error: Tensor, q: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The temperature of this batch, and rows ``[*B]`` whose mean has the gradient ``-epsilon^2 grad_omega L``."""
-        error = keep_masked_rows_out(target.expand_as(prediction), prediction, mask) - prediction
-        error = error.abs().pow(self.exponent).mean(0)
-        error = error if mask is None else torch.where(mask, error, 0.0)
+        error = td_error.abs().pow(self.exponent).mean(0)
         scale = self.beta_scale / self.exponent  # type: ignore[operator]
         tau = (scale * masked_mean(error.detach(), mask)).clamp(min=self.tau_min)
         value = masked_mean(q.mean(0).detach(), mask)

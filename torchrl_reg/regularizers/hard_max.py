@@ -26,10 +26,10 @@ class HardMax(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         q = masked_values(q, mask)
         best = q.amax(-1, keepdim=True)
-        actions = torch.arange(q.shape[-1], device=q.device)
-        pi = (q.argmax(-1, keepdim=True) == actions).to(q.dtype)
+        action = q.argmax(-1)
+        pi = (action.unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)).to(q.dtype)
         nothing = self.step_cost(q)
-        return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing)
+        return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing, action)
 
     def step_cost(self, tau_log_pi: Tensor) -> Tensor:
         return torch.zeros_like(tau_log_pi)

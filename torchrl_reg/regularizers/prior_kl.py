@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_reg.functional import kl_divergence, soft_gap, soft_policy, soft_value_and_log_policy
@@ -28,6 +30,8 @@ class PriorKL(Regularizer):
         prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
             None for the uniform prior over however many actions there are. An action of probability 0 is never taken;
             where it was stored, its cost is undefined (lambda-returns) and its log-policy ``-inf``.
+        network: a prior of the state in its place: a TensorDict module that writes logits ``[*B, A]`` to its last
+            out-key. Losses train it towards the policy (``loss_prior``); needs an ActionPrior, for beta and the floor.
 
     Raises:
         ValueError: ``tau`` not a finite number > 0, given twice or not at all; a prior that is no distribution.
@@ -43,7 +47,13 @@ class PriorKL(Regularizer):
     log_rho: Tensor | None
     controlled = "kl"
 
-    def __init__(self, tau: float | Coefficient | None = None, *, prior: ActionPrior | PriorLike | None = None) -> None:
+    def __init__(
+        self,
+        tau: float | Coefficient | None = None,
+        *,
+        prior: ActionPrior | PriorLike | None = None,
+        network: TensorDictModuleBase | None = None,
+    ) -> None:
         super().__init__()
         shared = prior if isinstance(prior, ActionPrior) else None
         if (shared is None) == (tau is None):
@@ -56,6 +66,26 @@ class PriorKL(Regularizer):
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
             self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.network = network
+        if network is not None:
+            self.in_keys, self.own_out_keys = list(network.in_keys), ["loss_prior"]
+
+    def _logits(self, tensordict: TensorDictBase) -> Tensor:
+        assert self.network is not None
+        return self.network(tensordict.select(*self.network.in_keys)).get(self.network.out_keys[-1])
+
+    @torch.no_grad()
+    def at_states(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        if self.network is None:
+            return {}
+        return {"log_prior": self.prior.floored(self._logits(tensordict))}  # type: ignore[union-attr]
+
+    def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor) -> dict[str, Tensor]:
+        """``KL(pi || rho_phi) [*B]``, with gradients into the prior network alone."""
+        if self.network is None:
+            return {}
+        log_rho = at_least_float32(self._logits(tensordict)).log_softmax(-1)
+        return {"loss_prior": kl_divergence(self.log_policy(tau_log_pi), log_rho)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> PriorKL:
         exact = self._buffers.pop("log_rho")

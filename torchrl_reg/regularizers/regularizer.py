@@ -3,9 +3,11 @@
 Shapes: ``*B`` batch, ``A`` actions.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_reg.functional import action_gap
@@ -31,6 +33,8 @@ class Regularized(NamedTuple):
     action_cost: Tensor
     """``[*B, A]`` with ``<pi, action_cost> = Omega(pi)``, each action's share of the cost; 0 where ``pi`` is 0. On the
     support of ``pi``, ``q - action_cost = value`` for every action."""
+    action: Tensor | None = None
+    """The action ``[*B]`` that has all the probability, of a regularizer whose policy is always deterministic."""
 
 
 class Regularizer(nn.Module):
@@ -49,6 +53,10 @@ class Regularizer(nn.Module):
     controlled: ClassVar[str] = "entropy"
     #: Whether the diagnostics compare with the target network's policy at s.
     compares: ClassVar[bool] = False
+    #: Entries of a state that the policy depends on beside q, and the names of the losses it adds for a network of its
+    #: own.
+    in_keys: Sequence[NestedKey] = ()
+    own_out_keys: Sequence[str] = ()
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``mask [*B, A]`` is True where an action is allowed."""
@@ -67,6 +75,14 @@ class Regularizer(nn.Module):
     def step_cost(self, tau_log_pi: Tensor) -> Tensor:
         """Each action's share of the cost ``[*B, A]``, also where ``pi`` vanishes: what a trace pays for an action."""
         return tau_log_pi
+
+    def at_states(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        """Further arguments of the policy at these states: ``log_prior [*B, A]`` of a prior of the state, say."""
+        return {}
+
+    def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor) -> dict[str, Tensor]:
+        """Losses ``[*B]`` of a network of its own, from the states and the online ``tau_log_pi [*B, A]`` there."""
+        return {}
 
     def policy(self, q: Tensor) -> Tensor:
         """Probabilities ``[*B, A]``."""

@@ -197,10 +197,10 @@ def test_the_actors_loss_leaves_the_critics_alone() -> None:
     pair = Pair()
     pair.both(batch(9))[0][0]["loss_actor"].backward()
     assert all(p.grad is None for p in pair.ours.qvalue_network_params.parameters())
-    frozen = pair.ours._frozen.critics.network
-    assert not any(p.requires_grad for p in frozen.parameters())
+    detached = pair.ours._detached[0].network
+    assert not any(p.requires_grad for p in detached.parameters())
     online = pair.ours.qvalue_network_params.parameters()
-    assert [p.data_ptr() for p in frozen.parameters()] == [p.data_ptr() for p in online]
+    assert [p.data_ptr() for p in detached.parameters()] == [p.data_ptr() for p in online]
 
 
 def test_networks_that_do_more_are_called_as_modules() -> None:

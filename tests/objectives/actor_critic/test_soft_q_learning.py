@@ -63,7 +63,7 @@ def sampled(
     optimizer = torch.optim.Adam(actor.parameters(), lr=3e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
-        rows, _ = loss._stein_loss(states, states)
+        rows, _ = loss._stein_loss(states)
         optimizer.zero_grad()
         rows.mean().backward()
         optimizer.step()
@@ -221,7 +221,7 @@ def test_the_gradient_is_the_direction_through_the_sampler(cases: Any) -> None:
     torch.manual_seed(3)
     still, moving = (loss.actor_network.particles(data, 3)[0] for _ in range(2))
     torch.manual_seed(3)
-    rows, spread = loss._stein_loss(data, data)
+    rows, spread = loss._stein_loss(data)
     fixed = still.detach().requires_grad_()
     action = loss.actor_network.squashed(fixed)
     q = (

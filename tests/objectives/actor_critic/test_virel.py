@@ -158,7 +158,7 @@ def test_the_actor_becomes_the_boltzmann_density() -> None:
     loss = VIRELLoss(actor, critic, tau=0.01, diagnostics=False)
     data = TensorDict({"observation": torch.zeros(256, 1)}, [256])
     optimizer = torch.optim.Adam(actor.parameters(), lr=0.03)
-    frozen = loss._frozen_critics(data)
+    frozen = loss._detached_critics(data)
     for step in range(300):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / 300)
         dist = actor.get_dist(data)

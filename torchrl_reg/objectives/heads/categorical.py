@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.functional import categorical_projection
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import CategoricalQActor
-from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, Target, of_action
+from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, of_action
 from torchrl_reg.regularizers import Regularized
 
 
@@ -29,27 +28,26 @@ class Categorical(Head):
 
     actor_type = CategoricalQActor
     traces = False
-
-    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        return bound.allowed(bound.inner.mean(z.detach()), tensordict)
+    needs_clean_next = True  # NaN would have a mass
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
-        masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)
-        atoms = bound.inner.support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
+        support, pi, cost = bound.inner.support, policy.pi, policy.action_cost
+        if policy.action is not None:  # one action has all the mass: A times less to project
+            next_z = of_action(next_z, policy.action).unsqueeze(-1)
+            pi, cost = torch.ones_like(pi[..., :1]), torch.zeros_like(cost[..., :1])
+        masses = at_least_float32(next_z).softmax(-2) * pi.unsqueeze(-2)
+        atoms = support.to(masses.dtype).unsqueeze(-1) - cost.unsqueeze(-2)
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
+        self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
     ) -> Regression:
-        assert target.masses is not None
-        support = bound.inner.support
+        assert masses is not None
+        support = how["bound"].inner.support
         log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
         with torch.no_grad():
-            p = log_p.exp()
-            masses = target.masses / target.masses.sum(-1, keepdim=True)
-            projected = categorical_projection(target.values, masses, support).to(p.dtype)
-            if target.mask is not None:
-                projected = torch.where(target.mask.unsqueeze(-1), projected, p)
-            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * target.values).sum(-1) if reports else None
+            p, masses = log_p.exp(), masses / masses.sum(-1, keepdim=True)
+            projected = categorical_projection(values, masses, support).to(p.dtype)
+            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * values).sum(-1) if how["reports"] else None
         elementwise = -(projected * log_p).sum(-1)
         return Regression(elementwise, elementwise.detach().clone(), td_error)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.objectives.chosen import at
-from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target
+from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, TargetValues
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.torchrl_compat import entry
 
@@ -30,32 +29,26 @@ class ExpectedValue(Head):
         """Any network that writes Q-values will do, and any distance."""
 
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        return Prediction(bound(tensordict), None)
+        return Prediction(bound(tensordict))
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return z.detach()
 
-    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        if not root:
+    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool, here_counts: bool) -> TargetValues:
+        if not here:
             next_q = bound(entry(tensordict, "next"))
-            return Frozen(None, next_q, next_q)
-        root_q, next_q = bound.both(tensordict, root_counts=root_counts)
-        return Frozen(root_q, next_q, next_q)
-
-    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        return bound(entry(tensordict, "next"))
+            return TargetValues(None, next_q, next_q)
+        q, next_q = bound.both(tensordict, here_counts=here_counts)
+        return TargetValues(q, next_q, next_q)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         return ((policy.pi * next_z).sum(-1) - policy.cost).unsqueeze(-1), None
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
+        self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
     ) -> Regression:
         # Targets and priorities keep float32 where the network computes in half precision.
         value = at_least_float32(at(prediction.z, action))
-        detached = value.detach()
-        goal = target.values.squeeze(-1).to(value.dtype)
-        if target.mask is not None:  # masking the loss alone would send a NaN of padded rows into the gradients
-            goal = torch.where(target.mask, goal, detached)
-        td_error = detached - goal
-        return Regression(distance_loss(value, goal, loss_function), td_error.square(), td_error)
+        goal = values.squeeze(-1).to(value.dtype)
+        td_error = value.detach() - goal
+        return Regression(distance_loss(value, goal, how["loss_function"]), td_error.square(), td_error)

@@ -14,14 +14,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import QValueActor
 
+from torchrl_reg.objectives.q_network import BoundQNetwork
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.torchrl_compat import entry
 
 
-class Frozen(NamedTuple):
+class TargetValues(NamedTuple):
     """What the target network says."""
 
-    root_q: Tensor | None
+    q: Tensor | None
     """Q-values ``[*B, A]`` at s, if they were asked for."""
     next_q: Tensor
     """Q-values behind the policy at s' ``[*B, A]``."""
@@ -34,19 +35,8 @@ class Prediction(NamedTuple):
 
     z: Tensor
     """``[*B, A]``, or ``[*B, N, A]``."""
-    fractions: Tensor | None
+    fractions: Tensor | None = None
     """Quantile fractions of the N, if they were drawn."""
-
-
-class Target(NamedTuple):
-    """What a prediction is regressed towards."""
-
-    values: Tensor
-    """``[*B, M]``."""
-    masses: Tensor | None
-    """Their probabilities ``[*B, M]``; None: equal."""
-    mask: Tensor | None
-    """Rows ``[*B]`` that count; None: all. The others may hold NaN, and send none into the gradients."""
 
 
 class Regression(NamedTuple):
@@ -74,6 +64,8 @@ class Head:
     traces: ClassVar[bool] = True
     #: Whether the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
+    #: Whether what follows a terminal state must be clean before it enters the network, NaN included.
+    needs_clean_next: ClassVar[bool] = False
 
     def check(self, network: Any, loss_function: str | None) -> None:
         """Refuse a network that is not this head's, or a distance of numbers where it has one of its own.
@@ -92,36 +84,46 @@ class Head:
                 f"loss_function must be None, as the distance is that of {type(self).__name__}, got {loss_function!r}."
             )
 
-    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
-        """The online network's outputs at the root of ``tensordict``."""
-        return Prediction(bound.inner.outputs(*bound.inputs(tensordict)), None)
+    def online(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Prediction:
+        """The online network's outputs at s."""
+        return Prediction(bound.inner.outputs(*bound.inputs(tensordict)))
 
-    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        """Q-values ``[*B, A]`` of outputs ``z`` at the root of ``tensordict``, forbidden actions masked."""
-        raise NotImplementedError
+    def q_values(self, z: Tensor, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
+        """Q-values ``[*B, A]`` of outputs ``z`` at ``tensordict``, forbidden actions masked."""
+        return bound.allowed(bound.inner.mean(z.detach()), tensordict)
 
-    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
-        """What the target network says at s' and, with ``root``, at s (for more than diagnostics: ``root_counts``)."""
+    def target(
+        self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool, here_counts: bool
+    ) -> TargetValues:
+        """What the target network says at s' and, with ``here``, at s (for more than diagnostics: ``here_counts``)."""
         following, outputs = entry(tensordict, "next"), bound.inner.outputs
-        if not root:
+        if not here:
             next_z = outputs(*bound.inputs(following))
-            return Frozen(None, self.q_values(next_z, bound, following), next_z)
-        z, next_z = bound.at_both(outputs, tensordict, root_counts=root_counts)
-        return Frozen(self.q_values(z, bound, tensordict), self.q_values(next_z, bound, following), next_z)
+            return TargetValues(None, self.q_values(next_z, bound, following), next_z)
+        z, next_z = bound.both(tensordict, here_counts=here_counts, call=outputs)
+        return TargetValues(self.q_values(z, bound, tensordict), self.q_values(next_z, bound, following), next_z)
 
-    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+    def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` of the online network at s', for double Q-learning."""
         following = entry(tensordict, "next")
         return self.q_values(self.online(bound, following).z, bound, following)
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+    def backup(self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork) -> tuple[Tensor, Tensor | None]:
         """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: equal)."""
         raise NotImplementedError
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
+        self,
+        prediction: Prediction,
+        action: Tensor,
+        values: Tensor,
+        masses: Tensor | None,
+        *,
+        bound: BoundQNetwork,
+        loss_function: str,
+        reports: bool,
     ) -> Regression:
-        """Distance of the outputs at the indices ``action [*B]`` from the target.
+        """Distance of the outputs at the indices ``action [*B]`` from target ``values [*B, M]`` with their ``masses``.
 
         ``loss_function`` names the distance of an expected value; distributions have their own. ``reports`` says that
         the TD error is wanted.

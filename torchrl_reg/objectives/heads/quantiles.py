@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import FixedQuantileQActor, QuantileQActor
-from torchrl_reg.objectives.heads.head import Frozen, Head, Prediction, Regression, Target, of_action
+from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, TargetValues, of_action
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.regularizers.checks import as_number
 from torchrl_reg.torchrl_compat import entry
@@ -37,26 +37,19 @@ class Quantiles(Head):
             raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
         self.kappa = number
 
-    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
-        return bound.allowed(z.detach().mean(-2), tensordict)
-
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, bound: Any, loss_function: str, reports: bool
+        self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
     ) -> Regression:
-        z, goal, fractions = of_action(prediction.z, action), target.values, prediction.fractions
+        z, fractions = of_action(prediction.z, action), prediction.fractions
         if fractions is None:
             count, dtype = z.shape[-1], at_least_float32(z).dtype
             fractions = (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count
-        td_error = None
-        if reports or target.mask is not None:
-            mean = z.detach().mean(-1, keepdim=True)
-            goal = goal if target.mask is None else torch.where(target.mask.unsqueeze(-1), goal, mean)
-            td_error = (mean - goal.mean(-1, keepdim=True)).squeeze(-1)
-        elementwise = quantile_huber_loss(z, fractions.expand_as(z), goal, self.kappa)
+        td_error = z.detach().mean(-1) - values.mean(-1) if how["reports"] else None
+        elementwise = quantile_huber_loss(z, fractions.expand_as(z), values, self.kappa)
         return Regression(elementwise, elementwise.detach().clone(), td_error)
 
 
@@ -125,10 +118,13 @@ class ImplicitQuantiles(Quantiles):
         fractions = self.fractions(features, self.num_quantiles)
         return Prediction(net.quantiles(features, fractions), fractions)
 
-    def frozen(self, bound: Any, tensordict: TensorDictBase, *, root: bool, root_counts: bool) -> Frozen:
+    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+        return bound.allowed(z.detach().mean(-2), tensordict)
+
+    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool, here_counts: bool) -> TargetValues:
         net, following = bound.inner.network, entry(tensordict, "next")
-        if root:
-            states = bound.at_both(net.features, tensordict, root_counts=root_counts)
+        if here:
+            states = bound.both(tensordict, here_counts=here_counts, call=net.features)
         else:
             states = (net.features(*bound.inputs(following)),)
         # At s' those of the target come first, then those behind the policy.
@@ -137,10 +133,10 @@ class ImplicitQuantiles(Quantiles):
         drawn = [self.fractions(features, n) for features, n in zip(states, counts, strict=True)]
         # Layers with batch statistics have to see the states apart, and a network of the user's may know no other way.
         apart = bound.mixes_rows or not hasattr(net, "quantiles_of")
-        *here, z = map(net.quantiles, states, drawn) if apart else net.quantiles_of(states, drawn)
+        *at_s, z = map(net.quantiles, states, drawn) if apart else net.quantiles_of(states, drawn)
         next_z, behind = (z, z) if self.reuse_quantiles else z.split((count, extra), -2)
-        root_q = bound.allowed(here[0].mean(-2), tensordict) if here else None
-        return Frozen(root_q, bound.allowed(behind.mean(-2), following), next_z)
+        q = self.q_values(at_s[0], bound, tensordict) if at_s else None
+        return TargetValues(q, self.q_values(behind, bound, following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         net, following = bound.inner.network, entry(tensordict, "next")

@@ -1,17 +1,17 @@
 """Slot 4: value estimators whose backup carries a regularizer, registered under string names with TorchRL."""
 
-from torchrl_reg.objectives.value.registry import RegValueEstimators
-from torchrl_reg.objectives.value.td0 import (
-    MunchausenTD0Estimator,
-    PriorSoftTD0Estimator,
+from torchrl_reg.objectives.value.estimator import (
     RegularizedTD0Estimator,
-    SoftTD0Estimator,
-)
-from torchrl_reg.objectives.value.td_lambda import (
     RegularizedTD1Estimator,
     RegularizedTDLambdaEstimator,
+)
+from torchrl_reg.objectives.value.named import (
+    MunchausenTD0Estimator,
+    PriorSoftTD0Estimator,
+    SoftTD0Estimator,
     SoftTDLambdaEstimator,
 )
+from torchrl_reg.objectives.value.registry import RegValueEstimators
 
 __all__ = [
     "MunchausenTD0Estimator",

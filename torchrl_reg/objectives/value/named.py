@@ -1,66 +1,17 @@
-"""One-step and n-step targets with any regularizer and shaping, and their named forms."""
+"""The estimators of named methods: :mod:`~torchrl_reg.objectives.value.estimator` with its slots filled."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.objectives.utils import register_value_estimator
-from torchrl.objectives.value import TD0Estimator
 
 from torchrl_reg.objectives.shaping import Munchausen
+from torchrl_reg.objectives.value.estimator import RegularizedTD0Estimator, RegularizedTDLambdaEstimator
 from torchrl_reg.objectives.value.registry import RegValueEstimators
-from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL
 
 _DEFAULTS = {"gamma": 0.99, "differentiable": True}
-
-
-@register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs=_DEFAULTS)
-class RegularizedTD0Estimator(RegularizedEstimator, TD0Estimator):
-    """``r + bonus + gamma^n (1 - terminated) (<pi, q(s', .)> - Omega(pi))``, ``[*B, 1]``, or ``[*B, M]`` for a head.
-
-    In reward units. ``n`` is 1, or ``steps_to_next_obs`` where the data have it. ``pi``, ``Omega`` and the bonus come
-    from the target network. Without a shaping it needs only the next state, so it also serves TorchRL's stock
-    :class:`~torchrl.objectives.DQNLoss`.
-
-    Source: Geist et al. 2019 (A theory of regularized MDPs), the regularized Bellman operator.
-
-    Args:
-        gamma: discount in [0, 1].
-        value_network, regularizer, shaping: see :class:`RegularizedEstimator`.
-
-    >>> import torch
-    >>> from torchrl.data import Categorical
-    >>> from torchrl.modules import QValueActor
-    >>> from torchrl.objectives import DQNLoss
-    >>> from torchrl_reg.regularizers import Entropy
-    >>> loss = DQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
-    >>> estimator = RegularizedTD0Estimator.for_loss(loss, gamma=0.99, regularizer=Entropy(0.03))
-    >>> _ = loss.make_value_estimator(estimator)
-    """
-
-    def value_estimate(
-        self,
-        tensordict: TensorDictBase,
-        target_params: TensorDictBase | None = None,
-        next_value: Tensor | None = None,
-        *,
-        bonus: Tensor | None = None,
-        q: Tensor | None = None,
-        next_q: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes.
-
-        A loss hands in ``next_value [*B, M]`` and, if it shapes the reward, the ``bonus [*B]``.
-        """
-        if next_value is None:
-            next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
-            bonus, _ = self._at_root(tensordict, target_params, q, next_q)
-        return self._one_step_target(tensordict, next_value, bonus)
 
 
 @register_value_estimator(RegValueEstimators.SOFT_TD0, default_kwargs=_DEFAULTS)
@@ -89,8 +40,8 @@ class SoftTD0Estimator(RegularizedTD0Estimator):
     >>> _ = loss.make_value_estimator(estimator)
     """
 
-    def __init__(self, *, gamma: float, value_network: TensorDictModuleBase, tau: float = 0.03, **kwargs: Any) -> None:
-        super().__init__(gamma=gamma, value_network=value_network, regularizer=Entropy(tau), **kwargs)
+    def __init__(self, *, tau: float = 0.03, **kwargs: Any) -> None:
+        super().__init__(regularizer=Entropy(tau), **kwargs)
 
 
 @register_value_estimator(RegValueEstimators.MUNCHAUSEN_TD0, default_kwargs=_DEFAULTS)
@@ -121,18 +72,8 @@ class MunchausenTD0Estimator(RegularizedTD0Estimator):
     'MunchausenTD0Estimator'
     """
 
-    def __init__(
-        self,
-        *,
-        gamma: float,
-        value_network: TensorDictModuleBase,
-        tau: float = 0.03,
-        alpha: float = 0.9,
-        clip_min: float | None = -1.0,
-        **kwargs: Any,
-    ) -> None:
-        slots: dict[str, Any] = {"regularizer": Entropy(tau), "shaping": Munchausen(alpha, clip_min)}
-        super().__init__(gamma=gamma, value_network=value_network, **slots, **kwargs)
+    def __init__(self, *, tau: float = 0.03, alpha: float = 0.9, clip_min: float | None = -1.0, **kwargs: Any) -> None:
+        super().__init__(regularizer=Entropy(tau), shaping=Munchausen(alpha, clip_min), **kwargs)
 
 
 @register_value_estimator(RegValueEstimators.PRIOR_SOFT_TD0, default_kwargs=_DEFAULTS)
@@ -159,8 +100,38 @@ class PriorSoftTD0Estimator(RegularizedTD0Estimator):
     >>> _ = loss.make_value_estimator(estimator)
     """
 
-    def __init__(
-        self, *, gamma: float, value_network: TensorDictModuleBase, prior: ActionPrior | None = None, **kwargs: Any
-    ) -> None:
-        regularizer = PriorKL(1.0) if prior is None else PriorKL(prior=prior)
-        super().__init__(gamma=gamma, value_network=value_network, regularizer=regularizer, **kwargs)
+    def __init__(self, *, prior: ActionPrior | None = None, **kwargs: Any) -> None:
+        super().__init__(regularizer=PriorKL(1.0) if prior is None else PriorKL(prior=prior), **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.SOFT_TDLAMBDA, default_kwargs=_DEFAULTS | {"lmbda": 0.95})
+class SoftTDLambdaEstimator(RegularizedTDLambdaEstimator):
+    """Entropy-regularized TD(lambda): :class:`RegularizedTDLambdaEstimator` with an entropy and a Munchausen term.
+
+    With ``l_t = tau ln pi(a_t|s_t)``: ``G_t = r_t + alpha [l_t]_{clip_min}^0 + gamma ((1 - lambda) V(s_{t+1}) + lambda
+    (G_{t+1} - l_{t+1}))``. ``lambda = 0`` is soft TD(0) (M-DQN's target with ``alpha > 0``). As ``tau -> 0`` it does
+    not become plain TD(lambda) on actions that are not greedy: ``l_t -> q(s, a_t) - max q``, and the trace is corrected
+    by that gap. Targets are ``[*B, T, 1]``.
+
+    Source: Nachum et al. 2017 (PCL) for the traces, Vieillard et al. 2020 (Munchausen RL) for the bonus.
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        tau: temperature > 0 in reward units.
+        alpha, clip_min: Munchausen weight in [0, 1], 0 for no bonus, and lower clip <= 0 (None: no clip).
+
+    Raises:
+        ValueError: a coefficient out of range.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import MunchausenDQNLoss
+    >>> loss = MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), alpha=0.5)
+    >>> type(loss.make_value_estimator("soft_tdlambda", gamma=0.9, lmbda=0.8).value_estimator).__name__
+    'SoftTDLambdaEstimator'
+    """
+
+    def __init__(self, *, tau: float = 0.03, alpha: float = 0.0, clip_min: float | None = None, **kwargs: Any) -> None:
+        super().__init__(regularizer=Entropy(tau), shaping=Munchausen(alpha, clip_min), **kwargs)

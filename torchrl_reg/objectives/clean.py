@@ -1,0 +1,48 @@
+"""The door of every loss: what must not count is zero behind it, NaN included, so that nothing below knows of it.
+
+Shapes: ``*B`` batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+
+def cleaned(
+    tensordict: TensorDictBase,
+    *,
+    here: Iterable[NestedKey] = (),
+    next_states: Iterable[NestedKey] = (),
+    mask: Tensor | None,
+    ended: Tensor,
+) -> TensorDictBase:
+    """A shallow copy with zeros (True in masks of actions) in entries that do not count.
+
+    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also behind the end
+    ``[*B, 1]`` of an episode. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
+    are replaced only where they are not finite, so that batch statistics are those of the data.
+    """
+    out = tensordict.copy()
+    if mask is not None:
+        for key in here:
+            _blank(out, key, ~mask)
+    unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask
+    following = out.get("next")
+    for key in next_states:
+        _blank(following, key, unused)
+    return out
+
+
+def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor) -> None:
+    entry = tensordict.get(key, None)
+    if entry is None:
+        return
+    rows = rows.reshape(rows.shape + (1,) * (entry.ndim - rows.ndim))
+    if entry.is_floating_point():
+        rows = rows & ~entry.isfinite()
+    # An all-False action mask would produce NaN, so it is filled with True.
+    tensordict.set(key, entry.masked_fill(rows, True if entry.dtype == torch.bool else 0))

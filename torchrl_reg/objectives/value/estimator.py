@@ -1,0 +1,238 @@
+"""Value estimators with a regularizer and a shaping, for TorchRL's losses and for those of this package.
+
+Shapes: ``*B`` batch (``[*B, T]`` for lambda-returns), ``A`` actions, ``M`` values of a head (1 for an expected value).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.objectives import DQNLoss, LossModule
+from torchrl.objectives.utils import register_value_estimator
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_reg.objectives.chosen import action_index, at
+from torchrl_reg.objectives.q_network import action_values
+from torchrl_reg.objectives.shaping import Shaping
+from torchrl_reg.objectives.value.registry import RegValueEstimators
+from torchrl_reg.objectives.value.targets import regularized_target, terminated_flag
+from torchrl_reg.regularizers import HardMax, Regularizer
+from torchrl_reg.regularizers.checks import exact_scalar
+from torchrl_reg.torchrl_compat import find_action_space
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})
+class RegularizedTD0Estimator(ValueEstimatorBase):
+    """``r + bonus + gamma^n (1 - terminated) (<pi, q(s', .)> - Omega(pi))``, ``[*B, 1]``, or ``[*B, M]`` for a head.
+
+    In reward units. ``n`` is 1, or ``steps_to_next_obs`` where the data have it. ``pi``, ``Omega`` and the bonus come
+    from the target network. Without a shaping it needs only the next state, so it also serves TorchRL's stock
+    :class:`~torchrl.objectives.DQNLoss`. Build it with ``Estimator.for_loss(loss, gamma=...)`` and hand it to
+    ``loss.make_value_estimator``. A loss of this package shares its regularizer and shaping with it.
+
+    Source: Geist et al. 2019 (A theory of regularized MDPs), the regularized Bellman operator.
+
+    Args:
+        gamma: discount in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        regularizer: slot 1; None is :class:`~torchrl_reg.regularizers.HardMax`.
+        shaping: slot 2; None adds nothing to the reward.
+        lmbda: trace parameter in [0, 1] of a lambda-return (:class:`RegularizedTDLambdaEstimator`); None: one step.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl.objectives import DQNLoss
+    >>> from torchrl_reg.regularizers import Entropy
+    >>> loss = DQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
+    >>> estimator = RegularizedTD0Estimator.for_loss(loss, gamma=0.99, regularizer=Entropy(0.03))
+    >>> _ = loss.make_value_estimator(estimator)
+    """
+
+    # ValueEstimatorBase.set_keys looks in this class's own __dict__: inherited fields would be refused.
+    @dataclass
+    class _AcceptedKeys:
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "chosen_action_value"
+        action_value: NestedKey = "action_value"
+        action: NestedKey = "action"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+        sample_log_prob: NestedKey = "sample_log_prob"
+
+    default_keys = _AcceptedKeys  # type: ignore[assignment]
+    action_space: str = "categorical"
+    #: Whether the target reads the policy at s whatever the shaping.
+    needs_policy: ClassVar[bool] = False
+    gamma: Tensor
+    lmbda: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor = 0.99,
+        lmbda: float | Tensor | None = None,
+        value_network: TensorDictModuleBase,
+        regularizer: Regularizer | None = None,
+        shaping: Shaping | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(value_network=value_network, **kwargs)
+        # In float64: a float32 gamma of 0.9 is wrong by 1e-8.
+        self.register_buffer("gamma", exact_scalar(float(gamma), self._device))
+        self.register_buffer("lmbda", None if lmbda is None else exact_scalar(float(lmbda), self._device))
+        self.regularizer = HardMax() if regularizer is None else regularizer
+        self.shaping = shaping
+
+    @classmethod
+    def for_loss(cls, loss_module: LossModule, **hyperparams: Any) -> RegularizedTD0Estimator:
+        """An estimator wired to the value network, keys, action space and device of ``loss_module``.
+
+        Raises:
+            ValueError: the loss has no Q-network, hides the stored action that this estimator needs, or makes its own
+                next value.
+        """
+        network = hyperparams.pop("value_network", None) or getattr(loss_module, "value_network", None)
+        if network is None:
+            raise ValueError(
+                f"{cls.__name__} needs a loss with a value_network that writes Q-values, got "
+                f"{type(loss_module).__name__}."
+            )
+        estimator = cls(value_network=network, **{"device": loss_module._default_device, **hyperparams})
+        if isinstance(getattr(loss_module, "regularizer", None), Regularizer):
+            for name in ("regularizer", "shaping"):  # not as submodules, which would save them twice
+                estimator._modules.pop(name, None)
+                estimator.__dict__[name] = getattr(loss_module, name)
+        estimator._check_loss(loss_module, network)
+        estimator.action_space = find_action_space(loss_module.action_space)
+        keys = loss_module.tensor_keys
+        names = [n for n in cls._AcceptedKeys.__dataclass_fields__ if hasattr(keys, n)]
+        estimator.set_keys(**{n: getattr(keys, n) for n in names})
+        return estimator
+
+    def _check_loss(self, loss_module: LossModule, network: TensorDictModuleBase) -> None:
+        """Refuse a loss with which this estimator would be silently wrong."""
+        if not isinstance(loss_module, DQNLoss):
+            return
+        if loss_module.double_dqn:
+            raise ValueError(
+                f"{type(self).__name__} needs a DQNLoss without Double Q-learning, got double_dqn=True: that hands in "
+                "the hard value of its own greedy action, and the regularized value would never be used."
+            )
+        reads_action = self.shaping is not None or self.needs_policy
+        if reads_action and loss_module.tensor_keys.action in network.out_keys:
+            raise ValueError(
+                f"{type(self).__name__} needs the stored action, got TorchRL's DQNLoss, which overwrites it with its "
+                "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
+            )
+
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        *,
+        bonus: Tensor | None = None,
+        action_cost: Tensor | None = None,
+        mask: Tensor | None = None,
+        q: Tensor | None = None,
+        next_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes.
+
+        A loss hands in ``next_value [*B, M]``, the ``bonus`` and ``action_cost`` ``[*B]``, and the ``mask [*B]``.
+        """
+        if next_value is None:
+            next_q = self._q_values(tensordict.get("next"), target_params) if next_q is None else next_q
+            next_value = self.regularizer.value_and_log_policy(next_q)[0].unsqueeze(-1)
+            bonus, action_cost = self._at_s(tensordict, target_params, q, next_q)
+        parts: dict[str, Any] = {"bonus": bonus, "action_cost": action_cost, "mask": mask}
+        return regularized_target(tensordict, self.tensor_keys, next_value, gamma=self.gamma, lmbda=self.lmbda, **parts)
+
+    def _q_values(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
+        return action_values(self.value_network, tensordict, params, self.tensor_keys.action_value)
+
+    def _at_s(
+        self, tensordict: TensorDictBase, params: TensorDictBase | None, q: Tensor | None, next_q: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The bonus ``[*B]`` and the stored action's share of the cost ``[*B]``, where they are needed."""
+        if self.shaping is None and not self.needs_policy:
+            return None, None
+        q = self._q_values(tensordict, params) if q is None else q
+        _, tau_log_pi = self.regularizer.value_and_log_policy(q)
+        index = action_index(tensordict.get(self.tensor_keys.action), self.action_space, q.ndim - 1)
+        bonus = None
+        if self.shaping is not None:
+            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
+            bonus = self.shaping(q, tau_log_pi, index, next_q=next_q, terminated=terminated)
+        return bonus, at(self.regularizer.step_cost(tau_log_pi), index)
+
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        params: TensorDictBase | None = None,
+        target_params: TensorDictBase | None = None,
+    ) -> TensorDictBase:
+        """Write ``value_target`` and ``advantage = value_target - regularized value``, each ``[*B, 1]``."""
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            value, _ = self.regularizer.value_and_log_policy(self._q_values(tensordict, params))
+            target = self.value_estimate(tensordict, target_params=params if target_params is None else target_params)
+        tensordict.set(self.tensor_keys.advantage, target - value.unsqueeze(-1))
+        tensordict.set(self.tensor_keys.value_target, target)
+        return tensordict
+
+
+@register_value_estimator(
+    RegValueEstimators.REGULARIZED_TDLAMBDA, default_kwargs={"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
+)
+class RegularizedTDLambdaEstimator(RegularizedTD0Estimator):
+    """TD(lambda) on ``[*B, T]`` sequences with the regularizer's cost at every step.
+
+    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0
+    for the maximum), the target is
+
+        G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))
+
+    where ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte
+    Carlo return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops
+    the bootstrap; padding (the loss mask) cuts it, too. Policy and values are the target network's. There are no
+    importance weights: data should be near on-policy.
+
+    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`. Everything is in
+    reward units.
+
+    Source: Sutton 1988 (TD(lambda)); ours for the cost of the stored actions, which is that of Nachum et al. 2017
+    (PCL).
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network, regularizer, shaping: see :class:`RegularizedTD0Estimator`.
+    """
+
+    needs_policy = True
+
+    def __init__(self, *, lmbda: float | Tensor = 0.95, **kwargs: Any) -> None:
+        super().__init__(lmbda=lmbda, **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs={"gamma": 0.99, "differentiable": True})
+class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
+    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data.
+
+    ``G_t = r_t + m_t + gamma (G_{t+1} - c_{t+1})``, ``[*B, T, 1]`` in reward units.
+
+    Source: Sutton 1988; the cost of the stored actions as in Nachum et al. 2017 (PCL).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(lmbda=1.0, **kwargs)
