@@ -69,7 +69,7 @@ def familiarized(key: str, seed: int) -> TensorDictModule:
     target = HardTargetUpdate(loss, period_updates=1)
     data = every_step(FAMILIAR)
     q = [p for n, p in loss.named_parameters() if n.startswith("value")]
-    rho = [p for n, p in loss.named_parameters() if n.startswith("prior")]
+    rho = [p for n, p in loss.named_parameters() if n.startswith("regularizer")]
     optimizers = [torch.optim.SGD(q, lr=0.45 * len(data)), torch.optim.Adam(rho, lr=3e-3)]
     for _ in range(400):
         out = loss(data)
