@@ -71,6 +71,7 @@ __all__ = [
     "is_transformed",
     "own_compiled_call",
     "own_exploration_type",
+    "shallow_copy",
     "unchecked_tensordict",
     "unwrap_inherited_forward",
 ]
@@ -139,6 +140,17 @@ def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = ()
     made = TensorDict._new_unsafe(entries, torch.Size(batch_size))
     # Given there, a device would be asked each time whether it is Apple's, at half of the cost.
     made._device = device if device is None else torch.device(device)
+    return made
+
+
+def shallow_copy(tensordict: TensorDictBase) -> TensorDictBase:
+    """``tensordict.copy()``: the same tensors under entries, nested ones too, that may be set; a tenth of the cost."""
+    if type(tensordict) is not TensorDict:
+        return tensordict.copy()
+    entries = tensordict._tensordict.items()
+    copied = {key: shallow_copy(value) if isinstance(value, TensorDictBase) else value for key, value in entries}
+    made = unchecked_tensordict(copied, tensordict.batch_size, tensordict.device)
+    made.names = tensordict.names if tensordict._has_names() else None
     return made
 
 

@@ -14,8 +14,6 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
-from torchrl_reg.torchrl_compat import entry
-
 
 class CriticEnsemble(TensorDictModuleBase):
     """The values of all critics, each of which keeps its own parameters; writes ``"action_values"`` ``[C, *B]``.
@@ -49,9 +47,10 @@ class CriticEnsemble(TensorDictModuleBase):
         self.in_keys: list[NestedKey] = list(dict.fromkeys(key for critic in critics for key in critic.in_keys))
         self.out_keys = ["action_values"]
 
-    def values(self, states: TensorDictBase, action_key: NestedKey = "action", action: Tensor | None = None) -> Tensor:
-        """Q(s, a) of every critic ``[C, *B]``, at ``action`` or the one in ``states``, which are left as they were."""
-        return torch.stack([_value(critic, states, action_key, action).squeeze(-1) for critic in self.critics])
+    def values(self, tensordict: TensorDictBase) -> Tensor:
+        """Q(s, a) of every critic ``[C, *B]``; ``tensordict`` is left as it was."""
+        inputs = [(critic, tensordict.select(*critic.in_keys)) for critic in self.critics]
+        return torch.stack([critic(data).get(critic.out_keys[-1]).squeeze(-1) for critic, data in inputs])  # type: ignore[operator, index]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         values = self.values(tensordict)
@@ -66,14 +65,3 @@ def is_plain(module: Any) -> bool:
     if type(module) not in (TensorDictModule, ValueOperator) or module._forward_hooks or module._forward_pre_hooks:
         return False
     return not getattr(module, "_kwargs", None) and getattr(module, "method", None) in (None, "forward")
-
-
-def _value(critic: Any, states: TensorDictBase, action_key: NestedKey, action: Tensor | None) -> Tensor:
-    if is_plain(critic):
-        q = critic.module(
-            *[action if k == action_key and action is not None else entry(states, k) for k in critic.in_keys]
-        )
-        if isinstance(q, Tensor):
-            return q
-    inputs = states.select(*[key for key in critic.in_keys if action is None or key != action_key])
-    return critic(inputs if action is None else inputs.set(action_key, action)).get(critic.out_keys[-1])

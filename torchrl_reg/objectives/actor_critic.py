@@ -9,19 +9,42 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
 from torchrl.objectives.utils import ValueEstimators, distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.modules.critic_ensemble import CriticEnsemble
+from torchrl_reg.modules.critic_ensemble import CriticEnsemble, is_plain
+from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.objectives.binding import BoundNetwork, pointers
 from torchrl_reg.objectives.regularized_loss import LossFunction, RegularizedLoss
 from torchrl_reg.objectives.stochastic_actor import log_prob, stored_action, stored_action_key
 from torchrl_reg.objectives.value.targets import regularized_target
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
+from torchrl_reg.torchrl_compat import entry
+
+
+class BoundCritics(BoundNetwork):
+    """Bound critics, a :class:`~torchrl_reg.modules.CriticEnsemble`, called on plain tensors where that is exact."""
+
+    def _use(self, network: Any) -> None:
+        super()._use(network)
+        # A critic with hooks or extra behaviour is called whole.
+        self._runs = [layer_by_layer(critic.module) if is_plain(critic) else None for critic in network.critics]
+
+    def values(self, states: TensorDictBase, action_key: NestedKey, action: Tensor) -> Tensor:
+        """Q(s, a) of every critic ``[C, *B]`` at ``action``; ``states`` is left as it was."""
+        values = []
+        for critic, run in zip(self.network.critics, self._runs, strict=True):
+            if run is None or not is_plain(critic):
+                keys = [key for key in critic.in_keys if key != action_key]
+                q = critic(states.select(*keys).set(action_key, action)).get(critic.out_keys[-1])
+            else:
+                q = run(*[action if key == action_key else entry(states, key) for key in critic.in_keys])
+            values.append(q.squeeze(-1))
+        return torch.stack(values)
 
 
 class ActorCriticLoss(RegularizedLoss):
@@ -83,6 +106,10 @@ class ActorCriticLoss(RegularizedLoss):
 
     # -- networks -----------------------------------------------------------------------------------------------
 
+    def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> BoundNetwork:
+        kind = BoundCritics if name == "qvalue_network" else BoundNetwork
+        return kind(getattr(self, name), params, private=private)
+
     def _bind(self) -> None:
         super()._bind()
         self.__dict__["_detached"] = None
@@ -90,13 +117,13 @@ class ActorCriticLoss(RegularizedLoss):
             # A copy of the critics that shares their memory, but whose parameters need no gradient.
             params = self.qvalue_network_params
             leaves = [*params.values(True, True)]
-            copied = BoundNetwork(self.qvalue_network, params.data, private=True)
+            copied = BoundCritics(self.qvalue_network, params.data, private=True)
             self.__dict__["_detached"] = (copied, leaves, pointers(leaves))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_detached": None}
 
-    def _detached_critics(self, tensordict: TensorDictBase) -> BoundNetwork:
+    def _detached_critics(self, tensordict: TensorDictBase) -> BoundCritics:
         """The online critics, whose parameters get no gradient."""
         online, _ = self._bound(tensordict, "qvalue_network")
         if online is not self._bound_networks["qvalue_network"][0]:  # type: ignore[index]
@@ -107,12 +134,12 @@ class ActorCriticLoss(RegularizedLoss):
             self._bind()
         return self._detached[0]
 
-    def _q(self, bound: BoundNetwork, states: TensorDictBase, action: Tensor) -> Tensor:
+    def _q(self, bound: BoundCritics, states: TensorDictBase, action: Tensor) -> Tensor:
         """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``."""
         if action.ndim > states.ndim + 1:
             keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
             states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])
-        return at_least_float32(bound.network.values(states, self.tensor_keys.action, action))
+        return at_least_float32(bound.values(states, self.tensor_keys.action, action))
 
     # -- what a forward pass is made of -------------------------------------------------------------------------
 

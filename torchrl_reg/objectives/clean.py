@@ -11,6 +11,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_reg.torchrl_compat import entry, shallow_copy
+
 
 def cleaned(
     tensordict: TensorDictBase,
@@ -26,7 +28,7 @@ def cleaned(
     ``[*B, 1]`` of an episode. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
     are replaced only where they are not finite, so that batch statistics are those of the data.
     """
-    out = tensordict.copy()
+    out = shallow_copy(tensordict)
     if mask is not None:
         for key in here:
             _blank(out, key, ~mask)
@@ -38,11 +40,11 @@ def cleaned(
 
 
 def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor) -> None:
-    entry = tensordict.get(key, None)
-    if entry is None:
+    found = entry(tensordict, key)
+    if found is None:
         return
-    rows = rows.reshape(rows.shape + (1,) * (entry.ndim - rows.ndim))
-    if entry.is_floating_point():
-        rows = rows & ~entry.isfinite()
+    rows = rows.reshape(rows.shape + (1,) * (found.ndim - rows.ndim))
+    if found.is_floating_point():
+        rows = rows & ~found.isfinite()
     # An all-False action mask would produce NaN, so it is filled with True.
-    tensordict.set(key, entry.masked_fill(rows, True if entry.dtype == torch.bool else 0))
+    tensordict.set(key, found.masked_fill(rows, True if found.dtype == torch.bool else 0))

@@ -150,6 +150,7 @@ class QLearningLoss(RegularizedLoss):
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
         self.shaping = None if shaping is None else shaping.to(self._default_device)
         coefficients = self._coefficients()
+        self._cleans_next = self.head.needs_clean_next or bool(self.regularizer.in_keys)
         self._learnt = {k: c for k, c in coefficients.items() if isinstance(c, DualCoefficient)}
         self._reports_error = any(isinstance(c, BellmanErrorCoefficient) for c in coefficients.values())
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
@@ -222,8 +223,7 @@ class QLearningLoss(RegularizedLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         online, target = self._bound(tensordict)
-        always = self.head.needs_clean_next or online.mixes_rows or bool(self.regularizer.in_keys)
-        data, mask = self._clean(tensordict, next_too=always)
+        data, mask = self._clean(tensordict, next_too=self._cleans_next or online.mixes_rows)
         prediction = self.head.online(online, data)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
@@ -234,7 +234,7 @@ class QLearningLoss(RegularizedLoss):
         regression = self.head.regress(prediction, action, values, masses, **how)
         self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}
-        if policies.online is not None:
+        if self.regularizer.own_out_keys:
             losses |= self.regularizer.own_losses(data, policies.online)
         terms = self._terms(rows, regression.td_error if reports else None, mask)
         return self._output(data, losses, mask, rows, weighted=tuple(losses), **terms)
@@ -255,7 +255,9 @@ class QLearningLoss(RegularizedLoss):
         compares = self._watches and regularizer.compares and not head.draws
         says = head.target(target, data, here=here_counts or compares, here_counts=here_counts)
         q = head.q_values(prediction.z, online, data) if self._watches else None
-        states = regularizer.at_states(data), regularizer.at_states(entry(data, "next"))
+        states: Any = ({}, {})
+        if regularizer.in_keys:
+            states = regularizer.at_states(data), regularizer.at_states(entry(data, "next"))
         policies = self._policies(says, q, *states)
         if policies.next_value is not None:
             next_value, masses = policies.next_value.unsqueeze(-1), None
@@ -280,7 +282,7 @@ class QLearningLoss(RegularizedLoss):
     @property
     def _watches(self) -> bool:
         """Whether the online policy at s is needed."""
-        return self.diagnostics or bool(self._learnt) or bool(self.regularizer.in_keys)
+        return self.diagnostics or bool(self._learnt or self.regularizer.in_keys)
 
     def _policies(
         self, says: TargetValues, q: Tensor | None, here: dict[str, Tensor], following: dict[str, Tensor]
