@@ -28,7 +28,8 @@ class BoundNetwork:
     """
 
     def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
-        self.template, self._held, self._stand_in = template, held_tensordict(params), None
+        self.template, self._held = template, held_tensordict(params)
+        self._stand_in: Self | None = None
         self.mixes_rows = any(isinstance(module, (BatchNorm, BatchRenorm1d)) for module in template.modules())
         network = _copied(template) if private else template
         # A deep-copied loss has a template of its own, whose tensors are not the copied parameters.

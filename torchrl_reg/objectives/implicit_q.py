@@ -195,7 +195,7 @@ class ImplicitQLoss(RegularizedLoss):
         rows |= {"td_error": td_error.abs(), "value": value, "log_pi": log_pi}
         rows |= {} if entropy is None else {"entropy": entropy}
         losses = {"loss": distance_loss(prediction, target, self.loss_function)}
-        return self._output(data, losses, mask, rows, **terms)
+        return self._output(data, losses, mask, rows, terms)
 
     def _bonus(
         self, data: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, target_actor: Any

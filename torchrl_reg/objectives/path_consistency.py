@@ -203,7 +203,7 @@ class PathConsistencyLoss(RegularizedLoss):
             rows |= {"td_error": error[..., 0], "path_error": error.sum(-1) / counts, "value": value, "log_pi": log_pi}
             entropy = closed_entropy(dist)
             rows |= {} if entropy is None else {"entropy": entropy}
-        return self._output(data, {"loss": elementwise}, mask, rows, **terms)
+        return self._output(data, {"loss": elementwise}, mask, rows, terms)
 
     def _value(self, tensordict: TensorDictBase, dist: Any, lam: Tensor) -> Tensor:
         if self.value_network is None:

@@ -234,10 +234,10 @@ class QLearningLoss(RegularizedLoss):
         regression = self.head.regress(prediction, action, values, masses, **how)
         self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}
-        if self.regularizer.own_out_keys:
+        if policies.online is not None and self.regularizer.own_out_keys:
             losses |= self.regularizer.own_losses(data, policies.online)
         terms = self._terms(rows, regression.td_error if reports else None, mask)
-        return self._output(data, losses, mask, rows, weighted=tuple(losses), **terms)
+        return self._output(data, losses, mask, rows, terms, weighted=tuple(losses))
 
     def _target(
         self,
@@ -272,10 +272,10 @@ class QLearningLoss(RegularizedLoss):
             bonus = self.shaping(says.q, policies.here, action, next_q=says.next_q, terminated=ended)
             if self.diagnostics:
                 rows = self.shaping.diagnostics(bonus, at(policies.here, action))
-        if estimator.needs_policy:
+        if estimator.needs_policy and policies.here is not None:
             cost = at(regularizer.step_cost(policies.here, **states[0]), action)
         values = estimator.value_estimate(data, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
-        if q is not None:
+        if q is not None and policies.online is not None:
             rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows
         return values, masses, policies, rows
 
@@ -300,7 +300,10 @@ class QLearningLoss(RegularizedLoss):
             next_value = None if self.double_dqn else values[0]
         else:
             policies = self.regularizer(stacked, **also)
-            policy, logs = Regularized(*(part if part is None else part[0] for part in policies)), policies.tau_log_pi
+            policy, logs = (
+                Regularized._make(part if part is None else part[0] for part in policies),
+                policies.tau_log_pi,
+            )
         log_of = dict(zip(given, logs.unbind(), strict=True))
         return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"))
 

@@ -67,8 +67,8 @@ class BoundQNetwork(BoundNetwork):
         inner = inner_module(network, self._action_value_key)
         self._plain: Callable[..., Tensor] | None = None if inner is None else layer_by_layer(inner)
         # Looked up once: indexing a sequence of modules costs as much as a small kernel.
-        parts = list(network.module) if isinstance(network, QValueActor) else []
-        self._first, self._mask_key = (parts[0], parts[-1].action_mask_key) if parts else (None, None)
+        parts: list[Any] = list(network.module) if isinstance(network, QValueActor) else [None, None]
+        self._first, self._mask_key = parts[0], getattr(parts[-1], "action_mask_key", None)
 
     @property
     def inner(self) -> Any:

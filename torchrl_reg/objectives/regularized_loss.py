@@ -269,9 +269,8 @@ class RegularizedLoss(NetworkLoss):
         losses: dict[str, Tensor],
         mask: Tensor | None,
         rows: dict[str, Tensor],
-        *,
+        terms: dict[str, Tensor],
         weighted: Sequence[str] = ("loss",),
-        **terms: Tensor,
     ) -> TensorDict:
         """The ``losses [*B]`` reduced, further ``terms``, the means of the ``rows [*B]``, and the coefficients.
 

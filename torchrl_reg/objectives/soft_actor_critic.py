@@ -122,7 +122,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
             losses["loss_alpha"] = loss_alpha
         rows = {"td_error": td_error.abs().mean(0), "value": q}
         scalars = {"alpha": tau.to(q.dtype, copy=True), "entropy": masked_mean(entropy, mask)}
-        return self._output(data, losses, mask, rows, weighted=["loss_qvalue"], **scalars)
+        return self._output(data, losses, mask, rows, scalars, weighted=["loss_qvalue"])
 
     def _priority(self, td_error: Tensor) -> Tensor:
         return td_error.abs().amax(0)

@@ -151,7 +151,7 @@ class SoftQLearningLoss(ActorCriticLoss):
         loss_actor, spread = self._stein_loss(data)
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
         rows = {"td_error": td_error.abs().mean(0), "value": value, "ess": ess, "spread": spread}
-        return self._output(data, losses, mask, rows, weighted=["loss_qvalue"])
+        return self._output(data, losses, mask, rows, {}, weighted=["loss_qvalue"])
 
     def _soft_value(self, tensordict: TensorDictBase, states: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Soft value of the target critics at ``states`` ``[*B]``, and the effective sample size ``[*B]``."""

@@ -175,7 +175,7 @@ class VIRELLoss(ActorCriticLoss):
             value = state_value(bound.network, data, self.tensor_keys.value)
             losses["loss_value"] = distance_loss(value, q.detach().to(value.dtype), self.loss_function)
         rows = {"td_error": td_error.abs().mean(0), "value": q, "entropy": -log_pi}
-        return self._output(data, losses, mask, rows, weighted=["loss_qvalue"], bellman_error=error)
+        return self._output(data, losses, mask, rows, {"bellman_error": error}, weighted=["loss_qvalue"])
 
     def _target(self, data: TensorDictBase, online: Any = None) -> Tensor:
         """``r + gamma V(s') [*B]``; with the gradient of ``online`` critics, if given."""
