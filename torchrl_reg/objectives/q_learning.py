@@ -299,11 +299,9 @@ class QLearningLoss(RegularizedLoss):
             values, logs = self.regularizer.value_and_log_policy(stacked, **also)
             next_value = None if self.double_dqn else values[0]
         else:
-            policies = self.regularizer(stacked, **also)
-            policy, logs = (
-                Regularized._make(part if part is None else part[0] for part in policies),
-                policies.tau_log_pi,
-            )
+            made = self.regularizer(stacked, **also)
+            policy = Regularized._make(part if part is None else part[0] for part in made)
+            logs = made.tau_log_pi
         log_of = dict(zip(given, logs.unbind(), strict=True))
         return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"))
 
