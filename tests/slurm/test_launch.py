@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from sweep_harness import ROOT, SLURM, run_launch, wait_until
+from sweep_harness import ROOT, SLURM, launch_command, launch_environment, run_launch, wait_until
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -54,7 +54,7 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
         ),
         (
             ("sweep=naps", "+sweep.base.algo.frmes=3"),
-            "sweep does not fit tests/slurm/sleeper.py: algo.frmes is not a setting",
+            f"sweep does not fit {ROOT}/tests/slurm/sleeper.py: algo.frmes is not a setting",
         ),
         (("sweep=naps", "cluster.minuts=3"), "cluster.minuts is not a setting here"),
         (("sweep=naps", "cluster.minutes=soon"), "cluster.minutes: Value 'soon' of type 'str'"),
@@ -243,9 +243,9 @@ def test_debug_runs_in_this_process(local_sweep):
 def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
     import signal
 
-    command = [sys.executable, str(SLURM / "launch.py"), "--config-dir", str(ROOT / "tests/slurm/conf"), "check=false"]
-    command += [*local_sweep.arguments, "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    more = ("check=false", "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2")
+    command = launch_command(*local_sweep.arguments, *more)
+    process = subprocess.Popen(command, env=launch_environment(), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: any((run / "checkpoint").exists() for run in local_sweep.runs()))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)

@@ -16,8 +16,9 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.record import Column, Columns, Row, Tail, finite, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
-from torchrl_reg.analysis.sweep_files import failure, is_done, marks, not_begun
+from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
 from torchrl_reg.analysis.terminal_plot import Curve
+from torchrl_reg.run_endings import is_done
 
 Event = Literal["eval", "train"]
 State = Literal["done", "running", "silent", "failed", "waiting"]
