@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from torchrl_reg.analysis import AnalysisError, human_normalized_score
 from torchrl_reg.analysis.published import atari_reference_scores, published_names, published_table
+
+
+def test_no_table_is_read_before_it_is_asked_for() -> None:
+    code = (
+        "import sys; sys.addaudithook(lambda event, a: event == 'open' and '/data/' in str(a[0]) and print(a[0]))\n"
+        "import torchrl_reg.analysis.report, torchrl_reg.analysis.tables, torchrl_reg.analysis.published as p\n"
+        "print('asked'); p.published_names()"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = shown.split("asked\n")
+    assert before == "" and after.strip().endswith("published.json")
 
 
 def test_games_are_found_as_the_environments_spell_them() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from sweep_harness import wait_until
 
-from slurm.array_element import ArrayElement, Commands, last_line
+from slurm.array_element import ArrayElement, Commands
 
 PROLOGUE = """
 import os, signal, sys, time
@@ -199,7 +200,6 @@ def test_a_checkpoint_in_between_counts(tmp_path, usr2):
     assert one.checkpoint().function.fruitless_lives == 0
 
 
-def test_the_last_line_of_a_log(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("x" * 10_000 + "\nfirst\nlast \n\n")
-    assert last_line(log) == "last" and last_line(tmp_path / "none") == ""
+def test_it_imports_no_analysis_and_no_torch():
+    code = "import sys, slurm.array_element; print([m for m in sys.modules if m in ('torch', 'torchrl_reg.analysis')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

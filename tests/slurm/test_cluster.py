@@ -79,6 +79,27 @@ def test_a_cancelled_element_is_the_missing_part(sweep):
     assert sweep.starts(run)[-1] >= 5, "it went on from its checkpoint"
 
 
+def test_a_job_that_was_requeued_and_then_cancelled_is_cancelled(sweep):
+    sweep.launch("sweep.base.algo.seconds=1", "sweep.seeds=1")
+    wait_until(lambda: checkpointed(sweep))
+    ask("scontrol", "requeue", sweep.array)
+    ask("scancel", sweep.array)
+    sweep.wait_for_empty_queue()
+    wait_until(lambda: "1 cancelled" in status(sweep), 20, status(sweep))  # accounting lags behind
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_error_of_an_element_that_cannot_begin_is_shown(sweep, seeds):
+    sweep.launch("+cluster.extra.hold=true", f"sweep.seeds={seeds}")
+    (element,) = sweep.folder.glob("code/*/slurm/array_element.py")
+    element.write_text("import scypy\n")
+    ask("scontrol", "release", sweep.array)
+    sweep.wait_for_empty_queue()
+    answer = status(sweep)
+    assert answer.count("ModuleNotFoundError: No module named 'scypy'") == seeds and "Exited with" not in answer
+    assert "submits what is missing" not in answer
+
+
 @pytest.mark.parametrize("signals", [1, 3])
 def test_usr2_on_one_element_even_repeated_stops_it_and_queues_it_again(sweep, signals):
     sweep.launch(SLOW)

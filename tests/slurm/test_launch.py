@@ -12,6 +12,10 @@ import pytest
 import yaml
 from sweep_harness import ROOT, SLURM, launch_command, launch_environment, run_launch, wait_until
 
+from slurm.snapshot import code_files, copy_code, current_code
+
+PACKAGES = ("torchrl_reg", "recipes", "slurm")
+
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, done.stdout + done.stderr
@@ -37,6 +41,7 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
         "nodelist=n7",
     ):
         assert f"#SBATCH --{flag}" in done.stdout
+    assert " -P -u -m submitit.core._submit " in done.stdout, "no working directory on the path"
     assert "#SBATCH --requeue" in done.stdout and "#SBATCH --signal=USR2@90" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -130,6 +135,28 @@ def test_a_folder_with_a_space_runs(tmp_path):
     assert len(list((tmp_path / "with space").glob("naps/*/*/*/seed=0/done.json"))) == 1
     dry = run_launch("sweep=naps", "check=false", "dry=true", f"root={root}", "name=two")
     assert f"export PYTHONPATH='{tmp_path}/with space/two/code/" in dry.stdout
+
+
+def test_a_copy_of_the_code_holds_every_file_and_no_results(tmp_path):
+    tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    files = code_files(["dqn"])
+    assert files.keys() >= set(tracked)
+    assert not [name for name in files if "__pycache__" in name]
+    copy = copy_code(files, tmp_path / "copy")
+    assert all((copy / name).read_bytes() == (ROOT / name).read_bytes() for name in tracked)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("recipes/README.md", False), ("slurm/status.py", False), ("torchrl_reg/analysis/data/published.json", False)]
+    + [("slurm/array_element.py", True), ("torchrl_reg/envs/new.json", True)],
+)
+def test_what_changes_no_run_does_not_make_other_code(name, counts, tmp_path):
+    (tmp_path / "changed").write_text("x")
+    files = code_files(["dqn"])
+    assert (current_code(files).digest != current_code({**files, name: tmp_path / "changed"}).digest) == counts
 
 
 def test_own_recipes_of_one_name_stay_apart(tmp_path):
