@@ -155,10 +155,13 @@ def test_a_full_disk_at_the_log_is_one_failure(tmp_path):
     assert lives(tmp_path, "r1") == 1
 
 
-def test_it_tells_a_run_its_code_threads_and_commit(tmp_path):
-    body = f"(run / 'env').write_text(' '.join(os.environ[k] for k in {('OMP_NUM_THREADS', 'TORCHRL_REG_COMMIT')!r}))"
+def test_it_tells_a_run_its_code_threads_and_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    names = ("OMP_NUM_THREADS", "TORCHRL_REG_COMMIT", "PYTHONPATH", "PWD")
+    body = "os.environ['PWD'] = os.getcwd(); "
+    body += f"(run / 'env').write_text(' '.join(os.environ[k] for k in {names!r}))"
     element(tmp_path, f"{body}; {DONE}", threads=3)()
-    assert (tmp_path / "r0" / "env").read_text() == "3 abc"
+    assert (tmp_path / "r0" / "env").read_text() == f"3 abc {tmp_path}:/elsewhere {tmp_path}"
 
 
 def test_what_is_pickled_is_small_and_holds_no_state(tmp_path):
