@@ -7,8 +7,11 @@ and every operation on them comes by :func:`_run`.
 from __future__ import annotations
 
 import copy
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -161,6 +164,25 @@ def simulated_device() -> Iterator[None]:
     finally:
         for name, make in names.items():
             setattr(torch, name, make)
+
+
+@contextmanager
+def watched_device() -> Iterator[None]:
+    """:func:`simulated_device`, whose every violation is an error at the end, caught or not."""
+    violations.clear()
+    with simulated_device():
+        yield
+    assert not violations
+
+
+def loaded(path: str) -> Any:
+    """The module at ``path`` below ``tests``."""
+    file = Path(__file__).parents[1] / path
+    spec = importlib.util.spec_from_file_location("of_" + path.replace("/", "_").removesuffix(".py"), file)
+    assert spec is not None and spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _by_a_copy(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,10 +1,11 @@
 """GPU code without a GPU: a device that lives on the CPU, where a wait of the host or a tensor left behind raises.
 
 :mod:`simulated_device` registers "sim" with PyTorch's Python backend, which is for good, so the checks of
-:mod:`simulated_checks` run in a process of their own. Its tensors hold values (``FakeTensorMode`` would hold none), so
-every result is compared with the CPU's. First the simulation is shown planted mistakes, some caught by those who make
-them: reads (``.item()``, ``bool``, ``.tolist()``, ``.cpu()``, masks whose rows are counted, ...), numbers and tensors
-copied there from ordinary memory, tensors left on the CPU. Then follow, with the CPU's numbers:
+:mod:`simulated_updates` and :mod:`simulated_modules` run in a process of their own. Its tensors hold values
+(``FakeTensorMode`` would hold none), so every result is compared with the CPU's. First the simulation is shown planted
+mistakes, some caught by those who make them: reads (``.item()``, ``bool``, ``.tolist()``, ``.cpu()``, masks whose rows
+are counted, ...), numbers and tensors copied there from ordinary memory, tensors left on the CPU. Then follow, with the
+CPU's numbers:
 
 - every loss, regularizer, shaping and head in the update step: forward, backward, clipping, fused Adam by itself and by
   ``OptimizerStep``, target updates, diagnostics switched on and off, weights, masks, n-step rows, learnt coefficients,
@@ -46,8 +47,7 @@ HERE = Path(__file__).parent
 def test_no_update_waits_for_the_device_or_leaves_a_tensor_behind() -> None:
     command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=short", "-p", "no:cacheprovider"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    found = subprocess.run(
-        [*command, str(HERE / "simulated_checks.py")], cwd=HERE.parents[1], env=environ, capture_output=True, text=True
-    )
+    command += [str(HERE / "simulated_updates.py"), str(HERE / "simulated_modules.py")]
+    found = subprocess.run(command, cwd=HERE.parents[1], env=environ, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-20_000:] + found.stderr[-2_000:]
     assert int(found.stdout.rsplit(" passed", 1)[0].split()[-1]) > 100
