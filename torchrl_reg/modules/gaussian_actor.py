@@ -31,7 +31,7 @@ class BoxedTanhNormal(TanhNormal):
 
     def __init__(self, loc: Tensor, scale: Tensor, *, held: dict[torch.device, dict[str, Any]], **box: Any) -> None:
         if not torch.compiler.is_compiling() and loc.device in held:
-            vars(self).update(held[loc.device])
+            self.__dict__.update(held[loc.device])
             self.update(loc, scale)
             return
         super().__init__(loc, scale, **box)
