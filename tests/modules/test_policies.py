@@ -177,6 +177,24 @@ def test_gaussian_log_prob_is_finite_on_the_bounds() -> None:
     assert all(p.grad.isfinite().all() for p in actor.parameters())
 
 
+def test_gaussian_keeps_its_bounds_and_follows_its_network() -> None:
+    actor = gaussian_actor(nn.Linear(4, 4), low=[-2.3, -1.0], high=[0.7, 1.0])
+    data = TensorDict({"observation": torch.randn(5, 4)}, [5])
+    with torch.inference_mode():  # what is made here has no gradient later
+        actor(data)
+    for rows in (data, data, data[:1], data.double()):
+        actor.to(rows["observation"].dtype)
+        dist, (loc, scale) = actor.get_dist(rows), actor.module[0](rows.clone()).select("loc", "scale").values()
+        plain = TanhNormal(loc, scale, low=torch.tensor([-2.3, -1.0]), high=torch.tensor([0.7, 1.0]))
+        torch.manual_seed(0)
+        sample = dist.sample()
+        torch.manual_seed(0)
+        torch.testing.assert_close(sample, plain.sample(), rtol=0, atol=0)
+        torch.testing.assert_close(dist.log_prob(sample), plain.log_prob(sample), rtol=0, atol=0)
+        dist.rsample().sum().backward()
+        assert not sample.requires_grad
+
+
 def test_gaussian_keys_and_scales() -> None:
     actor = gaussian_actor(nn.Linear(4, 4), low=-1.0, high=1.0, in_keys=["x"], scale_lb=0.3)
     td = actor(TensorDict({"x": 1e3 * torch.randn(50, 4)}, [50]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey
@@ -15,6 +16,39 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_reg.modules.multicategorical import check_box
 from torchrl_reg.modules.multicategorical_actor import suffixed
+
+
+class BoxedTanhNormal(TanhNormal):
+    """A :class:`~torchrl.modules.TanhNormal` whose bounds are moved and compared once for each device.
+
+    TorchRL's does both whenever one is made, and the host waits for a GPU each time.
+
+    Args:
+        loc, scale: of the normal, ``[*B, D]``.
+        held: what is kept for each device; one dict for all distributions of a box.
+        box: the bounds and further arguments of TorchRL's.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, *, held: dict[torch.device, dict[str, Any]], **box: Any) -> None:
+        if not torch.compiler.is_compiling() and loc.device in held:
+            self.__dict__.update(held[loc.device])
+            self.update(loc, scale)
+            return
+        super().__init__(loc, scale, **box)
+        # Inference tensors could not be differentiated through.
+        if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+            held[loc.device] = self._of_the_box
+
+    def update(self, loc: Tensor, scale: Tensor) -> None:
+        # Called at the end of TorchRL's constructor, when all there is comes from the box.
+        if not torch.compiler.is_compiling() and not hasattr(self, "base_dist"):
+            self._of_the_box = dict(vars(self))
+        super().update(loc, scale)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        # The same numbers as TorchRL's, whose torch.normal has the host read the scale, on a GPU until PyTorch 2.14.
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
 
 def gaussian_actor(
@@ -73,10 +107,9 @@ def gaussian_actor(
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=spec,
-        distribution_class=TanhNormal,
+        distribution_class=BoxedTanhNormal,
         # safe_tanh clamps the inverse at 1 - eps: without it an action on a bound has log-density nan.
-        # Trap: TanhNormal moves the bounds to the device of loc at each construction.
-        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True},
+        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True, "held": {}},
         return_log_prob=True,
         log_prob_key=suffixed(action_key, "_log_prob"),
         default_interaction_type=ExplorationType.RANDOM,

@@ -85,7 +85,7 @@ class ActorCriticLoss(RegularizedLoss):
                     f"qvalue_network must read the action {action_key!r}, got a critic that reads "
                     f"{', '.join(map(repr, critic.in_keys))}."
                 )
-        self.temperature = temperature
+        self.temperature = temperature.to(next((p.device for p in actor_network.parameters()), None))
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(ensemble, "qvalue_network", create_target_params=True)
 

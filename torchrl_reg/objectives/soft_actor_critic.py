@@ -90,7 +90,6 @@ class SoftActorCriticLoss(ActorCriticLoss):
             rises="below",
             name="tau",
             check=check_temperature,
-            device=next((p.device for p in actor_network.parameters()), None),
         )
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
         losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if isinstance(temperature, DualCoefficient) else [])]

@@ -83,7 +83,8 @@ class Coefficient(nn.Module):
         return torch.tensor(self.check(value, self.name), dtype=torch.float64)
 
     def _write(self, value: Tensor) -> None:
-        self.value.copy_(value)  # a captured CUDA graph reads this memory
+        # In place: a captured CUDA graph reads this memory. A number is filled in, for a copy waits for the device.
+        self.value.fill_(value)
 
     @property
     def is_on(self) -> bool:
@@ -203,7 +204,7 @@ class DualCoefficient(Coefficient):
         return self.log_value.detach().exp()
 
     def _write(self, value: Tensor) -> None:
-        self.log_value.copy_(value.log())
+        self.log_value.fill_(value.log())
 
     def objective(self, statistic: Tensor) -> Tensor:
         excess = statistic.detach() - self.target
