@@ -236,19 +236,27 @@ def test_nan_after_a_terminal_state_does_not_reach_a_lambda_return(
     torch.testing.assert_close(loss(data)["loss"], expected)
 
 
-@pytest.mark.parametrize("lmbda", [0.0, 0.7, 1.0])
-def test_nan_of_padded_steps_does_not_reach_a_lambda_return(cases: Any, batch: Any, lmbda: float) -> None:
-    data = batch(3, 6)
-    data["next", "done"][:, 3] = True
-    mask = (torch.arange(6) < 4).expand(3, 6)
-    loss = cases["m_dqn"].loss().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=lmbda)
+@pytest.mark.parametrize("lmbda", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("name", ["m_dqn", "qr"])
+@pytest.mark.parametrize("garbage", [torch.nan, 50.0])
+def test_padded_steps_do_not_reach_a_lambda_return(
+    cases: Any, batch: Any, name: str, lmbda: float, garbage: float
+) -> None:
+    """Sequences that are cut without ``done``, as ``split_trajectories`` makes them, give what each gives by itself."""
+    data, lengths = batch(3, 6, dtype=torch.float64), [4, 1, 6]
+    data.names = [None, "time"]
+    data["next", "done"], data["next", "terminated"] = torch.zeros(2, 3, 6, 1).bool().unbind()
+    data["next", "done"][0, 1] = data["next", "terminated"][2, 2] = data["next", "done"][2, 2] = True
+    loss = cases[name].loss(reduction="none").double().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=lmbda)
+    alone = [loss(data[i : i + 1, :length].clone())["loss"][0] for i, length in enumerate(lengths)]
+    mask = torch.arange(6) < torch.tensor(lengths).unsqueeze(-1)
     data["collector", "mask"] = mask.unsqueeze(-1)
-    expected = loss(data.clone())["loss"]
     for key in ("observation", ("next", "observation"), ("next", "reward")):
-        data[key][~mask] = torch.nan
+        data[key][~mask] = garbage
     out = loss(data)["loss"]
-    torch.testing.assert_close(out, expected)
-    out.backward()
+    torch.testing.assert_close(out[mask], torch.cat(alone), rtol=0, atol=1e-10)
+    assert not out[~mask].any()
+    out.sum().backward()
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 

@@ -262,7 +262,7 @@ class QLearningLoss(RegularizedLoss):
                 ended = terminated_flag(tensordict, self.tensor_keys)
                 masses = torch.where(ended & ~masses.isfinite(), 1.0, masses)
         bonus, cost, rows = self._at_root(tensordict, values, logs, action)
-        target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost)
+        target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
         if q is not None and logs.online is not None:
             prior = self._prior_at(tensordict, q)
             rows = self.regularizer.diagnostics(q, logs.online, reference=logs.root, rows=mask, **prior) | rows
