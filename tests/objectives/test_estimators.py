@@ -156,6 +156,32 @@ def test_forward_writes_targets_and_advantages(cases: Any, batch: Any) -> None:
     torch.testing.assert_close(out["advantage"], expected - soft)
 
 
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_estimator_by_itself_reads_its_losss_action_space_and_the_target_parameters(
+    cases: Any, batch: Any, one_hot: bool, padded: bool
+) -> None:
+    loss = cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=one_hot)).double()
+    loss.make_value_estimator("soft_tdlambda", gamma=GAMMA, lmbda=LAMBDA)
+    one_step = MunchausenTD0Estimator.for_loss(loss, gamma=0.9)
+    lam = SoftTDLambdaEstimator.for_loss(loss, gamma=0.9, lmbda=LAMBDA)
+    data, length = sequence(batch), 4 if padded else 6
+    online, target = loss.value_network_params, loss.target_value_network_params
+    q, next_q = (q_of(loss, target, data[key]) for key in ("observation", ("next", "observation")))
+    expected = [explicit_lambda_return(data[:, :length], q, next_q, x, 0.5, -0.3) for x in (0.0, LAMBDA)]
+    value = TAU * torch.logsumexp(q_of(loss, online, data["observation"]) / TAU, -1)
+    if padded:
+        data["collector", "mask"] = (torch.arange(6) < length).expand(5, 6).unsqueeze(-1)
+        data["next", "reward"][:, length:] = torch.nan
+    if one_hot:
+        data["action"] = torch.nn.functional.one_hot(data["action"], 3)
+    for estimator, targets in zip((one_step, lam), expected, strict=True):
+        estimator(data, params=online, target_params=target)
+        found = {name: data[name].squeeze(-1)[:, :length] for name in ("value_target", "advantage")}
+        torch.testing.assert_close(found["value_target"], targets[:, :length], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found["advantage"], targets - value[:, :length], rtol=0, atol=1e-6)
+
+
 def test_wrong_reward_shape(cases: Any, batch: Any) -> None:
     data = batch(7)
     data["next", "reward"] = data["next", "reward"].squeeze(-1)
