@@ -62,6 +62,8 @@ class QLearningLoss(RegularizedLoss):
         diagnostics: also return the detached scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
+    Every coefficient of a slot is an attribute of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...
+
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
     ``[*B, T]`` sequences (expected values and fixed quantiles only).
 

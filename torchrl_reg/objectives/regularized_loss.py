@@ -21,7 +21,6 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
-from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, exact_scalar
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
 
@@ -118,12 +117,6 @@ class RegularizedLoss(NetworkLoss):
         For compiled losses, whose graphs do not contain these checks.
         """
         check_before_forward(self, (tensordict,))
-
-    # -- coefficients -------------------------------------------------------------------------------------------
-
-    def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the loss and its parts, by the name it is assigned under."""
-        return {}
 
     # -- keys ---------------------------------------------------------------------------------------------------
 

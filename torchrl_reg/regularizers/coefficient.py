@@ -301,20 +301,13 @@ def learnt_at_target(value: Any, target: float | None, *, target_name: str, **ho
     return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
 
 
-def coefficient(path: str, doc: str) -> Any:
-    """A property reading and assigning the coefficient at ``path`` (``"regularizer.tau_coefficient"``)."""
-    parts = path.split(".")
-
-    def held(owner: Any) -> Coefficient:
-        for part in parts:
-            # getattr of a module looks there last, and losses read coefficients at every call.
-            owner = owner._modules[part] if part in owner._modules else getattr(owner, part)
-        return owner
+def coefficient(name: str, doc: str) -> Any:
+    """A property reading and assigning the owner's submodule ``name``, a :class:`Coefficient`."""
 
     def get(owner: Any) -> Tensor:
-        return held(owner).value
+        return owner._modules[name].value  # getattr of a module looks there last; losses read it at every call
 
     def put(owner: Any, value: Any) -> None:
-        held(owner).assign(value)
+        owner._modules[name].assign(value)
 
     return property(get, put, doc=doc)
