@@ -58,6 +58,11 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
             f"data must have an entry {missing[0]!r}, where the loss looks for {role}, got none; other names are set "
             "by loss.set_keys(...) and the networks' in_keys."
         )
+    if hasattr(loss, "action_space") and keys.action_value not in loss.value_network.out_keys:
+        raise KeyError(
+            f"value_network must write {keys.action_value!r}, where the loss looks for the Q-values, got out_keys "
+            f"{loss.value_network.out_keys}; other names are set by loss.set_keys(action_value=...)."
+        )
 
 
 def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int) -> None:
