@@ -90,7 +90,8 @@ def _check_range(action: Tensor, action_space: str, network: Any, mask: Tensor |
         return
     index = action.reshape(mask.shape) if mask is not None else action
     wrong = (index < 0) | (index >= counts[0])
-    if _any(wrong if mask is None else wrong & mask):
+    wrong = wrong if mask is None else wrong & mask
+    if _any(wrong):
         raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(index[wrong][0])}.")
 
 
