@@ -22,7 +22,7 @@ from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Frozen, Prediction, Target
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, blank_rows, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean, blank_rows
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
@@ -343,9 +343,9 @@ class QLearningLoss(RegularizedLoss):
         """What is returned beside the loss: ``loss_*`` of learnt coefficients, and scalars that are always returned."""
         terms = {}
         if "squared_td_error" in rows:
-            terms["squared_td_error"] = masked_mean(rows.pop("squared_td_error"), mask)
+            terms["squared_td_error"] = batch_mean(rows.pop("squared_td_error"), mask)
         for name, learnt in self._learnt.items():
-            terms[f"loss_{name}"] = learnt.objective(masked_mean(rows[self.regularizer.controlled], mask))
+            terms[f"loss_{name}"] = learnt.objective(batch_mean(rows[self.regularizer.controlled], mask))
         if not self.diagnostics:
             return terms
         return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}

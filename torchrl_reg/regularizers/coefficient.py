@@ -271,7 +271,10 @@ class BellmanErrorCoefficient(Coefficient):
 
     @torch.no_grad()
     def observe(self, statistic: Tensor | float) -> None:
-        """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored."""
+        """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored.
+
+        Losses return it over the batches of all ranks, where ``torch.distributed`` has a process group.
+        """
         error = torch.as_tensor(statistic, device=self.value.device).detach().to(self.value.dtype).reshape(())
         floored = error.clamp(min=self.error_floor)
         goal = self.scale / floored if self.inverse else self.scale * floored
