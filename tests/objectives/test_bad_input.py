@@ -168,6 +168,24 @@ def test_rows_outside_the_mask_may_hold_anything(cases: Any, batch: Any) -> None
     assert cases["m_dqn"].loss()(with_nan_reward(data))["loss"].isfinite()
 
 
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("bad", [-1, 3, 99])
+def test_a_masked_rows_action_may_be_anything(case: Any, batch: Any, bad: int, one_hot: bool) -> None:
+    data, action = batch(9), batch(9)["action"]
+    if one_hot:
+        data["action"] = action = nn.functional.one_hot(action, 3)
+    data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
+    torch.manual_seed(3)
+    expected = case.loss(case.actor(one_hot=one_hot))(data.clone())
+    data["action"] = action.clone().index_fill(0, torch.tensor([2]), bad)
+    torch.manual_seed(3)
+    torch.testing.assert_close(case.loss(case.actor(one_hot=one_hot))(data), expected)
+    if not one_hot:
+        data["action"][4] = 5
+        with pytest.raises(ValueError, match="must be one of 0 to 2, got 5"):
+            case.loss()(data)
+
+
 def test_values_are_read_at_the_first_call_or_always_or_never(cases: Any, batch: Any) -> None:
     first, always, never = (cases["m_dqn"].loss() for _ in range(3))
     always.data_checks, never.data_checks = "always", "never"

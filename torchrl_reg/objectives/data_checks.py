@@ -58,6 +58,11 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
             f"data must have an entry {missing[0]!r}, where the loss looks for {role}, got none; other names are set "
             "by loss.set_keys(...) and the networks' in_keys."
         )
+    if hasattr(loss, "action_space") and keys.action_value not in loss.value_network.out_keys:
+        raise KeyError(
+            f"value_network must write {keys.action_value!r}, where the loss looks for the Q-values, got out_keys "
+            f"{loss.value_network.out_keys}; other names are set by loss.set_keys(action_value=...)."
+        )
 
 
 def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int) -> None:
@@ -85,7 +90,8 @@ def _check_range(action: Tensor, action_space: str, network: Any, mask: Tensor |
         return
     index = action.reshape(mask.shape) if mask is not None else action
     wrong = (index < 0) | (index >= counts[0])
-    if _any(wrong if mask is None else wrong & mask):
+    wrong = wrong if mask is None else wrong & mask
+    if _any(wrong):
         raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(index[wrong][0])}.")
 
 

@@ -17,9 +17,9 @@ from torchrl_reg.objectives.regularized_loss import (
     LossFunction,
     Reduction,
     RegularizedLoss,
+    batch_mean,
     blank_rows,
     keep_masked_rows_out,
-    masked_mean,
 )
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
@@ -238,7 +238,7 @@ class ImplicitQLoss(RegularizedLoss):
                 "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
                 f"got a {type(dist).__name__}."
             )
-        return tau, {"loss_tau": learnt.objective(masked_mean(entropy, mask))}
+        return tau, {"loss_tau": learnt.objective(batch_mean(entropy, mask))}
 
 
 def _check_reachable(target_entropy: float, actor: Any) -> None:

@@ -1,4 +1,4 @@
-"""The networks of a loss, permanently bound to its parameters, and swapped where its parameters are."""
+"""The networks of a loss, permanently bound to its parameters, and its coefficients, assigned as attributes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torchrl.objectives import LossModule
 
 from torchrl_reg.objectives.bound_network import BoundModule
 from torchrl_reg.regularizers.checks import exact_where_possible
+from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import held_tensordict, unwrap_inherited_forward
+
+#: Names that a loss without such a coefficient would otherwise take and ignore.
+COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
 
 
 @dataclass
@@ -47,12 +51,44 @@ class NetworkLoss(LossModule):
         unwrap_inherited_forward(type(self))
         super().__init__()
 
+    # -- coefficients -------------------------------------------------------------------------------------------
+
+    def _coefficients(self) -> dict[str, Coefficient]:
+        """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
+        return {}
+
+    def _assignable(self) -> dict[str, Coefficient] | None:
+        """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
+        ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
+        return self._coefficients() if ready else None
+
     def __getattr__(self, name: str) -> Any:
         # TorchRL's checks the name first, 2 us per read of a submodule; it is called for everything else only.
         modules = self.__dict__.get("_modules")
         if modules is not None and name in modules and not name.startswith("target_"):
             return modules[name]
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            held = self._assignable() or {}
+            if name in held:
+                return held[name].value
+            raise
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = None if hasattr(type(self), name) else self._assignable()
+        if held is not None and name in held:
+            held[name].assign(value)
+            return
+        kept = isinstance(value, nn.Module | nn.Parameter) or name not in COEFFICIENT_NAMES
+        if held is not None and not kept and not hasattr(self, name):
+            raise AttributeError(
+                f"{type(self).__name__} has no coefficient {name!r} to assign, only {', '.join(held) or 'none'}; gamma "
+                "and lmbda are given to make_value_estimator, and an attribute of one's own is declared in its class."
+            )
+        super().__setattr__(name, value)
+
+    # -- networks -----------------------------------------------------------------------------------------------
 
     def _bind(self) -> None:
         """Hold the online and the target parameters in networks that can be called directly."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
-from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, blank_rows, masked_mean
+from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, batch_mean, blank_rows
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -252,7 +252,7 @@ class PathConsistencyLoss(RegularizedLoss):
         rows = {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
         if not isinstance(learnt, DualCoefficient):
             return lam, {}, rows
-        return lam, {"loss_lam": learnt.objective(masked_mean(kl, mask))}, rows
+        return lam, {"loss_lam": learnt.objective(batch_mean(kl, mask))}, rows
 
     def _check_length(self, tensordict: TensorDictBase) -> None:
         length = tensordict.batch_size[-1] if tensordict.batch_dims else 0

@@ -22,7 +22,6 @@ from torchrl_reg.objectives.regularized_loss import blank_rows
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.regularizers import ActionPrior, PriorKL
 from torchrl_reg.regularizers.action_prior import PriorLike
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class PriorRegularizedLoss(QLearningLoss):
@@ -43,7 +42,6 @@ class PriorRegularizedLoss(QLearningLoss):
     prior_network: TensorDictModuleBase
     prior_network_params: TensorDictParams
     target_prior_network_params: TensorDictParams
-    beta = coefficient("regularizer.prior.beta_coefficient", "Current inverse temperature, that of ``loss.prior``.")
     _stand_ins = QLearningLoss._stand_ins | {
         ValueEstimators.TD0: RegValueEstimators.PRIOR_SOFT_TD0,
     }

@@ -22,7 +22,7 @@ from torchrl_reg.objectives.bound_network import BoundQNetwork
 from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Frozen, Prediction, Target
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, blank_rows, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean, blank_rows
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
@@ -61,6 +61,8 @@ class QLearningLoss(RegularizedLoss):
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
         diagnostics: also return the detached scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
+
+    Every coefficient of a slot is an attribute of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...
 
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
     ``[*B, T]`` sequences (expected values and fixed quantiles only).
@@ -226,6 +228,7 @@ class QLearningLoss(RegularizedLoss):
         prediction = self.head.online(online, inputs)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(tensordict, self.tensor_keys.action), self.action_space, batch_dims)
+        action = action if mask is None else action.masked_fill(~mask, 0)
         with torch.no_grad():
             target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
         reports = self.diagnostics or self._reports_error
@@ -262,7 +265,7 @@ class QLearningLoss(RegularizedLoss):
                 ended = terminated_flag(tensordict, self.tensor_keys)
                 masses = torch.where(ended & ~masses.isfinite(), 1.0, masses)
         bonus, cost, rows = self._at_root(tensordict, values, logs, action)
-        target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost)
+        target = estimator.value_estimate(tensordict, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
         if q is not None and logs.online is not None:
             prior = self._prior_at(tensordict, q)
             rows = self.regularizer.diagnostics(q, logs.online, reference=logs.root, rows=mask, **prior) | rows
@@ -340,9 +343,9 @@ class QLearningLoss(RegularizedLoss):
         """What is returned beside the loss: ``loss_*`` of learnt coefficients, and scalars that are always returned."""
         terms = {}
         if "squared_td_error" in rows:
-            terms["squared_td_error"] = masked_mean(rows.pop("squared_td_error"), mask)
+            terms["squared_td_error"] = batch_mean(rows.pop("squared_td_error"), mask)
         for name, learnt in self._learnt.items():
-            terms[f"loss_{name}"] = learnt.objective(masked_mean(rows[self.regularizer.controlled], mask))
+            terms[f"loss_{name}"] = learnt.objective(batch_mean(rows[self.regularizer.controlled], mask))
         if not self.diagnostics:
             return terms
         return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}

@@ -21,8 +21,8 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
-from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, exact_scalar
+from torchrl_reg.regularizers.ranks import in_process_group, summed_over_ranks
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
@@ -118,12 +118,6 @@ class RegularizedLoss(NetworkLoss):
         For compiled losses, whose graphs do not contain these checks.
         """
         check_before_forward(self, (tensordict,))
-
-    # -- coefficients -------------------------------------------------------------------------------------------
-
-    def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the loss and its parts, by the name it is assigned under."""
-        return {}
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -300,6 +294,15 @@ def blank_rows(
 def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``rows`` over those of ``mask``, or all."""
     return rows.mean() if mask is None else torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def batch_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`masked_mean` for a coefficient, without gradient: of the batches of all ranks, where there are several."""
+    if not in_process_group():
+        return masked_mean(rows.detach(), mask)
+    kept, count = (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
+    total, number = summed_over_ranks(torch.stack((kept.sum(), count.sum()))).unbind()
+    return total / number.clamp(min=1)
 
 
 def keep_masked_rows_out(target: Tensor, prediction: Tensor, mask: Tensor | None) -> Tensor:

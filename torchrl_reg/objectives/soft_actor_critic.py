@@ -11,10 +11,11 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
-from torchrl_reg.objectives.regularized_loss import LossFunction, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean, masked_mean
 from torchrl_reg.objectives.stochastic_actor import check_actor, distribution, stored_action, stored_action_key
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, DualCoefficient, learnt_at_target
+from torchrl_reg.regularizers.ranks import in_process_group
 
 
 class SoftActorCriticLoss(ActorCriticLoss):
@@ -118,7 +119,8 @@ class SoftActorCriticLoss(ActorCriticLoss):
         q = self._q(self._frozen_critics(tensordict), states, action).min(0).values
         plain = {"loss_actor": tau * log_pi - q}
         entropy = -log_pi.detach()
-        loss_alpha = self.temperature.objective(entropy)
+        statistic = batch_mean(entropy, mask).expand_as(entropy) if in_process_group() else entropy
+        loss_alpha = self.temperature.objective(statistic)
         if loss_alpha is not None:
             plain["loss_alpha"] = loss_alpha
         rows = {"td_error": td_error.abs().mean(0), "value": q} if self.diagnostics else {}

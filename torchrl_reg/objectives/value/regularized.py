@@ -115,6 +115,13 @@ class RegularizedEstimator(ValueEstimatorBase):
                 "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
             )
 
+    def set_keys(self, **kwargs: Any) -> None:
+        """As in TorchRL, but a ``value`` that the network does not write is no error: the Q-values are read instead."""
+        value = kwargs.pop("value", None)
+        super().set_keys(**kwargs)
+        if value is not None:
+            self.tensor_keys.value = value
+
     # -- what a target is made of -------------------------------------------------------------------------------
 
     def _q_values(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:

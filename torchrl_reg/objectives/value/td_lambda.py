@@ -16,6 +16,7 @@ from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag,
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.regularized import RegularizedEstimator
 from torchrl_reg.regularizers import Entropy
+from torchrl_reg.torchrl_compat import entry
 
 _DEFAULTS = {"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
 
@@ -31,8 +32,8 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
 
     where ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte
     Carlo return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops
-    the bootstrap. Policy and values are the target network's. There are no importance weights: data should be near
-    on-policy.
+    the bootstrap; a masked step cuts it as the end of the data does, so padding enters no return. Policy and values are
+    the target network's. There are no importance weights: data should be near on-policy.
 
     It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`. Everything is in
     reward units.
@@ -64,15 +65,18 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         action_cost: Tensor | None = None,
         q: Tensor | None = None,
         next_q: Tensor | None = None,
+        mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """The target ``[*B, T, 1]``; ``q`` and ``next_q`` (``[*B, T, A]``, target network) save two passes.
 
-        A loss hands in ``next_value [*B, T, M]``, the ``action_cost [*B, T]`` of the stored actions and its ``bonus``.
+        A loss hands in ``next_value [*B, T, M]``, the ``action_cost [*B, T]`` of the stored actions, its ``bonus``, and
+        the ``mask [*B, T]`` of the steps that count; by itself, the estimator reads ``("collector", "mask")``.
         """
         if next_value is None:
             next_value = self._next_value(tensordict, target_params, {"next_q": next_q})
             bonus, action_cost = self._at_root(tensordict, target_params, q, next_q)
+            mask = entry(tensordict, ("collector", "mask"))
         assert action_cost is not None
         check_single_steps(tensordict, self.tensor_keys, "a lambda-return")
         if self._one_step:
@@ -81,14 +85,17 @@ class RegularizedTDLambdaEstimator(RegularizedEstimator, TDLambdaEstimator):
         keys = self.tensor_keys
         reward = tensordict.get(("next", keys.reward))
         cost = action_cost.unsqueeze(-1).to(reward.dtype)
-        added = -cost if bonus is None else bonus.unsqueeze(-1).to(reward.dtype) - cost
-        shaped = tensordict.copy()
-        shaped.set(("next", keys.reward), (reward + added).expand_as(next_value))
+        added = reward - cost if bonus is None else reward + bonus.unsqueeze(-1).to(reward.dtype) - cost
         done, terminated = done_flag(tensordict, keys), terminated_flag(tensordict, keys)
-        for key, flag in ((keys.done, done), (keys.terminated, terminated)):
-            shaped.set(("next", key), flag.expand_as(next_value))
-        # A fill, not the product TorchRL makes: what follows a terminal state may be NaN.
+        # A fill, not the product TorchRL makes: what follows a terminal state may be NaN, and so may padding.
         next_value = next_value.masked_fill(terminated, 0.0).to(reward.dtype)
+        if mask is not None:
+            mask = mask.reshape(done.shape)
+            done = done | ~mask.roll(-1, self._get_time_dim(time_dim, tensordict))
+            added, next_value = added.masked_fill(~mask, 0.0), next_value.masked_fill(~mask, 0.0)
+        shaped = tensordict.copy()
+        for key, value in ((keys.reward, added), (keys.done, done), (keys.terminated, terminated)):
+            shaped.set(("next", key), value.expand_as(next_value))
         trace = super().value_estimate(shaped, next_value=next_value, time_dim=time_dim)
         return torch.add(trace, cost)
 
