@@ -56,7 +56,7 @@ REGULARIZERS: dict[str, Any] = {
         lambda: PriorKL(TAU, prior=RHO),
         lambda q: boltzmann(q, RHO),
         lambda q, pi: TAU * (pi / RHO).log(),
-        lambda q, pi: TAU * pi.log(),
+        lambda q, pi: TAU * (pi / RHO).log(),
         lambda: PriorKL(1e-12, prior=RHO),
     ),
     "tsallis": (lambda: Tsallis(TAU), sparsemax, deformed, deformed, lambda: Tsallis(1e-12)),

@@ -266,7 +266,7 @@ class QLearningLoss(RegularizedLoss):
         if q is not None and logs.online is not None:
             prior = self._prior_at(tensordict, q)
             rows = self.regularizer.diagnostics(q, logs.online, reference=logs.root, rows=mask, **prior) | rows
-            rows |= self._extra_rows(logs.online)
+            rows |= self._extra_rows(logs.online, **prior)
         return Target(target, masses, mask), rows
 
     @property
@@ -312,7 +312,7 @@ class QLearningLoss(RegularizedLoss):
                 rows = self.shaping.diagnostics(bonus, at(logs.root, action))
         if self.value_estimator.needs_policy:
             assert logs.root is not None
-            cost = at(self.regularizer.step_cost(logs.root, **self._prior_at(tensordict, logs.root)), action)
+            cost = at(self.regularizer.step_cost(logs.root), action)
         return bonus, cost, rows
 
     def _prior_at(self, tensordict: TensorDictBase, q: Tensor) -> dict[str, Tensor]:
@@ -330,8 +330,8 @@ class QLearningLoss(RegularizedLoss):
         rows = {"td_error": td_error.abs()} if self.diagnostics else {}
         return rows | ({"squared_td_error": td_error.square()} if self._reports_error else {})
 
-    def _extra_rows(self, tau_log_pi: Tensor) -> dict[str, Tensor]:
-        """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s."""
+    def _extra_rows(self, tau_log_pi: Tensor, **prior: Tensor) -> dict[str, Tensor]:
+        """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s and what :meth:`_prior_at` gives."""
         return {}
 
     def _terms(
