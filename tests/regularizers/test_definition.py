@@ -1,4 +1,4 @@
-"""A regularizer of one's own needs a forward pass and the names of its coefficients; the definition all of them share."""
+"""A regularizer of one's own needs a forward pass and the names of its coefficients; what all of them keep."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_loss_takes_it_with_all_it_reports(learnt: bool) -> None:
     torch.testing.assert_close(out["bonus_clipped"], ((taken > 0) | (taken < -0.3)).float().mean())
     torch.testing.assert_close(out["bonus"], (0.5 * taken.clamp(-0.3, 0.0)).mean())
     torch.testing.assert_close(out["entropy"], torch.special.entr(policy.pi).sum(-1).mean())
-    assert ("loss_tau" in out.keys()) == learnt
+    assert ("loss_tau" in dict(out.items())) == learnt
     shaped = QLearningLoss(actor, regularizer=ReverseKL(0.5), shaping=Bonus(0.3), delay_value=False)
     assert shaped(data())["loss"].isfinite() and float(shaped.shaping.weight) == pytest.approx(0.3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey
@@ -15,6 +16,13 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_reg.modules.multicategorical import check_box
 from torchrl_reg.modules.multicategorical_actor import suffixed
+
+
+class BoxedTanhNormal(TanhNormal):
+    """A TanhNormal whose actions have the dtype of ``loc``, whatever that of the bounds."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, *, low: Tensor, high: Tensor, **kwargs: Any) -> None:
+        super().__init__(loc, scale, low=low.to(loc), high=high.to(loc), **kwargs)
 
 
 def gaussian_actor(
@@ -61,8 +69,8 @@ def gaussian_actor(
             f"scale_mapping must be one of tensordict's mappings, such as 'biased_softplus_1.0' or 'exp', got "
             f"{scale_mapping!r}."
         ) from None
-    low, high = torch.as_tensor(low).float(), torch.as_tensor(high).float()
-    check_box(low, high)
+    low, high = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
+    check_box(low.float(), high.float())  # float32's largest numbers are no bounds
     params = TensorDictModule(
         nn.Sequential(network, NormalParamExtractor(scale_mapping=scale_mapping, scale_lb=scale_lb)),
         in_keys=list(in_keys),
@@ -73,9 +81,8 @@ def gaussian_actor(
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=spec,
-        distribution_class=TanhNormal,
+        distribution_class=BoxedTanhNormal,
         # safe_tanh clamps the inverse at 1 - eps: without it an action on a bound has log-density nan.
-        # Trap: TanhNormal moves the bounds to the device of loc at each construction.
         distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True},
         return_log_prob=True,
         log_prob_key=suffixed(action_key, "_log_prob"),

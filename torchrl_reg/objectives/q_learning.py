@@ -27,6 +27,7 @@ from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularized, Regularizer
+from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import entry, find_action_space
 
@@ -140,7 +141,12 @@ class QLearningLoss(RegularizedLoss):
                 f"double_dqn must be False with a shaping, got True: Double Q-learning with a {type(shaping).__name__} "
                 "term, which has one policy for s and s', is undefined."
             )
-        self.delay_value, self.double_dqn = delay_value, double_dqn
+        self.delay_value, self.double_dqn = check_flag(delay_value, "delay_value"), check_flag(double_dqn, "double_dqn")
+        if not isinstance(value_network, nn.Module):
+            raise ValueError(
+                "value_network must be a QValueActor, or a module with an action_space, got "
+                f"{type(value_network).__name__}."
+            )
         network = ensure_tensordict_compatible(
             module=value_network, wrapper_type=QValueActor, action_space=action_space
         )

@@ -48,7 +48,8 @@ class Munchausen(Shaping):
     """``bonus = alpha [tau ln pi(a|s)]_{clip_min}^0 [*B]``, the scaled log-policy of the stored action (reward units).
 
     With a regularizer other than the entropy it is that regularizer's ``tau_log_pi``: with
-    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap; one that may be positive (a KL) is clipped at 0.
+    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap. One that may be positive (a KL) is clipped at
+    0, too.
 
     Args:
         alpha: weight in [0, 1]. clip_min: lower clip <= 0 in reward units, None for none. Both can be assigned.

@@ -19,7 +19,7 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finit
 class PriorKL(Regularizer):
     """``Omega(pi) = tau KL(pi || rho)``: ``pi ~ rho exp(q / tau)``, ``value = tau ln sum_a rho(a) exp(q(a) / tau)``.
 
-    ``tau_log_pi`` is ``tau ln (pi / rho)``, which may be positive: the clip of a Munchausen term then acts at 0, too. An
+    ``tau_log_pi`` is ``tau ln (pi / rho)``, which may be positive: a Munchausen term is then clipped at 0, too. An
     action mask does not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
 
     Args:

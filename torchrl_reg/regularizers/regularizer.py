@@ -27,8 +27,9 @@ class Regularized(NamedTuple):
     value: Tensor
     """``<pi, q> - Omega(pi) [*B]``, computed stably and not by that difference."""
     tau_log_pi: Tensor
-    """``grad Omega(pi) - (<pi, grad Omega(pi)> - Omega(pi)) [*B, A]``, what a Munchausen term adds to the reward; of
-    the entropy ``tau ln pi``. A masked action has ``-inf``, or the smallest finite number, if that is how ``q`` masks."""
+    """``grad Omega(pi) - (<pi, grad Omega(pi)> - Omega(pi)) [*B, A]``, what a Munchausen term adds to the reward: of
+    the entropy ``tau ln pi``. A masked action has ``-inf``, or the smallest finite number if that is how ``q`` masks.
+    """
     action_cost: Tensor
     """``tau_log_pi`` where ``pi > 0``, else 0, ``[*B, A]``: each action's share of the cost."""
 
