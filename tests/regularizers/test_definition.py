@@ -16,6 +16,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg import load_policy
 from torchrl_reg.agents import save_policy
+from torchrl_reg.agents.description import Undescribed, built, described
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import Munchausen, QLearningLoss
@@ -103,24 +104,24 @@ def test_every_regularizer_keeps_the_definition(name: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (LogPolicy, "<pi, tau_log_pi> must be the cost"),
-        (Shifted, "<pi, tau_log_pi> must be the cost"),
-        (Boltzmann, "<pi, tau_log_pi> must be the cost"),
+        (LogPolicy, "<pi, tau_log_pi> as its cost"),
+        (Shifted, "<pi, tau_log_pi> as its cost"),
+        (Boltzmann, "<pi, tau_log_pi> as its cost"),
     ],
 )
 def test_one_that_does_not_is_told_what(wrong: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"{wrong.__name__}: {message}, got"):
+    with pytest.raises(ValueError, match=rf"{wrong.__name__} must have {message}, got a difference of"):
         check_regularizer(wrong(0.5))
 
 
 @pytest.mark.parametrize(
     ("field", "spoil", "message"),
     [
-        ("pi", lambda out: 1.1 * out.pi, "pi must sum to one"),
-        ("value", lambda out: out.value + 0.1, "value must be <pi, q> - cost"),
-        ("pi", lambda out: out.pi.flip(-1), "value must be"),
-        ("tau_log_pi", lambda out: out.tau_log_pi - out.tau_log_pi, "<pi, tau_log_pi> must be the cost"),
-        ("action_cost", lambda out: 2 * out.action_cost, "action_cost must be tau_log_pi"),
+        ("pi", lambda out: 1.1 * out.pi, "a pi that sums to one"),
+        ("value", lambda out: out.value + 0.1, "<pi, q> - cost as its value"),
+        ("pi", lambda out: out.pi.flip(-1), "<pi, q> - cost as its value"),
+        ("tau_log_pi", lambda out: out.tau_log_pi - out.tau_log_pi, "<pi, tau_log_pi> as its cost"),
+        ("action_cost", lambda out: 2 * out.action_cost, "action_cost = tau_log_pi"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(field: str, spoil: Any, message: str) -> None:
@@ -214,3 +215,23 @@ def test_its_policy_is_saved_and_read(tmp_path: Path) -> None:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             seen = TensorDict({"observation": torch.randn(8, 4)}, [8])
             assert torch.equal(read(seen.clone())["action"], actor(seen.clone())["action"])
+
+
+def test_a_regularizer_that_is_not_imported_and_one_of_an_older_file() -> None:
+    env = make_env(EnvSettings("cartpole"), num_envs=1)
+    network = q_network(NetSettings(), env)
+    actor = QValueActor(network, spec=env.full_action_spec_unbatched["action"])
+    said = described(BoltzmannQActor(actor, regularizer=Tsallis(0.3, q=1.5)))
+    hostile = said | {"regularizer": {"name": "os.system", "args": ["true"], "kwargs": {}}}
+    with pytest.raises(ValueError, match="must be a class that is imported before the policy is read, got 'os.system'"):
+        built(hostile)
+    old = {key: value for key, value in said.items() if key != "regularizer"}
+    assert built(old | {"index": 1.5}).regularizer.q == 1.5
+    assert type(built(old | {"index": None}).regularizer) is Entropy
+
+    class OfANetwork(Entropy):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__(0.5)
+
+    with pytest.raises(Undescribed, match="a policy whose regularizer was built with a Linear"):
+        described(BoltzmannQActor(actor, regularizer=OfANetwork(nn.Linear(1, 1))))

@@ -143,7 +143,7 @@ def _built_boltzmann(said: Description, spec: TensorSpec) -> BoltzmannQActor:
         )
     name, known = said["regularizer"]["name"], _regularizers(Regularizer)
     if name not in known:
-        raise ValueError(f"the regularizer {name!r} must be imported before a policy with it is read")
+        raise ValueError(f"regularizer must be a class that is imported before the policy is read, got {name!r}.")
     made = known[name](*said["regularizer"]["args"], **said["regularizer"]["kwargs"])
     return BoltzmannQActor(actor, regularizer=made)
 
@@ -172,8 +172,10 @@ def _name(kind: type) -> str:
 
 def _regularizers(kind: type) -> dict[str, type]:
     """Every regularizer defined so far, by name: reading a policy imports nothing."""
-    known = {_name(each): each for each in kind.__subclasses__()}
-    return {name: each for base in known.values() for name, each in _regularizers(base).items()} | known
+    kinds: list[type] = kind.__subclasses__()
+    known = {_name(each): each for each in kinds}
+    below = [_regularizers(base) for base in known.values()]
+    return {name: each for names in below for name, each in names.items()} | known
 
 
 def _prior_exploration(module: PriorEGreedyModule) -> Description:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
@@ -54,7 +54,7 @@ class BoltzmannQActor(TensorDictModuleBase):
                 f"Either tau or prior or regularizer must be given, got tau={tau!r}, prior={prior!r} and "
                 f"regularizer={regularizer!r}."
             )
-        if not isinstance(actor, nn.Module):
+        if not hasattr(actor, "in_keys"):
             raise ValueError(f"actor must be a Q-value actor, such as a QValueActor, got {type(actor).__name__}.")
         super().__init__()
         if regularizer is None:

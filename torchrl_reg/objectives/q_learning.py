@@ -142,14 +142,7 @@ class QLearningLoss(RegularizedLoss):
                 "term, which has one policy for s and s', is undefined."
             )
         self.delay_value, self.double_dqn = check_flag(delay_value, "delay_value"), check_flag(double_dqn, "double_dqn")
-        if not isinstance(value_network, nn.Module):
-            raise ValueError(
-                "value_network must be a QValueActor, or a module with an action_space, got "
-                f"{type(value_network).__name__}."
-            )
-        network = ensure_tensordict_compatible(
-            module=value_network, wrapper_type=QValueActor, action_space=action_space
-        )
+        network = _q_value_actor(value_network, action_space)
         self.head = self._made_head(network, head, head_options)
         self.head.check(network, loss_function)
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
@@ -352,6 +345,14 @@ class QLearningLoss(RegularizedLoss):
         if not self.diagnostics:
             return terms
         return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}
+
+
+def _q_value_actor(network: Any, action_space: str | TensorSpec | None) -> Any:
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"value_network must be a QValueActor, or a module with an action_space, got {type(network).__name__}."
+        )
+    return ensure_tensordict_compatible(module=network, wrapper_type=QValueActor, action_space=action_space)
 
 
 def _check_slot(name: str, value: Any, kind: type) -> None:

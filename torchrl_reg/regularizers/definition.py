@@ -12,7 +12,7 @@ from torchrl_reg.regularizers.regularizer import Regularizer
 
 
 def check_regularizer(regularizer: Regularizer, *, num_actions: int = 4, tolerance: float = 1e-8) -> None:
-    """Raise unless ``regularizer`` is what :class:`Regularizer` defines, at 256 random ``q [256, A]`` (reward units).
+    """Raise unless ``regularizer`` is what :class:`Regularizer` defines, at random ``q [B, A]`` (reward units).
 
     ``<pi, q> - cost = value``, ``<pi, tau_log_pi> = cost``, ``q - value = tau_log_pi`` on the support of ``pi`` and at
     most that off it, ``action_cost`` is ``tau_log_pi`` on the support and 0 off it, the short forms agree, and a masked
@@ -38,23 +38,24 @@ def check_regularizer(regularizer: Regularizer, *, num_actions: int = 4, toleran
         masked = regularizer(q, mask=torch.arange(num_actions, device=q.device).expand_as(q) > 0)
     zero = torch.zeros_like(q)
     claims: dict[str, tuple[Tensor, Tensor]] = {
-        "pi must sum to one": (out.pi.sum(-1), torch.ones_like(out.cost)),
-        "pi must not be negative": (out.pi.clamp(max=0.0), zero),
-        "value must be <pi, q> - cost": (out.value, (out.pi * q).sum(-1) - out.cost),
-        "<pi, tau_log_pi> must be the cost": ((out.pi * taken).sum(-1), out.cost),
-        "tau_log_pi must be q - value on the support": (taken, torch.where(support, gap, 0.0)),
-        "tau_log_pi must be at least q - value off the support": ((gap - out.tau_log_pi).where(~support, zero), zero),
-        "action_cost must be tau_log_pi on the support, and 0 off it": (out.action_cost, taken),
-        "value_and_log_policy must give the value of forward": (value, out.value),
-        "value_and_log_policy must give the tau_log_pi of forward": (tau_log_pi, out.tau_log_pi),
-        "value_and_policy must give the value of forward": (searched, out.value),
-        "value_and_policy must give the pi of forward": (pi, out.pi),
-        "policy must be the pi of forward": (policy, out.pi),
-        "a masked action must have probability 0": (masked.pi[:, 0], 0 * out.cost),
-        "a mask must leave a policy": (masked.pi.sum(-1), torch.ones_like(out.cost)),
+        "a pi that sums to one": (out.pi.sum(-1), torch.ones_like(out.cost)),
+        "no negative pi": (out.pi.clamp(max=0.0), zero),
+        "<pi, q> - cost as its value": (out.value, (out.pi * q).sum(-1) - out.cost),
+        "<pi, tau_log_pi> as its cost": ((out.pi * taken).sum(-1), out.cost),
+        "tau_log_pi = q - value on the support": (taken, torch.where(support, gap, 0.0)),
+        "tau_log_pi >= q - value off the support": ((gap - out.tau_log_pi).where(~support, zero), zero),
+        "action_cost = tau_log_pi on the support, and 0 off it": (out.action_cost, taken),
+        "one value in forward and value_and_log_policy": (value, out.value),
+        "one tau_log_pi in forward and value_and_log_policy": (tau_log_pi, out.tau_log_pi),
+        "one value in forward and value_and_policy": (searched, out.value),
+        "one pi in forward and value_and_policy": (pi, out.pi),
+        "one pi in forward and policy": (policy, out.pi),
+        "a pi of 0 at a masked action": (masked.pi[:, 0], 0 * out.cost),
+        "a pi that sums to one under a mask": (masked.pi.sum(-1), torch.ones_like(out.cost)),
     }
     for claim, (found, expected) in claims.items():
         excess = found - expected if claim.endswith("off the support") else (found - expected).abs()
         worst = float(torch.where(found == expected, 0.0, excess).max())
         if not worst <= tolerance:
-            raise ValueError(f"{type(regularizer).__name__}: {claim}, got a difference of {worst:.3g}.")
+            name = type(regularizer).__name__
+            raise ValueError(f"{name} must have {claim}, got a difference of {worst:.3g}.")
