@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torchrl_reg.modules import (
     FlowActor,
     MulticategoricalActor,
     PolicySettings,
+    StochasticSamplerActor,
     gaussian_actor,
     policy,
     state_action_value_network,
@@ -219,3 +221,23 @@ def test_gaussian_compiles_in_one_graph() -> None:
 def test_gaussian_needs_a_box() -> None:
     with pytest.raises(ValueError, match="needs a bounded action space"):
         gaussian_actor(nn.Linear(4, 2), low=-1.0, high=torch.inf)
+
+
+def test_the_box_is_exact_in_float64_and_of_the_networks_dtype() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        network = nn.Linear(4, 2).to(dtype)
+        network.bias.data[0] = 1e4  # every action at the upper bound
+        data = TensorDict({"observation": torch.zeros(3, 4, dtype=dtype)}, [3])
+        actor = gaussian_actor(network, low=[-0.2], high=[0.1])
+        dist = actor.get_dist(data)
+        assert dist.high.item() == torch.tensor(0.1, dtype=dtype).item() and dist.high.dtype == dtype
+        out = actor(data.clone())
+        assert out["action"].dtype == dtype and (out["action"].double() - 0.1).abs().max() < 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", [FlowActor, StochasticSamplerActor])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_actor_on_a_torso_has_its_dtype(kind: Any, dtype: torch.dtype) -> None:
+    actor = kind(nn.Linear(4, 8).to(dtype), 8, low=torch.tensor([-2.3, -1.0]), high=torch.tensor([0.7, 1.0]))
+    out = actor(TensorDict({"observation": torch.randn(3, 4, dtype=dtype)}, [3]))
+    assert out["action"].dtype == actor.low.dtype == dtype

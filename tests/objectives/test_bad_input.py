@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_reg.modules import ActionPrior
+from torchrl_reg.modules import ActionPrior, BoltzmannQActor
 from torchrl_reg.objectives import QLearningLoss
 from torchrl_reg.objectives.heads import ImplicitQuantiles
 from torchrl_reg.regularizers import Entropy
@@ -22,6 +22,14 @@ BAD = [
     ("al", {"alpha": -0.1}, "alpha must be"),
     ("m_dqn", {"loss_function": "l3"}, "loss_function must be"),
     ("m_dqn", {"reduction": "median"}, "reduction must be"),
+    (
+        "m_dqn",
+        {"use_prioritized_weights": "maybe"},
+        "use_prioritized_weights must be True, False or 'auto', got 'maybe'",
+    ),
+    ("m_dqn", {"delay_value": "no"}, "delay_value must be True or False, got 'no'"),
+    ("soft_dqn", {"double_dqn": 0}, "double_dqn must be True or False, got 0"),
+    ("m_dqn", {"diagnostics": "yes"}, "diagnostics must be True or False, got 'yes'"),
     ("iqn", {"num_quantiles": 0}, "must be integers >= 1"),
     ("iqn", {"num_policy_quantiles": 8.0}, r"must be integers >= 1, got \(.*, 8.0\)"),
     ("iqn", {"kappa": -1.0}, "kappa must be >= 0"),
@@ -49,6 +57,11 @@ def test_bad_arguments(cases: Any, name: str, kwargs: dict[str, Any], message: s
 def test_bad_networks(cases: Any) -> None:
     with pytest.raises(ValueError, match="must be a QuantileQActor"):
         cases["iqn"].loss(cases["m_dqn"].actor())
+    for wrong in (None, "network"):
+        with pytest.raises(ValueError, match="value_network must be a QValueActor, .*got (NoneType|str)"):
+            cases["m_dqn"].cls(wrong)
+    with pytest.raises(ValueError, match="actor must be a Q-value actor, such as a QValueActor, got NoneType"):
+        BoltzmannQActor(None, tau=0.5)
     with pytest.raises(ValueError, match="'categorical' or 'one-hot'"):
         cases["m_dqn"].loss(nn.Linear(4, 3), action_space="binary")
 
@@ -120,6 +133,13 @@ def with_action(data: Any, action: torch.Tensor) -> Any:
     return data
 
 
+def with_row(data: Any, key: str, value: float) -> Any:
+    """One bad number, in row 2, the entry of shape ``[*B]``."""
+    return data.set(
+        key, torch.ones(data.batch_size, dtype=torch.tensor(value).dtype).index_fill_(0, torch.tensor(2), value)
+    )
+
+
 BAD_DATA = [
     (
         lambda d: without(d, "action"),
@@ -147,6 +167,12 @@ BAD_DATA = [
     (lambda d: with_action(d, d["action"].float()), ValueError, "must hold integers .* got torch.float32"),
     (lambda d: with_action(d, d["action"] + 1), ValueError, "must be one of 0 to 2, got 3"),
     (lambda d: with_action(d, d["action"] - 1), ValueError, "must be one of 0 to 2, got -1"),
+    (lambda d: with_row(d, "steps_to_next_obs", 0), ValueError, "'steps_to_next_obs' must be finite and >= 1, got 0"),
+    (lambda d: with_row(d, "steps_to_next_obs", -3), ValueError, "'steps_to_next_obs' must be finite and >= 1, got -3"),
+    (lambda d: with_row(d, "priority_weight", -0.5), ValueError, "'priority_weight' must be finite and >= 0, got -0.5"),
+    (lambda d: with_row(d, "priority_weight", torch.nan), ValueError, "'priority_weight' must be .* got nan"),
+    (lambda d: None, TypeError, "data must be a TensorDict .*got NoneType"),
+    (lambda d: dict(d.items()), TypeError, "data must be a TensorDict .*got dict"),
 ]
 
 
@@ -160,6 +186,32 @@ def test_bad_data(cases: Any, batch: Any, name: str, spoil: Any, error: Any, mes
 def test_an_index_where_one_hot_is_expected(cases: Any, batch: Any) -> None:
     with pytest.raises(ValueError, match=r"must be one-hot \(\[\*B, A\]\) .* got shape \[9\]; give action_space='cat"):
         cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=True))(batch(9))
+
+
+@pytest.mark.parametrize("row", [[0, 0, 0], [0, 1, 1], [2, 0, -1], [0, 2, 0]])
+def test_one_hot_actions_have_a_single_one(cases: Any, batch: Any, row: list[int]) -> None:
+    data = batch(4)
+    data["action"] = nn.functional.one_hot(data["action"], 3)
+    loss = cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=True))
+    loss.data_checks = "always"
+    assert loss(data)["loss"].isfinite()
+    data["action"][3] = torch.tensor(row)
+    with pytest.raises(ValueError, match=rf"must have a single 1 in each row .one-hot., got \[{row[0]}, "):
+        loss(data)
+    data["collector", "mask"] = (torch.arange(4) != 3).unsqueeze(-1)
+    assert loss(data)["loss"].isfinite()
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps_to_next_obs", -3), ("priority_weight", torch.nan)])
+def test_masked_steps_and_weights_may_hold_anything(cases: Any, batch: Any, key: str, value: float) -> None:
+    data = with_row(batch(9), key, value)
+    data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
+    assert cases["m_dqn"].loss()(data)["loss"].isfinite()
+
+
+def test_weights_that_are_not_used_are_not_read(cases: Any, batch: Any) -> None:
+    data = with_row(batch(9), "priority_weight", -1.0)
+    assert cases["m_dqn"].loss(use_prioritized_weights=False)(data)["loss"].isfinite()
 
 
 def test_rows_outside_the_mask_may_hold_anything(cases: Any, batch: Any) -> None:

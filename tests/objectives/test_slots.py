@@ -57,7 +57,7 @@ REGULARIZERS: dict[str, Any] = {
         lambda: PriorKL(TAU, prior=RHO),
         lambda q: boltzmann(q, RHO),
         lambda q, pi: TAU * (pi / RHO).log(),
-        lambda q, pi: TAU * pi.log(),
+        lambda q, pi: TAU * (pi / RHO).log(),
         lambda: PriorKL(1e-12, prior=RHO),
     ),
     "tsallis": (lambda: Tsallis(TAU), sparsemax, deformed, deformed, lambda: Tsallis(1e-12)),
@@ -327,3 +327,22 @@ def test_a_learnt_temperature_reaches_its_entropy(cases: Any, batch: Any) -> Non
         optimizer.step()
     loss.diagnostics = True
     torch.testing.assert_close(loss(data)["entropy"], torch.tensor(0.5, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "prior_kl"])
+def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: Any, kind: str) -> None:
+    from torchrl_reg.regularizers import DualCoefficient
+
+    tau = DualCoefficient(TAU, target=0.5, rises="below", name="tau")
+    regularizer = Entropy(tau) if kind == "entropy" else PriorKL(tau, prior=RHO)
+    loss = build(cases, (kind, "munchausen", "expected"), regularizer=regularizer)
+    loss.reduction = "mean"
+    data, mask = batch(8, dtype=torch.float64), torch.tensor([True, True, False, True, False, True, True, True])
+    alone, everything = loss(data[mask].clone()), loss(data.clone())
+    data["collector", "mask"] = mask.unsqueeze(-1)
+    out = loss(data)
+    names = {"loss", "loss_tau", "entropy", "kl", "bonus_clipped"}
+    assert names | ({"mutual_information"} if kind == "prior_kl" else set()) <= set(dict(out.items()))
+    for name, value in out.items():
+        torch.testing.assert_close(value, alone[name])
+        assert name in ("tau", "prior_entropy", "squared_td_error") or (value - everything[name]).abs() > 1e-4, name

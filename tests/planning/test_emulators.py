@@ -111,9 +111,19 @@ class Shared(gymnasium.Env):
         return np.array([float(self.count[0])]), 0.0, False, False, {}
 
 
+class Named(Shared):
+    """Its observations are a Dict."""
+
+    observation_space = gymnasium.spaces.Dict({"seen": gymnasium.spaces.Box(-1.0, 1.0, (2,))})
+
+    def reset(self, **_: Any) -> tuple[dict, dict]:
+        return {"seen": np.zeros(2)}, {}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: GymModel(Named()), r"give arrays as observations \(FlattenObs.*, got Named with Dict\('seen': Box"),
         (lambda: GymModel(gymnasium.make("Pendulum-v1")), "env must have discrete actions, got Pendulum-v1 with Box"),
         (lambda: GymModel(Uncopied()), r"copy.deepcopy can clone, got Uncopied \(TypeError: cannot pickle"),
         (lambda: GymModel(Shared()), "env must be one whose copies are independent, got Shared, two copies of which"),

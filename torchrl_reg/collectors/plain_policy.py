@@ -16,7 +16,6 @@ from torchrl.modules.distributions.utils import sample_and_log_prob
 from torchrl.modules.tensordict_module import SafeProbabilisticModule, SafeSequential
 
 from torchrl_reg.modules import BoltzmannQActor
-from torchrl_reg.modules.gaussian_actor import BoxedTanhNormal
 from torchrl_reg.modules.layers import layer_by_layer
 
 State = dict[Any, Tensor]
@@ -102,7 +101,8 @@ def _draws_plainly(module: SafeProbabilisticModule) -> bool:
     """Whether the module does nothing but draw an action and its log-probability."""
     one = list(module.dist_sample_keys) == list(module.out_keys[:1]) and module.num_samples is None
     kind = module.distribution_class
-    random = module.default_interaction_type is ExplorationType.RANDOM and kind in (TanhNormal, BoxedTanhNormal)
+    squashed = isinstance(kind, type) and issubclass(kind, TanhNormal)
+    random = module.default_interaction_type is ExplorationType.RANDOM and squashed
     generators = module._generator is None and module._generator_key is None
     simple = module.return_log_prob and not module.safe and not module.cache_dist
     return one and random and generators and simple

@@ -19,25 +19,29 @@ from torchrl_reg.modules.multicategorical_actor import suffixed
 
 
 class BoxedTanhNormal(TanhNormal):
-    """A :class:`~torchrl.modules.TanhNormal` whose bounds are moved and compared once for each device.
+    """A :class:`~torchrl.modules.TanhNormal` whose bounds are moved and compared once for each device and dtype.
 
-    TorchRL's does both whenever one is made, and the host waits for a GPU each time.
+    TorchRL's does both whenever one is made, and the host waits for a GPU each time. Actions have the dtype of ``loc``.
 
     Args:
         loc, scale: of the normal, ``[*B, D]``.
-        held: what is kept for each device; one dict for all distributions of a box.
-        box: the bounds and further arguments of TorchRL's.
+        low, high: the bounds, exact in float64.
+        held: what is kept for each device and dtype; one dict for all distributions of a box.
+        box: further arguments of TorchRL's.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, *, held: dict[torch.device, dict[str, Any]], **box: Any) -> None:
-        if not torch.compiler.is_compiling() and loc.device in held:
-            self.__dict__.update(held[loc.device])
+    def __init__(
+        self, loc: Tensor, scale: Tensor, *, low: Tensor, high: Tensor, held: dict[Any, dict[str, Any]], **box: Any
+    ) -> None:
+        key = loc.device, loc.dtype
+        if not torch.compiler.is_compiling() and key in held:
+            self.__dict__.update(held[key])
             self.update(loc, scale)
             return
-        super().__init__(loc, scale, **box)
+        super().__init__(loc, scale, low=low.to(loc), high=high.to(loc), **box)
         # Inference tensors could not be differentiated through.
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
-            held[loc.device] = self._of_the_box
+            held[key] = self._of_the_box
 
     def update(self, loc: Tensor, scale: Tensor) -> None:
         # Called at the end of TorchRL's constructor, when all there is comes from the box.
@@ -95,8 +99,8 @@ def gaussian_actor(
             f"scale_mapping must be one of tensordict's mappings, such as 'biased_softplus_1.0' or 'exp', got "
             f"{scale_mapping!r}."
         ) from None
-    low, high = torch.as_tensor(low).float(), torch.as_tensor(high).float()
-    check_box(low, high)
+    low, high = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
+    check_box(low.float(), high.float())  # float32's largest numbers are no bounds
     params = TensorDictModule(
         nn.Sequential(network, NormalParamExtractor(scale_mapping=scale_mapping, scale_lb=scale_lb)),
         in_keys=list(in_keys),

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from torchrl.objectives.utils import ValueEstimators, distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble
 from torchrl_reg.objectives.bound_network import BoundCritics, BoundModule, pointers
 from torchrl_reg.objectives.regularized_loss import (
@@ -129,7 +130,8 @@ class ActorCriticLoss(RegularizedLoss):
         return self._frozen.critics.holding(self.qvalue_network_params.apply(lambda tensor: tensor.detach()))
 
     def _q(self, bound: Any, states: TensorDictBase, action: Tensor) -> Tensor:
-        """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``."""
+        """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``, in the critics' dtype."""
+        action = action.to(self._frozen.leaves[0].dtype)
         if action.ndim > states.ndim + 1:
             keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
             states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])
@@ -193,12 +195,20 @@ class ActorCriticLoss(RegularizedLoss):
         return out
 
 
-def reparametrized(dist: Distribution, batch_size: torch.Size) -> tuple[Tensor, Tensor]:
+def reparametrized(
+    dist: Distribution, batch_size: torch.Size, *, straight_through: bool = False
+) -> tuple[Tensor, Tensor]:
     """A sampled action, through which the gradient flows, and its log-probability ``[*B]``.
 
     Raises:
-        ValueError: the distribution has no such samples (bins, say).
+        ValueError: the distribution has no such samples, or straight-through ones that were not asked for.
     """
+    if isinstance(dist, Multicategorical) and not straight_through:
+        raise ValueError(
+            "actor_network must give reparametrized samples, as gaussian_actor and FlowActor do, got a "
+            "Multicategorical, whose straight-through gradient is biased (SoftActorCriticLoss takes it with "
+            "straight_through=True)."
+        )
     if hasattr(dist, "rsample_and_log_prob"):
         return dist.rsample_and_log_prob()
     if not dist.has_rsample:

@@ -34,7 +34,7 @@ from torchrl_reg.objectives.stochastic_actor import (
 )
 from torchrl_reg.objectives.value.one_step import one_step_return, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
-from torchrl_reg.regularizers.checks import check_clip, check_temperature, check_weight
+from torchrl_reg.regularizers.checks import check_clip, check_flag, check_temperature, check_weight
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
 
 
@@ -136,6 +136,8 @@ class ImplicitQLoss(RegularizedLoss):
         )
         check_actor(actor_network)
         check_value_network(value_network)
+        for name, flag in (("residual", residual), ("delay_actor", delay_actor), ("delay_value", delay_value)):
+            check_flag(flag, name)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         # The residual form never reads a target value network.
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)

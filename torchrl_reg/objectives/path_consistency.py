@@ -26,7 +26,7 @@ from torchrl_reg.objectives.stochastic_actor import (
 )
 from torchrl_reg.objectives.value.one_step import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
-from torchrl_reg.regularizers.checks import check_kl_weight, check_number
+from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
 
 
@@ -122,7 +122,7 @@ class PathConsistencyLoss(RegularizedLoss):
         check_actor(actor_network)
         if isinstance(rollout, bool) or not isinstance(rollout, int) or rollout < 1:
             raise ValueError(f"rollout must be an integer >= 1 (steps), got {rollout!r}.")
-        self.rollout, self.delay_value = rollout, delay_value
+        self.rollout, self.delay_value = rollout, check_flag(delay_value, "delay_value")
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self._make_coefficients(tau, lam, max_kl)
         self._take_value_network(value_network, actor_network)

@@ -114,8 +114,8 @@ class PriorRegularizedLoss(QLearningLoss):
         states = {"next": tensordict.get("next"), "root": tensordict, "online": tensordict}
         return {"log_prior": torch.stack([self._prior_at(states[k], q)["log_prior"] for k, q in given.items()])}
 
-    def _extra_rows(self, tau_log_pi: Tensor) -> dict[str, Tensor]:
-        return {"log_pi": self.regularizer.log_policy(tau_log_pi)} if self._has_prior_network else {}
+    def _extra_rows(self, tau_log_pi: Tensor, **prior: Tensor) -> dict[str, Tensor]:
+        return {"log_pi": self.regularizer.log_policy(tau_log_pi, **prior)} if self._has_prior_network else {}
 
     def _terms(
         self, tensordict: TensorDictBase, rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype

@@ -27,6 +27,7 @@ from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.one_step import terminated_flag
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularized, Regularizer
+from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import entry, find_action_space
 
@@ -142,10 +143,8 @@ class QLearningLoss(RegularizedLoss):
                 f"double_dqn must be False with a shaping, got True: Double Q-learning with a {type(shaping).__name__} "
                 "term, which has one policy for s and s', is undefined."
             )
-        self.delay_value, self.double_dqn = delay_value, double_dqn
-        network = ensure_tensordict_compatible(
-            module=value_network, wrapper_type=QValueActor, action_space=action_space
-        )
+        self.delay_value, self.double_dqn = check_flag(delay_value, "delay_value"), check_flag(double_dqn, "double_dqn")
+        network = _q_value_actor(value_network, action_space)
         self.head = self._made_head(network, head, head_options)
         self.head.check(network, loss_function)
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
@@ -269,7 +268,7 @@ class QLearningLoss(RegularizedLoss):
         if q is not None and logs.online is not None:
             prior = self._prior_at(tensordict, q)
             rows = self.regularizer.diagnostics(q, logs.online, reference=logs.root, rows=mask, **prior) | rows
-            rows |= self._extra_rows(logs.online)
+            rows |= self._extra_rows(logs.online, **prior)
         return Target(target, masses, mask), rows
 
     @property
@@ -315,7 +314,7 @@ class QLearningLoss(RegularizedLoss):
                 rows = self.shaping.diagnostics(bonus, at(logs.root, action))
         if self.value_estimator.needs_policy:
             assert logs.root is not None
-            cost = at(self.regularizer.step_cost(logs.root, **self._prior_at(tensordict, logs.root)), action)
+            cost = at(self.regularizer.step_cost(logs.root), action)
         return bonus, cost, rows
 
     def _prior_at(self, tensordict: TensorDictBase, q: Tensor) -> dict[str, Tensor]:
@@ -333,8 +332,8 @@ class QLearningLoss(RegularizedLoss):
         rows = {"td_error": td_error.abs()} if self.diagnostics else {}
         return rows | ({"squared_td_error": td_error.square()} if self._reports_error else {})
 
-    def _extra_rows(self, tau_log_pi: Tensor) -> dict[str, Tensor]:
-        """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s."""
+    def _extra_rows(self, tau_log_pi: Tensor, **prior: Tensor) -> dict[str, Tensor]:
+        """Further rows, of the online policy's ``tau_log_pi [*B, A]`` at s and what :meth:`_prior_at` gives."""
         return {}
 
     def _terms(
@@ -349,6 +348,14 @@ class QLearningLoss(RegularizedLoss):
         if not self.diagnostics:
             return terms
         return terms | {name: value.to(dtype, copy=True) for name, value in self.regularizer.scalars().items()}
+
+
+def _q_value_actor(network: Any, action_space: str | TensorSpec | None) -> Any:
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"value_network must be a QValueActor, or a module with an action_space, got {type(network).__name__}."
+        )
+    return ensure_tensordict_compatible(module=network, wrapper_type=QValueActor, action_space=action_space)
 
 
 def _check_slot(name: str, value: Any, kind: type) -> None:

@@ -21,7 +21,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.network_loss import NetworkLoss
-from torchrl_reg.regularizers.checks import check_discount, exact_scalar
+from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_scalar
 from torchrl_reg.regularizers.ranks import in_process_group, summed_over_ranks
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
 
@@ -91,11 +91,13 @@ class RegularizedLoss(NetworkLoss):
         reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        if not isinstance(use_prioritized_weights, bool) and use_prioritized_weights != "auto":
+            raise ValueError(f"use_prioritized_weights must be True, False or 'auto', got {use_prioritized_weights!r}.")
         self.data_checks = "first"
         self.loss_function = loss_function
         self.reduction = reduction
         self.use_prioritized_weights = use_prioritized_weights
-        self.diagnostics = diagnostics
+        self.diagnostics = check_flag(diagnostics, "diagnostics")
 
     @property
     def data_checks(self) -> Literal["first", "always", "never"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean, masked_mean
 from torchrl_reg.objectives.stochastic_actor import check_actor, distribution, stored_action, stored_action_key
-from torchrl_reg.regularizers.checks import check_temperature
+from torchrl_reg.regularizers.checks import check_flag, check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, DualCoefficient, learnt_at_target
 from torchrl_reg.regularizers.ranks import in_process_group
 
@@ -34,12 +34,13 @@ class SoftActorCriticLoss(ActorCriticLoss):
 
     Args:
         actor_network: the policy, with reparametrized samples: :func:`~torchrl_reg.modules.gaussian_actor`,
-            :class:`~torchrl_reg.modules.FlowActor`; of a :class:`~torchrl_reg.modules.MulticategoricalActor` they are
-            straight-through ones, whose gradient is biased.
+            :class:`~torchrl_reg.modules.FlowActor`.
         qvalue_network: a critic, or a list of them (two in the source; the smallest value counts).
         tau: the temperature, in reward units, fixed or where an adapted one starts; or a coefficient. Schedulable.
         target_entropy: adapt ``tau`` so that the policy's mean entropy becomes this many nats (the source takes minus
             the number of action dimensions); None keeps ``tau``.
+        straight_through: take a :class:`~torchrl_reg.modules.MulticategoricalActor`, too, whose samples are
+            straight-through ones: their gradient is biased.
         loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
 
     Returns (in a TensorDict): ``loss_actor``, ``loss_qvalue``, with a target entropy ``loss_alpha``; the detached
@@ -80,6 +81,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
         *,
         tau: float | Coefficient = 1.0,
         target_entropy: float | None = None,
+        straight_through: bool = False,
         loss_function: LossFunction = "l2",
         **kwargs: Any,
     ) -> None:
@@ -93,6 +95,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
             check=check_temperature,
         )
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
+        self.straight_through = check_flag(straight_through, "straight_through")
         losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if isinstance(temperature, DualCoefficient) else [])]
         self.out_keys = [*losses, "alpha", "entropy"]
         self.set_keys(action=stored_action_key(actor_network))
@@ -107,14 +110,14 @@ class SoftActorCriticLoss(ActorCriticLoss):
         tau = self.tau
         with torch.no_grad():  # first: the order in which SACLoss draws its actions
             following = self._next_states(tensordict, mask)
-            next_action, next_log_pi = reparametrized(distribution(actor.network, following), following.batch_size)
+            next_action, next_log_pi = self._sampled(actor, following)
             next_value = self._q(target_critics, following, next_action).amin(0) - tau * next_log_pi
             target = self._one_step_target(tensordict, next_value)
 
         states = self._states(tensordict, mask)
         prediction = self._q(critics, states, stored_action(states, self.tensor_keys.action))
         loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target, mask)
-        action, log_pi = reparametrized(distribution(actor.network, states), states.batch_size)
+        action, log_pi = self._sampled(actor, states)
         # Not amin, which shares the gradient out where critics agree.
         q = self._q(self._frozen_critics(tensordict), states, action).min(0).values
         plain = {"loss_actor": tau * log_pi - q}
@@ -126,6 +129,11 @@ class SoftActorCriticLoss(ActorCriticLoss):
         rows = {"td_error": td_error.abs().mean(0), "value": q} if self.diagnostics else {}
         scalars = {"alpha": tau.to(q.dtype, copy=True), "entropy": masked_mean(entropy, mask)}
         return self._entries(tensordict, {"loss_qvalue": loss_qvalue}, plain, mask, rows, **scalars)
+
+    def _sampled(self, actor: Any, states: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """An action at ``states`` that carries a gradient, and its log-probability ``[*B]``."""
+        dist = distribution(actor.network, states)
+        return reparametrized(dist, states.batch_size, straight_through=self.straight_through)
 
     def _priority(self, td_error: Tensor) -> Tensor:
         return td_error.abs().amax(0)

@@ -19,15 +19,15 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finit
 class PriorKL(Regularizer):
     """``Omega(pi) = tau KL(pi || rho)``: ``pi ~ rho exp(q / tau)``, ``value = tau ln sum_a rho(a) exp(q(a) / tau)``.
 
-    ``tau_log_pi`` is ``tau ln pi``; ``action_cost`` is ``tau ln (pi / rho)``. An action mask does not renormalize
-    ``rho``: the value then pays ``-tau ln rho(allowed)``.
+    ``tau_log_pi`` is ``tau ln (pi / rho)``, which may be positive: a Munchausen term is then clipped at 0, too. An
+    action mask does not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
 
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
             own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
         prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
             None for the uniform prior over however many actions there are. An action of probability 0 is never taken;
-            where it was stored, its cost is undefined (lambda-returns) and its log-policy ``-inf``.
+            where it was stored, its ``tau_log_pi`` is ``-inf``.
 
     Raises:
         ValueError: ``tau`` not a finite number > 0, given twice or not at all; a prior that is no distribution.
@@ -100,22 +100,20 @@ class PriorKL(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""
         q = masked_values(q, mask)
-        log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
-        value, tau_log_pi = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand_as(q))
-        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1]).exp()
-        action_cost = torch.where(pi > 0, self.step_cost(tau_log_pi, log_prior), 0.0)
+        log_prior = (self.log_prior(q) if log_prior is None else check_actions(log_prior, q)).to(q.dtype)
+        value, tau_log_pi = self.value_and_log_policy(q, log_prior=log_prior)
+        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1] + log_prior).exp()
+        action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
 
     def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
-        return soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+        value, scaled = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+        supported = torch.where(log_prior > -math.inf, log_prior, 0.0)
+        return value, scaled - self.tau * supported.to(scaled.dtype)
 
     def policy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         return soft_policy(q, self.tau, log_prior=self.log_prior(q) if log_prior is None else log_prior)
-
-    def step_cost(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior
-        return tau_log_pi - self.tau * log_prior.to(tau_log_pi.dtype)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""
@@ -141,7 +139,7 @@ class PriorKL(Regularizer):
         mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
         """
         log_prior = (self.log_prior(q) if log_prior is None else log_prior).to(q.dtype).expand_as(q)
-        log_pi = self.log_policy(tau_log_pi)
+        log_pi = self.log_policy(tau_log_pi, log_prior)
         pi = log_pi.exp()
         used = pi if rows is None else torch.where(rows.unsqueeze(-1), pi, 0.0)
         count = pi[..., 0].numel() if rows is None else rows.sum().clamp(min=1)
@@ -155,9 +153,11 @@ class PriorKL(Regularizer):
             "mutual_information": kl_divergence(log_pi, marginal.log()),
         }
 
-    def log_policy(self, tau_log_pi: Tensor) -> Tensor:
+    def log_policy(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``ln pi``, floored, so that a masked action's probability times its logarithm stays 0."""
-        return (tau_log_pi * self.beta).clamp(min=torch.finfo(tau_log_pi.dtype).min / 4)
+        log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior
+        log_pi = tau_log_pi * self.beta + log_prior.to(tau_log_pi.dtype)
+        return log_pi.clamp(min=torch.finfo(tau_log_pi.dtype).min / 4)
 
 
 def check_actions(log_prior: Tensor, q: Tensor) -> Tensor:
