@@ -227,7 +227,8 @@ class QLearningLoss(RegularizedLoss):
         prediction = self.head.online(online, inputs)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(tensordict, self.tensor_keys.action), self.action_space, batch_dims)
-        action = action if mask is None else action.masked_fill(~mask, 0)
+        if mask is not None:
+            action = torch.where(mask, action, action.clamp(0, prediction.z.shape[-1] - 1))
         with torch.no_grad():
             target, rows = self._target(tensordict, prediction, action, mask, online, frozen)
         reports = self.diagnostics or self._reports_error

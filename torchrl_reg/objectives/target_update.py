@@ -55,8 +55,8 @@ class _ForeachUpdate(TargetNetUpdater):
                     buffers.append(pair)
             # One for all: whoever replaces the tensors of a group replaces the last one, too.
             lasts += [(params, key, params.get(key)) for params in (source_params, target_params)]
-        columns = [[pair[i] for pair in pairs] for pairs in (parameters, buffers) for i in (0, 1)]
-        return _Lists(*columns, leaves, pointers(leaves), lasts)
+        online, target = ([[pair[i] for pair in pairs] for pairs in (parameters, buffers)] for i in (0, 1))
+        return _Lists(online[0], target[0], online[1], target[1], leaves, pointers(leaves), lasts)
 
     def _copy_buffers(self, held: _Lists) -> None:
         if held.buffers:
