@@ -187,7 +187,8 @@ def test_gaussian_keeps_its_bounds_and_follows_its_network() -> None:
     for rows in (data, data, data[:1], data.double()):
         actor.to(rows["observation"].dtype)
         dist, (loc, scale) = actor.get_dist(rows), actor.module[0](rows.clone()).select("loc", "scale").values()
-        plain = TanhNormal(loc, scale, low=torch.tensor([-2.3, -1.0]), high=torch.tensor([0.7, 1.0]))
+        low, high = (torch.tensor(bound, dtype=loc.dtype) for bound in ([-2.3, -1.0], [0.7, 1.0]))
+        plain = TanhNormal(loc, scale, low=low, high=high)
         torch.manual_seed(0)
         sample = dist.sample()
         torch.manual_seed(0)
