@@ -155,6 +155,21 @@ def test_variants_learn_something(
     assert losses and all(math.isfinite(value) and value > 0 for value in losses)
 
 
+@pytest.mark.parametrize("name", ["virel", "sparse_dqn", "mirl", "m_dqn"])
+def test_numbers_that_are_not_finite_end_a_recipe_in_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever they are met first: when a policy is evaluated, acts, or is sampled in an update."""
+    rare = ["algo.learning_rate=1e38", "run.log_every_frames=1000", "run.checkpoint_every_frames=1000"]
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name), *rare)
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1 and re.search(
+        r"is (nan|-?inf) at frame \d+ \(finite at \d+\), so the run st", sentence
+    )
+    assert json.loads((tmp_path / "run" / "failed.json").read_text())["last_line"] == sentence
+
+
 def fits(name: str, env: str) -> bool:
     return env.startswith(CONTINUOUS_ENVS) == (name in CONTINUOUS)
 
