@@ -90,7 +90,7 @@ SAMPLED, GREEDY = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 
 
 def _policy_run(path, at: dict[int, Callable], *, on_nan: str, evaluated: dict, samples: bool) -> Run:
-    """A run that collects with softmax(q / .5) or its mode; ``at[frames](network, actor)`` is called at these frames."""
+    """A run that collects with softmax(q / .5) or its mode; ``at[frames](network, actor)`` is called there."""
     run = Run(tiny_dqn.Config(run=RunSettings(**SETTINGS, dir=str(path), on_nan=on_nan)))
     env = make_env(EnvSettings("cartpole"), 4)
     network = q_network(NetSettings(num_cells=[8]), env)

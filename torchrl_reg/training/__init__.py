@@ -26,7 +26,7 @@ from torchrl_reg.training.seeds import stream_seed
 from torchrl_reg.training.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.study import Study
 from torchrl_reg.training.update import make_update
-from torchrl_reg.training.value_learning import ValueLearner, ValueLearning
+from torchrl_reg.training.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
 
 __all__ = [
     "WALL_CLOCK_COLUMNS",
@@ -47,4 +47,5 @@ __all__ = [
     "require",
     "stream_seed",
     "strip_wall_clock",
+    "EpsilonSchedule",
 ]

@@ -180,7 +180,7 @@ class Run(Recorded):
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
-            DivergedError: the loss, a gradient or a parameter is not finite at a log row, an evaluation or a checkpoint.
+            DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
@@ -291,7 +291,7 @@ class Run(Recorded):
         self._guarded(self._evaluator.evaluate)(self.frames)
 
     def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
-        """``call``; an error of it is reported as divergence where what learns is not finite, e.g. cannot be sampled."""
+        """``call``, whose errors are reported as divergence where what learns is not finite."""
 
         def guarded(*args: Any, **kwargs: Any) -> T:
             try:
