@@ -44,7 +44,7 @@ class Algo(ValueLearning):
 @dataclass
 class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
-    # CartPole's returns reach 100, and a Munchausen term lets them fall to -100; image networks have the usual +-10.
+    # CartPole's returns reach 100, and a Munchausen term lets them fall to -100; conf/net and conf/env have the others.
     net: NetSettings = field(default_factory=lambda: NetSettings(num_atoms=101, value_min=-100.0, value_max=100.0))
     algo: Algo = field(default_factory=Algo)
 

@@ -216,6 +216,25 @@ def test_command_line_beats_preset_beats_env_beats_recipe() -> None:
     assert (line.algo.learning_rate, line.net.name) == (3, "mlp")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "grid"),
+    [
+        ([], (101, -100.0, 100.0)),
+        (["env=lunarlander"], (101, -400.0, 400.0)),
+        (["env=minatar/breakout"], (51, -10.0, 10.0)),
+        (["env=minatar/space_invaders"], (101, -100.0, 100.0)),
+        (["env=minatar/space_invaders", "net.value_max=50"], (101, -100.0, 50.0)),
+        (["env=atari"], (51, -10.0, 10.0)),
+    ],
+    ids=str,
+)
+def test_the_grid_of_returns_is_that_of_the_environment(overrides: list[str], grid: tuple[int, float, float]) -> None:
+    load("c51")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        net = compose("c51", overrides=overrides).net
+    assert (net.num_atoms, net.value_min, net.value_max) == grid
+
+
 BAD = [
     (["env=cartpool"], "cartpole"),
     (["algo.taau=0.1"], "algo.tau"),

@@ -187,6 +187,20 @@ def test_rows_without_episodes_or_updates(make_run):
     assert row["episodes"] == 0 and row["return_mean"] is None and "loss" not in row
 
 
+def test_mass_that_a_grid_clips_is_warned_of_once_above_one_percent(make_run, capsys):
+    for shares, warned in (((0.004, 0.01), 0), ((0.004, 0.013, 0.2), 1)):
+        run = make_run(f"clipped={max(shares)}", log_every_frames=8)
+        run.track()
+        for _, share in zip(
+            run.collect(_env(), _push_right, total_frames=8 * len(shares), frames_per_batch=8), shares, strict=True
+        ):
+            run.record({"loss": torch.tensor(1.0), "clipped_mass": torch.tensor(share)})
+        run.finish()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == warned
+    assert lines[0].startswith("warning: 1.3% of the targets' mass at frame 16 lies outside the grid of returns")
+
+
 def test_events_of_the_recipe(make_run):
     run = make_run()
     run.track()

@@ -32,6 +32,7 @@ __all__ = [
     "WALL_CLOCK_COLUMNS",
     "CheckpointError",
     "ConfigError",
+    "EpsilonSchedule",
     "NStep",
     "RecipeConfig",
     "Run",
@@ -47,5 +48,4 @@ __all__ = [
     "require",
     "stream_seed",
     "strip_wall_clock",
-    "EpsilonSchedule",
 ]

@@ -35,6 +35,8 @@ from torchrl_reg.training.storage import TransitionStorage
 from torchrl_reg.training.update import Update, make_update
 
 T = TypeVar("T")
+#: Share of the targets' mass outside a categorical network's grid from which on a run warns.
+MOST_CLIPPED = 0.01
 
 
 class Run(Recorded):
@@ -62,6 +64,7 @@ class Run(Recorded):
         self._evaluator = Evaluator(self.path, config, self._journal, self.device)
         self._resumption = Resumption(self.path, self.settings, self._journal)
         self._granted_updates = 0
+        self._warned_of_clipping = False
         _quiet_libraries()
         self.seed_networks()
 
@@ -283,7 +286,16 @@ class Run(Recorded):
         self._journal.load_state_dict(state["journal"])
 
     def _log_row(self) -> None:
-        self._resumption.is_finite(self.frames, self._journal.train(self.frames))
+        row = self._journal.train(self.frames)
+        self._resumption.is_finite(self.frames, row)
+        if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
+            self._warned_of_clipping = True
+            print(
+                f"warning: {row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
+                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _evaluate(self) -> None:
         """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
