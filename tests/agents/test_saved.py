@@ -207,6 +207,8 @@ def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
     done["evaluation"]["return_greedy_mean"] = 12.25
     (tmp_path / "done.json").write_text(json.dumps(done))
     assert "belongs to another run" in refused(path) and "12.5 there and 12.25 here" in refused(path)
+    (tmp_path / "done.json").write_text("")  # by a crash: the run goes on
+    assert read_policy(tmp_path).facts["evaluation"] == row
     (tmp_path / "done.json").write_text("{}")
     assert "must hold what a finished run ended with" in refused(path)
 

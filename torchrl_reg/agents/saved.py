@@ -162,7 +162,7 @@ def _whole(policies: Mapping[str, Any]) -> nn.Module:
 def _check_owner(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuses a policy that is not what the finished run beside it ended with."""
     done = path.parent / "done.json"
-    if not done.is_file() or "evaluation" not in facts:
+    if not done.is_file() or not done.stat().st_size or "evaluation" not in facts:
         return
     try:
         last = json.loads(done.read_text())["evaluation"] or {}

@@ -52,8 +52,9 @@ def _listed(sweep: Path) -> Iterator[Path]:
 
 
 def is_done(run: Path) -> bool:
-    """Whether the run has come to its end."""
-    return (run / "done.json").exists()
+    """Whether the run has come to its end; a ``done.json`` that a crash emptied does not say so."""
+    done = run / "done.json"
+    return done.is_file() and done.stat().st_size > 0
 
 
 def marks(run: Path) -> list[Path]:

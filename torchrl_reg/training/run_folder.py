@@ -55,8 +55,9 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run in this folder came to its end."""
-        return (self.path / "done.json").exists()
+        """Whether the run in this folder came to its end; a ``done.json`` that a crash emptied does not say so."""
+        done = self.path / "done.json"
+        return done.is_file() and done.stat().st_size > 0
 
     def open(self, device: torch.device) -> None:
         """Makes the folder with its ``config.yaml``, or opens that of the same run, and locks it.
