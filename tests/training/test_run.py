@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_dqn
 import torch
@@ -340,6 +342,44 @@ def test_trajectories_statistics_and_slices_resume_exactly(make_run):
         gc.collect()  # of the run, whose lock went with its process in real life
     assert _slice_run(make_run("stopped", **settings)) == expected
     assert expected[-1]["ids"] > 500
+
+
+def _draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+
+class _DrawsWhenLoaded:
+    """A part whose restoring draws from every global generator."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, _):
+        _draws()
+
+
+def test_generators_are_restored_after_all_that_draws_from_them(make_run, monkeypatch):
+    def collect(name: str, stop_at: int | None = None) -> list:
+        run = make_run(name, checkpoint_every_frames=24)
+        replay = run.replay(64, 4)
+        run.track(zeroes=_DrawsWhenLoaded(), replay=replay)
+        env, drawn = make_env(EnvSettings("cartpole"), 4), []
+        for batch in run.collect(env, _push_right, total_frames=72, frames_per_batch=12):
+            replay.extend(batch.reshape(-1))
+            drawn.append((_draws(), replay.sample()["observation"].tolist()))
+            if run.frames == stop_at:
+                raise _Stop
+        run.finish()
+        return drawn
+
+    kind = type(restorable_part(make_env(EnvSettings("cartpole"), 4)))
+    restore = kind.restore
+    monkeypatch.setattr(kind, "restore", lambda *arguments: (restore(*arguments), _draws())[0])
+    whole = collect("whole")
+    with pytest.raises(_Stop):
+        collect("stopped", stop_at=60)
+    gc.collect()
+    assert collect("stopped") == whole[4:]
 
 
 @pytest.mark.curves
