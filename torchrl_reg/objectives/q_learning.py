@@ -68,8 +68,7 @@ class QLearningLoss(RegularizedLoss):
     Returns (in a TensorDict): ``loss``, a further ``loss_*`` for each coefficient learnt by dual ascent, and detached
     scalars: those of the regularizer (``entropy``, ``kl``, ``soft_gap``, ``action_gap``, ``tau``, ...), of the shaping
     (``bonus``, ``bonus_clipped``), of a grid ``clipped_mass``, and ``td_error``. Writes the priority ``[*B, 1]``: the
-    squared TD error of an expected value, the row's loss of a distribution. Values, costs and bonuses are in reward
-    units.
+    squared TD error of an expected value, the row's loss of a distribution. Values, costs, bonuses: in reward units.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs), for the target without shaping.
 
