@@ -15,8 +15,9 @@ _SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Termi
 
 
 def is_done(run: Path) -> bool:
-    """Whether the run has come to its end."""
-    return (run / "done.json").exists()
+    """Whether the run has come to its end; a ``done.json`` that a crash emptied does not say so."""
+    done = run / "done.json"
+    return done.is_file() and done.stat().st_size > 0
 
 
 def error_line(log: Path) -> str:

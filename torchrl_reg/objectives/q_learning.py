@@ -70,8 +70,8 @@ class QLearningLoss(RegularizedLoss):
 
     Returns (in a TensorDict): ``loss``, a further ``loss_*`` for each coefficient learnt by dual ascent, and detached
     scalars: those of the regularizer (``entropy``, ``kl``, ``soft_gap``, ``action_gap``, ``tau``, ...), of the shaping
-    (``bonus``, ``bonus_clipped``), and ``td_error``. Writes the priority ``[*B, 1]``: the squared TD error of an
-    expected value, the row's loss of a distribution. Values, costs and bonuses are in reward units.
+    (``bonus``, ``bonus_clipped``), of a grid ``clipped_mass``, and ``td_error``. Writes the priority ``[*B, 1]``: the
+    squared TD error of an expected value, the row's loss of a distribution. Values, costs, bonuses: in reward units.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs), for the target without shaping.
 
@@ -236,6 +236,8 @@ class QLearningLoss(RegularizedLoss):
         self._write_priority(tensordict, regression.priority)
         if reports and regression.td_error is not None:
             rows |= self._error_rows(regression.td_error)
+        if self.diagnostics and regression.clipped_mass is not None:
+            rows["clipped_mass"] = regression.clipped_mass
         terms = self._terms(tensordict, rows, mask, regression.elementwise.dtype)
         return self._output(tensordict, regression.elementwise, mask, rows, **terms)
 

@@ -34,7 +34,7 @@ class CheckpointFolder:
     Args:
         folder: where they are stored; created when needed.
         components: everything a checkpoint holds but the replay buffer, by name; each has
-            ``state_dict`` and ``load_state_dict``.
+            ``state_dict`` and ``load_state_dict``. The last is restored after all others and the replay buffer.
         replay: the replay buffer's rows, if the run has one.
     """
 
@@ -88,8 +88,11 @@ class CheckpointFolder:
         manifest = Checkpoint.manifest(path)
         if "replay" in manifest["components"] and self.replay is not None:
             states["replay"] = _State(self.replay)
+        last = list(self.components)[-1]
+        archive = _archive(states)
         try:
-            _archive(states).load(path, map_location="cpu")
+            for names in (states.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
+                archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             raise CheckpointError(
                 f"{path} does not fit this program ({_first_line(error)}); run the version that "

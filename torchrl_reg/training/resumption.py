@@ -130,14 +130,16 @@ class Resumption:
         self._save(frames, with_replay=False)
         self.checkpoints.keep_only_last()
 
-    def is_finite(self, frames: int, row: Mapping[str, Any]) -> bool:
+    def is_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
         """Whether the means in ``row`` and all that learns are finite.
 
         Raises:
-            DivergedError: they are not, and ``run.on_nan`` is ``"stop"``.
+            DivergedError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
         """
+        if self._checkpoints is None:  # an update before the first batch
+            return True
         optimizers = [part for part in self._tracked.values() if isinstance(part, torch.optim.Optimizer)]
-        return self._watch.is_finite(frames, row, optimizers, self.checkpoints.newest())
+        return self._watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
 
     def _save(self, frames: int, *, with_replay: bool = True) -> None:
         """A checkpoint of the state now, unless that is not finite: the last good one stays."""

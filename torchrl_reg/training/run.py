@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -33,6 +33,10 @@ from torchrl_reg.training.resumption import Resumption
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
 from torchrl_reg.training.storage import TransitionStorage
 from torchrl_reg.training.update import Update, make_update
+
+T = TypeVar("T")
+#: Share of the targets' mass outside a categorical network's grid from which on a run warns.
+MOST_CLIPPED = 0.01
 
 
 class Run(Recorded):
@@ -60,6 +64,7 @@ class Run(Recorded):
         self._evaluator = Evaluator(self.path, config, self._journal, self.device)
         self._resumption = Resumption(self.path, self.settings, self._journal)
         self._granted_updates = 0
+        self._warned_of_clipping = False
         _quiet_libraries()
         self.seed_networks()
 
@@ -128,7 +133,7 @@ class Run(Recorded):
         every = self.settings.diagnostics_every_updates
         made = {"loss": loss, "optimizer": optimizer, "target": target}
         self._resumption.made.update({name: part for name, part in made.items() if part is not None})
-        return make_update(
+        update = make_update(
             loss,
             optimizer,
             target,
@@ -141,6 +146,7 @@ class Run(Recorded):
             cudagraphs=self.cudagraphs,
             wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
         )
+        return self._guarded(update)
 
     def track(self, **components: Any) -> None:
         """Names what a checkpoint holds: everything that learns, counts or anneals.
@@ -177,7 +183,7 @@ class Run(Recorded):
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
-            DivergedError: the loss, a gradient or a parameter is not finite at a log row or a checkpoint.
+            DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
@@ -198,6 +204,7 @@ class Run(Recorded):
         resumed = resumption.load()
         self._journal.start(total_frames, self.frames)
         self._announce(resumed)
+        next_batch = self._guarded(batches.next)
         try:
             resumption.begin(self.frames, resumed)
             while self.frames < total_frames:
@@ -205,7 +212,7 @@ class Run(Recorded):
                 due = partial(_crosses, before, after)
                 is_last = after >= total_frames
                 checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
-                batch = batches.next(go_ahead=not (is_last or checkpoint_due))
+                batch = next_batch(go_ahead=not (is_last or checkpoint_due))
                 self.frames = after
                 self._journal.advance(after - before, finished_returns(batch))
                 if checkpoint_due:
@@ -215,7 +222,7 @@ class Run(Recorded):
                     self._log_row()
                 if due(self.settings.evaluate_every_frames):
                     batches.wait()
-                    self._evaluator.evaluate(self.frames)
+                    self._evaluate()
                 if checkpoint_due:
                     resumption.save(self.frames)
         finally:
@@ -255,7 +262,7 @@ class Run(Recorded):
         """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
         self._log_row()
         if not self._journal.has_evaluation(self.frames):
-            self._evaluator.evaluate(self.frames)
+            self._evaluate()
         self._resumption.finish(self.frames)
         counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
         self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
@@ -279,7 +286,33 @@ class Run(Recorded):
         self._journal.load_state_dict(state["journal"])
 
     def _log_row(self) -> None:
-        self._resumption.is_finite(self.frames, self._journal.train(self.frames))
+        row = self._journal.train(self.frames)
+        self._resumption.is_finite(self.frames, row)
+        if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
+            self._warned_of_clipping = True
+            print(
+                f"warning: {row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
+                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _evaluate(self) -> None:
+        """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
+        self._resumption.is_finite(self.frames, {})
+        self._guarded(self._evaluator.evaluate)(self.frames)
+
+    def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
+        """``call``, whose errors are reported as divergence where what learns is not finite."""
+
+        def guarded(*args: Any, **kwargs: Any) -> T:
+            try:
+                return call(*args, **kwargs)
+            except (RuntimeError, ValueError):
+                self._resumption.is_finite(self.frames, {}, can_go_on=False)
+                raise
+
+        return guarded
 
     def _announce(self, resumed: bool) -> None:
         for sentence in without_effect(getattr(self._folder.config, "algo", None)):

@@ -50,6 +50,15 @@ class Categorical(Head):
             projected = categorical_projection(target.values, masses, support).to(p.dtype)
             if target.mask is not None:
                 projected = torch.where(target.mask.unsqueeze(-1), projected, p)
-            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * target.values).sum(-1) if reports else None
+            td_error = clipped = None
+            if reports:
+                td_error = (p * support.to(p.dtype)).sum(-1) - (masses * target.values).sum(-1)
+                clipped = torch.where(_outside(target.values, support), masses, 0.0).sum(-1)
         elementwise = -(projected * log_p).sum(-1)
-        return Regression(elementwise, elementwise.detach().clone(), td_error)
+        return Regression(elementwise, elementwise.detach().clone(), td_error, clipped)
+
+
+def _outside(values: Tensor, support: Tensor) -> Tensor:
+    """Values beyond the ends of ``support``, by more than a rounding error."""
+    slack = 1e-3 * (support[1] - support[0])
+    return (values < support[0] - slack) | (values > support[-1] + slack)
