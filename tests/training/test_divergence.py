@@ -57,6 +57,15 @@ def test_the_bound(tmp_path, capsys, limit, gamma, column, others, sign):
         assert not beyond or said[0].startswith(expected)
 
 
+@pytest.mark.parametrize("name", ["loss", "loss_qvalue"])
+def test_a_loss_is_at_most_a_squared_error(tmp_path, capsys, name):
+    for loss, beyond in ((199.0**2, False), (201.0**2, True), (math.nan, False)):
+        watch = ValueWatch(tmp_path)
+        watch.see(_batch())
+        assert bool(watch.judge({"frames": 30, "updates": 4, name: loss, "td_error": 3.0}, 0.9)) == beyond
+    assert f"diverges: the root of {name} is 201 at frame 30, " in capsys.readouterr().err
+
+
 def test_the_values_the_policy_chose_by_count_once_there_are_updates(tmp_path):
     for chosen, updates, beyond in ((-199.0, 3, False), (-201.0, 3, True), (-201.0, 0, False), (math.nan, 3, False)):
         watch = ValueWatch(tmp_path)

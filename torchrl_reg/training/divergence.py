@@ -58,6 +58,9 @@ class ValueWatch:
             # Actor-critics of TorchRL report no value, but the mean of -Q as the actor's loss.
             names = ("value" if "value" in row else "loss_actor", "td_error")
             values = {name: abs(row[name]) for name in names if row.get(name) is not None}
+            # At most squared errors; the only sign where values lie on a grid (C51).
+            losses = [name for name in row if name.startswith("loss") and name != "loss_actor"]
+            values |= {f"the root of {name}": abs(row[name]) ** 0.5 for name in losses}
             if self._chosen is not None:
                 values["chosen_action_value"] = float(self._chosen.abs().mean())
             name = max(values, key=lambda name: values[name], default="")
