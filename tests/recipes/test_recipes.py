@@ -93,6 +93,7 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name))
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "command.txt", "provenance.json", "metrics.jsonl", "curves.png", "done.json"} <= files
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["diverged_frames"] is None
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     evaluations = [row for row in rows if row["event"] == "eval"]
     assert [row["frames"] for row in evaluations] == [96, 192]
@@ -115,7 +116,8 @@ def test_images(name: str, env: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     small = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
     small += ["env.max_episode_frames=64", "algo.n_steps=3", "algo.replay_capacity=400"]
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", f"env={env}", *small)
-    assert json.loads((tmp_path / "run" / "done.json").read_text())["frames"] == 192
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert (done["frames"], done["diverged_frames"]) == (192, None)
 
 
 VARIANTS = [

@@ -54,6 +54,20 @@ def test_what_is_not_finite_is_named(tmp_path, row, parameters, gradients, named
     assert failure["last_line"] == sentence
 
 
+def test_an_infinite_moment_of_the_optimizer_is_seen(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight], lr=0.5)
+    for gradient, expected in ((1e18, None), (1e22, "the largest moment of the optimizer is inf at frame 1 ")):
+        weight.grad = torch.tensor([0.5, gradient])
+        optimizer.step()
+        assert weight.isfinite().all()
+        if expected is None:
+            assert FiniteWatch(tmp_path).is_finite(1, {"loss": 0.5}, [optimizer], None)
+        else:
+            with pytest.raises(DivergedError, match=f"^{expected}"):
+                FiniteWatch(tmp_path).is_finite(1, {"loss": 0.5}, [optimizer], None)
+
+
 def test_large_numbers_are_finite_and_other_columns_may_be_anything(tmp_path):
     row = {"loss": 3e38, "soft_gap": math.inf, "return_mean": None}
     assert FiniteWatch(tmp_path).is_finite(1, row, [_optimizer([3e38, 3e38], [3e38, -3e38])], None)

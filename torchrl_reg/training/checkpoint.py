@@ -100,6 +100,17 @@ class CheckpointFolder:
             ) from error
         return manifest["metadata"]["frames"]
 
+    def frames(self) -> set[int]:
+        """Where this run can go on: at a checkpoint, or at 0 where none has been pruned yet."""
+        found = {_frames(path) for path in self._paths()}
+        return found | {0} if len(found) < KEPT else found
+
+    def go_back(self, frames: int) -> None:
+        """Deletes the checkpoints past ``frames``."""
+        for path in self._paths():
+            if _frames(path) > frames:
+                path.unlink()
+
     def newest(self) -> Path | None:
         """The newest checkpoint, if there is one."""
         return next(reversed(self._paths()), None)
@@ -178,6 +189,10 @@ def _archive(states: Mapping[str, Any]) -> Checkpoint:
         owned = state if isinstance(state, _State) else _State(state)
         archive.register(name, owned, adapter=adapter)
     return archive
+
+
+def _frames(path: Path) -> int:
+    return int(path.stem.removeprefix(f"{_PREFIX}-"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -100,9 +100,13 @@ def _first_not_finite(row: Mapping[str, Any], optimizers: Iterable[torch.optim.O
     means = {name: value for name, value in row.items() if name.startswith("loss") or name == "grad_norm"}
     parameters = [p.detach() for o in optimizers for group in o.param_groups for p in group["params"]]
     gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
+    # Adam divides by an infinite second moment: its parameter never moves again, and nothing else shows it.
+    states = [part for o in optimizers for state in o.state.values() for part in state.values()]
+    moments = [part for part in states if isinstance(part, Tensor) and part.is_floating_point()]
     # The largest magnitude, and not the Euclidean norm, which overflows on numbers that are finite.
-    largest = [_largest(gradients), _largest(parameters)]
-    means |= zip(("the largest gradient", "the largest parameter"), torch.stack(largest).tolist(), strict=True)
+    largest = {"gradient": gradients, "parameter": parameters, "moment of the optimizer": moments}
+    found = torch.stack([_largest(tensors) for tensors in largest.values()]).tolist()
+    means |= {f"the largest {name}": value for name, value in zip(largest, found, strict=True)}
     return next(
         ((name, value) for name, value in means.items() if value is not None and not math.isfinite(value)), None
     )

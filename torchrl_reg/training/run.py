@@ -22,6 +22,7 @@ from torchrl_reg.training.batches import Batches
 from torchrl_reg.training.checks import planned_updates, settings_of, without_effect
 from torchrl_reg.training.collection import finished_returns, make_collector
 from torchrl_reg.training.device import named_device
+from torchrl_reg.training.divergence import ValueWatch
 from torchrl_reg.training.env_state import EnvironmentState
 from torchrl_reg.training.errors import require
 from torchrl_reg.training.evaluation import Evaluated, Policy
@@ -63,6 +64,7 @@ class Run(Recorded):
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._journal, self.device)
         self._resumption = Resumption(self.path, self.settings, self._journal)
+        self._values = ValueWatch(self.path)
         self._granted_updates = 0
         self._warned_of_clipping = False
         _quiet_libraries()
@@ -218,6 +220,7 @@ class Run(Recorded):
                 if checkpoint_due:
                     resumption.cut(batch)
                 yield batch
+                self._values.see(batch)
                 if due(self.settings.log_every_frames):
                     self._log_row()
                 if due(self.settings.evaluate_every_frames):
@@ -265,7 +268,8 @@ class Run(Recorded):
             self._evaluate()
         self._resumption.finish(self.frames)
         counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
-        self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
+        bad = {"diverged_frames": self._values.diverged_frames}
+        self._close({**counts, **bad, "first_not_finite_frames": self._resumption.first_bad_frames})
         self._journal.draw_curves()  # last, so that nobody waiting for the run waits for a plot
         return self.path
 
@@ -276,6 +280,7 @@ class Run(Recorded):
         return {
             "frames": self.frames,
             "granted_updates": self._granted_updates,
+            "values": self._values.state_dict(),
             "journal": self._journal.state_dict(),
         }
 
@@ -283,10 +288,11 @@ class Run(Recorded):
         """Restores what :meth:`state_dict` returned."""
         self.frames = state["frames"]
         self._granted_updates = state["granted_updates"]
+        self._values.load_state_dict(state["values"])
         self._journal.load_state_dict(state["journal"])
 
     def _log_row(self) -> None:
-        row = self._journal.train(self.frames)
+        row = self._journal.train(self.frames, lambda row: self._values.judge(row, self._gamma))
         self._resumption.is_finite(self.frames, row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True
@@ -313,6 +319,12 @@ class Run(Recorded):
                 raise
 
         return guarded
+    @property
+    def _gamma(self) -> float | None:
+        """The loss's discount, if it has a value estimator."""
+        estimator = getattr(self._resumption.made.get("loss"), "_value_estimator", None)
+        gamma = getattr(estimator, "gamma", None)
+        return None if gamma is None else float(gamma)
 
     def _announce(self, resumed: bool) -> None:
         for sentence in without_effect(getattr(self._folder.config, "algo", None)):
