@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.data import Categorical
 from torchrl.envs import GymEnv, RewardScaling, RewardSum, StepCounter, TransformedEnv
@@ -180,7 +180,6 @@ def test_flags_that_the_policy_writes_are_those_of_their_step():
     batch = LeanCollector(env, act, frames_per_batch=12).rollout()
     assert batch["truncated"][..., 0].tolist() == [[False, True, False, False]] * 3
     assert not batch["next", "truncated"].any() and not batch["done"].any()
-
 
 
 @pytest.mark.parametrize("frames", [0, -3, 4])

@@ -140,7 +140,6 @@ def test_the_copy_is_in_the_mode_of_the_policy_when_it_was_made() -> None:
     assert actions == [0, 0, 1, 0, 0]
 
 
-
 @pytest.mark.gpu
 def test_a_policy_on_a_gpu_is_one_batch_older() -> None:
     def batches(older: bool) -> list[TensorDictBase]:

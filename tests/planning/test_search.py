@@ -86,7 +86,6 @@ def test_a_draw_at_the_very_end_is_the_last_action() -> None:
     assert drawn(pi, torch.tensor([0.99995, 0.0])).tolist() == [2, 1]
 
 
-
 def test_a_vanishing_temperature_is_the_maximum() -> None:
     trees = SyntheticTrees(branching=3, depth=2, num_trees=4, seed=1)
     hard = trees.root_value(HardMax(), gamma=0.9)
@@ -269,7 +268,6 @@ def test_a_mean_return_counts_the_visits_that_arrived_alive() -> None:
     assert tree.value[0, 0].item() == pytest.approx((tree.visits * tree.q)[0, 0].sum().item() / 12)
 
 
-
 def test_the_outcomes_before_the_last_are_kept_apart() -> None:
     """Of three equally likely outcomes two slots hold the first alone and the other two together."""
     P = torch.zeros(4, 1, 4)
@@ -310,6 +308,21 @@ class Counting(SyntheticTrees):
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.steps += len(state)
         return super().step(state, action)
+
+
+def test_puct_gives_untried_actions_the_values_of_the_evaluation() -> None:
+    trees, q = SyntheticTrees(branching=3, depth=1, num_trees=1, seed=0), torch.tensor([[0.1, 0.9, 0.3]])
+    found = PUCT(num_simulations=1, c=0.0)(
+        trees, trees.roots(), evaluate=lambda state: Evaluation(torch.zeros(len(state)), q.expand(len(state), 3))
+    )
+    assert found.visits.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_of_the_actions_tried_most_often_the_best_is_taken() -> None:
+    trees = SyntheticTrees(branching=3, depth=1, num_trees=9, seed=0)
+    found = UCT(num_simulations=3)(trees, trees.roots())
+    assert (found.visits == 1).all() and torch.equal(found.action, found.q.argmax(-1))
+    assert found.action.unique().tolist() == [0, 1, 2]
 
 
 def test_cost_is_linear() -> None:

@@ -137,7 +137,7 @@ def test_a_fixed_temperature_ends_at_the_softmax_operator() -> None:
 
 
 def test_it_goes_on_while_the_temperature_changes() -> None:
-    """At the values of the policy of the first temperature nothing moves but the temperature: to 0, and then all does."""
+    """At the values of the first policy nothing moves but the temperature: to 0, and then all does."""
     q0 = virel_iteration(MDP, 1.0, tau=0.1, tol=1e-14).q
     error = MDP.backup(q0.amax(-1)) - q0
     run = virel_iteration(MDP, (0.1 / error.abs().mean()).item(), exponent=1.0, q0=q0, return_iterates=True)

@@ -151,7 +151,6 @@ def test_every_row_alone_and_after_a_checkpoint_at_every_step(num_envs, monkeypa
         assert_same(again[:], expected)
 
 
-
 @pytest.mark.parametrize("steps", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("padding", ["black", "repeated"])
 def test_thousands_of_steps_come_back(padding, steps):
