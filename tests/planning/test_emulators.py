@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from torchrl_reg.envs import EnvSettings, MinAtar, make_env
-from torchrl_reg.planning import UCT, AtariModel, GymModel, QEvaluation, RandomRollout, VectorModel
+from torchrl_reg.planning import UCT, AtariModel, GymModel, QEvaluation, RandomRollout, TabularModel, VectorModel
 from torchrl_reg.regularizers import Entropy, HardMax
+from torchrl_reg.tabular import TabularMDP
 
 
 def cartpole() -> GymModel:
@@ -82,6 +83,15 @@ def test_a_truncated_episode_of_a_restored_game_ends() -> None:
     model = VectorModel(env)
     found = UCT(num_simulations=40)(model, model.reset(1, seed=0))
     assert (found.tree.children[0] >= 0).any(-1).any(-1).sum() == 1 + 3 + 9  # three actions deep
+
+
+def test_a_rollout_is_the_discounted_return_until_the_end() -> None:
+    P = torch.zeros(4, 1, 4)
+    P[[0, 1, 2, 3], 0, [1, 2, 3, 3]] = 1.0
+    mdp = TabularMDP(P, torch.tensor([[1.0], [2.0], [4.0], [8.0]]), 0.9, torch.tensor([False, False, False, True]))
+    for max_steps, longest in ((9, 1 + 0.5 * 2 + 0.25 * 4), (2, 1 + 0.5 * 2)):
+        found = RandomRollout(TabularModel(mdp), max_steps=max_steps, gamma=0.5)(torch.tensor([2, 0, 2, 1]))
+        assert found.value.tolist() == [4.0, longest, 4.0, 2 + 0.5 * 4]
 
 
 def test_rollouts_leave_no_snapshots() -> None:
