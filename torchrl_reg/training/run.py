@@ -319,6 +319,7 @@ class Run(Recorded):
                 raise
 
         return guarded
+
     @property
     def _gamma(self) -> float | None:
         """The loss's discount, if it has a value estimator."""
