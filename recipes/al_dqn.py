@@ -20,7 +20,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.objectives import AdvantageLearningLoss, HardTargetUpdate
-from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 
 @dataclass
@@ -61,7 +61,8 @@ def train(cfg: Config) -> Path:
         actor, alpha=algo.alpha, persistent=algo.persistent, loss_function=algo.loss_function
     ).make_value_estimator(gamma=algo.gamma)
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    learner = ValueLearner(run, algo, loss, target, egreedy, frame_stack=frame_stack(cfg.env))
+    schedule = EpsilonSchedule(egreedy, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 
     # The loop
     for batch in learner.collect(env, explorer):

@@ -21,7 +21,7 @@ from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import CategoricalQActor, NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, Munchausen, QLearningLoss
 from torchrl_reg.regularizers import Entropy, HardMax
-from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Algo(ValueLearning):
 @dataclass
 class Config(RecipeConfig):
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
-    # CartPole's returns reach 100, and a Munchausen term lets them fall to -100; image networks have the usual +-10.
+    # CartPole's returns reach 100, and a Munchausen term lets them fall to -100; conf/net and conf/env have the others.
     net: NetSettings = field(default_factory=lambda: NetSettings(num_atoms=101, value_min=-100.0, value_max=100.0))
     algo: Algo = field(default_factory=Algo)
 
@@ -75,7 +75,8 @@ def train(cfg: Config) -> Path:
         shaping=Munchausen(algo.alpha, algo.clip_min) if algo.alpha > 0 else None,
     ).make_value_estimator(gamma=algo.gamma)
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    learner = ValueLearner(run, algo, loss, target, egreedy, frame_stack=frame_stack(cfg.env))
+    schedule = EpsilonSchedule(egreedy, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 
     # The loop
     for batch in learner.collect(env, explorer):

@@ -21,7 +21,7 @@ from torchrl.objectives import DQNLoss
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate
-from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe
 
 
 @dataclass
@@ -59,7 +59,8 @@ def train(cfg: Config) -> Path:
     loss = DQNLoss(actor, loss_function=algo.loss_function, double_dqn=algo.double_dqn)
     loss.make_value_estimator(gamma=algo.gamma)
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    learner = ValueLearner(run, algo, loss, target, egreedy, frame_stack=frame_stack(cfg.env))
+    schedule = EpsilonSchedule(egreedy, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 
     # The loop
     for batch in learner.collect(env, explorer):

@@ -19,7 +19,7 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, IQNLoss
-from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe
 
 
 @dataclass
@@ -65,7 +65,8 @@ def train(cfg: Config) -> Path:
         double_dqn=algo.double_dqn,
     ).make_value_estimator(gamma=algo.gamma)
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    learner = ValueLearner(run, algo, loss, target, egreedy, frame_stack=frame_stack(cfg.env))
+    schedule = EpsilonSchedule(egreedy, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 
     # The loop
     for batch in learner.collect(env, explorer):

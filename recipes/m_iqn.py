@@ -21,7 +21,7 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenIQNLoss
-from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 
 @dataclass
@@ -79,7 +79,8 @@ def train(cfg: Config) -> Path:
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (sampled, ExplorationType.RANDOM)})
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    learner = ValueLearner(run, algo, loss, target, egreedy, frame_stack=frame_stack(cfg.env))
+    schedule = EpsilonSchedule(egreedy, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 
     # The loop
     for batch in learner.collect(env, explorer):

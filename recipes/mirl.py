@@ -33,7 +33,7 @@ from torchrl_reg.modules import (
 )
 from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
-from torchrl_reg.training import RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 METHODS = ("dqn", "sql", "sql_m", "mirl")
 
@@ -129,7 +129,8 @@ def train(cfg: Config) -> Path:
     groups: list[dict[str, Any]] = [{"params": fast}]
     groups += [{"params": slow, "lr": algo.prior_learning_rate}] if slow else []
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
-    learner = ValueLearner(run, algo, loss, target, exploration, frame_stack=frame_stack(cfg.env), parameters=groups)
+    schedule = EpsilonSchedule(exploration, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env), parameters=groups)
     run.track(uniform=uniform, prior=learnt)
     prior_update = None
     if behaviour is learnt and state_prior is None:

@@ -86,7 +86,8 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> So
     entropy = auto if algo.target_entropy is None else algo.target_entropy
     if not (binned and dims == 1):
         critics = [state_action_value_network(cfg.policy, env).to(device) for _ in range(2)]
-        loss = SoftActorCriticLoss(actor, critics, tau=algo.tau, target_entropy=entropy if algo.adapt_tau else None)
+        target = entropy if algo.adapt_tau else None
+        loss = SoftActorCriticLoss(actor, critics, tau=algo.tau, target_entropy=target, straight_through=binned)
         return loss.make_value_estimator(gamma=algo.gamma)
     # A list of critics: from a single one TorchRL would initialize the copies itself, not as the layers do.
     view = SingleDimensionActor(actor)

@@ -23,7 +23,7 @@ from typing import Any
 
 import submitit
 
-from torchrl_reg.analysis.sweep_files import is_done, last_line
+from torchrl_reg.run_endings import is_done, last_line
 
 # What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
 # prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element
@@ -118,7 +118,7 @@ class ArrayElement:
         reason += "run.checkpoint_every_frames or raise cluster.minutes."
         for folder in self._folders():
             if not is_done(folder):
-                _write_failure(_beside(folder, ".failed"), -1, reason)
+                _write_failure(_beside(folder, ".failed"), 1, reason)
         return None
 
     def stop(self, grace_seconds: float = 3.0) -> None:
@@ -159,8 +159,8 @@ class ArrayElement:
                     break
                 if code in _TERMINATED and self._ends_within(_KILL_WAIT_SECONDS):
                     return None
-            failed = self._note_failure(names, code, last_line(log))
-            return f"{failed} (exit code {code}): {last_line(log)}"
+            said = last_line(log) or "it left no word"
+            return f"{self._note_failure(names, code, said)} (exit code {code}): {said}"
         except OSError as error:  # a full disk, say: this run fails, the others go on
             return f"{self._note_failure(names, -1, str(error))}: {error}"
 

@@ -148,8 +148,11 @@ def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
 
 
 def _python() -> str:
-    """The interpreter, ignoring the signal until submitit handles it: before that it would end the job permanently."""
-    return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
+    """The interpreter, without the working directory on its path, as the code is that of the copy.
+
+    It ignores the signal until submitit handles it: before that it would end the job permanently.
+    """
+    return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)} -P"""
 
 
 @contextlib.contextmanager

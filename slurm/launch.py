@@ -41,7 +41,7 @@ try:
     from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
-    from torchrl_reg.analysis.sweep_files import is_done
+    from torchrl_reg.run_endings import is_done
 except ImportError as error:
     raise SystemExit(f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'.") from None
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from slurm.sweep import SweepError
 
 ROOT = Path(__file__).resolve().parents[1]
-_FOLDERS = ("torchrl_reg", "recipes")
-_ELEMENT = ("slurm/__init__.py", "slurm/array_element.py")
-_SUFFIXES = {".py", ".yaml", ".csv", ".html", ".css", ".js"}
+_PACKAGES = ("torchrl_reg", "recipes", "slurm")
+_NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
 # Copied, since recipes may import it, but nothing here changes what a run computes.
-_READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py")
+_READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py", "slurm/")
+_ELEMENT = "slurm/array_element.py"
+_DOCUMENTS = (".md", ".png")
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,24 @@ def recipe_source(recipe: str) -> Path:
 
 def code_files(recipes: Iterable[str]) -> dict[str, Path]:
     """Every file that a copy holds: ours, and those beside recipes of your own (modules and ``conf/``)."""
-    files = {name: ROOT / name for name in _ELEMENT}
-    for path in (path for folder in _FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES):
-        files[str(path.relative_to(ROOT))] = path
+    files = {str(path.relative_to(ROOT)): path for package in _PACKAGES for path in (ROOT / package).rglob("*")}
     for source in sorted({recipe_source(recipe).parent for recipe in recipes}):
         if source != ROOT / "recipes":
             for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
                 files[str(_own_folder(source) / path.relative_to(source))] = path
     # Editors leave hidden files and dangling links about.
-    return {n: p for n, p in sorted(files.items()) if p.is_file() and "/." not in n and "/results/" not in n}
+    return {
+        name: path
+        for name, path in sorted(files.items())
+        if path.is_file() and "/." not in name and _NOT_CODE.isdisjoint(Path(name).parts)
+    }
 
 
 def current_code(files: Mapping[str, Path]) -> Code:
     """The code of these files as they are on disk."""
     digest = sha256()
     for name, path in files.items():
-        if name.startswith(_READS_RUNS):
+        if name.endswith(_DOCUMENTS) or (name.startswith(_READS_RUNS) and name != _ELEMENT):
             continue
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     # Installed below somebody's own repository, these files are in it and yet none of its files.

@@ -29,8 +29,9 @@ from torchrl_reg.analysis.documents import read_text
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.record import Row, Tail
-from torchrl_reg.analysis.sweep_files import failure, is_done, last_line, printable
+from torchrl_reg.analysis.sweep_files import failure
 from torchrl_reg.cli import main as watch
+from torchrl_reg.run_endings import error_line, is_done, last_line, printable
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
@@ -49,6 +50,7 @@ class RunStatus:
         last_return: of the last evaluation, else of the last training row that saw an episode end.
         last_line: of the log, for runs that failed; what is known, for those of unknown state.
         reason: why SLURM lets it wait.
+        own_error: whether it failed by an error of its own, which will come again, and not by a signal or its node.
     """
 
     folder: str
@@ -59,6 +61,7 @@ class RunStatus:
     last_return: float | None = None
     last_line: str = ""
     reason: str = ""
+    own_error: bool = False
 
 
 def sweep_status(folder: SweepFolder) -> list[RunStatus]:
@@ -73,13 +76,7 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
         queued = queued_runs(folder)
     except SweepError as error:
         print(f"{error} What is not known from files is shown as unknown.", file=sys.stderr)
-    logs = {
-        name: folder.path / "jobs" / f"{launch.array}_{index}_0_log.out"
-        for launch in folder.launches()
-        for index, names in enumerate(launch.elements)
-        for name in names
-        if launch.array is not None
-    }
+    logs = {name: log for launch in folder.launches() for name, log in launch.logs(folder.path / "jobs")}
     here = folder.is_being_launched()
     states = {name: _state(folder.path / name, queued, name, logs.get(name)) for name in runs}
     gone = [name for name, (state, _) in states.items() if state == "gone"]
@@ -90,7 +87,8 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
         state, line = states[name]
         state = "waiting" if state == "missing" and here else state
         reason = queued[name].reason if state == "waiting" and queued and name in queued else ""
-        found.append(_run_status(name, folder.path / name, overrides, state, line, reason))
+        own_error = state == "failed" and _is_own_error(folder.path / name, logs.get(name))
+        found.append(_run_status(name, folder.path / name, overrides, state, line, reason, own_error))
     return found
 
 
@@ -119,8 +117,12 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
     for state in ("failed", "cancelled", "unknown"):
         if counts[state]:
             lines += ["", f"{state}:"] + [f"  {run.folder}: {run.last_line}" for run in runs if run.state == state]
-    if counts["missing"] or counts["failed"] or counts["cancelled"]:
+    own_errors = sum(run.own_error for run in runs)
+    if counts["missing"] + counts["cancelled"] + counts["failed"] > own_errors:
         lines += ["", "launch.py with the same sweep submits what is missing, cancelled or failed again."]
+    if own_errors:
+        again = f"{own_errors} failed by an error of their own and will fail again until its cause is removed;"
+        lines += ["", f"{again} other code or another base needs another name=."]
     return "\n".join(lines)
 
 
@@ -139,7 +141,9 @@ def _reasons(reasons: Iterable[str]) -> list[str]:
     return [f"{n} for {why}{': ' * bool(advice(why))}{advice(why)}" for why, n in counts.most_common()]
 
 
-def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, line: str, reason: str) -> RunStatus:
+def _run_status(
+    name: str, path: Path, overrides: Sequence[str], state: str, line: str, reason: str, own_error: bool
+) -> RunStatus:
     rows = list(Tail(path / "metrics.jsonl", last=_TAIL_BYTES).rows())
     returns = [value for row in rows if (value := _return_of(row)) is not None]
     fps = [row["fps"] for row in rows if row.get("fps")]
@@ -152,6 +156,7 @@ def _run_status(name: str, path: Path, overrides: Sequence[str], state: str, lin
         last_return=returns[-1] if returns else None,
         last_line=line,
         reason=reason,
+        own_error=own_error,
     )
 
 
@@ -180,10 +185,20 @@ def _state(path: Path, queued: dict[str, Queued] | None, name: str, job_log: Pat
 def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str]:
     """Of a job that has left the queue: whether it failed or was cancelled, and its last words."""
     said = last_line(job_log) or last_line(path.with_name(path.name + ".log"))
+    if ended.startswith("REQUEUED"):  # and taken out of the queue before it ran again
+        ended = "CANCELLED after it was requeued"
     if ended.startswith("CANCELLED") or "CANCELLED AT" in said:
         return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(said)}{said}"
     how = f" ({printable(ended)})" if ended else ""
     return "failed", f"its job ended{how}: {said or 'it left no word; it may have been cancelled while it waited'}"
+
+
+def _is_own_error(path: Path, job_log: Path | None) -> bool:
+    """Whether a run that failed, or its element, ended by an error, which will come again."""
+    failed = failure(path)
+    if failed is not None:
+        return failed["returncode"].isdecimal() and 0 <= int(failed["returncode"]) < 128
+    return job_log is not None and error_line(job_log) != ""
 
 
 def _return_of(row: Row) -> float | None:

@@ -36,6 +36,12 @@ class Submitted:
     array: str | None
     elements: Sequence[Sequence[str]]
 
+    def logs(self, jobs: Path) -> Iterator[tuple[str, Path]]:
+        """Each run and what its element printed, as submitit names it: a single element is no array to it."""
+        for index, names in enumerate(self.elements if self.array is not None else ()):
+            job = f"{self.array}_{index}" if len(self.elements) > 1 else self.array
+            yield from ((name, jobs / f"{job}_0_log.out") for name in names)
+
 
 class SweepFolder:
     """``path`` may not exist yet.

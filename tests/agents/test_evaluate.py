@@ -50,9 +50,12 @@ def test_another_result_than_the_runs_is_told(
     assert "repeat the run's" not in out and "in the run, on another machine" in err
 
 
-def test_an_unfinished_run_keeps_its_record(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("emptied", [False, True])
+def test_an_unfinished_run_keeps_its_record(
+    emptied: bool, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_run(EnvSettings("cartpole"))
-    (folder / "done.json").unlink()
+    (folder / "done.json").write_bytes(b"") if emptied else (folder / "done.json").unlink()
     assert main(["evaluate", str(folder), "--episodes", "1", "--mode", "greedy"]) == 0
     assert "left alone: the run is not finished" in capsys.readouterr().err
     assert len(read_metrics(folder / "metrics.jsonl")) == 1

@@ -175,6 +175,22 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     load_policy(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(
+    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = boltzmann()
+    with torch.no_grad():
+        next(policy.parameters())[0, 1] = value
+    with pytest.raises(AgentError, match=rf"^policy must have finite weights, got {value} in .*weight\.$"):
+        save_policy(tmp_path / "policy.safetensors", policy)
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("torchrl_reg.agents.saved.check_finite", lambda *_: None)
+        save_policy(tmp_path / "policy.safetensors", policy)
+    assert f"must have finite weights, got {value} in " in refused(tmp_path / "policy.safetensors")
+
+
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert "with a policy.safetensors in it, got none" in refused(tmp_path)
     assert "got none" in refused(tmp_path / "nowhere")
@@ -191,6 +207,8 @@ def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
     done["evaluation"]["return_greedy_mean"] = 12.25
     (tmp_path / "done.json").write_text(json.dumps(done))
     assert "belongs to another run" in refused(path) and "12.5 there and 12.25 here" in refused(path)
+    (tmp_path / "done.json").write_text("")  # by a crash: the run goes on
+    assert read_policy(tmp_path).facts["evaluation"] == row
     (tmp_path / "done.json").write_text("{}")
     assert "must hold what a finished run ended with" in refused(path)
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from torchrl_reg.analysis import AnalysisError, human_normalized_score
-from torchrl_reg.analysis.published import PUBLISHED, atari_reference_scores, published_table
+from torchrl_reg.analysis.published import atari_reference_scores, published_names, published_table
+
+
+def test_no_table_is_read_before_it_is_asked_for() -> None:
+    code = (
+        "import sys; sys.addaudithook(lambda event, a: event == 'open' and '/data/' in str(a[0]) and print(a[0]))\n"
+        "import torchrl_reg.analysis.report, torchrl_reg.analysis.tables, torchrl_reg.analysis.published as p\n"
+        "print('asked'); p.published_names()"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = shown.split("asked\n")
+    assert before == "" and after.strip().endswith("published.json")
 
 
 def test_games_are_found_as_the_environments_spell_them() -> None:
@@ -40,13 +54,13 @@ def test_published_tables_reproduce_the_papers_summaries() -> None:
     assert np.median(columns["mirl"]) == 330.19 and len(mirl.scores) == 19
     assert published_table("ments").of("space_invaders") == {"dqn": 625.0, "uct": 656.0, "ments": 1503.0}
     assert published_table("ments").of("Pong") is None
-    with pytest.raises(AnalysisError, match=f"must be one of {', '.join(PUBLISHED)}, got 'rainbow'"):
+    with pytest.raises(AnalysisError, match=f"must be one of {', '.join(published_names())}, got 'rainbow'"):
         published_table("rainbow")
 
 
 def test_every_game_of_the_tables_has_a_reference_and_is_an_ale_game() -> None:
     roms = pytest.importorskip("ale_py.roms").get_all_rom_ids()
-    tables = [published_table(name) for name in PUBLISHED if published_table(name).family == "atari"]
+    tables = [published_table(name) for name in published_names() if published_table(name).family == "atari"]
     for table in tables:
         for game in table.scores:
             human_normalized_score(game, 1.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchrl_reg.analysis import AnalysisError, find_runs
+from torchrl_reg.run_endings import is_done
 
 
 def test_a_run_folder_is_read(make_run, tmp_path: Path) -> None:
@@ -133,3 +134,10 @@ def test_which_file_a_recipe_is(make_run, tmp_path: Path, command: str, script: 
     (make_run("x") / "command.txt").write_text(command + "\n")
     (run,) = find_runs(tmp_path)
     assert (run.script, run.recipe) == (script, "m_dqn" if script else "unknown")
+
+
+@pytest.mark.parametrize(("content", "done"), [(None, False), ("", False), ("{}", True)])
+def test_an_empty_done_json_ends_no_run(content: str | None, done: bool, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "done.json").write_text(content)
+    assert is_done(tmp_path) == done

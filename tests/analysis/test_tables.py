@@ -181,6 +181,20 @@ def test_a_sure_probability_keeps_its_interval_where_runs_are_unlike() -> None:
     assert numbers == {"a": Estimate(1.0, 1.0, 1.0), "c": 1.0}
 
 
+def test_runs_whose_values_diverged_are_named(make_run):
+    done, going = make_run("m_dqn/a/seed=0", seed=0), make_run("m_dqn/a/seed=1", seed=1, done=False)
+    make_run("m_dqn/a/seed=2", seed=2)
+    (done / "done.json").write_text(json.dumps({"frames": 300, "diverged_frames": 1200}))
+    row = {"event": "train", "frames": 60, "diverged_frames": 60}
+    (going / "metrics.jsonl").write_text(json.dumps({**row, "frames": 50, "diverged_frames": None}) + "\n")
+    with (going / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps({**row, "frames": 60 + i}) + "\n" for i in range(3)))
+    found = warnings(group_runs(find_runs(done.parent)), [])
+    assert found[0] == f"values diverged in {done} at frame 1,200, {going} at frame 60"
+    (done / "done.json").write_text(json.dumps({"frames": 300, "diverged_frames": "early"}))
+    assert warnings(group_runs(find_runs(done.parent)), [])[0] == f"values diverged in {going} at frame 60"
+
+
 def test_runs_that_were_resumed_elsewhere_are_named(make_run):
     moved, stayed = make_run("m_dqn/a/seed=0", seed=0), make_run("m_dqn/a/seed=1", seed=1)
     starts = [{"versions": {"torch": t}, "commit": "a" * 40, "threads": n} for t, n in (("2.11.0", 1), ("2.14.0", 8))]

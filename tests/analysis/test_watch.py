@@ -235,6 +235,16 @@ def test_what_slurm_says_is_on_the_screen(tmp_path, capsys, monkeypatch):
     assert "squeue failed: no controller." in out
 
 
+def test_runs_whose_values_diverged_are_named(tmp_path, capsys, monkeypatch):
+    healthy, diverged = (_write_run(tmp_path / f"x/seed={seed}", seed=seed) for seed in range(2))
+    with (diverged / "metrics.jsonl").open("a") as file:
+        file.write(
+            "".join(json.dumps({**_train(frames, 1.0), "diverged_frames": 1250}) + "\n" for frames in (300, 350))
+        )
+    _, out, _ = _shown(capsys, monkeypatch, tmp_path, "--once")
+    assert "values diverged in x/seed=1 at frame 1,250\n" in out and out.count("diverged") == 1
+
+
 def test_failures_are_shown_with_their_last_words(tmp_path, capsys, monkeypatch):
     for seed in range(8):
         run = _write_run(tmp_path / f"x/seed={seed}", seed=seed)

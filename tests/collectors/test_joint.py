@@ -105,3 +105,16 @@ def test_networks_that_are_not_stacked_are_refused() -> None:
     stack([collectors[0], copy.copy(collectors[1])])
     with pytest.raises(ValueError, match="networks must hold views of stacked parameters"):
         JointCollector(collectors[::-1])
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("part", ["network", "layer", "greedy", "exploration"])
+def test_policies_with_hooks_are_refused(part: str, hook: str) -> None:
+    """What acts as one network calls none of theirs."""
+    made = collector("vectors", 0)
+    actor, exploration = made.policy
+    network, greedy = actor.module
+    parts = {"network": network, "layer": network.module[0], "greedy": greedy, "exploration": exploration}
+    getattr(parts[part], hook)(lambda *_: None)
+    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network of one observation, without"):
+        is_stacked(made)

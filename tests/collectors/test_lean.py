@@ -6,9 +6,10 @@ import importlib
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
-from torchrl.envs import GymEnv, RewardScaling, StepCounter, TransformedEnv
+from torchrl.data import Categorical
+from torchrl.envs import GymEnv, RewardScaling, RewardSum, StepCounter, TransformedEnv
 from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.collectors import LeanCollector, lean_vector, plain_policy
@@ -147,6 +148,40 @@ def test_batches_keep_their_numbers_when_collection_goes_on():
     assert not (second["next", "reward"] == 7).any()
 
 
+def test_a_reset_begins_episodes_and_their_returns():
+    env = make_env(CARTPOLE, 3)
+    collector = LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
+    assert (collector.rollout()["next", "episode_reward"][:, -1] == 2).all()
+    collector.reset()
+    assert (collector.rollout()["episode_reward"][:, 0] == 0).all()
+
+
+def test_what_is_carried_is_a_copy():
+    env = make_env(CARTPOLE, 3)
+    collector = LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
+    last = collector.rollout()["next"][:, -1]
+    carried = collector.carried
+    assert (carried == last.select("observation", "episode_reward")).all()
+    kept = carried.clone()
+    carried.zero_()
+    assert (collector.carried == kept).all()
+    collector.carried = (given := 2 * kept)
+    given.zero_()
+    assert (collector.carried == 2 * kept).all()
+
+
+def test_flags_that_the_policy_writes_are_those_of_their_step():
+    def act(state):
+        steps.append(len(steps))
+        flag = torch.full((3, 1), len(steps) == 2)
+        return state.set("action", torch.ones(3).long()).set("truncated", flag if flag.any() else state["truncated"])
+
+    steps, env = [], make_env(CARTPOLE, 3)
+    batch = LeanCollector(env, act, frames_per_batch=12).rollout()
+    assert batch["truncated"][..., 0].tolist() == [[False, True, False, False]] * 3
+    assert not batch["next", "truncated"].any() and not batch["done"].any()
+
+
 @pytest.mark.parametrize("frames", [0, -3, 4])
 def test_frames_that_do_not_fit(frames):
     env = make_env(CARTPOLE, 3)
@@ -163,20 +198,39 @@ def test_what_has_to_be_stepped_by_torchrl():
         TransformedEnv(make_env(CARTPOLE, 3), StepCounter(), auto_unwrap=False),
         TransformedEnv(make_env(CARTPOLE, 3), RewardScaling(0.0, 2.0), auto_unwrap=False),
         cartpole.base_env,  # no returns
+        TransformedEnv(make_env(CARTPOLE, 3), RewardSum(), auto_unwrap=False),  # in the place of the other's
+        TransformedEnv(make_env(CARTPOLE, 3).base_env, RewardSum(["reward"], ["earned"])),
     ):
         assert lean_vector(env) is None
     with pytest.raises(ValueError, match="env must be a gymnasium vector environment under RewardSum alone"):
         LeanCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
 
 
-def test_hooks_and_masks_of_a_policy_are_kept():
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_hooks_of_a_policy_are_called(hook, part):
     """A module that does more than its plain form is called with a tensordict."""
-    net = TensorDictModule(torch.nn.Linear(4, 2), ["observation"], ["action_value"])
-    called = []
-    net.register_forward_hook(lambda *_: called.append(True))
+    policy, called = q_policy(make_env(CARTPOLE, 3), "epsilon"), []
+    module = (policy, policy[0], policy[0].module[0])[part]
+    getattr(module, hook)(lambda *_: called.append(True))
     state = {"observation": torch.ones(3, 4)}
-    plain_policy(net, 3, CPU)(state)
+    plain_policy(policy, 3, CPU)(state)
     assert called and state["action_value"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("greedy_mask", [None, "mask"])
+@pytest.mark.parametrize("eps", [0.0, 1.0, None])
+def test_masks_of_a_policy_are_kept(greedy_mask, eps):
+    """The greedy choice keeps to the actions that are allowed, and so does exploration; each if it has the key."""
+    policy = QValueActor(torch.nn.Linear(4, 5), spec=Categorical(5), action_mask_key=greedy_mask)
+    if eps is not None:
+        exploration = EGreedyModule(Categorical(5), eps_init=eps, eps_end=eps, action_mask_key="mask")
+        policy = TensorDictSequential(policy, exploration)
+    mask = torch.tensor([[False, True, False, False, False], [False, False, False, True, True]]).repeat(20, 1)
+    state = {"observation": torch.randn(40, 4), "mask": mask}
+    plain_policy(policy, 40, CPU)(state)
+    allowed = mask.gather(1, state["action"].unsqueeze(-1)).all()
+    assert allowed == (greedy_mask is not None or eps == 1.0)
 
 
 @pytest.mark.parametrize(

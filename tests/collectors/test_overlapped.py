@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -100,6 +101,43 @@ def test_the_policy_is_one_batch_older(kind: str) -> None:
     collector.shutdown()
     assert sum(int(batch["next", "done"].sum()) for batch in expected) > 3
     assert collector.collector.closed
+
+
+class Inline(ThreadPoolExecutor):
+    """Collects before ``submit`` returns: a thread that is always faster than its caller."""
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call())
+        return done
+
+
+def test_the_copy_is_made_before_its_batch_begins() -> None:
+    learning, collector = overlapped("epsilon")
+    collector._thread = Inline()
+    for found, wanted in zip(collector, one_batch_older("epsilon", 5), strict=False):
+        assert_same(found, wanted)
+        learn(learning)
+    collector.shutdown()
+
+
+class Mode(nn.Module):
+    """Goes right in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x),), int(not self.training))
+
+
+def test_the_copy_is_in_the_mode_of_the_policy_when_it_was_made() -> None:
+    env = environment("epsilon")
+    policy = TensorDictModule(Mode(), in_keys=["observation"], out_keys=["action"])
+    collector = OverlappedCollector(policy, lambda actor: LeanCollector(env, actor, frames_per_batch=3))
+    actions, batches = [], iter(collector)
+    for training in (False, True, True, False, True):
+        actions.append(int(next(batches)["action"].unique()))
+        policy.train(training)
+    collector.shutdown()
+    assert actions == [0, 0, 1, 0, 0]
 
 
 @pytest.mark.gpu

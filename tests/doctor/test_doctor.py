@@ -203,6 +203,13 @@ def test_values_beyond_what_returns_allow(tmp_path, row, algo, warned):
     assert ("explode" in found.todo) == warned
 
 
+def test_values_that_the_run_itself_found_to_diverge(tmp_path):
+    rows = [{"return_mean": -20.0}, {"loss": 3.0, "diverged_frames": 1250}, {"loss": 3.0, "diverged_frames": 1250}]
+    found = _judged(tmp_path, rows)["values"]
+    assert (found.status, found.detail) == ("warn", "they outgrew what rewards allow at frame 1,250")
+    assert "explode" in found.todo
+
+
 def test_the_share_of_clipped_bonuses(tmp_path):
     rows = [{"bonus_clipped": value} for value in (0.9, 0.9, 0.9, 0.1, 0.2, 0.3, 0.4, 0.7)]
     found = _judged(tmp_path, rows)["bonus"]

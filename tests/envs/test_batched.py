@@ -143,6 +143,18 @@ def test_an_environment_goes_on_from_its_state(kind):
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_a_state_that_was_never_stored_stays_what_it_was():
+    """Later steps leave it alone, and an environment that was never reset goes on from it."""
+    for kind in KINDS[:3]:
+        first, fresh = batched(kind, 40), batched(kind, 40)
+        play(first, kind[0], np.random.default_rng(0), 13, seed=3)
+        held = first.snapshot()
+        after = play(first, kind[0], np.random.default_rng(1), 100)
+        fresh.restore(held)
+        for got, expected in zip(play(fresh, kind[0], np.random.default_rng(1), 100), after, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_a_state_is_taken_after_an_end():
     env = Singles(CartPoleEnv, 1, max_episode_frames=500)
     env.reset(seed=0)

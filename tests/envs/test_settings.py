@@ -59,6 +59,15 @@ def test_bad_settings_end_in_one_sentence(settings, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("settings", ["cartpole", None, {"name": "cartpole"}])
+def test_settings_of_another_kind(settings):
+    for call in (lambda: make_env(settings, 2), lambda: frames_per_step(settings)):
+        with pytest.raises(
+            EnvError, match=r"settings must be EnvSettings, such as EnvSettings\('cartpole'\), got ['N{]"
+        ):
+            call()
+
+
 @pytest.mark.parametrize("num_envs", [0, 2.0, True, None])
 def test_bad_num_envs(num_envs):
     with pytest.raises(EnvError, match="num_envs must be an int >= 1, got"):

@@ -183,3 +183,17 @@ def test_bad_arguments(options, sentence):
     arguments = {"num_envs": 1, "max_episode_frames": 5} | options
     with pytest.raises(EnvError, match=sentence):
         TabularEnv(gridworld(["..G"], 0.9), **arguments)
+
+
+def test_a_reset_of_some_leaves_the_others_alone():
+    env = TabularEnv(random_mdp(5, 4, 0.9, seed=1), 3, max_episode_frames=9)
+    walked = env.rollout(4)[:, -1]["next"]
+    walked["_reset"] = torch.tensor([[True], [False], [True]])
+    after = env.reset(walked.clone())
+    assert after["steps"].flatten().tolist() == [0, 4, 0] and after["state"][1] == walked["state"][1]
+
+
+def test_probabilities_that_sum_to_less_than_one_by_rounding_draw_a_state_they_may():
+    P = torch.tensor([0.5, 0.5 - 9e-7, 0.0], dtype=torch.float64).expand(3, 1, 3)
+    env = TabularEnv(TabularMDP(P, torch.zeros(3, 1), 0.9), 1, max_episode_frames=9)
+    assert env._transition[0, 0].tolist()[1:] == [1.0, 1.0]  # what is drawn is below 1, and so never the last

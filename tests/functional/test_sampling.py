@@ -210,6 +210,14 @@ def test_bellman_temperature_by_hand() -> None:
     assert bellman_temperature(delta.half(), 0.3).dtype == torch.float32
 
 
+def test_an_error_of_weight_0_may_be_nan_and_gets_no_gradient() -> None:
+    delta = torch.tensor([1.0, -2.0, torch.nan], dtype=torch.float64, requires_grad=True)
+    temperature = bellman_temperature(delta, 0.3, weights=torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64))
+    close(temperature, 0.15 * 1.5 / 0.75)
+    temperature.backward()
+    close(delta.grad, 0.3 / 0.75 * torch.tensor([0.5, -0.5, 0.0], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0])
 def test_bellman_temperature_of_scaled_rewards(exponent: float) -> None:
     """k times the rewards: k^p times the temperature, so k times with c / k^(p - 1)."""

@@ -22,7 +22,7 @@ ALLOWED = {
     "agents": {"agents", "modules", "regularizers", "envs", "tabular"},
     "collectors": {"collectors", "modules", "regularizers", "torchrl_compat"},
     "training": {"training", "collectors", "folder_names", "agents", "modules", "torchrl_compat"},
-    "analysis": {"analysis"},
+    "analysis": {"analysis", "run_endings"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
     "commands": {"commands", "analysis", "doctor", "agents", "training", "envs", "bench"},

@@ -278,11 +278,12 @@ def test_in_a_sequence_with_an_actor() -> None:
     assert explorer.in_keys == ["observation"] and "action" in explorer.out_keys
 
 
-def test_padding_counts_for_nothing() -> None:
+@pytest.mark.parametrize("key", ["mask", ("collector", "mask")])
+def test_padding_counts_for_nothing(key: object) -> None:
     pi = torch.rand(2, 4, 3, dtype=torch.float64)
     mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
     padded = TensorDict({"action_value": torch.where(mask.unsqueeze(-1), pi, torch.nan)}, [2, 4])
-    padded["collector", "mask"] = mask
+    padded[key] = mask
     prior, by_hand = ActionPrior(3, beta=2.0), ActionPrior(3, beta=2.0)
     PriorUpdate(prior, rate=0.1)(padded)
     policy = by_hand.policy(pi)

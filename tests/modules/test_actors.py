@@ -10,7 +10,7 @@ from torchrl.data import Categorical, OneHot
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import BoltzmannQActor, ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.modules import BoltzmannQActor, CategoricalQActor, ImplicitQuantileNetwork, QuantileQActor
 
 TAU = 0.5
 Q = torch.tensor([0.3, -0.4, 0.6])
@@ -99,3 +99,12 @@ def test_one_temperature_for_loss_and_actor() -> None:
     assert (policy(data.clone())["action"] != actor(data.clone())["action"]).any()
     with pytest.raises(ValueError, match="Either tau or prior or regularizer must be given"):
         BoltzmannQActor(actor, tau=0.5, regularizer=loss.regularizer)
+
+
+def test_atoms_stay_exact_whatever_the_actor_is_cast_to() -> None:
+    actor = CategoricalQActor(nn.Linear(1, 7 * 3), num_atoms=7, value_min=-0.3, value_max=0.4, spec=Categorical(3))
+    for cast in ("float", "bfloat16", "double"):
+        support = getattr(actor, cast)().distribution.support
+        assert torch.equal(support, torch.linspace(-0.3, 0.4, 7, dtype=torch.float64))
+    logits = torch.zeros(2, 7, 3, dtype=torch.float64)
+    torch.testing.assert_close(actor.distribution.mean(logits), torch.full_like(logits[:, 0], 0.05), rtol=0, atol=1e-15)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 from torchrl.modules import MLP, ValueOperator
@@ -160,3 +161,12 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         env("cartpole").append_transform(LatentActionTransform(flow(0))).action_spec  # noqa: B018
     with pytest.raises(KeyError, match="data must have 'observation', which the flow reads, got none"):
         LAYERS[1].inv(TensorDict({"action": torch.zeros(1, 2)}, [1]))
+
+
+@pytest.mark.parametrize("bound", ["low", "high"])
+def test_every_dimension_has_to_fit(bound: str) -> None:
+    layer, box = LAYERS[0], {"low": LAYERS[0].flow.low.clone(), "high": LAYERS[0].flow.high.clone()}
+    layer.transform_action_spec(Bounded(**box))
+    box[bound][1] *= 0.5
+    with pytest.raises(ValueError, match="flow must act within the environment's bounds"):
+        layer.transform_action_spec(Bounded(**box))

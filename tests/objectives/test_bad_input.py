@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_reg.modules import ActionPrior
+from torchrl_reg.modules import ActionPrior, BoltzmannQActor
 from torchrl_reg.objectives import QLearningLoss
 from torchrl_reg.objectives.heads import ImplicitQuantiles
 from torchrl_reg.regularizers import Entropy
@@ -22,6 +22,14 @@ BAD = [
     ("al", {"alpha": -0.1}, "alpha must be"),
     ("m_dqn", {"loss_function": "l3"}, "loss_function must be"),
     ("m_dqn", {"reduction": "median"}, "reduction must be"),
+    (
+        "m_dqn",
+        {"use_prioritized_weights": "maybe"},
+        "use_prioritized_weights must be True, False or 'auto', got 'maybe'",
+    ),
+    ("m_dqn", {"delay_value": "no"}, "delay_value must be True or False, got 'no'"),
+    ("soft_dqn", {"double_dqn": 0}, "double_dqn must be True or False, got 0"),
+    ("m_dqn", {"diagnostics": "yes"}, "diagnostics must be True or False, got 'yes'"),
     ("iqn", {"num_quantiles": 0}, "must be integers >= 1"),
     ("iqn", {"num_policy_quantiles": 8.0}, r"must be integers >= 1, got \(.*, 8.0\)"),
     ("iqn", {"kappa": -1.0}, "kappa must be >= 0"),
@@ -49,6 +57,11 @@ def test_bad_arguments(cases: Any, name: str, kwargs: dict[str, Any], message: s
 def test_bad_networks(cases: Any) -> None:
     with pytest.raises(ValueError, match="must be a QuantileQActor"):
         cases["iqn"].loss(cases["m_dqn"].actor())
+    for wrong in (None, "network"):
+        with pytest.raises(ValueError, match="value_network must be a QValueActor, .*got (NoneType|str)"):
+            cases["m_dqn"].cls(wrong)
+    with pytest.raises(ValueError, match="actor must be a Q-value actor, such as a QValueActor, got NoneType"):
+        BoltzmannQActor(None, tau=0.5)
     with pytest.raises(ValueError, match="'categorical' or 'one-hot'"):
         cases["m_dqn"].loss(nn.Linear(4, 3), action_space="binary")
 
@@ -120,6 +133,13 @@ def with_action(data: Any, action: torch.Tensor) -> Any:
     return data
 
 
+def with_row(data: Any, key: str, value: float) -> Any:
+    """One bad number, in row 2, the entry of shape ``[*B]``."""
+    return data.set(
+        key, torch.ones(data.batch_size, dtype=torch.tensor(value).dtype).index_fill_(0, torch.tensor(2), value)
+    )
+
+
 BAD_DATA = [
     (
         lambda d: without(d, "action"),
@@ -147,6 +167,12 @@ BAD_DATA = [
     (lambda d: with_action(d, d["action"].float()), ValueError, "must hold integers .* got torch.float32"),
     (lambda d: with_action(d, d["action"] + 1), ValueError, "must be one of 0 to 2, got 3"),
     (lambda d: with_action(d, d["action"] - 1), ValueError, "must be one of 0 to 2, got -1"),
+    (lambda d: with_row(d, "steps_to_next_obs", 0), ValueError, "'steps_to_next_obs' must be finite and >= 1, got 0"),
+    (lambda d: with_row(d, "steps_to_next_obs", -3), ValueError, "'steps_to_next_obs' must be finite and >= 1, got -3"),
+    (lambda d: with_row(d, "priority_weight", -0.5), ValueError, "'priority_weight' must be finite and >= 0, got -0.5"),
+    (lambda d: with_row(d, "priority_weight", torch.nan), ValueError, "'priority_weight' must be .* got nan"),
+    (lambda d: None, TypeError, "data must be a TensorDict .*got NoneType"),
+    (lambda d: dict(d.items()), TypeError, "data must be a TensorDict .*got dict"),
 ]
 
 
@@ -162,10 +188,54 @@ def test_an_index_where_one_hot_is_expected(cases: Any, batch: Any) -> None:
         cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=True))(batch(9))
 
 
+@pytest.mark.parametrize("row", [[0, 0, 0], [0, 1, 1], [2, 0, -1], [0, 2, 0]])
+def test_one_hot_actions_have_a_single_one(cases: Any, batch: Any, row: list[int]) -> None:
+    data = batch(4)
+    data["action"] = nn.functional.one_hot(data["action"], 3)
+    loss = cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=True))
+    loss.data_checks = "always"
+    assert loss(data)["loss"].isfinite()
+    data["action"][3] = torch.tensor(row)
+    with pytest.raises(ValueError, match=rf"must have a single 1 in each row .one-hot., got \[{row[0]}, "):
+        loss(data)
+    data["collector", "mask"] = (torch.arange(4) != 3).unsqueeze(-1)
+    assert loss(data)["loss"].isfinite()
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps_to_next_obs", -3), ("priority_weight", torch.nan)])
+def test_masked_steps_and_weights_may_hold_anything(cases: Any, batch: Any, key: str, value: float) -> None:
+    data = with_row(batch(9), key, value)
+    data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
+    assert cases["m_dqn"].loss()(data)["loss"].isfinite()
+
+
+def test_weights_that_are_not_used_are_not_read(cases: Any, batch: Any) -> None:
+    data = with_row(batch(9), "priority_weight", -1.0)
+    assert cases["m_dqn"].loss(use_prioritized_weights=False)(data)["loss"].isfinite()
+
+
 def test_rows_outside_the_mask_may_hold_anything(cases: Any, batch: Any) -> None:
     data = batch(9)
     data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
     assert cases["m_dqn"].loss()(with_nan_reward(data))["loss"].isfinite()
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("bad", [-1, 3, 99])
+def test_a_masked_rows_action_may_be_anything(case: Any, batch: Any, bad: int, one_hot: bool) -> None:
+    data, action = batch(9), batch(9)["action"]
+    if one_hot:
+        data["action"] = action = nn.functional.one_hot(action, 3)
+    data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
+    torch.manual_seed(3)
+    expected = case.loss(case.actor(one_hot=one_hot))(data.clone())
+    data["action"] = action.clone().index_fill(0, torch.tensor([2]), bad)
+    torch.manual_seed(3)
+    torch.testing.assert_close(case.loss(case.actor(one_hot=one_hot))(data), expected)
+    if not one_hot:
+        data["action"][4] = 5
+        with pytest.raises(ValueError, match="must be one of 0 to 2, got 5"):
+            case.loss()(data)
 
 
 def test_values_are_read_at_the_first_call_or_always_or_never(cases: Any, batch: Any) -> None:

@@ -38,16 +38,17 @@ def test_keys(case: Any, batch: Any) -> None:
 def test_set_keys_and_nested_keys(case: Any, batch: Any) -> None:
     data = batch(6)
     expected = value(case.loss(), data.clone())
-    actor = case.actor(in_key=("agent", "pixels"), action_key=("agent", "action"))
-    loss = case.loss(actor)
-    loss.set_keys(
-        action=("agent", "action"), reward=("agent", "r"), done="stop", terminated="end", priority=("p", "delta")
-    )
+    written = {name: ("agent", name) for name in ("action", "action_value", "chosen_action_value")}
+    loss = case.loss(case.actor(in_key=("agent", "pixels"), **{f"{n}_key": key for n, key in written.items()}))
+    loss.set_keys(action=written["action"], reward=("agent", "r"), done="stop", terminated="end")
     moved = data.select()
     moved["agent", "pixels"], moved["agent", "action"] = data["observation"], data["action"]
     moved["next", "agent", "pixels"] = data["next", "observation"]
     moved["next", "agent", "r"] = data["next", "reward"]
     moved["next", "stop"], moved["next", "end"] = data["next", "done"], data["next", "terminated"]
+    with pytest.raises(KeyError, match="value_network must write 'action_value'"):
+        loss(moved)
+    loss.set_keys(action_value=written["action_value"], value=written["chosen_action_value"], priority=("p", "delta"))
     torch.testing.assert_close(value(loss, moved), expected)
     assert moved["p", "delta"].shape == (6, 1)
 

@@ -156,6 +156,32 @@ def test_forward_writes_targets_and_advantages(cases: Any, batch: Any) -> None:
     torch.testing.assert_close(out["advantage"], expected - soft)
 
 
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_estimator_by_itself_reads_its_losss_action_space_and_the_target_parameters(
+    cases: Any, batch: Any, one_hot: bool, padded: bool
+) -> None:
+    loss = cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=one_hot)).double()
+    loss.make_value_estimator("soft_tdlambda", gamma=GAMMA, lmbda=LAMBDA)
+    one_step = MunchausenTD0Estimator.for_loss(loss, gamma=0.9)
+    lam = SoftTDLambdaEstimator.for_loss(loss, gamma=0.9, lmbda=LAMBDA)
+    data, length = sequence(batch), 4 if padded else 6
+    online, target = loss.value_network_params, loss.target_value_network_params
+    q, next_q = (q_of(loss, target, data[key]) for key in ("observation", ("next", "observation")))
+    expected = [explicit_lambda_return(data[:, :length], q, next_q, x, 0.5, -0.3) for x in (0.0, LAMBDA)]
+    value = TAU * torch.logsumexp(q_of(loss, online, data["observation"]) / TAU, -1)
+    if padded:
+        data["collector", "mask"] = (torch.arange(6) < length).expand(5, 6).unsqueeze(-1)
+        data["next", "reward"][:, length:] = torch.nan
+    if one_hot:
+        data["action"] = torch.nn.functional.one_hot(data["action"], 3)
+    for estimator, targets in zip((one_step, lam), expected, strict=True):
+        estimator(data, params=online, target_params=target)
+        found = {name: data[name].squeeze(-1)[:, :length] for name in ("value_target", "advantage")}
+        torch.testing.assert_close(found["value_target"], targets[:, :length], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found["advantage"], targets - value[:, :length], rtol=0, atol=1e-6)
+
+
 def test_wrong_reward_shape(cases: Any, batch: Any) -> None:
     data = batch(7)
     data["next", "reward"] = data["next", "reward"].squeeze(-1)
@@ -236,19 +262,27 @@ def test_nan_after_a_terminal_state_does_not_reach_a_lambda_return(
     torch.testing.assert_close(loss(data)["loss"], expected)
 
 
-@pytest.mark.parametrize("lmbda", [0.0, 0.7, 1.0])
-def test_nan_of_padded_steps_does_not_reach_a_lambda_return(cases: Any, batch: Any, lmbda: float) -> None:
-    data = batch(3, 6)
-    data["next", "done"][:, 3] = True
-    mask = (torch.arange(6) < 4).expand(3, 6)
-    loss = cases["m_dqn"].loss().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=lmbda)
+@pytest.mark.parametrize("lmbda", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("name", ["m_dqn", "qr"])
+@pytest.mark.parametrize("garbage", [torch.nan, 50.0])
+def test_padded_steps_do_not_reach_a_lambda_return(
+    cases: Any, batch: Any, name: str, lmbda: float, garbage: float
+) -> None:
+    """Sequences that are cut without ``done``, as ``split_trajectories`` makes them, give what each gives by itself."""
+    data, lengths = batch(3, 6, dtype=torch.float64), [4, 1, 6]
+    data.names = [None, "time"]
+    data["next", "done"], data["next", "terminated"] = torch.zeros(2, 3, 6, 1).bool().unbind()
+    data["next", "done"][0, 1] = data["next", "terminated"][2, 2] = data["next", "done"][2, 2] = True
+    loss = cases[name].loss(reduction="none").double().make_value_estimator("tdlambda", gamma=GAMMA, lmbda=lmbda)
+    alone = [loss(data[i : i + 1, :length].clone())["loss"][0] for i, length in enumerate(lengths)]
+    mask = torch.arange(6) < torch.tensor(lengths).unsqueeze(-1)
     data["collector", "mask"] = mask.unsqueeze(-1)
-    expected = loss(data.clone())["loss"]
     for key in ("observation", ("next", "observation"), ("next", "reward")):
-        data[key][~mask] = torch.nan
+        data[key][~mask] = garbage
     out = loss(data)["loss"]
-    torch.testing.assert_close(out, expected)
-    out.backward()
+    torch.testing.assert_close(out[mask], torch.cat(alone), rtol=0, atol=1e-10)
+    assert not out[~mask].any()
+    out.sum().backward()
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 

@@ -5,6 +5,7 @@ One table drives all of it: a new regularizer is one row of :data:`REGULARIZERS`
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from torchrl_reg.objectives import AdvantageGap, Munchausen, PolyakTargetUpdate, QLearningLoss
 from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
-from torchrl_reg.regularizers import Entropy, HardMax, PriorKL, Tsallis
+from torchrl_reg.regularizers import ActionPrior, Entropy, HardMax, PriorKL, Tsallis
 
 GAMMA, TAU, ALPHA, CLIP, KAPPA, LAMBDA = 0.9, 0.5, 0.5, -0.3, 0.5, 0.7
 RHO = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
@@ -56,7 +57,7 @@ REGULARIZERS: dict[str, Any] = {
         lambda: PriorKL(TAU, prior=RHO),
         lambda q: boltzmann(q, RHO),
         lambda q, pi: TAU * (pi / RHO).log(),
-        lambda q, pi: TAU * pi.log(),
+        lambda q, pi: TAU * (pi / RHO).log(),
         lambda: PriorKL(1e-12, prior=RHO),
     ),
     "tsallis": (lambda: Tsallis(TAU), sparsemax, deformed, deformed, lambda: Tsallis(1e-12)),
@@ -258,6 +259,59 @@ def test_double_chooses_online_and_evaluates_frozen(cases: Any, batch: Any, cell
         torch.testing.assert_close(out[i], oracle.distance(row, *oracle.target(row)).detach(), rtol=0, atol=1e-10)
 
 
+ASSIGNED = {"tau": 0.2, "alpha": 0.9, "clip_min": -0.1}
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if c[2] == "expected"], ids="-".join)
+def test_every_coefficient_of_every_slot_is_assigned_on_the_loss(
+    cases: Any, batch: Any, cell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, data = build(cases, cell), batch(7, dtype=torch.float64)
+    owned = {n for part in (loss.regularizer, loss.shaping) if part is not None for n in part.coefficients()}
+    for name, number in ASSIGNED.items():
+        if name not in owned:
+            with pytest.raises(AttributeError, match=f"QLearningLoss has no coefficient {name!r} to assign, only"):
+                setattr(loss, name, number)
+            assert not hasattr(loss, name)
+            continue
+        before = loss(data)["loss"]
+        setattr(loss, name, number)
+        assert float(getattr(loss, name)) == number and (loss(data)["loss"] - before).abs().max() > 1e-4
+        monkeypatch.setitem(globals(), {"tau": "TAU", "alpha": "ALPHA", "clip_min": "CLIP"}[name], number)
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            setattr(loss, name, float("nan"))
+    torch.testing.assert_close(loss(data)["loss"], build(cases, cell)(data)["loss"], rtol=0, atol=1e-12)
+
+
+def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
+    """A regularizer's own name, a prior's, a discount; and what a subclass keeps for itself."""
+
+    class Warm(Entropy):
+        def coefficients(self) -> dict[str, Any]:
+            return {"warmth": self.tau_coefficient}
+
+    class Weighted(QLearningLoss):
+        alpha: float = 0.0
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.alpha, self.lam, self.margin = 0.5, nn.Parameter(torch.ones(())), 2.0
+
+    actor = cases["m_dqn"].actor()
+    loss = Weighted(actor, regularizer=Warm(TAU))
+    loss.warmth = 0.25
+    assert float(loss.regularizer.tau) == 0.25 == float(copy.deepcopy(loss).warmth)
+    assert (loss.alpha, loss.margin) == (0.5, 2.0) and "lam" in dict(loss.named_parameters())
+    prior = ActionPrior(3, beta=2.0)
+    loss = QLearningLoss(actor, regularizer=PriorKL(prior=prior))
+    loss.beta = 0.5
+    assert float(prior.beta) == 0.5
+    with pytest.raises(AttributeError, match="has no coefficient 'tau' to assign, only beta; gamma"):
+        loss.tau = 0.3
+    with pytest.raises(AttributeError, match=r"'gamma' to assign, .* are given to make_value_estimator"):
+        loss.gamma = 0.9
+
+
 def test_a_learnt_temperature_reaches_its_entropy(cases: Any, batch: Any) -> None:
     from torchrl_reg.regularizers import DualCoefficient
 
@@ -273,3 +327,22 @@ def test_a_learnt_temperature_reaches_its_entropy(cases: Any, batch: Any) -> Non
         optimizer.step()
     loss.diagnostics = True
     torch.testing.assert_close(loss(data)["entropy"], torch.tensor(0.5, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "prior_kl"])
+def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: Any, kind: str) -> None:
+    from torchrl_reg.regularizers import DualCoefficient
+
+    tau = DualCoefficient(TAU, target=0.5, rises="below", name="tau")
+    regularizer = Entropy(tau) if kind == "entropy" else PriorKL(tau, prior=RHO)
+    loss = build(cases, (kind, "munchausen", "expected"), regularizer=regularizer)
+    loss.reduction = "mean"
+    data, mask = batch(8, dtype=torch.float64), torch.tensor([True, True, False, True, False, True, True, True])
+    alone, everything = loss(data[mask].clone()), loss(data.clone())
+    data["collector", "mask"] = mask.unsqueeze(-1)
+    out = loss(data)
+    names = {"loss", "loss_tau", "entropy", "kl", "bonus_clipped"}
+    assert names | ({"mutual_information"} if kind == "prior_kl" else set()) <= set(dict(out.items()))
+    for name, value in out.items():
+        torch.testing.assert_close(value, alone[name])
+        assert name in ("tau", "prior_entropy", "squared_td_error") or (value - everything[name]).abs() > 1e-4, name

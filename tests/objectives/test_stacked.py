@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -102,6 +103,8 @@ def test_a_scheduled_coefficient_outdates_the_stack(cases: Any) -> None:
     assert stack.is_current()
     losses[1].tau = 0.4
     assert not stack.is_current()
+    with pytest.raises(ValueError, match="losses must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"):
+        StackedLoss([losses[0], copy.deepcopy(losses[0]), losses[1]])
     with pytest.raises(
         ValueError, match=r"losses must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"
     ):
@@ -118,6 +121,10 @@ def linear() -> nn.Linear:
 
 REFUSED = {
     "a layer": lambda: MunchausenDQNLoss(network(nn.LayerNorm(NUM_OBSERVATIONS), linear())),
+    "groups": lambda: MunchausenDQNLoss(network(nn.Conv2d(4, 8, 3, groups=2), nn.Tanh(), linear())),
+    "padding by reflection": lambda: MunchausenDQNLoss(
+        network(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), nn.Tanh(), linear())
+    ),
     "a reduction": lambda: MunchausenDQNLoss(network(linear()), reduction="sum"),
     "a prior": lambda: QLearningLoss(network(linear()), regularizer=PriorKL(0.1)),
     "a learnt coefficient": lambda: QLearningLoss(
@@ -180,5 +187,7 @@ def test_losses_that_differ_are_refused(name: str) -> None:
     first = plain.get(name, lambda: MunchausenDQNLoss(network(linear())))()
     with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):
         StackedLoss([first, DIFFERENT[name]()])
+    with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):  # all of them, not the first two
+        StackedLoss([first, copy.deepcopy(first), DIFFERENT[name]()])
     with pytest.raises(ValueError, match="losses must be one or more, got none"):
         StackedLoss([])

@@ -6,12 +6,26 @@ from typing import Any
 
 import pytest
 import torch
-from parameter_sets import check_assignment, check_to_module, check_vmap
+from parameter_sets import check_assignment, check_to_module, check_vmap, leaves, value_and_gradient, value_with
+from tensordict import TensorDict
 
 
 @pytest.mark.parametrize("check", [check_vmap, check_to_module, check_assignment], ids=lambda f: f.__name__[6:])
 def test_swapped_parameters_count(case: Any, batch: Any, check: Any) -> None:
     check(case.loss(), case.loss(case.actor(seed=9)), batch(9))
+
+
+def test_targets_alone_may_be_swapped(case: Any, batch: Any) -> None:
+    loss, expected = case.loss(), case.loss()
+    _, others = leaves(case.loss(case.actor(seed=9)))
+    targets = {key: tensor for key, tensor in others.items() if key[0].startswith("target_")}
+    for key, tensor in TensorDict.from_module(expected).items(True, True):
+        tensor.data.copy_(targets.get(key, tensor))
+    before, data = value_and_gradient(loss, batch(9))[0], batch(9)
+    swapped = value_with(loss, data, {}, targets)
+    torch.testing.assert_close(swapped, value_and_gradient(expected, data)[0])
+    assert (swapped - before).abs() > 1e-4
+    torch.testing.assert_close(value_and_gradient(loss, data)[0], before)
 
 
 def test_without_a_target_network(cases: Any, batch: Any) -> None:

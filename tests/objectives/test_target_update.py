@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torchrl.data import Categorical
+from torchrl.modules import NoisyLinear, QValueActor
 
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, PolyakTargetUpdate
 
@@ -97,3 +100,37 @@ def test_bad_rates_and_periods(cases: Any, bad: Any) -> None:
         PolyakTargetUpdate(build(cases), rate=bad)
     with pytest.raises(ValueError, match="period_updates must be an integer >= 1, got"):
         HardTargetUpdate(build(cases), period_updates=bad)
+
+
+@pytest.mark.parametrize("kind", [HardTargetUpdate, PolyakTargetUpdate])
+def test_buffers_are_copied_and_noise_is_not(batch: Any, kind: Any) -> None:
+    """What a layer has measured (spectral norm's vectors, batch statistics) belongs to its weights; noise does not."""
+    torch.manual_seed(0)
+    wide = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8))
+    net = nn.Sequential(wide, nn.BatchNorm1d(8), nn.Tanh(), NoisyLinear(8, 3))
+    loss = MunchausenDQNLoss(QValueActor(net, spec=Categorical(3)), tau=0.5, alpha=0.5, clip_min=-0.3)
+    update = kind(loss, **({"period_updates": 2} if kind is HardTargetUpdate else {"rate": 0.25}))
+
+    def tensors(prefix: str) -> dict[str, torch.Tensor]:
+        params = getattr(loss, f"{prefix}value_network_params").flatten_keys(".")
+        return {name.removeprefix("module.0.module."): leaf.detach().clone() for name, leaf in params.items()}
+
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    for cast in (lambda: None, loss.double):
+        cast()
+        for step in (1, 2):
+            optimizer.zero_grad()
+            loss(batch(9, seed=step, dtype=next(net.parameters()).dtype))["loss"].backward()
+            optimizer.step()
+            net[3].reset_noise()
+            before = tensors("target_")
+            update.step()
+        online, target = tensors(""), tensors("target_")
+        noise = {name for name in online if name.endswith("_epsilon")}
+        buffers = {name for name, _ in net.named_buffers()} - noise
+        assert noise and {name.split(".")[-1] for name in buffers} >= {"_u", "_v", "running_var", "num_batches_tracked"}
+        assert all(target[name].equal(online[name]) for name in buffers)
+        assert all(target[name].equal(before[name]) and not target[name].equal(online[name]) for name in noise)
+        for name in online.keys() - noise - buffers:
+            moved = online[name] if kind is HardTargetUpdate else torch.lerp(before[name], online[name], 0.25)
+            torch.testing.assert_close(target[name], moved)

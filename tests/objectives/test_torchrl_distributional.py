@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -11,7 +13,7 @@ from torchrl.modules import DistributionalQValueActor
 from torchrl.objectives import DistributionalDQNLoss
 
 from torchrl_reg.modules import CategoricalQActor
-from torchrl_reg.objectives import CategoricalDQNLoss, HardTargetUpdate
+from torchrl_reg.objectives import CategoricalDQNLoss, HardTargetUpdate, MunchausenCategoricalLoss
 
 ATOMS, ACTIONS, GAMMA = 11, 3, 0.9
 
@@ -76,3 +78,54 @@ def test_c51_is_torchrls_distributional_loss(one_hot: bool) -> None:
     of_theirs = [p.grad for p in theirs.parameters() if p.grad is not None]
     for mine, their in zip((p.grad for p in ours.parameters()), of_theirs, strict=True):
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("munchausen", [False, True])
+def test_the_mass_that_leaves_the_grid_is_reported_and_nothing_of_masked_rows(munchausen: bool) -> None:
+    torch.manual_seed(3)
+    actor = CategoricalQActor(
+        _Net(0, flat=True), num_atoms=ATOMS, value_min=-3.0, value_max=3.0, spec=Categorical(ACTIONS)
+    )
+    kind = partial(MunchausenCategoricalLoss, tau=0.5, alpha=0.5, clip_min=-0.3) if munchausen else CategoricalDQNLoss
+    loss = kind(actor).make_value_estimator(gamma=GAMMA)
+    HardTargetUpdate(loss, period_updates=1)
+    data = _batch(one_hot=False)
+    data["collector", "mask"] = (torch.arange(9) != 2).unsqueeze(-1)
+    data["next", "reward"][2] = torch.nan
+    # The same masses, atom by atom.
+    z, z_next = (torch.linspace(-3.0, 3.0, ATOMS), _Net(0, flat=False)(data["next", "observation"]).softmax(-2))
+    q, q_next = _Net(0, flat=False)(data["observation"]).softmax(-2).transpose(-1, -2) @ z, z_next.transpose(-1, -2) @ z
+    shares = []
+    for row in [row for row in range(9) if row != 2]:
+        bonus, cost = 0.0, torch.zeros(ACTIONS)
+        pi = nn.functional.one_hot(q_next[row].argmax(), ACTIONS).float()
+        if munchausen:
+            pi, cost = (q_next[row] / 0.5).softmax(-1), 0.5 * (q_next[row] / 0.5).log_softmax(-1)
+            taken = 0.5 * (q[row] / 0.5).log_softmax(-1)[data["action"][row]]
+            bonus = 0.5 * taken.clamp(-0.3, 0)
+        goes_on = 0.0 if data["next", "terminated"][row] else GAMMA
+        atoms = data["next", "reward"][row] + bonus + goes_on * (z[:, None] - cost)
+        shares.append((pi * z_next[row] * (atoms.abs() > 3.0)).sum())
+    expected = torch.stack(shares).mean()
+    found = loss(data)["clipped_mass"]
+    assert 0.05 < expected < 0.95 and not found.requires_grad
+    torch.testing.assert_close(found, expected.detach())
+    loss.diagnostics = False
+    assert "clipped_mass" not in loss(data)
+
+
+def test_returns_at_the_ends_of_the_grid_are_not_clipped() -> None:
+    """A reward of .7 for ever is worth .7 / (1 - gamma), in float32 a little more."""
+    gamma, end = 0.97, 0.7 / (1 - 0.97)
+    net = nn.Linear(4, ATOMS * 2)
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    actor = CategoricalQActor(net, num_atoms=ATOMS, value_min=-end, value_max=end, spec=Categorical(2))
+    loss = CategoricalDQNLoss(actor, delay_value=False).make_value_estimator(gamma=gamma)
+    data = _batch(one_hot=False)
+    data["action"].clamp_(max=1)
+    data["next", "reward"] = torch.tensor([0.7, -0.7, 0.0])[torch.arange(9) % 3].unsqueeze(-1)
+    data["next", "terminated"].zero_()
+    assert loss(data)["clipped_mass"] == 0
+    data["next", "reward"] *= 3
+    assert loss(data)["clipped_mass"] == pytest.approx(2 / 3 / ATOMS)

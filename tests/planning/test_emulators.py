@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from torchrl_reg.envs import EnvSettings, MinAtar, make_env
-from torchrl_reg.planning import UCT, AtariModel, GymModel, QEvaluation, RandomRollout, VectorModel
+from torchrl_reg.planning import UCT, AtariModel, GymModel, QEvaluation, RandomRollout, TabularModel, VectorModel
 from torchrl_reg.regularizers import Entropy, HardMax
+from torchrl_reg.tabular import TabularMDP
 
 
 def cartpole() -> GymModel:
@@ -84,6 +85,15 @@ def test_a_truncated_episode_of_a_restored_game_ends() -> None:
     assert (found.tree.children[0] >= 0).any(-1).any(-1).sum() == 1 + 3 + 9  # three actions deep
 
 
+def test_a_rollout_is_the_discounted_return_until_the_end() -> None:
+    P = torch.zeros(4, 1, 4)
+    P[[0, 1, 2, 3], 0, [1, 2, 3, 3]] = 1.0
+    mdp = TabularMDP(P, torch.tensor([[1.0], [2.0], [4.0], [8.0]]), 0.9, torch.tensor([False, False, False, True]))
+    for max_steps, longest in ((9, 1 + 0.5 * 2 + 0.25 * 4), (2, 1 + 0.5 * 2)):
+        found = RandomRollout(TabularModel(mdp), max_steps=max_steps, gamma=0.5)(torch.tensor([2, 0, 2, 1]))
+        assert found.value.tolist() == [4.0, longest, 4.0, 2 + 0.5 * 4]
+
+
 def test_rollouts_leave_no_snapshots() -> None:
     model = cartpole()
     UCT(num_simulations=5)(model, model.reset(2, seed=0), evaluate=RandomRollout(model, max_steps=7))
@@ -111,9 +121,19 @@ class Shared(gymnasium.Env):
         return np.array([float(self.count[0])]), 0.0, False, False, {}
 
 
+class Named(Shared):
+    """Its observations are a Dict."""
+
+    observation_space = gymnasium.spaces.Dict({"seen": gymnasium.spaces.Box(-1.0, 1.0, (2,))})
+
+    def reset(self, **_: Any) -> tuple[dict, dict]:
+        return {"seen": np.zeros(2)}, {}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: GymModel(Named()), r"give arrays as observations \(FlattenObs.*, got Named with Dict\('seen': Box"),
         (lambda: GymModel(gymnasium.make("Pendulum-v1")), "env must have discrete actions, got Pendulum-v1 with Box"),
         (lambda: GymModel(Uncopied()), r"copy.deepcopy can clone, got Uncopied \(TypeError: cannot pickle"),
         (lambda: GymModel(Shared()), "env must be one whose copies are independent, got Shared, two copies of which"),

@@ -22,6 +22,7 @@ from torchrl_reg.planning import (
     SyntheticTrees,
     TabularModel,
 )
+from torchrl_reg.planning.selection import drawn
 from torchrl_reg.regularizers import Entropy, HardMax, PriorKL, Tsallis
 from torchrl_reg.tabular import TabularMDP, chain, gridworld, random_mdp
 
@@ -71,6 +72,18 @@ def test_rents_is_the_fixed_point_with_the_parents_policy_as_prior() -> None:
     assert (found.value - values[-1].squeeze(-1)).abs().max() < 1e-10
     with_uniform_priors = trees.root_value(kl, gamma)
     assert (found.value - with_uniform_priors).abs().min() > 1e-3
+
+
+def test_rents_keeps_actions_whose_probability_at_the_parent_underflows() -> None:
+    trees = SyntheticTrees(branching=3, depth=3, num_trees=4, seed=1)
+    search = RENTS(tau=1e-4, epsilon=2.0, num_simulations=100, gamma=0.9)
+    tree = search(trees, trees.roots(), generator=torch.Generator().manual_seed(0)).tree
+    assert (tree.pi[:, 0] == 0).any() and tree.value.isfinite().all() and tree.pi.isfinite().all()
+
+
+def test_a_draw_at_the_very_end_is_the_last_action() -> None:
+    pi = torch.tensor([[0.3, 0.3, 0.3999], [0.0, 0.5, 0.4999]])  # as rounding may leave them
+    assert drawn(pi, torch.tensor([0.99995, 0.0])).tolist() == [2, 1]
 
 
 def test_a_vanishing_temperature_is_the_maximum() -> None:
@@ -243,6 +256,18 @@ def test_a_node_first_met_dead_is_evaluated_when_met_alive() -> None:
     assert tree.value[0, child] == 5.0 and tree.q[0, 0, 0].item() == pytest.approx(0.45 * 5.0)
 
 
+def test_a_mean_return_counts_the_visits_that_arrived_alive() -> None:
+    """In open loop a node is also passed by episodes that have ended; its own evaluation counts once."""
+    tree = UCT(num_simulations=12, gamma=0.9)(
+        DeadAtFirst(), torch.tensor([0]), evaluate=lambda state: Evaluation(torch.full((len(state),), 5.0))
+    ).tree
+    alive, visits = tree.alive[0], tree.visits[0].sum(-1)
+    assert (alive < tree.passed[0]).any() and ((alive > 1) & (alive < tree.passed[0])).any()
+    expected = (5.0 + (tree.visits * tree.q)[0].sum(-1)) / (1 + visits)
+    torch.testing.assert_close(tree.value[0, 1:][alive[1:] > 0], expected[1:][alive[1:] > 0])
+    assert tree.value[0, 0].item() == pytest.approx((tree.visits * tree.q)[0, 0].sum().item() / 12)
+
+
 def test_the_outcomes_before_the_last_are_kept_apart() -> None:
     """Of three equally likely outcomes two slots hold the first alone and the other two together."""
     P = torch.zeros(4, 1, 4)
@@ -283,6 +308,21 @@ class Counting(SyntheticTrees):
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.steps += len(state)
         return super().step(state, action)
+
+
+def test_puct_gives_untried_actions_the_values_of_the_evaluation() -> None:
+    trees, q = SyntheticTrees(branching=3, depth=1, num_trees=1, seed=0), torch.tensor([[0.1, 0.9, 0.3]])
+    found = PUCT(num_simulations=1, c=0.0)(
+        trees, trees.roots(), evaluate=lambda state: Evaluation(torch.zeros(len(state)), q.expand(len(state), 3))
+    )
+    assert found.visits.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_of_the_actions_tried_most_often_the_best_is_taken() -> None:
+    trees = SyntheticTrees(branching=3, depth=1, num_trees=9, seed=0)
+    found = UCT(num_simulations=3)(trees, trees.roots())
+    assert (found.visits == 1).all() and torch.equal(found.action, found.q.argmax(-1))
+    assert found.action.unique().tolist() == [0, 1, 2]
 
 
 def test_cost_is_linear() -> None:

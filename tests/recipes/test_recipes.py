@@ -93,6 +93,7 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name))
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "command.txt", "provenance.json", "metrics.jsonl", "curves.png", "done.json"} <= files
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["diverged_frames"] is None
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     evaluations = [row for row in rows if row["event"] == "eval"]
     assert [row["frames"] for row in evaluations] == [96, 192]
@@ -115,7 +116,8 @@ def test_images(name: str, env: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     small = [*TINY, "net.num_cells=[16]", "net.num_quantiles=4", "net.num_target_quantiles=4", "algo.num_envs=2"]
     small += ["env.max_episode_frames=64", "algo.n_steps=3", "algo.replay_capacity=400"]
     start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", f"env={env}", *small)
-    assert json.loads((tmp_path / "run" / "done.json").read_text())["frames"] == 192
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert (done["frames"], done["diverged_frames"]) == (192, None)
 
 
 VARIANTS = [
@@ -153,6 +155,21 @@ def test_variants_learn_something(
     trained = [row for row in rows if row["event"] == "train" and row["updates"] > 0]
     losses = [row["loss_qvalue" if name in CRITICS else "loss"] for row in trained]
     assert losses and all(math.isfinite(value) and value > 0 for value in losses)
+
+
+@pytest.mark.parametrize("name", ["virel", "sparse_dqn", "mirl", "m_dqn"])
+def test_numbers_that_are_not_finite_end_a_recipe_in_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever they are met first: when a policy is evaluated, acts, or is sampled in an update."""
+    rare = ["algo.learning_rate=1e38", "run.log_every_frames=1000", "run.checkpoint_every_frames=1000"]
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *tiny(name), *rare)
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1 and re.search(
+        r"is (nan|-?inf) at frame \d+ \(finite at \d+\), so the run st", sentence
+    )
+    assert json.loads((tmp_path / "run" / "failed.json").read_text())["last_line"] == sentence
 
 
 def fits(name: str, env: str) -> bool:
@@ -199,6 +216,25 @@ def test_command_line_beats_preset_beats_env_beats_recipe() -> None:
     assert (atari.net.name, atari.net.num_quantiles, atari.algo.learning_rate) == ("nature", 64, 5e-5)
     assert (atari.algo.total_frames, preset.algo.total_frames) == (10_000_000, 200_000_000)
     assert (line.algo.learning_rate, line.net.name) == (3, "mlp")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grid"),
+    [
+        ([], (101, -100.0, 100.0)),
+        (["env=lunarlander"], (101, -400.0, 400.0)),
+        (["env=minatar/breakout"], (51, -10.0, 10.0)),
+        (["env=minatar/space_invaders"], (101, -100.0, 100.0)),
+        (["env=minatar/space_invaders", "net.value_max=50"], (101, -100.0, 50.0)),
+        (["env=atari"], (51, -10.0, 10.0)),
+    ],
+    ids=str,
+)
+def test_the_grid_of_returns_is_that_of_the_environment(overrides: list[str], grid: tuple[int, float, float]) -> None:
+    load("c51")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        net = compose("c51", overrides=overrides).net
+    assert (net.num_atoms, net.value_min, net.value_max) == grid
 
 
 BAD = [

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient, DualCoefficient, Entropy
+from torchrl_reg.regularizers.checks import check_weight
+from torchrl_reg.regularizers.coefficient import SwitchedCoefficient
 
 DUAL = {"target": 0.7, "rises": "below"}
 
@@ -82,6 +84,26 @@ def test_a_learnt_one_is_assigned_saved_and_copied_too() -> None:
         DualCoefficient(1.0, target=0.5, rises="up")
     with pytest.raises(ValueError, match="target must be a finite number"):
         DualCoefficient(1.0, target=float("nan"), rises="above")
+
+
+@pytest.mark.parametrize("rises", ["above", "below"])
+def test_the_statistic_gets_no_gradient(rises: str) -> None:
+    weight = DualCoefficient(0.5, target=0.7, rises=rises)
+    statistic = torch.tensor([0.3, 1.5], requires_grad=True)
+    weight.objective(statistic).sum().backward()
+    sign = -1.0 if rises == "above" else 1.0
+    torch.testing.assert_close(weight.log_value.grad, torch.tensor(sign * 0.4))
+    assert statistic.grad is None
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_switches_a_coefficient_on_and_off(assign: bool) -> None:
+    on, off = (SwitchedCoefficient(value, name="alpha", check=check_weight) for value in (0.5, 0.0))
+    states = on.state_dict(), off.state_dict()
+    states = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
+    off.load_state_dict(states[0], assign=assign)
+    on.load_state_dict(states[1], assign=assign)
+    assert (off.is_on, float(off.value), on.is_on, float(on.value)) == (True, 0.5, False, 0.0)
 
 
 def test_the_bellman_error_is_followed_both_ways() -> None:

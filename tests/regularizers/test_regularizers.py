@@ -79,7 +79,7 @@ def test_the_short_forms_are_the_long_one(case: Any) -> None:
     value, tau_log_pi = regularizer.value_and_log_policy(q)
     torch.testing.assert_close((value, tau_log_pi), (out.value, out.tau_log_pi), rtol=0, atol=0)
     torch.testing.assert_close(regularizer.policy(q), out.pi, rtol=0, atol=1e-14)
-    assert (out.tau_log_pi <= 1e-12).all()
+    assert (q - out.value.unsqueeze(-1) <= out.tau_log_pi + 1e-12).all()
     mask = torch.rand(q.shape, generator=torch.Generator().manual_seed(1)) < 0.6
     mask[..., 0] = True
     for allowed in (None, mask):
@@ -269,3 +269,15 @@ def test_the_gradient_of_a_sparse_value_is_its_policy(q: float) -> None:
     out.value.backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("q", [1.5, 2.0, 3.0])
+def test_nan_stays_in_its_row_of_a_sparse_policy(q: float) -> None:
+    x = q_values(4)
+    expected = Tsallis(TAU, q=q)(x)
+    x[1, 2] = torch.nan
+    x[2] = torch.nan
+    out = Tsallis(TAU, q=q)(x)
+    for part, whole in zip(out, expected, strict=True):
+        torch.testing.assert_close(part[[0, 3]], whole[[0, 3]], rtol=0, atol=0)
+    assert out.value[1:3].isnan().all() and out.pi[1:3].isnan().any(-1).all()

@@ -1,4 +1,4 @@
-"""Launches sweeps like a user and watches them from outside."""
+"""Launches sweeps like a user, from a folder that is not the checkout, and watches them from outside."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,16 @@ class Sweep:
     root: Path
     name: str
     arguments: tuple[str, ...]
+    checkout: Path = ROOT
 
     @property
     def folder(self) -> Path:
         return self.root / self.name
 
     def launch(self, *more: str, ok: bool = True, seconds: float = 200) -> subprocess.CompletedProcess[str]:
-        done = run_launch(*self.arguments, f"name={self.name}", f"root={self.root}", *more, seconds=seconds)
+        done = run_launch(
+            *self.arguments, f"name={self.name}", f"root={self.root}", *more, seconds=seconds, checkout=self.checkout
+        )
         assert not ok or done.returncode == 0, done.stderr + done.stdout
         return done
 
@@ -89,16 +94,41 @@ class Sweep:
         wait_until(lambda: not self.states(), seconds, f"queue of {self.name}")
 
 
-def run_launch(*arguments: str, seconds: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(SLURM / "launch.py"),
-        "--config-dir",
-        str(Path(__file__).parent / "conf"),
-        *arguments,
-    ]
+@cache
+def _foreign() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="foreign-")
+    os.chmod(folder.name, 0o755)
+    for name in ("torchrl_reg", "slurm", "recipes"):
+        (Path(folder.name) / name).mkdir()
+        (Path(folder.name) / name / "__init__.py").write_text("raise ImportError('from the working directory')\n")
+    return folder
+
+
+def foreign_folder() -> Path:
+    """A working directory with packages of our names that must not be imported."""
+    return Path(_foreign().name)
+
+
+def launch_command(*arguments: str, checkout: Path = ROOT) -> list[str]:
+    conf = str(Path(__file__).parent / "conf")
+    return [sys.executable, str(checkout / "slurm" / "launch.py"), "--config-dir", conf, *arguments]
+
+
+def launch_environment(checkout: Path = ROOT) -> dict[str, str]:
+    """That of a user who installed ``checkout``; sweeps of the tests name recipes below ``RECIPES_OF_TESTS``."""
+    return {**os.environ, "PYTHONPATH": str(checkout), "RECIPES_OF_TESTS": str(ROOT / "tests")}
+
+
+def run_launch(
+    *arguments: str, seconds: float = 200, checkout: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=seconds
+        launch_command(*arguments, checkout=checkout),
+        capture_output=True,
+        text=True,
+        cwd=foreign_folder(),
+        env={**launch_environment(checkout), **environment},
+        timeout=seconds,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from sweep_harness import wait_until
 
-from slurm.array_element import ArrayElement, Commands, last_line
+from slurm.array_element import ArrayElement, Commands
 
 PROLOGUE = """
 import os, signal, sys, time
@@ -154,10 +155,13 @@ def test_a_full_disk_at_the_log_is_one_failure(tmp_path):
     assert lives(tmp_path, "r1") == 1
 
 
-def test_it_tells_a_run_its_code_threads_and_commit(tmp_path):
-    body = f"(run / 'env').write_text(' '.join(os.environ[k] for k in {('OMP_NUM_THREADS', 'TORCHRL_REG_COMMIT')!r}))"
+def test_it_tells_a_run_its_code_threads_and_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    names = ("OMP_NUM_THREADS", "TORCHRL_REG_COMMIT", "PYTHONPATH", "PWD")
+    body = "os.environ['PWD'] = os.getcwd(); "
+    body += f"(run / 'env').write_text(' '.join(os.environ[k] for k in {names!r}))"
     element(tmp_path, f"{body}; {DONE}", threads=3)()
-    assert (tmp_path / "r0" / "env").read_text() == "3 abc"
+    assert (tmp_path / "r0" / "env").read_text() == f"3 abc {tmp_path}:/elsewhere {tmp_path}"
 
 
 def test_what_is_pickled_is_small_and_holds_no_state(tmp_path):
@@ -199,7 +203,6 @@ def test_a_checkpoint_in_between_counts(tmp_path, usr2):
     assert one.checkpoint().function.fruitless_lives == 0
 
 
-def test_the_last_line_of_a_log(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("x" * 10_000 + "\nfirst\nlast \n\n")
-    assert last_line(log) == "last" and last_line(tmp_path / "none") == ""
+def test_it_imports_no_analysis_and_no_torch():
+    code = "import sys, slurm.array_element; print([m for m in sys.modules if m in ('torch', 'torchrl_reg.analysis')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from sweep_harness import SLURM, Sweep, ask, wait_until
+from sweep_harness import ROOT, SLURM, Sweep, ask, wait_until
 
 pytestmark = pytest.mark.slurm
 WHOLE = list(range(1, 21))
@@ -76,6 +77,27 @@ def test_a_cancelled_element_is_the_missing_part(sweep):
     assert_whole(sweep)
     (run,) = (run for run in sweep.runs() if run.name == "seed=2")
     assert sweep.starts(run)[-1] >= 5, "it went on from its checkpoint"
+
+
+def test_a_job_that_was_requeued_and_then_cancelled_is_cancelled(sweep):
+    sweep.launch("sweep.base.algo.seconds=1", "sweep.seeds=1")
+    wait_until(lambda: checkpointed(sweep))
+    ask("scontrol", "requeue", sweep.array)
+    ask("scancel", sweep.array)
+    sweep.wait_for_empty_queue()
+    wait_until(lambda: "1 cancelled" in status(sweep), 20, status(sweep))  # accounting lags behind
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_error_of_an_element_that_cannot_begin_is_shown(sweep, seeds):
+    sweep.launch("+cluster.extra.hold=true", f"sweep.seeds={seeds}")
+    (element,) = sweep.folder.glob("code/*/slurm/array_element.py")
+    element.write_text("import scypy\n")
+    ask("scontrol", "release", sweep.array)
+    sweep.wait_for_empty_queue()
+    answer = status(sweep)
+    assert answer.count("ModuleNotFoundError: No module named 'scypy'") == seeds and "Exited with" not in answer
+    assert "submits what is missing" not in answer
 
 
 @pytest.mark.parametrize("signals", [1, 3])
@@ -184,6 +206,26 @@ def test_the_controller_restarts(sweep):
     starter = SLURM.parent / ".ci" / "slurm_start"
     subprocess.run([str(starter)], check=True, capture_output=True, timeout=120)
     assert_whole(sweep)
+
+
+def test_jobs_run_the_code_that_was_submitted_wherever_they_were_launched(sweep, tmp_path, monkeypatch):
+    """A recipe of each kind; between submission and start every module of the checkout is broken."""
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"):  # what a job imports leaves its bytecode beside it
+        monkeypatch.delenv(name, raising=False)
+    checkout = tmp_path / "checkout"
+    for package in ("torchrl_reg", "recipes", "slurm"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__", "figures"))
+    arguments = ("sweep=kinds", "cluster=slurm", "cluster.minutes=10", "check=false", "+cluster.extra.hold=true")
+    kinds = Sweep(tmp_path, sweep.name, arguments, checkout)
+    kinds.launch()
+    for path in checkout.rglob("*.py"):
+        path.write_text("raise ImportError('from the checkout')\n")
+    ask("scontrol", "release", kinds.array)
+    kinds.wait_for_empty_queue(280)
+    answer = status(kinds)
+    assert f"{kinds.name}: 7 runs: 7 done" in answer, answer
+    (copy,) = (kinds.folder / "code").iterdir()
+    assert {path.parent.parent.name for path in copy.rglob("*.pyc")} >= {"slurm", "training", "studies"}
 
 
 def test_a_partition_that_does_not_exist(sweep):

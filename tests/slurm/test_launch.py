@@ -10,7 +10,11 @@ import sys
 
 import pytest
 import yaml
-from sweep_harness import ROOT, SLURM, run_launch, wait_until
+from sweep_harness import ROOT, SLURM, launch_command, launch_environment, run_launch, wait_until
+
+from slurm.snapshot import code_files, copy_code, current_code
+
+PACKAGES = ("torchrl_reg", "recipes", "slurm")
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -37,6 +41,7 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
         "nodelist=n7",
     ):
         assert f"#SBATCH --{flag}" in done.stdout
+    assert " -P -u -m submitit.core._submit " in done.stdout, "no working directory on the path"
     assert "#SBATCH --requeue" in done.stdout and "#SBATCH --signal=USR2@90" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -54,7 +59,7 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
         ),
         (
             ("sweep=naps", "+sweep.base.algo.frmes=3"),
-            "sweep does not fit tests/slurm/sleeper.py: algo.frmes is not a setting",
+            f"sweep does not fit {ROOT}/tests/slurm/sleeper.py: algo.frmes is not a setting",
         ),
         (("sweep=naps", "cluster.minuts=3"), "cluster.minuts is not a setting here"),
         (("sweep=naps", "cluster.minutes=soon"), "cluster.minutes: Value 'soon' of type 'str'"),
@@ -130,6 +135,28 @@ def test_a_folder_with_a_space_runs(tmp_path):
     assert len(list((tmp_path / "with space").glob("naps/*/*/*/seed=0/done.json"))) == 1
     dry = run_launch("sweep=naps", "check=false", "dry=true", f"root={root}", "name=two")
     assert f"export PYTHONPATH='{tmp_path}/with space/two/code/" in dry.stdout
+
+
+def test_a_copy_of_the_code_holds_every_file_and_no_results(tmp_path):
+    tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    files = code_files(["dqn"])
+    assert files.keys() >= set(tracked)
+    assert not [name for name in files if "__pycache__" in name]
+    copy = copy_code(files, tmp_path / "copy")
+    assert all((copy / name).read_bytes() == (ROOT / name).read_bytes() for name in tracked)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("recipes/README.md", False), ("slurm/status.py", False), ("torchrl_reg/analysis/data/published.json", False)]
+    + [("slurm/array_element.py", True), ("torchrl_reg/envs/new.json", True)],
+)
+def test_what_changes_no_run_does_not_make_other_code(name, counts, tmp_path):
+    (tmp_path / "changed").write_text("x")
+    files = code_files(["dqn"])
+    assert (current_code(files).digest != current_code({**files, name: tmp_path / "changed"}).digest) == counts
 
 
 def test_own_recipes_of_one_name_stay_apart(tmp_path):
@@ -243,9 +270,9 @@ def test_debug_runs_in_this_process(local_sweep):
 def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
     import signal
 
-    command = [sys.executable, str(SLURM / "launch.py"), "--config-dir", str(ROOT / "tests/slurm/conf"), "check=false"]
-    command += [*local_sweep.arguments, "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    more = ("check=false", "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2")
+    command = launch_command(*local_sweep.arguments, *more)
+    process = subprocess.Popen(command, env=launch_environment(), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: any((run / "checkpoint").exists() for run in local_sweep.runs()))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)

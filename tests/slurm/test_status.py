@@ -81,6 +81,9 @@ def test_what_was_cancelled_is_called_so_with_a_reason(folder, slurm):
     (slurm / "sacct").write_text("#!/bin/sh\nexit 1\n")
     runs = sweep_status(SweepFolder(folder))
     assert runs[3].state == "failed" and "may have been cancelled while it waited" in runs[3].last_line
+    (slurm / "sacct").write_text("#!/bin/sh\necho '77_0|REQUEUED'\n")  # it never ran again
+    runs = sweep_status(SweepFolder(folder))
+    assert (runs[2].state, runs[2].last_line) == ("cancelled", "its job was cancelled after it was requeued")
     submitted(folder, (2, 3), log="slurmstepd: error: *** JOB 77 ON n1 CANCELLED AT 2026-11-22T11:00:00 ***\n")
     assert [run.state for run in sweep_status(SweepFolder(folder))][2:] == ["cancelled", "cancelled"]
 
@@ -145,6 +148,45 @@ def test_what_was_launched_and_left_the_queue_undone_has_failed(folder):
     SweepFolder(folder).note(Submitted("77", [[runs[0]], [runs[1]]]))
     last = sweep_status(SweepFolder(folder))[-1]
     assert (last.state, last.last_line) == ("failed", "its job ended: srun: error: Out Of Memory")
+
+
+TRACEBACK = """submitit ERROR (2026-11-23 12:56:11,387) - Submitted job triggered an exception
+Traceback (most recent call last):
+  File "/copy/recipes/dqn.py", line 3, in <module>
+    import scypy
+ModuleNotFoundError: No module named 'scypy'
+srun: error: lnode1: task 0: Exited with exit code 1
+"""
+
+
+@pytest.mark.parametrize("others", [(), (2,)])
+def test_an_error_of_an_element_shows_and_nobody_is_told_to_launch_it_again(folder, slurm, others):
+    (slurm / "sacct.txt").write_text("77|FAILED\n77_0|FAILED\n77_1|CANCELLED by 0\n")
+    (folder / "dqn/cartpole/default/seed=1.failed").write_text('{"returncode": 1, "last_line": "KeyError: 3"}')
+    submitted(folder, (3, *others))
+    (folder / "jobs" / ("77_0_0_log.out" if others else "77_0_log.out")).write_text(TRACEBACK)
+    if not others:
+        (folder / "dqn/cartpole/default/seed=2/done.json").write_text("{}")
+    runs = sweep_status(SweepFolder(folder))
+    assert runs[3].last_line == "its job ended (FAILED): ModuleNotFoundError: No module named 'scypy'"
+    assert [run.own_error for run in runs] == [False, True, False, True]
+    text = summary("x", runs)
+    assert ("launch.py with the same sweep submits" in text) == bool(others)
+    assert text.endswith(
+        "2 failed by an error of their own and will fail again until its cause is removed; other code or another base "
+        "needs another name=."
+    )
+
+
+@pytest.mark.parametrize(("returncode", "again"), [(-9, True), (137, True), (-1, True), (1, False), (2, False)])
+def test_what_a_signal_or_a_full_disk_ended_may_be_launched_again(folder, returncode, again):
+    for name in ("seed=2", "seed=3"):
+        (folder / "dqn/cartpole/default" / name).mkdir(exist_ok=True)
+        (folder / "dqn/cartpole/default" / name / "done.json").write_text("{}")
+    (folder / "dqn/cartpole/default/seed=1.failed").write_text(json.dumps({"returncode": returncode, "last_line": "x"}))
+    text = summary("x", sweep_status(SweepFolder(folder)))
+    assert ("submits what is missing, cancelled or failed again" in text) == again
+    assert ("1 failed by an error of their own" in text) != again
 
 
 def test_while_this_machine_launches_what_has_not_begun_waits(folder):

@@ -136,6 +136,17 @@ def test_a_fixed_temperature_ends_at_the_softmax_operator() -> None:
     assert (run.q < value_iteration(MDP).q - 1e-3).all()
 
 
+def test_it_goes_on_while_the_temperature_changes() -> None:
+    """At the values of the first policy nothing moves but the temperature: to 0, and then all does."""
+    q0 = virel_iteration(MDP, 1.0, tau=0.1, tol=1e-14).q
+    error = MDP.backup(q0.amax(-1)) - q0
+    run = virel_iteration(MDP, (0.1 / error.abs().mean()).item(), exponent=1.0, q0=q0, return_iterates=True)
+    first, second = run.iterates[:2]
+    close(second.q, first.q, 1e-13)
+    assert (first.tau, second.tau) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12))
+    close(run.q, value_iteration(MDP).q, 1e-9)
+
+
 def test_terminal_states_count_for_nothing() -> None:
     run = virel_iteration(GRID, 1.0, num_iterations=3)
     assert (run.q[GRID.terminal] == 0).all() and (run.v[GRID.terminal] == 0).all()

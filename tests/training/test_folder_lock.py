@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -102,6 +103,43 @@ def test_a_process_number_that_was_given_again_is_not_the_owner(tmp_path):
     assert is_alive(_owner(tmp_path, 0, **here))
     assert not is_alive(_owner(tmp_path, 0, **{**here, "began": "1"}))
     assert not is_alive(_owner(tmp_path, 0, **{**here, "pid": 2**22 + 1}))
+
+
+@pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
+def test_heartbeats_are_judged_by_the_clock_of_the_file_system(tmp_path, monkeypatch, wrong_by):
+    """Which writes them; that of this machine may be wrong."""
+    ages = {10.0: True, folder_lock.STALE_SECONDS + 20: False}
+    owners = {}
+    for age in ages:
+        (tmp_path / str(age)).mkdir()
+        owners[age] = _owner(tmp_path / str(age), age)
+    now = time.time
+    monkeypatch.setattr(folder_lock.time, "time", lambda: now() + wrong_by)
+    assert {age: is_alive(owner) for age, owner in owners.items()} == ages
+    assert [path.name for owner in owners.values() for path in owner.parent.iterdir()] == [OWNER, OWNER]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+@pytest.mark.parametrize("name", ["sleep", "a) S 1 2 (b", "((", "x )"])
+def test_when_a_process_began_is_read_whatever_its_name_is(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+    (tmp_path / ".lock").touch()
+    (tmp_path / name).symlink_to(shutil.which("sleep"))
+    child = subprocess.Popen([tmp_path / name, "60"])
+    try:
+        stat, head = Path(f"/proc/{child.pid}/stat"), f"{child.pid} ({name}) "
+        while not (text := stat.read_text()).startswith(head):  # not the program yet
+            time.sleep(0.01)
+        began = text.removeprefix(head).split()[22 - 3]  # fields are counted from 1, and two are gone
+        assert folder_lock._began(child.pid) == began
+        owner = _owner(tmp_path, 0, **{**folder_lock._this_process(), "pid": child.pid, "began": began})
+        assert is_alive(owner) and _is_locked()(tmp_path / ".lock")
+        _owner(tmp_path, 0, **{**folder_lock._this_process(), "pid": child.pid, "began": str(int(began) - 1)})
+        assert not is_alive(owner) and not _is_locked()(tmp_path / ".lock")
+    finally:
+        child.kill()
+        child.wait()
+    assert folder_lock._began(child.pid) is None
 
 
 def test_an_owner_file_still_being_written_counts_as_an_owner(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import time
 import zipfile
@@ -104,6 +105,17 @@ def test_a_finished_run_is_not_run_again(finish, tmp_path):
     assert finish("run.dir=done", "algo.total_frames=100") == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*")} == before
     assert "already finished: done" in (tmp_path / "stdout.txt").read_text()
+
+
+def test_a_done_json_that_a_crash_emptied_is_written_again(finish, tmp_path):
+    for name in ("whole", "emptied"):
+        assert finish(f"run.dir={name}", "algo.total_frames=300", *CHECKPOINTS) == 0
+    done = tmp_path / "emptied" / "done.json"
+    said = json.loads(done.read_text())
+    done.write_bytes(b"")
+    assert finish("run.dir=emptied", "algo.total_frames=300", *CHECKPOINTS) == 0
+    assert {**json.loads(done.read_text()), "wall_seconds": said["wall_seconds"]} == said
+    _assert_same_run(tmp_path / "whole", tmp_path / "emptied")
 
 
 def test_a_finished_run_keeps_its_weights_but_not_its_replay_buffer(finish, tmp_path):

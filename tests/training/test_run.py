@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_dqn
 import torch
@@ -187,6 +189,20 @@ def test_rows_without_episodes_or_updates(make_run):
     assert row["episodes"] == 0 and row["return_mean"] is None and "loss" not in row
 
 
+def test_mass_that_a_grid_clips_is_warned_of_once_above_one_percent(make_run, capsys):
+    for shares, warned in (((0.004, 0.01), 0), ((0.004, 0.013, 0.2), 1)):
+        run = make_run(f"clipped={max(shares)}", log_every_frames=8)
+        run.track()
+        for _, share in zip(
+            run.collect(_env(), _push_right, total_frames=8 * len(shares), frames_per_batch=8), shares, strict=True
+        ):
+            run.record({"loss": torch.tensor(1.0), "clipped_mass": torch.tensor(share)})
+        run.finish()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == warned
+    assert lines[0].startswith("warning: 1.3% of the targets' mass at frame 16 lies outside the grid of returns")
+
+
 def test_events_of_the_recipe(make_run):
     run = make_run()
     run.track()
@@ -326,6 +342,44 @@ def test_trajectories_statistics_and_slices_resume_exactly(make_run):
         gc.collect()  # of the run, whose lock went with its process in real life
     assert _slice_run(make_run("stopped", **settings)) == expected
     assert expected[-1]["ids"] > 500
+
+
+def _draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+
+class _DrawsWhenLoaded:
+    """A part whose restoring draws from every global generator."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, _):
+        _draws()
+
+
+def test_generators_are_restored_after_all_that_draws_from_them(make_run, monkeypatch):
+    def collect(name: str, stop_at: int | None = None) -> list:
+        run = make_run(name, checkpoint_every_frames=24)
+        replay = run.replay(64, 4)
+        run.track(zeroes=_DrawsWhenLoaded(), replay=replay)
+        env, drawn = make_env(EnvSettings("cartpole"), 4), []
+        for batch in run.collect(env, _push_right, total_frames=72, frames_per_batch=12):
+            replay.extend(batch.reshape(-1))
+            drawn.append((_draws(), replay.sample()["observation"].tolist()))
+            if run.frames == stop_at:
+                raise _Stop
+        run.finish()
+        return drawn
+
+    kind = type(restorable_part(make_env(EnvSettings("cartpole"), 4)))
+    restore = kind.restore
+    monkeypatch.setattr(kind, "restore", lambda *arguments: (restore(*arguments), _draws())[0])
+    whole = collect("whole")
+    with pytest.raises(_Stop):
+        collect("stopped", stop_at=60)
+    gc.collect()
+    assert collect("stopped") == whole[4:]
 
 
 @pytest.mark.curves

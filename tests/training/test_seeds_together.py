@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from torchrl_reg.training import read_metrics, strip_wall_clock
 
@@ -19,6 +23,13 @@ SMALL += ["run.evaluate_every_frames=1000", "run.checkpoint_every_frames=800", "
 
 def rows(folder: Path) -> list[dict]:
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = (folder / "checkpoints").glob("*.torchrl")
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if "loss" in name and name.endswith(".pt")]
+        return torch.load(io.BytesIO(archive.read(name)), weights_only=True)
 
 
 def newest(folder: Path) -> str:
@@ -49,6 +60,42 @@ def test_killed_and_started_again_they_end_like_runs_never_interrupted(start, fi
     assert "already finished: killed/seed=3" in (tmp_path / "stdout.txt").read_text()
     for seed in (0, 3):
         assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
+
+
+@pytest.mark.parametrize(("saved", "common"), [(160, 0), (464, 304)])
+def test_a_kill_between_the_checkpoints_of_two_seeds_sends_all_back_to_one_frame(
+    start, finish, kill_when, tmp_path, saved, common
+):
+    assert finish("run.seeds=[0,3]", "run.dir=whole", *TINY) == 0
+    killed, name = tmp_path / "killed", f"checkpoint-{saved:012d}.torchrl"
+    latest = [killed / f"seed={seed}/checkpoints" / name for seed in (0, 3)]
+    kill_when(start("run.seeds=[0,3]", "run.dir=killed", *TINY), lambda: all(path.exists() for path in latest))
+    latest[1].unlink()  # as if the kill had come a moment earlier
+    assert finish("run.seeds=[0,3]", "run.dir=killed", *TINY) == 0
+    said = (tmp_path / "stdout.txt").read_text()
+    for seed in (0, 3):
+        assert said.count(f"resuming killed/seed={seed} at frame {common}, ") == (common > 0)
+        assert said.count(f"starting killed/seed={seed}, ") == (1 if common else 2)
+        assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
+
+
+def test_seeds_without_a_common_checkpoint_go_on_from_their_own(finish, tmp_path):
+    settings = [*TINY, "algo.lr=1e38", "algo.learning_starts_frames=400"]  # fails after the second checkpoint
+    assert finish("run.seed=3", "run.dir=some/seed=3", *settings) == 1
+    assert finish("run.seeds=[0,3]", "run.dir=some", *settings) == 1
+    said = (tmp_path / "stdout.txt").read_text()
+    assert "resuming some/seed=3 at frame 304, " in said and "starting some/seed=0, " in said
+
+
+def test_no_seed_is_done_before_all_have_their_last_checkpoint(start, finish, kill_when, tmp_path):
+    assert finish("run.seeds=[0,3]", "run.dir=whole", *TINY) == 0
+    killed = tmp_path / "killed"
+    kill_when(start("run.seeds=[0,3]", "run.dir=killed", *TINY), (killed / "seed=0/done.json").exists)
+    assert not (killed / "seed=3/done.json").exists()
+    assert newest(killed) == "checkpoint-000000000608.torchrl"
+    assert (killed / "seed=3/checkpoints" / newest(killed)).exists()
+    assert finish("run.seeds=[0,3]", "run.dir=killed", *TINY) == 0
+    assert rows(killed / "seed=3") == rows(tmp_path / "whole/seed=3")
 
 
 def test_a_seed_that_fails_does_not_stop_the_others(finish, tmp_path):
@@ -95,3 +142,22 @@ def test_a_stack_gives_the_rows_of_each_alone_but_for_summation_order(tmp_path: 
     # Each folder holds no more than its own: a checkpoint of one network, not of the stack.
     archives = [next((tmp_path / name).rglob("*.torchrl")) for name in ("alone", "together/seed=1")]
     assert archives[0].stat().st_size == pytest.approx(archives[1].stat().st_size, rel=0.02)
+
+
+def test_stacked_seeds_killed_and_started_again_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    settings = ["run.seeds=[1,0]", "run.checkpoint_every_frames=400", "run.log_every_frames=160"]
+    whole, killed = run(tmp_path / "whole", *settings), tmp_path / "killed"
+    for saved in (1216, 2016):
+        process = run(killed, *settings)
+        name = f"checkpoints/checkpoint-{saved:012d}.torchrl"
+        while not all((killed / f"seed={seed}" / name).exists() for seed in (0, 1)):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        (killed / "seed=0" / name).unlink()  # as if the kill had come between the two
+    assert run(killed, *settings).wait() == 0 and whole.wait() == 0
+    for seed in (0, 1):
+        assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
+        one, other = (final_weights(folder / f"seed={seed}") for folder in (tmp_path / "whole", killed))
+        assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

@@ -1,11 +1,13 @@
 """A description of what a policy is made of, as JSON, and the same modules built from it.
 
 A network records how it was built (:func:`torchrl_reg.modules.rebuildable`); what acts on top of it has a row in
-``_PARTS``. A description names rows and builders of this package only, so that reading one executes nothing else.
+``_PARTS``. A description names rows and builders of this package, and regularizers that are already imported, so that
+reading one executes nothing else.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,7 @@ from torchrl_reg.modules import (
     QuantileQActor,
 )
 from torchrl_reg.modules.rebuilding import Spaces, rebuilt
-from torchrl_reg.regularizers import Boltzmann, Entropy, Tsallis
+from torchrl_reg.regularizers import Coefficient, Entropy, Regularizer, Tsallis
 
 Description = dict[str, Any]
 
@@ -128,17 +130,52 @@ def _fixed_quantile_actor(actor: FixedQuantileQActor) -> Description:
 
 def _boltzmann(actor: BoltzmannQActor) -> Description:
     said = {"actor": described(actor.actor), "num_actions": None if actor.prior is None else actor.prior.num_actions}
-    if actor.prior is None and type(actor.regularizer) not in (Entropy, Boltzmann, Tsallis):
-        raise Undescribed(f"a policy regularized by {type(actor.regularizer).__name__}")
-    return said | {"index": actor.regularizer.q if isinstance(actor.regularizer, Tsallis) else None}
+    return said if actor.prior is not None else said | {"regularizer": _described_regularizer(actor.regularizer)}
 
 
 def _built_boltzmann(said: Description, spec: TensorSpec) -> BoltzmannQActor:
     actor = _built(said["actor"], spec)
-    if said["num_actions"] is None:  # the temperature comes with the weights; Boltzmann acts as Entropy does
-        regularizer = Entropy(1.0) if said["index"] is None else Tsallis(1.0, said["index"])
-        return BoltzmannQActor(actor, regularizer=regularizer)
-    return BoltzmannQActor(actor, prior=ActionPrior(said["num_actions"]))
+    if said["num_actions"] is not None:
+        return BoltzmannQActor(actor, prior=ActionPrior(said["num_actions"]))
+    if "regularizer" not in said:  # as it was written before regularizers described themselves
+        return BoltzmannQActor(
+            actor, regularizer=Entropy(1.0) if said["index"] is None else Tsallis(1.0, said["index"])
+        )
+    name, known = said["regularizer"]["name"], _regularizers(Regularizer)
+    if name not in known:
+        raise ValueError(f"regularizer must be a class that is imported before the policy is read, got {name!r}.")
+    made = known[name](*said["regularizer"]["args"], **said["regularizer"]["kwargs"])
+    return BoltzmannQActor(actor, regularizer=made)
+
+
+def _described_regularizer(regularizer: Regularizer) -> Description:
+    """Its class, and what it was built with; its coefficients come with the weights."""
+    args, kwargs = regularizer.built_with
+    given = {"args": [_plain(value) for value in args], "kwargs": {key: _plain(value) for key, value in kwargs.items()}}
+    return {"name": _name(type(regularizer)), **given}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Coefficient, torch.Tensor)):
+        value = (value.value if isinstance(value, Coefficient) else value).tolist()
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise Undescribed(f"a policy whose regularizer was built with a {type(value).__name__}") from None
+    return value
+
+
+def _name(kind: type) -> str:
+    """What a file calls a regularizer: its class, with its module unless that is ours."""
+    return kind.__qualname__ if kind.__module__.startswith("torchrl_reg.") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _regularizers(kind: type) -> dict[str, type]:
+    """Every regularizer defined so far, by name: reading a policy imports nothing."""
+    kinds: list[type] = kind.__subclasses__()
+    known = {_name(each): each for each in kinds}
+    below = [_regularizers(base) for base in known.values()]
+    return {name: each for names in below for name, each in names.items()} | known
 
 
 def _prior_exploration(module: PriorEGreedyModule) -> Description:

@@ -42,6 +42,7 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes
 
     Raises:
         Undescribed: a module that could not be built again; the message says which.
+        AgentError: weights that are not finite.
     """
     policy = _whole(policies)
     description = described(policy)
@@ -53,6 +54,7 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes
         del here[name], state[name]
     if acts != here:
         raise Undescribed(f"the description of {type(policy).__name__} gives other weights")
+    check_finite(state, "policy")
     said = {"policy": description, "facts": dict(facts)}
     text = json.dumps(said, sort_keys=True, allow_nan=False)
     plain = encoded(state, {})
@@ -68,7 +70,7 @@ def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | 
     on top of them can be saved.
 
     Raises:
-        AgentError: another module is in it.
+        AgentError: another module is in it, or its weights are not finite.
     """
     try:
         content = policy_bytes({"policy": policy}, facts or {})
@@ -77,11 +79,23 @@ def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | 
     Path(path).write_bytes(content)
 
 
+def check_finite(state: Mapping[str, Any], whose: str) -> None:
+    """Refuses a ``state_dict`` with NaN or an infinite number in it.
+
+    Raises:
+        AgentError: there is one; the sentence names it.
+    """
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+            value = tensor[~tensor.isfinite()][0].item()
+            raise AgentError(f"{whose} must have finite weights, got {value} in {name}.")
+
+
 def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> SavedPolicy:
     """The policy in a run folder, an exported folder or a file, with what is known of it.
 
     Raises:
-        AgentError: there is none, it is damaged, it is another run's, or this version cannot build it.
+        AgentError: there is none, it is damaged, not finite or another run's, or this version cannot build it.
     """
     folder = Path(folder)
     path = folder / POLICY_FILE if folder.is_dir() else folder
@@ -95,6 +109,7 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
         raise AgentError(f"{path} is damaged: its checksum does not fit its content.")
     said = json.loads(text)
     _check_owner(path, said["facts"])
+    check_finite(tensors, str(path))
     try:
         policy = built(said["policy"])
         policy.load_state_dict(tensors)
@@ -115,7 +130,7 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -
         device: where the weights go.
 
     Raises:
-        AgentError: there is no policy, it is damaged, or belongs to another run.
+        AgentError: there is no policy, it is damaged or not finite, or belongs to another run.
 
     Example:
         >>> import tempfile
@@ -147,7 +162,7 @@ def _whole(policies: Mapping[str, Any]) -> nn.Module:
 def _check_owner(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuses a policy that is not what the finished run beside it ended with."""
     done = path.parent / "done.json"
-    if not done.is_file() or "evaluation" not in facts:
+    if not done.is_file() or not done.stat().st_size or "evaluation" not in facts:
         return
     try:
         last = json.loads(done.read_text())["evaluation"] or {}

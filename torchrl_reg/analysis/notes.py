@@ -18,7 +18,7 @@ def warnings(
     baseline: str | None = None,
     averaged: bool = True,
 ) -> list[str]:
-    """Runs left out, mixed commits, methods missing on some environments, settings that vary along with a label.
+    """Runs left out, diverged or of mixed commits, methods missing on some environments, settings hidden by a label.
 
     Args:
         groups, scores: what is shown.
@@ -27,6 +27,7 @@ def warnings(
         averaged: whether something over all environments follows, so that it matters what is not in it.
     """
     found = [reason for each in scores for reason in each.left_out]
+    found += diverged_runs([run for group in groups for run in group.runs])
     found += mixed_commits(groups) + moved_runs(groups)
     if averaged:
         there = {(each.group.method, each.group.env): len(each.values) > 0 for each in scores}
@@ -65,6 +66,12 @@ def mixed_commits(groups: Sequence[Group]) -> list[str]:
     """A sentence on the groups whose seeds were run at several commits, if any."""
     mixed = [f"{g.method} on {g.env} at {', '.join(g.commits)}" for g in groups if len(g.commits) > 1]
     return [f"seeds were run at several commits: {_first_three(mixed)}"] if mixed else []
+
+
+def diverged_runs(runs: Sequence[RunRecord]) -> list[str]:
+    """A sentence on the runs whose values outgrew what rewards allow, if any."""
+    diverged = [f"{run.path} at frame {run.diverged_frames:,}" for run in runs if run.diverged_frames is not None]
+    return [f"values diverged in {_first_three(diverged, ', ')}"] if diverged else []
 
 
 def moved_runs(groups: Sequence[Group]) -> list[str]:

@@ -44,14 +44,19 @@ def _text(name: str) -> str:
     return files("torchrl_reg.analysis").joinpath("data", name).read_text(encoding="utf-8")
 
 
-_TABLES: dict[str, dict[str, str]] = json.loads(_text("published.json"))
-#: Names of the tables :func:`published_table` knows.
-PUBLISHED = tuple(_TABLES)
+@cache
+def _tables() -> dict[str, dict[str, str]]:
+    return json.loads(_text("published.json"))
+
+
+def published_names() -> tuple[str, ...]:
+    """Names of the tables :func:`published_table` knows."""
+    return tuple(_tables())
 
 
 @cache
 def published_table(name: str) -> PublishedTable:
-    """The table ``name``, one of ``PUBLISHED``.
+    """The table ``name``, one of :func:`published_names`.
 
     Raises:
         AnalysisError: another name.
@@ -59,8 +64,8 @@ def published_table(name: str) -> PublishedTable:
     >>> published_table("mirl").of("space_invaders")["mirl"]
     164.79
     """
-    one_of("published", name, PUBLISHED)
-    about = dict(_TABLES[name])
+    one_of("published", name, published_names())
+    about = dict(_tables()[name])
     rows = _read(about.pop("file"))
     columns = tuple(key for key in rows[0] if key != "game")
     scores = {row["game"]: MappingProxyType({key: float(row[key]) for key in columns}) for row in rows}

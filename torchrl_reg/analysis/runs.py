@@ -101,6 +101,12 @@ class RunRecord:
         """Columns of the rows of ``event`` (``eval``, ``train``) that hold a number or ``null`` anywhere."""
         return [name for name in self._columns(event) if name not in ("event", "frames")]
 
+    @property
+    def diverged_frames(self) -> int | None:
+        """The frame at which values were first seen beyond what rewards allow; None if they never were."""
+        said = self.training("diverged_frames")[1] if self.done is None else [self.done.get("diverged_frames")]
+        return next((int(frames) for frames in said if is_number(frames) and math.isfinite(frames)), None)
+
     @cached_property
     def frames(self) -> int:
         """Environment frames at the last row of any kind."""

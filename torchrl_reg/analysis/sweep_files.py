@@ -1,4 +1,4 @@
-"""Files beside the runs of a sweep: the list of planned runs, failure marks, logs.
+"""Files beside the runs of a sweep: the list of planned runs, failure marks.
 
 A run that failed has a mark beside it (``seed=0.failed``, of its array element) or its own ``failed.json``, and a log.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from torchrl_reg.analysis.documents import read_json
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.runs import folders
+from torchrl_reg.run_endings import last_line, printable
 
 _LAUNCHES = "jobs.jsonl"
 #: Folders between a sweep's and a run's: ``recipe/env/settings``.
@@ -51,11 +51,6 @@ def _listed(sweep: Path) -> Iterator[Path]:
             continue  # a row that a crash cut short
 
 
-def is_done(run: Path) -> bool:
-    """Whether the run has come to its end."""
-    return (run / "done.json").exists()
-
-
 def marks(run: Path) -> list[Path]:
     """The failure marks of a run, its array element's first."""
     return [mark for mark in (run.with_name(f"{run.name}.failed"), run / "failed.json") if mark.exists()]
@@ -73,27 +68,6 @@ def failure(run: Path) -> dict[str, str] | None:
     said["last_line"] = said.get("last_line") or last_line(run.with_name(f"{run.name}.log"))
     names = ("returncode", "ended_at", "last_line")
     return {name: "" if said.get(name) is None else printable(str(said[name])) for name in names}
-
-
-def last_line(log: Path) -> str:
-    """The last non-empty line of a log, safe to print."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except OSError:
-        return ""
-    return printable(next((line for line in reversed(lines) if line), ""))
-
-
-def printable(text: str) -> str:
-    """``text`` without terminal control: colours are removed, other control codes shown escaped.
-
-    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
-    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def marked(root: Path) -> set[Path]:

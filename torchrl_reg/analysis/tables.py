@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.numbers import amount, counted
-from torchrl_reg.analysis.published import PUBLISHED, published_table
+from torchrl_reg.analysis.published import published_names, published_table
 from torchrl_reg.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score, sac_frames
 from torchrl_reg.analysis.statistics import Array, Estimate, probability_of_improvement, stratified_estimate
 
@@ -166,7 +166,7 @@ def _honest(numbers: Mapping[str, Estimate | float], compared: Iterable[Array]) 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
     names = dict.fromkeys(name for row in rows for name in row.numbers)
     # The papers' columns last, whichever row came first.
-    return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in PUBLISHED))))
+    return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in published_names()))))
 
 
 def markdown(tables: Sequence[Table]) -> str:

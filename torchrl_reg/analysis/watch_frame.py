@@ -58,10 +58,14 @@ def watch_frame(
 
 
 def _problems(watcher: Watcher, notes: Sequence[str]) -> list[Text]:
-    """A line a run that failed or cannot be read, and what SLURM says."""
+    """A line a run that failed, diverged or cannot be read, and what SLURM says."""
     lines = [("red", f"{watcher.shown_path(path)} failed: {said}") for path, said in watcher.failures().items()]
     if len(lines) > _MOST_FAILURES:
         lines[_MOST_FAILURES:] = [("red", f"{len(lines) - _MOST_FAILURES} more failed")]
+    frames = {watcher.shown_path(path): run.diverged_frames for path, run in watcher.runs.items()}
+    if diverged := [f"{path} at frame {at:,}" for path, at in frames.items() if at is not None]:
+        more = f" and {len(diverged) - _MOST_FAILURES} more" if len(diverged) > _MOST_FAILURES else ""
+        lines.append(("yellow", f"values diverged in {', '.join(diverged[:_MOST_FAILURES])}{more}"))
     lines += [("yellow", f"{path}: {message}") for path, message in watcher.unreadable.items()]
     lines += [("yellow", note) for note in notes]
     return [Text(line, style=color, no_wrap=color == "red", overflow="ellipsis") for color, line in lines]

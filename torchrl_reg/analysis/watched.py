@@ -16,8 +16,9 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.record import Column, Columns, Row, Tail, finite, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
-from torchrl_reg.analysis.sweep_files import failure, is_done, marks, not_begun
+from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
 from torchrl_reg.analysis.terminal_plot import Curve
+from torchrl_reg.run_endings import is_done
 
 Event = Literal["eval", "train"]
 State = Literal["done", "running", "silent", "failed", "waiting"]
@@ -58,6 +59,11 @@ class WatchedRun:
         return finite(self._columns.of(event, "return"))
 
     @property
+    def diverged_frames(self) -> int | None:
+        """The frame at which values were first seen beyond what rewards allow; None if they never were."""
+        return next(map(int, finite(self._columns.of("train", "diverged_frames"))[1]), None)
+
+    @property
     def remaining_seconds(self) -> float | None:
         """Until the last frame at the latest speed; None if unknown."""
         total = self.record.total_frames
@@ -91,7 +97,8 @@ class WatchedRun:
         elif is_number(wall := row.get("wall_seconds")):
             self._row_seconds, self._wall = max(wall - self._wall, 0.0), wall
             self.fps = row["fps"] if is_number(row.get("fps")) else self.fps
-        return {"event": row["event"], "frames": row["frames"], "return": row.get(name)}
+        diverged = row.get("diverged_frames")
+        return {"event": row["event"], "frames": row["frames"], "return": row.get(name), "diverged_frames": diverged}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchrl.modules import EGreedyModule, QValueModule
 
 from torchrl_reg.collectors.lean import LeanCollector
-from torchrl_reg.collectors.plain_policy import State, epsilon_draws, policy_parts
+from torchrl_reg.collectors.plain_policy import State, epsilon_draws, has_hooks, policy_parts
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.modules.stacked import stack_layers
 
@@ -149,8 +149,9 @@ class _Group:
 def _explorer(collector: LeanCollector) -> _Explorer:
     parts = policy_parts(collector.policy)
     kinds = [type(part) for part in parts]
-    if len(parts) != 3 or kinds[1:] != [QValueModule, EGreedyModule] or len(parts[0].in_keys) != 1:
-        raise ValueError("policy must be epsilon-greedy in a Q-network of one observation, got another.")
+    hooked = any(has_hooks(module) for part in parts if isinstance(part, nn.Module) for module in part.modules())
+    if len(parts) != 3 or kinds[1:] != [QValueModule, EGreedyModule] or len(parts[0].in_keys) != 1 or hooked:
+        raise ValueError("policy must be epsilon-greedy in a Q-network of one observation, without hooks, got another.")
     greedy, exploration = parts[1:]
     masked = greedy.action_mask_key is not None or exploration.action_mask_key is not None
     if masked or greedy.action_space != "categorical" or list(parts[0].out_keys) != list(greedy.in_keys):

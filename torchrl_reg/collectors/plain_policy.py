@@ -49,10 +49,10 @@ def policy_parts(policy: Any, explores: bool = True) -> list[Any]:
     known = type(policy) in sequences or (
         isinstance(policy, QValueActor) and type(policy).forward is QValueActor.forward
     )
-    if type(policy) is BoltzmannQActor and not _has_hooks(policy) and explores:
+    if type(policy) is BoltzmannQActor and not has_hooks(policy) and explores:
         return [*policy_parts(policy.actor), _Chosen(policy.choose)]
     selects = getattr(policy, "partial_tolerant", False) or getattr(policy, "_select_before_return", False)
-    if not known or _has_hooks(policy) or selects:
+    if not known or has_hooks(policy) or selects:
         return [policy]
     return [part for module in policy.module for part in policy_parts(module, explores)]
 
@@ -63,14 +63,15 @@ class _Chosen(NamedTuple):
     call: PlainPolicy
 
 
-def _has_hooks(module: torch.nn.Module) -> bool:
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether something else is called whenever the module is."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> PlainPolicy:
     if isinstance(module, _Chosen):
         return module.call
-    if isinstance(module, torch.nn.Module) and not _has_hooks(module):
+    if isinstance(module, torch.nn.Module) and not has_hooks(module):
         if type(module) in (TensorDictModule, SafeModule) and _is_simple(module):
             return _network(module)
         if type(module) is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
@@ -101,7 +102,8 @@ def _draws_plainly(module: SafeProbabilisticModule) -> bool:
     """Whether the module does nothing but draw an action and its log-probability."""
     one = list(module.dist_sample_keys) == list(module.out_keys[:1]) and module.num_samples is None
     kind = module.distribution_class
-    random = module.default_interaction_type is ExplorationType.RANDOM and kind is TanhNormal
+    squashed = isinstance(kind, type) and issubclass(kind, TanhNormal)
+    random = module.default_interaction_type is ExplorationType.RANDOM and squashed
     generators = module._generator is None and module._generator_key is None
     simple = module.return_log_prob and not module.safe and not module.cache_dist
     return one and random and generators and simple

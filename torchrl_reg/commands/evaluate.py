@@ -8,6 +8,7 @@ from typing import Any
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.commands.selection import warn
+from torchrl_reg.run_endings import is_done
 
 MODES = ("greedy", "sampled")
 
@@ -99,7 +100,7 @@ def _append(folder: Path, row: dict[str, Any]) -> None:
     record = folder / "metrics.jsonl"
     if not record.is_file():
         return
-    if not (folder / "done.json").is_file():
+    if not is_done(folder):
         warn([f"{record} was left alone: the run is not finished"])
         return
     from torchrl_reg.training.metrics import MetricsFile

@@ -23,6 +23,7 @@ COLLAPSED_SHARE = 0.1
 FEWEST_COPIES = 5
 # Training rows, with episodes that all returned the same, from which on that is no accident.
 _SAME_ROWS = 10
+_EXPLODED = "values explode: lower the learning rate, or copy the target less often"
 _IN_REWARD_UNITS = ("td_error", "action_gap", "soft_gap", "bonus", "value")
 
 
@@ -95,6 +96,9 @@ def _learning(train: list[Row], algo: dict[str, float]) -> Iterator[Finding]:
 
 def _values(rows: list[Row], train: list[Row], algo: dict[str, float]) -> Finding | None:
     """Whether learnt values have a magnitude that the returns and the entropy term allow."""
+    if diverged := numbers_in(train, "diverged_frames"):
+        detail = f"they outgrew what rewards allow at frame {diverged[0]:,}"
+        return Finding("values", "warn", detail, _EXPLODED)
     returns = [abs(v) for row in rows for n, v in row.items() if n.startswith("return") and is_number(v)]
     if not returns:
         return None
@@ -111,8 +115,7 @@ def _values(rows: list[Row], train: list[Row], algo: dict[str, float]) -> Findin
         if values and max(values) > limit:
             worst = f"{name} reached {max(values):.3g} at frame {values[max(values)]:,}"
             detail = f"{worst}, where returns are at most {max(returns):.3g}"
-            todo = "values explode: lower the learning rate, or copy the target less often"
-            return Finding("values", "warn", detail, todo)
+            return Finding("values", "warn", detail, _EXPLODED)
     return Finding("values", "ok", f"of the size that returns up to {max(returns):.3g} allow")
 
 

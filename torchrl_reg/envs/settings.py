@@ -161,6 +161,8 @@ def resolve(settings: EnvSettings) -> EnvSettings:
         EnvError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to
             the family, or a value of the wrong type or range.
     """
+    if not isinstance(settings, EnvSettings):
+        raise EnvError(f"settings must be EnvSettings, such as EnvSettings('cartpole'), got {settings!r}.")
     if settings.name not in _FAMILIES:
         raise EnvError(unknown_name("name", settings.name, _FAMILIES))
     _check_game(settings)

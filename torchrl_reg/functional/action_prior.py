@@ -55,7 +55,7 @@ def averaged_prior(prior: Tensor, policies: Tensor, rate: float, *, mask: Tensor
     counts = mask.sum(1)
     summed = torch.where(mask.unsqueeze(-1), policies, policies.new_zeros(())).sum(1)
     means = summed / counts.clamp(min=1).unsqueeze(-1)
-    keep = torch.pow(torch.tensor(1.0 - rate, dtype=prior.dtype, device=prior.device), counts)
+    keep = torch.pow(torch.full_like(counts, 1.0 - rate, dtype=prior.dtype), counts)
     # The share that a step keeps after all later ones.
     later = keep.flip(0).cumprod(0).flip(0)
     shares = (1.0 - keep) * torch.cat((later[1:], later.new_ones(1)))

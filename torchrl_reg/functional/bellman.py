@@ -42,9 +42,10 @@ def bellman_temperature(
         raise ValueError(f"scale must be a finite number > 0, got {scale}.")
     if not 1 <= exponent < math.inf:
         raise ValueError(f"exponent must be a finite number >= 1, got {exponent}.")
-    power = at_least_float32(td_error).abs().pow(exponent)
+    error = at_least_float32(td_error)
     if weights is None:
-        return scale / exponent * power.mean()
-    # Rows of weight 0 may hold NaN.
-    total = (weights * torch.where(weights > 0, power, 0.0)).sum()
+        return scale / exponent * error.abs().pow(exponent).mean()
+    # Rows of weight 0 may hold NaN, whose power would have a gradient of NaN.
+    power = torch.where(weights > 0, error, 0.0).abs().pow(exponent)
+    total = (weights * power).sum()
     return scale / exponent * total / weights.sum().to(power.dtype).clamp(min=torch.finfo(power.dtype).tiny)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchrl_reg.functional import averaged_prior
 from torchrl_reg.regularizers.action_prior import ActionPrior
+from torchrl_reg.regularizers.ranks import gathered_from_ranks, in_process_group
 
 
 class PriorUpdate(TensorDictModuleBase):
@@ -21,7 +22,7 @@ class PriorUpdate(TensorDictModuleBase):
     A batch counts as its ``T x N`` steps in order of time; the ``N`` steps of one time count with their mean policy
     (:func:`~torchrl_reg.functional.averaged_prior`). ``pi`` uses the prior from the start of the batch, so the result
     differs from step-by-step updates by order ``(rate T N)^2``. Rows of a padded batch (``("collector", "mask")`` or
-    ``"mask"`` false) are ignored.
+    ``"mask"`` false) are ignored. The environments of all ranks of a process group count as those of one batch.
 
     Source: Grau-Moya et al. 2019 (MIRL).
 
@@ -70,6 +71,10 @@ class PriorUpdate(TensorDictModuleBase):
         mask = _mask(tensordict)
         if mask is not None:
             mask = mask.movedim(time, 0).reshape(steps, -1)
+        if in_process_group():
+            counted = pi.new_ones(pi.shape[:2]) if mask is None else mask.to(pi.dtype)
+            pi = gathered_from_ranks(torch.cat((pi, counted.unsqueeze(-1)), -1), 1)
+            pi, mask = pi[..., :-1], pi[..., -1] > 0
         self.prior.assign(averaged_prior(self.prior.log_prior.exp(), pi, self.rate, mask=mask))
         return tensordict
 

@@ -54,6 +54,8 @@ class BoltzmannQActor(TensorDictModuleBase):
                 f"Either tau or prior or regularizer must be given, got tau={tau!r}, prior={prior!r} and "
                 f"regularizer={regularizer!r}."
             )
+        if not hasattr(actor, "in_keys"):
+            raise ValueError(f"actor must be a Q-value actor, such as a QValueActor, got {type(actor).__name__}.")
         super().__init__()
         if regularizer is None:
             regularizer = PriorKL(prior=prior) if prior is not None else Entropy(tau)  # type: ignore[arg-type]

@@ -88,6 +88,7 @@ class FlowDistribution(Distribution):
         """
         if value.shape[-1:] != self._event_shape:
             raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
+        value = value.to(self.low.dtype)
         limit = 1 - (1e-12 if value.dtype == torch.float64 else 1e-6)
         u = ((2 * value - self.low - self.high) / (self.high - self.low)).clamp(-limit, limit).atanh()
         z, log_det = self.to_base(u)
@@ -227,6 +228,7 @@ class FlowActor(TensorDictModuleBase):
         self.weight_out = nn.Parameter(torch.empty(num_layers, 2 * dims, num_cells))
         self.bias_out = nn.Parameter(torch.empty(num_layers, 2 * dims))
         self.reset_parameters()
+        self.to(next((p.dtype for p in torso.parameters()), low.dtype))  # the box and the layers as the torso
         self.in_keys, self.action_key = list(in_keys), action_key
         self.stored_action_key, self.log_prob_key = action_key, suffixed(action_key, "_log_prob")
         self.out_keys = [self.action_key, self.log_prob_key]

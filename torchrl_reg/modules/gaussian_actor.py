@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey
@@ -15,6 +16,43 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_reg.modules.multicategorical import check_box
 from torchrl_reg.modules.multicategorical_actor import suffixed
+
+
+class BoxedTanhNormal(TanhNormal):
+    """A :class:`~torchrl.modules.TanhNormal` whose bounds are moved and compared once for each device and dtype.
+
+    TorchRL's does both whenever one is made, and the host waits for a GPU each time. Actions have the dtype of ``loc``.
+
+    Args:
+        loc, scale: of the normal, ``[*B, D]``.
+        low, high: the bounds, exact in float64.
+        held: what is kept for each device and dtype; one dict for all distributions of a box.
+        box: further arguments of TorchRL's.
+    """
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, *, low: Tensor, high: Tensor, held: dict[Any, dict[str, Any]], **box: Any
+    ) -> None:
+        key = loc.device, loc.dtype
+        if not torch.compiler.is_compiling() and key in held:
+            self.__dict__.update(held[key])
+            self.update(loc, scale)
+            return
+        super().__init__(loc, scale, low=low.to(loc), high=high.to(loc), **box)
+        # Inference tensors could not be differentiated through.
+        if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+            held[key] = self._of_the_box
+
+    def update(self, loc: Tensor, scale: Tensor) -> None:
+        # Called at the end of TorchRL's constructor, when all there is comes from the box.
+        if not torch.compiler.is_compiling() and not hasattr(self, "base_dist"):
+            self._of_the_box = dict(vars(self))
+        super().update(loc, scale)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        # The same numbers as TorchRL's, whose torch.normal has the host read the scale, on a GPU until PyTorch 2.14.
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
 
 def gaussian_actor(
@@ -61,8 +99,8 @@ def gaussian_actor(
             f"scale_mapping must be one of tensordict's mappings, such as 'biased_softplus_1.0' or 'exp', got "
             f"{scale_mapping!r}."
         ) from None
-    low, high = torch.as_tensor(low).float(), torch.as_tensor(high).float()
-    check_box(low, high)
+    low, high = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
+    check_box(low.float(), high.float())  # float32's largest numbers are no bounds
     params = TensorDictModule(
         nn.Sequential(network, NormalParamExtractor(scale_mapping=scale_mapping, scale_lb=scale_lb)),
         in_keys=list(in_keys),
@@ -73,10 +111,9 @@ def gaussian_actor(
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=spec,
-        distribution_class=TanhNormal,
+        distribution_class=BoxedTanhNormal,
         # safe_tanh clamps the inverse at 1 - eps: without it an action on a bound has log-density nan.
-        # Trap: TanhNormal moves the bounds to the device of loc at each construction.
-        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True},
+        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True, "held": {}},
         return_log_prob=True,
         log_prob_key=suffixed(action_key, "_log_prob"),
         default_interaction_type=ExplorationType.RANDOM,

@@ -83,6 +83,7 @@ class StochasticSamplerActor(TensorDictModuleBase):
         for width, following in zip(widths, [*widths[1:], dims], strict=True):
             layers += [nn.Linear(width, following), nn.ReLU()]
         self.rest = nn.Sequential(*layers[:-1])
+        self.to(next((p.dtype for p in torso.parameters()), lowest.dtype))  # the box and the layers as the torso
         self.in_keys, self.action_key = list(in_keys), action_key
         self.stored_action_key, self.out_keys = action_key, [action_key]
 

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from torchrl.objectives.utils import ValueEstimators, distance_loss
 
 from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble, is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.objectives.binding import BoundNetwork, pointers
@@ -94,7 +95,7 @@ class ActorCriticLoss(RegularizedLoss):
                     f"qvalue_network must read the action {action_key!r}, got a critic that reads "
                     f"{', '.join(map(repr, critic.in_keys))}."
                 )
-        self.temperature = temperature
+        self.temperature = temperature.to(next((p.device for p in actor_network.parameters()), None))
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(ensemble, "qvalue_network", create_target_params=True)
 
@@ -135,7 +136,8 @@ class ActorCriticLoss(RegularizedLoss):
         return self._detached[0]
 
     def _q(self, bound: BoundCritics, states: TensorDictBase, action: Tensor) -> Tensor:
-        """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``."""
+        """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``, in the critics' dtype."""
+        action = action.to(self._detached[1][0].dtype)
         if action.ndim > states.ndim + 1:
             keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
             states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])
@@ -167,12 +169,20 @@ class ActorCriticLoss(RegularizedLoss):
         return td_error.square().amax(0)
 
 
-def reparametrized(dist: Distribution, batch_size: torch.Size) -> tuple[Tensor, Tensor]:
+def reparametrized(
+    dist: Distribution, batch_size: torch.Size, *, straight_through: bool = False
+) -> tuple[Tensor, Tensor]:
     """A sampled action, through which the gradient flows, and its log-probability ``[*B]``.
 
     Raises:
-        ValueError: the distribution has no such samples (bins, say).
+        ValueError: the distribution has no such samples, or straight-through ones that were not asked for.
     """
+    if isinstance(dist, Multicategorical) and not straight_through:
+        raise ValueError(
+            "actor_network must give reparametrized samples, as gaussian_actor and FlowActor do, got a "
+            "Multicategorical, whose straight-through gradient is biased (SoftActorCriticLoss takes it with "
+            "straight_through=True)."
+        )
     if hasattr(dist, "rsample_and_log_prob"):
         return dist.rsample_and_log_prob()
     if not dist.has_rsample:

@@ -10,7 +10,6 @@ from torchrl.modules import QValueActor
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.shaping import AdvantageGap
 from torchrl_reg.regularizers import HardMax
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class AdvantageLearningLoss(QLearningLoss):
@@ -51,8 +50,6 @@ class AdvantageLearningLoss(QLearningLoss):
     >>> bool(loss(data)["bonus"] <= 0)
     True
     """
-
-    alpha = coefficient("shaping.alpha_coefficient", "Current weight of the gap.")
 
     def __init__(
         self, value_network: QValueActor | nn.Module, *, alpha: float = 0.9, persistent: bool = False, **kwargs: Any

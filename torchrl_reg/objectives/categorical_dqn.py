@@ -20,8 +20,8 @@ class CategoricalDQNLoss(QLearningLoss):
         delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
 
     Returns (in a TensorDict): ``loss`` (nats) and detached scalars ``action_gap``, ``td_error`` (mean absolute
-    difference of the means, reward units). The priority ``[*B, 1]`` is the row's cross-entropy; Dopamine's Rainbow
-    takes its square root.
+    difference of the means, reward units), ``clipped_mass`` (share of the targets' mass outside the grid). The priority
+    ``[*B, 1]`` is the row's cross-entropy; Dopamine's Rainbow takes its square root.
 
     Raises:
         ValueError: a network that is not a CategoricalQActor.
@@ -63,8 +63,8 @@ class MunchausenCategoricalLoss(MunchausenDQNLoss):
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
         delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
 
-    Returns (in a TensorDict): ``loss`` (nats) and the detached scalars of :class:`MunchausenDQNLoss`. Writes the
-    priority ``[*B, 1]``.
+    Returns (in a TensorDict): ``loss`` (nats), the detached scalars of :class:`MunchausenDQNLoss`, and
+    ``clipped_mass`` (share of the targets' mass outside the grid). Writes the priority ``[*B, 1]``.
 
     Raises:
         ValueError: a coefficient out of range, a network that is not a CategoricalQActor.

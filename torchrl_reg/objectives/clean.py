@@ -17,6 +17,7 @@ from torchrl_reg.torchrl_compat import entry, shallow_copy
 def cleaned(
     tensordict: TensorDictBase,
     *,
+    action: NestedKey,
     here: Iterable[NestedKey] = (),
     next_states: Iterable[NestedKey] = (),
     mask: Tensor | None,
@@ -30,6 +31,10 @@ def cleaned(
     """
     out = shallow_copy(tensordict)
     if mask is not None:
+        stored = entry(out, action)
+        if stored is not None:  # whatever it was: an index out of range, a point outside the box
+            rows = ~mask.reshape(mask.shape + (1,) * (stored.ndim - mask.ndim))
+            out.set(action, stored.masked_fill(rows, 0))
         for key in here:
             _blank(out, key, ~mask)
     unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask

@@ -11,12 +11,12 @@ import contextlib
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor
 
 from torchrl_reg.torchrl_compat import forget_updater_warning
 
-#: How far rounding may put an action beyond its box, in widths of the box.
+#: How far an action may lie beyond its box, in widths of the box, besides the rounding of its dtype.
 BOX_TOLERANCE = 1e-5
 
 
@@ -24,10 +24,15 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
     """Raise if ``loss`` cannot learn from ``tensordict``; rows outside the loss mask may hold anything.
 
     Raises:
+        TypeError: ``tensordict`` is none.
         KeyError: an entry is missing.
         ValueError: no rows, a reward or an action that is not finite, an action of another kind than the network's, or
-            outside the policy's box.
+            outside the policy's box, steps < 1, weights that are negative or not finite.
     """
+    if not is_tensor_collection(tensordict):
+        raise TypeError(
+            f"data must be a TensorDict (or its entries as keyword arguments), got {type(tensordict).__name__}."
+        )
     if 0 in tensordict.batch_size:
         raise ValueError(f"The batch must have at least one row, got batch size {list(tensordict.batch_size)}.")
     keys = loss.tensor_keys
@@ -37,6 +42,10 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
     if _any(~rows.isfinite() if mask is None else ~rows.isfinite() & mask):
         count = int((~rows.isfinite() if mask is None else ~rows.isfinite() & mask).sum())
         raise ValueError(f"The reward {('next', keys.reward)!r} must be finite, got NaN or infinity in {count} rows.")
+    steps, weights = keys.steps_to_next_obs, keys.priority_weight
+    _check_numbers(tensordict.get(steps, None), steps, 1, mask)
+    if loss.use_prioritized_weights:
+        _check_numbers(tensordict.get(weights, None), weights, 0, mask)
     if hasattr(loss, "action_space"):
         _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims)
         _check_range(action, loss.action_space, getattr(loss, "value_network", None), mask)
@@ -58,6 +67,11 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
             f"data must have an entry {missing[0]!r}, where the loss looks for {role}, got none; other names are set "
             "by loss.set_keys(...) and the networks' in_keys."
         )
+    if hasattr(loss, "action_space") and keys.action_value not in loss.value_network.out_keys:
+        raise KeyError(
+            f"value_network must write {keys.action_value!r}, where the loss looks for the Q-values, got out_keys "
+            f"{loss.value_network.out_keys}; other names are set by loss.set_keys(action_value=...)."
+        )
 
 
 def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int) -> None:
@@ -77,7 +91,12 @@ def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dim
 
 
 def _check_range(action: Tensor, action_space: str, network: Any, mask: Tensor | None) -> None:
-    """Values of integer actions, where the network says how many there are: on a GPU a bad one kills the process."""
+    """Values of discrete actions: a single 1, or an index of those the network has (a bad one kills a GPU process)."""
+    if action_space == "one_hot":
+        wrong = ((action != 0).sum(-1) != 1) | (action.sum(-1) != 1)
+        wrong = wrong if mask is None else wrong & mask
+        if _any(wrong):
+            raise ValueError(f"The action must have a single 1 in each row (one-hot), got {action[wrong][0].tolist()}.")
     spec: Any = getattr(network, "spec", None)
     leaves = spec.values(True, True) if hasattr(spec, "keys") else []
     counts = [int(leaf.space.n) for leaf in leaves if hasattr(getattr(leaf, "space", None), "n")]
@@ -85,8 +104,19 @@ def _check_range(action: Tensor, action_space: str, network: Any, mask: Tensor |
         return
     index = action.reshape(mask.shape) if mask is not None else action
     wrong = (index < 0) | (index >= counts[0])
-    if _any(wrong if mask is None else wrong & mask):
+    wrong = wrong if mask is None else wrong & mask
+    if _any(wrong):
         raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(index[wrong][0])}.")
+
+
+def _check_numbers(values: Tensor | None, key: NestedKey, least: int, mask: Tensor | None) -> None:
+    """An entry of a number in each row, where there is one: finite, and ``least`` or more."""
+    if values is None:
+        return
+    wrong = ~(values.isfinite() & (values >= least))
+    wrong = wrong if mask is None else wrong & mask.reshape(wrong.shape)
+    if _any(wrong):
+        raise ValueError(f"The entry {key!r} must be finite and >= {least}, got {values[wrong][0].item()}.")
 
 
 def _check_box(action: Tensor, actor: Any, key: NestedKey, mask: Tensor | None) -> None:
@@ -98,12 +128,13 @@ def _check_box(action: Tensor, actor: Any, key: NestedKey, mask: Tensor | None) 
     if box is None:
         return
     low, high = (bound.to(action) for bound in box)
-    slack = BOX_TOLERANCE * (high - low)
+    slack = BOX_TOLERANCE * (high - low) + torch.finfo(action.dtype).eps * torch.maximum(low.abs(), high.abs())
     outside = (action < low - slack) | (action > high + slack)
     if _any(outside if mask is None else outside & mask.unsqueeze(-1)):
         raise ValueError(
             f"The action {key!r} must lie in the policy's box, from {low.tolist()} to {high.tolist()}, got values from "
-            f"{counted.amin().item():.6g} to {counted.amax().item():.6g}."
+            f"{counted.amin().item():.6g} to {counted.amax().item():.6g}; rounding may put them outside by "
+            f"{slack.amax().item():.2g}."
         )
 
 
@@ -128,7 +159,7 @@ def _any(condition: Tensor) -> bool:
 
 def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
     """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
-    if torch.compiler.is_compiling() or loss.data_checks == "never" or not args:
+    if torch.compiler.is_compiling() or loss.data_checks == "never" or not args or isinstance(args[0], Tensor):
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return

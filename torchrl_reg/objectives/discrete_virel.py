@@ -12,7 +12,7 @@ from torchrl.modules import QValueActor
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.virel import learnt_temperature
 from torchrl_reg.regularizers.boltzmann import Boltzmann
-from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
+from torchrl_reg.regularizers.coefficient import Coefficient
 
 
 class DiscreteVIRELLoss(QLearningLoss):
@@ -58,8 +58,6 @@ class DiscreteVIRELLoss(QLearningLoss):
     >>> bool((loss.tau - 0.05 * out["squared_td_error"]).abs() < 1e-6)
     True
     """
-
-    tau: Any = coefficient("regularizer.tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -28,7 +28,7 @@ from torchrl_reg.objectives.stochastic_actor import (
 )
 from torchrl_reg.objectives.value.targets import regularized_target
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
-from torchrl_reg.regularizers.checks import check_clip, check_temperature, check_weight
+from torchrl_reg.regularizers.checks import check_clip, check_flag, check_temperature, check_weight
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
 
 
@@ -130,6 +130,8 @@ class ImplicitQLoss(RegularizedLoss):
         )
         check_actor(actor_network)
         check_value_network(value_network)
+        for name, flag in (("residual", residual), ("delay_actor", delay_actor), ("delay_value", delay_value)):
+            check_flag(flag, name)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         # The residual form never reads a target value network.
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)
@@ -222,7 +224,7 @@ class ImplicitQLoss(RegularizedLoss):
                 "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
                 f"got a {type(dist).__name__}."
             )
-        return tau, {"loss_tau": learnt.objective(masked_mean(entropy, mask))}
+        return tau, {"loss_tau": learnt.objective(batch_mean(entropy, mask))}
 
 
 def _check_reachable(target_entropy: float, actor: Any) -> None:

@@ -12,7 +12,6 @@ from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.shaping import Munchausen
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class MunchausenDQNLoss(QLearningLoss):
@@ -59,9 +58,6 @@ class MunchausenDQNLoss(QLearningLoss):
     (True, torch.Size([8, 1]))
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
-    alpha = coefficient("shaping.alpha_coefficient", "Current munchausen weight.")
-    clip_min = coefficient("shaping.clip_min_coefficient", "Current lower clip of tau ln pi, in reward units.")
     _stand_ins = QLearningLoss._stand_ins | {
         ValueEstimators.TD0: RegValueEstimators.MUNCHAUSEN_TD0,
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,

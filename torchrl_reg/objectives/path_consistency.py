@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
-from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, masked_mean
+from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, batch_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -27,7 +27,7 @@ from torchrl_reg.objectives.stochastic_actor import (
 )
 from torchrl_reg.objectives.value.targets import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
-from torchrl_reg.regularizers.checks import check_kl_weight, check_number
+from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
 from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
 
 
@@ -123,7 +123,7 @@ class PathConsistencyLoss(RegularizedLoss):
         check_actor(actor_network)
         if isinstance(rollout, bool) or not isinstance(rollout, int) or rollout < 1:
             raise ValueError(f"rollout must be an integer >= 1 (steps), got {rollout!r}.")
-        self.rollout, self.delay_value = rollout, delay_value
+        self.rollout, self.delay_value = rollout, check_flag(delay_value, "delay_value")
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self._make_coefficients(tau, lam, max_kl)
         self._take_value_network(value_network, actor_network)
@@ -233,7 +233,7 @@ class PathConsistencyLoss(RegularizedLoss):
         rows = {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
         if not isinstance(learnt, DualCoefficient):
             return lam, {}, rows
-        return lam, {"loss_lam": learnt.objective(masked_mean(kl, mask))}, rows
+        return lam, {"loss_lam": learnt.objective(batch_mean(kl, mask))}, rows
 
     def _check_length(self, tensordict: TensorDictBase) -> None:
         length = tensordict.batch_size[-1] if tensordict.batch_dims else 0

@@ -22,11 +22,12 @@ from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Prediction, TargetValues
 from torchrl_reg.objectives.q_network import BoundQNetwork
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.targets import terminated_flag
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularized, Regularizer
+from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import entry, find_action_space
 
@@ -38,6 +39,8 @@ class _Policies(NamedTuple):
     following: Regularized | None = None
     here: Tensor | None = None
     online: Tensor | None = None
+    given: dict[str, Tensor] = {}
+    """What the policies at s depend on beside q."""
 
 
 class QLearningLoss(RegularizedLoss):
@@ -62,13 +65,15 @@ class QLearningLoss(RegularizedLoss):
         diagnostics: also return the detached scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
+    Every coefficient of a slot is an attribute of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...
+
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
     ``[*B, T]`` sequences (expected values and fixed quantiles only).
 
     Returns (in a TensorDict): ``loss``, a further ``loss_*`` for each coefficient learnt by dual ascent, and detached
     scalars: those of the regularizer (``entropy``, ``kl``, ``soft_gap``, ``action_gap``, ``tau``, ...), of the shaping
-    (``bonus``, ``bonus_clipped``), and ``td_error``. Writes the priority ``[*B, 1]``: the squared TD error of an
-    expected value, the row's loss of a distribution. Values, costs and bonuses are in reward units.
+    (``bonus``, ``bonus_clipped``), of a grid ``clipped_mass``, and ``td_error``. Writes the priority ``[*B, 1]``: the
+    squared TD error of an expected value, the row's loss of a distribution. Values, costs, bonuses: in reward units.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs), for the target without shaping.
 
@@ -140,10 +145,8 @@ class QLearningLoss(RegularizedLoss):
                 f"double_dqn must be False with a shaping, got True: Double Q-learning with a {type(shaping).__name__} "
                 "term, which has one policy for s and s', is undefined."
             )
-        self.delay_value, self.double_dqn = delay_value, double_dqn
-        network = ensure_tensordict_compatible(
-            module=value_network, wrapper_type=QValueActor, action_space=action_space
-        )
+        self.delay_value, self.double_dqn = check_flag(delay_value, "delay_value"), check_flag(double_dqn, "double_dqn")
+        network = _q_value_actor(value_network, action_space)
         self.head = self._made_head(network, head, head_options)
         self.head.check(network, loss_function)
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
@@ -235,7 +238,9 @@ class QLearningLoss(RegularizedLoss):
         self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}
         if policies.online is not None and self.regularizer.own_out_keys:
-            losses |= self.regularizer.own_losses(data, policies.online)
+            losses |= self.regularizer.own_losses(data, policies.online, **policies.given)
+        if self.diagnostics and regression.clipped_mass is not None:
+            rows["clipped_mass"] = regression.clipped_mass
         terms = self._terms(rows, regression.td_error if reports else None, mask)
         return self._output(data, losses, mask, rows, terms, weighted=tuple(losses))
 
@@ -273,7 +278,7 @@ class QLearningLoss(RegularizedLoss):
             if self.diagnostics:
                 rows = self.shaping.diagnostics(bonus, at(policies.here, action))
         if estimator.needs_policy and policies.here is not None:
-            cost = at(regularizer.step_cost(policies.here, **states[0]), action)
+            cost = at(regularizer.step_cost(policies.here), action)
         values = estimator.value_estimate(data, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
         if q is not None and policies.online is not None:
             rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows
@@ -303,22 +308,30 @@ class QLearningLoss(RegularizedLoss):
             policy = Regularized._make(part if part is None else part[0] for part in made)
             logs = made.tau_log_pi
         log_of = dict(zip(given, logs.unbind(), strict=True))
-        return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"))
+        return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"), here)
 
     def _terms(self, rows: dict[str, Tensor], td_error: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
         """``loss_*`` of learnt coefficients, and what is returned also without diagnostics."""
         terms = {
-            f"loss_{name}": learnt.objective(masked_mean(rows[self.regularizer.controlled], mask))
+            f"loss_{name}": learnt.objective(batch_mean(rows[self.regularizer.controlled], mask))
             for name, learnt in self._learnt.items()
         }
         if td_error is not None:
             rows["td_error"] = td_error.abs()
             if self._reports_error:
-                terms["squared_td_error"] = masked_mean(td_error.square(), mask)
+                terms["squared_td_error"] = batch_mean(td_error.square(), mask)
         return terms
 
     def _reported(self) -> dict[str, Tensor]:
         return self.regularizer.scalars()
+
+
+def _q_value_actor(network: Any, action_space: str | TensorSpec | None) -> Any:
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"value_network must be a QValueActor, or a module with an action_space, got {type(network).__name__}."
+        )
+    return ensure_tensordict_compatible(module=network, wrapper_type=QValueActor, action_space=action_space)
 
 
 def _check_slot(name: str, value: Any, kind: type) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
@@ -24,11 +24,15 @@ from torchrl_reg.objectives.clean import cleaned
 from torchrl_reg.objectives.data_checks import check_before_forward
 from torchrl_reg.objectives.value.targets import terminated_flag
 from torchrl_reg.regularizers import Coefficient
-from torchrl_reg.regularizers.checks import check_discount, exact_scalar
+from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_scalar
+from torchrl_reg.regularizers.ranks import in_process_group, summed_over_ranks
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
 
 LossFunction = Literal["l1", "l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
+
+#: Names that a loss without such a coefficient would otherwise take and ignore.
+COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
 
 
 class RegularizedLoss(NetworkLoss):
@@ -93,11 +97,13 @@ class RegularizedLoss(NetworkLoss):
         reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        if not isinstance(use_prioritized_weights, bool) and use_prioritized_weights != "auto":
+            raise ValueError(f"use_prioritized_weights must be True, False or 'auto', got {use_prioritized_weights!r}.")
         self.data_checks = "first"
         self.loss_function = loss_function
         self.reduction = reduction
         self.use_prioritized_weights = use_prioritized_weights
-        self.diagnostics = diagnostics
+        self.diagnostics = check_flag(diagnostics, "diagnostics")
 
     @property
     def data_checks(self) -> Literal["first", "always", "never"]:
@@ -124,8 +130,35 @@ class RegularizedLoss(NetworkLoss):
     # -- coefficients -------------------------------------------------------------------------------------------
 
     def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the loss and its parts, by the name it is assigned under."""
+        """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
         return {}
+
+    def _assignable(self) -> dict[str, Coefficient] | None:
+        """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
+        ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
+        return self._coefficients() if ready else None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            held = self._assignable() or {}
+            if name in held:
+                return held[name].value
+            raise
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = None if hasattr(type(self), name) else self._assignable()
+        if held is not None and name in held:
+            held[name].assign(value)
+            return
+        kept = isinstance(value, nn.Module | nn.Parameter) or name not in COEFFICIENT_NAMES
+        if held is not None and not kept and not hasattr(self, name):
+            raise AttributeError(
+                f"{type(self).__name__} has no coefficient {name!r} to assign, only {', '.join(held) or 'none'}; gamma "
+                "and lmbda are given to make_value_estimator, and an attribute of one's own is declared in its class."
+            )
+        super().__setattr__(name, value)
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -242,9 +275,11 @@ class RegularizedLoss(NetworkLoss):
         keys, mask = self.tensor_keys, self._loss_mask(tensordict)
         if mask is None and not next_too:
             return tensordict, None
-        here = [keys.action, keys.priority_weight, ("next", keys.reward), *self._state_keys]
+        here = [keys.priority_weight, ("next", keys.reward), *self._state_keys]
         ended = terminated_flag(tensordict, keys)
-        return cleaned(tensordict, here=here, next_states=self._next_state_keys(), mask=mask, ended=ended), mask
+        return cleaned(
+            tensordict, action=keys.action, here=here, next_states=self._next_state_keys(), mask=mask, ended=ended
+        ), mask
 
     # -- what it ends with --------------------------------------------------------------------------------------
 
@@ -277,6 +312,8 @@ class RegularizedLoss(NetworkLoss):
         The weights of a prioritized sample apply to the losses named in ``weighted``.
         """
         weights = entry(data, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
+        if mask is not None and weights is not None:
+            weights = torch.where(mask.view_as(weights), weights, 0.0)
         out = {n: self._reduced(data, x, mask, weights if n in weighted else None) for n, x in losses.items()} | terms
         if self.diagnostics:
             dtype = next(iter(out.values())).dtype
@@ -301,6 +338,15 @@ class RegularizedLoss(NetworkLoss):
 def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``rows`` over those of ``mask``, or all."""
     return rows.mean() if mask is None else torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def batch_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`masked_mean` for a coefficient, without gradient: of the batches of all ranks, where there are several."""
+    if not in_process_group():
+        return masked_mean(rows.detach(), mask)
+    kept, count = (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
+    total, number = summed_over_ranks(torch.stack((kept.sum(), count.sum()))).unbind()
+    return total / number.clamp(min=1)
 
 
 def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:

@@ -5,24 +5,23 @@ Shapes: ``*B`` batch, ``A`` actions.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
 from torchrl_reg.objectives.chosen import at
 from torchrl_reg.regularizers.checks import check_clip, check_weight
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.owner import CoefficientOwner
 
 
-class Shaping(nn.Module):
+class Shaping(CoefficientOwner):
     """Base of the reward shapings: ``shaping(q, tau_log_pi, action, next_q=, terminated=)`` is a bonus ``[*B]``.
 
     A bonus is in reward units and comes from the target network alone: no gradient passes through it.
     """
 
-    #: Names of the coefficients that can be assigned.
-    coefficient_names: ClassVar[tuple[str, ...]] = ("alpha",)
     #: Whether it needs to know where episodes terminate.
     reads_terminated: bool = True
 
@@ -44,16 +43,13 @@ class Shaping(nn.Module):
         """Rows ``[*B]``; ``tau_log_pi_a [*B]`` is the scaled log-policy of the stored action."""
         return {"bonus": bonus}
 
-    def coefficients(self) -> dict[str, Coefficient]:
-        """The coefficients, by the name they are assigned under."""
-        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
-
 
 class Munchausen(Shaping):
     """``bonus = alpha [tau ln pi(a|s)]_{clip_min}^0 [*B]``, the scaled log-policy of the stored action (reward units).
 
     With a regularizer other than the entropy it is that regularizer's ``tau_log_pi``: with
-    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap.
+    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap. One that may be positive (a KL) is clipped at
+    0, too.
 
     Args:
         alpha: weight in [0, 1]. clip_min: lower clip <= 0 in reward units, None for none. Both can be assigned.
@@ -84,8 +80,9 @@ class Munchausen(Shaping):
         return munchausen_bonus(at(tau_log_pi, action), self.alpha, self.clip_min)
 
     def diagnostics(self, bonus: Tensor, tau_log_pi_a: Tensor) -> dict[str, Tensor]:
-        """``bonus``, and ``bonus_clipped``: 1 where the clip is active."""
-        return {"bonus": bonus, "bonus_clipped": (tau_log_pi_a < self.clip_min).to(bonus.dtype)}
+        """``bonus``, and ``bonus_clipped``: 1 where a clip is active, below at ``clip_min`` or above at 0."""
+        clipped = (tau_log_pi_a < self.clip_min) | (tau_log_pi_a > 0)
+        return {"bonus": bonus, "bonus_clipped": clipped.to(bonus.dtype)}
 
 
 class AdvantageGap(Shaping):
@@ -103,6 +100,7 @@ class AdvantageGap(Shaping):
     Source: Bellemare et al., "Increasing the Action Gap", AAAI 2016, eqs. (7) and (9).
     """
 
+    coefficient_names = ("alpha",)
     alpha = coefficient("alpha_coefficient", "Current weight of the gap.")
 
     def __init__(self, alpha: float | Coefficient = 0.9, *, persistent: bool = False) -> None:

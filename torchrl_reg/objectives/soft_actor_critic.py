@@ -11,10 +11,11 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
-from torchrl_reg.objectives.regularized_loss import LossFunction, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean, masked_mean
 from torchrl_reg.objectives.stochastic_actor import check_actor, distribution, stored_action_key
-from torchrl_reg.regularizers.checks import check_temperature
+from torchrl_reg.regularizers.checks import check_flag, check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, DualCoefficient, learnt_at_target
+from torchrl_reg.regularizers.ranks import in_process_group
 
 
 class SoftActorCriticLoss(ActorCriticLoss):
@@ -33,12 +34,13 @@ class SoftActorCriticLoss(ActorCriticLoss):
 
     Args:
         actor_network: the policy, with reparametrized samples: :func:`~torchrl_reg.modules.gaussian_actor`,
-            :class:`~torchrl_reg.modules.FlowActor`; of a :class:`~torchrl_reg.modules.MulticategoricalActor` they are
-            straight-through ones, whose gradient is biased.
+            :class:`~torchrl_reg.modules.FlowActor`.
         qvalue_network: a critic, or a list of them (two in the source; the smallest value counts).
         tau: the temperature, in reward units, fixed or where an adapted one starts; or a coefficient. Schedulable.
         target_entropy: adapt ``tau`` so that the policy's mean entropy becomes this many nats (the source takes minus
             the number of action dimensions); None keeps ``tau``.
+        straight_through: take a :class:`~torchrl_reg.modules.MulticategoricalActor`, too, whose samples are
+            straight-through ones: their gradient is biased.
         loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
 
     Returns (in a TensorDict): ``loss_actor``, ``loss_qvalue``, with a target entropy ``loss_alpha``; the detached
@@ -79,6 +81,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
         *,
         tau: float | Coefficient = 1.0,
         target_entropy: float | None = None,
+        straight_through: bool = False,
         loss_function: LossFunction = "l2",
         **kwargs: Any,
     ) -> None:
@@ -90,9 +93,9 @@ class SoftActorCriticLoss(ActorCriticLoss):
             rises="below",
             name="tau",
             check=check_temperature,
-            device=next((p.device for p in actor_network.parameters()), None),
         )
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
+        self.straight_through = check_flag(straight_through, "straight_through")
         losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if isinstance(temperature, DualCoefficient) else [])]
         self.out_keys = [*losses, "alpha", "entropy"]
         self.set_keys(action=stored_action_key(actor_network))
@@ -105,24 +108,30 @@ class SoftActorCriticLoss(ActorCriticLoss):
         following, tau = data.get("next"), self.tau
         actor, _ = self._bound(data, "actor_network")
         with torch.no_grad():  # first: the order in which SACLoss draws its actions
-            next_action, next_log_pi = reparametrized(distribution(actor.network, following), following.batch_size)
+            next_action, next_log_pi = self._sampled(actor, following)
             target_critics = self._bound(data, "qvalue_network")[1]
             next_value = self._q(target_critics, following, next_action).amin(0) - tau * next_log_pi
             target = self._one_step_target(data, next_value)
 
         _, prediction = self._predicted(data)
         loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target, mask)
-        action, log_pi = reparametrized(distribution(actor.network, data), data.batch_size)
+        action, log_pi = self._sampled(actor, data)
         # Not amin, which shares the gradient out where critics agree.
         q = self._q(self._detached_critics(data), data, action).min(0).values
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": tau * log_pi - q}
         entropy = -log_pi.detach()
-        loss_alpha = self.temperature.objective(entropy)
+        statistic = batch_mean(entropy, mask).expand_as(entropy) if in_process_group() else entropy
+        loss_alpha = self.temperature.objective(statistic)
         if loss_alpha is not None:
             losses["loss_alpha"] = loss_alpha
         rows = {"td_error": td_error.abs().mean(0), "value": q}
         scalars = {"alpha": tau.to(q.dtype, copy=True), "entropy": masked_mean(entropy, mask)}
         return self._output(data, losses, mask, rows, scalars, weighted=["loss_qvalue"])
+
+    def _sampled(self, actor: Any, states: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """An action at ``states`` that carries a gradient, and its log-probability ``[*B]``."""
+        dist = distribution(actor.network, states)
+        return reparametrized(dist, states.batch_size, straight_through=self.straight_through)
 
     def _priority(self, td_error: Tensor) -> Tensor:
         return td_error.abs().amax(0)

@@ -11,7 +11,6 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class SoftDQNLoss(QLearningLoss):
@@ -54,7 +53,6 @@ class SoftDQNLoss(QLearningLoss):
     torch.Size([])
     """
 
-    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
     _stand_ins = QLearningLoss._stand_ins | {
         ValueEstimators.TD0: RegValueEstimators.SOFT_TD0,
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,

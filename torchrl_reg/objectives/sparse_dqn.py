@@ -9,7 +9,6 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.regularizers import Tsallis
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class SparseDQNLoss(QLearningLoss):
@@ -47,8 +46,6 @@ class SparseDQNLoss(QLearningLoss):
     >>> bool(loss(data)["support"] <= 1)
     True
     """
-
-    tau = coefficient("regularizer.tau_coefficient", "Current temperature, in reward units.")
 
     def __init__(self, value_network: QValueActor | nn.Module, *, tau: float = 0.03, **kwargs: Any) -> None:
         super().__init__(value_network, regularizer=Tsallis(tau), **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,35 +12,63 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_reg.objectives.binding import pointers
 from torchrl_reg.regularizers.checks import as_number
 
+#: Buffers that are drawn, not learnt: those of NoisyLinear.
+NOISE = ("weight_epsilon", "bias_epsilon")
+
+
+class _Lists(NamedTuple):
+    """Online and target tensors in one order, and by what it is noticed that they have been replaced."""
+
+    sources: list[Tensor]
+    targets: list[Tensor]
+    buffers: list[Tensor]
+    target_buffers: list[Tensor]
+    leaves: list[Tensor]
+    memory: list[int]
+    lasts: list[tuple[Any, Any, Any]]
+
 
 class _ForeachUpdate(TargetNetUpdater):
     """A TorchRL target updater whose step touches all tensors in one ``torch._foreach`` call."""
 
-    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Online and target tensors; listed again when loss.to(...) or a cast has replaced them."""
+    def _tensors(self) -> _Lists:
+        """Listed again when loss.to(...) or a cast has replaced them."""
         held = self.__dict__.get("_lists")
-        if held is None or pointers(held[2]) != held[3] or any(group.get(key) is not t for group, key, t in held[4]):
+        if (
+            held is None
+            or pointers(held.leaves) != held.memory
+            or any(group.get(key) is not t for group, key, t in held.lasts)
+        ):
             held = self.__dict__["_lists"] = self._list_tensors()
-        return held[0], held[1]
+        return held
 
-    def _list_tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[tuple[Any, Any, Any]]]:
-        sources, targets, leaves, lasts = [], [], [], []
+    def _list_tensors(self) -> _Lists:
+        parameters, buffers, leaves, lasts = [], [], [], []
         for source_name, target_name in zip(self._source_names, self._target_names, strict=True):
             source_params, target_params = (getattr(self.loss_module, n) for n in (source_name, target_name))
             for key, source in source_params.items(True, True):
+                pair = (source.data, target_params.get(key).data)
                 if source.requires_grad:
-                    sources.append(source.data)
-                    targets.append(target_params.get(key).data)
+                    parameters.append(pair)
                     leaves += [source, target_params.get(key)]
+                elif (key if isinstance(key, str) else key[-1]) not in NOISE:
+                    buffers.append(pair)
             # One for all: whoever replaces the tensors of a group replaces the last one, too.
             lasts += [(params, key, params.get(key)) for params in (source_params, target_params)]
-        return sources, targets, leaves, pointers(leaves), lasts
+        online, target = ([[pair[i] for pair in pairs] for pairs in (parameters, buffers)] for i in (0, 1))
+        return _Lists(online[0], target[0], online[1], target[1], leaves, pointers(leaves), lasts)
+
+    def _copy_buffers(self, held: _Lists) -> None:
+        if held.buffers:
+            torch._foreach_copy_(held.target_buffers, held.buffers)
 
 
 class HardTargetUpdate(_ForeachUpdate):
-    """Copy the online parameters to the target network on every ``period_updates``-th call of :meth:`step`.
+    """Copy the online network to the target network on every ``period_updates``-th call of :meth:`step`.
 
-    TorchRL's ``HardUpdate(value_network_update_interval=N)`` copies on every (N+1)-th call.
+    Buffers are copied with the parameters (batch statistics, the vectors of a spectral norm), the noise of a
+    :class:`~torchrl.modules.NoisyLinear` is not: each network has its own. TorchRL's
+    ``HardUpdate(value_network_update_interval=N)`` copies on every (N+1)-th call.
 
     Source: Mnih et al. 2015 (DQN).
 
@@ -69,12 +97,16 @@ class HardTargetUpdate(_ForeachUpdate):
         """Count one gradient update, and copy if it is the period's last."""
         self.counter = (self.counter + 1) % self.period_updates
         if self.counter == 0:
-            sources, targets = self._tensors()
-            torch._foreach_copy_(targets, sources)
+            held = self._tensors()
+            torch._foreach_copy_(held.targets, held.sources)
+            self._copy_buffers(held)
 
 
 class PolyakTargetUpdate(_ForeachUpdate):
     """Move the target network by ``target += rate * (online - target)`` on every call of :meth:`step`.
+
+    Buffers are copied whole: a vector of a spectral norm is not averaged, and batch statistics are averages already.
+    The noise of a :class:`~torchrl.modules.NoisyLinear` stays each network's own.
 
     Source: Lillicrap et al. 2016 (DDPG).
 
@@ -101,5 +133,6 @@ class PolyakTargetUpdate(_ForeachUpdate):
 
     def step(self) -> None:
         """Count one gradient update."""
-        sources, targets = self._tensors()
-        torch._foreach_lerp_(targets, sources, self.rate)
+        held = self._tensors()
+        torch._foreach_lerp_(held.targets, held.sources, self.rate)
+        self._copy_buffers(held)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
-from torchrl_reg.objectives.regularized_loss import LossFunction, masked_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
 from torchrl_reg.objectives.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -193,14 +193,14 @@ class VIRELLoss(ActorCriticLoss):
 
     def _mean_error(self, td_error: Tensor, mask: Tensor | None) -> Tensor:
         """Mean of ``|td_error [C, *B]|^p``."""
-        return masked_mean(td_error.detach().abs().pow(self.exponent).mean(0), mask)
+        return batch_mean(td_error.detach().abs().pow(self.exponent).mean(0), mask)
 
     def _literal_m_step(self, td_error: Tensor, q: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The temperature of this batch, and rows ``[*B]`` whose mean has the gradient ``-epsilon^2 grad_omega L``."""
         error = td_error.abs().pow(self.exponent).mean(0)
         scale = self.beta_scale / self.exponent  # type: ignore[operator]
-        tau = (scale * masked_mean(error.detach(), mask)).clamp(min=self.tau_min)
-        value = masked_mean(q.mean(0).detach(), mask)
+        tau = (scale * batch_mean(error.detach(), mask)).clamp(min=self.tau_min)
+        value = batch_mean(q.mean(0).detach(), mask)
         return tau, value * scale * error - tau * q.mean(0)
 
 

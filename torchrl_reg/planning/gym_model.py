@@ -22,7 +22,8 @@ class GymModel(EmulatorModel):
         env: the environment; it is copied and not used itself.
 
     Raises:
-        ValueError: if its actions are continuous, it cannot be copied, or its copies are not independent.
+        ValueError: if its actions are continuous, its observations are no arrays (a Dict), it cannot be copied, or its
+            copies are not independent.
 
     Example:
         >>> model = GymModel(gymnasium.make("CartPole-v1"))
@@ -36,6 +37,12 @@ class GymModel(EmulatorModel):
         name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         if not isinstance(env.action_space, gymnasium.spaces.Discrete):
             raise ValueError(f"env must have discrete actions, got {name} with {env.action_space}.")
+        space = getattr(env, "observation_space", None)
+        if space is not None and space.shape is None:
+            raise ValueError(
+                "env must give arrays as observations (FlattenObservation of gymnasium.wrappers makes one of several), "
+                f"got {name} with {space}."
+            )
         try:
             self._env = copy.deepcopy(env)
         except Exception as error:

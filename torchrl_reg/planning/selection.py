@@ -42,7 +42,7 @@ class UCB1:
 
     def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
         visits = nodes.visits
-        bonus = (visits.sum(-1, keepdim=True).clamp(min=1).log() / visits).sqrt()
+        bonus = (visits.sum(-1, keepdim=True).log() / visits).sqrt()
         return torch.where(visits == 0, math.inf, nodes.q + self.c * bonus).argmax(-1)
 
 

@@ -7,6 +7,7 @@ from torchrl_reg.regularizers.coefficient import (
     Coefficient,
     DualCoefficient,
 )
+from torchrl_reg.regularizers.definition import check_regularizer
 from torchrl_reg.regularizers.entropy import Entropy
 from torchrl_reg.regularizers.hard_max import HardMax
 from torchrl_reg.regularizers.prior_kl import PriorKL
@@ -25,4 +26,5 @@ __all__ = [
     "Regularized",
     "Regularizer",
     "Tsallis",
+    "check_regularizer",
 ]

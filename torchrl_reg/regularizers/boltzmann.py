@@ -15,7 +15,7 @@ class Boltzmann(Entropy):
 
     ``q [*B, A]`` is in reward units. This policy is evaluated but maximizes no objective: it is VIREL's, whose
     temperature is driven to 0. At a constant ``tau`` the fixed point is that of the softmax operator, which is not a
-    contraction.
+    contraction. So its ``tau_log_pi``, ``tau ln pi``, is not that of its cost, 0.
 
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it.

@@ -60,6 +60,13 @@ def check_number(value: Number, name: str, meaning: str, *, positive: bool = Fal
     return number
 
 
+def check_flag(value: Any, name: str) -> bool:
+    """Return ``value`` if it is True or False, else raise ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    return value
+
+
 def as_number(value: Any) -> float | None:
     """``value`` as a float if it is a number, else None."""
     if isinstance(value, Tensor) and value.numel() == 1 or getattr(value, "ndim", None) == 0:

@@ -83,7 +83,8 @@ class Coefficient(nn.Module):
         return torch.tensor(self.check(value, self.name), dtype=torch.float64)
 
     def _write(self, value: Tensor) -> None:
-        self.value.copy_(value)  # a captured CUDA graph reads this memory
+        # In place: a captured CUDA graph reads this memory. A number is filled in, for a copy waits for the device.
+        self.value.fill_(value)
 
     @property
     def is_on(self) -> bool:
@@ -203,7 +204,7 @@ class DualCoefficient(Coefficient):
         return self.log_value.detach().exp()
 
     def _write(self, value: Tensor) -> None:
-        self.log_value.copy_(value.log())
+        self.log_value.fill_(value.log())
 
     def objective(self, statistic: Tensor) -> Tensor:
         excess = statistic.detach() - self.target
@@ -271,7 +272,10 @@ class BellmanErrorCoefficient(Coefficient):
 
     @torch.no_grad()
     def observe(self, statistic: Tensor | float) -> None:
-        """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored."""
+        """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored.
+
+        Losses return it over the batches of all ranks, where ``torch.distributed`` has a process group.
+        """
         error = torch.as_tensor(statistic, device=self.value.device).detach().to(self.value.dtype).reshape(())
         floored = error.clamp(min=self.error_floor)
         goal = self.scale / floored if self.inverse else self.scale * floored
@@ -301,20 +305,13 @@ def learnt_at_target(value: Any, target: float | None, *, target_name: str, **ho
     return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
 
 
-def coefficient(path: str, doc: str) -> Any:
-    """A property reading and assigning the coefficient at ``path`` (``"regularizer.tau_coefficient"``)."""
-    parts = path.split(".")
-
-    def held(owner: Any) -> Coefficient:
-        for part in parts:
-            # getattr of a module looks there last, and losses read coefficients at every call.
-            owner = owner._modules[part] if part in owner._modules else getattr(owner, part)
-        return owner
+def coefficient(name: str, doc: str) -> Any:
+    """A property reading and assigning the owner's submodule ``name``, a :class:`Coefficient`."""
 
     def get(owner: Any) -> Tensor:
-        return held(owner).value
+        return owner._modules[name].value  # getattr of a module looks there last; losses read it at every call
 
     def put(owner: Any, value: Any) -> None:
-        held(owner).assign(value)
+        owner._modules[name].assign(value)
 
     return property(get, put, doc=doc)

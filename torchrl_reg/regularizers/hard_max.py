@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, masked_values
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
 
 
 class HardMax(Regularizer):
@@ -38,3 +40,7 @@ class HardMax(Regularizer):
         q = masked_values(q, None)
         best = q.amax(-1, keepdim=True)
         return best.squeeze(-1), q - best
+
+    def diagnostics(self, q: Tensor, tau_log_pi: Tensor, **_: Any) -> dict[str, Tensor]:
+        """``action_gap`` alone: its policy has no entropy."""
+        return {"action_gap": finite_action_gap(q)}

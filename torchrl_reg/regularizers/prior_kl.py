@@ -21,15 +21,15 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finit
 class PriorKL(Regularizer):
     """``Omega(pi) = tau KL(pi || rho)``: ``pi ~ rho exp(q / tau)``, ``value = tau ln sum_a rho(a) exp(q(a) / tau)``.
 
-    ``tau_log_pi`` is ``tau ln pi``; ``action_cost`` is ``tau ln (pi / rho)``. An action mask does not renormalize
-    ``rho``: the value then pays ``-tau ln rho(allowed)``.
+    ``tau_log_pi`` is ``tau ln (pi / rho)``, which may be positive: a Munchausen term is then clipped at 0, too. An
+    action mask does not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
 
     Args:
         tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
             own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
         prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
             None for the uniform prior over however many actions there are. An action of probability 0 is never taken;
-            where it was stored, its cost is undefined (lambda-returns) and its log-policy ``-inf``.
+            where it was stored, its ``tau_log_pi`` is ``-inf``.
         network: a prior of the state in its place: a TensorDict module that writes logits ``[*B, A]`` to its last
             out-key. Losses train it towards the policy (``loss_prior``); needs an ActionPrior, for beta and the floor.
 
@@ -80,12 +80,12 @@ class PriorKL(Regularizer):
             return {}
         return {"log_prior": self.prior.floored(self._logits(tensordict))}  # type: ignore[union-attr]
 
-    def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor) -> dict[str, Tensor]:
+    def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor, **also: Tensor) -> dict[str, Tensor]:
         """``KL(pi || rho_phi) [*B]``, with gradients into the prior network alone."""
         if self.network is None:
             return {}
         log_rho = at_least_float32(self._logits(tensordict)).log_softmax(-1)
-        return {"loss_prior": kl_divergence(self.log_policy(tau_log_pi), log_rho)}
+        return {"loss_prior": kl_divergence(self.log_policy(tau_log_pi, **also), log_rho)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> PriorKL:
         exact = self._buffers.pop("log_rho")
@@ -130,22 +130,20 @@ class PriorKL(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""
         q = masked_values(q, mask)
-        log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
-        value, tau_log_pi = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand_as(q))
-        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1]).exp()
-        action_cost = torch.where(pi > 0, self.step_cost(tau_log_pi, log_prior), 0.0)
+        log_prior = (self.log_prior(q) if log_prior is None else check_actions(log_prior, q)).to(q.dtype)
+        value, tau_log_pi = self.value_and_log_policy(q, log_prior=log_prior)
+        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1] + log_prior).exp()
+        action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
 
     def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
-        return soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+        value, scaled = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
+        supported = torch.where(log_prior > -math.inf, log_prior, 0.0)
+        return value, scaled - self.tau * supported.to(scaled.dtype)
 
     def policy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         return soft_policy(q, self.tau, log_prior=self.log_prior(q) if log_prior is None else log_prior)
-
-    def step_cost(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior
-        return tau_log_pi - self.tau * log_prior.to(tau_log_pi.dtype)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""
@@ -171,7 +169,7 @@ class PriorKL(Regularizer):
         mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
         """
         log_prior = (self.log_prior(q) if log_prior is None else log_prior).to(q.dtype).expand_as(q)
-        log_pi = self.log_policy(tau_log_pi)
+        log_pi = self.log_policy(tau_log_pi, log_prior)
         pi = log_pi.exp()
         used = pi if rows is None else torch.where(rows.unsqueeze(-1), pi, 0.0)
         count = pi[..., 0].numel() if rows is None else rows.sum().clamp(min=1)
@@ -185,9 +183,11 @@ class PriorKL(Regularizer):
             "mutual_information": kl_divergence(log_pi, marginal.log()),
         }
 
-    def log_policy(self, tau_log_pi: Tensor) -> Tensor:
+    def log_policy(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``ln pi``, floored, so that a masked action's probability times its logarithm stays 0."""
-        return (tau_log_pi * self.beta).clamp(min=torch.finfo(tau_log_pi.dtype).min / 4)
+        log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior
+        log_pi = tau_log_pi * self.beta + log_prior.to(tau_log_pi.dtype)
+        return log_pi.clamp(min=torch.finfo(tau_log_pi.dtype).min / 4)
 
 
 def check_actions(log_prior: Tensor, q: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a regularizer is: Q-values in, the regularized policy and its value out.
+"""Regularizers: Q-values in, the regularized policy and its value out.
 
 Shapes: ``*B`` batch, ``A`` actions.
 """
@@ -8,10 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_reg.functional import action_gap
 from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.regularizers.owner import CoefficientOwner
 
 
 class Regularized(NamedTuple):
@@ -28,25 +29,29 @@ class Regularized(NamedTuple):
     value: Tensor
     """``<pi, q> - Omega(pi) [*B]``, computed stably and not by that difference."""
     tau_log_pi: Tensor
-    """Scaled log-policy ``[*B, A]``, what a Munchausen term adds to the reward. A masked action has ``-inf``, or the
-    smallest finite number, if that is how ``q`` masks."""
+    """``grad Omega(pi) - (<pi, grad Omega(pi)> - Omega(pi)) [*B, A]``, what a Munchausen term adds to the reward: of
+    the entropy ``tau ln pi``. A masked action has ``-inf``, or the smallest finite number if that is how ``q`` masks.
+    """
     action_cost: Tensor
-    """``[*B, A]`` with ``<pi, action_cost> = Omega(pi)``, each action's share of the cost; 0 where ``pi`` is 0. On the
-    support of ``pi``, ``q - action_cost = value`` for every action."""
+    """``tau_log_pi`` where ``pi > 0``, else 0, ``[*B, A]``: each action's share of the cost."""
     action: Tensor | None = None
     """The action ``[*B]`` that has all the probability, of a regularizer whose policy is always deterministic."""
 
 
-class Regularizer(nn.Module):
+class Regularizer(CoefficientOwner):
     """Base of the regularizers: ``regularizer(q)`` of ``q [*B, A]``, in reward units, gives a :class:`Regularized`.
 
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
-    planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs only :meth:`forward`; it may override
-    whatever it can compute more cheaply or defines differently.
+    planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs only :meth:`forward`, and
+    ``coefficient_names = ("tau",)`` with ``self.tau = tau`` in its constructor if it has a temperature; it may override
+    whatever it can compute more cheaply. :func:`check_regularizer` tests it.
+
+    Of every regularizer ``tau_log_pi = grad Omega(pi) - (<pi, grad Omega(pi)> - Omega(pi))``, so that ``<pi,
+    tau_log_pi> = Omega(pi)`` and ``q - value = tau_log_pi`` on the support of ``pi``; off it, where the gradient is a
+    choice of subgradients, ``q - value <= tau_log_pi``. Added to the reward ``alpha`` times, it is mirror descent with
+    Omega's Bregman divergence.
     """
 
-    #: Names of the coefficients that can be assigned, which losses report.
-    coefficient_names: ClassVar[tuple[str, ...]] = ()
     #: Whether the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
     #: The diagnostic that a learnt coefficient holds at a target, in nats.
@@ -57,6 +62,14 @@ class Regularizer(nn.Module):
     #: own.
     in_keys: Sequence[NestedKey] = ()
     own_out_keys: Sequence[str] = ()
+
+    #: The arguments of the constructor, positional and by name.
+    built_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__new__(cls)
+        made.__dict__["built_with"] = (args, kwargs)  # a saved policy builds it from them again
+        return made
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``mask [*B, A]`` is True where an action is allowed."""
@@ -80,8 +93,11 @@ class Regularizer(nn.Module):
         """Further arguments of the policy at these states: ``log_prior [*B, A]`` of a prior of the state, say."""
         return {}
 
-    def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor) -> dict[str, Tensor]:
-        """Losses ``[*B]`` of a network of its own, from the states and the online ``tau_log_pi [*B, A]`` there."""
+    def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor, **also: Tensor) -> dict[str, Tensor]:
+        """Losses ``[*B]`` of a network of its own, from the states and the online ``tau_log_pi [*B, A]`` there.
+
+        ``also`` is what :meth:`at_states` gave there.
+        """
         return {}
 
     def policy(self, q: Tensor) -> Tensor:
@@ -106,15 +122,13 @@ class Regularizer(nn.Module):
         ``reference`` is the ``tau_log_pi`` of the target network, where :attr:`compares` asks for it; ``rows [*B]``
         marks those that count (None: all); ``log_prior`` is that of a state-dependent prior.
         """
-        return {"action_gap": finite_action_gap(q)}
+        out = self(q)
+        gaps = {"action_gap": finite_action_gap(q), "soft_gap": out.value - q.amax(-1)}
+        return {"entropy": torch.special.entr(out.pi).sum(-1)} | gaps
 
     def scalars(self) -> dict[str, Tensor]:
         """The current coefficients."""
         return {name: getattr(self, name) for name in self.coefficient_names}
-
-    def coefficients(self) -> dict[str, Any]:
-        """The :class:`Coefficient` objects, by the name they are assigned under."""
-        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
 
 def masked_values(q: Tensor, mask: Tensor | None) -> Tensor:

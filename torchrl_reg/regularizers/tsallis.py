@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl_reg.functional.temperature import temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_number, check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, masked_values
 
 
 class Tsallis(Regularizer):
@@ -86,10 +86,5 @@ class Tsallis(Regularizer):
 
     def diagnostics(self, q: Tensor, tau_log_pi: Tensor, **_: Any) -> dict[str, Tensor]:
         """``entropy`` (nats), ``support`` (share of actions), ``action_gap`` and ``soft_gap`` (reward units)."""
-        out = self(q)
-        return {
-            "entropy": torch.special.entr(out.pi).sum(-1),
-            "support": (out.pi > 0).to(out.pi.dtype).mean(-1),
-            "action_gap": finite_action_gap(q),
-            "soft_gap": out.value - q.amax(-1),
-        }
+        support = (self.policy(q) > 0).to(tau_log_pi.dtype).mean(-1)
+        return super().diagnostics(q, tau_log_pi) | {"support": support}

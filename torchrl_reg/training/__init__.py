@@ -26,12 +26,13 @@ from torchrl_reg.training.seeds import stream_seed
 from torchrl_reg.training.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.study import Study
 from torchrl_reg.training.update import make_update
-from torchrl_reg.training.value_learning import ValueLearner, ValueLearning
+from torchrl_reg.training.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
 
 __all__ = [
     "WALL_CLOCK_COLUMNS",
     "CheckpointError",
     "ConfigError",
+    "EpsilonSchedule",
     "NStep",
     "RecipeConfig",
     "Run",

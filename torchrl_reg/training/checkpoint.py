@@ -34,7 +34,7 @@ class CheckpointFolder:
     Args:
         folder: where they are stored; created when needed.
         components: everything a checkpoint holds but the replay buffer, by name; each has
-            ``state_dict`` and ``load_state_dict``.
+            ``state_dict`` and ``load_state_dict``. The last is restored after all others and the replay buffer.
         replay: the replay buffer's rows, if the run has one.
     """
 
@@ -88,14 +88,28 @@ class CheckpointFolder:
         manifest = Checkpoint.manifest(path)
         if "replay" in manifest["components"] and self.replay is not None:
             states["replay"] = _State(self.replay)
+        last = list(self.components)[-1]
+        archive = _archive(states)
         try:
-            _archive(states).load(path, map_location="cpu")
+            for names in (states.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
+                archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             raise CheckpointError(
                 f"{path} does not fit this program ({_first_line(error)}); run the version that "
                 f"wrote it, or delete {self.folder} to start from the beginning."
             ) from error
         return manifest["metadata"]["frames"]
+
+    def frames(self) -> set[int]:
+        """Where this run can go on: at a checkpoint, or at 0 where none has been pruned yet."""
+        found = {_frames(path) for path in self._paths()}
+        return found | {0} if len(found) < KEPT else found
+
+    def go_back(self, frames: int) -> None:
+        """Deletes the checkpoints past ``frames``."""
+        for path in self._paths():
+            if _frames(path) > frames:
+                path.unlink()
 
     def newest(self) -> Path | None:
         """The newest checkpoint, if there is one."""
@@ -175,6 +189,10 @@ def _archive(states: Mapping[str, Any]) -> Checkpoint:
         owned = state if isinstance(state, _State) else _State(state)
         archive.register(name, owned, adapter=adapter)
     return archive
+
+
+def _frames(path: Path) -> int:
+    return int(path.stem.removeprefix(f"{_PREFIX}-"))
 
 
 def _first_line(error: BaseException) -> str:

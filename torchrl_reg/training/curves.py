@@ -15,7 +15,7 @@ from torchrl_reg.training.metrics import WALL_CLOCK_COLUMNS, read_metrics
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: safe for colour blindness
 _GREY = "#8C8C8C"
-_COUNTS = {"event", "frames", "updates", "episodes", "diagnostics_every_updates"}
+_COUNTS = {"event", "frames", "updates", "episodes", "diagnostics_every_updates", "diverged_frames"}
 _NOT_PLOTTED = {*_COUNTS, "return_mean", *WALL_CLOCK_COLUMNS}
 _COLUMNS = 4
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torchrl.envs import EnvBase
 
+from torchrl_reg.agents.errors import AgentError
+from torchrl_reg.agents.saved import check_finite
 from torchrl_reg.training.evaluation import Evaluated, evaluate, with_mode
 from torchrl_reg.training.journal import Journal
 from torchrl_reg.training.policy_file import PolicyFile
@@ -31,14 +34,18 @@ class Evaluator:
         self._videos = Videos(path, self._settings.video_every_frames, self._settings.seed)
         self._env: EnvBase | None = None
         self._policies: Mapping[str, Evaluated] = {}
+        self._refused = False
 
     def use(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
         """Sets which policies are evaluated, and in which environments."""
         self._env, self._policies = env, policies
 
     def evaluate(self, frames: int) -> None:
-        """Writes the row of an evaluation at ``frames``, then ``policy.safetensors`` and the video, if one is due."""
-        if self._env is None:
+        """Writes the row of an evaluation at ``frames``, then ``policy.safetensors`` and the video, if one is due.
+
+        Policies that are not finite are not evaluated, and so leave the last good one where it is.
+        """
+        if self._env is None or not self._are_finite(frames):
             return
         settings, say = self._settings, self._journal.say
         columns = evaluate(
@@ -48,3 +55,15 @@ class Evaluator:
         acting = {name: with_mode(evaluated)[0] for name, evaluated in self._policies.items()}
         self._file.write(acting, self._journal.last_evaluation or {}, say)
         self._videos.film(frames, say)
+
+    def _are_finite(self, frames: int) -> bool:
+        policies = [with_mode(evaluated)[0] for evaluated in self._policies.values()]
+        try:
+            for policy in policies:
+                check_finite(policy.state_dict() if isinstance(policy, nn.Module) else {}, "an evaluated policy")
+        except AgentError as error:
+            if not self._refused:
+                self._journal.say(f"no evaluation from frame {frames:,} on: {error}")
+            self._refused = True
+            return False
+        return True

@@ -48,17 +48,19 @@ class FiniteWatch:
         row: Mapping[str, Any],
         optimizers: Iterable[torch.optim.Optimizer],
         last_checkpoint: Path | None,
+        *,
+        can_go_on: bool = True,
     ) -> bool:
         """Whether the means in ``row`` and all that ``optimizers`` train are finite, at ``frames``.
 
         Raises:
-            DivergedError: they are not, and ``on_nan`` is ``"stop"``.
+            DivergedError: they are not, and ``on_nan`` is ``"stop"`` or the run cannot go on.
         """
         found = _first_not_finite(row, optimizers)
         if found is None:
             self._last_good_frames = frames
             return True
-        if self.on_nan == "stop":
+        if self.on_nan == "stop" or not can_go_on:
             raise self._stopped(frames, *found, last_checkpoint)
         if self.first_bad_frames is None:
             self.first_bad_frames = frames
@@ -72,9 +74,12 @@ class FiniteWatch:
 
     def _stopped(self, frames: int, quantity: str, value: float, last_checkpoint: Path | None) -> DivergedError:
         kept = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
+        regardless = "or go on regardless with run.on_nan=continue"
+        if self.on_nan == "continue":
+            regardless = "as such a policy cannot be sampled, and run.on_nan=continue does not help"
         sentence = (
             f"{quantity} is {value} at frame {frames:,} (finite at {self._last_good_frames:,}), so the run stopped; "
-            f"{kept}; lower the learning rate, say, in another run.dir, or go on regardless with run.on_nan=continue."
+            f"{kept}; lower the learning rate, say, in another run.dir, {regardless}."
         )
         failure = {
             "returncode": 1,
@@ -95,9 +100,13 @@ def _first_not_finite(row: Mapping[str, Any], optimizers: Iterable[torch.optim.O
     means = {name: value for name, value in row.items() if name.startswith("loss") or name == "grad_norm"}
     parameters = [p.detach() for o in optimizers for group in o.param_groups for p in group["params"]]
     gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
+    # Adam divides by an infinite second moment: its parameter never moves again, and nothing else shows it.
+    states = [part for o in optimizers for state in o.state.values() for part in state.values()]
+    moments = [part for part in states if isinstance(part, Tensor) and part.is_floating_point()]
     # The largest magnitude, and not the Euclidean norm, which overflows on numbers that are finite.
-    largest = [_largest(gradients), _largest(parameters)]
-    means |= zip(("the largest gradient", "the largest parameter"), torch.stack(largest).tolist(), strict=True)
+    largest = {"gradient": gradients, "parameter": parameters, "moment of the optimizer": moments}
+    found = torch.stack([_largest(tensors) for tensors in largest.values()]).tolist()
+    means |= {f"the largest {name}": value for name, value in zip(largest, found, strict=True)}
     return next(
         ((name, value) for name, value in means.items() if value is not None and not math.isfinite(value)), None
     )

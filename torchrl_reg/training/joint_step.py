@@ -53,6 +53,7 @@ def joint_step(
         scalars = lane.meet(kind, _Share(loss, parameters, optimizer, minibatch), together, brief=True)
         return alone(minibatch) if scalars is None else scalars
 
+    lane.prepare = lambda: lane.meet("stack", (loss, parameters), together.prepare)
     return step
 
 
@@ -80,6 +81,12 @@ class _Together:
         self._share_gradients(shares)
         self._step([share.optimizer for share in shares])
         return _of_each(entries, len(shares))
+
+    def prepare(self, shares: Sequence[tuple[Any, Sequence[nn.Parameter]]]) -> Sequence[None]:
+        """Stacks the losses of all lanes, each given with its parameters, before any has stepped."""
+        if not (self.refused or self._lane.is_alone) and len(shares) == self._lane.companions:
+            self._is_stack_of([loss for loss, _ in shares], shares[0][1])
+        return [None] * len(shares)
 
     def _is_stack_of(self, losses: list[Any], parameters: Sequence[nn.Parameter]) -> bool:
         """Whether there is a stack of ``losses``, built now if necessary."""
@@ -112,12 +119,10 @@ class _Together:
         torch._foreach_copy_(self._gathered, [whole.grad for whole in self._parameters])  # type: ignore[misc]
 
     def _step(self, optimizers: list[OptimizerStep]) -> None:
-        if self._optimizer is not None and self._optimizer.is_current():
-            self._optimizer()
-            return
-        for optimizer in optimizers:
-            optimizer()
-        self._optimizer = StackedStep.of(optimizers, self._stack.parameter)
+        if self._optimizer is None or not self._optimizer.is_current():
+            self._optimizer = StackedStep.of(optimizers, self._stack.parameter)
+        for step in optimizers if self._optimizer is None else [self._optimizer]:
+            step()
 
 
 def _stacked_rows(minibatches: list[TensorDictBase]) -> TensorDict:

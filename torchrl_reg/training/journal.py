@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,11 @@ class Journal:
         self.updates += 1
         self._means.add(scalars)
 
-    def train(self, frames: int) -> dict[str, Any]:
-        """Writes a training row unless there is one at ``frames`` already; returns it, with any non-finite numbers."""
+    def train(self, frames: int, judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}) -> dict[str, Any]:
+        """Writes a training row unless there is one at ``frames`` already; returns it, with any non-finite numbers.
+
+        ``judge(row)`` gives columns to add.
+        """
         if self._logged_at == frames:
             return {}
         now = time.perf_counter()
@@ -90,6 +93,7 @@ class Journal:
             "fps": (frames - then_frames) / max(now - then, 1e-9),
             "wall_seconds": self.wall_seconds(),
         }
+        row |= judge(row)
         self.write(row)
         self._progress.train(row)
         return row

@@ -38,6 +38,8 @@ class Lane:
         self.is_over = False
         self._lanes, self._task = lanes, task
         self.meeting: _Meeting | None = None
+        #: Called before the loop, so that a resumed run computes its first batch together, too, like any other.
+        self.prepare: Callable[[], Any] = lambda: None
         self._answer: Any = None
         self._failure: Exception | None = None
         self._generators, self.python_state = _Generators(), random.getstate()

@@ -47,7 +47,7 @@ class OptimizerStep:
         gradients = self._gradients() if self._is_held() else None
         if gradients is None or has_step_hooks(optimizer):
             optimizer.step()
-            self._hold()
+            self.hold()
             return
         with torch.no_grad():
             for held, grads in zip(self._held, gradients, strict=True):
@@ -71,7 +71,8 @@ class OptimizerStep:
         complete = all(parameter.grad is None for parameter in self._without_state)
         return found if complete else None  # type: ignore[return-value]
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Takes the kernel's arguments from the optimizer's state."""
         self._state, self._held, self._without_state = self.optimizer.state, [], []
         if type(self.optimizer) not in (Adam, AdamW):
             return
@@ -113,7 +114,9 @@ class StackedStep:
 
     @classmethod
     def of(cls, optimizers: list[OptimizerStep], whole: Callable[[nn.Parameter], nn.Parameter]) -> StackedStep | None:
-        """The step of all ``optimizers``, or None if each has to step individually."""
+        """The step of all ``optimizers``; None where they have no state yet, or differ, so that each has to step."""
+        for optimizer in optimizers:
+            optimizer.hold()
         kinds = {type(optimizer.optimizer) for optimizer in optimizers}
         counts = {
             tuple(int(count) for held in optimizer.held or [] for count in held.steps) for optimizer in optimizers

@@ -21,6 +21,7 @@ SHOWN = (
     "kl",
     "bonus",
     "bonus_clipped",
+    "clipped_mass",
     "soft_gap",
     "td_error",
 )

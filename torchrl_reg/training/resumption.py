@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,14 @@ class Resumption:
         self._checkpoints = CheckpointFolder(folder, parts, chunks)
 
     def load(self) -> bool:
-        """Loads the newest checkpoint; False where there is none."""
-        return self.checkpoints.load_latest() is not None
+        """Loads the newest checkpoint, of several seeds the newest that all have; False where there is none."""
+        lane = current_lane()
+        if lane is not None:
+            self.checkpoints.go_back(lane.meet("resume", self.checkpoints.frames(), _newest_of_all))
+        resumed = self.checkpoints.load_latest() is not None
+        if lane is not None:
+            lane.prepare()
+        return resumed
 
     def begin(self, frames: int, resumed: bool) -> None:
         """Seeds every stream of a new run; of a resumed one, restarts environments that could not be restored."""
@@ -128,23 +134,37 @@ class Resumption:
     def finish(self, frames: int) -> None:
         """The last checkpoint, which alone remains, without the replay buffer."""
         self._save(frames, with_replay=False)
+        _wait_for_all_seeds()  # until all have one: of a seed left alone nothing may remain to be computed
         self.checkpoints.keep_only_last()
 
-    def is_finite(self, frames: int, row: Mapping[str, Any]) -> bool:
+    def is_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
         """Whether the means in ``row`` and all that learns are finite.
 
         Raises:
-            DivergedError: they are not, and ``run.on_nan`` is ``"stop"``.
+            DivergedError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
         """
+        if self._checkpoints is None:  # an update before the first batch
+            return True
         optimizers = [part for part in self._tracked.values() if isinstance(part, torch.optim.Optimizer)]
-        return self._watch.is_finite(frames, row, optimizers, self.checkpoints.newest())
+        return self._watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
 
     def _save(self, frames: int, *, with_replay: bool = True) -> None:
         """A checkpoint of the state now, unless that is not finite: the last good one stays."""
+        _wait_for_all_seeds()  # so that they are never further apart than the checkpoints each keeps
         if self.is_finite(frames, {}):
-            if (lane := current_lane()) is not None:
-                lane.take_python_generator()  # a checkpoint holds its state
             self.checkpoints.save(frames, with_replay=with_replay)
 
     def _restart_environments(self, frames: int) -> None:
         self.environments.restart(stream_seed(self._settings.seed, "train_env", frames))
+
+
+def _wait_for_all_seeds() -> None:
+    """Until all seeds of this process have come as far; afterwards Python's ``random`` is this one's."""
+    if (lane := current_lane()) is not None:
+        lane.meet("checkpoint", None, list)
+
+
+def _newest_of_all(frames: Sequence[set[int]]) -> list[int]:
+    """Of what each seed has, the newest that all have; the newest of each if there is none, as one failed long ago."""
+    common = max(set.intersection(*frames), default=None)
+    return [max(each) if common is None else common for each in frames]

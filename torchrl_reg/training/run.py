@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -22,6 +22,7 @@ from torchrl_reg.training.batches import Batches
 from torchrl_reg.training.checks import planned_updates, settings_of, without_effect
 from torchrl_reg.training.collection import finished_returns, make_collector
 from torchrl_reg.training.device import named_device
+from torchrl_reg.training.divergence import ValueWatch
 from torchrl_reg.training.env_state import EnvironmentState
 from torchrl_reg.training.errors import require
 from torchrl_reg.training.evaluation import Evaluated, Policy
@@ -33,6 +34,10 @@ from torchrl_reg.training.resumption import Resumption
 from torchrl_reg.training.seeds import seed_global_generators, stream_seed
 from torchrl_reg.training.storage import TransitionStorage
 from torchrl_reg.training.update import Update, make_update
+
+T = TypeVar("T")
+#: Share of the targets' mass outside a categorical network's grid from which on a run warns.
+MOST_CLIPPED = 0.01
 
 
 class Run(Recorded):
@@ -59,7 +64,9 @@ class Run(Recorded):
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._journal, self.device)
         self._resumption = Resumption(self.path, self.settings, self._journal)
+        self._values = ValueWatch(self.path)
         self._granted_updates = 0
+        self._warned_of_clipping = False
         _quiet_libraries()
         self.seed_networks()
 
@@ -128,7 +135,7 @@ class Run(Recorded):
         every = self.settings.diagnostics_every_updates
         made = {"loss": loss, "optimizer": optimizer, "target": target}
         self._resumption.made.update({name: part for name, part in made.items() if part is not None})
-        return make_update(
+        update = make_update(
             loss,
             optimizer,
             target,
@@ -141,6 +148,7 @@ class Run(Recorded):
             cudagraphs=self.cudagraphs,
             wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
         )
+        return self._guarded(update)
 
     def track(self, **components: Any) -> None:
         """Names what a checkpoint holds: everything that learns, counts or anneals.
@@ -177,7 +185,7 @@ class Run(Recorded):
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
-            DivergedError: the loss, a gradient or a parameter is not finite at a log row or a checkpoint.
+            DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
@@ -198,6 +206,7 @@ class Run(Recorded):
         resumed = resumption.load()
         self._journal.start(total_frames, self.frames)
         self._announce(resumed)
+        next_batch = self._guarded(batches.next)
         try:
             resumption.begin(self.frames, resumed)
             while self.frames < total_frames:
@@ -205,17 +214,18 @@ class Run(Recorded):
                 due = partial(_crosses, before, after)
                 is_last = after >= total_frames
                 checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
-                batch = batches.next(go_ahead=not (is_last or checkpoint_due))
+                batch = next_batch(go_ahead=not (is_last or checkpoint_due))
                 self.frames = after
                 self._journal.advance(after - before, finished_returns(batch))
                 if checkpoint_due:
                     resumption.cut(batch)
                 yield batch
+                self._values.see(batch)
                 if due(self.settings.log_every_frames):
                     self._log_row()
                 if due(self.settings.evaluate_every_frames):
                     batches.wait()
-                    self._evaluator.evaluate(self.frames)
+                    self._evaluate()
                 if checkpoint_due:
                     resumption.save(self.frames)
         finally:
@@ -255,10 +265,11 @@ class Run(Recorded):
         """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
         self._log_row()
         if not self._journal.has_evaluation(self.frames):
-            self._evaluator.evaluate(self.frames)
+            self._evaluate()
         self._resumption.finish(self.frames)
         counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
-        self._close({**counts, "first_not_finite_frames": self._resumption.first_bad_frames})
+        bad = {"diverged_frames": self._values.diverged_frames}
+        self._close({**counts, **bad, "first_not_finite_frames": self._resumption.first_bad_frames})
         self._journal.draw_curves()  # last, so that nobody waiting for the run waits for a plot
         return self.path
 
@@ -269,6 +280,7 @@ class Run(Recorded):
         return {
             "frames": self.frames,
             "granted_updates": self._granted_updates,
+            "values": self._values.state_dict(),
             "journal": self._journal.state_dict(),
         }
 
@@ -276,10 +288,44 @@ class Run(Recorded):
         """Restores what :meth:`state_dict` returned."""
         self.frames = state["frames"]
         self._granted_updates = state["granted_updates"]
+        self._values.load_state_dict(state["values"])
         self._journal.load_state_dict(state["journal"])
 
     def _log_row(self) -> None:
-        self._resumption.is_finite(self.frames, self._journal.train(self.frames))
+        row = self._journal.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        self._resumption.is_finite(self.frames, row)
+        if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
+            self._warned_of_clipping = True
+            print(
+                f"warning: {row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
+                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _evaluate(self) -> None:
+        """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
+        self._resumption.is_finite(self.frames, {})
+        self._guarded(self._evaluator.evaluate)(self.frames)
+
+    def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
+        """``call``, whose errors are reported as divergence where what learns is not finite."""
+
+        def guarded(*args: Any, **kwargs: Any) -> T:
+            try:
+                return call(*args, **kwargs)
+            except (RuntimeError, ValueError):
+                self._resumption.is_finite(self.frames, {}, can_go_on=False)
+                raise
+
+        return guarded
+
+    @property
+    def _gamma(self) -> float | None:
+        """The loss's discount, if it has a value estimator."""
+        estimator = getattr(self._resumption.made.get("loss"), "_value_estimator", None)
+        gamma = getattr(estimator, "gamma", None)
+        return None if gamma is None else float(gamma)
 
     def _announce(self, resumed: bool) -> None:
         for sentence in without_effect(getattr(self._folder.config, "algo", None)):

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from torchrl_reg import run_endings
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.finite import FAILED
@@ -56,7 +57,7 @@ class RunFolder:
     @property
     def is_done(self) -> bool:
         """Whether the run in this folder came to its end."""
-        return (self.path / "done.json").exists()
+        return run_endings.is_done(self.path)
 
     def open(self, device: torch.device) -> None:
         """Makes the folder with its ``config.yaml``, or opens that of the same run, and locks it.

@@ -72,7 +72,7 @@ def make_update(
         wants_diagnostics = None  # nothing to leave out
 
     def update(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        if device.type == "cuda" and (minibatch.device is None or minibatch.device.type != "cuda"):
+        if device.type != "cpu" and (minibatch.device is None or minibatch.device.type != device.type):
             minibatch = minibatch.to(device, non_blocking=True)
         if wants_diagnostics is not None and wants_diagnostics() != loss.diagnostics:
             loss.diagnostics = not loss.diagnostics

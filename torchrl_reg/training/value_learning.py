@@ -55,6 +55,23 @@ class ValueLearning:
         check_replay_learning(self)
 
 
+class EpsilonSchedule:
+    """Anneals the ``eps`` of an exploration module linearly, as set by ``algo``.
+
+    Args:
+        module: an epsilon-greedy module.
+        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, once learning has started.
+    """
+
+    def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
+        self.module, self.algo = module, algo
+
+    def step(self, run: Run) -> None:
+        """Sets the ``eps`` that is due at ``run.frames``."""
+        algo = self.algo
+        self.module.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
+
+
 class ValueLearner:
     """Collects, remembers and learns with any loss on Q-values, as set by ``algo``. The loop stays in the recipe::
 
@@ -68,7 +85,8 @@ class ValueLearner:
         algo: the hyperparameters.
         loss: a loss with a value estimator.
         target: the updater of its target network.
-        exploration: the epsilon-greedy module, whose ``eps`` is annealed.
+        exploration: the schedule of the epsilon-greedy module; or a module alone, which is checkpointed, and annealed
+            by nobody but the caller.
         frame_stack: images stacked in one observation. With one-step returns they are stored one at a time, in a
             quarter of the memory; n-step rows skip frames and stay stacked.
         parameters: parameters or parameter groups for the optimizer; by default all of ``loss``. Only the learning
@@ -86,7 +104,7 @@ class ValueLearner:
         algo: ValueLearning,
         loss: LossModule,
         target: TargetNetUpdater,
-        exploration: EGreedyModule,
+        exploration: EpsilonSchedule | EGreedyModule,
         *,
         frame_stack: int = 1,
         parameters: Iterable[Any] | None = None,
@@ -104,18 +122,19 @@ class ValueLearner:
         )
         self.update = run.make_update(loss, self.optimizer, target)
         run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
-        run.track(n_step=self.n_step, exploration=exploration)
+        explores = exploration.module if isinstance(exploration, EpsilonSchedule) else exploration
+        run.track(n_step=self.n_step, exploration=explores)
 
     def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
-        """Batches ``[num_envs, collect_steps]`` of the run; anneals epsilon and the learning rate after each."""
+        """Batches ``[num_envs, collect_steps]`` of the run; anneals the learning rate and a scheduled epsilon."""
         run, algo = self.run, self.algo
         frames = algo.num_envs * algo.collect_steps * run.frames_per_step
         for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
             yield batch
             if algo.anneal_learning_rate:
                 self.optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)
-            epsilon = run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames)
-            self.exploration.eps.fill_(epsilon)
+            if isinstance(self.exploration, EpsilonSchedule):
+                self.exploration.step(run)
 
     def remember(self, batch: TensorDictBase) -> None:
         """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""

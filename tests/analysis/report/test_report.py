@@ -90,6 +90,19 @@ def test_what_the_header_counts(tmp_path, write_run):
     assert "1 run is not finished; the summary leaves out what is not." in text
 
 
+def test_runs_whose_values_diverged_are_named(tmp_path, write_run):
+    done, going = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1, done=False)
+    (done / "done.json").write_text(json.dumps({"frames": 200, "diverged_frames": 1250}))
+    with (going / "metrics.jsonl").open("a") as file:
+        for at in (300, 400):
+            file.write(json.dumps({"event": "train", "frames": at, "diverged_frames": 300, "entropy": 0.1}) + "\n")
+    _, page = _report(tmp_path)
+    folder = "m_dqn/cartpole/tau=0.03"
+    text = "".join(page.text)
+    assert f"Values diverged in {folder}/seed=0 at frame 1,250, {folder}/seed=1 at frame 300." in text
+    assert "diverged_frames" not in text  # it is no diagnostic to draw
+
+
 def test_planned_runs_count(tmp_path, write_run):
     run = write_run(tmp_path, seed=0)
     run.with_name("seed=1.failed").write_text("{}")  # it never made its folder

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
-from torchrl_reg.modules import StochasticSamplerActor
+from torchrl_reg.modules import MulticategoricalActor, StochasticSamplerActor
 from torchrl_reg.regularizers.coefficient import Coefficient
 
 BAD = [
@@ -85,6 +85,41 @@ def test_stored_actions_outside_the_box(cases: Any, name: str) -> None:
         cases[name].loss()(data)
     data["collector", "mask"] = torch.tensor([True, False, True]).unsqueeze(-1)
     assert cases[name].loss()(data)["loss_qvalue"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["virel", "sac"])
+def test_straight_through_samples_have_to_be_asked_for(cases: Any, name: str) -> None:
+    bins = MulticategoricalActor(nn.Linear(4, 10), num_bins=5, low=[-1.0, -2.0], high=[1.0, 2.0])
+    networks = (bins, cases[name].networks()[1])
+    with pytest.raises(ValueError, match="must give reparametrized samples, .* got a Multicategorical, .* is biased"):
+        cases[name].loss(networks)(cases[name].batch(3))
+    with pytest.raises(ValueError, match="straight_through must be True or False, got 'yes'"):
+        cases["sac"].loss(straight_through="yes")
+    assert cases["sac"].loss(networks, straight_through=True)(cases["sac"].batch(3))["loss_actor"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["virel", "sac", "soft_q"])
+def test_actions_that_rounding_put_outside_the_box(cases: Any, name: str) -> None:
+    data = cases[name].batch(3)
+    data["action"][0] = torch.tensor([1 + 1e-6, -2 - 1e-5])
+    assert cases[name].loss()(data)["loss_qvalue"].isfinite()
+    data["action"][0, 1] = -2.001
+    with pytest.raises(ValueError, match="got values from -2.001 to .*; rounding may put them outside by 4e-05"):
+        cases[name].loss()(data)
+    # bfloat16 knows 3 digits: 1.0078 is the next number to 1.
+    data["action"] = data["action"].clamp(-1, 1.0078).bfloat16()
+    assert cases[name].loss()(data)["loss_qvalue"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["virel", "sac", "soft_q"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_box_has_the_dtype_of_the_networks(cases: Any, name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
+    loss, data = cases[name].loss().to(dtype), cases[name].batch(3, dtype=dtype)
+    data["action"] = data["action"].to(stored)
+    out = loss(data)
+    assert out["loss_actor"].isfinite() and out["loss_qvalue"].isfinite()
+    sum(out[key] for key in ("loss_actor", "loss_qvalue")).backward()
 
 
 def test_samplers_that_do_not_fit() -> None:

@@ -127,6 +127,18 @@ def test_masked_rows_do_not_count_even_if_nan(case: Any) -> None:
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
+def test_what_is_reported_is_a_mean_over_the_rows_that_count(case: Any) -> None:
+    """Those of a mask and those of its complement make up all, whose actions are drawn alike."""
+    data, mask = case.batch(8), torch.tensor([True, True, False, True, False, True, True, True])
+    data["observation"] += 3.0  # a row that is left out is seen as 0
+    found = []
+    for kept in (mask, ~mask, mask | ~mask):
+        data["collector", "mask"] = kept.unsqueeze(-1)
+        found.append(call(case.loss(), data.clone()))
+    for name in case.reported:
+        torch.testing.assert_close((6 * found[0][name] + 2 * found[1][name]) / 8, found[2][name])
+
+
 def test_nan_after_a_terminal_state_is_harmless(case: Any) -> None:
     data = case.batch(6)
     expected = value(case.loss(), data.clone())

@@ -84,7 +84,8 @@ class Pair:
             **temperature,
         )
         self.theirs.make_value_estimator(gamma=GAMMA)
-        self.ours = SoftActorCriticLoss(actor, nets, tau=ALPHA, target_entropy=TARGET if adapts else None, **ours)
+        ours = {"target_entropy": TARGET if adapts else None, "straight_through": kind == "bins"} | ours
+        self.ours = SoftActorCriticLoss(actor, nets, tau=ALPHA, **ours)
         self.ours.make_value_estimator(gamma=GAMMA)
         self.adapts = adapts
         self.targets = [PolyakTargetUpdate(self.ours, rate=RATE), SoftUpdate(self.theirs, tau=RATE)]

@@ -214,9 +214,10 @@ def test_the_flow_as_proposal_knows_its_density() -> None:
     torch.testing.assert_close(log_p[inner], expected[inner], rtol=1e-3, atol=1e-3)
 
 
-def test_the_gradient_is_the_direction_through_the_sampler(cases: Any) -> None:
-    """Minus the mean over moving particles of direction times du/dphi; the fixed half gets none."""
-    case = cases["soft_q"]
+@pytest.mark.parametrize("name", ["soft_q", "soft_q_twin"])
+def test_the_gradient_is_the_direction_through_the_sampler(cases: Any, name: str) -> None:
+    """Minus the mean over moving particles of direction times du/dphi; the fixed half gets none; the smaller critic."""
+    case = cases[name]
     loss, data = case.loss(), case.batch(4)
     torch.manual_seed(3)
     still, moving = (loss.actor_network.particles(data, 3)[0] for _ in range(2))

@@ -33,6 +33,15 @@ BAD = [
     ("trust_pcl", {"max_kl": -0.1}, r"max_kl must be a finite number > 0 \(nats\), got -0.1"),
     ("trust_pcl", {"max_kl": 0.1, "lam": 0.0}, "lam must be > 0 where it is learnt.*got 0.0"),
     ("pcl", {"reduction": "median"}, "reduction must be .*got 'median'"),
+    ("pcl", {"delay_value": "no"}, "delay_value must be True or False, got 'no'"),
+    ("m_iq", {"delay_value": None}, "delay_value must be True or False, got None"),
+    ("m_iq", {"delay_actor": "no"}, "delay_actor must be True or False, got 'no'"),
+    ("m_iq", {"residual": 1}, "residual must be True or False, got 1"),
+    (
+        "m_iq",
+        {"use_prioritized_weights": "maybe"},
+        "use_prioritized_weights must be True, False or 'auto', got 'maybe'",
+    ),
 ]
 
 
@@ -154,6 +163,13 @@ def test_actions_outside_the_box_or_nan(cases: Any, name: str) -> None:
     data["collector", "mask"] = torch.ones(*data.batch_size, 1, dtype=torch.bool)
     data["collector", "mask"][0] = False
     assert case.loss()(data)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["m_iq", "m_iq_gaussian", "m_iq_flow", "trust_pcl"])
+def test_actions_that_rounding_put_outside_the_box(cases: Any, name: str) -> None:
+    data = cases[name].batch(6)
+    data["action"][0] = torch.tensor([1 + 1e-6, -2 - 1e-5])
+    assert cases[name].loss()(data)["loss"].isfinite()
 
 
 @pytest.mark.parametrize("name", ["m_iq", "trust_pcl"])

@@ -24,7 +24,9 @@ _MOST_COLUMNS, _MOST_UNSORTED = 6, 8
 _RESAMPLES = 2_000
 #: Points of a curve; more would only make the file larger.
 _CURVE_POINTS, _DIAGNOSTIC_POINTS = 200, 120
-_NOT_DIAGNOSTICS = frozenset({"event", "frames", "updates", "episodes", "fps", "wall_seconds", "eval_seconds"})
+_NOT_DIAGNOSTICS = frozenset(
+    {"event", "frames", "updates", "episodes", "fps", "wall_seconds", "eval_seconds", "diverged_frames"}
+)
 _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_clipped", "soft_gap", "td_error")
 
 

@@ -55,6 +55,8 @@ def _warnings(sweep: Sweep) -> list[str]:
     """Caveats to the numbers."""
     commits, unfinished = sweep.commits, len(sweep.in_state("unfinished"))
     endless = [sweep.shown_path(run) for run in sweep.in_state("done") if run.ends_without(sweep.column)]
+    frames = {sweep.shown_path(run): run.diverged_frames for run in sweep.runs}
+    diverged = [f"{path} at frame {at:,}" for path, at in frames.items() if at is not None]
     runs = "1 run is" if unfinished == 1 else f"{unfinished} runs are"
     found = {
         f"Runs come from {len(commits)} commits: {', '.join(commits)}.": len(commits) > 1,
@@ -62,6 +64,7 @@ def _warnings(sweep: Sweep) -> list[str]:
         f"{runs} not finished; the summary leaves out what is not.": unfinished,
         **{f"Left out: {sentence}": True for sentence in sweep.skipped},
         f"Scores leave out runs whose last evaluation is not a finite number: {', '.join(endless)}.": endless,
+        f"Values diverged in {', '.join(diverged)}.": diverged,
         **{f"{sentence}.": True for sentence in unscored_note(sweep.envs, scale_of(sweep.envs))},
         "Some methods have fewer than three seeds: their intervals say little or nothing.": any(
             len(group.runs) < 3 for group in sweep.groups

@@ -13,7 +13,8 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 from torchrl_reg.analysis.scores import Scores, scores_of
-from torchrl_reg.analysis.sweep_files import failure, is_done, marked, not_begun
+from torchrl_reg.analysis.sweep_files import failure, marked, not_begun
+from torchrl_reg.run_endings import is_done
 
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 

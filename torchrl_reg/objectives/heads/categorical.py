@@ -48,6 +48,15 @@ class Categorical(Head):
         with torch.no_grad():
             p, masses = log_p.exp(), masses / masses.sum(-1, keepdim=True)
             projected = categorical_projection(values, masses, support).to(p.dtype)
-            td_error = (p * support.to(p.dtype)).sum(-1) - (masses * values).sum(-1) if how["reports"] else None
+            td_error = clipped = None
+            if how["reports"]:
+                td_error = (p * support.to(p.dtype)).sum(-1) - (masses * values).sum(-1)
+                clipped = torch.where(_outside(values, support), masses, 0.0).sum(-1)
         elementwise = -(projected * log_p).sum(-1)
-        return Regression(elementwise, elementwise.detach().clone(), td_error)
+        return Regression(elementwise, elementwise.detach().clone(), td_error, clipped)
+
+
+def _outside(values: Tensor, support: Tensor) -> Tensor:
+    """Values beyond the ends of ``support``, by more than a rounding error."""
+    slack = 1e-3 * (support[1] - support[0])
+    return (values < support[0] - slack) | (values > support[-1] + slack)

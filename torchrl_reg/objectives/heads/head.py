@@ -48,6 +48,8 @@ class Regression(NamedTuple):
     """Priorities ``[*B]``, detached."""
     td_error: Tensor | None
     """Difference of the means ``[*B]``, detached; None where nobody asked and it would have cost something."""
+    clipped_mass: Tensor | None = None
+    """Share of the target's mass that lies outside the grid ``[*B]``; None without a grid, or where nobody asked."""
 
 
 class Head:

@@ -23,7 +23,7 @@ from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.objectives.value.targets import regularized_target, terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularizer
 from torchrl_reg.regularizers.checks import exact_scalar
-from torchrl_reg.torchrl_compat import find_action_space
+from torchrl_reg.torchrl_compat import entry, find_action_space
 
 
 @register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})
@@ -149,14 +149,23 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
     ) -> Tensor:
         """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes.
 
-        A loss hands in ``next_value [*B, M]``, the ``bonus`` and ``action_cost`` ``[*B]``, and the ``mask [*B]``.
+        A loss hands in ``next_value [*B, M]``, the ``bonus`` and ``action_cost`` ``[*B]``, and the ``mask [*B]``; by
+        itself, the estimator reads ``("collector", "mask")``.
         """
         if next_value is None:
             next_q = self._q_values(tensordict.get("next"), target_params) if next_q is None else next_q
             next_value = self.regularizer.value_and_log_policy(next_q)[0].unsqueeze(-1)
             bonus, action_cost = self._at_s(tensordict, target_params, q, next_q)
+            mask = entry(tensordict, ("collector", "mask"))
         parts: dict[str, Any] = {"bonus": bonus, "action_cost": action_cost, "mask": mask}
         return regularized_target(tensordict, self.tensor_keys, next_value, gamma=self.gamma, lmbda=self.lmbda, **parts)
+
+    def set_keys(self, **kwargs: Any) -> None:
+        """As in TorchRL, but a ``value`` that the network does not write is no error: the Q-values are read instead."""
+        value = kwargs.pop("value", None)
+        super().set_keys(**kwargs)
+        if value is not None:
+            self.tensor_keys.value = value
 
     def _q_values(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
         return action_values(self.value_network, tensordict, params, self.tensor_keys.action_value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -81,7 +80,8 @@ def regularized_target(
         reward = reward + bonus.unsqueeze(-1).to(reward.dtype)
     ends = done_flag(tensordict, keys) | terminated
     if mask is not None:  # the last step before padding ends its sequence, as a truncation does
-        followed = torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), -1)
-        ends = ends | ~followed.unsqueeze(-1)
+        mask = mask.reshape(ends.shape)
+        ends = ends | ~mask.roll(-1, -2)
+        reward, next_value = reward.masked_fill(~mask, 0.0), next_value.masked_fill(~mask, 0.0)
     cost = None if action_cost is None else action_cost.unsqueeze(-1).to(reward.dtype)
     return lambda_return(reward, next_value.to(reward.dtype), ends, gamma=gamma, lmbda=lmbda, action_cost=cost)

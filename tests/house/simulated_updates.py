@@ -1,0 +1,285 @@
+"""Updates on the device "sim", in a process of their own: see :mod:`test_simulated_device`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torch.optim import Adam
+from torchrl.objectives import LossModule
+
+from torchrl_reg import objectives
+from torchrl_reg.modules import ActionPrior
+from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
+from torchrl_reg.objectives.stacked import StackedLoss
+from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, Entropy
+from torchrl_reg.training.metrics import RunningMeans
+from torchrl_reg.training.optimizer_step import OptimizerStep, StackedStep
+from torchrl_reg.training.update import make_update
+
+sys.path.insert(0, str(Path(__file__).parent))
+import simulated_device as sim
+
+VALUE, POLICY, CRITIC = (sim.loaded(f"objectives/{room}conftest.py") for room in ("", "policy/", "actor_critic/"))
+SLOTS = sim.loaded("objectives/test_slots.py")
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[None]:
+    with sim.watched_device():
+        yield
+
+
+# -- the simulation sees what it is meant to see ------------------------------------------------------------------
+
+X = [[1.0, -2.0, 3.0]]
+PLANTED: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: 1 if x.sum() > 0 else 0,
+    "float": lambda x: float(x.sum()),
+    "index": lambda x: [4, 5, 6][x.argmax()],
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "rows of a mask": lambda x: x[x > 0],
+    "rows of a mask written": lambda x: x.__setitem__(x > 0, x[:, 1:].flatten()),
+    "equal": lambda x: torch.equal(x, x),
+    "a number sent there": lambda x: torch.tensor(0.5, device=x.device),
+    "a new tensor": lambda x: x.new_tensor([0.5]),
+    "a tensor sent there": lambda x: torch.ones(3).to(x.device),
+    "written from the CPU": lambda x: x.copy_(torch.ones(1, 3)),
+    "synchronize": lambda x: TensorDict({"x": torch.ones(3)}, [3]).to(x.device),
+    "a tensor on the CPU": lambda x: x + torch.ones(3),
+    "a number on the CPU": lambda x: x * torch.tensor(0.5),
+    "an index on the CPU": lambda x: x[:, torch.tensor([0, 1])],
+    "a parameter given memory on the CPU": lambda x: setattr(x, "data", torch.ones(1, 3)),
+    "a stack": lambda x: torch.stack([x, torch.ones(1, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_mistake_is_seen(name: str) -> None:
+    with sim.host_may_wait():
+        x = torch.tensor(X).to("sim")
+    with contextlib.suppress(Exception):  # as data_checks suppresses what cannot be read
+        PLANTED[name](x)
+    assert sim.violations
+    sim.violations.clear()
+
+
+class _Reading(objectives.SoftDQNLoss):
+    def _loss_mask(self, tensordict: Any) -> Any:
+        tensordict["next", "reward"].mean().item()
+        return super()._loss_mask(tensordict)
+
+
+class _Left(objectives.SoftDQNLoss):
+    def _rewards(self, tensordict: Any) -> Tensor:
+        return super()._rewards(tensordict) * torch.tensor(2.0)
+
+
+@pytest.mark.parametrize(("cls", "kind"), [(_Reading, sim.Synchronized), (_Left, sim.OnTwoDevices)])
+def test_a_mistake_planted_in_a_loss_is_seen(cls: Any, kind: Any) -> None:
+    with pytest.raises(kind):
+        run(VALUE.LossCase(cls, {"tau": 0.5}), "sim")
+    sim.violations.clear()
+
+
+# -- losses, regularizers, heads, target updates and the update step ------------------------------------------------
+
+
+def _cells() -> dict[str, Any]:
+    """Each regularizer with each shaping and each head, in 16 of the 64 combinations."""
+    heads, cells = list(SLOTS.HEADS), {}
+    for i, (name, row) in enumerate(SLOTS.REGULARIZERS.items()):
+        for j, (shaping, made) in enumerate(SLOTS.SHAPINGS.items()):
+            head, options = SLOTS.HEADS[heads[(i + j) % 4]]
+            build = functools.partial(_cell, row[0], made, options)
+            cells[f"{name}-{shaping}-{heads[(i + j) % 4]}"] = VALUE.LossCase(build, head=VALUE.CASES[head].head)
+    return cells
+
+
+def _cell(regularizer: Any, shaping: Any, head: Any, actor: Any, **kwargs: Any) -> Any:
+    return objectives.QLearningLoss(actor, regularizer=regularizer(), shaping=shaping(), head=head(), **kwargs)
+
+
+def _with_prior_network(actor: Any, **kwargs: Any) -> Any:
+    network = TensorDictModule(nn.Linear(4, 3), ["observation"], ["log_prior"]).to(next(actor.parameters()).device)
+    beta = BellmanErrorCoefficient(2.0, rate=0.5, inverse=True)
+    prior = ActionPrior(3, probabilities=[0.6, 0.3, 0.1], beta=beta)
+    return objectives.MutualInformationDQNLoss(actor, prior=prior, prior_network=network, **kwargs)
+
+
+def _traced(actor: Any, **kwargs: Any) -> Any:
+    return objectives.MunchausenDQNLoss(actor, tau=0.5, alpha=0.5, clip_min=-0.3, **kwargs).make_value_estimator(
+        "tdlambda", gamma=0.9, lmbda=0.7
+    )
+
+
+_DUAL = {"target": 0.5, "rises": "below", "name": "tau"}
+MORE = {
+    "virel_q": VALUE.LossCase(objectives.DiscreteVIRELLoss, {"tau": 0.5, "beta_scale": 0.3}),
+    "online": VALUE.LossCase(objectives.QLearningLoss, {"delay_value": False}),
+    "dual": VALUE.LossCase(
+        lambda actor, **k: objectives.QLearningLoss(actor, regularizer=Entropy(DualCoefficient(0.5, **_DUAL)), **k)
+    ),
+    "prior_network": VALUE.LossCase(_with_prior_network),
+    **_cells(),
+}
+CASES = {
+    f"{room}-{name}": case
+    for room, cases in (("value", VALUE.CASES), ("more", MORE), ("policy", POLICY.CASES), ("critic", CRITIC.CASES))
+    for name, case in cases.items()
+}
+
+
+def moved(networks: Any, device: str) -> Any:
+    if isinstance(networks, (list, tuple)):
+        return [moved(network, device) for network in networks]
+    return None if networks is None else networks.to(device)
+
+
+def made(case: Any, device: str, **kwargs: Any) -> Any:
+    """As a recipe does: the networks are on their device before the loss exists, and the loss is not moved."""
+    with sim.host_may_wait():
+        networks = moved(case.actor() if isinstance(case, VALUE.LossCase) else case.networks(), device)
+        if isinstance(case, VALUE.LossCase):
+            loss = case.cls(networks, **case.kwargs, **kwargs)
+            return loss if loss._value_estimator is not None else loss.make_value_estimator(gamma=0.9)
+        return case.loss(networks, perturb=False, **kwargs)
+
+
+def batches(case: Any, device: str) -> list[TensorDict]:
+    """Plain rows; rows with weights; rows of which some do not count (and of several steps each)."""
+    torch.manual_seed(2)
+    value = isinstance(case, VALUE.LossCase)
+    plain, weighted, masked = (VALUE.make_batch(6, seed=n) if value else case.batch(6, seed=n) for n in (1, 2, 3))
+    weighted["priority_weight"] = torch.linspace(0.2, 2.0, weighted.numel()).reshape(weighted.shape)
+    masked["collector", "mask"] = (torch.arange(masked.numel()) % 5 > 0).reshape(*masked.shape, 1)
+    if value:
+        masked["steps_to_next_obs"] = torch.tensor([[1], [2], [3]] * 2)
+    with sim.host_may_wait():
+        return [batch.to(device) for batch in (plain, weighted, masked)]
+
+
+def run(case: Any, device: str, hard: bool = True) -> tuple[Any, list[dict[str, Tensor]]]:
+    """Three updates and the means of what they return, with diagnostics and without.
+
+    The host may wait for the first, which checks its data. ``hard``: gradients are clipped, and the target is a copy.
+    """
+    loss, target, wants = made(case, device), None, iter([True, False, True])
+    if getattr(loss, "delay_value", True):
+        target = HardTargetUpdate(loss, period_updates=2) if hard else PolyakTargetUpdate(loss, rate=0.5)
+    update = make_update(
+        *(loss, Adam(loss.parameters(), lr=1e-2, fused=True), target),
+        device=device,
+        max_grad_norm=0.5 if hard else None,
+        wants_diagnostics=lambda: next(wants),
+    )
+    means, out = RunningMeans(), []
+    torch.manual_seed(3)
+    for number, batch in enumerate(batches(case, device)):
+        with sim.host_may_wait() if number == 0 else contextlib.nullcontext():
+            out.append(update(batch.copy()))
+            means.add(out[-1])
+            for coefficient in loss.modules():
+                if isinstance(coefficient, BellmanErrorCoefficient):
+                    coefficient.observe(out[-1]["loss" if "loss" in out[-1] else "loss_qvalue"])
+    with sim.host_may_wait():
+        out.append({name: torch.tensor(value) for name, value in means.pop().items()})
+    return loss, out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_updates_are_those_of_the_cpu(name: str) -> None:
+    hard = list(CASES).index(name) % 2 == 0
+    (loss, found), (of_cpu, expected) = (run(CASES[name], device, hard) for device in ("sim", "cpu"))
+    with sim.host_may_wait():
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            torch.testing.assert_close({k: v.cpu() for k, v in ours.items()}, dict(theirs), equal_nan=True)
+        state = {k: v for k, v in loss.state_dict().items() if isinstance(v, Tensor)}
+        assert {tensor.device.type for tensor in state.values()} == {"sim"}
+        theirs = {k: v for k, v in of_cpu.state_dict().items() if isinstance(v, Tensor)}
+        torch.testing.assert_close({k: v.cpu() for k, v in state.items()}, theirs)
+
+
+def test_every_loss_is_among_them() -> None:
+    public = {getattr(objectives, name) for name in objectives.__all__}
+    losses = {cls for cls in public if isinstance(cls, type) and issubclass(cls, LossModule)}
+    assert losses <= {case.cls for case in CASES.values()} | {objectives.QLearningLoss}
+
+
+def test_traces_on_sequences() -> None:
+    """In TorchRL's loop over steps: its vectorized returns read where the episodes end."""
+    case = VALUE.LossCase(_traced)
+    values = []
+    for where in ("sim", "cpu"):
+        loss = made(case, where)
+        PolyakTargetUpdate(loss, rate=0.5)
+        with sim.host_may_wait():
+            data = VALUE.make_batch(3, 5).to(where)
+        loss.data_checks = "never"
+        loss.value_estimator.vectorized = False
+        out = loss(data)
+        out["loss"].backward()
+        values.append(out["loss"].detach())
+    with sim.host_may_wait():
+        torch.testing.assert_close(values[0].cpu(), values[1])
+
+
+def test_a_minibatch_on_the_cpu_is_moved_without_waiting() -> None:
+    loss = made(CASES["value-m_dqn"], "sim")
+    loss.data_checks = "never"
+    PolyakTargetUpdate(loss, rate=0.5)
+    update = make_update(loss, Adam(loss.parameters(), fused=True), device="sim")
+    assert update(VALUE.make_batch(6))["loss"].device.type == "sim"
+
+
+def test_coefficients_assigned_between_updates() -> None:
+    loss = made(CASES["value-m_dqn"], "sim")
+    loss.tau, loss.alpha, loss.clip_min = 0.3, 0.4, -0.5
+    loss = made(CASES["critic-sac"], "sim")
+    loss.tau = 0.2  # by its logarithm
+    with sim.host_may_wait():
+        torch.testing.assert_close(loss.tau.cpu(), torch.tensor(0.2))
+
+
+def test_losses_side_by_side() -> None:
+    """The joint step of several seeds."""
+    case = CASES["value-m_dqn"]
+    losses = [made(case, "sim") for _ in range(3)]
+    for loss in losses:
+        PolyakTargetUpdate(loss, rate=0.5)
+    optimizers = [OptimizerStep(Adam(loss.parameters(), fused=True)) for loss in losses]
+    with sim.host_may_wait():
+        stack = StackedLoss(losses)
+        data = torch.stack([VALUE.make_batch(6, seed=n) for n in range(3)]).to("sim")
+    step = None
+    for _ in range(3):
+        stack.loss(data)["loss"].sum().backward()
+        for position, parameters in enumerate(zip(*[loss.parameters() for loss in losses], strict=True)):
+            whole = stack.parameter(parameters[0])
+            for parameter, gradient in zip(parameters, whole.grad.unbind(), strict=True):
+                parameter.grad = gradient
+            assert position < 4
+        if step is None:
+            for optimizer in optimizers:
+                optimizer()
+            with sim.host_may_wait():
+                step = StackedStep.of(optimizers, stack.parameter)
+            assert step is not None
+        else:
+            step()
+        assert stack.is_current()

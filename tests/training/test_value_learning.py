@@ -1,0 +1,48 @@
+"""What the value-based recipes share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_dqn
+from tensordict.nn import TensorDictSequential
+from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.objectives import DQNLoss
+
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.modules import NetSettings, q_network
+from torchrl_reg.objectives import HardTargetUpdate
+from torchrl_reg.training import EpsilonSchedule, Run, RunSettings, ValueLearner, ValueLearning
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "steps", "expected"),
+    [
+        (True, False, [1.0, 1.0, 0.86, 0.58, 0.3, 0.3]),  # seen while collecting and learning from each batch
+        (False, True, [1.0, 0.8, 0.6, 0.4, 0.4, 0.4]),
+        (False, False, [1.0] * 6),
+    ],
+)
+def test_epsilon_follows_the_schedule_given_and_nothing_else(
+    tmp_path: Path, scheduled: bool, steps: bool, expected: list[float]
+) -> None:
+    algo = ValueLearning(total_frames=96, learning_starts_frames=24, eps_frames=40, eps_end=0.3)
+    algo.num_envs, algo.collect_steps, algo.batch_size, algo.replay_capacity = 4, 4, 8, 100
+    run = Run(tiny_dqn.Config(run=RunSettings(dir=str(tmp_path / "run"), progress=False)))
+    env = make_env(EnvSettings("cartpole"), algo.num_envs)
+    spec = env.full_action_spec_unbatched["action"]
+    actor = QValueActor(q_network(NetSettings(num_cells=[8]), env), spec=spec)
+    module = EGreedyModule(spec, eps_init=1.0, eps_end=0.4, annealing_num_steps=48)  # .2 for 16 frames
+    loss = DQNLoss(actor, delay_value=True)
+    loss.make_value_estimator(gamma=algo.gamma)
+    target = HardTargetUpdate(loss, period_updates=5)
+    exploration = EpsilonSchedule(module, algo) if scheduled else module
+    learner = ValueLearner(run, algo, loss, target, exploration)
+    seen = []
+    for batch in learner.collect(env, TensorDictSequential(actor, module)):
+        seen.append(module.eps.item())
+        learner.remember(batch)
+        if steps:
+            module.step(16)
+    assert seen == pytest.approx(expected, abs=1e-5)

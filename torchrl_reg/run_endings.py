@@ -1,0 +1,58 @@
+"""How a run ended, from its files alone: ``done.json`` and the last words of its log.
+
+Imported by the elements of a SLURM array, and so without torch, numpy or :mod:`torchrl_reg.analysis`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_TAIL_BYTES = 16_384
+# Follows the last words of whatever failed, and says less.
+_SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Terminating|Job step aborted)")
+
+
+def is_done(run: Path) -> bool:
+    """Whether the run has come to its end; a ``done.json`` that a crash emptied does not say so."""
+    done = run / "done.json"
+    return done.is_file() and done.stat().st_size > 0
+
+
+def error_line(log: Path) -> str:
+    """The line that names the exception of the last traceback in a log, safe to print; empty without a traceback."""
+    lines = _tail(log)
+    for i in range(len(lines) - 1, -1, -1):
+        at_exit = i and lines[i - 1].startswith("Exception ignored in")  # while the interpreter shuts down
+        if lines[i] == "Traceback (most recent call last):" and not at_exit:
+            return printable(next((line for line in lines[i + 1 :] if line and line[0] != " "), ""))
+    return ""
+
+
+def last_line(log: Path) -> str:
+    """What a log ends with, safe to print: the exception of a traceback, else its last line that says something."""
+    lines = (line.strip() for line in reversed(_tail(log)))
+    return error_line(log) or printable(next((line for line in lines if line and not _SRUN.match(line)), ""))
+
+
+def printable(text: str) -> str:
+    """``text`` without terminal control: colours are removed, other control codes shown escaped.
+
+    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
+    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _tail(log: Path) -> list[str]:
+    """The last lines of a log, of the latest life of its run (``=== ...`` begins one)."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    begins = [i for i, line in enumerate(lines) if line.startswith("=== ")]
+    return lines[begins[-1] + 1 if begins else 0 :]
