@@ -33,7 +33,7 @@ _EXPECTED = {
 
 
 def check_flags(arguments: Sequence[str], fail: Callable[[str], Any]) -> None:
-    """Fails on ``--tau=1``, ``--resolve`` alone and the like: argparse would print a page of usage, Hydra a traceback."""
+    """Fails on ``--tau=1``, ``--resolve`` alone and the like: argparse would print its usage, Hydra a traceback."""
     parser = get_args_parser()
     parser.error = lambda message: fail(f"{message}.")  # type: ignore[method-assign]
     known = parser._option_string_actions
