@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ from torchrl_reg.training.settings import RecipeConfig, validate
 Train = Callable[[Any], Path]
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_PATIENCE_SECONDS = 5.0
 
 
 def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]:
@@ -239,13 +241,17 @@ def _full_hydra_errors() -> Iterator[None]:
 def _signals_as_exceptions() -> Iterator[None]:
     """Stops on Ctrl-C, SIGTERM and SIGUSR1/2 unless something else (submitit) already handles them.
 
-    A second one ends the process where it stands: there is nothing that a kill could damage.
+    Later ones change nothing while the run stops; if that takes long, the next ends the process where it stands.
     """
+    stopped_at: float | None = None
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        for each in ours:
-            signal.signal(each, _end_at_once)
-        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+        nonlocal stopped_at
+        if stopped_at is None:
+            stopped_at = time.monotonic()
+            raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+        if time.monotonic() - stopped_at > _PATIENCE_SECONDS:
+            os._exit(128 + number)
 
     by_default = (signal.SIG_DFL, signal.default_int_handler)
     ours = {each: signal.getsignal(each) for each in _STOPPING if signal.getsignal(each) in by_default}
@@ -254,11 +260,5 @@ def _signals_as_exceptions() -> Iterator[None]:
     try:
         yield
     finally:
-        for each, before in ours.items():
-            if signal.getsignal(each) is stop:
-                signal.signal(each, before)
-
-
-def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
-    os.write(sys.__stderr__.fileno(), b"\nstopped at once; the same command continues from the last checkpoint\n")
-    os._exit(128 + number)
+        for each, before in ours.items() if stopped_at is None else ():  # else the process is about to end
+            signal.signal(each, before)
