@@ -363,7 +363,7 @@ def test_settings_that_do_not_fit_the_memory_are_one_sentence(command):
     assert command(train=exhaust)[1].startswith("Out of memory (MemoryError): lower replay_capacity")
 
 
-@pytest.mark.parametrize("module", ["hydra", "omegaconf", "yaml", "tqdm"])
+@pytest.mark.parametrize("module", ["hydra", "omegaconf", "yaml", "tqdm", "safetensors"])
 def test_a_missing_package_is_one_sentence(module):
     code = f"import sys; sys.modules[{module!r}] = None; import torchrl_reg.training"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

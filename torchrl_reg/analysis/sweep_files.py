@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from torchrl_reg.analysis.documents import read_json
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.runs import folders
+from torchrl_reg.printable import printable
 
 _LAUNCHES = "jobs.jsonl"
 #: Folders between a sweep's and a run's: ``recipe/env/settings``.
@@ -84,16 +84,6 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return printable(next((line for line in reversed(lines) if line), ""))
-
-
-def printable(text: str) -> str:
-    """``text`` without terminal control: colours are removed, other control codes shown escaped.
-
-    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
-    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def marked(root: Path) -> set[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 import torchrl_reg
 from torchrl_reg.analysis.documents import flat
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.record import metrics_rows
+from torchrl_reg.analysis.record import is_number, metrics_rows
 from torchrl_reg.analysis.runs import RunRecord, read_run
 
 
@@ -40,7 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     record = read_run(arguments.run_folder, flat({"env": saved.facts.get("env"), "run": saved.facts.get("run")}))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AnalysisError(f"DIR must be a new or empty folder, got {folder}.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnalysisError(f"DIR={folder} cannot be made: {error.strerror}.") from None
     shutil.copyfile(saved.path, folder / saved.path.name)
     shutil.copyfile(arguments.run_folder / "config.yaml", folder / "config.yaml")
     (folder / "README.md").write_text(_readme(record, saved.facts), encoding="utf-8")
@@ -53,6 +56,7 @@ def _readme(record: RunRecord, facts: dict[str, Any]) -> str:
     row = facts.get("evaluation", {})
     frames = f"{row['frames']:,} environment frames" if isinstance(row.get("frames"), int) else "an unknown time"
     versions = record.starts[-1].get("versions", {}) if record.starts else {}
+    versions = versions if isinstance(versions, dict) else {}
     built = [f"{name} {versions[name]}" for name in ("torch", "torchrl", "gymnasium") if name in versions]
     commits = ", ".join(record.short_commits) or "unknown"
     return f"""# {record.recipe} on {record.env}
@@ -81,7 +85,7 @@ def _scores(record: RunRecord, row: dict[str, Any], facts: dict[str, Any]) -> It
     for each in evaluations:
         for mode in ("greedy", "sampled"):
             mean, spread = each.get(f"return_{mode}_mean"), each.get(f"return_{mode}_std")
-            if mean is not None and spread is not None:
+            if is_number(mean) and is_number(spread):
                 yield f"| {mode} | {mean:.6g} | {spread:.4g} | {each.get('episodes', '')} | {each.get('seed', '')} |"
 
 
