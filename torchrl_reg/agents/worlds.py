@@ -19,7 +19,9 @@ def env_settings(saved: SavedPolicy) -> EnvSettings:
     if "env" not in saved.facts:
         raise AgentError(f"{saved.path} must say which environment its policy acts in, got none.")
     try:
-        return EnvSettings(**saved.facts["env"])
+        settings = EnvSettings(**saved.facts["env"])
+        hash(settings.name)  # a list or an object in its place is none
+        return settings
     except TypeError:
         raise AgentError(f"{saved.path} must name an environment of torchrl_reg, got {saved.facts['env']}.") from None
 
@@ -35,8 +37,6 @@ def env_of(saved: SavedPolicy, num_envs: int) -> EnvBase:
         env = make_env(settings, num_envs)
     except EnvError as error:
         raise AgentError(str(error)) from None
-    except (TypeError, AttributeError, ValueError) as error:  # settings of another type than theirs
-        raise AgentError(f"{saved.path} must name an environment of torchrl_reg, got {settings}: {error}.") from None
     there, here = (_shapes(spaces) for spaces in (Spaces.of(env), saved.spaces))
     if there != here:
         raise AgentError(f"{saved.path} must hold a policy for {settings.name}, which has {there}, got one for {here}.")

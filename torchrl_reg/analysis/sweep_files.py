@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.analysis.documents import read_json
+from torchrl_reg.analysis.documents import opened, read_json
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.runs import folders
 from torchrl_reg.printable import printable
@@ -40,7 +40,8 @@ def not_begun(root: Path) -> list[Path]:
 
 def _listed(sweep: Path) -> Iterator[Path]:
     try:
-        lines = (sweep / _LAUNCHES).read_text(encoding="utf-8").splitlines()
+        with opened(sweep / _LAUNCHES) as file:
+            lines = file.read().decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return
     for line in lines:
@@ -78,7 +79,7 @@ def failure(run: Path) -> dict[str, str] | None:
 def last_line(log: Path) -> str:
     """The last non-empty line of a log, safe to print."""
     try:
-        with log.open("rb") as file:
+        with opened(log) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
