@@ -69,10 +69,18 @@ def test_hostile_facts_and_folders_are_one_sentence(
     (run / "done.json").unlink()
     for words, changed, said in (
         (["export", str(run), str(tmp_path / "loop")], {}, "loop cannot be made: "),
-        (["evaluate", str(run)], {"env": {"name": "pendulum"}}, "which has observations [3] and 1 action dimensions, got"),
+        (
+            ["evaluate", str(run)],
+            {"env": {"name": "pendulum"}},
+            "has observations [3] and 1 action dimensions, got",
+        ),
         (["evaluate", str(run)], {"env": {"name": "acrobot"}}, "got one for observations [4] and 2 actions."),
         (["evaluate", str(run)], {"env": {"name": 3}}, "name must be"),
-        (["evaluate", str(run)], {"env": {"name": "cartpole", "max_episode_frames": "x"}}, "frames must be an int >= 1"),
+        (
+            ["evaluate", str(run)],
+            {"env": {"name": "cartpole", "max_episode_frames": "x"}},
+            "must be an int >= 1",
+        ),
         (["evaluate", str(run)], {"env": {"name": []}}, "must name an environment of torchrl_reg"),
         (["export", str(run), str(tmp_path / "a")], {"env": {"name": "\x1b[31m<b>"}, **strange}, ""),
     ):

@@ -15,6 +15,7 @@ from torchrl_reg.analysis.documents import flat
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.record import is_number, metrics_rows
 from torchrl_reg.analysis.runs import RunRecord, read_run
+from torchrl_reg.analysis.tables import markdown_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +59,10 @@ def _readme(record: RunRecord, facts: dict[str, Any]) -> str:
     versions = record.starts[-1].get("versions", {}) if record.starts else {}
     versions = versions if isinstance(versions, dict) else {}
     built = [f"{name} {versions[name]}" for name in ("torch", "torchrl", "gymnasium") if name in versions]
-    commits = ", ".join(record.short_commits) or "unknown"
-    return f"""# {record.recipe} on {record.env}
+    commits = markdown_text(", ".join(record.short_commits) or "unknown")
+    command = record.command.replace("`", "'")
+    env = json.dumps(facts.get("env", {})).replace("`", "'")
+    return f"""# {markdown_text(record.recipe)} on {markdown_text(record.env)}
 
 A policy of torchrl_reg {torchrl_reg.__version__}, trained for {frames} with seed {record.seed}.
 
@@ -73,8 +76,8 @@ policy = load_policy("path/to/this/folder")  # a TensorDict actor; nothing is un
 |---|---|---|---|---|
 {chr(10).join(_scores(record, row, facts))}
 
-Environment: `{json.dumps(facts.get("env", {}))}`.
-Trained by `{record.command}` at commit {commits}{" with " * bool(built)}{", ".join(built)}.
+Environment: `{env}`.
+Trained by `{command}` at commit {commits}{" with " * bool(built)}{", ".join(built)}.
 All settings are in `config.yaml`. Licence: MIT, see `LICENSE`.
 """
 
