@@ -57,9 +57,9 @@ def described(module: nn.Module) -> Description:
     Raises:
         Undescribed: a part of it has no row, has hooks, or reads other entries than ``"observation"``.
     """
-    for part in module.modules():
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise Undescribed(f"hooks on a {type(part).__name__}")
+    for below in module.modules():
+        if below._forward_hooks or below._forward_pre_hooks:
+            raise Undescribed(f"hooks on a {type(below).__name__}")
     if "built_by" in vars(module):
         return {"part": "network", **vars(module)["built_by"]}
     for name, part in _PARTS.items():
@@ -90,7 +90,7 @@ def weights_of_at_most(size: int) -> Iterator[None]:
         nonlocal left
         left -= 0 if parameter is None else parameter.nbytes
         if left < 0:
-            raise ValueError(f"it must describe the {size:,} bytes of its weights, got more")
+            raise ValueError(f"Its weights must take the {size:,} bytes of the file, got more.")
 
     counting = register_module_parameter_registration_hook(count)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def opened(path: Path) -> BinaryIO:
         OSError: it is not there, or a pipe or a device, which need not have an end.
     """
     if path.exists() and not path.is_file():
-        raise OSError("not a file but a folder, a pipe or a device")
+        raise OSError(errno.EINVAL, "not a file but a folder, a pipe or a device")
     return path.open("rb")
 
 

@@ -68,7 +68,7 @@ class Tail:
             except OSError as error:
                 cut = cut or self._offset > 0
                 self._start_over()
-                self.problem = None if isinstance(error, FileNotFoundError) else str(error)
+                self.problem = None if isinstance(error, FileNotFoundError) else error.strerror
                 return [], cut
             rows = [row for line in lines if (row := self._row(line)) is not None]
             if rows or self._offset == before:

@@ -113,7 +113,7 @@ def check_interpolations(node: DictConfig | ListConfig, prefix: str = "") -> Non
         ConfigError: one does; the sentence names it.
     """
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
-        below = node._get_node(key)
+        below: Any = node._get_node(key)
         if OmegaConf.is_interpolation(node, key):
             try:
                 _ = node[key]
