@@ -69,7 +69,7 @@ A policy of torchrl_reg {torchrl_reg.__version__}, trained for {frames} with see
 ```python
 from torchrl_reg import load_policy
 
-policy = load_policy("path/to/this/folder")  # a TensorDict actor; nothing is unpickled
+policy = load_policy("path/to/this/folder")  # a TensorDict actor, by safetensors: nothing is unpickled
 ```
 
 | policy | mean return | standard deviation | episodes | seed of the episodes |
