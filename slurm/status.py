@@ -31,7 +31,8 @@ from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.record import Row, Tail
 from torchrl_reg.analysis.sweep_files import failure
 from torchrl_reg.cli import main as watch
-from torchrl_reg.run_endings import error_line, is_done, last_line, printable
+from torchrl_reg.printable import printable
+from torchrl_reg.run_endings import error_line, is_done, last_line
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

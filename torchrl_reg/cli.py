@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from torchrl_reg.printable import printable
+
 #: Subcommand -> what it does; its module is ``torchrl_reg.commands.<name>``.
 COMMANDS = {
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is not meant for a user is a bug of ours and keeps its traceback.
         if not getattr(error, "user_error", False):
             raise
-        print(f"torchrl-reg: {error}", file=sys.stderr)
+        print(f"torchrl-reg: {printable(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader (head, less) has gone; what is still buffered must not raise again at exit.

@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from torchrl_reg.printable import printable
+
 _TAIL_BYTES = 16_384
 # Follows the last words of whatever failed, and says less.
 _SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Terminating|Job step aborted)")
@@ -36,19 +38,11 @@ def last_line(log: Path) -> str:
     return error_line(log) or printable(next((line for line in lines if line and not _SRUN.match(line)), ""))
 
 
-def printable(text: str) -> str:
-    """``text`` without terminal control: colours are removed, other control codes shown escaped.
-
-    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
-    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _tail(log: Path) -> list[str]:
     """The last lines of a log, of the latest life of its run (``=== ...`` begins one)."""
     try:
+        if not log.is_file():  # a pipe need not have an end
+            return []
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()

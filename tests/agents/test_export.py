@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_reg.agents import load_policy
+from torchrl_reg.agents import load_policy, save_policy
 from torchrl_reg.cli import main
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.training import read_metrics
@@ -57,3 +57,37 @@ def test_what_cannot_be_exported_is_one_sentence(
     err = capsys.readouterr().err
     assert "is damaged" in err and err.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_hostile_facts_and_folders_are_one_sentence(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(EnvSettings("cartpole"))
+    (tmp_path / "loop").symlink_to("loop")
+    facts = {"env": {"name": "cartpole"}, "run": {"seed": 4}}
+    strange = {"evaluation": {"frames": "x", "return_greedy_mean": "x", "return_greedy_std": [1]}}
+    (run / "done.json").unlink()
+    for words, changed, said in (
+        (["export", str(run), str(tmp_path / "loop")], {}, "loop cannot be made: "),
+        (
+            ["evaluate", str(run)],
+            {"env": {"name": "pendulum"}},
+            "has observations [3] and 1 action dimensions, got",
+        ),
+        (["evaluate", str(run)], {"env": {"name": "acrobot"}}, "got one for observations [4] and 2 actions."),
+        (["evaluate", str(run)], {"env": {"name": 3}}, "name must be"),
+        (
+            ["evaluate", str(run)],
+            {"env": {"name": "cartpole", "max_episode_frames": "x"}},
+            "must be an int >= 1",
+        ),
+        (["evaluate", str(run)], {"env": {"name": []}}, "must name an environment of torchrl_reg"),
+        (["export", str(run), str(tmp_path / "a")], {"env": {"name": "\x1b[31m<b>"}, **strange}, ""),
+    ):
+        save_policy(run / "policy.safetensors", load_policy(run), facts | changed)
+        code = main(words)
+        err = capsys.readouterr().err
+        assert (code, err.count("\n")) == ((1, 1) if said else (0, 0)), err
+        assert said in err and err.strip().isprintable()
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert text.startswith("# unknown on &lt;b>\n") and "\x1b" not in text and "| greedy |" not in text

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +202,137 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert "must be of format 'torchrl_reg policy 1', got 'pt'" in refused(tmp_path)
 
 
+def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The file with other content under a checksum that fits."""
+    tensors, metadata, data = read(path)
+    said = json.loads(metadata["content"])
+    said = change(said) or said
+    text = said if isinstance(said, str) else json.dumps(said)
+    digest = hashlib.sha256(text.encode() + data).hexdigest()
+    path.write_bytes(encoded(tensors, {**metadata, "content": text, "sha256": digest}))
+
+
+def spaces(said: dict[str, Any]) -> dict[str, Any]:
+    return said["policy"]["actor"]["network"]["spaces"]
+
+
+def settings(said: dict[str, Any]) -> dict[str, Any]:
+    return said["policy"]["actor"]["network"]["settings"]
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "deep": lambda said: "[" * 100_000 + "]" * 100_000,
+    "deep in a part": lambda said: said | {"facts": {"run": json.loads("[" * 900 + "]" * 900)}},
+    "a list": lambda said: [said],
+    "no facts": lambda said: said.pop("facts") and None,
+    "facts a list": lambda said: said | {"facts": [1]},
+    "env a list": lambda said: said | {"facts": {"env": [1]}},
+    "seed a text": lambda said: said | {"facts": {"run": {"seed": "x"}}},
+    "no policy": lambda said: {"facts": {}},
+    "policy a list": lambda said: said | {"policy": [said["policy"]]},
+    "no part": lambda said: said["policy"].pop("part") and None,
+    "part a list": lambda said: said["policy"].update(part=[]),
+    "no network": lambda said: said["policy"]["actor"].pop("network") and None,
+    "no builder": lambda said: said["policy"]["actor"]["network"].pop("builder") and None,
+    "settings a list": lambda said: said["policy"]["actor"]["network"].update(settings=[]),
+    "no spaces": lambda said: said["policy"]["actor"]["network"].pop("spaces") and None,
+    "dtype load": lambda said: spaces(said).update(observations={"observation": [[4], "load"]}),
+    "shape of another": lambda said: spaces(said).update(observations={"observation": [[3], "float32"]}),
+    "shape negative": lambda said: spaces(said).update(observations={"observation": [[-4], "float32"]}),
+    "no actions": lambda said: spaces(said).update(num_actions=0),
+    "other actions": lambda said: spaces(said).update(num_actions=3),
+    "actions a text": lambda said: spaces(said).update(num_actions="2"),
+    "wide layers": lambda said: settings(said).update(num_cells=[20_000, 20_000]),
+    "endless layers": lambda said: settings(said).update(num_cells=[10**12]),
+    "name of another": lambda said: settings(said).update(name="\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_content_under_a_valid_checksum_is_one_sentence_in_bounded_memory(
+    change: Callable[[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    path = saved(tmp_path)
+    rewritten(path, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refused(path).isprintable()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def header(**entries: Any) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def one(start: int, end: int, shape: list[int]) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(a=one(0, 8, [2]), b=one(4, 12, [2])) + bytes(12),  # overlapping
+        header(a=one(0, 8, [2]), b=one(0, 8, [2])) + bytes(8),  # twice the same
+        header(a=one(0, 4, [1]), b=one(8, 12, [1])) + bytes(12),  # a hole
+        header(a=one(0, 8, [2])) + bytes(12),  # trailing bytes
+        header(a=one(0, 8, [2])) + bytes(4),  # too few
+        header(a=one(0, 8, [3])) + bytes(8),
+        header(a=one(0, 8, [-2])) + bytes(8),
+        header(a=one(0, 8, [-1, -2])) + bytes(8),
+        header(a=one(0, 8, [1 << 62, 4])) + bytes(8),
+        header(a={"dtype": "load", "shape": [2], "data_offsets": [0, 8]}) + bytes(8),
+        header(a=[]),
+        (10**6).to_bytes(8, "little") + b"[" * 10**6,
+        (2).to_bytes(8, "little") + b"[]",
+        (1 << 63).to_bytes(8, "little"),
+    ],
+    ids=lambda content: f"{len(content)} bytes",
+)
+def test_tensors_that_do_not_tile_the_file_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "policy.safetensors").write_bytes(content)
+    assert "is damaged or no safetensors file" in refused(tmp_path / "policy.safetensors")
+
+
+def test_a_sparse_file_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "policy.safetensors").open("wb") as file:
+        file.truncate(6 << 30)
+    assert "must be at most 1 GiB, got 6,442,450,944 bytes" in refused(tmp_path / "policy.safetensors")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy.safetensors").symlink_to("policy.safetensors")
+    refused(tmp_path)
+    (tmp_path / "policy.safetensors").unlink()
+    os.mkfifo(tmp_path / "policy.safetensors")
+    refused(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    refused(tmp_path / "loop")
+    path = tmp_path / "pipe_as_done"
+    path.mkdir()
+    saved(path, evaluation={"frames": 1})
+    os.mkfifo(path / "done.json")
+    load_policy(path)
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize("place", ["actor", "network", "layer", "before", "exploration"])
+def test_hooks_would_be_lost_and_are_refused(place: str, tmp_path: Path) -> None:
+    policy = epsilon_greedy()
+    actor, exploration = policy.module
+    network = actor.module[0].module
+    if place == "before":
+        network.register_forward_pre_hook(lambda _, inputs: inputs)
+    else:
+        places = {"actor": actor, "network": network, "layer": network[1], "exploration": exploration}
+        hooked(places[place])
+    with pytest.raises(AgentError, match="got hooks on a [A-Z]"):
+        save_policy(tmp_path / "policy.safetensors", policy)
+
+
 def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
     row = {"event": "eval", "frames": 192, "return_greedy_mean": 12.5, "return_sampled_mean": None}
     path = saved(tmp_path, evaluation=row)
@@ -219,21 +354,7 @@ def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "cannot be built by this version of torchrl_reg: builder must be one of" in refused(path)
 
 
-def test_the_format_is_that_of_the_package(tmp_path: Path) -> None:
-    package = pytest.importorskip("safetensors.torch")
-    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
-    tensors = {f"t{i}": torch.arange(6).reshape(2, 3).to(kind) for i, kind in enumerate(kinds)}
-    tensors |= {"scalar": torch.tensor(0.5), "empty": torch.zeros(0, 3)}
-    (tmp_path / "ours").write_bytes(encoded(tensors, {"a": "b"}))
-    package.save_file(tensors, tmp_path / "theirs", {"a": "b"})
-    for ours in (package.load_file(tmp_path / "ours"), read(tmp_path / "theirs")[0]):
-        assert {k: (v.dtype, v.tolist()) for k, v in ours.items()} == {
-            k: (v.dtype, v.tolist()) for k, v in tensors.items()
-        }
-    assert read(tmp_path / "theirs")[1] == {"a": "b"}
-
-
-def test_loading_needs_nothing_but_torch_torchrl_and_gymnasium(tmp_path: Path) -> None:
+def test_loading_needs_nothing_but_torch_torchrl_gymnasium_and_safetensors(tmp_path: Path) -> None:
     saved(tmp_path)
     absent = ("hydra", "omegaconf", "yaml", "matplotlib", "PIL", "imageio", "tqdm", "ale_py", "minatar", "mujoco")
     code = f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
@@ -242,6 +363,13 @@ def test_loading_needs_nothing_but_torch_torchrl_and_gymnasium(tmp_path: Path) -
     code += f"print(type(torchrl_reg.load_policy({str(tmp_path)!r})).__name__)\n"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
     assert shown.stdout.strip() == "BoltzmannQActor"
+
+
+def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(AgentError, match="^A saved policy needs safetensors, got none: pip install"):
+        load_policy(path)
 
 
 def test_the_package_offers_it() -> None:

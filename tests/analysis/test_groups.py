@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
-from torchrl_reg.analysis.groups import without_settings
+from torchrl_reg.analysis.groups import without_repetitions, without_settings
 
 
 def grouped(root: Path, by: list[str] | None = None) -> list[tuple]:
@@ -121,3 +121,16 @@ def test_ignored_settings_and_those_of_the_machine_make_no_method(make_run, tmp_
     assert (group.method, group.seeds) == ("m_dqn", (0, 1))
     with pytest.raises(AnalysisError, match="ignore must name a setting of the runs, got 'algo.not'. Did you mean"):
         without_settings(runs, ["algo.not"])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_repetitions_the_finished_one_counts_else_the_one_that_got_further(make_run, first: bool) -> None:
+    """Whatever their order, and though the unfinished one got further."""
+    finished = make_run("a" if first else "z", [1.0, 2.0])
+    make_run("m", [1.0, 2.0, 3.0], done=False)
+    runs = find_runs(finished.parent)
+    kept, sentences = without_repetitions(runs)
+    assert [run.path for run in kept] == [finished] and len(sentences) == 1
+    (finished / "done.json").unlink()
+    kept, _ = without_repetitions(find_runs(finished.parent))
+    assert [run.path.name for run in kept] == ["m"]

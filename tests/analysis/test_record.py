@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -56,6 +57,50 @@ def test_a_damaged_run_is_left_out_by_name_and_the_others_are_shown(
     assert "seed=1" in err and sentence in err and err.count("\n") == 1
     shown = out if command == "table" else (tmp_path / "r.html").read_text()
     assert "7.00" in shown and "seed=0" not in err
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("command", ["table", "report", "watch", "doctor"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "../seed=1.log"])
+@pytest.mark.parametrize("kind", ["pipe", "zeros"])
+def test_a_pipe_or_a_device_in_place_of_a_file_is_named(
+    make_run, tmp_path: Path, capsys, monkeypatch, kind: str, name: str, command: str
+) -> None:
+    make_run("m_dqn/seed=0")
+    run = make_run("m_dqn/seed=1", seed=1)
+    (tmp_path / "m_dqn/seed=1.failed").write_text("{}")
+    (run / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to("/dev/zero")
+    monkeypatch.setenv("COLUMNS", "400")
+    more = {"report": ["-o", str(tmp_path / "r.html")], "watch": ["--once"]}.get(command, [])
+    code = main([command, str(run if command == "doctor" else tmp_path), *more])
+    out, err = capsys.readouterr()
+    assert code == (command == "doctor" and name == "config.yaml") and err.count("\n") <= 1
+    if command != "doctor" and name.startswith("m"):
+        assert "not a file but a folder, a pipe or a device" in out + err
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2Jx\x9b2J<img src=x>&\n# no"
+
+
+@pytest.mark.parametrize("command", ["table", "watch", "runs"])
+def test_names_reach_the_terminal_without_its_codes_and_markdown_without_html(
+    make_run, tmp_path: Path, capsys, monkeypatch, command: str
+) -> None:
+    for number, name in enumerate(("plain", HOSTILE)):
+        folder = make_run(f"m\x1b[31m/{number}", env=f"cartpole/{HOSTILE}", algo__note=name, recipe=f"r{HOSTILE[:8]}")
+        (folder / "provenance.json").write_text(json.dumps({"starts": [{"commit": "\x1b[2J<b>"}]}))
+    make_run("\x1b[31mbroken").joinpath("config.yaml").write_text("[")
+    monkeypatch.setenv("COLUMNS", "400")
+    words = {"table": ["table"], "watch": ["watch", "--once"], "runs": ["watch", "--once", "--runs"]}[command]
+    assert main([*words, str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert all(c.isprintable() or c == "\n" for c in out + err)
+    assert "2Jx" in out and "\n# no" not in out
+    assert command != "table" or "<" not in out.replace("&lt;", "") and "&lt;img src=x>&amp;" in out
 
 
 def test_nothing_but_damage_is_one_sentence(make_run, tmp_path: Path, capsys) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from torchrl_reg.analysis import RANDOM_RETURNS, SAC_ANCHORS, AnalysisError, find_runs, group_runs
-from torchrl_reg.analysis.scores import group_scores, normalized, run_score, scale_of
+from torchrl_reg.analysis.scores import Scoreboard, group_scores, normalized, run_score, scale_of
 
 
 def test_scores_by_hand(make_run, tmp_path: Path) -> None:
@@ -65,3 +65,14 @@ def test_a_run_that_ends_without_a_finite_return_is_left_out_by_name(make_run, t
     (scores,) = group_scores(group_runs(find_runs(tmp_path)))
     assert scores.values.tolist() == [2.0]
     assert "b is left out, as return_greedy_mean of its last evaluation is not" in scores.left_out[0]
+
+
+def test_the_range_of_an_environment_is_that_of_all_methods(make_run, tmp_path: Path) -> None:
+    for tau, final in ((0.1, 2.0), (0.2, 4.0), (0.3, 10.0)):
+        for seed in (0, 1):
+            make_run(f"{tau}/seed={seed}", [0.0, final + seed], seed=seed, algo__tau=tau)
+    board = Scoreboard(group_scores(group_runs(find_runs(tmp_path))), "range")
+    scaled = {method.split("=")[1]: values[0].tolist() for method, values in board.comparable().items()}
+    expected = {"0.1": [0.0, 1 / 9], "0.2": [2 / 9, 3 / 9], "0.3": [8 / 9, 1.0]}
+    assert scaled.keys() == expected.keys()
+    assert all(scaled[tau] == pytest.approx(expected[tau]) for tau in expected)

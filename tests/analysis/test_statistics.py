@@ -147,3 +147,8 @@ def test_the_interval_of_a_mean_over_seeds() -> None:
     np.testing.assert_allclose(mean - low, half, rtol=0.1)
     one = mean_interval(values[:1])
     assert np.array_equal(one[0], one[1]) and np.array_equal(one[0], one[2])
+
+
+def test_a_profile_counts_runs_strictly_above_a_threshold() -> None:
+    profile = performance_profile([[0.2, 0.8], [0.5]], [0.2, 0.5, 0.8, 0.9])
+    assert profile[0].tolist() == [0.75, 0.25, 0.0, 0.0]

@@ -241,6 +241,14 @@ def test_our_policies_do_without_a_tensordict(settings, make_policy, kind, monke
     plain_policy(make_policy(make_env(settings, 2), kind), 2, CPU)
 
 
+def test_a_policy_that_selects_its_outputs_gives_no_others():
+    policy = q_policy(make_env(CARTPOLE, 3), "epsilon")
+    policy.select_out_keys("action")
+    state = {"observation": torch.ones(3, 4)}
+    plain_policy(policy, 3, CPU)(state)
+    assert set(state) == {"observation", "action"}
+
+
 def test_a_subclass_with_a_forward_of_its_own_is_heard():
     class Loud(MulticategoricalActor):
         def forward(self, tensordict):

@@ -7,6 +7,8 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_reg.envs import EnvError, EnvSettings, GoalGridworldEnv, make_env
+from torchrl_reg.envs.goal_gridworld import TWO_ROOMS
+from torchrl_reg.tabular import gridworld_cells
 
 
 def test_specs_and_parts() -> None:
@@ -31,6 +33,9 @@ def test_only_the_goal_of_the_episode_ends_it() -> None:
     assert (data["next", "reward"].squeeze(-1)[~ended] == -1).all()
     goal = data["goal"].argmax(-1)
     assert set(goal.unique().tolist()) == {1, 3}
+    starts = data["cell"][:, 1:].argmax(-1)[ended[:, :-1]]
+    columns = torch.tensor([column for _, column in gridworld_cells(TWO_ROOMS)])
+    assert columns[starts].unique().tolist() == [13, 14, 15]
     place = {g: set(data["next", "cell"].argmax(-1)[ended & (goal == g)].tolist()) for g in (1, 3)}
     assert [len(place[g]) for g in (1, 3)] == [1, 1] and place[1] != place[3]
 

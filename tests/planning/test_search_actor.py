@@ -31,10 +31,12 @@ def test_it_acts_in_a_collector_and_leaves_targets() -> None:
 
 
 def test_untried_actions_are_worth_the_root() -> None:
-    actor = SearchActor(UCT(num_simulations=1, gamma=0.9), TabularModel(chain(4, 0.9)), state_key=("a", "s"))
+    actor = SearchActor(
+        UCT(num_simulations=1, gamma=0.9), TabularModel(chain(4, 0.9, step_reward=-0.3)), state_key=("a", "s")
+    )
     row = actor(TensorDict({("a", "s"): torch.tensor([[1], [2]])}, [2, 1]))
     assert actor.in_keys == [("a", "s")] and row["action"].shape == (2, 1)
-    assert torch.equal(row["root_q"][..., 1], row["root_value"]) and row["root_q"].isfinite().all()
+    assert torch.equal(row["root_q"][..., 1], row["root_value"]) and (row["root_q"] == -0.3).all()
 
 
 def test_a_model_is_an_environment() -> None:

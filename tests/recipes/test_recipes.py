@@ -348,7 +348,12 @@ MIRL_BAD = [
 ]
 
 
-NAMED_BAD = [*CONTINUOUS_BAD, *(("mirl", overrides, expected) for overrides, expected in MIRL_BAD)]
+NET_BAD = [
+    ("iqn", ["net.num_cosines=0"], "NetSettings.num_cosines must be >= 1, got 0."),
+    ("c51", ["net.num_atoms=0"], "NetSettings.num_atoms must be >= 2, got 0."),
+    ("iq", ["algo.num_envs=100000000"], "algo.num_envs must be <= 100,000, got 100000000."),
+]
+NAMED_BAD = [*CONTINUOUS_BAD, *NET_BAD, *(("mirl", overrides, expected) for overrides, expected in MIRL_BAD)]
 
 
 @pytest.mark.parametrize(("name", "overrides", "expected"), NAMED_BAD, ids=str)

@@ -72,6 +72,8 @@ def test_iterates_noise_and_counts(solver):
     error[2, 1] = 0.5
     noisy = solver(MDP, num_iterations=4, noise=lambda k: error * (k == 3))
     close(noisy.q, solution.iterates[4].q + error, 1e-12)
+    ended = solver(GRID, num_iterations=2, noise=lambda k: torch.ones_like(GRID.r))
+    assert (ended.q[GRID.terminal] == 0).all() and (ended.v[GRID.terminal] == 0).all()
     none = solver(MDP, num_iterations=0)
     assert none.iterations == 0 and (none.q.abs() < 1e-15).all()
 

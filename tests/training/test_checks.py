@@ -18,6 +18,7 @@ class _Algo:
     eps_end: float = 0.1
     eps_frames: int = 800
     collect_steps: int = 1
+    num_envs: int = 8
 
 
 def test_a_run_that_never_learns_is_refused():
@@ -27,6 +28,12 @@ def test_a_run_that_never_learns_is_refused():
     check_replay_learning(_Algo(update_every_frames=800))
     with pytest.raises(ConfigError, match="update_every_frames must be <= 800, .*, got 801"):
         check_replay_learning(_Algo(update_every_frames=801))
+
+
+def test_environments_that_no_machine_could_build_are_refused():
+    check_replay_learning(_Algo(num_envs=100_000))
+    with pytest.raises(ConfigError, match=r"^algo.num_envs must be <= 100,000, got 100000000\.$"):
+        check_replay_learning(_Algo(num_envs=100_000_000))
 
 
 def test_settings_that_a_run_is_too_short_for():

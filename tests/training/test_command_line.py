@@ -6,11 +6,11 @@ import errno
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
 
 import pytest
 import tiny_dqn
@@ -18,7 +18,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from tensordict import TensorDict
 
-from torchrl_reg.training import RecipeConfig, files, metrics, recipe
+from torchrl_reg.training import RecipeConfig, command_line, files, metrics, recipe
 from torchrl_reg.training.errors import Interrupted
 from torchrl_reg.training.overrides import default_folder
 
@@ -38,11 +38,13 @@ def command(tmp_path, monkeypatch, capfd):
 
         # The name of a recipe, and its conf folder, come from the file of its train().
         chosen = train or remember
-        monkeypatch.setattr("inspect.getfile", lambda _: tiny_dqn.__file__)
+        with monkeypatch.context() as patched:
+            patched.setattr("inspect.getfile", lambda _: tiny_dqn.__file__)
+            main = recipe(tiny_dqn.Config, chosen)
         monkeypatch.setattr(sys, "argv", ["tiny_dqn.py", *overrides])
         code = 0
         try:
-            recipe(tiny_dqn.Config, chosen)()
+            main()
         except SystemExit as stop:
             code = stop.code
         return code, capfd.readouterr().err, seen[0] if len(seen) == 1 else seen
@@ -79,6 +81,12 @@ def test_any_path_may_be_the_folder(command, folder):
 def test_a_path_in_hydras_own_language_stays(command):
     for written in (r"a\=b/seed\=0", "'a=b/seed=0'", '"a=b/seed=0"'):
         assert command(f"run.dir={written}")[2].run.dir == "a=b/seed=0"
+
+
+def test_a_setting_may_refer_to_another_and_to_the_environment(command, monkeypatch):
+    monkeypatch.setenv("FOLDER", "some where")
+    _, err, cfg = command("algo.gamma=0.9", "algo.lr=${algo.gamma}", "run.dir=${oc.env:FOLDER}/x")
+    assert (err, cfg.algo.lr, cfg.run.dir) == ("", 0.9, "some where/x")
 
 
 def test_integers_in_scientific_notation(command):
@@ -167,30 +175,79 @@ def test_a_preset_overrides_the_environment(command):
         (["algo.gamma=2"], "algo.gamma must be in [0, 1], got 2.0."),
         (["run.seed=-1"], "run.seed must be at least 0, got -1."),
         (
+            ["algo.gamma=${oc.env:TEXT}"],
+            "algo.gamma cannot be resolved: While dereferencing interpolation '${oc.env:TEXT}': Value 'some text' of "
+            "type 'str' could not be converted to Float.",
+        ),
+        (
+            ["run.dir=${oc.env:NOPE}/x"],
+            "run.dir cannot be resolved: KeyError raised while resolving interpolation: \"Environment variable 'NOPE' "
+            'not found".',
+        ),
+        (["algo.gamma=${algo.nope}"], "algo.gamma cannot be resolved: Interpolation key 'algo.nope' not found."),
+        (["algo.gamma=${algo.gamma}"], "algo.gamma cannot be resolved: Recursive interpolation detected."),
+        (["net.cells=[${net}]"], "net.cells.0 cannot be resolved: Interpolation to parent node detected."),
+        (["algo=${algo}"], "algo cannot be resolved: Recursive interpolation detected."),
+        (["--help", "algo.gamma=${algo.gamma}"], "Recursive interpolation detected."),
+        (["--resolve"], "--resolve must go with --cfg job, which prints the settings, got it alone."),
+        (["--cfg"], "argument --cfg/-c: expected one argument."),
+        (
+            ["-m", "--cfg", "job"],
+            "--run, --multirun, --cfg, --info and --shell-completion must be asked for one at a time, got several.",
+        ),
+        (["algo.prioritized=3"], "algo.prioritized must be true or false, got 3."),
+        (["-m", "algo.prioritized=true,2"], "algo.prioritized must be true or false, got true,2."),
+        (["run.dir="], "run.dir must be a folder, or null for one named after the settings, got ''."),
+        (["run.dir=''"], "run.dir must be a folder, or null for one named after the settings, got ''."),
+        (["run.eval_episodes=1e8"], "run.eval_episodes must be from 1 to 100,000, got 100000000."),
+        (
             ["run.loggers=[csv]"],
             "run.loggers must be a list of values from ['tensorboard', 'wandb'], got 'csv'.",
         ),
     ],
 )
-def test_a_user_error_is_one_sentence_and_exit_code_1(command, tmp_path, overrides, sentence):
+def test_a_user_error_is_one_sentence_and_exit_code_1(command, tmp_path, overrides, sentence, monkeypatch):
+    monkeypatch.setenv("TEXT", "some text")
     code, err, seen = command(*overrides)
     assert err == sentence + "\n"
     assert code == 1 and seen == []
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("signal", "code"), [(KeyboardInterrupt(), 130), (Interrupted(SIGTERM), 143)])
-def test_a_signal_in_the_middle_of_a_swap_of_parameters_is_a_stop_and_no_error(command, signal, code):
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)])
+def test_a_signal_in_the_middle_of_a_swap_of_parameters_is_a_stop_and_no_error(command, stop, code):
     # TensorDict's to_module turns it into a RuntimeError about the truth of a TensorDict.
     network = torch.nn.Linear(2, 1)
 
     def train(_cfg):
         with TensorDict.from_module(network).to_module(network):
-            raise signal
+            raise stop
 
     got, err, _ = command(train=train)
     assert got == code
     assert err.strip().startswith("stopped; the same command continues: python ")
+
+
+def test_ctrl_c_may_be_pressed_three_times_and_ends_the_process_if_it_hangs(command, monkeypatch):
+    left, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "_exit", left.append)
+
+    def train(_cfg):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        code, err, _ = command(train=train)
+        signal.raise_signal(signal.SIGINT)  # while the interpreter exits
+        assert code == 130 and left == []
+        assert err.strip().startswith("stopped; the same command continues: python ")
+        monkeypatch.setattr(command_line, "_PATIENCE_SECONDS", 0.0)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left == [130]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +363,7 @@ def test_settings_that_do_not_fit_the_memory_are_one_sentence(command):
     assert command(train=exhaust)[1].startswith("Out of memory (MemoryError): lower replay_capacity")
 
 
-@pytest.mark.parametrize("module", ["hydra", "omegaconf", "yaml", "tqdm"])
+@pytest.mark.parametrize("module", ["hydra", "omegaconf", "yaml", "tqdm", "safetensors"])
 def test_a_missing_package_is_one_sentence(module):
     code = f"import sys; sys.modules[{module!r}] = None; import torchrl_reg.training"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """Trained agents, ready to use: saved, loaded elsewhere, evaluated, shown, exported.
 
-Needs only torch, torchrl and gymnasium: no Hydra, no recipe, and nothing here unpickles anything.
+Needs torch, torchrl, gymnasium and safetensors: no Hydra, no recipe, and nothing here unpickles anything.
 """
 
 from torchrl_reg.agents.errors import AgentError

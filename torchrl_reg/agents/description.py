@@ -8,13 +8,15 @@ reading one executes nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict.nn import TensorDictSequential
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchrl.data import TensorSpec
 from torchrl.modules import EGreedyModule, QValueActor
 
@@ -55,8 +57,11 @@ def described(module: nn.Module) -> Description:
     """What ``module`` is made of.
 
     Raises:
-        Undescribed: a part of it has no row, or reads other entries than ``"observation"``.
+        Undescribed: a part of it has no row, has hooks, or reads other entries than ``"observation"``.
     """
+    for below in module.modules():
+        if below._forward_hooks or below._forward_pre_hooks:
+            raise Undescribed(f"hooks on a {type(below).__name__}")
     if "built_by" in vars(module):
         return {"part": "network", **vars(module)["built_by"]}
     for name, part in _PARTS.items():
@@ -76,6 +81,24 @@ def built(description: Description) -> Any:
     spec = spaces_of(description).full_action_spec_unbatched["action"]
     with torch.random.fork_rng(devices=[]):
         return _built(description, spec)
+
+
+@contextmanager
+def weights_of_at_most(size: int) -> Iterator[None]:
+    """Refuses parameters that take more than ``size`` bytes together, before they are filled."""
+    left = size
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.nbytes
+        if left < 0:
+            raise ValueError(f"Its weights must take the {size:,} bytes of the file, got more.")
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        counting.remove()
 
 
 def spaces_of(description: Description) -> Spaces:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchrl_reg.agents.description import Undescribed, built, described
+from torchrl_reg.agents.description import Undescribed, built, described, spaces_of, weights_of_at_most
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.safetensors import encoded, read
+from torchrl_reg.modules.rebuilding import Spaces
+from torchrl_reg.printable import printable
 
 #: The file in a run folder, and in an exported one.
 POLICY_FILE = "policy.safetensors"
@@ -30,11 +32,13 @@ class SavedPolicy:
         policy: the TensorDict actor: greedy under ``ExplorationType.DETERMINISTIC``, sampled under ``RANDOM``.
         facts: what its run recorded: ``env`` (settings), ``run`` (seed, evaluation episodes, threads) and
             ``evaluation`` (the row of ``metrics.jsonl`` it was saved at); none if it comes from :func:`save_policy`.
+        spaces: the observations and actions it was built for.
     """
 
     path: Path
     policy: Any
     facts: dict[str, Any]
+    spaces: Spaces
 
 
 def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
@@ -107,16 +111,31 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
     text = metadata.get("content", "")
     if hashlib.sha256(text.encode() + data).hexdigest() != metadata.get("sha256"):
         raise AgentError(f"{path} is damaged: its checksum does not fit its content.")
-    said = json.loads(text)
-    _check_owner(path, said["facts"])
-    check_finite(tensors, str(path))
     try:
-        policy = built(said["policy"])
+        said = json.loads(text)
+        facts = _checked_facts(said["facts"])
+        with weights_of_at_most(data.nbytes):
+            policy = built(said["policy"])
+            spaces = spaces_of(said["policy"])
         policy.load_state_dict(tensors)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].removesuffix(".")
-        raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {reason}.") from None
-    return SavedPolicy(path, policy.to(device).requires_grad_(False), said["facts"])
+    except Exception as error:  # whatever the content makes of the code that reads it
+        reason = " ".join(str(error).split())[:200].removesuffix(".") or type(error).__name__
+        reason = f"no {error}" if isinstance(error, KeyError) else reason
+        raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {printable(reason)}.") from None
+    _check_owner(path, facts)
+    check_finite(tensors, str(path))
+    return SavedPolicy(path, policy.to(device).requires_grad_(False), facts, spaces)
+
+
+def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """``facts`` if they are of the form in which runs write them."""
+    for name in ("env", "run", "evaluation"):
+        if not isinstance(facts.get(name, {}), dict):
+            raise ValueError(f"facts.{name} must be an object, got {facts[name]!r}")
+    for name, value in facts.get("run", {}).items():
+        if not isinstance(value, int) or not 0 <= value < 1 << 63:
+            raise ValueError(f"facts.run.{name} must be an integer, got {value!r}")
+    return facts
 
 
 def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torchrl_reg.analysis.errors import AnalysisError
 
@@ -16,6 +17,17 @@ _LARGEST, _MOST_SETTINGS, _DEEPEST = 1 << 22, 10_000, 32
 _UNUSUAL = re.compile(r"\*|[\[{][^\]}]*[\[{]|- -|\?|^ {40}", re.MULTILINE)
 
 
+def opened(path: Path) -> BinaryIO:
+    """``path``, open for reading.
+
+    Raises:
+        OSError: it is not there, or a pipe or a device, which need not have an end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file but a folder, a pipe or a device")
+    return path.open("rb")
+
+
 def read_text(path: Path) -> str:
     """The text of ``path``; empty without the file.
 
@@ -23,7 +35,7 @@ def read_text(path: Path) -> str:
         AnalysisError: it cannot be read, or is larger than 4 MiB.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             found = file.read(_LARGEST + 1)
         if len(found) > _LARGEST:
             raise AnalysisError(f"{path} must be at most {_LARGEST >> 20} MiB, got more.")

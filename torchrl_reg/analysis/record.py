@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis.documents import opened
 from torchrl_reg.analysis.errors import AnalysisError
 
 #: Environment frames and values; NaN where a row has null.
@@ -58,15 +59,16 @@ class Tail:
         while True:
             before = self._offset
             try:
-                with self.path.open("rb") as file:
+                with opened(self.path) as file:
                     file.seek(self._offset - len(self._before))
                     if file.read(len(self._before)) != self._before:
                         self._start_over()
                         cut, before = True, -1
                     lines = self._lines(file)
-            except OSError:
+            except OSError as error:
                 cut = cut or self._offset > 0
                 self._start_over()
+                self.problem = None if isinstance(error, FileNotFoundError) else error.strerror
                 return [], cut
             rows = [row for line in lines if (row := self._row(line)) is not None]
             if rows or self._offset == before:

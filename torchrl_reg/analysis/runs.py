@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torchrl_reg.analysis.documents import flat, read_json, read_text, read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.record import NO_POINTS, Column, Columns, finite, is_number, metrics_rows
+from torchrl_reg.printable import printable
 
 #: Settings that say where a run is, what it shows and what it runs on, not what it computes.
 _NOT_SETTINGS = frozenset(
@@ -68,13 +69,16 @@ class RunRecord:
     @property
     def commits(self) -> tuple[str, ...]:
         """The distinct commits the run was started from, in order; ``"unknown"`` for one outside git."""
-        return tuple(dict.fromkeys(start.get("commit") or "unknown" for start in self.starts))
+        return tuple(dict.fromkeys(commit for _, commit in self._commits()))
 
     @property
     def short_commits(self) -> tuple[str, ...]:
         """Commits to show: seven digits, and ``+`` where there were uncommitted changes."""
-        names = [(s.get("commit") or "unknown")[:7] + "+" * bool(s.get("uncommitted_changes")) for s in self.starts]
+        names = [commit[:7] + "+" * bool(s.get("uncommitted_changes")) for s, commit in self._commits()]
         return tuple(dict.fromkeys(names))
+
+    def _commits(self) -> list[tuple[dict[str, Any], str]]:
+        return [(start, printable(str(start.get("commit") or "unknown"))) for start in self.starts]
 
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out."""
@@ -185,13 +189,14 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
         AnalysisError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
     """
     config = flat(read_yaml(folder / "config.yaml")) if config is None else config
+    config = {printable(str(key)): _printable(value) for key, value in config.items()}
     starts = (read_json(folder / "provenance.json") or {}).get("starts")
     if "env.name" not in config or "run.seed" not in config:
         raise AnalysisError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")
     seed = config["run.seed"]
     if not isinstance(seed, int):
         raise AnalysisError(f"{folder}/config.yaml must have an integer run.seed, got {str(seed)[:40]!r}.")
-    command = read_text(folder / "command.txt").strip()
+    command = printable(read_text(folder / "command.txt").strip())
     script = _script(command)
     return RunRecord(
         path=folder,
@@ -204,6 +209,13 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
         command=command,
         script=script,
     )
+
+
+def _printable(value: Any) -> Any:
+    """``value`` with texts that are safe on a terminal."""
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def run_folders(root: Path) -> Iterator[Path]:

@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.analysis.documents import read_json
+from torchrl_reg.analysis.documents import opened, read_json
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.runs import folders
-from torchrl_reg.run_endings import last_line, printable
+from torchrl_reg.printable import printable
+from torchrl_reg.run_endings import last_line
 
 _LAUNCHES = "jobs.jsonl"
 #: Folders between a sweep's and a run's: ``recipe/env/settings``.
@@ -40,7 +41,8 @@ def not_begun(root: Path) -> list[Path]:
 
 def _listed(sweep: Path) -> Iterator[Path]:
     try:
-        lines = (sweep / _LAUNCHES).read_text(encoding="utf-8").splitlines()
+        with opened(sweep / _LAUNCHES) as file:
+            lines = file.read().decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return
     for line in lines:

@@ -175,9 +175,18 @@ def markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         header, *rows = _cells(table)
         lines = [header, ["---"] * len(header), *rows]
-        text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        text = "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
         blocks.append("\n\n".join([f"**{table.title}**", text, *table.notes]))
     return "\n\n".join(blocks) + "\n"
+
+
+def markdown_text(name: str) -> str:
+    """``name`` as text of a table of markdown, which would read HTML in it.
+
+    >>> markdown_text("a|b <img>")
+    'a\\\\|b &lt;img>'
+    """
+    return name.replace("|", r"\|").replace("&", "&amp;").replace("<", "&lt;")
 
 
 def latex(tables: Sequence[Table]) -> str:

@@ -16,6 +16,7 @@ from torchrl_reg.analysis.colors import DARK
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves
+from torchrl_reg.printable import printable
 
 _STATE_COLORS = {"done": "green", "running": "cyan", "silent": "yellow", "failed": "red", "waiting": "bright_black"}
 _NAMES = {"eval": "evaluated return", "train": "training return"}
@@ -68,7 +69,7 @@ def _problems(watcher: Watcher, notes: Sequence[str]) -> list[Text]:
         lines.append(("yellow", f"values diverged in {', '.join(diverged[:_MOST_FAILURES])}{more}"))
     lines += [("yellow", f"{path}: {message}") for path, message in watcher.unreadable.items()]
     lines += [("yellow", note) for note in notes]
-    return [Text(line, style=color, no_wrap=color == "red", overflow="ellipsis") for color, line in lines]
+    return [Text(printable(line), style=color, no_wrap=color == "red", overflow="ellipsis") for color, line in lines]
 
 
 def _summary(watcher: Watcher) -> Text:

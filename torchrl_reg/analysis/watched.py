@@ -18,6 +18,7 @@ from torchrl_reg.analysis.record import Column, Columns, Row, Tail, finite, is_n
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
 from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
 from torchrl_reg.analysis.terminal_plot import Curve
+from torchrl_reg.printable import printable
 from torchrl_reg.run_endings import is_done
 
 Event = Literal["eval", "train"]
@@ -171,9 +172,9 @@ class Watcher:
         return {path: (failure(path) or {}).get("last_line", "") for path in failed}
 
     def shown_path(self, path: Path) -> str:
-        """A run's folder, relative to the folder being watched."""
+        """A run's folder, relative to the folder being watched, safe to print."""
         root = next((root for root in self.folders if path != root and path.is_relative_to(root)), path.parent)
-        return str(path.relative_to(root))
+        return printable(str(path.relative_to(root)))
 
     def groups(self, *, single: bool = False) -> list[WatchedGroup]:
         """One group per method and environment; one per run if ``single`` or if methods cannot be told apart."""

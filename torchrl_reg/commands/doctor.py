@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.doctor.machine import CHECKS, Finding, checked
+from torchrl_reg.printable import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def _print_checklist(findings: list[Finding]) -> None:
     width = min(max((len(finding.name) for finding in findings), default=0), 40)
     indent = " " * (len("missing") + 4 + width)
     for finding in findings:
-        print(f"{finding.status:<7}  {finding.name:<{width}}  {finding.detail}")
+        print(printable(f"{finding.status:<7}  {finding.name:<{width}}  {finding.detail}"))
         if finding.todo:
             print(f"{indent}-> {finding.todo}")
     counts = Counter(finding.status for finding in findings)

@@ -13,8 +13,9 @@ from typing import Any
 import torchrl_reg
 from torchrl_reg.analysis.documents import flat
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.record import metrics_rows
+from torchrl_reg.analysis.record import is_number, metrics_rows
 from torchrl_reg.analysis.runs import RunRecord, read_run
+from torchrl_reg.analysis.tables import markdown_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     record = read_run(arguments.run_folder, flat({"env": saved.facts.get("env"), "run": saved.facts.get("run")}))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AnalysisError(f"DIR must be a new or empty folder, got {folder}.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnalysisError(f"DIR={folder} cannot be made: {error.strerror}.") from None
     shutil.copyfile(saved.path, folder / saved.path.name)
     shutil.copyfile(arguments.run_folder / "config.yaml", folder / "config.yaml")
     (folder / "README.md").write_text(_readme(record, saved.facts), encoding="utf-8")
@@ -53,24 +57,27 @@ def _readme(record: RunRecord, facts: dict[str, Any]) -> str:
     row = facts.get("evaluation", {})
     frames = f"{row['frames']:,} environment frames" if isinstance(row.get("frames"), int) else "an unknown time"
     versions = record.starts[-1].get("versions", {}) if record.starts else {}
+    versions = versions if isinstance(versions, dict) else {}
     built = [f"{name} {versions[name]}" for name in ("torch", "torchrl", "gymnasium") if name in versions]
-    commits = ", ".join(record.short_commits) or "unknown"
-    return f"""# {record.recipe} on {record.env}
+    commits = markdown_text(", ".join(record.short_commits) or "unknown")
+    command = record.command.replace("`", "'")
+    env = json.dumps(facts.get("env", {})).replace("`", "'")
+    return f"""# {markdown_text(record.recipe)} on {markdown_text(record.env)}
 
 A policy of torchrl_reg {torchrl_reg.__version__}, trained for {frames} with seed {record.seed}.
 
 ```python
 from torchrl_reg import load_policy
 
-policy = load_policy("path/to/this/folder")  # a TensorDict actor; nothing is unpickled
+policy = load_policy("path/to/this/folder")  # a TensorDict actor, by safetensors: nothing is unpickled
 ```
 
 | policy | mean return | standard deviation | episodes | seed of the episodes |
 |---|---|---|---|---|
 {chr(10).join(_scores(record, row, facts))}
 
-Environment: `{json.dumps(facts.get("env", {}))}`.
-Trained by `{record.command}` at commit {commits}{" with " * bool(built)}{", ".join(built)}.
+Environment: `{env}`.
+Trained by `{command}` at commit {commits}{" with " * bool(built)}{", ".join(built)}.
 All settings are in `config.yaml`. Licence: MIT, see `LICENSE`.
 """
 
@@ -81,7 +88,7 @@ def _scores(record: RunRecord, row: dict[str, Any], facts: dict[str, Any]) -> It
     for each in evaluations:
         for mode in ("greedy", "sampled"):
             mean, spread = each.get(f"return_{mode}_mean"), each.get(f"return_{mode}_std")
-            if mean is not None and spread is not None:
+            if is_number(mean) and is_number(spread):
                 yield f"| {mode} | {mean:.6g} | {spread:.4g} | {each.get('episodes', '')} | {each.get('seed', '')} |"
 
 

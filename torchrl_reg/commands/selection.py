@@ -11,6 +11,7 @@ from typing import TypeVar
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs, shown, without_repetitions, without_settings
 from torchrl_reg.analysis.runs import RunRecord, find_runs
+from torchrl_reg.printable import printable
 
 Item = TypeVar("Item")
 
@@ -86,7 +87,7 @@ def _matching(name: str, patterns: list[str] | None, items: list[Item], of: Call
 def warn(sentences: Iterable[str]) -> None:
     """Each sentence as a line on stderr."""
     for sentence in sentences:
-        print(f"torchrl-reg: warning: {sentence}.", file=sys.stderr)
+        print(f"torchrl-reg: warning: {printable(sentence)}.", file=sys.stderr)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -56,12 +56,9 @@ class MultiGoalEnv(EnvBase):
         )
 
     def _reset(self, tensordict: TensorDictBase | None) -> TensorDictBase:
+        # Of all points: TorchRL keeps those that were not to be reset.
         fresh = 0.1 * torch.randn(*self.batch_size, 2, generator=self._generator)
         state, steps = fresh.to(self.device), torch.zeros_like(fresh[..., :1], dtype=torch.int64, device=self.device)
-        if tensordict is not None and tensordict.get("_reset", None) is not None:
-            due = tensordict["_reset"].reshape(*self.batch_size, 1)
-            state = torch.where(due, state, tensordict.get("observation", state))
-            steps = torch.where(due, steps, tensordict.get("steps", steps))
         return TensorDict({"observation": state, "steps": steps}, self.batch_size, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

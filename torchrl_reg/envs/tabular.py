@@ -97,15 +97,10 @@ class TabularEnv(EnvBase):
         )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
-        # Every sub-environment draws, so that its start does not depend on which others are reset.
+        # Every sub-environment draws, so that its start does not depend on which others are reset; TorchRL keeps the
+        # episodes that go on.
         state = _draw(self._start.expand(*self.batch_size, -1), self._generator)
-        steps = torch.zeros_like(state).unsqueeze(-1)
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        if mask is not None:
-            mask = mask.reshape(-1)
-            state = torch.where(mask, state, tensordict.get("state", state))  # type: ignore[union-attr]
-            steps = torch.where(mask.unsqueeze(-1), steps, tensordict.get("steps", steps))  # type: ignore[union-attr]
-        return self._observed(state, steps)
+        return self._observed(state, torch.zeros_like(state).unsqueeze(-1))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         state, action = tensordict["state"], tensordict["action"]

@@ -15,6 +15,8 @@ from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.rebuilding import rebuildable
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights
 
+_LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1, "num_atoms": 2}
+
 
 @dataclass
 class NetSettings:
@@ -47,6 +49,18 @@ class NetSettings:
     value_max: float = 10.0
     input_low: list[float] = field(default_factory=list)
     input_high: list[float] = field(default_factory=list)
+
+    def validate(self) -> None:
+        """Checks the sizes, also of networks that are not asked for.
+
+        Raises:
+            ValueError: one is too small.
+        """
+        if not self.num_cells or min(self.num_cells) < 1:
+            raise ValueError(f"NetSettings.num_cells must list widths >= 1, got {list(self.num_cells)}.")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"NetSettings.{name} must be >= {least}, got {getattr(self, name)}.")
 
 
 class Rescale(nn.Module):
@@ -175,8 +189,7 @@ def _action_network(
 
 def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
     """Layers from the observation to a vector, and its width."""
-    if not settings.num_cells or min(settings.num_cells) < 1:
-        raise ValueError(f"NetSettings.num_cells must list widths >= 1, got {list(settings.num_cells)}.")
+    settings.validate()
     wanted = {"mlp": 1, "minatar": 3, "nature": 3}
     if settings.name not in wanted:
         raise ValueError(f"NetSettings.name must be one of {', '.join(wanted)}, got {settings.name!r}.")

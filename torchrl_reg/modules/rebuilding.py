@@ -36,6 +36,16 @@ class Spaces:
     low: list[float]
     high: list[float]
 
+    def __post_init__(self) -> None:
+        actions = self.num_actions is None or isinstance(self.num_actions, int) and self.num_actions >= 1
+        if not actions:
+            raise ValueError(f"num_actions must be an integer >= 1 or None, got {self.num_actions!r}.")
+        for key, (shape, dtype) in self.observations.items():
+            if not isinstance(getattr(torch, dtype, None), torch.dtype):
+                raise ValueError(f"The dtype of {key} must be one of torch, got {dtype!r}.")
+            if any(not isinstance(size, int) or size < 0 for size in shape):
+                raise ValueError(f"The shape of {key} must be sizes >= 0, got {shape}.")
+
     @classmethod
     def of(cls, env: EnvBase | Spaces) -> Spaces:
         """The spaces of ``env``, whatever its batch size."""

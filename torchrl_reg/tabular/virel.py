@@ -162,5 +162,5 @@ class _Temperature:
             weights = self.state_distribution.unsqueeze(-1).expand_as(q)
             tau = bellman_temperature(error, self.beta_scale, exponent=self.exponent, weights=weights).item()
         pi = soft_policy(q, tau)
-        v = self.mdp.mask_v((pi * q).sum(-1))
+        v = (pi * q).sum(-1)  # 0 at terminal states, as q is
         return VIRELIterate(q=q, v=v, pi=pi, tau_log_pi=scaled_log_policy(q, tau), tau=tau)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchrl_reg.training.errors import require
+from torchrl_reg.training.settings import MOST_ENVS
 
 _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),
@@ -29,6 +30,8 @@ def check_replay_learning(algo: Any) -> None:
         require(settings[name] >= 0, f"algo.{name}", ">= 0", settings[name])
     for name in (name for name in _PROBABILITIES if name in settings):
         require(0 <= settings[name] <= 1, f"algo.{name}", "in [0, 1]", settings[name])
+    num_envs = settings.get("num_envs", 1)
+    require(num_envs <= MOST_ENVS, "algo.num_envs", f"<= {MOST_ENVS:,}", num_envs)
     _check_that_something_is_learnt(settings)
     rate = settings.get("target_rate", 1.0)
     require(0 < rate <= 1, "algo.target_rate", "in (0, 1]", rate)

@@ -14,11 +14,12 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -29,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.training.config_errors import (
     check_flags,
+    check_interpolations,
     check_removals,
     explain,
     explain_value,
@@ -37,14 +39,15 @@ from torchrl_reg.training.config_errors import (
 )
 from torchrl_reg.training.errors import ConfigError, Interrupted, stop_behind, user_sentence
 from torchrl_reg.training.help import help_text
-from torchrl_reg.training.overrides import default_folder, readable, telling
+from torchrl_reg.training.overrides import check_switches, default_folder, readable, telling
 from torchrl_reg.training.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.seeds_together import train_seeds
 from torchrl_reg.training.settings import RecipeConfig, validate
 
 Train = Callable[[Any], Path]
 
-_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_PATIENCE_SECONDS = 5.0
 
 
 def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]:
@@ -83,6 +86,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
         sys.argv[1:] = readable(sys.argv[1:], config_class)
         check_flags(sys.argv[1:], _fail)
         check_removals(sys.argv[1:], _fail)
+        check_switches(sys.argv[1:], config_class, _fail)
         if {"-h", "--help"} & set(sys.argv[1:]):
             return _help(sys.argv[1:], config_class, train, conf, name)
         entry = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
@@ -121,7 +125,8 @@ def _schema(config_class: type[RecipeConfig], name: str) -> DictConfig:
 
 def _run(cfg: DictConfig, config_class: type, script: Path, train: Train) -> Path:
     """Trains one seed, or several side by side; returns the folder of the first."""
-    overrides = list(HydraConfig.get().overrides.task)
+    # As typed: read one by one, they are resolved in Hydra's own config, where ${algo.tau} is nothing.
+    overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
     COMMAND.set(shlex.join(["python", shown, *overrides]))
     given = _typed(cfg, config_class, script.parent / "conf")
@@ -176,6 +181,7 @@ def _check(settings: Sequence[Sequence[str]], config_class: type, conf: Path, na
             for overrides in settings:
                 words = readable(overrides, config_class)
                 check_removals(words, _fail)
+                check_switches(words, config_class, _fail)
                 config = _typed(hydra.compose(config_name=name, overrides=words), config_class, conf)
                 print(json.dumps(dataclasses.asdict(config), default=str))
     except Exception as error:
@@ -201,6 +207,7 @@ def _help(words: Sequence[str], config_class: type, train: Train, conf: Path, na
 
 def _typed(cfg: DictConfig, config_class: type, conf: Path) -> Any:
     """The config as an instance of ``config_class``, validated."""
+    check_interpolations(cfg)
     for name in extra_settings(cfg):
         raise ConfigError(unknown_setting(name, config_class, conf))
     try:
@@ -232,16 +239,26 @@ def _full_hydra_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """Stops on SIGTERM and SIGUSR1/2 unless something else (submitit) already handles them."""
+    """Stops on Ctrl-C, SIGTERM and SIGUSR1/2 unless something else (submitit) already handles them.
+
+    Later ones change nothing while the run stops; if that takes long, the next ends the process where it stands.
+    """
+    stopped_at: float | None = None
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(number)
+        nonlocal stopped_at
+        if stopped_at is None:
+            stopped_at = time.monotonic()
+            raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+        if time.monotonic() - stopped_at > _PATIENCE_SECONDS:
+            os._exit(128 + number)
 
-    ours = [number for number in _STOPPING if signal.getsignal(number) == signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, stop)
+    by_default = (signal.SIG_DFL, signal.default_int_handler)
+    ours = {each: signal.getsignal(each) for each in _STOPPING if signal.getsignal(each) in by_default}
+    for each in ours:
+        signal.signal(each, stop)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        for each, before in ours.items() if stopped_at is None else ():  # else the process is about to end
+            signal.signal(each, before)

@@ -19,8 +19,10 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from torchrl_reg.training.errors import ConfigError
 
 _EXPECTED = {
     "Integer": "an integer",
@@ -31,8 +33,10 @@ _EXPECTED = {
 
 
 def check_flags(arguments: Sequence[str], fail: Callable[[str], Any]) -> None:
-    """Fails on ``--tau=1`` and the like: argparse would print a page of usage and exit with 2."""
-    known = get_args_parser()._option_string_actions
+    """Fails on ``--tau=1``, ``--resolve`` alone and the like: argparse would print its usage, Hydra a traceback."""
+    parser = get_args_parser()
+    parser.error = lambda message: fail(f"{message}.")  # type: ignore[method-assign]
+    known = parser._option_string_actions
     for argument in arguments:
         flag = argument.partition("=")[0]
         abbreviates = flag.startswith("--") and any(option.startswith(flag) for option in known)
@@ -40,6 +44,11 @@ def check_flags(arguments: Sequence[str], fail: Callable[[str], Any]) -> None:
             fail(f"{argument} is not an option; settings are written name=value, without dashes.")
         if not flag:
             fail(_unreadable(argument, None))
+    asked = parser.parse_known_args(arguments)[0]
+    if asked.resolve and not (asked.cfg or asked.help):
+        fail("--resolve must go with --cfg job, which prints the settings, got it alone.")
+    if sum(map(bool, (asked.run, asked.multirun, asked.cfg, asked.info, asked.shell_completion))) > 1:
+        fail("--run, --multirun, --cfg, --info and --shell-completion must be asked for one at a time, got several.")
 
 
 def check_removals(words: Sequence[str], fail: Callable[[str], Any]) -> None:
@@ -70,6 +79,8 @@ def explain(error: Exception, config_class: type, conf: Path) -> str | None:
             return f"{group[1]} has no default choice; to add one write +{group[1]}=<choice>."
         if str(error).startswith("Ambiguous value"):
             return f"{_first_line(error)}; to sweep over it add -m, to pass a list write [a,b]."
+    if isinstance(error, OmegaConfBaseException):  # an interpolation: it is resolved when it is read
+        return explain_value(error, error, config_class, conf)
     if isinstance(error, HydraException):
         return f"{_first_line(error)}."
     return None
@@ -92,7 +103,24 @@ def explain_value(error: Exception, cause: OmegaConfBaseException, config_class:
         return f"{full_key} must be a list, written [a,b]."
     if "is not Optional" in str(cause):
         return f"{full_key} must have a value, got null."
-    return f"{full_key}: {_first_line(cause)}."
+    return f"{full_key}: {_first_line(cause)}." if cause.full_key else f"{_first_line(cause)}."
+
+
+def check_interpolations(node: DictConfig | ListConfig, prefix: str = "") -> None:
+    """Fails on ``${...}`` that refers to nothing, to itself, or to what its setting cannot hold.
+
+    Raises:
+        ConfigError: one does; the sentence names it.
+    """
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        below: Any = node._get_node(key)
+        if OmegaConf.is_interpolation(node, key):
+            try:
+                _ = node[key]
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{prefix}{key} cannot be resolved: {_first_line(error)}.") from None
+        elif OmegaConf.is_config(below) and not below._is_none() and not below._is_missing():
+            check_interpolations(below, f"{prefix}{key}.")
 
 
 def unknown_setting(name: str, config_class: type, conf: Path) -> str:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 #: Module -> the package that brings it.
 NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml", "tqdm": "tqdm", "greenlet": "greenlet"}
+NEEDED |= {"safetensors": "safetensors"}
 
 
 class MissingExtraError(ImportError):

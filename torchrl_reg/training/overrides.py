@@ -30,7 +30,7 @@ def readable(words: Sequence[str], config_class: type) -> list[str]:
     >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
     ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
     """
-    integers = _integer_settings(config_class)
+    integers = _settings_of(int, config_class)
     sweeping = bool({"-m", "--multirun"} & set(words))
     found = []
     for word in words:
@@ -61,14 +61,23 @@ def _as_integer(text: str) -> str:
     return str(int(number)) if whole else text
 
 
-def _integer_settings(config_class: type, prefix: str = "") -> set[str]:
-    """Dotted names of the settings that hold integers, or lists of them."""
+def check_switches(words: Sequence[str], config_class: type, fail: Callable[[str], Any]) -> None:
+    """Fails on ``algo.clip_rewards=3``, which OmegaConf takes for true."""
+    switches = _settings_of(bool, config_class)
+    for word in words:
+        name, _, value = word.lstrip("+").partition("=")
+        if name in switches and any(re.fullmatch(_NUMBER, v.strip()) and v not in "01" for v in value.split(",")):
+            fail(f"{name} must be true or false, got {value}.")
+
+
+def _settings_of(wanted: type, config_class: type, prefix: str = "") -> set[str]:
+    """Dotted names of the settings that hold a ``wanted`` (int: no float), or lists of them."""
     hints, found = typing.get_type_hints(config_class), set[str]()
     for item in dataclasses.fields(config_class):
         kind, name = hints[item.name], f"{prefix}{item.name}"
         if dataclasses.is_dataclass(kind):
-            found |= _integer_settings(typing.cast(type, kind), f"{name}.")
-        elif kind is int or int in typing.get_args(kind) and not _holds_floats(kind):
+            found |= _settings_of(wanted, typing.cast(type, kind), f"{name}.")
+        elif kind is wanted or wanted in typing.get_args(kind) and not _holds_floats(kind):
             found.add(name)
     return found
 

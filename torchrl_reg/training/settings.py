@@ -13,6 +13,8 @@ from torchrl_reg.training.errors import require
 COLLECTORS = ("lean", "torchrl")
 LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
+#: Environments stepped together: millions of them would be built for hours before anything fails.
+MOST_ENVS = 100_000
 
 
 @dataclass
@@ -45,6 +47,7 @@ class RunSettings:
 
     def validate(self) -> None:
         """Raises ``ConfigError`` for values no run can use."""
+        require(self.dir != "", "run.dir", "a folder, or null for one named after the settings", self.dir)
         require(self.seed >= 0, "run.seed", "at least 0", self.seed)
         seeds = self.seeds or [0]
         distinct = self.seeds != [] and min(seeds) >= 0 and len(set(seeds)) == len(seeds)
@@ -58,7 +61,8 @@ class RunSettings:
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         films = self.video_every_frames is None or self.video_every_frames >= 1
         require(films, "run.video_every_frames", "at least 1, or null", self.video_every_frames)
-        require(self.eval_episodes >= 1, "run.eval_episodes", "at least 1", self.eval_episodes)
+        evaluable = 1 <= self.eval_episodes <= MOST_ENVS  # side by side
+        require(evaluable, "run.eval_episodes", f"from 1 to {MOST_ENVS:,}", self.eval_episodes)
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
         require(self.collector in COLLECTORS, "run.collector", f"one of {', '.join(COLLECTORS)}", self.collector)
         for logger in self.loggers:
