@@ -49,8 +49,11 @@ class CriticEnsemble(TensorDictModuleBase):
 
     def values(self, tensordict: TensorDictBase) -> Tensor:
         """Q(s, a) of every critic ``[C, *B]``; ``tensordict`` is left as it was."""
-        inputs = [(critic, tensordict.select(*critic.in_keys)) for critic in self.critics]
-        return torch.stack([critic(data).get(critic.out_keys[-1]).squeeze(-1) for critic, data in inputs])  # type: ignore[operator, index]
+        values = []
+        for critic in self.critics:
+            made: Any = critic(tensordict.select(*critic.in_keys))  # type: ignore[misc]
+            values.append(made.get(critic.out_keys[-1]).squeeze(-1))  # type: ignore[index]
+        return torch.stack(values)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         values = self.values(tensordict)

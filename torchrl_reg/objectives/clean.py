@@ -16,12 +16,12 @@ from torchrl_reg.torchrl_compat import entry, shallow_copy
 
 def cleaned(
     tensordict: TensorDictBase,
+    mask: Tensor | None,
+    ended: Tensor,
     *,
     action: NestedKey,
     here: Iterable[NestedKey] = (),
     next_states: Iterable[NestedKey] = (),
-    mask: Tensor | None,
-    ended: Tensor,
 ) -> TensorDictBase:
     """A shallow copy with zeros (True in masks of actions) in entries that do not count.
 

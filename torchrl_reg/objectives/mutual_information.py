@@ -17,7 +17,6 @@ from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.regularizers import ActionPrior, PriorKL
 from torchrl_reg.regularizers.action_prior import PriorLike
-from torchrl_reg.regularizers.coefficient import coefficient
 
 
 class MutualInformationDQNLoss(QLearningLoss):
@@ -75,7 +74,6 @@ class MutualInformationDQNLoss(QLearningLoss):
     """
 
     regularizer: PriorKL
-    beta = coefficient("regularizer.prior.beta_coefficient", "Current inverse temperature, that of ``loss.prior``.")
     _stand_ins = QLearningLoss._stand_ins | {ValueEstimators.TD0: RegValueEstimators.PRIOR_SOFT_TD0}
 
     def __init__(

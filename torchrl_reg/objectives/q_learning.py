@@ -268,7 +268,7 @@ class QLearningLoss(RegularizedLoss):
             next_value, masses = policies.next_value.unsqueeze(-1), None
         else:
             policy = policies.following or regularizer(head.next_online_q(online, data), **states[1])
-            next_value, masses = head.backup(says.next_z, policy, target)
+            next_value, masses = head.backup(says.next_z, policy, target, greedy=regularizer.greedy_policy)
         rows: dict[str, Tensor] = {}
         bonus = cost = None
         if self.shaping is not None:
@@ -305,7 +305,7 @@ class QLearningLoss(RegularizedLoss):
             next_value = None if self.double_dqn else values[0]
         else:
             made = self.regularizer(stacked, **also)
-            policy = Regularized._make(part if part is None else part[0] for part in made)
+            policy = Regularized._make(part[0] for part in made)
             logs = made.tau_log_pi
         log_of = dict(zip(given, logs.unbind(), strict=True))
         return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"), here)

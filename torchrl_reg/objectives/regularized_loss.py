@@ -276,10 +276,8 @@ class RegularizedLoss(NetworkLoss):
         if mask is None and not next_too:
             return tensordict, None
         here = [keys.priority_weight, ("next", keys.reward), *self._state_keys]
-        ended = terminated_flag(tensordict, keys)
-        return cleaned(
-            tensordict, action=keys.action, here=here, next_states=self._next_state_keys(), mask=mask, ended=ended
-        ), mask
+        where: dict[str, Any] = {"here": here, "next_states": self._next_state_keys()}
+        return cleaned(tensordict, mask, terminated_flag(tensordict, keys), action=keys.action, **where), mask
 
     # -- what it ends with --------------------------------------------------------------------------------------
 

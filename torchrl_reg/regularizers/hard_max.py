@@ -28,10 +28,9 @@ class HardMax(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         q = masked_values(q, mask)
         best = q.amax(-1, keepdim=True)
-        action = q.argmax(-1)
-        pi = (action.unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)).to(q.dtype)
+        pi = (q.argmax(-1, keepdim=True) == torch.arange(q.shape[-1], device=q.device)).to(q.dtype)
         nothing = self.step_cost(q)
-        return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing, action)
+        return Regularized(pi, nothing[..., 0], best.squeeze(-1), q - best, nothing)
 
     def step_cost(self, tau_log_pi: Tensor) -> Tensor:
         return torch.zeros_like(tau_log_pi)

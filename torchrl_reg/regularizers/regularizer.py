@@ -34,8 +34,6 @@ class Regularized(NamedTuple):
     """
     action_cost: Tensor
     """``tau_log_pi`` where ``pi > 0``, else 0, ``[*B, A]``: each action's share of the cost."""
-    action: Tensor | None = None
-    """The action ``[*B]`` that has all the probability, of a regularizer whose policy is always deterministic."""
 
 
 class Regularizer(CoefficientOwner):

@@ -30,10 +30,10 @@ class Categorical(Head):
     traces = False
     needs_clean_next = True  # NaN would have a mass
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
         support, pi, cost = bound.inner.support, policy.pi, policy.action_cost
-        if policy.action is not None:  # one action has all the mass: A times less to project
-            next_z = of_action(next_z, policy.action).unsqueeze(-1)
+        if greedy:  # A times less to project
+            next_z = of_action(next_z, pi.argmax(-1)).unsqueeze(-1)
             pi, cost = torch.ones_like(pi[..., :1]), torch.zeros_like(cost[..., :1])
         masses = at_least_float32(next_z).softmax(-2) * pi.unsqueeze(-2)
         atoms = support.to(masses.dtype).unsqueeze(-1) - cost.unsqueeze(-2)

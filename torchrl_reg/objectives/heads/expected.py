@@ -41,7 +41,7 @@ class ExpectedValue(Head):
         q, next_q = bound.both(tensordict, here_counts=here_counts)
         return TargetValues(q, next_q, next_q)
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
         return ((policy.pi * next_z).sum(-1) - policy.cost).unsqueeze(-1), None
 
     def regress(

@@ -110,8 +110,13 @@ class Head:
         following = entry(tensordict, "next")
         return self.q_values(self.online(bound, following).z, bound, following)
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork) -> tuple[Tensor, Tensor | None]:
-        """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: equal)."""
+    def backup(
+        self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork, *, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: equal).
+
+        ``greedy`` says that the policy is all on one action.
+        """
         raise NotImplementedError
 
     def regress(

@@ -37,7 +37,7 @@ class Quantiles(Head):
             raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
         self.kappa = number
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any) -> tuple[Tensor, Tensor | None]:
+    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
