@@ -38,9 +38,7 @@ def make_actor(
         )
     keys = {"in_keys": [in_key], "action_key": action_key}
     if kind == "gaussian":
-        # As float32 rounds it, in which the golden file has it.
-        box: Any = {name: torch.tensor(bound, dtype=torch.float32) for name, bound in BOX.items()}
-        return gaussian_actor(mlp(4, lazy), **box, **keys)
+        return gaussian_actor(mlp(4, lazy), **BOX, **keys)
     if kind == "flow":
         actor = FlowActor(mlp(8), 8, **BOX, **keys, num_cells=8)
         nn.init.normal_(actor.weight_out, std=0.05)
