@@ -41,7 +41,7 @@ _TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 # Between SIGTERM to all processes of a job that is cancelled or requeued and SIGKILL (SLURM's KillWait).
 _KILL_WAIT_SECONDS = 35.0
 _FRUITLESS_LIVES = 3
-# Without locks: an owner elsewhere that gave no heartbeat for this long is gone (torchrl_reg.training.folder_lock).
+# Without locks: an owner elsewhere that gave no heartbeat for this long is gone (torchrl_reg.training.run.folder_lock).
 _STALE_SECONDS = 180.0
 
 
@@ -258,7 +258,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _owner_is_alive(owner: Path) -> bool:
-    """As ``torchrl_reg.training.folder_lock.is_alive`` tells it, which would import torch."""
+    """As ``torchrl_reg.training.run.folder_lock.is_alive`` tells it, which would import torch."""
     try:
         said = json.loads(owner.read_text(encoding="utf-8"))
         age = time.time() - owner.stat().st_mtime

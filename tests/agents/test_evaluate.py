@@ -44,7 +44,7 @@ def test_another_result_than_the_runs_is_told(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_run(EnvSettings("cartpole"))
-    monkeypatch.setattr("torchrl_reg.training.evaluation.stream_seed", lambda *_: 11)
+    monkeypatch.setattr("torchrl_reg.training.loop.evaluation.stream_seed", lambda *_: 11)
     assert main(["evaluate", str(folder), "--episodes", "3", "--mode", "sampled"]) == 0
     out, err = capsys.readouterr()
     assert "repeat the run's" not in out and "in the run, on another machine" in err

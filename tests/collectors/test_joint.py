@@ -18,7 +18,7 @@ from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import SoftDQNLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training.replay import split_rows
+from torchrl_reg.training.loop.replay import split_rows
 
 SETTINGS = {
     "vectors": (EnvSettings("cartpole", max_episode_frames=9), NetSettings("mlp", num_cells=[16])),

@@ -28,7 +28,7 @@ from torchrl_reg.modules import (
     q_network,
     quantile_network,
 )
-from torchrl_reg.training.collection import make_collector
+from torchrl_reg.training.loop.collection import make_collector
 
 plain = importlib.import_module("torchrl_reg.collectors.plain_policy")  # the function hides the module
 CPU = torch.device("cpu")

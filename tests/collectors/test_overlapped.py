@@ -23,7 +23,7 @@ from torchrl_reg.collectors.own_generators import OwnGenerators
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, QuantileQActor, policy, quantile_network
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training.collection import make_collector
+from torchrl_reg.training.loop.collection import make_collector
 
 STEPS = 5
 

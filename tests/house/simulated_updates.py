@@ -22,9 +22,9 @@ from torchrl_reg.modules import ActionPrior
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, Entropy
-from torchrl_reg.training.metrics import RunningMeans
-from torchrl_reg.training.optimizer_step import OptimizerStep, StackedStep
-from torchrl_reg.training.update import make_update
+from torchrl_reg.training.loop.optimizer_step import OptimizerStep, StackedStep
+from torchrl_reg.training.loop.update import make_update
+from torchrl_reg.training.run.metrics import RunningMeans
 
 sys.path.insert(0, str(Path(__file__).parent))
 import simulated_device as sim

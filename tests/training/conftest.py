@@ -21,7 +21,7 @@ SCHEDULE = ["run.log_every_frames=64", "run.evaluate_every_frames=400", "run.eva
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_dqn", "torchrl_reg.training.curves", "pandas"])
+    context.set_forkserver_preload(["tiny_dqn", "torchrl_reg.training.run.curves", "pandas"])
     return context
 
 

@@ -10,9 +10,10 @@ from tensordict import TensorDict
 from torchrl.checkpoint import Checkpoint
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_reg.training import CheckpointError, files
-from torchrl_reg.training.checkpoint import CheckpointFolder
-from torchrl_reg.training.replay import ReplayChunks
+from torchrl_reg.training import CheckpointError
+from torchrl_reg.training.loop.replay import ReplayChunks
+from torchrl_reg.training.run import files
+from torchrl_reg.training.run.checkpoint import CheckpointFolder
 
 
 class _Training:

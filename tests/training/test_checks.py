@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from torchrl_reg.training import ConfigError, check_replay_learning
-from torchrl_reg.training.checks import without_effect
+from torchrl_reg.training.loop.checks import without_effect
 
 
 @dataclass

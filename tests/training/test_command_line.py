@@ -18,9 +18,11 @@ import torch
 from hydra.core.config_store import ConfigStore
 from tensordict import TensorDict
 
-from torchrl_reg.training import RecipeConfig, command_line, files, metrics, recipe
+from torchrl_reg.training import RecipeConfig, recipe
+from torchrl_reg.training.cli import command_line
+from torchrl_reg.training.cli.overrides import default_folder
 from torchrl_reg.training.errors import Interrupted
-from torchrl_reg.training.overrides import default_folder
+from torchrl_reg.training.run import files, metrics
 
 
 @pytest.fixture
@@ -299,7 +301,7 @@ def test_another_run_in_the_folder_is_refused(command, tmp_path):
 def test_a_finished_run_is_reported_and_not_repeated(command, tmp_path, capfd):
     (tmp_path / "run").mkdir()
     _, _, cfg = command("run.dir=run")
-    from torchrl_reg.training.run_folder import RunFolder
+    from torchrl_reg.training.run.run_folder import RunFolder
 
     RunFolder(cfg).close({})
     with pytest.raises(Exception, match="not a string"):

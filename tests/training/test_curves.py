@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from torchrl_reg.training.curves import draw_curves
+from torchrl_reg.training.run.curves import draw_curves
 
 
 def _write(folder, rows):

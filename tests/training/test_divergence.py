@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.training import read_metrics, strip_wall_clock
-from torchrl_reg.training.divergence import ValueWatch
+from torchrl_reg.training.run.divergence import ValueWatch
 
 #: Diverges within 600 frames, and no number becomes infinite.
 DIVERGING = ["algo.lr=1e3", "algo.total_frames=600", "run.checkpoint_every_frames=96"]

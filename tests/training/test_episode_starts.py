@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchrl_reg.training.episode_starts import EpisodeStarts
+from torchrl_reg.training.loop.episode_starts import EpisodeStarts
 
 
 def image(count: int) -> torch.Tensor:

@@ -15,7 +15,8 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, policy, q_network
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training import evaluate, evaluation
+from torchrl_reg.training import evaluate
+from torchrl_reg.training.loop import evaluation
 
 
 class _Walk(EnvBase):

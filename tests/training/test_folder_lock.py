@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.training import ConfigError, folder_lock
-from torchrl_reg.training.folder_lock import OWNER, FolderLock, is_alive
+from torchrl_reg.training import ConfigError
+from torchrl_reg.training.run import folder_lock
+from torchrl_reg.training.run.folder_lock import OWNER, FolderLock, is_alive
 
 HOLD = """
 import errno, fcntl, os, sys
@@ -25,7 +26,7 @@ def no_locks(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 if sys.argv[2] == "without":
     fcntl.flock = no_locks
-from torchrl_reg.training.folder_lock import FolderLock
+from torchrl_reg.training.run.folder_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -13,10 +13,10 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftDQNLoss
-from torchrl_reg.training.collection import cut_episodes, make_collector
-from torchrl_reg.training.frame_stack import FrameStackStorage
-from torchrl_reg.training.replay import ReplayChunks, draw_minibatches
-from torchrl_reg.training.update import make_update
+from torchrl_reg.training.loop.collection import cut_episodes, make_collector
+from torchrl_reg.training.loop.frame_stack import FrameStackStorage
+from torchrl_reg.training.loop.replay import ReplayChunks, draw_minibatches
+from torchrl_reg.training.loop.update import make_update
 
 STACK, NUM_ENVS = 4, 3
 CAPACITY = 20 * NUM_ENVS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_reg.training.lanes import Lane, Lanes, current_lane
+from torchrl_reg.training.seeds.lanes import Lane, Lanes, current_lane
 
 
 def here() -> Lane:

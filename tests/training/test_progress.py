@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from torchrl_reg.training import progress as progress_module
-from torchrl_reg.training.progress import Progress
+from torchrl_reg.training.run import progress as progress_module
+from torchrl_reg.training.run.progress import Progress
 
 ROW = {"event": "train", "frames": 2_000, "fps": 500.0, "return_mean": 21.5, "loss": 0.125, "kl": 0.5, "other": 9.0}
 

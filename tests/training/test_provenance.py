@@ -14,7 +14,7 @@ TELL = """
 import json, sys, torch
 sys.path.insert(0, {script!r})
 import own_recipe
-from torchrl_reg.training import provenance
+from torchrl_reg.training.run import provenance
 print(json.dumps(provenance.provenance(torch.device("cpu"), own_recipe.Config)))
 """
 

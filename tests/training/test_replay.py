@@ -7,10 +7,10 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler
 from torchrl.envs import Transform
 
-from torchrl_reg.training import replay as replay_module
-from torchrl_reg.training.frame_stack import FrameStackStorage
-from torchrl_reg.training.replay import ReplayChunks, draw_minibatches, remember, rows_in_time
-from torchrl_reg.training.storage import TransitionStorage
+from torchrl_reg.training.loop import replay as replay_module
+from torchrl_reg.training.loop.frame_stack import FrameStackStorage
+from torchrl_reg.training.loop.replay import ReplayChunks, draw_minibatches, remember, rows_in_time
+from torchrl_reg.training.loop.storage import TransitionStorage
 
 
 def _replay(capacity=20, *, ndim=1, sampler=None, seed=3) -> TensorDictReplayBuffer:

@@ -19,7 +19,7 @@ from torchrl.envs import TransformedEnv, VecNormV2
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.training import ConfigError, NStep, Run, RunSettings, read_metrics, strip_wall_clock
-from torchrl_reg.training.env_state import restorable_part
+from torchrl_reg.training.run.env_state import restorable_part
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_without_matplotlib_the_run_says_so_and_ends_well(make_run, monkeypatch,
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "torchrl_reg.training.curves", raising=False)
+    monkeypatch.delitem(sys.modules, "torchrl_reg.training.run.curves", raising=False)
     run = make_run()
     run.track()
     for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
@@ -402,7 +402,7 @@ def test_a_plot_that_fails_does_not_stand_between_a_run_and_its_end(make_run, mo
     def fail(folder):
         raise ValueError("bad\nrow")
 
-    monkeypatch.setattr("torchrl_reg.training.curves.draw_curves", fail)
+    monkeypatch.setattr("torchrl_reg.training.run.curves.draw_curves", fail)
     run = make_run()
     run.track()
     for _ in run.collect(_env(), _push_right, total_frames=8, frames_per_batch=8):
@@ -416,7 +416,7 @@ def test_a_view_that_fails_is_dropped_and_the_run_goes_on(make_run, monkeypatch,
         def log_scalar(self, name, value, step):
             raise OSError("no route to host")
 
-    monkeypatch.setattr("torchrl_reg.training.journal.open_loggers", lambda names, path: [Broken()])
+    monkeypatch.setattr("torchrl_reg.training.run.journal.open_loggers", lambda names, path: [Broken()])
     run = make_run(log_every_frames=8)
     run.track()
     for _ in run.collect(_env(), _push_right, total_frames=24, frames_per_batch=8):

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from torchrl_reg.training import ConfigError, RecipeConfig, RunSettings
-from torchrl_reg.training.run_folder import COMMAND, RunFolder
+from torchrl_reg.training.run.run_folder import COMMAND, RunFolder
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
 
 
 def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, capsys):
-    from torchrl_reg.training import run_folder
+    from torchrl_reg.training.run import run_folder
 
     elsewhere = {"versions": {"torch": "2.11.0"}, "commit": "a" * 40, "device": "x86_64", "threads": 1}
     here = {"versions": {"torch": "2.14.0"}, "commit": "b" * 40, "device": "NVIDIA H200", "threads": 8}
@@ -156,7 +156,7 @@ def test_a_name_that_is_too_long_and_a_write_that_fails_are_one_sentence(tmp_pat
     def fail(path, text):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr("torchrl_reg.training.run_folder.write_atomically", fail)
+    monkeypatch.setattr("torchrl_reg.training.run.run_folder.write_atomically", fail)
     with pytest.raises(ConfigError, match="cannot be used: Read-only file system"):
         _open(_config(tmp_path / "run"))
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.training.seeds_together import train_seeds
+from torchrl_reg.training.seeds.seeds_together import train_seeds
 
 
 def speed(

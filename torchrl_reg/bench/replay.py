@@ -11,7 +11,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import TensorStorage
 
 from torchrl_reg.bench.measure import Case, Table
-from torchrl_reg.training.frame_stack import FrameStackStorage
+from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 
 NUM_ENVS, STACK, SIDE = 8, 4, 84
 

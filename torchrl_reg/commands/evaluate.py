@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from torchrl_reg.agents.saved import read_policy
     from torchrl_reg.agents.worlds import env_of
-    from torchrl_reg.training.device import set_up_cpu
-    from torchrl_reg.training.evaluation import episode_returns
+    from torchrl_reg.training.loop.evaluation import episode_returns
+    from torchrl_reg.training.run.device import set_up_cpu
 
     saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
     known = saved.facts.get("run", {})
@@ -103,7 +103,7 @@ def _append(folder: Path, row: dict[str, Any]) -> None:
     if not is_done(folder):
         warn([f"{record} was left alone: the run is not finished"])
         return
-    from torchrl_reg.training.metrics import MetricsFile
+    from torchrl_reg.training.run.metrics import MetricsFile
 
     MetricsFile(record).append(row)
     print(f"appended to {record}")

@@ -11,22 +11,22 @@ import sys
 if importlib.util.find_spec("pandas") is None:
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
 
-from torchrl_reg.training.extras import check_extras
+from torchrl_reg.training.cli.extras import check_extras
 
 check_extras()
 
-from torchrl_reg.training.checks import check_replay_learning
-from torchrl_reg.training.command_line import recipe
+from torchrl_reg.training.cli.command_line import recipe
+from torchrl_reg.training.cli.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require
-from torchrl_reg.training.evaluation import evaluate
-from torchrl_reg.training.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
-from torchrl_reg.training.n_step import NStep
-from torchrl_reg.training.run import Run
-from torchrl_reg.training.seeds import stream_seed
-from torchrl_reg.training.settings import RecipeConfig, RunSettings
-from torchrl_reg.training.study import Study
-from torchrl_reg.training.update import make_update
-from torchrl_reg.training.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
+from torchrl_reg.training.loop.checks import check_replay_learning
+from torchrl_reg.training.loop.evaluation import evaluate
+from torchrl_reg.training.loop.n_step import NStep
+from torchrl_reg.training.loop.update import make_update
+from torchrl_reg.training.loop.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
+from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
+from torchrl_reg.training.run.run import Run
+from torchrl_reg.training.run.streams import stream_seed
+from torchrl_reg.training.run.study import Study
 
 __all__ = [
     "WALL_CLOCK_COLUMNS",

@@ -1,0 +1,1 @@
+"""The command line of a recipe: settings, overrides, help, errors."""

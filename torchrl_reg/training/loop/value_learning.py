@@ -1,0 +1,147 @@
+"""What the value-based recipes share: their hyperparameters, and everything around the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.modules import EGreedyModule
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+from torchrl_reg.training.loop.checks import check_replay_learning
+from torchrl_reg.training.loop.evaluation import Policy
+from torchrl_reg.training.loop.n_step import NStep
+from torchrl_reg.training.loop.replay import remember, rows_in_time
+from torchrl_reg.training.run.run import Run
+
+
+@dataclass
+class ValueLearning:
+    """Hyperparameters of learning Q-values from replay, in frames and updates: default, unit, source; for CartPole.
+
+    A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [C]
+    the released code of Vieillard et al. 2020, which runs Dopamine's agents [D].
+    """
+
+    total_frames: int = 60_000  # environment frames, frame skip included
+    gamma: float = 0.99  # discount [C, D]
+    n_steps: int = 1  # of the return [C, D]
+    learning_rate: float = 2e-3  # Adam
+    anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
+    adam_eps: float = 1e-5  # 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/README.md)
+    batch_size: int = 32  # transitions [C, D]
+    replay_capacity: int = 50_000  # transitions [C, CartPole]
+    learning_starts_frames: int = 1_000
+    update_every_frames: float = 4  # frames per gradient update [C, D]
+    target_period_updates: int = 50  # updates between target copies
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05  # .01 in [C, D]: more exploration solves CartPole sooner
+    eps_frames: int = 10_000  # frames of linear annealing, once learning has started
+    num_envs: int = 8  # environments stepped together
+    collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
+    clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
+
+    def validate(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ConfigError: a value out of range; the sentence names it.
+        """
+        check_replay_learning(self)
+
+
+class EpsilonSchedule:
+    """Anneals the ``eps`` of an exploration module linearly, as set by ``algo``.
+
+    Args:
+        module: an epsilon-greedy module.
+        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, once learning has started.
+    """
+
+    def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
+        self.module, self.algo = module, algo
+
+    def step(self, run: Run) -> None:
+        """Sets the ``eps`` that is due at ``run.frames``."""
+        algo = self.algo
+        self.module.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
+
+
+class ValueLearner:
+    """Collects, remembers and learns with any loss on Q-values, as set by ``algo``. The loop stays in the recipe::
+
+        for batch in learner.collect(env, explorer):
+            learner.remember(batch)
+            for minibatch in learner.minibatches():
+                run.record(learner.update(minibatch))
+
+    Args:
+        run: the run, whose checkpoints hold everything created here.
+        algo: the hyperparameters.
+        loss: a loss with a value estimator.
+        target: the updater of its target network.
+        exploration: the schedule of the epsilon-greedy module; or a module alone, which is checkpointed, and annealed
+            by nobody but the caller.
+        frame_stack: images stacked in one observation. With one-step returns they are stored one at a time, in a
+            quarter of the memory; n-step rows skip frames and stay stacked.
+        parameters: parameters or parameter groups for the optimizer; by default all of ``loss``. Only the learning
+            rate of the first group is annealed.
+
+    Attributes:
+        replay: single transitions, or n-step ones, sampled uniformly.
+        optimizer: Adam.
+        update: ``update(minibatch)``, see :func:`~torchrl_reg.training.make_update`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        algo: ValueLearning,
+        loss: LossModule,
+        target: TargetNetUpdater,
+        exploration: EpsilonSchedule | EGreedyModule,
+        *,
+        frame_stack: int = 1,
+        parameters: Iterable[Any] | None = None,
+    ) -> None:
+        self.run, self.algo, self.loss, self.exploration = run, algo, loss, exploration
+        stack = frame_stack if algo.n_steps == 1 else 1
+        self.replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
+        self.n_step = NStep(algo.n_steps, algo.gamma)
+        self.optimizer = torch.optim.Adam(
+            loss.parameters() if parameters is None else parameters,
+            lr=algo.learning_rate,
+            eps=algo.adam_eps,
+            fused=True,
+            capturable=run.cudagraphs,
+        )
+        self.update = run.make_update(loss, self.optimizer, target)
+        run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
+        explores = exploration.module if isinstance(exploration, EpsilonSchedule) else exploration
+        run.track(n_step=self.n_step, exploration=explores)
+
+    def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
+        """Batches ``[num_envs, collect_steps]`` of the run; anneals the learning rate and a scheduled epsilon."""
+        run, algo = self.run, self.algo
+        frames = algo.num_envs * algo.collect_steps * run.frames_per_step
+        for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
+            yield batch
+            if algo.anneal_learning_rate:
+                self.optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)
+            if isinstance(self.exploration, EpsilonSchedule):
+                self.exploration.step(run)
+
+    def remember(self, batch: TensorDictBase) -> None:
+        """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""
+        if self.algo.clip_rewards:
+            batch["next", "reward"].clamp_(-1, 1)
+        remember(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
+
+    def minibatches(self) -> Iterator[TensorDictBase]:
+        """A minibatch for each update due now."""
+        return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)

@@ -1,0 +1,1 @@
+"""One run: its folder, record, checkpoints, evaluation and resumption."""

@@ -1,0 +1,199 @@
+"""Checkpoints of a run: one TorchRL archive each, beside the replay buffer's chunk files.
+
+``checkpoints/checkpoint-<frames>.torchrl`` is a :class:`torchrl.checkpoint.Checkpoint` archive, so
+``Checkpoint(loss=loss).load(path)`` restores trained weights without this module. An archive is
+written under another name, synced and renamed: whatever has the name is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
+from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
+
+from torchrl_reg.training.errors import CheckpointError
+from torchrl_reg.training.loop.replay import ReplayChunks
+from torchrl_reg.training.run.files import partial_path, publish
+from torchrl_reg.training.run.packing import own_memory
+
+KEPT = 2
+_PREFIX = "checkpoint"
+# What reading a damaged archive raises, TorchRL's CheckpointError being a RuntimeError.
+_UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
+
+
+class CheckpointFolder:
+    """Writes, verifies, loads and prunes the checkpoints of one run.
+
+    Args:
+        folder: where they are stored; created when needed.
+        components: everything a checkpoint holds but the replay buffer, by name; each has
+            ``state_dict`` and ``load_state_dict``. The last is restored after all others and the replay buffer.
+        replay: the replay buffer's rows, if the run has one.
+    """
+
+    def __init__(self, folder: Path, components: Mapping[str, Any], replay: ReplayChunks | None = None) -> None:
+        self.folder = folder
+        self.components = dict(components)
+        self.replay = replay
+        self._rotation = CheckpointRotation(folder, keep_last=KEPT, prefix=_PREFIX)
+
+    def save(self, frames: int, *, with_replay: bool = True) -> Path:
+        """Writes the state at ``frames`` and prunes all but the last ``KEPT`` checkpoints.
+
+        Raises:
+            CheckpointError: it could not be written (a full disk); earlier ones are untouched.
+        """
+        states = {name: own_memory(part.state_dict()) for name, part in self.components.items()}
+        path = self.folder / f"{_PREFIX}-{frames:012d}.torchrl"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            chunks = []
+            if self.replay is not None and with_replay:
+                states["replay"] = self.replay.save()
+                chunks = states["replay"]["chunks"]
+            _archive(states).save(partial_path(path), metadata={"frames": frames, "replay": chunks})
+            publish(partial_path(path), path)
+            self._prune()
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+            self.remove_partial_files()
+            raise CheckpointError(
+                f"The checkpoint at frame {frames} could not be written to {self.folder} "
+                f"({_first_line(error)}); earlier checkpoints are intact, so free some space and "
+                "run the same command to continue."
+            ) from error
+        return path
+
+    def load_latest(self) -> int | None:
+        """Restores the newest checkpoint and returns its frames; None when there is none.
+
+        Raises:
+            CheckpointError: the newest one is damaged; the message names it and what to do.
+        """
+        self.remove_partial_files()
+        paths = self._paths()
+        if not paths:
+            return None
+        path = paths[-1]
+        reason = self._damage(path)
+        if reason is not None:
+            raise CheckpointError(self._advice(path, reason, paths[:-1]))
+        states = {name: _State(part) for name, part in self.components.items()}
+        manifest = Checkpoint.manifest(path)
+        if "replay" in manifest["components"] and self.replay is not None:
+            states["replay"] = _State(self.replay)
+        last = list(self.components)[-1]
+        archive = _archive(states)
+        try:
+            for names in (states.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
+                archive.load(path, components=names, map_location="cpu")
+        except TorchRLCheckpointError as error:
+            raise CheckpointError(
+                f"{path} does not fit this program ({_first_line(error)}); run the version that "
+                f"wrote it, or delete {self.folder} to start from the beginning."
+            ) from error
+        return manifest["metadata"]["frames"]
+
+    def frames(self) -> set[int]:
+        """Where this run can go on: at a checkpoint, or at 0 where none has been pruned yet."""
+        found = {_frames(path) for path in self._paths()}
+        return found | {0} if len(found) < KEPT else found
+
+    def go_back(self, frames: int) -> None:
+        """Deletes the checkpoints past ``frames``."""
+        for path in self._paths():
+            if _frames(path) > frames:
+                path.unlink()
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        return next(reversed(self._paths()), None)
+
+    def keep_only_last(self) -> None:
+        """What remains of a finished run: its last archive, without the replay buffer."""
+        for path in self._paths()[:-1]:
+            path.unlink()
+        if self.replay is not None:
+            shutil.rmtree(self.replay.folder, ignore_errors=True)
+
+    def remove_partial_files(self) -> None:
+        """Deletes what a killed or failed save left behind."""
+        folders = [self.folder] + ([self.replay.folder] if self.replay is not None else [])
+        for folder in folders:
+            for path in folder.glob(".*") if folder.exists() else ():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        """All checkpoints, oldest first, whether or not they can be read."""
+        return sorted(self.folder.glob(f"{_PREFIX}-*.torchrl"))
+
+    def _prune(self) -> None:
+        self._rotation.prune()
+        if self.replay is not None:
+            kept = [Checkpoint.manifest(path)["metadata"]["replay"] for path in self._rotation.checkpoints()]
+            self.replay.keep_only([chunk for chunks in kept for chunk in chunks])
+
+    def _damage(self, path: Path) -> str | None:
+        """Why ``path`` cannot be trusted, or None: every checksum of every file is verified."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                member = archive.testzip()
+            if member is not None:
+                return f"checksum of {member}"
+            chunks = Checkpoint.manifest(path)["metadata"]["replay"]
+        except _UNREADABLE as error:
+            return _first_line(error)
+        chunk = self.replay.damaged(chunks) if self.replay is not None else None
+        return None if chunk is None else f"its replay file {chunk} is missing or damaged"
+
+    def _advice(self, path: Path, reason: str, earlier: list[Path]) -> str:
+        intact = next((p for p in reversed(earlier) if self._damage(p) is None), None)
+        if intact is None:
+            return (
+                f"Checkpoint {path} is damaged ({reason}) and no earlier one is intact: delete "
+                f"{self.folder} and run the same command to start from the beginning."
+            )
+        return (
+            f"Checkpoint {path} is damaged ({reason}), but {intact} is intact: delete {path} "
+            "and run the same command to continue from the earlier one."
+        )
+
+
+class _State:
+    """Hands a state that was already taken to TorchRL's adapter, or a loaded one to its owner."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def state_dict(self) -> Any:
+        return self.owner
+
+    def load_state_dict(self, state: Any) -> None:
+        load = getattr(self.owner, "load_state_dict", None) or self.owner.load
+        load(state)
+
+
+def _archive(states: Mapping[str, Any]) -> Checkpoint:
+    archive = Checkpoint(format="archive")
+    adapter = StateDictCheckpointAdapter(payload_format="torch")
+    for name, state in states.items():
+        owned = state if isinstance(state, _State) else _State(state)
+        archive.register(name, owned, adapter=adapter)
+    return archive
+
+
+def _frames(path: Path) -> int:
+    return int(path.stem.removeprefix(f"{_PREFIX}-"))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,186 @@
+"""What a run reports: rows of ``metrics.jsonl``, the progress line, extra loggers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.record.loggers import Logger
+
+from torchrl_reg.training.cli.settings import RunSettings
+from torchrl_reg.training.run.loggers import open_loggers
+from torchrl_reg.training.run.metrics import MetricsFile, RunningMeans
+from torchrl_reg.training.run.progress import Progress
+from torchrl_reg.training.seeds.lanes import current_lane
+
+
+class Journal:
+    """Accumulates means and returns between training rows and writes each row to all outputs.
+
+    A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
+    ``return_mean`` (over these, null if none), the means of what :meth:`record` was given, ``fps``
+    and ``wall_seconds``.
+    """
+
+    def __init__(self, path: Path, settings: RunSettings) -> None:
+        self.updates = 0
+        self.cut_episodes = 0
+        self.last_evaluation: dict[str, Any] | None = None
+        self._settings = settings
+        self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._mark: Mapping[str, Any] = {}
+        self._path = path
+        self._views: list[Logger] = []
+        self._means = RunningMeans()
+        self._returns: list[float] = []
+        self._logged_at = self._evaluated_at = 0
+        self._progress = Progress(0, 0, enabled=False)
+        self._wall_before, self._wall_start = 0.0, time.perf_counter()
+        self._speed_mark = (0, self._wall_start)
+
+    def start(self, total_frames: int, frames: int) -> None:
+        """Opens the extra loggers and the progress line; speed is measured from here."""
+        self._views = open_loggers(self._settings.loggers, self._path)
+        lane = current_lane()
+        shown = self._settings.progress and (lane is None or lane.is_first)  # the first of several seeds speaks for all
+        self._progress = Progress(total_frames, frames, enabled=shown)
+        self._speed_mark = (frames, time.perf_counter())
+        every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)
+        first = min((frames // every + 1) * every, total_frames)
+        begins = f"resuming {self._path} at frame {frames:,}, next" if frames else f"starting {self._path}, first"
+        self.say(f"{begins} row at {first:,} of {total_frames:,} frames")
+
+    def advance(self, frames: int, returns: list[float]) -> None:
+        """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
+        self._returns.extend(returns)
+        self._progress.advance(frames)
+
+    def cut(self, episodes: int) -> None:
+        """Notes that ``episodes`` episodes were ended by a checkpoint, not by their environment."""
+        self.cut_episodes += episodes
+
+    def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
+        """Counts an update and averages its scalars into the next training row."""
+        self.updates += 1
+        self._means.add(scalars)
+
+    def train(self, frames: int, judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}) -> dict[str, Any]:
+        """Writes a training row unless there is one at ``frames`` already; returns it, with any non-finite numbers.
+
+        ``judge(row)`` gives columns to add.
+        """
+        if self._logged_at == frames:
+            return {}
+        now = time.perf_counter()
+        then_frames, then = self._speed_mark
+        self._logged_at, self._speed_mark = frames, (frames, now)
+        returns, self._returns = self._returns, []
+        every = self._settings.diagnostics_every_updates
+        row = {
+            "event": "train",
+            "frames": frames,
+            "updates": self.updates,
+            "episodes": len(returns),
+            "return_mean": sum(returns) / len(returns) if returns else None,
+            **({"cut_episodes": self.cut_episodes} if self.cut_episodes else {}),
+            **self._means.pop(),
+            **({"diagnostics_every_updates": every} if every > 1 else {}),
+            "fps": (frames - then_frames) / max(now - then, 1e-9),
+            "wall_seconds": self.wall_seconds(),
+        }
+        row |= judge(row)
+        self.write(row)
+        self._progress.train(row)
+        return row
+
+    def has_evaluation(self, frames: int) -> bool:
+        """Whether the policies were already evaluated at ``frames``."""
+        return self._evaluated_at == frames
+
+    def evaluation(self, frames: int, columns: Mapping[str, Any]) -> None:
+        """Writes an evaluation row."""
+        row = {"event": "eval", "frames": frames, "updates": self.updates, **columns}
+        self._evaluated_at, self.last_evaluation = frames, row
+        self.write(row)
+        self._progress.evaluation(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends ``row`` to ``metrics.jsonl`` and sends its numbers to the extra loggers."""
+        self._metrics.append(row)
+        for view in list(self._views):
+            try:
+                _show(view, row)
+            except Exception as error:  # a view (its server, its disk) must never stop a run
+                self._views.remove(view)
+                lost = f"{type(view).__name__} shows nothing from frame {row['frames']:,} on"
+                print(f"warning: {lost} ({type(error).__name__}: {error}).", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line where progress is shown."""
+        if self._settings.progress:
+            self._progress.say(text)
+
+    def draw_curves(self) -> None:
+        """Draws ``curves.png``; if that fails, the run is done all the same."""
+        try:
+            from torchrl_reg.training.run.curves import draw_curves
+
+            draw_curves(self._path)
+        except ModuleNotFoundError as error:
+            print(f"no curves.png: {error.name} is not installed.", file=sys.stderr)
+        except Exception as error:
+            print(f"no curves.png: {type(error).__name__}: {' '.join(str(error).split())}.", file=sys.stderr)
+
+    def stop(self) -> None:
+        """Closes the progress line."""
+        self._progress.close()
+
+    def restart(self) -> None:
+        """Drops every row: no checkpoint was found, so all frames are run again."""
+        self._metrics.restart()
+
+    def resume(self) -> None:
+        """Drops the rows past the checkpoint that was loaded.
+
+        Raises:
+            RecordError: the rows up to that point are not those that were written.
+        """
+        self._metrics.continue_from(self._mark)
+
+    def wall_seconds(self) -> float:
+        """Seconds this run has taken; earlier processes count up to their last checkpoint."""
+        return self._wall_before + time.perf_counter() - self._wall_start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "updates": self.updates,
+            "cut_episodes": self.cut_episodes,
+            "last_evaluation": self.last_evaluation,
+            "means": self._means.state_dict(),
+            "returns": list(self._returns),
+            "logged_at": self._logged_at,
+            "evaluated_at": self._evaluated_at,
+            "metrics": self._metrics.mark(),
+            "wall_seconds": self.wall_seconds(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.cut_episodes = state["cut_episodes"]
+        self.last_evaluation = state["last_evaluation"]
+        self._means.load_state_dict(state["means"])
+        self._returns = list(state["returns"])
+        self._logged_at, self._evaluated_at = state["logged_at"], state["evaluated_at"]
+        self._mark = state["metrics"]
+        self._wall_before = state["wall_seconds"]
+
+
+def _show(view: Logger, row: Mapping[str, Any]) -> None:
+    for name, value in row.items():
+        if isinstance(value, int | float) and name != "frames":
+            view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])

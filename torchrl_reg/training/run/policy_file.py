@@ -1,0 +1,52 @@
+"""The evaluated policy in the run folder, for whoever uses it afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl_reg.agents.description import Undescribed
+from torchrl_reg.agents.saved import POLICY_FILE, policy_bytes
+from torchrl_reg.training.loop.evaluation import Policy
+from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.run.metrics import strip_wall_clock
+
+
+class PolicyFile:
+    """Keeps ``policy.safetensors`` of a run at its last evaluation; see :func:`torchrl_reg.load_policy`.
+
+    Args:
+        folder: of the run.
+        config: the recipe's; its ``env`` and ``run`` are stored for whoever evaluates the policy again.
+    """
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self._path = folder / POLICY_FILE
+        self._refused = False
+        run = config.run
+        self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
+        env = getattr(config, "env", None)
+        if dataclasses.is_dataclass(env) and not isinstance(env, type):
+            self._facts["env"] = dataclasses.asdict(env)
+
+    def write(
+        self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any], say: Callable[[str], None] = print
+    ) -> None:
+        """Writes the file; says once if the policies are of a kind that could not be loaded."""
+        if self._refused:
+            return
+        row = {name: _finite(value) for name, value in strip_wall_clock(evaluation).items()}
+        try:
+            content = policy_bytes(policies, {**self._facts, "evaluation": row})
+        except Undescribed as error:
+            self._refused = True
+            say(f"load_policy will not find this policy: {error}")
+            return
+        write_atomically(self._path, content)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,60 @@
+"""A run that is recorded: its folder, its rows and its end, whatever happens in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchrl_reg.training.errors import ConfigError
+from torchrl_reg.training.run.device import set_up_cpu
+from torchrl_reg.training.run.journal import Journal
+from torchrl_reg.training.run.loggers import check_loggers
+from torchrl_reg.training.run.run_folder import RunFolder
+
+
+class Recorded:
+    """The folder and the record that a :class:`Run` (a loop over batches) and a :class:`Study` have in common.
+
+    Args:
+        config: a dataclass with a field ``run`` of type :class:`RunSettings`.
+        device: where it computes, for ``config.yaml`` and the provenance.
+
+    Attributes:
+        settings: ``config.run``.
+        device: as given.
+        frames: environment frames (of a study: the recipe's unit) counted so far.
+
+    Raises:
+        ConfigError: the folder belongs to another run or holds a finished one, or a logger is not installed.
+    """
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        self.settings, self.device, self.frames = config.run, device, 0
+        self._folder = RunFolder(config)
+        if self._folder.is_done:
+            raise ConfigError(f"run.dir={self.path} holds a finished run.")
+        check_loggers(self.settings.loggers)
+        self._journal = Journal(self.path, self.settings)
+        set_up_cpu(self.settings.threads)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._folder.path
+
+    def log(self, event: str, **columns: Any) -> None:
+        """Writes a row of the recipe's own: ``{"event": event, "frames": ..., **columns}``."""
+        self._journal.write({"event": event, "frames": self.frames, **columns})
+
+    def say(self, text: str) -> None:
+        """Prints a line where the progress is shown."""
+        self._journal.say(text)
+
+    def _close(self, facts: dict[str, Any]) -> Path:
+        """Writes ``done.json`` with the ``facts`` beside what every run says of its end."""
+        wall_seconds, evaluation = self._journal.wall_seconds(), self._journal.last_evaluation
+        self._folder.close({"frames": self.frames, "wall_seconds": wall_seconds, "evaluation": evaluation, **facts})
+        self.say(f"finished: {self.path}")
+        return self.path

@@ -1,0 +1,349 @@
+"""One run of a recipe: its folder, seeds, clock, rows, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.data.replay_buffers import Sampler, TensorStorage
+from torchrl.envs import EnvBase, Transform
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+from torchrl_reg.training.errors import require
+from torchrl_reg.training.loop.batches import Batches
+from torchrl_reg.training.loop.checks import planned_updates, settings_of, without_effect
+from torchrl_reg.training.loop.collection import finished_returns, make_collector
+from torchrl_reg.training.loop.evaluation import Evaluated, Policy
+from torchrl_reg.training.loop.frame_stack import FrameStackStorage
+from torchrl_reg.training.loop.replay import draw_minibatches
+from torchrl_reg.training.loop.storage import TransitionStorage
+from torchrl_reg.training.loop.update import Update, make_update
+from torchrl_reg.training.run.device import named_device
+from torchrl_reg.training.run.divergence import ValueWatch
+from torchrl_reg.training.run.env_state import EnvironmentState
+from torchrl_reg.training.run.evaluator import Evaluator
+from torchrl_reg.training.run.recorded import Recorded
+from torchrl_reg.training.run.resumption import Resumption
+from torchrl_reg.training.run.streams import seed_global_generators, stream_seed
+
+T = TypeVar("T")
+#: Share of the targets' mass outside a categorical network's grid from which on a run warns.
+MOST_CLIPPED = 0.01
+
+
+class Run(Recorded):
+    """Everything a method needs around its own code; see any recipe for the order of the calls.
+
+    Args:
+        config: a dataclass with a field ``run`` of type :class:`RunSettings`.
+        frames_per_step: environment frames per environment step (Atari: 4).
+
+    Attributes:
+        path: the run folder.
+        frames: environment frames collected so far, frame skip included.
+        frames_per_step: frames per step of one environment.
+        device: where the networks belong.
+        cudagraphs: whether updates are captured in CUDA graphs; the optimizer then needs ``capturable=True``.
+
+    Raises:
+        ConfigError: the folder belongs to another run, or a setting does not fit this machine.
+    """
+
+    def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
+        super().__init__(config, named_device(config.run.device))
+        self.cudagraphs = self.settings.cudagraphs
+        self.frames_per_step = frames_per_step
+        self._evaluator = Evaluator(self.path, config, self._journal, self.device)
+        self._resumption = Resumption(self.path, self.settings, self._journal)
+        self._values = ValueWatch(self.path)
+        self._granted_updates = 0
+        self._warned_of_clipping = False
+        _quiet_libraries()
+        self.seed_networks()
+
+    @property
+    def updates(self) -> int:
+        """Updates recorded so far."""
+        return self._journal.updates
+
+    # ------------------------------------------------------------ what a recipe builds with
+
+    def seed_networks(self) -> None:
+        """Seeds the global generators from the stream ``"network"``; done once at construction."""
+        seed_global_generators(stream_seed(self.settings.seed, "network"))
+
+    def replay(
+        self,
+        capacity: int,
+        batch_size: int,
+        *,
+        storage: TensorStorage | None = None,
+        frame_stack: int = 1,
+        num_envs: int = 1,
+        sampler: Sampler | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str | None = None,
+    ) -> TensorDictReplayBuffer:
+        """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
+
+        They are kept on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
+        trajectories needs a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
+        ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
+        ``num_envs`` environments in time order.
+        """
+        if "loss" in self._resumption.made:
+            raise ValueError(
+                "run.replay() must come before run.make_update(), which writes the priorities back, got it after."
+            )
+        require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
+        if frame_stack > 1:
+            least = 2 * frame_stack * num_envs
+            require(capacity >= least, "replay capacity", f"at least 2 * frame_stack * num_envs = {least}", capacity)
+            capacity -= capacity % num_envs
+            storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device or self.device)
+        elif storage is None:
+            storage = TransitionStorage(capacity, device=device or self.device)
+        require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
+        replay = TensorDictReplayBuffer(
+            storage=storage,
+            sampler=sampler,
+            transform=transform,
+            batch_size=batch_size,
+            generator=torch.Generator(storage.device),
+        )
+        self._resumption.made["replay"] = self._resumption.replay = replay
+        return replay
+
+    def make_update(
+        self,
+        loss: LossModule,
+        optimizer: torch.optim.Optimizer,
+        target: TargetNetUpdater | None = None,
+        *,
+        max_grad_norm: float | None = None,
+    ) -> Update:
+        """:func:`make_update` with this run's device, replay buffer and compilation settings."""
+        every = self.settings.diagnostics_every_updates
+        made = {"loss": loss, "optimizer": optimizer, "target": target}
+        self._resumption.made.update({name: part for name, part in made.items() if part is not None})
+        update = make_update(
+            loss,
+            optimizer,
+            target,
+            replay=self._resumption.replay,
+            max_grad_norm=max_grad_norm,
+            device=self.device,
+            compile=self.settings.compile,
+            updates=planned_updates(settings_of(getattr(self._folder.config, "algo", None))),
+            bf16=self.settings.bf16,
+            cudagraphs=self.cudagraphs,
+            wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
+        )
+        return self._guarded(update)
+
+    def track(self, **components: Any) -> None:
+        """Names what a checkpoint holds: everything that learns, counts or anneals.
+
+        Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
+        """
+        self._resumption.track(components)
+
+    def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
+        """Sets which policies are evaluated, in which environment, every ``run.evaluate_every_frames`` and at the end.
+
+        ``{"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}`` gives ``return_greedy_mean``,
+        ``return_sampled_mean`` and so on; see :func:`torchrl_reg.training.evaluate`.
+        """
+        self._evaluator.use(env, policies)
+
+    # ------------------------------------------------------------ the loop
+
+    def collect(
+        self,
+        env: EnvBase,
+        policy: Policy,
+        *,
+        total_frames: int,
+        frames_per_batch: int,
+        track_trajectories: bool = False,
+    ) -> Iterator[TensorDictBase]:
+        """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
+
+        Starts where the newest checkpoint left off. Between batches it logs, evaluates and checkpoints
+        as set by ``run.*_every_frames``. A checkpoint changes nothing unless the state of the environments
+        cannot be restored: then it ends their episodes, and the record counts them.
+
+        Raises:
+            ConfigError: ``frames_per_batch`` does not fit the environments.
+            CheckpointError: the newest checkpoint is damaged, or one cannot be written.
+            DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
+        """
+        # The collector itself resets the environments once, and running statistics remember that.
+        env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
+        replay, resumption = self._resumption.replay, self._resumption
+        make = partial(
+            make_collector,
+            env,
+            frames_per_batch=frames_per_batch,
+            frames_per_step=self.frames_per_step,
+            device=self.device,
+            storing_device=self.device if replay is None else replay.storage.device,
+            track_trajectories=track_trajectories,
+            kind=self.settings.collector,
+        )
+        batches = Batches(make, policy, self.settings)
+        resumption.open(self, EnvironmentState(batches.collector), **batches.components)
+        self._folder.open(self.device)
+        resumed = resumption.load()
+        self._journal.start(total_frames, self.frames)
+        self._announce(resumed)
+        next_batch = self._guarded(batches.next)
+        try:
+            resumption.begin(self.frames, resumed)
+            while self.frames < total_frames:
+                before, after = self.frames, self.frames + frames_per_batch
+                due = partial(_crosses, before, after)
+                is_last = after >= total_frames
+                checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
+                batch = next_batch(go_ahead=not (is_last or checkpoint_due))
+                self.frames = after
+                self._journal.advance(after - before, finished_returns(batch))
+                if checkpoint_due:
+                    resumption.cut(batch)
+                yield batch
+                self._values.see(batch)
+                if due(self.settings.log_every_frames):
+                    self._log_row()
+                if due(self.settings.evaluate_every_frames):
+                    batches.wait()
+                    self._evaluate()
+                if checkpoint_due:
+                    resumption.save(self.frames)
+        finally:
+            self._journal.stop()
+            batches.shutdown()
+
+    def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
+        """Number of updates to make now for one update per ``update_every_frames`` frames.
+
+        Frames before ``learning_starts_frames`` earn none. Remainders are carried over, so the ratio
+        is exact in the long run; call it once per batch.
+        """
+        earned = int(max(0, self.frames - learning_starts_frames) // update_every_frames)
+        due, self._granted_updates = earned - self._granted_updates, earned
+        return due
+
+    def minibatches(
+        self,
+        replay: TensorDictReplayBuffer,
+        update_every_frames: float,
+        learning_starts_frames: int = 0,
+    ) -> Iterator[TensorDictBase]:
+        """A minibatch for each of the :meth:`updates_due`, gathered in one go where that is exact."""
+        due = self.updates_due(update_every_frames, learning_starts_frames)
+        return draw_minibatches(replay, due)
+
+    def annealed(self, start: float, end: float, over_frames: int, after_frames: int = 0) -> float:
+        """``start`` for ``after_frames`` frames, then linear to ``end`` over ``over_frames`` frames, then ``end``."""
+        passed = (self.frames - after_frames) / over_frames
+        return start + (end - start) * min(1.0, max(0.0, passed))
+
+    def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
+        """Counts one update and averages its detached scalars into the next training row."""
+        self._journal.record(scalars)
+
+    def finish(self) -> Path:
+        """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
+        self._log_row()
+        if not self._journal.has_evaluation(self.frames):
+            self._evaluate()
+        self._resumption.finish(self.frames)
+        counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
+        bad = {"diverged_frames": self._values.diverged_frames}
+        self._close({**counts, **bad, "first_not_finite_frames": self._resumption.first_bad_frames})
+        self._journal.draw_curves()  # last, so that nobody waiting for the run waits for a plot
+        return self.path
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters and the unfinished averages."""
+        return {
+            "frames": self.frames,
+            "granted_updates": self._granted_updates,
+            "values": self._values.state_dict(),
+            "journal": self._journal.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.frames = state["frames"]
+        self._granted_updates = state["granted_updates"]
+        self._values.load_state_dict(state["values"])
+        self._journal.load_state_dict(state["journal"])
+
+    def _log_row(self) -> None:
+        row = self._journal.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        self._resumption.is_finite(self.frames, row)
+        if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
+            self._warned_of_clipping = True
+            print(
+                f"warning: {row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
+                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _evaluate(self) -> None:
+        """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
+        self._resumption.is_finite(self.frames, {})
+        self._guarded(self._evaluator.evaluate)(self.frames)
+
+    def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
+        """``call``, whose errors are reported as divergence where what learns is not finite."""
+
+        def guarded(*args: Any, **kwargs: Any) -> T:
+            try:
+                return call(*args, **kwargs)
+            except (RuntimeError, ValueError):
+                self._resumption.is_finite(self.frames, {}, can_go_on=False)
+                raise
+
+        return guarded
+
+    @property
+    def _gamma(self) -> float | None:
+        """The loss's discount, if it has a value estimator."""
+        estimator = getattr(self._resumption.made.get("loss"), "_value_estimator", None)
+        gamma = getattr(estimator, "gamma", None)
+        return None if gamma is None else float(gamma)
+
+    def _announce(self, resumed: bool) -> None:
+        for sentence in without_effect(getattr(self._folder.config, "algo", None)):
+            print(f"warning: {sentence}.", file=sys.stderr, flush=True)
+        if resumed:
+            self._journal.resume()
+        if self._resumption.ends_episodes:
+            every = self.settings.checkpoint_every_frames
+            self.say(
+                f"this environment's state cannot be stored: a checkpoint ends all episodes, every {every:,} frames"
+            )
+
+
+def _crosses(before: int, after: int, every: int) -> bool:
+    return after // every > before // every
+
+
+def _quiet_libraries() -> None:
+    """Silences TorchRL and TensorDict, which log every buffer they allocate."""
+    for name in ("torchrl", "tensordict"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,194 @@
+"""The folder of a run: who owns it, with which settings, and where it was computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from torchrl_reg import run_endings
+from torchrl_reg.training.errors import ConfigError
+from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.run.finite import FAILED
+from torchrl_reg.training.run.folder_lock import FolderLock
+from torchrl_reg.training.run.provenance import differences, provenance
+
+#: Settings that may differ when a run resumes: they change what is shown, or (device, threads) the last digits at most.
+RESUMABLE = frozenset(
+    {
+        *("run.dir", "run.loggers", "run.progress", "run.on_nan", "run.video_every_frames"),
+        *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
+    }
+)
+#: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
+COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+class RunFolder:
+    """``path`` and the config that belongs in it.
+
+    Args:
+        config: a recipe's config dataclass; ``config.run.dir`` names the folder.
+
+    Raises:
+        ConfigError: ``run.dir`` is not set, or the folder belongs to something else.
+    """
+
+    def __init__(self, config: Any) -> None:
+        if not config.run.dir:
+            raise ConfigError("run.dir must be the folder of the run, got None.")
+        self.path = Path(config.run.dir)
+        self.config = config
+        self._lock: FolderLock | None = None
+        with _one_sentence(self.path):
+            self._check_owner()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run in this folder came to its end."""
+        return run_endings.is_done(self.path)
+
+    def open(self, device: torch.device) -> None:
+        """Makes the folder with its ``config.yaml``, or opens that of the same run, and locks it.
+
+        Called once all of the recipe's objects could be built, so that a config that cannot run
+        leaves no folder behind.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.dir={self.path} cannot be made: {error.strerror}.") from error
+        with _one_sentence(self.path):
+            self._open(device)
+
+    def _open(self, device: torch.device) -> None:
+        self._lock = FolderLock(self.path)
+        # The first file: any folder with something in it has a config, whenever the run was killed.
+        if not (self.path / "config.yaml").exists():
+            resolved = _plain(self.config)
+            resolved.run.device = str(device)  # what "auto" turned out to be
+            write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(resolved))
+        write_atomically(self.path / "command.txt", command() + "\n")
+        (self.path / FAILED).unlink(missing_ok=True)  # of the start before this one
+        starts = self._earlier_starts()
+        starts.append(provenance(device, type(self.config)))
+        write_atomically(self.path / "provenance.json", json.dumps({"starts": starts}, indent=2) + "\n")
+        if (
+            len(starts) > 1
+            and any(self.path.glob("checkpoints/checkpoint-*"))
+            and (changed := differences(starts[-2], starts[-1]))
+        ):
+            print(
+                f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from those "
+                "of a run that was never interrupted.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self, done: dict[str, Any]) -> None:
+        """Writes ``done.json``, the last file of a run, and releases the folder."""
+        write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
+        if self._lock is not None:
+            self._lock.release()
+
+    def _earlier_starts(self) -> list[dict[str, Any]]:
+        path = self.path / "provenance.json"
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({type(error).__name__}): delete it and run the same command to continue."
+            ) from None
+        return [start for start in starts if isinstance(start, dict)]
+
+    def _check_owner(self) -> None:
+        saved = self.path / "config.yaml"
+        if saved.exists():
+            _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(self.config))
+        elif self.path.is_dir():
+            foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+            if foreign:
+                raise ConfigError(
+                    f"run.dir must be an empty or new folder, or that of the same run, got "
+                    f"{self.path}, which has no config.yaml but holds {', '.join(foreign[:3])}."
+                )
+        elif self.path.exists():
+            raise ConfigError(f"run.dir must be a folder, got the file {self.path}.")
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Reports a folder that cannot be read or written as an error the user can fix."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
+
+
+def _saved_config(path: Path) -> Any:
+    try:
+        # None of ours has an alias, and a few lines of them would unfold to gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text(encoding="utf-8"))):
+            raise ValueError("it holds YAML aliases")
+        saved = OmegaConf.load(path)
+        if not OmegaConf.is_dict(saved) or not saved:
+            raise ValueError("no settings in it")
+        OmegaConf.to_container(saved, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
+        raise ConfigError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
+    return saved
+
+
+def command() -> str:
+    """The shell command that starts this run again."""
+    return COMMAND.get() or shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def _plain(config: Any) -> Any:
+    # asdict, because the type hints of a class that was pickled by value (a recipe's, in a worker
+    # of a launcher) cannot be resolved, and OmegaConf.structured would try.
+    return config if OmegaConf.is_config(config) else OmegaConf.create(dataclasses.asdict(config))
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """``{"algo.tau": 0.03, ...}`` without those that may differ."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and (node or not prefix):
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}" if prefix else str(key))
+        elif prefix not in RESUMABLE:
+            flat[prefix] = node
+
+    walk(OmegaConf.to_container(_plain(config), resolve=True, enum_to_str=True), "")
+    return flat
+
+
+def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    different = [
+        f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, "absent") != here.get(key, "absent")
+    ]
+    if different:
+        raise ConfigError(
+            f"run.dir={path} belongs to a run with other settings ({_some(different)}); choose "
+            "another run.dir, or the same settings to resume it."
+        )
+
+
+def _some(texts: Sequence[str], most: int = 6) -> str:
+    return "; ".join(texts[:most]) + f"; and {len(texts) - most} more" * (len(texts) > most)
