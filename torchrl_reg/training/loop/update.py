@@ -48,10 +48,10 @@ def make_update(
 
     ``compile`` compiles the losses and their gradients as one graph, equal up to the order of summation; the
     optimizer's step, one kernel when it is fused, stays outside. None: if that pays off over ``updates`` updates, see
-    :func:`~torchrl_reg.training.loop.gradients.worth_compiling`. With ``bf16`` networks compute in bfloat16 (autocast),
-    and targets, losses, parameters and their gradients stay float32. ``cudagraphs`` captures everything except the target
-    update and the priorities: both depend on host counters, which a graph would freeze. Learning rates
-    are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect
+    :func:`~torchrl_reg.training.loop.gradients.worth_compiling`. With ``bf16`` networks compute in bfloat16
+    (autocast), and targets, losses, parameters and their gradients stay float32. ``cudagraphs`` captures everything
+    except the target update and the priorities: both depend on host counters, which a graph would freeze. Learning
+    rates are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect
     with the next update, captured or not.
 
     Raises:
