@@ -37,20 +37,22 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
         raise ValueError(f"The batch must have at least one row, got batch size {list(tensordict.batch_size)}.")
     keys = loss.tensor_keys
     _check_entries(loss, tensordict)
-    rows, action = loss._rewards(tensordict), tensordict.get(keys.action)
     mask = loss._loss_mask(tensordict)
-    if _any(~rows.isfinite() if mask is None else ~rows.isfinite() & mask):
-        count = int((~rows.isfinite() if mask is None else ~rows.isfinite() & mask).sum())
+    if mask is not None:
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # where values cannot be read
+            tensordict = tensordict[mask]
+    rows, action = loss._rewards(tensordict), tensordict.get(keys.action)
+    if _any(~rows.isfinite()):
+        count = int((~rows.isfinite()).sum())
         raise ValueError(f"The reward {('next', keys.reward)!r} must be finite, got NaN or infinity in {count} rows.")
-    steps, weights = keys.steps_to_next_obs, keys.priority_weight
-    _check_numbers(tensordict.get(steps, None), steps, 1, mask)
+    _check_numbers(tensordict, keys.steps_to_next_obs, 1)
     if loss.use_prioritized_weights:
-        _check_numbers(tensordict.get(weights, None), weights, 0, mask)
+        _check_numbers(tensordict, keys.priority_weight, 0)
     if hasattr(loss, "action_space"):
         _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims)
-        _check_range(action, loss.action_space, getattr(loss, "value_network", None), mask)
+        _check_range(action, loss.action_space, getattr(loss, "value_network", None))
     if "actor_network" in loss._network_names and action.is_floating_point():
-        _check_box(action, loss.actor_network, keys.action, mask)
+        _check_box(action, loss.actor_network, keys.action)
 
 
 def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
@@ -90,50 +92,41 @@ def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dim
         )
 
 
-def _check_range(action: Tensor, action_space: str, network: Any, mask: Tensor | None) -> None:
+def _check_range(action: Tensor, action_space: str, network: Any) -> None:
     """Values of discrete actions: a single 1, or an index of those the network has (a bad one kills a GPU process)."""
     if action_space == "one_hot":
         wrong = ((action != 0).sum(-1) != 1) | (action.sum(-1) != 1)
-        wrong = wrong if mask is None else wrong & mask
         if _any(wrong):
             raise ValueError(f"The action must have a single 1 in each row (one-hot), got {action[wrong][0].tolist()}.")
+        return
     spec: Any = getattr(network, "spec", None)
     leaves = spec.values(True, True) if hasattr(spec, "keys") else []
     counts = [int(leaf.space.n) for leaf in leaves if hasattr(getattr(leaf, "space", None), "n")]
-    if action_space != "categorical" or not counts:
-        return
-    index = action.reshape(mask.shape) if mask is not None else action
-    wrong = (index < 0) | (index >= counts[0])
-    wrong = wrong if mask is None else wrong & mask
-    if _any(wrong):
-        raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(index[wrong][0])}.")
+    wrong = (action < 0) | (action >= counts[0]) if counts else action < 0
+    if counts and _any(wrong):
+        raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(action[wrong][0])}.")
 
 
-def _check_numbers(values: Tensor | None, key: NestedKey, least: int, mask: Tensor | None) -> None:
+def _check_numbers(tensordict: TensorDictBase, key: NestedKey, least: int) -> None:
     """An entry of a number in each row, where there is one: finite, and ``least`` or more."""
-    if values is None:
-        return
-    wrong = ~(values.isfinite() & (values >= least))
-    wrong = wrong if mask is None else wrong & mask.reshape(wrong.shape)
-    if _any(wrong):
+    values = tensordict.get(key, None)
+    if values is not None and _any(wrong := ~(values.isfinite() & (values >= least))):
         raise ValueError(f"The entry {key!r} must be finite and >= {least}, got {values[wrong][0].item()}.")
 
 
-def _check_box(action: Tensor, actor: Any, key: NestedKey, mask: Tensor | None) -> None:
+def _check_box(action: Tensor, actor: Any, key: NestedKey) -> None:
     """Values of actions ``[*B, D]``: finite, and within the bounds of ``actor`` where it says them."""
-    counted = action if mask is None else torch.where(mask.unsqueeze(-1), action, torch.zeros_like(action))
-    if _any(~counted.isfinite()):
+    if _any(~action.isfinite()):
         raise ValueError(f"The action {key!r} must be finite, got NaN or infinity.")
     box = _bounds(actor)
     if box is None:
         return
     low, high = (bound.to(action) for bound in box)
     slack = BOX_TOLERANCE * (high - low) + torch.finfo(action.dtype).eps * torch.maximum(low.abs(), high.abs())
-    outside = (action < low - slack) | (action > high + slack)
-    if _any(outside if mask is None else outside & mask.unsqueeze(-1)):
+    if _any((action < low - slack) | (action > high + slack)):
         raise ValueError(
             f"The action {key!r} must lie in the policy's box, from {low.tolist()} to {high.tolist()}, got values from "
-            f"{counted.amin().item():.6g} to {counted.amax().item():.6g}; rounding may put them outside by "
+            f"{action.amin().item():.6g} to {action.amax().item():.6g}; rounding may put them outside by "
             f"{slack.amax().item():.2g}."
         )
 
