@@ -26,7 +26,7 @@ ALLOWED = {
     "run_endings": {"run_endings", "printable"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
-    "commands": {"commands", "printable", "analysis", "doctor", "agents", "training", "envs", "bench"},
+    "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs", "bench"},
     "bench": {
         "bench",
         "analysis",
