@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from torchrl_reg.objectives.stochastic_actor import closed_entropy, distribution, kl_or_estimate
+from torchrl_reg.objectives.actor_critic.stochastic_actor import closed_entropy, distribution, kl_or_estimate
 
 
 @pytest.mark.parametrize("kind", ["categorical", "multicategorical", "ragged", "gaussian"])

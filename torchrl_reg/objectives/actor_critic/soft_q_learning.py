@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from torchrl_reg.functional import soft_value_importance, svgd_bandwidth, svgd_direction
 from torchrl_reg.functional.sampling import lattice_points
-from torchrl_reg.objectives.actor_critic import ActorCriticLoss
+from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss
+from torchrl_reg.objectives.actor_critic.stochastic_actor import stored_action_key
 from torchrl_reg.objectives.regularized_loss import LossFunction
-from torchrl_reg.objectives.stochastic_actor import stored_action_key
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
-from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, batch_mean
-from torchrl_reg.objectives.stochastic_actor import (
+from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
     check_value_network,
     closed_entropy,
@@ -25,6 +24,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action,
     stored_action_key,
 )
+from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, batch_mean
 from torchrl_reg.objectives.value.targets import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number

@@ -14,8 +14,7 @@ from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
-from torchrl_reg.objectives.stochastic_actor import (
+from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
     check_value_network,
     closed_entropy,
@@ -26,6 +25,7 @@ from torchrl_reg.objectives.stochastic_actor import (
     stored_action,
     stored_action_key,
 )
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
 from torchrl_reg.objectives.value.targets import regularized_target
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_temperature, check_weight

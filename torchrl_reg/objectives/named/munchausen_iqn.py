@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchrl_reg.objectives.heads import ImplicitQuantiles
-from torchrl_reg.objectives.munchausen_dqn import MunchausenDQNLoss
+from torchrl_reg.objectives.named.munchausen_dqn import MunchausenDQNLoss
 
 
 class MunchausenIQNLoss(MunchausenDQNLoss):

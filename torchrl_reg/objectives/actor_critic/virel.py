@@ -11,15 +11,15 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
-from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
-from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
-from torchrl_reg.objectives.stochastic_actor import (
+from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss, reparametrized
+from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
     check_value_network,
     distribution,
     state_value,
     stored_action_key,
 )
+from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
 from torchrl_reg.regularizers.checks import check_number, check_temperature
 from torchrl_reg.regularizers.coefficient import BellmanErrorCoefficient, Coefficient
 

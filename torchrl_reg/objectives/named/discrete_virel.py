@@ -9,8 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import QValueActor
 
+from torchrl_reg.objectives.actor_critic.virel import learnt_temperature
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.objectives.virel import learnt_temperature
 from torchrl_reg.regularizers.boltzmann import Boltzmann
 from torchrl_reg.regularizers.coefficient import Coefficient
 

@@ -10,9 +10,9 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
-from torchrl_reg.objectives.actor_critic import ActorCriticLoss, reparametrized
+from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss, reparametrized
+from torchrl_reg.objectives.actor_critic.stochastic_actor import check_actor, distribution, stored_action_key
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean, masked_mean
-from torchrl_reg.objectives.stochastic_actor import check_actor, distribution, stored_action_key
 from torchrl_reg.regularizers.checks import check_flag, check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, DualCoefficient, learnt_at_target
 from torchrl_reg.regularizers.ranks import in_process_group
