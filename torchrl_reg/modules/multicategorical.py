@@ -6,130 +6,69 @@ Shapes: ``*B`` batch, ``*S`` sample shape, ``D`` action dimensions, ``K`` bins o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
-
-@dataclass
-class ActionBins:
-    """Bins of a box: bin j of dimension d is ``linspace(low_d, high_d, K_d)[j]``, end-points included.
-
-    Bins and bounds are in the units of the actions. Build it with :meth:`build`. Holding tensors, not a module, a
-    distribution stays valid after a loss has swapped the parameters of its actor back.
-
-    Args:
-        num_bins: K_d per dimension.
-        values: ``[D, K]`` actions, padded with ``high``.
-        low, high: ``[D]`` bounds.
-        bins_per_unit: ``[D]``, ``(K_d - 1) / (high_d - low_d)``.
-        last: ``[D]``, ``K_d - 1``, floating point.
-        position: ``[D K]`` place of each bin in the flat logits; None where all K_d are equal.
-        padding: ``[D, K]``, true where there is no such bin; None where all K_d are equal.
-    """
-
-    num_bins: tuple[int, ...]
-    values: Tensor
-    low: Tensor
-    high: Tensor
-    bins_per_unit: Tensor
-    last: Tensor
-    position: Tensor | None = None
-    padding: Tensor | None = None
-
-    @classmethod
-    def build(
-        cls,
-        low: Tensor | float | Sequence[float],
-        high: Tensor | float | Sequence[float],
-        num_bins: int | Sequence[int],
-    ) -> ActionBins:
-        """Bins of the box ``[low, high]``, each a number or ``[D]``; ``num_bins`` a number or D of them.
-
-        Raises:
-            ValueError: fewer than 2 bins, an unbounded or empty box, shapes that do not fit each other.
-        """
-        low, high = torch.as_tensor(low), torch.as_tensor(high)
-        dtype = torch.promote_types(low.dtype, high.dtype)
-        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-        counts = (num_bins,) if isinstance(num_bins, int) else tuple(int(k) for k in num_bins)
-        if not counts or min(counts) < 2:
-            raise ValueError(f"num_bins must be at least 2, got {num_bins}.")
-        if low.ndim > 1 or high.ndim > 1:
-            shapes = f"{list(low.shape)} and {list(high.shape)}"
-            raise ValueError(f"low and high must be numbers or vectors [D], got shapes {shapes}.")
-        dims = max(low.numel(), high.numel(), len(counts))
-        if any(n not in (1, dims) for n in (low.numel(), high.numel(), len(counts))):
-            raise ValueError(
-                f"low, high and num_bins must agree on the number of action dimensions, got {low.numel()}, "
-                f"{high.numel()} and {len(counts)}."
-            )
-        low, high = low.to(dtype).expand(dims).contiguous(), high.to(dtype).expand(dims).contiguous()
-        check_box(low, high)
-        return cls._tabulate(low, high, counts if len(counts) == dims else counts * dims)
-
-    @classmethod
-    def _tabulate(cls, low: Tensor, high: Tensor, counts: tuple[int, ...]) -> ActionBins:
-        most, ragged, device = max(counts), len(set(counts)) > 1, low.device
-        last = torch.tensor([k - 1 for k in counts], device=device, dtype=low.dtype)
-        step, j = ((high - low) / last).unsqueeze(-1), torch.arange(most, device=device, dtype=low.dtype)
-        j = torch.minimum(j, last.unsqueeze(-1))
-        # From both ends, as torch.linspace does: the end-points are exact.
-        from_low, from_high = low.unsqueeze(-1) + step * j, high.unsqueeze(-1) - step * (last.unsqueeze(-1) - j)
-        values = torch.where(2 * j < last.unsqueeze(-1), from_low, from_high)
-        bins = cls(counts, values, low, high, last / (high - low), last)
-        if ragged:
-            count = torch.tensor(counts, device=device).unsqueeze(-1)
-            k = torch.arange(most, device=device)
-            bins.padding = k >= count
-            # Padding reads some existing logit, which is then overwritten: no gradient goes there.
-            bins.position = (count.cumsum(0) - count + k).masked_fill(bins.padding, 0).flatten()
-        return bins
-
-    @property
-    def width(self) -> int:
-        """Number of logits, ``sum(num_bins)``."""
-        return sum(self.num_bins)
-
-    def split(self, logits: Tensor) -> Tensor:
-        """Flat logits ``[*B, sum(num_bins)]`` as ``[*B, D, K]``, -inf where there is no bin."""
-        if self.position is None or self.padding is None:
-            return logits.reshape(logits.shape[:-1] + self.values.shape)
-        padded = logits.index_select(-1, self.position).reshape(logits.shape[:-1] + self.values.shape)
-        return padded.masked_fill(self.padding, -torch.inf)
-
-    def action(self, index: Tensor) -> Tensor:
-        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
-        return self.values.expand(*index.shape, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-
-    def index(self, action: Tensor) -> Tensor:
-        """The nearest bin ``[*B, D]`` (int64) of each action; actions outside the box fall on its border."""
-        return torch.minimum(((action - self.low) * self.bins_per_unit).round().clamp_min(0), self.last).long()
+from torchrl_reg.modules.box_actor import ActionBins, Bound
 
 
-class BinBuffers(nn.Module):
-    """Keeps :class:`ActionBins` as buffers of an actor, so that they follow it between devices; call it to get them.
+class BinDistribution(Distribution):
+    """Base of the distributions over the bins of a box, whose event is the floating-point action ``[*B, D]``.
+
+    A subclass has :meth:`sample_index` and :attr:`mode_index`.
 
     Args:
+        batch_shape: ``*B``.
         bins: the bins.
     """
 
-    def __init__(self, bins: ActionBins) -> None:
-        super().__init__()
-        self.num_bins = bins.num_bins
-        for field in fields(bins)[1:]:
-            self.register_buffer(field.name, getattr(bins, field.name), persistent=False)
+    def __init__(self, batch_shape: Size, bins: ActionBins) -> None:
+        self.bins = bins
+        super().__init__(batch_shape, Size((len(bins.num_bins),)), validate_args=False)
 
-    def forward(self) -> ActionBins:
-        """The bins, on the device of the buffers."""
-        return ActionBins(self.num_bins, **self._buffers)  # type: ignore[arg-type]
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box (only its bins have probability)."""
+        return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
+
+    def action(self, index: Tensor) -> Tensor:
+        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
+        return self.bins.action(index)
+
+    def index(self, action: Tensor) -> Tensor:
+        """The nearest bin (int64 ``[*B, D]``) of each action; actions outside the box fall on its border."""
+        return self.bins.index(action)
+
+    def sample_index(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sampled bins, int64 ``[*S, *B, D]``."""
+        raise NotImplementedError
+
+    @property
+    def mode_index(self) -> Tensor:
+        """The bins ``[*B, D]`` that deterministic exploration takes."""
+        raise NotImplementedError
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        """Sampled actions ``[*S, *B, D]``."""
+        return self.action(self.sample_index(sample_shape))
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The action ``[*B, D]`` of :attr:`mode_index`: what TorchRL's actors take under deterministic exploration."""
+        return self.action(self.mode_index)
+
+    def _index_of(self, value: Tensor) -> Tensor:
+        """Bins of ``value``, which are bins (integer) or actions (floating point)."""
+        if value.shape[-1:] != self._event_shape:
+            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
+        return self.bins.index(value) if value.is_floating_point() else value.long()
 
 
-class Multicategorical(Distribution):
+class Multicategorical(BinDistribution):
     r"""Independent bins per action dimension: :math:`\ln\pi(a) = \sum_d \ln\mathrm{softmax}(x_d)_{j_d(a)}`.
 
     The event is the floating-point action ``[*B, D]`` in the box ``[low, high]``, so that any actor and environment
@@ -165,8 +104,8 @@ class Multicategorical(Distribution):
     def __init__(
         self,
         logits: Tensor,
-        low: Tensor | float | Sequence[float] | None = None,
-        high: Tensor | float | Sequence[float] | None = None,
+        low: Bound | None = None,
+        high: Bound | None = None,
         num_bins: int | Sequence[int] | None = None,
         *,
         bins: ActionBins | None = None,
@@ -180,20 +119,15 @@ class Multicategorical(Distribution):
                 f"logits must have one entry per bin ({bins.width} for num_bins={list(bins.num_bins)}), "
                 f"got shape {list(logits.shape)}."
             )
-        self.logits, self.bins = logits, bins
+        self.logits = logits
         self._table = bins.split(logits)
         self._log_pi: Tensor | None = None
         self._relaxed: tuple[Tensor, Tensor] | None = None  # the last rsample, and its bins in relaxed one-hot form
-        super().__init__(logits.shape[:-1], Size((len(bins.num_bins),)), validate_args=False)
+        super().__init__(logits.shape[:-1], bins)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Multicategorical:
         """The same distribution with batch shape ``batch_shape``."""
         return Multicategorical(self.logits.expand(*batch_shape, -1), bins=self.bins)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The box (only its bins have probability)."""
-        return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
 
     @property
     def log_pi(self) -> Tensor:
@@ -207,14 +141,6 @@ class Multicategorical(Distribution):
         """``[*B, D, K]`` probabilities of the bins; 0 where a dimension has fewer than K."""
         return self.log_pi.exp()
 
-    def action(self, index: Tensor) -> Tensor:
-        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
-        return self.bins.action(index)
-
-    def index(self, action: Tensor) -> Tensor:
-        """The nearest bin (int64 ``[*B, D]``) of each action; actions outside the box fall on its border."""
-        return self.bins.index(action)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, rounded to the nearest bin).
 
@@ -223,12 +149,8 @@ class Multicategorical(Distribution):
         """
         if self._relaxed is not None and value is self._relaxed[0]:
             # 0 where a dimension has fewer bins: there the logarithm is -inf.
-            log_pi = self.log_pi.masked_fill(self.bins.padding, 0.0) if self.bins.padding is not None else self.log_pi
-            return (self._relaxed[1] * log_pi).sum((-1, -2))
-        if value.shape[-1:] != self._event_shape:
-            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
-        index = self.bins.index(value) if value.is_floating_point() else value.long()
-        log_pi = self.log_pi
+            return (self._relaxed[1] * self.log_pi.masked_fill(self._table == -torch.inf, 0.0)).sum((-1, -2))
+        index, log_pi = self._index_of(value), self.log_pi
         if index.shape != log_pi.shape[:-1]:
             shape = torch.broadcast_shapes(index.shape, log_pi.shape[:-1])
             index, log_pi = index.expand(shape), log_pi.expand(*shape, -1)
@@ -244,10 +166,6 @@ class Multicategorical(Distribution):
         """Sampled bins, int64 ``[*S, *B, D]``."""
         with torch.no_grad():
             return self._perturbed(sample_shape).argmax(-1)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
-        """Sampled actions ``[*S, *B, D]``."""
-        return self.action(self.sample_index(sample_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
         """Straight-through Gumbel-softmax: a sampled action forward, the gradient of the relaxed one backward.
@@ -277,11 +195,6 @@ class Multicategorical(Distribution):
     def mode(self) -> Tensor:
         """The likeliest action ``[*B, D]``."""
         return self.action(self.mode_index)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mode: what TorchRL's actors take under deterministic exploration."""
-        return self.mode
 
     @property
     def mean(self) -> Tensor:
@@ -330,31 +243,3 @@ def _bins_for(logits: Tensor, low: Any, high: Any, num_bins: Any) -> ActionBins:
     if isinstance(num_bins, int) and num_bins > 0 and low.ndim == high.ndim == 0:
         num_bins = [num_bins] * max(1, logits.shape[-1] // num_bins)
     return ActionBins.build(low, high, num_bins)
-
-
-def check_box(low: Tensor, high: Tensor) -> None:
-    """Raises ValueError unless ``low`` and ``high`` are finite and low is below high."""
-    if torch.compiler.is_compiling():  # would read tensors on the host
-        return
-    if not torch.isfinite(high - low).all():
-        raise ValueError(
-            f"The policy needs a bounded action space (finite low and high), got low={low.tolist()} and "
-            f"high={high.tolist()}."
-        )
-    if not (low < high).all():
-        raise ValueError(f"low must be below high, got low={low.tolist()} and high={high.tolist()}.")
-
-
-def box_bounds(low: Tensor | float | Sequence[float], high: Tensor | float | Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Bounds ``[D]`` of a box of actions, from numbers or vectors.
-
-    Raises:
-        ValueError: bounds of more dimensions or of two lengths, or no box.
-    """
-    bottom, top = (torch.atleast_1d(torch.as_tensor(bound)).float() for bound in (low, high))
-    if bottom.ndim > 1 or top.ndim > 1 or (len(bottom) != len(top) and 1 not in (len(bottom), len(top))):
-        shapes = f"{list(bottom.shape)} and {list(top.shape)}"
-        raise ValueError(f"low and high must be numbers or vectors [D], got shapes {shapes}.")
-    bottom, top = (bound.clone() for bound in torch.broadcast_tensors(bottom, top))
-    check_box(bottom, top)
-    return bottom, top

@@ -1,4 +1,4 @@
-"""The coefficients that losses and value estimators take: their checks, and the scalar tensors that hold them.
+"""Checks of the numbers that constructors take, and the exact tensors that hold them.
 
 A number is a Python or numpy number, or a tensor of one element (which is read here, once); a bool is not a number.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Number = SupportsFloat
 
@@ -21,43 +21,48 @@ def check_temperature(tau: Number, name: str = "tau") -> float:
     return check_number(tau, name, "the temperature, in reward units", positive=True)
 
 
-def check_weight(alpha: Number, name: str = "alpha") -> float:
-    """Return ``alpha`` if it lies in [0, 1], else raise ValueError."""
-    return _in_unit_interval(alpha, name)
+def check_weight(value: Number, name: str = "alpha") -> float:
+    """Return ``value`` if it lies in [0, 1], else raise ValueError."""
+    return _checked(value, name, lambda x: 0 <= x <= 1, "in [0, 1]")
+
+
+check_discount = check_weight
+
+
+def check_rate(value: Number, name: str = "rate") -> float:
+    """Return ``value`` if it lies in (0, 1], else raise ValueError."""
+    return _checked(value, name, lambda x: 0 < x <= 1, "in (0, 1]")
 
 
 def check_clip(clip_min: Number | None, name: str = "clip_min") -> float:
     """Return the lower clip of tau * ln pi as a float <= 0 (None, no clip, is -inf), else raise ValueError."""
-    if clip_min is None:
-        return -math.inf
-    number = as_number(clip_min)
-    if number is None or not number <= 0:
-        raise ValueError(
-            f"{name} must be <= 0 (a lower clip of tau * ln pi, in reward units) or None, got {clip_min!r}."
-        )
-    return number
-
-
-def check_discount(gamma: Number, name: str = "gamma") -> float:
-    """Return ``gamma`` if it lies in [0, 1], else raise ValueError."""
-    return _in_unit_interval(gamma, name)
+    must_be = "<= 0 (a lower clip of tau * ln pi, in reward units) or None"
+    return -math.inf if clip_min is None else _checked(clip_min, name, lambda x: x <= 0, must_be)
 
 
 def check_kl_weight(lam: Number, name: str = "lam") -> float:
     """Return ``lam`` if it is a finite weight >= 0 (reward units), else raise ValueError."""
-    number = as_number(lam)
-    if number is None or not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0 (in reward units), got {lam!r}.")
-    return number
+    return _checked(lam, name, lambda x: 0 <= x < math.inf, "a finite number >= 0 (in reward units)")
 
 
 def check_number(value: Number, name: str, meaning: str, *, positive: bool = False) -> float:
     """Return ``value`` if it is a finite number (> 0 with ``positive``), else raise ValueError."""
+    must_be = f"a finite number{' > 0' if positive else ''} ({meaning})"
+    return _checked(value, name, lambda x: math.isfinite(x) and (x > 0 or not positive), must_be)
+
+
+def _checked(value: Any, name: str, holds: Callable[[float], bool], must_be: str) -> float:
     number = as_number(value)
-    if number is None or not math.isfinite(number) or (positive and number <= 0):
-        bound = " > 0" if positive else ""
-        raise ValueError(f"{name} must be a finite number{bound} ({meaning}), got {value!r}.")
+    if number is None or not holds(number):
+        raise ValueError(f"{name} must be {must_be}, got {value!r}.")
     return number
+
+
+def check_integer(value: Any, name: str, least: int, meaning: str = "") -> int:
+    """Return ``value`` if it is an integer >= ``least``, else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}{meaning and f' ({meaning})'}, got {value!r}.")
+    return value
 
 
 def check_flag(value: Any, name: str) -> bool:
@@ -72,13 +77,6 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, Tensor) and value.numel() == 1 or getattr(value, "ndim", None) == 0:
         value = value.item()  # a tensor of one element, a numpy scalar or array of no dimensions
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
-
-
-def _in_unit_interval(value: Number, name: str) -> float:
-    number = as_number(value)
-    if number is None or not 0 <= number <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
-    return number
 
 
 def exact_scalar(value: float, device: torch.device | str | None = None) -> Tensor:
@@ -101,3 +99,25 @@ def exact_where_possible(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
             return fn(tensor.float())
 
     return moved
+
+
+def moved_exactly(exact: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """``fn(exact)``, where a cast to a shorter type only moves; in float32 on a device that has no float64."""
+    try:
+        moved = fn(exact)
+    except TypeError:
+        return fn(exact.float())
+    return moved if moved.dtype == exact.dtype else exact_where_possible(lambda x: x.to(moved.device))(exact)
+
+
+class ExactBuffers(nn.Module):
+    """Base of modules with buffers that follow moves between devices, but no cast to a shorter type."""
+
+    #: Names of these buffers.
+    exact_buffers: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        exact = {name: self._buffers.pop(name) for name in self.exact_buffers if name in self._buffers}
+        super()._apply(fn, recurse)
+        self._buffers.update({k: None if v is None else moved_exactly(v, fn) for k, v in exact.items()})
+        return self
