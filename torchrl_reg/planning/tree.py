@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -99,7 +99,8 @@ class Tree:
 
     def flat(self) -> Tree:
         """The same memory with trees and nodes in one dimension: node ``i`` of tree ``b`` is row ``b N + i``."""
-        return Tree(**{name: x.flatten(0, 1) if isinstance(x, Tensor) else x for name, x in vars(self).items()})
+        arrays: dict[str, Any] = {name: x.flatten(0, 1) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return Tree(**vars(self) | arrays)
 
     def enter(self, rows: Tensor, evaluation: Evaluation) -> None:
         """Writes the evaluation of new nodes, ``rows`` of a flat tree."""
