@@ -91,12 +91,12 @@ def draw_grid_curves(folder: Path, path: Path) -> Path:
     figure = new_figure(3.5 * len(worlds) + 0.4, 5.0)
     axes = figure.subplots(2, len(worlds), squeeze=False, sharex="col")
     for world, panels in zip(worlds, axes.T, strict=True):
+        panels[0].set_yscale("symlog", linthresh=10)
         for panel, curves in zip(panels, (world.returns, world.rewards), strict=True):
             for method, values in curves.items():
                 draw_band(panel, world.frames, values, {"color": _COLORS[method]}, LABELS[method])
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panels[0].axhline(world.optimal_return, color="#8C8C8C", linestyle=":", linewidth=1)
-        panels[0].set_yscale("symlog", linthresh=10)
         panels[0].set_title(world.name, fontsize=10, loc="left")
         panels[1].set_xlabel("environment frames of each agent", fontsize=9)
     axes[0, 0].set_ylabel("return of the greedy policy", fontsize=9)

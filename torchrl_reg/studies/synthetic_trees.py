@@ -78,6 +78,8 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
     columns = list(dict.fromkeys((s.depth, s.noise) for s in searches))
     figure = new_figure(1.7 * len(columns) + 0.8, 1.5 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
+    for axis in axes.flat:
+        axis.set(xscale="log", yscale="log" if what == "value_error" else "linear")
     for search in searches:
         axis = axes[rows.index(search.branching), columns.index((search.depth, search.noise))]
         draw_band(axis, search.simulations, getattr(search, what), looks[search.method])
@@ -85,8 +87,6 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
         axis.set_title(f"d = {depth}, noise {noise:g}", fontsize=9, loc="left")
     for branching, axis in zip(rows, axes[:, 0], strict=True):
         axis.set_ylabel(f"k = {branching}", fontsize=9)
-    for axis in axes.flat:
-        axis.set(xscale="log", yscale="log" if what == "value_error" else "linear")
     figure.supxlabel("simulations", fontsize=9)
     title = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
     figure.supylabel(f"{title}, mean of {len(searches[0].regret)} trees", fontsize=9)
