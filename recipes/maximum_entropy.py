@@ -11,7 +11,7 @@
    a bound, and its policy loses no more than a second bound (Haarnoja et al. 2018, Composable deep reinforcement
    learning for robotic manipulation).
 
-Seconds on a laptop. Ends with four figures. What they show is checked in ``tests/tabular``.
+Seconds on a laptop. Ends with four figures. Their theorems are checked in ``tests/tabular``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,17 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from torchrl_reg import tabular
 from torchrl_reg.analysis.colors import GREY, LIGHT
+from torchrl_reg.analysis.plots import new_figure, save
 from torchrl_reg.functional import kl_divergence, policy_entropy, soft_policy
-from torchrl_reg.tabular import (
-    TabularMDP,
-    policy_evaluation,
-    random_mdp,
-    soft_composition,
-    soft_value_iteration,
-    value_iteration,
-    virel_iteration,
-)
+from torchrl_reg.tabular import TabularMDP, policy_evaluation, random_mdp, soft_composition
 
 STATES, ACTIONS, GAMMA = 6, 4, 0.9
 
@@ -52,7 +47,7 @@ def improvement(problems: int, tau: float, steps: int = 8) -> tuple[Tensor, Tens
     gains, distances = torch.zeros(2, problems, steps, dtype=torch.float64)
     for i in range(problems):
         mdp = random_mdp(STATES, ACTIONS, GAMMA, seed=i)
-        best, pi = soft_value_iteration(mdp, tau).q, (2 * normal(STATES, ACTIONS, seed=i)).softmax(-1)
+        best, pi = tabular.soft_value_iteration(mdp, tau).q, (2 * normal(STATES, ACTIONS, seed=i)).softmax(-1)
         for k in range(steps):
             before = policy_evaluation(mdp, pi, tau).q
             pi = soft_policy(before, tau)
@@ -88,8 +83,8 @@ def annealing(problems: int, beta_scale: float, steps: int = 120) -> tuple[Tenso
     taus, entropies, distances = torch.zeros(3, problems, steps + 1, dtype=torch.float64)
     for i in range(problems):
         mdp = random_mdp(STATES, ACTIONS, GAMMA, seed=i)
-        best, q0 = value_iteration(mdp).q, 2 * normal(STATES, ACTIONS, seed=i)
-        run = virel_iteration(mdp, beta_scale, q0=q0, num_iterations=steps, return_iterates=True)
+        best, q0 = tabular.value_iteration(mdp).q, 2 * normal(STATES, ACTIONS, seed=i)
+        run = tabular.virel_iteration(mdp, beta_scale, q0=q0, num_iterations=steps, return_iterates=True)
         taus[i] = torch.tensor([each.tau for each in run.iterates])  # type: ignore[attr-defined]
         entropies[i] = torch.stack([policy_entropy(each.pi).mean() for each in run.iterates])
         distances[i] = torch.stack([(best - each.q).abs().max() for each in run.iterates])
@@ -98,79 +93,62 @@ def annealing(problems: int, beta_scale: float, steps: int = 120) -> tuple[Tenso
 
 def composition(problems: int, tau: float) -> dict[str, Tensor]:
     """Per problem the largest excess of the averaged Q-function and loss of its policy, and the largest bounds."""
-    found: dict[str, list[Tensor]] = {"excess": [], "value_bound": [], "loss": [], "policy_bound": []}
+    found = torch.zeros(4, problems, dtype=torch.float64)
     for i in range(problems):
         mdp = random_mdp(STATES, ACTIONS, GAMMA, seed=i)
         # From two tasks that are nearly the same to two that have nothing in common.
         second = TabularMDP(mdp.P, mdp.r + 10 ** (-2 + 2.5 * i / problems) * normal(STATES, ACTIONS, seed=i), GAMMA)
         c = soft_composition(mdp, second, tau)
-        found["excess"].append((c.q_average - c.q_optimal).max())
-        found["loss"].append((c.q_optimal - c.q_executed).max())
-        found["value_bound"].append(c.value_bound.max())
-        found["policy_bound"].append(c.policy_bound.max())
-    return {name: torch.stack(values) for name, values in found.items()}
+        excess, loss = c.q_average - c.q_optimal, c.q_optimal - c.q_executed
+        found[:, i] = torch.stack([each.max() for each in (excess, c.value_bound, loss, c.policy_bound)])
+    return dict(zip(("excess", "value_bound", "loss", "policy_bound"), found, strict=True))
 
 
-def axes(**labels: str) -> tuple[Any, Any]:
+def panel_of(title: str, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
     """A figure with one panel."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(5.2, 3.8), layout="constrained")
-    panel.set(**labels)
+    figure = new_figure(5.2, 3.8)
+    panel = figure.add_subplot()
+    panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, panel
 
 
-def draw_improvement(gains: Tensor, distances: Tensor) -> Any:
-    figure, panel = axes(
-        title="A soft-greedy step never lowers soft Q", xlabel="step", ylabel="reward units", yscale="symlog"
-    )
-    panel.set_yscale("symlog", linthresh=1e-10)
-    steps = torch.arange(gains.shape[1])
-    panel.plot(steps, gains.T, color=LIGHT[0], alpha=0.4, linewidth=1)
-    panel.plot(steps, distances.T, color=LIGHT[1], alpha=0.4, linewidth=1)
-    panel.axhline(0, color=GREY, linewidth=1)
-    panel.plot([], [], color=LIGHT[0], label="smallest gain of any (s, a)")
-    panel.plot([], [], color=LIGHT[1], label="largest distance to the soft optimum")
+def draw_lines(panel: Axes, rows: Tensor, color: str, label: str) -> None:
+    """One line for each of ``rows``, and one entry in the legend."""
+    panel.plot(rows.T, color=color, alpha=0.35, linewidth=1)
+    panel.plot([], [], color=color, label=label)
     panel.legend(frameon=False)
+
+
+def draw_improvement(gains: Tensor, distances: Tensor) -> Figure:
+    figure, panel = panel_of("A soft-greedy step never lowers soft Q", "step", "reward units")
+    panel.set_yscale("symlog", linthresh=1e-10)
+    panel.axhline(0, color=GREY, linewidth=1)
+    draw_lines(panel, gains, LIGHT[0], "smallest gain of any (s, a)")
+    draw_lines(panel, distances, LIGHT[1], "largest distance to the soft optimum")
     return figure
 
 
-def draw_gradients(soft_q: Tensor, together: Tensor) -> Any:
-    worst = (soft_q - together).abs().max().item()
-    figure, panel = axes(
-        title=f"Soft Q-learning is a policy gradient\n(largest difference {worst:.0e})",
-        xlabel="gradient of soft Q-learning",
-        ylabel="policy gradient and value gradient",
-    )
+def draw_gradients(soft_q: Tensor, together: Tensor) -> Figure:
+    title = f"Soft Q-learning is a policy gradient\n(largest difference {(soft_q - together).abs().max():.0e})"
+    figure, panel = panel_of(title, "gradient of soft Q-learning", "policy gradient and value gradient")
     panel.axline((0, 0), slope=1, color=GREY, linewidth=1)
     panel.plot(soft_q.flatten(), together.flatten(), ".", color=LIGHT[0], markersize=3)
     return figure
 
 
-def draw_annealing(taus: Tensor, entropies: Tensor, distances: Tensor) -> Any:
-    figure, panel = axes(title="VIREL: random while wrong, greedy when right", xlabel="iteration")
-    for values, color, label in (
-        (taus, LIGHT[0], "temperature: the Bellman error"),
-        (entropies, LIGHT[1], "entropy of the policy (nats)"),
-        (distances, LIGHT[2], "largest distance to Q*"),
-    ):
-        panel.semilogy(values.clamp(min=1e-16).T, color=color, alpha=0.3, linewidth=1)
-        panel.semilogy([], [], color=color, label=label)
-    panel.set_ylim(1e-12, 30)
-    panel.legend(frameon=False)
+def draw_annealing(taus: Tensor, entropies: Tensor, distances: Tensor) -> Figure:
+    figure, panel = panel_of("VIREL: random while wrong, greedy when right", "iteration")
+    draw_lines(panel, taus.clamp(min=1e-16), LIGHT[0], "temperature: the Bellman error")
+    draw_lines(panel, entropies.clamp(min=1e-16), LIGHT[1], "entropy of the policy (nats)")
+    draw_lines(panel, distances.clamp(min=1e-16), LIGHT[2], "largest distance to Q*")
+    panel.set(yscale="log", ylim=(1e-12, 30))
     return figure
 
 
-def draw_composition(found: dict[str, Tensor]) -> Any:
-    figure, panel = axes(
-        title="Averaged soft Q-functions stay within the bounds", xlabel="bound", ylabel="what was measured"
-    )
-    panel.set(xscale="log", yscale="log")
+def draw_composition(found: dict[str, Tensor]) -> Figure:
+    figure, panel = panel_of("Averaged soft Q-functions stay within the bounds", "bound", "measured")
     ends = [found["excess"].min().item(), found["policy_bound"].max().item()]
-    panel.plot(ends, ends, color=GREY, linewidth=1, label="equal")
+    panel.loglog(ends, ends, color=GREY, linewidth=1, label="equal")
     panel.plot(found["value_bound"], found["excess"], "o", color=LIGHT[0], label="average Q above the optimum")
     panel.plot(found["policy_bound"], found["loss"], "s", color=LIGHT[1], label="loss of the average's policy")
     panel.legend(frameon=False)
@@ -185,31 +163,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--beta-scale", type=float, default=0.5, help=f"of VIREL, 1 / reward units {shown}")
     parser.add_argument("--out", type=Path, default=Path("results/maximum_entropy"), help=f"folder {shown}")
     chosen = parser.parse_args(arguments)
-    if chosen.problems < 1 or not 0 < chosen.tau < math.inf or not 0 < chosen.beta_scale < math.inf:
-        parser.error(
-            f"--problems must be >= 1, --tau and --beta-scale finite and > 0, got {chosen.problems}, {chosen.tau}, "
-            f"{chosen.beta_scale}"
-        )
+    problems, tau, beta_scale = chosen.problems, chosen.tau, chosen.beta_scale
+    if problems < 1 or not 0 < tau < math.inf or not 0 < beta_scale < math.inf:
+        got = f"{problems}, {tau}, {beta_scale}"
+        parser.error(f"--problems must be >= 1, --tau and --beta-scale finite and > 0, got {got}")
     torch.set_num_threads(1)  # more are slower on tables this small
-    gains, distances = improvement(chosen.problems, chosen.tau)
-    soft_q, together = gradients(chosen.problems, chosen.tau)
-    taus, entropies, errors = annealing(chosen.problems, chosen.beta_scale)
-    composed = composition(chosen.problems, chosen.tau)
+    gains, distances = improvement(problems, tau)
+    soft_q, together = gradients(problems, tau)
+    taus, entropies, errors = annealing(problems, beta_scale)
+    composed = composition(problems, tau)
     excess, loss = ((composed[a] / composed[b]).max() for a, b in (("excess", "value_bound"), ("loss", "policy_bound")))
     print(f"1. smallest gain of a soft-greedy step {gains.min():.1e}; of the first {gains[:, 0].min():.2g} at least")
     print(f"2. largest difference between the two gradients {(soft_q - together).abs().max():.1e}")
     print(f"3. temperature {taus[:, 0].mean():.3g} at first, {taus[:, -1].max():.1e} at last, Q off by", end=" ")
     print(f"{errors[:, -1].max():.1e}")
     print(f"4. at most {excess:.3f} of the bound on values, {loss:.3f} of that on the policy")
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in (
-        ("improvement", draw_improvement(gains, distances)),
-        ("gradients", draw_gradients(soft_q, together)),
-        ("virel", draw_annealing(taus, entropies, errors)),
-        ("composition", draw_composition(composed)),
-    ):
-        figure.savefig(chosen.out / f"{name}.png", dpi=100)
-        print(chosen.out / f"{name}.png")
+    for name, figure in {
+        "improvement": draw_improvement(gains, distances),
+        "gradients": draw_gradients(soft_q, together),
+        "virel": draw_annealing(taus, entropies, errors),
+        "composition": draw_composition(composed),
+    }.items():
+        print(save(figure, chosen.out / f"{name}.png"))
 
 
 if __name__ == "__main__":

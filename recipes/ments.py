@@ -15,7 +15,6 @@ run.checkpoint_every_frames, and goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,29 +24,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from torchrl_reg import load_policy
+from torchrl_reg import load_policy, planning
 from torchrl_reg.envs import EnvSettings, MinAtar, frames_per_step
-from torchrl_reg.planning import (
-    MENTS,
-    PUCT,
-    RENTS,
-    TENTS,
-    UCT,
-    AtariModel,
-    EmulatorModel,
-    GymModel,
-    Planner,
-    QEvaluation,
-    RandomRollout,
-    TabularModel,
-    VectorModel,
-    zero_evaluation,
-)
+from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, EmulatorModel, Planner
 from torchrl_reg.regularizers import HardMax
 from torchrl_reg.tabular import MIRL_WORLDS, gridworld
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 
-METHODS = ("ments", "rents", "tents", "uct", "puct")
+PLANNERS = {"ments": MENTS, "rents": RENTS, "tents": TENTS, "uct": UCT, "puct": PUCT}
 GYM = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "LunarLander-v3", "pendulum": "Pendulum-v1"}
 
 
@@ -67,10 +51,8 @@ class Algo:
     policy: str | None = None  # run folder of a trained Q-network, which values leaves in place of random actions
 
     def validate(self) -> None:
-        require(self.method in METHODS, "algo.method", f"one of {', '.join(METHODS)}", self.method)
-        for name in ("num_simulations", "num_emulators"):
-            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
-        for name in ("tau", "epsilon"):
+        require(self.method in PLANNERS, "algo.method", f"one of {', '.join(PLANNERS)}", self.method)
+        for name in ("num_simulations", "num_emulators", "tau", "epsilon"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
         for name in ("c", "max_depth", "rollout_steps"):
             require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
@@ -91,7 +73,7 @@ def train(cfg: Config) -> Path:
     algo, episodes = cfg.algo, cfg.run.eval_episodes
     generator = torch.Generator()
 
-    # The model it plans in, what values a leaf, and what searches
+    # The model it plans in, its values of leaves, and its search
     model = planning_model(cfg, generator)
     planner = made_planner(algo)
     evaluate = evaluation(cfg, model, planner, generator)
@@ -112,7 +94,8 @@ def train(cfg: Config) -> Path:
             actions, value = made[decision]
             generator.manual_seed(stream_seed(cfg.run.seed, "step", decision))
             reward, state, ended = model.step(state, torch.tensor(actions))
-            returns[running] += raw_reward(model, reward, state)
+            # The game's own rewards, whatever the search was shown
+            returns[running] += model.raw_reward(state) if isinstance(model, EmulatorModel) else reward
             study.advance(skip * len(running))
             state, running = state[~ended], running[~ended]
             if isinstance(model, EmulatorModel):
@@ -135,48 +118,42 @@ def train(cfg: Config) -> Path:
 def planning_model(cfg: Config, generator: torch.Generator) -> Any:
     """The environment as a model; whatever is random in it comes from ``generator``."""
     env = cfg.env
+
+    def settings(*names: str) -> dict[str, Any]:
+        return {name: getattr(env, name) for name in names}
+
     if env.name == "gridworld":
         require(env.game in MIRL_WORLDS, "env.game", f"one of {', '.join(MIRL_WORLDS)}", env.game)
-        return TabularModel(gridworld(MIRL_WORLDS[env.game], gamma=0.0), generator=generator)
-    given = vars(env)
+        return planning.TabularModel(gridworld(MIRL_WORLDS[env.game], gamma=0.0), generator=generator)
     if env.name == "atari":
-        names = ["frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions"]
-        settings = {name: given[name] for name in names}
-        settings |= {"observe": cfg.algo.policy is not None, "num_emulators": cfg.algo.num_emulators}
-        return AtariModel(env.game, generator=generator, **settings)
-    if env.name == "minatar":
-        settings = {name: given[name] for name in ("sticky_actions", "minimal_actions", "difficulty_ramping")}
-        return VectorModel(MinAtar(1, game=env.game, max_episode_frames=10**9, **settings))  # the loop has the limit
-    known = ("gridworld", "minatar", "atari", *GYM)
-    require(env.name in GYM, "env.name", f"one of {', '.join(known)}, which can be planned in", env.name)
-    return GymModel(gymnasium.make(GYM[env.name], disable_env_checker=True))
+        own = settings("frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions")
+        own |= {"observe": cfg.algo.policy is not None, "num_emulators": cfg.algo.num_emulators}
+        return planning.AtariModel(env.game, generator=generator, **own)
+    if env.name == "minatar":  # the limit is the loop's
+        own = settings("sticky_actions", "minimal_actions", "difficulty_ramping")
+        return planning.VectorModel(
+            MinAtar(1, game=env.game, max_episode_frames=10**9, **own)
+        )  # the loop has the limit
+    known = ", ".join(("gridworld", "minatar", "atari", *GYM))
+    require(env.name in GYM, "env.name", f"one of {known}, which can be planned in", env.name)
+    return planning.GymModel(gymnasium.make(GYM[env.name], disable_env_checker=True))
 
 
 def made_planner(algo: Algo) -> Planner:
     """The planner that ``algo.method`` names."""
-    rest: dict[str, Any] = {"num_simulations": algo.num_simulations, "gamma": algo.gamma}
-    rest["max_depth"] = algo.max_depth or None
-    if algo.method in ("uct", "puct"):
-        return (UCT if algo.method == "uct" else PUCT)(c=algo.c, **rest)
-    return {"ments": MENTS, "rents": RENTS, "tents": TENTS}[algo.method](tau=algo.tau, epsilon=algo.epsilon, **rest)
+    own = {"c": algo.c} if algo.method in ("uct", "puct") else {"tau": algo.tau, "epsilon": algo.epsilon}
+    rest = {"num_simulations": algo.num_simulations, "gamma": algo.gamma, "max_depth": algo.max_depth or None}
+    return PLANNERS[algo.method](**own, **rest)
 
 
 def evaluation(cfg: Config, model: Any, planner: Planner, generator: torch.Generator) -> Any:
-    """What values new leaves: a trained network, random actions, or nothing."""
+    """Values of new leaves: by a trained network, by random actions, or 0."""
     algo = cfg.algo
-    if algo.policy is None and algo.rollout_steps == 0:
-        return zero_evaluation
     if algo.policy is None:
-        return RandomRollout(model, max_steps=algo.rollout_steps, gamma=algo.gamma, generator=generator)
+        rollout = {"max_steps": algo.rollout_steps, "gamma": algo.gamma, "generator": generator}
+        return planning.RandomRollout(model, **rollout) if algo.rollout_steps else planning.zero_evaluation
     require(isinstance(model, EmulatorModel), "algo.policy", "None in a gridworld", algo.policy)
-    q_network = trained_network(algo.policy, model)
-    regularizer = HardMax() if planner.regularizer is None else planner.regularizer
-    return QEvaluation(q_network, regularizer, prior_tau=algo.tau, observe=model.observation)
-
-
-def trained_network(folder: str, model: EmulatorModel) -> Callable[[Tensor], Tensor]:
-    """The Q-network of a run: observations ``[M, *O]`` -> action values ``[M, A]``."""
-    actor = load_policy(folder)
+    actor = load_policy(algo.policy)
 
     def q_network(observation: Tensor) -> Tensor:
         return actor(TensorDict({"observation": observation}, [len(observation)]))["action_value"]
@@ -186,14 +163,10 @@ def trained_network(folder: str, model: EmulatorModel) -> Callable[[Tensor], Ten
     except (KeyError, RuntimeError, ValueError):
         actions = None
     model.release(0)
-    fits = actions == model.num_actions
-    require(fits, "algo.policy", f"a run of a Q-network of this environment's {model.num_actions} actions", folder)
-    return q_network
-
-
-def raw_reward(model: Any, reward: Tensor, state: Tensor) -> Tensor:
-    """The game's own rewards, whatever the search was shown."""
-    return model.raw_reward(state) if isinstance(model, EmulatorModel) else reward
+    fitting = f"a run of a Q-network of this environment's {model.num_actions} actions"
+    require(actions == model.num_actions, "algo.policy", fitting, algo.policy)
+    regularizer = HardMax() if planner.regularizer is None else planner.regularizer
+    return planning.QEvaluation(q_network, regularizer, prior_tau=algo.tau, observe=model.observation)
 
 
 main = recipe(Config, train)

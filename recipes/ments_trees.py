@@ -20,24 +20,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from torchrl_reg.planning import (
-    MENTS,
-    PUCT,
-    RENTS,
-    TENTS,
-    UCT,
-    Planner,
-    RandomRollout,
-    SearchResult,
-    SyntheticTrees,
-    softmax_bandit,
-)
+from torchrl_reg import planning
+from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult, SyntheticTrees
 from torchrl_reg.regularizers import HardMax
 from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.training.run.files import write_atomically
 
-METHODS = ("uct", "puct", "ments", "rents", "tents")
+PLANNERS = {"uct": UCT, "puct": PUCT, "ments": MENTS, "rents": RENTS, "tents": TENTS}
 
 
 @dataclass
@@ -57,8 +47,8 @@ class Algo:
     bandit_pulls: int = 10_000  # of each repetition
 
     def validate(self) -> None:
-        known = set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods) > 0
-        require(known, "algo.methods", f"a list of values from {list(METHODS)}, without repetition", self.methods)
+        known = set(self.methods) <= set(PLANNERS) and len(set(self.methods)) == len(self.methods) > 0
+        require(known, "algo.methods", f"a list of values from {list(PLANNERS)}, without repetition", self.methods)
         for name in ("branching", "depth"):
             sizes = getattr(self, name)
             require(len(sizes) > 0 and min(sizes) >= 1, f"algo.{name}", "a list of numbers >= 1", sizes)
@@ -66,9 +56,7 @@ class Algo:
         require(len(noise) > 0 and min(noise) >= 0, "algo.noise", "a list of standard deviations >= 0", noise)
         leaves = max(self.branching) ** max(self.depth) * self.num_trees
         require(leaves <= 10**8, "algo.branching ** algo.depth * algo.num_trees", "at most 1e8 leaves", leaves)
-        for name in ("num_trees", "num_simulations", "bandit_pulls"):
-            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
-        for name in ("tau", "epsilon"):
+        for name in ("num_trees", "num_simulations", "bandit_pulls", "tau", "epsilon"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
         for name in ("c", "bandit_repetitions"):
             require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
@@ -108,30 +96,23 @@ def train(cfg: Config) -> Path:
 
 def bandit(cfg: Config, epsilon: float) -> dict[str, Any]:
     """The softmax bandit with E2W, or with uniform sampling (an ``epsilon`` that explores only)."""
-    times = log_spaced(10, cfg.algo.bandit_pulls)
-    run = softmax_bandit(
-        [0.1, 0.5, 0.3, 0.8],
-        noise=0.3,
-        tau=0.3,
-        epsilon=epsilon,
-        record_at=times,
-        num_repetitions=cfg.algo.bandit_repetitions,
-        seed=stream_seed(cfg.run.seed, "bandit", str(epsilon)),
-    )
+    times, seed = log_spaced(10, cfg.algo.bandit_pulls), stream_seed(cfg.run.seed, "bandit", str(epsilon))
+    settings = {"noise": 0.3, "tau": 0.3, "record_at": times, "num_repetitions": cfg.algo.bandit_repetitions}
+    run = planning.softmax_bandit([0.1, 0.5, 0.3, 0.8], epsilon=epsilon, seed=seed, **settings)
     errors = {"error_u": run.error_u.tolist(), "error_value": run.error_value.tolist()}
     return {"epsilon": epsilon, "time": times, **errors, "limit_u": run.limit_u, "limit_value": run.limit_value}
 
 
 def searched(cfg: Config, method: str, branching: int, depth: int, noise: float) -> dict[str, Any]:
     """By number of simulations and tree: errors of the root's value, and the simple regret of the action chosen."""
-    algo, seed = cfg.algo, cfg.run.seed
-    trees = SyntheticTrees(
-        branching, depth, algo.num_trees, noise=noise, seed=stream_seed(seed, "trees", branching, depth)
-    )
-    trees.generator.manual_seed(stream_seed(seed, "noise", method, branching, depth, str(noise)))
-    generator = torch.Generator().manual_seed(stream_seed(seed, "search", method, branching, depth, str(noise)))
+    algo, seed, stream = cfg.algo, cfg.run.seed, (method, branching, depth, str(noise))
+    tree_seed = stream_seed(seed, "trees", branching, depth)
+    trees = SyntheticTrees(branching, depth, algo.num_trees, noise=noise, seed=tree_seed)
+    trees.generator.manual_seed(stream_seed(seed, "noise", *stream))
+    generator = torch.Generator().manual_seed(stream_seed(seed, "search", *stream))
     planner = made_planner(method, algo)
-    best = trees.root_q(HardMax())
+    exact = trees.root_q(HardMax())
+    best = exact.amax(-1)
     # RENTS's own value depends on the policies above a node: its error is that to the maximum.
     own = HardMax() if planner.regularizer is None or method == "rents" else planner.regularizer
     target, times = trees.root_value(own), recorded(branching, algo.num_simulations)
@@ -140,11 +121,10 @@ def searched(cfg: Config, method: str, branching: int, depth: int, noise: float)
     def record(count: int, found: SearchResult) -> None:
         if count in times:
             columns["value_error"].append((found.value - target).abs().tolist())
-            columns["max_error"].append((found.value - best.amax(-1)).abs().tolist())
-            chosen = best.gather(-1, found.action.unsqueeze(-1)).squeeze(-1)
-            columns["regret"].append((best.amax(-1) - chosen).tolist())
+            columns["max_error"].append((found.value - best).abs().tolist())
+            columns["regret"].append((best - exact.gather(-1, found.action.unsqueeze(-1)).squeeze(-1)).tolist())
 
-    evaluate = RandomRollout(trees, max_steps=depth, generator=generator)
+    evaluate = planning.RandomRollout(trees, max_steps=depth, generator=generator)
     planner(trees, trees.roots(), evaluate=evaluate, generator=generator, watch=record)
     kind = {"method": method, "branching": branching, "depth": depth, "noise": noise}
     return {**kind, "simulations": times, **columns}
@@ -152,10 +132,8 @@ def searched(cfg: Config, method: str, branching: int, depth: int, noise: float)
 
 def made_planner(method: str, algo: Algo) -> Planner:
     """The planner that ``method`` names, without discount as in [D21]."""
-    if method in ("uct", "puct"):
-        return (UCT if method == "uct" else PUCT)(num_simulations=algo.num_simulations, c=algo.c)
-    kind = {"ments": MENTS, "rents": RENTS, "tents": TENTS}[method]
-    return kind(num_simulations=algo.num_simulations, tau=algo.tau, epsilon=algo.epsilon)
+    own = {"c": algo.c} if method in ("uct", "puct") else {"tau": algo.tau, "epsilon": algo.epsilon}
+    return PLANNERS[method](num_simulations=algo.num_simulations, **own)
 
 
 def recorded(branching: int, simulations: int) -> list[int]:

@@ -14,7 +14,6 @@ All seeds of all methods learn side by side; a run that was killed starts again 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,18 +21,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchrl_reg import tabular
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.studies.gridworlds import draw_grid_curves, draw_priors, grid_table
-from torchrl_reg.tabular import (
-    METHODS,
-    MIRL_WORLDS,
-    TabularAgents,
-    TabularMDP,
-    episode_return,
-    gridworld,
-    mutual_information_iteration,
-    value_iteration,
-)
+from torchrl_reg.tabular import METHODS, MIRL_WORLDS, TabularAgents, TabularMDP, episode_return, gridworld
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.training.run.files import write_atomically
 
@@ -119,37 +110,28 @@ def learn_in(world: str, cfg: Config, study: Study) -> None:
     """Learns in ``world`` with all seeds of all methods, and writes the rows of that world."""
     algo = cfg.algo
     mdp = gridworld(MIRL_WORLDS[world], algo.gamma)
-    optimal = episode_return(mdp, value_iteration(mdp).q.argmax(-1).unsqueeze(0), algo.max_episode_frames).item()
+    optimal = episode_return(
+        mdp, tabular.value_iteration(mdp).q.argmax(-1).unsqueeze(0), algo.max_episode_frames
+    ).item()
     study.log("world", frames=0, world=world, layout=list(MIRL_WORLDS[world]), optimal_return=optimal)
 
     # What acts: in each environment an agent of its own, greedy in its policy or exploring from its prior.
     rows = [method for method in algo.methods for _ in range(algo.num_seeds)]
     settings = {n: torch.tensor([getattr(getattr(algo, m), n) for m in rows]) for n in vars(algo.ql)}
-    agents = TabularAgents(
-        rows,
-        mdp.num_states,
-        mdp.num_actions,
-        gamma=algo.gamma,
-        seed=stream_seed(cfg.run.seed, "actor", world),
-        **settings,
-    )
+    seed = stream_seed(cfg.run.seed, "actor", world)
+    agents = TabularAgents(rows, mdp.num_states, mdp.num_actions, gamma=algo.gamma, seed=seed, **settings)
     env = make_env(EnvSettings("gridworld", game=world, max_episode_frames=algo.max_episode_frames), len(rows))
     env.set_seed(stream_seed(cfg.run.seed, "train_env", world))
 
-    # What it remembers: nothing.
-
-    # What it learns: q(s, a) towards r + gamma / beta ln sum_a' rho(a') exp(beta q(s', a')), and rho towards pi(.|s).
-    def learn(step: Any) -> None:
-        after = step["next"]
-        reward, terminated = after["reward"].squeeze(-1), after["terminated"].squeeze(-1)
-        agents.learn(step["state"], step["action"], reward, after["state"], terminated)
-
-    # The loop
+    # What it learns, in the loop: q(s, a) towards r + gamma / beta ln sum_a' rho(a') exp(beta q(s', a')), and rho
+    # towards pi(.|s). It stores nothing.
     state, rewards, since = env.reset(), torch.zeros(len(rows)), 0
     for frames in range(1, algo.total_frames + 1):
         step, state = env.step_and_maybe_reset(state.set("action", agents.act(state["state"])))
-        learn(step)
-        rewards, since = rewards + step["next", "reward"].squeeze(-1), since + 1
+        after = step["next"]
+        reward, terminated = after["reward"].squeeze(-1), after["terminated"].squeeze(-1)
+        agents.learn(step["state"], step["action"], reward, after["state"], terminated)
+        rewards, since = rewards + reward, since + 1
         if frames % cfg.run.evaluate_every_frames == 0 or frames == algo.total_frames:
             study.log("eval", frames=frames, world=world, **evaluation(agents, mdp, algo, rewards / since))
             study.advance(since)
@@ -159,33 +141,30 @@ def learn_in(world: str, cfg: Config, study: Study) -> None:
 
 def evaluation(agents: TabularAgents, mdp: TabularMDP, algo: Algo, rewards: Tensor) -> dict[str, Any]:
     """By method, each seed's expected greedy return and mean reward since the last evaluation, and their means."""
-    returns = episode_return(mdp, agents.greedy_actions(), algo.max_episode_frames)
+    returns = by_method(algo, episode_return(mdp, agents.greedy_actions(), algo.max_episode_frames))
+    earned = by_method(algo, rewards)
     columns: dict[str, Any] = {}
-    for (method, found), (_, earned) in zip(by_method(algo, returns), by_method(algo, rewards), strict=True):
+    for method, found in returns.items():
         columns[f"{method}_return_mean"] = found.mean().item()
         columns[f"{method}_returns"] = found.tolist()
-        columns[f"{method}_rewards"] = earned.tolist()
+        columns[f"{method}_rewards"] = earned[method].tolist()
     return columns
 
 
 def priors(agents: TabularAgents, mdp: TabularMDP, algo: Algo) -> dict[str, Any]:
     """The priors learnt, and MIRL's greedy actions beside the prior that is exact at its inverse temperature."""
-    columns: dict[str, Any] = {"prior": {method: prior.tolist() for method, prior in by_method(algo, agents.prior)}}
-    for method, greedy in by_method(algo, torch.nn.functional.one_hot(agents.greedy_actions(), mdp.num_actions)):
-        if method == "mirl":
-            beta = algo.mirl.beta_growth * algo.total_frames
-            exact = mutual_information_iteration(mdp, beta).prior
-            columns |= {
-                "mirl_greedy": greedy.double().mean(0).tolist(),
-                "mirl_beta": beta,
-                "exact_prior": exact.tolist(),
-            }
+    columns: dict[str, Any] = {"prior": {name: prior.tolist() for name, prior in by_method(algo, agents.prior).items()}}
+    greedy = by_method(algo, torch.nn.functional.one_hot(agents.greedy_actions(), mdp.num_actions).double())
+    if "mirl" in greedy:
+        beta = algo.mirl.beta_growth * algo.total_frames
+        exact = tabular.mutual_information_iteration(mdp, beta).prior
+        columns |= {"mirl_greedy": greedy["mirl"].mean(0).tolist(), "mirl_beta": beta, "exact_prior": exact.tolist()}
     return columns
 
 
-def by_method(algo: Algo, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+def by_method(algo: Algo, values: Tensor) -> dict[str, Tensor]:
     """The rows ``[num_seeds, ...]`` of each method."""
-    return zip(algo.methods, values.split(algo.num_seeds), strict=True)
+    return dict(zip(algo.methods, values.split(algo.num_seeds), strict=True))
 
 
 main = recipe(Config, train)

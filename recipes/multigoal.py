@@ -16,17 +16,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.checkpoint import Checkpoint
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_reg.analysis import find_runs
+from torchrl_reg.analysis import AnalysisError, find_runs
 from torchrl_reg.analysis.colors import GREY, LIGHT
+from torchrl_reg.analysis.plots import new_figure, save
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.multigoal import GOALS
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
@@ -35,16 +38,12 @@ from torchrl_reg.objectives import SoftActorCriticLoss, SoftQLearningLoss, VIREL
 STEPS = 30
 
 
-class NotARunError(ValueError):
-    """A folder that this script cannot draw."""
-
-
 @dataclass
 class Trained:
     """A policy and its critics, as its run left them.
 
     Args:
-        name: what to call it, the name of the run's folder.
+        name: the name of the run's folder.
         actor: the policy.
         critics: its Q-functions.
     """
@@ -63,26 +62,24 @@ def read(folder: Path) -> Trained:
     """The policy of a finished run.
 
     Raises:
-        NotARunError: no run on ``env=multigoal`` of a recipe with critics, or one without a checkpoint.
+        AnalysisError: no run on ``env=multigoal`` of a recipe with critics, or one without a checkpoint.
     """
     record = next((each for each in find_runs(folder) if each.env == "multigoal"), None)
     checkpoints = [] if record is None else sorted((record.path / "checkpoints").glob("checkpoint-*.torchrl"))
     if record is None or not checkpoints or record.recipe not in ("soft_q", "sac", "virel"):
         found = "none" if record is None else f"{record.recipe} with {len(checkpoints)} checkpoints"
-        raise NotARunError(f"{folder} must hold a finished run of soft_q, sac or virel on env=multigoal, got {found}.")
-    chosen = {k.removeprefix("policy."): v for k, v in record.config.items() if k.startswith("policy.")}
-    settings, env = PolicySettings(**chosen), make_env(EnvSettings("multigoal"), 1)
+        raise AnalysisError(f"{folder} must hold a finished run of soft_q, sac or virel on env=multigoal, got {found}.")
+    config, env = record.config, make_env(EnvSettings("multigoal"), 1)
+    settings = PolicySettings(**{k.removeprefix("policy."): v for k, v in config.items() if k.startswith("policy.")})
     actor = policy(settings, env)
-    critics = [state_action_value_network(settings, env) for _ in range(record.config.get("algo.num_critics", 2))]
+    critics = [state_action_value_network(settings, env) for _ in range(config.get("algo.num_critics", 2))]
+    loss: Any = SoftQLearningLoss
     if record.recipe == "sac":
-        adapts = record.config.get("algo.adapt_tau", True)
-        loss: Any = SoftActorCriticLoss(actor, critics, target_entropy=-2.0 if adapts else None)
+        loss = partial(SoftActorCriticLoss, target_entropy=-2.0 if config.get("algo.adapt_tau", True) else None)
     elif record.recipe == "virel":
-        value = state_value_network(settings, env) if record.config.get("algo.value_network") else None
-        loss = VIRELLoss(actor, critics, value)
-    else:
-        loss = SoftQLearningLoss(actor, critics)
-    Checkpoint(loss=loss).load(checkpoints[-1])
+        value = state_value_network(settings, env) if config.get("algo.value_network") else None
+        loss = partial(VIRELLoss, value_network=value)
+    Checkpoint(loss=loss(actor, critics)).load(checkpoints[-1])
     return Trained(folder.resolve().name, actor, critics)
 
 
@@ -99,12 +96,11 @@ def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Te
         data = env.rollout(STEPS, trained.actor, auto_reset=False, tensordict=start, break_when_any_done=False)
     done = data["next", "done"].squeeze(-1)
     length = done.int().argmax(1) + 1  # truncated after STEPS steps at the latest
-    last = data["next", "observation"][torch.arange(count), length - 1]
-    arrived = data["next", "terminated"].squeeze(-1)[torch.arange(count), length - 1]
+    end = data["next"][torch.arange(count), length - 1]
+    last, arrived = end["observation"], end["terminated"].squeeze(-1)
     goal = torch.where(arrived, torch.cdist(last, GOALS).argmin(-1), len(GOALS))
-    places = torch.cat((data["observation"], data["next", "observation"][:, -1:]), 1)
-    ends = [torch.cat((each[:n], stop.unsqueeze(0))) for each, n, stop in zip(places, length, last, strict=True)]
-    return ends, goal
+    walks = zip(data["observation"], length, last, strict=True)
+    return [torch.cat((each[:n], stop.unsqueeze(0))) for each, n, stop in walks], goal
 
 
 def directions(trained: Trained, count: int, seed: int = 0) -> Tensor:
@@ -121,14 +117,8 @@ def _actions(trained: Trained, count: int) -> Tensor:
 
 def draw(runs: Sequence[Trained], count: int, path: Path) -> list[list[float]]:
     """A column of two panels for each run; returns for each the shares of the four goals, and of none."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    width = 3.6 * len(runs)
-    figure, panels = pyplot.subplots(2, len(runs), figsize=(width, 7), layout="constrained", squeeze=False)
-    shares: list[list[float]] = []
+    figure = new_figure(3.6 * len(runs), 7)
+    panels, shares = figure.subplots(2, len(runs), squeeze=False), []
     for trained, (world, actions) in zip(runs, panels.T, strict=True):
         walks, goal = paths(trained, count)
         shares.append((goal.bincount(minlength=5) / count).tolist())
@@ -138,19 +128,17 @@ def draw(runs: Sequence[Trained], count: int, path: Path) -> list[list[float]]:
         told = ", ".join(f"{share:.0%}" for share in shares[-1][:4])
         world.set(title=f"{trained.name}: {told}", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
         _draw_actions(actions, trained)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
     return shares
 
 
-def _draw_actions(panel: Any, trained: Trained, samples: int = 300) -> None:
+def _draw_actions(panel: Axes, trained: Trained, samples: int = 300) -> None:
     """Level sets of Q at the origin, and sampled actions."""
     axis = torch.linspace(-1, 1, 61)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         q = trained.q(torch.zeros_like(grid), grid).reshape(61, 61)
-    lines = panel.contour(axis, axis, q.T, levels=15, cmap="YlGnBu", linewidths=0.9)
-    panel.clabel(lines, fontsize=6)
+    panel.clabel(panel.contour(axis, axis, q.T, levels=15, cmap="YlGnBu", linewidths=0.9), fontsize=6)
     panel.plot(*_actions(trained, samples).T, ".", color=LIGHT[1], markersize=3)
     panel.axhline(0, color=GREY, linewidth=0.4)
     panel.axvline(0, color=GREY, linewidth=0.4)
@@ -168,9 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         trained = [read(folder) for folder in chosen.runs]
-    except NotARunError as error:
+    except AnalysisError as error:
         parser.error(str(error))
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     names = ("right", "left", "up", "down", "none")
     for each, ends in zip(trained, draw(trained, chosen.episodes, chosen.out), strict=True):
         for what, shares in (("episodes", ends), ("actions at the origin", directions(each, 4_000).tolist())):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from torchrl_reg.planning.atari_emulator import SIZE, EmulatorSettings, Job, LocalEmulator, Outcome, RemoteEmulator
 from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
 
 Emulator = LocalEmulator | RemoteEmulator
+#: Which emulator, and the number of a state that it saved, or None for the start of a game.
+_Saved = tuple[int, int | None]
 
 
 class AtariModel(EmulatorModel):
@@ -56,77 +60,65 @@ class AtariModel(EmulatorModel):
         generator: torch.Generator | None = None,
         num_emulators: int = 1,
     ) -> None:
-        for name, value in (
-            ("frame_skip", frame_skip),
-            ("frame_stack", frame_stack),
-            ("num_emulators", num_emulators),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        counts = {"frame_skip": (frame_skip, 1), "frame_stack": (frame_stack, 1), "num_emulators": (num_emulators, 1)}
+        for name, (value, least) in {**counts, "noop_max": (noop_max, 0)}.items():
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
         if not 0.0 <= sticky_actions < 1.0:
             raise ValueError(f"sticky_actions must be a probability in [0, 1), got {sticky_actions}.")
-        if noop_max < 0:
-            raise ValueError(f"noop_max must be at least 0, got {noop_max}.")
         settings = EmulatorSettings(_rom(game), frame_skip, minimal_actions, observe)
         kind: Callable[[EmulatorSettings], Emulator] = LocalEmulator if num_emulators == 1 else RemoteEmulator
         self._pool = [kind(settings) for _ in range(num_emulators)]
-        weakref.finalize(self, _close, self._pool)
+        for emulator in self._pool:
+            weakref.finalize(self, emulator.close)
         self._dropped: list[list[int]] = [[] for _ in self._pool]
-        self._saved = 0
+        self._numbers = count()
         super().__init__(self._pool[0].num_actions, stochastic=sticky_actions > 0)
         self.frame_skip, self.frame_stack, self.noop_max = frame_skip, frame_stack, noop_max
         self.sticky_actions, self.generator = sticky_actions, generator
         self.clip_rewards, self.observe = clip_rewards, observe
 
     def _begin(self, seeds: Sequence[int]) -> list[Snapshot]:
-        starts = [(seed % len(self._pool), None, random.Random(seed).randint(0, self.noop_max)) for seed in seeds]
-        snapshots = []
-        for saved, (_, _, _, image) in self._work(starts):
-            seen = None
-            if image is not None:
-                black = torch.zeros(self.frame_stack - 1, SIZE, SIZE, dtype=torch.uint8)
-                seen = torch.cat((black, torch.from_numpy(image).unsqueeze(0)))
-            snapshots.append(Snapshot(saved, seen))
-        return snapshots
+        wanted = [((seed % len(self._pool), None), random.Random(seed).randint(0, self.noop_max)) for seed in seeds]
+        return [Snapshot(saved, self._stacked(None, image)) for saved, (_, _, image) in self._work(wanted)]
 
     def _advance_all(self, snapshots: Sequence[Snapshot], actions: Sequence[int]) -> list[tuple[float, Snapshot, bool]]:
-        done = self._work([(*snapshot.saved, action) for snapshot, action in zip(snapshots, actions, strict=True)])
+        done = self._work([(before.saved, action) for before, action in zip(snapshots, actions, strict=True)])
         steps = []
-        for before, (saved, (total, over, _, image)) in zip(snapshots, done, strict=True):
-            seen = None
-            if image is not None:
-                assert before.observation is not None
-                seen = torch.cat((before.observation[1:], torch.from_numpy(image).unsqueeze(0)))
-            reward = float(np.sign(total)) if self.clip_rewards else total
-            steps.append((reward, Snapshot(saved, seen, total), over))
+        for before, (saved, (total, over, image)) in zip(snapshots, done, strict=True):
+            after = Snapshot(saved, self._stacked(before.observation, image), total)
+            steps.append((float(np.sign(total)) if self.clip_rewards else total, after, over))
         return steps
 
-    def _work(self, wanted: Sequence[tuple[int, int | None, int]]) -> list[tuple[tuple[int, int], Outcome]]:
-        """Jobs (which emulator, from which of its states, action) -> where each is saved, and its outcome."""
+    def _stacked(self, before: Tensor | None, image: np.ndarray | None) -> Tensor | None:
+        """The observation ``[C, 84, 84]`` with ``image`` as its last, after that ``before``; black at first."""
+        if image is None:
+            return None
+        if before is None:
+            before = torch.zeros(self.frame_stack, SIZE, SIZE, dtype=torch.uint8)
+        return torch.cat((before[1:], torch.from_numpy(image).unsqueeze(0)))
+
+    def _work(self, wanted: Sequence[tuple[_Saved, int]]) -> list[tuple[_Saved, Outcome]]:
+        """Where each of the states that follow ``wanted``, states and actions, is saved, and its outcome."""
         jobs: list[list[Job]] = [[] for _ in self._pool]
-        saved = []
-        for index, origin, action in wanted:
+        places: list[_Saved] = []
+        for (index, origin), action in wanted:
             sticks = [False] * self.frame_skip
             if self.stochastic and origin is not None:
                 sticks = (torch.rand(self.frame_skip, generator=self.generator) < self.sticky_actions).tolist()
-            self._saved += 1
-            saved.append((index, self._saved))
-            jobs[index].append((origin, self._saved, action, sticks))
+            number = next(self._numbers)
+            places.append((index, number))
+            jobs[index].append((origin, number, action, sticks))
         for emulator, dropped, asked in zip(self._pool, self._dropped, jobs, strict=True):
             if asked:
                 emulator.send(dropped, asked)
                 dropped.clear()
         answers = [iter(emulator.receive() if asked else ()) for emulator, asked in zip(self._pool, jobs, strict=True)]
-        return [(where, next(answers[where[0]])) for where in saved]
+        return [(place, next(answers[place[0]])) for place in places]
 
     def _forget(self, snapshot: Snapshot) -> None:
         emulator, number = snapshot.saved
         self._dropped[emulator].append(number)
-
-
-def _close(pool: Sequence[Emulator]) -> None:
-    for emulator in pool:
-        emulator.close()
 
 
 def _rom(game: str) -> str:

@@ -1,4 +1,4 @@
-"""What a simulation changes on its way back: averaged returns, or the regularized value of each node.
+"""Backups of a simulation: averaged returns, or the regularized value of each node.
 
 Shapes: ``B`` trees, ``A`` actions, ``D`` depth of the simulation.
 """
@@ -32,8 +32,7 @@ class AverageReturns:
             total = torch.where(active, reward + gamma * total, total)
             totals.append(total)
         returns = torch.stack(totals[::-1]).flatten().index_select(0, path.taken)
-        edges = path.edges.flatten().index_select(0, path.taken)
-        rows = torch.div(edges, flat.q.shape[-1], rounding_mode="floor")
+        edges, rows = path.taken_edges, path.taken_rows
         q, visits = flat.q.view(-1), flat.visits.view(-1)
         q[edges] += (returns - q[edges]) / visits[edges]
         flat.value[rows] += (returns - flat.value[rows]) / flat.alive[rows]
@@ -81,11 +80,9 @@ class RegularizedBackup:
             targets.append(target)
             values.append(future)
             policies.append(pi)
-        edges = path.edges.flatten().index_select(0, path.taken)
-        rows = torch.div(edges, flat.q.shape[-1], rounding_mode="floor")
-        flat.q.view(-1)[edges] = torch.cat(targets[::-1]).index_select(0, path.taken)
-        flat.value[rows] = torch.cat(values[::-1]).index_select(0, path.taken)
-        flat.pi[rows] = torch.cat(policies[::-1]).index_select(0, path.taken)
+        flat.q.view(-1)[path.taken_edges] = torch.cat(targets[::-1]).index_select(0, path.taken)
+        flat.value[path.taken_rows] = torch.cat(values[::-1]).index_select(0, path.taken)
+        flat.pi[path.taken_rows] = torch.cat(policies[::-1]).index_select(0, path.taken)
 
     def _best(self, path: Path, depth: int, q: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """The regularizer's value ``[B]`` and policy ``[B, A]`` at action values ``q [B, A]`` at that depth."""

@@ -6,7 +6,7 @@ Shapes: ``R`` repetitions side by side, ``A`` arms, ``T`` recorded times.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,22 +104,20 @@ def softmax_bandit(
 
 def _means(
     mean: Tensor, noise: float, tau: float, epsilon: float, times: list[int], size: int, generator: torch.Generator
-) -> list[Tensor]:
-    """Sample means of the arms ``[size, A]`` at each of ``times``; an arm that was never pulled has mean 0.
+) -> Iterator[Tensor]:
+    """Yields the sample means of the arms ``[size, A]`` at each of ``times``; an arm never pulled has mean 0.
 
     Each arm is pulled once before E2W begins, which does not affect the limit.
     """
     pulls, total = torch.zeros(2, size, len(mean), dtype=torch.float64)
-    recorded, rows = [], torch.arange(size)
+    sampled, rows = total, torch.arange(size)
     for time in range(times[-1]):
-        sampled = total / pulls.clamp(min=1)
-        if time in times:
-            recorded.append(sampled)
         lam = e2w_exploration(torch.tensor(time, dtype=torch.float64), len(mean), epsilon)
         pi = (1 - lam) * soft_policy(sampled, tau) + lam / len(mean)
         u = torch.rand(size, generator=generator, dtype=torch.float64)
         arm = drawn(pi, u) if time >= len(mean) else torch.full((size,), time)
-        reward = mean[arm] + noise * torch.randn(size, generator=generator, dtype=torch.float64)
         pulls[rows, arm] += 1
-        total[rows, arm] += reward
-    return [*recorded, total / pulls.clamp(min=1)]
+        total[rows, arm] += mean[arm] + noise * torch.randn(size, generator=generator, dtype=torch.float64)
+        sampled = total / pulls.clamp(min=1)
+        if time + 1 in times:
+            yield sampled

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from torchrl_reg.planning.planners import Planner, SearchResult
 from torchrl_reg.planning.selection import UCB1
-from torchrl_reg.planning.tree import Tables, allocate
+from torchrl_reg.planning.tree import Evaluation, Tables, allocate
 
 
 def search_tables(planner: Planner, tables: Tables, state: Tensor) -> SearchResult:
-    """What ``planner``, a UCT, finds from ``state [B]``: the trees that ``planner(model, state)`` grows, compiled.
+    """Searches from ``state [B]`` with ``planner``, a UCT, compiled; grows the trees of ``planner(model, state)``.
 
     Values are in reward units.
 
@@ -48,23 +48,11 @@ def search_tables(planner: Planner, tables: Tables, state: Tensor) -> SearchResu
     if shapes != [[num_states, num_actions], [num_states], [num_states]]:
         raise ValueError(f"tables must be [S, A], [S, A], [S] and [S], got {[num_states, num_actions]} and {shapes}.")
     search = _compiled()
-    tree = allocate(
-        state,
-        planner.num_simulations + 1,
-        num_actions,
-        1,
-        dtype=torch.float64,
-        with_policy=False,
-        with_prior=False,
-        known=False,
-    )
-    tree.value[:, 0] = tables.value[state]
-    given = (tables.successor, tables.reward, tables.terminal, tables.value)
-    grown = (tree.state, tree.children.squeeze(-1), tree.visits, tree.reward, tree.q)
-    counted = (tree.value, tree.passed, tree.alive)
-    depth = planner.num_simulations if planner.max_depth is None else planner.max_depth
-    arrays = [x.contiguous().numpy() for x in given] + [x.numpy() for x in (*grown, *counted)]
-    search(*arrays, planner.select.c, planner.gamma, depth)
+    size = (planner.num_simulations + 1, num_actions, 1)
+    tree = allocate(state, size, Evaluation(tables.value[state]), dtype=torch.float64, with_policy=False)
+    given = tuple(x.contiguous().numpy() for x in vars(tables).values())
+    grown = tuple(x.numpy() for x in vars(tree).values() if isinstance(x, Tensor))
+    search(given, grown, planner.select.c, planner.gamma, planner.max_depth or planner.num_simulations)
     return planner.result(tree)
 
 
@@ -77,24 +65,13 @@ def _compiled() -> Callable[..., None]:
     return numba.njit(cache=False)(_search)
 
 
-def _search(
-    successor: Any,
-    reward: Any,
-    terminal: Any,
-    leaf_value: Any,
-    state: Any,
-    children: Any,
-    visits: Any,
-    mean_reward: Any,
-    q: Any,
-    value: Any,
-    passed: Any,
-    alive: Any,
-    c: float,
-    gamma: float,
-    max_depth: int,
-) -> None:
-    """Grows every tree in place; plain loops, as numba needs them, in the order of ``torchrl_reg.planning.mcts``."""
+def _search(tables: Any, tree: Any, c: float, gamma: float, max_depth: int) -> None:
+    """Grows every tree in place; plain loops, as numba needs them, in the order of ``torchrl_reg.planning.mcts``.
+
+    ``tables`` and ``tree`` are the arrays of :class:`Tables` and :class:`Tree`, in the order of their fields.
+    """
+    successor, reward, terminal, leaf_value = tables
+    state, children, visits, mean_reward, q, value, passed, alive = tree
     num_trees, num_nodes, num_actions = visits.shape
     nodes, actions = [0] * num_nodes, [0] * num_nodes
     for b in range(num_trees):
@@ -112,11 +89,11 @@ def _search(
                         action, best = a, score
                 nodes[depth], actions[depth] = at, action
                 depth += 1
-                child = children[b, at, action]
+                child = children[b, at, action, 0]
                 if child < 0:
                     child = number
                     there = successor[state[b, at], action]
-                    children[b, at, action], state[b, child] = child, there
+                    children[b, at, action, 0], state[b, child] = child, there
                     mean_reward[b, at, action] = reward[state[b, at], action]
                     value[b, child] = 0.0 if terminal[there] else leaf_value[there]
                     break

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
-from torchrl_reg.planning.search import check_search, mcts, zero_evaluation
+from torchrl_reg.planning.search import Backup, check_search, mcts
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule, Select
-from torchrl_reg.planning.tree import Evaluate, Model, Tree
+from torchrl_reg.planning.tree import Model, Tree
 from torchrl_reg.regularizers import Entropy, PriorKL, Regularizer, Tsallis
 
 Choose = Literal["q", "visits"]
@@ -24,7 +24,7 @@ Choose = Literal["q", "visits"]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found at its roots; values are in reward units.
+    """The findings of a search at its roots; values are in reward units.
 
     Args:
         action: the action to take ``[B]``, int64.
@@ -92,34 +92,28 @@ class Planner(nn.Module):
         self.choose, self.parent_prior, self.dtype = choose, parent_prior, dtype
 
     def forward(
-        self,
-        model: Model,
-        state: Tensor,
-        *,
-        evaluate: Evaluate = zero_evaluation,
-        generator: torch.Generator | None = None,
-        uniform: Tensor | None = None,
-        watch: Callable[[int, SearchResult], object] | None = None,
+        self, model: Model, state: Tensor, *, watch: Callable[[int, SearchResult], object] | None = None, **search: Any
     ) -> SearchResult:
-        """Searches from ``state [B, *S]``; the arguments are those of :func:`torchrl_reg.planning.mcts`."""
-        backup = (
-            AverageReturns()
-            if self.regularizer is None
-            else RegularizedBackup(self.regularizer, parent_prior=self.parent_prior)
-        )
+        """Searches from ``state [B, *S]``.
+
+        Args:
+            model, state, watch: as of :func:`torchrl_reg.planning.mcts`, but ``watch`` is called with the results.
+            search: ``evaluate``, ``generator`` and ``uniform`` of :func:`torchrl_reg.planning.mcts`.
+        """
+        backup: Backup = AverageReturns()
+        if self.regularizer is not None:
+            backup = RegularizedBackup(self.regularizer, parent_prior=self.parent_prior)
         tree = mcts(
             model,
             state,
             num_simulations=self.num_simulations,
             select=self.select,
             backup=backup,
-            evaluate=evaluate,
             gamma=self.gamma,
             max_depth=self.max_depth,
-            generator=generator,
-            uniform=uniform,
             watch=None if watch is None else lambda count, tree: watch(count, self.result(tree)),
             dtype=self.dtype,
+            **search,
         )
         return self.result(tree)
 

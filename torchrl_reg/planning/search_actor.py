@@ -5,8 +5,6 @@ Shapes: ``N`` environments, ``A`` actions, ``*O`` one observation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -14,6 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import make_composite_from_td
 
 from torchrl_reg.planning.emulator_model import EmulatorModel
 from torchrl_reg.planning.planners import Planner
@@ -22,15 +21,15 @@ from torchrl_reg.planning.tree import Evaluate, Model
 
 
 class SearchActor(TensorDictModuleBase):
-    """Searches from the states in a TensorDict and writes what it found: it acts in collectors and evaluations.
+    """Searches from the states in a TensorDict and writes the results: it acts in collectors and evaluations.
 
     Reads ``state`` (as :class:`torchrl_reg.envs.TabularEnv` and :class:`ModelEnv` have it) and writes ``action``,
     ``root_value [N]``, ``root_q [N, A]`` (untried actions: ``root_value``), ``root_policy [N, A]`` and
     ``root_visits [N, A]``, float32, values in reward units: targets for a network, where they are stored.
 
     Args:
-        planner: what searches, such as :class:`MENTS`.
-        model: what it searches in.
+        planner: the search, such as :class:`MENTS`.
+        model: the model to search in.
         evaluate: values new leaves.
         generator: draws the planner's random numbers; by default torch's own.
         state_key: where the states are.
@@ -72,10 +71,9 @@ class SearchActor(TensorDictModuleBase):
         if isinstance(self.model, EmulatorModel):
             self.model.release(mark)
         q = torch.where(found.q.isfinite(), found.q, found.value.unsqueeze(-1))
-        columns: Sequence[Tensor] = (found.action, found.value, q, found.pi, found.visits)
+        columns = (found.action, found.value.float(), q.float(), found.pi.float(), found.visits.float())
         for key, column in zip(self.out_keys, columns, strict=True):
-            shaped = column.reshape(*batch, *column.shape[1:])
-            tensordict.set(key, shaped.float() if shaped.is_floating_point() else shaped)
+            tensordict.set(key, column.reshape(*batch, *column.shape[1:]))
         return tensordict
 
 
@@ -110,60 +108,39 @@ class ModelEnv(EnvBase):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         super().__init__(batch_size=torch.Size([num_envs]))
         self.model, self.max_episode_steps, self._seed = model, max_episode_steps, 0
-        mark = model.mark()
-        try:
-            seen: Tensor | None = model.observation(model.reset(1, 0))[0]
-        except ValueError:
-            seen = None
-        model.release(mark)
-        self._observes = seen is not None
-        column = torch.Size([num_envs, 1])
-        self._present = (torch.zeros(num_envs, dtype=torch.int64), torch.zeros(column, dtype=torch.int64))
-        observed = {
-            "state": Unbounded(self.batch_size, dtype=torch.int64),
-            "steps": Unbounded(column, dtype=torch.int64),
-        }
-        if seen is not None:
-            observed["observation"] = Unbounded(torch.Size([num_envs, *seen.shape]), dtype=seen.dtype)
-        self.observation_spec = Composite(observed, shape=self.batch_size)
+        self._state, self._steps = torch.zeros(num_envs).long(), torch.zeros(num_envs, 1).long()
+        self.observation_spec = make_composite_from_td(self._reset())
+        self._seed = 0
         self.action_spec = Categorical(model.num_actions, shape=self.batch_size, dtype=torch.int64)
-        self.reward_spec = Unbounded(column, dtype=torch.float32)
-        flag = Binary(1, shape=column, dtype=torch.bool)
-        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=self.batch_size)
+        self.reward_spec = Unbounded(self._steps.shape, dtype=torch.float32)
+        flags = {
+            name: Binary(shape=self._steps.shape, dtype=torch.bool) for name in ("done", "terminated", "truncated")
+        }
+        self.done_spec = Composite(flags, shape=self.batch_size)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         fresh = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.reshape(-1)
         # TorchRL does not say where the other episodes are.
-        state, steps = self._present[0].clone(), self._present[1].clone()
+        state, steps = self._state.clone(), self._steps.clone()
         for index in fresh.nonzero().flatten().tolist():
             state[index] = self.model.reset(1, self._seed)
             steps[index], self._seed = 0, self._seed + 1
-        self._now(state, steps)
-        return self._observed(state, steps)
+        return self._arrived(state, steps)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         _, state, ended = self.model.step(tensordict["state"], tensordict["action"])
-        steps = tensordict["steps"] + 1
-        self._now(state, steps)
-        terminated, truncated = ended.unsqueeze(-1), steps >= self.max_episode_steps
-        return self._observed(state, steps).update(
-            {
-                "reward": self.model.raw_reward(state).float().unsqueeze(-1),
-                "done": terminated | truncated,
-                "terminated": terminated,
-                "truncated": truncated,
-            }
-        )
+        after = self._arrived(state, tensordict["steps"] + 1)
+        terminated, truncated = ended.unsqueeze(-1), self._steps >= self.max_episode_steps
+        after["reward"] = self.model.raw_reward(state).float().unsqueeze(-1)
+        return after.update({"done": terminated | truncated, "terminated": terminated, "truncated": truncated})
 
-    def _now(self, state: Tensor, steps: Tensor) -> None:
-        """Remembers where the episodes are, and forgets everything else."""
-        self._present = (state, steps)
+    def _arrived(self, state: Tensor, steps: Tensor) -> TensorDict:
+        """Observations of the episodes, which are now in ``state``; forgets all other states."""
+        self._state, self._steps = state, steps
         self.model.release(0, keep=state)
-
-    def _observed(self, state: Tensor, steps: Tensor) -> TensorDict:
         observed = {"state": state, "steps": steps}
-        if self._observes:
+        if self.model.observe:
             observed["observation"] = self.model.observation(state)
         return TensorDict(observed, batch_size=self.batch_size)
 

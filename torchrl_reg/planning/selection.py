@@ -1,4 +1,4 @@
-"""Which action a simulation takes at a node: UCB1, PUCT and E2W.
+"""Rules of selection, the action that a simulation takes at a node: UCB1, PUCT and E2W.
 
 Shapes: ``B`` trees, ``A`` actions. A rule is called with the current node of every tree and a function that draws the
 next uniform random numbers ``[B]`` in [0, 1), and returns actions ``[B]``.

@@ -65,27 +65,28 @@ class SyntheticTrees:
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reward, next state and terminated, each ``[M]``; see :class:`torchrl_reg.planning.Model`."""
+        reward, successor, terminated = self._quiet_step(state, action)
+        if self.noise > 0:
+            noise = torch.randn(len(reward), generator=self.generator, dtype=reward.dtype)
+            reward = torch.where(terminated, reward + self.noise * noise, reward)
+        return reward, successor, terminated
+
+    def _quiet_step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A step without noise."""
         tree = torch.div(state, self.num_nodes, rounding_mode="floor")
         node = (state - tree * self.num_nodes) * self.num_actions + 1 + action
         leaf = node - self.num_inner
-        terminated = leaf >= 0
         reward = self.leaf_mean[tree, leaf.clamp(min=0)]
-        if self.noise > 0:
-            reward = reward + self.noise * torch.randn(len(reward), generator=self.generator, dtype=reward.dtype)
-        return torch.where(terminated, reward, 0.0), tree * self.num_nodes + node, terminated
+        return torch.where(leaf >= 0, reward, 0.0), tree * self.num_nodes + node, leaf >= 0
 
     def tables(self) -> Tables:
         """The same trees without noise, for :func:`torchrl_reg.planning.search_tables`; leaves are worth 0."""
         size = self.num_trees * self.num_nodes
-        state = torch.arange(size).unsqueeze(-1).expand(size, self.num_actions)
-        inner = state % self.num_nodes < self.num_inner
-        noise, self.noise = self.noise, 0.0
-        action = torch.arange(self.num_actions).expand_as(state)
-        reward, successor, ended = self.step(state[inner], action[inner])
-        self.noise = noise
-        rewards = torch.zeros(size, self.num_actions, dtype=torch.float64).masked_scatter(inner, reward)
-        terminal = torch.zeros(size, dtype=torch.bool).index_put((successor[ended],), torch.tensor(True))
-        return Tables(state.masked_scatter(inner, successor), rewards, terminal, torch.zeros(size, dtype=torch.float64))
+        state = torch.arange(size).unsqueeze(-1).repeat(1, self.num_actions)
+        inner = state[:, 0] % self.num_nodes < self.num_inner
+        reward = torch.zeros(size, self.num_actions, dtype=torch.float64)
+        reward[inner], state[inner], _ = self._quiet_step(state[inner], torch.arange(self.num_actions))
+        return Tables(state, reward, ~inner, torch.zeros(size, dtype=torch.float64))
 
     def root_q(self, regularizer: nn.Module, gamma: float = 1.0) -> Tensor:
         """Exact action values of the roots ``[T, k]`` under a regularizer, from the leaves backwards."""

@@ -1,4 +1,4 @@
-"""What a search works on: models, evaluations of leaves, and trees as arrays.
+"""Models, evaluations of leaves, and trees as arrays.
 
 Shapes: ``B`` trees searched side by side, ``N`` nodes of a tree, ``A`` actions, ``K`` outcomes kept of an action,
 ``*S`` one state of the model, ``M`` any number of states.
@@ -7,7 +7,7 @@ Shapes: ``B`` trees searched side by side, ``N`` nodes of a tree, ``A`` actions,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -95,14 +95,19 @@ class Tree:
         In float64 with ``A`` actions and ``K = 1`` that is ``32 A + 24`` (``8 A`` more with policies and ``8 A`` more
         with priors) and the state.
         """
-        arrays = [getattr(self, field.name) for field in fields(self)]
-        return sum(x[0, 0].numel() * x.element_size() for x in arrays if isinstance(x, Tensor))
+        return sum(x[0, 0].numel() * x.element_size() for x in vars(self).values() if isinstance(x, Tensor))
 
     def flat(self) -> Tree:
         """The same memory with trees and nodes in one dimension: node ``i`` of tree ``b`` is row ``b N + i``."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        values = {name: x.flatten(0, 1) if isinstance(x, Tensor) else x for name, x in values.items()}
-        return Tree(**values)
+        arrays: dict[str, Any] = {name: x.flatten(0, 1) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return Tree(**vars(self) | arrays)
+
+    def enter(self, rows: Tensor, evaluation: Evaluation) -> None:
+        """Writes the evaluation of new nodes, ``rows`` of a flat tree."""
+        self.value[rows] = evaluation.value.to(self.value)
+        for here, given in ((self.q, evaluation.q), (self.prior, evaluation.prior)):
+            if here is not None and given is not None:
+                here[rows] = given.to(here)
 
 
 @dataclass(frozen=True)
@@ -123,39 +128,34 @@ class Tables:
 
 
 def allocate(
-    state: Tensor,
-    num_nodes: int,
-    num_actions: int,
-    num_outcomes: int,
-    *,
-    dtype: torch.dtype,
-    with_policy: bool,
-    with_prior: bool,
-    known: bool,
+    state: Tensor, size: tuple[int, int, int], evaluation: Evaluation, *, dtype: torch.dtype, with_policy: bool
 ) -> Tree:
-    """Trees whose roots are in ``state [B, *S]``, with room for ``num_nodes`` nodes and nothing tried."""
-    size = (len(state), num_nodes)
-    per_node = torch.zeros(size, dtype=dtype, device=state.device)
-    per_action = torch.zeros(*size, num_actions, dtype=dtype, device=state.device)
+    """Trees of ``size = (N, A, K)`` whose roots are in ``state [B, *S]`` with their ``evaluation``, nothing tried."""
+    num_nodes, num_actions, num_outcomes = size
+
+    def full(value: float, *shape: int) -> Tensor:
+        return torch.full((len(state), num_nodes, *shape), value, dtype=dtype, device=state.device)
+
     tree = Tree(
-        state=state.new_zeros(*size, *state.shape[1:]),
-        children=torch.full((*size, num_actions, num_outcomes), -1, device=state.device),
-        visits=per_action,
-        reward=per_action.clone(),
-        q=per_action.clone(),
-        value=per_node,
-        passed=per_node.clone(),
-        alive=per_node.clone(),
-        prior=torch.full_like(per_action, 1 / num_actions) if with_prior else None,
-        pi=torch.full_like(per_action, 1 / num_actions) if with_policy else None,
-        known=known,
+        state=state.new_zeros(len(state), num_nodes, *state.shape[1:]),
+        children=torch.full((len(state), *size), -1, device=state.device),
+        visits=full(0, num_actions),
+        reward=full(0, num_actions),
+        q=full(0, num_actions),
+        value=full(0),
+        passed=full(0),
+        alive=full(0),
+        prior=None if evaluation.prior is None else full(1 / num_actions, num_actions),
+        pi=full(1 / num_actions, num_actions) if with_policy else None,
+        known=evaluation.q is not None,
     )
     tree.state[:, 0] = state
+    tree.flat().enter(torch.arange(len(state), device=state.device) * num_nodes, evaluation)
     return tree
 
 
 class Nodes:
-    """One node of each tree, ``rows [B]`` of a flat tree: what a selection rule sees.
+    """One node of each tree, ``rows [B]`` of a flat tree, as a selection rule sees it.
 
     Attributes ``q``, ``visits`` and ``pi`` are ``[B, A]`` copies made when the simulation passed, ``value [B]`` and
     ``prior [B, A]`` are read when asked for, in reward units; ``pi`` and ``prior`` may be None, see :class:`Tree`.
@@ -169,7 +169,7 @@ class Nodes:
 
     @property
     def known(self) -> bool:
-        """Whether untried actions have action values."""
+        """True if untried actions have action values."""
         return self._flat.known
 
     @property

@@ -1,25 +1,21 @@
-"""A run of ``recipes/mirl_grid.py`` as learning curves, a figure of the learnt priors, and a Markdown table.
-
-python -m torchrl_reg.studies.gridworlds results/mirl_grid/none/default/seed=0
-"""
+"""A run of ``recipes/mirl_grid.py`` as learning curves, a figure of the learnt priors, and a Markdown table."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from torchrl_reg.analysis.colors import LIGHT
+from torchrl_reg.analysis.plots import new_figure
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
+from torchrl_reg.studies import cell, draw_band, plain
 
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
 #: Greedy return, in reward units, below that of the optimal policy that counts as solved.
@@ -34,7 +30,7 @@ _ACTIONS = ("up", "right", "down", "left")
 
 @dataclass(frozen=True)
 class WorldRun:
-    """What all agents did in one world.
+    """The learning of all agents in one world.
 
     Args:
         name: the world.
@@ -92,23 +88,17 @@ def draw_grid_curves(folder: Path, path: Path) -> Path:
         ValueError: as :func:`read_worlds`.
     """
     worlds = read_worlds(folder)
-    figure = Figure(figsize=(3.5 * len(worlds) + 0.4, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.5 * len(worlds) + 0.4, 5.0)
     axes = figure.subplots(2, len(worlds), squeeze=False, sharex="col")
-    for column, world in enumerate(worlds):
-        for upper, curves in ((True, world.returns), (False, world.rewards)):
-            below = axes[0 if upper else 1, column]
+    for world, panels in zip(worlds, axes.T, strict=True):
+        panels[0].set_yscale("symlog", linthresh=10)
+        for panel, curves in zip(panels, (world.returns, world.rewards), strict=True):
             for method, values in curves.items():
-                mean, low, high = mean_interval(values)
-                below.plot(world.frames, mean, color=_COLORS[method], label=LABELS[method], linewidth=1.5)
-                below.fill_between(world.frames, low, high, color=_COLORS[method], alpha=0.15, linewidth=0)
-            below.xaxis.set_major_formatter(EngFormatter(sep=""))
-            below.spines[["top", "right"]].set_visible(False)
-            below.tick_params(labelsize=8)
-        axes[0, column].axhline(world.optimal_return, color="#8C8C8C", linestyle=":", linewidth=1)
-        axes[0, column].set_yscale("symlog", linthresh=10)
-        axes[0, column].set_title(world.name, fontsize=10, loc="left")
-        axes[1, column].set_xlabel("environment frames of each agent", fontsize=9)
+                draw_band(panel, world.frames, values, {"color": _COLORS[method]}, LABELS[method])
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panels[0].axhline(world.optimal_return, color="#8C8C8C", linestyle=":", linewidth=1)
+        panels[0].set_title(world.name, fontsize=10, loc="left")
+        panels[1].set_xlabel("environment frames of each agent", fontsize=9)
     axes[0, 0].set_ylabel("return of the greedy policy", fontsize=9)
     axes[1, 0].set_ylabel("reward per step while learning", fontsize=9)
     seeds = len(next(iter(worlds[0].returns.values())))
@@ -126,12 +116,11 @@ def draw_priors(folder: Path, path: Path) -> Path:
     worlds = read_worlds(folder)
     if "mirl" not in worlds[0].last["prior"]:
         raise ValueError(f"methods must include mirl, whose prior is drawn, got {', '.join(worlds[0].last['prior'])}.")
-    figure = Figure(figsize=(3.3 * len(worlds) + 0.4, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.3 * len(worlds) + 0.4, 5.4)
     axes = figure.subplots(2, len(worlds), squeeze=False, height_ratios=[1.7, 1])
-    for column, world in enumerate(worlds):
-        _draw_map(axes[0, column], world)
-        _draw_prior(axes[1, column], world)
+    for world, (above, below) in zip(worlds, axes.T, strict=True):
+        _draw_map(above, world)
+        _draw_prior(below, world)
     axes[1, 0].set_ylabel("probability", fontsize=9)
     axes[1, -1].legend(frameon=False, fontsize=8, loc="upper right")
     figure.suptitle("MIRL", fontsize=10, x=0.01, ha="left")
@@ -154,46 +143,31 @@ def grid_table(folder: Path) -> str:
         for method in world.returns:
             solved = world.frames_to_solve(method)
             reached = solved[np.isfinite(solved)]
-            until = _cell(reached, ".0f") if len(reached) else "never"
+            until = cell(reached, ".0f") if len(reached) else "never"
             until += "" if len(reached) == len(solved) else f" ({len(reached)} of {len(solved)} seeds)"
-            final, reward = _cell(world.returns[method][:, -1], ".2f"), _cell(world.rewards[method].mean(1), ".3f")
+            final, reward = cell(world.returns[method][:, -1], ".2f"), cell(world.rewards[method].mean(1), ".3f")
             optimum = f"{round(world.optimal_return, 9) + 0.0:.2f}"
             lines.append(f"| {world.name} ({optimum}) | {LABELS[method]} | {final} | {until} | {reward} |")
     return "\n".join(lines)
 
 
-def _cell(values: np.ndarray, form: str) -> str:
-    mean, low, high = mean_interval(values)
-    # Adding 0 turns -0.0, which rounding makes of a tiny negative number, into 0.0.
-    mean, low, high = (round(float(value), 9) + 0.0 for value in (mean, low, high))
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
 def _draw_map(axes: Axes, world: WorldRun) -> None:
-    height, width = len(world.layout), len(world.layout[0])
-    cells = [(r, c) for r, line in enumerate(world.layout) for c, mark in enumerate(line) if mark != "#"]
-    agreement = np.array(world.last["mirl_greedy"])  # [S, A]: share of the seeds that move there
-    for row, line in enumerate(world.layout):
-        for col, mark in enumerate(line):
-            color = {"#": "#404040", "G": "#F0C040"}.get(mark, "#F4F4F4")
-            axes.add_patch(Rectangle((col, row), 1, 1, facecolor=color, edgecolor="white", linewidth=0.8))
-    for (row, col), shares in zip(cells, agreement, strict=True):
-        if world.layout[row][col] == "G":
-            axes.text(col + 0.5, row + 0.5, "G", ha="center", va="center", fontsize=8)
+    """The map, with arrows as long as the share of the seeds that move there."""
+    marks = {(row, col): mark for row, line in enumerate(world.layout) for col, mark in enumerate(line)}
+    for (row, col), mark in marks.items():
+        color = {"#": "#404040", "G": "#F0C040"}.get(mark, "#F4F4F4")
+        axes.add_patch(Rectangle((col, row), 1, 1, facecolor=color, edgecolor="white", linewidth=0.8))
+    states = [place for place, mark in marks.items() if mark != "#"]
+    for place, shares in zip(states, world.last["mirl_greedy"], strict=True):
+        y, x = place[0] + 0.5, place[1] + 0.5
+        if marks[place] == "G":
+            axes.text(x, y, "G", ha="center", va="center", fontsize=8)
             continue
         for (right, down), share in zip(_ARROWS, shares, strict=True):
-            if share > 0:
-                axes.plot(
-                    [col + 0.5, col + 0.5 + 0.42 * share * right],
-                    [row + 0.5, row + 0.5 + 0.42 * share * down],
-                    color=_COLORS["mirl"],
-                    linewidth=1.6,
-                    solid_capstyle="round",
-                )
-        axes.plot(col + 0.5, row + 0.5, ".", color=_COLORS["mirl"], markersize=3)
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_aspect("equal")
+            to = ([x, x + 0.42 * share * right], [y, y + 0.42 * share * down])
+            axes.plot(*to, color=_COLORS["mirl"], linewidth=1.6 if share else 0, solid_capstyle="round")
+        axes.plot(x, y, ".", color=_COLORS["mirl"], markersize=3)
+    axes.set(xlim=(0, len(world.layout[0])), ylim=(len(world.layout), 0), aspect="equal")
     axes.axis("off")
     axes.set_title(f"{world.name}: greedy actions (share of seeds)", fontsize=9, loc="left")
 
@@ -208,20 +182,5 @@ def _draw_prior(axes: Axes, world: WorldRun) -> None:
     axes.axhline(1 / len(_ACTIONS), color="#404040", linestyle=":", linewidth=1, label="uniform (SQL)")
     axes.set_xticks(position, _ACTIONS, fontsize=8)
     axes.set_ylim(0, 1.02)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.set_title(f"prior at beta = {world.last['mirl_beta']:.3g}", fontsize=9, loc="left")
-
-
-def main(arguments: list[str]) -> None:
-    """Prints the table of the run folder."""
-    if len(arguments) != 1:
-        raise SystemExit(f"RUN must be one run folder, got {arguments}.")
-    try:
-        print(grid_table(Path(arguments[0])))
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

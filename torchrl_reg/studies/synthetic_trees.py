@@ -1,21 +1,17 @@
-"""A run of ``recipes/ments_trees.py`` as figures and as a Markdown table.
-
-python -m torchrl_reg.studies.synthetic_trees results/ments_trees/none/default/seed=0
-"""
+"""A run of ``recipes/ments_trees.py`` as figures and as Markdown tables."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from torchrl_reg.analysis.colors import GREY, LIGHT
 from torchrl_reg.analysis.plots import add_legend, new_figure, styles
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
+from torchrl_reg.studies import cell, draw_band, plain
 
 LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
 
@@ -58,19 +54,9 @@ def read_searches(folder: Path) -> list[Searches]:
     rows = [row for row in metrics_rows(folder, '"trees"') if row["event"] == "trees"]
     if not rows:
         raise ValueError(f"{folder} must hold the metrics.jsonl of a run of ments_trees, got none with trees.")
-    return [
-        Searches(
-            method=row["method"],
-            branching=row["branching"],
-            depth=row["depth"],
-            noise=row["noise"],
-            simulations=np.array(row["simulations"]),
-            value_error=np.array(row["value_error"]).T,
-            max_error=np.array(row["max_error"]).T,
-            regret=np.array(row["regret"]).T,
-        )
-        for row in rows
-    ]
+    kind, found = ("method", "branching", "depth", "noise"), ("value_error", "max_error", "regret")
+    arrays = [(np.array(row["simulations"]), *(np.array(row[name]).T for name in found)) for row in rows]
+    return [Searches(*(row[name] for name in kind), *each) for row, each in zip(rows, arrays, strict=True)]
 
 
 def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
@@ -92,21 +78,15 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
     columns = list(dict.fromkeys((s.depth, s.noise) for s in searches))
     figure = new_figure(1.7 * len(columns) + 0.8, 1.5 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
+    for axis in axes.flat:
+        axis.set(xscale="log", yscale="log" if what == "value_error" else "linear")
     for search in searches:
         axis = axes[rows.index(search.branching), columns.index((search.depth, search.noise))]
-        mean, low, high = mean_interval(getattr(search, what))
-        look = looks[search.method]
-        axis.plot(search.simulations, mean, linewidth=1.4, **look)
-        axis.fill_between(search.simulations, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        draw_band(axis, search.simulations, getattr(search, what), looks[search.method])
     for (depth, noise), axis in zip(columns, axes[0], strict=True):
         axis.set_title(f"d = {depth}, noise {noise:g}", fontsize=9, loc="left")
     for branching, axis in zip(rows, axes[:, 0], strict=True):
         axis.set_ylabel(f"k = {branching}", fontsize=9)
-    for axis in axes.flat:
-        axis.set_xscale("log")
-        if what == "value_error":
-            axis.set_yscale("log")
-        _plain(axis)
     figure.supxlabel("simulations", fontsize=9)
     title = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
     figure.supylabel(f"{title}, mean of {len(searches[0].regret)} trees", fontsize=9)
@@ -135,7 +115,7 @@ def draw_bandit(folder: Path, path: Path) -> Path:
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_xscale("log")
         axis.set_xlabel("pulls t", fontsize=9)
-        _plain(axis)
+        plain(axis)
     axes[0].set_ylabel("t MSE / limit", fontsize=9)
     axes[0].set_ylim(bottom=0)
     axes[1].legend(frameon=False, fontsize=8)
@@ -152,19 +132,16 @@ def trees_table(folder: Path) -> str:
     Raises:
         ValueError: as :func:`read_searches`.
     """
-    lines = [
-        "| k | d | noise | method | value error | error to the maximum | simple regret | value error against first |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    first: Searches | None = None
-    for search in read_searches(folder):
-        if first is None or first.kind != search.kind:
-            first, verdict = search, "-"
-        else:
+    heads = "k | d | noise | method | value error | error to the maximum | simple regret | value error against first"
+    lines = [f"| {heads} |", "|---" * 8 + "|"]
+    searches = read_searches(folder)
+    for search in searches:
+        first, verdict = _first(searches, search), "-"
+        if search is not first:
             mean, low, high = mean_interval(search.value_error[:, -1] - first.value_error[:, -1])
             word = "better" if high < 0 else "worse" if low > 0 else "even"
             verdict = f"{word}, {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-        cells = [_cell(values[:, -1]) for values in (search.value_error, search.max_error, search.regret)]
+        cells = [cell(values[:, -1]) for values in (search.value_error, search.max_error, search.regret)]
         kind = f"{search.branching} | {search.depth} | {search.noise:g}"
         lines.append(f"| {kind} | {LABELS[search.method]} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(lines)
@@ -184,7 +161,7 @@ def differences_table(folder: Path) -> str:
     heads = [f"{what}, {count} simulations" for what in ("value error", "regret") for count in (early, last)]
     lines = [f"| k | d | noise | difference | {' | '.join(heads)} |", "|---" * 8 + "|"]
     for search in searches:
-        first = next(s for s in searches if s.kind == search.kind)
+        first = _first(searches, search)
         if search is first:
             continue
         cells = []
@@ -196,31 +173,12 @@ def differences_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _first(searches: list[Searches], search: Searches) -> Searches:
+    """The first search of the same kind of tree."""
+    return next(each for each in searches if each.kind == search.kind)
+
+
 def _difference(values: np.ndarray) -> str:
     mean, low, high = mean_interval(values)
     text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def _cell(values: np.ndarray) -> str:
-    mean, low, high = mean_interval(values)
-    return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-
-
-def main(arguments: list[str]) -> None:
-    """Prints the tables of the run folder."""
-    if len(arguments) != 1:
-        raise SystemExit(f"RUN must be one run folder, got {arguments}.")
-    try:
-        print(f"{trees_table(Path(arguments[0]))}\n\n{differences_table(Path(arguments[0]))}")
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
