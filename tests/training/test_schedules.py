@@ -37,6 +37,6 @@ def test_each_counts_in_its_own_unit_and_takes_the_place_of_those_of_the_setting
         seen.append((learner.optimizer.param_groups[0]["lr"], egreedy.eps.item(), loss.regularizer.tau.item()))
     rates, epsilons, temperatures = zip(*seen, strict=True)
     assert rates == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01])
-    assert epsilons == pytest.approx([1, 0.8, 0.6, 0.4, 0.4, 0.4])
+    assert epsilons == pytest.approx([1, 0.8, 0.6, 0.4, 0.4, 0.4], abs=1e-5)
     assert temperatures == pytest.approx([0.5, 0.5, 0.3, 0.1, 0.1, 0.1])
     run.finish()

@@ -131,9 +131,9 @@ class ValueLearner:
         """Batches ``[num_envs, collect_steps]`` of the run.
 
         After each, the ``schedules`` are stepped, in place of those that ``algo`` asks for: a
-        :class:`LinearSchedule` of a temperature, torch's learning-rate schedulers (by a batch, once learning has started), TorchRL's exploration
-        modules (by the frames of a batch), or anything with ``step(run)``. To add one, give
-        ``[*learner.schedules, one]``. Those with a ``state_dict`` are checkpointed.
+        :class:`LinearSchedule` of a temperature, torch's learning-rate schedulers (by a batch, once learning has
+        started), TorchRL's exploration modules (by the frames of a batch), or anything with ``step(run)``. To add one,
+        give ``[*learner.schedules, one]``. Those with a ``state_dict`` are checkpointed.
         """
         run, algo = self.run, self.algo
         used = self.schedules if schedules is None else list(schedules)
