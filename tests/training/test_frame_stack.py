@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -167,34 +165,15 @@ def test_thousands_of_steps_come_back(padding, steps):
     assert single.storage._starts.count > steps // 10
 
 
-def test_frames_in_a_file_without_a_name(tmp_path):
-    games, plain = Games("black"), stacked()
-    storage = FrameStackStorage(CAPACITY, stack=STACK, num_envs=NUM_ENVS, scratch_dir=tmp_path / "scratch")
-    mapped = replay(storage)
-    for _ in range(7):
-        extend((mapped, plain), games.batch(6))
-    rows, _ = expected_rows(mapped.write_count, games.ages)
-    assert_same(storage.get(torch.arange(CAPACITY)), plain.storage.get(rows))
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        assert str(tmp_path / "scratch" / "frames-") in maps.read_text()
-    assert list((tmp_path / "scratch").iterdir()) == []  # a killed run leaves nothing behind
-
-
 @pytest.mark.gpu
-def test_rows_on_a_gpu_and_samples_in_page_locked_memory():
+def test_rows_on_a_gpu():
     games, plain = Games("repeated"), stacked()
     on_gpu = replay_on("cuda")
-    pinned = replay(FrameStackStorage(CAPACITY, stack=STACK, num_envs=NUM_ENVS, pin_samples=True))
     for _ in range(7):
-        extend((on_gpu, pinned, plain), games.batch(6))
+        extend((on_gpu, plain), games.batch(6))
     rows, _ = expected_rows(plain.write_count, games.ages)
     every, expected = torch.arange(CAPACITY), plain.storage.get(rows)
     assert_same(on_gpu.storage.get(every).cpu(), expected)
-    sample = pinned.storage.get(every)
-    assert_same(sample, expected)
-    assert sample["observation"].is_pinned()
-    assert_same(sample.to("cuda", non_blocking=True).cpu(), expected)
 
 
 def replay_on(device):
@@ -325,8 +304,6 @@ def test_breakout_comes_back_and_takes_one_frame_a_transition():
         ({"max_size": 25}, r"max_size must be a multiple of num_envs=3 .*, got 25\."),
         ({"stack": 1}, r"stack must be at least 2 frames, got 1\."),
         ({"num_envs": 0}, r"num_envs must be at least 1, got 0\."),
-        ({"device": "meta", "pin_samples": True}, r"device must be the CPU, got 'meta'\."),
-        ({"device": "meta", "scratch_dir": "x"}, r"device must be the CPU, got 'meta'\."),
     ],
 )
 def test_bad_arguments(change, message):

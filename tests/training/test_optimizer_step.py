@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from torchrl_reg.training.loop.optimizer_step import OptimizerStep, StackedStep
+from torchrl_reg.training.loop.optimizer_step import OptimizerStep
 
 OPTIMIZERS = {
     "adam": lambda groups: Adam(groups, fused=True, eps=1e-5, betas=(0.8, 0.99)),
@@ -112,65 +112,3 @@ def test_hooks_and_schedulers_are_heard() -> None:
     optimizer.param_groups[1]["params"][0].grad = torch.ones(2)
     step()
     assert (optimizer.param_groups[1]["params"][0] < 1).all()
-
-
-def stacked_networks(count: int) -> tuple[list[nn.Sequential], list[nn.Parameter]]:
-    """Networks whose parameters are views of the stacked ones, in the order of one network's."""
-    nets = [network(seed) for seed in range(count)]
-    wholes = []
-    for singles in zip(*(net.parameters() for net in nets), strict=True):
-        whole = torch.stack([single.detach() for single in singles])
-        for single, view in zip(singles, whole.unbind(), strict=True):
-            single.data = view
-        wholes.append(nn.Parameter(whole))
-    return nets, wholes
-
-
-def give_stacked_gradients(nets: list[nn.Sequential], wholes: list[nn.Parameter], number: int) -> None:
-    for seed, net in enumerate(nets):
-        give_gradients(net, 10 * number + seed)
-    for whole, singles in zip(wholes, zip(*(net.parameters() for net in nets), strict=True), strict=True):
-        whole.grad = torch.stack([single.grad for single in singles])
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "decay"])
-def test_stacked_optimizers_step_as_each_alone(name):
-    nets, wholes = stacked_networks(3)
-    alone = [network(seed) for seed in range(3)]
-    optimizers = [OPTIMIZERS[name](groups(net)) for net in nets]
-    others = [OPTIMIZERS[name](groups(net)) for net in alone]
-    steps = [OptimizerStep(optimizer) for optimizer in optimizers]
-    whole_of = dict(zip(map(id, nets[0].parameters()), wholes, strict=True))
-    assert StackedStep.of(steps, lambda p: whole_of[id(p)]) is None  # no moments to stack yet
-    stacked = None
-    for number in range(5):
-        give_stacked_gradients(nets, wholes, number)
-        for seed, (net, optimizer) in enumerate(zip(alone, others, strict=True)):
-            give_gradients(net, 10 * number + seed)
-            optimizer.step()
-        if stacked is None:
-            for step in steps:
-                step()
-            stacked = StackedStep.of(steps, lambda p: whole_of[id(p)])
-        else:
-            assert stacked.is_current()
-            stacked()
-        assert all(map(same, nets, alone))
-    for optimizer, other in zip(optimizers, others, strict=True):
-        for state, expected in zip(optimizer.state.values(), other.state.values(), strict=True):
-            assert all(torch.equal(state[key], expected[key]) for key in expected)
-
-
-def test_a_stack_of_optimizers_ends_with_what_differs():
-    nets, wholes = stacked_networks(2)
-    steps = [OptimizerStep(OPTIMIZERS["adam"](groups(net))) for net in nets]
-    whole_of = dict(zip(map(id, nets[0].parameters()), wholes, strict=True))
-    give_stacked_gradients(nets, wholes, 0)
-    for step in steps:
-        step()
-    stacked = StackedStep.of(steps, lambda p: whole_of[id(p)])
-    assert stacked is not None and stacked.is_current()
-    steps[1].optimizer.param_groups[0]["lr"] = 0.5
-    assert not stacked.is_current()
-    steps[1]()
-    assert StackedStep.of(steps, lambda p: whole_of[id(p)]) is None  # one has made a step more

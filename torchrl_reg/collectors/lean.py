@@ -102,7 +102,6 @@ class LeanCollector:
         self._policy_device, self._storing_device = torch.device(policy_device), torch.device(storing_device)
         self._act = plain_policy(policy, self.num_envs, self._policy_device)
         self._observation_dtype = env.observation_spec["observation"].dtype
-        self._array_dtype = torch.empty(0, dtype=self._observation_dtype).numpy().dtype
         spec = env.full_action_spec["action"].cpu()
         self._as_array = Tensor.numpy if type(spec) is Categorical else partial(spec.to_numpy, safe=False)
         self._frames = 0
@@ -194,8 +193,6 @@ class LeanCollector:
         return batch.set("next", TensorDict(following, shape).to(device, non_blocking=True))
 
     def _as_tensor(self, observation: Any) -> Tensor:
-        if isinstance(observation, np.ndarray) and observation.dtype == self._array_dtype:
-            return torch.from_numpy(observation)
         return torch.as_tensor(observation, dtype=self._observation_dtype)
 
 

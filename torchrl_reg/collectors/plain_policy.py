@@ -10,10 +10,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 from torchrl.data import Categorical
-from torchrl.envs.utils import ExplorationType
-from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule, TanhNormal
-from torchrl.modules.distributions.utils import sample_and_log_prob
-from torchrl.modules.tensordict_module import SafeProbabilisticModule, SafeSequential
+from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule
+from torchrl.modules.tensordict_module import SafeSequential
 
 from torchrl_reg.modules import BoltzmannQActor
 from torchrl_reg.modules.layers import layer_by_layer
@@ -28,9 +26,9 @@ def plain_policy(
 ) -> PlainPolicy:
     """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, with random exploration or none.
 
-    Sequences, modules around a network, Q-value modules, Boltzmann policies, tanh-normal actors and epsilon-greedy
-    exploration need no TensorDict, nor does any module with its own ``plain(state)``, defined in the same class as
-    its ``forward``. Anything else is given a TensorDict built from the state so far.
+    Sequences, modules around a network, Q-value modules, Boltzmann policies and epsilon-greedy exploration need no
+    TensorDict, nor does any module with its own ``plain(state)``, defined in the same class as its ``forward``.
+    Anything else is given a TensorDict built from the state so far.
     """
     parts = [_part(module, num_envs, device, explores) for module in policy_parts(policy, explores)]
     if len(parts) == 1:
@@ -64,53 +62,35 @@ class _Chosen(NamedTuple):
 
 
 def has_hooks(module: torch.nn.Module) -> bool:
-    """Whether something else is called whenever the module is."""
+    """True if something else is called whenever the module is."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> PlainPolicy:
-    if isinstance(module, _Chosen):
+    kind = type(module)
+    if kind is _Chosen:
         return module.call
     if isinstance(module, torch.nn.Module) and not has_hooks(module):
-        if type(module) in (TensorDictModule, SafeModule) and _is_simple(module):
+        if kind in (TensorDictModule, SafeModule) and _is_simple(module):
             return _network(module)
-        if type(module) is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
+        if kind is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
             return _greedy(module)
-        if explores and (drawing := _drawing_part(module, num_envs)) is not None:
-            return drawing
+        if explores and _has_plain_form(kind):
+            return module.plain
+        unmasked = kind is EGreedyModule and module.action_mask_key is None
+        if explores and unmasked and isinstance(module.action_key, str):
+            return _epsilon_greedy(module, num_envs)
     return _through_a_tensordict(module, num_envs, device)
 
 
-def _drawing_part(module: Any, num_envs: int) -> PlainPolicy | None:
-    """The plain form of a module that draws random numbers; None if it has none."""
-    if _has_plain_form(type(module)):
-        return module.plain
-    if type(module) is EGreedyModule and module.action_mask_key is None and isinstance(module.action_key, str):
-        return _epsilon_greedy(module, num_envs)
-    if type(module) is SafeProbabilisticModule and _draws_plainly(module):
-        return _drawn(module)
-    return None
-
-
 def _has_plain_form(kind: type) -> bool:
-    """Whether ``plain`` belongs to the current ``forward`` rather than to one that a subclass has replaced."""
+    """True if ``plain`` belongs to the current ``forward`` rather than to one that a subclass has replaced."""
     levels = (vars(level).keys() for level in kind.__mro__)
     return next(("plain" in own for own in levels if {"plain", "forward"} & own), False)
 
 
-def _draws_plainly(module: SafeProbabilisticModule) -> bool:
-    """Whether the module does nothing but draw an action and its log-probability."""
-    one = list(module.dist_sample_keys) == list(module.out_keys[:1]) and module.num_samples is None
-    kind = module.distribution_class
-    squashed = isinstance(kind, type) and issubclass(kind, TanhNormal)
-    random = module.default_interaction_type is ExplorationType.RANDOM and squashed
-    generators = module._generator is None and module._generator_key is None
-    simple = module.return_log_prob and not module.safe and not module.cache_dist
-    return one and random and generators and simple
-
-
 def _is_simple(module: TensorDictModule) -> bool:
-    """Whether the module does nothing but call the network on the in-keys, in order."""
+    """True if the module does nothing but call the network on the in-keys, in order."""
     named = module.out_keys_source == module.out_keys and "_" not in module.out_keys
     special = module.method or module._kwargs or module.method_kwargs or module._get_kwargs
     return named and not special and module.inplace is True
@@ -166,17 +146,6 @@ def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
         if action.ndim > 1:
             explores = explores.reshape(-1, *[1] * (action.ndim - 1))
         state[key] = torch.where(explores, random, action)
-
-    return call
-
-
-def _drawn(module: SafeProbabilisticModule) -> PlainPolicy:
-    """A random action of the module's distribution, as under random exploration, and its log-probability."""
-    action_key = module.out_keys[0]
-
-    def call(state: State) -> None:
-        dist = module.get_dist(state)  # type: ignore[arg-type]
-        state[action_key], state[module.log_prob_key] = sample_and_log_prob(dist, torch.Size(), reparameterize=True)
 
     return call
 

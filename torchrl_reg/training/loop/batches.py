@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: its collector, a pass for all lanes, or a thread that is one batch ahead."""
+"""Where the batches of a run come from: its collector, one pass for all seeds, or a thread that is one batch ahead."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.collection import AnyCollector
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.run.streams import stream_seed
-from torchrl_reg.training.seeds.joint_collection import joint_batches
-from torchrl_reg.training.seeds.lanes import current_lane
+from torchrl_reg.training.seeds.batched_collection import batched_collection
+from torchrl_reg.training.seeds.workers import current_worker
 
 
 class Batches:
@@ -56,7 +56,7 @@ class Batches:
 
     @cached_property
     def _iterator(self) -> Iterator[TensorDictBase]:
-        lane = current_lane()
-        if lane is not None:
-            return joint_batches(lane, self.collector)
+        worker = current_worker()
+        if worker is not None:
+            return batched_collection(worker, self.collector)
         return iter(self._overlapped or self.collector)

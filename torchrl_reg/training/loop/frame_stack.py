@@ -6,7 +6,6 @@ Shapes: ``B`` transitions, ``N`` environments, ``S`` frames in a stack, ``H`` an
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,6 @@ class FrameStackStorage(LazyTensorStorage):
         stack: ``S``, frames in an observation ``[S, H, W]`` (uint8, oldest first); at least 2.
         num_envs: ``N``, environments that step together.
         device: where the rows lie.
-        scratch_dir: a folder; the frames are then in an unnamed file there, which disappears with the process. For
-            rings larger than the memory; the operating system keeps in memory what is read and written often.
-        pin_samples: samples are gathered into page-locked memory, from which they travel to a GPU in the background;
-            for rows on the CPU that are learnt from on a GPU. Without CUDA it changes nothing.
 
     Raises:
         ConfigError: a bad argument.
@@ -78,28 +73,15 @@ class FrameStackStorage(LazyTensorStorage):
 
     _default_checkpointer = _Checkpointer
 
-    def __init__(
-        self,
-        max_size: int,
-        *,
-        stack: int,
-        num_envs: int,
-        device: torch.device | str = "cpu",
-        scratch_dir: str | os.PathLike[str] | None = None,
-        pin_samples: bool = False,
-    ) -> None:
+    def __init__(self, max_size: int, *, stack: int, num_envs: int, device: torch.device | str = "cpu") -> None:
         require(stack >= 2, "stack", "at least 2 frames", stack)
         require(num_envs >= 1, "num_envs", "at least 1", num_envs)
         least = 2 * stack * num_envs
         expected = f"a multiple of num_envs={num_envs} and at least 2 * stack * num_envs={least}"
         require(max_size % num_envs == 0 and max_size >= least, "max_size", expected, max_size)
         super().__init__(max_size, device=device)
-        on_cpu = self.device.type == "cpu"
-        require(on_cpu or (scratch_dir is None and not pin_samples), "device", "the CPU", str(self.device))
         self.stack = stack
         self.num_envs = num_envs
-        self._folder = None if scratch_dir is None else Path(scratch_dir)
-        self._pins = pin_samples and torch.cuda.is_available()
         # By history: rows back to each frame of both stacks, 0 for those before the episode's first row.
         self._back = (_steps_back(stack) * num_envs).to(self.device)
         self._keys: list[Any] = []  # of the entries that are stored as they are, once there are any
@@ -135,7 +117,7 @@ class FrameStackStorage(LazyTensorStorage):
                 raise IndexError(f"index must be in rows 0 to {size - 1}, got {least} to {most}.")
         rows = self._with_history(rows)
         frames = self._frames(rows)
-        found = {key: self._gathered(self._storage.get(key), rows) for key in self._keys}
+        found = {key: self._storage.get(key).index_select(0, rows) for key in self._keys}
         found |= {OBSERVATION: frames[:, :-1], NEXT_OBSERVATION: frames[:, 1:]}
         transitions = TensorDict(found, [len(rows)], device=self.device)
         return transitions if index.ndim == 1 else transitions.reshape(index.shape)
@@ -191,9 +173,6 @@ class FrameStackStorage(LazyTensorStorage):
     def _init_standard(self, data: TensorDictBase) -> None:
         super()._init_standard(data)
         self._name_entries()
-        if self._folder is not None:
-            shape = self._stored("frame").shape
-            self._storage.set((STORED, "frame"), _unnamed_file(self._folder, shape))
 
     def _name_entries(self) -> None:
         keys = self._storage.keys(include_nested=True, leaves_only=True)
@@ -208,42 +187,26 @@ class FrameStackStorage(LazyTensorStorage):
         """``rows [B]``, but rows whose oldest frame has been overwritten move ``S`` steps on."""
         if self._written <= self.max_size:
             return rows
-        numbers, history, _ = self._light(rows)
-        age = (self._written - 1 - numbers) % self.max_size
+        age = (self._written - 1 - rows) % self.max_size
         reach = self.stack * self.num_envs
         # On a GPU, checking whether there are any old ones would wait for all the work queued before.
         if not rows.is_cuda and not (age >= self.max_size - reach).any():
             return rows
-        known = history[numbers] % (self.stack + 1)
-        lost = torch.as_tensor(known > (self.max_size - 1 - age) // self.num_envs)
+        known = self._stored("history")[rows] % (self.stack + 1)
+        lost = known > (self.max_size - 1 - age) // self.num_envs
         return torch.where(lost, (rows + reach) % self.max_size, rows)
-
-    def _light(self, rows: Tensor) -> tuple[Any, Any, Any]:
-        """``rows``, the histories of all rows (int16) and the rows back; on the CPU as NumPy sees the same memory.
-
-        Its small operations take a third of the time of torch's, and a sample needs a dozen.
-        """
-        arrays = (rows, self._stored("history"), self._back)
-        return arrays if rows.is_cuda else tuple(array.numpy() for array in arrays)  # type: ignore[return-value]
-
-    def _gathered(self, leaf: Tensor, rows: Tensor) -> Tensor:
-        """``leaf[rows]``: on uint8 images ``index_select`` takes an eighth of the time of indexing."""
-        if not self._pins:
-            return leaf.index_select(0, rows)
-        out = torch.empty(len(rows), *leaf.shape[1:], dtype=leaf.dtype, pin_memory=True)
-        return torch.index_select(leaf, 0, rows, out=out)
 
     def _frames(self, rows: Tensor) -> Tensor:
         """``[B, S + 1, H, W]``: the observation's frames, then the next observation's newest one."""
-        numbers, history, back = self._light(rows)
-        back = back[history[numbers]]
-        sources = torch.as_tensor((numbers[:, None] - back) % self.max_size)
-        frames = self._gathered(self._stored("frame"), sources.flatten()).unflatten(0, sources.shape)
+        back = self._back[self._stored("history")[rows].long()]
+        sources = (rows.unsqueeze(1) - back) % self.max_size
+        # On uint8 images index_select takes an eighth of the time of indexing.
+        frames = self._stored("frame").index_select(0, sources.flatten()).unflatten(0, sources.shape)
         if frames.is_cuda:
             return self._with_starts(frames, rows)
         young = back[:, 0] == 0
         if young.any():
-            few = torch.as_tensor(young.nonzero()[0])
+            few = young.nonzero().squeeze(1)
             frames.index_copy_(0, few, self._with_starts(frames.index_select(0, few), rows.index_select(0, few)))
         return frames
 
@@ -336,17 +299,6 @@ class FrameStackStorage(LazyTensorStorage):
 
     def _newest_rows(self) -> Tensor:
         return torch.arange(self._written - self.num_envs, self._written, device=self.device) % self.max_size
-
-
-def _unnamed_file(folder: Path, shape: torch.Size) -> Tensor:
-    """uint8 zeros of ``shape`` in a file of ``folder`` that lasts as long as the tensor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix="frames-", dir=folder)
-    os.close(handle)
-    try:
-        return torch.from_file(name, shared=True, size=shape.numel(), dtype=torch.uint8).view(shape)
-    finally:
-        os.unlink(name)
 
 
 def _steps_back(stack: int) -> Tensor:

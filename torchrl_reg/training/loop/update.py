@@ -17,8 +17,8 @@ from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 from torchrl_reg.training.loop.gradients import made_gradients, worth_compiling
 from torchrl_reg.training.loop.optimizer_step import OptimizerStep
-from torchrl_reg.training.seeds.joint_step import joint_step
-from torchrl_reg.training.seeds.lanes import current_lane
+from torchrl_reg.training.seeds.batched_step import batched_step
+from torchrl_reg.training.seeds.workers import current_worker
 
 Update = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
 
@@ -117,12 +117,10 @@ def _gradient_step(
             scalars["priority"] = minibatch.get(priority_key)
         return scalars
 
-    lane = current_lane()
-    if lane is None or max_grad_norm is not None or priority_key is not None:
+    worker = current_worker()
+    if worker is None or max_grad_norm is not None or priority_key is not None:
         return step
-    return joint_step(
-        lane, step, loss=loss, parameters=parameters, optimizer=step_optimizer, compile=compile, bf16=bf16
-    )
+    return batched_step(worker, step, loss=loss, parameters=parameters, optimizer=optimizer, compile=compile, bf16=bf16)
 
 
 def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:

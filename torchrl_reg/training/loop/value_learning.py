@@ -17,6 +17,7 @@ from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.n_step import NStep
 from torchrl_reg.training.loop.replay import remember, rows_in_time
+from torchrl_reg.training.loop.schedules import LinearSchedule, step_schedule
 from torchrl_reg.training.run.run import Run
 
 
@@ -55,7 +56,7 @@ class ValueLearning:
         check_replay_learning(self)
 
 
-class EpsilonSchedule:
+class EpsilonSchedule(LinearSchedule):
     """Anneals the ``eps`` of an exploration module linearly, as set by ``algo``.
 
     Args:
@@ -64,12 +65,9 @@ class EpsilonSchedule:
     """
 
     def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
-        self.module, self.algo = module, algo
-
-    def step(self, run: Run) -> None:
-        """Sets the ``eps`` that is due at ``run.frames``."""
-        algo = self.algo
-        self.module.eps.fill_(run.annealed(algo.eps_start, algo.eps_end, algo.eps_frames, algo.learning_starts_frames))
+        self.module = module
+        frames = algo.eps_frames, algo.learning_starts_frames
+        super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, *frames)
 
 
 class ValueLearner:
@@ -109,7 +107,7 @@ class ValueLearner:
         frame_stack: int = 1,
         parameters: Iterable[Any] | None = None,
     ) -> None:
-        self.run, self.algo, self.loss, self.exploration = run, algo, loss, exploration
+        self.run, self.algo, self.loss = run, algo, loss
         stack = frame_stack if algo.n_steps == 1 else 1
         self.replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
         self.n_step = NStep(algo.n_steps, algo.gamma)
@@ -122,19 +120,32 @@ class ValueLearner:
         )
         self.update = run.make_update(loss, self.optimizer, target)
         run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
-        explores = exploration.module if isinstance(exploration, EpsilonSchedule) else exploration
-        run.track(n_step=self.n_step, exploration=explores)
+        scheduled = isinstance(exploration, EpsilonSchedule)
+        run.track(n_step=self.n_step, exploration=exploration.module if scheduled else exploration)
+        #: What :meth:`collect` steps by itself.
+        self.schedules: list[Any] = [exploration] if scheduled else []
+        if algo.anneal_learning_rate:
+            self.schedules.append(LinearSchedule(self._assign_rate, algo.learning_rate, 0.0, algo.total_frames))
 
-    def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
-        """Batches ``[num_envs, collect_steps]`` of the run; anneals the learning rate and a scheduled epsilon."""
+    def collect(self, env: EnvBase, policy: Policy, schedules: Iterable[Any] | None = None) -> Iterator[TensorDictBase]:
+        """Batches ``[num_envs, collect_steps]`` of the run.
+
+        After each, the ``schedules`` are stepped, in place of those that ``algo`` asks for: a
+        :class:`LinearSchedule` of a temperature, torch's learning-rate schedulers (by a batch, once learning has
+        started), TorchRL's exploration modules (by the frames of a batch), or anything with ``step(run)``. To add one,
+        give ``[*learner.schedules, one]``. Those with a ``state_dict`` are checkpointed.
+        """
         run, algo = self.run, self.algo
+        used = self.schedules if schedules is None else list(schedules)
+        run.track(**{f"schedule_{i}": one for i, one in enumerate(used) if hasattr(one, "state_dict")})
         frames = algo.num_envs * algo.collect_steps * run.frames_per_step
         for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
             yield batch
-            if algo.anneal_learning_rate:
-                self.optimizer.param_groups[0]["lr"] = run.annealed(algo.learning_rate, 0.0, algo.total_frames)
-            if isinstance(self.exploration, EpsilonSchedule):
-                self.exploration.step(run)
+            for schedule in used:
+                step_schedule(schedule, run, frames)
+
+    def _assign_rate(self, rate: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = rate
 
     def remember(self, batch: TensorDictBase) -> None:
         """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""

@@ -16,7 +16,7 @@ from torchrl_reg.training.cli.settings import RunSettings
 from torchrl_reg.training.run.loggers import open_loggers
 from torchrl_reg.training.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.training.run.progress import Progress
-from torchrl_reg.training.seeds.lanes import current_lane
+from torchrl_reg.training.seeds.workers import current_worker
 
 
 class Journal:
@@ -46,8 +46,8 @@ class Journal:
     def start(self, total_frames: int, frames: int) -> None:
         """Opens the extra loggers and the progress line; speed is measured from here."""
         self._views = open_loggers(self._settings.loggers, self._path)
-        lane = current_lane()
-        shown = self._settings.progress and (lane is None or lane.is_first)  # the first of several seeds speaks for all
+        worker = current_worker()
+        shown = self._settings.progress and (worker is None or worker.number == 0)  # the first seed speaks for all
         self._progress = Progress(total_frames, frames, enabled=shown)
         self._speed_mark = (frames, time.perf_counter())
         every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)

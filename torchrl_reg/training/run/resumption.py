@@ -19,7 +19,7 @@ from torchrl_reg.training.run.finite import FiniteWatch
 from torchrl_reg.training.run.generators import GeneratorStates
 from torchrl_reg.training.run.journal import Journal
 from torchrl_reg.training.run.streams import seed_global_generators, stream_seed
-from torchrl_reg.training.seeds.lanes import current_lane
+from torchrl_reg.training.seeds.workers import current_worker
 
 
 class Resumption:
@@ -93,12 +93,12 @@ class Resumption:
 
     def load(self) -> bool:
         """Loads the newest checkpoint, of several seeds the newest that all have; False where there is none."""
-        lane = current_lane()
-        if lane is not None:
-            self.checkpoints.go_back(lane.meet("resume", self.checkpoints.frames(), _newest_of_all))
+        worker = current_worker()
+        if worker is not None:
+            self.checkpoints.go_back(worker.barrier("resume", self.checkpoints.frames(), _newest_of_all))
         resumed = self.checkpoints.load_latest() is not None
-        if lane is not None:
-            lane.prepare()
+        if worker is not None:
+            worker.prepare()
         return resumed
 
     def begin(self, frames: int, resumed: bool) -> None:
@@ -160,8 +160,8 @@ class Resumption:
 
 def _wait_for_all_seeds() -> None:
     """Until all seeds of this process have come as far; afterwards Python's ``random`` is this one's."""
-    if (lane := current_lane()) is not None:
-        lane.meet("checkpoint", None, list)
+    if (worker := current_worker()) is not None:
+        worker.barrier("checkpoint", None, list)
 
 
 def _newest_of_all(frames: Sequence[set[int]]) -> list[int]:

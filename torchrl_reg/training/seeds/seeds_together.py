@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchrl_reg.training.errors import user_sentence
-from torchrl_reg.training.seeds.lanes import Lane, Lanes
+from torchrl_reg.training.seeds.workers import Workers
 
 
 def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
@@ -20,18 +21,10 @@ def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
     if len(configs) == 1:
         train(configs[0])
         return
-    failed = [lane for lane in Lanes([_task(train, config) for config in configs]).run() if lane.error is not None]
-    for lane in failed[1:]:
-        print(f"run.seed={configs[lane.number].run.seed}: {_said(lane)}", file=sys.stderr, flush=True)
+    workers = Workers([partial(train, config) for config in configs]).run()
+    failed = [(worker.error, worker.number) for worker in workers if worker.error is not None]
+    for error, number in failed[1:]:
+        said = user_sentence(error) or repr(error)
+        print(f"run.seed={configs[number].run.seed}: {said}", file=sys.stderr, flush=True)
     if failed:
-        assert failed[0].error is not None
-        raise failed[0].error
-
-
-def _task(train: Callable[[Any], Path], config: Any) -> Callable[[], Path]:
-    return lambda: train(config)
-
-
-def _said(lane: Lane) -> str:
-    assert lane.error is not None
-    return user_sentence(lane.error) or repr(lane.error)
+        raise failed[0][0]

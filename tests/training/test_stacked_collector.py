@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -12,13 +11,13 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import HardUpdate
 
 from torchrl_reg.collectors import LeanCollector
-from torchrl_reg.collectors.joint import JointCollector, drawing, is_stacked
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import SoftDQNLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import Entropy
 from torchrl_reg.training.loop.replay import split_rows
+from torchrl_reg.training.seeds.stacked_collector import StackedCollector, drawing
 
 SETTINGS = {
     "vectors": (EnvSettings("cartpole", max_episode_frames=9), NetSettings("mlp", num_cells=[16])),
@@ -47,10 +46,7 @@ def stack(collectors: list[LeanCollector]) -> StackedLoss:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_the_batches_of_each(kind: str) -> None:
     alone, together = ([collector(kind, seed, 0.2 * seed) for seed in range(1, 4)] for _ in range(2))
-    assert not is_stacked(together[0])
-    _held = stack(together)
-    assert is_stacked(together[0])
-    joint, ended = JointCollector(together), 0
+    stacked, ended = StackedCollector(together, stack(together).parameter), 0
     for batch in range(3):
         expected, states = [], []
         for seed, each in enumerate(alone):
@@ -62,7 +58,7 @@ def test_the_batches_of_each(kind: str) -> None:
             torch.manual_seed(10 * batch + seed)
             drawn.append(drawing(each)())
             assert torch.equal(torch.get_rng_state(), states[seed])
-        found = split_rows(joint.batches(drawn), 3)
+        found = split_rows(stacked.batches(drawn), 3)
         ended += sum(int(rows["next", "done"].sum()) for rows in found)
         for one, other, mine, theirs in zip(found, expected, together, alone, strict=True):
             assert set(one.keys(True, True)) == set(other.keys(True, True))
@@ -73,15 +69,6 @@ def test_the_batches_of_each(kind: str) -> None:
                 assert close(one.get(key), value), key
             assert (mine.carried == theirs.carried).all()
     assert ended >= 9
-
-
-def test_it_notices_networks_stacked_anew() -> None:
-    collectors = [collector("vectors", seed) for seed in range(2)]
-    first = stack(collectors)
-    joint = JointCollector(collectors)
-    assert joint.is_current()
-    second = stack(collectors)
-    assert not joint.is_current() and first is not second
 
 
 def refused(policy: Any) -> LeanCollector:
@@ -95,16 +82,13 @@ def refused(policy: Any) -> LeanCollector:
 )
 def test_other_policies_are_refused(policy: Any) -> None:
     with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network"):
-        is_stacked(refused(policy))
+        drawing(refused(policy))
 
 
 def test_networks_that_are_not_stacked_are_refused() -> None:
     collectors = [collector("vectors", seed) for seed in range(2)]
-    with pytest.raises(ValueError, match="networks must hold views of stacked parameters"):
-        JointCollector(collectors)
-    stack([collectors[0], copy.copy(collectors[1])])
-    with pytest.raises(ValueError, match="networks must hold views of stacked parameters"):
-        JointCollector(collectors[::-1])
+    with pytest.raises(ValueError, match="parameter must be one of the losses' networks"):
+        StackedCollector(collectors, stack([collector("vectors", 2)]).parameter)
 
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
@@ -117,4 +101,4 @@ def test_policies_with_hooks_are_refused(part: str, hook: str) -> None:
     parts = {"network": network, "layer": network.module[0], "greedy": greedy, "exploration": exploration}
     getattr(parts[part], hook)(lambda *_: None)
     with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network of one observation, without"):
-        is_stacked(made)
+        drawing(made)

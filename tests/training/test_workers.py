@@ -1,4 +1,4 @@
-"""Lanes take turns, meet for what is computed together, and keep their random generators apart."""
+"""Workers take turns, meet for what is computed together, and keep their random generators apart."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_reg.training.seeds.lanes import Lane, Lanes, current_lane
+from torchrl_reg.training.seeds.workers import Worker, Workers, current_worker
 
 
-def here() -> Lane:
-    lane = current_lane()
-    assert lane is not None
-    return lane
+def here() -> Worker:
+    worker = current_worker()
+    assert worker is not None
+    return worker
 
 
 def total(numbers: list[int]) -> list[int]:
@@ -32,10 +32,10 @@ def test_what_they_meet_for_is_computed_once_of_all_in_order() -> None:
         return [10 * number for number in given]
 
     def task(number: int) -> list[int]:
-        return [here().meet("tens", number + step, jointly) for step in range(2)]
+        return [here().barrier("tens", number + step, jointly) for step in range(2)]
 
-    lanes = Lanes([lambda n=n: task(n) for n in (1, 5, 7)]).run()
-    assert [lane.outcome for lane in lanes] == [[10, 20], [50, 60], [70, 80]]
+    workers = Workers([lambda n=n: task(n) for n in (1, 5, 7)]).run()
+    assert [worker.outcome for worker in workers] == [[10, 20], [50, 60], [70, 80]]
     assert seen == [[1, 5, 7], [2, 6, 8]]
 
 
@@ -48,50 +48,50 @@ def test_one_runs_at_a_time() -> None:
             assert len(running) == 1
             sum(range(1000))
             running.pop()
-            here().meet("turn", 1, total)
+            here().barrier("turn", 1, total)
 
-    assert all(lane.error is None for lane in Lanes([task] * 4).run())
+    assert all(worker.error is None for worker in Workers([task] * 4).run())
 
 
 def test_those_left_go_on_when_others_are_over() -> None:
     def task(steps: int) -> list[int]:
-        return [here().meet("count", 1, total) for _ in range(steps)]
+        return [here().barrier("count", 1, total) for _ in range(steps)]
 
-    lanes = Lanes([lambda n=n: task(n) for n in (1, 3, 2)]).run()
-    assert [lane.outcome for lane in lanes] == [[3], [3, 2, 1], [3, 2]]
+    workers = Workers([lambda n=n: task(n) for n in (1, 3, 2)]).run()
+    assert [worker.outcome for worker in workers] == [[3], [3, 2, 1], [3, 2]]
 
 
 def test_brief_meetings_come_first_so_that_all_come_to_the_others() -> None:
     def task(brief: int) -> list[int]:
-        found = [here().meet("step", 1, total, brief=True) for _ in range(brief)]
-        return [*found, here().meet("batch", 1, total)]
+        found = [here().barrier("step", 1, total, brief=True) for _ in range(brief)]
+        return [*found, here().barrier("batch", 1, total)]
 
-    lanes = Lanes([lambda n=n: task(n) for n in (0, 3, 1)]).run()
-    assert [lane.outcome for lane in lanes] == [[3], [2, 1, 1, 3], [2, 3]]
+    workers = Workers([lambda n=n: task(n) for n in (0, 3, 1)]).run()
+    assert [worker.outcome for worker in workers] == [[3], [2, 1, 1, 3], [2, 3]]
 
 
 def test_different_kinds_are_answered_one_after_the_other() -> None:
-    lanes = Lanes([lambda k=k: here().meet(k, 1, total) for k in ("a", "b", "b")]).run()
-    assert [lane.outcome for lane in lanes] == [1, 2, 2]
+    workers = Workers([lambda k=k: here().barrier(k, 1, total) for k in ("a", "b", "b")]).run()
+    assert [worker.outcome for worker in workers] == [1, 2, 2]
 
 
 def test_an_error_is_of_the_lane_that_made_it() -> None:
     def task(number: int) -> int:
         if number == 1:
             raise KeyError("mine")
-        return here().meet("count", 1, total)
+        return here().barrier("count", 1, total)
 
-    lanes = Lanes([lambda n=n: task(n) for n in range(3)]).run()
-    assert [lane.outcome for lane in lanes] == [2, None, 2]
-    assert isinstance(lanes[1].error, KeyError)
+    workers = Workers([lambda n=n: task(n) for n in range(3)]).run()
+    assert [worker.outcome for worker in workers] == [2, None, 2]
+    assert isinstance(workers[1].error, KeyError)
 
 
 def test_an_error_of_what_is_computed_together_is_of_all() -> None:
     def broken(_: list[int]) -> list[int]:
         raise RuntimeError("together")
 
-    lanes = Lanes([lambda: here().meet("broken", 1, broken)] * 2).run()
-    assert [str(lane.error) for lane in lanes] == ["together", "together"]
+    workers = Workers([lambda: here().barrier("broken", 1, broken)] * 2).run()
+    assert [str(worker.error) for worker in workers] == ["together", "together"]
 
 
 def draws() -> tuple[float, float, float]:
@@ -117,10 +117,10 @@ def test_each_has_generators_of_its_own() -> None:
     expected, after = draws(), (torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate())
 
     def meet() -> None:
-        here().meet("turn", 1, total)
+        here().barrier("turn", 1, total)
 
-    lanes = Lanes([lambda s=s: seeded_draws(s, 5, meet) for s in range(3)]).run()
-    assert [lane.outcome for lane in lanes] == alone
+    workers = Workers([lambda s=s: seeded_draws(s, 5, meet) for s in range(3)]).run()
+    assert [worker.outcome for worker in workers] == alone
     # And those of the caller are as they were.
     assert torch.equal(torch.get_rng_state(), after[0]) and random.getstate() == after[2]
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], after[1]["state"]["key"])
@@ -133,23 +133,23 @@ def test_after_brief_meetings_pythons_generator_is_taken_where_it_is_asked_for()
         found = []
         for _ in range(4):
             found.append(random.random())
-            here().meet("turn", 1, total, brief=True)
+            here().barrier("turn", 1, total, brief=True)
             here().take_python_generator()
         return found
 
-    lanes = Lanes([lambda s=s: task(s) for s in range(3)]).run()
-    for seed, lane in enumerate(lanes):
+    workers = Workers([lambda s=s: task(s) for s in range(3)]).run()
+    for seed, worker in enumerate(workers):
         generator = random.Random(seed)
-        assert lane.outcome == [generator.random() for _ in range(4)]
+        assert worker.outcome == [generator.random() for _ in range(4)]
 
 
-def test_a_signal_ends_every_lane() -> None:
+def test_a_signal_ends_every_worker() -> None:
     closed: list[int] = []
 
     def task(number: int) -> None:
         try:
             while True:
-                here().meet("turn", 1, total)
+                here().barrier("turn", 1, total)
         finally:
             closed.append(number)
 
@@ -157,12 +157,12 @@ def test_a_signal_ends_every_lane() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Lanes([lambda n=n: task(n) for n in range(3)]).run()
+            Workers([lambda n=n: task(n) for n in range(3)]).run()
     finally:
         signal.signal(signal.SIGINT, before)
     assert sorted(closed) == [0, 1, 2]
 
 
-def test_outside_there_is_no_lane() -> None:
-    assert current_lane() is None
-    assert Lanes([lambda: current_lane() is not None]).run()[0].outcome
+def test_outside_there_is_no_worker() -> None:
+    assert current_worker() is None
+    assert Workers([lambda: current_worker() is not None]).run()[0].outcome
