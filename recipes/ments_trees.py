@@ -35,7 +35,7 @@ from torchrl_reg.planning import (
 from torchrl_reg.regularizers import HardMax
 from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 METHODS = ("uct", "puct", "ments", "rents", "tents")
 

@@ -35,7 +35,7 @@ from torchrl_reg.tabular import (
     value_iteration,
 )
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 
 @dataclass

@@ -18,11 +18,11 @@ import torch
 from hydra.core.config_store import ConfigStore
 from tensordict import TensorDict
 
-from torchrl_reg.training import RecipeConfig, recipe
+from torchrl_reg.training import RecipeConfig, files, recipe
 from torchrl_reg.training.cli import command_line
 from torchrl_reg.training.cli.overrides import default_folder
 from torchrl_reg.training.errors import Interrupted
-from torchrl_reg.training.run import files, metrics
+from torchrl_reg.training.run import metrics
 
 
 @pytest.fixture

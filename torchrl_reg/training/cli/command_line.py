@@ -39,10 +39,10 @@ from torchrl_reg.training.cli.config_errors import (
 )
 from torchrl_reg.training.cli.help import help_text
 from torchrl_reg.training.cli.overrides import check_switches, default_folder, readable, telling
-from torchrl_reg.training.cli.settings import RecipeConfig, validate
 from torchrl_reg.training.errors import ConfigError, Interrupted, stop_behind, user_sentence
 from torchrl_reg.training.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.seeds.seeds_together import train_seeds
+from torchrl_reg.training.settings import RecipeConfig, validate
 
 Train = Callable[[Any], Path]
 

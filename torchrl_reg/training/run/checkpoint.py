@@ -18,9 +18,9 @@ from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpoi
 from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
 
 from torchrl_reg.training.errors import CheckpointError
+from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.loop.replay import ReplayChunks
-from torchrl_reg.training.run.files import partial_path, publish
-from torchrl_reg.training.run.packing import own_memory
+from torchrl_reg.training.packing import own_memory
 
 KEPT = 2
 _PREFIX = "checkpoint"

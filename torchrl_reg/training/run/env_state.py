@@ -10,7 +10,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import LeanCollector
-from torchrl_reg.training.run.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
+from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
 def restorable_part(env: EnvBase) -> Any | None:

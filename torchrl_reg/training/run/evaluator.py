@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.saved import check_finite
 from torchrl_reg.training.loop.evaluation import Evaluated, evaluate, with_mode
-from torchrl_reg.training.run.journal import Journal
+from torchrl_reg.training.run.logger import RunLogger
 from torchrl_reg.training.run.policy_file import PolicyFile
 from torchrl_reg.training.run.videos import Videos
 
@@ -24,12 +24,12 @@ class Evaluator:
     Args:
         path: the run folder.
         config: the recipe's.
-        journal: gets the rows.
+        logger: gets the rows.
         device: of the policies.
     """
 
-    def __init__(self, path: Path, config: Any, journal: Journal, device: torch.device) -> None:
-        self._settings, self._journal, self._device = config.run, journal, device
+    def __init__(self, path: Path, config: Any, logger: RunLogger, device: torch.device) -> None:
+        self._settings, self._logger, self._device = config.run, logger, device
         self._file = PolicyFile(path, config)
         self._videos = Videos(path, self._settings.video_every_frames, self._settings.seed)
         self._env: EnvBase | None = None
@@ -47,13 +47,13 @@ class Evaluator:
         """
         if self._env is None or not self._are_finite(frames):
             return
-        settings, say = self._settings, self._journal.say
+        settings, say = self._settings, self._logger.say
         columns = evaluate(
             self._env, self._policies, episodes=settings.eval_episodes, seed=settings.seed, device=self._device
         )
-        self._journal.evaluation(frames, columns)
+        self._logger.evaluation(frames, columns)
         acting = {name: with_mode(evaluated)[0] for name, evaluated in self._policies.items()}
-        self._file.write(acting, self._journal.last_evaluation or {}, say)
+        self._file.write(acting, self._logger.last_evaluation or {}, say)
         self._videos.film(frames, say)
 
     def _are_finite(self, frames: int) -> bool:
@@ -63,7 +63,7 @@ class Evaluator:
                 check_finite(policy.state_dict() if isinstance(policy, nn.Module) else {}, "an evaluated policy")
         except AgentError as error:
             if not self._refused:
-                self._journal.say(f"no evaluation from frame {frames:,} on: {error}")
+                self._logger.say(f"no evaluation from frame {frames:,} on: {error}")
             self._refused = True
             return False
         return True

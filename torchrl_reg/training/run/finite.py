@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from torchrl_reg.training.errors import DivergedError
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 #: Beside ``metrics.jsonl`` once a run has stopped because of a number that is not finite.
 FAILED = "failed.json"

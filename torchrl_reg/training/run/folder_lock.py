@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_reg.training.errors import ConfigError
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 LOCK, OWNER = ".lock", ".owner.json"
 HEARTBEAT_SECONDS = 20.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrl_reg.training.run.packing import pack_arrays, unpack_arrays
+from torchrl_reg.training.packing import pack_arrays, unpack_arrays
 
 
 class GeneratorStates:

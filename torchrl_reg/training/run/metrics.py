@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.training.errors import RecordError
-from torchrl_reg.training.run.files import append, sync
+from torchrl_reg.training.files import append, sync
 
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
 """Columns that depend on the machine's speed (frames a second, seconds); two runs of one seed agree in all others."""

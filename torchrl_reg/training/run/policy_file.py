@@ -10,8 +10,8 @@ from typing import Any
 
 from torchrl_reg.agents.description import Undescribed
 from torchrl_reg.agents.saved import POLICY_FILE, policy_bytes
+from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.loop.evaluation import Policy
-from torchrl_reg.training.run.files import write_atomically
 from torchrl_reg.training.run.metrics import strip_wall_clock
 
 

@@ -10,16 +10,16 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.data import TensorDictReplayBuffer
 
-from torchrl_reg.training.cli.settings import RunSettings
 from torchrl_reg.training.loop.collection import cut_episodes
 from torchrl_reg.training.loop.replay import ReplayChunks
 from torchrl_reg.training.run.checkpoint import CheckpointFolder
 from torchrl_reg.training.run.env_state import EnvironmentState
 from torchrl_reg.training.run.finite import FiniteWatch
 from torchrl_reg.training.run.generators import GeneratorStates
-from torchrl_reg.training.run.journal import Journal
-from torchrl_reg.training.run.streams import seed_global_generators, stream_seed
+from torchrl_reg.training.run.logger import RunLogger
 from torchrl_reg.training.seeds.lanes import current_lane
+from torchrl_reg.training.settings import RunSettings
+from torchrl_reg.training.streams import seed_global_generators, stream_seed
 
 
 class Resumption:
@@ -28,17 +28,17 @@ class Resumption:
     Args:
         path: the run folder.
         settings: of the run.
-        journal: of the run; it counts episodes that a checkpoint ends.
+        logger: of the run; it counts episodes that a checkpoint ends.
 
     Attributes:
         made: what :class:`Run` made for the recipe; a checkpoint without one of it is refused.
         replay: the replay buffer among it.
     """
 
-    def __init__(self, path: Path, settings: RunSettings, journal: Journal) -> None:
+    def __init__(self, path: Path, settings: RunSettings, logger: RunLogger) -> None:
         self.made: dict[str, Any] = {}
         self.replay: TensorDictReplayBuffer | None = None
-        self._path, self._settings, self._journal = path, settings, journal
+        self._path, self._settings, self._logger = path, settings, logger
         self._tracked: dict[str, Any] = {}
         self._watch = FiniteWatch(path, settings.on_nan)
         self._checkpoints: CheckpointFolder | None = None
@@ -106,15 +106,15 @@ class Resumption:
         environments, seed = self.environments, self._settings.seed
         self._watch.start(frames)
         if not resumed:
-            self._journal.restart()
+            self._logger.restart()
             seed_global_generators(stream_seed(seed, "actor", 0))
             if self.replay is not None:
                 self.replay._rng.manual_seed(stream_seed(seed, "replay", 0))
         elif environments.is_transparent and environments.is_restored:
             return
         elif environments.is_transparent:
-            self._journal.say("this machine computes the environments differently: their episodes end here")
-            self._journal.cut(environments.count)
+            self._logger.say("this machine computes the environments differently: their episodes end here")
+            self._logger.cut(environments.count)
             for part in self._tracked.values():
                 if hasattr(part, "cut_episodes"):
                     part.cut_episodes()
@@ -123,7 +123,7 @@ class Resumption:
     def cut(self, batch: TensorDictBase) -> None:
         """Ends the episodes of ``batch``, which a checkpoint follows, where the environments cannot be stored."""
         if self.ends_episodes:
-            self._journal.cut(cut_episodes(batch))
+            self._logger.cut(cut_episodes(batch))
 
     def save(self, frames: int) -> None:
         """A checkpoint between two batches."""

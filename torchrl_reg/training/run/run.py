@@ -33,7 +33,7 @@ from torchrl_reg.training.run.env_state import EnvironmentState
 from torchrl_reg.training.run.evaluator import Evaluator
 from torchrl_reg.training.run.recorded import Recorded
 from torchrl_reg.training.run.resumption import Resumption
-from torchrl_reg.training.run.streams import seed_global_generators, stream_seed
+from torchrl_reg.training.streams import seed_global_generators, stream_seed
 
 T = TypeVar("T")
 #: Share of the targets' mass outside a categorical network's grid from which on a run warns.
@@ -62,8 +62,8 @@ class Run(Recorded):
         super().__init__(config, named_device(config.run.device))
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
-        self._evaluator = Evaluator(self.path, config, self._journal, self.device)
-        self._resumption = Resumption(self.path, self.settings, self._journal)
+        self._evaluator = Evaluator(self.path, config, self._logger, self.device)
+        self._resumption = Resumption(self.path, self.settings, self._logger)
         self._values = ValueWatch(self.path)
         self._granted_updates = 0
         self._warned_of_clipping = False
@@ -73,7 +73,7 @@ class Run(Recorded):
     @property
     def updates(self) -> int:
         """Updates recorded so far."""
-        return self._journal.updates
+        return self._logger.updates
 
     # ------------------------------------------------------------ what a recipe builds with
 
@@ -204,7 +204,7 @@ class Run(Recorded):
         resumption.open(self, EnvironmentState(batches.collector), **batches.components)
         self._folder.open(self.device)
         resumed = resumption.load()
-        self._journal.start(total_frames, self.frames)
+        self._logger.start(total_frames, self.frames)
         self._announce(resumed)
         next_batch = self._guarded(batches.next)
         try:
@@ -216,7 +216,7 @@ class Run(Recorded):
                 checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
                 batch = next_batch(go_ahead=not (is_last or checkpoint_due))
                 self.frames = after
-                self._journal.advance(after - before, finished_returns(batch))
+                self._logger.advance(after - before, finished_returns(batch))
                 if checkpoint_due:
                     resumption.cut(batch)
                 yield batch
@@ -229,7 +229,7 @@ class Run(Recorded):
                 if checkpoint_due:
                     resumption.save(self.frames)
         finally:
-            self._journal.stop()
+            self._logger.stop()
             batches.shutdown()
 
     def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
@@ -259,18 +259,18 @@ class Run(Recorded):
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts one update and averages its detached scalars into the next training row."""
-        self._journal.record(scalars)
+        self._logger.record(scalars)
 
     def finish(self) -> Path:
         """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
         self._log_row()
-        if not self._journal.has_evaluation(self.frames):
+        if not self._logger.has_evaluation(self.frames):
             self._evaluate()
         self._resumption.finish(self.frames)
-        counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
+        counts = {"updates": self.updates, "cut_episodes": self._logger.cut_episodes}
         bad = {"diverged_frames": self._values.diverged_frames}
         self._close({**counts, **bad, "first_not_finite_frames": self._resumption.first_bad_frames})
-        self._journal.draw_curves()  # last, so that nobody waiting for the run waits for a plot
+        self._logger.draw_curves()  # last, so that nobody waiting for the run waits for a plot
         return self.path
 
     # ------------------------------------------------------------ checkpoints
@@ -281,7 +281,7 @@ class Run(Recorded):
             "frames": self.frames,
             "granted_updates": self._granted_updates,
             "values": self._values.state_dict(),
-            "journal": self._journal.state_dict(),
+            "logger": self._logger.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,10 +289,10 @@ class Run(Recorded):
         self.frames = state["frames"]
         self._granted_updates = state["granted_updates"]
         self._values.load_state_dict(state["values"])
-        self._journal.load_state_dict(state["journal"])
+        self._logger.load_state_dict(state["logger"])
 
     def _log_row(self) -> None:
-        row = self._journal.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        row = self._logger.train(self.frames, lambda row: self._values.judge(row, self._gamma))
         self._resumption.is_finite(self.frames, row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True
@@ -331,7 +331,7 @@ class Run(Recorded):
         for sentence in without_effect(getattr(self._folder.config, "algo", None)):
             print(f"warning: {sentence}.", file=sys.stderr, flush=True)
         if resumed:
-            self._journal.resume()
+            self._logger.resume()
         if self._resumption.ends_episodes:
             every = self.settings.checkpoint_every_frames
             self.say(

@@ -10,7 +10,7 @@ from torchrl_reg.agents.pictures import draw_without_display
 from torchrl_reg.agents.saved import POLICY_FILE, read_policy
 from torchrl_reg.agents.show import episode_frames, frames_per_second
 from torchrl_reg.agents.video import write_video
-from torchrl_reg.training.run.streams import forked_generators, stream_seed
+from torchrl_reg.training.streams import forked_generators, stream_seed
 
 LONGEST = 2_000  # steps of an episode that are filmed
 

@@ -12,14 +12,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.record.loggers import Logger
 
-from torchrl_reg.training.cli.settings import RunSettings
 from torchrl_reg.training.run.loggers import open_loggers
 from torchrl_reg.training.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.training.run.progress import Progress
 from torchrl_reg.training.seeds.lanes import current_lane
+from torchrl_reg.training.settings import RunSettings
 
 
-class Journal:
+class RunLogger:
     """Accumulates means and returns between training rows and writes each row to all outputs.
 
     A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
