@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch.utils._pytree import tree_map, tree_map_only
 
 _ARRAY = "numpy array"
 
@@ -20,42 +20,36 @@ def pack_tensordict(tensordict: TensorDictBase) -> dict[str, Any]:
 
 
 def unpack_tensordict(packed: dict[str, Any], device: torch.device | None = None) -> TensorDict:
-    """What :func:`pack_tensordict` was given, its leaves on ``device`` (default: the CPU)."""
+    """Restores what :func:`pack_tensordict` was given, its leaves on ``device`` (default: the CPU)."""
     entries = {key: value if device is None else value.to(device) for key, value in packed["entries"]}
     return TensorDict(entries, packed["batch_size"])  # type: ignore[arg-type]
 
 
 def pack_arrays(data: Any) -> Any:
     """``data`` with every NumPy array in its lists, tuples and dicts as a tensor."""
-    if isinstance(data, np.ndarray):
-        return {_ARRAY: torch.from_numpy(data.copy())}
-    if isinstance(data, np.generic):
-        return data.item()
-    if isinstance(data, dict):
-        return {key: pack_arrays(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return type(data)(pack_arrays(value) for value in data)
-    return data
+    return tree_map(_packed, data)
+
+
+def _packed(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return {_ARRAY: torch.from_numpy(leaf.copy())}
+    return leaf.item() if isinstance(leaf, np.generic) else leaf
 
 
 def unpack_arrays(data: Any) -> Any:
-    """What :func:`pack_arrays` was given."""
-    if isinstance(data, dict):
-        if data.keys() == {_ARRAY}:
-            return data[_ARRAY].numpy()
-        return {key: unpack_arrays(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return type(data)(unpack_arrays(value) for value in data)
-    return data
+    """Restores what :func:`pack_arrays` was given."""
+    return tree_map(lambda leaf: leaf[_ARRAY].numpy() if _is_array(leaf) else leaf, data, is_leaf=_is_array)
+
+
+def _is_array(node: Any) -> bool:
+    return isinstance(node, dict) and node.keys() == {_ARRAY}
 
 
 def own_memory(state: Any) -> Any:
     """``state`` with a copy of every tensor that is a view of a larger one, which would be saved whole."""
-    if isinstance(state, torch.Tensor):
-        is_view = state.untyped_storage().nbytes() > state.numel() * state.element_size()
-        return state.clone() if is_view else state
-    if type(state) in (dict, OrderedDict):
-        return type(state)((key, own_memory(value)) for key, value in state.items())
-    if type(state) in (list, tuple):
-        return type(state)(own_memory(value) for value in state)
-    return state
+    return tree_map_only(torch.Tensor, _without_rest, state)
+
+
+def _without_rest(tensor: torch.Tensor) -> torch.Tensor:
+    is_view = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if is_view else tensor

@@ -10,7 +10,6 @@ import torch
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.run.device import set_up_cpu
 from torchrl_reg.training.run.logger import RunLogger
-from torchrl_reg.training.run.loggers import check_loggers
 from torchrl_reg.training.run.run_folder import RunFolder
 
 
@@ -35,7 +34,6 @@ class Recorded:
         self._folder = RunFolder(config)
         if self._folder.is_done:
             raise ConfigError(f"run.dir={self.path} holds a finished run.")
-        check_loggers(self.settings.loggers)
         self._logger = RunLogger(self.path, self.settings)
         set_up_cpu(self.settings.threads)
 

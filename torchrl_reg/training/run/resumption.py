@@ -114,7 +114,7 @@ class Resumption:
             return
         elif environments.is_transparent:
             self._logger.say("this machine computes the environments differently: their episodes end here")
-            self._logger.cut(environments.count)
+            self._logger.cut_episodes += environments.count
             for part in self._tracked.values():
                 if hasattr(part, "cut_episodes"):
                     part.cut_episodes()
@@ -123,7 +123,7 @@ class Resumption:
     def cut(self, batch: TensorDictBase) -> None:
         """Ends the episodes of ``batch``, which a checkpoint follows, where the environments cannot be stored."""
         if self.ends_episodes:
-            self._logger.cut(cut_episodes(batch))
+            self._logger.cut_episodes += cut_episodes(batch)
 
     def save(self, frames: int) -> None:
         """A checkpoint between two batches."""
