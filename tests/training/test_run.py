@@ -290,7 +290,7 @@ def test_tensorboard_sees_the_rows(make_run):
 
 def test_the_buffer_is_made_before_the_update_that_reprioritizes_it(make_run):
     run = make_run()
-    run._resumption.made["loss"] = object()
+    run._made["loss"] = object()
     with pytest.raises(ValueError, match="run.replay.. must come before run.make_update"):
         run.replay(100, 10)
 

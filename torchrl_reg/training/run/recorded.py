@@ -21,6 +21,7 @@ class Recorded:
         device: where it computes, for ``config.yaml`` and the provenance.
 
     Attributes:
+        path: the run folder.
         settings: ``config.run``.
         device: as given.
         frames: environment frames (of a study: the recipe's unit) counted so far.
@@ -32,15 +33,11 @@ class Recorded:
     def __init__(self, config: Any, device: torch.device) -> None:
         self.settings, self.device, self.frames = config.run, device, 0
         self._folder = RunFolder(config)
+        self.path: Path = self._folder.path
         if self._folder.is_done:
             raise ConfigError(f"run.dir={self.path} holds a finished run.")
         self._logger = RunLogger(self.path, self.settings)
         set_up_cpu(self.settings.threads)
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self._folder.path
 
     def log(self, event: str, **columns: Any) -> None:
         """Writes a row of the recipe's own: ``{"event": event, "frames": ..., **columns}``."""
