@@ -25,7 +25,7 @@ from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, Planner, Search
 from torchrl_reg.regularizers import HardMax
 from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 PLANNERS = {"uct": UCT, "puct": PUCT, "ments": MENTS, "rents": RENTS, "tents": TENTS}
 

@@ -14,7 +14,7 @@ from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs import EnvError
 from torchrl_reg.envs.batched_control import TASKS, CartPole, Singles, control_vector_env
-from torchrl_reg.training.run.packing import pack_arrays, unpack_arrays
+from torchrl_reg.training.packing import pack_arrays, unpack_arrays
 
 IDS = {
     "cartpole": "CartPole-v1",

@@ -16,8 +16,8 @@ from torchrl.envs import EnvBase, GymEnv
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.atari import CallerResetAtari
 from torchrl_reg.envs.snapshot import RecordedVectorEnv
+from torchrl_reg.training.packing import pack_arrays, unpack_arrays
 from torchrl_reg.training.run.env_state import restorable_part
-from torchrl_reg.training.run.packing import pack_arrays, unpack_arrays
 
 FAMILIES = {
     "cartpole": EnvSettings("cartpole", max_episode_frames=30),

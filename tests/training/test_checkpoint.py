@@ -10,9 +10,8 @@ from tensordict import TensorDict
 from torchrl.checkpoint import Checkpoint
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_reg.training import CheckpointError
+from torchrl_reg.training import CheckpointError, files
 from torchrl_reg.training.loop.replay import ReplayChunks
-from torchrl_reg.training.run import files
 from torchrl_reg.training.run.checkpoint import CheckpointFolder
 
 

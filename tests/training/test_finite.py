@@ -16,9 +16,9 @@ from torchrl_reg.agents import load_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.training import ConfigError, Run, RunSettings, read_metrics
-from torchrl_reg.training.cli.settings import RecipeConfig, validate
 from torchrl_reg.training.errors import DivergedError
 from torchrl_reg.training.run.finite import FiniteWatch
+from torchrl_reg.training.settings import RecipeConfig, validate
 
 #: Finite until the updates begin, and never again; a checkpoint comes before.
 DIVERGING = ["run.dir=run", "algo.lr=1e38", "algo.learning_starts_frames=200", "run.checkpoint_every_frames=96"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from torchrl_reg.training.run.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
+from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
 def _through_a_file(data):

@@ -18,5 +18,5 @@ def test_a_policy_that_could_not_be_loaded_is_told_once(tmp_path: Path) -> None:
     own = TensorDictModule(nn.Linear(4, 2), ["observation"], ["action"])
     for frames in (100, 200):
         file.write({"greedy": own}, {"event": "eval", "frames": frames}, said.append)
-    assert len(said) == 1 and said[0].startswith("load_policy will not find this policy: no description of ")
+    assert len(said) == 1 and said[0].startswith("policy not saved: no description of ")
     assert not list(tmp_path.iterdir())

@@ -290,7 +290,7 @@ def test_tensorboard_sees_the_rows(make_run):
 
 def test_the_buffer_is_made_before_the_update_that_reprioritizes_it(make_run):
     run = make_run()
-    run._resumption.made["loss"] = object()
+    run._made["loss"] = object()
     with pytest.raises(ValueError, match="run.replay.. must come before run.make_update"):
         run.replay(100, 10)
 
@@ -416,7 +416,7 @@ def test_a_view_that_fails_is_dropped_and_the_run_goes_on(make_run, monkeypatch,
         def log_scalar(self, name, value, step):
             raise OSError("no route to host")
 
-    monkeypatch.setattr("torchrl_reg.training.run.journal.open_loggers", lambda names, path: [Broken()])
+    monkeypatch.setattr("torchrl_reg.training.run.logger._open_views", lambda names, path: [Broken()])
     run = make_run(log_every_frames=8)
     run.track()
     for _ in run.collect(_env(), _push_right, total_frames=24, frames_per_batch=8):

@@ -16,7 +16,6 @@ from torchrl_reg.training.cli.extras import check_extras
 check_extras()
 
 from torchrl_reg.training.cli.command_line import recipe
-from torchrl_reg.training.cli.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import evaluate
@@ -26,8 +25,9 @@ from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.loop.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
 from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
 from torchrl_reg.training.run.run import Run
-from torchrl_reg.training.run.streams import stream_seed
 from torchrl_reg.training.run.study import Study
+from torchrl_reg.training.settings import RecipeConfig, RunSettings
+from torchrl_reg.training.streams import stream_seed
 
 __all__ = [
     "WALL_CLOCK_COLUMNS",

@@ -1,131 +1,116 @@
-"""Hydra's and OmegaConf's errors as one sentence that names the setting, and what was expected."""
+"""The composed settings as the recipe's dataclass, and errors as one sentence that names the setting."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
-from hydra._internal.utils import get_args_parser
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.training.errors import ConfigError
 
-_EXPECTED = {
-    "Integer": "an integer",
-    "Float": "a number",
-    "Boolean": "true or false",
-    "String": "a string",
-}
+_EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a mapping"}
 
 
-def check_flags(arguments: Sequence[str], fail: Callable[[str], Any]) -> None:
-    """Fails on ``--tau=1``, ``--resolve`` alone and the like: argparse would print its usage, Hydra a traceback."""
-    parser = get_args_parser()
-    parser.error = lambda message: fail(f"{message}.")  # type: ignore[method-assign]
-    known = parser._option_string_actions
-    for argument in arguments:
-        flag = argument.partition("=")[0]
-        abbreviates = flag.startswith("--") and any(option.startswith(flag) for option in known)
-        if flag.startswith("-") and flag not in known and not abbreviates:
-            fail(f"{argument} is not an option; settings are written name=value, without dashes.")
-        if not flag:
-            fail(_unreadable(argument, None))
-    asked = parser.parse_known_args(arguments)[0]
-    if asked.resolve and not (asked.cfg or asked.help):
-        fail("--resolve must go with --cfg job, which prints the settings, got it alone.")
-    if sum(map(bool, (asked.run, asked.multirun, asked.cfg, asked.info, asked.shell_completion))) > 1:
-        fail("--run, --multirun, --cfg, --info and --shell-completion must be asked for one at a time, got several.")
+def plain_defaults(config_class: type) -> dict[str, Any]:
+    """The defaults of ``config_class`` without its types, for Hydra to compose; missing groups with theirs."""
+    schema = OmegaConf.structured(config_class)
+    for name, kind in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind) and OmegaConf.is_missing(schema, name):
+            schema[name] = kind
+    return typing.cast(dict[str, Any], OmegaConf.to_container(schema))
 
 
-def check_removals(words: Sequence[str], fail: Callable[[str], Any]) -> None:
-    """Fails on ``~env`` and the like: a recipe either needs what is removed, or would silently ignore the removal."""
-    for word in words:
-        if word.startswith("~") and not word.startswith("~hydra"):
-            name = word[1:].partition("=")[0]
-            fail(f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>.")
+def typed(composed: DictConfig, config_class: type, conf: Path, choices: Mapping[str, str]) -> Any:
+    """``composed`` as an instance of ``config_class``; a whole number written 1e6 is an integer.
 
-
-def explain(error: Exception, config_class: type, conf: Path) -> str | None:
-    """The sentence for an error of the command line or of a YAML file; None for anything else."""
-    cause = error.__cause__
-    for found in (error, cause, error.__context__):
-        if isinstance(found, yaml.YAMLError):
-            return _bad_yaml(found)
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override, conf)
-    if isinstance(error, MissingConfigException):
-        return _unknown_choice(error, conf)
-    if isinstance(error, ConfigCompositionException):
-        if isinstance(cause, OmegaConfBaseException):
-            return explain_value(error, cause, config_class, conf)
-        if misfit := _misfit(str(error)):
-            return misfit
-        group = re.match(r"Could not override '([^']+)'. No match in the defaults list", str(error))
-        if group:
-            return f"{group[1]} has no default choice; to add one write +{group[1]}=<choice>."
-        if str(error).startswith("Ambiguous value"):
-            return f"{_first_line(error)}; to sweep over it add -m, to pass a list write [a,b]."
-    if isinstance(error, OmegaConfBaseException):  # an interpolation: it is resolved when it is read
-        return explain_value(error, error, config_class, conf)
-    if isinstance(error, HydraException):
-        return f"{_first_line(error)}."
-    return None
-
-
-def explain_value(error: Exception, cause: OmegaConfBaseException, config_class: type, conf: Path) -> str:
-    """The sentence for a setting that does not exist or that cannot hold the value it was given."""
-    full_key = str(cause.full_key)
-    refused = re.match(r"Could not override '([^']+)'", str(error))
-    unknown = re.match(r"Key '([^']+)' (?:is not in struct|not in)", str(cause))
-    if refused or unknown:
-        return unknown_setting(refused[1] if refused else full_key, config_class, conf)
-    wrong = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", str(cause))
-    if wrong:
-        got, kind = str(wrong[1]), str(wrong[2])
-        return f"{full_key} must be {_EXPECTED.get(kind, kind)}, got {got!r}."
-    if "Invalid type assigned" in str(cause):
-        return f"{full_key} is a group of settings; set one of them, {full_key}.<name>=<value>."
-    if "is not a ListConfig" in str(cause):
-        return f"{full_key} must be a list, written [a,b]."
-    if "is not Optional" in str(cause):
-        return f"{full_key} must have a value, got null."
-    return f"{full_key}: {_first_line(cause)}." if cause.full_key else f"{_first_line(cause)}."
-
-
-def check_interpolations(node: DictConfig | ListConfig, prefix: str = "") -> None:
-    """Fails on ``${...}`` that refers to nothing, to itself, or to what its setting cannot hold.
+    Args:
+        composed: by Hydra, which knows no types.
+        config_class: the recipe's.
+        conf: the folder of the groups' YAML files.
+        choices: the chosen file of each group, which is named if it sets what the recipe does not have.
 
     Raises:
-        ConfigError: one does; the sentence names it.
+        ConfigError: a setting does not exist, has a wrong type or refers to nothing.
     """
-    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
-        below: Any = node._get_node(key)
-        if OmegaConf.is_interpolation(node, key):
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}.") from None
+    schema = OmegaConf.structured(config_class)
+    for name in _fill(schema, config_class, typing.cast(dict[str, Any], plain), ""):
+        raise ConfigError(_foreign(name, conf, choices) or unknown_setting(name, config_class))
+    for name in sorted(OmegaConf.missing_keys(schema)):
+        raise ConfigError(f"{name} must have a value, got none; set it, {name}=<value>.")
+    return OmegaConf.to_object(schema)
+
+
+def _fill(node: DictConfig, config_class: type, plain: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Sets all in ``plain``; yields names that ``config_class`` does not have."""
+    kinds = typing.get_type_hints(config_class)
+    for key, value in plain.items():
+        name, kind = f"{prefix}{key}", kinds.get(key)
+        if kind is None:
+            yield name
+        elif dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name} is a group of settings; set one of them, {name}.<name>=<value>.")
+            node[key] = kind if OmegaConf.is_missing(node, key) else node[key]
+            yield from _fill(node[key], typing.cast(type, kind), value, f"{name}.")
+        else:
             try:
-                _ = node[key]
-            except OmegaConfBaseException as error:
-                raise ConfigError(f"{prefix}{key} cannot be resolved: {_first_line(error)}.") from None
-        elif OmegaConf.is_config(below) and not below._is_none() and not below._is_missing():
-            check_interpolations(below, f"{prefix}{key}.")
+                node[key] = _whole(value, leaf_types(kind))
+            except OmegaConfBaseException:
+                raise ConfigError(_misfit(name, value, kind)) from None
 
 
-def unknown_setting(name: str, config_class: type, conf: Path) -> str:
+def leaf_types(kind: Any) -> set[Any]:
+    """``{int, NoneType}`` of ``list[int] | None``."""
+    return {leaf for part in typing.get_args(kind) for leaf in leaf_types(part)} or {kind}
+
+
+def _whole(value: Any, kinds: set[Any]) -> Any:
+    if isinstance(value, list):
+        return [_whole(item, kinds) for item in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e19
+    return int(value) if is_whole and int in kinds and float not in kinds else value
+
+
+def _misfit(name: str, value: Any, kind: Any) -> str:
+    """``algo.gamma must be a number, got 'abc'.``"""
+    if value is None:
+        return f"{name} must have a value, got null."
+    parts = [part for part in typing.get_args(kind) if part is not NoneType] if NoneType in leaf_types(kind) else [kind]
+    if typing.get_origin(parts[0]) is list:
+        if not isinstance(value, list):
+            return f"{name} must be a list, written [a,b]."
+        (item_kind,) = typing.get_args(parts[0])
+        for index, item in enumerate(value):
+            if not _fits(item, item_kind):
+                return _misfit(f"{name}[{index}]", item, item_kind)
+    known = [_EXPECTED.get(typing.get_origin(part) or part, getattr(part, "__name__", str(part))) for part in parts]
+    return f"{name} must be {' or '.join(known)}, got {str(value)!r}."
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        OmegaConf.structured(dataclasses.make_dataclass("_One", [("value", kind)])(_whole(value, leaf_types(kind))))
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def unknown_setting(name: str, config_class: type) -> str:
     """``algo.taau is not a setting; did you mean algo.tau?``"""
-    known = setting_names(config_class, conf)
+    known = list(field_kinds(config_class))
     by_end = {known_name.rpartition(".")[2]: known_name for known_name in reversed(known)}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     end = difflib.get_close_matches(name.rpartition(".")[2], by_end, n=1, cutoff=0.75)
@@ -134,51 +119,53 @@ def unknown_setting(name: str, config_class: type, conf: Path) -> str:
     return f"{name} is not a setting{hint}"
 
 
-def extra_settings(config: DictConfig) -> list[str]:
-    """Settings that ``+name=value`` smuggled into a part of the config that has a schema."""
-    extra = []
-    kind = OmegaConf.get_type(config)
-    names = {item.name for item in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None
-    for key in map(str, config):
-        if names is not None and key not in names:
-            extra.append(key)
-        elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            extra += [f"{key}.{name}" for name in extra_settings(config[key])]
-    return extra
+def field_kinds(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """All settings by their dotted names, groups of them included, with their types."""
+    hints, found = typing.get_type_hints(config_class), dict[str, Any]()
+    for item in dataclasses.fields(config_class):
+        name, kind = f"{prefix}{item.name}", hints[item.name]
+        found[name] = kind
+        if dataclasses.is_dataclass(kind):
+            found |= field_kinds(typing.cast(type, kind), f"{name}.")
+    return found
 
 
-def setting_names(config_class: type, conf: Path) -> list[str]:
-    """All settings by their dotted names: the dataclass's, and those the groups' YAML files set."""
-    names = dict.fromkeys(field_names(config_class, ""))
-    for group in getattr(config_class, "groups", {}):
-        for path in sorted((conf / group).rglob("*.yaml")):
-            with contextlib.suppress(yaml.YAMLError, OSError):  # another file that is broken is not the issue here
-                names.update(dict.fromkeys(yaml_names(OmegaConf.load(path), yaml_prefix(path, group))))
-    return list(names)
+def yaml_settings(path: Path, group: str) -> set[str]:
+    """Dotted names of what a YAML file of ``group`` sets."""
+    prefix = "" if path.read_text().startswith("# @package _global_") else f"{group}."
+    return {f"{prefix}{name}" for name in _yaml_names(OmegaConf.load(path))}
 
 
-def yaml_prefix(path: Path, group: str) -> str:
-    """What the names in a YAML file begin with."""
-    return "" if path.read_text().startswith("# @package _global_") else f"{group}."
-
-
-def field_names(kind: type, prefix: str) -> Iterable[str]:
-    """All settings of a config's class by their dotted names, groups of them included."""
-    hints = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        yield f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from field_names(hints[item.name], f"{prefix}{item.name}.")
-
-
-def yaml_names(node: Any, prefix: str) -> Iterable[str]:
-    """What a loaded YAML file sets, by dotted names."""
+def _yaml_names(node: Any) -> Iterator[str]:
     for key in map(str, node) if isinstance(node, DictConfig) else ():
-        if key == "defaults":
-            continue
-        yield f"{prefix}{key}"
-        if not OmegaConf.is_missing(node, key):
-            yield from yaml_names(node._get_node(key), f"{prefix}{key}.")
+        if key != "defaults":
+            yield key
+            yield from (f"{key}.{name}" for name in _yaml_names(node._get_node(key)))
+
+
+def _foreign(name: str, conf: Path, choices: Mapping[str, str]) -> str | None:
+    """The sentence for a choice made for other recipes: its YAML sets what this recipe does not have."""
+    for group, choice in choices.items():
+        path = conf / group / f"{choice}.yaml"
+        if path.exists() and name in yaml_settings(path, group):
+            return f"{group}={choice} does not go with this recipe: it sets {name}, which this recipe does not have."
+    return None
+
+
+def explain(error: Exception, conf: Path) -> str | None:
+    """The sentence for an error of the command line or of a YAML file; None for anything else."""
+    for found in (error, error.__cause__, error.__context__):
+        if isinstance(found, yaml.YAMLError):
+            mark, problem = getattr(found, "problem_mark", None), getattr(found, "problem", None)
+            where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
+            return f"{where} is not YAML: {problem or _first_line(found)}."
+    if isinstance(error, OverrideParseException):
+        groups = [path.parent.name for path in conf.glob(f"*/{error.override}.yaml")]
+        hint = f"; did you mean {groups[0]}={error.override}?" if groups else "."
+        return f"{error.override!r} is not of the form name=value{hint}"
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error, conf)
+    return f"{_first_line(error)}." if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 
 def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
@@ -197,29 +184,6 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
     if not options:
         return f"{group}={choice} is not known: there is no {group}/{choice}.yaml."
     return f"{group}={choice} is not known; choose one of {', '.join(options)}{hint}."
-
-
-def _misfit(message: str) -> str | None:
-    """The sentence for a choice made for other recipes: its YAML sets what this recipe does not have."""
-    found = re.match(r"In '([^'/]+)/([^']+)': (.*)", message, re.DOTALL)
-    if not found:
-        return None
-    group, choice, reason = found.groups()
-    key = re.search(r"full_key: (\S+)", reason) or re.match(r"Could not override '([^']+)'", reason)
-    what = f": it sets {key[1]}, which this recipe does not have" if key else ""
-    return f"{group}={choice} does not go with this recipe{what}."
-
-
-def _unreadable(override: str, conf: Path | None) -> str:
-    groups = [path.parent.name for path in conf.glob(f"*/{override}.yaml")] if conf else []
-    hint = f"; did you mean {groups[0]}={override}?" if groups else ""
-    return f"{override!r} is not of the form name=value{hint or '.'}"
-
-
-def _bad_yaml(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
-    return f"{where} is not YAML: {problem or _first_line(error)}."
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from types import TracebackType
 
 #: Module -> the package that brings it.
 NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml", "tqdm": "tqdm", "greenlet": "greenlet"}
@@ -22,7 +21,9 @@ def check_extras() -> None:
     missing = [package for module, package in NEEDED.items() if not _is_there(module)]
     if missing:
         shown = sys.excepthook
-        sys.excepthook = lambda kind, error, trace: _one_line(kind, error, trace, shown)
+        sys.excepthook = lambda kind, error, trace: (
+            print(error, file=sys.stderr) if isinstance(error, MissingExtraError) else shown(kind, error, trace)
+        )
         raise MissingExtraError(
             f"torchrl_reg.training needs {', '.join(missing)}, got none: pip install 'torchrl_reg[recipes]'."
         )
@@ -32,10 +33,3 @@ def _is_there(module: str) -> bool:
     if module in sys.modules:
         return sys.modules[module] is not None
     return importlib.util.find_spec(module) is not None
-
-
-def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None, otherwise: object) -> None:
-    if isinstance(error, MissingExtraError):
-        print(error, file=sys.stderr)
-    else:
-        otherwise(kind, error, trace)  # type: ignore[operator]

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_reg.training.cli.config_errors import field_names, yaml_names, yaml_prefix
+from torchrl_reg.training.cli.config_errors import field_kinds, yaml_settings
 
 _WIDTH, _COLUMN = 120, 44
 # Descriptions of settings that a recipe need not comment on.
@@ -125,7 +125,7 @@ def _arguments(text: str) -> dict[str, str]:
 def _choices(config_class: type, conf: Path) -> Iterator[str]:
     """The choices of every group of ``conf`` that this recipe accepts; what a group starts from comes first."""
     defaults: dict[str, str] = getattr(config_class, "groups", {})
-    known = set(field_names(config_class, ""))
+    known = set(field_kinds(config_class))
     folders = sorted(path.name for path in conf.iterdir() if path.is_dir()) if conf.is_dir() else []
     for group in [*defaults, *(name for name in folders if name not in defaults and not _is_part(conf, name))]:
         names = sorted(str(p.relative_to(conf / group).with_suffix("")) for p in (conf / group).rglob("*.yaml"))
@@ -152,7 +152,7 @@ def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[st
             part, _, choice = str(item)[1:].partition("/") if str(item).startswith("/") else (group, "", str(item))
             if not _fits(conf, part, choice, known, groups):
                 return False
-    settings = set(yaml_names(node, yaml_prefix(path, group)))
+    settings = yaml_settings(path, group)
     # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
     foreign = group not in groups and {setting.partition(".")[0] for setting in settings} == {"env"}
     return settings <= known and not foreign

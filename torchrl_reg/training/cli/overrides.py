@@ -2,88 +2,107 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import types
-import typing
-from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from torchrl_reg.folder_names import folder_name
+from torchrl_reg.training.cli.config_errors import field_kinds, leaf_types, unknown_setting
+from torchrl_reg.training.errors import ConfigError
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
 _UNNAMED = (
     *("run.dir", "run.seed", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),
 )
-_NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
-def readable(words: Sequence[str], config_class: type) -> list[str]:
-    """``words`` as Hydra can read them: a path with ``=`` quoted, ``1e6`` written out where an integer is wanted.
+def readable(words: Sequence[str]) -> list[str]:
+    """``words`` as Hydra can read them: a path with ``=`` is quoted.
 
-    >>> from torchrl_reg.training import RecipeConfig
-    >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
-    ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
+    >>> readable(["run.dir=results/dqn/seed=0", "algo.tau=0.1", "-m"])
+    ["run.dir='results/dqn/seed=0'", 'algo.tau=0.1', '-m']
     """
-    integers = _settings_of(int, config_class)
     sweeping = bool({"-m", "--multirun"} & set(words))
-    found = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        setting = name.lstrip("+")
-        if setting == "run.dir" and _wants_quotes(value, sweeping):
-            value = "'" + value.replace("'", "\\'") + "'"
-        elif setting in integers:
-            value = re.sub(rf"(?<![\w.]){_NUMBER}(?![\w.])", lambda match: _as_integer(match[0]), value)
-        found.append(f"{name}{equals}{value}")
-    return found
+    return [_quoted(word, sweeping) if word.lstrip("+").startswith("run.dir=") else word for word in words]
 
 
-def _wants_quotes(value: str, sweeping: bool) -> bool:
+def _quoted(word: str, sweeping: bool) -> str:
+    name, _, value = word.partition("=")
     if not value or value == "null" or value[0] in "'\"" or "${" in value or "\\" in value:  # Hydra's own language
-        return False
-    if sweeping and "," in value and "=" not in value:
-        return False
-    return re.fullmatch(r"[A-Za-z0-9_./+-]+", value) is None
+        return word
+    if re.fullmatch(r"[A-Za-z0-9_./+-]+", value) or (sweeping and "," in value and "=" not in value):
+        return word
+    return name + "='" + value.replace("'", "\\'") + "'"
 
 
-def _as_integer(text: str) -> str:
-    try:
-        number = Decimal(text.replace("_", ""))
-    except InvalidOperation:
-        return text
-    whole = re.search(r"[.eE]", text) and number == number.to_integral_value() and number.adjusted() < 19
-    return str(int(number)) if whole else text
+def check_words(arguments: Sequence[str], config_class: type, conf: Path) -> list[str]:
+    """The overrides among ``arguments``, unless Hydra would misread them, or refuse them over several lines.
+
+    Raises:
+        ConfigError: for ``--tau=1``, ``~env``, ``algo.taau=1``, ``algo.clip_rewards=3`` and the like.
+        OverrideParseException: a word is not of the form ``name=value``.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    asked, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is not an option; settings are written name=value, without dashes.")
+    if asked.resolve and not (asked.cfg or asked.help):
+        raise ConfigError("--resolve must go with --cfg job, which prints the settings, got it alone.")
+    if sum(map(bool, (asked.run, asked.multirun, asked.cfg, asked.info, asked.shell_completion))) > 1:
+        flags = "--run, --multirun, --cfg, --info and --shell-completion"
+        raise ConfigError(f"{flags} must be asked for one at a time, got several.")
+    kinds, sweeps = field_kinds(config_class), asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
+    for override in OverridesParser.create().parse_overrides(asked.overrides):
+        if not override.is_hydra_override():
+            _check_name(override, config_class, kinds, conf)
+            _check_value(override, kinds, sweeps)
+    return asked.overrides
 
 
-def check_switches(words: Sequence[str], config_class: type, fail: Callable[[str], Any]) -> None:
-    """Fails on ``algo.clip_rewards=3``, which OmegaConf takes for true."""
-    switches = _settings_of(bool, config_class)
-    for word in words:
-        name, _, value = word.lstrip("+").partition("=")
-        if name in switches and any(re.fullmatch(_NUMBER, v.strip()) and v not in "01" for v in value.split(",")):
-            fail(f"{name} must be true or false, got {value}.")
+def _refuse(message: str) -> None:
+    raise ConfigError(f"{message}.")
 
 
-def _settings_of(wanted: type, config_class: type, prefix: str = "") -> set[str]:
-    """Dotted names of the settings that hold a ``wanted`` (int: no float), or lists of them."""
-    hints, found = typing.get_type_hints(config_class), set[str]()
-    for item in dataclasses.fields(config_class):
-        kind, name = hints[item.name], f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(kind):
-            found |= _settings_of(wanted, typing.cast(type, kind), f"{name}.")
-        elif kind is wanted or wanted in typing.get_args(kind) and not _holds_floats(kind):
-            found.add(name)
-    return found
+def _check_name(override: Override, config_class: type, kinds: Mapping[str, Any], conf: Path) -> None:
+    name, word = override.key_or_group, override.input_line
+    if not name:
+        raise ConfigError(f"{word!r} is not of the form name=value.")
+    if override.is_delete():
+        raise ConfigError(f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>.")
+    if (conf / name).is_dir():
+        if not override.is_add() and name not in getattr(config_class, "groups", {}):
+            raise ConfigError(f"{name} has no default choice; to add one write +{name}=<choice>.")
+        return
+    above, dot, _ = name.rpartition(".")
+    while above and above not in kinds:
+        above = above.rpartition(".")[0]
+    # Below a list, a mapping or anything else without a schema all names are possible.
+    if name not in kinds and (not dot or not above or hasattr(kinds[above], "__dataclass_fields__")):
+        raise ConfigError(unknown_setting(name, config_class))
 
 
-def _holds_floats(kind: Any) -> bool:
-    return isinstance(kind, types.UnionType) and float in typing.get_args(kind)
+def _check_value(override: Override, kinds: Mapping[str, Any], sweeps: bool) -> None:
+    name, word = override.key_or_group, str(override.input_line)
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v not in (0, 1)]
+    if numbers and bool in leaf_types(kinds.get(name)):  # OmegaConf takes them for true
+        raise ConfigError(f"{name} must be true or false, got {word.partition('=')[2]}.")
+    if override.is_sweep_override() and not sweeps:
+        hint = "to sweep over it add -m, to pass a list write [a,b]"
+        raise ConfigError(f"Ambiguous value for argument {word!r}; {hint}.")
+
+
+def choices(words: Sequence[str], groups: Mapping[str, str]) -> dict[str, str]:
+    """The choice of each config group."""
+    named = [word.lstrip("+").partition("=") for word in words]
+    return {**groups, **{name: value for name, _, value in named if "." not in name}}
 
 
 def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: int) -> Path:
@@ -92,43 +111,41 @@ def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: i
     >>> str(default_folder("m_dqn", "acrobot", ["env=acrobot", "algo.tau=0.1", "run.seed=3"], 3))
     'results/m_dqn/acrobot/algo.tau=0.1/seed=3'
     """
-    named = sorted(text.lstrip("+~") for text in overrides if is_named(text))
+    named = sorted(text.lstrip("+~") for text in overrides if _is_named(text))
     settings = folder_name(",".join(named)) or "default"
     return Path("results") / name / re.sub(r"[^\w.-]+", "-", env or "none") / settings / f"seed={seed}"
 
 
-def is_named(override: str) -> bool:
-    """Whether ``override`` belongs in the name of the default folder."""
+def _is_named(override: str) -> bool:
     key = override.lstrip("+~").partition("=")[0]
     return key not in _UNNAMED and not key.startswith("hydra")
 
 
-def telling(overrides: Sequence[str], config: DictConfig, compose: Callable[[Sequence[str]], DictConfig]) -> list[str]:
-    """Of ``overrides`` those that make ``config`` what it is, values written in one way, so that one run has one name.
+def telling(overrides: Sequence[str], compose: Callable[[Sequence[str]], dict[str, Any]]) -> list[str]:
+    """The overrides that change the config, in canonical form, so that one run has one name.
 
     Args:
         overrides: the command line's.
-        config: what they compose to.
-        compose: composes other lists of them.
+        compose: nested settings from lists of them.
     """
-    expected, kept = _settings(config), list(overrides)
-    for override in [each for each in overrides if is_named(each)]:
+    settings, kept = compose(overrides), list(overrides)
+    for override in filter(_is_named, overrides):
         without = [each for each in kept if each is not override]
-        if _settings(compose(without)) == expected:
+        if _compared(compose(without)) == _compared(settings):
             kept = without
-    return [_written(override, config) for override in kept]
+    return [_written(override, settings) for override in kept]
 
 
-def _settings(config: DictConfig) -> Any:
-    found = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(found, dict)
-    return {**found, "run": {**found["run"], "dir": None, "seed": None, "seeds": None}}
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**settings, "run": {**settings["run"], "dir": None, "seed": None, "seeds": None}}
 
 
-def _written(override: str, config: DictConfig) -> str:
+def _written(override: str, settings: Any) -> str:
     """``algo.tau=0.10`` as ``algo.tau=0.1``; a group's choice as it is."""
     key = override.lstrip("+~").partition("=")[0]
-    value = OmegaConf.select(config, key)
-    if "." not in key or value is None or OmegaConf.is_config(value):
+    value = settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if "." not in key or value is None or isinstance(value, dict | list):
         return override
     return f"{key}={str(value).lower() if isinstance(value, bool) else value}"

@@ -10,13 +10,13 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from torchrl_reg.collectors import OverlappedCollector
-from torchrl_reg.training.cli.settings import RunSettings
 from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.collection import AnyCollector
 from torchrl_reg.training.loop.evaluation import Policy
-from torchrl_reg.training.run.streams import stream_seed
 from torchrl_reg.training.seeds.batched_collection import batched_collection
 from torchrl_reg.training.seeds.workers import current_worker
+from torchrl_reg.training.settings import RunSettings
+from torchrl_reg.training.streams import stream_seed
 
 
 class Batches:

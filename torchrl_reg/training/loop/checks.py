@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torchrl_reg.training.cli.settings import MOST_ENVS
 from torchrl_reg.training.errors import require
+from torchrl_reg.training.settings import MOST_ENVS
 
 _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),

@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type, set_exploratio
 from torchrl_reg.collectors import lean_vector, plain_policy
 from torchrl_reg.collectors.lean import restarted
 from torchrl_reg.collectors.plain_policy import PlainPolicy
-from torchrl_reg.training.run.streams import forked_generators, stream_seed
+from torchrl_reg.training.streams import forked_generators, stream_seed
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 #: A policy, evaluated at its mode, or beside it the way in which it acts.

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 
 from torchrl_reg.modules.n_step import NStepTransform
 from torchrl_reg.training.errors import require
-from torchrl_reg.training.run.packing import pack_tensordict, unpack_tensordict
+from torchrl_reg.training.packing import pack_tensordict, unpack_tensordict
 
 
 class NStep:

@@ -15,9 +15,9 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, TensorStorage
 
 from torchrl_reg.torchrl_compat import entry, unchecked_tensordict
+from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 from torchrl_reg.training.loop.storage import TransitionStorage
-from torchrl_reg.training.run.files import partial_path, publish
 
 # Most bytes of transitions in a chunk file: bounds the memory a checkpoint takes.
 CHUNK_BYTES = 256 * 2**20

@@ -12,15 +12,16 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
+from torchrl.checkpoint import Checkpoint, StateDictCheckpointAdapter
 from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
 
 from torchrl_reg.training.errors import CheckpointError
+from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.loop.replay import ReplayChunks
-from torchrl_reg.training.run.files import partial_path, publish
-from torchrl_reg.training.run.packing import own_memory
+from torchrl_reg.training.packing import own_memory
 
 KEPT = 2
 _PREFIX = "checkpoint"
@@ -42,7 +43,6 @@ class CheckpointFolder:
         self.folder = folder
         self.components = dict(components)
         self.replay = replay
-        self._rotation = CheckpointRotation(folder, keep_last=KEPT, prefix=_PREFIX)
 
     def save(self, frames: int, *, with_replay: bool = True) -> Path:
         """Writes the state at ``frames`` and prunes all but the last ``KEPT`` checkpoints.
@@ -54,11 +54,11 @@ class CheckpointFolder:
         path = self.folder / f"{_PREFIX}-{frames:012d}.torchrl"
         try:
             self.folder.mkdir(exist_ok=True)
-            chunks = []
             if self.replay is not None and with_replay:
                 states["replay"] = self.replay.save()
-                chunks = states["replay"]["chunks"]
-            _archive(states).save(partial_path(path), metadata={"frames": frames, "replay": chunks})
+            chunks = states.get("replay", {"chunks": []})["chunks"]
+            parts = {name: {"state_dict": lambda state=state: state} for name, state in states.items()}
+            _archive(parts).save(partial_path(path), metadata={"frames": frames, "replay": chunks})
             publish(partial_path(path), path)
             self._prune()
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
@@ -77,21 +77,17 @@ class CheckpointFolder:
             CheckpointError: the newest one is damaged; the message names it and what to do.
         """
         self.remove_partial_files()
-        paths = self._paths()
-        if not paths:
+        path = self.newest()
+        if path is None:
             return None
-        path = paths[-1]
-        reason = self._damage(path)
-        if reason is not None:
-            raise CheckpointError(self._advice(path, reason, paths[:-1]))
-        states = {name: _State(part) for name, part in self.components.items()}
-        manifest = Checkpoint.manifest(path)
+        self._check(path)
+        parts = {name: {"load_state_dict": part.load_state_dict} for name, part in self.components.items()}
+        manifest, last = Checkpoint.manifest(path), list(parts)[-1]
         if "replay" in manifest["components"] and self.replay is not None:
-            states["replay"] = _State(self.replay)
-        last = list(self.components)[-1]
-        archive = _archive(states)
+            parts["replay"] = {"load_state_dict": self.replay.load}
+        archive = _archive(parts)
         try:
-            for names in (states.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
+            for names in (parts.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
                 archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             raise CheckpointError(
@@ -116,7 +112,7 @@ class CheckpointFolder:
         return next(reversed(self._paths()), None)
 
     def keep_only_last(self) -> None:
-        """What remains of a finished run: its last archive, without the replay buffer."""
+        """Reduces a finished run to its last archive, without the replay buffer."""
         for path in self._paths()[:-1]:
             path.unlink()
         if self.replay is not None:
@@ -124,23 +120,21 @@ class CheckpointFolder:
 
     def remove_partial_files(self) -> None:
         """Deletes what a killed or failed save left behind."""
-        folders = [self.folder] + ([self.replay.folder] if self.replay is not None else [])
-        for folder in folders:
-            for path in folder.glob(".*") if folder.exists() else ():
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+        for path in [*self.folder.glob(".*"), *self.folder.glob("*/.*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
-        """All checkpoints, oldest first, whether or not they can be read."""
+        """All checkpoints, oldest first, readable or not."""
         return sorted(self.folder.glob(f"{_PREFIX}-*.torchrl"))
 
     def _prune(self) -> None:
-        self._rotation.prune()
+        for path in self._paths()[:-KEPT]:
+            path.unlink()
         if self.replay is not None:
-            kept = [Checkpoint.manifest(path)["metadata"]["replay"] for path in self._rotation.checkpoints()]
-            self.replay.keep_only([chunk for chunks in kept for chunk in chunks])
+            self.replay.keep_only([chunk for path in self._paths() for chunk in _chunks(path)])
 
     def _damage(self, path: Path) -> str | None:
         """Why ``path`` cannot be trusted, or None: every checksum of every file is verified."""
@@ -149,46 +143,38 @@ class CheckpointFolder:
                 member = archive.testzip()
             if member is not None:
                 return f"checksum of {member}"
-            chunks = Checkpoint.manifest(path)["metadata"]["replay"]
+            chunk = self.replay.damaged(_chunks(path)) if self.replay is not None else None
         except _UNREADABLE as error:
             return _first_line(error)
-        chunk = self.replay.damaged(chunks) if self.replay is not None else None
         return None if chunk is None else f"its replay file {chunk} is missing or damaged"
 
-    def _advice(self, path: Path, reason: str, earlier: list[Path]) -> str:
-        intact = next((p for p in reversed(earlier) if self._damage(p) is None), None)
+    def _check(self, newest: Path) -> None:
+        """Raises ``CheckpointError`` if ``newest`` is damaged."""
+        reason = self._damage(newest)
+        if reason is None:
+            return
+        intact = next((p for p in reversed(self._paths()[:-1]) if self._damage(p) is None), None)
         if intact is None:
-            return (
-                f"Checkpoint {path} is damaged ({reason}) and no earlier one is intact: delete "
+            raise CheckpointError(
+                f"Checkpoint {newest} is damaged ({reason}) and no earlier one is intact: delete "
                 f"{self.folder} and run the same command to start from the beginning."
             )
-        return (
-            f"Checkpoint {path} is damaged ({reason}), but {intact} is intact: delete {path} "
+        raise CheckpointError(
+            f"Checkpoint {newest} is damaged ({reason}), but {intact} is intact: delete {newest} "
             "and run the same command to continue from the earlier one."
         )
 
 
-class _State:
-    """Hands a state that was already taken to TorchRL's adapter, or a loaded one to its owner."""
-
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
-
-    def state_dict(self) -> Any:
-        return self.owner
-
-    def load_state_dict(self, state: Any) -> None:
-        load = getattr(self.owner, "load_state_dict", None) or self.owner.load
-        load(state)
-
-
-def _archive(states: Mapping[str, Any]) -> Checkpoint:
-    archive = Checkpoint(format="archive")
-    adapter = StateDictCheckpointAdapter(payload_format="torch")
-    for name, state in states.items():
-        owned = state if isinstance(state, _State) else _State(state)
-        archive.register(name, owned, adapter=adapter)
+def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    """TorchRL's archive of ``parts``, each given by its ``state_dict`` or ``load_state_dict``."""
+    archive, adapter = Checkpoint(format="archive"), StateDictCheckpointAdapter(payload_format="torch")
+    for name, methods in parts.items():
+        archive.register(name, SimpleNamespace(**methods), adapter=adapter)
     return archive
+
+
+def _chunks(path: Path) -> list[Any]:
+    return Checkpoint.manifest(path)["metadata"]["replay"]
 
 
 def _frames(path: Path) -> int:

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from torchrl_reg.training.errors import ConfigError
+from torchrl_reg.training.errors import ConfigError, require
 
 
 def named_device(name: str) -> torch.device:
@@ -18,8 +18,7 @@ def named_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     # torch names more devices, some without numbers (meta).
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
+    require(bool(re.fullmatch(r"cpu|cuda(:\d+)?", name)), "run.device", "auto, cpu, cuda or cuda:<n>", name)
     kind, _, index = name.partition(":")
     count = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= count:

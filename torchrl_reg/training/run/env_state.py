@@ -1,16 +1,18 @@
-"""What a checkpoint holds of the environments: where each of them is, and what is carried from batch to batch."""
+"""Parts of a checkpoint: where each environment is, what is carried from batch to batch, and random generators."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
-from tensordict import TensorDictBase
+import numpy as np
+import torch
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import LeanCollector
-from torchrl_reg.training.run.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
+from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
 def restorable_part(env: EnvBase) -> Any | None:
@@ -41,7 +43,7 @@ class EnvironmentState:
         collector: the collector of the run; its environments have been reset.
 
     Attributes:
-        is_transparent: whether the environments can be restored. Where they cannot, the caller ends all episodes
+        is_transparent: True if the environments can be restored. Where they cannot, the caller ends all episodes
             at every checkpoint, so that a resumed run starts them where an uninterrupted one does.
         is_restored: False once loaded environments are not where they were (they compute differently on this machine);
             the caller resets them.
@@ -53,10 +55,7 @@ class EnvironmentState:
         self._part = restorable_part(collector.env)
         self.is_transparent = self._part is not None
         self.is_restored = True
-
-    @property
-    def count(self) -> int:
-        return max(1, self._collector.env.batch_size.numel())
+        self.count = max(1, collector.env.batch_size.numel())
 
     def restart(self, seed: int) -> None:
         """Begins a new episode everywhere, from ``seed``."""
@@ -64,13 +63,15 @@ class EnvironmentState:
         self._collector.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of a closed collector only what its transforms have learnt."""
+        """The state; of a closed collector only what its transforms have learnt."""
+        collector = self._collector
         state: dict[str, Any] = {"layers": [layer.state_dict() for layer in self._layers]}
-        if not isinstance(self._collector, LeanCollector) and self._collector.track_traj_ids:
-            state["trajectories"] = self._collector._traj_pool.state_dict()
-        if self._part is not None and not self._collector.closed:
+        if not isinstance(collector, LeanCollector) and collector.track_traj_ids:
+            state["trajectories"] = collector._traj_pool.state_dict()
+        if self._part is not None and not collector.closed:
+            carried = collector.carried if isinstance(collector, LeanCollector) else collector._carrier
             state["environments"] = pack_arrays(self._part.snapshot())
-            state["carried"] = pack_tensordict(self._carried)
+            state["carried"] = pack_tensordict(carried)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -79,17 +80,10 @@ class EnvironmentState:
             layer.load_state_dict(learnt)
         if not isinstance(collector, LeanCollector) and collector.track_traj_ids:
             collector._traj_pool.load_state_dict(state["trajectories"])
-        if self._part is not None and "environments" in state:
-            self.is_restored = self._part.restore(unpack_arrays(state["environments"]))
-            self._carry(unpack_tensordict(state["carried"]))
-
-    @property
-    def _carried(self) -> TensorDictBase:
-        collector = self._collector
-        return collector.carried if isinstance(collector, LeanCollector) else collector._carrier
-
-    def _carry(self, carried: TensorDictBase) -> None:
-        collector = self._collector
+        if self._part is None or "environments" not in state:
+            return
+        self.is_restored = self._part.restore(unpack_arrays(state["environments"]))
+        carried = unpack_tensordict(state["carried"])
         if isinstance(collector, LeanCollector):
             collector.carried = carried
             return
@@ -97,3 +91,31 @@ class EnvironmentState:
         for key, value in fresh.items(include_nested=True, leaves_only=True):
             carried.set(key, carried.get(key).to(value.device))
         collector._carrier = carried if fresh.device is None else carried.to(fresh.device)
+
+
+class GeneratorStates:
+    """The component of a checkpoint that stands for the global generators and for ``named`` ones.
+
+    A run that resumes with another number of CUDA devices leaves the generators of these as they are.
+    """
+
+    def __init__(self, **named: torch.Generator) -> None:
+        self._named = named
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "numpy": pack_arrays(np.random.get_state(legacy=False)),
+            "python": random.getstate(),
+            "named": {name: generator.get_state() for name, generator in self._named.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        np.random.set_state(unpack_arrays(state["numpy"]))
+        random.setstate(state["python"])
+        for name, generator in self._named.items():
+            generator.set_state(state["named"][name])

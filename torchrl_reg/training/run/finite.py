@@ -1,4 +1,4 @@
-"""Whether what a run learns is still finite: checked once per log row, so no update waits for it."""
+"""Stops a run whose numbers are no longer finite: checked once per log row, so no update waits for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from torchrl_reg.training.errors import DivergedError
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 #: Beside ``metrics.jsonl`` once a run has stopped because of a number that is not finite.
 FAILED = "failed.json"
@@ -51,52 +51,46 @@ class FiniteWatch:
         *,
         can_go_on: bool = True,
     ) -> bool:
-        """Whether the means in ``row`` and all that ``optimizers`` train are finite, at ``frames``.
+        """True if the means in ``row`` and all that ``optimizers`` train are finite, at ``frames``.
 
         Raises:
             DivergedError: they are not, and ``on_nan`` is ``"stop"`` or the run cannot go on.
         """
-        found = _first_not_finite(row, optimizers)
-        if found is None:
+        bad = {k: v for k, v in _watched(row, list(optimizers)).items() if v is not None and not math.isfinite(v)}
+        if not bad:
             self._last_good_frames = frames
             return True
+        name, value = next(iter(bad.items()))
+        said = f"{name} is {value} at frame {frames:,} (finite at {self._last_good_frames:,})"
         if self.on_nan == "stop" or not can_go_on:
-            raise self._stopped(frames, *found, last_checkpoint)
+            failure = {"quantity": name, "value": str(value), "frames": frames}
+            raise self._stopped(said, failure, last_checkpoint)
         if self.first_bad_frames is None:
             self.first_bad_frames = frames
-            print(
-                f"warning: {found[0]} is {found[1]} at frame {frames:,} (finite at {self._last_good_frames:,}); "
-                "as run.on_nan=continue the run goes on, without further checkpoints.",
-                file=sys.stderr,
-                flush=True,
-            )
+            goes_on = "as run.on_nan=continue the run goes on, without further checkpoints."
+            print(f"warning: {said}; {goes_on}", file=sys.stderr, flush=True)
         return False
 
-    def _stopped(self, frames: int, quantity: str, value: float, last_checkpoint: Path | None) -> DivergedError:
+    def _stopped(self, said: str, failure: dict[str, Any], last_checkpoint: Path | None) -> DivergedError:
+        """Writes ``failed.json``; returns the error."""
         kept = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
         regardless = "or go on regardless with run.on_nan=continue"
         if self.on_nan == "continue":
             regardless = "as such a policy cannot be sampled, and run.on_nan=continue does not help"
-        sentence = (
-            f"{quantity} is {value} at frame {frames:,} (finite at {self._last_good_frames:,}), so the run stopped; "
-            f"{kept}; lower the learning rate, say, in another run.dir, {regardless}."
-        )
-        failure = {
-            "returncode": 1,
-            "last_line": sentence,
-            "quantity": quantity,
-            "value": str(value),
-            "frames": frames,
+        lower = "lower the learning rate, say, in another run.dir"
+        sentence = f"{said}, so the run stopped; {kept}; {lower}, {regardless}."
+        failure |= {
             "last_finite_frames": self._last_good_frames,
             "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
             "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
+        failure = {"returncode": 1, "last_line": sentence, **failure}
         write_atomically(self.path / FAILED, json.dumps(failure, indent=2) + "\n")
         return DivergedError(sentence)
 
 
-def _first_not_finite(row: Mapping[str, Any], optimizers: Iterable[torch.optim.Optimizer]) -> tuple[str, float] | None:
-    """What is not finite, by name, and its value; losses before gradients before parameters."""
+def _watched(row: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Numbers that must be finite, by name: losses before gradients before parameters."""
     means = {name: value for name, value in row.items() if name.startswith("loss") or name == "grad_norm"}
     parameters = [p.detach() for o in optimizers for group in o.param_groups for p in group["params"]]
     gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
@@ -104,14 +98,9 @@ def _first_not_finite(row: Mapping[str, Any], optimizers: Iterable[torch.optim.O
     states = [part for o in optimizers for state in o.state.values() for part in state.values()]
     moments = [part for part in states if isinstance(part, Tensor) and part.is_floating_point()]
     # The largest magnitude, and not the Euclidean norm, which overflows on numbers that are finite.
-    largest = {"gradient": gradients, "parameter": parameters, "moment of the optimizer": moments}
-    found = torch.stack([_largest(tensors) for tensors in largest.values()]).tolist()
-    means |= {f"the largest {name}": value for name, value in zip(largest, found, strict=True)}
-    return next(
-        ((name, value) for name, value in means.items() if value is not None and not math.isfinite(value)), None
-    )
-
-
-def _largest(tensors: list[Tensor]) -> Tensor:
-    """The largest magnitude in ``tensors``; NaN if any is NaN."""
-    return get_total_norm(tensors, norm_type=math.inf).cpu().double() if tensors else torch.zeros(()).double()
+    groups = {"gradient": gradients, "parameter": parameters, "moment of the optimizer": moments}
+    largest = [
+        get_total_norm(group or [torch.zeros(())], norm_type=math.inf).cpu().double() for group in groups.values()
+    ]
+    found = torch.stack(largest).tolist()
+    return means | {f"the largest {name}": value for name, value in zip(groups, found, strict=True)}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_reg.training.errors import ConfigError
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 
 LOCK, OWNER = ".lock", ".owner.json"
 HEARTBEAT_SECONDS = 20.0
@@ -53,7 +53,7 @@ class FolderLock:
 
 
 def is_alive(owner: Path) -> bool:
-    """Whether the process that wrote the owner file still runs, as far as that can be told from here."""
+    """True if the process that wrote the owner file still runs, as far as that can be told from here."""
     said = _read(owner)
     try:
         age = _now(owner.parent) - owner.stat().st_mtime
@@ -78,11 +78,10 @@ def _own(folder: Path) -> None:
                     os.link(stale, owner)
             stale.unlink()
     try:
-        descriptor = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(owner, "x", encoding="utf-8") as file:
+            file.write(json.dumps(_this_process()) + "\n")
     except FileExistsError:
         raise ConfigError(_refusal(folder)) from None
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(_this_process()) + "\n")
 
 
 def _beat(owner: Path, stop: threading.Event) -> None:
@@ -108,28 +107,24 @@ def _refusal(folder: Path) -> str:
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")  # a container's process numbers mean nothing outside
-    except OSError:
-        namespace = ""
-    host = socket.gethostname()
+    host = place = socket.gethostname()
+    with contextlib.suppress(OSError):  # a container's process numbers mean nothing outside
+        place = f"{host} {os.readlink('/proc/self/ns/pid')}"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_STARTED))
-    return {"host": host, "pid": pid, "since": since, "began": _began(pid), "place": f"{host} {namespace}".strip()}
+    return {"host": host, "pid": pid, "since": since, "began": _began(pid), "place": place}
 
 
 def _began(pid: Any) -> str | None:
     """When process ``pid`` of this machine began, in whatever unit; None if there is none."""
-    try:
+    with contextlib.suppress(OSError, IndexError):
         # Field 22; the second, a name in parentheses, may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        pass
     try:
         os.kill(int(pid), 0)
-    except PermissionError:
-        return "unknown"
-    except (OSError, ValueError, TypeError):
+    except (ProcessLookupError, ValueError, TypeError):
         return None
+    except OSError:  # it is another user's
+        pass
     return "unknown"
 
 

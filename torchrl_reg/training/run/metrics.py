@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.training.errors import RecordError
-from torchrl_reg.training.run.files import append, sync
+from torchrl_reg.training.files import append, sync
 
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
 """Columns that depend on the machine's speed (frames a second, seconds); two runs of one seed agree in all others."""
@@ -38,6 +39,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row`` with ``None`` for values that are not finite, which JSON has no word for."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
 class MetricsFile:
     """Appends rows to ``metrics.jsonl``, drops those past a checkpoint, and notices what it did not write itself."""
 
@@ -52,8 +58,7 @@ class MetricsFile:
         Raises:
             RecordError: it could not be written (a full disk).
         """
-        finite = {name: _json_number(value) for name, value in row.items()}
-        line = (json.dumps(finite, allow_nan=False) + "\n").encode()
+        line = (json.dumps(json_row(row), allow_nan=False) + "\n").encode()
         try:
             append(self.path, line)
         except OSError as error:
@@ -65,16 +70,14 @@ class MetricsFile:
         self._digest.update(line)
 
     def mark(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the rows so far, which are safely on disk: their bytes and SHA-256."""
+        """Bytes and SHA-256 of the rows so far, which are then safely on disk; a checkpoint keeps them."""
         if self.path.exists():
             sync(self.path)
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def restart(self) -> None:
         """Drops every row."""
-        self._bytes, self._digest = 0, sha256()
-        if self.path.exists():
-            os.truncate(self.path, 0)
+        self.continue_from({"bytes": 0, "sha256": sha256().hexdigest()})
 
     def continue_from(self, mark: Mapping[str, Any]) -> None:
         """Drops everything past ``mark``: rows of frames that will be run again.
@@ -82,40 +85,20 @@ class MetricsFile:
         Raises:
             RecordError: the rows up to there are not those that were written.
         """
-        size = self.path.stat().st_size if self.path.exists() else 0
-        digest = sha256()
-        if size >= mark["bytes"]:
-            self._digest_rows(digest, mark["bytes"])
-        if digest.hexdigest() != mark["sha256"]:
-            raise RecordError(f"{self.path} {self._damage(size, mark['bytes'])}")
-        self._bytes, self._digest = mark["bytes"], digest
-        if self.path.exists():
-            os.truncate(self.path, self._bytes)
-
-    def _digest_rows(self, digest: Any, size: int) -> None:
-        """Feeds the first ``size`` bytes to ``digest``, a piece at a time."""
-        if not size:
-            return
-        with open(self.path, "rb") as file:
-            while size > 0 and (piece := file.read(min(size, 1 << 20))):
-                digest.update(piece)
-                size -= len(piece)
-
-    def _damage(self, size: int, expected: int) -> str:
-        if not self.path.exists():
-            found = "is gone"
-        elif size < expected:
-            found = f"is damaged ({size:,} bytes, of {expected:,} that the checkpoint knows)"
-        else:
-            found = f"is damaged (the {expected:,} bytes that the checkpoint knows were changed)"
-        return (
-            f"{found}: put it back from a copy, or delete {self.path.parent / 'checkpoints'} and run the same command "
-            "to start from the beginning."
-        )
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        there, expected = self.path.exists(), mark["bytes"]
+        rows = self.path.read_bytes() if there else b""
+        digest = sha256(rows[:expected])
+        if len(rows) < expected or digest.hexdigest() != mark["sha256"]:
+            known = f"the {expected:,} bytes that the checkpoint knows were changed"
+            if len(rows) < expected:
+                known = f"{len(rows):,} bytes, of {expected:,} that the checkpoint knows"
+            raise RecordError(
+                f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: put it back from a copy, or delete "
+                f"{self.path.parent / 'checkpoints'} and run the same command to start from the beginning."
+            )
+        self._bytes, self._digest = expected, digest
+        if there:
+            os.truncate(self.path, expected)
 
 
 #: Updates whose scalars are summed at once.
@@ -130,7 +113,7 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._counts: dict[tuple[str, ...], int] = {}
+        self._counts: Counter[tuple[str, ...]] = Counter()
         self._waiting: dict[tuple[str, ...], list[Tensor]] = {}
 
     def add(self, scalars: TensorDictBase | Mapping[str, Tensor]) -> None:
@@ -150,25 +133,24 @@ class RunningMeans:
                 values = torch.cat([self._sums[names].to(values.device).unsqueeze(0), values])
             # Double precision: a float32 sum of 10^5 losses would lose their last three digits.
             self._sums[names] = values.double().cumsum(0)[-1]
-            self._counts[names] = self._counts.get(names, 0) + len(waiting)
+            self._counts[names] += len(waiting)
         self._waiting = {}
 
     def pop(self) -> dict[str, float]:
         """The mean of every entry since the last call."""
         self._sum()
-        totals: dict[str, tuple[float, int]] = {}
+        totals: dict[str, float] = {}
+        seen: Counter[str] = Counter()
         for names, sums in self._sums.items():
-            count = self._counts[names]
             for name, value in zip(names, sums.tolist(), strict=True):
-                previous, seen = totals.get(name, (0.0, 0))
-                totals[name] = (previous + value, seen + count)
-        self._sums, self._counts = {}, {}
-        return {name: value / count for name, (value, count) in totals.items()}
+                totals[name] = totals.get(name, 0.0) + value
+                seen[name] += self._counts[names]
+        self._sums, self._counts = {}, Counter()
+        return {name: total / seen[name] for name, total in totals.items()}
 
     def state_dict(self) -> dict[str, Any]:
         self._sum()
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums = dict(state["sums"])
-        self._counts = dict(state["counts"])
+        self._sums, self._counts = dict(state["sums"]), Counter(state["counts"])

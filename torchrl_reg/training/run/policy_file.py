@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torchrl_reg.agents.description import Undescribed
 from torchrl_reg.agents.saved import POLICY_FILE, policy_bytes
+from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.loop.evaluation import Policy
-from torchrl_reg.training.run.files import write_atomically
-from torchrl_reg.training.run.metrics import strip_wall_clock
+from torchrl_reg.training.run.metrics import json_row, strip_wall_clock
 
 
 class PolicyFile:
@@ -38,15 +37,9 @@ class PolicyFile:
         """Writes the file; says once if the policies are of a kind that could not be loaded."""
         if self._refused:
             return
-        row = {name: _finite(value) for name, value in strip_wall_clock(evaluation).items()}
+        facts = {**self._facts, "evaluation": json_row(strip_wall_clock(evaluation))}
         try:
-            content = policy_bytes(policies, {**self._facts, "evaluation": row})
+            write_atomically(self._path, policy_bytes(policies, facts))
         except Undescribed as error:
             self._refused = True
-            say(f"load_policy will not find this policy: {error}")
-            return
-        write_atomically(self._path, content)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            say(f"policy not saved: {error}, so evaluate, play and export will not work for this run")

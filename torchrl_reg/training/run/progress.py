@@ -1,4 +1,4 @@
-"""What a person watching a run sees: one line on a terminal, a few plain lines elsewhere."""
+"""Progress of a run for whoever watches: one line on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,17 +13,8 @@ if TYPE_CHECKING:
 
 # Shown next to the speed, in this order, where a method reports them.
 SHOWN = (
-    "return_mean",
-    "loss",
-    "tau",
-    "entropy",
-    "action_gap",
-    "kl",
-    "bonus",
-    "bonus_clipped",
-    "clipped_mass",
-    "soft_gap",
-    "td_error",
+    *("return_mean", "loss", "tau", "entropy", "action_gap", "kl"),
+    *("bonus", "bonus_clipped", "clipped_mass", "soft_gap", "td_error"),
 )
 # Without a terminal a log file grows by at most one training line in this time.
 PLAIN_EVERY_SECONDS = 30.0
@@ -45,14 +36,8 @@ class Progress:
         if enabled and sys.stderr.isatty() and sys.stdout.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=total_frames,
-                initial=frames,
-                unit="frame",
-                unit_scale=True,
-                dynamic_ncols=True,
-                mininterval=0.5,
-            )
+            scale = {"total": total_frames, "initial": frames, "unit": "frame", "unit_scale": True}
+            self._bar = tqdm(**scale, dynamic_ncols=True, mininterval=0.5)
         elif enabled:
             threading.Thread(target=self._break_silences, daemon=True).start()
 
@@ -70,7 +55,7 @@ class Progress:
         elif self._enabled and time.monotonic() - self._last_plain >= PLAIN_EVERY_SECONDS:
             self._last_plain = time.monotonic()
             remaining = max(0, self.total_frames - row["frames"]) / max(row["fps"], 1e-9)  # a last batch goes beyond
-            self.say(f"{self._position(row)} fps={row['fps']:.0f} left={_clock(remaining)} {shown}")
+            self.say(f"{self._position(row['frames'])} fps={row['fps']:.0f} left={_clock(remaining)} {shown}")
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Shows an evaluation row as a line of its own."""
@@ -81,7 +66,7 @@ class Progress:
             for name in row
             if name.startswith("return_") and name.endswith("_mean")
         )
-        self.say(f"{self._position(row)} evaluated: {returns}")
+        self.say(f"{self._position(row['frames'])} evaluated: {returns}")
 
     def say(self, text: str) -> None:
         """Prints ``text`` without breaking the line of the bar."""
@@ -96,7 +81,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last_said >= SILENT_SECONDS:
             fps = (self._frames - self._first_frames) / max(now - self._began, 1e-9)
-            self.say(f"{self._position({'frames': self._frames})} fps={fps:.0f} after {_clock(now - self._began)}")
+            self.say(f"{self._position(self._frames)} fps={fps:.0f} after {_clock(now - self._began)}")
 
     def _break_silences(self) -> None:
         while not self._closed.wait(SILENT_SECONDS / 6):
@@ -108,11 +93,10 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _position(self, row: Mapping[str, Any]) -> str:
-        return f"frame {row['frames']:,} of {self.total_frames:,}:"
+    def _position(self, frames: int) -> str:
+        return f"frame {frames:,} of {self.total_frames:,}:"
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    minutes = int(seconds) // 60
+    return f"{minutes // 60}:{minutes % 60:02d}:{int(seconds) % 60:02d}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -33,9 +34,8 @@ def provenance(device: torch.device, recipe: type) -> dict[str, Any]:
     """
     return {
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **_package_code(),
-        "user_code": _user_code(recipe),
-        "versions": {"python": platform.python_version(), **_versions()},
+        **_code(recipe),
+        "versions": _versions(),
         "host": socket.gethostname(),
         "process": os.getpid(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -46,59 +46,47 @@ def provenance(device: torch.device, recipe: type) -> dict[str, Any]:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of two starts may change the numbers: ``"torch 2.11.0 before, 2.14.0 now"`` and so on."""
-    found = []
-    for name, path in (
-        ("torch", ("versions", "torch")),
-        ("torchrl", ("versions", "torchrl")),
-        ("commit", ("commit",)),
-        ("the user's commit", ("user_code", "commit")),
-        ("device", ("device",)),
-        ("threads", ("threads",)),
-    ):
-        old, new = _at(before, path), _at(now, path)
-        if old != new and old is not None:
-            found.append(f"{name} {_short(old)} before, {_short(new)} now")
+    found, new = [], _telling(now)
+    for name, old in _telling(before).items():
+        if old is not None and old != new[name]:
+            found.append(f"{name} {old} before, {new[name]} now")
     return found
 
 
-def _at(start: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        start = start.get(name) if isinstance(start, dict) else None
-    return start
+def _telling(start: dict[str, Any]) -> dict[str, str | None]:
+    versions, users = start.get("versions") or {}, start.get("user_code") or {}
+    return {
+        "torch": versions.get("torch"),
+        "torchrl": versions.get("torchrl"),
+        "commit": start.get("commit") and start["commit"][:10],
+        "the user's commit": users.get("commit") and users["commit"][:10],
+        "device": start.get("device"),
+        "threads": start.get("threads"),
+    }
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:10] if len(text) == 40 else text  # a commit
-
-
-def _package_code() -> dict[str, Any]:
-    # A sweep runs a copy of the code, which knows no git: its launcher says where the copy comes from.
-    copied_from = os.environ.get("TORCHRL_REG_COMMIT")
-    if copied_from:
-        return {"commit": copied_from.removesuffix("+"), "uncommitted_changes": copied_from.endswith("+")}
-    here = Path(__file__).parent
+def _code(recipe: type) -> dict[str, Any]:
+    """The commits of this package, wherever it lies, and of the user's repository around ``recipe``, if another."""
+    here, file = Path(__file__), getattr(sys.modules.get(recipe.__module__), "__file__", None)
     # Installed inside a user's repository, this file lies in it but does not belong to it.
-    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return {"commit": _installed_commit(), "uncommitted_changes": False}
-    return _state(here)
+    is_tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
+    ours = _repository(here.parent) if is_tracked else None
+    theirs = _repository(Path(file).resolve().parent) if file else None  # none: pickled into a launcher's worker
+    # A sweep runs a copy of the code, which knows no git: its launcher says where the copy comes from.
+    told = os.environ.get("TORCHRL_REG_COMMIT", "")
+    commit, changes = (told.removesuffix("+"), told.endswith("+")) if told else (_installed_commit(), False)
+    if ours is not None and not told:
+        commit, changes = ours["commit"], ours["uncommitted_changes"]
+    users = None if ours and theirs and ours["repository"] == theirs["repository"] else theirs
+    return {"commit": commit, "uncommitted_changes": changes, "user_code": users}
 
 
-def _user_code(recipe: type) -> dict[str, Any] | None:
-    file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
-    if file is None:  # pickled by value into a worker of a launcher
-        return None
-    folder = Path(file).resolve().parent
+def _repository(folder: Path) -> dict[str, Any] | None:
     top = _git(folder, "rev-parse", "--show-toplevel")
-    ours = _git(Path(__file__).parent, "ls-files", "--error-unmatch", Path(__file__).name) is not None
-    if top is None or (ours and top == _git(Path(__file__).parent, "rev-parse", "--show-toplevel")):
+    if top is None:
         return None
-    return {"repository": top, **_state(folder)}
-
-
-def _state(folder: Path) -> dict[str, Any]:
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _git(folder, "rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
+    return {"repository": top, "commit": _git(folder, "rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
 
 
 def _installed_commit() -> str | None:
@@ -111,19 +99,17 @@ def _installed_commit() -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says in ``folder``; None where it says nothing, or fails."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -33,7 +33,7 @@ from torchrl_reg.training.run.env_state import EnvironmentState
 from torchrl_reg.training.run.evaluator import Evaluator
 from torchrl_reg.training.run.recorded import Recorded
 from torchrl_reg.training.run.resumption import Resumption
-from torchrl_reg.training.run.streams import seed_global_generators, stream_seed
+from torchrl_reg.training.streams import seed_global_generators, stream_seed
 
 T = TypeVar("T")
 #: Share of the targets' mass outside a categorical network's grid from which on a run warns.
@@ -62,18 +62,21 @@ class Run(Recorded):
         super().__init__(config, named_device(config.run.device))
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
-        self._evaluator = Evaluator(self.path, config, self._journal, self.device)
-        self._resumption = Resumption(self.path, self.settings, self._journal)
+        self._evaluator = Evaluator(self.path, config, self._logger, self.device)
+        self._made: dict[str, Any] = {}  # for the recipe: a checkpoint without one of it is refused
+        self._tracked: dict[str, Any] = {}
+        self._resumption: Resumption | None = None
         self._values = ValueWatch(self.path)
         self._granted_updates = 0
         self._warned_of_clipping = False
-        _quiet_libraries()
+        for name in ("torchrl", "tensordict"):  # which log every buffer they allocate
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.seed_networks()
 
     @property
     def updates(self) -> int:
         """Updates recorded so far."""
-        return self._journal.updates
+        return self._logger.updates
 
     # ------------------------------------------------------------ what a recipe builds with
 
@@ -100,10 +103,9 @@ class Run(Recorded):
         ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
         ``num_envs`` environments in time order.
         """
-        if "loss" in self._resumption.made:
-            raise ValueError(
-                "run.replay() must come before run.make_update(), which writes the priorities back, got it after."
-            )
+        if "loss" in self._made:
+            order = "run.replay() must come before run.make_update(), which writes the priorities back"
+            raise ValueError(f"{order}, got it after.")
         require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
         if frame_stack > 1:
             least = 2 * frame_stack * num_envs
@@ -113,15 +115,10 @@ class Run(Recorded):
         elif storage is None:
             storage = TransitionStorage(capacity, device=device or self.device)
         require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
-        replay = TensorDictReplayBuffer(
-            storage=storage,
-            sampler=sampler,
-            transform=transform,
-            batch_size=batch_size,
-            generator=torch.Generator(storage.device),
-        )
-        self._resumption.made["replay"] = self._resumption.replay = replay
-        return replay
+        parts = {"storage": storage, "sampler": sampler, "transform": transform}
+        generator = torch.Generator(storage.device)
+        self._made["replay"] = TensorDictReplayBuffer(**parts, batch_size=batch_size, generator=generator)
+        return self._made["replay"]
 
     def make_update(
         self,
@@ -134,12 +131,12 @@ class Run(Recorded):
         """:func:`make_update` with this run's device, replay buffer and compilation settings."""
         every = self.settings.diagnostics_every_updates
         made = {"loss": loss, "optimizer": optimizer, "target": target}
-        self._resumption.made.update({name: part for name, part in made.items() if part is not None})
+        self._made.update({name: part for name, part in made.items() if part is not None})
         update = make_update(
             loss,
             optimizer,
             target,
-            replay=self._resumption.replay,
+            replay=self._made.get("replay"),
             max_grad_norm=max_grad_norm,
             device=self.device,
             compile=self.settings.compile,
@@ -155,7 +152,7 @@ class Run(Recorded):
 
         Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
         """
-        self._resumption.track(components)
+        self._tracked.update({k: v for k, v in components.items() if v is not None})
 
     def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
         """Sets which policies are evaluated, in which environment, every ``run.evaluate_every_frames`` and at the end.
@@ -187,9 +184,12 @@ class Run(Recorded):
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
             DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
+        untracked = [k for k, part in self._made.items() if id(part) not in map(id, self._tracked.values())]
+        if untracked:
+            raise ValueError(f"run.track() must name all that a resumed run needs, got none of {', '.join(untracked)}.")
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
-        replay, resumption = self._resumption.replay, self._resumption
+        replay = self._made.get("replay")
         make = partial(
             make_collector,
             env,
@@ -201,36 +201,42 @@ class Run(Recorded):
             kind=self.settings.collector,
         )
         batches = Batches(make, policy, self.settings)
-        resumption.open(self, EnvironmentState(batches.collector), **batches.components)
+        environments = EnvironmentState(batches.collector)
+        self._resumption = Resumption(self, self._logger, self._tracked, replay, environments, batches.components)
         self._folder.open(self.device)
-        resumed = resumption.load()
-        self._journal.start(total_frames, self.frames)
+        resumed = self._resumption.load()
+        self._logger.start(total_frames, self.frames)
         self._announce(resumed)
-        next_batch = self._guarded(batches.next)
         try:
-            resumption.begin(self.frames, resumed)
-            while self.frames < total_frames:
-                before, after = self.frames, self.frames + frames_per_batch
-                due = partial(_crosses, before, after)
-                is_last = after >= total_frames
-                checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
-                batch = next_batch(go_ahead=not (is_last or checkpoint_due))
-                self.frames = after
-                self._journal.advance(after - before, finished_returns(batch))
-                if checkpoint_due:
-                    resumption.cut(batch)
-                yield batch
-                self._values.see(batch)
-                if due(self.settings.log_every_frames):
-                    self._log_row()
-                if due(self.settings.evaluate_every_frames):
-                    batches.wait()
-                    self._evaluate()
-                if checkpoint_due:
-                    resumption.save(self.frames)
+            self._resumption.begin(self.frames, resumed)
+            yield from self._loop(batches, self._resumption, total_frames, frames_per_batch)
         finally:
-            self._journal.stop()
+            self._logger.stop()
             batches.shutdown()
+
+    def _loop(
+        self, batches: Batches, resumption: Resumption, total_frames: int, frames_per_batch: int
+    ) -> Iterator[TensorDictBase]:
+        next_batch = self._guarded(batches.next)
+        while self.frames < total_frames:
+            before, after = self.frames, self.frames + frames_per_batch
+            due = partial(_crosses, before, after)
+            is_last = after >= total_frames
+            checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
+            batch = next_batch(go_ahead=not (is_last or checkpoint_due))
+            self.frames = after
+            self._logger.advance(after - before, finished_returns(batch))
+            if checkpoint_due:
+                resumption.cut(batch)
+            yield batch
+            self._values.see(batch)
+            if due(self.settings.log_every_frames):
+                self._log_row()
+            if due(self.settings.evaluate_every_frames):
+                batches.wait()
+                self._evaluate()
+            if checkpoint_due:
+                resumption.save(self.frames)
 
     def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
         """Number of updates to make now for one update per ``update_every_frames`` frames.
@@ -259,18 +265,19 @@ class Run(Recorded):
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts one update and averages its detached scalars into the next training row."""
-        self._journal.record(scalars)
+        self._logger.record(scalars)
 
     def finish(self) -> Path:
         """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
         self._log_row()
-        if not self._journal.has_evaluation(self.frames):
+        if not self._logger.has_evaluation(self.frames):
             self._evaluate()
+        assert self._resumption is not None, "collect() comes before finish()"
         self._resumption.finish(self.frames)
-        counts = {"updates": self.updates, "cut_episodes": self._journal.cut_episodes}
+        counts = {"updates": self.updates, "cut_episodes": self._logger.cut_episodes}
         bad = {"diverged_frames": self._values.diverged_frames}
-        self._close({**counts, **bad, "first_not_finite_frames": self._resumption.first_bad_frames})
-        self._journal.draw_curves()  # last, so that nobody waiting for the run waits for a plot
+        self._close({**counts, **bad, "first_not_finite_frames": self._resumption.watch.first_bad_frames})
+        self._logger.draw_curves()  # last, so that nobody waiting for the run waits for a plot
         return self.path
 
     # ------------------------------------------------------------ checkpoints
@@ -281,7 +288,7 @@ class Run(Recorded):
             "frames": self.frames,
             "granted_updates": self._granted_updates,
             "values": self._values.state_dict(),
-            "journal": self._journal.state_dict(),
+            "logger": self._logger.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,23 +296,25 @@ class Run(Recorded):
         self.frames = state["frames"]
         self._granted_updates = state["granted_updates"]
         self._values.load_state_dict(state["values"])
-        self._journal.load_state_dict(state["journal"])
+        self._logger.load_state_dict(state["logger"])
 
     def _log_row(self) -> None:
-        row = self._journal.train(self.frames, lambda row: self._values.judge(row, self._gamma))
-        self._resumption.is_finite(self.frames, row)
+        row = self._logger.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        self._check_finite(row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True
-            print(
-                f"warning: {row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
-                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max.",
-                file=sys.stderr,
-                flush=True,
+            _warn(
+                f"{row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
+                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max."
             )
+
+    def _check_finite(self, row: Mapping[str, Any], *, can_go_on: bool = True) -> None:
+        if self._resumption is not None:  # None: an update before the first batch
+            self._resumption.is_finite(self.frames, row, can_go_on=can_go_on)
 
     def _evaluate(self) -> None:
         """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
-        self._resumption.is_finite(self.frames, {})
+        self._check_finite({})
         self._guarded(self._evaluator.evaluate)(self.frames)
 
     def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
@@ -315,7 +324,7 @@ class Run(Recorded):
             try:
                 return call(*args, **kwargs)
             except (RuntimeError, ValueError):
-                self._resumption.is_finite(self.frames, {}, can_go_on=False)
+                self._check_finite({}, can_go_on=False)
                 raise
 
         return guarded
@@ -323,27 +332,23 @@ class Run(Recorded):
     @property
     def _gamma(self) -> float | None:
         """The loss's discount, if it has a value estimator."""
-        estimator = getattr(self._resumption.made.get("loss"), "_value_estimator", None)
+        estimator = getattr(self._made.get("loss"), "_value_estimator", None)
         gamma = getattr(estimator, "gamma", None)
         return None if gamma is None else float(gamma)
 
     def _announce(self, resumed: bool) -> None:
         for sentence in without_effect(getattr(self._folder.config, "algo", None)):
-            print(f"warning: {sentence}.", file=sys.stderr, flush=True)
+            _warn(f"{sentence}.")
         if resumed:
-            self._journal.resume()
-        if self._resumption.ends_episodes:
-            every = self.settings.checkpoint_every_frames
-            self.say(
-                f"this environment's state cannot be stored: a checkpoint ends all episodes, every {every:,} frames"
-            )
+            self._logger.resume()
+        if self._resumption is not None and self._resumption.ends_episodes:
+            ends = f"a checkpoint ends all episodes, every {self.settings.checkpoint_every_frames:,} frames"
+            self.say(f"this environment's state cannot be stored: {ends}")
 
 
 def _crosses(before: int, after: int, every: int) -> bool:
     return after // every > before // every
 
 
-def _quiet_libraries() -> None:
-    """Silences TorchRL and TensorDict, which log every buffer they allocate."""
-    for name in ("torchrl", "tensordict"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)

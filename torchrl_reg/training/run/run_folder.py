@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg import run_endings
 from torchrl_reg.training.errors import ConfigError
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.run.finite import FAILED
 from torchrl_reg.training.run.folder_lock import FolderLock
 from torchrl_reg.training.run.provenance import differences, provenance
@@ -31,6 +31,8 @@ RESUMABLE = frozenset(
         *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
     }
 )
+#: Settings that differ, told in one refusal.
+_SHOWN = 6
 #: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
 COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
 
@@ -51,12 +53,12 @@ class RunFolder:
         self.path = Path(config.run.dir)
         self.config = config
         self._lock: FolderLock | None = None
-        with _one_sentence(self.path):
+        with _one_sentence(self.path, "used"):
             self._check_owner()
 
     @property
     def is_done(self) -> bool:
-        """Whether the run in this folder came to its end."""
+        """True if the run in this folder came to its end."""
         return run_endings.is_done(self.path)
 
     def open(self, device: torch.device) -> None:
@@ -65,11 +67,9 @@ class RunFolder:
         Called once all of the recipe's objects could be built, so that a config that cannot run
         leaves no folder behind.
         """
-        try:
+        with _one_sentence(self.path, "made"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run.dir={self.path} cannot be made: {error.strerror}.") from error
-        with _one_sentence(self.path):
+        with _one_sentence(self.path, "used"):
             self._open(device)
 
     def _open(self, device: torch.device) -> None:
@@ -84,17 +84,10 @@ class RunFolder:
         starts = self._earlier_starts()
         starts.append(provenance(device, type(self.config)))
         write_atomically(self.path / "provenance.json", json.dumps({"starts": starts}, indent=2) + "\n")
-        if (
-            len(starts) > 1
-            and any(self.path.glob("checkpoints/checkpoint-*"))
-            and (changed := differences(starts[-2], starts[-1]))
-        ):
-            print(
-                f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from those "
-                "of a run that was never interrupted.",
-                file=sys.stderr,
-                flush=True,
-            )
+        resumes = len(starts) > 1 and any(self.path.glob("checkpoints/checkpoint-*"))
+        if resumes and (changed := differences(starts[-2], starts[-1])):
+            elsewhere = f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from"
+            print(elsewhere, "those of a run that was never interrupted.", file=sys.stderr, flush=True)
 
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the folder."""
@@ -115,7 +108,7 @@ class RunFolder:
     def _check_owner(self) -> None:
         saved = self.path / "config.yaml"
         if saved.exists():
-            _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(self.config))
+            _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(_plain(self.config)))
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:
@@ -128,12 +121,12 @@ class RunFolder:
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def _one_sentence(path: Path, what: str) -> Iterator[None]:
     """Reports a folder that cannot be read or written as an error the user can fix."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
+        raise ConfigError(f"run.dir={path} cannot be {what}: {error.strerror or error}.") from error
 
 
 def _saved_config(path: Path) -> Any:
@@ -162,19 +155,14 @@ def _plain(config: Any) -> Any:
     return config if OmegaConf.is_config(config) else OmegaConf.create(dataclasses.asdict(config))
 
 
-def _flat(config: Any) -> dict[str, Any]:
+def _flat(node: Any, name: str = "") -> dict[str, Any]:
     """``{"algo.tau": 0.03, ...}`` without those that may differ."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and (node or not prefix):
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif prefix not in RESUMABLE:
-            flat[prefix] = node
-
-    walk(OmegaConf.to_container(_plain(config), resolve=True, enum_to_str=True), "")
-    return flat
+    if not name:
+        node = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    if not isinstance(node, dict) or (name and not node):
+        return {} if name in RESUMABLE else {name: node}
+    below = [_flat(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()]
+    return {key: value for part in below for key, value in part.items()}
 
 
 def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -184,11 +172,8 @@ def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]
         if there.get(key, "absent") != here.get(key, "absent")
     ]
     if different:
+        shown = [*different[:_SHOWN], *([f"and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else [])]
         raise ConfigError(
-            f"run.dir={path} belongs to a run with other settings ({_some(different)}); choose "
+            f"run.dir={path} belongs to a run with other settings ({'; '.join(shown)}); choose "
             "another run.dir, or the same settings to resume it."
         )
-
-
-def _some(texts: Sequence[str], most: int = 6) -> str:
-    return "; ".join(texts[:most]) + f"; and {len(texts) - most} more" * (len(texts) > most)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchrl_reg.training.run.files import write_atomically
+from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.run.recorded import Recorded
 
 
@@ -35,12 +35,12 @@ class Study(Recorded):
     def __enter__(self) -> Study:
         self._folder.open(self.device)
         (self.path / "parts").mkdir(exist_ok=True)
-        self._journal.restart()
-        self._journal.start(self._total, 0)
+        self._logger.restart()
+        self._logger.start(self._total, 0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._journal.stop()
+        self._logger.stop()
 
     def part(self, name: str, compute: Callable[[], Mapping[str, Any]], *, frames: int = 0) -> dict[str, Any]:
         """What ``compute()`` returns, from the folder if it was computed before; ``frames`` more are then done."""
@@ -63,11 +63,11 @@ class Study(Recorded):
     def advance(self, frames: int) -> None:
         """Counts ``frames`` more."""
         self.frames += frames
-        self._journal.advance(frames, [])
+        self._logger.advance(frames, [])
 
     def evaluation(self, columns: Mapping[str, Any]) -> None:
         """Writes an evaluation row, which reports and tables read; the last one stands in ``done.json``."""
-        self._journal.evaluation(self.frames, columns)
+        self._logger.evaluation(self.frames, columns)
 
     def finish(self, **facts: Any) -> Path:
         """``done.json``, with the ``facts`` in it; returns the run folder."""

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from torchrl_reg.training.run.streams import forked_generators, seed_global_generators, stream_seed
+from torchrl_reg.training.streams import forked_generators, seed_global_generators, stream_seed
 
 
 def test_streams_are_stable_distinct_and_fit_vector_environments():

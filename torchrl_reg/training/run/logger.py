@@ -1,33 +1,43 @@
-"""What a run reports: rows of ``metrics.jsonl``, the progress line, extra loggers."""
+"""Reports a run: rows of ``metrics.jsonl``, the progress line, TensorBoard and W&B as extra views."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.record.loggers import Logger
+from torchrl.record.loggers import Logger, get_logger
 
-from torchrl_reg.training.cli.settings import RunSettings
-from torchrl_reg.training.run.loggers import open_loggers
+from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.training.run.progress import Progress
 from torchrl_reg.training.seeds.workers import current_worker
+from torchrl_reg.training.settings import RunSettings
+
+#: Attributes of a logger that a checkpoint holds as they are.
+_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_logged_at", "_evaluated_at")
 
 
-class Journal:
+class RunLogger:
     """Accumulates means and returns between training rows and writes each row to all outputs.
 
     A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
     ``return_mean`` (over these, null if none), the means of what :meth:`record` was given, ``fps``
     and ``wall_seconds``.
+
+    Raises:
+        ConfigError: the package of an extra logger is not installed.
     """
 
     def __init__(self, path: Path, settings: RunSettings) -> None:
+        for name in settings.loggers:
+            if importlib.util.find_spec(name) is None:
+                raise ConfigError(f"run.loggers=[{name}] needs the package {name}, got none: pip install {name}.")
         self.updates = 0
         self.cut_episodes = 0
         self.last_evaluation: dict[str, Any] | None = None
@@ -45,7 +55,7 @@ class Journal:
 
     def start(self, total_frames: int, frames: int) -> None:
         """Opens the extra loggers and the progress line; speed is measured from here."""
-        self._views = open_loggers(self._settings.loggers, self._path)
+        self._views = _open_views(self._settings.loggers, self._path)
         worker = current_worker()
         shown = self._settings.progress and (worker is None or worker.number == 0)  # the first seed speaks for all
         self._progress = Progress(total_frames, frames, enabled=shown)
@@ -59,10 +69,6 @@ class Journal:
         """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
         self._returns.extend(returns)
         self._progress.advance(frames)
-
-    def cut(self, episodes: int) -> None:
-        """Notes that ``episodes`` episodes were ended by a checkpoint, not by their environment."""
-        self.cut_episodes += episodes
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts an update and averages its scalars into the next training row."""
@@ -99,7 +105,7 @@ class Journal:
         return row
 
     def has_evaluation(self, frames: int) -> bool:
-        """Whether the policies were already evaluated at ``frames``."""
+        """True if the policies were already evaluated at ``frames``."""
         return self._evaluated_at == frames
 
     def evaluation(self, frames: int, columns: Mapping[str, Any]) -> None:
@@ -114,7 +120,9 @@ class Journal:
         self._metrics.append(row)
         for view in list(self._views):
             try:
-                _show(view, row)
+                for name, value in row.items():
+                    if isinstance(value, int | float) and name != "frames":
+                        view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])
             except Exception as error:  # a view (its server, its disk) must never stop a run
                 self._views.remove(view)
                 lost = f"{type(view).__name__} shows nothing from frame {row['frames']:,} on"
@@ -157,30 +165,24 @@ class Journal:
         return self._wall_before + time.perf_counter() - self._wall_start
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "updates": self.updates,
-            "cut_episodes": self.cut_episodes,
-            "last_evaluation": self.last_evaluation,
-            "means": self._means.state_dict(),
-            "returns": list(self._returns),
-            "logged_at": self._logged_at,
-            "evaluated_at": self._evaluated_at,
-            "metrics": self._metrics.mark(),
-            "wall_seconds": self.wall_seconds(),
-        }
+        state = {name: getattr(self, name) for name in _KEPT}
+        parts = {"means": self._means.state_dict(), "metrics": self._metrics.mark()}
+        return {**state, **parts, "wall_seconds": self.wall_seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.updates = state["updates"]
-        self.cut_episodes = state["cut_episodes"]
-        self.last_evaluation = state["last_evaluation"]
+        for name in _KEPT:
+            setattr(self, name, state[name])
         self._means.load_state_dict(state["means"])
-        self._returns = list(state["returns"])
-        self._logged_at, self._evaluated_at = state["logged_at"], state["evaluated_at"]
-        self._mark = state["metrics"]
-        self._wall_before = state["wall_seconds"]
+        self._mark, self._wall_before = state["metrics"], state["wall_seconds"]
 
 
-def _show(view: Logger, row: Mapping[str, Any]) -> None:
-    for name, value in row.items():
-        if isinstance(value, int | float) and name != "frames":
-            view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])
+def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
+    # The same id on resume continues the same W&B run.
+    identity = "-".join(path.resolve().parts[-4:]).replace("=", "_").replace(",", "_")[-100:]
+    views = []
+    for name in names:
+        (path / name).mkdir(parents=True, exist_ok=True)
+        shown_as = path.name if name == "wandb" else name
+        ours = {"id": identity, "project": "torchrl_reg"}
+        views.append(cast(Logger, get_logger(name, str(path), shown_as, wandb_kwargs=ours)))  # type: ignore[arg-type]
+    return views
