@@ -15,6 +15,7 @@ from torchrl_reg.training.cli.extras import check_extras
 
 check_extras()
 
+from torchrl_reg.training.cli.building import build
 from torchrl_reg.training.cli.command_line import recipe
 from torchrl_reg.training.cli.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require
@@ -40,6 +41,7 @@ __all__ = [
     "Study",
     "ValueLearner",
     "ValueLearning",
+    "build",
     "check_replay_learning",
     "evaluate",
     "make_update",

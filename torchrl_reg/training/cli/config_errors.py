@@ -101,6 +101,8 @@ def explain_value(error: Exception, cause: OmegaConfBaseException, config_class:
         return f"{full_key} is a group of settings; set one of them, {full_key}.<name>=<value>."
     if "is not a ListConfig" in str(cause):
         return f"{full_key} must be a list, written [a,b]."
+    if "Missing mandatory value" in str(cause):
+        return f"{full_key} must be given, written {full_key}=<value>."
     if "is not Optional" in str(cause):
         return f"{full_key} must have a value, got null."
     return f"{full_key}: {_first_line(cause)}." if cause.full_key else f"{_first_line(cause)}."

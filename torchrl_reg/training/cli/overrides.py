@@ -26,11 +26,15 @@ _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 def readable(words: Sequence[str], config_class: type) -> list[str]:
     """``words`` as Hydra can read them: a path with ``=`` quoted, ``1e6`` written out where an integer is wanted.
 
+    What a part of the config without a schema has yet to hold needs no ``+``: its class says what it takes.
+
     >>> from torchrl_reg.training import RecipeConfig
     >>> readable(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e3", "-m"], RecipeConfig)
     ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=1000', '-m']
     """
     integers = _settings_of(int, config_class)
+    hints = typing.get_type_hints(config_class)
+    free = tuple(f"{item.name}." for item in dataclasses.fields(config_class) if is_free(hints[item.name]))
     sweeping = bool({"-m", "--multirun"} & set(words))
     found = []
     for word in words:
@@ -40,8 +44,13 @@ def readable(words: Sequence[str], config_class: type) -> list[str]:
             value = "'" + value.replace("'", "\\'") + "'"
         elif setting in integers:
             value = re.sub(rf"(?<![\w.]){_NUMBER}(?![\w.])", lambda match: _as_integer(match[0]), value)
-        found.append(f"{name}{equals}{value}")
+        found.append(f"{'++' if free and name.startswith(free) else ''}{name}{equals}{value}")
     return found
+
+
+def is_free(kind: Any) -> bool:
+    """Whether a field of this type is a part of the config without a schema."""
+    return typing.get_origin(kind) is dict
 
 
 def _wants_quotes(value: str, sweeping: bool) -> bool:
