@@ -34,6 +34,7 @@ class Algo(ValueLearning):
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
     kappa: float = 1.0  # Huber width of the quantile regression, reward units [D18]
     reuse_quantiles: bool = False  # the policy at s' from the target quantiles: faster, not the papers'
+    share_fractions: bool = False  # one set of fractions for the whole batch: faster, not the papers'
     n_steps: int = 1  # of the return; the released code uses 1, the paper's M-IQN reportedly 3
 
     def validate(self) -> None:
@@ -75,6 +76,7 @@ def train(cfg: Config) -> Path:
         num_policy_quantiles=cfg.net.num_policy_quantiles,
         kappa=algo.kappa,
         reuse_quantiles=algo.reuse_quantiles,
+        share_fractions=algo.share_fractions,
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (sampled, ExplorationType.RANDOM)})

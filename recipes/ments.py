@@ -4,7 +4,7 @@
     python recipes/ments.py plan=cartpole algo.method=uct
     python recipes/ments.py plan=minatar algo.policy=results/m_dqn/minatar/env.game=breakout/seed=0
     python recipes/ments.py plan=atari env.game=SpaceInvaders algo.method=ments env.max_episode_frames=2000
-    python recipes/ments.py plan=atari env.game=Pong +paper=xiao2019 algo.policy=results/dqn/atari/env.game=Pong/seed=0
+    python recipes/ments.py plan=atari env.game=Pong +paper=xiao2019 algo.policy=RUN_FOLDER  # of +method=dqn
 
 Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; Dam et al.,
 "Convex Regularization in Monte-Carlo Tree Search", ICML 2021 [D21]; Kocsis and Szepesvari 2006 (UCT); Silver et al.

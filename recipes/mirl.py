@@ -19,7 +19,6 @@ from typing import Any
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule, QValueActor
-from torchrl.objectives import DQNLoss
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import (
@@ -31,7 +30,7 @@ from torchrl_reg.modules import (
     prior_network,
     q_network,
 )
-from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss
+from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss, QLearningLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
 from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
@@ -117,7 +116,7 @@ def train(cfg: Config) -> Path:
     # What it learns: q(s, a) towards r + gamma (1/beta) ln sum_a' rho(a') exp(beta q(s', a')) (DQN: the maximum);
     # rho towards the policy on the states visited; beta towards 1 / (mean squared TD error).
     if algo.method == "dqn":
-        loss = DQNLoss(actor, loss_function=algo.loss_function)
+        loss = QLearningLoss(actor, loss_function=algo.loss_function)
     else:
         loss = MutualInformationDQNLoss(
             actor, prior=regularizer, prior_network=state_prior, loss_function=algo.loss_function

@@ -1,7 +1,8 @@
 """The settings in which the arms of a sweep differ, so that confounding shows before it costs hundreds of runs.
 
 Arms are the runs on one environment, seeds aside. A setting counts as named if it, or the group it comes with
-(``policy``), is in the sweep's grid or variants; what a preset changes (``+paper``) is not named by naming the preset.
+(``policy``), is in the sweep's grid or variants; what a preset changes (``+paper``) is not named by naming the preset,
+except the slots by which ``+method`` says what a method is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from slurm.sweep import PlannedRun
 
 _NO_MATTER = frozenset({"run.seed", "run.dir"})
+_SLOTS = frozenset({"method", "regularizer", "shaping", "head"})
 _MOST_ARMS = 4
 
 
@@ -56,7 +58,8 @@ def differences(configs: Mapping[str, Mapping[str, Any]], named: Collection[str]
                 arms.setdefault(str(config[name]), []).append(arm)
         if len(arms) > 1:
             group = name.partition(".")[0]
-            found.append(Difference(name, arms, name in named or f"+{name}" in named or group in named))
+            by_method = "+method" in named and group in _SLOTS
+            found.append(Difference(name, arms, by_method or bool({name, f"+{name}", group} & set(named))))
     return found
 
 

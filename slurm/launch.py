@@ -86,7 +86,11 @@ def launch(config: Launch, sweep_name: str) -> int:
     folder = SweepFolder(Path(config.root).resolve() / name)
     sweep = asdict(config.sweep)
     runs = planned_runs(sweep)
-    files = {} if config.kept_code else code_files({run.recipe for run in runs})
+    files = (
+        {}
+        if config.kept_code
+        else code_files({run.recipe for run in runs}, {text for run in runs for text in run.overrides})
+    )
     code = folder.code_for(sweep, None if config.kept_code else current_code(files))
     if config.check and not config.kept_code:
         check_settings(seeds_together(runs, config.cluster.seeds_per_run))

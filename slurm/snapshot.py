@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -60,13 +61,20 @@ def recipe_source(recipe: str) -> Path:
     return path
 
 
-def code_files(recipes: Iterable[str]) -> dict[str, Path]:
-    """Every file that a copy holds: ours, and those beside recipes of your own (modules and ``conf/``)."""
+def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Path]:
+    """Every file that a copy holds: ours, those beside recipes of your own (modules and ``conf/``), and yours by path.
+
+    An override such as ``regularizer.path=my_module:Mine`` brings a module or a package of the working directory.
+    """
     files = {str(path.relative_to(ROOT)): path for package in _PACKAGES for path in (ROOT / package).rglob("*")}
     for source in sorted({recipe_source(recipe).parent for recipe in recipes}):
         if source != ROOT / "recipes":
             for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
                 files[str(_own_folder(source) / path.relative_to(source))] = path
+    named = (re.search(r"\.path=(\w+)[\w.]*:", text) for text in overrides)
+    for name in {match[1] for match in named if match} - set(_PACKAGES):
+        for path in (Path(f"{name}.py"), *Path(name).glob("**/*.py")):
+            files[str(path)] = path.resolve()
     # Editors leave hidden files and dangling links about.
     return {
         name: path

@@ -15,7 +15,7 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.folder_names import folder_name
 
 # In the path already, or of no consequence for its name.
-_UNNAMED = ("recipe", "env", "run.seed")
+_UNNAMED = ("recipe", "+method", "env", "run.seed")
 
 
 class SweepError(ValueError):
@@ -29,8 +29,8 @@ class PlannedRun:
     Args:
         recipe: a name out of ``recipes/``, or the path of a recipe of your own.
         overrides: what its command line says, ``run.dir`` excepted.
-        folder: below the sweep's: ``<recipe>/<env>/<settings>/seed=<seed>``.
-        arm: what tells it from runs on the same environment: the recipe and the settings chosen for it.
+        folder: below the sweep's: ``<method>/<env>/<settings>/seed=<seed>``; without ``+method`` it is the recipe.
+        arm: what tells it from runs on the same environment: the method and the settings chosen for it.
         seeds: the folders of the runs that this one trains together (``run.seeds``), each below ``folder``.
     """
 
@@ -144,7 +144,8 @@ def _planned(recipe: str, base: Mapping[str, Any], chosen: Mapping[str, Any], se
     # Groups (env, +paper) first: Hydra takes them in any order, people read them first.
     overrides = tuple(override(k, settings[k]) for k in sorted(settings, key=lambda key: "." in key))
     named = [override(k, chosen[k]) for k in sorted(chosen) if k not in _UNNAMED]
-    parts = (Path(recipe).stem, str(settings.get("env", "default")), ",".join(named) or "default", f"seed={seed}")
+    method = str(settings.get("+method") or Path(recipe).stem)
+    parts = (method, str(settings.get("env", "default")), ",".join(named) or "default", f"seed={seed}")
     folder = "/".join(folder_name(part) for part in parts)
     arm = " ".join([parts[0], *(text for text in named if not text.startswith("env."))])
     return PlannedRun(recipe, (*overrides, f"run.seed={seed}"), folder, arm)

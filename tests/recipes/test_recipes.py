@@ -23,8 +23,10 @@ from torchrl_reg.training import evaluate, read_metrics, recipe, strip_wall_cloc
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
 TABULAR = {"maximum_entropy", "mirl_grid", "multigoal", "ments", "ments_trees", "tour"}
-NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR)
 CONF = RECIPES / "conf"
+#: Presets of q_learning.py, as if each were a recipe; those with a recipe of their own are compared with it.
+METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")} - {"m_dqn", "m_iqn"}
+NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR | METHODS)
 CONTINUOUS = {"iq", "pcl", "sac", "soft_q", "virel"}  # recipes for continuous actions; the others need discrete ones
 CRITICS = {"sac", "soft_q", "virel"}  # their losses are several
 CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "multigoal", "mujoco/", "adroit/")
@@ -56,6 +58,7 @@ def tiny(name: str) -> list[str]:
 
 
 def load(name: str) -> ModuleType:
+    name = "q_learning" if name in METHODS else name
     if f"recipes_{name}" in sys.modules:
         return sys.modules[f"recipes_{name}"]
     spec = importlib.util.spec_from_file_location(f"recipes_{name}", RECIPES / f"{name}.py")
@@ -67,7 +70,8 @@ def load(name: str) -> ModuleType:
 
 
 def start(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
+    method = [f"+method={name}"] if name in METHODS else []
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *method, *overrides])
     load(name).main()
 
 
@@ -101,7 +105,7 @@ def test_a_recipe_runs_and_leaves_its_record(name: str, tmp_path: Path, monkeypa
     assert evaluated_again(tmp_path / "run") == strip_wall_clock(evaluations[-1])
     train = [row for row in rows if row["event"] == "train"][-1]
     assert train["loss_qvalue" if name in CRITICS else "loss"] > 0
-    if name.startswith("m_"):
+    if name in ("m_dqn", "m_iqn", "m_c51"):
         assert {"entropy", "action_gap", "kl", "bonus", "bonus_clipped", "soft_gap", "td_error", "tau"} <= set(train)
         assert train["bonus"] < 0
     if name == "mirl":
@@ -127,6 +131,10 @@ VARIANTS = [
     ("iq", ["policy=flow", "algo.alpha=0.5", "env=mujoco/hopper"]),
     ("iq", ["algo.target_entropy=1.0"]),
     ("mirl", ["algo.method=dqn"]),
+    ("q_learning", ["regularizer=tsallis", "shaping=munchausen", "head=quantile", "bootstrap=n_step"]),
+    ("q_learning", ["regularizer=prior_kl", "shaping=advantage_gap", "head=categorical"]),
+    ("q_learning", ["regularizer=boltzmann", "head=implicit_quantile", "bootstrap=double"]),
+    ("q_learning", ["bootstrap=online", "algo.explore=sampled", "regularizer=entropy"]),
     ("mirl", ["algo.method=sql", "algo.beta_rate=0", "env=gridworld/corridor"]),
     ("mirl", ["algo.method=sql_m", "env=gridworld/corridor"]),
     ("mirl", ["env=gridworld/corridor", "algo.n_steps=3"]),
@@ -186,7 +194,8 @@ def test_every_choice_composes(name: str) -> None:
     choices += [[f"policy={p.stem}"] for p in (CONF / "policy").glob("*.yaml") if name in CONTINUOUS]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for overrides in choices:
-            config = compose(name, overrides=overrides)
+            method = [f"+method={name}"] if name in METHODS else []
+            config = compose("q_learning" if name in METHODS else name, overrides=[*method, *overrides])
             config.run.dir = "unused"
             typed = OmegaConf.to_object(config)
             assert isinstance(typed, module.Config)
@@ -233,7 +242,7 @@ def test_command_line_beats_preset_beats_env_beats_recipe() -> None:
 def test_the_grid_of_returns_is_that_of_the_environment(overrides: list[str], grid: tuple[int, float, float]) -> None:
     load("c51")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        net = compose("c51", overrides=overrides).net
+        net = compose("q_learning", overrides=["+method=c51", *overrides]).net
     assert (net.num_atoms, net.value_min, net.value_max) == grid
 
 
@@ -324,6 +333,16 @@ def test_whose_prior_is_learnt(method: str, tmp_path: Path, monkeypatch: pytest.
     assert is_uniform == (method != "mirl")
 
 
+@pytest.mark.parametrize("name", ["m_dqn", "m_iqn"])
+def test_the_presets_of_the_two_recipes_written_out_are_those_recipes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(monkeypatch, name, f"run.dir={tmp_path / 'a'}", *tiny(name))
+    start(monkeypatch, "q_learning", f"+method={name}", f"run.dir={tmp_path / 'b'}", *tiny(name))
+    mine, theirs = ([strip_wall_clock(r) for r in read_metrics(tmp_path / d / "metrics.jsonl")] for d in "ab")
+    assert mine == theirs and len(mine) > 2
+
+
 def test_mirl_without_a_prior_is_the_dqn_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(monkeypatch, "mirl", f"run.dir={tmp_path / 'a'}", "algo.method=dqn", *tiny("mirl"))
     start(monkeypatch, "dqn", f"run.dir={tmp_path / 'b'}", *tiny("mirl"))
@@ -351,6 +370,21 @@ MIRL_BAD = [
 NET_BAD = [
     ("iqn", ["net.num_cosines=0"], "NetSettings.num_cosines must be >= 1, got 0."),
     ("c51", ["net.num_atoms=0"], "NetSettings.num_atoms must be >= 2, got 0."),
+    ("q_learning", ["regularizer=sparsmax"], "choose one of bellman_error, boltzmann, entropy, none, own"),
+    (
+        "q_learning",
+        ["regularizer=entropy", "regularizer.taau=1"],
+        "takes (regularizer.tau), got regularizer.tau, regularizer.taau.",
+    ),
+    ("q_learning", ["regularizer=entropy", "regularizer.tau=-1"], "tau must be a finite number > 0"),
+    ("q_learning", ["regularizer=own"], "regularizer.path must be given"),
+    ("q_learning", ["regularizer=own", "regularizer.path=nothing:Own"], "must name a module in the working directory"),
+    ("q_learning", ["regularizer=own", "regularizer.path=math:Own"], "must name something in math, got 'Own'"),
+    ("q_learning", ["regularizer=own", "regularizer.path=Own"], "an import path, written module:Name, got 'Own'"),
+    ("q_learning", ["shaping.path=torchrl_reg.regularizers:HardMax"], "shaping.path must be that of a Shaping"),
+    ("q_learning", ["+method=m_dqn", "bootstrap=double"], "double_dqn must be False with a shaping"),
+    ("q_learning", ["algo.explore=boldly"], "algo.explore must be greedy or sampled"),
+    ("q_learning", ["head.network.path=math:pi"], "head.network.path must name a class or a function"),
     ("iq", ["algo.num_envs=100000000"], "algo.num_envs must be <= 100,000, got 100000000."),
 ]
 NAMED_BAD = [*CONTINUOUS_BAD, *NET_BAD, *(("mirl", overrides, expected) for overrides, expected in MIRL_BAD)]

@@ -32,10 +32,11 @@ MIRL = ["mirl.py", "algo.method=sql_m", "algo.total_frames=6000"]  # two priors
 COMMON = ["run.log_every_frames=128", "run.evaluate_every_frames=2000", "run.eval_episodes=2", "run.progress=false"]
 
 
+CELL = ["q_learning.py", "regularizer=bellman_error", "head=quantile", "bootstrap=double", "algo.total_frames=6000"]
 MINATAR = ["m_dqn.py", "env=minatar/breakout", "algo.total_frames=6000", "algo.learning_starts_frames=500"]
 MINATAR += ["algo.replay_capacity=2000", "algo.batch_size=8", "algo.n_steps=3", "env.max_episode_frames=300"]
 HOPPER = ["iq.py", "env=mujoco/hopper", *SMALL[:3], "algo.learning_starts_frames=160", "algo.replay_capacity=1500"]
-GRIDWORLD = ["dqn.py", "env=gridworld/square", "algo.total_frames=6000", "algo.n_steps=2"]
+GRIDWORLD = ["q_learning.py", "+method=dqn", "env=gridworld/square", "algo.total_frames=6000", "algo.n_steps=2"]
 
 
 def begin(folder: Path, arguments: list[str], checkpoint_every: int) -> subprocess.Popen[bytes]:
@@ -65,6 +66,7 @@ RUNS = {
     "m_dqn-minatar": (MINATAR, 1000, 4),
     "iq-hopper": (HOPPER, 300, 4),
     "dqn-gridworld": (GRIDWORLD, 1000, 4),
+    "cell": (CELL, 1000, 4),
 }
 QUICK = ("m_iqn-3-steps",)  # each starts processes that import torch: the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]

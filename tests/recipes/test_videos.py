@@ -11,18 +11,18 @@ import pytest
 from torchrl_reg.training import read_metrics, strip_wall_clock
 
 Image = pytest.importorskip("PIL.Image")
-DQN = Path(__file__).parents[2] / "recipes" / "dqn.py"
+DQN = Path(__file__).parents[2] / "recipes" / "q_learning.py"
 TINY = ["algo.total_frames=192", "algo.learning_starts_frames=64", "algo.batch_size=8", "net.num_cells=[16]"]
 TINY += ["run.evaluate_every_frames=32", "run.log_every_frames=64", "run.eval_episodes=1", "env.max_episode_frames=6"]
 
 
 def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> list[dict[str, object]]:
-    spec = importlib.util.spec_from_file_location("recipes_dqn", DQN)
+    spec = importlib.util.spec_from_file_location("recipes_q_learning", DQN)
     assert spec is not None and spec.loader is not None
-    monkeypatch.setitem(sys.modules, "recipes_dqn", importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(sys.modules["recipes_dqn"])
-    monkeypatch.setattr(sys, "argv", ["dqn.py", f"run.dir={folder}", *TINY, *overrides])
-    sys.modules["recipes_dqn"].main()
+    monkeypatch.setitem(sys.modules, "recipes_q_learning", importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(sys.modules["recipes_q_learning"])
+    monkeypatch.setattr(sys, "argv", ["q_learning.py", f"run.dir={folder}", *TINY, *overrides])
+    sys.modules["recipes_q_learning"].main()
     return [strip_wall_clock(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 

@@ -58,7 +58,8 @@ def test_the_arms_of_a_shipped_sweep_differ_only_where_its_file_says_so(path: Pa
 def test_a_confounded_sweep_is_seen() -> None:
     """Two presets side by side, as this sweep once had them."""
     sweep = yaml.safe_load((SLURM / "conf/sweep/atari60_m_iqn.yaml").read_text())
-    sweep["variants"] = [{"recipe": "m_iqn"}, {"recipe": "iqn", "+paper": "dabney2018"}]
+    sweep["grid"] = {}
+    sweep["variants"] = [{"+method": "m_iqn"}, {"+method": "iqn", "+paper": "dabney2018"}]
     expected = {"env.sticky_actions", "env.noop_max", "net.padding", "algo.target_period_updates", "algo.eps_frames"}
     assert expected <= set(unnamed(sweep))
 

@@ -52,7 +52,7 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
         ((), "sweep must be chosen: sweep= one of "),
         (("sweep=nap",), "sweep=nap is not known; choose one of "),
         (("sweep=naps", "cluster=moon"), "cluster=moon is not known; choose one of debug, gpu, local, slurm."),
-        (("sweep=naps", "sweep.recipe=m_dqnn"), "sweep.recipe must be one of al_dqn, c51, dqn"),
+        (("sweep=naps", "sweep.recipe=m_dqnn"), "sweep.recipe must be one of iq, m_dqn, m_iqn"),
         (
             ("sweep=naps", "sweep.grid.algo.checkpoint_every=[]"),
             "sweep.grid.algo.checkpoint_every must hold at least one",
@@ -141,7 +141,7 @@ def test_a_copy_of_the_code_holds_every_file_and_no_results(tmp_path):
     tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not tracked:
         pytest.skip("not a git checkout")
-    files = code_files(["dqn"])
+    files = code_files(["m_dqn"])
     assert files.keys() >= set(tracked)
     assert not [name for name in files if "__pycache__" in name]
     copy = copy_code(files, tmp_path / "copy")
@@ -155,7 +155,7 @@ def test_a_copy_of_the_code_holds_every_file_and_no_results(tmp_path):
 )
 def test_what_changes_no_run_does_not_make_other_code(name, counts, tmp_path):
     (tmp_path / "changed").write_text("x")
-    files = code_files(["dqn"])
+    files = code_files(["m_dqn"])
     assert (current_code(files).digest != current_code({**files, name: tmp_path / "changed"}).digest) == counts
 
 

@@ -13,6 +13,7 @@ from torchrl_reg.analysis.record import is_number
 from torchrl_reg.analysis.runs import RunRecord
 
 _ABSENT = "absent"
+_COEFFICIENTS = ("algo.", "regularizer.", "shaping.", "head.")
 _ENV = frozenset({"env.name", "env.game"})
 
 
@@ -162,7 +163,7 @@ def _fewest(varied: list[str], runs: list[RunRecord]) -> list[str]:
 
 def _telling(key: str) -> tuple[int, int]:
     """How well a setting names a method, best first: a kind of policy or net, then coefficients, then lengths."""
-    kind = 0 if key.endswith(".name") else 1 if key.startswith("algo.") else 2
+    kind = 0 if key.endswith(".name") else 1 if key.startswith(_COEFFICIENTS) else 2
     return (key.endswith(("_frames", "_episodes")), kind)
 
 
@@ -179,7 +180,7 @@ def short_name(key: str, keys: Iterable[str]) -> str:
     'net.num_cells'
     """
     section, _, last = key.rpartition(".")
-    if last == "name":
+    if last in ("name", "path"):  # what kind it is, or the class of one's own
         return section
     return key if any(other != key and other.rpartition(".")[2] == last for other in keys) else last
 

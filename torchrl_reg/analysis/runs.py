@@ -39,7 +39,8 @@ class RunRecord:
 
     Args:
         path: the folder; holds ``config.yaml`` and, once something happened, the other files.
-        recipe: stem of the script in ``command.txt`` (``"m_dqn"``); ``"unknown"`` without one.
+        recipe: its setting ``method`` (``"dqn"``), if it has one; else the stem of the script in ``command.txt``
+            (``"m_dqn"``); ``"unknown"`` without either.
         env: name and game, ``"cartpole"`` or ``"atari/Pong"``.
         seed: ``run.seed``.
         config: every setting that makes the run what it is, flat (``{"algo.tau": 0.03, ...}``): all but the folder,
@@ -200,7 +201,7 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
     script = _script(command)
     return RunRecord(
         path=folder,
-        recipe=Path(script).stem or "unknown",
+        recipe=str(config.get("method") or Path(script).stem or "unknown"),
         env="/".join(str(part) for part in (config["env.name"], config.get("env.game")) if part),
         seed=seed,
         config={key: value for key, value in config.items() if key not in _NOT_SETTINGS},

@@ -87,12 +87,13 @@ def rebuildable(settings_class: type) -> Callable[[Builder], Builder]:
 
     def mark(build: Builder) -> Builder:
         @functools.wraps(build)
-        def remembering(settings: Any, env: EnvBase | Spaces, *arguments: Any) -> Any:
-            module = build(settings, env, *arguments)
+        def remembering(settings: Any, env: EnvBase | Spaces, *arguments: Any, **options: Any) -> Any:
+            module = build(settings, env, *arguments, **options)
             module.built_by = {
                 "builder": build.__name__,
                 "settings": dataclasses.asdict(settings),
                 "arguments": list(arguments),
+                "options": options,
                 "spaces": dataclasses.asdict(Spaces.of(env)),
             }
             return module
@@ -117,4 +118,9 @@ def rebuilt(built_by: dict[str, Any]) -> Any:
     unknown = sorted(set(built_by["settings"]) - known)
     if unknown:
         raise ValueError(f"The settings of {name} must be among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
-    return build(settings_class(**built_by["settings"]), Spaces(**built_by["spaces"]), *built_by["arguments"])
+    return build(
+        settings_class(**built_by["settings"]),
+        Spaces(**built_by["spaces"]),
+        *built_by["arguments"],
+        **built_by["options"],
+    )

@@ -6,7 +6,7 @@ Shapes: ``*B`` batch (``[*B, T]`` for lambda-returns), ``A`` actions, ``M`` targ
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -197,6 +197,17 @@ class QLearningLoss(RegularizedLoss):
         from torchrl_reg.objectives.stacked import StackedLoss
 
         return StackedLoss([self, *others])
+
+    def observe(self, statistic: Mapping[str, Tensor] | TensorDictBase | Tensor | float) -> None:
+        """Lets coefficients follow a mean squared TD error: a number, or the ``squared_td_error`` of a forward pass.
+
+        Those that do not follow it stay.
+        """
+        if isinstance(statistic, Mapping | TensorDictBase):
+            statistic = statistic.get("squared_td_error", None)
+        for coefficient in self._coefficients().values() if statistic is not None else ():
+            if isinstance(coefficient, BellmanErrorCoefficient):
+                coefficient.observe(statistic)
 
     # -- parts --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torchrl_reg.training.cli.extras import check_extras
 
 check_extras()
 
+from torchrl_reg.training.cli.building import build
 from torchrl_reg.training.cli.command_line import recipe
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.loop.checks import check_replay_learning
@@ -42,6 +43,7 @@ __all__ = [
     "Study",
     "ValueLearner",
     "ValueLearning",
+    "build",
     "check_replay_learning",
     "evaluate",
     "make_update",

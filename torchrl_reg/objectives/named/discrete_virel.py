@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.modules import QValueActor
 
 from torchrl_reg.objectives.actor_critic.virel import learnt_temperature
@@ -27,7 +25,7 @@ class DiscreteVIRELLoss(QLearningLoss):
         value_network: as for :class:`QLearningLoss`, with any head.
         tau: the temperature, in reward units, initial or fixed; or a coefficient. Schedulable.
         beta_scale: ``c`` of ``epsilon = c / 2 E|td_error|^2``, in 1 / reward units; None keeps ``tau``.
-        rate: step size of the running average, per :meth:`observe`.
+        rate: step size of the running average, per :meth:`~QLearningLoss.observe`.
         tau_min: floor of the temperature > 0.
         kwargs: of :class:`QLearningLoss`, except the regularizer.
 
@@ -71,13 +69,3 @@ class DiscreteVIRELLoss(QLearningLoss):
     ) -> None:
         temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, tau_min=tau_min)
         super().__init__(value_network, regularizer=Boltzmann(temperature), **kwargs)
-
-    def observe(self, statistic: Tensor | Mapping[str, Tensor] | TensorDictBase | float) -> None:
-        """Let the temperature follow a mean squared TD error: a number, or what a forward pass returned.
-
-        A fixed temperature stays.
-        """
-        if isinstance(statistic, Mapping | TensorDictBase):
-            statistic = statistic.get("squared_td_error", None)
-        if statistic is not None:
-            self.regularizer.tau_coefficient.observe(statistic)  # type: ignore[operator, union-attr]

@@ -73,7 +73,7 @@ class _CommandLine:
         with self._sentences():
             if sys.argv[1:] == ["--check"]:
                 return self._check(json.load(sys.stdin))
-            sys.argv[1:] = readable(sys.argv[1:])
+            sys.argv[1:] = readable(sys.argv[1:], self.config_class)
             overrides = check_words(sys.argv[1:], self.config_class, self.conf)
             if {"-h", "--help"} & set(sys.argv[1:]):
                 return print(help_text(self.config_class, self.train, self.conf, self._composed(overrides)))
@@ -116,7 +116,7 @@ class _CommandLine:
     def _check(self, settings: Sequence[Sequence[str]]) -> None:
         """Composes and validates each list of overrides and prints its config as a line of JSON."""
         for words in settings:
-            overrides = check_words(readable(words), self.config_class, self.conf)
+            overrides = check_words(readable(words, self.config_class), self.config_class, self.conf)
             config = self._typed(self._composed(overrides), overrides)
             validate(config)
             print(json.dumps(dataclasses.asdict(config), default=str))

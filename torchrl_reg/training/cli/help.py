@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_reg.training.cli.config_errors import field_kinds, yaml_settings
+from torchrl_reg.training.cli.overrides import is_free
 
 _WIDTH, _COLUMN = 120, 44
 # Descriptions of settings that a recipe need not comment on.
@@ -52,6 +53,17 @@ def _sections(config_class: type, config: DictConfig) -> Iterator[tuple[str, lis
         kind, node = hints[item.name], config.get(item.name)
         if dataclasses.is_dataclass(kind) and isinstance(node, DictConfig):
             yield item.name, list(_lines(typing.cast(type, kind), node, f"{item.name}."))
+        elif isinstance(node, DictConfig):
+            yield item.name, [f"  {name}={_shown(value)}" for name, value in _leaves(node, f"{item.name}.")]
+
+
+def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key in map(str, node):
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _lines(kind: type, node: DictConfig, prefix: str) -> Iterator[str]:
@@ -125,7 +137,8 @@ def _arguments(text: str) -> dict[str, str]:
 def _choices(config_class: type, conf: Path) -> Iterator[str]:
     """The choices of every group of ``conf`` that this recipe accepts; what a group starts from comes first."""
     defaults: dict[str, str] = getattr(config_class, "groups", {})
-    known = set(field_kinds(config_class))
+    kinds = field_kinds(config_class)
+    known = set(kinds) | {f"{name}.*" for name, kind in kinds.items() if is_free(kind)}
     folders = sorted(path.name for path in conf.iterdir() if path.is_dir()) if conf.is_dir() else []
     for group in [*defaults, *(name for name in folders if name not in defaults and not _is_part(conf, name))]:
         names = sorted(str(p.relative_to(conf / group).with_suffix("")) for p in (conf / group).rglob("*.yaml"))
@@ -152,7 +165,7 @@ def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[st
             part, _, choice = str(item)[1:].partition("/") if str(item).startswith("/") else (group, "", str(item))
             if not _fits(conf, part, choice, known, groups):
                 return False
-    settings = yaml_settings(path, group)
+    settings = {name for name in yaml_settings(path, group) if f"{name.partition('.')[0]}.*" not in known}
     # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
     foreign = group not in groups and {setting.partition(".")[0] for setting in settings} == {"env"}
     return settings <= known and not foreign

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,24 @@ _UNNAMED = (
 )
 
 
-def readable(words: Sequence[str]) -> list[str]:
+def readable(words: Sequence[str], config_class: type) -> list[str]:
     """``words`` as Hydra can read them: a path with ``=`` is quoted.
 
-    >>> readable(["run.dir=results/dqn/seed=0", "algo.tau=0.1", "-m"])
+    What a part of the config without a schema has yet to hold needs no ``+``: its class says what it takes.
+
+    >>> from torchrl_reg.training import RecipeConfig
+    >>> readable(["run.dir=results/dqn/seed=0", "algo.tau=0.1", "-m"], RecipeConfig)
     ["run.dir='results/dqn/seed=0'", 'algo.tau=0.1', '-m']
     """
     sweeping = bool({"-m", "--multirun"} & set(words))
+    free = tuple(f"{name}." for name, kind in field_kinds(config_class).items() if is_free(kind))
+    words = [f"++{word}" if free and word.startswith(free) else word for word in words]
     return [_quoted(word, sweeping) if word.lstrip("+").startswith("run.dir=") else word for word in words]
+
+
+def is_free(kind: Any) -> bool:
+    """Whether a field of this type is a part of the config without a schema."""
+    return typing.get_origin(kind) is dict
 
 
 def _quoted(word: str, sweeping: bool) -> str:

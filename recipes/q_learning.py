@@ -1,0 +1,117 @@
+"""Any cell of the table: a regularizer, a reward shaping, a head and a bootstrap, each a choice on the command line.
+
+    python recipes/q_learning.py +method=dqn                   # a paper's four choices; --help lists them
+    python recipes/q_learning.py regularizer=tsallis shaping=munchausen head=quantile bootstrap=n_step
+    python recipes/q_learning.py +method=iqn regularizer.path=my_module:MyRegularizer regularizer.tau=0.1
+
+A choice's ``path`` names its class, and its other settings are the arguments of that; a class of one's own goes in by
+its import path, from the working directory or PYTHONPATH. ``m_dqn.py`` and ``m_iqn.py`` are two cells written out.
+
+Sources: Geist, Scherrer, Pietquin, "A Theory of Regularized Markov Decision Processes", ICML 2019; those of a method
+stand in ``conf/method/<method>.yaml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tensordict.nn import TensorDictSequential
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import EGreedyModule
+
+from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.modules import BoltzmannQActor, NetSettings
+from torchrl_reg.objectives import HardTargetUpdate, QLearningLoss, Shaping
+from torchrl_reg.objectives.heads import Head
+from torchrl_reg.regularizers import Regularizer
+from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, build, recipe, require
+
+
+@dataclass
+class Algo(ValueLearning):
+    """Hyperparameters of its replay, schedule, optimizer and exploration are ValueLearning's."""
+
+    double_dqn: bool = False  # the online network chooses the policy at s'; not with a shaping
+    delay_value: bool = True  # bootstrap on a target network; false: on the online network
+    loss_function: str = "smooth_l1"  # of head=expected: Huber, delta 1; also l2, l1
+    explore: str = "greedy"  # the policy that epsilon disturbs: greedy, or sampled from the regularizer's
+
+    def validate(self) -> None:
+        require(self.explore in ("greedy", "sampled"), "algo.explore", "greedy or sampled", self.explore)
+        super().validate()
+
+
+@dataclass
+class Config(RecipeConfig):
+    groups: ClassVar[dict[str, str]] = {
+        "net": "mlp",
+        **{"regularizer": "none", "shaping": "none", "head": "expected", "bootstrap": "one_step"},
+        "env": "cartpole",
+    }
+
+    method: str = ""  # of the paper; set by +method
+    regularizer: dict[str, Any] = field(default_factory=dict)
+    shaping: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
+    # CartPole's returns reach 100, and a Munchausen term lets them fall to -100; conf/net and conf/env have the others.
+    net: NetSettings = field(default_factory=lambda: NetSettings(num_atoms=101, value_min=-100.0, value_max=100.0))
+    algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        kinds = {"regularizer": Regularizer, "shaping": Shaping, "head": Head}
+        for name, made in self.slots().items():
+            fits = made is None or isinstance(made, kinds[name])
+            require(fits, f"{name}.path", f"that of a {kinds[name].__name__}", getattr(self, name)["path"])
+
+    def slots(self) -> dict[str, Any]:
+        """Slots 1 to 3 as objects."""
+        head = {key: value for key, value in self.head.items() if key not in ("actor", "network")}
+        slots = {"regularizer": self.regularizer, "shaping": self.shaping, "head": head}
+        return {name: build(settings, name) for name, settings in slots.items()}
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
+
+    # What acts: epsilon-greedy in the head's Q-values. Evaluated greedy, and sampled from the regularizer's policy.
+    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    spec = env.full_action_spec_unbatched["action"].to(run.device)
+    network = build(cfg.head["network"], "head.network", cfg.net, env).to(run.device)
+    actor = build(cfg.head["actor"], "head.actor", network, spec=spec)
+    egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
+
+    # What it learns: Z(s, a) towards r + bonus + gamma sum_a' pi(a'|s') (Z(s', a') - cost(a')).
+    loss = QLearningLoss(
+        actor,
+        **cfg.slots(),
+        double_dqn=algo.double_dqn,
+        delay_value=algo.delay_value,
+        loss_function=algo.loss_function if cfg.head["name"] == "expected" else None,
+    ).make_value_estimator(gamma=algo.gamma)
+    sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
+    explorer = TensorDictSequential(sampled if algo.explore == "sampled" else actor, egreedy)
+    evaluated = explorer if loss.regularizer.greedy_policy else sampled
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": (evaluated, ExplorationType.RANDOM)})
+    target = HardTargetUpdate(loss, period_updates=algo.target_period_updates) if algo.delay_value else None
+    schedule = EpsilonSchedule(egreedy, algo)
+    learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
+
+    # The loop
+    for batch in learner.collect(env, explorer):
+        learner.remember(batch)
+        for minibatch in learner.minibatches():
+            scalars = learner.update(minibatch)
+            loss.observe(scalars)
+            run.record(scalars)
+    return run.finish()
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()
