@@ -13,13 +13,13 @@ import gymnasium
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torchrl.modules import QValueActor
 
 from torchrl_reg.agents import save_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.training import read_metrics
+from torchrl_reg.training.cli.config_errors import typed
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ments.py"
 TINY = ["run.eval_episodes=2", "algo.num_simulations=6", "run.log_every_frames=8", "run.checkpoint_every_frames=8"]
@@ -140,11 +140,11 @@ def test_every_choice_composes() -> None:
         ):
             config = compose("ments", overrides=overrides)
             config.run.dir = "unused"
-            typed = OmegaConf.to_object(config)
-            assert isinstance(typed, module.Config)
-            typed.algo.validate()
-            typed.env.validate()
-    assert (typed.algo.num_simulations, typed.algo.tau, typed.env.game) == (500, 0.8, "Qbert")
+            settings = typed(config, module.Config, RECIPE.parent / "conf", {})
+            assert isinstance(settings, module.Config)
+            settings.algo.validate()
+            settings.env.validate()
+    assert (settings.algo.num_simulations, settings.algo.tau, settings.env.game) == (500, 0.8, "Qbert")
 
 
 @pytest.mark.parametrize("other", ["acrobot", "minatar"])

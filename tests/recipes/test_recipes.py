@@ -12,13 +12,13 @@ from types import ModuleType
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.agents import read_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import PriorUpdate
 from torchrl_reg.training import evaluate, read_metrics, recipe, strip_wall_clock
+from torchrl_reg.training.cli.config_errors import typed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
@@ -197,11 +197,11 @@ def test_every_choice_composes(name: str) -> None:
             method = [f"+method={name}"] if name in METHODS else []
             config = compose("q_learning" if name in METHODS else name, overrides=[*method, *overrides])
             config.run.dir = "unused"
-            typed = OmegaConf.to_object(config)
-            assert isinstance(typed, module.Config)
-            typed.algo.validate()
-            typed.env.validate()
-            assert typed.env.max_episode_frames is not None  # resolved: config.yaml records what is in force
+            settings = typed(config, module.Config, CONF, {})
+            assert isinstance(settings, module.Config)
+            settings.algo.validate()
+            settings.env.validate()
+            assert settings.env.max_episode_frames is not None  # resolved: config.yaml records what is in force
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ def recipe_module(name: str) -> ModuleType:
 
 @cache
 def config_of(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
+    from torchrl_reg.training.cli.config_errors import typed
 
-    recipe_module(recipe)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "recipes/conf")):
-        config = OmegaConf.to_object(hydra.compose(config_name=recipe, overrides=list(overrides)))
+    config_class, conf = recipe_module(recipe).Config, ROOT / "recipes/conf"
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        config = typed(hydra.compose(config_name=recipe, overrides=list(overrides)), config_class, conf, {})
     return flat(dataclasses.asdict(config))
 
 

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torchrl_reg.training.errors import ConfigError, require
@@ -44,7 +45,8 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
     called = _imported(path, name)
     if not callable(called):
         raise ConfigError(f"{name}.path must name a class or a function, got {path!r}.")
-    signature = inspect.signature(called)
+    # Of a class its __init__: a __new__ that takes anything would hide it.
+    signature = inspect.signature(partial(called.__init__, None) if isinstance(called, type) else called)
     try:
         signature.bind(*arguments, **options, **more)
     except TypeError:

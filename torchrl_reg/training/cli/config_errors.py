@@ -47,7 +47,7 @@ def typed(composed: DictConfig, config_class: type, conf: Path, choices: Mapping
         raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}.") from None
     schema = OmegaConf.structured(config_class)
     for name in _fill(schema, config_class, typing.cast(dict[str, Any], plain), ""):
-        raise ConfigError(_foreign(name, conf, choices) or unknown_setting(name, config_class))
+        raise ConfigError(_chosen_by(name, conf, choices) or unknown_setting(name, config_class))
     for name in sorted(OmegaConf.missing_keys(schema)):
         raise ConfigError(f"{name} must have a value, got none; set it, {name}=<value>.")
     return OmegaConf.to_object(schema)
@@ -143,13 +143,39 @@ def _yaml_names(node: Any) -> Iterator[str]:
             yield from (f"{key}.{name}" for name in _yaml_names(node._get_node(key)))
 
 
-def _foreign(name: str, conf: Path, choices: Mapping[str, str]) -> str | None:
+def yaml_parts(path: Path, group: str) -> list[tuple[str, str]]:
+    """Group and choice of the files that a YAML file of ``group`` starts from."""
+    items = [item for item in _defaults(path) if isinstance(item, str)]
+    split = [item[1:].partition("/") if item.startswith("/") else (group, "/", item) for item in items]
+    return [(part, choice) for part, _, choice in split if choice != "_self_"]
+
+
+def yaml_groups(path: Path) -> set[str]:
+    """The groups whose choice a YAML file makes."""
+    keys = [str(key) for item in _defaults(path) if isinstance(item, DictConfig) for key in item]
+    return {key.removeprefix("override ").lstrip("/") for key in keys}
+
+
+def _defaults(path: Path) -> list[Any]:
+    node = OmegaConf.load(path)
+    return list(node.get("defaults", [])) if isinstance(node, DictConfig) else []
+
+
+def foreign(group: str, choice: str, name: str) -> str:
     """The sentence for a choice made for other recipes: its YAML sets what this recipe does not have."""
-    for group, choice in choices.items():
-        path = conf / group / f"{choice}.yaml"
-        if path.exists() and name in yaml_settings(path, group):
-            return f"{group}={choice} does not go with this recipe: it sets {name}, which this recipe does not have."
-    return None
+    return f"{group}={choice} does not go with this recipe: it sets {name}, which this recipe does not have."
+
+
+def _chosen_by(name: str, conf: Path, choices: Mapping[str, str]) -> str | None:
+    found = [foreign(group, choice, name) for group, choice in choices.items() if _sets(name, conf, group, choice)]
+    return found[0] if found else None
+
+
+def _sets(name: str, conf: Path, group: str, choice: str) -> bool:
+    path = conf / group / f"{choice}.yaml"
+    if not path.exists():
+        return False
+    return name in yaml_settings(path, group) or any(_sets(name, conf, *part) for part in yaml_parts(path, group))
 
 
 def explain(error: Exception, conf: Path) -> str | None:

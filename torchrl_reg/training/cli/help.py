@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_reg.training.cli.config_errors import field_kinds, yaml_settings
+from torchrl_reg.training.cli.config_errors import field_kinds, yaml_groups, yaml_parts, yaml_settings
 from torchrl_reg.training.cli.overrides import is_free
 
 _WIDTH, _COLUMN = 120, 44
@@ -154,17 +154,12 @@ def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[st
     """Whether all that ``group/name.yaml`` sets, and what it starts from, are settings of the recipe."""
     path = conf / group / f"{name}.yaml"
     try:
-        node = OmegaConf.load(path)
+        if not yaml_groups(path) <= groups.keys():
+            return False
     except (yaml.YAMLError, OSError):
         return False
-    for item in node.get("defaults", []) if isinstance(node, DictConfig) else ():
-        if isinstance(item, DictConfig):
-            if not {str(key).removeprefix("override ").lstrip("/") for key in item} <= groups.keys():
-                return False
-        elif item != "_self_":
-            part, _, choice = str(item)[1:].partition("/") if str(item).startswith("/") else (group, "", str(item))
-            if not _fits(conf, part, choice, known, groups):
-                return False
+    if not all(_fits(conf, part, choice, known, groups) for part, choice in yaml_parts(path, group)):
+        return False
     settings = {name for name in yaml_settings(path, group) if f"{name.partition('.')[0]}.*" not in known}
     # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
     foreign = group not in groups and {setting.partition(".")[0] for setting in settings} == {"env"}

@@ -6,14 +6,14 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from torchrl_reg.folder_names import folder_name
-from torchrl_reg.training.cli.config_errors import field_kinds, leaf_types, unknown_setting
+from torchrl_reg.training.cli.config_errors import field_kinds, foreign, leaf_types, unknown_setting, yaml_groups
 from torchrl_reg.training.errors import ConfigError
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
@@ -77,19 +77,24 @@ def check_words(arguments: Sequence[str], config_class: type, conf: Path) -> lis
     return asked.overrides
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise ConfigError(f"{message}.")
 
 
 def _check_name(override: Override, config_class: type, kinds: Mapping[str, Any], conf: Path) -> None:
-    name, word = override.key_or_group, override.input_line
+    name, word = override.key_or_group, str(override.input_line)
     if not name:
         raise ConfigError(f"{word!r} is not of the form name=value.")
     if override.is_delete():
         raise ConfigError(f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>.")
     if (conf / name).is_dir():
-        if not override.is_add() and name not in getattr(config_class, "groups", {}):
+        groups = getattr(config_class, "groups", {})
+        if not override.is_add() and name not in groups:
             raise ConfigError(f"{name} has no default choice; to add one write +{name}=<choice>.")
+        choice = word.partition("=")[2]
+        path = conf / name / f"{choice}.yaml"
+        for group in sorted(yaml_groups(path) - groups.keys()) if path.exists() else ():
+            raise ConfigError(foreign(name, choice, group))
         return
     above, dot, _ = name.rpartition(".")
     while above and above not in kinds:

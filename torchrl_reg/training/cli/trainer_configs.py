@@ -11,256 +11,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import re
 from typing import Any
 
-_BUILD = "torchrl_reg.objectives.from_config.loss_from_config"
-
-
-@dataclass
-class LossConfig:
-    """What all losses take; ``gamma``, ``value_estimator`` and ``keys`` are settings of what is made of them."""
-
-    _target_: str = _BUILD
-    _partial_: bool = False
-    reduction: str | None = "mean"
-    use_prioritized_weights: Any = "auto"
-    diagnostics: bool = True
-    gamma: float | None = None
-    value_estimator: str | None = None
-    keys: Any = None
-
-
-@dataclass
-class ValueConfig(LossConfig):
-    """What losses of a value network take."""
-
-    value_network: Any = None
-    delay_value: bool = True
-
-
-@dataclass
-class QLearningConfig(ValueConfig):
-    """What losses of the values of a few actions take."""
-
-    action_space: Any = None
-
-
-@dataclass
-class MunchausenConfig:
-    """What Munchausen losses take in addition."""
-
-    tau: float = 0.03
-    alpha: float = 0.9
-    clip_min: float | None = -1.0
-
-
-@dataclass
-class MutualInformationConfig:
-    """What losses with a learnt action prior take in addition."""
-
-    prior: Any = None
-    beta: float | None = None
-
-
-@dataclass
-class SoftDQNConfig(QLearningConfig):
-    """:class:`~torchrl_reg.objectives.SoftDQNLoss`."""
-
-    loss: str = "SoftDQNLoss"
-    loss_function: str | None = None
-    double_dqn: bool = False
-    tau: float = 0.03
-
-
-@dataclass
-class MunchausenDQNConfig(MunchausenConfig, SoftDQNConfig):
-    """:class:`~torchrl_reg.objectives.MunchausenDQNLoss`."""
-
-    loss: str = "MunchausenDQNLoss"
-
-
-@dataclass
-class SparseDQNConfig(SoftDQNConfig):
-    """:class:`~torchrl_reg.objectives.SparseDQNLoss`."""
-
-    loss: str = "SparseDQNLoss"
-
-
-@dataclass
-class DiscreteVIRELConfig(SoftDQNConfig):
-    """:class:`~torchrl_reg.objectives.DiscreteVIRELLoss`."""
-
-    loss: str = "DiscreteVIRELLoss"
-    tau: float = 1.0
-    beta_scale: float | None = None
-    rate: float = 0.01
-    tau_min: float = 1e-4
-
-
-@dataclass
-class CategoricalDQNConfig(QLearningConfig):
-    """:class:`~torchrl_reg.objectives.CategoricalDQNLoss`."""
-
-    loss: str = "CategoricalDQNLoss"
-    double_dqn: bool = False
-
-
-@dataclass
-class MunchausenCategoricalConfig(MunchausenConfig, CategoricalDQNConfig):
-    """:class:`~torchrl_reg.objectives.MunchausenCategoricalLoss`."""
-
-    loss: str = "MunchausenCategoricalLoss"
-
-
-@dataclass
-class QuantileRegressionDQNConfig(CategoricalDQNConfig):
-    """:class:`~torchrl_reg.objectives.QuantileRegressionDQNLoss`."""
-
-    loss: str = "QuantileRegressionDQNLoss"
-    kappa: float = 1.0
-
-
-@dataclass
-class AdvantageLearningConfig(QLearningConfig):
-    """:class:`~torchrl_reg.objectives.AdvantageLearningLoss`."""
-
-    loss: str = "AdvantageLearningLoss"
-    loss_function: str | None = None
-    alpha: float = 0.9
-    persistent: bool = False
-
-
-@dataclass
-class IQNConfig(QLearningConfig):
-    """:class:`~torchrl_reg.objectives.IQNLoss`."""
-
-    loss: str = "IQNLoss"
-    num_quantiles: int = 64
-    num_target_quantiles: int = 64
-    num_policy_quantiles: int = 32
-    kappa: float = 1.0
-    double_dqn: bool = False
-    reuse_quantiles: bool = False
-    share_fractions: bool = False
-
-
-@dataclass
-class MunchausenIQNConfig(MunchausenConfig, IQNConfig):
-    """:class:`~torchrl_reg.objectives.MunchausenIQNLoss`."""
-
-    loss: str = "MunchausenIQNLoss"
-
-
-@dataclass
-class MutualInformationDQNConfig(MutualInformationConfig, QLearningConfig):
-    """:class:`~torchrl_reg.objectives.MutualInformationDQNLoss`."""
-
-    loss: str = "MutualInformationDQNLoss"
-    loss_function: str | None = None
-
-
-@dataclass
-class MutualInformationIQNConfig(MutualInformationConfig, IQNConfig):
-    """:class:`~torchrl_reg.objectives.MutualInformationIQNLoss`."""
-
-    loss: str = "MutualInformationIQNLoss"
-
-
-@dataclass
-class ActorCriticConfig(LossConfig):
-    """What the actor-critics take."""
-
-    actor_network: Any = None
-    qvalue_network: Any = None
-    tau: float = 1.0
-    loss_function: str = "l2"
-
-
-@dataclass
-class VIRELConfig(ActorCriticConfig):
-    """:class:`~torchrl_reg.objectives.VIRELLoss`."""
-
-    loss: str = "VIRELLoss"
-    value_network: Any = None
-    beta_scale: float | None = None
-    exponent: float = 2.0
-    rate: float = 0.01
-    tau_min: float = 1e-4
-    mode: str = "td"
-
-
-@dataclass
-class SoftActorCriticConfig(ActorCriticConfig):
-    """:class:`~torchrl_reg.objectives.SoftActorCriticLoss`."""
-
-    loss: str = "SoftActorCriticLoss"
-    target_entropy: float | None = None
-
-
-@dataclass
-class SoftQLearningConfig(ActorCriticConfig):
-    """:class:`~torchrl_reg.objectives.SoftQLearningLoss`."""
-
-    loss: str = "SoftQLearningLoss"
-    num_value_samples: int = 8
-    num_particles: int = 4
-    proposal: str = "lattice"
-    form: str = "exact"
-
-
-@dataclass
-class ImplicitQConfig(ValueConfig):
-    """:class:`~torchrl_reg.objectives.ImplicitQLoss`."""
-
-    loss: str = "ImplicitQLoss"
-    actor_network: Any = None
-    loss_function: str = "l2"
-    tau: float = 0.01
-    alpha: float = 0.0
-    clip_min: float | None = None
-    residual: bool = False
-    target_entropy: float | None = None
-    delay_actor: bool = True
-
-
-@dataclass
-class PathConsistencyConfig(ValueConfig):
-    """:class:`~torchrl_reg.objectives.PathConsistencyLoss`."""
-
-    loss: str = "PathConsistencyLoss"
-    actor_network: Any = None
-    delay_value: bool = False
-    tau: float = 0.1
-    lam: float = 0.0
-    rollout: int = 10
-    max_kl: float | None = None
-
-
-#: Names in Hydra's group ``loss``.
-LOSSES: dict[str, type[LossConfig]] = {
-    "soft_dqn": SoftDQNConfig,
-    "munchausen_dqn": MunchausenDQNConfig,
-    "sparse_dqn": SparseDQNConfig,
-    "discrete_virel": DiscreteVIRELConfig,
-    "categorical_dqn": CategoricalDQNConfig,
-    "munchausen_categorical": MunchausenCategoricalConfig,
-    "quantile_regression_dqn": QuantileRegressionDQNConfig,
-    "advantage_learning": AdvantageLearningConfig,
-    "iqn": IQNConfig,
-    "munchausen_iqn": MunchausenIQNConfig,
-    "mutual_information_dqn": MutualInformationDQNConfig,
-    "mutual_information_iqn": MutualInformationIQNConfig,
-    "virel": VIRELConfig,
-    "soft_actor_critic": SoftActorCriticConfig,
-    "soft_q_learning": SoftQLearningConfig,
-    "implicit_q": ImplicitQConfig,
-    "path_consistency": PathConsistencyConfig,
+Fields = dict[str, tuple[Any, Any]]
+
+_ALL: Fields = {
+    "_target_": (str, "torchrl_reg.objectives.from_config.loss_from_config"),
+    "_partial_": (bool, False),
+    "reduction": (str | None, "mean"),
+    "use_prioritized_weights": (Any, "auto"),
+    "diagnostics": (bool, True),
+    # Settings of what is made of the loss.
+    "gamma": (float | None, None),
+    "value_estimator": (str | None, None),
+    "keys": (Any, None),
+}
+_VALUE: Fields = {**_ALL, "value_network": (Any, None), "delay_value": (bool, True)}
+_Q_LEARNING: Fields = {**_VALUE, "action_space": (Any, None)}
+_DOUBLE: Fields = {**_Q_LEARNING, "double_dqn": (bool, False)}
+_SOFT: Fields = {**_DOUBLE, "loss_function": (str | None, None), "tau": (float, 0.03)}
+_MUNCHAUSEN: Fields = {"tau": (float, 0.03), "alpha": (float, 0.9), "clip_min": (float | None, -1.0)}
+_PRIOR: Fields = {"prior": (Any, None), "beta": (float | None, None)}
+_QUANTILES: Fields = {
+    **{f"num_{kind}quantiles": (int, number) for kind, number in (("", 64), ("target_", 64), ("policy_", 32))},
+    **{"kappa": (float, 1.0), "reuse_quantiles": (bool, False), "share_fractions": (bool, False)},
+}
+_FOLLOWS_ERROR: Fields = {"beta_scale": (float | None, None), "rate": (float, 0.01), "tau_min": (float, 1e-4)}
+_ACTOR_CRITIC: Fields = {
+    **_ALL,
+    **{"actor_network": (Any, None), "qvalue_network": (Any, None), "tau": (float, 1.0), "loss_function": (str, "l2")},
+}
+_IMPLICIT: Fields = {
+    **{"actor_network": (Any, None), "loss_function": (str, "l2"), "tau": (float, 0.01), "alpha": (float, 0.0)},
+    **{"clip_min": (float | None, None), "residual": (bool, False), "target_entropy": (float | None, None)},
+    "delay_actor": (bool, True),
+}
+_PATHS: Fields = {
+    **{"actor_network": (Any, None), "delay_value": (bool, False), "tau": (float, 0.1), "lam": (float, 0.0)},
+    **{"rollout": (int, 10), "max_kl": (float | None, None)},
+}
+_ADVANTAGE: Fields = {"loss_function": (str | None, None), "alpha": (float, 0.9), "persistent": (bool, False)}
+_VIREL: Fields = {**_FOLLOWS_ERROR, "value_network": (Any, None), "exponent": (float, 2.0), "mode": (str, "td")}
+_SAMPLED: Fields = {"num_value_samples": (int, 8), "num_particles": (int, 4)}
+
+#: What the constructor of each loss takes: names, types, defaults.
+_FIELDS: dict[str, Fields] = {
+    "SoftDQN": _SOFT,
+    "MunchausenDQN": {**_SOFT, **_MUNCHAUSEN},
+    "SparseDQN": _SOFT,
+    "DiscreteVIREL": {**_SOFT, "tau": (float, 1.0), **_FOLLOWS_ERROR},
+    "CategoricalDQN": _DOUBLE,
+    "MunchausenCategorical": {**_DOUBLE, **_MUNCHAUSEN},
+    "QuantileRegressionDQN": {**_DOUBLE, "kappa": (float, 1.0)},
+    "AdvantageLearning": {**_Q_LEARNING, **_ADVANTAGE},
+    "IQN": {**_DOUBLE, **_QUANTILES},
+    "MunchausenIQN": {**_DOUBLE, **_QUANTILES, **_MUNCHAUSEN},
+    "MutualInformationDQN": {**_Q_LEARNING, **_PRIOR, "loss_function": (str | None, None)},
+    "MutualInformationIQN": {**_DOUBLE, **_QUANTILES, **_PRIOR},
+    "VIREL": {**_ACTOR_CRITIC, **_VIREL},
+    "SoftActorCritic": {**_ACTOR_CRITIC, "target_entropy": (float | None, None)},
+    "SoftQLearning": {**_ACTOR_CRITIC, **_SAMPLED, "proposal": (str, "lattice"), "form": (str, "exact")},
+    "ImplicitQ": {**_VALUE, **_IMPLICIT},
+    "PathConsistency": {**_VALUE, **_PATHS},
+}
+
+
+def _config(name: str, fields: Fields) -> type:
+    settings = {"loss": (str, f"{name}Loss"), **fields}
+    made_of = [(key, kind, dataclasses.field(default=default)) for key, (kind, default) in settings.items()]
+    return dataclasses.make_dataclass(f"{name}Config", made_of)
+
+
+#: Names in Hydra's group ``loss``: ``munchausen_dqn`` is :class:`~torchrl_reg.objectives.MunchausenDQNLoss`.
+LOSSES: dict[str, Any] = {
+    re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower(): _config(name, fields)
+    for name, fields in _FIELDS.items()
 }
 
 
 def register_loss_configs() -> None:
-    """Add :data:`LOSSES` to Hydra's config store; needs the extra ``recipes``."""
+    """Adds :data:`LOSSES` to Hydra's config store; needs the extra ``recipes``."""
     from hydra.core.config_store import ConfigStore
 
     for name, config in LOSSES.items():
