@@ -5,7 +5,7 @@ import torch
 
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 from torchrl_reg.envs.atari import atari_vector_env
-from torchrl_reg.envs.settings import family_options, resolve
+from torchrl_reg.envs.settings import FAMILIES, resolve
 
 
 def steps(env, state, actions):
@@ -77,7 +77,7 @@ def test_noop_starts_and_sticky_actions_reach_the_game(restart):
 
 def test_a_finished_game_must_be_reset_before_it_is_played_on():
     settings = resolve(EnvSettings("atari", game="pong", max_episode_frames=8))
-    games = atari_vector_env(2, **family_options(settings))
+    games = atari_vector_env(2, **FAMILIES["atari"].options(settings))
     games.reset(seed=[1, 2])
     still = torch.zeros(2, dtype=torch.int64).numpy()
     games.step(still)

@@ -20,11 +20,12 @@ IDS = {
     "cartpole": "CartPole-v1",
     "acrobot": "Acrobot-v1",
     "pendulum": "Pendulum-v1",
+    "mountaincar": "MountainCar-v0",
     "mountaincar_continuous": "MountainCarContinuous-v0",
 }
 # (task, whether its copies are stepped one by one)
 KINDS = [("cartpole", False), ("cartpole", True), ("acrobot", False), ("acrobot", True)]
-KINDS += [("pendulum", False), ("pendulum", True), ("mountaincar_continuous", True)]
+KINDS += [("pendulum", False), ("pendulum", True), ("mountaincar", True), ("mountaincar_continuous", True)]
 N = 5
 
 
@@ -51,6 +52,8 @@ def policy(name, rng):
             return np.where(noise, rng.integers(2, size=N), observation[:, 2] + observation[:, 3] > 0)
         if name == "acrobot":
             return np.where(noise | (bias < 0.3), rng.integers(3, size=N), np.where(observation[:, 4] > 0, 0, 2))
+        if name == "mountaincar":  # pushes where it moves: energy grows
+            return np.where(noise | (bias < 0.3), rng.integers(3, size=N), np.where(observation[:, 1] > 0, 2, 0))
         scale = 2.5 if name == "pendulum" else 1.3
         random = rng.uniform(-scale, scale, size=N)
         push = np.sign(observation[:, 1]) * scale if name != "pendulum" else random
@@ -82,7 +85,7 @@ def compare(ours, theirs, act, steps, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_that_of_the_singles(kind):
     name, singly = kind
-    limit = {"cartpole": 90, "acrobot": 150}.get(name, 120)
+    limit = {"cartpole": 90, "acrobot": 150, "mountaincar": 200}.get(name, 120)
     ours, theirs = batched(kind, limit), reference(name, limit)
     steps = 500 if name == "acrobot" else 2_000
     terminated, truncated = compare(ours, theirs, policy(name, np.random.default_rng(1)), steps, seed=3)
@@ -100,7 +103,7 @@ def test_every_number_over_a_hundred_thousand_steps(kind):
 def test_few_copies_are_stepped_one_by_one():
     for name in IDS:
         few, many = (control_vector_env(name, n, max_episode_frames=9) for n in (1, 16))
-        assert isinstance(few, Singles) and isinstance(many, Singles) == (name == "mountaincar_continuous")
+        assert isinstance(few, Singles) and isinstance(many, Singles) == name.startswith("mountaincar")
 
 
 def play(env, name, rng, steps, seed=None):

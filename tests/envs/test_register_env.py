@@ -15,12 +15,12 @@ from torchrl_reg.envs import EnvError, EnvSettings, MultiGoalEnv, make_env, regi
 
 
 @pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _forgotten() -> Iterator[None]:
     """What a test registers is gone after it."""
-    for name in ("_FAMILIES", "_REGISTERED"):
-        monkeypatch.setattr(settings, name, dict(getattr(settings, name)))
-    monkeypatch.setattr(settings, "_WITH_GAMES", set(settings._WITH_GAMES))
+    before = dict(settings.FAMILIES)
     yield
+    settings.FAMILIES.clear()
+    settings.FAMILIES.update(before)
 
 
 def _pole(max_episode_frames: int, **_: Any) -> gymnasium.Env:

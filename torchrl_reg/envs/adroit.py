@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from torchrl_reg.envs.mujoco import float32_vector_env
-from torchrl_reg.envs.settings import EnvError, unknown_name
-from torchrl_reg.envs.snapshot import RecordedVectorEnv
+from torchrl_reg.envs.mujoco import float32_env
+from torchrl_reg.envs.settings import check_name, needing
 
 # Palm minus object (door handle, hammer, ball) in metres, from an observation.
 _REACH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -40,32 +40,19 @@ class ReachCost(gymnasium.Wrapper):
         return observation, float(reward) - 0.2 * distance, terminated, truncated, info
 
 
-def adroit_vector_env(num_envs: int, *, game: str, max_episode_frames: int) -> RecordedVectorEnv:
-    """``num_envs`` copies of one Adroit task, each cut at ``max_episode_frames`` steps; none ever terminates.
+def adroit_env(*, game: str, max_episode_frames: int = 200) -> gymnasium.Env:
+    """One Adroit task, cut at ``max_episode_frames`` steps; none ever terminates.
 
     Raises:
         EnvError: unknown game, or mujoco or gymnasium-robotics is not installed.
     """
-    if game not in GAMES:
-        raise EnvError(unknown_name("game", game, GAMES))
-    _register()
-    name = f"AdroitHand{game.capitalize()}"
-    version = 2 if f"{name}-v2" in gymnasium.registry else 1
-
-    def make() -> gymnasium.Env:
-        env = gymnasium.make(f"{name}-v{version}", disable_env_checker=True).unwrapped
-        return ReachCost(env, _REACH[game]) if version == 1 and game in _REACH else env
-
-    return float32_vector_env(make, num_envs, max_episode_frames=max_episode_frames, extra="adroit")
-
-
-def _register() -> None:
+    check_name("game", game, GAMES)
     # Its import prints a notice about the reward that ReachCost corrects.
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            import gymnasium_robotics
-        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-            raise EnvError(
-                'env.name=adroit needs gymnasium-robotics and mujoco, got none: pip install -e ".[adroit]".'
-            ) from error
-        gymnasium.register_envs(gymnasium_robotics)
+    with needing("gymnasium-robotics and mujoco", "adroit", extra="adroit"), contextlib.redirect_stderr(io.StringIO()):
+        import gymnasium_robotics
+    gymnasium.register_envs(gymnasium_robotics)
+    name = f"AdroitHand{game.capitalize()}"
+    corrected = f"{name}-v2" in gymnasium.registry
+    make = partial(gymnasium.make, f"{name}-v{2 if corrected else 1}", disable_env_checker=True)
+    env = float32_env(make, "adroit", max_episode_frames=max_episode_frames)
+    return env if corrected or game not in _REACH else ReachCost(env, _REACH[game])

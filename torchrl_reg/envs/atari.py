@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from torchrl_reg.envs.settings import EnvError, unknown_name
+from torchrl_reg.envs.settings import EnvError, check_name, needing
 
 # Entries of the record that are not actions: a game that was reset, and one that was left alone meanwhile.
 _RESET, _NOTHING = -1, -2
@@ -60,20 +60,16 @@ class CallerResetAtari(VectorEnv):
             self._first_row[:] = 0
             self._frames, _ = self.ale.reset(seed=self._first_seed)
             self._restarted = np.zeros(self.num_envs, np.bool_)
-            return self._frames, {}
-        if mask is None:
-            self._note(np.full(self.num_envs, _RESET))
-            self._frames, _ = self.ale.reset()
-            self._restarted = np.zeros(self.num_envs, np.bool_)
-            return self._frames, {}
-        running = mask & ~self._restarted
+            return self._frames.copy(), {}
+        chosen = np.ones(self.num_envs, np.bool_) if mask is None else mask
+        running = chosen if mask is None else mask & ~self._restarted
         if running.any():
             self._note(np.where(running, _RESET, _NOTHING))
             self._frames, _ = self.ale.reset(options={"reset_mask": running})
-        old = mask & self._restarted & (len(self._record) - self._first_row >= self.RESEED_STEPS)
+        old = chosen & ~running & (len(self._record) - self._first_row >= self.RESEED_STEPS)
         if old.any():
             self._reseed(old)
-        self._restarted = self._restarted & ~mask
+        self._restarted = self._restarted & ~chosen
         # A copy: the caller may write into what it got.
         return self._frames.copy(), {}
 
@@ -149,12 +145,12 @@ def atari_vector_env(
     num_envs: int,
     *,
     game: str,
-    max_episode_frames: int,
-    sticky_actions: float,
-    frame_skip: int,
-    frame_stack: int,
-    noop_max: int,
-    minimal_actions: bool,
+    max_episode_frames: int = 108_000,
+    sticky_actions: float = 0.25,
+    frame_skip: int = 4,
+    frame_stack: int = 4,
+    noop_max: int = 0,
+    minimal_actions: bool = True,
 ) -> CallerResetAtari:
     """``num_envs`` Atari games: 84x84 gray frames, game over terminates, raw rewards.
 
@@ -164,12 +160,15 @@ def atari_vector_env(
     Raises:
         EnvError: unknown game, or ale_py is not installed.
     """
-    try:
+    with needing("ale_py", "atari", extra="atari"):
+        from ale_py.roms import get_all_rom_ids
         from ale_py.vector_env import AtariVectorEnv
-    except ImportError as error:
-        raise EnvError('env.name=atari needs ale_py, got none: pip install -e ".[atari]".') from error
+    roms = {name.replace("_", ""): name for name in get_all_rom_ids()}
+    plain = game.replace("_", "").lower()  # "mspacman" of MsPacman and ms_pacman
+    if plain not in roms:
+        check_name("game", game, roms.values())
     ale = AtariVectorEnv(
-        _rom_name(game),
+        roms[plain],
         num_envs,
         frameskip=frame_skip,
         stack_num=frame_stack,
@@ -182,14 +181,3 @@ def atari_vector_env(
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
     return CallerResetAtari(ale)
-
-
-def _rom_name(game: str) -> str:
-    """``ms_pacman`` from ``MsPacman``, ``ms_pacman`` or ``mspacman``."""
-    from ale_py.roms import get_all_rom_ids
-
-    names = {name.replace("_", ""): name for name in get_all_rom_ids()}
-    try:
-        return names[game.replace("_", "").lower()]
-    except KeyError:
-        raise EnvError(unknown_name("game", game, names.values())) from None

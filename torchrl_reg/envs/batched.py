@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -25,9 +26,17 @@ class BatchedEnv(VectorEnv):
     :meth:`snapshot` and :meth:`restore` give and take all that the future depends on, generators included. Arrays
     returned by :meth:`step` and :meth:`reset` are never written to again.
 
-    A subclass says how copy ``i`` is seeded (:meth:`_seed`) and begins an episode (:meth:`_begin`), how all copies
-    advance (:meth:`_advance`), and what it holds (:meth:`_held`, :meth:`_hold`).
+    A subclass says how copy ``i`` begins an episode (:meth:`_begin`) and how all copies advance (:meth:`_advance`). It
+    names the arrays of its state in ``arrays``; what else it holds is in :meth:`_held` and :meth:`_hold`.
+
+    Args:
+        num_envs: number of copies N.
+        observation_space, action_space: those of one copy.
+        max_episode_frames: steps after which an episode is truncated.
     """
+
+    #: Attributes, without their underscore, that are arrays over all copies and change from step to step.
+    arrays: tuple[str, ...] = ("observation", "elapsed", "ended", "seeded")
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}
     autoreset_mode = AutoresetMode.DISABLED
@@ -35,7 +44,6 @@ class BatchedEnv(VectorEnv):
     def __init__(
         self,
         num_envs: int,
-        *,
         observation_space: gymnasium.spaces.Box,
         action_space: gymnasium.Space,
         max_episode_frames: int,
@@ -50,6 +58,7 @@ class BatchedEnv(VectorEnv):
         self._elapsed = np.zeros(num_envs, np.int64)
         self._ended = np.ones(num_envs, np.bool_)  # until the first reset
         self._seeded = np.zeros(num_envs, np.bool_)
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -89,13 +98,7 @@ class BatchedEnv(VectorEnv):
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the future depends on, see :class:`~torchrl_reg.envs.Restorable`."""
-        return {
-            "observation": self._observation.copy(),
-            "elapsed": self._elapsed.copy(),
-            "ended": self._ended.copy(),
-            "seeded": self._seeded.copy(),
-            "copies": self._held(),
-        }
+        return {name: getattr(self, f"_{name}").copy() for name in self.arrays} | {"copies": self._held()}
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
         """Continues from where :meth:`snapshot` was taken.
@@ -105,10 +108,8 @@ class BatchedEnv(VectorEnv):
         """
         if len(snapshot["elapsed"]) != self.num_envs:
             raise EnvError(f"snapshot must be that of {self.num_envs} copies, got that of {len(snapshot['elapsed'])}.")
-        self._observation = snapshot["observation"].copy()
-        self._elapsed = snapshot["elapsed"].copy()
-        self._ended = snapshot["ended"].copy()
-        self._seeded = snapshot["seeded"].copy()
+        for name in self.arrays:
+            setattr(self, f"_{name}", snapshot[name].copy())
         self._hold(snapshot["copies"])
         return True
 
@@ -121,9 +122,9 @@ class BatchedEnv(VectorEnv):
             raise EnvError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}.")
         return seed
 
-    @abstractmethod
     def _seed(self, i: int, seed: int | None) -> None:
         """Gives copy ``i`` a fresh generator: a function of ``seed``, or unpredictable for None."""
+        self._generators[i], _ = seeding.np_random(seed)
 
     @abstractmethod
     def _begin(self, i: int) -> np.ndarray:
@@ -133,10 +134,11 @@ class BatchedEnv(VectorEnv):
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Observations (a fresh array), float32 rewards ``[N]`` and which copies terminated, bool ``[N]``."""
 
-    @abstractmethod
     def _held(self) -> dict[str, Any]:
-        """The subclass's part of :meth:`snapshot`: plain data that later steps leave alone."""
+        """All of a :meth:`snapshot` but the arrays: plain data that later steps leave alone."""
+        return {"generators": [generator.bit_generator.state for generator in self._generators]}
 
-    @abstractmethod
     def _hold(self, held: dict[str, Any]) -> None:
         """Takes back what :meth:`_held` gave."""
+        for generator, state in zip(self._generators, held["generators"], strict=True):
+            generator.bit_generator.state = state

@@ -1,4 +1,4 @@
-"""CartPole, Acrobot, Pendulum and MountainCarContinuous of gymnasium for all copies at once.
+"""CartPole, Acrobot, Pendulum and both MountainCars of gymnasium for all copies at once.
 
 The equations are gymnasium's, operation by operation, so that every number equals the single environments' to the last
 bit: ``math.pow`` is used where they raise a scalar to a power, float32 where they use it. gymnasium has a vector
@@ -12,58 +12,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.classic_control import AcrobotEnv, CartPoleEnv, Continuous_MountainCarEnv, PendulumEnv
-from gymnasium.utils import seeding
+from gymnasium.envs.classic_control import (
+    AcrobotEnv,
+    CartPoleEnv,
+    Continuous_MountainCarEnv,
+    MountainCarEnv,
+    PendulumEnv,
+)
 
 from torchrl_reg.envs.batched import BatchedEnv
 
 
 class ControlEnv(BatchedEnv):
-    """``N`` copies of a classic control task with a state of ``single.state`` numbers, float64 ``[D, N]``.
+    """``N`` copies of a classic control task with a state of ``D`` numbers, float64 ``[D, N]``."""
 
-    Args:
-        single: an environment of gymnasium, for its spaces and constants.
-        size: D, numbers in the state of a copy.
-    """
+    arrays = (*BatchedEnv.arrays, "state")
+    single: type[gymnasium.Env]
+    size: int
 
-    def __init__(self, single: gymnasium.Env, num_envs: int, *, size: int, max_episode_frames: int) -> None:
-        assert isinstance(single.observation_space, gymnasium.spaces.Box)
-        super().__init__(
-            num_envs,
-            observation_space=single.observation_space,
-            action_space=single.action_space,
-            max_episode_frames=max_episode_frames,
-        )
-        self._state = np.zeros((size, num_envs))
-        self._generators = [np.random.default_rng() for _ in range(num_envs)]
-
-    def _seed(self, i: int, seed: int | None) -> None:
-        self._generators[i], _ = seeding.np_random(seed)
-
-    def _held(self) -> dict[str, Any]:
-        return {
-            "state": self._state.copy(),
-            "generators": [generator.bit_generator.state for generator in self._generators],
-        }
-
-    def _hold(self, held: dict[str, Any]) -> None:
-        self._state = held["state"].copy()
-        for i, state in enumerate(held["generators"]):
-            self._generators[i] = _generator(state)
+    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
+        single: Any = self.single()
+        super().__init__(num_envs, single.observation_space, single.action_space, max_episode_frames)
+        self._constants = single
+        self._state = np.zeros((self.size, num_envs))
 
 
 class CartPole(ControlEnv):
     """CartPole-v1; the state is ``(x, angle, their velocities)``."""
 
+    single, size = CartPoleEnv, 4
+
     def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
-        single = CartPoleEnv()
-        super().__init__(single, num_envs, size=4, max_episode_frames=max_episode_frames)
-        self._limits = np.array([[single.x_threshold], [single.theta_threshold_radians]])
-        self._single = single
+        super().__init__(num_envs, max_episode_frames=max_episode_frames)
+        self._limits = np.array([[self._constants.x_threshold], [self._constants.theta_threshold_radians]])
 
     def _begin(self, i: int) -> np.ndarray:
         start = self._generators[i].uniform(-0.05, 0.05, 4)
@@ -71,7 +57,7 @@ class CartPole(ControlEnv):
         return start
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        c = self._single
+        c = self._constants
         places, velocities = self._state[:2], self._state[2:]
         angle, angle_velocity = places[1], velocities[1]
         force = np.where(actions == 1, c.force_mag, -c.force_mag)
@@ -93,12 +79,9 @@ class CartPole(ControlEnv):
 class Acrobot(ControlEnv):
     """Acrobot-v1; the state is ``(theta1, theta2, their velocities)``."""
 
-    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
-        single = AcrobotEnv()
-        super().__init__(single, num_envs, size=4, max_episode_frames=max_episode_frames)
-        self._most = np.array([[single.MAX_VEL_1], [single.MAX_VEL_2]])
-        self._torques = np.array(single.AVAIL_TORQUE)
-        self._step_seconds = single.dt
+    single, size = AcrobotEnv, 4
+    _most = np.array([[AcrobotEnv.MAX_VEL_1], [AcrobotEnv.MAX_VEL_2]])
+    _torques = np.array(AcrobotEnv.AVAIL_TORQUE)
 
     def _begin(self, i: int) -> np.ndarray:
         # In float32 until the first step, as the single.
@@ -107,7 +90,7 @@ class Acrobot(ControlEnv):
         return _acrobot_observation(start)
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        torque, dt = self._torques[actions], self._step_seconds
+        torque, dt = self._torques[actions], AcrobotEnv.dt
         start = self._state
         k1 = _acrobot_derivative(start, torque)
         k2 = _acrobot_derivative(start + dt / 2.0 * k1, torque)
@@ -159,8 +142,7 @@ def _power_2(x: np.ndarray) -> np.ndarray:
 class Pendulum(ControlEnv):
     """Pendulum-v1; the state is ``(angle, its velocity)``."""
 
-    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
-        super().__init__(PendulumEnv(), num_envs, size=2, max_episode_frames=max_episode_frames)
+    single, size = PendulumEnv, 2
 
     def _begin(self, i: int) -> np.ndarray:
         high = np.array([np.pi, 1.0])
@@ -194,15 +176,14 @@ class Singles(BatchedEnv):
 
     def __init__(self, build: Callable[[], gymnasium.Env], num_envs: int, *, max_episode_frames: int) -> None:
         self._envs: list[Any] = [build() for _ in range(num_envs)]
-        super().__init__(
-            num_envs,
-            observation_space=self._envs[0].observation_space,
-            action_space=self._envs[0].action_space,
-            max_episode_frames=max_episode_frames,
-        )
+        first = self._envs[0]
+        super().__init__(num_envs, first.observation_space, first.action_space, max_episode_frames)
+        for env, generator in zip(self._envs, self._generators, strict=True):
+            env.np_random = generator
 
     def _seed(self, i: int, seed: int | None) -> None:
-        self._envs[i].np_random, _ = seeding.np_random(seed)
+        super()._seed(i, seed)
+        self._envs[i].np_random = self._generators[i]
 
     def _begin(self, i: int) -> np.ndarray:
         return self._envs[i].reset()[0]
@@ -213,26 +194,18 @@ class Singles(BatchedEnv):
         return np.array(observation), np.array(reward, np.float32), np.array(terminated, np.bool_)
 
     def _held(self) -> dict[str, Any]:
-        return {
-            "states": [env.state.copy() for env in self._envs],
-            "generators": [env.np_random.bit_generator.state for env in self._envs],
-        }
+        return {"states": [copy(env.state) for env in self._envs]} | super()._held()
 
     def _hold(self, held: dict[str, Any]) -> None:
-        for env, state, generator in zip(self._envs, held["states"], held["generators"], strict=True):
+        for env, state in zip(self._envs, held["states"], strict=True):
             env.reset()  # CartPole remembers an end
-            env.state = state.copy()
-            env.np_random = _generator(generator)
-
-
-def _generator(state: dict[str, Any]) -> np.random.Generator:
-    generator = np.random.Generator(np.random.PCG64())
-    generator.bit_generator.state = state
-    return generator
+            env.state = copy(state)
+        super()._hold(held)
 
 
 def control_vector_env(name: str, num_envs: int, *, max_episode_frames: int) -> BatchedEnv:
-    """``num_envs`` copies of ``"cartpole"``, ``"acrobot"``, ``"pendulum"`` or ``"mountaincar_continuous"``.
+    """``num_envs`` copies of ``"cartpole"``, ``"acrobot"``, ``"pendulum"``, ``"mountaincar"`` or
+    ``"mountaincar_continuous"``.
 
     Few copies are stepped one by one, many together; the numbers are the same.
     """
@@ -247,5 +220,6 @@ TASKS: dict[str, tuple[Callable[[], gymnasium.Env], Callable[..., BatchedEnv] | 
     "cartpole": (CartPoleEnv, CartPole, 3),
     "acrobot": (AcrobotEnv, Acrobot, 5),
     "pendulum": (PendulumEnv, Pendulum, 3),
+    "mountaincar": (MountainCarEnv, None, 0),
     "mountaincar_continuous": (Continuous_MountainCarEnv, None, 0),
 }

@@ -1,4 +1,4 @@
-"""A gridworld whose goal changes from episode to episode, and is part of the observation.
+"""Gridworlds by name, and one whose goal changes from episode to episode and is part of the observation.
 
 Shapes: ``N`` sub-environments, ``C`` cells, ``G`` goals.
 """
@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Categorical, Composite, Unbounded
 
-from torchrl_reg.envs.settings import EnvError
+from torchrl_reg.envs.settings import EnvError, check_name
 from torchrl_reg.envs.tabular import TabularEnv
-from torchrl_reg.tabular import TabularMDP, gridworld, gridworld_cells
+from torchrl_reg.tabular import MIRL_WORLDS, TabularMDP, gridworld, gridworld_cells
 
 #: A room to start in, a passage, and a room of goals (``G``).
 TWO_ROOMS = """
@@ -62,24 +60,23 @@ class GoalGridworldEnv(TabularEnv):
         device: torch.device | str = "cpu",
     ) -> None:
         cells = gridworld_cells(layout)
-        lines = layout.split()
-        places = [i for i, (row, column) in enumerate(cells) if lines[row][column] == "G"]
-        chosen = list(range(len(places))) if goals is None else list(goals)
-        if not places:
+        text = "\n".join(layout.split())
+        free = text.replace("G", ".")
+        worlds = [gridworld(free[:i] + "G" + free[i + 1 :], gamma=0.0) for i, mark in enumerate(text) if mark == "G"]
+        chosen = list(range(len(worlds))) if goals is None else list(goals)
+        if not worlds:
             raise EnvError("layout must have at least one G, got none.")
-        if not chosen or not set(chosen) <= set(range(len(places))):
-            raise EnvError(f"goals must be some of 0 to {len(places) - 1}, got {chosen}.")
-        self.num_cells, self.num_goals = len(cells), len(places)
-        free = layout.replace("G", ".")
-        worlds = [gridworld(_with_goal(free, cells[place]), gamma=0.0) for place in places]
-        size = len(cells) * len(places)
-        start = torch.zeros(len(places), len(cells), dtype=torch.float64)
-        first, last = (0, len(lines[0])) if starts is None else starts
+        if not chosen or not set(chosen) <= set(range(len(worlds))):
+            raise EnvError(f"goals must be some of 0 to {len(worlds) - 1}, got {chosen}.")
+        self.num_cells, self.num_goals = len(cells), len(worlds)
+        first, last = (0, len(text)) if starts is None else starts
+        inside = torch.tensor([first <= column <= last for _, column in cells])
+        start = torch.zeros(len(worlds), len(cells), dtype=torch.float64)
         for goal in chosen:
-            start[goal] = torch.tensor([float(first <= column <= last) for _, column in cells])
-            start[goal, places[goal]] = 0.0
+            start[goal] = (inside & ~worlds[goal].terminal).double()
         if not start.any():
             raise EnvError(f"starts must be columns with a free cell in the layout, got {starts}.")
+        size = start.numel()
         mdp = TabularMDP(
             torch.block_diag(*[world.P.reshape(-1, len(cells)) for world in worlds]).reshape(size, 4, size),
             torch.cat([world.r for world in worlds]),
@@ -89,30 +86,30 @@ class GoalGridworldEnv(TabularEnv):
         start = start.flatten() / start.sum()
         super().__init__(mdp, num_envs, max_episode_frames=max_episode_frames, start=start, device=device)
 
-    def _make_specs(self, num_states: int, num_actions: int) -> None:
-        super()._make_specs(num_states, num_actions)
-        batch, device = self.batch_size, self.device
-        widths = {"observation": self.num_cells + self.num_goals, "cell": self.num_cells, "goal": self.num_goals}
-        specs = {
-            key: Unbounded(torch.Size([*batch, n]), dtype=torch.float32, device=device) for key, n in widths.items()
-        }
-        self.observation_spec = Composite(
-            **specs,
-            state=Categorical(num_states, shape=batch, dtype=torch.int64, device=device),
-            steps=Unbounded(torch.Size([*batch, 1]), dtype=torch.int64, device=device),
-            shape=batch,
-            device=device,
-        )
+    def _widths(self, num_states: int) -> dict[str, int]:
+        return {"observation": self.num_cells + self.num_goals, "cell": self.num_cells, "goal": self.num_goals}
 
-    def _observed(self, state: Tensor, steps: Tensor) -> TensorDict:
+    def _observed(self, state: Tensor) -> dict[str, Tensor]:
         cell = self._one_hot[state % self.num_cells, : self.num_cells]
         goal = self._one_hot[state // self.num_cells, : self.num_goals]
-        parts = {"observation": torch.cat((cell, goal), -1), "cell": cell, "goal": goal, "state": state, "steps": steps}
-        return TensorDict(parts, batch_size=self.batch_size, device=self.device)
+        return {"observation": torch.cat((cell, goal), -1), "cell": cell, "goal": goal, "state": state}
 
 
-def _with_goal(layout: str, cell: tuple[int, int]) -> list[str]:
-    lines = layout.split()
-    row, column = cell
-    lines[row] = lines[row][:column] + "G" + lines[row][column + 1 :]
-    return lines
+def gridworld_env(
+    num_envs: int, *, game: str, max_episode_frames: int = 200, device: torch.device | str = "cpu"
+) -> TabularEnv:
+    """``num_envs`` walks in the gridworld ``game``: one of :data:`torchrl_reg.tabular.MIRL_WORLDS`, or ``"goals"``.
+
+    Every step gives -1, entering the goal 9 and ends the episode; the next one starts in a random free cell.
+
+    Source: Grau-Moya et al. 2019 (MIRL): rewards, restart at a random location. The episode that ends at the goal
+    (terminal, so nothing is bootstrapped there) is our reading of "restart"; the time limit is ours.
+
+    Raises:
+        EnvError: unknown game.
+    """
+    check_name("game", game, (*MIRL_WORLDS, "goals"))
+    if game == "goals":
+        return GoalGridworldEnv(num_envs, max_episode_frames=max_episode_frames, device=device)
+    mdp = gridworld(MIRL_WORLDS[game], gamma=0.0)
+    return TabularEnv(mdp, num_envs, max_episode_frames=max_episode_frames, device=device)

@@ -20,10 +20,10 @@ import numpy as np
 
 from torchrl_reg.envs.batched import BatchedEnv
 from torchrl_reg.envs.minatar_drawing import DRAWINGS
-from torchrl_reg.envs.settings import EnvError, unknown_name
+from torchrl_reg.envs.settings import check_name, needing
 from torchrl_reg.envs.space_invaders import SpaceInvaders
 
-GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+GAMES = tuple(DRAWINGS)
 # What a game holds that never changes, or is saved apart.
 _CONSTANTS = ("channels", "action_map", "random")
 
@@ -43,13 +43,12 @@ class MinAtar(BatchedEnv):
         num_envs: int,
         *,
         game: str,
-        max_episode_frames: int,
-        sticky_actions: float,
-        minimal_actions: bool,
-        difficulty_ramping: bool,
+        max_episode_frames: int = 10_000,
+        sticky_actions: float = 0.1,
+        minimal_actions: bool = True,
+        difficulty_ramping: bool = True,
     ) -> None:
-        if game not in GAMES:
-            raise EnvError(unknown_name("game", game, GAMES))
+        check_name("game", game, GAMES)
         build = _minatar_environment()
         self._games = [
             build(game, sticky_action_prob=sticky_actions, difficulty_ramping=difficulty_ramping)
@@ -62,12 +61,8 @@ class MinAtar(BatchedEnv):
         self._draw: Callable[[Any, bytearray, int], None] = DRAWINGS[game]
         self._actions = first.minimal_action_set() if minimal_actions else list(range(first.num_actions()))
         shape = (first.n_channels, 10, 10)
-        super().__init__(
-            num_envs,
-            observation_space=gymnasium.spaces.Box(0, 1, shape, np.uint8),
-            action_space=gymnasium.spaces.Discrete(len(self._actions)),
-            max_episode_frames=max_episode_frames,
-        )
+        observations = gymnasium.spaces.Box(0, 1, shape, np.uint8)
+        super().__init__(num_envs, observations, gymnasium.spaces.Discrete(len(self._actions)), max_episode_frames)
 
     def _seed(self, i: int, seed: int | None) -> None:
         copy = self._games[i]
@@ -96,7 +91,7 @@ class MinAtar(BatchedEnv):
     def _held(self) -> dict[str, Any]:
         games = [{k: v for k, v in vars(copy.env).items() if k not in _CONSTANTS} for copy in self._games]
         return {
-            "games": json.dumps(games, default=_plain),
+            "games": json.dumps(games, default=lambda value: value.tolist()),
             "last_actions": [int(copy.last_action) for copy in self._games],
             "generators": [copy.random.get_state(legacy=False) for copy in self._games],
         }
@@ -114,19 +109,14 @@ class MinAtar(BatchedEnv):
                 setattr(copy.env, name, np.array(value) if is_array else value)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist()  # of numpy
-
-
 def _minatar_environment() -> type:
     # Where seaborn is absent the package logs, at import, that it cannot draw, and so installs a
     # handler on the root logger.
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
-        from minatar import Environment
-    except ImportError as error:
-        raise EnvError('env.name=minatar needs minatar, got none: pip install -e ".[recipes]".') from error
+        with needing("minatar", "minatar", extra="recipes"):
+            from minatar import Environment
     finally:
         logging.disable(disabled)
         logging.root.handlers[:] = handlers

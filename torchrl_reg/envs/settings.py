@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import gymnasium
 
 Builder = Callable[..., Any]
 
@@ -26,15 +30,16 @@ class EnvSettings:
     Not frozen, because Hydra refuses overrides of a frozen schema.
 
     Args:
-        name: discrete actions: ``"cartpole"``, ``"acrobot"``, ``"lunarlander"``, ``"minatar"``, ``"atari"`` or
-            ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``, ``"multigoal"``,
-            ``"mujoco"`` or ``"adroit"``.
+        name: discrete actions: ``"cartpole"``, ``"acrobot"``, ``"mountaincar"``, ``"lunarlander"``, ``"minatar"``,
+            ``"atari"`` or ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``,
+            ``"multigoal"``, ``"mujoco"`` or ``"adroit"``.
             An environment of your own goes by the name it was registered under, see :func:`register_env`.
         game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``, the world of ``"gridworld"``
-            (corridor, square, grid) or the task of ``"mujoco"``
-            (hopper, walker2d, halfcheetah, ant, humanoid) or ``"adroit"`` (door, hammer, pen, relocate).
+            (corridor, square, grid, goals) or the task of ``"mujoco"`` (hopper, walker2d, halfcheetah, ant, humanoid,
+            swimmer, reacher, inverted_pendulum, inverted_double_pendulum) or ``"adroit"`` (door, hammer, pen,
+            relocate).
         max_episode_frames: frames after which an episode is *truncated* (cartpole and acrobot 500, lunarlander
-            1000, minatar 10 000, atari 108 000, pendulum, adroit and gridworld 200, multigoal 30,
+            1000, minatar 10 000, atari 108 000, pendulum, mountaincar, adroit and gridworld 200, multigoal 30,
             mountaincar_continuous 999, mujoco 1000; MinAtar itself has no limit, and good agents rarely die).
         sticky_actions: probability of repeating the previous action (MinAtar .1 per step, Atari .25
             per emulator frame).
@@ -61,40 +66,43 @@ class EnvSettings:
         vars(self).update(vars(resolve(self)))
 
 
-# Environments of the user's own, by name.
-_REGISTERED: dict[str, tuple[Builder, bool]] = {}
+@dataclass(frozen=True)
+class Family:
+    """All environments of one name: who builds them, and which settings they have.
 
+    Args:
+        build: ``build(num_envs, **options)`` returns a gymnasium ``VectorEnv`` or a TorchRL ``EnvBase``;
+            ``build(**options)`` one ``gymnasium.Env`` unless ``vectorized``.
+        vectorized: which of the two.
+        games: the settings name a game.
+        defaults: the other fields of :class:`EnvSettings` that apply, with their defaults.
+    """
+
+    build: Builder
+    vectorized: bool
+    games: bool
+    defaults: Mapping[str, bool | int | float]
+
+    @classmethod
+    def declared_by(cls, build: Builder, *, vectorized: bool = True) -> Family:
+        """The family whose fields and defaults are the arguments of ``build``."""
+        taken = inspect.signature(build).parameters
+        return cls(
+            build, vectorized, "game" in taken, {name: taken[name].default for name in _OPTIONS if name in taken}
+        )
+
+    def options(self, resolved: EnvSettings) -> dict[str, Any]:
+        """The fields that apply, as keyword arguments of ``build``."""
+        return {name: getattr(resolved, name) for name in (*self.defaults, *(["game"] if self.games else []))}
+
+
+#: By name; :mod:`torchrl_reg.envs.vectorized` lists ours, :func:`register_env` adds a user's.
+FAMILIES: dict[str, Family] = {}
+
+_OPTIONS = tuple(field.name for field in fields(EnvSettings) if field.name not in ("name", "game"))
 # The value of a field that leaves any environment as it is.
 _NEUTRAL = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
-
-# Which fields a family has, and their defaults.
-_FAMILIES: dict[str, dict[str, bool | int | float]] = {
-    "cartpole": {"max_episode_frames": 500},
-    "acrobot": {"max_episode_frames": 500},
-    "lunarlander": {"max_episode_frames": 1_000},
-    "minatar": {
-        "max_episode_frames": 10_000,
-        "sticky_actions": 0.1,
-        "minimal_actions": True,
-        "difficulty_ramping": True,
-    },
-    "atari": {
-        "max_episode_frames": 108_000,
-        "sticky_actions": 0.25,
-        "frame_skip": 4,
-        "frame_stack": 4,
-        "noop_max": 0,
-        "minimal_actions": True,
-    },
-    "pendulum": {"max_episode_frames": 200},
-    "mountaincar_continuous": {"max_episode_frames": 999},
-    "mujoco": {"max_episode_frames": 1_000},
-    "adroit": {"max_episode_frames": 200},
-    "gridworld": {"max_episode_frames": 200},
-    "multigoal": {"max_episode_frames": 30},
-}
-_WITH_GAMES = {"minatar", "atari", "mujoco", "adroit", "gridworld"}
-_AT_LEAST = {"max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
+_AT_LEAST = {"num_envs": 1, "max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
 
 
 def register_env(
@@ -133,25 +141,15 @@ def register_env(
     >>> resolve(EnvSettings("long_pole")).max_episode_frames
     5000
     """
-    if not isinstance(name, str) or not name or name in _FAMILIES:
+    if not isinstance(name, str) or not name or name in FAMILIES:
         raise EnvError(f"name must be one that no environment has yet, got {name!r}.")
     if not callable(build):
         raise EnvError(f"build must be a function that returns an environment, got {build!r}.")
-    fitting = {field.name for field in fields(EnvSettings)} - {"name", "game"}
-    unknown = sorted(set(defaults) - fitting)
-    if unknown:
-        raise EnvError(unknown_name("defaults", unknown[0], fitting))
     options = {"max_episode_frames": max_episode_frames, **defaults}
     for option, value in options.items():
-        _check_value(option, value)
-    _FAMILIES[name], _REGISTERED[name] = options, (build, vectorized)
-    if games:
-        _WITH_GAMES.add(name)
-
-
-def registered(name: str) -> tuple[Builder, bool] | None:
-    """The builder of a user's environment of that name, and whether it is vectorized."""
-    return _REGISTERED.get(name)
+        check_name("defaults", option, _OPTIONS)
+        check_value(option, value)
+    FAMILIES[name] = Family(build, vectorized, games, options)
 
 
 def resolve(settings: EnvSettings) -> EnvSettings:
@@ -163,69 +161,67 @@ def resolve(settings: EnvSettings) -> EnvSettings:
     """
     if not isinstance(settings, EnvSettings):
         raise EnvError(f"settings must be EnvSettings, such as EnvSettings('cartpole'), got {settings!r}.")
-    if settings.name not in _FAMILIES:
-        raise EnvError(unknown_name("name", settings.name, _FAMILIES))
-    _check_game(settings)
-    defaults = _FAMILIES[settings.name]
-    values: dict[str, Any] = {"name": settings.name, "game": settings.game}
-    for field in fields(settings):
-        if field.name in values:
-            continue
-        value = getattr(settings, field.name)
+    check_name("name", settings.name, FAMILIES)
+    family = FAMILIES[settings.name]
+    _check_game(settings, family)
+    filled: dict[str, Any] = {}
+    for name in _OPTIONS:
+        value, neutral = getattr(settings, name), _NEUTRAL.get(name)
         if value is None:
-            values[field.name] = defaults.get(field.name, _NEUTRAL.get(field.name))
+            filled[name] = family.defaults.get(name, neutral)
             continue
-        _check_value(field.name, value)
-        if field.name not in defaults and value != _NEUTRAL.get(field.name):
-            raise EnvError(f"{field.name} must be unset for {settings.name!r}, got {value!r}.")
-        values[field.name] = value
-    return EnvSettings(**values)
-
-
-def family_options(resolved: EnvSettings) -> dict[str, Any]:
-    """The fields that apply to the family, for its builder's keyword arguments."""
-    names = [*_FAMILIES[resolved.name], *(["game"] if resolved.name in _WITH_GAMES else [])]
-    return {name: getattr(resolved, name) for name in names}
+        check_value(name, value)
+        if name not in family.defaults and value != neutral:
+            raise EnvError(f"{name} must be unset for {settings.name!r}, got {value!r}.")
+    return replace(settings, **filled)
 
 
 def frames_per_step(settings: EnvSettings) -> int:
     """Environment frames that one step of the built environment consumes: 4 for default Atari."""
-    frame_skip = resolve(settings).frame_skip
-    assert frame_skip is not None  # resolve() fills it for every family
-    return frame_skip
+    return resolve(settings).frame_skip or 1
 
 
 def frame_stack(settings: EnvSettings) -> int:
     """Images stacked in one observation of the built environment: 4 for default Atari, 1 where none are."""
-    stack = resolve(settings).frame_stack
-    assert stack is not None  # resolve() fills it for every family
-    return stack
+    return resolve(settings).frame_stack or 1
 
 
-def unknown_name(argument: str, got: object, valid: Iterable[str]) -> str:
-    """One sentence that names the argument, what came, the nearest valid name and all of them."""
+def check_name(argument: str, got: object, valid: Iterable[str]) -> None:
+    """Raises an EnvError with the nearest valid name and all of them, unless ``got`` is one."""
     names = sorted(valid)
-    near = difflib.get_close_matches(str(got).lower(), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}"
+    if got not in names:
+        near = difflib.get_close_matches(str(got).lower(), names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise EnvError(f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}")
 
 
-def _check_game(settings: EnvSettings) -> None:
+def check_value(name: str, value: object) -> None:
+    """Raises an EnvError unless ``value`` has the type and range of the setting ``name``."""
+    if name in _AT_LEAST:
+        wanted = f"an int >= {_AT_LEAST[name]}"
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= _AT_LEAST[name]
+    elif name == "sticky_actions":
+        wanted = "a probability in [0, 1]"
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    else:
+        wanted, fits = "True or False", isinstance(value, bool)
+    if not fits:
+        raise EnvError(f"{name} must be {wanted}, got {value!r}.")
+
+
+@contextmanager
+def needing(packages: str, family: str, extra: str) -> Iterator[None]:
+    """Turns a failed import into an EnvError that names the extra to install."""
+    try:
+        yield
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise EnvError(f'env.name={family} needs {packages}, got none: pip install -e ".[{extra}]".') from error
+
+
+def _check_game(settings: EnvSettings, family: Family) -> None:
     if not isinstance(settings.game, str):
         raise EnvError(f"game must be a string, got {settings.game!r}.")
-    if settings.name in _WITH_GAMES and not settings.game:
+    if family.games and not settings.game:
         raise EnvError(f"game must be the name of the {settings.name} game, got an empty string.")
-    if settings.name not in _WITH_GAMES and settings.game:
+    if settings.game and not family.games:
         raise EnvError(f"game must be empty for {settings.name!r}, got {settings.game!r}.")
-
-
-def _check_value(name: str, value: object) -> None:
-    if name in _AT_LEAST:
-        if isinstance(value, bool) or not isinstance(value, int) or value < _AT_LEAST[name]:
-            raise EnvError(f"{name} must be an int >= {_AT_LEAST[name]}, got {value!r}.")
-    elif name == "sticky_actions":
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value <= 1:  # type: ignore[operator]
-            raise EnvError(f"{name} must be a probability in [0, 1], got {value!r}.")
-    elif not isinstance(value, bool):
-        raise EnvError(f"{name} must be True or False, got {value!r}.")

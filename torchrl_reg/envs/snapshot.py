@@ -41,9 +41,8 @@ class RecordedVectorEnv(SyncVectorEnv):
     """Copies of one environment, each restored from what its last reset drew from and the actions since.
 
     Resets are left to the caller (gymnasium's ``DISABLED`` mode). For environments that are deterministic given
-    these two: what a reset leaves behind must be a function of its seed or, without one, of the random state that
-    was there: ``np_random``, or what the innermost environment's ``random_state()`` gives and ``set_random_state()``
-    takes. Restoring a copy takes as many steps as its episode has had.
+    these two: what a reset leaves behind must be a function of its seed or, without one, of the state of
+    ``np_random``. Restoring a copy takes as many steps as its episode has had.
 
     Args:
         make: builds one copy.
@@ -73,7 +72,8 @@ class RecordedVectorEnv(SyncVectorEnv):
         mask = (options or {}).get("reset_mask")
         chosen = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
         for i in chosen:
-            self._origin[i] = _random_state(self.envs[i]) if seeds[i] is None else int(seeds[i])  # type: ignore[arg-type]
+            random = self.envs[i].unwrapped.np_random
+            self._origin[i] = random.bit_generator.state if seeds[i] is None else int(seeds[i])  # type: ignore[arg-type]
             self._first_row[i] = len(self._record)
         self._forget(min(self._first_row))
         return super().reset(seed=list(seeds), options=options)
@@ -111,24 +111,12 @@ class RecordedVectorEnv(SyncVectorEnv):
             self._first_row = [row - rows for row in self._first_row]
 
 
-def _random_state(env: gymnasium.Env) -> Any:
-    inner = env.unwrapped
-    if hasattr(inner, "random_state"):
-        return inner.random_state()
-    return inner.np_random.bit_generator.state
-
-
 def _replayed(env: gymnasium.Env, origin: Any, actions: Sequence[Any]) -> Any:
     """The observation that ``actions`` lead to after the reset that drew from ``origin``."""
-    if isinstance(origin, int):
-        observation, _ = env.reset(seed=origin)
-    else:
-        inner = env.unwrapped
-        if hasattr(inner, "set_random_state"):
-            inner.set_random_state(origin)
-        else:
-            inner.np_random.bit_generator.state = origin
-        observation, _ = env.reset()
+    seed = origin if isinstance(origin, int) else None
+    if seed is None:
+        env.unwrapped.np_random.bit_generator.state = origin
+    observation, _ = env.reset(seed=seed)
     for action in actions:
         observation, *_ = env.step(action)
     return observation

@@ -6,16 +6,16 @@ Shapes: ``N`` sub-environments, ``S`` states, ``A`` actions.
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.data import Categorical, TensorSpec, Unbounded
 
-from torchrl_reg.envs.settings import EnvError, unknown_name
-from torchrl_reg.tabular import MIRL_WORLDS, TabularMDP, gridworld
+from torchrl_reg.envs.settings import EnvError
+from torchrl_reg.envs.tensor_env import TensorEnv
+from torchrl_reg.tabular import TabularMDP
 
 
-class TabularEnv(EnvBase):
+class TabularEnv(TensorEnv):
     r"""``N`` independent walks in a :class:`TabularMDP`.
 
     Keys: ``observation`` (the state as a one-hot vector, float32 ``[N, S]``), ``state`` (the same as an index, int64
@@ -55,11 +55,13 @@ class TabularEnv(EnvBase):
         start: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_frames", max_episode_frames)):
-            if value < 1:
-                raise EnvError(f"{name} must be an int >= 1, got {value!r}.")
-        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
-        self.max_episode_frames = max_episode_frames
+        widths = self._widths(mdp.num_states)
+        observation: dict[str, TensorSpec] = {
+            key: Unbounded(width, dtype=torch.float32) for key, width in widths.items()
+        }
+        observation["state"] = Categorical(mdp.num_states)
+        action = Categorical(mdp.num_actions)
+        super().__init__(num_envs, observation, action, max_episode_frames=max_episode_frames, device=device)
         # Buffers, so that they move with the environment, but no part of its state.
         self._start: Tensor
         self._transition: Tensor
@@ -75,82 +77,22 @@ class TabularEnv(EnvBase):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.to(self.device), persistent=False)
-        # On the CPU everywhere, so that a seed means the same episodes on every device.
-        self._generator = torch.Generator()
-        self._make_specs(mdp.num_states, mdp.num_actions)
 
-    def _make_specs(self, num_states: int, num_actions: int) -> None:
-        batch, device = self.batch_size, self.device
-        column = torch.Size([*batch, 1])
-        self.observation_spec = Composite(
-            observation=Unbounded(torch.Size([*batch, num_states]), dtype=torch.float32, device=device),
-            state=Categorical(num_states, shape=batch, dtype=torch.int64, device=device),
-            steps=Unbounded(column, dtype=torch.int64, device=device),
-            shape=batch,
-            device=device,
-        )
-        self.action_spec = Categorical(num_actions, shape=batch, dtype=torch.int64, device=device)
-        self.reward_spec = Unbounded(column, dtype=torch.float32, device=device)
-        flag = Binary(1, shape=column, dtype=torch.bool, device=device)
-        self.done_spec = Composite(
-            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch, device=device
-        )
+    def _widths(self, num_states: int) -> dict[str, int]:
+        """Lengths of the vectors that :meth:`_observed` gives."""
+        return {"observation": num_states}
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
-        # Every sub-environment draws, so that its start does not depend on which others are reset; TorchRL keeps the
-        # episodes that go on.
-        state = _draw(self._start.expand(*self.batch_size, -1), self._generator)
-        return self._observed(state, torch.zeros_like(state).unsqueeze(-1))
+    def _observed(self, state: Tensor) -> dict[str, Tensor]:
+        return {"observation": self._one_hot[state], "state": state}
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def _begin(self) -> dict[str, Tensor]:
+        return self._observed(_draw(self._start.expand(*self.batch_size, -1), self._generator))
+
+    def _advance(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         state, action = tensordict["state"], tensordict["action"]
         next_state = _draw(self._transition[state, action], self._generator)
-        steps = tensordict["steps"] + 1
-        terminated = self._terminal[next_state].unsqueeze(-1)
-        truncated = steps >= self.max_episode_frames
-        return self._observed(next_state, steps).update(
-            {
-                "reward": self._reward[state, action].unsqueeze(-1),
-                "done": terminated | truncated,
-                "terminated": terminated,
-                "truncated": truncated,
-            }
-        )
-
-    def _observed(self, state: Tensor, steps: Tensor) -> TensorDict:
-        observed = {"observation": self._one_hot[state], "state": state, "steps": steps}
-        return TensorDict(observed, batch_size=self.batch_size, device=self.device)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """The random generator: everything else is in the tensordict that is stepped."""
-        return {"generator": self._generator.get_state()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> bool:
-        """Restores the generator; True, because the future is then the same."""
-        self._generator.set_state(snapshot["generator"])
-        return True
-
-    def _set_seed(self, seed: int | None) -> None:
-        self._generator.manual_seed(0 if seed is None else seed)
-
-
-def gridworld_env(
-    num_envs: int, *, game: str, max_episode_frames: int, device: torch.device | str = "cpu"
-) -> TabularEnv:
-    """``num_envs`` walks in the gridworld ``game``, one of :data:`torchrl_reg.tabular.MIRL_WORLDS`.
-
-    Every step gives -1, entering the goal 9 and ends the episode; the next one starts in a random free cell.
-
-    Source: Grau-Moya et al. 2019 (MIRL): rewards, restart at a random location. The episode that ends at the goal
-    (terminal, so nothing is bootstrapped there) is our reading of "restart"; the time limit is ours.
-
-    Raises:
-        EnvError: unknown game.
-    """
-    if game not in MIRL_WORLDS:
-        raise EnvError(unknown_name("game", game, (*MIRL_WORLDS, "goals")))
-    mdp = gridworld(MIRL_WORLDS[game], gamma=0.0)
-    return TabularEnv(mdp, num_envs, max_episode_frames=max_episode_frames, device=device)
+        reward, terminated = self._reward[state, action], self._terminal[next_state]
+        return self._observed(next_state), reward.unsqueeze(-1), terminated.unsqueeze(-1)
 
 
 def _start_distribution(mdp: TabularMDP, start: Tensor | None) -> Tensor:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 
-from torchrl_reg.envs.adroit import adroit_vector_env
+from torchrl_reg.envs.adroit import adroit_env
 from torchrl_reg.envs.atari import atari_vector_env
 from torchrl_reg.envs.batched_control import control_vector_env
-from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
-from torchrl_reg.envs.lunarlander import lunarlander_vector_env
+from torchrl_reg.envs.goal_gridworld import gridworld_env
+from torchrl_reg.envs.lunarlander import lunarlander_env
 from torchrl_reg.envs.minatar import MinAtar
-from torchrl_reg.envs.mujoco import mujoco_vector_env
+from torchrl_reg.envs.mujoco import mujoco_env
 from torchrl_reg.envs.multigoal import MultiGoalEnv
-from torchrl_reg.envs.settings import EnvError, EnvSettings, family_options, registered, resolve
+from torchrl_reg.envs.settings import FAMILIES, EnvError, EnvSettings, Family, check_value, resolve
 from torchrl_reg.envs.snapshot import RecordedVectorEnv
-from torchrl_reg.envs.tabular import gridworld_env
-
-_BUILDERS: dict[str, Callable[..., VectorEnv]] = {
-    "cartpole": partial(control_vector_env, "cartpole"),
-    "acrobot": partial(control_vector_env, "acrobot"),
-    "lunarlander": lunarlander_vector_env,
-    "pendulum": partial(control_vector_env, "pendulum"),
-    "mountaincar_continuous": partial(control_vector_env, "mountaincar_continuous"),
-    "minatar": MinAtar,
-    "atari": atari_vector_env,
-    "mujoco": mujoco_vector_env,
-    "adroit": adroit_vector_env,
-}
 
 
 def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str = "cpu") -> EnvBase:
@@ -58,12 +44,11 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     [3.0, 3.0]
     """
     resolved = resolve(settings)
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise EnvError(f"num_envs must be an int >= 1, got {num_envs!r}.")
+    check_value("num_envs", num_envs)
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvError(f"device must be an available device, got {str(device)!r} without CUDA.")
-    built = _build(resolved, num_envs, device)
+    built = _build(resolved, num_envs)
     if isinstance(built, EnvBase):
         return TransformedEnv(built.to(device), RewardSum())
     env = TransformedEnv(GymWrapper(built, categorical_action_encoding=True, device="cpu"), RewardSum())
@@ -72,27 +57,12 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     return env
 
 
-def _gridworld(num_envs: int, *, game: str, max_episode_frames: int, device: torch.device) -> EnvBase:
-    if game == "goals":
-        return GoalGridworldEnv(num_envs, max_episode_frames=max_episode_frames, device=device)
-    return gridworld_env(num_envs, game=game, max_episode_frames=max_episode_frames, device=device)
-
-
-#: Those that step tensors on the device themselves.
-_NATIVE: dict[str, Callable[..., EnvBase]] = {"multigoal": MultiGoalEnv, "gridworld": _gridworld}
-
-
-def _build(resolved: EnvSettings, num_envs: int, device: torch.device) -> VectorEnv | EnvBase:
-    options = family_options(resolved)
-    if resolved.name in _NATIVE:
-        return _NATIVE[resolved.name](num_envs, device=device, **options)
-    own = registered(resolved.name)
-    if own is None:
-        return _BUILDERS[resolved.name](num_envs, **options)
-    build, vectorized = own
-    if not vectorized:
-        return RecordedVectorEnv(partial(build, **options), num_envs)
-    built = build(num_envs, **options)
+def _build(resolved: EnvSettings, num_envs: int) -> VectorEnv | EnvBase:
+    family = FAMILIES[resolved.name]
+    options = family.options(resolved)
+    if not family.vectorized:
+        return RecordedVectorEnv(partial(family.build, **options), num_envs)
+    built = family.build(num_envs, **options)
     if isinstance(built, EnvBase):
         return built
     if not isinstance(built, VectorEnv):
@@ -100,3 +70,19 @@ def _build(resolved: EnvSettings, num_envs: int, device: torch.device) -> Vector
     if built.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
         raise EnvError(f"build must return a VectorEnv with AutoresetMode.DISABLED, got {built!r}.")
     return built
+
+
+_LIMITS = {"cartpole": 500, "acrobot": 500, "pendulum": 200, "mountaincar": 200, "mountaincar_continuous": 999}
+FAMILIES.update(
+    {
+        name: Family.declared_by(partial(control_vector_env, name, max_episode_frames=limit))
+        for name, limit in _LIMITS.items()
+    },
+    minatar=Family.declared_by(MinAtar),
+    atari=Family.declared_by(atari_vector_env),
+    gridworld=Family.declared_by(gridworld_env),
+    multigoal=Family(MultiGoalEnv, True, False, {"max_episode_frames": 30}),  # TorchRL hides its signature
+    lunarlander=Family.declared_by(lunarlander_env, vectorized=False),
+    mujoco=Family.declared_by(mujoco_env, vectorized=False),
+    adroit=Family.declared_by(adroit_env, vectorized=False),
+)

@@ -6,6 +6,7 @@ Shapes: ``S`` states, ``A`` actions.
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -17,20 +18,10 @@ from torchrl_reg.functional import (
     soft_policy,
 )
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Noise, Solution, iterate
+from torchrl_reg.tabular.solution import Iterate, Loop, Solution, iterate
 
 
-def mirror_descent_value_iteration(
-    mdp: TabularMDP,
-    lam: float,
-    tau: float,
-    *,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
-) -> Solution:
+def mirror_descent_value_iteration(mdp: TabularMDP, lam: float, tau: float, **loop: Unpack[Loop]) -> Solution:
     r"""Mirror-descent value iteration, from a uniform :math:`\pi_0`:
 
     .. math::
@@ -48,15 +39,10 @@ def mirror_descent_value_iteration(
         lam: weight >= 0 of the KL term, in reward units.
         tau: temperature >= 0 of the entropy term, in reward units; 0 needs ``num_iterations``,
             unless ``lam`` is 0 too.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
-        The solution; ``tau_log_pi`` is ``(lam + tau) * ln pi``.
+        The solution, values ``[S, A]``; ``tau_log_pi`` is ``(lam + tau) * ln pi``.
 
     Raises:
         ValueError: if an argument does not fit.
@@ -65,7 +51,7 @@ def mirror_descent_value_iteration(
     for name, weight in (("lam", lam), ("tau", tau)):
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"{name} must be finite and >= 0, got {weight}.")
-    if lam > 0.0 and tau == 0.0 and num_iterations is None:
+    if lam > 0.0 and tau == 0.0 and loop.get("num_iterations") is None:
         raise ValueError(
             "num_iterations must be set, as tau=0 has no fixed point (ln pi falls without bound), got None."
         )
@@ -84,13 +70,4 @@ def mirror_descent_value_iteration(
             v = v - lam * kl_divergence(tau_log_pi / temperature, scaled_previous / temperature)
         return Iterate(q, mdp.mask_v(v), pi, tau_log_pi)
 
-    return iterate(
-        mdp,
-        lambda it: mdp.backup(it.v),
-        improve,
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
-    )
+    return iterate(mdp, lambda it: mdp.backup(it.v), improve, **loop)

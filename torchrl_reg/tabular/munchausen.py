@@ -5,26 +5,19 @@ Shapes: ``S`` states, ``A`` actions.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from torchrl_reg.functional import munchausen_bonus, soft_policy, soft_value
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Noise, Solution, check_alpha, iterate
+from torchrl_reg.tabular.solution import Iterate, Loop, Solution, check_alpha, iterate
 from torchrl_reg.tabular.value_iteration import soft_iterate
 
 
 def munchausen_value_iteration(
-    mdp: TabularMDP,
-    tau: float,
-    alpha: float,
-    clip_min: float | None = None,
-    *,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
+    mdp: TabularMDP, tau: float, alpha: float, clip_min: float | None = None, **loop: Unpack[Loop]
 ) -> Solution:
     r"""Munchausen value iteration, the Bellman update of the bonus-shaped reward:
 
@@ -50,44 +43,25 @@ def munchausen_value_iteration(
         tau: temperature >= 0, in reward units; 0 is advantage learning.
         alpha: Munchausen weight in [0, 1]; 1 needs ``num_iterations``.
         clip_min: lower clip <= 0 of ``tau * ln pi``, in reward units; None does not clip.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
-        The solution.
+        The solution, values ``[S, A]``.
 
     Raises:
         ValueError: if an argument does not fit.
         RuntimeError: if 100000 updates do not converge.
     """
-    check_alpha(alpha, num_iterations)
+    check_alpha(alpha, loop.get("num_iterations"))
     return iterate(
         mdp,
         lambda it: mdp.backup(it.v, munchausen_bonus(it.tau_log_pi, alpha, clip_min)),
         lambda q, _: soft_iterate(mdp, q, tau),
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
+        **loop,
     )
 
 
-def advantage_learning(
-    mdp: TabularMDP,
-    alpha: float,
-    *,
-    persistent: bool = False,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
-) -> Solution:
+def advantage_learning(mdp: TabularMDP, alpha: float, *, persistent: bool = False, **loop: Unpack[Loop]) -> Solution:
     r"""Advantage learning :math:`q \leftarrow r + \gamma P \max q - \alpha (\max q - q)`.
 
     ``max q`` converges to the optimal value and the action gaps to the optimal ones divided by ``1 - alpha``. The
@@ -102,49 +76,25 @@ def advantage_learning(
         mdp: the MDP.
         alpha: weight in [0, 1]; 1 needs ``num_iterations``.
         persistent: take the smaller gap.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
-        The solution; ``tau_log_pi`` is ``q - max q``.
+        The solution, values ``[S, A]``; ``tau_log_pi`` is ``q - max q``.
 
     Raises:
         ValueError: if an argument does not fit.
         RuntimeError: if 100000 updates do not converge.
     """
-    check_alpha(alpha, num_iterations)
+    check_alpha(alpha, loop.get("num_iterations"))
 
     def backup(it: Iterate) -> Tensor:
         gap = _persistent_gap(mdp, -it.tau_log_pi) if persistent else -it.tau_log_pi
         return mdp.backup(it.v, -alpha * gap)
 
-    return iterate(
-        mdp,
-        backup,
-        lambda q, _: soft_iterate(mdp, q, 0.0),
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
-    )
+    return iterate(mdp, backup, lambda q, _: soft_iterate(mdp, q, 0.0), **loop)
 
 
-def implicit_q_iteration(
-    mdp: TabularMDP,
-    tau: float,
-    alpha: float = 0.0,
-    *,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
-) -> Solution:
+def implicit_q_iteration(mdp: TabularMDP, tau: float, alpha: float = 0.0, **loop: Unpack[Loop]) -> Solution:
     r"""Implicit Q iteration, which solves each update exactly for a policy and a value:
 
     .. math:: \tau \ln \pi' + V' = r + \alpha \tau \ln \pi + \gamma P V
@@ -159,21 +109,16 @@ def implicit_q_iteration(
         mdp: the MDP.
         tau: temperature >= 0, in reward units.
         alpha: Munchausen weight in [0, 1]; 0 is soft value iteration, 1 needs ``num_iterations``.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
-        The solution; ``v`` and ``tau_log_pi`` are its two parts.
+        The solution, values ``[S, A]``; ``v`` and ``tau_log_pi`` are its two parts.
 
     Raises:
         ValueError: if an argument does not fit.
         RuntimeError: if 100000 updates do not converge.
     """
-    check_alpha(alpha, num_iterations)
+    check_alpha(alpha, loop.get("num_iterations"))
 
     def improve(target: Tensor, _: Iterate | None) -> Iterate:
         v = soft_value(target, tau)
@@ -181,16 +126,7 @@ def implicit_q_iteration(
         pi = soft_policy(tau_log_pi, tau)
         return Iterate(mdp.mask_q(tau_log_pi + v.unsqueeze(-1)), mdp.mask_v(v), pi, tau_log_pi)
 
-    return iterate(
-        mdp,
-        lambda it: mdp.backup(it.v, alpha * it.tau_log_pi),
-        improve,
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
-    )
+    return iterate(mdp, lambda it: mdp.backup(it.v, alpha * it.tau_log_pi), improve, **loop)
 
 
 def _persistent_gap(mdp: TabularMDP, gap: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import soft_policy, soft_value, soft_value_and_log_policy
-from torchrl_reg.tabular import solution
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Solution, check_prior
+from torchrl_reg.tabular.solution import Iterate, Solution, check_loop, check_prior, repeat
+from torchrl_reg.tabular.value_iteration import expected_return
 
 Occupancy = Literal["stationary", "discounted"]
+_FAILURE = "{done} prior updates did not converge to tol={tol}: the KKT gap is {residual}."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,12 +115,7 @@ def mutual_information_iteration(
     """
     if not 0.0 < beta < math.inf:
         raise ValueError(f"beta must be a finite inverse temperature > 0, got {beta}.")
-    if occupancy not in ("stationary", "discounted"):
-        raise ValueError(f"occupancy must be 'stationary' or 'discounted', got {occupancy!r}.")
-    if num_iterations is not None and num_iterations < 0:
-        raise ValueError(f"num_iterations must be >= 0 or None, got {num_iterations}.")
-    if not tol > 0.0:
-        raise ValueError(f"tol must be > 0, got {tol}.")
+    check_loop(mdp, num_iterations, tol)
     first = mdp.start_distribution(start)
     prior = torch.full((mdp.num_actions,), 1 / mdp.num_actions).to(mdp.r)
     if prior0 is not None:
@@ -127,20 +123,18 @@ def mutual_information_iteration(
         if not (prior > 0).all():
             raise ValueError(f"prior0 must be positive, because no update revives an action, got {prior.tolist()}.")
     solver = _Alternation(mdp, 1.0 / beta, occupancy, first)
-    current = solver.iterate(prior, torch.zeros_like(mdp.r))
-    iterates, done, power = [current], 0, 1.0
-    for done in range(1, 1 + (solution.MAX_ITERATIONS if num_iterations is None else num_iterations)):
-        if num_iterations is None and current.gap <= tol:
-            done -= 1
-            break
-        current, power = solver.improve(current, power if accelerate else 0.0)
-        if return_iterates:
-            iterates.append(current)
-    else:
-        if num_iterations is None and current.gap > tol:
-            raise RuntimeError(f"{done} prior updates did not converge to tol={tol}: the KKT gap is {current.gap}.")
-    kept = tuple(iterates) if return_iterates else ()
-    return PriorSolution(**vars(current), iterations=done, residual=current.gap, iterates=kept)
+    power = 1.0 if accelerate else 0.0
+
+    def advance(current: PriorIterate, _: int) -> tuple[PriorIterate, float]:
+        nonlocal power
+        following, power = solver.improve(current, power)
+        return following, following.gap
+
+    initial = solver.iterate(prior, torch.zeros_like(mdp.r))
+    fields = repeat(
+        initial, advance, num_iterations, tol, return_iterates, residual=initial.gap, relative=False, failure=_FAILURE
+    )
+    return PriorSolution(**fields)
 
 
 def blahut_arimoto(
@@ -292,14 +286,11 @@ class _Alternation:
     def _fixed_point(self, log_prior: Tensor, q: Tensor) -> Tensor:
         """``q = r + gamma P v`` with its own soft value ``v``: Newton's method, each step an exact evaluation."""
         mdp = self.mdp
-        living = (~mdp.terminal).to(q).unsqueeze(-1)
-        identity = torch.eye(mdp.num_states).to(q)
         for _ in range(100):
             pi = soft_policy(q, self.tau, log_prior=log_prior)
             # v_pi = <pi, r> - tau KL(pi || rho) + gamma P_pi v_pi, and F(q) = <pi, q> - tau KL(pi || rho).
             reward = mdp.mask_v(soft_value(q, self.tau, log_prior=log_prior) + (pi * (mdp.r - q)).sum(-1))
-            transition = torch.einsum("sa,sat->st", pi, mdp.P) * living
-            previous, q = q, mdp.backup(torch.linalg.solve(identity - mdp.gamma * transition, reward))
+            previous, q = q, mdp.backup(expected_return(mdp, pi, reward))
             if (q - previous).abs().max() <= 1e-15 / (1 - mdp.gamma) * max(1.0, q.abs().max().item()):
                 break
         return q

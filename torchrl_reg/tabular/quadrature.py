@@ -6,12 +6,13 @@ Shapes: ``S`` states, ``N`` nodes, ``D`` action dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Solution, iterate
+from torchrl_reg.tabular.solution import Loop, Solution, iterate
 from torchrl_reg.tabular.value_iteration import soft_iterate
 
 
@@ -58,16 +59,7 @@ def gauss_legendre(num_points: int, dims: int = 1) -> Quadrature:
     return Quadrature(grid, torch.cartesian_prod(*[weights] * dims).reshape(-1, dims).prod(-1))
 
 
-def continuous_soft_q_iteration(
-    mdp: TabularMDP,
-    weights: Tensor,
-    tau: float,
-    *,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-) -> Solution:
+def continuous_soft_q_iteration(mdp: TabularMDP, weights: Tensor, tau: float, **loop: Unpack[Loop]) -> Solution:
     r"""Soft Q-iteration :math:`Q \leftarrow r + \gamma P V`, with :math:`V = \tau \ln \int \exp(Q(s, a) / \tau) da`.
 
     The actions of ``mdp`` are the nodes of a quadrature over the box, so the sum over them stands for the integral. A
@@ -80,10 +72,7 @@ def continuous_soft_q_iteration(
         mdp: the MDP, its actions in the order of the nodes.
         weights: weights of the nodes ``[N]``, see :func:`gauss_legendre`.
         tau: temperature > 0, in reward units.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, N]``; None is zero.
-        return_iterates: keep all iterates.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
         The solution.
@@ -98,12 +87,5 @@ def continuous_soft_q_iteration(
     if not tau > 0.0:
         raise ValueError(f"tau must be > 0, got {tau}.")
     return iterate(
-        mdp,
-        lambda current: mdp.backup(current.v),
-        lambda q, _: soft_iterate(mdp, q, tau, weights.log()),
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=None,
+        mdp, lambda current: mdp.backup(current.v), lambda q, _: soft_iterate(mdp, q, tau, weights.log()), **loop
     )

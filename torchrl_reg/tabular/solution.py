@@ -1,4 +1,4 @@
-"""What every exact solver returns, and the loop they share.
+"""The solution that every exact solver returns, and the loop they share.
 
 Shapes: ``S`` states, ``A`` actions.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torchrl_reg.tabular.mdp import TabularMDP
 
 Noise = Callable[[int], Tensor]
 MAX_ITERATIONS = 100_000
+_FAILURE = "{done} iterations did not converge to tol={tol}: the last one changed q or tau_log_pi by {residual}."
+AnyIterate = TypeVar("AnyIterate", bound="Iterate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,29 +65,42 @@ class Solution(Iterate):
     iterates: tuple[Iterate, ...] = ()
 
 
+class Loop(TypedDict, total=False):
+    """Settings that the solvers share.
+
+    Args:
+        num_iterations: number of updates; None (the default) repeats until convergence.
+        tol: converged when no entry of q or tau_log_pi changes by more than ``tol * max(1, max |q|)``; default 1e-12.
+        q0: initial action values ``[S, A]``; None is zero.
+        return_iterates: keep all iterates.
+        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+    """
+
+    num_iterations: int | None
+    tol: float
+    q0: Tensor | None
+    return_iterates: bool
+    noise: Noise | None
+
+
 def iterate(
     mdp: TabularMDP,
     backup: Callable[[Iterate], Tensor],
     improve: Callable[[Tensor, Iterate | None], Iterate],
     *,
-    num_iterations: int | None,
-    tol: float,
-    q0: Tensor | None,
-    return_iterates: bool,
-    noise: Noise | None,
+    num_iterations: int | None = None,
+    tol: float = 1e-12,
+    q0: Tensor | None = None,
+    return_iterates: bool = False,
+    noise: Noise | None = None,
 ) -> Solution:
-    """Repeat ``q <- backup(iterate) + noise(k)`` and ``iterate <- improve(q, iterate)``.
+    """Repeats ``q <- backup(iterate) + noise(k)`` and ``iterate <- improve(q, iterate)``.
 
     Args:
         mdp: the MDP.
         backup: next action values ``[S, A]``.
         improve: iterate of new action values, given the one before (None at the start).
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`Loop`.
 
     Returns:
         The solution.
@@ -94,32 +110,61 @@ def iterate(
         RuntimeError: if 100000 updates do not converge.
     """
     check_loop(mdp, num_iterations, tol, q0, noise)
-    q = torch.zeros_like(mdp.r) if q0 is None else q0.to(mdp.r)
-    current = improve(mdp.mask_q(q), None)
-    iterates = [current] if return_iterates else []
-    residual, done = math.inf, 0
-    for k in range(MAX_ITERATIONS if num_iterations is None else num_iterations):
+
+    def advance(current: Iterate, k: int) -> tuple[Iterate, float]:
         q = backup(current)
         if noise is not None:
             q = mdp.mask_q(q + noise(k).to(q))
-        previous, current, done = current, improve(q, current), k + 1
-        residual = _change(previous, current)
+        following = improve(q, current)
+        return following, _change(current, following)
+
+    first = improve(mdp.mask_q(torch.zeros_like(mdp.r) if q0 is None else q0.to(mdp.r)), None)
+    return Solution(**repeat(first, advance, num_iterations, tol, return_iterates))
+
+
+def repeat(
+    first: AnyIterate,
+    advance: Callable[[AnyIterate, int], tuple[AnyIterate, float]],
+    num_iterations: int | None,
+    tol: float,
+    return_iterates: bool,
+    *,
+    residual: float = math.inf,
+    relative: bool = True,
+    failure: str = _FAILURE,
+) -> dict[str, Any]:
+    """Repeats ``advance`` ``num_iterations`` times or, if None, until its residual is small.
+
+    Args:
+        first: where to start.
+        advance: the next iterate and its residual, given the last one and how often it was called.
+        num_iterations: number of calls.
+        tol: largest residual at convergence.
+        return_iterates: keep all iterates.
+        residual: that of ``first``.
+        relative: ``tol`` is relative to ``max(1, max |q|)``.
+        failure: message if 100000 calls do not converge.
+
+    Returns:
+        The fields of the last iterate, ``iterations``, ``residual`` and ``iterates``, for a solution.
+    """
+    current, done, iterates = first, 0, [first]
+    while num_iterations is None or done < num_iterations:
+        if num_iterations is None:
+            if residual <= tol * (max(1.0, current.q.abs().max().item()) if relative else 1.0):
+                break
+            if done == MAX_ITERATIONS:
+                raise RuntimeError(failure.format(done=done, tol=tol, residual=residual, current=current))
+        current, residual = advance(current, done)
+        done += 1
         if return_iterates:
             iterates.append(current)
-        if num_iterations is None and residual <= tol * max(1.0, q.abs().max().item()):
-            break
-    else:
-        if num_iterations is None:
-            raise RuntimeError(
-                f"{MAX_ITERATIONS} iterations did not converge to tol={tol}: the last one changed q "
-                f"or tau_log_pi by {residual}."
-            )
-    fields = (current.q, current.v, current.pi, current.tau_log_pi)
-    return Solution(*fields, done, residual, tuple(iterates))
+    kept = tuple(iterates) if return_iterates else ()
+    return {**vars(current), "iterations": done, "residual": residual, "iterates": kept}
 
 
 def check_alpha(alpha: float, num_iterations: int | None) -> None:
-    """Raise a ValueError unless ``alpha`` is in [0, 1], and below 1 if the loop is to converge."""
+    """Raises a ValueError unless ``alpha`` is in [0, 1], and below 1 if the loop is to converge."""
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}.")
     if alpha == 1.0 and num_iterations is None:
@@ -148,13 +193,9 @@ def _change(previous: Iterate, current: Iterate) -> float:
 
 
 def check_loop(
-    mdp: TabularMDP,
-    num_iterations: int | None,
-    tol: float,
-    q0: Tensor | None,
-    noise: Noise | None,
+    mdp: TabularMDP, num_iterations: int | None, tol: float, q0: Tensor | None = None, noise: Noise | None = None
 ) -> None:
-    """Raise a ValueError unless the settings of a solver's loop fit."""
+    """Raises a ValueError unless the settings of a solver's loop fit."""
     if num_iterations is not None and num_iterations < 0:
         raise ValueError(f"num_iterations must be >= 0 or None, got {num_iterations}.")
     if not tol > 0.0:

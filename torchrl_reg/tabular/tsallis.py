@@ -6,27 +6,18 @@ Shapes: ``S`` states, ``A`` actions.
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Noise, Solution, iterate
+from torchrl_reg.tabular.solution import Iterate, Loop, Solution, iterate
 
 _HALVINGS = 60  # past the last bit of float64
 
 
-def tsallis_value_iteration(
-    mdp: TabularMDP,
-    tau: float,
-    *,
-    index: float = 2.0,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
-) -> Solution:
+def tsallis_value_iteration(mdp: TabularMDP, tau: float, *, index: float = 2.0, **loop: Unpack[Loop]) -> Solution:
     r"""Value iteration :math:`q \leftarrow r + \gamma P \max_\pi (\langle \pi, q \rangle - \Omega(\pi))`.
 
     :math:`\Omega(\pi) = \tau (\sum_a \pi(a)^{index} - 1) / (index (index - 1))`; ``index=2`` is the sparse MDP, whose
@@ -41,7 +32,7 @@ def tsallis_value_iteration(
         mdp: the MDP.
         tau: temperature > 0, in reward units.
         index: entropic index > 1.
-        num_iterations, tol, q0, return_iterates, noise: as in :func:`soft_value_iteration`.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
         The solution; ``tau_log_pi [S, A]`` is the deformed logarithm, finite, with ``<pi, tau_log_pi> = Omega``.
@@ -60,14 +51,7 @@ def tsallis_value_iteration(
     if not 1.0 < index < math.inf:
         raise ValueError(f"index must be a finite number > 1, got {index!r}.")
     return iterate(
-        mdp,
-        lambda current: mdp.backup(current.v),
-        lambda q, _: _tsallis_iterate(mdp, q, tau, index),
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
+        mdp, lambda current: mdp.backup(current.v), lambda q, _: _tsallis_iterate(mdp, q, tau, index), **loop
     )
 
 

@@ -6,66 +6,36 @@ Shapes: ``S`` states, ``A`` actions.
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from torchrl_reg.functional import policy_entropy, scaled_log_policy, soft_policy, soft_value
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Noise, Solution, check_prior, iterate
+from torchrl_reg.tabular.solution import Iterate, Loop, Solution, check_prior, iterate
 
 
-def value_iteration(
-    mdp: TabularMDP,
-    *,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
-) -> Solution:
+def value_iteration(mdp: TabularMDP, **loop: Unpack[Loop]) -> Solution:
     r"""Value iteration :math:`q \leftarrow r + \gamma P \max q`.
 
     Source: Bellman 1957.
 
     Args:
         mdp: the MDP.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
-        The solution; ``tau_log_pi`` is ``q - max q``.
+        The solution, values ``[S, A]`` in reward units; ``tau_log_pi`` is ``q - max q``.
 
     Raises:
         ValueError: if ``num_iterations``, ``tol``, ``q0`` or ``noise`` does not fit.
         RuntimeError: if 100000 updates do not converge.
     """
-    return soft_value_iteration(
-        mdp,
-        0.0,
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
-    )
+    return soft_value_iteration(mdp, 0.0, **loop)
 
 
-def soft_value_iteration(
-    mdp: TabularMDP,
-    tau: float,
-    *,
-    prior: Tensor | None = None,
-    num_iterations: int | None = None,
-    tol: float = 1e-12,
-    q0: Tensor | None = None,
-    return_iterates: bool = False,
-    noise: Noise | None = None,
-) -> Solution:
+def soft_value_iteration(mdp: TabularMDP, tau: float, *, prior: Tensor | None = None, **loop: Unpack[Loop]) -> Solution:
     r"""Soft value iteration :math:`q \leftarrow r + \gamma P F_\tau(q)`, with the soft value.
 
     A contraction with modulus ``gamma``, whose fixed point without a prior satisfies
@@ -78,12 +48,7 @@ def soft_value_iteration(
         mdp: the MDP.
         tau: temperature >= 0, in reward units; 0 is value iteration.
         prior: probabilities ``[A]`` that weight the actions; None weights each with 1.
-        num_iterations: number of updates; None repeats until convergence.
-        tol: converged when no entry of q or tau_log_pi changes by more than
-            ``tol * max(1, max |q|)``.
-        q0: initial action values ``[S, A]``; None is zero.
-        return_iterates: keep all iterates.
-        noise: error ``[S, A]`` added to update k = 0, 1, ...; needs ``num_iterations``.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
 
     Returns:
         The solution.
@@ -94,14 +59,7 @@ def soft_value_iteration(
     """
     log_prior = None if prior is None else check_prior("prior", prior, mdp).log()
     return iterate(
-        mdp,
-        lambda current: mdp.backup(current.v),
-        lambda q, _: soft_iterate(mdp, q, tau, log_prior),
-        num_iterations=num_iterations,
-        tol=tol,
-        q0=q0,
-        return_iterates=return_iterates,
-        noise=noise,
+        mdp, lambda current: mdp.backup(current.v), lambda q, _: soft_iterate(mdp, q, tau, log_prior), **loop
     )
 
 
@@ -133,11 +91,15 @@ def policy_evaluation(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Solution
     if not 0.0 <= tau < math.inf:
         raise ValueError(f"tau must be a finite temperature >= 0, got {tau}.")
     reward = mdp.mask_v((pi * mdp.r).sum(-1) + tau * policy_entropy(pi))
-    transition = torch.einsum("sa,sat->st", pi, mdp.P) * (~mdp.terminal).to(pi).unsqueeze(-1)
-    identity = torch.eye(mdp.num_states).to(pi)
-    v = torch.linalg.solve(identity - mdp.gamma * transition, reward)
+    v = expected_return(mdp, pi, reward)
     tau_log_pi = torch.where(pi > 0, tau * pi.log(), -math.inf)
     return Solution(mdp.backup(v), v, pi, tau_log_pi, iterations=0, residual=0.0)
+
+
+def expected_return(mdp: TabularMDP, pi: Tensor, reward: Tensor) -> Tensor:
+    """Solution ``[S]`` of ``v = reward + gamma P_pi v`` for rewards ``[S]``."""
+    transition = torch.einsum("sa,sat->st", pi, mdp.P) * (~mdp.terminal).to(pi).unsqueeze(-1)
+    return torch.linalg.solve(torch.eye(mdp.num_states).to(pi) - mdp.gamma * transition, reward)
 
 
 def soft_iterate(mdp: TabularMDP, q: Tensor, tau: float, log_prior: Tensor | None = None) -> Iterate:

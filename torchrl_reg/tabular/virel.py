@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import bellman_temperature, policy_entropy, scaled_log_policy, soft_policy
-from torchrl_reg.tabular import solution
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Solution
+from torchrl_reg.tabular.solution import Iterate, Solution, check_loop, repeat
+
+_FAILURE = (
+    "{done} iterations did not converge to tol={tol}: the last one changed q or tau by {residual}, "
+    "at tau={current.tau}."
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,28 +98,26 @@ def virel_iteration(
     """
     if tau is not None and not 0 <= tau < math.inf:
         raise ValueError(f"tau must be a finite temperature >= 0 or None, got {tau}.")
-    solution.check_loop(mdp, num_iterations, tol, q0, None)
+    check_loop(mdp, num_iterations, tol, q0)
     weights = mdp.start_distribution(state_distribution)
     q = mdp.mask_q(torch.zeros_like(mdp.r) if q0 is None else q0.to(mdp.r))
-    temperature = _Temperature(mdp, beta_scale, exponent, tau, weights)
-    current = temperature.iterate(q, q.amax(-1))
-    iterates, done, change = [current], 0, math.inf
-    for k in range(solution.MAX_ITERATIONS if num_iterations is None else num_iterations):
-        previous, q = current, mdp.backup(current.v)
-        current, done = temperature.iterate(q, (previous.pi * q).sum(-1)), k + 1
-        change = max((q - previous.q).abs().max().item(), abs(current.tau - previous.tau))
-        if return_iterates:
-            iterates.append(current)
-        if num_iterations is None and change <= tol * max(1.0, q.abs().max().item()):
-            break
-    else:
-        if num_iterations is None:
-            raise RuntimeError(
-                f"{solution.MAX_ITERATIONS} iterations did not converge to tol={tol}: the last one changed q or tau "
-                f"by {change}, at tau={current.tau}."
-            )
-    kept = tuple(iterates) if return_iterates else ()
-    return VIRELSolution(**vars(current), iterations=done, residual=change, iterates=kept)
+
+    def at(q: Tensor, next_value: Tensor) -> VIRELIterate:
+        """The iterate of ``q``, whose error is that against ``next_value`` ``[S]``."""
+        current = tau
+        if current is None:
+            error, each = mdp.backup(next_value) - q, weights.unsqueeze(-1).expand_as(q)
+            current = bellman_temperature(error, beta_scale, exponent=exponent, weights=each).item()
+        pi = soft_policy(q, current)
+        v = (pi * q).sum(-1)  # 0 at terminal states, as q is
+        return VIRELIterate(q=q, v=v, pi=pi, tau_log_pi=scaled_log_policy(q, current), tau=current)
+
+    def advance(current: VIRELIterate, _: int) -> tuple[VIRELIterate, float]:
+        q = mdp.backup(current.v)
+        following = at(q, (current.pi * q).sum(-1))
+        return following, max((q - current.q).abs().max().item(), abs(following.tau - current.tau))
+
+    return VIRELSolution(**repeat(at(q, q.amax(-1)), advance, num_iterations, tol, return_iterates, failure=_FAILURE))
 
 
 def virel_objective(q: Tensor, pi: Tensor, tau: float, state_distribution: Tensor) -> float:
@@ -142,25 +144,3 @@ def virel_objective(q: Tensor, pi: Tensor, tau: float, state_distribution: Tenso
     if not tau > 0:
         raise ValueError(f"tau must be > 0 (the objective divides by it), got {tau}.")
     return (state_distribution * ((pi * q).sum(-1) / tau + policy_entropy(pi))).sum().item()
-
-
-@dataclass(frozen=True)
-class _Temperature:
-    """Where the temperature comes from."""
-
-    mdp: TabularMDP
-    beta_scale: float
-    exponent: float
-    fixed: float | None
-    state_distribution: Tensor
-
-    def iterate(self, q: Tensor, next_value: Tensor) -> VIRELIterate:
-        """The iterate of ``q``, whose error is that against ``next_value`` ``[S]``."""
-        tau = self.fixed
-        if tau is None:
-            error = self.mdp.backup(next_value) - q
-            weights = self.state_distribution.unsqueeze(-1).expand_as(q)
-            tau = bellman_temperature(error, self.beta_scale, exponent=self.exponent, weights=weights).item()
-        pi = soft_policy(q, tau)
-        v = (pi * q).sum(-1)  # 0 at terminal states, as q is
-        return VIRELIterate(q=q, v=v, pi=pi, tau_log_pi=scaled_log_policy(q, tau), tau=tau)

@@ -49,11 +49,13 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
     signature = inspect.signature(partial(called.__init__, None) if isinstance(called, type) else called)
     try:
         signature.bind(*arguments, **options, **more)
-    except TypeError:
+        return called(*arguments, **options, **more)
+    except TypeError as error:
+        if not {"argument", "arguments"} & set(str(error).split()):
+            raise
         own = [each for each in list(signature.parameters)[len(arguments) :] if each not in more]
         takes, got = (", ".join(f"{name}.{each}" for each in names) or "none" for names in (own, options))
         raise ConfigError(f"{name} must have the settings that {path} takes ({takes}), got {got}.") from None
-    return called(*arguments, **options, **more)
 
 
 def _imported(path: Any, name: str) -> Any:
