@@ -5,11 +5,10 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler
-from torchrl.envs import Transform
 
 from torchrl_reg.training.loop import replay as replay_module
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
-from torchrl_reg.training.loop.replay import ReplayChunks, draw_minibatches, remember, rows_in_time
+from torchrl_reg.training.loop.replay import ReplayChunks, draw_minibatches, rows_in_time
 from torchrl_reg.training.loop.storage import TransitionStorage
 
 
@@ -173,35 +172,6 @@ def test_minibatches_are_the_rows_of_one_sample(stack):
     for one, other in zip(expected, found, strict=True):
         assert one.batch_size == other.batch_size and set(one.keys(True, True)) == set(other.keys(True, True))
         assert all(torch.equal(one[key], other[key]) for key in one.keys(True, True))
-
-
-class Doubled(Transform):
-    def forward(self, tensordict):
-        return tensordict
-
-    def _inv_call(self, tensordict):
-        return tensordict.set("observation", 2 * tensordict["observation"])
-
-
-@pytest.mark.parametrize("kind", ["plain", "transform", "priorities", "torchrl's storage"])
-def test_rows_are_remembered_as_extend_would(kind):
-    def build():
-        storage = (LazyTensorStorage if "torchrl" in kind else TransitionStorage)(20)
-        sampler = PrioritizedSampler(20, 1.0, 0.4) if kind == "priorities" else RandomSampler()
-        transform = Doubled(["observation"], ["observation"]) if kind == "transform" else None
-        options = {"sampler": sampler, "transform": transform, "generator": torch.Generator()}
-        return TensorDictReplayBuffer(storage=storage, batch_size=6, **options)
-
-    reference, ours = build(), build()
-    for start in range(0, 35, 7):
-        rows = _transitions(start, start + 7)
-        if kind == "priorities":
-            rows["td_error"] = torch.arange(7.0) + start
-        reference.extend(rows.clone())
-        remember(ours, rows.clone())
-        assert reference.writer.state_dict() == ours.writer.state_dict()
-    _assert_same_buffer(reference, ours)
-    assert ours.storage[0]["observation"].item() == pytest.approx((2 if kind == "transform" else 1) * 20 / 7)
 
 
 def test_rows_in_time_are_in_the_order_of_the_steps():

@@ -16,7 +16,6 @@ from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import SoftDQNLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training.loop.replay import split_rows
 from torchrl_reg.training.seeds.stacked_collector import StackedCollector, drawing
 
 SETTINGS = {
@@ -58,7 +57,7 @@ def test_the_batches_of_each(kind: str) -> None:
             torch.manual_seed(10 * batch + seed)
             drawn.append(drawing(each)())
             assert torch.equal(torch.get_rng_state(), states[seed])
-        found = split_rows(stacked.batches(drawn), 3)
+        found = stacked.batches(drawn).split(3)
         ended += sum(int(rows["next", "done"].sum()) for rows in found)
         for one, other, mine, theirs in zip(found, expected, together, alone, strict=True):
             assert set(one.keys(True, True)) == set(other.keys(True, True))

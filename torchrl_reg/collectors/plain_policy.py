@@ -9,7 +9,6 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
-from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule
 from torchrl.modules.tensordict_module import SafeSequential
 
@@ -125,16 +124,7 @@ def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Te
     """Draws as ``module`` does, in its order: whether to explore (bool ``[num_envs]``), and the action if so."""
     spec = module.spec[module.action_key]
     spec = spec.expand(num_envs, *spec.shape)
-    count = spec.space.n if type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) else 0
-
-    def draw() -> tuple[Tensor, Tensor]:
-        eps = module.eps
-        explores = torch.rand(num_envs, device=eps.device) < eps
-        if count > 0:  # what spec.rand() amounts to
-            return explores, torch.randint(0, count, (num_envs,), dtype=spec.dtype, device=spec.device)
-        return explores, spec.rand()
-
-    return draw
+    return lambda: (torch.rand(num_envs, device=module.eps.device) < module.eps, spec.rand())
 
 
 def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:

@@ -9,15 +9,11 @@ from typing import Any, TypedDict
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.utils import expand_as_right
-from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, TensorStorage
 
-from torchrl_reg.torchrl_compat import entry, unchecked_tensordict
 from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
-from torchrl_reg.training.loop.storage import TransitionStorage
 
 # Most bytes of transitions in a chunk file: bounds the memory a checkpoint takes.
 CHUNK_BYTES = 256 * 2**20
@@ -39,61 +35,12 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
     replay._warned_batch_size_conflict = True  # else it warns that this is not its batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
-        yield from split_rows(_uniform_sample(replay, together * size), size)
+        yield from replay.sample(together * size).split(size)
 
 
-def _uniform_sample(replay: TensorDictReplayBuffer, count: int) -> TensorDictBase:
-    """``replay.sample(count)`` for a uniform sampler, without the overhead of features this buffer does not use."""
-    storage = replay.storage
-    if _is_special(replay) or replay._prefetch or replay._sample_unit:
-        return replay.sample(count)
-    index = replay.sampler.sample(storage, count)[0].to(storage.device)
-    rows = storage.get(index)
-    return rows.set("index", expand_as_right(index, rows))
-
-
-def remember(replay: TensorDictReplayBuffer, rows: TensorDict) -> None:
-    """``replay.extend(rows)``, without the copy TorchRL makes for transforms even if there are none."""
-    if _is_special(replay) or type(replay.sampler) is not RandomSampler or entry(rows, replay.priority_key) is not None:
-        replay.extend(rows)
-        return
-    with replay._replay_lock, replay._write_lock:
-        replay.writer.extend(rows)
-
-
-def _is_special(replay: TensorDictReplayBuffer) -> bool:
-    """Whether rows of ``replay`` differ from what its storage holds."""
-    ours = isinstance(replay.storage, TransitionStorage | FrameStackStorage)
-    return bool(not ours or replay.dim_extend or replay._transform or replay._writer.tracks_generations)
-
-
-def split_rows(rows: TensorDictBase, size: int) -> list[TensorDict]:
-    """``rows.split(size)``, into pieces of equal size."""
-    if len(rows) == size and isinstance(rows, TensorDict):
-        return [rows]
-    sizes = [size] * (len(rows) // size)
-    pieces: list[dict[str, Any]] = [{} for _ in sizes]
-    for name, held in rows.items():
-        # Not split(): that one is Python.
-        parts = held.split_with_sizes(sizes) if isinstance(held, Tensor) else split_rows(held, size)
-        for piece, part in zip(pieces, parts, strict=True):
-            piece[name] = part
-    return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]
-
-
-def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDict:
+def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDictBase:
     """The entries ``keys`` present in ``batch [N, T]``, as rows ``[T * N]``: all environments, step by step."""
-    found: dict[Any, Any] = {}
-    for key in keys:
-        value = entry(batch, key)
-        if value is None:
-            continue
-        *path, name = (key,) if isinstance(key, str) else key
-        place = found
-        for part in path:
-            place = place.setdefault(part, {})
-        place[name] = value.transpose(0, 1).flatten(0, 1)
-    return unchecked_tensordict(found, [batch.numel()], device=batch.device)
+    return batch.select(*keys, strict=False).transpose(0, 1).reshape(-1)
 
 
 class Chunk(TypedDict):

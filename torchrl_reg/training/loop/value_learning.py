@@ -16,7 +16,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.n_step import NStep
-from torchrl_reg.training.loop.replay import remember, rows_in_time
+from torchrl_reg.training.loop.replay import rows_in_time
 from torchrl_reg.training.loop.schedules import LinearSchedule, step_schedule
 from torchrl_reg.training.run.run import Run
 
@@ -151,7 +151,7 @@ class ValueLearner:
         """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""
         if self.algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
-        remember(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
+        self.replay.extend(rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""

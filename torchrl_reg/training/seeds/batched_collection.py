@@ -9,7 +9,6 @@ from tensordict import TensorDictBase
 
 from torchrl_reg.collectors import LeanCollector
 from torchrl_reg.training.loop.collection import AnyCollector
-from torchrl_reg.training.loop.replay import split_rows
 from torchrl_reg.training.seeds.shared_stack import shared_stack
 from torchrl_reg.training.seeds.stacked_collector import Draws, StackedCollector, drawing
 from torchrl_reg.training.seeds.workers import Worker
@@ -58,7 +57,7 @@ class _BatchedCollection:
         if len(shares) == self._worker.companions == self._stack.size:
             try:
                 whole = self._collector(collectors).batches([draws for _, draws in shares])
-                return split_rows(whole, collectors[0].num_envs)
+                return whole.split(collectors[0].num_envs)
             except ValueError:
                 self._refused = True
         return [None] * len(shares)
