@@ -97,8 +97,8 @@ def train(cfg: Config) -> Path:
 def bandit(cfg: Config, epsilon: float) -> dict[str, Any]:
     """The softmax bandit with E2W, or with uniform sampling (an ``epsilon`` that explores only)."""
     times, seed = log_spaced(10, cfg.algo.bandit_pulls), stream_seed(cfg.run.seed, "bandit", str(epsilon))
-    settings = {"noise": 0.3, "tau": 0.3, "record_at": times, "num_repetitions": cfg.algo.bandit_repetitions}
-    run = planning.softmax_bandit([0.1, 0.5, 0.3, 0.8], epsilon=epsilon, seed=seed, **settings)
+    task: dict[str, Any] = {"noise": 0.3, "tau": 0.3, "epsilon": epsilon, "record_at": times, "seed": seed}
+    run = planning.softmax_bandit([0.1, 0.5, 0.3, 0.8], num_repetitions=cfg.algo.bandit_repetitions, **task)
     errors = {"error_u": run.error_u.tolist(), "error_value": run.error_value.tolist()}
     return {"epsilon": epsilon, "time": times, **errors, "limit_u": run.limit_u, "limit_value": run.limit_value}
 
