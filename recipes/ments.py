@@ -150,7 +150,7 @@ def evaluation(cfg: Config, model: Any, planner: Planner, generator: torch.Gener
     """Values of new leaves: by a trained network, by random actions, or 0."""
     algo = cfg.algo
     if algo.policy is None:
-        rollout: dict[str, Any] = {"max_steps": algo.rollout_steps, "gamma": algo.gamma, "generator": generator}
+        rollout: Any = {"max_steps": algo.rollout_steps, "gamma": algo.gamma, "generator": generator}
         return planning.RandomRollout(model, **rollout) if algo.rollout_steps else planning.zero_evaluation
     require(isinstance(model, EmulatorModel), "algo.policy", "None in a gridworld", algo.policy)
     actor = load_policy(algo.policy)

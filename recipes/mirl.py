@@ -116,7 +116,7 @@ def train(cfg: Config) -> Path:
     # What it learns: q(s, a) towards r + gamma (1/beta) ln sum_a' rho(a') exp(beta q(s', a')) (DQN: the maximum);
     # rho towards the policy on the states visited; beta towards 1 / (mean squared TD error).
     if algo.method == "dqn":
-        loss = QLearningLoss(actor, loss_function=algo.loss_function)
+        loss = QLearningLoss(actor, loss_function=algo.loss_function)  # type: ignore[arg-type]
     else:
         loss = MutualInformationDQNLoss(
             actor, prior=regularizer, prior_network=state_prior, loss_function=algo.loss_function

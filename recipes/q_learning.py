@@ -61,7 +61,7 @@ class Config(RecipeConfig):
     algo: Algo = field(default_factory=Algo)
 
     def validate(self) -> None:
-        kinds = {"regularizer": Regularizer, "shaping": Shaping, "head": Head}
+        kinds: dict[str, type] = {"regularizer": Regularizer, "shaping": Shaping, "head": Head}
         for name, made in self.slots().items():
             fits = made is None or isinstance(made, kinds[name])
             require(fits, f"{name}.path", f"that of a {kinds[name].__name__}", getattr(self, name)["path"])
@@ -91,7 +91,7 @@ def train(cfg: Config) -> Path:
         **cfg.slots(),
         double_dqn=algo.double_dqn,
         delay_value=algo.delay_value,
-        loss_function=algo.loss_function if cfg.head["name"] == "expected" else None,
+        loss_function=algo.loss_function if cfg.head["name"] == "expected" else None,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     explorer = TensorDictSequential(sampled if algo.explore == "sampled" else actor, egreedy)

@@ -75,7 +75,7 @@ def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> P
         if kind is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
             return _greedy(module)
         if explores and _has_plain_form(kind):
-            return module.plain
+            return module.plain  # type: ignore[return-value]
         unmasked = kind is EGreedyModule and module.action_mask_key is None
         if explores and unmasked and isinstance(module.action_key, str):
             return _epsilon_greedy(module, num_envs)

@@ -203,11 +203,11 @@ class QLearningLoss(RegularizedLoss):
 
         Those that do not follow it stay.
         """
-        if isinstance(statistic, Mapping | TensorDictBase):
-            statistic = statistic.get("squared_td_error", None)
-        for coefficient in self._coefficients().values() if statistic is not None else ():
+        told = isinstance(statistic, Mapping | TensorDictBase)
+        error: Any = statistic.get("squared_td_error", None) if told else statistic  # type: ignore[union-attr]
+        for coefficient in self._coefficients().values() if error is not None else ():
             if isinstance(coefficient, BellmanErrorCoefficient):
-                coefficient.observe(statistic)
+                coefficient.observe(error)
 
     # -- parts --------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
     if not callable(called):
         raise ConfigError(f"{name}.path must name a class or a function, got {path!r}.")
     # Of a class its __init__: a __new__ that takes anything would hide it.
-    signature = inspect.signature(partial(called.__init__, None) if isinstance(called, type) else called)
+    begins: Any = partial(vars(called).get("__init__", object.__init__), None) if isinstance(called, type) else called
+    signature = inspect.signature(begins)
     try:
         signature.bind(*arguments, **options, **more)
         return called(*arguments, **options, **more)

@@ -49,6 +49,6 @@ def step_schedule(schedule: Any, run: Any, frames: int) -> None:
         if run.updates:  # before the first it would warn
             schedule.step()
     elif isinstance(schedule, nn.Module):
-        schedule.step(frames)
+        schedule.step(frames)  # type: ignore[operator]
     else:
         schedule.step(run)
