@@ -46,15 +46,16 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
     if not callable(called):
         raise ConfigError(f"{name}.path must name a class or a function, got {path!r}.")
     # Of a class its __init__: a __new__ that takes anything would hide it.
-    begins: Any = partial(vars(called).get("__init__", object.__init__), None) if isinstance(called, type) else called
-    signature = inspect.signature(begins)
+    kind: Any = called
+    signature = inspect.signature(partial(kind.__init__, None) if isinstance(called, type) else called)
     try:
         signature.bind(*arguments, **options, **more)
         return called(*arguments, **options, **more)
     except TypeError as error:
         if not {"argument", "arguments"} & set(str(error).split()):
             raise
-        own = [each for each in list(signature.parameters)[len(arguments) :] if each not in more]
+        named = [each.name for each in signature.parameters.values() if each.kind.name[:3] != "VAR"]
+        own = [each for each in named[len(arguments) :] if each not in more]
         takes, got = (", ".join(f"{name}.{each}" for each in names) or "none" for names in (own, options))
         raise ConfigError(f"{name} must have the settings that {path} takes ({takes}), got {got}.") from None
 
