@@ -14,6 +14,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.regularizers.checks import exact_where_possible
 from torchrl_reg.regularizers.coefficient import moved_exactly
+from torchrl_reg.regularizers.recorded import Recorded
 
 
 class _Distribution(nn.Module):
@@ -68,7 +69,7 @@ class QuantileAverage(_Distribution):
         return self.mean(self.outputs(*inputs))
 
 
-class DistributionalActor(QValueActor):
+class DistributionalActor(Recorded, QValueActor):
     """What both actors share: the module behind the Q-values."""
 
     @property

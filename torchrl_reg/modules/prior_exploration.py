@@ -15,10 +15,11 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.modules.action_prior import ActionPrior
+from torchrl_reg.regularizers.recorded import Recorded
 from torchrl_reg.torchrl_compat import find_action_space
 
 
-class PriorEGreedyModule(EGreedyModule):
+class PriorEGreedyModule(Recorded, EGreedyModule):
     """Greedy in ``pi ~ rho exp(beta q)``, so in ``ln rho(a) + beta q(s, a)``; with probability eps, ``a ~ rho``.
 
     It replaces TorchRL's :class:`~torchrl.modules.EGreedyModule`, which takes the greedy action of q alone and explores

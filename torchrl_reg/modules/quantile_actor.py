@@ -12,6 +12,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import QValueActor
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.regularizers.recorded import Recorded
 
 
 class QuantileMean(nn.Module):
@@ -38,7 +39,7 @@ class QuantileMean(nn.Module):
         return self.network.quantiles(features, fractions).mean(-2)
 
 
-class QuantileQActor(QValueActor):
+class QuantileQActor(Recorded, QValueActor):
     """A QValueActor whose Q-values are means over quantile samples: greedy in ``mean_k z(s, a, sigma_k)``.
 
     Writes ``action_value`` ``[*B, A]``, in reward units.

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from torchrl_reg.modules.rebuilding import record
 from torchrl_reg.training.errors import ConfigError, require
 
 
@@ -51,7 +54,8 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
         own = [each for each in list(signature.parameters)[len(arguments) :] if each not in more]
         takes, got = (", ".join(f"{name}.{each}" for each in names) or "none" for names in (own, options))
         raise ConfigError(f"{name} must have the settings that {path} takes ({takes}), got {got}.") from None
-    return called(*arguments, **options, **more)
+    made = called(*arguments, **options, **more)
+    return record(made, path, *arguments, **options, **more) if isinstance(made, nn.Module) else made
 
 
 def _imported(path: Any, name: str) -> Any:
