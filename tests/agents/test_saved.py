@@ -199,7 +199,7 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert "with a policy.safetensors in it, got none" in refused(tmp_path)
     assert "got none" in refused(tmp_path / "nowhere")
     (tmp_path / "policy.safetensors").write_bytes(encoded({"w": torch.zeros(2)}, {"format": "pt"}))
-    assert "must be of format 'torchrl_reg policy 1', got 'pt'" in refused(tmp_path)
+    assert "must be of format 'torchrl_reg policy 2', got 'pt'" in refused(tmp_path)
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -212,12 +212,20 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(encoded(tensors, {**metadata, "content": text, "sha256": digest}))
 
 
+def network(said: dict[str, Any]) -> dict[str, Any]:
+    return actor(said)["args"][0]
+
+
+def actor(said: dict[str, Any]) -> dict[str, Any]:
+    return said["policy"]["args"][0]
+
+
 def spaces(said: dict[str, Any]) -> dict[str, Any]:
-    return said["policy"]["actor"]["network"]["spaces"]
+    return network(said)["args"][1]["settings"]
 
 
 def settings(said: dict[str, Any]) -> dict[str, Any]:
-    return said["policy"]["actor"]["network"]["settings"]
+    return network(said)["args"][0]["settings"]
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -230,12 +238,12 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "seed a text": lambda said: said | {"facts": {"run": {"seed": "x"}}},
     "no policy": lambda said: {"facts": {}},
     "policy a list": lambda said: said | {"policy": [said["policy"]]},
-    "no part": lambda said: said["policy"].pop("part") and None,
-    "part a list": lambda said: said["policy"].update(part=[]),
-    "no network": lambda said: said["policy"]["actor"].pop("network") and None,
-    "no builder": lambda said: said["policy"]["actor"]["network"].pop("builder") and None,
-    "settings a list": lambda said: said["policy"]["actor"]["network"].update(settings=[]),
-    "no spaces": lambda said: said["policy"]["actor"]["network"].pop("spaces") and None,
+    "no call": lambda said: said["policy"].pop("call") and None,
+    "call a list": lambda said: said["policy"].update(call=[]),
+    "no network": lambda said: actor(said)["args"].clear(),
+    "no builder": lambda said: network(said).pop("call") and None,
+    "settings a list": lambda said: network(said)["args"][0].update(settings=[]),
+    "no spaces": lambda said: network(said)["args"].pop() and None,
     "dtype load": lambda said: spaces(said).update(observations={"observation": [[4], "load"]}),
     "shape of another": lambda said: spaces(said).update(observations={"observation": [[3], "float32"]}),
     "shape negative": lambda said: spaces(said).update(observations={"observation": [[-4], "float32"]}),
@@ -244,6 +252,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "actions a text": lambda said: spaces(said).update(num_actions="2"),
     "wide layers": lambda said: settings(said).update(num_cells=[20_000, 20_000]),
     "endless layers": lambda said: settings(said).update(num_cells=[10**12]),
+    "a function of Python's": lambda said: said["policy"].update(call="os:system", args=["true"], kwargs={}),
+    "a function of ours": lambda said: network(said).update(call="torchrl_reg.training.run.files:write_atomically"),
+    "a part of a module": lambda said: network(said).update(call="torch:nn.Linear", args=[1, 1]),
+    "a spec of another kind": lambda said: actor(said)["kwargs"].update(spec={"spec": "Composite", "n": 2}),
     "name of another": lambda said: settings(said).update(name="\x1b[31m"),
 }
 
@@ -350,8 +362,8 @@ def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
 
 def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path)
-    monkeypatch.setattr("torchrl_reg.modules.rebuilding.BUILDERS", {})
-    assert "cannot be built by this version of torchrl_reg: builder must be one of" in refused(path)
+    monkeypatch.delattr("torchrl_reg.modules.q_network")
+    assert "cannot be built by this version of torchrl_reg: call must name what is imported before" in refused(path)
 
 
 def test_loading_needs_nothing_but_torch_torchrl_gymnasium_and_safetensors(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torchrl_reg.printable import printable
 
 #: The file in a run folder, and in an exported one.
 POLICY_FILE = "policy.safetensors"
-_FORMAT = "torchrl_reg policy 1"
+_FORMAT = "torchrl_reg policy 2"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes
     policy = _whole(policies)
     description = described(policy)
     state = policy.state_dict()
-    acts = {name: tensor.shape for name, tensor in built(description).state_dict().items()}
+    try:
+        again = built(description, trusted=_paths(json.dumps(description)))
+    except ValueError as error:
+        raise Undescribed(str(error).removesuffix(".")) from None
+    acts = {name: tensor.shape for name, tensor in again.state_dict().items()}
     here = {name: tensor.shape for name, tensor in state.items()}
     # Buffers beyond those are of use in training alone, such as the running error that adapts a temperature.
     for name in set(here) - set(acts) - {name for name, _ in policy.named_parameters()}:
@@ -71,7 +76,7 @@ def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | 
     """Writes ``policy`` to the file ``path``, so that :func:`load_policy` reads it.
 
     Networks from :mod:`torchrl_reg.modules`' builders (``q_network``, ``quantile_network``, ``policy``) with the actors
-    on top of them can be saved.
+    on top of them can be saved, and any :class:`~torchrl_reg.regularizers.Regularizer`, also of one's own.
 
     Raises:
         AgentError: another module is in it, or its weights are not finite.
@@ -98,6 +103,9 @@ def check_finite(state: Mapping[str, Any], whose: str) -> None:
 def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> SavedPolicy:
     """The policy in a run folder, an exported folder or a file, with what is known of it.
 
+    Classes of one's own that a run's ``config.yaml`` names are imported, from PYTHONPATH. A policy that was exported
+    imports nothing: import them before.
+
     Raises:
         AgentError: there is none, it is damaged, not finite or another run's, or this version cannot build it.
     """
@@ -115,7 +123,7 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
         said = json.loads(text)
         facts = _checked_facts(said["facts"])
         with weights_of_at_most(data.nbytes):
-            policy = built(said["policy"])
+            policy = built(said["policy"], trusted=_paths_of_a_run(path.parent))
             spaces = spaces_of(said["policy"])
         policy.load_state_dict(tensors)
     except Exception as error:  # whatever the content makes of the code that reads it
@@ -166,6 +174,18 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -
         torch.Size([8])
     """
     return read_policy(run_folder, device=device).policy
+
+
+def _paths_of_a_run(folder: Path) -> set[str]:
+    """Import paths in the configuration of a run; none in an exported folder, which may come from anybody."""
+    config = folder / "config.yaml"
+    if not (config.is_file() and (folder / "provenance.json").is_file()):
+        return set()
+    return _paths(config.read_text(encoding="utf-8"))
+
+
+def _paths(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w.])[A-Za-z_][\w.]*:[A-Za-z_]\w*", text))
 
 
 def _whole(policies: Mapping[str, Any]) -> nn.Module:

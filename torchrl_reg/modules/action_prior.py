@@ -20,6 +20,7 @@ from torchrl_reg.modules.boltzmann import sampled
 from torchrl_reg.regularizers.action_prior import ActionPrior
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.ranks import gathered_from_ranks, in_process_group
+from torchrl_reg.regularizers.recorded import Recorded
 from torchrl_reg.torchrl_compat import find_action_space
 
 
@@ -101,7 +102,7 @@ def _time_dim(tensordict: TensorDictBase) -> int:
     return names.index("time") if "time" in names else max(tensordict.batch_dims - 1, 0)
 
 
-class PriorEGreedyModule(EGreedyModule):
+class PriorEGreedyModule(Recorded, EGreedyModule):
     """Greedy in ``pi ~ rho exp(beta q)``, so in ``ln rho(a) + beta q(s, a)``; with probability eps, ``a ~ rho``.
 
     It replaces TorchRL's :class:`~torchrl.modules.EGreedyModule`, which takes the greedy action of q alone and explores

@@ -11,9 +11,10 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
+from torchrl_reg.regularizers.recorded import Recorded
 
 
-class BoltzmannQActor(TensorDictModuleBase):
+class BoltzmannQActor(Recorded, TensorDictModuleBase):
     """Acts with a regularizer's policy: sampled under random exploration, greedy under deterministic exploration.
 
     With a temperature that is ``pi = softmax(q / tau)``; with a prior ``pi ~ rho exp(beta q)``, and greedy in that.

@@ -16,6 +16,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
+from torchrl_reg.regularizers.recorded import Recorded
 
 
 class _Distribution(ExactBuffers):
@@ -66,7 +67,7 @@ class QuantileAverage(_Distribution):
         return quantiles.mean(-2)
 
 
-class DistributionalActor(QValueActor):
+class DistributionalActor(Recorded, QValueActor):
     """Base of the two actors: gives access to the module behind the Q-values."""
 
     @property
@@ -170,7 +171,7 @@ class QuantileMean(nn.Module):
         return self.network.quantiles(features, fractions).mean(-2)
 
 
-class QuantileQActor(QValueActor):
+class QuantileQActor(Recorded, QValueActor):
     """A QValueActor whose Q-values are means over quantile samples: greedy in ``mean_k z(s, a, sigma_k)``.
 
     Writes ``action_value`` ``[*B, A]``, in reward units.

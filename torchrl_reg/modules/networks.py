@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -34,6 +35,8 @@ class NetSettings:
         num_atoms, value_min, value_max: grid of categorical networks; returns outside it are clipped to its ends.
         input_low, input_high: rescale a vector observation from this box to [-1, 1]; empty for none.
     """
+
+    is_rebuildable: ClassVar[bool] = True
 
     name: str = "mlp"
     num_cells: list[int] = field(default_factory=lambda: [256, 256])
@@ -80,7 +83,7 @@ class Rescale(nn.Module):
         return (x - self.center) / self.half_width
 
 
-@rebuildable(NetSettings)
+@rebuildable
 def q_network(settings: NetSettings, env: EnvBase, values_per_action: int = 1) -> nn.Module:
     """A network from one observation to ``[*B, A]`` Q-values, or to ``[*B, values_per_action * A]`` atoms or quantiles.
 
@@ -93,7 +96,7 @@ def q_network(settings: NetSettings, env: EnvBase, values_per_action: int = 1) -
     return _action_network(settings, env, shape, rescaled=True, values_per_action=values_per_action)
 
 
-@rebuildable(NetSettings)
+@rebuildable
 def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> TensorDictModule:
     """A state-dependent action prior: observations ``keys`` to ``"log_prior"`` ``[*B, A]`` (nats), uniform at first.
 
@@ -129,7 +132,7 @@ class Joined(nn.Module):
         return self.network(inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1))
 
 
-@rebuildable(NetSettings)
+@rebuildable
 def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNetwork:
     """An implicit quantile network: all but the last hidden layer before the fraction embedding, the last after it.
 

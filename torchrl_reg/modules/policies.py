@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class PolicySettings:
         skip: the noise is added to the network's output (sampler).
     """
 
+    is_rebuildable: ClassVar[bool] = True
+
     name: str = "multicategorical"
     num_cells: list[int] = field(default_factory=lambda: [256, 256])
     num_bins: int = 11
@@ -56,7 +58,7 @@ class PolicySettings:
     skip: bool = True
 
 
-@rebuildable(PolicySettings)
+@rebuildable
 def policy(settings: PolicySettings, env: EnvBase) -> Any:
     """The actor that ``settings.name`` names, on the observations and the action box of ``env``.
 

@@ -1,24 +1,21 @@
 """Networks that remember how they were built, so that a saved one can be built again where its environment is not.
 
-A builder marked :func:`rebuildable` notes its name, settings and the environment's spaces on what it returns.
+A builder marked :func:`rebuildable` notes its import path and arguments on what it returns.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
-
-#: Name of a builder -> the builder and the class of its settings.
-BUILDERS: dict[str, tuple[Callable[..., Any], type]] = {}
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,8 @@ class Spaces:
         num_actions: A of a discrete action; None of a continuous one.
         low, high: bounds ``[D]`` of a continuous action, one environment's.
     """
+
+    is_rebuildable: ClassVar[bool] = True
 
     observations: dict[str, tuple[list[int], str]]
     num_actions: int | None
@@ -79,48 +78,31 @@ class Spaces:
         return {"action": Bounded(low, high, low.shape, dtype=torch.float32)}
 
 
-def rebuildable(settings_class: type) -> Callable[[Builder], Builder]:
-    """Marks a builder ``(settings, env, *arguments) -> module``, whose modules :func:`rebuilt` can then build again.
+def rebuildable(build: Builder) -> Builder:
+    """Marks a function of settings, an environment and plain values whose modules can be built again from a file."""
 
-    ``arguments`` are numbers, strings or lists of them; module-level functions only, each under a name of its own.
-    """
+    @functools.wraps(build)
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        return record(build(*args, **kwargs), path_of(recording), *args, **kwargs)
 
-    def mark(build: Builder) -> Builder:
-        @functools.wraps(build)
-        def remembering(settings: Any, env: EnvBase | Spaces, *arguments: Any, **options: Any) -> Any:
-            module = build(settings, env, *arguments, **options)
-            module.built_by = {
-                "builder": build.__name__,
-                "settings": dataclasses.asdict(settings),
-                "arguments": list(arguments),
-                "options": options,
-                "spaces": dataclasses.asdict(Spaces.of(env)),
-            }
-            return module
-
-        BUILDERS[build.__name__] = (remembering, settings_class)
-        return cast(Builder, remembering)
-
-    return mark
+    recording.is_rebuildable = True  # type: ignore[attr-defined]
+    return cast(Builder, recording)
 
 
-def rebuilt(built_by: dict[str, Any]) -> Any:
-    """A module like the one that carried this ``built_by``, with weights of its own.
+def record(module: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+    """``module``, which now knows that it is what ``path`` returned for these arguments."""
+    named = {key: _lasting(value) for key, value in kwargs.items()}
+    vars(module).update(built_by=path, built_with=(tuple(map(_lasting, args)), named))
+    return module
 
-    Raises:
-        ValueError: a builder, a setting or a space that this version does not know.
-    """
-    name = built_by.get("builder")
-    if name not in BUILDERS:
-        raise ValueError(f"builder must be one of {', '.join(sorted(BUILDERS))}, got {name!r}.")
-    build, settings_class = BUILDERS[name]
-    known = {field.name for field in dataclasses.fields(settings_class)}
-    unknown = sorted(set(built_by["settings"]) - known)
-    if unknown:
-        raise ValueError(f"The settings of {name} must be among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
-    return build(
-        settings_class(**built_by["settings"]),
-        Spaces(**built_by["spaces"]),
-        *built_by["arguments"],
-        **built_by["options"],
-    )
+
+def _lasting(value: Any) -> Any:
+    """An environment as its :class:`Spaces`, everything else as it is."""
+    return Spaces.of(value) if isinstance(value, EnvBase) else value
+
+
+def path_of(named: Any) -> str:
+    """The import path ``module:Name`` of a class or function: that of the package which offers it, if one does."""
+    module, name = named.__module__, named.__qualname__
+    package = ".".join(module.split(".")[:2])
+    return f"{package if getattr(sys.modules.get(package), name, None) is named else module}:{name}"

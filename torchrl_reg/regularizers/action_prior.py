@@ -19,11 +19,12 @@ from torchrl_reg.functional import floored_log_prior, soft_policy
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, check_number, exact_where_possible
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.recorded import Recorded
 
 PriorLike = Sequence[float] | Tensor
 
 
-class ActionPrior(ExactBuffers):
+class ActionPrior(Recorded, ExactBuffers):
     """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
 
     Both are buffers in float64, whatever the networks compute in: rates of 1e-6 would be lost in half precision. Every

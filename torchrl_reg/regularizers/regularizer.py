@@ -14,6 +14,7 @@ from torchrl_reg.functional import action_gap
 from torchrl_reg.functional.temperature import at_least_float32
 from torchrl_reg.regularizers.checks import ExactBuffers
 from torchrl_reg.regularizers.coefficient import Coefficient, check_positive, coefficient, made_coefficient
+from torchrl_reg.regularizers.recorded import Recorded
 
 
 class Regularized(NamedTuple):
@@ -77,7 +78,7 @@ class CoefficientOwner(ExactBuffers):
         return found  # type: ignore[return-value]
 
 
-class Regularizer(CoefficientOwner):
+class Regularizer(Recorded, CoefficientOwner):
     """Base of the regularizers: ``regularizer(q)`` of ``q [*B, A]``, in reward units, gives a :class:`Regularized`.
 
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
@@ -101,14 +102,6 @@ class Regularizer(CoefficientOwner):
     #: own.
     in_keys: Sequence[NestedKey] = ()
     own_out_keys: Sequence[str] = ()
-
-    #: The arguments of the constructor, positional and by name.
-    built_with: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__new__(cls)
-        made.__dict__["built_with"] = (args, kwargs)  # a saved policy builds it from them again
-        return made
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``mask [*B, A]`` is True where an action is allowed."""

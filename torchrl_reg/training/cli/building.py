@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
+from torchrl_reg.modules.rebuilding import record
 from torchrl_reg.training.errors import ConfigError, require
 
 
@@ -50,7 +53,8 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
     signature = inspect.signature(partial(kind.__init__, None) if isinstance(called, type) else called)
     try:
         signature.bind(*arguments, **options, **more)
-        return called(*arguments, **options, **more)
+        made = called(*arguments, **options, **more)
+        return record(made, path, *arguments, **options, **more) if isinstance(made, nn.Module) else made
     except TypeError as error:
         if not {"argument", "arguments"} & set(str(error).split()):
             raise
