@@ -9,7 +9,6 @@ import torch
 
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient, DualCoefficient, Entropy
 from torchrl_reg.regularizers.checks import check_weight
-from torchrl_reg.regularizers.coefficient import SwitchedCoefficient
 
 DUAL = {"target": 0.7, "rises": "below"}
 
@@ -98,7 +97,7 @@ def test_the_statistic_gets_no_gradient(rises: str) -> None:
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_switches_a_coefficient_on_and_off(assign: bool) -> None:
-    on, off = (SwitchedCoefficient(value, name="alpha", check=check_weight) for value in (0.5, 0.0))
+    on, off = (Coefficient(value, name="alpha", check=check_weight) for value in (0.5, 0.0))
     states = on.state_dict(), off.state_dict()
     states = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
     off.load_state_dict(states[0], assign=assign)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchrl_reg.functional import averaged_prior
 from torchrl_reg.regularizers.action_prior import ActionPrior
+from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.ranks import gathered_from_ranks, in_process_group
 
 
@@ -77,13 +78,6 @@ class PriorUpdate(TensorDictModuleBase):
             pi, mask = pi[..., :-1], pi[..., -1] > 0
         self.prior.assign(averaged_prior(self.prior.log_prior.exp(), pi, self.rate, mask=mask))
         return tensordict
-
-
-def check_rate(rate: float, name: str = "rate") -> float:
-    """Return ``rate`` if it lies in (0, 1], else raise ValueError."""
-    if not (isinstance(rate, (int, float)) and 0 < rate <= 1):
-        raise ValueError(f"{name} must be in (0, 1], got {rate!r}.")
-    return float(rate)
 
 
 def _mask(tensordict: TensorDictBase) -> Tensor | None:

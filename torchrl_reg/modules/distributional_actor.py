@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import QValueActor
 
-from torchrl_reg.regularizers.checks import exact_where_possible
-from torchrl_reg.regularizers.coefficient import moved_exactly
+from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
 
 
-class _Distribution(nn.Module):
+class _Distribution(ExactBuffers):
     """A network of ``N * A`` outputs, read as ``[*B, N, A]``; its own output is the mean ``[*B, A]``."""
 
     def __init__(self, network: nn.Module, size: int) -> None:
@@ -38,16 +37,11 @@ class AtomMean(_Distribution):
     """Means ``[*B, A]`` of categorical distributions whose logits a network gives."""
 
     support: Tensor
+    exact_buffers = ("support",)
 
     def __init__(self, network: nn.Module, support: Tensor) -> None:
         super().__init__(network, len(support))
         self.register_buffer("support", support)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> AtomMean:
-        exact = self._buffers.pop("support")
-        super()._apply(fn, recurse)
-        self._buffers["support"] = moved_exactly(exact, fn)  # type: ignore[arg-type]
-        return self
 
     def mean(self, logits: Tensor) -> Tensor:
         """``sum_i softmax(logits)_i z_i [*B, A]`` of ``logits [*B, N, A]``."""
@@ -110,8 +104,7 @@ class CategoricalQActor(DistributionalActor):
         spec: TensorSpec | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(num_atoms, bool) or not isinstance(num_atoms, int) or num_atoms < 2:
-            raise ValueError(f"num_atoms must be an integer >= 2, got {num_atoms!r}.")
+        check_integer(num_atoms, "num_atoms", 2)
         if not -float("inf") < value_min < value_max < float("inf"):
             raise ValueError(f"value_min must be below value_max, both finite, got {value_min!r} and {value_max!r}.")
         device = next((p.device for p in network.parameters()), None)
@@ -145,6 +138,5 @@ class FixedQuantileQActor(DistributionalActor):
     def __init__(
         self, network: nn.Module, *, num_quantiles: int = 200, spec: TensorSpec | None = None, **kwargs: Any
     ) -> None:
-        if isinstance(num_quantiles, bool) or not isinstance(num_quantiles, int) or num_quantiles < 1:
-            raise ValueError(f"num_quantiles must be an integer >= 1, got {num_quantiles!r}.")
+        check_integer(num_quantiles, "num_quantiles", 1)
         super().__init__(QuantileAverage(network, num_quantiles), spec=spec, **kwargs)

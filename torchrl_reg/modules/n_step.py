@@ -11,6 +11,8 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.envs import Transform
 
+from torchrl_reg.regularizers.checks import check_discount, check_integer
+
 
 class NStepTransform(Transform):
     """Turns batches ``[*N, T]`` of one-step transitions into n-step ones, a few rows late.
@@ -63,11 +65,8 @@ class NStepTransform(Transform):
         flatten: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be an integer >= 1 (steps), got {n!r}.")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1], got {gamma!r}.")
-        self.n, self.gamma, self.flatten = n, gamma, flatten
+        self.n, self.gamma = check_integer(n, "n", 1, "steps"), check_discount(gamma, "gamma")
+        self.flatten = flatten
         self.reward_key, self.done_key = reward_key, done_key
         self.waiting: TensorDictBase | None = None
 

@@ -11,8 +11,8 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.virel import learnt_temperature
-from torchrl_reg.regularizers.boltzmann import Boltzmann
 from torchrl_reg.regularizers.coefficient import Coefficient
+from torchrl_reg.regularizers.entropy import Boltzmann
 
 
 class DiscreteVIRELLoss(QLearningLoss):

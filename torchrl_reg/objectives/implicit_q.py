@@ -151,7 +151,7 @@ class ImplicitQLoss(RegularizedLoss):
             check=check_temperature,
             **where,
         )
-        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, switched=True, **where)
+        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, **where)
         self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip, **where)
         learnt = self.tau_coefficient
         if isinstance(learnt, DualCoefficient):

@@ -149,10 +149,8 @@ class PathConsistencyLoss(RegularizedLoss):
         if max_kl is not None:
             check_number(max_kl, "max_kl", "nats", positive=True)
         how = {"check": check_kl_weight, "device": self._default_device}
-        self.tau_coefficient = made_coefficient(tau, name="tau", switched=True, **how)
-        self.lam_coefficient = learnt_at_target(
-            lam, max_kl, target_name="max_kl", rises="above", name="lam", switched=True, **how
-        )
+        self.tau_coefficient = made_coefficient(tau, name="tau", **how)
+        self.lam_coefficient = learnt_at_target(lam, max_kl, target_name="max_kl", rises="above", name="lam", **how)
         if not (self.tau_coefficient.is_on or self.lam_coefficient.is_on):
             raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
         if isinstance(self.lam_coefficient, DualCoefficient):

@@ -1,17 +1,11 @@
 """Slot 1 as modules: each owns its coefficients, and one object serves loss, actor, exploration and planner."""
 
 from torchrl_reg.regularizers.action_prior import ActionPrior
-from torchrl_reg.regularizers.boltzmann import Boltzmann
-from torchrl_reg.regularizers.coefficient import (
-    BellmanErrorCoefficient,
-    Coefficient,
-    DualCoefficient,
-)
-from torchrl_reg.regularizers.definition import check_regularizer
-from torchrl_reg.regularizers.entropy import Entropy
+from torchrl_reg.regularizers.coefficient import BellmanErrorCoefficient, Coefficient, DualCoefficient
+from torchrl_reg.regularizers.entropy import Boltzmann, Entropy
 from torchrl_reg.regularizers.hard_max import HardMax
 from torchrl_reg.regularizers.prior_kl import PriorKL
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, check_regularizer
 from torchrl_reg.regularizers.tsallis import Tsallis
 
 __all__ = [

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_reg.functional import floored_log_prior, soft_policy
 from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.regularizers.checks import check_number
-from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient, moved_exactly
+from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, check_number, exact_where_possible
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
 
 PriorLike = Sequence[float] | Tensor
 
 
-class ActionPrior(nn.Module):
+class ActionPrior(ExactBuffers):
     """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
 
     Both are buffers in float64, whatever the networks compute in: rates of 1e-6 would be lost in half precision. Every
@@ -50,6 +50,7 @@ class ActionPrior(nn.Module):
     """
 
     log_prior: Tensor
+    exact_buffers = ("log_prior",)
     beta = coefficient("beta_coefficient", "The current inverse temperature, per unit of reward.")
 
     def __init__(
@@ -62,27 +63,22 @@ class ActionPrior(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(num_actions, int) or num_actions < 1:
-            raise ValueError(f"num_actions must be an integer >= 1, got {num_actions!r}.")
+        check_integer(num_actions, "num_actions", 1)
         if not 0 < floor < 1 / num_actions:
             raise ValueError(f"floor must be in (0, 1 / {num_actions}), got {floor!r}.")
         self.floor = floor
         rho = torch.full((num_actions,), 1 / num_actions, dtype=torch.float64)
         if probabilities is not None:
             rho = check_probabilities(probabilities, num_actions)
-        self.register_buffer("log_prior", moved_exactly(floored_log_prior(rho.log(), floor), lambda x: x.to(device)))
+        self.register_buffer(
+            "log_prior", exact_where_possible(lambda x: x.to(device))(floored_log_prior(rho.log(), floor))
+        )
         self.beta_coefficient = made_coefficient(beta, name="beta", check=check_beta, device=device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "log_prior" and name in self.__dict__.get("_buffers", ()):
             raise AttributeError("log_prior is shared and cannot be replaced: set it with prior.assign(probabilities).")
         super().__setattr__(name, value)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ActionPrior:
-        exact = self._buffers.pop("log_prior")
-        super()._apply(fn, recurse)
-        self._buffers["log_prior"] = moved_exactly(exact, fn)  # type: ignore[arg-type]
-        return self
 
     @property
     def num_actions(self) -> int:
@@ -104,11 +100,15 @@ class ActionPrior(nn.Module):
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``; argmax of q if rho is uniform."""
-        log_prior = self.log_prior if log_prior is None else log_prior
-        q = at_least_float32(q)
-        # In reward units and without the normalizer: added to it, small gaps of q would be rounded off.
-        bonus = (log_prior - log_prior.amax(-1, keepdim=True)) / self.beta
-        return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
+        return greedy_under_prior(q, self.beta.reciprocal(), self.log_prior if log_prior is None else log_prior)
+
+
+def greedy_under_prior(q: Tensor, tau: Tensor, log_prior: Tensor) -> Tensor:
+    """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``, of ``q [*B, A]`` and ``log_prior`` (``[A]`` or ``[*B, A]``)."""
+    q = at_least_float32(q)
+    # In reward units and without the normalizer: added to it, small gaps of q would be rounded off.
+    bonus = tau * (log_prior - log_prior.amax(-1, keepdim=True))
+    return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
 
 
 def check_beta(beta: Any, name: str = "beta") -> float:

@@ -1,4 +1,4 @@
-"""The coefficients that losses and value estimators take: their checks, and the scalar tensors that hold them.
+"""Checks of the numbers that constructors take, and the exact tensors that hold them.
 
 A number is a Python or numpy number, or a tensor of one element (which is read here, once); a bool is not a number.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Number = SupportsFloat
 
@@ -21,9 +21,23 @@ def check_temperature(tau: Number, name: str = "tau") -> float:
     return check_number(tau, name, "the temperature, in reward units", positive=True)
 
 
-def check_weight(alpha: Number, name: str = "alpha") -> float:
-    """Return ``alpha`` if it lies in [0, 1], else raise ValueError."""
-    return _in_unit_interval(alpha, name)
+def check_weight(value: Number, name: str = "alpha") -> float:
+    """Return ``value`` if it lies in [0, 1], else raise ValueError."""
+    number = as_number(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
+    return number
+
+
+check_discount = check_weight
+
+
+def check_rate(value: Number, name: str = "rate") -> float:
+    """Return ``value`` if it lies in (0, 1], else raise ValueError."""
+    number = as_number(value)
+    if number is None or not 0 < number <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}.")
+    return number
 
 
 def check_clip(clip_min: Number | None, name: str = "clip_min") -> float:
@@ -36,11 +50,6 @@ def check_clip(clip_min: Number | None, name: str = "clip_min") -> float:
             f"{name} must be <= 0 (a lower clip of tau * ln pi, in reward units) or None, got {clip_min!r}."
         )
     return number
-
-
-def check_discount(gamma: Number, name: str = "gamma") -> float:
-    """Return ``gamma`` if it lies in [0, 1], else raise ValueError."""
-    return _in_unit_interval(gamma, name)
 
 
 def check_kl_weight(lam: Number, name: str = "lam") -> float:
@@ -60,6 +69,13 @@ def check_number(value: Number, name: str, meaning: str, *, positive: bool = Fal
     return number
 
 
+def check_integer(value: Any, name: str, least: int, meaning: str = "") -> int:
+    """Return ``value`` if it is an integer >= ``least``, else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}{meaning and f' ({meaning})'}, got {value!r}.")
+    return value
+
+
 def check_flag(value: Any, name: str) -> bool:
     """Return ``value`` if it is True or False, else raise ValueError."""
     if not isinstance(value, bool):
@@ -72,13 +88,6 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, Tensor) and value.numel() == 1 or getattr(value, "ndim", None) == 0:
         value = value.item()  # a tensor of one element, a numpy scalar or array of no dimensions
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
-
-
-def _in_unit_interval(value: Number, name: str) -> float:
-    number = as_number(value)
-    if number is None or not 0 <= number <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
-    return number
 
 
 def exact_scalar(value: float, device: torch.device | str | None = None) -> Tensor:
@@ -101,3 +110,25 @@ def exact_where_possible(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
             return fn(tensor.float())
 
     return moved
+
+
+def moved_exactly(exact: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """``fn(exact)``, where a cast to a shorter type only moves; in float32 on a device that has no float64."""
+    try:
+        moved = fn(exact)
+    except TypeError:
+        return fn(exact.float())
+    return moved if moved.dtype == exact.dtype else exact_where_possible(lambda x: x.to(moved.device))(exact)
+
+
+class ExactBuffers(nn.Module):
+    """Base of modules with buffers that follow moves between devices, but no cast to a shorter type."""
+
+    #: Names of these buffers.
+    exact_buffers: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        exact = {name: self._buffers.pop(name) for name in self.exact_buffers if name in self._buffers}
+        super()._apply(fn, recurse)
+        self._buffers.update({k: None if v is None else moved_exactly(v, fn) for k, v in exact.items()})
+        return self

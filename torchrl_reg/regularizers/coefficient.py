@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.regularizers.checks import check_number, exact_scalar, exact_where_possible
+from torchrl_reg.regularizers.checks import ExactBuffers, check_number, check_rate, exact_scalar
 
 Check = Callable[[Any, str], float]
 
@@ -24,7 +24,7 @@ def check_positive(value: Any, name: str) -> float:
     return check_number(value, name, "a coefficient", positive=True)
 
 
-class Coefficient(nn.Module):
+class Coefficient(ExactBuffers):
     """A scalar that is fixed, or scheduled by assignment: ``coefficient.assign(0.01)``.
 
     It is kept in float64 whatever the networks compute in: a published value stays exact in double precision, a small
@@ -36,6 +36,11 @@ class Coefficient(nn.Module):
         check: ``check(value, name)`` returns the value as a float or raises ValueError, wherever it is set.
         device: of the buffer.
 
+    Attributes:
+        is_on: False where the value is known to be 0, so that the term it weighs can be left out. A bool, to avoid a
+            device sync: it is updated by :meth:`assign` and ``load_state_dict``, not by a write into the tensor; a
+            tensor swapped in (``params.to_module``, ``torch.vmap``) counts as on.
+
     Raises:
         ValueError: ``value`` fails ``check``.
 
@@ -44,6 +49,8 @@ class Coefficient(nn.Module):
     >>> float(tau.value)
     0.01
     """
+
+    exact_buffers = ("current",)
 
     def __init__(
         self,
@@ -55,7 +62,9 @@ class Coefficient(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.check = name, check
-        self._hold(check(value, name), device)
+        number = check(value, name)
+        self._hold(number, device)
+        self._note(number)
 
     def _hold(self, value: float, device: torch.device | str | None) -> None:
         self.register_buffer("current", exact_scalar(value, device))
@@ -74,7 +83,9 @@ class Coefficient(nn.Module):
         Raises:
             ValueError: a number that fails the check.
         """
-        self._write(self.checked(value))
+        checked = self.checked(value)
+        self._write(checked)
+        self._note(checked)
 
     def checked(self, value: Any) -> Tensor:
         """``value`` as :meth:`assign` writes it, or its ValueError."""
@@ -88,8 +99,14 @@ class Coefficient(nn.Module):
 
     @property
     def is_on(self) -> bool:
-        """Whether the term it weighs has to be computed."""
-        return True
+        """False where the value is known to be 0."""
+        on, tensor = self._noted
+        return on or self._buffers.get("current") is not tensor
+
+    def _note(self, value: Tensor | float) -> None:
+        """Remember whether ``value`` is other than 0, and the tensor that holds it."""
+        unread = isinstance(value, Tensor) and value.device.type != "cpu"
+        self._noted = (unread or bool(value != 0), self._buffers.get("current"))
 
     def objective(self, statistic: Tensor) -> Tensor | None:
         """The loss that a learnt coefficient descends, given the statistic it controls; None if it has no such loss."""
@@ -99,60 +116,13 @@ class Coefficient(nn.Module):
         """Follow a statistic of the last update; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
-        exact = self._buffers.pop("current", None)
         super()._apply(fn, recurse)
-        if exact is not None:
-            self._buffers["current"] = moved_exactly(exact, fn)
-        return self
-
-
-class SwitchedCoefficient(Coefficient):
-    """A weight >= 0 whose term is left out at 0: ``is_on`` is cached as a bool, to avoid a device sync.
-
-    It follows :meth:`assign` and ``load_state_dict``, not a write into the tensor; a tensor swapped in
-    (``params.to_module``, ``torch.vmap``) counts as on. Arguments: see :class:`Coefficient`.
-
-    >>> from torchrl_reg.regularizers.checks import check_weight
-    >>> alpha = SwitchedCoefficient(0.0, name="alpha", check=check_weight)
-    >>> alpha.is_on
-    False
-    """
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the value may be other than 0."""
-        on, tensor = self._switched
-        return on or self._buffers["current"] is not tensor
-
-    def _note(self, on: bool) -> None:
-        self._switched = (on, self._buffers["current"])
-
-    def _hold(self, value: float, device: torch.device | str | None) -> None:
-        super()._hold(value, device)
-        self._note(value > 0)
-
-    def assign(self, value: Any) -> None:
-        super().assign(value)
-        unread = isinstance(value, Tensor) and value.device.type != "cpu"
-        self._note(unread or bool(value > 0))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
-        super()._apply(fn, recurse)
-        self._note(self._switched[0])  # a cast replaces the tensor
+        self._note(self._noted[0])  # a cast replaces the tensor
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._note(self.value.is_meta or bool(self.value > 0))
-
-
-def moved_exactly(exact: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """``fn(exact)``, where a cast to a shorter type only moves; in float32 on a device that has no float64."""
-    try:
-        moved = fn(exact)
-    except TypeError:
-        return fn(exact.float())
-    return moved if moved.dtype == exact.dtype else exact_where_possible(lambda x: x.to(moved.device))(exact)
+        self._note(self.value.is_meta or bool((self.value != 0).any()))
 
 
 class DualCoefficient(Coefficient):
@@ -261,12 +231,10 @@ class BellmanErrorCoefficient(Coefficient):
         check: Check = check_positive,
         device: torch.device | str | None = None,
     ) -> None:
-        if not (isinstance(rate, (int, float)) and 0 < rate <= 1):
-            raise ValueError(f"rate must be in (0, 1], got {rate!r}.")
         if not 0 < low <= high < math.inf:
             raise ValueError(f"The bounds must satisfy 0 < low <= high, finite, got {low!r} and {high!r}.")
         super().__init__(value, name=name, check=check, device=device)
-        self.rate, self.inverse, self.low, self.high = rate, inverse, low, high
+        self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, high
         self.scale = check_number(scale, "scale", "the weight of the error", positive=True)
         self.error_floor = check_number(error_floor, "error_floor", "the smallest error that counts", positive=True)
 
@@ -283,23 +251,19 @@ class BellmanErrorCoefficient(Coefficient):
         self._write(moved.clamp(self.low, self.high))
 
 
-def made_coefficient(
-    value: Any, *, name: str, check: Check, device: torch.device | str | None = None, switched: bool = False
-) -> Coefficient:
+def made_coefficient(value: Any, *, name: str, check: Check, device: torch.device | str | None = None) -> Coefficient:
     """``value`` itself if it is a :class:`Coefficient` already (then shared), else one that starts there."""
-    kind = SwitchedCoefficient if switched else Coefficient
-    return value if isinstance(value, Coefficient) else kind(value, name=name, check=check, device=device)
+    return value if isinstance(value, Coefficient) else Coefficient(value, name=name, check=check, device=device)
 
 
-def learnt_at_target(value: Any, target: float | None, *, target_name: str, **how: Any) -> Coefficient:
+def learnt_at_target(value: Any, target: float | None, *, target_name: str, rises: str, **how: Any) -> Coefficient:
     """``value`` as a fixed coefficient, or, where a ``target`` is given, a :class:`DualCoefficient` that starts there.
 
     Raises:
         ValueError: a ``target`` for a ``value`` that is a coefficient already, or out of range.
     """
-    rises, switched = how.pop("rises"), how.pop("switched", False)
     if target is None:
-        return made_coefficient(value, switched=switched, **how)
+        return made_coefficient(value, **how)
     if isinstance(value, Coefficient):
         raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient already, got {target!r}.")
     return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
@@ -315,3 +279,43 @@ def coefficient(name: str, doc: str) -> Any:
         owner._modules[name].assign(value)
 
     return property(get, put, doc=doc)
+
+
+class CoefficientOwner(ExactBuffers):
+    """Base of the regularizers and the shapings: ``self.tau = 0.5`` in a constructor makes the coefficient ``tau``.
+
+    A number must be > 0; a :class:`Coefficient` stays what it is (learnt, shared, or with another check). Reading
+    ``self.tau`` gives its value, a 0-dimensional tensor, and a later assignment changes that value.
+    """
+
+    #: Names of the coefficients that can be assigned, which losses report.
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in cls.coefficient_names:
+            if not hasattr(cls, name):
+                setattr(cls, name, coefficient(f"{name}_coefficient", f"The current {name}."))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.coefficient_names:
+            super().__setattr__(name, value)
+        elif hasattr(self, f"{name}_coefficient"):
+            getattr(self, f"{name}_coefficient").assign(value)
+        else:
+            setattr(self, f"{name}_coefficient", made_coefficient(value, name=name, check=check_positive))
+
+    def coefficients(self) -> dict[str, Coefficient]:
+        """The :class:`Coefficient` objects, by the name they are assigned under.
+
+        Raises:
+            AttributeError: a declared coefficient that the constructor has not set.
+        """
+        found = {name: getattr(self, f"{name}_coefficient", None) for name in self.coefficient_names}
+        for name, held in found.items():
+            if held is None:
+                raise AttributeError(
+                    f"{type(self).__name__} must set self.{name} in its constructor, as coefficient_names declares it, "
+                    "got none."
+                )
+        return found

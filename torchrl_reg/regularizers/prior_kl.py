@@ -12,9 +12,9 @@ from torch import Tensor
 
 from torchrl_reg.functional import kl_divergence, soft_gap, soft_policy, soft_value_and_log_policy
 from torchrl_reg.functional.temperature import at_least_float32, temperature_and_divisor
-from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_probabilities
+from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_probabilities, greedy_under_prior
 from torchrl_reg.regularizers.checks import check_temperature
-from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient, moved_exactly
+from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
 from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
 
 
@@ -46,6 +46,7 @@ class PriorKL(Regularizer):
     prior: ActionPrior | None
     log_rho: Tensor | None
     controlled = "kl"
+    exact_buffers = ("log_rho",)
 
     def __init__(
         self,
@@ -61,8 +62,8 @@ class PriorKL(Regularizer):
                 f"tau must be given, or an ActionPrior with its own beta, got tau={tau!r} and prior={prior!r}."
             )
         self.prior = shared
-        rho = None if prior is None or isinstance(prior, ActionPrior) else check_probabilities(prior, len(prior))
-        self.register_buffer("log_rho", None if rho is None else rho.log())
+        held = prior is None or isinstance(prior, ActionPrior)
+        self.register_buffer("log_rho", None if held else check_probabilities(prior, len(prior)).log())
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
             self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
@@ -87,12 +88,6 @@ class PriorKL(Regularizer):
         log_rho = at_least_float32(self._logits(tensordict)).log_softmax(-1)
         return {"loss_prior": kl_divergence(self.log_policy(tau_log_pi, **also), log_rho)}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PriorKL:
-        exact = self._buffers.pop("log_rho")
-        super()._apply(fn, recurse)
-        self._buffers["log_rho"] = None if exact is None else moved_exactly(exact, fn)
-        return self
-
     @property
     def tau(self) -> Tensor:
         """The current temperature, in reward units; ``1 / beta`` of an ActionPrior."""
@@ -116,42 +111,41 @@ class PriorKL(Regularizer):
         assert self.prior is not None, "this PriorKL has a tau_coefficient"
         return self.prior.beta_coefficient
 
-    def log_prior(self, q: Tensor) -> Tensor:
-        """``ln rho``, broadcastable to ``q [*B, A]``.
+    def log_prior(self, q: Tensor, given: Tensor | None = None) -> Tensor:
+        """``ln rho``, broadcastable to ``q [*B, A]``: ``given`` (``[*B, A]``, of the state), or the one held here.
 
         Raises:
             ValueError: a prior over another number of actions.
         """
-        if self.prior is None and self.log_rho is None:
+        if given is None:
+            given = self.log_rho if self.prior is None else self.prior.log_prior
+        if given is None:
             return torch.full((q.shape[-1],), -math.log(q.shape[-1]), dtype=torch.float64, device=q.device)
-        log_prior = self.log_rho if self.prior is None else self.prior.log_prior
-        return check_actions(log_prior, q)  # type: ignore[arg-type]
+        if given.shape[-1] != q.shape[-1]:
+            raise ValueError(f"The prior must be over the network's {q.shape[-1]} actions, got {given.shape[-1]}.")
+        return given
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""
         q = masked_values(q, mask)
-        log_prior = (self.log_prior(q) if log_prior is None else check_actions(log_prior, q)).to(q.dtype)
+        log_prior = self.log_prior(q, log_prior).to(q.dtype)
         value, tau_log_pi = self.value_and_log_policy(q, log_prior=log_prior)
         pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1] + log_prior).exp()
         action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
 
     def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_prior = self.log_prior(q) if log_prior is None else check_actions(log_prior, q)
+        log_prior = self.log_prior(q, log_prior)
         value, scaled = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
         supported = torch.where(log_prior > -math.inf, log_prior, 0.0)
         return value, scaled - self.tau * supported.to(scaled.dtype)
 
     def policy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        return soft_policy(q, self.tau, log_prior=self.log_prior(q) if log_prior is None else log_prior)
+        return soft_policy(q, self.tau, log_prior=self.log_prior(q, log_prior))
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``argmax_a q(a) + tau ln rho(a)``, ``[*B]``."""
-        q = at_least_float32(q)
-        log_prior = self.log_prior(q) if log_prior is None else log_prior
-        # Without the normalizer of rho: added to it, small gaps of q would be rounded off.
-        bonus = self.tau * (log_prior - log_prior.amax(-1, keepdim=True))
-        return (q - q.amax(-1, keepdim=True) + bonus.to(q.dtype)).argmax(-1)
+        return greedy_under_prior(q, self.tau, self.log_prior(q, log_prior))
 
     def diagnostics(
         self,
@@ -168,7 +162,7 @@ class PriorKL(Regularizer):
         batch's states; it is at most the log of their number, and biased upwards in small batches. So ``mean kl =
         mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
         """
-        log_prior = (self.log_prior(q) if log_prior is None else log_prior).to(q.dtype).expand_as(q)
+        log_prior = self.log_prior(q, log_prior).to(q.dtype).expand_as(q)
         log_pi = self.log_policy(tau_log_pi, log_prior)
         pi = log_pi.exp()
         used = pi if rows is None else torch.where(rows.unsqueeze(-1), pi, 0.0)
@@ -185,13 +179,5 @@ class PriorKL(Regularizer):
 
     def log_policy(self, tau_log_pi: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """``ln pi``, floored, so that a masked action's probability times its logarithm stays 0."""
-        log_prior = self.log_prior(tau_log_pi) if log_prior is None else log_prior
-        log_pi = tau_log_pi * self.beta + log_prior.to(tau_log_pi.dtype)
+        log_pi = tau_log_pi * self.beta + self.log_prior(tau_log_pi, log_prior).to(tau_log_pi.dtype)
         return log_pi.clamp(min=torch.finfo(tau_log_pi.dtype).min / 4)
-
-
-def check_actions(log_prior: Tensor, q: Tensor) -> Tensor:
-    """``log_prior`` if it is over the actions of ``q``, else ValueError."""
-    if log_prior.shape[-1] != q.shape[-1]:
-        raise ValueError(f"The prior must be over the network's {q.shape[-1]} actions, got {log_prior.shape[-1]}.")
-    return log_prior
