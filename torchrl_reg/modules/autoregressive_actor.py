@@ -10,15 +10,16 @@ from typing import NoReturn
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Size, Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
 
-from torchrl_reg.modules.multicategorical import ActionBins, Multicategorical
+from torchrl_reg.modules.box_actor import Bound
+from torchrl_reg.modules.multicategorical import ActionBins, BinDistribution, Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
 
 
-class AutoregressiveMulticategorical(Distribution):
+class AutoregressiveMulticategorical(BinDistribution):
     r"""Bins chosen one dimension at a time: :math:`\pi(a) = \prod_d \pi_d(a^d | a^{<d})`.
 
     Get it from :meth:`AutoregressiveMulticategoricalActor.get_dist`. :meth:`log_prob` takes one pass of the head,
@@ -43,25 +44,12 @@ class AutoregressiveMulticategorical(Distribution):
         self, hidden: Tensor, previous: Tensor, weight: Tensor, bias: Tensor, starts: Tensor, bins: ActionBins
     ) -> None:
         self.hidden, self.previous, self.weight, self.bias = hidden, previous, weight, bias
-        self.starts, self.bins = starts, bins
-        super().__init__(hidden.shape[:-1], Size((len(bins.num_bins),)), validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The box (only its bins have probability)."""
-        return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
-
-    def action(self, index: Tensor) -> Tensor:
-        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
-        return self.bins.action(index)
-
-    def index(self, action: Tensor) -> Tensor:
-        """The nearest bin (int64 ``[*B, D]``) of each action; actions outside the box fall on its border."""
-        return self.bins.index(action)
+        self.starts = starts
+        super().__init__(hidden.shape[:-1], bins)
 
     def conditionals(self, value: Tensor) -> Multicategorical:
         """The D conditionals ``pi_d(. | a^{<d})`` along ``value`` (bins or actions ``[*S, *B, D]``), in one pass."""
-        index = self._index(value)
+        index = self._index_of(value)
         shape = torch.broadcast_shapes(index.shape[:-1], self._batch_shape)
         index = index.expand(*shape, -1)
         one_hot = torch.zeros(*shape, self.bins.width, dtype=self.hidden.dtype, device=index.device)
@@ -75,27 +63,18 @@ class AutoregressiveMulticategorical(Distribution):
         Raises:
             ValueError: ``value`` of another width.
         """
-        index = self._index(value)
+        index = self._index_of(value)
         return self.conditionals(index).log_prob(index)
 
     def sample_index(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sampled bins, int64 ``[*S, *B, D]``."""
         return self._draw(sample_shape, greedy=False)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
-        """Sampled actions ``[*S, *B, D]``."""
-        return self.action(self.sample_index(sample_shape))
-
     @property
     def mode_index(self) -> Tensor:
-        """Bins ``[*B, D]`` chosen greedily one dimension at a time. **Not the mode** of the joint policy: the
-        likeliest first bin may lead to unlikely pairs."""
+        """Bins ``[*B, D]`` chosen greedily one dimension at a time, as ``deterministic_sample`` does. **Not the
+        mode** of the joint policy: the likeliest first bin may lead to unlikely pairs."""
         return self._draw((), greedy=True)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The action ``[*B, D]`` of :attr:`mode_index`: coordinate-wise greedy, not the mode."""
-        return self.action(self.mode_index)
 
     @property
     def mean(self) -> NoReturn:
@@ -123,11 +102,6 @@ class AutoregressiveMulticategorical(Distribution):
         parts = torch.special.entr(conditionals.probs.detach()).sum(-1)
         score = (before - before.detach()) * parts  # 0, but for its gradient
         return (conditionals.entropy() + score.sum(-1)).mean(0)
-
-    def _index(self, value: Tensor) -> Tensor:
-        if value.shape[-1:] != self._event_shape:
-            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
-        return self.bins.index(value) if value.is_floating_point() else value.long()
 
     def _draw(self, shape: Sequence[int], *, greedy: bool) -> Tensor:
         with torch.no_grad():
@@ -184,8 +158,8 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
         torso: nn.Module,
         num_features: int,
         *,
-        low: Tensor | float | Sequence[float],
-        high: Tensor | float | Sequence[float],
+        low: Bound,
+        high: Bound,
         num_bins: int | Sequence[int],
         num_cells: int = 64,
         condition: bool = True,

@@ -32,6 +32,13 @@ class _Distribution(ExactBuffers):
             )
         return flat.unflatten(-1, (self.size, -1))
 
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Means ``[*B, A]`` of ``outputs [*B, N, A]``."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.mean(self.outputs(*inputs))
+
 
 class AtomMean(_Distribution):
     """Means ``[*B, A]`` of categorical distributions whose logits a network gives."""
@@ -47,9 +54,6 @@ class AtomMean(_Distribution):
         """``sum_i softmax(logits)_i z_i [*B, A]`` of ``logits [*B, N, A]``."""
         return (logits.softmax(-2) * self.support.to(logits.dtype).unsqueeze(-1)).sum(-2)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.mean(self.outputs(*inputs))
-
 
 class QuantileAverage(_Distribution):
     """Means ``[*B, A]`` of quantiles that a network gives."""
@@ -57,9 +61,6 @@ class QuantileAverage(_Distribution):
     def mean(self, quantiles: Tensor) -> Tensor:
         """Mean ``[*B, A]`` of ``quantiles [*B, N, A]``."""
         return quantiles.mean(-2)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.mean(self.outputs(*inputs))
 
 
 class DistributionalActor(QValueActor):

@@ -12,14 +12,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.multicategorical import box_bounds
-from torchrl_reg.modules.multicategorical_actor import suffixed
+from torchrl_reg.modules.box_actor import Bound, BoxActor, box_bounds, log_sech2, squashed, unsquashed
 
 
 class Coupling(NamedTuple):
@@ -88,11 +86,9 @@ class FlowDistribution(Distribution):
         """
         if value.shape[-1:] != self._event_shape:
             raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
-        value = value.to(self.low.dtype)
-        limit = 1 - (1e-12 if value.dtype == torch.float64 else 1e-6)
-        u = ((2 * value - self.low - self.high) / (self.high - self.low)).clamp(-limit, limit).atanh()
+        u = unsquashed(value.to(self.low.dtype), self.low, self.high)
         z, log_det = self.to_base(u)
-        return _standard_normal(z) - log_det - self._squash_log_det(u)
+        return _standard_normal(z) - log_det - self.squash_log_det(u)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Reparametrized actions ``[*S, *B, D]`` and their log-density, without going through the inverse."""
@@ -139,21 +135,18 @@ class FlowDistribution(Distribution):
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         u, log_det = self.before_squash(z)
-        # Clamped: rounding may leave the box by one unit in the last place.
-        action = (self.low + (self.high - self.low) * (1 + u.tanh()) / 2).clamp(self.low, self.high)
-        return action, _standard_normal(z) - log_det - self._squash_log_det(u)
+        return squashed(u, self.low, self.high), _standard_normal(z) - log_det - self.squash_log_det(u)
 
-    def _squash_log_det(self, u: Tensor) -> Tensor:
-        """``sum_d ln((high - low) / 2 (1 - tanh(u)^2))``, in the form that does not underflow."""
-        log_sech2 = 2 * (math.log(2) - u - F.softplus(-2 * u))
-        return (log_sech2 + ((self.high - self.low) / 2).log()).sum(-1)
+    def squash_log_det(self, u: Tensor) -> Tensor:
+        """``sum_d ln((high - low) / 2 (1 - tanh(u)^2)) [*S, *B]``, of the map from ``u`` to the action."""
+        return (log_sech2(u) + ((self.high - self.low) / 2).log()).sum(-1)
 
 
 def _standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
 
-class FlowActor(TensorDictModuleBase):
+class FlowActor(BoxActor):
     """Acts with ``a = low + (high - low) (1 + tanh(u)) / 2``, ``u`` from a state-conditional RealNVP of ``N(0, I_D)``.
 
     As in QUINOA, the features of the state enter every coupling net (one hidden layer of ``num_cells`` ReLU units).
@@ -190,8 +183,6 @@ class FlowActor(TensorDictModuleBase):
     (torch.Size([8, 2]), torch.Size([8]))
     """
 
-    low: Tensor
-    high: Tensor
     kept: Tensor
 
     def __init__(
@@ -199,15 +190,15 @@ class FlowActor(TensorDictModuleBase):
         torso: nn.Module,
         num_features: int,
         *,
-        low: Tensor | float | Sequence[float],
-        high: Tensor | float | Sequence[float],
+        low: Bound,
+        high: Bound,
         num_layers: int = 4,
         num_cells: int = 64,
         max_log_scale: float = 2.0,
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
-        super().__init__()
+        super().__init__(in_keys, action_key)
         low, high = box_bounds(low, high)
         dims = len(low)
         if min(num_features, num_layers, num_cells) < 1:
@@ -218,8 +209,6 @@ class FlowActor(TensorDictModuleBase):
         if not max_log_scale > 0:
             raise ValueError(f"max_log_scale must be > 0, got {max_log_scale}.")
         self.torso, self.max_log_scale = torso, float(max_log_scale)
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("high", high, persistent=False)
         parity = (torch.arange(dims) + torch.arange(num_layers).unsqueeze(-1)) % 2
         kept = parity.to(low.dtype) if dims > 1 else torch.zeros(num_layers, 1, dtype=low.dtype)
         self.register_buffer("kept", kept, persistent=False)
@@ -228,11 +217,7 @@ class FlowActor(TensorDictModuleBase):
         self.weight_out = nn.Parameter(torch.empty(num_layers, 2 * dims, num_cells))
         self.bias_out = nn.Parameter(torch.empty(num_layers, 2 * dims))
         self.reset_parameters()
-        self.to(next((p.dtype for p in torso.parameters()), low.dtype))  # the box and the layers as the torso
-        self.in_keys, self.action_key = list(in_keys), action_key
-        self.stored_action_key, self.log_prob_key = action_key, suffixed(action_key, "_log_prob")
-        self.out_keys = [self.action_key, self.log_prob_key]
-        self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # where SACLoss looks
+        self._hold_box(low, high)
 
     def reset_parameters(self) -> None:
         """Draw the couplings anew, as the constructor does; the torso and the features reset themselves."""
@@ -250,8 +235,7 @@ class FlowActor(TensorDictModuleBase):
 
     def get_dist(self, tensordict: TensorDictBase) -> FlowDistribution:
         """The policy at the observations of ``tensordict``, which is left as it is."""
-        features = self.torso(*(tensordict[key] for key in self.in_keys))
-        hidden = self.features(features).chunk(len(self.kept), -1)
+        hidden = self.features(self._torso_features(tensordict)).chunk(len(self.kept), -1)
         parts = zip(
             hidden, self.kept.unbind(), self.weight_in.unbind(), self.weight_out.unbind(), self.bias_out.unbind(),
             strict=True,
@@ -264,26 +248,13 @@ class FlowActor(TensorDictModuleBase):
         dist = self.get_dist(tensordict)
         z = torch.randn(count, *dist.batch_shape, len(self.low), dtype=self.low.dtype, device=self.low.device)
         u, log_det = dist.before_squash(z)
-        log_sech2 = 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)
-        return u.movedim(0, -2), (_standard_normal(z) - log_det - log_sech2).movedim(0, -1)
+        return u.movedim(0, -2), (_standard_normal(z) - log_det - log_sech2(u).sum(-1)).movedim(0, -1)
 
-    def squashed(self, u: Tensor) -> Tensor:
-        """The action ``[*B, D]`` of ``u``, inside the box also where rounding would leave it."""
-        return (self.low + (self.high - self.low) * (1 + u.tanh()) / 2).clamp(self.low, self.high)
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action, log_prob = self._acted(tensordict)
-        return tensordict.set(self.action_key, action).set(self.log_prob_key, log_prob)
-
-    def plain(self, state: dict[Any, Tensor]) -> None:
-        """:meth:`forward` on a dict of tensors."""
-        state[self.action_key], state[self.log_prob_key] = self._acted(state)
-
-    def _acted(self, state: Any) -> tuple[Tensor, Tensor]:
-        dist = self.get_dist(state)
-        kind = exploration_type()
+    def acted(self, state: Any) -> dict[NestedKey, Tensor]:
+        dist, kind = self.get_dist(state), exploration_type()
         if kind in (ExplorationType.RANDOM, None):
-            return dist.rsample_and_log_prob()
-        action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
-        return action, dist.log_prob(action)
+            action, log_prob = dist.rsample_and_log_prob()
+        else:
+            action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
+            log_prob = dist.log_prob(action)
+        return {self.action_key: action, self.log_prob_key: log_prob}

@@ -14,8 +14,7 @@ from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from torchrl_reg.modules.multicategorical import check_box
-from torchrl_reg.modules.multicategorical_actor import suffixed
+from torchrl_reg.modules.box_actor import Bound, check_box, suffixed
 
 
 class BoxedTanhNormal(TanhNormal):
@@ -58,8 +57,8 @@ class BoxedTanhNormal(TanhNormal):
 def gaussian_actor(
     network: nn.Module,
     *,
-    low: Tensor | float | Sequence[float],
-    high: Tensor | float | Sequence[float],
+    low: Bound,
+    high: Bound,
     in_keys: Sequence[NestedKey] = ("observation",),
     action_key: NestedKey = "action",
     scale_mapping: str = "biased_softplus_1.0",
@@ -118,6 +117,5 @@ def gaussian_actor(
         log_prob_key=suffixed(action_key, "_log_prob"),
         default_interaction_type=ExplorationType.RANDOM,
     )
-    actor.stored_action_key = action_key
-    actor.action_key = action_key
+    actor.stored_action_key = actor.action_key = action_key
     return actor

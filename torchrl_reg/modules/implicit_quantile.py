@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.modules.layers import relu_after, run_linear
+from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.torchrl_compat import is_listened_to, is_transformed
 
 
@@ -68,18 +68,13 @@ class ImplicitQuantileNetwork(nn.Module):
         joined = fractions[0] if len(counts) == 1 else torch.cat(list(fractions), -1)
         multiples = torch.arange(1, self.num_cosines + 1, device=joined.device, dtype=joined.dtype)
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
-        embedded = relu_after(self.embedding, cosines.to(features[0].dtype))
-        z, ends = self._values(_products(features, embedded, counts)), list(accumulate(counts))
+        embedded = self.embedding(cosines.to(features[0].dtype))
+        # In the memory of the layer before where nobody else sees it, because fresh memory costs more.
+        embedded = embedded.relu() if is_listened_to(self.embedding) else embedded.relu_()
+        head = self.head if torch.compiler.is_compiling() else layer_by_layer(self.head)
+        z, ends = head(_products(features, embedded, counts)), list(accumulate(counts))
         # Not split, whose outputs may not be written into.
         return [z] if len(ends) == 1 else [z[..., end - n : end, :] for end, n in zip(ends, counts, strict=True)]
-
-    def _values(self, modulated: Tensor) -> Tensor:
-        layers = tuple(self.head) if type(self.head) is nn.Sequential else ()
-        if torch.compiler.is_compiling() or len(layers) != 3 or type(layers[1]) is not nn.ReLU:
-            return self.head(modulated)
-        if is_listened_to(self.head) or is_listened_to(layers[1]):
-            return self.head(modulated)
-        return run_linear(layers[2], relu_after(layers[0], modulated))
 
     def forward(self, observation: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` at ``fractions [*B, N]``."""

@@ -6,17 +6,16 @@ Shapes: ``*B`` batch, ``D`` action dimensions.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torch.nn import functional as F
 from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.envs import Transform
 
+from torchrl_reg.modules.box_actor import clamped_atanh, log_sech2, unsquashed
 from torchrl_reg.modules.flow_actor import FlowActor
 
 
@@ -56,16 +55,15 @@ class LatentActionTransform(Transform):
 
     def action(self, tensordict: TensorDictBase, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The action ``[*B, D]`` of ``h = latent [*B, D]`` at these states, and ``ln |det da/dh| [*B]``."""
-        z = _atanh(latent)
-        u, log_det = self._dist(tensordict).before_squash(z)
-        return self.flow.squashed(u), log_det + self._squash_log_det(u) - _log_sech2(z)
+        z, dist = clamped_atanh(latent), self.flow.get_dist(tensordict)
+        u, log_det = dist.before_squash(z)
+        return self.flow.squashed(u), log_det + dist.squash_log_det(u) - log_sech2(z).sum(-1)
 
     def latent(self, tensordict: TensorDictBase, action: Tensor) -> tuple[Tensor, Tensor]:
         """The ``h [*B, D]`` whose action at these states is ``action [*B, D]``, and ``ln |det da/dh| [*B]``."""
-        low, high = self.flow.low, self.flow.high
-        u = _atanh((2 * action - low - high) / (high - low))
-        z, log_det = self._dist(tensordict).to_base(u)
-        return z.tanh(), log_det + self._squash_log_det(u) - _log_sech2(z)
+        u, dist = unsquashed(action, self.flow.low, self.flow.high), self.flow.get_dist(tensordict)
+        z, log_det = dist.to_base(u)
+        return z.tanh(), log_det + dist.squash_log_det(u) - log_sech2(z).sum(-1)
 
     def transform_action_spec(self, action_spec: TensorSpec) -> TensorSpec:
         """``[-1, 1]^D`` in place of the environment's bounds."""
@@ -104,12 +102,6 @@ class LatentActionTransform(Transform):
                 f"{high.reshape(-1, dims)[0].tolist()}."
             )
 
-    def _dist(self, tensordict: TensorDictBase) -> Any:
-        return self.flow.get_dist(tensordict)
-
-    def _squash_log_det(self, u: Tensor) -> Tensor:
-        return _log_sech2(u) + ((self.flow.high - self.flow.low) / 2).log().sum()
-
 
 def stacked_log_prob(
     tensordict: TensorDictBase, action: Tensor, actor: Any, transforms: Sequence[LatentActionTransform]
@@ -134,13 +126,3 @@ def stacked_log_prob(
         action, step = transform.latent(tensordict, action)
         log_det = log_det + step
     return actor.get_dist(tensordict).log_prob(action) - log_det
-
-
-def _atanh(x: Tensor) -> Tensor:
-    limit = 1 - (1e-12 if x.dtype == torch.float64 else 1e-6)
-    return x.clamp(-limit, limit).atanh()
-
-
-def _log_sech2(u: Tensor) -> Tensor:
-    """``sum_d ln(1 - tanh(u)^2)``, in the form that does not underflow."""
-    return 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
-from torchrl_reg.torchrl_compat import call_hooks, has_global_module_hooks, is_listened_to, own_compiled_call
+from torchrl_reg.torchrl_compat import call_hooks, has_global_module_hooks, own_compiled_call
 
 
 def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
@@ -47,7 +47,7 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
 
 
 def _step(layer: nn.Module, *, after_linear: bool) -> Callable[[Tensor], Tensor]:
-    """What ``layer`` does, found in fewer calls."""
+    """``layer``, found in fewer calls."""
     if type(layer) is nn.ReLU and after_linear:
         return torch.relu_
     return partial(_linear, layer) if type(layer) is nn.Linear else layer.forward
@@ -61,32 +61,6 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer.forward(x)  # a parametrized or swapped layer has them there
 
 
-def relu_after(layer: nn.Module, x: Tensor) -> Tensor:
-    """``relu(layer(x))``, in the memory of ``layer(x)`` where nobody else sees it, because fresh memory costs more.
-
-    >>> layer = nn.Linear(4, 8)
-    >>> bool((relu_after(layer, torch.ones(3, 4)) == layer(torch.ones(3, 4)).relu()).all())
-    True
-    """
-    return torch.relu_(_linear(layer, x)) if _is_bare(layer) else torch.relu(layer(x))
-
-
-def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, in fewer calls where that is a linear layer's ``forward`` and nothing else.
-
-    >>> layer = nn.Linear(4, 8)
-    >>> bool((run_linear(layer, torch.ones(3, 4)) == layer(torch.ones(3, 4))).all())
-    True
-    """
-    return _linear(layer, x) if _is_bare(layer) else layer(x)
-
-
-def _is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether ``layer`` is a linear one of which nobody sees the call."""
-    seen = torch.compiler.is_compiling() or is_listened_to(layer) or has_global_module_hooks()
-    return type(layer) is nn.Linear and not seen and "forward" not in vars(layer)
-
-
 def _layers(network: nn.Module) -> list[Any] | None:
     """The layers of nested sequences, in order; None for any other network."""
     scalar_outputs = type(network) is MLP and isinstance(network.out_features, int)
@@ -94,10 +68,8 @@ def _layers(network: nn.Module) -> list[Any] | None:
         return None
     found: list[Any] = []
     for layer in network:  # type: ignore[attr-defined]
-        nested = _layers(layer)
-        if nested is None and (
-            isinstance(layer, MLP | nn.Sequential) or type(layer).__call__ is not nn.Module.__call__
-        ):
+        nested = _layers(layer) if isinstance(layer, nn.Sequential) else [layer]
+        if nested is None or type(layer).__call__ is not nn.Module.__call__:
             return None
-        found += [layer] if nested is None else nested
+        found += nested
     return found

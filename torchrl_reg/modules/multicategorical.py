@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints, register_kl
 
+from torchrl_reg.modules.box_actor import Bound, check_box
+
 
 @dataclass
 class ActionBins:
@@ -28,8 +30,6 @@ class ActionBins:
         low, high: ``[D]`` bounds.
         bins_per_unit: ``[D]``, ``(K_d - 1) / (high_d - low_d)``.
         last: ``[D]``, ``K_d - 1``, floating point.
-        position: ``[D K]`` place of each bin in the flat logits; None where all K_d are equal.
-        padding: ``[D, K]``, true where there is no such bin; None where all K_d are equal.
     """
 
     num_bins: tuple[int, ...]
@@ -38,16 +38,9 @@ class ActionBins:
     high: Tensor
     bins_per_unit: Tensor
     last: Tensor
-    position: Tensor | None = None
-    padding: Tensor | None = None
 
     @classmethod
-    def build(
-        cls,
-        low: Tensor | float | Sequence[float],
-        high: Tensor | float | Sequence[float],
-        num_bins: int | Sequence[int],
-    ) -> ActionBins:
+    def build(cls, low: Bound, high: Bound, num_bins: int | Sequence[int]) -> ActionBins:
         """Bins of the box ``[low, high]``, each a number or ``[D]``; ``num_bins`` a number or D of them.
 
         Raises:
@@ -70,25 +63,13 @@ class ActionBins:
             )
         low, high = low.to(dtype).expand(dims).contiguous(), high.to(dtype).expand(dims).contiguous()
         check_box(low, high)
-        return cls._tabulate(low, high, counts if len(counts) == dims else counts * dims)
-
-    @classmethod
-    def _tabulate(cls, low: Tensor, high: Tensor, counts: tuple[int, ...]) -> ActionBins:
-        most, ragged, device = max(counts), len(set(counts)) > 1, low.device
-        last = torch.tensor([k - 1 for k in counts], device=device, dtype=low.dtype)
-        step, j = ((high - low) / last).unsqueeze(-1), torch.arange(most, device=device, dtype=low.dtype)
-        j = torch.minimum(j, last.unsqueeze(-1))
+        counts = counts if len(counts) == dims else counts * dims
+        last = torch.tensor([k - 1 for k in counts], device=low.device, dtype=low.dtype)
+        step, ends = ((high - low) / last).unsqueeze(-1), last.unsqueeze(-1)
+        j = torch.minimum(torch.arange(max(counts), device=low.device, dtype=low.dtype), ends)
         # From both ends, as torch.linspace does: the end-points are exact.
-        from_low, from_high = low.unsqueeze(-1) + step * j, high.unsqueeze(-1) - step * (last.unsqueeze(-1) - j)
-        values = torch.where(2 * j < last.unsqueeze(-1), from_low, from_high)
-        bins = cls(counts, values, low, high, last / (high - low), last)
-        if ragged:
-            count = torch.tensor(counts, device=device).unsqueeze(-1)
-            k = torch.arange(most, device=device)
-            bins.padding = k >= count
-            # Padding reads some existing logit, which is then overwritten: no gradient goes there.
-            bins.position = (count.cumsum(0) - count + k).masked_fill(bins.padding, 0).flatten()
-        return bins
+        values = torch.where(2 * j < ends, low.unsqueeze(-1) + step * j, high.unsqueeze(-1) - step * (ends - j))
+        return cls(counts, values, low, high, last / (high - low), last)
 
     @property
     def width(self) -> int:
@@ -97,10 +78,11 @@ class ActionBins:
 
     def split(self, logits: Tensor) -> Tensor:
         """Flat logits ``[*B, sum(num_bins)]`` as ``[*B, D, K]``, -inf where there is no bin."""
-        if self.position is None or self.padding is None:
+        most = self.values.shape[-1]
+        if self.width == self.values.numel():
             return logits.reshape(logits.shape[:-1] + self.values.shape)
-        padded = logits.index_select(-1, self.position).reshape(logits.shape[:-1] + self.values.shape)
-        return padded.masked_fill(self.padding, -torch.inf)
+        parts = logits.split(self.num_bins, -1)
+        return torch.stack([F.pad(part, (0, most - part.shape[-1]), value=-torch.inf) for part in parts], -2)
 
     def action(self, index: Tensor) -> Tensor:
         """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
@@ -129,7 +111,59 @@ class BinBuffers(nn.Module):
         return ActionBins(self.num_bins, **self._buffers)  # type: ignore[arg-type]
 
 
-class Multicategorical(Distribution):
+class BinDistribution(Distribution):
+    """Base of the distributions over the bins of a box, whose event is the floating-point action ``[*B, D]``.
+
+    A subclass has :meth:`sample_index` and :attr:`mode_index`.
+
+    Args:
+        batch_shape: ``*B``.
+        bins: the bins.
+    """
+
+    def __init__(self, batch_shape: Size, bins: ActionBins) -> None:
+        self.bins = bins
+        super().__init__(batch_shape, Size((len(bins.num_bins),)), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box (only its bins have probability)."""
+        return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
+
+    def action(self, index: Tensor) -> Tensor:
+        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
+        return self.bins.action(index)
+
+    def index(self, action: Tensor) -> Tensor:
+        """The nearest bin (int64 ``[*B, D]``) of each action; actions outside the box fall on its border."""
+        return self.bins.index(action)
+
+    def sample_index(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sampled bins, int64 ``[*S, *B, D]``."""
+        raise NotImplementedError
+
+    @property
+    def mode_index(self) -> Tensor:
+        """The bins ``[*B, D]`` that deterministic exploration takes."""
+        raise NotImplementedError
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        """Sampled actions ``[*S, *B, D]``."""
+        return self.action(self.sample_index(sample_shape))
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The action ``[*B, D]`` of :attr:`mode_index`: what TorchRL's actors take under deterministic exploration."""
+        return self.action(self.mode_index)
+
+    def _index_of(self, value: Tensor) -> Tensor:
+        """Bins of ``value``, which are bins (integer) or actions (floating point)."""
+        if value.shape[-1:] != self._event_shape:
+            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
+        return self.bins.index(value) if value.is_floating_point() else value.long()
+
+
+class Multicategorical(BinDistribution):
     r"""Independent bins per action dimension: :math:`\ln\pi(a) = \sum_d \ln\mathrm{softmax}(x_d)_{j_d(a)}`.
 
     The event is the floating-point action ``[*B, D]`` in the box ``[low, high]``, so that any actor and environment
@@ -165,8 +199,8 @@ class Multicategorical(Distribution):
     def __init__(
         self,
         logits: Tensor,
-        low: Tensor | float | Sequence[float] | None = None,
-        high: Tensor | float | Sequence[float] | None = None,
+        low: Bound | None = None,
+        high: Bound | None = None,
         num_bins: int | Sequence[int] | None = None,
         *,
         bins: ActionBins | None = None,
@@ -180,20 +214,15 @@ class Multicategorical(Distribution):
                 f"logits must have one entry per bin ({bins.width} for num_bins={list(bins.num_bins)}), "
                 f"got shape {list(logits.shape)}."
             )
-        self.logits, self.bins = logits, bins
+        self.logits = logits
         self._table = bins.split(logits)
         self._log_pi: Tensor | None = None
         self._relaxed: tuple[Tensor, Tensor] | None = None  # the last rsample, and its bins in relaxed one-hot form
-        super().__init__(logits.shape[:-1], Size((len(bins.num_bins),)), validate_args=False)
+        super().__init__(logits.shape[:-1], bins)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Multicategorical:
         """The same distribution with batch shape ``batch_shape``."""
         return Multicategorical(self.logits.expand(*batch_shape, -1), bins=self.bins)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The box (only its bins have probability)."""
-        return constraints.independent(constraints.interval(self.bins.low, self.bins.high), 1)
 
     @property
     def log_pi(self) -> Tensor:
@@ -207,14 +236,6 @@ class Multicategorical(Distribution):
         """``[*B, D, K]`` probabilities of the bins; 0 where a dimension has fewer than K."""
         return self.log_pi.exp()
 
-    def action(self, index: Tensor) -> Tensor:
-        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
-        return self.bins.action(index)
-
-    def index(self, action: Tensor) -> Tensor:
-        """The nearest bin (int64 ``[*B, D]``) of each action; actions outside the box fall on its border."""
-        return self.bins.index(action)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """``ln pi [*S, *B]`` of bins (integer ``[*S, *B, D]``) or actions (floating point, rounded to the nearest bin).
 
@@ -223,12 +244,8 @@ class Multicategorical(Distribution):
         """
         if self._relaxed is not None and value is self._relaxed[0]:
             # 0 where a dimension has fewer bins: there the logarithm is -inf.
-            log_pi = self.log_pi.masked_fill(self.bins.padding, 0.0) if self.bins.padding is not None else self.log_pi
-            return (self._relaxed[1] * log_pi).sum((-1, -2))
-        if value.shape[-1:] != self._event_shape:
-            raise ValueError(f"value must have shape [*B, {self._event_shape[0]}], got {list(value.shape)}.")
-        index = self.bins.index(value) if value.is_floating_point() else value.long()
-        log_pi = self.log_pi
+            return (self._relaxed[1] * self.log_pi.masked_fill(self._table == -torch.inf, 0.0)).sum((-1, -2))
+        index, log_pi = self._index_of(value), self.log_pi
         if index.shape != log_pi.shape[:-1]:
             shape = torch.broadcast_shapes(index.shape, log_pi.shape[:-1])
             index, log_pi = index.expand(shape), log_pi.expand(*shape, -1)
@@ -244,10 +261,6 @@ class Multicategorical(Distribution):
         """Sampled bins, int64 ``[*S, *B, D]``."""
         with torch.no_grad():
             return self._perturbed(sample_shape).argmax(-1)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
-        """Sampled actions ``[*S, *B, D]``."""
-        return self.action(self.sample_index(sample_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
         """Straight-through Gumbel-softmax: a sampled action forward, the gradient of the relaxed one backward.
@@ -277,11 +290,6 @@ class Multicategorical(Distribution):
     def mode(self) -> Tensor:
         """The likeliest action ``[*B, D]``."""
         return self.action(self.mode_index)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mode: what TorchRL's actors take under deterministic exploration."""
-        return self.mode
 
     @property
     def mean(self) -> Tensor:
@@ -330,31 +338,3 @@ def _bins_for(logits: Tensor, low: Any, high: Any, num_bins: Any) -> ActionBins:
     if isinstance(num_bins, int) and num_bins > 0 and low.ndim == high.ndim == 0:
         num_bins = [num_bins] * max(1, logits.shape[-1] // num_bins)
     return ActionBins.build(low, high, num_bins)
-
-
-def check_box(low: Tensor, high: Tensor) -> None:
-    """Raises ValueError unless ``low`` and ``high`` are finite and low is below high."""
-    if torch.compiler.is_compiling():  # would read tensors on the host
-        return
-    if not torch.isfinite(high - low).all():
-        raise ValueError(
-            f"The policy needs a bounded action space (finite low and high), got low={low.tolist()} and "
-            f"high={high.tolist()}."
-        )
-    if not (low < high).all():
-        raise ValueError(f"low must be below high, got low={low.tolist()} and high={high.tolist()}.")
-
-
-def box_bounds(low: Tensor | float | Sequence[float], high: Tensor | float | Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Bounds ``[D]`` of a box of actions, from numbers or vectors.
-
-    Raises:
-        ValueError: bounds of more dimensions or of two lengths, or no box.
-    """
-    bottom, top = (torch.atleast_1d(torch.as_tensor(bound)).float() for bound in (low, high))
-    if bottom.ndim > 1 or top.ndim > 1 or (len(bottom) != len(top) and 1 not in (len(bottom), len(top))):
-        shapes = f"{list(bottom.shape)} and {list(top.shape)}"
-        raise ValueError(f"low and high must be numbers or vectors [D], got shapes {shapes}.")
-    bottom, top = (bound.clone() for bound in torch.broadcast_tensors(bottom, top))
-    check_box(bottom, top)
-    return bottom, top

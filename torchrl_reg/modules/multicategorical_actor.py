@@ -11,15 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from torchrl_reg.modules.box_actor import Bound, BoxActor, suffixed
 from torchrl_reg.modules.multicategorical import ActionBins, BinBuffers, Multicategorical
 
 
-def suffixed(key: NestedKey, suffix: str) -> NestedKey:
-    """``key`` with ``suffix`` appended to its (last) name."""
-    return key + suffix if isinstance(key, str) else (*key[:-1], key[-1] + suffix)
-
-
-class MulticategoricalActor(TensorDictModuleBase):
+class MulticategoricalActor(BoxActor):
     """Acts with ``pi(a|s) = prod_d softmax(x_d(s))[j_d(a)]``, a :class:`Multicategorical` with logits from ``network``.
 
     Writes the action (floating point ``[*B, D]``), its bins ``action_index`` (int64 ``[*B, D]``) and
@@ -55,21 +51,17 @@ class MulticategoricalActor(TensorDictModuleBase):
         self,
         network: nn.Module,
         *,
-        low: Tensor | float | Sequence[float],
-        high: Tensor | float | Sequence[float],
+        low: Bound,
+        high: Bound,
         num_bins: int | Sequence[int],
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
-        super().__init__()
+        super().__init__(in_keys, action_key)
         self.network = network
         self.bins = BinBuffers(ActionBins.build(low, high, num_bins))
-        self.action_key = action_key
-        self.stored_action_key = action_key
-        self.index_key, self.log_prob_key = suffixed(action_key, "_index"), suffixed(action_key, "_log_prob")
-        self.in_keys = list(in_keys)
-        self.out_keys = [self.action_key, self.index_key, self.log_prob_key]
-        self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # where SACLoss looks
+        self.index_key = suffixed(action_key, "_index")
+        self.out_keys.insert(1, self.index_key)
 
     def logits(self, tensordict: TensorDictBase) -> Tensor:
         """``[*B, sum(num_bins)]`` logits; ``tensordict`` is left as it is."""
@@ -79,17 +71,7 @@ class MulticategoricalActor(TensorDictModuleBase):
         """The policy at the observations of ``tensordict``, which is left as it is: a :class:`Multicategorical`."""
         return Multicategorical(self.logits(tensordict), bins=self.bins())
 
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        for key, value in self._acted(tensordict).items():
-            tensordict.set(key, value)
-        return tensordict
-
-    def plain(self, state: dict[Any, Tensor]) -> None:
-        """:meth:`forward` on a dict of tensors."""
-        state.update(self._acted(state))
-
-    def _acted(self, state: Any) -> dict[NestedKey, Tensor]:
+    def acted(self, state: Any) -> dict[NestedKey, Tensor]:
         dist = self.get_dist(state)
         kind = exploration_type()
         if kind is ExplorationType.MEAN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,17 +67,10 @@ def policy(settings: PolicySettings, env: EnvBase) -> Any:
     Raises:
         ValueError: an unknown name, discrete or unbounded actions, settings that do not fit.
     """
-    makers: dict[str, Callable[..., Any]] = {
-        "multicategorical": _multicategorical,
-        "autoregressive": _autoregressive,
-        "flow": _flow,
-        "gaussian": _gaussian,
-        "sampler": _sampler,
-    }
-    if settings.name not in makers:
-        raise ValueError(f"PolicySettings.name must be one of {', '.join(makers)}, got {settings.name!r}.")
+    if settings.name not in MAKERS:
+        raise ValueError(f"PolicySettings.name must be one of {', '.join(MAKERS)}, got {settings.name!r}.")
     low, high = action_bounds(env)
-    return makers[settings.name](settings, _observation_size(env), low, high)
+    return MAKERS[settings.name](settings, _observation_size(env), {"low": low, "high": high})
 
 
 def state_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator:
@@ -143,13 +136,13 @@ def _observation_size(env: EnvBase) -> int:
     return shape[0]
 
 
-def _mlp(size: int, out: int | None, num_cells: Sequence[int], activation: str, initialization: str) -> nn.Module:
+def _network(settings: PolicySettings, size: int, out: int | None) -> nn.Module:
     """Hidden layers, and a linear one unless ``out`` is None."""
-    if not num_cells or min(num_cells) < 1:
-        raise ValueError(f"PolicySettings.num_cells must list widths >= 1, got {list(num_cells)}.")
+    widths, activation = list(settings.num_cells), settings.activation
+    if not widths or min(widths) < 1:
+        raise ValueError(f"PolicySettings.num_cells must list widths >= 1, got {widths}.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"PolicySettings.activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
-    widths = list(num_cells)
     net = MLP(
         in_features=size,
         out_features=widths[-1] if out is None else out,
@@ -157,58 +150,42 @@ def _mlp(size: int, out: int | None, num_cells: Sequence[int], activation: str, 
         activation_class=ACTIVATIONS[activation],
         activate_last_layer=out is None,
     )
-    initialize_weights(net, initialization)  # type: ignore[arg-type]
+    initialize_weights(net, settings.initialization)  # type: ignore[arg-type]
     return net
 
 
-def _network(settings: PolicySettings, size: int, out: int | None) -> nn.Module:
-    return _mlp(size, out, settings.num_cells, settings.activation, settings.initialization)
+def _multicategorical(settings: PolicySettings, size: int, box: dict[str, Any]) -> MulticategoricalActor:
+    net = _network(settings, size, len(box["low"]) * max(settings.num_bins, 1))
+    return MulticategoricalActor(net, num_bins=settings.num_bins, **box)
 
 
-def _multicategorical(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> MulticategoricalActor:
-    net = _network(settings, size, len(low) * max(settings.num_bins, 1))
-    return MulticategoricalActor(net, low=low, high=high, num_bins=settings.num_bins)
+def _autoregressive(settings: PolicySettings, size: int, box: dict[str, Any]) -> AutoregressiveMulticategoricalActor:
+    net, last = _network(settings, size, None), settings.num_cells[-1]
+    head: dict[str, Any] = {"num_cells": settings.head_cells, "condition": settings.condition}
+    return AutoregressiveMulticategoricalActor(net, last, num_bins=settings.num_bins, **head, **box)
 
 
-def _autoregressive(
-    settings: PolicySettings, size: int, low: Tensor, high: Tensor
-) -> AutoregressiveMulticategoricalActor:
-    return AutoregressiveMulticategoricalActor(
-        _network(settings, size, None),
-        settings.num_cells[-1],
-        low=low,
-        high=high,
-        num_bins=settings.num_bins,
-        num_cells=settings.head_cells,
-        condition=settings.condition,
-    )
+def _flow(settings: PolicySettings, size: int, box: dict[str, Any]) -> FlowActor:
+    net, last = _network(settings, size, None), settings.num_cells[-1]
+    couplings: dict[str, Any] = {"num_layers": settings.flow_layers, "num_cells": settings.flow_cells}
+    return FlowActor(net, last, max_log_scale=settings.max_log_scale, **couplings, **box)
 
 
-def _flow(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> FlowActor:
-    return FlowActor(
-        _network(settings, size, None),
-        settings.num_cells[-1],
-        low=low,
-        high=high,
-        num_layers=settings.flow_layers,
-        num_cells=settings.flow_cells,
-        max_log_scale=settings.max_log_scale,
-    )
-
-
-def _sampler(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> StochasticSamplerActor:
-    actor = StochasticSamplerActor(
-        nn.Identity(), size, low=low, high=high, num_cells=settings.num_cells, skip=settings.skip
-    )
+def _sampler(settings: PolicySettings, size: int, box: dict[str, Any]) -> StochasticSamplerActor:
+    actor = StochasticSamplerActor(nn.Identity(), size, num_cells=settings.num_cells, skip=settings.skip, **box)
     initialize_weights(actor, settings.initialization)  # type: ignore[arg-type]
     return actor
 
 
-def _gaussian(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> Any:
-    return gaussian_actor(
-        _network(settings, size, 2 * len(low)),
-        low=low,
-        high=high,
-        scale_mapping=settings.scale_mapping,
-        scale_lb=settings.scale_lb,
-    )
+def _gaussian(settings: PolicySettings, size: int, box: dict[str, Any]) -> Any:
+    net = _network(settings, size, 2 * len(box["low"]))
+    return gaussian_actor(net, scale_mapping=settings.scale_mapping, scale_lb=settings.scale_lb, **box)
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "multicategorical": _multicategorical,
+    "autoregressive": _autoregressive,
+    "flow": _flow,
+    "gaussian": _gaussian,
+    "sampler": _sampler,
+}

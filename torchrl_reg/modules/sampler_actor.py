@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.multicategorical import box_bounds
+from torchrl_reg.modules.box_actor import Bound, BoxActor, box_bounds
 
 
-class StochasticSamplerActor(TensorDictModuleBase):
+class StochasticSamplerActor(BoxActor):
     """Acts with ``a = low + (high - low) (1 + tanh(u)) / 2``, ``u = f(xi, s)``, at fresh noise ``xi ~ N(0, I_D)``.
 
     ``f`` may map the noise anywhere, so the policy has any number of modes, but no density; it is what
@@ -53,28 +52,23 @@ class StochasticSamplerActor(TensorDictModuleBase):
     (torch.Size([8, 2]), torch.Size([8, 16, 2]))
     """
 
-    low: Tensor
-    high: Tensor
-
     def __init__(
         self,
         torso: nn.Module,
         num_features: int,
         *,
-        low: Tensor | float | Sequence[float],
-        high: Tensor | float | Sequence[float],
+        low: Bound,
+        high: Bound,
         num_cells: Sequence[int] = (128, 128),
         skip: bool = True,
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
-        super().__init__()
+        super().__init__(in_keys, action_key, log_prob=False)
         lowest, highest = box_bounds(low, high)
         if num_features < 1 or not num_cells or min(num_cells) < 1:
             raise ValueError(f"num_features and num_cells must be >= 1, got {num_features} and {list(num_cells)}.")
         self.torso, self.skip = torso, skip
-        self.register_buffer("low", lowest, persistent=False)
-        self.register_buffer("high", highest, persistent=False)
         dims, widths = len(lowest), list(num_cells)
         # One layer of features and noise together: initialized as one, applied as two, because the state's half is
         # shared.
@@ -83,9 +77,7 @@ class StochasticSamplerActor(TensorDictModuleBase):
         for width, following in zip(widths, [*widths[1:], dims], strict=True):
             layers += [nn.Linear(width, following), nn.ReLU()]
         self.rest = nn.Sequential(*layers[:-1])
-        self.to(next((p.dtype for p in torso.parameters()), lowest.dtype))  # the box and the layers as the torso
-        self.in_keys, self.action_key = list(in_keys), action_key
-        self.stored_action_key, self.out_keys = action_key, [action_key]
+        self._hold_box(lowest, highest)
 
     def particles(self, tensordict: TensorDictBase, count: int) -> tuple[Tensor, None]:
         """``count`` samples ``u`` before the squash at each state ``[*B, count, D]``; there is no density (None)."""
@@ -93,32 +85,18 @@ class StochasticSamplerActor(TensorDictModuleBase):
         noise = torch.randn(*features.shape[:-1], count, len(self.low), dtype=features.dtype, device=features.device)
         return self._pushed(features.unsqueeze(-2), noise), None
 
-    def squashed(self, u: Tensor) -> Tensor:
-        """The action ``[*B, D]`` of ``u``, inside the box also where rounding would leave it."""
-        return (self.low + (self.high - self.low) * (1 + u.tanh()) / 2).clamp(self.low, self.high)
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.set(self.action_key, self._acted(tensordict))
-
-    def plain(self, state: dict[Any, Tensor]) -> None:
-        """:meth:`forward` on a dict of tensors."""
-        state[self.action_key] = self._acted(state)
-
-    def _acted(self, state: Any) -> Tensor:
-        features = self._features(state)
-        kind = exploration_type()
+    def acted(self, state: Any) -> dict[NestedKey, Tensor]:
+        features, kind = self._features(state), exploration_type()
         if kind is ExplorationType.MEAN:
             raise NotImplementedError("A sampler network has no closed-form mean: average samples instead.")
         draw = torch.randn if kind in (ExplorationType.RANDOM, None) else torch.zeros
         noise = draw(*features.shape[:-1], len(self.low), dtype=features.dtype, device=features.device)
-        return self.squashed(self._pushed(features, noise))
+        return {self.action_key: self.squashed(self._pushed(features, noise))}
 
     def _features(self, tensordict: Any) -> Tensor:
         """The state's part of the first layer ``[*B, H]``."""
-        features = self.torso(*(tensordict[key] for key in self.in_keys))
-        dims = len(self.low)
-        return nn.functional.linear(features, self.first.weight[:, dims:], self.first.bias)
+        features = self._torso_features(tensordict)
+        return nn.functional.linear(features, self.first.weight[:, len(self.low) :], self.first.bias)
 
     def _pushed(self, features: Tensor, noise: Tensor) -> Tensor:
         u = self.rest(features + nn.functional.linear(noise, self.first.weight[:, : len(self.low)]))

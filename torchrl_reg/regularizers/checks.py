@@ -23,10 +23,7 @@ def check_temperature(tau: Number, name: str = "tau") -> float:
 
 def check_weight(value: Number, name: str = "alpha") -> float:
     """Return ``value`` if it lies in [0, 1], else raise ValueError."""
-    number = as_number(value)
-    if number is None or not 0 <= number <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
-    return number
+    return _checked(value, name, lambda x: 0 <= x <= 1, "in [0, 1]")
 
 
 check_discount = check_weight
@@ -34,38 +31,30 @@ check_discount = check_weight
 
 def check_rate(value: Number, name: str = "rate") -> float:
     """Return ``value`` if it lies in (0, 1], else raise ValueError."""
-    number = as_number(value)
-    if number is None or not 0 < number <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value!r}.")
-    return number
+    return _checked(value, name, lambda x: 0 < x <= 1, "in (0, 1]")
 
 
 def check_clip(clip_min: Number | None, name: str = "clip_min") -> float:
     """Return the lower clip of tau * ln pi as a float <= 0 (None, no clip, is -inf), else raise ValueError."""
-    if clip_min is None:
-        return -math.inf
-    number = as_number(clip_min)
-    if number is None or not number <= 0:
-        raise ValueError(
-            f"{name} must be <= 0 (a lower clip of tau * ln pi, in reward units) or None, got {clip_min!r}."
-        )
-    return number
+    must_be = "<= 0 (a lower clip of tau * ln pi, in reward units) or None"
+    return -math.inf if clip_min is None else _checked(clip_min, name, lambda x: x <= 0, must_be)
 
 
 def check_kl_weight(lam: Number, name: str = "lam") -> float:
     """Return ``lam`` if it is a finite weight >= 0 (reward units), else raise ValueError."""
-    number = as_number(lam)
-    if number is None or not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0 (in reward units), got {lam!r}.")
-    return number
+    return _checked(lam, name, lambda x: 0 <= x < math.inf, "a finite number >= 0 (in reward units)")
 
 
 def check_number(value: Number, name: str, meaning: str, *, positive: bool = False) -> float:
     """Return ``value`` if it is a finite number (> 0 with ``positive``), else raise ValueError."""
+    must_be = f"a finite number{' > 0' if positive else ''} ({meaning})"
+    return _checked(value, name, lambda x: math.isfinite(x) and (x > 0 or not positive), must_be)
+
+
+def _checked(value: Any, name: str, holds: Callable[[float], bool], must_be: str) -> float:
     number = as_number(value)
-    if number is None or not math.isfinite(number) or (positive and number <= 0):
-        bound = " > 0" if positive else ""
-        raise ValueError(f"{name} must be a finite number{bound} ({meaning}), got {value!r}.")
+    if number is None or not holds(number):
+        raise ValueError(f"{name} must be {must_be}, got {value!r}.")
     return number
 
 

@@ -312,10 +312,10 @@ class CoefficientOwner(ExactBuffers):
             AttributeError: a declared coefficient that the constructor has not set.
         """
         found = {name: getattr(self, f"{name}_coefficient", None) for name in self.coefficient_names}
-        for name, held in found.items():
-            if held is None:
-                raise AttributeError(
-                    f"{type(self).__name__} must set self.{name} in its constructor, as coefficient_names declares it, "
-                    "got none."
-                )
-        return found
+        missing = next((name for name, held in found.items() if held is None), None)
+        if missing is not None:
+            raise AttributeError(
+                f"{type(self).__name__} must set self.{missing} in its constructor, as coefficient_names declares it, "
+                "got none."
+            )
+        return found  # type: ignore[return-value]

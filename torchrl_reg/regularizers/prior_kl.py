@@ -62,8 +62,8 @@ class PriorKL(Regularizer):
                 f"tau must be given, or an ActionPrior with its own beta, got tau={tau!r} and prior={prior!r}."
             )
         self.prior = shared
-        held = prior is None or isinstance(prior, ActionPrior)
-        self.register_buffer("log_rho", None if held else check_probabilities(prior, len(prior)).log())
+        own = None if prior is None or isinstance(prior, ActionPrior) else check_probabilities(prior, len(prior)).log()
+        self.register_buffer("log_rho", own)
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
             self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
