@@ -16,11 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import (
-    Temperature,
-    at_least_float32,
-    temperature_and_divisor,
-)
+from torchrl_reg.functional.temperature import Temperature, at_least_float32, temperature_and_divisor
 
 
 def soft_value(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, dim: int = -1) -> Tensor:

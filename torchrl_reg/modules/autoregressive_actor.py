@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from torchrl_reg.modules.box_actor import Bound
-from torchrl_reg.modules.multicategorical import ActionBins, BinDistribution, Multicategorical
+from torchrl_reg.modules.box_actor import ActionBins, Bound
+from torchrl_reg.modules.multicategorical import BinDistribution, Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
 
 

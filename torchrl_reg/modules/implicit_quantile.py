@@ -35,13 +35,7 @@ class ImplicitQuantileNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        torso: nn.Module,
-        *,
-        num_features: int,
-        num_actions: int,
-        num_cosines: int = 64,
-        num_cells: int = 512,
+        self, torso: nn.Module, *, num_features: int, num_actions: int, num_cosines: int = 64, num_cells: int = 512
     ) -> None:
         super().__init__()
         self.torso = torso

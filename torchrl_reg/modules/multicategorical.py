@@ -6,109 +6,14 @@ Shapes: ``*B`` batch, ``*S`` sample shape, ``D`` action dimensions, ``K`` bins o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
-from torchrl_reg.modules.box_actor import Bound, check_box
-
-
-@dataclass
-class ActionBins:
-    """Bins of a box: bin j of dimension d is ``linspace(low_d, high_d, K_d)[j]``, end-points included.
-
-    Bins and bounds are in the units of the actions. Build it with :meth:`build`. Holding tensors, not a module, a
-    distribution stays valid after a loss has swapped the parameters of its actor back.
-
-    Args:
-        num_bins: K_d per dimension.
-        values: ``[D, K]`` actions, padded with ``high``.
-        low, high: ``[D]`` bounds.
-        bins_per_unit: ``[D]``, ``(K_d - 1) / (high_d - low_d)``.
-        last: ``[D]``, ``K_d - 1``, floating point.
-    """
-
-    num_bins: tuple[int, ...]
-    values: Tensor
-    low: Tensor
-    high: Tensor
-    bins_per_unit: Tensor
-    last: Tensor
-
-    @classmethod
-    def build(cls, low: Bound, high: Bound, num_bins: int | Sequence[int]) -> ActionBins:
-        """Bins of the box ``[low, high]``, each a number or ``[D]``; ``num_bins`` a number or D of them.
-
-        Raises:
-            ValueError: fewer than 2 bins, an unbounded or empty box, shapes that do not fit each other.
-        """
-        low, high = torch.as_tensor(low), torch.as_tensor(high)
-        dtype = torch.promote_types(low.dtype, high.dtype)
-        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-        counts = (num_bins,) if isinstance(num_bins, int) else tuple(int(k) for k in num_bins)
-        if not counts or min(counts) < 2:
-            raise ValueError(f"num_bins must be at least 2, got {num_bins}.")
-        if low.ndim > 1 or high.ndim > 1:
-            shapes = f"{list(low.shape)} and {list(high.shape)}"
-            raise ValueError(f"low and high must be numbers or vectors [D], got shapes {shapes}.")
-        dims = max(low.numel(), high.numel(), len(counts))
-        if any(n not in (1, dims) for n in (low.numel(), high.numel(), len(counts))):
-            raise ValueError(
-                f"low, high and num_bins must agree on the number of action dimensions, got {low.numel()}, "
-                f"{high.numel()} and {len(counts)}."
-            )
-        low, high = low.to(dtype).expand(dims).contiguous(), high.to(dtype).expand(dims).contiguous()
-        check_box(low, high)
-        counts = counts if len(counts) == dims else counts * dims
-        last = torch.tensor([k - 1 for k in counts], device=low.device, dtype=low.dtype)
-        step, ends = ((high - low) / last).unsqueeze(-1), last.unsqueeze(-1)
-        j = torch.minimum(torch.arange(max(counts), device=low.device, dtype=low.dtype), ends)
-        # From both ends, as torch.linspace does: the end-points are exact.
-        values = torch.where(2 * j < ends, low.unsqueeze(-1) + step * j, high.unsqueeze(-1) - step * (ends - j))
-        return cls(counts, values, low, high, last / (high - low), last)
-
-    @property
-    def width(self) -> int:
-        """Number of logits, ``sum(num_bins)``."""
-        return sum(self.num_bins)
-
-    def split(self, logits: Tensor) -> Tensor:
-        """Flat logits ``[*B, sum(num_bins)]`` as ``[*B, D, K]``, -inf where there is no bin."""
-        most = self.values.shape[-1]
-        if self.width == self.values.numel():
-            return logits.reshape(logits.shape[:-1] + self.values.shape)
-        parts = logits.split(self.num_bins, -1)
-        return torch.stack([F.pad(part, (0, most - part.shape[-1]), value=-torch.inf) for part in parts], -2)
-
-    def action(self, index: Tensor) -> Tensor:
-        """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
-        return self.values.expand(*index.shape, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-
-    def index(self, action: Tensor) -> Tensor:
-        """The nearest bin ``[*B, D]`` (int64) of each action; actions outside the box fall on its border."""
-        return torch.minimum(((action - self.low) * self.bins_per_unit).round().clamp_min(0), self.last).long()
-
-
-class BinBuffers(nn.Module):
-    """Keeps :class:`ActionBins` as buffers of an actor, so that they follow it between devices; call it to get them.
-
-    Args:
-        bins: the bins.
-    """
-
-    def __init__(self, bins: ActionBins) -> None:
-        super().__init__()
-        self.num_bins = bins.num_bins
-        for field in fields(bins)[1:]:
-            self.register_buffer(field.name, getattr(bins, field.name), persistent=False)
-
-    def forward(self) -> ActionBins:
-        """The bins, on the device of the buffers."""
-        return ActionBins(self.num_bins, **self._buffers)  # type: ignore[arg-type]
+from torchrl_reg.modules.box_actor import ActionBins, Bound
 
 
 class BinDistribution(Distribution):

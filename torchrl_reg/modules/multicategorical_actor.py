@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.box_actor import Bound, BoxActor, suffixed
-from torchrl_reg.modules.multicategorical import ActionBins, BinBuffers, Multicategorical
+from torchrl_reg.modules.box_actor import ActionBins, BinBuffers, Bound, BoxActor, suffixed
+from torchrl_reg.modules.multicategorical import Multicategorical
 
 
 class MulticategoricalActor(BoxActor):

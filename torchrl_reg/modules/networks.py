@@ -68,6 +68,7 @@ class Rescale(nn.Module):
 
     center: Tensor
     half_width: Tensor
+    row_by_row = True
 
     def __init__(self, low: list[float], high: list[float]) -> None:
         super().__init__()

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_reg.modules.networks import Rescale
-
-#: Layers that learn nothing and treat every row alike, however many dimensions come first.
-ROW_BY_ROW = (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity, Rescale)
+#: Torch's layers that learn nothing and treat every row alike, however many dimensions come first; a layer of one's own
+#: says so by an attribute ``row_by_row = True``.
+ROW_BY_ROW = (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity)
 
 
 class StackedLinear(nn.Linear):
@@ -61,5 +60,7 @@ def stack_layers(network: nn.Module) -> None:
             module.__class__ = StackedLinear
         elif type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
             module.__class__ = StackedConv2d
-        elif module._parameters or not (module._modules or isinstance(module, ROW_BY_ROW)):
+        elif module._parameters or not (
+            module._modules or getattr(module, "row_by_row", isinstance(module, ROW_BY_ROW))
+        ):
             raise ValueError(f"network must have linear, convolutional and row-by-row layers, got {name}: {module}.")

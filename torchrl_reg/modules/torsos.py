@@ -69,11 +69,7 @@ class NatureCNN(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 4,
-        *,
-        padding: Padding = "valid",
-        initialization: Initialization = "default",
+        self, in_channels: int = 4, *, padding: Padding = "valid", initialization: Initialization = "default"
     ) -> None:
         super().__init__()
         if padding not in ("valid", "same"):
@@ -81,11 +77,7 @@ class NatureCNN(nn.Module):
         self._image_shape = (in_channels, 84, 84)
         layers: list[nn.Module] = []
         size = 84
-        for channels_in, channels, kernel, stride in (
-            (in_channels, 32, 8, 4),
-            (32, 64, 4, 2),
-            (64, 64, 3, 1),
-        ):
+        for channels_in, channels, kernel, stride in ((in_channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
             if padding == "same":
                 # ceil(size / stride) outputs; TensorFlow puts the odd zero below and right.
                 total = (math.ceil(size / stride) - 1) * stride + kernel - size

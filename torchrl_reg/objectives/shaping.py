@@ -12,7 +12,8 @@ from torch import Tensor
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
 from torchrl_reg.objectives.chosen import at
 from torchrl_reg.regularizers.checks import check_clip, check_weight
-from torchrl_reg.regularizers.coefficient import Coefficient, CoefficientOwner, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.regularizer import CoefficientOwner
 
 
 class Shaping(CoefficientOwner):

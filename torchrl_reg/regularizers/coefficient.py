@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -279,43 +279,3 @@ def coefficient(name: str, doc: str) -> Any:
         owner._modules[name].assign(value)
 
     return property(get, put, doc=doc)
-
-
-class CoefficientOwner(ExactBuffers):
-    """Base of the regularizers and the shapings: ``self.tau = 0.5`` in a constructor makes the coefficient ``tau``.
-
-    A number must be > 0; a :class:`Coefficient` stays what it is (learnt, shared, or with another check). Reading
-    ``self.tau`` gives its value, a 0-dimensional tensor, and a later assignment changes that value.
-    """
-
-    #: Names of the coefficients that can be assigned, which losses report.
-    coefficient_names: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name in cls.coefficient_names:
-            if not hasattr(cls, name):
-                setattr(cls, name, coefficient(f"{name}_coefficient", f"The current {name}."))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.coefficient_names:
-            super().__setattr__(name, value)
-        elif hasattr(self, f"{name}_coefficient"):
-            getattr(self, f"{name}_coefficient").assign(value)
-        else:
-            setattr(self, f"{name}_coefficient", made_coefficient(value, name=name, check=check_positive))
-
-    def coefficients(self) -> dict[str, Coefficient]:
-        """The :class:`Coefficient` objects, by the name they are assigned under.
-
-        Raises:
-            AttributeError: a declared coefficient that the constructor has not set.
-        """
-        found = {name: getattr(self, f"{name}_coefficient", None) for name in self.coefficient_names}
-        missing = next((name for name, held in found.items() if held is None), None)
-        if missing is not None:
-            raise AttributeError(
-                f"{type(self).__name__} must set self.{missing} in its constructor, as coefficient_names declares it, "
-                "got none."
-            )
-        return found  # type: ignore[return-value]

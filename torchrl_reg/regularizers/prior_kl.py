@@ -148,13 +148,7 @@ class PriorKL(Regularizer):
         return greedy_under_prior(q, self.tau, self.log_prior(q, log_prior))
 
     def diagnostics(
-        self,
-        q: Tensor,
-        tau_log_pi: Tensor,
-        *,
-        rows: Tensor | None = None,
-        log_prior: Tensor | None = None,
-        **_: Any,
+        self, q: Tensor, tau_log_pi: Tensor, *, rows: Tensor | None = None, log_prior: Tensor | None = None, **_: Any
     ) -> dict[str, Tensor]:
         """Nats, but ``action_gap`` and ``soft_gap`` in reward units; ``kl`` is ``KL(pi || rho)``.
 
