@@ -46,8 +46,8 @@ def path_consistency(
         tau: temperature >= 0, in reward units.
         gamma: discount.
         rollout: R, the largest number of steps, 1 <= R <= T.
-        done: whether the episode ended with the step ``[*B, T]``, bool.
-        terminated: whether it ended in a terminal state ``[*B, T]``, bool.
+        done: True where the episode ended with the step ``[*B, T]``, bool.
+        terminated: True where it ended in a terminal state ``[*B, T]``, bool.
         lam: weight >= 0 of the KL divergence to the reference policy, in reward units.
         log_pi_reference: :math:`\ln \mu` of the stored actions ``[*B, T]``; needed with ``lam``.
         mask: steps that count ``[*B, T]``, bool; None for all. Sub-trajectories contain no other steps.

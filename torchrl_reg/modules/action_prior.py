@@ -16,6 +16,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.functional import averaged_prior
+from torchrl_reg.modules.boltzmann import sampled
 from torchrl_reg.regularizers.action_prior import ActionPrior
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.ranks import gathered_from_ranks, in_process_group
@@ -192,7 +193,7 @@ class PriorEGreedyModule(EGreedyModule):
         action = self.prior.greedy(q, log_prior)
         if exploration_type() in (ExplorationType.RANDOM, None):
             explores = torch.rand(action.shape, device=q.device) < self.eps.to(q.device)
-            action = torch.where(explores, _sampled(log_prior, action.shape), action)
+            action = torch.where(explores, sampled(log_prior.softmax(-1).expand(q.shape)), action)
         return self._encoded(action, state, q)
 
     def _encoded(self, action: Tensor, state: Any, q: Tensor) -> Tensor:
@@ -201,9 +202,3 @@ class PriorEGreedyModule(EGreedyModule):
         before: Any = state.get(self.action_key, None)  # an actor may write [*B, 1]
         shape = action.shape if before is None else before.shape
         return action.reshape(shape).to(self._dtype)
-
-
-def _sampled(log_prior: Tensor, shape: torch.Size) -> Tensor:
-    rho = torch.softmax(log_prior, -1)
-    draws = torch.multinomial(rho.expand(*shape, rho.shape[-1]).reshape(-1, rho.shape[-1]), 1)
-    return draws.reshape(shape)

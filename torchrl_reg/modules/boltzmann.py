@@ -91,17 +91,18 @@ class BoltzmannQActor(TensorDictModuleBase):
         if not samples and type(self.regularizer).greedy is Regularizer.greedy:
             return  # the actor's own action
         q = state[self.action_value_key]
-        action = self._sampled(q) if samples else self.regularizer.greedy(q)
+        action = sampled(self.regularizer.policy(q)) if samples else self.regularizer.greedy(q)
         state[self.action_key] = index = self._encoded(action, q, state[self.action_key])
         if "chosen_action_value" in self.out_keys:
             index = index.long().argmax(-1, keepdim=True) if index.shape == q.shape else index.unsqueeze(-1)
             state["chosen_action_value"] = q.gather(-1, index)
 
-    def _sampled(self, q: Tensor) -> Tensor:
-        pi = self.regularizer.policy(q)
-        return torch.multinomial(pi.reshape(-1, pi.shape[-1]), 1).reshape(pi.shape[:-1])
-
     def _encoded(self, action: Tensor, q: Tensor, like: Tensor) -> Tensor:
         if like.shape == q.shape:
             return torch.nn.functional.one_hot(action, q.shape[-1]).to(like.dtype)
         return action.to(like.dtype)
+
+
+def sampled(pi: Tensor) -> Tensor:
+    """Actions ``[*B]`` drawn with probabilities ``pi [*B, A]``."""
+    return torch.multinomial(pi.reshape(-1, pi.shape[-1]), 1).reshape(pi.shape[:-1])

@@ -61,7 +61,7 @@ class CriticEnsemble(TensorDictModuleBase):
 
 
 def is_plain(module: Any) -> bool:
-    """Whether calling the network on the in-keys, in order, is all the TensorDict module around it does.
+    """True if calling the network on the in-keys, in order, is all the TensorDict module around it does.
 
     It costs 160 us a call.
     """

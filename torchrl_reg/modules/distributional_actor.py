@@ -67,7 +67,7 @@ class QuantileAverage(_Distribution):
 
 
 class DistributionalActor(QValueActor):
-    """What both actors share: the module behind the Q-values."""
+    """Base of the two actors: gives access to the module behind the Q-values."""
 
     @property
     def distribution(self) -> Any:

@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 
 def in_process_group() -> bool:
-    """Whether ``torch.distributed`` has a process group: there, a batch is the batches of all ranks."""
+    """True if ``torch.distributed`` has a process group: there, a batch is the batches of all ranks."""
     return dist.is_available() and dist.is_initialized()
 
 

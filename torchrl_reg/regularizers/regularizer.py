@@ -91,11 +91,11 @@ class Regularizer(CoefficientOwner):
     Omega's Bregman divergence.
     """
 
-    #: Whether the policy is deterministic: all on one action.
+    #: True if the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
     #: The diagnostic that a learnt coefficient holds at a target, in nats.
     controlled: ClassVar[str] = "entropy"
-    #: Whether the diagnostics compare with the target network's policy at s.
+    #: True if the diagnostics compare with the target network's policy at s.
     compares: ClassVar[bool] = False
     #: Entries of a state that the policy depends on beside q, and the names of the losses it adds for a network of its
     #: own.
