@@ -62,7 +62,8 @@ def _fill(node: DictConfig, config_class: type, plain: Mapping[str, Any], prefix
             yield name
         elif dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ConfigError(f"{name} is a group of settings; set one of them, {name}.<name>=<value>.")
+                sentence = f"{name} is a group of settings; set one of them, {name}.<name>=<value>."
+                raise ConfigError(sentence)
             node[key] = kind if OmegaConf.is_missing(node, key) else node[key]
             yield from _fill(node[key], typing.cast(type, kind), value, f"{name}.")
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,60 +60,62 @@ def check_words(arguments: Sequence[str], config_class: type, conf: Path) -> lis
         ConfigError: for ``--tau=1``, ``~env``, ``algo.taau=1``, ``algo.clip_rewards=3`` and the like.
         OverrideParseException: a word is not of the form ``name=value``.
     """
+    for sentence in _problems(arguments, config_class, conf):
+        raise ConfigError(sentence)
+    return get_args_parser().parse_args(arguments).overrides
+
+
+def _problems(arguments: Sequence[str], config_class: type, conf: Path) -> Iterator[str]:
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     asked, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is not an option; settings are written name=value, without dashes.")
+    for flag in unknown:
+        yield f"{flag} is not an option; settings are written name=value, without dashes."
     if asked.resolve and not (asked.cfg or asked.help):
-        raise ConfigError("--resolve must go with --cfg job, which prints the settings, got it alone.")
+        yield "--resolve must go with --cfg job, which prints the settings, got it alone."
     if sum(map(bool, (asked.run, asked.multirun, asked.cfg, asked.info, asked.shell_completion))) > 1:
         flags = "--run, --multirun, --cfg, --info and --shell-completion"
-        raise ConfigError(f"{flags} must be asked for one at a time, got several.")
+        yield f"{flags} must be asked for one at a time, got several."
     kinds, sweeps = field_kinds(config_class), asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
     for override in OverridesParser.create().parse_overrides(asked.overrides):
         if not override.is_hydra_override():
-            _check_name(override, config_class, kinds, conf)
-            _check_value(override, kinds, sweeps)
-    return asked.overrides
+            yield from _of_name(override, config_class, kinds, conf)
+            yield from _of_value(override, kinds, sweeps)
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ConfigError(f"{message}.")
+    raise ConfigError(message + ".")
 
 
-def _check_name(override: Override, config_class: type, kinds: Mapping[str, Any], conf: Path) -> None:
+def _of_name(override: Override, config_class: type, kinds: Mapping[str, Any], conf: Path) -> Iterator[str]:
     name, word = override.key_or_group, str(override.input_line)
     if not name:
-        raise ConfigError(f"{word!r} is not of the form name=value.")
-    if override.is_delete():
-        raise ConfigError(f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>.")
-    if (conf / name).is_dir():
+        yield f"{word!r} is not of the form name=value."
+    elif override.is_delete():
+        yield f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>."
+    elif (conf / name).is_dir():
         groups = getattr(config_class, "groups", {})
         if not override.is_add() and name not in groups:
-            raise ConfigError(f"{name} has no default choice; to add one write +{name}=<choice>.")
+            yield f"{name} has no default choice; to add one write +{name}=<choice>."
         choice = word.partition("=")[2]
-        path = conf / name / f"{choice}.yaml"
-        for group in sorted(yaml_groups(path) - groups.keys()) if path.exists() else ():
-            raise ConfigError(foreign(name, choice, group))
-        return
-    above, dot, _ = name.rpartition(".")
-    while above and above not in kinds:
-        above = above.rpartition(".")[0]
-    # Below a list, a mapping or anything else without a schema all names are possible.
-    if name not in kinds and (not dot or not above or hasattr(kinds[above], "__dataclass_fields__")):
-        raise ConfigError(unknown_setting(name, config_class))
+        if (path := conf / name / f"{choice}.yaml").exists():
+            yield from (foreign(name, choice, group) for group in sorted(yaml_groups(path) - groups.keys()))
+    elif name not in kinds:
+        above = name.rpartition(".")[0]
+        while above and above not in kinds:
+            above = above.rpartition(".")[0]
+        if not above or dataclasses.is_dataclass(kinds[above]):  # below a list or a mapping all names are possible
+            yield unknown_setting(name, config_class)
 
 
-def _check_value(override: Override, kinds: Mapping[str, Any], sweeps: bool) -> None:
+def _of_value(override: Override, kinds: Mapping[str, Any], sweeps: bool) -> Iterator[str]:
     name, word = override.key_or_group, str(override.input_line)
     values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v not in (0, 1)]
     if numbers and bool in leaf_types(kinds.get(name)):  # OmegaConf takes them for true
-        raise ConfigError(f"{name} must be true or false, got {word.partition('=')[2]}.")
+        yield f"{name} must be true or false, got {word.partition('=')[2]}."
     if override.is_sweep_override() and not sweeps:
-        hint = "to sweep over it add -m, to pass a list write [a,b]"
-        raise ConfigError(f"Ambiguous value for argument {word!r}; {hint}.")
+        yield f"Ambiguous value for argument {word!r}; to sweep over it add -m, to pass a list write [a,b]."
 
 
 def choices(words: Sequence[str], groups: Mapping[str, str]) -> dict[str, str]:

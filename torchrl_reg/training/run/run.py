@@ -104,8 +104,7 @@ class Run(Recorded):
         ``num_envs`` environments in time order.
         """
         if "loss" in self._made:
-            order = "run.replay() must come before run.make_update(), which writes the priorities back"
-            raise ValueError(f"{order}, got it after.")
+            raise ValueError("run.replay() must come before run.make_update(), got it after: that writes priorities.")
         require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
         if frame_stack > 1:
             least = 2 * frame_stack * num_envs
