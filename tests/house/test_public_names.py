@@ -80,7 +80,7 @@ def constants(file: str | None) -> dict[str, str]:
     """Texts below the module-level assignments in the package whose ``__init__.py`` is ``file``."""
     found = {}
     assert file is not None
-    for path in Path(file).parent.glob("*.py"):
+    for path in Path(file).parent.rglob("*.py"):
         body = ast.parse(path.read_text()).body
         for node, below in zip(body, body[1:], strict=False):
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
