@@ -1,4 +1,4 @@
-"""What one run needs that is the same for every method; recipes pass in what differs.
+"""Everything one run needs that is the same for every method; recipes pass in what differs.
 
 The modules below know no loss, no equation and no environment of this package.
 """

@@ -82,7 +82,7 @@ def user_sentence(error: BaseException) -> str | None:
 
 
 def _raised_below(error: BaseException) -> bool:
-    """Whether a ``raise`` statement of this package, outside ``training``, is where ``error`` comes from."""
+    """True if a ``raise`` statement of this package, outside ``training``, is where ``error`` comes from."""
     traceback = error.__traceback__
     if traceback is None:
         return False

@@ -30,7 +30,7 @@ _FLAGS = """Other words:
 
 
 def help_text(config_class: type, train: Callable[..., Any], conf: Path, config: DictConfig) -> str:
-    """What ``--help`` prints.
+    """The text that ``--help`` prints.
 
     Args:
         config_class: the recipe's; comments behind its fields, or ``Args:`` of docstrings, describe the settings.
@@ -92,7 +92,7 @@ def _shown(value: Any) -> str:
 
 @functools.cache
 def descriptions(kind: type) -> dict[str, str]:
-    """What the source says of each field: the comment behind it, else its entry under ``Args:`` in the docstring."""
+    """Descriptions of the fields: the comment behind each, else its entry under ``Args:`` in the docstring."""
     found = _arguments(inspect.getdoc(kind) or "")
     for parent in reversed(kind.__mro__):
         if dataclasses.is_dataclass(parent):
@@ -151,7 +151,7 @@ def _choices(config_class: type, conf: Path) -> Iterator[str]:
 
 
 def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[str, str]) -> bool:
-    """Whether all that ``group/name.yaml`` sets, and what it starts from, are settings of the recipe."""
+    """True if all that ``group/name.yaml`` sets, and what it starts from, are settings of the recipe."""
     path = conf / group / f"{name}.yaml"
     try:
         if not yaml_groups(path) <= groups.keys():
@@ -167,5 +167,5 @@ def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[st
 
 
 def _is_part(conf: Path, group: str) -> bool:
-    """Whether the choices of ``group`` are what other files start from, and not for the command line."""
+    """True if the choices of ``group`` are what other files start from, and not for the command line."""
     return any(f"- /{group}/" in path.read_text(encoding="utf-8") for path in conf.rglob("*.yaml"))

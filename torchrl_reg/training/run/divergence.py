@@ -50,7 +50,7 @@ class ValueWatch:
         self._chosen = entry(batch, "chosen_action_value")
 
     def judge(self, row: Mapping[str, Any], gamma: float | None) -> dict[str, int]:
-        """What to add to a training row: ``diverged_frames``, from the first row on whose values are too large."""
+        """Columns to add to a training row: ``diverged_frames``, from the first row on whose values are too large."""
         if self.diverged_frames is None and gamma is not None and gamma < 1 and row["updates"]:
             self._cost = max(self._cost, _added(row))
             reward = float(self._reward)
@@ -84,7 +84,7 @@ class ValueWatch:
 
 
 def _added(row: Mapping[str, Any]) -> float:
-    """What regularizer and shaping add to a reward, at most or on average."""
+    """The amount that regularizer and shaping add to a reward, at most or on average."""
     tau = row.get("tau", row.get("alpha"))
     # A temperature that is the Bellman error grows with what diverges, and its entropy is in no value.
     follows_error = not {"bellman_error", "squared_td_error"}.isdisjoint(row)

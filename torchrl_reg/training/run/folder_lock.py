@@ -129,7 +129,7 @@ def _began(pid: Any) -> str | None:
 
 
 def _read(owner: Path) -> dict[str, Any]:
-    """What the owner file says; empty if it is absent or still being written."""
+    """The owner file's content; empty if it is absent or still being written."""
     try:
         said = json.loads(owner.read_text(encoding="utf-8"))
     except (OSError, ValueError):

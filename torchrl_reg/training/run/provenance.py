@@ -45,7 +45,7 @@ def provenance(device: torch.device, recipe: type) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of two starts may change the numbers: ``"torch 2.11.0 before, 2.14.0 now"`` and so on."""
+    """Differences of two starts that may change the numbers: ``"torch 2.11.0 before, 2.14.0 now"`` and so on."""
     found, new = [], _telling(now)
     for name, old in _telling(before).items():
         if old is not None and old != new[name]:
@@ -107,7 +107,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in ``folder``; None where it says nothing, or fails."""
+    """The output of git in ``folder``; None where it says nothing, or fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never been stopped: what learns, its environments and its generators."""
+"""Saves and restores what learns, the environments and the generators, so that a stopped run goes on unchanged."""
 
 from __future__ import annotations
 

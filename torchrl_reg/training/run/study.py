@@ -43,7 +43,7 @@ class Study(Recorded):
         self._logger.stop()
 
     def part(self, name: str, compute: Callable[[], Mapping[str, Any]], *, frames: int = 0) -> dict[str, Any]:
-        """What ``compute()`` returns, from the folder if it was computed before; ``frames`` more are then done."""
+        """The result of ``compute()``, from the folder if it was computed before; ``frames`` more are then done."""
         found = self.kept(name)
         if found is None:
             found = dict(compute())
@@ -52,7 +52,7 @@ class Study(Recorded):
         return found
 
     def kept(self, name: str) -> dict[str, Any] | None:
-        """What was kept under ``name``, or None."""
+        """The content kept under ``name``, or None."""
         path = self._part(name)
         return json.loads(path.read_text()) if path.exists() else None
 
