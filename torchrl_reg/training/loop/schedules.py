@@ -45,10 +45,6 @@ def step_schedule(schedule: Any, run: Any, frames: int) -> None:
     torch's learning-rate schedulers count batches from the first update on, TorchRL's exploration modules count frames;
     others, like ours, are given the run.
     """
-    if isinstance(schedule, LRScheduler):
-        if run.updates:  # before the first it would warn
-            schedule.step()
-    elif isinstance(schedule, nn.Module):
-        schedule.step(frames)
-    else:
-        schedule.step(run)
+    given = [frames] if isinstance(schedule, nn.Module) else [] if isinstance(schedule, LRScheduler) else [run]
+    if given or run.updates:  # before the first update torch's would warn
+        schedule.step(*given)
