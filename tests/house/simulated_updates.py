@@ -22,9 +22,9 @@ from torchrl_reg.modules import ActionPrior
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, Entropy
-from torchrl_reg.training.loop.optimizer_step import OptimizerStep, StackedStep
 from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.run.metrics import RunningMeans
+from torchrl_reg.training.seeds.stacked_optimizer import StackedOptimizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import simulated_device as sim
@@ -257,12 +257,12 @@ def test_coefficients_assigned_between_updates() -> None:
 
 
 def test_losses_side_by_side() -> None:
-    """The joint step of several seeds."""
+    """The batched step of several seeds."""
     case = CASES["value-m_dqn"]
     losses = [made(case, "sim") for _ in range(3)]
     for loss in losses:
         PolyakTargetUpdate(loss, rate=0.5)
-    optimizers = [OptimizerStep(Adam(loss.parameters(), fused=True)) for loss in losses]
+    optimizers = [Adam(loss.parameters(), fused=True) for loss in losses]
     with sim.host_may_wait():
         stack = StackedLoss(losses)
         data = torch.stack([VALUE.make_batch(6, seed=n) for n in range(3)]).to("sim")
@@ -276,10 +276,10 @@ def test_losses_side_by_side() -> None:
             assert position < 4
         if step is None:
             for optimizer in optimizers:
-                optimizer()
+                optimizer.step()
             with sim.host_may_wait():
-                step = StackedStep.of(optimizers, stack.parameter)
+                step = StackedOptimizer.of(optimizers, stack.parameter)
             assert step is not None
         else:
-            step()
+            step.step()
         assert stack.is_current()

@@ -10,7 +10,7 @@ CPU's numbers:
 - every loss, regularizer, shaping and head in the update step: forward, backward, clipping, fused Adam by itself and by
   ``OptimizerStep``, target updates, diagnostics switched on and off, weights, masks, n-step rows, learnt coefficients,
   and the sums that a log row reads. The host may wait for the first batch, whose values are checked;
-- the joint step of several seeds, a learnt prior, coefficients assigned between updates;
+- the batched step of several seeds, a learnt prior, coefficients assigned between updates;
 - every actor, with and without TensorDicts, and the networks for images.
 
 By design the host waits, and may do so here, for the first batch, in setting up, for a log row, and for

@@ -69,7 +69,8 @@ def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> P
     kind = type(module)
     if kind is _Chosen:
         return module.call
-    if isinstance(module, torch.nn.Module) and not has_hooks(module):
+    unheard = isinstance(module, torch.nn.Module) and not has_hooks(module)
+    if unheard:
         if kind in (TensorDictModule, SafeModule) and _is_simple(module):
             return _network(module)
         if kind is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
