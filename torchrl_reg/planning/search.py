@@ -205,7 +205,8 @@ class _Search:
         taken = on.flatten().nonzero().squeeze(-1)
         taken_edges = edge.flatten().index_select(0, taken)
         taken_rows = torch.div(taken_edges, self.actions, rounding_mode="floor")
-        last = torch.stack(outcomes).gather(0, on.sum(0, keepdim=True) - 1).squeeze(0)
+        met = edge if self.outcomes == 1 else torch.stack(outcomes)
+        last = met.gather(0, on.sum(0, keepdim=True) - 1).squeeze(0)
         exists, child = self._child(last)
         leaf = torch.where(exists, child, -1)
         ends = (last, state, leaf, alive, leaf)  # the leaf's value is known once the leaf is
