@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from torchrl_reg.envs.settings import EnvError, check_name, needing
 
@@ -13,7 +13,7 @@ from torchrl_reg.envs.settings import EnvError, check_name, needing
 _RESET, _NOTHING = -1, -2
 
 
-class CallerResetAtari(VectorEnv):
+class CallerResetAtari(VectorWrapper):
     """ALE's vector environment with resets left to the caller (gymnasium's ``DISABLED`` mode).
 
     ALE restarts a game within the step that ends it and offers no other usable mode. This class
@@ -29,14 +29,10 @@ class CallerResetAtari(VectorEnv):
     RESEED_STEPS = 20_000
 
     def __init__(self, ale: Any) -> None:
-        self.ale = ale  # an ale_py AtariVectorEnv in SAME_STEP mode
-        self.num_envs = ale.num_envs
+        super().__init__(ale)  # an ale_py AtariVectorEnv in SAME_STEP mode
+        self.ale = ale
         self.autoreset_mode = AutoresetMode.DISABLED
         self.metadata = {**ale.metadata, "autoreset_mode": AutoresetMode.DISABLED}
-        self.single_observation_space = ale.single_observation_space
-        self.single_action_space = ale.single_action_space
-        self.observation_space = ale.observation_space
-        self.action_space = ale.action_space
         self._frames: np.ndarray = np.zeros(0, np.uint8)  # until the first reset
         self._restarted = np.zeros(self.num_envs, np.bool_)
         # What was done: rows [N] of actions, or of _RESET and _NOTHING. By game, its seed, how many it has had before,
@@ -64,7 +60,7 @@ class CallerResetAtari(VectorEnv):
         chosen = np.ones(self.num_envs, np.bool_) if mask is None else mask
         running = chosen if mask is None else mask & ~self._restarted
         if running.any():
-            self._note(np.where(running, _RESET, _NOTHING))
+            self._record.append(np.where(running, _RESET, _NOTHING))
             self._frames, _ = self.ale.reset(options={"reset_mask": running})
         old = chosen & ~running & (len(self._record) - self._first_row >= self.RESEED_STEPS)
         if old.any():
@@ -79,7 +75,7 @@ class CallerResetAtari(VectorEnv):
                 f"step must follow a reset of the finished games {self._restarted.nonzero()[0].tolist()}, got an "
                 "action for them."
             )
-        self._note(actions)
+        self._record.append(np.array(actions, np.int64))
         frames, reward, terminated, truncated, info = self.ale.step(actions)
         done = terminated | truncated
         self._frames, self._restarted = frames, done
@@ -119,12 +115,6 @@ class CallerResetAtari(VectorEnv):
                 self._frames, _ = self.ale.reset(options={"reset_mask": row == _RESET})
         self._restarted = np.zeros(self.num_envs, np.bool_)
         return bool(np.array_equal(self._frames, snapshot["frames"]))
-
-    def close_extras(self, **kwargs: Any) -> None:
-        self.ale.close()
-
-    def _note(self, row: np.ndarray) -> None:
-        self._record.append(np.array(row, np.int64))
 
     def _seeds(self) -> np.ndarray:
         """By game the first seed, or one drawn from it and the number of those before."""

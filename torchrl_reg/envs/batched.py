@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from torchrl_reg.envs.settings import EnvError
+from torchrl_reg.envs.snapshot import seeds_of
 
 
 class BatchedEnv(VectorEnv):
@@ -66,7 +67,7 @@ class BatchedEnv(VectorEnv):
         """Starts an episode in the masked (default: all) copies; returns the observations ``[N, ...]`` of all."""
         mask = (options or {}).get("reset_mask")
         rows = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
-        seeds = self._seeds(seed)
+        seeds = seeds_of(seed, self.num_envs)
         observation = self._observation.copy()
         for i in rows:
             if seeds[i] is not None or not self._seeded[i]:
@@ -112,15 +113,6 @@ class BatchedEnv(VectorEnv):
             setattr(self, f"_{name}", snapshot[name].copy())
         self._hold(snapshot["copies"])
         return True
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise EnvError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}.")
-        return seed
 
     def _seed(self, i: int, seed: int | None) -> None:
         """Gives copy ``i`` a fresh generator: a function of ``seed``, or unpredictable for None."""

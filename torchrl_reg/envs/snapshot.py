@@ -9,8 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-# How many rows that no copy needs any more pile up before their memory is freed.
-_KEPT_ROWS = 4_096
+from torchrl_reg.envs.settings import EnvError
 
 
 @runtime_checkable
@@ -60,55 +59,56 @@ class RecordedVectorEnv(SyncVectorEnv):
 
     def __init__(self, make: Callable[[], gymnasium.Env], num_envs: int) -> None:
         super().__init__([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-        # Actions [N, ...] of every step, and by copy the row at which its episode starts and what its reset drew from.
-        self._record: list[np.ndarray] = []
-        self._first_row = [0] * num_envs
+        # By copy, what its last reset drew from and the actions since.
         self._origin: list[Any] = [None] * num_envs
+        self._played: list[list[Any]] = [[] for _ in range(num_envs)]
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
+        seeds = seeds_of(seed, self.num_envs)
         mask = (options or {}).get("reset_mask")
-        chosen = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
-        for i in chosen:
-            random = self.envs[i].unwrapped.np_random
-            self._origin[i] = random.bit_generator.state if seeds[i] is None else int(seeds[i])  # type: ignore[arg-type]
-            self._first_row[i] = len(self._record)
-        self._forget(min(self._first_row))
+        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
+            given = seeds[i]
+            state = self.envs[i].unwrapped.np_random.bit_generator.state
+            self._origin[i], self._played[i] = state if given is None else int(given), []
         return super().reset(seed=list(seeds), options=options)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        self._record.append(np.array(actions))
+        for played, action in zip(self._played, np.array(actions), strict=True):
+            played.append(action)
         return super().step(actions)
 
     def snapshot(self) -> dict[str, Any]:
         """The origin of each episode, the actions since, and the observations they led to, as a check."""
-        oldest = min(self._first_row)
-        record = self._record[oldest:]
         return {
             "origin": list(self._origin),
-            "first_row": [row - oldest for row in self._first_row],
-            "actions": np.stack(record) if record else None,
+            "actions": [np.array(played) for played in self._played],
             "observation": np.array(self._observations),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
         """Plays every episode again; False if the observations differ, as on a machine that computes differently."""
-        actions = [] if snapshot["actions"] is None else list(snapshot["actions"])
-        for i, (origin, first) in enumerate(zip(snapshot["origin"], snapshot["first_row"], strict=True)):
-            self._env_obs[i] = _replayed(self.envs[i], origin, [row[i] for row in actions[first:]])
-        self._observations = np.stack(self._env_obs).astype(self._observations.dtype)  # type: ignore[arg-type]
+        self._origin, self._played = list(snapshot["origin"]), [list(actions) for actions in snapshot["actions"]]
+        replayed = [_replayed(*episode) for episode in zip(self.envs, self._origin, self._played, strict=True)]
+        self._env_obs = replayed
+        self._observations = np.stack(replayed).astype(self._observations.dtype)
         for flags in (self._terminations, self._truncations, self._autoreset_envs):
             flags[:] = False
-        self._record, self._first_row = actions, list(snapshot["first_row"])
-        self._origin = list(snapshot["origin"])
         return bool(np.array_equal(self._observations, snapshot["observation"]))
 
-    def _forget(self, rows: int) -> None:
-        if rows >= _KEPT_ROWS:
-            del self._record[:rows]
-            self._first_row = [row - rows for row in self._first_row]
+
+def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
+    """The seed of each copy: consecutive ones from an int on, as gymnasium's vector environments take it.
+
+    Raises:
+        EnvError: another number of seeds.
+    """
+    seeds = [None] * num_envs if seed is None else seed
+    seeds = range(int(seeds), int(seeds) + num_envs) if isinstance(seeds, int | np.integer) else seeds
+    if len(seeds) != num_envs:
+        raise EnvError(f"seed must be an int or {num_envs} of them, got {len(seeds)}.")
+    return seeds
 
 
 def _replayed(env: gymnasium.Env, origin: Any, actions: Sequence[Any]) -> Any:
