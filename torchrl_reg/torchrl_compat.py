@@ -37,6 +37,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 # Sees every operation of a thread, random ones among them.
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Over dicts, lists and tuples of tensors, as checkpoints nest them; torch.utils has no public form of it.
+from torch.utils._pytree import tree_map, tree_map_only
+
 # "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
 from torchrl.data.utils import _find_action_space as find_action_space
 
@@ -72,6 +75,8 @@ __all__ = [
     "own_compiled_call",
     "own_exploration_type",
     "shallow_copy",
+    "tree_map",
+    "tree_map_only",
     "unchecked_tensordict",
     "unwrap_inherited_forward",
 ]

@@ -49,7 +49,7 @@ OTHERS: dict[tuple[str, ...], str] = {
         lean_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions
         RegValueEstimators Head head_of Coefficient Method gridworld_cells
         CheckpointError ConfigError RecipeConfig Study check_replay_learning evaluate make_update read_metrics recipe
-        require strip_wall_clock
+        require strip_wall_clock build
     """,
 }
 DEMANDED = {name: parts for parts, names in OTHERS.items() for name in names.split()}

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch.utils._pytree import tree_map, tree_map_only
+
+from torchrl_reg.torchrl_compat import tree_map, tree_map_only
 
 _ARRAY = "numpy array"
 
