@@ -55,7 +55,8 @@ def every_step(goals: list[int]) -> TensorDict:
     cells = env.num_cells
     state = torch.tensor([goal * cells + cell for goal in goals for cell in range(cells)]).repeat_interleave(4)
     many = GoalGridworldEnv(len(state))
-    start = many._observed(state, torch.zeros(len(state), 1, dtype=torch.long))
+    steps = torch.zeros(len(state), 1, dtype=torch.long)
+    start = TensorDict({**many._observed(state), "steps": steps}, [len(state)])
     start["action"] = torch.arange(4).repeat(len(state) // 4)
     data = many.step(start)
     return data[~many._terminal[state]]
