@@ -153,7 +153,7 @@ def test_launch_and_status_pass_their_words_on(tmp_path: Path) -> None:
 
     pytest.importorskip("submitit")
     done = ask("launch", "sweep=dqn_versus_m_dqn", "dry=true", "check=false", "cluster=local", "sweep.seeds=1")
-    assert done.returncode == 0 and done.stdout.count("recipes/m_dqn.py env=") == 2, done.stderr
+    assert done.returncode == 0 and done.stdout.count("recipes/q_learning.py +method=m_dqn env=") == 2, done.stderr
     refused = ask("status", "nothing", "--root", str(tmp_path), "--json")
     assert refused.returncode == 1 and "must be the folder of a launched sweep" in refused.stderr
 

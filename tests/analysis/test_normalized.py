@@ -87,9 +87,11 @@ def test_bad_tables_end_in_one_sentence(scores: dict, random: dict, sac: dict, s
 
 
 def test_anchors_are_named_like_the_environments_and_cannot_be_changed() -> None:
-    assert all(set(anchors) == set(GAMES) for anchors in SAC_ANCHORS.values())
+    assert all(set(anchors) < set(GAMES) for anchors in SAC_ANCHORS.values())
     assert SAC_ANCHORS[3_200_000]["halfcheetah"] == 13570 and SAC_ANCHORS[1_000_000]["hopper"] == 2738
-    scores = sac_normalized_scores(SAC_ANCHORS[3_200_000], dict.fromkeys(GAMES, 0.0), SAC_ANCHORS[3_200_000])
+    scores = sac_normalized_scores(
+        SAC_ANCHORS[3_200_000], dict.fromkeys(SAC_ANCHORS[3_200_000], 0.0), SAC_ANCHORS[3_200_000]
+    )
     assert scores.mean == scores.median == 100
     with pytest.raises(TypeError):
         SAC_ANCHORS[3_200_000]["hopper"] = 1.0  # type: ignore[index]

@@ -377,7 +377,7 @@ NET_BAD = [
         "takes (regularizer.tau), got regularizer.tau, regularizer.taau.",
     ),
     ("q_learning", ["regularizer=entropy", "regularizer.tau=-1"], "tau must be a finite number > 0"),
-    ("q_learning", ["regularizer=own"], "regularizer.path must be given"),
+    ("q_learning", ["regularizer=own"], "regularizer.path must have a value, got none"),
     ("q_learning", ["regularizer=own", "regularizer.path=nothing:Own"], "must name a module in the working directory"),
     ("q_learning", ["regularizer=own", "regularizer.path=math:Own"], "must name something in math, got 'Own'"),
     ("q_learning", ["regularizer=own", "regularizer.path=Own"], "an import path, written module:Name, got 'Own'"),

@@ -99,7 +99,7 @@ def built(description: Description, *, trusted: Collection[str] = ()) -> Any:
 
     Args:
         description: plain JSON, of any origin.
-        trusted: import paths that may be imported and called as well.
+        trusted: import paths that may be imported as well, and called if they name a class of modules.
 
     Raises:
         ValueError: a class or function that is not imported, or that no file may name.
@@ -125,14 +125,18 @@ def _built(said: Any, trusted: Collection[str]) -> Any:
 
 def _named(path: str, trusted: Collection[str]) -> Any:
     module, _, name = path.partition(":")
-    if path in trusted:
+    is_trusted = path in trusted
+    if is_trusted:
         try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
+            importlib.import_module(module)
+        except ImportError:
             raise ValueError(f"call must name what can be imported, from PYTHONPATH, got {path!r}.") from None
     found = getattr(sys.modules.get(module), name, None)
     if found is None:
         raise ValueError(f"call must name what is imported before the policy is read, got {path!r}.")
+    # A run folder may be a stranger's, too: even what it trusts is a module of a network, and never `os:system`.
+    if is_trusted and isinstance(found, type) and issubclass(found, nn.Module):
+        return found
     if not (getattr(found, "is_rebuildable", False) is True or found in arguments_of.registry):
         raise ValueError(f"call must name what says that a file may name it, got {path!r}.")
     return found

@@ -64,8 +64,9 @@ class ImplicitQuantileNetwork(nn.Module):
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
         embedded = self.embedding(cosines.to(features[0].dtype))
         # In the memory of the layer before where nobody else sees it, because fresh memory costs more.
-        embedded = embedded.relu() if is_listened_to(self.embedding) else embedded.relu_()
-        head = self.head if torch.compiler.is_compiling() else layer_by_layer(self.head)
+        compiling = torch.compiler.is_compiling()
+        embedded = embedded.relu() if compiling or is_listened_to(self.embedding) else embedded.relu_()
+        head = self.head if compiling else layer_by_layer(self.head)
         z, ends = head(_products(features, embedded, counts)), list(accumulate(counts))
         # Not split, whose outputs may not be written into.
         return [z] if len(ends) == 1 else [z[..., end - n : end, :] for end, n in zip(ends, counts, strict=True)]
