@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import inspect
 import json
 import os
@@ -87,6 +88,13 @@ class _CommandLine:
         return None
 
     def _job(self, composed: DictConfig) -> str:
+        if os.getpid() != self.main_process and self.config_class.__module__ == "__main__":
+            # A launcher pickles the classes of a script without what the script imports: here they are its own again.
+            spec = cast(Any, importlib.util.spec_from_file_location(self.name, self.script))
+            script = sys.modules[self.name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(script)
+            self.config_class = getattr(script, self.config_class.__name__)
+            self.train = getattr(script, self.train.__name__)
         with self._sentences():  # here, too, as the first error ends a sweep
             return str(self._run(composed))
 
