@@ -31,10 +31,7 @@ def cleaned(
     """
     out = shallow_copy(tensordict)
     if mask is not None:
-        stored = entry(out, action)
-        if stored is not None:  # whatever it was: an index out of range, a point outside the box
-            rows = ~mask.reshape(mask.shape + (1,) * (stored.ndim - mask.ndim))
-            out.set(action, stored.masked_fill(rows, 0))
+        _blank(out, action, ~mask, whole=True)  # an index out of range, a point outside the box
         for key in here:
             _blank(out, key, ~mask)
     unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask
@@ -44,12 +41,13 @@ def cleaned(
     return out
 
 
-def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor) -> None:
+def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: bool = False) -> None:
     found = entry(tensordict, key)
     if found is None:
         return
     rows = rows.reshape(rows.shape + (1,) * (found.ndim - rows.ndim))
-    if found.is_floating_point():
+    if found.is_floating_point() and not whole:
         rows = rows & ~found.isfinite()
     # An all-False action mask would produce NaN, so it is filled with True.
-    tensordict.set(key, found.masked_fill(rows, True if found.dtype == torch.bool else 0))
+    fill = found.dtype == torch.bool and not whole
+    tensordict.set(key, found.masked_fill(rows, fill))

@@ -48,20 +48,25 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
     called = _imported(path, name)
     if not callable(called):
         raise ConfigError(f"{name}.path must name a class or a function, got {path!r}.")
-    # Of a class its __init__: a __new__ that takes anything would hide it.
-    kind: Any = called
-    signature = inspect.signature(partial(kind.__init__, None) if isinstance(called, type) else called)
+    signature = _signature(called)
     try:
         signature.bind(*arguments, **options, **more)
-        made = called(*arguments, **options, **more)
-        return record(made, path, *arguments, **options, **more) if isinstance(made, nn.Module) else made
-    except TypeError as error:
-        if not {"argument", "arguments"} & set(str(error).split()):
-            raise
-        named = [each.name for each in signature.parameters.values() if each.kind.name[:3] != "VAR"]
-        own = [each for each in named[len(arguments) :] if each not in more]
+    except TypeError:
+        own = [each for each in list(signature.parameters)[len(arguments) :] if each not in more]
         takes, got = (", ".join(f"{name}.{each}" for each in names) or "none" for names in (own, options))
         raise ConfigError(f"{name} must have the settings that {path} takes ({takes}), got {got}.") from None
+    made = called(*arguments, **options, **more)
+    return record(made, path, *arguments, **options, **more) if isinstance(made, nn.Module) else made
+
+
+def _signature(called: Any) -> inspect.Signature:
+    """That of a function, or of a class's ``__init__``: a ``__new__`` that takes anything would hide it."""
+    if not isinstance(called, type):
+        return inspect.signature(called)
+    begins: Any = called
+    if begins.__init__ is nn.Module.__init__:  # written as taking anything, it takes nothing
+        return inspect.Signature()
+    return inspect.signature(partial(begins.__init__, None))
 
 
 def _imported(path: Any, name: str) -> Any:
