@@ -25,7 +25,7 @@ COMMANDS = {
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "play": "an episode of a trained policy, in a window or as a GIF or MP4",
     "export": "a trained policy in a folder of its own: weights, settings, scores, licence",
-    "bench": "speed on this machine: ours beside hand-written PyTorch, TorchRL's parts and other libraries",
+    "bench": "says where the benchmarks are: in the source, tests/benchmarks",
     "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
 #: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.sweeps``.
