@@ -5,7 +5,7 @@
     python recipes/iq.py -m policy=multicategorical,flow,gaussian env=mujoco/hopper +paper=vieillard2021_mujoco
 
 Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regularized RL with Implicit Q-Values", 2021
-[V21]; [S] marks what it takes over from SAC. Expect a return above -200 on Pendulum-v1 (recipes/README.md).
+[V21]; [S] marks what it takes over from SAC. Expect a return above -200 on Pendulum-v1 (recipes/RESULTS.md).
 """
 
 from __future__ import annotations

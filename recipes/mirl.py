@@ -122,7 +122,7 @@ def train(cfg: Config) -> Path:
             actor, prior=regularizer, prior_network=state_prior, loss_function=algo.loss_function
         )
     loss.make_value_estimator(gamma=algo.gamma)
-    # A prior that learnt as fast as the values would follow its own exploration into one action (recipes/README.md).
+    # A prior that learnt as fast as the values would follow its own exploration into one action (NEGATIVE_RESULTS.md).
     slow = [] if state_prior is None else list(state_prior.parameters())
     fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
     groups: list[dict[str, Any]] = [{"params": fast}]

@@ -5,7 +5,7 @@
     python recipes/pcl.py env=mujoco/hopper +paper=nachum2018
 
 Sources: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", 2017 [N17]; Nachum et al., "Trust-PCL",
-2018 [N18], and the released code [C]. What to expect is in recipes/README.md.
+2018 [N18], and the released code [C]. What to expect is in recipes/RESULTS.md.
 """
 
 from __future__ import annotations

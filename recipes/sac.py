@@ -5,7 +5,7 @@
     python recipes/sac.py env=mujoco/hopper run.seed=1
 
 Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 [H18]. Expect an evaluation return above
--200 on Pendulum-v1 (recipes/README.md). ``policy=multicategorical`` takes the expectation over the bins exactly where
+-200 on Pendulum-v1 (recipes/RESULTS.md). ``policy=multicategorical`` takes the expectation over the bins exactly where
 the action has one dimension (TorchRL's DiscreteSACLoss); beyond, it differentiates action and log-probability through a
 straight-through Gumbel-softmax sample, which is biased.
 """

@@ -1,10 +1,11 @@
 """Regularized reinforcement learning on TorchRL.
 
 Three ways in: compose the losses of :mod:`torchrl_reg.objectives` in your own TorchRL script, run
-``python recipes/m_iqn.py``, or sweep a recipe on a cluster. What came out of a run is an actor again:
+``torchrl-reg run m_iqn``, or sweep a recipe on a cluster. What came out of a run is an actor again:
 ``load_policy("results/m_iqn/cartpole/default/seed=0")``, see :func:`torchrl_reg.agents.load_policy`.
 
-.. include:: METHODS.md
+The four slots of a method: :mod:`torchrl_reg.regularizers`, the shapings of :mod:`torchrl_reg.objectives`,
+:mod:`torchrl_reg.objectives.heads` and :mod:`torchrl_reg.objectives.value`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class ValueLearning:
     n_steps: int = 1  # of the return [C, D]
     learning_rate: float = 2e-3  # Adam
     anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
-    adam_eps: float = 1e-5  # 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/README.md)
+    adam_eps: float = 1e-5  # 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/NEGATIVE_RESULTS.md)
     batch_size: int = 32  # transitions [C, D]
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000
