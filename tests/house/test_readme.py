@@ -24,11 +24,13 @@ from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("README.md", "recipes/README.md", "slurm/README.md", "tests/README.md", "torchrl_reg/README.md")
+ROOMS += ("torchrl_reg/GUIDE.md", "recipes/RESULTS.md", "recipes/NEGATIVE_RESULTS.md")
 #: What holds at the end of a script, where it says more than that the script ran.
 ENDINGS = {
     "README.md-0": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
     "README.md-1": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
     "README.md-2": "assert episodes['action'].shape[0] == 4",
+    "torchrl_reg/GUIDE.md-1": "import pathlib; assert pathlib.Path('results/long_pole/done.json').is_file()",
     "torchrl_reg/README.md-0": "assert len(buffer) == 5_000",
     "torchrl_reg/README.md-1": "assert len(buffer) == 2_000",
 }
@@ -52,6 +54,11 @@ RECIPES = [
     (room, words)
     for room, words in commands("python recipes/")
     if "--help" not in words and "recipes/tour.py" not in words
+]
+RECIPES += [
+    (room, ["python", f"recipes/{words[2]}.py", *words[3:]])
+    for room, words in commands("torchrl-reg run")
+    if len(words) > 2 and "--help" not in words
 ]
 
 
@@ -106,7 +113,8 @@ def load(script: Path) -> ModuleType:
 def test_the_other_commands_name_what_exists() -> None:
     found = list(commands("torchrl-reg "))
     for _, words in found:
-        _parser(words[1:]).parse_args(words[1:])
+        _, unknown = _parser(words[1:]).parse_known_args(words[1:])
+        assert not unknown or words[1] in ("run", "launch", "status"), words
     for _, words in commands("python slurm/"):
         assert (ROOT / words[1]).is_file(), words
     assert len(found) >= 10
