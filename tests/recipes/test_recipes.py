@@ -33,6 +33,7 @@ CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "multigoal", "mujoco/",
 ENVS = [str(p.relative_to(CONF / "env").with_suffix("")) for p in sorted((CONF / "env").rglob("*.yaml"))]
 #: Which recipes a preset is for, and an environment that goes with it.
 PRESETS = {
+    "cleanrl_classic": (METHODS | {"m_dqn"}, "mountaincar"),
     "dabney2018": (set(NAMES) - CONTINUOUS, "atari"),
     "graumoya2019": ({"mirl"}, "atari"),
     "nachum2018": ({"pcl"}, "mujoco/hopper"),

@@ -75,9 +75,12 @@ def make_collector(
 
 
 def finished_returns(batch: TensorDictBase) -> list[float]:
-    """Undiscounted returns of the episodes that end in ``batch``."""
+    """Undiscounted returns of the episodes that end in ``batch``, in the order in which they end."""
     done = entry(batch, ("next", "done"))
-    return batch["next", EPISODE_RETURN][done].tolist() if done.any() else []
+    if not done.any():
+        return []
+    returns, time = batch["next", EPISODE_RETURN], done.ndim - 2
+    return returns.movedim(time, 0)[done.movedim(time, 0)].tolist()
 
 
 def cut_episodes(batch: TensorDictBase) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
@@ -16,6 +15,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.n_step import NStep
+from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.replay import rows_in_time
 from torchrl_reg.training.loop.schedules import LinearSchedule, step_schedule
 from torchrl_reg.training.run.run import Run
@@ -32,9 +32,11 @@ class ValueLearning:
     total_frames: int = 60_000  # environment frames, frame skip included
     gamma: float = 0.99  # discount [C, D]
     n_steps: int = 1  # of the return [C, D]
-    learning_rate: float = 2e-3  # Adam
+    optimizer: str = "adam"  # also radam, and rmsprop, which is centered
+    learning_rate: float = 2e-3  # of the optimizer
     anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
-    adam_eps: float = 1e-5  # 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/README.md)
+    rms_decay: float = 0.95  # of the running averages of rmsprop, per update
+    adam_eps: float = 1e-5  # of any; 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/README.md)
     batch_size: int = 32  # transitions [C, D]
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000
@@ -42,7 +44,9 @@ class ValueLearning:
     target_period_updates: int = 50  # updates between target copies
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.05  # .01 in [C, D]: more exploration solves CartPole sooner
-    eps_frames: int = 10_000  # frames of linear annealing, once learning has started
+    eps_frames: int = 10_000  # frames of linear annealing
+    eps_starts_frames: int | None = None  # where annealing begins; null: where learning does
+    random_until_learning: bool = False  # uniformly random actions until then, whatever epsilon is
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
     clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
@@ -61,13 +65,25 @@ class EpsilonSchedule(LinearSchedule):
 
     Args:
         module: an epsilon-greedy module.
-        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, once learning has started.
+        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, from ``eps_starts_frames`` on; with
+            ``random_until_learning`` it is 1 before ``learning_starts_frames``.
     """
 
     def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
         self.module = module
-        frames = algo.eps_frames, algo.learning_starts_frames
-        super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, *frames)
+        starts, self.random_frames = algo.eps_starts_frames, 0
+        after = algo.learning_starts_frames if starts is None else starts
+        super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, algo.eps_frames, after)
+        if algo.random_until_learning and algo.learning_starts_frames > 0:
+            self.random_frames = algo.learning_starts_frames
+            self.assign(1.0)
+
+    def step(self, run: Any) -> None:
+        """Assigns the epsilon that is due at ``run.frames``."""
+        if run.frames < self.random_frames:
+            self.assign(1.0)
+        else:
+            super().step(run)
 
 
 class ValueLearner:
@@ -92,7 +108,7 @@ class ValueLearner:
 
     Attributes:
         replay: single transitions, or n-step ones, sampled uniformly.
-        optimizer: Adam.
+        optimizer: the one that ``algo`` names.
         update: ``update(minibatch)``, see :func:`~torchrl_reg.training.make_update`.
     """
 
@@ -111,11 +127,12 @@ class ValueLearner:
         stack = frame_stack if algo.n_steps == 1 else 1
         self.replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
         self.n_step = NStep(algo.n_steps, algo.gamma)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = make_optimizer(
+            algo.optimizer,
             loss.parameters() if parameters is None else parameters,
-            lr=algo.learning_rate,
+            learning_rate=algo.learning_rate,
             eps=algo.adam_eps,
-            fused=True,
+            decay=algo.rms_decay,
             capturable=run.cudagraphs,
         )
         self.update = run.make_update(loss, self.optimizer, target)

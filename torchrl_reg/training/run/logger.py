@@ -20,14 +20,17 @@ from torchrl_reg.training.seeds.workers import current_worker
 from torchrl_reg.training.settings import RunSettings
 
 #: Attributes of a logger that a checkpoint holds as they are.
-_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_logged_at", "_evaluated_at")
+_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
+#: Episodes in ``return_last_100``.
+_WINDOW = 100
 
 
 class RunLogger:
     """Accumulates means and returns between training rows and writes each row to all outputs.
 
     A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
-    ``return_mean`` (over these, null if none), the means of what :meth:`record` was given, ``fps``
+    ``return_mean`` (over these, null if none), from the first finished episode on ``return_last_100`` (over the last
+    100 episodes of training, or as many as there are), the means of what :meth:`record` was given, ``fps``
     and ``wall_seconds``.
 
     Raises:
@@ -48,6 +51,7 @@ class RunLogger:
         self._views: list[Logger] = []
         self._means = RunningMeans()
         self._returns: list[float] = []
+        self._recent: list[float] = []  # of the last episodes, across rows
         self._logged_at = self._evaluated_at = 0
         self._progress = Progress(0, 0, enabled=False)
         self._wall_before, self._wall_start = 0.0, time.perf_counter()
@@ -86,6 +90,7 @@ class RunLogger:
         then_frames, then = self._speed_mark
         self._logged_at, self._speed_mark = frames, (frames, now)
         returns, self._returns = self._returns, []
+        self._recent = recent = [*self._recent, *returns][-_WINDOW:]
         every = self._settings.diagnostics_every_updates
         row = {
             "event": "train",
@@ -93,6 +98,7 @@ class RunLogger:
             "updates": self.updates,
             "episodes": len(returns),
             "return_mean": sum(returns) / len(returns) if returns else None,
+            **({"return_last_100": sum(recent) / len(recent)} if recent else {}),
             **({"cut_episodes": self.cut_episodes} if self.cut_episodes else {}),
             **self._means.pop(),
             **({"diagnostics_every_updates": every} if every > 1 else {}),
