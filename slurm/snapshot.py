@@ -13,8 +13,11 @@ from pathlib import Path
 
 from slurm.sweep import SweepError
 
-ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torchrl_reg", "recipes", "slurm")
+# In a checkout recipes and slurm lie beside the package; where a wheel put them, they lie within it.
+_BESIDE = Path(__file__).resolve().parents[1]
+_PACKAGE = _BESIDE / "torchrl_reg" if (_BESIDE / "torchrl_reg").is_dir() else _BESIDE
+ROOT = _PACKAGE.parent
+_FOLDERS = {"torchrl_reg": _PACKAGE, "recipes": _BESIDE / "recipes", "slurm": _BESIDE / "slurm"}
 _NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
 # Copied, since recipes may import it, but nothing here changes what a run computes.
 _READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py", "slurm/")
@@ -54,9 +57,9 @@ def recipe_source(recipe: str) -> Path:
     Raises:
         SweepError: there is none.
     """
-    path = Path(recipe).resolve() if recipe.endswith(".py") else ROOT / "recipes" / f"{recipe}.py"
+    path = Path(recipe).resolve() if recipe.endswith(".py") else _FOLDERS["recipes"] / f"{recipe}.py"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
+        known = ", ".join(sorted(path.stem for path in _FOLDERS["recipes"].glob("*.py")))
         raise SweepError(f"sweep.recipe must be one of {known}, or the path of a recipe, got {recipe}.")
     return path
 
@@ -66,13 +69,18 @@ def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[st
 
     An override such as ``regularizer.path=my_module:Mine`` brings a module or a package of the working directory.
     """
-    files = {str(path.relative_to(ROOT)): path for package in _PACKAGES for path in (ROOT / package).rglob("*")}
+    files = {
+        f"{name}/{path.relative_to(folder)}": path
+        for name, folder in _FOLDERS.items()
+        for path in folder.rglob("*")
+        if name != "torchrl_reg" or path.relative_to(folder).parts[0] not in _FOLDERS
+    }
     for source in sorted({recipe_source(recipe).parent for recipe in recipes}):
-        if source != ROOT / "recipes":
+        if source != _FOLDERS["recipes"]:
             for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
                 files[str(_own_folder(source) / path.relative_to(source))] = path
     named = (re.search(r"\.path=(\w+)[\w.]*:", text) for text in overrides)
-    for name in {match[1] for match in named if match} - set(_PACKAGES):
+    for name in {match[1] for match in named if match} - set(_FOLDERS):
         for path in (Path(f"{name}.py"), *Path(name).glob("**/*.py")):
             files[str(path)] = path.resolve()
     # Editors leave hidden files and dangling links about.

@@ -16,6 +16,7 @@ from torchrl_reg.printable import printable
 
 #: Subcommand -> what it does; its module is ``torchrl_reg.commands.<name>``.
 COMMANDS = {
+    "run": "trains a recipe, run m_iqn algo.lr=1e-4 for one; without a name, lists them",
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
     "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
@@ -25,13 +26,19 @@ COMMANDS = {
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "play": "an episode of a trained policy, in a window or as a GIF or MP4",
     "export": "a trained policy in a folder of its own: weights, settings, scores, licence",
-    "bench": "speed on this machine: ours beside hand-written PyTorch, TorchRL's parts and other libraries",
+    "bench": "says where the benchmarks are: in the source, tests/benchmarks",
     "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
-#: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.sweeps``.
-_PASSED_ON = ("launch", "status")
+#: Commands whose words go to a script as they are; their module is ``torchrl_reg.commands.scripts``.
+_PASSED_ON = ("run", "launch", "status")
 #: The extras whose packages a command needs; ``report`` unless listed.
-_EXTRAS = {"launch": "recipes,slurm,report", "status": "recipes,slurm,report", "evaluate": "recipes", "play": "play"}
+_EXTRAS = {
+    "run": "recipes",
+    "launch": "recipes,slurm,report",
+    "status": "recipes,slurm,report",
+    "evaluate": "recipes",
+    "play": "play",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,9 +84,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchrl-reg", description="What to do with runs of torchrl_reg.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, what in COMMANDS.items():
-        below = subparsers.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        below = subparsers.add_parser(name, help=what, add_help=name != "run")
+        below.description = f"{what[0].upper()}{what[1:]}."
         if name in words[:1]:
-            module = importlib.import_module(f"torchrl_reg.commands.{'sweeps' if name in _PASSED_ON else name}")
+            module = importlib.import_module(f"torchrl_reg.commands.{'scripts' if name in _PASSED_ON else name}")
             module.add_arguments(below)
             below.set_defaults(run=module.run, words=words[1:])
     return parser

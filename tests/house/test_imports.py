@@ -26,18 +26,7 @@ ALLOWED = {
     "run_endings": {"run_endings", "printable"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
-    "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs", "bench"},
-    "bench": {
-        "bench",
-        "analysis",
-        "training",
-        "objectives",
-        "modules",
-        "functional",
-        "envs",
-        "planning",
-        "regularizers",
-    },
+    "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs"},
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}

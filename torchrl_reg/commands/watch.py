@@ -13,6 +13,7 @@ from rich.live import Live
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.watch_frame import watch_frame
 from torchrl_reg.analysis.watched import Watcher
+from torchrl_reg.commands.scripts import sweep_module
 
 #: SLURM is asked no more often: its controller serves many.
 _ASK_SECONDS = 30.0
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 def _queue_notes(folders: list[Path]) -> list[str]:
     """What SLURM says of the sweeps in ``folders``; nothing without the launcher, which comes with the source."""
     try:
-        from slurm.status import waiting_notes
+        waiting_notes = sweep_module("status").waiting_notes
     except (ImportError, SystemExit):
         return []
     return [note for folder in folders for note in waiting_notes(folder)]

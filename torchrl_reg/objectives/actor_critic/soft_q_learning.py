@@ -46,7 +46,7 @@ class SoftQLearningLoss(ActorCriticLoss):
     knows of the density, does not tell how mass divides among separated modes (measured in ``recipes/README.md``).
 
     An update with the default K and M takes 1.9 times as long as TorchRL's ``SACLoss``, with 16 of each 5.0 times
-    (``torchrl-reg bench control``: one thread, 2x256 units, batch 256, 6 action dimensions).
+    (``python -m tests.benchmarks.control``: one thread, 2x256 units, batch 256, 6 action dimensions).
 
     Args:
         actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a

@@ -1,53 +1,37 @@
-"""Replay of stacked Atari images: time per sample and bytes per transition, stock TorchRL storage and ours."""
+"""What does replay of stacked Atari images cost? Time per sample, bytes per transition; TorchRL's storage and ours."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import TensorStorage
 
-from torchrl_reg.bench.measure import Case, Table
+from tests.benchmarks.measure import Table, main, microseconds
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 
 NUM_ENVS, STACK, SIDE = 8, 4, 84
 
 
-def replay_tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
+def tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
     """Time per sample of 32, and bytes per transition, of full buffers of ``capacity`` transitions."""
     capacity -= capacity % NUM_ENVS
-    stock = _buffer(LazyTensorStorage(capacity))
-    ours_storage = FrameStackStorage(capacity, stack=STACK, num_envs=NUM_ENVS)
-    ours = _buffer(ours_storage)
+    storages = LazyTensorStorage(capacity), FrameStackStorage(capacity, stack=STACK, num_envs=NUM_ENVS)
+    stock, ours = (TensorDictReplayBuffer(storage=storage, batch_size=32) for storage in storages)
     for batch in transitions(capacity + capacity // 4):
         stock.extend(batch)
         ours.extend(batch)
-    names = "TorchRL's LazyTensorStorage", "FrameStackStorage"
-
-    def sampling(replay: TensorDictReplayBuffer) -> float:
-        start = time.perf_counter()
-        for _ in range(samples):
-            replay.sample()
-        return 1e6 * (time.perf_counter() - start) / samples
-
-    return [
-        Table(
-            "Replay of 84x84 images, stack 4: a sample of 32",
-            "us",
-            [Case(names[0], lambda: sampling(stock), names[0]), Case(names[1], lambda: sampling(ours), names[0])],
-        ),
-        Table(
-            "The same: memory",
-            "bytes a transition",
-            [
-                Case(names[0], lambda: stock.storage._storage.bytes() / capacity, names[0]),
-                Case(names[1], lambda: ours_storage.bytes() / capacity, names[0]),
-            ],
-        ),
-    ]
+    sampling = {
+        "TorchRL's LazyTensorStorage": microseconds(stock.sample, samples),
+        "FrameStackStorage": microseconds(ours.sample, samples),
+    }
+    memory = {
+        "TorchRL's LazyTensorStorage": lambda: stock.storage._storage.bytes() / capacity,
+        "FrameStackStorage": lambda: ours.storage.bytes() / capacity,
+    }
+    title = "Replay of 84x84 images, stack 4"
+    return [Table(f"{title}: a sample of 32", "us", sampling), Table(title, "bytes a transition", memory)]
 
 
 def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
@@ -58,8 +42,7 @@ def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
         return torch.randint(256, (NUM_ENVS, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
 
     def beginning() -> torch.Tensor:
-        black = torch.zeros(NUM_ENVS, STACK - 1, SIDE, SIDE, dtype=torch.uint8)
-        return torch.cat([black, images()], 1)
+        return torch.cat([torch.zeros(NUM_ENVS, STACK - 1, SIDE, SIDE, dtype=torch.uint8), images()], 1)
 
     stack = beginning()
     for _ in range(0, count, 25 * NUM_ENVS):
@@ -74,5 +57,5 @@ def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
         yield torch.stack(steps).reshape(-1)
 
 
-def _buffer(storage: TensorStorage) -> TensorDictReplayBuffer:
-    return TensorDictReplayBuffer(storage=storage, batch_size=32)
+if __name__ == "__main__":
+    main(tables)

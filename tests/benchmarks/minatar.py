@@ -1,0 +1,63 @@
+"""How fast is a whole run on MinAtar Breakout? Ours beside hand-written M-DQN; one convolution, 128 hidden units."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from tests.benchmarks import recipes
+from tests.benchmarks.measure import Table, main
+from tests.benchmarks.scripts import EPSILON, Size, m_dqn
+from torchrl_reg.envs import EnvSettings
+from torchrl_reg.modules import NetSettings
+
+STARTS, EVERY, BATCH = 500, 4, 32  # steps before the first update, steps per update, transitions
+
+
+def tables(frames: int = 3_000, device: str = "cpu") -> list[Table]:
+    """Steps/s on MinAtar Breakout."""
+    size = Size(frames, STARTS, EVERY, BATCH, device)
+    cases = {"hand-written M-DQN, 8 environments": lambda: m_dqn(Breakouts(8), network, size, period=250)}
+    parts = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
+    algo = {"total_frames": frames, "learning_starts_frames": STARTS, "update_every_frames": EVERY}
+    algo |= {"batch_size": BATCH, "replay_capacity": 10_000, "eps_start": EPSILON, "eps_end": EPSILON}
+    for n in (8, 32):
+        measure = recipes.speed("m_dqn", parts, algo | {"num_envs": n}, log_every=500, device=device)
+        cases[f"recipes/m_dqn.py, {n} environments"] = measure
+    return [Table(f"MinAtar Breakout, 1 update per {EVERY} steps, batch {BATCH}", "steps/s", cases)]
+
+
+def network() -> nn.Sequential:
+    hidden = [nn.Linear(16 * 8 * 8, 128), nn.ReLU(), nn.Linear(128, Breakouts.num_actions)]
+    return nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Flatten(), *hidden)
+
+
+class Breakouts:
+    num_actions = 3
+
+    def __init__(self, count: int) -> None:
+        from minatar import Environment
+
+        self.envs = [Environment("breakout", sticky_action_prob=0.1) for _ in range(count)]
+        self.actions = np.array(self.envs[0].minimal_action_set())
+
+    def reset(self) -> np.ndarray:
+        for env in self.envs:
+            env.reset()
+        return self._images()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        results = [env.act(self.actions[a]) for env, a in zip(self.envs, actions, strict=True)]
+        after = self._images()
+        ended = np.array([end for _, end in results])
+        for env, end in zip(self.envs, ended, strict=True):
+            if end:
+                env.reset()
+        return after, np.array([reward for reward, _ in results]), ended, self._images() if ended.any() else after
+
+    def _images(self) -> np.ndarray:
+        return np.stack([env.state().transpose(2, 0, 1) for env in self.envs]).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main(tables)

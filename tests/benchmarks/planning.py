@@ -1,0 +1,150 @@
+"""How fast is tree search? Beside mctx and plain Python on synthetic trees; cost by number and depth; share on Atari.
+
+Trees of 8 actions and depth 4. If mctx (JAX) is installed, its MuZero policy searches the same trees, on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.benchmarks.measure import Measure, Table, main, microseconds
+from tests.benchmarks.scalar_uct import scalar_uct
+from torchrl_reg.modules import NatureCNN
+from torchrl_reg.planning import MENTS, UCT, AtariModel, Planner, QEvaluation, SyntheticTrees, search_tables
+from torchrl_reg.regularizers import HardMax
+
+
+def tables(simulations: int = 1_000, trees: int = 1_024, decisions: int = 2) -> list[Table]:
+    """Simulations/s on one tree and on many, cost and memory of a simulation, and the share of the search on Atari."""
+    atari = [atari_table(decisions)] if find_spec("ale_py") else []
+    many = max(2, simulations * 64 // 1_000)
+    return [speed_table(1, simulations), speed_table(trees, many), *cost_tables(simulations), memory_table(), *atari]
+
+
+def speed_table(num_trees: int, simulations: int) -> Table:
+    """Simulations per second of each implementation on the same trees; mctx is the reference if it is installed."""
+    trees = SyntheticTrees(branching=8, depth=4, num_trees=num_trees, seed=0)
+    uct, ments = UCT(num_simulations=simulations), MENTS(num_simulations=simulations)
+    searches: dict[str, Callable[[], object]] = {}
+    if find_spec("mctx"):
+        searches["mctx, MuZero policy (JAX)"] = mctx_search(trees, simulations)
+    searches["UCT, batched torch"] = lambda: uct(trees, trees.roots())
+    searches["MENTS, batched torch"] = lambda: ments(trees, trees.roots())
+    if find_spec("numba"):
+        lists = trees.tables()
+        search_tables(UCT(num_simulations=2), lists, trees.roots())  # compiles
+        searches["UCT, compiled on tables"] = lambda: search_tables(uct, lists, trees.roots())
+    if num_trees == 1:
+        searches["UCT, plain Python lists"] = lambda: scalar_uct(trees, simulations)
+
+    def rate(search: Callable[[], object]) -> float:
+        return 1e6 * num_trees * simulations / microseconds(search, 1)()
+
+    cases = {name: partial(rate, search) for name, search in searches.items()}
+    return Table(f"Tree search: {num_trees} trees of {simulations} simulations", "simulations/s", cases)
+
+
+def cost_tables(simulations: int) -> list[Table]:
+    """Time of one simulation of 64 trees, by number of simulations and by depth; the ratios show if it is linear."""
+
+    def cost(count: int, **shape: int) -> Measure:
+        trees = SyntheticTrees(num_trees=64, seed=0, **shape)
+        search = partial(UCT(num_simulations=count), trees, trees.roots())
+        return lambda: microseconds(search, 1)() / count
+
+    counts = [max(2, simulations * n // 10) for n in (1, 2, 4)]
+    depths = [max(2, simulations * n // 1_000) for n in (16, 32, 64)]
+    title = "UCT, 64 trees: one simulation of each, by"
+    return [
+        Table(f"{title} number", "us", {f"{n} simulations": cost(n, branching=8, depth=4) for n in counts}),
+        Table(f"{title} depth", "us", {f"depth {n}": cost(2 * depths[-1], branching=1, depth=n) for n in depths}),
+    ]
+
+
+def memory_table() -> Table:
+    """Bytes per node of 8 actions, including its state (one int64)."""
+    trees = SyntheticTrees(branching=8, depth=2, num_trees=1, seed=0)
+    planners: dict[str, Planner] = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
+    planners["MENTS, float32"] = MENTS(num_simulations=5, dtype=torch.float32)
+
+    def node(planner: Planner) -> float:
+        return float(planner(trees, trees.roots()).tree.bytes_per_node())
+
+    return Table("A node of 8 actions", "bytes", {name: partial(node, planner) for name, planner in planners.items()})
+
+
+def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game: str = "SpaceInvaders") -> Table:
+    """Time of one simulation in all episodes: in emulator and network (random weights), and in the search itself."""
+    planner = MENTS(num_simulations=simulations, tau=0.8, gamma=0.99)
+    spent = {"inner": 0.0, "search": 0.0}
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args)
+            spent["inner"] += time.perf_counter() - start
+            return result
+
+        return wrapped
+
+    def play() -> float:
+        model = AtariModel(game)
+        network = nn.Sequential(NatureCNN(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, model.num_actions))
+        evaluate = timed(QEvaluation(network, HardMax(), prior_tau=0.8, observe=model.observation))
+        state, step = model.reset(episodes, seed=0), model.step
+        model.step = timed(model.step)
+        spent["inner"] = total = 0.0
+        for _ in range(decisions):
+            start = time.perf_counter()
+            found = planner(model, state, evaluate=evaluate)
+            total += time.perf_counter() - start
+            _, state, _ = step(state, found.action)
+            model.release(0, keep=state)
+        spent["search"] = total - spent["inner"]
+        return 1e6 * spent["inner"] / (decisions * simulations)
+
+    own = {"the search itself": lambda: 1e6 * spent["search"] / (decisions * simulations)}
+    title = f"Atari, MENTS of {simulations} simulations, Nature network, {episodes} episodes side by side"
+    return Table(title, "us", {"emulator and network": play, **own})
+
+
+def mctx_search(trees: SyntheticTrees, simulations: int) -> Callable[[], object]:
+    """A compiled search of the same trees by mctx, on one thread."""
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    import jax
+    import jax.numpy as jnp
+    import mctx
+
+    batch, actions = trees.num_trees, trees.num_actions
+    leaf_mean = jnp.asarray(trees.leaf_mean.numpy(), jnp.float32)
+    logits, nothing = jnp.zeros((batch, actions)), jnp.zeros(batch)
+
+    def step(_params: object, _key: object, action: jax.Array, state: jax.Array) -> tuple[object, jax.Array]:
+        tree, node = state[:, 0], state[:, 1]
+        child = node * actions + 1 + action
+        ended = child >= trees.num_inner
+        reward = jnp.where(ended, leaf_mean[tree, jnp.clip(child - trees.num_inner, 0)], 0.0)
+        discount = jnp.where(ended, 0.0, 1.0)
+        output = mctx.RecurrentFnOutput(reward=reward, discount=discount, prior_logits=logits, value=nothing)
+        return output, jnp.stack((tree, jnp.where(ended, node, child)), -1)
+
+    @jax.jit
+    def run(key: jax.Array) -> jax.Array:
+        state = jnp.stack((jnp.arange(batch), jnp.zeros(batch, jnp.int32)), -1)
+        root = mctx.RootFnOutput(prior_logits=logits, value=nothing, embedding=state)
+        return mctx.muzero_policy(None, key, root, step, simulations, dirichlet_fraction=0.0).action
+
+    run(jax.random.PRNGKey(0)).block_until_ready()
+    return lambda: run(jax.random.PRNGKey(1)).block_until_ready()
+
+
+if __name__ == "__main__":
+    main(tables)

@@ -1,0 +1,197 @@
+"""The benchmarks in small: every case runs, references compute what they claim, numbers are medians."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
+
+from tests.benchmarks import cartpole, control, planning, recipes, replay, scripts, update
+from tests.benchmarks.measure import Table, main, measured
+from tests.benchmarks.scalar_uct import scalar_uct
+from torchrl_reg.cli import main as command
+from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
+from torchrl_reg.planning import UCT, SyntheticTrees
+
+ON_DEVICES = ("cartpole", "compile", "seeds", "minatar", "atari")
+
+
+def test_medians_and_ratios_are_those_of_the_rounds() -> None:
+    amounts = {"a": iter([9.0, 2.0, 4.0, 8.0]), "b": iter([1.0, 3.0, 20.0, 4.0])}
+    order = []
+
+    def take(name: str) -> float:
+        order.append(name)
+        return next(amounts[name])
+
+    first, second = measured(Table("t", "us", {"a": lambda: take("a"), "b": lambda: take("b")}), rounds=3)
+    assert order == ["a", "b"] * 4  # interleaved, and the first round is not counted
+    assert (first.amount, first.ratio) == (4.0, 1.0)
+    assert (second.amount, second.ratio) == (4.0, 1.5)  # the median of 1.5, 5 and .5, not of 4 / 4
+
+
+def test_options_json_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+    def tables(frames: int = 5) -> list[Table]:
+        """Frames."""
+        return [Table("t", "us", {"a": lambda: float(frames)})]
+
+    main(tables, ["--rounds", "2", "--json", "--frames", "7"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["amount"], row["ratio"], row["rounds"]) == ("a", 7.0, 1.0, 2)
+    main(tables, ["--rounds", "1"])
+    assert "x1.00 of a" in capsys.readouterr().out
+    for words in (["--rounds", "0"], ["--device", "cuda"]):  # no network of these tables is on a device
+        with pytest.raises(SystemExit):
+            main(tables, words)
+        assert words[0] in capsys.readouterr().err
+
+
+def test_the_old_command_says_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["bench", "replay", "--rounds", "2"]) == 1
+    assert "python -m tests.benchmarks.replay" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("every, batch", cartpole.RATIOS)
+def test_cartpole_collects_and_learns(every: int, batch: int) -> None:
+    size = scripts.Size(1_100, 1_000, every, batch)
+    assert all(measure() > 0 for measure in cartpole.by_hand(size).values())
+    assert cartpole.torchrl_parts(scripts.Size(2_400, 1_000, every, batch)) > 0
+    assert cartpole.ours(scripts.Size(3_000, 1_000, every, batch), 8)() > 0
+
+
+def test_too_few_frames_are_one_sentence() -> None:
+    with pytest.raises(SystemExit, match="more frames"):
+        cartpole.ours(scripts.Size(1_200, 1_000, 10, 8), 8)()
+
+
+def test_minatar_collects_and_learns() -> None:
+    pytest.importorskip("minatar")
+    assert [
+        measure() > 0 for measure in list(import_module("tests.benchmarks.minatar").tables(1_600)[0].cases.values())[:2]
+    ]
+
+
+@pytest.mark.slow
+def test_atari_and_compiled_recipes_are_measured() -> None:
+    pytest.importorskip("ale_py"), pytest.importorskip("cv2")
+    assert all(measure() > 0 for measure in import_module("tests.benchmarks.atari").tables()[0].cases.values())
+    compiled = import_module("tests.benchmarks.compile").tables(6_000)[0].cases
+    assert all(measure() > 0 for name, measure in compiled.items() if "compiled" in name)
+
+
+def test_hopper_collects_and_learns() -> None:
+    pytest.importorskip("mujoco")
+    assert control.cleanrl_sac(48, starts=32) > 0
+    names = list(cases := control.hopper_table(256, starts=96).cases)
+    assert [name.split(",")[0] for name in names[1:]] == ["recipes/sac.py", "recipes/iq.py", "recipes/iq.py"]
+    assert cases[names[2]]() > 0
+
+
+def test_hand_written_sac_learns_as_cleanrl_does() -> None:
+    torch.manual_seed(0)
+    sac = control.SAC(3, torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 4.0]))
+    rows = [torch.randn(64, 3), torch.randn(64, 3), torch.rand(64, 2), torch.randn(64), torch.zeros(64)]
+
+    def flat(module: torch.nn.Module) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    policy, target = flat(sac.actor), flat(sac.targets)
+    sac.learn(1, rows)
+    assert torch.equal(flat(sac.actor), policy) and sac.alpha == 1.0  # odd steps leave the policy alone
+    assert torch.allclose(flat(sac.targets), target + control.RATE * (flat(sac.critics) - target))
+    sac.learn(2, rows)
+    assert not torch.equal(flat(sac.actor), policy) and sac.alpha != 1.0
+    # The density is that of the squashed normal: compare with torch's own transform.
+    torch.manual_seed(1)
+    action, log_density = sac.actor(rows[0])
+    features = sac.actor.body(rows[0])
+    log_std = -5 + 3.5 * (sac.actor.log_std(features).tanh() + 1)
+    transforms = [TanhTransform(), AffineTransform(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0]))]
+    same = TransformedDistribution(Normal(sac.actor.mean(features), log_std.exp()), transforms)
+    assert torch.allclose(same.log_prob(action.detach()).sum(-1, keepdim=True), log_density, atol=1e-2)
+
+
+def test_hand_written_munchausen_is_the_loss() -> None:
+    torch.manual_seed(0)
+    q, target = cartpole.network(), cartpole.network()
+    o, o2, r = torch.randn(9, 4), torch.randn(9, 4), torch.randn(9)
+    a, end = torch.randint(2, (9,)), (torch.arange(9) % 3 == 0).float()
+    actor = QValueActor(q, spec=Categorical(2))
+    loss = MunchausenDQNLoss(actor, tau=0.03, alpha=0.9, clip_min=-1.0, loss_function="smooth_l1")
+    loss.make_value_estimator(gamma=0.99)
+    HardTargetUpdate(loss, period_updates=10)
+    for parameter, other in zip(loss.target_value_network_params.values(True, True), target.parameters(), strict=True):
+        parameter.data.copy_(other)
+    flags = {"terminated": end.bool().unsqueeze(-1), "done": end.bool().unsqueeze(-1)}
+    after = {"observation": o2, "reward": r.unsqueeze(-1), **flags}
+    expected = loss(TensorDict({"observation": o, "action": a, "next": after}, [9]))["loss"]
+    assert torch.allclose(scripts.munchausen(q, target, o, o2, a, r, end), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("ring", [scripts.Ring, scripts.NumpyRing])
+def test_rings_keep_the_newest_rows_whole(ring: type) -> None:
+    kept = ring(6, [((2,), torch.float32), ((), torch.int64)])
+    for step in range(8):
+        kept.add(torch.full((1, 2), float(step)).numpy(), torch.tensor([step]).numpy())
+    rows, numbers = kept.sample(200)
+    assert set(numbers.tolist()) == {2, 3, 4, 5, 6, 7} and torch.equal(rows[:, 1], numbers.float())
+
+
+def test_replay_and_updates_are_measured() -> None:
+    sampling, memory = (measured(table, 1) for table in replay.tables(capacity=400, samples=1))
+    assert all(row.amount > 0 for row in sampling)
+    assert memory[0].amount > 56_000 and memory[1].ratio < 0.2
+    calls = [*update.forward_calls(), update.quantile_calls(), update.target_calls(), control.update_calls()]
+    for call in (call for group in calls for call in group.values()):
+        call()
+
+
+def test_hand_written_losses_equal_ours() -> None:
+    """Raw and ours share the network and the data; the target network is a copy of it."""
+    torch.manual_seed(0)
+    groups = update.forward_calls()
+    for raw, ours in (tuple(group.values()) for group in groups):
+        by_hand = raw()
+        by_hand = by_hand[0] if isinstance(by_hand, tuple) else by_hand
+        torch.testing.assert_close(ours()["loss"], by_hand)
+
+
+def test_searches_are_measured() -> None:
+    pytest.importorskip("numba"), pytest.importorskip("ale_py")
+    for table in (*planning.tables(9, 3, 1)[:-1], planning.atari_table(1, episodes=2, simulations=3)):
+        assert all(row.amount > 0 for row in measured(table, 1)), table.title
+    assert [row.amount for row in measured(planning.memory_table(), 1)] == [288.0, 352.0, 212.0]
+
+
+def test_the_plain_search_is_uct() -> None:
+    trees = SyntheticTrees(branching=3, depth=3, seed=2)
+    assert scalar_uct(trees, 200) == UCT(num_simulations=200)(trees, trees.roots()).visits[0].tolist()
+
+
+def test_the_device_reaches_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    for topic in ON_DEVICES:
+        module = import_module(f"tests.benchmarks.{topic}")
+        for name in {"cleanrl_dqn", "m_dqn"} & set(vars(module)):
+            monkeypatch.setattr(module, name, lambda *args, **_: given.append(args[2].device) or 1.0)
+    monkeypatch.setattr(import_module("tests.benchmarks.atari"), "breakout", lambda: None)
+    monkeypatch.setattr(recipes, "speed", lambda *_, device, **__: lambda: given.append(device) or 1.0)
+    for topic in ON_DEVICES:
+        for table in import_module(f"tests.benchmarks.{topic}").tables(device="cuda:1"):
+            for name, measure in table.cases.items():
+                if not name.startswith("stable"):
+                    measure()
+    assert set(given) == {"cuda:1"} and len(given) > 20
+
+
+@pytest.mark.gpu
+def test_scripts_and_recipe_learn_on_a_gpu() -> None:
+    assert all(measure() > 0 for measure in cartpole.by_hand(scripts.Size(1_100, 1_000, 4, 8, "cuda")).values())
+    cases = import_module("tests.benchmarks.minatar").tables(1_600, "cuda")[0].cases
+    assert all(measure() > 0 for measure in list(cases.values())[:2])
