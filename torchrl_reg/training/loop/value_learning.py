@@ -1,23 +1,26 @@
-"""What the value-based recipes share: their hyperparameters, and everything around the loss."""
+"""What the value-based recipes share: their hyperparameters, schedules, and everything around the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tensordict import TensorDictBase
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.modules.n_step import NStepTransform
+from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
-from torchrl_reg.training.loop.n_step import NStep
 from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.replay import rows_in_time
-from torchrl_reg.training.loop.schedules import LinearSchedule, step_schedule
+from torchrl_reg.training.packing import pack_tensordict, unpack_tensordict
 from torchrl_reg.training.run.run import Run
 
 
@@ -60,6 +63,36 @@ class ValueLearning:
         check_replay_learning(self)
 
 
+class LinearSchedule:
+    """Anneals any number linearly: a rate of exploration, a learning rate, a temperature.
+
+    It keeps no state, so a resumed run needs none. Anything else with ``step(run)`` will do in its place.
+
+    Args:
+        assign: takes the number that is due, e.g. ``loss.regularizer.coefficient.assign`` or ``egreedy.eps.fill_``.
+        start, end: the numbers before and after.
+        over_frames: frames from one to the other.
+        after_frames: frames before that.
+
+    >>> from types import SimpleNamespace
+    >>> run = SimpleNamespace(annealed=lambda start, end, over, after: start + (end - start) * 0.5)  # half is over
+    >>> seen = []
+    >>> LinearSchedule(seen.append, 1.0, 0.1, over_frames=1_000).step(run)
+    >>> seen
+    [0.55]
+    """
+
+    def __init__(
+        self, assign: Callable[[float], Any], start: float, end: float, over_frames: int, after_frames: int = 0
+    ) -> None:
+        self.assign, self.start, self.end = assign, start, end
+        self.over_frames, self.after_frames = over_frames, after_frames
+
+    def step(self, run: Any) -> None:
+        """Assigns what is due at ``run.frames``."""
+        self.assign(run.annealed(self.start, self.end, self.over_frames, self.after_frames))
+
+
 class EpsilonSchedule(LinearSchedule):
     """Anneals the ``eps`` of an exploration module linearly, as set by ``algo``.
 
@@ -84,6 +117,44 @@ class EpsilonSchedule(LinearSchedule):
             self.assign(1.0)
         else:
             super().step(run)
+
+
+class NStep:
+    """A :class:`~torchrl_reg.modules.NStepTransform` called on each batch ``[N, T]`` that was collected.
+
+    A checkpoint holds the rows whose window is not complete yet (``run.track(n_step=...)``).
+
+    Args:
+        n: number of steps, >= 1; 1 passes batches through.
+        gamma: discount.
+
+    Raises:
+        ConfigError: ``n`` < 1, or a first batch of fewer than n steps.
+    """
+
+    def __init__(self, n: int, gamma: float) -> None:
+        require(n >= 1, "algo.n_steps", ">= 1", n)
+        self.transform = NStepTransform(n, gamma)
+
+    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        if self.transform.n == 1:
+            return batch
+        rows = self.transform.inv(batch)
+        require(rows is not None, "algo.collect_steps", f"at least algo.n_steps={self.transform.n}", batch.shape[-1])
+        return rows
+
+    def cut_episodes(self) -> None:
+        """Ends the episodes of the waiting rows: what the next batch brings is not their continuation."""
+        self.transform.cut_episodes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that wait for the rest of their window, packed."""
+        waiting = self.transform.waiting
+        return {"waiting": None if waiting is None else pack_tensordict(waiting)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues with the rows of a :meth:`state_dict`."""
+        self.transform.waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])
 
 
 class ValueLearner:
@@ -159,7 +230,7 @@ class ValueLearner:
         for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
             yield batch
             for schedule in used:
-                step_schedule(schedule, run, frames)
+                _step(schedule, run, frames)
 
     def _assign_rate(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
@@ -173,3 +244,18 @@ class ValueLearner:
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""
         return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
+
+
+def _step(schedule: Any, run: Any, frames: int) -> None:
+    """Steps ``schedule`` by one batch of ``frames`` frames.
+
+    torch's learning-rate schedulers count batches from the first update on, TorchRL's exploration modules count frames;
+    others, like ours, are given the run.
+    """
+    if isinstance(schedule, LRScheduler):
+        if run.updates:  # before the first it would warn
+            schedule.step()
+    elif isinstance(schedule, nn.Module):
+        schedule.step(frames)  # type: ignore[operator]
+    else:
+        schedule.step(run)
