@@ -22,7 +22,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 import torchrl_reg
 from torchrl_reg.agents import AgentError, load_policy, read_policy, save_policy
-from torchrl_reg.agents.safetensors import encoded, read
+from torchrl_reg.agents.saved import encoded, read
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import (
     ActionPrior,
