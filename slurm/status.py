@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from slurm.array_element import is_locked
 from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
 from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
@@ -33,6 +32,7 @@ from torchrl_reg.analysis.sweep_files import failure
 from torchrl_reg.cli import main as watch
 from torchrl_reg.printable import printable
 from torchrl_reg.run_endings import error_line, is_done, last_line
+from torchrl_reg.run_owner import is_locked
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
-from slurm.array_element import is_locked
 from slurm.snapshot import Code
 from slurm.sweep import SweepError, flat, planned_runs
 from torchrl_reg.analysis.documents import read_yaml
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.run_owner import is_locked
 
 _LOCK = ".launch.lock"
 _OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)
