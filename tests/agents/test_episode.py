@@ -1,4 +1,4 @@
-"""Every family of environments is drawn without a display, with the policy beside it."""
+"""Episodes of saved policies: ``torchrl-reg play`` draws every family of environments with the policy beside it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.agents.episode import action_probabilities, played
 from torchrl_reg.agents.panel import WIDTH as PANEL_WIDTH
-from torchrl_reg.agents.pictures import camera
 from torchrl_reg.agents.saved import read_policy
-from torchrl_reg.agents.video import show_in_window, write_video
 from torchrl_reg.cli import main
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import ActionPrior, BoltzmannQActor, PriorEGreedyModule
@@ -77,16 +75,6 @@ def test_an_episode_becomes_a_gif(name: str, make_run: Callable[..., Path], caps
     assert any(not np.array_equal(pictures[0], picture) for picture in pictures[1:])
 
 
-def test_a_whole_episode_has_a_frame_for_every_state(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    pytest.importorskip("imageio_ffmpeg")
-    from imageio_ffmpeg import count_frames_and_secs
-
-    folder = make_run(EnvSettings("cartpole", max_episode_frames=7))
-    assert main(["play", str(folder), "--out", str(tmp_path / "new/episode.mp4")]) == 0
-    frames, _ = count_frames_and_secs(str(tmp_path / "new/episode.mp4"))
-    assert frames == 8
-
-
 def test_the_moments_are_those_of_the_environment(make_run: Callable[..., Path]) -> None:
     settings = EnvSettings("cartpole", max_episode_frames=7)
     saved = read_policy(make_run(settings))
@@ -96,10 +84,8 @@ def test_the_moments_are_those_of_the_environment(make_run: Callable[..., Path])
     assert [moment.reward_so_far for moment in moments] == [float(i) for i in range(8)]
     assert all(int(moment.action) == int(moment.q.argmax()) for moment in moments[:-1])
     env.set_seed(3)
-    rollout = make_env(settings, 1)
-    rollout.set_seed(3)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        seen = rollout.rollout(7, saved.policy)
+        seen = env.rollout(7, saved.policy)
     assert np.array_equal(np.stack([m.picture for m in moments[:-1]]), seen["observation"][0].numpy())
     assert np.array_equal(moments[-1].picture, seen["next", "observation"][0, -1].numpy())
     assert moments[-1].action is None and moments[-1].q is None
@@ -128,36 +114,8 @@ def test_the_probabilities_are_those_of_the_sampling_policy() -> None:
         torch.testing.assert_close(action_probabilities(module, acted).float(), expected.float(), atol=1e-5, rtol=0)
 
 
-def test_gridworlds_show_walls_goal_and_agent() -> None:
-    settings = EnvSettings("gridworld", "goals")
-    take = camera(settings, make_env(settings, 1))
-    first, second = (take(TensorDict({"state": torch.tensor([state])}, [1])) for state in (2, 27 + 2))
-    assert first.shape == second.shape and not np.array_equal(first, second)  # another goal
-    for picture in (first, second):
-        colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
-        assert colours == {(60, 60, 60), (235, 235, 230), (60, 170, 90), (40, 90, 200)}
-
-
-def test_minatar_has_a_colour_for_every_channel() -> None:
-    pytest.importorskip("minatar")
-    settings = EnvSettings("minatar", "breakout")
-    take = camera(settings, make_env(settings, 1))
-    channels = torch.zeros(1, 4, 10, 10, dtype=torch.uint8)
-    for channel in range(4):
-        channels[0, channel, 2, channel] = 1
-    colours = {tuple(colour) for colour in take(TensorDict({"observation": channels}, [1])).reshape(-1, 3).tolist()}
-    assert len(colours) == 5
-
-
-def test_a_window_shows_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pygame")
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    frames = [np.full((40, 60, 3), 20 * i, np.uint8) for i in range(3)]
-    assert show_in_window("three", frames, 200) == 3
-
-
 def test_what_cannot_be_shown_is_one_sentence(
-    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_run(EnvSettings("cartpole"))
     for words, sentence in (
@@ -167,8 +125,6 @@ def test_what_cannot_be_shown_is_one_sentence(
         assert main(["play", str(folder), *words]) == 1
         err = capsys.readouterr().err
         assert sentence in err and err.count("\n") == 1
-    with pytest.raises(ValueError, match="must have at least one frame, got none"):
-        write_video(tmp_path / "none.gif", [], 10)
 
 
 def test_the_density_of_a_continuous_policy_has_no_largest_entropy(make_run: Callable[..., Path]) -> None:
