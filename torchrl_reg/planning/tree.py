@@ -39,7 +39,7 @@ class Model(Protocol):
 
 @contextmanager
 def forgetting(model: Model) -> Iterator[None]:
-    """Releases the states that ``model`` keeps, by its ``mark()`` and ``release(mark)``, when what is inside is done."""
+    """Releases the states that ``model`` comes to inside, if it keeps any: if it has ``mark`` and ``release``."""
     mark = model.mark() if hasattr(model, "mark") else None
     yield
     if mark is not None:
