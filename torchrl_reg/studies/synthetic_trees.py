@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrl_reg.analysis.colors import GREY, LIGHT
-from torchrl_reg.analysis.plots import add_legend, new_figure, styles
+from torchrl_reg.analysis.charts import Line, chart
+from torchrl_reg.analysis.plots import draw
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
-from torchrl_reg.studies import cell, draw_band, plain
+from torchrl_reg.studies import cell, mean_line
 
 LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
 
@@ -60,9 +60,10 @@ def read_searches(folder: Path) -> list[Searches]:
 
 
 def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
-    """Draws value errors or simple regrets against simulations: a row per branching, a column per depth and noise.
+    """Draws value errors or simple regrets minus those of the first method on the same trees, a point a kind of tree.
 
-    Means with a 95% interval over the trees.
+    Early (left) and at the end (right), means with 95% intervals over the trees; below the dotted line a method is
+    better than the first.
 
     Args:
         folder: of the run.
@@ -73,26 +74,22 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    looks = styles(list(dict.fromkeys(s.method for s in searches)))
-    rows = list(dict.fromkeys(s.branching for s in searches))
-    columns = list(dict.fromkeys((s.depth, s.noise) for s in searches))
-    figure = new_figure(1.7 * len(columns) + 0.8, 1.5 * len(rows) + 0.9)
-    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
-    for axis in axes.flat:
-        axis.set(xscale="log", yscale="log" if what == "value_error" else "linear")
-    for search in searches:
-        axis = axes[rows.index(search.branching), columns.index((search.depth, search.noise))]
-        draw_band(axis, search.simulations, getattr(search, what), looks[search.method])
-    for (depth, noise), axis in zip(columns, axes[0], strict=True):
-        axis.set_title(f"d = {depth}, noise {noise:g}", fontsize=9, loc="left")
-    for branching, axis in zip(rows, axes[:, 0], strict=True):
-        axis.set_ylabel(f"k = {branching}", fontsize=9)
-    figure.supxlabel("simulations", fontsize=9)
-    title = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
-    figure.supylabel(f"{title}, mean of {len(searches[0].regret)} trees", fontsize=9)
-    add_legend(figure, {LABELS[method]: look for method, look in looks.items()})
-    figure.savefig(path, dpi=100)
-    return path
+    shapes = list(dict.fromkeys((s.branching, s.depth) for s in searches))
+    series = list(dict.fromkeys((s.method, s.noise) for s in searches if s is not _first(searches, s)))
+    charts = []
+    for count in _counts(searches):
+        lines = []
+        for number, (method, noise) in enumerate(series):
+            found = [s for s in searches if (s.method, s.noise) == (method, noise)]
+            places = np.array([shapes.index((s.branching, s.depth)) for s in found]) + 0.15 * number
+            differences = np.array([_minus_first(searches, s, what, count) for s in found]).T
+            lines.append(mean_line(f"{LABELS[method]}, noise {noise:g}", number, places, differences))
+        ticks = [f"k={branching}, d={depth}" for branching, depth in shapes]
+        title = f"after {count:,} simulations"
+        charts.append(chart(title, lines, x_label="branching k and depth d of the trees", ticks=ticks, level=0.0))
+    name = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
+    label = f"{name}, minus {LABELS[searches[0].method]}'s ({len(searches[0].regret)} trees)"
+    return draw(charts, path, columns=2, y_label=label)
 
 
 def draw_bandit(folder: Path, path: Path) -> Path:
@@ -104,23 +101,16 @@ def draw_bandit(folder: Path, path: Path) -> Path:
     rows = [row for row in metrics_rows(folder, '"bandit"') if row["event"] == "bandit"]
     if not rows:
         raise ValueError(f"{folder} must hold the metrics.jsonl of a run of ments_trees with its bandit, got none.")
-    figure = new_figure(7.2, 3.0)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, name, title in ((axes[0], "u", "U, the sum of exp(r / tau)"), (axes[1], "value", "the softmax value")):
-        for row, color in zip(rows, (LIGHT[1], LIGHT[0]), strict=False):
+    charts = []
+    for name, title in (("u", "U, the sum of exp(r / tau)"), ("value", "the softmax value")):
+        lines = []
+        for series, row in enumerate(rows):
             share = np.array(row["time"]) * np.array(row[f"error_{name}"]) / row[f"limit_{name}"]
             label = "uniform" if row["epsilon"] > 1e6 else f"E2W, epsilon = {row['epsilon']:g}"
-            axis.plot(row["time"], share, color=color, linewidth=1.4, label=label)
-        axis.axhline(1, color=GREY, linestyle=":", linewidth=1)
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.set_xscale("log")
-        axis.set_xlabel("pulls t", fontsize=9)
-        plain(axis)
-    axes[0].set_ylabel("t MSE / limit", fontsize=9)
-    axes[0].set_ylim(bottom=0)
-    axes[1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100)
-    return path
+            lines.append(Line(label, series, np.array(row["time"]), share))
+        span = (0.0, 1.05 * max(float(line.y.max()) for line in lines))
+        charts.append(chart(title, lines, x_label="pulls t", log_x=True, span=span, level=1.0))
+    return draw(charts, path, columns=2, y_label="t MSE / limit")
 
 
 def trees_table(folder: Path) -> str:
@@ -156,21 +146,30 @@ def differences_table(folder: Path) -> str:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    last = int(searches[0].simulations[-1])
-    early = max(last // 20, 1)
-    heads = [f"{what}, {count} simulations" for what in ("value error", "regret") for count in (early, last)]
+    counts = _counts(searches)
+    heads = [f"{what}, {count} simulations" for what in ("value error", "regret") for count in counts]
     lines = [f"| k | d | noise | difference | {' | '.join(heads)} |", "|---" * 8 + "|"]
     for search in searches:
         first = _first(searches, search)
         if search is first:
             continue
-        cells = []
-        for what in ("value_error", "regret"):
-            difference = getattr(search, what) - getattr(first, what)
-            cells += [_difference(difference[:, search.simulations.searchsorted(count)]) for count in (early, last)]
+        asked = [(what, count) for what in ("value_error", "regret") for count in counts]
+        cells = [_difference(_minus_first(searches, search, *each)) for each in asked]
         kind = f"{search.branching} | {search.depth} | {search.noise:g}"
         lines.append(f"| {kind} | {LABELS[search.method]} - {LABELS[first.method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _counts(searches: list[Searches]) -> tuple[int, int]:
+    """Simulations early (a twentieth) and at the end."""
+    last = int(searches[0].simulations[-1])
+    return max(last // 20, 1), last
+
+
+def _minus_first(searches: list[Searches], search: Searches, what: str, count: int) -> np.ndarray:
+    """``what`` after ``count`` simulations, less that of the first method on the same trees, ``[trees]``."""
+    difference = getattr(search, what) - getattr(_first(searches, search), what)
+    return difference[:, search.simulations.searchsorted(count)]
 
 
 def _first(searches: list[Searches], search: Searches) -> Searches:
