@@ -80,6 +80,7 @@ class Chart:
         level: a value to mark by a dotted line.
         small: one of many.
         steps: lines that keep their value up to the next point.
+        joined: points are joined by lines.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Chart:
     level: float | None = None
     small: bool = False
     steps: bool = False
+    joined: bool = True
 
     @cached_property
     def x(self) -> Scale:

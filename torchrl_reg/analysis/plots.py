@@ -152,7 +152,9 @@ def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_labe
     found = [each for each in charts if each is not None]
     columns = min(len(found), columns)
     rows = -(-len(found) // columns)
-    width, height = (6.4, 3.6) if len(found) == 1 else (2.9 * columns, 2.2 * rows)
+    width, height = (
+        (6.4, 3.6) if len(found) == 1 else (3.4 * columns, 2.9) if rows == 1 else (2.9 * columns, 2.2 * rows)
+    )
     figure = new_figure(max(width, 4.8), height + 0.5)
     for place, each in enumerate(found, 1):
         _ink(styled(figure.add_subplot(rows, columns, place)), each)
@@ -185,6 +187,7 @@ def _ink(axes: Axes, chart: Chart) -> None:
 
 def _draw_line(axes: Axes, line: Line, chart: Chart) -> None:
     look = style(line.series) | {"linewidth": 1.6, "clip_on": False}
+    look |= {} if chart.joined else {"linestyle": "none"}
     drawstyle: Literal["steps-post", "default"] = "steps-post" if chart.steps else "default"
     dots = "o" if chart.dotted(line) else ""
     axes.plot(line.x, line.y, marker=dots, markersize=3, drawstyle=drawstyle, **look)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchrl_reg.analysis.charts import Line, chart
+from torchrl_reg.analysis.charts import Chart, Line, chart
 from torchrl_reg.analysis.plots import draw
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
-from torchrl_reg.studies import cell, mean_line
+from torchrl_reg.studies import cell
 
 LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
 
@@ -74,22 +75,25 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    shapes = list(dict.fromkeys((s.branching, s.depth) for s in searches))
-    series = list(dict.fromkeys((s.method, s.noise) for s in searches if s is not _first(searches, s)))
-    charts = []
-    for count in _counts(searches):
-        lines = []
-        for number, (method, noise) in enumerate(series):
-            found = [s for s in searches if (s.method, s.noise) == (method, noise)]
-            places = np.array([shapes.index((s.branching, s.depth)) for s in found]) + 0.15 * number
-            differences = np.array([_minus_first(searches, s, what, count) for s in found]).T
-            lines.append(mean_line(f"{LABELS[method]}, noise {noise:g}", number, places, differences))
-        ticks = [f"k={branching}, d={depth}" for branching, depth in shapes]
-        title = f"after {count:,} simulations"
-        charts.append(chart(title, lines, x_label="branching k and depth d of the trees", ticks=ticks, level=0.0))
+    found = [each for each in differences(searches) if each.what == what]
     name = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
-    label = f"{name}, minus {LABELS[searches[0].method]}'s ({len(searches[0].regret)} trees)"
-    return draw(charts, path, columns=2, y_label=label)
+    y_label = f"{name} minus {LABELS[searches[0].method]}'s"
+    shapes = list(dict.fromkeys(each.shape for each in found))
+    charts: list[Chart | None] = []
+    for count in dict.fromkeys(each.simulations for each in found):
+        points: dict[str, list[tuple[float, ...]]] = {}
+        for each in (each for each in found if each.simulations == count):
+            points.setdefault(each.label, []).append((shapes.index(each.shape), *each.interval))
+        lines = [
+            Line(label, series, *(np.array(of) + [0.15 * series, 0, 0, 0]).T)
+            for series, (label, of) in enumerate(points.items())
+        ]
+        ticks = [f"k={branching}, d={depth}" for branching, depth in shapes]
+        more = {"ticks": ticks, "level": 0.0, "joined": False, "y_label": "" if charts else y_label}
+        charts.append(
+            chart(f"after {count:,} simulations", lines, x_label="branching k and depth d of the trees", **more)
+        )
+    return draw(charts, path, columns=2)
 
 
 def draw_bandit(folder: Path, path: Path) -> Path:
@@ -146,38 +150,58 @@ def differences_table(folder: Path) -> str:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    counts = _counts(searches)
-    heads = [f"{what}, {count} simulations" for what in ("value error", "regret") for count in counts]
+    cells: dict[tuple[Any, ...], list[Difference]] = {}
+    for each in differences(searches):
+        cells.setdefault((*each.shape, each.noise, each.method), []).append(each)
+    heads = [
+        f"{each.what.replace('_', ' ')}, {each.simulations} simulations" for each in next(iter(cells.values()), ())
+    ]
     lines = [f"| k | d | noise | difference | {' | '.join(heads)} |", "|---" * 8 + "|"]
-    for search in searches:
-        first = _first(searches, search)
-        if search is first:
-            continue
-        asked = [(what, count) for what in ("value_error", "regret") for count in counts]
-        cells = [_difference(_minus_first(searches, search, *each)) for each in asked]
-        kind = f"{search.branching} | {search.depth} | {search.noise:g}"
-        lines.append(f"| {kind} | {LABELS[search.method]} - {LABELS[first.method]} | {' | '.join(cells)} |")
+    for (branching, depth, noise, method), found in cells.items():
+        kind = f"{branching} | {depth} | {noise:g} | {LABELS[method]} - {LABELS[searches[0].method]}"
+        lines.append(f"| {kind} | {' | '.join(each.text for each in found)} |")
     return "\n".join(lines)
 
 
-def _counts(searches: list[Searches]) -> tuple[int, int]:
-    """Simulations early (a twentieth) and at the end."""
+class Difference(NamedTuple):
+    """A method minus the first one on the same trees, after some simulations: mean, and ends of a 95% interval."""
+
+    method: str
+    shape: tuple[int, int]
+    noise: float
+    what: str
+    simulations: int
+    interval: tuple[float, float, float]
+
+    @property
+    def label(self) -> str:
+        """Of its line."""
+        return f"{LABELS[self.method]}, noise {self.noise:g}"
+
+    @property
+    def text(self) -> str:
+        """In bold where the interval leaves out 0."""
+        mean, low, high = self.interval
+        text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def differences(searches: list[Searches]) -> list[Difference]:
+    """Value errors and regrets of every method but the first, early (a twentieth) and at the end."""
     last = int(searches[0].simulations[-1])
-    return max(last // 20, 1), last
-
-
-def _minus_first(searches: list[Searches], search: Searches, what: str, count: int) -> np.ndarray:
-    """``what`` after ``count`` simulations, less that of the first method on the same trees, ``[trees]``."""
-    difference = getattr(search, what) - getattr(_first(searches, search), what)
-    return difference[:, search.simulations.searchsorted(count)]
+    found = []
+    for search in searches:
+        if (first := _first(searches, search)) is search:
+            continue
+        for what in ("value_error", "regret"):
+            values = getattr(search, what) - getattr(first, what)
+            for count in (max(last // 20, 1), last):
+                mean, low, high = mean_interval(values[:, search.simulations.searchsorted(count)]).tolist()
+                shape = search.branching, search.depth
+                found.append(Difference(search.method, shape, search.noise, what, count, (mean, low, high)))
+    return found
 
 
 def _first(searches: list[Searches], search: Searches) -> Searches:
     """The first search of the same kind of tree."""
     return next(each for each in searches if each.kind == search.kind)
-
-
-def _difference(values: np.ndarray) -> str:
-    mean, low, high = mean_interval(values)
-    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
