@@ -7,7 +7,6 @@ start it twice. Pickled is a handful of paths and command lines.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from typing import Any
 import submitit
 
 from torchrl_reg.run_endings import is_done, last_line
+from torchrl_reg.run_owner import LOCK, is_locked
 
 # What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
 # prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element
@@ -41,8 +41,6 @@ _TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 # Between SIGTERM to all processes of a job that is cancelled or requeued and SIGKILL (SLURM's KillWait).
 _KILL_WAIT_SECONDS = 35.0
 _FRUITLESS_LIVES = 3
-# Without locks: an owner elsewhere that gave no heartbeat for this long is gone (torchrl_reg.training.run.folder_lock).
-_STALE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ class ArrayElement:
     def __init__(self, commands: Commands, fruitless_lives: int = 0) -> None:
         self.commands = commands
         self.fruitless_lives = fruitless_lives
-        self._begun = time.time()
+        self._begun = time.monotonic()
+        self._saved_before: dict[Path, int] = {}
         self._stopping = False
         self._children: set[subprocess.Popen[bytes]] = set()
         self._starting = threading.RLock()
@@ -94,11 +93,10 @@ class ArrayElement:
         Raises:
             RuntimeError: runs failed; the others are done.
         """
-        self._begun = time.time()
+        self._begun, self._saved_before = time.monotonic(), self._saved()
         runs = self.commands.runs
         with ThreadPoolExecutor(max(1, len(runs))) as pool:
-            failures = list(pool.map(self._carry_through, [names for names, _ in runs], [c for _, c in runs]))
-        failed = [failure for failure in failures if failure]
+            failed = list(filter(None, pool.map(lambda run: self._carry_through(*run), runs)))
         if failed and not self._stopping:
             raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
@@ -116,9 +114,7 @@ class ArrayElement:
             return submitit.helpers.DelayedSubmission(ArrayElement(self.commands, fruitless))
         reason = f"no checkpoint in {fruitless} jobs of {self.commands.minutes} minutes: lower "
         reason += "run.checkpoint_every_frames or raise cluster.minutes."
-        for folder in self._folders():
-            if not is_done(folder):
-                _write_failure(_beside(folder, ".failed"), 1, reason)
+        self._note_failure([name for names, _ in self.commands.runs for name in names], 1, reason)
         return None
 
     def stop(self, grace_seconds: float = 3.0) -> None:
@@ -132,9 +128,6 @@ class ArrayElement:
             end = time.monotonic() + grace_seconds
             while time.monotonic() < end and any(child.poll() is None for child in list(self._children)):
                 time.sleep(0.05)
-
-    def _folders(self) -> list[Path]:
-        return [Path(self.commands.folder, name) for names, _ in self.commands.runs for name in names]
 
     # ------------------------------------------------------------ one process
 
@@ -150,7 +143,7 @@ class ArrayElement:
                 if all(map(is_done, folders)):
                     return None
                 for name, folder in zip(names, folders, strict=True):
-                    if _is_held(folder / ".lock", self.commands.lock_seconds):
+                    if _is_held(folder / LOCK, self.commands.lock_seconds):
                         return f"{name}: another process writes it"
                 code = self._start_and_wait(command, log, life)
                 if self._stopping or (code == 0 and all(map(is_done, folders))):
@@ -165,11 +158,13 @@ class ArrayElement:
             return f"{self._note_failure(names, -1, str(error))}: {error}"
 
     def _note_failure(self, names: Sequence[str], code: int, line: str) -> str:
-        """Marks the runs that are not done, and returns their names."""
-        failed = [name for name in names if not is_done(Path(self.commands.folder, name))] or names
+        """Marks the runs that are not done, and returns what failed."""
+        failed = [name for name in names if not is_done(Path(self.commands.folder, name))]
+        failure = {"returncode": code, "last_line": line, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         for name in failed:
-            _write_failure(_beside(Path(self.commands.folder, name), ".failed"), code, line)
-        return ", ".join(failed)
+            with contextlib.suppress(OSError):  # the disk is full: what submitit keeps has to do
+                _beside(Path(self.commands.folder, name), ".failed").write_text(json.dumps(failure) + "\n")
+        return ", ".join(failed or names)
 
     def _start_and_wait(self, command: Sequence[str], log: Path, life: int) -> int:
         environment = {
@@ -201,14 +196,17 @@ class ArrayElement:
         return code
 
     def _was_long_and_saved_nothing(self) -> bool:
-        """Whether this life used up half of the job and no run that is not done has a checkpoint of its time."""
-        if time.time() - self._begun < 30 * self.commands.minutes:
-            return False
-        for folder in self._folders():
-            saved = [folder / "done.json", *folder.glob("checkpoint*"), *folder.glob("checkpoints/*")]
-            if any(path.exists() and path.stat().st_mtime > self._begun for path in saved):
-                return False
-        return True
+        """Whether this life used up half of the job and left no checkpoint."""
+        return time.monotonic() - self._begun >= 30 * self.commands.minutes and self._saved() == self._saved_before
+
+    def _saved(self) -> dict[Path, int]:
+        """What the runs have saved; compared with itself, as the file system's clock may not be this machine's."""
+        saved = {}
+        for folder in (Path(self.commands.folder, name) for names, _ in self.commands.runs for name in names):
+            for path in (folder / "done.json", *folder.glob("checkpoint*"), *folder.glob("checkpoints/*")):
+                with contextlib.suppress(OSError):  # an old one, removed meanwhile
+                    saved[path] = path.stat().st_mtime_ns
+        return saved
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the element itself is stopped (or killed) before ``seconds`` have passed."""
@@ -234,43 +232,6 @@ def _headline(command: Sequence[str], life: int) -> str:
     where = f"job {job}{f'_{task}' if task else ''} (restart {restart}) on {os.uname().nodename}" if job else "here"
     again = f", life {life + 1}" if life else ""
     return f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {where}{again}: {' '.join(command)}\n"
-
-
-def _write_failure(path: Path, code: int, line: str) -> None:
-    failure = {"returncode": code, "last_line": line, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    with contextlib.suppress(OSError):  # the disk is full: what submitit keeps has to do
-        path.write_text(json.dumps(failure) + "\n")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock file ``path``."""
-    try:
-        # Opened for writing, which NFS wants of an exclusive lock; never created.
-        with path.open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:  # a file system without locks: the run's process left its name and a heartbeat
-        return _owner_is_alive(path.with_name(".owner.json"))
-    return False
-
-
-def _owner_is_alive(owner: Path) -> bool:
-    """As ``torchrl_reg.training.run.folder_lock.is_alive`` tells it, which would import torch."""
-    try:
-        said = json.loads(owner.read_text(encoding="utf-8"))
-        age = time.time() - owner.stat().st_mtime
-        place = f"{os.uname().nodename} {os.readlink('/proc/self/ns/pid')}"
-        if said["place"] != place:
-            return age < _STALE_SECONDS
-        began = Path(f"/proc/{said['pid']}/stat").read_text().rpartition(")")[2].split()[19]
-        return began == said["began"]
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return owner.exists() and time.time() - owner.stat().st_mtime < _STALE_SECONDS
 
 
 def _is_held(path: Path, seconds: float) -> bool:

@@ -42,12 +42,10 @@ class Cluster:
     def validate(self) -> None:
         if self.kind not in ("slurm", "local", "debug"):
             raise SweepError(f"cluster.kind must be slurm, local or debug, got {self.kind}.")
-        for name in ("runs_per_job", "seeds_per_run", "threads", "minutes", "parallel_jobs"):
-            if getattr(self, name) < 1:
-                raise SweepError(f"cluster.{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("gpus", "signal_seconds", "requeues", "retries"):
-            if getattr(self, name) < 0:
-                raise SweepError(f"cluster.{name} must be at least 0, got {getattr(self, name)}.")
+        least = dict.fromkeys(("runs_per_job", "seeds_per_run", "threads", "minutes", "parallel_jobs"), 1)
+        for name, limit in (least | dict.fromkeys(("gpus", "signal_seconds", "requeues", "retries"), 0)).items():
+            if getattr(self, name) < limit:
+                raise SweepError(f"cluster.{name} must be at least {limit}, got {getattr(self, name)}.")
         if self.kind == "slurm" and self.signal_seconds > 30 * self.minutes:
             raise SweepError(
                 f"cluster.signal_seconds must be at most half of cluster.minutes, got {self.signal_seconds} s "
@@ -58,30 +56,18 @@ class Cluster:
 def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, cluster: Cluster) -> list[ArrayElement]:
     """``runs_per_job`` runs, of one seed or several, to an element of the array."""
     size = cluster.runs_per_job
+    limits: dict[str, Any] = {name: getattr(cluster, name) for name in ("threads", "retries", "minutes")}
+    processes = [(run.folders, command(run, folder, code)) for run in runs]
     return [
-        ArrayElement(
-            Commands(
-                folder=str(folder),
-                code=str(code),
-                commit=commit,
-                runs=[(run.folders, command(run, folder, code)) for run in runs[start : start + size]],
-                threads=cluster.threads,
-                retries=cluster.retries,
-                minutes=cluster.minutes,
-            )
-        )
+        ArrayElement(Commands(str(folder), str(code), commit, processes[start : start + size], **limits))
         for start in range(0, len(runs), size)
     ]
 
 
 def command(run: PlannedRun, folder: Path, code: Path) -> tuple[str, ...]:
     """The command line of a run."""
-    return (
-        sys.executable,
-        str(recipe_path(run.recipe, code)),
-        *run.overrides,
-        override("run.dir", str(folder / run.folder)),
-    )
+    where = override("run.dir", str(folder / run.folder))
+    return (sys.executable, str(recipe_path(run.recipe, code)), *run.overrides, where)
 
 
 def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Cluster) -> str:

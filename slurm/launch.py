@@ -33,7 +33,8 @@ try:
     from omegaconf.errors import OmegaConfBaseException
 
     from slurm.arms import compared_runs, differences, table
-    from slurm.clusters import Cluster, command, elements, sbatch_text, submit
+    from slurm.array_element import ArrayElement
+    from slurm.clusters import Cluster, elements, sbatch_text, submit
     from slurm.recipe_settings import check_settings, composed
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code
@@ -41,6 +42,7 @@ try:
     from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
+    from torchrl_reg.analysis.errors import AnalysisError
     from torchrl_reg.run_endings import is_done
 except ImportError as error:
     raise SystemExit(f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'.") from None
@@ -77,7 +79,7 @@ def launch(config: Launch, sweep_name: str) -> int:
     """Submits what is missing; returns the exit code.
 
     Raises:
-        SweepError: the sweep cannot be launched; nothing was submitted.
+        AnalysisError: the sweep cannot be launched; nothing was submitted.
     """
     config.cluster.validate()
     name = config.name or sweep_name.rpartition("/")[2]
@@ -86,19 +88,17 @@ def launch(config: Launch, sweep_name: str) -> int:
     folder = SweepFolder(Path(config.root).resolve() / name)
     sweep = asdict(config.sweep)
     runs = planned_runs(sweep)
-    files = (
-        {}
-        if config.kept_code
-        else code_files({run.recipe for run in runs}, {text for run in runs for text in run.overrides})
-    )
-    code = folder.code_for(sweep, None if config.kept_code else current_code(files))
-    if config.check and not config.kept_code:
+    overrides = {text for run in runs for text in run.overrides}
+    files = {} if config.kept_code else code_files({run.recipe for run in runs}, overrides)
+    code = folder.code_for(sweep, current_code(files) if files else None)
+    is_checked = config.check and not config.kept_code
+    if is_checked:
         check_settings(seeds_together(runs, config.cluster.seeds_per_run))
     if config.cluster.kind == "slurm" and not config.dry:
         require_partition(config.cluster.partition)
     if config.dry:
         _show(_missing(runs, folder, config), folder, config.cluster, code)
-        if config.check and not config.kept_code:
+        if is_checked:
             _show_differences(runs, sweep)
         return 0
     is_new = not folder.is_launched
@@ -109,18 +109,17 @@ def launch(config: Launch, sweep_name: str) -> int:
             return 0
         try:
             if files:
-                copy_code(files, folder.path / "code" / code.folder_name)
+                copy_code(files, folder.copy_of(code))
             # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
             return _carry_out(missing, folder, config.cluster, code)
-        except SweepError:
+        except AnalysisError:
             if is_new:
                 folder.remove()
             raise
 
 
 def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
-    processes = seeds_together(missing, cluster.seeds_per_run)
-    jobs = elements(processes, folder.path, folder.path / "code" / code.folder_name, code.label, cluster)
+    jobs = _jobs(missing, folder, cluster, code)
     runs = [[name for names, _ in job.commands.runs for name in names] for job in jobs]
     if cluster.kind == "slurm":
         with _no_interruption():
@@ -153,14 +152,17 @@ def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> lis
     return missing
 
 
-def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:
-    there = folder.path / "code" / code.folder_name
+def _jobs(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> list[ArrayElement]:
     processes = seeds_together(missing, cluster.seeds_per_run)
-    for run in processes:
-        print(shlex.join(command(run, folder.path, there)))
-    if cluster.kind == "slurm" and missing:
-        number = -(-len(processes) // cluster.runs_per_job)
-        print(f"\n{sbatch_text(number, folder.path, folder.path.name, cluster, there)}")
+    return elements(processes, folder.path, folder.copy_of(code), code.label, cluster)
+
+
+def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:
+    jobs = _jobs(missing, folder, cluster, code)
+    for line in (shlex.join(words) for job in jobs for _, words in job.commands.runs):
+        print(line)
+    if cluster.kind == "slurm" and jobs:
+        print(f"\n{sbatch_text(len(jobs), folder.path, folder.path.name, cluster, folder.copy_of(code))}")
 
 
 def _show_differences(runs: list[PlannedRun], sweep: dict[str, Any]) -> None:
@@ -254,7 +256,7 @@ def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_errors  # the runs inherit it
         if chosen:  # not with --help or --cfg
             sys.exit(launch(*chosen[0]))
-    except (SweepError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (AnalysisError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _fail(_sentence(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command continues.")

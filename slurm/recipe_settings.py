@@ -19,7 +19,7 @@ def check_settings(runs: Iterable[PlannedRun]) -> None:
     Raises:
         SweepError: the recipe's own sentence.
     """
-    composed(covering_each_recipe(runs))
+    composed(covering(runs))
 
 
 def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
@@ -49,21 +49,13 @@ def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def covering_each_recipe(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-    """Of every recipe the runs that bring an override none before them had."""
-    by_recipe: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        by_recipe.setdefault(run.recipe, []).append(run)
-    return [run for planned in by_recipe.values() for run in covering(planned)]
-
-
 def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-    """The runs that bring an override none before them had."""
-    seen: set[str] = set()
+    """Of every recipe the runs that bring an override none before them had."""
+    seen: dict[str, set[str]] = {}
     chosen: list[PlannedRun] = []
     for run in runs:
-        new = {text for text in run.overrides if not text.startswith("run.seed=")} - seen
-        if new or not chosen:
+        new = {text for text in run.overrides if not text.startswith("run.seed=")}
+        if run.recipe not in seen or new - seen[run.recipe]:
             chosen.append(run)
-            seen |= new
+            seen.setdefault(run.recipe, set()).update(new)
     return chosen

@@ -82,11 +82,11 @@ def queued_runs(folder: SweepFolder) -> dict[str, Queued]:
     Raises:
         SweepError: SLURM does not answer.
     """
-    if not _elements(folder) or not has_slurm():
+    if not _arrays(folder) or not has_slurm():
         return {}
     lines = _ask("squeue", "--me", "-a", "-r", "-h", "-o", "%F_%K|%T|%r").splitlines()
-    jobs = {job: Queued(state, reason) for job, state, reason in (line.split("|", 2) for line in lines if line.strip())}
-    return _by_run(folder, jobs)
+    jobs = (line.split("|", 2) for line in lines if line.strip())
+    return _by_run(folder, {job.removesuffix("_N/A"): Queued(state, reason) for job, state, reason in jobs})
 
 
 def ended_runs(folder: SweepFolder) -> dict[str, str]:
@@ -94,7 +94,7 @@ def ended_runs(folder: SweepFolder) -> dict[str, str]:
 
     Empty where there is no accounting.
     """
-    arrays = sorted({job.partition("_")[0] for jobs in _elements(folder).values() for job in jobs})
+    arrays = _arrays(folder)
     try:
         text = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State") if arrays else ""
     except SweepError:
@@ -102,20 +102,13 @@ def ended_runs(folder: SweepFolder) -> dict[str, str]:
     return _by_run(folder, dict(line.split("|", 1) for line in text.splitlines() if "|" in line))
 
 
-def _by_run(folder: SweepFolder, jobs: Mapping[str, Found]) -> dict[str, Found]:
+def _arrays(folder: SweepFolder) -> list[str]:
+    return sorted({launch.array for launch in folder.launches() if launch.array is not None})
+
+
+def _by_run(folder: SweepFolder, found: Mapping[str, Found]) -> dict[str, Found]:
     """What is known of jobs, by run: the later of two launches wins."""
-    return {run: jobs[name] for run, names in _elements(folder).items() for name in names if name in jobs}
-
-
-def _elements(folder: SweepFolder) -> dict[str, list[str]]:
-    """SLURM's names for the jobs of each run, those of the last launch last."""
-    found: dict[str, list[str]] = {}
-    for launch in folder.launches():
-        for index, names in enumerate(launch.elements):
-            for run in names if launch.array is not None else ():
-                # A single element is no array to submitit.
-                found.setdefault(run, []).extend(f"{launch.array}{part}" for part in ("", "_N/A", f"_{index}"))
-    return found
+    return {run: found[job] for launch in folder.launches() for run, job in launch.jobs() if job in found}
 
 
 def _ask(*command: str) -> str:

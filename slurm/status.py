@@ -19,9 +19,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
-from slurm.array_element import is_locked
 from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
 from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
@@ -33,6 +33,7 @@ from torchrl_reg.analysis.sweep_files import failure
 from torchrl_reg.cli import main as watch
 from torchrl_reg.printable import printable
 from torchrl_reg.run_endings import error_line, is_done, last_line
+from torchrl_reg.run_owner import LOCK, is_locked
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
@@ -69,27 +70,30 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
     """The state of every run that the sweep in ``folder`` holds or once launched.
 
     Raises:
-        SweepError: it is not the folder of a sweep.
+        AnalysisError: it is not the folder of a sweep.
     """
-    runs = folder.run_folders()
     queued: dict[str, Queued] | None = None
     try:
         queued = queued_runs(folder)
     except SweepError as error:
         print(f"{error} What is not known from files is shown as unknown.", file=sys.stderr)
-    logs = {name: log for launch in folder.launches() for name, log in launch.logs(folder.path / "jobs")}
+    jobs = folder.path / "jobs"
+    logs = {name: jobs / f"{job}_0_log.out" for launch in folder.launches() for name, job in launch.jobs()}
     here = folder.is_being_launched()
-    states = {name: _state(folder.path / name, queued, name, logs.get(name)) for name in runs}
-    gone = [name for name, (state, _) in states.items() if state == "gone"]
-    endings = ended_runs(folder) if gone else {}
-    states |= {name: _ending(folder.path / name, endings.get(name, ""), logs[name]) for name in gone}
+    endings = cache(lambda: ended_runs(folder))  # asked for at most once
     found = []
-    for name, overrides in runs.items():
-        state, line = states[name]
-        state = "waiting" if state == "missing" and here else state
-        reason = queued[name].reason if state == "waiting" and queued and name in queued else ""
-        own_error = state == "failed" and _is_own_error(folder.path / name, logs.get(name))
-        found.append(_run_status(name, folder.path / name, overrides, state, line, reason, own_error))
+    for name, overrides in folder.run_folders().items():
+        path, job, log = folder.path / name, (queued or {}).get(name), logs.get(name)
+        state, line = _state(path, job)
+        if state == "gone" and log is None:
+            state = "waiting" if here else "missing"
+        elif state == "gone" and queued is None:
+            state, line = "unknown", _last_row(path)
+        elif state == "gone":
+            state, line = _ending(path, endings().get(name, ""), logs[name])
+        reason = job.reason if job is not None and state == "waiting" else ""
+        own_error = state == "failed" and _is_own_error(path, log)
+        found.append(_run_status(name, path, overrides, state, line, reason, own_error))
     return found
 
 
@@ -108,9 +112,7 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
     for run in runs:
         groups.setdefault(run.folder.rpartition("/")[0], []).append(run)
     width = max(len(group) for group in groups)
-    lines.append(
-        f"{'settings':{width}}  {'done':>7} {'run':>4} {'wait':>4} {'fail':>4} {'frames':>7} {'last return':>11}"
-    )
+    lines.append(_line("settings", ("done", "run", "wait", "fail", "frames", "last return"), width))
     lines += [_group_line(group, members, width) for group, members in groups.items()]
     reasons = _reasons(run.reason for run in runs)
     if reasons:
@@ -131,7 +133,7 @@ def waiting_notes(path: Path) -> list[str]:
     """Why runs of the sweep in ``path`` wait in SLURM's queue, or that it fails; nothing for other folders."""
     try:
         queued = queued_runs(SweepFolder(path.resolve())) if (path / "sweep.yaml").exists() else {}
-    except SweepError as error:
+    except AnalysisError as error:
         return [str(error)]
     return [f"waiting: {note}" for note in _reasons(job.reason for job in queued.values() if job.state in _WAITING)]
 
@@ -161,26 +163,24 @@ def _run_status(
     )
 
 
-def _state(path: Path, queued: dict[str, Queued] | None, name: str, job_log: Path | None) -> tuple[str, str]:
-    """State and last words; ``gone``: its job has left the queue. ``job_log`` is that of its last job, if any."""
+def _state(path: Path, job: Queued | None) -> tuple[str, str]:
+    """State and last words, as files and the queue tell them; ``gone``: neither knows of it."""
     if is_done(path):
         return "done", ""
-    job = (queued or {}).get(name)
     if job is not None and job.state in _WAITING:
         return "waiting", ""
     if (failed := failure(path)) is not None:  # perhaps in an element whose other runs go on
         return "failed", failed["last_line"]
-    if job is not None or is_locked(path / ".lock"):
-        return "running", ""
-    if job_log is None:
-        return "missing", ""
-    if queued is not None:
-        return "gone", ""
+    return "running" if job is not None or is_locked(path / LOCK) else "gone", ""
+
+
+def _last_row(path: Path) -> str:
+    """What is known of a run that was submitted, while SLURM does not answer."""
     try:
         quiet = time.time() - (path / "metrics.jsonl").stat().st_mtime
     except OSError:
-        return "unknown", "submitted, no row yet"
-    return "unknown", f"submitted, last row {duration(max(0.0, quiet))} ago"
+        return "submitted, no row yet"
+    return f"submitted, last row {duration(max(0.0, quiet))} ago"
 
 
 def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str]:
@@ -273,7 +273,7 @@ def main() -> None:
             if not arguments.watch or not any(run.state in ("running", "waiting") for run in runs):
                 return
             time.sleep(arguments.every)
-    except SweepError as error:
+    except AnalysisError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

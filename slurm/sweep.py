@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torchrl_reg.folder_names import folder_name
 _UNNAMED = ("recipe", "+method", "env", "run.seed")
 
 
-class SweepError(ValueError):
+class SweepError(AnalysisError):
     """A sweep that cannot be launched; the message is one sentence."""
 
 
@@ -78,8 +78,9 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
         twice = sorted(settings.keys() & (axes.keys() | own.keys()) | axes.keys() & own.keys())
         if twice:
             raise SweepError(f"sweep.{place} must not set what sweep.grid varies, got {twice[0]} in both.")
-        for point in _points(axes | own):
-            chosen = {**settings, **point}
+        varied = axes | own
+        for point in itertools.product(*varied.values()):
+            chosen = settings | dict(zip(varied, point, strict=True))
             recipe = {"recipe": sweep.get("recipe"), **base, **chosen}["recipe"]
             if not recipe:
                 raise SweepError("sweep.recipe must name a recipe (or each variant one), got none.")
@@ -114,20 +115,17 @@ def _joined(parent: str, runs: Sequence[PlannedRun]) -> PlannedRun:
 def named_settings(sweep: Mapping[str, Any]) -> set[str]:
     """Settings by which the sweep's file tells its runs apart: those of its grids and of its variants."""
     variants = sweep.get("variants") or []
-    named = {key for tree in (sweep.get("grid") or {}, *variants) for key in flat(tree)}
-    return named | {key for variant in variants for key in flat(variant.get("grid") or {})}
+    grids = [each.get("grid") or {} for each in (sweep, *variants)]
+    return {key for tree in (*grids, *variants) for key in flat(tree)}
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """``{"algo": {"tau": 1}}`` and ``{"algo.tau": 1}`` alike to ``{"algo.tau": 1}``; what is written last wins.
 
     Raises:
-        SweepError: more settings than any sweep has.
+        AnalysisError: more settings than any sweep has.
     """
-    try:
-        return {key: value for key, value in flat_settings(settings).items() if value != {}}
-    except AnalysisError as error:
-        raise SweepError(str(error)) from None
+    return {key: value for key, value in flat_settings(settings).items() if value != {}}
 
 
 def override(key: str, value: Any) -> str:
@@ -167,11 +165,6 @@ def _axes(grid: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
         if not values:
             raise SweepError(f"sweep.{place}.{key} must hold at least one value, got an empty list.")
     return {key: list(values) for key, values in axes.items()}
-
-
-def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
 
 
 def _seeds(seeds: Any) -> list[int]:

@@ -19,11 +19,10 @@ from typing import Any
 
 import yaml
 
-from slurm.array_element import is_locked
 from slurm.snapshot import Code
 from slurm.sweep import SweepError, flat, planned_runs
 from torchrl_reg.analysis.documents import read_yaml
-from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.run_owner import is_locked
 
 _LOCK = ".launch.lock"
 _OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)
@@ -36,11 +35,12 @@ class Submitted:
     array: str | None
     elements: Sequence[Sequence[str]]
 
-    def logs(self, jobs: Path) -> Iterator[tuple[str, Path]]:
-        """Each run and what its element printed, as submitit names it: a single element is no array to it."""
+    def jobs(self) -> Iterator[tuple[str, str]]:
+        """Each run and SLURM's name for its job: a single element is no array."""
         for index, names in enumerate(self.elements if self.array is not None else ()):
-            job = f"{self.array}_{index}" if len(self.elements) > 1 else self.array
-            yield from ((name, jobs / f"{job}_0_log.out") for name in names)
+            yield from (
+                (name, f"{self.array}_{index}" if len(self.elements) > 1 else str(self.array)) for name in names
+            )
 
 
 class SweepFolder:
@@ -60,16 +60,17 @@ class SweepFolder:
     def is_launched(self) -> bool:
         return (self.path / "sweep.yaml").exists()
 
+    def copy_of(self, code: Code) -> Path:
+        """Where its copy of ``code`` is."""
+        return self.path / "code" / code.folder_name
+
     def read(self) -> dict[str, Any]:
         """The sweep as it was last launched.
 
         Raises:
-            SweepError: it never was, or its sweep.yaml is damaged.
+            AnalysisError: it never was, or its sweep.yaml is damaged.
         """
-        try:
-            found = read_yaml(self.path / "sweep.yaml")
-        except AnalysisError as error:
-            raise SweepError(str(error)) from None
+        found = read_yaml(self.path / "sweep.yaml")
         if not isinstance(found, dict):
             what = "one whose sweep.yaml is damaged" if self.is_launched else "one without sweep.yaml"
             raise SweepError(f"{self.path} must be the folder of a launched sweep, got {what}.")
@@ -91,8 +92,8 @@ class SweepFolder:
         self._refuse_other_base(before, sweep)
         first = Code(**before["code"])
         if current is None:
-            if not (self.path / "code" / first.folder_name).is_dir():
-                raise SweepError(f"kept_code=true needs {self.path}/code/{first.folder_name}, got none.")
+            if not self.copy_of(first).is_dir():
+                raise SweepError(f"kept_code=true needs {self.copy_of(first)}, got none.")
             return first
         if first.digest != current.digest:
             raise SweepError(
@@ -168,13 +169,8 @@ class SweepFolder:
         return found
 
     def _refuse_other_base(self, before: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
-        there = {"recipe": before["recipe"], **flat(before["base"])}
-        here = {"recipe": sweep["recipe"], **flat(sweep["base"])}
-        different = [
-            f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
-            for key in sorted(there.keys() | here.keys())
-            if there.get(key, "absent") != here.get(key, "absent")
-        ]
-        if different:
-            listed = "; ".join(different)
+        there, here = ({"recipe": each["recipe"], **flat(each["base"])} for each in (before, sweep))
+        pairs = {key: (there.get(key, "absent"), here.get(key, "absent")) for key in sorted(there.keys() | here.keys())}
+        listed = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in pairs.items() if old != new)
+        if listed:
             raise SweepError(f"{self.path} belongs to a sweep with another base ({listed}); choose another name=.")

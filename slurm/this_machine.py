@@ -6,9 +6,8 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event, Thread
 
 from slurm.array_element import ArrayElement
 from slurm.snapshot import ROOT, recipe_source
@@ -23,40 +22,25 @@ def run_here(jobs: Sequence[ArrayElement], parallel: int, tell: Callable[[], str
 
     Prints what ``tell`` says once a minute and at the end of every job.
     """
-    ended = Event()
-    over = Event()
-
-    def one(job: ArrayElement) -> str | None:
-        try:
-            job()
-            return None
-        except RuntimeError as error:
-            return str(error)
-        finally:
-            ended.set()
-
-    def report() -> None:
-        while not over.is_set():
-            ended.wait(_TELL_SECONDS)
-            ended.clear()
-            if not over.is_set():
-                print(tell(), flush=True)
-
-    teller = Thread(target=report, daemon=True)
-    teller.start()
+    failures = []
     with ThreadPoolExecutor(parallel) as pool:
         try:
-            return [failure for failure in pool.map(one, jobs) if failure]
+            waiting = {pool.submit(job) for job in jobs}
+            while waiting:
+                ended, waiting = wait(waiting, _TELL_SECONDS, FIRST_COMPLETED)
+                for job_end in ended:
+                    try:
+                        job_end.result()
+                    except RuntimeError as error:
+                        failures.append(str(error))
+                print(tell(), flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for job in jobs:
                 job.stop()
-            raise
-        finally:
-            over.set()
-            ended.set()
-            teller.join()
             print(tell(), flush=True)
+            raise
+    return failures
 
 
 def run_in_process(runs: Sequence[PlannedRun], folder: Path) -> list[str]:

@@ -35,7 +35,8 @@ def test_an_exported_policy_loads_in_a_bare_environment(
     assert f"| sampled | {evaluated['return_sampled_mean']:.6g} |" in text and "| 5 | 9 |" in text
     assert "MIT License" in (tmp_path / "out/agent/LICENSE").read_text()
     code = f"import sys\nfor name in {ABSENT!r}: sys.modules[name] = None\n"
-    code += "from torchrl_reg import load_policy\nimport torch\nfrom tensordict import TensorDict\n"
+    code += "from torchrl_reg import load_policy\nimport pickle, torch\nfrom tensordict import TensorDict\n"
+    code += "torch.load = pickle.load = pickle.loads = pickle.Unpickler = None\n"
     code += f"policy = load_policy({str(tmp_path / 'out/agent')!r})\n"
     code += "seen = TensorDict({'observation': torch.ones(1, 4, 10, 10, dtype=torch.uint8)}, [1])\n"
     code += "print(policy(seen)['action_value'].double().tolist())\n"
@@ -67,21 +68,14 @@ def test_hostile_facts_and_folders_are_one_sentence(
     facts = {"env": {"name": "cartpole"}, "run": {"seed": 4}}
     strange = {"evaluation": {"frames": "x", "return_greedy_mean": "x", "return_greedy_std": [1]}}
     (run / "done.json").unlink()
+    evaluate = ["evaluate", str(run)]
     for words, changed, said in (
         (["export", str(run), str(tmp_path / "loop")], {}, "loop cannot be made: "),
-        (
-            ["evaluate", str(run)],
-            {"env": {"name": "pendulum"}},
-            "has observations [3] and 1 action dimensions, got",
-        ),
-        (["evaluate", str(run)], {"env": {"name": "acrobot"}}, "got one for observations [4] and 2 actions."),
-        (["evaluate", str(run)], {"env": {"name": 3}}, "name must be"),
-        (
-            ["evaluate", str(run)],
-            {"env": {"name": "cartpole", "max_episode_frames": "x"}},
-            "must be an int >= 1",
-        ),
-        (["evaluate", str(run)], {"env": {"name": []}}, "must name an environment of torchrl_reg"),
+        (evaluate, {"env": {"name": "pendulum"}}, "has observations [3] and 1 action dimensions, got"),
+        (evaluate, {"env": {"name": "acrobot"}}, "got one for observations [4] and 2 actions."),
+        (evaluate, {"env": {"name": 3}}, "name must be"),
+        (evaluate, {"env": {"name": "cartpole", "max_episode_frames": "x"}}, "must be an int >= 1"),
+        (evaluate, {"env": {"name": []}}, "must name an environment of torchrl_reg"),
         (["export", str(run), str(tmp_path / "a")], {"env": {"name": "\x1b[31m<b>"}, **strange}, ""),
     ):
         save_policy(run / "policy.safetensors", load_policy(run), facts | changed)

@@ -10,46 +10,20 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.charts import Line, chart
 from torchrl_reg.analysis.colors import LIGHT as COLORS
-from torchrl_reg.analysis.curves import aggregate_curve, group_curve
 from torchrl_reg.analysis.plots import (
     _improvement,
     add_legend,
+    draw,
     draw_aggregate_curves,
     draw_improvement,
     draw_learning_curves,
     new_figure,
     save,
+    style,
     styled,
-    styles,
 )
-from torchrl_reg.analysis.statistics import mean, profile_thresholds
-
-
-def test_a_groups_curve_ends_where_its_shortest_seed_does(make_run, tmp_path: Path) -> None:
-    make_run("a", [1.0, 2.0, 3.0]), make_run("b", [5.0, 6.0], seed=1), make_run("c", [], seed=2)
-    (group,) = group_runs(find_runs(tmp_path))
-    frames, values = group_curve(group)
-    assert frames.tolist() == [100, 200] and values.tolist() == [[1.0, 2.0], [5.0, 6.0]]
-    assert group_curve(group, "return_sampled_mean") is None
-    with pytest.raises(AnalysisError, match="evaluations of return_sampled_mean, got none"):
-        draw_learning_curves([group], tmp_path / "x.png", column="return_sampled_mean")
-
-
-def test_seeds_evaluated_at_different_frames_are_refused(make_run, tmp_path: Path) -> None:
-    make_run("a"), make_run("b", seed=1, every=70)
-    with pytest.raises(AnalysisError, match="same frames, got different ones in .*/a and .*/b"):
-        draw_learning_curves(group_runs(find_runs(tmp_path)), tmp_path / "x.png")
-    assert not (tmp_path / "x.png").exists()
-
-
-def test_aggregates_over_environments_meet_at_common_frames(make_run, tmp_path: Path) -> None:
-    # Pong every 100 frames, normalized 0, 1, 2; Boxing every 200: 0, 2
-    make_run("a", [-20.7, 14.6, 49.9], env="atari/Pong"), make_run("b", [0.1, 24.1], env="atari/Boxing", every=200)
-    frames, band = aggregate_curve(group_runs(find_runs(tmp_path)), "human", mean, frames=400)
-    assert frames.tolist() == [200.0, 250.0, 300.0]
-    np.testing.assert_allclose(band[0], [(1 + 0) / 2, (1.5 + 0.5) / 2, (2 + 1) / 2], atol=1e-12)
-    np.testing.assert_allclose(band[1:], band[[0, 0]])
 
 
 def test_a_method_that_lacks_an_environment_is_not_in_the_aggregate(make_run, tmp_path: Path) -> None:
@@ -69,8 +43,8 @@ def test_improvement_is_relative_to_the_higher_of_baseline_and_reference() -> No
 
 
 def test_methods_look_different_beyond_the_colours(tmp_path: Path) -> None:
-    looks = styles([str(i) for i in range(2 * len(COLORS))])
-    assert len({str(look) for look in looks.values()}) == 2 * len(COLORS)
+    looks = [style(series) for series in range(2 * len(COLORS))]
+    assert len({str(look) for look in looks}) == 2 * len(COLORS)
     with pytest.raises(AnalysisError, match="out must end in .png, .svg, .pdf, got"):
         save(None, tmp_path / "x.jpg")  # type: ignore[arg-type]
 
@@ -87,24 +61,34 @@ def test_a_legend_leaves_the_panel_its_size(tmp_path: Path, count: int) -> None:
     def panel(methods: int) -> np.ndarray:
         figure = new_figure(6.4, 3.9)
         axes = styled(figure.add_subplot())
-        add_legend(figure, styles([f"m_dqn tau={i} alpha=0.9 learning_rate=0.001" for i in range(methods)]))
+        add_legend(figure, {f"m_dqn tau={i} alpha=0.9 learning_rate=0.001": style(i) for i in range(methods)})
         save(figure, tmp_path / "x.png")
         return axes.get_position().size * figure.get_size_inches()
 
     assert (panel(count) > 0.9 * panel(1)).all()
 
 
-def test_a_profile_ends_where_nine_runs_of_ten_do() -> None:
-    scores = [[0.5] * 8, [3.0, 900.0]]
-    thresholds, beyond = profile_thresholds(scores, "sac")
-    assert thresholds[-1] == pytest.approx(np.quantile([*[0.5] * 8, 3.0, 900.0], 0.9)) and beyond == pytest.approx(0.1)
-    thresholds, beyond = profile_thresholds(scores, "human")
-    assert (thresholds[0], thresholds[-1]) == (0.0, 8.0) and beyond == pytest.approx(0.1)
-    assert profile_thresholds([[0.2]], "human")[0][-1] == 1.0
-
-
-def test_a_curve_leaves_out_the_frames_a_seed_has_no_return_at(make_run, tmp_path: Path) -> None:
-    make_run("a", [1.0, None, 3.0, 4.0]), make_run("b", [5.0, 6.0, 7.0], seed=1)
-    (group,) = group_runs(find_runs(tmp_path))
-    frames, values = group_curve(group)
-    assert frames.tolist() == [100, 300] and values.tolist() == [[1.0, 3.0], [5.0, 7.0]]
+def test_a_file_shows_what_the_chart_says(tmp_path: Path, monkeypatch) -> None:
+    """Ticks, limits, lines, intervals, their dashed rest and the level, as matplotlib was told to draw them."""
+    figures = []
+    monkeypatch.setattr("torchrl_reg.analysis.plots.save", lambda figure, path: figures.append(figure))
+    x, y = np.array([0.0, 1_000.0]), np.array([1.0, 3.0])
+    line = Line("m", 11, x, y, y - 1, y + 1, np.array([2_000.0]), np.array([5.0]))
+    found = chart("env", [line], note="a note", x_label="frames", y_label="return", level=2.0)
+    bars = chart("bars", [Line("m", 0, np.array([0.0, 1.0]), y, y - 1, y + 1)], ticks=["a", "b"])
+    draw([found, None, bars], tmp_path / "x.png", columns=2, x_label="below", y_label="beside")
+    (figure,) = figures
+    one, other = figure.axes
+    assert (one.get_title("left"), one.get_title("right"), one.get_xlabel()) == ("env", "a note", "frames")
+    assert (*one.get_xlim(), *one.get_ylim()) == (found.x.low, found.x.high, found.y.low, found.y.high)
+    assert "1k" in [text.get_text() for text in one.get_xticklabels()]
+    level, own, rest = one.lines
+    assert set(level.get_ydata()) == {2.0} and own.get_ydata().tolist() == [1.0, 3.0]
+    assert (rest.get_xdata().tolist(), rest.get_ydata().tolist()) == ([1_000.0, 2_000.0], [3.0, 5.0])
+    assert own.get_color() == COLORS[1] and own.get_linestyle() == "--" and rest.get_linestyle() == ":"
+    band = one.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 4.0)
+    assert [text.get_text() for text in other.get_xticklabels()] == ["a", "b"]
+    ends = [segment[:, 1].tolist() for segment in other.collections[0].get_segments()]
+    assert ends == [[0.0, 2.0], [2.0, 4.0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["m"]

@@ -159,6 +159,24 @@ def test_a_number_beyond_every_float_is_no_number(make_run, tmp_path: Path) -> N
     )
 
 
+def test_half_a_line_waits_for_its_end_and_a_cut_file_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.read() == ([], False)
+    path.write_text('{"event": "train", "frames": 100}\n{"event": "tr')
+    assert [row["frames"] for row in tail.read()[0]] == [100]
+    assert tail.read() == ([], False)
+    with path.open("a") as file:
+        file.write('ain", "frames": 200}\nnot json\n[1]\n')
+    assert tail.read() == ([{"event": "train", "frames": 200}], False)
+    # A resumed run: as long as before, but other rows.
+    path.write_text("".join(json.dumps({"event": "train", "frames": f, "x": 2.0}) + "\n" for f in (100, 150, 300)))
+    rows, cut = tail.read()
+    assert cut and [row["frames"] for row in rows] == [100, 150, 300]
+    path.unlink()
+    assert tail.read() == ([], True)
+
+
 def test_the_end_of_a_record_alone(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"event": "train", "frames": i}) + "\n" for i in range(1_000)) + '{"event')

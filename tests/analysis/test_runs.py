@@ -18,7 +18,7 @@ def test_a_run_folder_is_read(make_run, tmp_path: Path) -> None:
     assert run.config["algo.tau"] == 0.5 and run.config["net.num_cells"] == [128, 128]
     assert not {"run.dir", "run.seed", "run.progress", "run.loggers"} & set(run.config)
     assert run.commits == ("a" * 40,) and run.short_commits == ("aaaaaaa",)
-    assert run.done == {"frames": 200} and run.command == "python recipes/iq.py run.seed=3"
+    assert run.done == {"frames": 200} and run.command == "python recipes/iq.py run.seed=3 run.dir=x"
     frames, values = run.evaluations()
     assert frames.tolist() == [100, 200] and values.tolist() == [1.0, 5.0]
     assert list(run.all_columns) == ["train", "eval"] and run.frames == 200

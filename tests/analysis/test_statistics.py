@@ -19,6 +19,7 @@ from torchrl_reg.analysis.statistics import (
     optimality_gap,
     performance_profile,
     probability_of_improvement,
+    profile_thresholds,
     stratified_bootstrap,
     stratified_estimate,
 )
@@ -152,3 +153,12 @@ def test_the_interval_of_a_mean_over_seeds() -> None:
 def test_a_profile_counts_runs_strictly_above_a_threshold() -> None:
     profile = performance_profile([[0.2, 0.8], [0.5]], [0.2, 0.5, 0.8, 0.9])
     assert profile[0].tolist() == [0.75, 0.25, 0.0, 0.0]
+
+
+def test_a_profile_ends_where_nine_runs_of_ten_do() -> None:
+    scores = [[0.5] * 8, [3.0, 900.0]]
+    thresholds, beyond = profile_thresholds(scores, "sac")
+    assert thresholds[-1] == pytest.approx(np.quantile([*[0.5] * 8, 3.0, 900.0], 0.9)) and beyond == pytest.approx(0.1)
+    thresholds, beyond = profile_thresholds(scores, "human")
+    assert (thresholds[0], thresholds[-1]) == (0.0, 8.0) and beyond == pytest.approx(0.1)
+    assert profile_thresholds([[0.2]], "human")[0][-1] == 1.0

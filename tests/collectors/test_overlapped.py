@@ -18,7 +18,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.collectors import LeanCollector, OverlappedCollector
+from torchrl_reg.collectors import FastCollector, OverlappedCollector
 from torchrl_reg.collectors.own_generators import OwnGenerators
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, QuantileQActor, policy, quantile_network
@@ -64,7 +64,7 @@ def learn(actor: nn.Module) -> None:
 def one_batch_older(kind: str, batches: int) -> Iterator[TensorDictBase]:
     env = environment(kind)
     learning = acting(kind, env)
-    collector = LeanCollector(env, copy.deepcopy(learning), frames_per_batch=3 * STEPS)
+    collector = FastCollector(env, copy.deepcopy(learning), frames_per_batch=3 * STEPS)
     torch.manual_seed(5)
     older = [copy.deepcopy(learning.state_dict())] * 2
     for _ in range(batches):
@@ -77,7 +77,7 @@ def one_batch_older(kind: str, batches: int) -> Iterator[TensorDictBase]:
 def overlapped(kind: str, make: Callable[..., Any] | None = None) -> tuple[nn.Module, OverlappedCollector]:
     env = environment(kind)
     learning = acting(kind, env)
-    make = make or (lambda actor: LeanCollector(env, actor, frames_per_batch=3 * STEPS))
+    make = make or (lambda actor: FastCollector(env, actor, frames_per_batch=3 * STEPS))
     return learning, OverlappedCollector(learning, make, seed=5)
 
 
@@ -131,7 +131,7 @@ class Mode(nn.Module):
 def test_the_copy_is_in_the_mode_of_the_policy_when_it_was_made() -> None:
     env = environment("epsilon")
     policy = TensorDictModule(Mode(), in_keys=["observation"], out_keys=["action"])
-    collector = OverlappedCollector(policy, lambda actor: LeanCollector(env, actor, frames_per_batch=3))
+    collector = OverlappedCollector(policy, lambda actor: FastCollector(env, actor, frames_per_batch=3))
     actions, batches = [], iter(collector)
     for training in (False, True, True, False, True):
         actions.append(int(next(batches)["action"].unique()))
@@ -147,7 +147,7 @@ def test_a_policy_on_a_gpu_is_one_batch_older() -> None:
         learning = acting("epsilon", env).to("cuda")
         sizes = {"frames_per_batch": 3 * STEPS, "policy_device": "cuda", "storing_device": "cuda"}
         if not older:
-            collector = OverlappedCollector(learning, lambda actor: LeanCollector(env, actor, **sizes), seed=5)
+            collector = OverlappedCollector(learning, lambda actor: FastCollector(env, actor, **sizes), seed=5)
             found = []
             for batch in collector:
                 found.append(batch.clone())
@@ -155,7 +155,7 @@ def test_a_policy_on_a_gpu_is_one_batch_older() -> None:
                 if len(found) == 6:
                     collector.shutdown()
                     return found
-        collector, states, found = LeanCollector(env, copy.deepcopy(learning), **sizes), [], []
+        collector, states, found = FastCollector(env, copy.deepcopy(learning), **sizes), [], []
         states += [copy.deepcopy(learning.state_dict())] * 2
         with OwnGenerators(seed=5):
             for _ in range(6):
@@ -231,7 +231,7 @@ class Slow(nn.Module):
 def test_the_exploration_type_of_each_thread() -> None:
     env = environment("epsilon")
     policy = TensorDictModule(Slow(), in_keys=["observation"], out_keys=["action"])
-    collector = OverlappedCollector(policy, lambda actor: LeanCollector(env, actor, frames_per_batch=3))
+    collector = OverlappedCollector(policy, lambda actor: FastCollector(env, actor, frames_per_batch=3))
     batches = iter(collector)
     for _ in range(5):
         next(batches)
@@ -245,8 +245,8 @@ def test_the_exploration_type_of_each_thread() -> None:
 
 
 def test_it_ends_with_its_collector_and_passes_errors_on() -> None:
-    def build(actor: nn.Module) -> LeanCollector:
-        return LeanCollector(environment("epsilon"), actor, frames_per_batch=3, total_frames=9)
+    def build(actor: nn.Module) -> FastCollector:
+        return FastCollector(environment("epsilon"), actor, frames_per_batch=3, total_frames=9)
 
     assert len(list(overlapped("epsilon", build)[1])) == 3
 
@@ -255,7 +255,7 @@ def test_it_ends_with_its_collector_and_passes_errors_on() -> None:
 
     broken = TensorDictModule(lambda x: fail(x), in_keys=["observation"], out_keys=["action"])
     env = environment("epsilon")
-    collector = OverlappedCollector(broken, lambda actor: LeanCollector(env, actor, frames_per_batch=3))
+    collector = OverlappedCollector(broken, lambda actor: FastCollector(env, actor, frames_per_batch=3))
     with pytest.raises(RuntimeError, match="broken policy"):
         next(iter(collector))
     collector.shutdown()

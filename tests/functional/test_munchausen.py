@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from torchrl_reg.functional import (
     advantage_gap,
@@ -13,7 +14,9 @@ from torchrl_reg.functional import (
     persistent_advantage_gap,
     scaled_log_policy,
 )
+from torchrl_reg.functional.munchausen import action_index, taken
 
+INF = float("inf")
 Q = torch.tensor([[1.0, 4.0, 2.0], [0.0, -1.0, -5.0]])
 NEXT_Q = torch.tensor([[3.0, 2.0, 2.5], [7.0, 8.0, 6.0]])
 ACTION = torch.tensor([2, 1])
@@ -93,3 +96,16 @@ def test_shapes_that_would_broadcast_are_refused():
 
 def test_half_precision_gap_is_float32():
     assert advantage_gap(Q.bfloat16(), ACTION).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (4, 1)])
+def test_every_way_to_store_an_action_is_the_same_index(shape: tuple[int, ...]) -> None:
+    index = torch.randint(3, shape, generator=torch.Generator().manual_seed(0))
+    one_hot = nn.functional.one_hot(index, 3)
+    q = torch.randn(*shape, 3, generator=torch.Generator().manual_seed(1))
+    q = torch.where(one_hot.bool(), q, -INF)  # all other actions are forbidden
+    stored = [(index, "categorical"), (index.unsqueeze(-1), "categorical")]
+    stored += [(one_hot, "one_hot"), (one_hot.bool(), "one_hot"), (one_hot.float(), "one_hot")]
+    for action, space in stored:
+        assert torch.equal(action_index(action, space, len(shape)), index)
+        assert torch.equal(taken(q, action_index(action, space, len(shape))), q.amax(-1))

@@ -18,7 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg import modules, regularizers
-from torchrl_reg.collectors.plain_policy import plain_policy
+from torchrl_reg.collectors.fast import plain_policy
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.regularizers import Entropy, PriorKL
 

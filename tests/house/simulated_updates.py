@@ -23,8 +23,8 @@ from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, Entropy
 from torchrl_reg.training.loop.update import make_update
-from torchrl_reg.training.run.metrics import RunningMeans
-from torchrl_reg.training.seeds.stacked_optimizer import StackedOptimizer
+from torchrl_reg.training.run.logger import RunningMeans
+from torchrl_reg.training.seeds.batched_update import StackedOptimizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import simulated_device as sim

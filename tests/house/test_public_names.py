@@ -20,7 +20,7 @@ PARTS = ("formula", "shapes", "units", "source")
 OTHERS: dict[tuple[str, ...], str] = {
     # Tensors in, tensors out, or tensors held: environments, models, collectors, networks, records.
     ("shapes", "units"): """
-        LeanCollector OverlappedCollector GoalGridworldEnv MinAtar TabularEnv make_env register_env
+        FastCollector OverlappedCollector GoalGridworldEnv MinAtar TabularEnv make_env register_env
         ActionBins CriticEnsemble SingleDimensionActor bin_value_network policy prior_network q_network quantile_network
         state_action_value_network state_value_network
         Shaping Regularizer
@@ -46,7 +46,7 @@ OTHERS: dict[tuple[str, ...], str] = {
     (): """
         AgentError SavedPolicy load_policy read_policy save_policy
         AnalysisError Group RunRecord find_runs group_runs
-        lean_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions
+        fast_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions
         RegValueEstimators Head head_of Coefficient Method gridworld_cells
         CheckpointError ConfigError RecipeConfig Study check_replay_learning evaluate make_update read_metrics recipe
         require strip_wall_clock build

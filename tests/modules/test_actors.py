@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -10,7 +12,19 @@ from torchrl.data import Categorical, OneHot
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import BoltzmannQActor, CategoricalQActor, ImplicitQuantileNetwork, QuantileQActor
+from torchrl_reg.modules import (
+    AutoregressiveMulticategoricalActor,
+    BoltzmannQActor,
+    CategoricalQActor,
+    FixedQuantileQActor,
+    FlowActor,
+    ImplicitQuantileNetwork,
+    MulticategoricalActor,
+    QuantileQActor,
+    SingleDimensionActor,
+    StochasticSamplerActor,
+    gaussian_actor,
+)
 
 TAU = 0.5
 Q = torch.tensor([0.3, -0.4, 0.6])
@@ -108,3 +122,28 @@ def test_atoms_stay_exact_whatever_the_actor_is_cast_to() -> None:
         assert torch.equal(support, torch.linspace(-0.3, 0.4, 7, dtype=torch.float64))
     logits = torch.zeros(2, 7, 3, dtype=torch.float64)
     torch.testing.assert_close(actor.distribution.mean(logits), torch.full_like(logits[:, 0], 0.05), rtol=0, atol=1e-15)
+
+
+BOX = {"low": [-1.0, -1.0], "high": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("network", [None, nn.Linear, "torso"], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda network: gaussian_actor(network, **BOX),
+        lambda network: FlowActor(network, 4, **BOX),
+        lambda network: StochasticSamplerActor(network, 4, **BOX),
+        lambda network: MulticategoricalActor(network, **BOX, num_bins=3),
+        lambda network: AutoregressiveMulticategoricalActor(network, 4, **BOX, num_bins=3),
+        lambda network: ImplicitQuantileNetwork(network, num_features=4, num_actions=2),
+        lambda network: CategoricalQActor(network, spec=Categorical(2)),
+        lambda network: FixedQuantileQActor(network, spec=Categorical(2)),
+        lambda network: QuantileQActor(network, spec=Categorical(2)),
+        SingleDimensionActor,
+    ],
+)
+def test_what_is_no_network_is_refused_when_it_is_given(make: Any, network: Any) -> None:
+    with pytest.raises(ValueError, match="(network|torso|actor) must be a.*, got") as error:
+        make(network)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)

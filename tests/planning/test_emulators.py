@@ -206,7 +206,9 @@ def test_sticky_actions_come_from_the_generator() -> None:
         state = start
         for action in (1, 2, 2, 2, 3, 3, 3):
             _, state, _ = model.step(state, torch.tensor([action]))
-        return model._pool[0].ram(model._snapshots[int(state)].saved[1])
+        emulator = model._pool[0]
+        emulator._ale.restoreState(emulator._saved[model._snapshots[int(state)].saved[1]][0])
+        return emulator._ale.getRAM().tolist()
 
     assert saved(1) == saved(1) != saved(2)
 

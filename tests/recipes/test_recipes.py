@@ -33,6 +33,7 @@ CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "multigoal", "mujoco/",
 ENVS = [str(p.relative_to(CONF / "env").with_suffix("")) for p in sorted((CONF / "env").rglob("*.yaml"))]
 #: Which recipes a preset is for, and an environment that goes with it.
 PRESETS = {
+    "cleanrl_classic": (METHODS | {"m_dqn"}, "mountaincar"),
     "dabney2018": (set(NAMES) - CONTINUOUS, "atari"),
     "graumoya2019": ({"mirl"}, "atari"),
     "nachum2018": ({"pcl"}, "mujoco/hopper"),
@@ -438,14 +439,14 @@ COLLECTORS_AGREE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_lean_collector_changes_no_row(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for collector in ("lean", "torchrl"):
+    for collector in ("fast", "torchrl"):
         settings = [*tiny(name), *COLLECTORS_AGREE.get(name, []), f"run.collector={collector}"]
         start(monkeypatch, name, f"run.dir={tmp_path / collector}", *settings)
-    lean, reference = (
+    fast, reference = (
         [strip_wall_clock(row) for row in read_metrics(tmp_path / collector / "metrics.jsonl")]
-        for collector in ("lean", "torchrl")
+        for collector in ("fast", "torchrl")
     )
-    assert lean == reference
+    assert fast == reference
 
 
 @pytest.mark.parametrize("name", ["m_dqn", "iq"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -48,17 +50,21 @@ DONE = "(run / 'done.json').write_text('{}')"
 def test_runs_go_side_by_side_and_a_second_call_does_nothing(tmp_path):
     waits = "\nwhile not (run.parent / {!r}).exists(): time.sleep(0.05)\n"  # each for the other
     both = element(tmp_path, waits.format("r1") + DONE, waits.format("r0") + DONE)
+    (tmp_path / "r0.failed").write_text("{}")  # of an earlier job
     both()
     both()
-    assert lives(tmp_path) == lives(tmp_path, "r1") == 1
+    assert lives(tmp_path) == lives(tmp_path, "r1") == 1 and not (tmp_path / "r0.failed").exists()
 
 
 def test_a_killed_run_starts_again_and_an_error_does_not(tmp_path):
-    killed = element(tmp_path, f"n == 0 and os.kill(os.getpid(), signal.SIGKILL); {DONE}", "sys.exit('one reason')")
-    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed: r1 \(exit code 1\): one reason"):
-        killed()
-    assert (lives(tmp_path), lives(tmp_path, "r1")) == (2, 1)
-    assert json.loads((tmp_path / "r1.failed").read_text())["last_line"] == "one reason"
+    kills = ("n == 0 and os.kill(os.getpid(), signal.SIGKILL)", "n == 0 and sys.exit(137)")  # by a shell, the second
+    errors = ("sys.exit('one reason')", "print('another'); sys.exit(100)")
+    with pytest.raises(
+        RuntimeError, match=r"2 of 4 runs failed: r2 .exit code 1.: one reason; r3 .exit code 100.: ano"
+    ):
+        element(tmp_path, *(f"{kill}; {DONE}" for kill in kills), *errors)()
+    assert [lives(tmp_path, f"r{i}") for i in range(4)] == [2, 2, 1, 1]
+    assert json.loads((tmp_path / "r2.failed").read_text())["last_line"] == "one reason"
     assert not (tmp_path / "r0.failed").exists()
 
 
@@ -74,15 +80,19 @@ def test_an_end_without_done_json_is_a_failure(tmp_path):
     assert (tmp_path / "r0.failed").exists() and lives(tmp_path) == 1
 
 
-def test_a_run_that_another_process_holds_is_not_started(tmp_path):
-    import fcntl
-
+def test_a_run_that_another_process_holds_is_not_started_before_it_lets_go(tmp_path):
     (tmp_path / "r0").mkdir()
-    with (tmp_path / "r0" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match="r0: another process writes it"):
-            element(tmp_path, DONE, lock_seconds=0.6)()
+    lock = os.open(tmp_path / "r0" / ".lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(RuntimeError, match="r0: another process writes it"):
+        element(tmp_path, DONE, lock_seconds=0.6)()
+    thread = threading.Thread(target=element(tmp_path, DONE))
+    thread.start()
+    time.sleep(1)
     assert lives(tmp_path) == 0
+    os.close(lock)
+    thread.join(10)
+    assert lives(tmp_path) == 1
 
 
 def test_of_seeds_trained_together_only_the_unfinished_fail_and_all_are_waited_for(tmp_path):
@@ -99,52 +109,22 @@ def test_of_seeds_trained_together_only_the_unfinished_fail_and_all_are_waited_f
     assert lives(tmp_path) == 2
 
 
-def test_a_failed_mark_goes_when_the_run_starts_again(tmp_path):
-    (tmp_path / "r0.failed").write_text("{}")
-    element(tmp_path, DONE)()
-    assert not (tmp_path / "r0.failed").exists()
-
-
-def test_stop_ends_a_run_politely_and_leaves_no_mark(tmp_path):
-    polite = "signal.signal(signal.SIGTERM, lambda *_: ((run / 'polite').touch(), sys.exit(143))); time.sleep(60)"
-    one = element(tmp_path, polite)
+@pytest.mark.parametrize(
+    "on_sigterm", ["lambda *_: ((run / 'polite').touch(), sys.exit(143))", "signal.SIG_IGN"], ids=["polite", "deaf"]
+)
+def test_stop_ends_a_run_and_leaves_no_mark(tmp_path, on_sigterm):
+    one = element(tmp_path, f"signal.signal(signal.SIGTERM, {on_sigterm}); (run / 'ready').touch(); time.sleep(60)")
     thread = threading.Thread(target=one)
     thread.start()
-    wait_until(lambda: lives(tmp_path))
-    time.sleep(0.3)
-    one.stop()
+    wait_until((tmp_path / "r0/ready").exists)
+    one.stop(grace_seconds=1.0)
     thread.join(10)
-    assert not thread.is_alive() and (tmp_path / "r0" / "polite").exists() and not (tmp_path / "r0.failed").exists()
-
-
-def test_stop_ends_a_run_that_will_not(tmp_path):
-    one = element(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
-    thread = threading.Thread(target=one)
-    thread.start()
-    wait_until(lambda: lives(tmp_path))
-    time.sleep(0.3)
-    one.stop(grace_seconds=0.5)
-    thread.join(10)
-    assert not thread.is_alive()
+    assert not thread.is_alive() and not (tmp_path / "r0.failed").exists()
+    assert (tmp_path / "r0/polite").exists() == ("polite" in on_sigterm)
 
 
 def test_a_run_ignores_the_signal_that_tells_the_element_to_checkpoint(tmp_path):
     element(tmp_path, f"os.kill(os.getpid(), signal.SIGUSR2); {DONE}")()
-    assert lives(tmp_path) == 1
-
-
-def test_a_run_waits_for_a_process_of_an_earlier_life(tmp_path):
-    import fcntl
-
-    (tmp_path / "r0").mkdir()
-    lock = os.open(tmp_path / "r0" / ".lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    thread = threading.Thread(target=element(tmp_path, DONE))
-    thread.start()
-    time.sleep(1)
-    assert lives(tmp_path) == 0
-    os.close(lock)
-    thread.join(10)
     assert lives(tmp_path) == 1
 
 
@@ -186,20 +166,29 @@ def test_checkpoint_asks_to_be_queued_again(tmp_path, usr2):
 
 
 def test_three_jobs_without_a_checkpoint_are_followed_by_no_fourth(tmp_path, usr2):
-    one = element(tmp_path, DONE, minutes=0)
-    for count in (1, 2):
-        one = pickle.loads(pickle.dumps(one.checkpoint().function))
-        assert one.fruitless_lives == count
-    assert one.checkpoint() is None
+    (tmp_path / "r0/checkpoints").mkdir(parents=True)
+    (tmp_path / "r0/checkpoints/checkpoint-1").touch()
+    (tmp_path / "r1").mkdir()
+    (tmp_path / "r1/done.json").write_text("{}")  # both of an earlier job
+    one = element(tmp_path, "sys.exit(1)", DONE, minutes=0)
+    for count in (1, 2, 3):
+        with contextlib.suppress(RuntimeError):
+            one()
+        asked = one.checkpoint()
+        if count < 3:
+            one = pickle.loads(pickle.dumps(asked.function))
+            assert one.fruitless_lives == count
+    assert asked is None and not (tmp_path / "r1.failed").exists()
     assert "lower run.checkpoint_every_frames or raise cluster.minutes" in (tmp_path / "r0.failed").read_text()
 
 
-def test_a_checkpoint_in_between_counts(tmp_path, usr2):
-    (tmp_path / "r0" / "checkpoints").mkdir(parents=True)
-    one = ArrayElement(element(tmp_path, DONE, minutes=0).commands, fruitless_lives=2)
-    saved = tmp_path / "r0" / "checkpoints" / "checkpoint-1"
-    saved.touch()
-    os.utime(saved, (time.time() + 5, time.time() + 5))
+@pytest.mark.parametrize("clock_is_wrong_by", [0, -3600, 3600])
+def test_a_checkpoint_in_between_counts_whatever_the_file_servers_clock_says(tmp_path, usr2, clock_is_wrong_by):
+    saves = "(run / 'checkpoints').mkdir(); saved = run / 'checkpoints' / 'checkpoint-1'; saved.touch(); "
+    saves += f"now = time.time() + {clock_is_wrong_by}; os.utime(saved, (now, now)); sys.exit(1)"
+    one = ArrayElement(element(tmp_path, saves, minutes=0).commands, fruitless_lives=2)
+    with pytest.raises(RuntimeError):
+        one()
     assert one.checkpoint().function.fruitless_lives == 0
 
 

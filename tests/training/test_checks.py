@@ -17,6 +17,7 @@ class _Algo:
     eps_start: float = 1.0
     eps_end: float = 0.1
     eps_frames: int = 800
+    eps_starts_frames: int | None = None
     collect_steps: int = 1
     num_envs: int = 8
 
@@ -44,3 +45,5 @@ def test_settings_that_a_run_is_too_short_for():
     (epsilon,) = without_effect(_Algo(eps_frames=801))
     assert epsilon.startswith("algo.eps_end=0.1 is never reached: epsilon is annealed until frame 1,001")
     assert without_effect(_Algo(eps_frames=801, eps_start=0.1)) == []
+    assert without_effect(_Algo(eps_frames=801, eps_starts_frames=199)) == []
+    assert without_effect(_Algo(eps_frames=801, eps_starts_frames=200))

@@ -6,7 +6,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.training import ConfigError
-from torchrl_reg.training.loop.collection import cut_episodes, finished_returns, make_collector
+from torchrl_reg.training.loop.collection import cut_episodes, make_collector
+from torchrl_reg.training.run.run import finished_returns
 
 
 def _env(num_envs: int = 3):

@@ -188,7 +188,7 @@ def test_stepping_the_vector_environment_itself_gives_the_same_returns(settings,
     found = evaluate(env, evaluated, episodes=6, seed=3)
     assert not stepped
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "lean_vector", lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "fast_vector", lambda *_, **__: None)
     expected = evaluate(env, evaluated, episodes=6, seed=3)
     assert found.pop("eval_seconds") and expected.pop("eval_seconds")
     assert found == expected

@@ -17,7 +17,7 @@ from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.training import ConfigError, Run, RunSettings, read_metrics
 from torchrl_reg.training.errors import DivergedError
-from torchrl_reg.training.run.finite import FiniteWatch
+from torchrl_reg.training.run.divergence import FiniteWatch
 from torchrl_reg.training.settings import RecipeConfig, validate
 
 #: Finite until the updates begin, and never again; a checkpoint comes before.

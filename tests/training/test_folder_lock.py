@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from torchrl_reg import run_owner
+from torchrl_reg.run_owner import OWNER, is_alive, is_locked
 from torchrl_reg.training import ConfigError
 from torchrl_reg.training.run import folder_lock
-from torchrl_reg.training.run.folder_lock import OWNER, FolderLock, is_alive
+from torchrl_reg.training.run.folder_lock import FolderLock
 
 HOLD = """
 import errno, fcntl, os, sys
@@ -44,18 +46,7 @@ def flock(request, monkeypatch):
     return request.param
 
 
-def _is_locked():
-    sys.path.insert(0, str(Path(__file__).parents[2] / "slurm"))
-    try:
-        pytest.importorskip("submitit")
-        from array_element import is_locked
-    finally:
-        sys.path.pop(0)
-    return is_locked
-
-
 def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, flock):
-    is_locked = _is_locked()
     command = [sys.executable, "-c", HOLD, str(tmp_path), flock]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -84,12 +75,12 @@ def _owner(folder: Path, age: float, **said) -> Path:
     return folder / OWNER
 
 
-@pytest.mark.parametrize(("age", "alive"), [(10.0, True), (folder_lock.STALE_SECONDS + 20, False)])
+@pytest.mark.parametrize(("age", "alive"), [(10.0, True), (run_owner.STALE_SECONDS + 20, False)])
 def test_far_away_the_heartbeat_decides(tmp_path, monkeypatch, age, alive):
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
     (tmp_path / ".lock").touch()
     owner = _owner(tmp_path, age)
-    assert is_alive(owner) == alive == _is_locked()(tmp_path / ".lock")
+    assert is_alive(owner) == alive == is_locked(tmp_path / ".lock")
     if alive:
         with pytest.raises(ConfigError, match="by process .* on far since today"):
             FolderLock(tmp_path)
@@ -100,7 +91,7 @@ def test_far_away_the_heartbeat_decides(tmp_path, monkeypatch, age, alive):
 
 
 def test_a_process_number_that_was_given_again_is_not_the_owner(tmp_path):
-    here = folder_lock._this_process()
+    here = run_owner.this_process()
     assert is_alive(_owner(tmp_path, 0, **here))
     assert not is_alive(_owner(tmp_path, 0, **{**here, "began": "1"}))
     assert not is_alive(_owner(tmp_path, 0, **{**here, "pid": 2**22 + 1}))
@@ -109,13 +100,13 @@ def test_a_process_number_that_was_given_again_is_not_the_owner(tmp_path):
 @pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
 def test_heartbeats_are_judged_by_the_clock_of_the_file_system(tmp_path, monkeypatch, wrong_by):
     """Which writes them; that of this machine may be wrong."""
-    ages = {10.0: True, folder_lock.STALE_SECONDS + 20: False}
+    ages = {10.0: True, run_owner.STALE_SECONDS + 20: False}
     owners = {}
     for age in ages:
         (tmp_path / str(age)).mkdir()
         owners[age] = _owner(tmp_path / str(age), age)
     now = time.time
-    monkeypatch.setattr(folder_lock.time, "time", lambda: now() + wrong_by)
+    monkeypatch.setattr(run_owner.time, "time", lambda: now() + wrong_by)
     assert {age: is_alive(owner) for age, owner in owners.items()} == ages
     assert [path.name for owner in owners.values() for path in owner.parent.iterdir()] == [OWNER, OWNER]
 
@@ -132,15 +123,15 @@ def test_when_a_process_began_is_read_whatever_its_name_is(tmp_path, monkeypatch
         while not (text := stat.read_text()).startswith(head):  # not the program yet
             time.sleep(0.01)
         began = text.removeprefix(head).split()[22 - 3]  # fields are counted from 1, and two are gone
-        assert folder_lock._began(child.pid) == began
-        owner = _owner(tmp_path, 0, **{**folder_lock._this_process(), "pid": child.pid, "began": began})
-        assert is_alive(owner) and _is_locked()(tmp_path / ".lock")
-        _owner(tmp_path, 0, **{**folder_lock._this_process(), "pid": child.pid, "began": str(int(began) - 1)})
-        assert not is_alive(owner) and not _is_locked()(tmp_path / ".lock")
+        assert run_owner.began(child.pid) == began
+        owner = _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": child.pid, "began": began})
+        assert is_alive(owner) and is_locked(tmp_path / ".lock")
+        _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": child.pid, "began": str(int(began) - 1)})
+        assert not is_alive(owner) and not is_locked(tmp_path / ".lock")
     finally:
         child.kill()
         child.wait()
-    assert folder_lock._began(child.pid) is None
+    assert run_owner.began(child.pid) is None
 
 
 def test_an_owner_file_still_being_written_counts_as_an_owner(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.training.errors import RecordError
-from torchrl_reg.training.run.metrics import MetricsFile, RunningMeans, read_metrics, strip_wall_clock
+from torchrl_reg.training.run.logger import RunningMeans
+from torchrl_reg.training.run.metrics import MetricsFile, read_metrics, strip_wall_clock
 
 
 def test_rows_survive_and_a_half_written_line_is_left_out(tmp_path):

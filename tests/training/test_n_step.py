@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.training import ConfigError
-from torchrl_reg.training.loop.n_step import NStep
+from torchrl_reg.training.loop.value_learning import NStep
 
 GAMMA = 0.9
 

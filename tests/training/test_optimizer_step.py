@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from torchrl_reg.training.loop.optimizer_step import OptimizerStep
+from torchrl_reg.training.loop.update import OptimizerStep
 
 OPTIMIZERS = {
     "adam": lambda groups: Adam(groups, fused=True, eps=1e-5, betas=(0.8, 0.99)),

@@ -16,7 +16,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
     progress = Progress(10_000, 0)
     for clock[0] in (100.0, 101.0, 140.0):
-        progress.advance(1_000)
+        progress.frames += 1_000
         progress.train(ROW)
     progress.close()
     out, err = capsys.readouterr()
@@ -29,11 +29,11 @@ def test_a_line_at_least_every_minute(capsys, monkeypatch):
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
     progress = Progress(10_000, 2_000)
     for clock[0], frames in ((159.0, 100), (160.0, 200), (219.0, 300), (221.0, 0), (221.5, 0)):
-        progress.advance(frames)
-        progress.break_silence()
+        progress.frames += frames
+        progress.tick()
     progress.say("something else")
     clock[0] = 281.0
-    progress.break_silence()
+    progress.tick()
     progress.close()
     assert capsys.readouterr().out.splitlines() == [
         "frame 2,300 of 10,000: fps=5 after 0:01:00",
@@ -60,7 +60,7 @@ def test_evaluations_get_a_line_each(capsys):
 
 def test_silence_on_request(capsys):
     progress = Progress(10_000, 0, enabled=False)
-    progress.advance(5)
+    progress.frames += 5
     progress.train(ROW)
     progress.evaluation({"frames": 1, "return_greedy_mean": 1.0, "return_greedy_std": 0.0})
     assert capsys.readouterr() == ("", "")
@@ -71,7 +71,7 @@ def test_one_line_on_a_terminal(capsys, monkeypatch):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     progress = Progress(10_000, 1_000)
     progress.train(ROW)
-    progress.advance(9_000)
+    progress.frames += 9_000
     progress.say("evaluated")
     progress.close()
     out, err = capsys.readouterr()

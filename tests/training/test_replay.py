@@ -8,8 +8,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler
 
 from torchrl_reg.training.loop import replay as replay_module
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
-from torchrl_reg.training.loop.replay import ReplayChunks, draw_minibatches, rows_in_time
-from torchrl_reg.training.loop.storage import TransitionStorage
+from torchrl_reg.training.loop.replay import ReplayChunks, TransitionStorage, draw_minibatches, rows_in_time
 
 
 def _replay(capacity=20, *, ndim=1, sampler=None, seed=3) -> TensorDictReplayBuffer:

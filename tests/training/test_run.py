@@ -103,6 +103,23 @@ def test_training_returns_are_those_of_whole_episodes(make_run):
     assert row["cut_episodes"] == json.loads((path / "done.json").read_text())["cut_episodes"] == 4 * 6
 
 
+def test_the_mean_of_the_last_hundred_training_episodes(make_run, monkeypatch):
+    monkeypatch.setattr("torchrl_reg.training.run.logger._WINDOW", 5)
+    run = make_run(log_every_frames=4, evaluate_every_frames=10**6, checkpoint_every_frames=10**6)
+    run.track()
+    ended: list[float] = []
+    seen = {}
+    for batch in run.collect(_env(), _push_right, total_frames=240, frames_per_batch=40):
+        for step in range(10):  # in time, whichever environment it is
+            ended += batch["next", "episode_reward"][:, step][batch["next", "done"][:, step]].tolist()
+        seen[run.frames] = list(ended)
+    rows = {row["frames"]: row for row in read_metrics(run.finish() / "metrics.jsonl") if row["event"] == "train"}
+    assert len(seen[240]) > 15
+    for frames, returns in seen.items():
+        last = returns[-5:]
+        assert rows[frames].get("return_last_100") == (sum(last) / len(last) if last else None)
+
+
 def test_an_overlapped_run_is_one_batch_behind_in_what_acts_and_in_nothing_else(make_run):
     acted = {}
     for overlap in (False, True):

@@ -10,13 +10,13 @@ from tensordict.nn import TensorDictSequential
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import HardUpdate
 
-from torchrl_reg.collectors import LeanCollector
+from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import SoftDQNLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training.seeds.stacked_collector import StackedCollector, drawing
+from torchrl_reg.training.seeds.batched_collection import StackedCollector, drawing
 
 SETTINGS = {
     "vectors": (EnvSettings("cartpole", max_episode_frames=9), NetSettings("mlp", num_cells=[16])),
@@ -24,7 +24,7 @@ SETTINGS = {
 }
 
 
-def collector(kind: str, seed: int, epsilon: float = 0.4) -> LeanCollector:
+def collector(kind: str, seed: int, epsilon: float = 0.4) -> FastCollector:
     settings, net = SETTINGS[kind]
     env = make_env(settings, num_envs=3)
     env.set_seed(seed)
@@ -32,10 +32,10 @@ def collector(kind: str, seed: int, epsilon: float = 0.4) -> LeanCollector:
     spec = env.full_action_spec_unbatched["action"]
     actor = QValueActor(q_network(net, env), spec=spec)
     policy = TensorDictSequential(actor, EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon))
-    return LeanCollector(env, policy, frames_per_batch=15)
+    return FastCollector(env, policy, frames_per_batch=15)
 
 
-def stack(collectors: list[LeanCollector]) -> StackedLoss:
+def stack(collectors: list[FastCollector]) -> StackedLoss:
     losses = [SoftDQNLoss(collector.policy[0], tau=0.5) for collector in collectors]
     for loss in losses:
         HardUpdate(loss, value_network_update_interval=5)
@@ -70,7 +70,7 @@ def test_the_batches_of_each(kind: str) -> None:
     assert ended >= 9
 
 
-def refused(policy: Any) -> LeanCollector:
+def refused(policy: Any) -> FastCollector:
     made = collector("vectors", 0)
     made.policy = policy(made.policy)
     return made

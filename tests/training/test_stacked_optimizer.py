@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from torchrl_reg.training.seeds.stacked_optimizer import StackedOptimizer
+from torchrl_reg.training.seeds.batched_update import StackedOptimizer
 
 OPTIMIZERS = {
     "adam": lambda groups: Adam(groups, fused=True, eps=1e-5, betas=(0.8, 0.99)),

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_reg.training.loop.storage import TransitionStorage
+from torchrl_reg.training.loop.replay import TransitionStorage
 
 
 def rows(count: int, start: int = 0) -> TensorDict:

@@ -12,8 +12,7 @@ from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.training import ConfigError, make_update
-from torchrl_reg.training.loop.gradients import worth_compiling
-from torchrl_reg.training.loop.update import _as_cuda_graph, _gradient_step
+from torchrl_reg.training.loop.update import _as_cuda_graph, _gradient_step, worth_compiling
 
 
 def _dqn(seed: int = 0, device: str = "cpu") -> DQNLoss:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_dqn
 from tensordict.nn import TensorDictSequential
+from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss
 
@@ -46,3 +49,24 @@ def test_epsilon_follows_the_schedule_given_and_nothing_else(
         if steps:
             module.step(16)
     assert seen == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1.0, 1.0, 1.0, 0.75, 0.5]),
+        ({"eps_start": 0.5, "random_until_learning": True}, [1.0, 1.0, 0.5, 0.5, 0.5]),
+        ({"eps_starts_frames": 0}, [1.0, 0.75, 0.5, 0.5, 0.5]),
+        ({"eps_starts_frames": 0, "random_until_learning": True}, [1.0, 1.0, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_where_epsilon_starts_to_fall(options: dict, expected: list[float]) -> None:
+    algo = ValueLearning(learning_starts_frames=20, eps_frames=20, eps_end=0.5, **options)
+    module = EGreedyModule(Categorical(2), eps_init=algo.eps_start, eps_end=algo.eps_end)
+    schedule, run = EpsilonSchedule(module, algo), SimpleNamespace(frames=0)
+    run.annealed = partial(Run.annealed, run)
+    seen = [module.eps.item()]
+    for run.frames in (10, 20, 30, 40):
+        schedule.step(run)
+        seen.append(module.eps.item())
+    assert seen == pytest.approx(expected)

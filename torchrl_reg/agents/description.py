@@ -8,10 +8,9 @@ nothing, and calls only what says of itself that a file may name it; a run's own
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +22,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchrl.data import TensorSpec
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.modules.rebuilding import Spaces, path_of
+from torchrl_reg.modules.rebuilding import Spaces, path_of, record
 from torchrl_reg.regularizers import Coefficient
 
 Description = dict[str, Any]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _SPECS = ("Categorical", "OneHot")
 
 
@@ -48,35 +46,22 @@ def described(policy: nn.Module) -> Description:
     return description
 
 
-@functools.singledispatch
-def arguments_of(module: nn.Module) -> Arguments:
-    """The arguments that make such a module; register those of a class that keeps no record: TorchRL's are below."""
-    raise Undescribed(f"no description of {type(module).__name__}")
-
-
-@arguments_of.register
-def _(actor: QValueActor) -> Arguments:
-    return (actor.module[0].module,), {"spec": actor.spec["action"], "in_keys": list(actor.in_keys)}
-
-
-@arguments_of.register
-def _(exploration: EGreedyModule) -> Arguments:
-    return (exploration.spec["action"],), {}
-
-
-@arguments_of.register
-def _(sequence: TensorDictSequential) -> Arguments:
-    return tuple(sequence.module), {}
+#: TorchRL's classes keep no record: the arguments that make such a module again.
+_ARGUMENTS: dict[type, Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    QValueActor: lambda it: ((it.module[0].module,), {"spec": it.spec["action"], "in_keys": list(it.in_keys)}),
+    EGreedyModule: lambda it: ((it.spec["action"],), {}),
+    TensorDictSequential: lambda it: (tuple(it.module), {}),
+}
 
 
 def _described(value: Any) -> Any:
     if isinstance(value, Coefficient | torch.Tensor):
         return (value.value if isinstance(value, Coefficient) else value).tolist()
     if isinstance(value, nn.Module):
-        own = vars(value)
-        if "built_with" not in own and type(value) not in arguments_of.registry:  # a subclass may act differently
+        own, made_as = vars(value), _ARGUMENTS.get(type(value))  # a subclass may act differently
+        if "built_with" not in own and made_as is None:
             raise Undescribed(f"no description of {type(value).__name__}")
-        args, kwargs = own.get("built_with") or arguments_of(value)
+        args, kwargs = own.get("built_with") or made_as(value)  # type: ignore[misc]
         path = own.get("built_by") or path_of(type(value))
         return {"call": path, "args": _described(args), "kwargs": {k: _described(v) for k, v in kwargs.items()}}
     if isinstance(value, TensorSpec) and type(value).__name__ in _SPECS:
@@ -120,7 +105,9 @@ def _built(said: Any, trusted: Collection[str]) -> Any:
     called = _named(said["call"], trusted)
     if "settings" in said:
         return called(**said["settings"])
-    return called(*_built(said["args"], trusted), **{k: _built(v, trusted) for k, v in said["kwargs"].items()})
+    args, kwargs = _built(said["args"], trusted), {k: _built(v, trusted) for k, v in said["kwargs"].items()}
+    made = called(*args, **kwargs)
+    return record(made, said["call"], *args, **kwargs) if said["call"] in trusted else made
 
 
 def _named(path: str, trusted: Collection[str]) -> Any:
@@ -137,7 +124,7 @@ def _named(path: str, trusted: Collection[str]) -> Any:
     # A run folder may be a stranger's, too: even what it trusts is a module of a network, and never `os:system`.
     if is_trusted and isinstance(found, type) and issubclass(found, nn.Module):
         return found
-    if not (getattr(found, "is_rebuildable", False) is True or found in arguments_of.registry):
+    if not (getattr(found, "is_rebuildable", False) is True or found in _ARGUMENTS):
         raise ValueError(f"call must name what says that a file may name it, got {path!r}.")
     return found
 
@@ -160,16 +147,14 @@ def weights_of_at_most(size: int) -> Iterator[None]:
         counting.remove()
 
 
-def spaces_of(description: Any) -> Spaces:
-    """The first spaces in ``description``.
+def spaces_of(policy: nn.Module) -> Spaces:
+    """The spaces that the first network in ``policy`` was built for.
 
     Raises:
-        ValueError: there are none in it.
+        ValueError: none was built for any.
     """
-    waiting = [description]
-    while waiting:
-        said = waiting.pop(0)
-        if isinstance(said, dict) and said.get("call") == path_of(Spaces):
-            return Spaces(**said["settings"])
-        waiting[:0] = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+    for args, kwargs in (vars(module).get("built_with", ((), {})) for module in policy.modules()):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Spaces):
+                return value
     raise ValueError("A description must have the spaces of an environment in it, got none.")

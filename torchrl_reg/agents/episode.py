@@ -1,44 +1,65 @@
-"""One episode of a saved policy, picture by picture."""
+"""One episode of a saved policy: its moments, and the frames that show them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 from torchrl.modules import EGreedyModule
 
-from torchrl_reg.agents.pictures import Camera, Picture
+from torchrl_reg.agents.panel import Moment, Panel
+from torchrl_reg.agents.pictures import (
+    STEPS_PER_SECOND,
+    Camera,
+    Picture,
+    action_names,
+    camera,
+    draw_without_display,
+)
+from torchrl_reg.agents.saved import SavedPolicy
 from torchrl_reg.modules import BoltzmannQActor, PriorEGreedyModule
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A state and what the policy makes of it.
+def frames_per_second(saved: SavedPolicy) -> int:
+    """Environment steps shown in a second."""
+    return STEPS_PER_SECOND.get(saved.env_settings.name, 30)
+
+
+def episode_frames(
+    saved: SavedPolicy,
+    *,
+    seed: int,
+    mode: str = "greedy",
+    max_steps: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Picture]:
+    """One frame uint8 ``[H, W, 3]`` of every state of an episode, the last included: its steps + 1.
 
     Args:
-        picture: uint8 ``[H, W, 3]``.
-        step: steps taken before.
-        reward_so_far: undiscounted, in reward units.
-        q: action values ``[A]``; None of a continuous policy, and of the last state.
-        action: the chosen action: an index, or ``[D]`` numbers; None of the last state.
-        entropy: of the policy that samples, nats; None where it has none in closed form.
-        largest_entropy: ``ln A``; None of a density.
-    """
+        saved: the policy; its weights must be on ``device``.
+        seed: of the episode, and of a policy that samples.
+        mode: ``"greedy"`` or ``"sampled"``.
+        max_steps: end of an episode that is still going on.
+        device: where the policy computes.
 
-    picture: Picture
-    step: int
-    reward_so_far: float
-    q: Tensor | None
-    action: Tensor | None
-    entropy: float | None
-    largest_entropy: float | None
+    Raises:
+        AgentError: the environment cannot be built or drawn here.
+    """
+    draw_without_display()
+    settings, env = saved.env_settings, saved.make_env(1)
+    count = getattr(env.full_action_spec_unbatched["action"].space, "n", 0)
+    panel = Panel("/".join(filter(None, (settings.name, settings.game, mode))), action_names(settings, count))
+    kind = ExplorationType.RANDOM if mode == "sampled" else ExplorationType.DETERMINISTIC
+    moments = played(env, saved.policy, camera(settings, env), seed=seed, kind=kind, max_steps=max_steps, device=device)
+    torch.manual_seed(seed)
+    yield from map(panel.frame, moments)
+    env.close()
 
 
 @torch.no_grad()
@@ -58,26 +79,26 @@ def played(
     """
     env.set_seed(seed)
     state = env.reset()
-    total, step = 0.0, 0
-    while True:
+    total, step, is_over = 0.0, 0, False
+    while not is_over:
         with set_exploration_type(kind):
             acted = policy(state.to(device)).to("cpu")
-        yield _moment(camera, policy, acted, step, total)
-        taken, following = env.step_and_maybe_reset(acted)
+        yield Moment(camera(acted), step, total, *_choice(policy, acted))
+        taken = env.step(acted)  # without a reset: an environment that draws itself shows its last state
         total += taken["next", "reward"].item()
         step += 1
-        if taken["next", "done"].any() or step == max_steps:
-            yield Moment(camera(taken["next"]), step, total, None, None, None, None)
-            return
-        state = following
+        is_over = taken["next", "done"].any() or step == max_steps
+        state = step_mdp(taken)
+    yield Moment(camera(taken["next"]), step, total)
 
 
-def _moment(camera: Camera, policy: nn.Module, acted: TensorDictBase, step: int, total: float) -> Moment:
-    q = acted["action_value"][0] if "action_value" in set(acted.keys()) else None
-    if q is None:
-        return Moment(camera(acted), step, total, None, acted["action"][0], _density_entropy(policy, acted), None)
+def _choice(policy: nn.Module, acted: TensorDictBase) -> tuple[Tensor | None, Tensor, float | None, float | None]:
+    """Action values, the action, the entropy and the largest one."""
+    if "action_value" not in set(acted.keys()):
+        return None, acted["action"][0], _density_entropy(policy, acted), None
+    q = acted["action_value"][0]
     entropy = torch.special.entr(action_probabilities(policy, acted)).sum(-1).item()
-    return Moment(camera(acted), step, total, q, acted["action"][0], entropy, math.log(len(q)))
+    return q, acted["action"][0], entropy, math.log(len(q))
 
 
 def action_probabilities(policy: nn.Module, acted: TensorDictBase) -> Tensor:

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from torch import Tensor
 
-from torchrl_reg.agents.episode import Moment
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.pictures import Picture
 
 WIDTH = 260  # pixels of the panel
-_MARGIN, _LINE = 12, 19
+_MARGIN, _LINE, _NAME, _VALUE = 12, 19, 85, 52
 _INK, _FAINT, _PAPER, _CHOSEN, _OTHER = (40, 40, 45), (120, 120, 125), (250, 250, 247), (215, 95, 30), (120, 160, 190)
 _MOST = 18  # actions shown
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A state and what the policy makes of it.
+
+    Args:
+        picture: uint8 ``[H, W, 3]``.
+        step: steps taken before.
+        reward_so_far: undiscounted, in reward units.
+        q: action values ``[A]``; None of a continuous policy, and of the last state.
+        action: the chosen action: an index, or ``[D]`` numbers; None of the last state.
+        entropy: of the policy that samples, nats; None where it has none in closed form.
+        largest_entropy: ``ln A``; None of a density.
+    """
+
+    picture: Picture
+    step: int
+    reward_so_far: float
+    q: Tensor | None = None
+    action: Tensor | None = None
+    entropy: float | None = None
+    largest_entropy: float | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the panel, with a bar from ``start`` to ``end`` (shares of the width) if it has a ``value``."""
+
+    text: str
+    ink: tuple[int, int, int] = _INK
+    start: float = 0.0
+    end: float = 0.0
+    value: str = ""
+    colour: tuple[int, int, int] = _CHOSEN
 
 
 class Panel:
@@ -42,47 +79,41 @@ class Panel:
         height, width = moment.picture.shape[:2]
         image = Image.new("RGB", (_even(width + WIDTH), _even(max(height, 280))), _PAPER)
         image.paste(Image.fromarray(moment.picture), (0, 0))
-        self._pen = ImageDraw.Draw(image)
-        self._x, self._y = width + _MARGIN, _MARGIN
-        self._write(self._title)
-        self._write(f"step {moment.step}   return {moment.reward_so_far:.4g}", _FAINT)
-        if moment.entropy is not None:
-            of = "" if moment.largest_entropy is None else f" of {moment.largest_entropy:.2f}"
-            self._write(f"policy entropy {moment.entropy:.3f}{of} nats", _FAINT)
-        self._y += _LINE // 2
-        if moment.action is None:
-            self._write("the end")
-        elif moment.q is not None:
-            self._q_values(moment.q, int(moment.action))
-        else:
-            self._action(moment.action)
+        pen = ImageDraw.Draw(image)
+        left, y, span = width + _MARGIN, _MARGIN, WIDTH - 2 * _MARGIN - _NAME - _VALUE
+        for row in self._rows(moment):
+            pen.text((left, y), row.text, font=self._font, fill=row.ink)
+            if row.value:
+                bar = left + _NAME + row.start * span, left + _NAME + row.end * span + 1
+                pen.rectangle((bar[0], y + 3, bar[1], y + _LINE - 4), fill=row.colour)
+                pen.text((left + _NAME + span + 6, y), row.value, font=self._font, fill=_INK)
+            y += _LINE if row.text else _LINE // 2
         return np.asarray(image)
 
-    def _q_values(self, q: Tensor, chosen: int) -> None:
+    def _rows(self, moment: Moment) -> Iterator[_Row]:
+        yield _Row(self._title)
+        yield _Row(f"step {moment.step}   return {moment.reward_so_far:.4g}", _FAINT)
+        if moment.entropy is not None:
+            of = "" if moment.largest_entropy is None else f" of {moment.largest_entropy:.2f}"
+            yield _Row(f"policy entropy {moment.entropy:.3f}{of} nats", _FAINT)
+        yield _Row("")
+        if moment.action is None:
+            yield _Row("the end")
+        elif moment.q is not None:
+            yield from self._q_values(moment.q, int(moment.action))
+        else:
+            yield _Row("action")
+            for index, value in enumerate(moment.action.reshape(-1).tolist()[:_MOST]):
+                at = 0.5 + 0.5 * float(np.clip(value, -1, 1))
+                yield _Row(str(index), _CHOSEN, min(at, 0.5), max(at, 0.5), f"{value:.3g}")
+
+    def _q_values(self, q: Tensor, chosen: int) -> Iterator[_Row]:
         self._low, self._high = min(self._low, q.min().item()), max(self._high, q.max().item())
-        self._write("q(s, a)")
+        yield _Row("q(s, a)")
         for index, value in enumerate(q.tolist()[:_MOST]):
             share = (value - self._low) / max(self._high - self._low, 1e-9)
-            colour = _CHOSEN if index == chosen else _OTHER
-            self._bar(self._actions[index], f"{value:.3g}", 0.0, share, colour)
-
-    def _action(self, action: Tensor) -> None:
-        self._write("action")
-        for index, value in enumerate(action.reshape(-1).tolist()[:_MOST]):
-            at = 0.5 + 0.5 * float(np.clip(value, -1, 1))
-            self._bar(str(index), f"{value:.3g}", min(at, 0.5), max(at, 0.5), _CHOSEN)
-
-    def _bar(self, name: str, value: str, start: float, end: float, colour: tuple[int, int, int]) -> None:
-        left, span = self._x + 85, WIDTH - 2 * _MARGIN - 85 - 52
-        self._pen.text((self._x, self._y), name[:12], font=self._font, fill=colour if colour == _CHOSEN else _INK)
-        box = (left + start * span, self._y + 3, left + end * span + 1, self._y + _LINE - 4)
-        self._pen.rectangle(box, fill=colour)
-        self._pen.text((left + span + 6, self._y), value, font=self._font, fill=_INK)
-        self._y += _LINE
-
-    def _write(self, text: str, colour: tuple[int, int, int] = _INK) -> None:
-        self._pen.text((self._x, self._y), text, font=self._font, fill=colour)
-        self._y += _LINE
+            ink, colour = (_CHOSEN, _CHOSEN) if index == chosen else (_INK, _OTHER)
+            yield _Row(self._actions[index][:12], ink, 0.0, share, f"{value:.3g}", colour)
 
 
 def _even(pixels: int) -> int:

@@ -7,13 +7,12 @@ LunarLander and MuJoCo are asked to draw themselves. Pictures are uint8 ``[H, W,
 from __future__ import annotations
 
 import colorsys
-import importlib
 import math
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
@@ -31,18 +30,18 @@ Camera = Callable[[TensorDictBase], Picture]
 HEIGHT = 320  # approximate pixels of a picture: small ones are enlarged by whole factors
 #: Environment steps shown in a second.
 STEPS_PER_SECOND = {"minatar": 8, "atari": 15, "gridworld": 3, "mujoco": 25, "adroit": 25}
-_CLASSIC: dict[str, tuple[str, Callable[[list[float]], list[float]]]] = {
-    "cartpole": ("CartPole-v1", lambda seen: seen),
-    "acrobot": (
-        "Acrobot-v1",
-        lambda seen: [math.atan2(seen[1], seen[0]), math.atan2(seen[3], seen[2]), seen[4], seen[5]],
-    ),
-    "pendulum": ("Pendulum-v1", lambda seen: [math.atan2(seen[1], seen[0]), seen[2]]),
-    "mountaincar_continuous": ("MountainCarContinuous-v0", lambda seen: seen),
+#: Gymnasium's name, and how many angles its observation begins with, each as cosine and sine.
+_CLASSIC = {
+    "cartpole": ("CartPole-v1", 0),
+    "acrobot": ("Acrobot-v1", 2),
+    "pendulum": ("Pendulum-v1", 1),
+    "mountaincar": ("MountainCar-v0", 0),
+    "mountaincar_continuous": ("MountainCarContinuous-v0", 0),
 }
 _ACTIONS = {
     "cartpole": ("left", "right"),
     "acrobot": ("-1", "0", "+1"),
+    "mountaincar": ("left", "nothing", "right"),
     "lunarlander": ("nothing", "left engine", "main engine", "right engine"),
     "gridworld": ("up", "right", "down", "left"),
 }
@@ -72,15 +71,16 @@ def action_names(settings: EnvSettings, count: int) -> tuple[str, ...]:
     return names if len(names) == count else tuple(map(str, range(count)))
 
 
-def _classic_camera(env_id: str, state_of: Callable[[list[float]], list[float]]) -> Camera:
-    import gymnasium
-
+def _classic_camera(env_id: str, angles: int) -> Camera:
+    """Gymnasium's drawing of a state that the observation gives."""
     _needs("pygame", "recipes")
     game: Any = gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True).unwrapped
     game.reset(seed=0)
 
     def draw(state: TensorDictBase) -> Picture:
-        game.state = np.array(state_of(state["observation"][0].tolist()))
+        seen = state["observation"][0].tolist()
+        pairs = zip(seen[: 2 * angles : 2], seen[1 : 2 * angles : 2], strict=True)
+        game.state = np.array([*(math.atan2(sine, cosine) for cosine, sine in pairs), *seen[2 * angles :]])
         if hasattr(game, "last_u") and "action" in state:
             game.last_u = float(state["action"][0, 0])  # the pendulum shows its torque
         return np.asarray(game.render(), np.uint8)
@@ -89,41 +89,28 @@ def _classic_camera(env_id: str, state_of: Callable[[list[float]], list[float]])
 
 
 def _own_camera(settings: EnvSettings, env: EnvBase) -> Camera:
+    """Gymnasium's drawing of the environment itself: LunarLander, MuJoCo, Adroit."""
     games = getattr(getattr(getattr(env, "base_env", env), "_env", None), "envs", None)
     if not games:
         raise AgentError(f"play must know how to draw the environment, got {settings.name!r}.")
     game: Any = games[0].unwrapped
-    if hasattr(game, "model"):
-        return _mujoco_camera(game)
-    _needs("pygame", "recipes")
     game.render_mode = "rgb_array"
+    if hasattr(game, "mujoco_renderer"):
+        game.mujoco_renderer.width = game.mujoco_renderer.height = HEIGHT
+        try:
+            game.render()
+        except Exception as error:  # whatever the graphics library throws
+            raise AgentError(
+                f"MuJoCo must be able to draw here, got {type(error).__name__}: without a display it needs EGL "
+                "(libegl1) or OSMesa (libosmesa6, with MUJOCO_GL=osmesa)."
+            ) from error
+    else:
+        _needs("pygame", "recipes")
     return lambda state: np.asarray(game.render(), np.uint8)
 
 
-def _mujoco_camera(game: Any) -> Camera:
-    import mujoco
-
-    # The first camera follows the robot; -1 is one that stands still.
-    which = 0 if game.model.ncam else -1
-    try:
-        if not has_display():  # TorchRL imports MuJoCo, which so chose its graphics before draw_without_display() did
-            importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)
-        renderer = mujoco.Renderer(game.model, HEIGHT, HEIGHT)
-    except Exception as error:  # whatever the graphics library throws
-        raise AgentError(
-            f"MuJoCo must be able to draw here, got {type(error).__name__}: without a display it needs EGL (libegl1) "
-            "or OSMesa (libosmesa6, with MUJOCO_GL=osmesa)."
-        ) from error
-
-    def draw(state: TensorDictBase) -> Picture:
-        renderer.update_scene(game.data, camera=which)
-        return renderer.render()
-
-    return draw
-
-
 def draw_without_display() -> None:
-    """Chooses graphics that need no screen, where there is none; before the first picture and before MuJoCo."""
+    """Chooses graphics that need no screen, where there is none; before the first picture."""
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     if not has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -149,10 +136,10 @@ def _grid(layout: list[str], state: int) -> Picture:
     """Walls, cells, goals, and where the agent is; a state beyond the cells means another goal (``goals``)."""
     cells = gridworld_cells(layout)
     places = [i for i, (row, column) in enumerate(cells) if layout[row][column] == "G"]
-    goals = places if state < len(cells) and len(places) == 1 else [places[state // len(cells)]]
+    goal = places[state // len(cells)]
     picture = np.full((len(layout), len(layout[0]), 3), 60, np.uint8)
     for index, (row, column) in enumerate(cells):
-        picture[row, column] = (60, 170, 90) if index in goals else (235, 235, 230)
+        picture[row, column] = (60, 170, 90) if index == goal else (235, 235, 230)
     row, column = cells[state % len(cells)]
     picture[row, column] = (40, 90, 200)
     return _enlarged(picture)

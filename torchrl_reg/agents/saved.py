@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
 
 from torchrl_reg.agents.description import Undescribed, built, described, spaces_of, weights_of_at_most
 from torchrl_reg.agents.errors import AgentError
-from torchrl_reg.agents.safetensors import encoded, read
+from torchrl_reg.envs import EnvError, EnvSettings, make_env
 from torchrl_reg.modules.rebuilding import Spaces
 from torchrl_reg.printable import printable
 
 #: The file in a run folder, and in an exported one.
 POLICY_FILE = "policy.safetensors"
 _FORMAT = "torchrl_reg policy 2"
+_LARGEST = 1 << 30  # bytes of a file that is read; the largest networks of the recipes take 30 million
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,40 @@ class SavedPolicy:
     policy: Any
     facts: dict[str, Any]
     spaces: Spaces
+
+    @property
+    def env_settings(self) -> EnvSettings:
+        """The settings of the environment that the policy was evaluated in.
+
+        Raises:
+            AgentError: the file does not say.
+        """
+        if "env" not in self.facts:
+            raise AgentError(f"{self.path} must say which environment its policy acts in, got none.")
+        try:
+            settings = EnvSettings(**self.facts["env"])
+            hash(settings.name)  # a list or an object in its place is none
+            return settings
+        except TypeError:
+            raise AgentError(f"{self.path} must name an environment of torchrl_reg, got {self.facts['env']}.") from None
+
+    def make_env(self, num_envs: int) -> EnvBase:
+        """``num_envs`` of these environments on the CPU.
+
+        Raises:
+            AgentError: it is not known, cannot be built on this machine, or is not what the policy was built for.
+        """
+        settings = self.env_settings
+        try:
+            env = make_env(settings, num_envs)
+        except EnvError as error:
+            raise AgentError(str(error)) from None
+        there, here = (_shapes(spaces) for spaces in (Spaces.of(env), self.spaces))
+        if there != here:
+            raise AgentError(
+                f"{self.path} must hold a policy for {settings.name}, which has {there}, got one for {here}."
+            )
+        return env
 
 
 def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
@@ -70,6 +107,43 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes
     length = int.from_bytes(plain[:8], "little")
     digest = hashlib.sha256(text.encode() + plain[8 + length :]).hexdigest()
     return encoded(state, {"format": _FORMAT, "content": text, "sha256": digest})
+
+
+def encoded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with ``tensors`` (any device) and string ``metadata``."""
+    # Cloned: the package refuses tensors that share memory.
+    plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    return _safetensors().save(plain, dict(metadata))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], memoryview]:
+    """Tensors on the CPU, metadata, and the raw bytes of the tensors; reading a safetensors file executes nothing.
+
+    Raises:
+        AgentError: it cannot be read, is too large, or damaged.
+    """
+    package = _safetensors()
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise AgentError(f"{path} must be at most {_LARGEST >> 30} GiB, got {size:,} bytes.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise AgentError(f"{path} could not be read: {error.strerror}.") from None
+    try:
+        tensors = package.load(content)
+    except Exception as error:  # SafetensorError, or a dtype that this torch does not have
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise AgentError(f"{path} is damaged or no safetensors file: {reason}.") from None
+    end = 8 + int.from_bytes(content[:8], "little")
+    return tensors, json.loads(content[8:end]).get("__metadata__", {}), memoryview(content)[end:]
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError:
+        raise AgentError("A saved policy needs safetensors, got none: pip install 'torchrl_reg[recipes]'.") from None
 
 
 def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | None = None) -> None:
@@ -124,7 +198,7 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
         facts = _checked_facts(said["facts"])
         with weights_of_at_most(data.nbytes):
             policy = built(said["policy"], trusted=_paths_of_a_run(path.parent))
-            spaces = spaces_of(said["policy"])
+        spaces = spaces_of(policy)
         policy.load_state_dict(tensors)
     except Exception as error:  # whatever the content makes of the code that reads it
         reason = " ".join(str(error).split())[:200].removesuffix(".") or type(error).__name__
@@ -204,18 +278,17 @@ def _check_owner(path: Path, facts: Mapping[str, Any]) -> None:
     if not done.is_file() or not done.stat().st_size or "evaluation" not in facts:
         return
     try:
-        last = json.loads(done.read_text())["evaluation"] or {}
+        last = dict(json.loads(done.read_text())["evaluation"] or {})
     except (OSError, ValueError, KeyError, TypeError):
         raise AgentError(f"{done} must hold what a finished run ended with, got something else.") from None
-    different = [name for name, value in facts["evaluation"].items() if not _alike(last.get(name), value)]
-    if different:
-        name = different[0]
-        raise AgentError(
-            f"{path} belongs to another run than {done}: {name} is {facts['evaluation'][name]} there and "
-            f"{last.get(name)} here."
-        )
+    for name, there in facts["evaluation"].items():
+        here = last.get(name)
+        # A return that was not finite is None in the policy's file and may be NaN in the run's.
+        if here != there and not (there is None and here != here):
+            raise AgentError(f"{path} belongs to another run than {done}: {name} is {there} there and {here} here.")
 
 
-def _alike(there: Any, here: Any) -> bool:
-    """Equal; a return that was not finite is None here and may be NaN there."""
-    return there == here or here is None and (there is None or there != there)
+def _shapes(spaces: Spaces) -> str:
+    shape, _ = spaces.observations.get("observation", ([], ""))
+    actions = f"{len(spaces.low)} action dimensions" if spaces.num_actions is None else f"{spaces.num_actions} actions"
+    return f"observations {list(shape)} and {actions}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -23,36 +24,35 @@ def write_video(path: Path, frames: Iterable[Picture], frames_per_second: float)
     if path.suffix not in FORMATS:
         raise AgentError(f"A video must be a file ending in {' or '.join(FORMATS)}, got {path.name}.")
     counted = _Counted(frames)
-    first = next(iter(counted), None)
+    remaining = iter(counted)
+    first = next(remaining, None)
     if first is None:
         raise AgentError(f"{path} must have at least one frame, got none.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    (_write_gif if path.suffix == ".gif" else _write_mp4)(path, first, counted, frames_per_second)
+    write = _write_gif if path.suffix == ".gif" else _write_mp4
+    write(path, first, chain([first], remaining), frames_per_second)
     return counted.number
 
 
-def _write_gif(path: Path, first: Picture, others: Iterable[Picture], frames_per_second: float) -> None:
+def _write_gif(path: Path, first: Picture, frames: Iterable[Picture], frames_per_second: float) -> None:
     from PIL import Image
 
     # One palette for all frames would flicker less, but costs a pass over them; players round times to 10 ms.
-    images = (Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in chain([first], others))
+    images = (Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames)
     milliseconds = max(20, round(100 / frames_per_second) * 10)
     next(images).save(path, save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False)
 
 
-def _write_mp4(path: Path, first: Picture, others: Iterable[Picture], frames_per_second: float) -> None:
+def _write_mp4(path: Path, first: Picture, frames: Iterable[Picture], frames_per_second: float) -> None:
     try:
         import imageio_ffmpeg
     except ImportError:
         raise AgentError("An MP4 needs imageio-ffmpeg, got none: pip install -e '.[play]'; a GIF does not.") from None
-    height, width = first.shape[:2]
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=frames_per_second, macro_block_size=2)
-    writer.send(None)
-    try:
-        for frame in chain([first], others):
+    size = first.shape[1], first.shape[0]
+    with closing(imageio_ffmpeg.write_frames(str(path), size, fps=frames_per_second, macro_block_size=2)) as writer:
+        writer.send(None)
+        for frame in frames:
             writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
 
 
 def show_in_window(title: str, frames: Iterable[Picture], frames_per_second: float) -> int:
@@ -85,8 +85,7 @@ class _Counted:
     """Frames, counted as they pass."""
 
     def __init__(self, frames: Iterable[Picture]) -> None:
-        self._frames = iter(frames)
-        self.number = 0
+        self._frames, self.number = frames, 0
 
     def __iter__(self) -> Iterator[Picture]:
         for frame in self._frames:

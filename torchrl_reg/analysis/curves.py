@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis.charts import Line
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.record import Column
 from torchrl_reg.analysis.scores import normalized
-from torchrl_reg.analysis.statistics import Array, Estimator, stratified_bootstrap
+from torchrl_reg.analysis.statistics import (
+    Array,
+    Estimator,
+    performance_profile,
+    profile_thresholds,
+    stratified_bootstrap,
+)
 
 
 def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:
@@ -89,3 +96,15 @@ def aggregate_curve(
     ]
     sizes = [len(task) for task in runs]
     return common, stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
+
+
+def profile_lines(
+    runs: Mapping[str, Sequence[Array]], scale: str, *, resamples: int, points: int = 301
+) -> tuple[list[Line], float]:
+    """By method (one array of scores an environment) the share of runs above each score, and that beyond the last."""
+    if not runs:
+        return [], 0.0
+    thresholds, beyond = profile_thresholds([each for of in runs.values() for each in of], scale, points)
+    bands = (performance_profile(each, thresholds, resamples=resamples) for each in runs.values())
+    lines = zip(runs, bands, strict=True)
+    return [Line(method, series, thresholds, *band) for series, (method, band) in enumerate(lines)], beyond

@@ -1,26 +1,24 @@
-"""Figures of finished runs: learning curves, aggregates over environments, improvement bars, performance profiles."""
+"""Figures of finished runs as files: learning curves, aggregates over environments, improvement, profiles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
 from torchrl_reg.analysis import statistics
+from torchrl_reg.analysis.charts import Chart, Line, chart
 from torchrl_reg.analysis.colors import GREY, LIGHT
-from torchrl_reg.analysis.curves import aggregate_curve, group_curve
+from torchrl_reg.analysis.curves import aggregate_curve, group_curve, profile_lines
 from torchrl_reg.analysis.errors import AnalysisError, one_of
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.numbers import counted, percent
+from torchrl_reg.analysis.numbers import amount, counted, number, percent
 from torchrl_reg.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score
 from torchrl_reg.analysis.statistics import AGGREGATES
 
@@ -29,6 +27,7 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 _MOST_ABOVE, _LEGEND_ROW = 12, 0.19
 SUFFIXES = (".png", ".svg", ".pdf")
 _CENTERS = {"mean": statistics.mean, "iqm": statistics.interquartile_mean}
+_FRAMES = "environment frames"
 
 
 def draw_learning_curves(
@@ -40,30 +39,18 @@ def draw_learning_curves(
         AnalysisError: no evaluations at all, seeds evaluated at different frames, or a bad ``center`` or suffix.
     """
     estimator = _CENTERS[one_of("center", center, _CENTERS)]
-    curves = [(group, curve) for group in groups if (curve := group_curve(group, column)) is not None]
-    if not curves:
+    methods = list(dict.fromkeys(group.method for group in groups))
+    lines: dict[str, list[Line]] = {group.env: [] for group in groups}
+    for group in groups:
+        if (curve := group_curve(group, column)) is not None:
+            band = statistics.stratified_bootstrap(curve[1].T, [len(curve[1])], estimator)
+            lines[group.env].append(Line(group.method, methods.index(group.method), curve[0], *band))
+    charts = [found for env, of in lines.items() if (found := chart(env, of, x_label=""))]
+    if not charts:
         raise AnalysisError(f"results must hold evaluations of {column}, got none.")
-    envs = list(dict.fromkeys(group.env for group in groups))
-    looks = styles(list(dict.fromkeys(group.method for group in groups)))
-    columns = min(len(envs), 4 if len(envs) > 4 else 3)
-    lines = -(-len(envs) // columns)
-    width, height = (6.4, 3.6) if len(envs) == 1 else (2.9 * columns, 2.2 * lines)
-    figure = new_figure(width, height + 0.5)
-    for place, env in enumerate(envs, 1):
-        axes = styled(figure.add_subplot(lines, columns, place))
-        axes.set_title(env, fontsize=9, loc="left")
-        for group, (frames, values) in curves:
-            if group.env == env:
-                band = statistics.stratified_bootstrap(values.T, [len(values)], estimator)
-                _band(axes, frames, band, looks[group.method])
-        frames_axis(axes)
-        if max(map(abs, axes.get_ylim())) >= 10_000:
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.supxlabel("environment frames", fontsize=9)
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
-    figure.supylabel(f"{name} return" if column.startswith("return_") else name, fontsize=9)
-    add_legend(figure, looks)
-    return save(figure, path)
+    y_label = f"{name} return" if column.startswith("return_") else name
+    return draw(charts, path, columns=4 if len(charts) > 4 else 3, x_label=_FRAMES, y_label=y_label)
 
 
 def draw_aggregate_curves(
@@ -85,22 +72,36 @@ def draw_aggregate_curves(
     one_of("aggregate", aggregate, AGGREGATES)
     groups = [group for group in groups if has_score(group.env, scale)]
     envs = {group.env for group in groups}
-    methods = dict.fromkeys(group.method for group in groups)
-    of = {method: [group for group in groups if group.method == method] for method in methods}
-    complete = [method for method in methods if {group.env for group in of[method]} == envs]
+    of = {group.method: [each for each in groups if each.method == group.method] for group in groups}
+    complete = {method: found for method, found in of.items() if {group.env for group in found} == envs}
     if not complete:
         raise AnalysisError(f"results must hold a method with runs on all of {', '.join(sorted(envs))}, got none.")
     frames = max(run.last_evaluation(column) for group in groups for run in group.runs)
-    looks = styles(complete)
-    figure = new_figure(6.4, 3.9)
-    axes = styled(figure.add_subplot())
-    for method, look in looks.items():
-        _band(axes, *aggregate_curve(of[method], scale, AGGREGATES[aggregate], column, frames=frames), look)
-    frames_axis(axes)
-    axes.set_xlabel("environment frames", fontsize=9)
-    axes.set_ylabel(f"{aggregate}, {SCALE_NAMES[scale]} ({counted(len(envs), 'environment')})", fontsize=9)
-    add_legend(figure, looks)
-    return save(figure, path)
+    lines = []
+    for series, (method, found) in enumerate(complete.items()):
+        x, band = aggregate_curve(found, scale, AGGREGATES[aggregate], column, frames=frames)
+        lines.append(Line(method, series, x, *band))
+    y_label = f"{aggregate}, {SCALE_NAMES[scale]} ({counted(len(envs), 'environment')})"
+    return draw([chart("", lines, x_label="")], path, x_label=_FRAMES, y_label=y_label)
+
+
+def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
+    """Share of runs above each normalized score, averaged over environments, with 95% intervals (run-score profile).
+
+    Only methods with runs on every environment are drawn.
+
+    Raises:
+        AnalysisError: no common scale, no such method, or a bad suffix.
+    """
+    _scaled(scale)
+    board = Scoreboard(scores, scale).on_scale()
+    lines, beyond = profile_lines(board.comparable(), scale, resamples=1_000)
+    if not lines:
+        raise AnalysisError(f"results must hold a method with runs on all of {', '.join(board.envs)}, got none.")
+    note = statistics.beyond_note(beyond) if beyond else ""
+    found = chart("", lines, note=note, x_label="", span=(0.0, 1.0), steps=True)
+    y_label = f"share of runs with a score above s ({counted(len(board.envs), 'environment')})"
+    return draw([found], path, x_label=f"{SCALE_NAMES[scale]} score, s", y_label=y_label)
 
 
 def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, baseline: str, scale: str) -> Path:
@@ -124,13 +125,17 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     figure = new_figure(6.4, 1.1 + 0.19 * max(len(envs), 3))
     axes = styled(figure.add_subplot())
     axes.grid(axis="y", visible=False)
-    colors = [LIGHT[0] if value >= 0 else LIGHT[1] for value in values]
-    bars = axes.barh(range(len(envs)), values, color=colors, height=0.7)
+    bars = axes.barh(range(len(envs)), values, color=[LIGHT[int(value < 0)] for value in values], height=0.7)
     axes.bar_label(bars, [percent(value) for value in values], padding=3, fontsize=7, color=GREY)
     axes.set_yticks(range(len(envs)), [env.removeprefix("atari/") for env in envs], fontsize=8)
     axes.set_ylim(-0.6, len(envs) - 0.4)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    _percent_axis(axes, float(np.abs(values).max()))
+    # Linear up to 10%, then by powers of ten, the same to either side.
+    end = 3 * max(float(np.abs(values).max()), 10)
+    axes.set_xscale("symlog", linthresh=10, linscale=0.6)
+    axes.set_xlim(-end, end)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     better = f"better on {(values > 0).sum()} of {counted(len(envs), 'environment')}"
     axes.set_title(f"{method} over {baseline}: {better}", fontsize=9, loc="left")
     unit = SCALE_NAMES[scale] + " score" * (scale != "none")
@@ -138,42 +143,62 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     return save(figure, path)
 
 
-def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
-    """Share of runs above each normalized score, averaged over environments, with 95% intervals (run-score profile).
-
-    Only methods with runs on every environment are drawn.
+def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_label: str = "", y_label: str = "") -> Path:
+    """Writes ``charts`` side by side, in rows of ``columns``, under one legend; labels are of all of them.
 
     Raises:
-        AnalysisError: no common scale, no such method, or a bad suffix.
+        AnalysisError: as :func:`save`.
     """
-    _scaled(scale)
-    board = Scoreboard(scores, scale).on_scale()
-    complete = board.comparable()
-    if not complete:
-        raise AnalysisError(f"results must hold a method with runs on all of {', '.join(board.envs)}, got none.")
-    thresholds, beyond = statistics.profile_thresholds([runs for each in complete.values() for runs in each], scale)
-    looks = styles(list(complete))
-    figure = new_figure(6.4, 3.9)
-    axes = styled(figure.add_subplot())
-    for method, runs in complete.items():
-        band = statistics.performance_profile(runs, thresholds, resamples=1_000)
-        _band(axes, thresholds, band, looks[method] | {"drawstyle": "steps-post"})
-    if beyond:
-        axes.set_title(statistics.beyond_note(beyond), fontsize=8, loc="right", color=GREY)
-    axes.set_ylim(-0.02, 1.02)
-    axes.margins(x=0.01)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel(f"{SCALE_NAMES[scale]} score, s", fontsize=9)
-    axes.set_ylabel(f"runs with a score above s ({counted(len(board.envs), 'environment')})", fontsize=9)
-    add_legend(figure, looks)
+    found = [each for each in charts if each is not None]
+    columns = min(len(found), columns)
+    rows = -(-len(found) // columns)
+    width, height = (
+        (6.4, 3.6) if len(found) == 1 else (3.4 * columns, 2.9) if rows == 1 else (2.9 * columns, 2.2 * rows)
+    )
+    figure = new_figure(max(width, 4.8), height + 0.5)
+    for place, each in enumerate(found, 1):
+        _ink(styled(figure.add_subplot(rows, columns, place)), each)
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    add_legend(figure, {line.label: style(line.series) for each in found for line in each.lines})
     return save(figure, path)
 
 
-def _band(axes: Axes, x: NDArray, band: NDArray, look: dict) -> None:
-    value, low, high = band
-    axes.plot(x, value, linewidth=1.6, marker="o" if len(x) == 1 else None, markersize=4, **look)
-    step: Literal["post"] | None = "post" if "drawstyle" in look else None
-    axes.fill_between(x, low, high, step=step, color=look["color"], alpha=0.15, linewidth=0)
+def _ink(axes: Axes, chart: Chart) -> None:
+    """Draws ``chart`` on its own scales."""
+    axes.set_title(chart.title, fontsize=9, loc="left")
+    axes.set_title(chart.note, fontsize=8, loc="right", color=GREY)
+    axes.set(xscale="log" if chart.x.log else "linear", xlim=(chart.x.low, chart.x.high))
+    axes.set(yscale="log" if chart.y.log else "linear", ylim=(chart.y.low, chart.y.high))
+    axes.set_xlabel(chart.x_label, fontsize=9)
+    axes.set_ylabel(chart.y_label, fontsize=9)
+    x_ticks, y_ticks = chart.x.ticks(5), chart.y.ticks(5)
+    axes.set_yticks(y_ticks, map(number, y_ticks))
+    if chart.ticks is None:
+        axes.set_xticks(x_ticks, map(amount, x_ticks))
+    else:
+        axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=90 if len(chart.ticks) > 6 else 0)
+    axes.minorticks_off()
+    if chart.level is not None:
+        axes.axhline(chart.level, color=GREY, linestyle=":", linewidth=1)
+    for line in chart.lines:
+        _draw_line(axes, line, chart)
+
+
+def _draw_line(axes: Axes, line: Line, chart: Chart) -> None:
+    look = style(line.series) | {"linewidth": 1.6, "clip_on": False}
+    look |= {} if chart.joined else {"linestyle": "none"}
+    drawstyle: Literal["steps-post", "default"] = "steps-post" if chart.steps else "default"
+    dots = "o" if chart.dotted(line) else ""
+    axes.plot(line.x, line.y, marker=dots, markersize=3, drawstyle=drawstyle, **look)
+    axes.plot([*line.x[-1:], *line.more_x], [*line.y[-1:], *line.more_y], **look | {"linestyle": ":"})
+    if line.low is None or line.high is None:
+        return
+    if chart.ticks is not None:
+        axes.vlines(line.x, line.low, line.high, color=look["color"], alpha=0.45, linewidth=2)
+    else:
+        step: Literal["post"] | None = "post" if chart.steps else None
+        axes.fill_between(line.x, line.low, line.high, step=step, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
@@ -184,14 +209,6 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
     return 100 * (score - baseline) / abs(baseline)
 
 
-def _percent_axis(axes: Axes, largest: float) -> None:
-    """Linear up to 10%, then by powers of ten, the same to either side."""
-    axes.set_xscale("symlog", linthresh=10, linscale=0.6)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set_xlim(-3 * max(largest, 10), 3 * max(largest, 10))
-
-
 def _scaled(scale: str) -> None:
     if scale not in ("human", "sac"):
         raise AnalysisError(
@@ -200,10 +217,10 @@ def _scaled(scale: str) -> None:
         )
 
 
-def styles(methods: Sequence[str]) -> dict[str, dict]:
-    """A colour for each method, the same in every panel; dashes once the colours are used up."""
-    looks = ((color, dash) for dash in cycle(_DASHES) for color in LIGHT)
-    return {method: {"color": color, "linestyle": dash} for method, (color, dash) in zip(methods, looks, strict=False)}
+def style(series: int) -> dict[str, Any]:
+    """Colour of a series, the same in every panel; dashes once the colours are used up."""
+    dashes = _DASHES[series // len(LIGHT) % len(_DASHES)]
+    return {"color": LIGHT[series % len(LIGHT)], "linestyle": dashes}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -221,14 +238,7 @@ def styled(axes: Axes) -> Axes:
     return axes
 
 
-def frames_axis(axes: Axes) -> None:
-    """Ticks of environment frames: 0, 50k, 2M."""
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.margins(x=0.01)
-
-
-def add_legend(figure: Figure, looks: dict[str, dict]) -> None:
+def add_legend(figure: Figure, looks: dict[str, dict[str, Any]]) -> None:
     """One frameless legend for all panels: above them, and to their right for more than 12 methods.
 
     The figure grows by what the legend takes, so that the panels keep their size.

@@ -1,7 +1,8 @@
 """Data collection for your own scripts: TorchRL's batches at a fraction of the cost."""
 
-from torchrl_reg.collectors.lean import LeanCollector, lean_vector
+from torchrl_reg.collectors.fast import FastCollector, fast_vector, plain_policy
 from torchrl_reg.collectors.overlapped import OverlappedCollector
-from torchrl_reg.collectors.plain_policy import plain_policy
 
-__all__ = ["LeanCollector", "OverlappedCollector", "lean_vector", "plain_policy"]
+LeanCollector, lean_vector = FastCollector, fast_vector  # as they were called in 0.1
+
+__all__ = ["FastCollector", "OverlappedCollector", "fast_vector", "plain_policy"]

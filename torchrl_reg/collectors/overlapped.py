@@ -39,11 +39,11 @@ class OverlappedCollector:
         ValueError: a policy that is no module, of which no copy could follow it.
 
     >>> from torchrl.modules import QValueActor
-    >>> from torchrl_reg.collectors import LeanCollector
+    >>> from torchrl_reg.collectors import FastCollector
     >>> from torchrl_reg.envs import EnvSettings, make_env
     >>> env = make_env(EnvSettings("cartpole"), 4)
     >>> actor = QValueActor(nn.Linear(4, 2), spec=env.full_action_spec_unbatched["action"])
-    >>> collector = OverlappedCollector(actor, lambda acting: LeanCollector(env, acting, frames_per_batch=12))
+    >>> collector = OverlappedCollector(actor, lambda acting: FastCollector(env, acting, frames_per_batch=12))
     >>> next(iter(collector)).shape
     torch.Size([4, 3])
     >>> collector.shutdown()

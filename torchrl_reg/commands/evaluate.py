@@ -36,7 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
     from torchrl.envs.utils import ExplorationType
 
     from torchrl_reg.agents.saved import read_policy
-    from torchrl_reg.agents.worlds import env_of
     from torchrl_reg.training.loop.evaluation import episode_returns
     from torchrl_reg.training.run.device import set_up_cpu
 
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     seed = known.get("seed", 0) if arguments.seed is None else arguments.seed
     # As many environments as the run's evaluations had, so that the first round repeats its last evaluation.
     at_once = min(known.get("eval_episodes", 10), arguments.episodes)
-    env = env_of(saved, at_once)
+    env = saved.make_env(at_once)
     columns: dict[str, Any] = {"seed": seed, "episodes": arguments.episodes}
     for mode in MODES if arguments.mode is None else (arguments.mode,):
         kind = ExplorationType.RANDOM if mode == "sampled" else ExplorationType.DETERMINISTIC

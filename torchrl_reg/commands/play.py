@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise AnalysisError(f"--max-steps must be >= 1, got {arguments.max_steps}.")
+    from torchrl_reg.agents.episode import episode_frames, frames_per_second
     from torchrl_reg.agents.pictures import has_display
     from torchrl_reg.agents.saved import read_policy
-    from torchrl_reg.agents.show import episode_frames, frames_per_second
     from torchrl_reg.agents.video import show_in_window, write_video
 
     saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))

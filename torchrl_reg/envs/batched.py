@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from torchrl_reg.envs.settings import EnvError
-from torchrl_reg.envs.snapshot import seeds_of
 
 
 class BatchedEnv(VectorEnv):
@@ -134,3 +133,16 @@ class BatchedEnv(VectorEnv):
         """Takes back what :meth:`_held` gave."""
         for generator, state in zip(self._generators, held["generators"], strict=True):
             generator.bit_generator.state = state
+
+
+def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
+    """The seed of each copy: consecutive ones from an int on, as gymnasium's vector environments take it.
+
+    Raises:
+        EnvError: another number of seeds.
+    """
+    seeds = [None] * num_envs if seed is None else seed
+    seeds = range(int(seeds), int(seeds) + num_envs) if isinstance(seeds, int | np.integer) else seeds
+    if len(seeds) != num_envs:
+        raise EnvError(f"seed must be an int or {num_envs} of them, got {len(seeds)}.")
+    return seeds

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from torchrl_reg.envs.settings import EnvError
+from torchrl_reg.envs.batched import seeds_of
 
 
 @runtime_checkable
@@ -96,19 +96,6 @@ class RecordedVectorEnv(SyncVectorEnv):
         for flags in (self._terminations, self._truncations, self._autoreset_envs):
             flags[:] = False
         return bool(np.array_equal(self._observations, snapshot["observation"]))
-
-
-def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
-    """The seed of each copy: consecutive ones from an int on, as gymnasium's vector environments take it.
-
-    Raises:
-        EnvError: another number of seeds.
-    """
-    seeds = [None] * num_envs if seed is None else seed
-    seeds = range(int(seeds), int(seeds) + num_envs) if isinstance(seeds, int | np.integer) else seeds
-    if len(seeds) != num_envs:
-        raise EnvError(f"seed must be an int or {num_envs} of them, got {len(seeds)}.")
-    return seeds
 
 
 def _replayed(env: gymnasium.Env, origin: Any, actions: Sequence[Any]) -> Any:

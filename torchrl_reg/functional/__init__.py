@@ -8,13 +8,14 @@ float32) and compiles without a graph break.
 from torchrl_reg.functional.action_prior import averaged_prior, floored_log_prior
 from torchrl_reg.functional.bellman import bellman_temperature
 from torchrl_reg.functional.categorical import categorical_projection
-from torchrl_reg.functional.diagnostics import action_gap, kl_divergence, policy_entropy
 from torchrl_reg.functional.e2w import e2w_exploration, e2w_policy
-from torchrl_reg.functional.munchausen import advantage_gap, munchausen_bonus, persistent_advantage_gap
+from torchrl_reg.functional.munchausen import action_gap, advantage_gap, munchausen_bonus, persistent_advantage_gap
 from torchrl_reg.functional.path_consistency import path_consistency
 from torchrl_reg.functional.quantile import quantile_huber_loss
 from torchrl_reg.functional.sampling import soft_value_importance, svgd_bandwidth, svgd_direction
 from torchrl_reg.functional.soft import (
+    kl_divergence,
+    policy_entropy,
     scaled_log_policy,
     soft_gap,
     soft_policy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 
 
 def floored_log_prior(log_prior: Tensor, floor: float, *, dim: int = -1) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 
 
 def bellman_temperature(

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.soft import soft_policy
-from torchrl_reg.functional.temperature import Temperature, at_least_float32
+from torchrl_reg.functional.soft import Temperature, at_least_float32, soft_policy
 
 
 def e2w_exploration(visits: Tensor, num_actions: int, epsilon: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Munchausen and advantage-learning reward shaping.
+"""The taken action: its value, its gap to the best one, and the reward shapings made of them.
 
 Shapes: ``*B`` batch, ``A`` actions. Half-precision inputs are computed and returned in float32.
 """
@@ -8,7 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
+
+
+def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
+    """The action (``[*B]`` or ``[*B, 1]`` categorical, ``[*B, A]`` one-hot) as an index ``[*B]``.
+
+    ``batch_dims`` is the number of dimensions of ``*B``: it tells ``[*B, 1]`` from a batch that ends in 1.
+    """
+    if action_space == "one_hot":
+        return action.long().argmax(-1)  # long, because argmax takes no bool
+    return action.squeeze(-1) if action.ndim > batch_dims else action
+
+
+def taken(values: Tensor, index: Tensor) -> Tensor:
+    """Entries ``[*B]`` of ``values [*B, A]`` at the actions ``index [*B]``."""
+    return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
 def munchausen_bonus(
@@ -47,6 +62,32 @@ def munchausen_bonus(
     return alpha * clipped
 
 
+def action_gap(q: Tensor) -> Tensor:
+    """Best minus second best action value, ``q_(1) - q_(2)``; 0 at a tie.
+
+    Source: Farahmand 2011; Bellemare et al. 2016 (Increasing the action gap).
+
+    Args:
+        q: action values ``[*B, A]`` with ``A >= 2``, in reward units.
+
+    Returns:
+        Gaps ``[*B]``, in reward units; infinite where a single action is unmasked.
+
+    Raises:
+        ValueError: if there are fewer than two actions.
+    """
+    if q.shape[-1] < 2:
+        raise ValueError(f"q must hold at least two actions, got shape {tuple(q.shape)}.")
+    best, second = at_least_float32(q).topk(2, dim=-1).values.unbind(-1)
+    return best - second
+
+
+def finite_action_gap(q: Tensor) -> Tensor:
+    """:func:`action_gap` of ``q [*B, A]``, ``[*B]``; 0 where a mask leaves one action."""
+    gap = action_gap(q)
+    return torch.where(gap < torch.finfo(gap.dtype).max / 16, gap, 0.0)
+
+
 def advantage_gap(q: Tensor, action: Tensor) -> Tensor:
     r"""Advantage gap :math:`\max_{a'} q(a') - q(a) \ge 0`, which advantage learning subtracts.
 
@@ -68,7 +109,7 @@ def advantage_gap(q: Tensor, action: Tensor) -> Tensor:
             f"action must have shape {tuple(q.shape[:-1])} (q without its last dimension), got {tuple(action.shape)}."
         )
     q = at_least_float32(q)
-    return q.amax(-1) - q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    return q.amax(-1) - taken(q, action)
 
 
 def persistent_advantage_gap(q: Tensor, next_q: Tensor, action: Tensor, terminated: Tensor) -> Tensor:

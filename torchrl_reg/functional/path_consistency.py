@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import Temperature
+from torchrl_reg.functional.soft import Temperature
 
 
 def path_consistency(

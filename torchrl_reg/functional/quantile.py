@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 
 
 def quantile_huber_loss(z: Tensor, fractions: Tensor, z_target: Tensor, kappa: float) -> Tensor:

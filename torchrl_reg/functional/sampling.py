@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import Temperature, at_least_float32, temperature_and_divisor
+from torchrl_reg.functional.soft import Temperature, at_least_float32, temperature_and_divisor
 
 
 def soft_value_importance(

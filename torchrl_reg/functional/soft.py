@@ -1,4 +1,4 @@
-"""Entropy- and KL-regularized maximum: the soft value and its policy.
+"""Entropy- and KL-regularized maximum: the soft value, its policy, and how random that policy is.
 
 Shapes: ``*B`` batch, ``A`` actions. ``tau`` is a temperature in reward units, a Python number or a
 0-dimensional tensor. Every function subtracts the maximum before dividing by ``tau``, so results
@@ -12,11 +12,41 @@ Gradients flow into ``q`` and ``log_prior``, and into a tensor ``tau`` where no 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import Temperature, at_least_float32, temperature_and_divisor
+Temperature: TypeAlias = float | Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` itself in float32 and float64, a float32 copy in every other dtype."""
+    return x if x.dtype == torch.float32 or x.dtype == torch.float64 else x.float()
+
+
+def temperature_and_divisor(tau: Temperature, dtype: torch.dtype) -> tuple[Temperature, Temperature]:
+    """``tau`` and ``max(tau, smallest normal number of dtype)``, safe to divide by at ``tau = 0``.
+
+    A difference of action values over the floored divisor is already infinitely many temperatures
+    wide, so the floor changes no result; without it ``0 / 0`` at the best action is NaN, and CUDA's
+    multiplication by ``1 / tau`` overflows for a subnormal ``tau``.
+
+    Raises:
+        ValueError: if ``tau`` is a number that is negative, infinite or NaN, or a tensor with
+            dimensions. The value inside a tensor is not checked: that would wait for the device.
+    """
+    floor = torch.finfo(dtype).tiny
+    if isinstance(tau, Tensor):
+        if tau.ndim != 0:
+            raise ValueError(f"tau must be a number or a 0-dimensional tensor, got shape {tuple(tau.shape)}.")
+        # A 0-dimensional tensor never promotes the data, so a float64 coefficient needs no cast.
+        tau = at_least_float32(tau)
+        # float64's smallest number would round to 0 in a float32 coefficient.
+        return tau, tau.clamp(min=max(floor, torch.finfo(tau.dtype).tiny))
+    if not 0.0 <= tau < math.inf:
+        raise ValueError(f"tau must be a finite temperature >= 0, got {tau}.")
+    return tau, max(tau, floor)
 
 
 def soft_value(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, dim: int = -1) -> Tensor:
@@ -168,6 +198,50 @@ def soft_gap(q: Tensor, tau: Temperature, *, log_prior: Tensor | None = None, di
     """
     _, _, _, tau, log_sum = _shifted(q, tau, log_prior, dim)
     return (tau * log_sum).squeeze(dim)
+
+
+def policy_entropy(pi: Tensor, *, dim: int = -1) -> Tensor:
+    r"""Shannon entropy :math:`H(\pi) = -\sum_a \pi(a) \ln \pi(a)`, with :math:`0 \ln 0 = 0`.
+
+    Source: the definition.
+
+    Args:
+        pi: probabilities ``[*B, A]`` (not their logarithms).
+        dim: dimension of the actions.
+
+    Returns:
+        Entropies ``[*B]``, in nats.
+    """
+    pi = at_least_float32(pi)
+    # The floor keeps the gradient at a probability of 0 finite; ln 0 would make it infinite.
+    return torch.special.entr(pi.clamp(min=torch.finfo(pi.dtype).tiny)).sum(dim)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
+    r"""Kullback-Leibler divergence :math:`KL(p \| q) = \sum_a p(a) (\ln p(a) - \ln q(a))`.
+
+    Actions with ``p = 0`` add nothing, whatever ``q``; ``p > 0`` where ``q = 0`` makes it infinite.
+
+    Source: the definition.
+
+    Args:
+        log_p: log-probabilities of the first distribution ``[*B, A]``, ``-inf`` allowed.
+        log_q: those of the second, broadcastable to ``[*B, A]``, ``-inf`` allowed.
+        dim: dimension of the actions.
+
+    Returns:
+        Divergences ``[*B]``, in nats.
+    """
+    log_p, log_q = at_least_float32(log_p), at_least_float32(log_q)
+    p = log_p.exp()
+    log_ratio = torch.where(p > 0.0, log_p - log_q, 0.0)
+    return (p * log_ratio).sum(dim)
+
+
+def masked_values(q: Tensor, mask: Tensor | None) -> Tensor:
+    """``q [*B, A]`` in at least float32, ``-inf`` where ``mask [*B, A]`` forbids the action."""
+    q = at_least_float32(q)
+    return q if mask is None else q.masked_fill(~mask, -math.inf)
 
 
 def _shifted(

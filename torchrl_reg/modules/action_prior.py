@@ -12,11 +12,10 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import TensorSpec
-from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.functional import averaged_prior
-from torchrl_reg.modules.boltzmann import sampled
+from torchrl_reg.modules.boltzmann import explores, sampled
 from torchrl_reg.regularizers.action_prior import ActionPrior
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.ranks import gathered_from_ranks, in_process_group
@@ -192,9 +191,9 @@ class PriorEGreedyModule(Recorded, EGreedyModule):
             q = q.masked_fill(~allowed, torch.finfo(q.dtype).min)
             log_prior = log_prior.expand(q.shape).masked_fill(~allowed, -torch.inf)
         action = self.prior.greedy(q, log_prior)
-        if exploration_type() in (ExplorationType.RANDOM, None):
-            explores = torch.rand(action.shape, device=q.device) < self.eps.to(q.device)
-            action = torch.where(explores, sampled(log_prior.softmax(-1).expand(q.shape)), action)
+        if explores():
+            random = torch.rand(action.shape, device=q.device) < self.eps.to(q.device)
+            action = torch.where(random, sampled(log_prior.softmax(-1).expand(q.shape)), action)
         return self._encoded(action, state, q)
 
     def _encoded(self, action: Tensor, state: Any, q: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
         in_keys, action_key: as for :class:`MulticategoricalActor`.
 
     Raises:
-        ValueError: fewer than 2 bins, an unbounded or empty box, ``num_cells`` or ``num_features`` < 1.
+        ValueError: no torso, fewer than 2 bins, an unbounded or empty box, ``num_cells`` or ``num_features`` < 1.
 
     >>> from tensordict import TensorDict
     >>> actor = AutoregressiveMulticategoricalActor(nn.Linear(4, 16), 16, low=[-1.0] * 3, high=[1.0] * 3, num_bins=5)
@@ -189,9 +189,8 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
 
     def get_dist(self, tensordict: TensorDictBase) -> AutoregressiveMulticategorical:
         """The policy at the observations of ``tensordict``, which is left as it is."""
-        features = self.network(*(tensordict[key] for key in self.in_keys))
         return AutoregressiveMulticategorical(
-            self.features(features),
+            self.features(self._torso_outputs(tensordict)),
             self.previous.weight * self.previous_mask,
             self.output.weight * self.output_mask,
             self.output.bias,

@@ -88,7 +88,7 @@ class BoltzmannQActor(Recorded, TensorDictModuleBase):
 
     def choose(self, state: Any) -> None:
         """The policy's action in place of the actor's, in a TensorDict or a dict of tensors that the actor has seen."""
-        samples = exploration_type() in (ExplorationType.RANDOM, None)
+        samples = explores()
         if not samples and type(self.regularizer).greedy is Regularizer.greedy:
             return  # the actor's own action
         q = state[self.action_value_key]
@@ -102,6 +102,11 @@ class BoltzmannQActor(Recorded, TensorDictModuleBase):
         if like.shape == q.shape:
             return torch.nn.functional.one_hot(action, q.shape[-1]).to(like.dtype)
         return action.to(like.dtype)
+
+
+def explores() -> bool:
+    """True under random exploration, which is also the default."""
+    return exploration_type() in (ExplorationType.RANDOM, None)
 
 
 def sampled(pi: Tensor) -> Tensor:

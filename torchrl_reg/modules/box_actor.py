@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from torchrl_reg.modules.layers import check_network
 
 Bound = Tensor | float | Sequence[float]
 
@@ -117,20 +119,28 @@ class BoxActor(TensorDictModuleBase):
     """Base of the actors on a box of actions: a subclass says how it acts, in :meth:`acted`.
 
     Args:
+        torso: network of the observations, kept as the attribute ``torso_name``.
         in_keys: observation keys.
         action_key: where the action goes.
         log_prob: also write the log-probability, to the action key with ``_log_prob`` appended.
 
     Attributes:
         stored_action_key: what a loss reads from replay (the action).
+
+    Raises:
+        ValueError: no torso.
     """
 
+    torso_name: ClassVar[str] = "torso"
     low: Tensor
     high: Tensor
     torso: nn.Module
 
-    def __init__(self, in_keys: Sequence[NestedKey], action_key: NestedKey, *, log_prob: bool = True) -> None:
+    def __init__(
+        self, torso: nn.Module, in_keys: Sequence[NestedKey], action_key: NestedKey, *, log_prob: bool = True
+    ) -> None:
         super().__init__()
+        setattr(self, self.torso_name, check_network(torso, self.torso_name))
         self.in_keys, self.out_keys = list(in_keys), [action_key]
         self.action_key = self.stored_action_key = action_key
         if log_prob:
@@ -162,8 +172,8 @@ class BoxActor(TensorDictModuleBase):
         self.register_buffer("high", high, persistent=False)
         self.to(next((p.dtype for p in self.torso.parameters()), low.dtype))
 
-    def _torso_features(self, state: Any) -> Tensor:
-        return self.torso(*(state[key] for key in self.in_keys))
+    def _torso_outputs(self, state: Any) -> Tensor:
+        return getattr(self, self.torso_name)(*(state[key] for key in self.in_keys))
 
 
 def suffixed(key: NestedKey, suffix: str) -> NestedKey:

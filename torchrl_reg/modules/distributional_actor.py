@@ -11,20 +11,21 @@ import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import QValueActor
 
+from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.layers import check_network
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
 from torchrl_reg.regularizers.recorded import Recorded
 
 
-class _Distribution(ExactBuffers):
-    """A network of ``N * A`` outputs, read as ``[*B, N, A]``; its own output is the mean ``[*B, A]``."""
+class QuantileAverage(ExactBuffers):
+    """A network of ``N * A`` quantiles, read as ``[*B, N, A]``; its own output is their mean ``[*B, A]``."""
 
     def __init__(self, network: nn.Module, size: int) -> None:
         super().__init__()
-        self.network, self.size = network, size
+        self.network, self.size = check_network(network, "network"), size
 
     def outputs(self, *inputs: Tensor) -> Tensor:
         """``[*B, N, A]``."""
@@ -38,13 +39,13 @@ class _Distribution(ExactBuffers):
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Means ``[*B, A]`` of ``outputs [*B, N, A]``."""
-        raise NotImplementedError
+        return outputs.mean(-2)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.mean(self.outputs(*inputs))
 
 
-class AtomMean(_Distribution):
+class AtomMean(QuantileAverage):
     """Means ``[*B, A]`` of categorical distributions whose logits a network gives."""
 
     support: Tensor
@@ -54,17 +55,9 @@ class AtomMean(_Distribution):
         super().__init__(network, len(support))
         self.register_buffer("support", support)
 
-    def mean(self, logits: Tensor) -> Tensor:
-        """``sum_i softmax(logits)_i z_i [*B, A]`` of ``logits [*B, N, A]``."""
-        return (logits.softmax(-2) * self.support.to(logits.dtype).unsqueeze(-1)).sum(-2)
-
-
-class QuantileAverage(_Distribution):
-    """Means ``[*B, A]`` of quantiles that a network gives."""
-
-    def mean(self, quantiles: Tensor) -> Tensor:
-        """Mean ``[*B, A]`` of ``quantiles [*B, N, A]``."""
-        return quantiles.mean(-2)
+    def mean(self, outputs: Tensor) -> Tensor:
+        """``sum_i softmax(outputs)_i z_i [*B, A]`` of logits ``outputs [*B, N, A]``."""
+        return (outputs.softmax(-2) * self.support.to(outputs.dtype).unsqueeze(-1)).sum(-2)
 
 
 class DistributionalActor(Recorded, QValueActor):
@@ -88,7 +81,7 @@ class CategoricalQActor(DistributionalActor):
     writes Q-values; this one writes Q-values, so that exploration modules and Boltzmann policies take it as it is.
 
     Raises:
-        ValueError: fewer than two atoms, or ``value_min >= value_max``.
+        ValueError: no network, fewer than two atoms, or ``value_min >= value_max``.
 
     Source: Bellemare, Dabney, Munos, "A Distributional Perspective on Reinforcement Learning", ICML 2017.
 
@@ -112,12 +105,10 @@ class CategoricalQActor(DistributionalActor):
         check_integer(num_atoms, "num_atoms", 2)
         if not -float("inf") < value_min < value_max < float("inf"):
             raise ValueError(f"value_min must be below value_max, both finite, got {value_min!r} and {value_max!r}.")
-        device = next((p.device for p in network.parameters()), None)
+        device = next((p.device for p in check_network(network, "network").parameters()), None)
         # In float64, so that a loss in double precision has the exact grid.
         support = torch.linspace(value_min, value_max, num_atoms, dtype=torch.float64)
-        if device is not None:
-            support = exact_where_possible(lambda x: x.to(device))(support)
-        super().__init__(AtomMean(network, support), spec=spec, **kwargs)
+        super().__init__(AtomMean(network, exact_where_possible(lambda x: x.to(device))(support)), spec=spec, **kwargs)
 
 
 class FixedQuantileQActor(DistributionalActor):
@@ -129,7 +120,7 @@ class FixedQuantileQActor(DistributionalActor):
         spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
 
     Raises:
-        ValueError: ``num_quantiles`` < 1.
+        ValueError: no network, or ``num_quantiles`` < 1.
 
     Source: Dabney et al., "Distributional Reinforcement Learning with Quantile Regression", AAAI 2018.
 
@@ -156,13 +147,12 @@ class QuantileMean(nn.Module):
 
     def __init__(self, network: ImplicitQuantileNetwork, num_quantiles: int) -> None:
         super().__init__()
-        self.network = network
-        self.num_quantiles = num_quantiles
+        self.network, self.num_quantiles = network, num_quantiles
 
     def forward(self, observation: Tensor) -> Tensor:
         features = self.network.features(observation)
         count = self.num_quantiles
-        if exploration_type() in (ExplorationType.RANDOM, None):
+        if explores():
             shape = (*features.shape[:-1], count)
             fractions = torch.rand(shape, device=features.device, dtype=features.dtype)
         else:
@@ -186,7 +176,7 @@ class QuantileQActor(Recorded, QValueActor):
         **kwargs: as for :class:`~torchrl.modules.QValueActor`.
 
     Raises:
-        ValueError: ``num_quantiles`` < 1, or more than one in-key.
+        ValueError: no quantile network, ``num_quantiles`` < 1, or more than one in-key.
 
     >>> from torchrl.data import Categorical
     >>> from tensordict import TensorDict
@@ -207,6 +197,8 @@ class QuantileQActor(Recorded, QValueActor):
     ) -> None:
         if num_quantiles < 1:
             raise ValueError(f"num_quantiles must be >= 1, got {num_quantiles}.")
+        if not hasattr(network, "quantiles"):
+            raise ValueError(f"network must be an ImplicitQuantileNetwork, got {network!r}.")
         if in_keys is not None and len(in_keys) != 1:
             raise ValueError(f"in_keys must hold one observation key, got {in_keys}.")
         super().__init__(QuantileMean(network, num_quantiles), spec=spec, in_keys=in_keys, **kwargs)

@@ -17,6 +17,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.box_actor import Bound, BoxActor, box_bounds, log_sech2, squashed, unsquashed
 
 
@@ -24,18 +25,18 @@ class Coupling(NamedTuple):
     """One affine coupling at given states: ``y = x exp(s) + t`` on the free dimensions, the others pass.
 
     Args:
+        max_log_scale: bound of ``|s|``.
         hidden: ``[*B, H]`` what the state adds to the hidden units.
         kept: ``[D]`` one where a dimension passes (and conditions the others), zero where it is free.
         weight_in, weight_out, bias: ``[H, D]``, ``[2 D, H]``, ``[2 D]`` weights of the coupling net.
-        max_log_scale: bound of ``|s|``.
     """
 
+    max_log_scale: float
     hidden: Tensor
     kept: Tensor
     weight_in: Tensor
     weight_out: Tensor
     bias: Tensor
-    max_log_scale: float
 
     def scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``s, t [*S, *B, D]``, zero on the kept dimensions; the free dimensions of ``x`` have no influence."""
@@ -174,7 +175,8 @@ class FlowActor(BoxActor):
         stored_action_key: what a loss reads from replay (the action).
 
     Raises:
-        ValueError: an unbounded or empty box, sizes < 1, ``max_log_scale`` <= 0, one layer for several dimensions.
+        ValueError: no torso, an unbounded or empty box, sizes < 1, ``max_log_scale`` <= 0, one layer for several
+            dimensions.
 
     >>> from tensordict import TensorDict
     >>> actor = FlowActor(nn.Linear(4, 16), 16, low=[-1.0, -2.0], high=[1.0, 2.0])
@@ -198,7 +200,7 @@ class FlowActor(BoxActor):
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
-        super().__init__(in_keys, action_key)
+        super().__init__(torso, in_keys, action_key)
         low, high = box_bounds(low, high)
         dims = len(low)
         if min(num_features, num_layers, num_cells) < 1:
@@ -208,7 +210,7 @@ class FlowActor(BoxActor):
             raise ValueError(f"num_layers must be at least 2 for {dims} action dimensions, got {num_layers}.")
         if not max_log_scale > 0:
             raise ValueError(f"max_log_scale must be > 0, got {max_log_scale}.")
-        self.torso, self.max_log_scale = torso, float(max_log_scale)
+        self.max_log_scale = float(max_log_scale)
         parity = (torch.arange(dims) + torch.arange(num_layers).unsqueeze(-1)) % 2
         kept = parity.to(low.dtype) if dims > 1 else torch.zeros(num_layers, 1, dtype=low.dtype)
         self.register_buffer("kept", kept, persistent=False)
@@ -235,12 +237,10 @@ class FlowActor(BoxActor):
 
     def get_dist(self, tensordict: TensorDictBase) -> FlowDistribution:
         """The policy at the observations of ``tensordict``, which is left as it is."""
-        hidden = self.features(self._torso_features(tensordict)).chunk(len(self.kept), -1)
-        parts = zip(
-            hidden, self.kept.unbind(), self.weight_in.unbind(), self.weight_out.unbind(), self.bias_out.unbind(),
-            strict=True,
-        )  # fmt: skip
-        return FlowDistribution([Coupling(*part, self.max_log_scale) for part in parts], self.low, self.high)
+        hidden = self.features(self._torso_outputs(tensordict)).chunk(len(self.kept), -1)
+        layers = (each.unbind() for each in (self.kept, self.weight_in, self.weight_out, self.bias_out))
+        couplings = [Coupling(self.max_log_scale, *parts) for parts in zip(hidden, *layers, strict=True)]
+        return FlowDistribution(couplings, self.low, self.high)
 
     def particles(self, tensordict: TensorDictBase, count: int) -> tuple[Tensor, Tensor]:
         """``count`` samples ``u`` before the squash at each state ``[*B, count, D]``, and the log-densities ``[*B,
@@ -251,10 +251,10 @@ class FlowActor(BoxActor):
         return u.movedim(0, -2), (_standard_normal(z) - log_det - log_sech2(u).sum(-1)).movedim(0, -1)
 
     def acted(self, state: Any) -> dict[NestedKey, Tensor]:
-        dist, kind = self.get_dist(state), exploration_type()
-        if kind in (ExplorationType.RANDOM, None):
+        dist = self.get_dist(state)
+        if explores():
             action, log_prob = dist.rsample_and_log_prob()
         else:
-            action = dist.mean if kind is ExplorationType.MEAN else dist.deterministic_sample
+            action = dist.mean if exploration_type() is ExplorationType.MEAN else dist.deterministic_sample
             log_prob = dist.log_prob(action)
         return {self.action_key: action, self.log_prob_key: log_prob}

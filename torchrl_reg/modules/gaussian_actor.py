@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_reg.modules.box_actor import Bound, check_box, suffixed
+from torchrl_reg.modules.layers import check_network
 
 
 class BoxedTanhNormal(TanhNormal):
@@ -81,7 +82,7 @@ def gaussian_actor(
         spec: action spec, optional.
 
     Raises:
-        ValueError: an unbounded or empty box, ``scale_lb`` not > 0.
+        ValueError: no network, an unbounded or empty box, ``scale_lb`` not > 0.
 
     >>> from tensordict import TensorDict
     >>> actor = gaussian_actor(nn.Linear(4, 2 * 3), low=[-1.0] * 3, high=[1.0] * 3)
@@ -89,6 +90,7 @@ def gaussian_actor(
     >>> td["action"].shape, td["action_log_prob"].shape
     (torch.Size([8, 3]), torch.Size([8]))
     """
+    check_network(network, "network")
     if not scale_lb > 0:
         raise ValueError(f"scale_lb must be > 0, got {scale_lb}.")
     try:

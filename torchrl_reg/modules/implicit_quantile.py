@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.modules.layers import layer_by_layer
+from torchrl_reg.modules.layers import check_network, layer_by_layer
 from torchrl_reg.torchrl_compat import is_listened_to, is_transformed
 
 
@@ -27,6 +27,9 @@ class ImplicitQuantileNetwork(nn.Module):
 
     Quantile values are in reward units, fractions in [0, 1].
 
+    Raises:
+        ValueError: no torso.
+
     Source: Dabney et al., "Implicit Quantile Networks", ICML 2018, section 3.1.
 
     >>> net = ImplicitQuantileNetwork(nn.Linear(4, 16), num_features=16, num_actions=3, num_cells=32)
@@ -38,7 +41,7 @@ class ImplicitQuantileNetwork(nn.Module):
         self, torso: nn.Module, *, num_features: int, num_actions: int, num_cosines: int = 64, num_cells: int = 512
     ) -> None:
         super().__init__()
-        self.torso = torso
+        self.torso = check_network(torso, "torso")
         self.embedding = nn.Linear(num_cosines, num_features)
         self.head = nn.Sequential(nn.Linear(num_features, num_cells), nn.ReLU(), nn.Linear(num_cells, num_actions))
         self.num_cosines = num_cosines

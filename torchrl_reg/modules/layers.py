@@ -13,6 +13,13 @@ from torchrl.modules import MLP
 from torchrl_reg.torchrl_compat import call_hooks, has_global_module_hooks, own_compiled_call
 
 
+def check_network(network: Any, name: str) -> nn.Module:
+    """Return ``network`` if it is a module, else raise ValueError."""
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} must be a network (a torch.nn.Module), got {network!r}.")
+    return network
+
+
 def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     """A function that runs the layers' ``forward`` in turn if ``network`` is nested sequences only, else ``network``.
 

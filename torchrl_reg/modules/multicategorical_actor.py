@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.box_actor import ActionBins, BinBuffers, Bound, BoxActor, suffixed
 from torchrl_reg.modules.multicategorical import Multicategorical
 
@@ -37,7 +38,7 @@ class MulticategoricalActor(BoxActor):
         index_key: where the bins go.
 
     Raises:
-        ValueError: fewer than 2 bins, an unbounded or empty box, logits of another width.
+        ValueError: no network, fewer than 2 bins, an unbounded or empty box, logits of another width.
 
     >>> import torch
     >>> from tensordict import TensorDict
@@ -46,6 +47,8 @@ class MulticategoricalActor(BoxActor):
     >>> td["action"].shape, td["action_index"].shape, td["action_log_prob"].shape
     (torch.Size([8, 2]), torch.Size([8, 2]), torch.Size([8]))
     """
+
+    torso_name = "network"
 
     def __init__(
         self,
@@ -57,15 +60,14 @@ class MulticategoricalActor(BoxActor):
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
-        super().__init__(in_keys, action_key)
-        self.network = network
+        super().__init__(network, in_keys, action_key)
         self.bins = BinBuffers(ActionBins.build(low, high, num_bins))
         self.index_key = suffixed(action_key, "_index")
         self.out_keys.insert(1, self.index_key)
 
     def logits(self, tensordict: TensorDictBase) -> Tensor:
         """``[*B, sum(num_bins)]`` logits; ``tensordict`` is left as it is."""
-        return self.network(*(tensordict[key] for key in self.in_keys))
+        return self._torso_outputs(tensordict)
 
     def get_dist(self, tensordict: TensorDictBase) -> Any:
         """The policy at the observations of ``tensordict``, which is left as it is: a :class:`Multicategorical`."""
@@ -73,12 +75,11 @@ class MulticategoricalActor(BoxActor):
 
     def acted(self, state: Any) -> dict[NestedKey, Tensor]:
         dist = self.get_dist(state)
-        kind = exploration_type()
-        if kind is ExplorationType.MEAN:
+        if exploration_type() is ExplorationType.MEAN:
             action = dist.mean
             index = dist.index(action)
         else:
-            index = dist.sample_index() if kind in (ExplorationType.RANDOM, None) else dist.mode_index
+            index = dist.sample_index() if explores() else dist.mode_index
             action = dist.action(index)
         return {self.action_key: action, self.index_key: index, self.log_prob_key: dist.log_prob(index)}
 
@@ -96,7 +97,7 @@ class SingleDimensionActor(TensorDictModuleBase):
         stored_action_key: ``"action_index"``, which these losses want as ``[*B]``, without its last dimension.
 
     Raises:
-        ValueError: an actor of several dimensions.
+        ValueError: another kind of actor, or one of several dimensions.
 
     >>> import torch
     >>> from tensordict import TensorDict
@@ -107,6 +108,8 @@ class SingleDimensionActor(TensorDictModuleBase):
 
     def __init__(self, actor: MulticategoricalActor) -> None:
         super().__init__()
+        if not isinstance(actor, MulticategoricalActor):
+            raise ValueError(f"actor must be a MulticategoricalActor, got {type(actor).__name__}.")
         if len(actor.bins.num_bins) != 1:
             raise ValueError(f"actor must have one action dimension, got {len(actor.bins.num_bins)}.")
         self.actor = actor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -16,6 +16,8 @@ from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.rebuilding import rebuildable
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights
 
+#: Dimensions of an observation, by name of the torso.
+_DIMS = {"mlp": 1, "minatar": 3, "nature": 3}
 _LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1, "num_atoms": 2}
 
 
@@ -152,8 +154,7 @@ def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNet
         num_cosines=settings.num_cosines,
         num_cells=settings.num_cells[-1],
     )
-    initialize_weights(network, settings.quantile_initialization or settings.initialization)  # type: ignore[arg-type]
-    return network
+    return initialize_weights(network, settings.quantile_initialization or settings.initialization)
 
 
 def num_actions(env: EnvBase) -> int:
@@ -186,25 +187,20 @@ def _action_network(
         num_cells=list(settings.num_cells),
         activation_class=nn.ReLU,
     )
-    network = nn.Sequential(*torso, *head)
-    initialize_weights(network, settings.initialization)  # type: ignore[arg-type]
-    return network
+    return initialize_weights(nn.Sequential(*torso, *head), settings.initialization)
 
 
 def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
     """Layers from the observation to a vector, and its width."""
     settings.validate()
-    wanted = {"mlp": 1, "minatar": 3, "nature": 3}
-    if settings.name not in wanted:
-        raise ValueError(f"NetSettings.name must be one of {', '.join(wanted)}, got {settings.name!r}.")
-    if len(shape) != wanted[settings.name]:
+    if settings.name not in _DIMS:
+        raise ValueError(f"NetSettings.name must be one of {', '.join(_DIMS)}, got {settings.name!r}.")
+    if len(shape) != _DIMS[settings.name]:
         raise ValueError(f"NetSettings.name must fit observations of shape {tuple(shape)}, got {settings.name!r}.")
     if settings.name == "mlp":
         return _rescaling(settings, shape[0]) if rescaled else [], shape[0]
-    if settings.name == "minatar":
-        torso: MinAtarCNN | NatureCNN = MinAtarCNN(shape[0])
-    else:
-        torso = NatureCNN(shape[0], padding=settings.padding)  # type: ignore[arg-type]
+    minatar = settings.name == "minatar"
+    torso: Any = MinAtarCNN(shape[0]) if minatar else NatureCNN(shape[0], padding=settings.padding)  # type: ignore[arg-type]
     return [torso], torso.out_features
 
 

@@ -152,8 +152,7 @@ def _network(settings: PolicySettings, size: int, out: int | None) -> nn.Module:
         activation_class=ACTIVATIONS[activation],
         activate_last_layer=out is None,
     )
-    initialize_weights(net, settings.initialization)  # type: ignore[arg-type]
-    return net
+    return initialize_weights(net, settings.initialization)
 
 
 def _multicategorical(settings: PolicySettings, size: int, box: dict[str, Any]) -> MulticategoricalActor:
@@ -175,8 +174,7 @@ def _flow(settings: PolicySettings, size: int, box: dict[str, Any]) -> FlowActor
 
 def _sampler(settings: PolicySettings, size: int, box: dict[str, Any]) -> StochasticSamplerActor:
     actor = StochasticSamplerActor(nn.Identity(), size, num_cells=settings.num_cells, skip=settings.skip, **box)
-    initialize_weights(actor, settings.initialization)  # type: ignore[arg-type]
-    return actor
+    return initialize_weights(actor, settings.initialization)
 
 
 def _gaussian(settings: PolicySettings, size: int, box: dict[str, Any]) -> Any:

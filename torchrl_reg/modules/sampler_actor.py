@@ -13,6 +13,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.box_actor import Bound, BoxActor, box_bounds
 
 
@@ -39,7 +40,7 @@ class StochasticSamplerActor(BoxActor):
         stored_action_key: what a loss reads from replay (the action).
 
     Raises:
-        ValueError: an unbounded or empty box, sizes < 1.
+        ValueError: no torso, an unbounded or empty box, sizes < 1.
 
     Actions are in the units of the box; ``u`` and ``xi`` are without unit.
 
@@ -64,12 +65,11 @@ class StochasticSamplerActor(BoxActor):
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
-        super().__init__(in_keys, action_key, log_prob=False)
+        super().__init__(torso, in_keys, action_key, log_prob=False)
         lowest, highest = box_bounds(low, high)
         if num_features < 1 or not num_cells or min(num_cells) < 1:
             raise ValueError(f"num_features and num_cells must be >= 1, got {num_features} and {list(num_cells)}.")
-        self.torso, self.skip = torso, skip
-        dims, widths = len(lowest), list(num_cells)
+        self.skip, dims, widths = skip, len(lowest), list(num_cells)
         # One layer of features and noise together: initialized as one, applied as two, because the state's half is
         # shared.
         self.first = nn.Linear(num_features + dims, widths[0])
@@ -86,16 +86,15 @@ class StochasticSamplerActor(BoxActor):
         return self._pushed(features.unsqueeze(-2), noise), None
 
     def acted(self, state: Any) -> dict[NestedKey, Tensor]:
-        features, kind = self._features(state), exploration_type()
-        if kind is ExplorationType.MEAN:
+        if exploration_type() is ExplorationType.MEAN:
             raise NotImplementedError("A sampler network has no closed-form mean: average samples instead.")
-        draw = torch.randn if kind in (ExplorationType.RANDOM, None) else torch.zeros
+        features, draw = self._features(state), torch.randn if explores() else torch.zeros
         noise = draw(*features.shape[:-1], len(self.low), dtype=features.dtype, device=features.device)
         return {self.action_key: self.squashed(self._pushed(features, noise))}
 
     def _features(self, tensordict: Any) -> Tensor:
         """The state's part of the first layer ``[*B, H]``."""
-        features = self._torso_features(tensordict)
+        features = self._torso_outputs(tensordict)
         return nn.functional.linear(features, self.first.weight[:, len(self.low) :], self.first.bias)
 
     def _pushed(self, features: Tensor, noise: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ For vectors use ``torchrl.modules.MLP``.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ Initialization = Literal["default", "glorot_uniform", "variance_scaling"]
 Padding = Literal["valid", "same"]
 
 
-def initialize_weights(module: nn.Module, initialization: Initialization) -> None:
-    r"""Draws the weights of every Conv2d and Linear in ``module`` anew, uniform on ``[-b, b]``.
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def initialize_weights(module: Network, initialization: Initialization | str) -> Network:
+    r"""Draws the weights of every Conv2d and Linear in ``module`` anew, uniform on ``[-b, b]``, and returns it.
 
     ``"glorot_uniform"``: :math:`b = \sqrt{6 / (fan_{in} + fan_{out})}` (TensorFlow's default, hence
     Dopamine's DQN and M-DQN); ``"variance_scaling"``: :math:`b = \sqrt{3 s / fan_{in}}` with
@@ -30,19 +33,16 @@ def initialize_weights(module: nn.Module, initialization: Initialization) -> Non
         raise ValueError(
             f"initialization must be 'default', 'glorot_uniform' or 'variance_scaling', got {initialization!r}."
         )
-    if initialization == "default":
-        return
-    for layer in module.modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in layers if initialization != "default" else ():
         if initialization == "glorot_uniform":
             nn.init.xavier_uniform_(layer.weight)
         else:
-            fan_in = layer.weight[0].numel()
-            bound = math.sqrt(3 / math.sqrt(3) / fan_in)
+            bound = math.sqrt(3 / math.sqrt(3) / layer.weight[0].numel())
             nn.init.uniform_(layer.weight, -bound, bound)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    return module
 
 
 class NatureCNN(nn.Module):

@@ -18,15 +18,15 @@ from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.objectives.chosen import action_index, at
+from torchrl_reg.functional.munchausen import action_index, taken
+from torchrl_reg.objectives.binding import BoundQNetwork
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Prediction, TargetValues
-from torchrl_reg.objectives.q_network import BoundQNetwork
 from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
-from torchrl_reg.objectives.value.targets import terminated_flag
-from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, HardMax, Regularized, Regularizer
+from torchrl_reg.objectives.value.estimator import terminated_flag
+from torchrl_reg.regularizers import HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.torchrl_compat import entry, find_action_space
@@ -154,8 +154,8 @@ class QLearningLoss(RegularizedLoss):
         self.shaping = None if shaping is None else shaping.to(self._default_device)
         coefficients = self._coefficients()
         self._cleans_next = self.head.needs_clean_next or bool(self.regularizer.in_keys)
-        self._learnt = {k: c for k, c in coefficients.items() if isinstance(c, DualCoefficient)}
-        self._reports_error = any(isinstance(c, BellmanErrorCoefficient) for c in coefficients.values())
+        self._learnt: dict[str, Any] = {k: c for k, c in coefficients.items() if c.is_learnt}
+        self._reports_error = any(c.follows_error for c in coefficients.values())
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
@@ -206,8 +206,7 @@ class QLearningLoss(RegularizedLoss):
         told = isinstance(statistic, Mapping | TensorDictBase)
         error: Any = statistic.get("squared_td_error", None) if told else statistic  # type: ignore[union-attr]
         for coefficient in self._coefficients().values() if error is not None else ():
-            if isinstance(coefficient, BellmanErrorCoefficient):
-                coefficient.observe(error)
+            coefficient.observe(error)
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -287,9 +286,9 @@ class QLearningLoss(RegularizedLoss):
             ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if self.shaping.reads_terminated else None
             bonus = self.shaping(says.q, policies.here, action, next_q=says.next_q, terminated=ended)
             if self.diagnostics:
-                rows = self.shaping.diagnostics(bonus, at(policies.here, action))
+                rows = self.shaping.diagnostics(bonus, taken(policies.here, action))
         if estimator.needs_policy and policies.here is not None:
-            cost = at(regularizer.step_cost(policies.here), action)
+            cost = taken(regularizer.step_cost(policies.here), action)
         values = estimator.value_estimate(data, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
         if q is not None and policies.online is not None:
             rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows

@@ -22,7 +22,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 from torchrl_reg.objectives.binding import NetworkLoss
 from torchrl_reg.objectives.clean import cleaned
 from torchrl_reg.objectives.data_checks import check_before_forward
-from torchrl_reg.objectives.value.targets import terminated_flag
+from torchrl_reg.objectives.value.estimator import terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_scalar
 from torchrl_reg.regularizers.ranks import in_process_group, summed_over_ranks

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
-from torchrl_reg.objectives.chosen import at
+from torchrl_reg.functional.munchausen import taken
 from torchrl_reg.regularizers.checks import check_clip, check_weight
-from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
-from torchrl_reg.regularizers.regularizer import CoefficientOwner
+from torchrl_reg.regularizers.coefficient import Coefficient, CoefficientOwner, coefficient, made_coefficient
 
 
 class Shaping(CoefficientOwner):
@@ -77,7 +76,7 @@ class Munchausen(Shaping):
         self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip)
 
     def forward(self, q: Tensor, tau_log_pi: Tensor, action: Tensor, **_: Any) -> Tensor:
-        return munchausen_bonus(at(tau_log_pi, action), self.alpha, self.clip_min)
+        return munchausen_bonus(taken(tau_log_pi, action), self.alpha, self.clip_min)
 
     def diagnostics(self, bonus: Tensor, tau_log_pi_a: Tensor) -> dict[str, Tensor]:
         """``bonus``, and ``bonus_clipped``: 1 where a clip is active, below at ``clip_min`` or above at 0."""

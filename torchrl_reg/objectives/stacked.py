@@ -14,8 +14,8 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 
 from torchrl_reg.modules.stacked import stack_as_views, stack_layers
+from torchrl_reg.objectives.binding import inner_module
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.objectives.q_network import inner_module
 from torchrl_reg.regularizers import Entropy, HardMax, Tsallis
 
 #: What holds numbers alone, which are the same in all losses or the losses cannot be stacked.

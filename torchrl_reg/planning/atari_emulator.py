@@ -67,11 +67,6 @@ class LocalEmulator:
     def close(self) -> None:
         """There is nothing to end."""
 
-    def ram(self, number: int) -> list[int]:
-        """The memory of the machine in a saved state."""
-        self._ale.restoreState(self._saved[number][0])
-        return self._ale.getRAM().tolist()
-
     def _play(self, origin: int | None, number: int, action: int, sticks: Sequence[bool]) -> Outcome:
         ale, total, screens = self._ale, 0.0, []
         if origin is None:

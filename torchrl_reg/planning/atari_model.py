@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchrl_reg.planning.atari_emulator import SIZE, EmulatorSettings, Job, LocalEmulator, Outcome, RemoteEmulator
 from torchrl_reg.planning.emulator_model import EmulatorModel, Snapshot
+from torchrl_reg.planning.tree import check_at_least
 
 Emulator = LocalEmulator | RemoteEmulator
 #: Which emulator, and the number of a state that it saved, or None for the start of a game.
@@ -60,10 +61,8 @@ class AtariModel(EmulatorModel):
         generator: torch.Generator | None = None,
         num_emulators: int = 1,
     ) -> None:
-        counts = {"frame_skip": (frame_skip, 1), "frame_stack": (frame_stack, 1), "num_emulators": (num_emulators, 1)}
-        for name, (value, least) in {**counts, "noop_max": (noop_max, 0)}.items():
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        check_at_least(1, frame_skip=frame_skip, frame_stack=frame_stack, num_emulators=num_emulators)
+        check_at_least(0, noop_max=noop_max)
         if not 0.0 <= sticky_actions < 1.0:
             raise ValueError(f"sticky_actions must be a probability in [0, 1), got {sticky_actions}.")
         settings = EmulatorSettings(_rom(game), frame_skip, minimal_actions, observe)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.functional import soft_policy
-from torchrl_reg.planning.emulator_model import EmulatorModel
-from torchrl_reg.planning.tree import Evaluation, Model
+from torchrl_reg.planning.tree import Evaluation, Model, check_at_least, forgetting
+from torchrl_reg.regularizers.checks import check_discount
 
 
 class RandomRollout:
@@ -20,7 +20,7 @@ class RandomRollout:
 
     The actions are uniform, the returns in reward units.
 
-    Snapshots that an emulator takes on the way are released at once.
+    States that the model keeps on the way (snapshots of an emulator) are released at once.
 
     Source: Kocsis and Szepesvari 2006.
 
@@ -43,25 +43,21 @@ class RandomRollout:
     def __init__(
         self, model: Model, *, max_steps: int, gamma: float = 1.0, generator: torch.Generator | None = None
     ) -> None:
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
-        if not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma must be in [0, 1], got {gamma}.")
-        self.model, self.max_steps, self.gamma, self.generator = model, max_steps, gamma, generator
+        check_at_least(1, max_steps=max_steps)
+        self.gamma = check_discount(gamma, "gamma")
+        self.model, self.max_steps, self.generator = model, max_steps, generator
 
     def __call__(self, state: Tensor) -> Evaluation:
         value = torch.zeros(len(state), dtype=torch.float64, device=state.device)
         index = torch.arange(len(state), device=state.device)
-        mark = self.model.mark() if isinstance(self.model, EmulatorModel) else 0
-        for step in range(self.max_steps):
-            action = torch.randint(self.model.num_actions, (len(state),), generator=self.generator)
-            reward, state, ended = self.model.step(state, action.to(state.device))
-            value[index] += self.gamma**step * reward
-            state, index = state[~ended], index[~ended]
-            if len(index) == 0:
-                break
-        if isinstance(self.model, EmulatorModel):
-            self.model.release(mark)
+        with forgetting(self.model):
+            for step in range(self.max_steps):
+                action = torch.randint(self.model.num_actions, (len(state),), generator=self.generator)
+                reward, state, ended = self.model.step(state, action.to(state.device))
+                value[index] += self.gamma**step * reward
+                state, index = state[~ended], index[~ended]
+                if len(index) == 0:
+                    break
         return Evaluation(value)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,8 @@ class Planner(nn.Module):
 
     Args:
         select: chooses actions at nodes, see :mod:`torchrl_reg.planning.selection`.
-        regularizer: its value is the value of a node; None averages returns. A buffer ``tau`` of it may be scheduled.
+        regularizer: any :class:`torchrl_reg.regularizers.Regularizer`, also of one's own with no more than ``forward``:
+            its value is that of a node, its policy the one E2W follows; None averages returns.
         num_simulations: simulations of one search >= 1.
         gamma: discount in [0, 1].
         max_depth: actions in one simulation at most; None is no limit.
@@ -58,7 +60,7 @@ class Planner(nn.Module):
 
     Raises:
         ValueError: if ``num_simulations`` or ``max_depth`` is below 1, ``gamma`` outside [0, 1], ``choose`` unknown, or
-            ``select`` needs a regularizer and there is none.
+            ``select`` needs a regularizer and there is none, or it takes no ``log_prior`` and ``parent_prior`` is set.
 
     Example:
         >>> from torchrl_reg.planning import E2W, SyntheticTrees
@@ -84,8 +86,10 @@ class Planner(nn.Module):
         super().__init__()
         if choose not in ("q", "visits"):
             raise ValueError(f"choose must be 'q' or 'visits', got {choose!r}.")
-        if isinstance(select, E2W) and regularizer is None:
-            raise ValueError("regularizer must be given with E2W, which follows its policy, got None.")
+        if regularizer is None and getattr(select, "follows_policy", False):
+            rule = type(select).__name__
+            raise ValueError(f"regularizer must be given with {rule}, which follows its policy, got None.")
+        _check_regularizer(regularizer, parent_prior)
         check_search(num_simulations, max_depth, gamma)
         self.select, self.regularizer = select, regularizer
         self.num_simulations, self.gamma, self.max_depth = num_simulations, gamma, max_depth
@@ -125,6 +129,14 @@ class Planner(nn.Module):
         best = q if self.choose == "q" else q.masked_fill(visits < visits.amax(-1, keepdim=True), -math.inf)
         pi = visits / visits.sum(-1, keepdim=True) if tree.pi is None else tree.pi[:, 0]
         return SearchResult(best.argmax(-1), tree.value[:, 0], q, pi, visits, tree)
+
+
+def _check_regularizer(regularizer: Any, parent_prior: bool) -> None:
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        raise ValueError(f"regularizer must be a Regularizer or None, got {type(regularizer).__name__}.")
+    if parent_prior and (regularizer is None or "log_prior" not in signature(regularizer.forward).parameters):
+        name = type(regularizer).__name__
+        raise ValueError(f"regularizer must take a log_prior, for parent_prior=True, got {name}, which takes none.")
 
 
 class UCT(Planner):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.planning.selection import Select, Uniform
-from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, allocate
+from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, allocate, check_at_least
+from torchrl_reg.regularizers.checks import check_discount
 
 
 @dataclass
@@ -148,12 +149,10 @@ def mcts(
 
 def check_search(num_simulations: int, max_depth: int | None, gamma: float) -> None:
     """Raises ValueError unless ``num_simulations`` and ``max_depth`` are at least 1 and ``gamma`` is in [0, 1]."""
-    if num_simulations < 1:
-        raise ValueError(f"num_simulations must be at least 1, got {num_simulations}.")
+    check_at_least(1, num_simulations=num_simulations)
     if max_depth is not None and max_depth < 1:
         raise ValueError(f"max_depth must be at least 1 or None, got {max_depth}.")
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma}.")
+    check_discount(gamma, "gamma")
 
 
 def _read(table: Tensor) -> Uniform:

@@ -17,7 +17,7 @@ from torchrl.envs.utils import make_composite_from_td
 from torchrl_reg.planning.emulator_model import EmulatorModel
 from torchrl_reg.planning.planners import Planner
 from torchrl_reg.planning.search import zero_evaluation
-from torchrl_reg.planning.tree import Evaluate, Model
+from torchrl_reg.planning.tree import Evaluate, Model, check_at_least, forgetting
 
 
 class SearchActor(TensorDictModuleBase):
@@ -65,11 +65,9 @@ class SearchActor(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         batch = tensordict.batch_size
         state = tensordict.get(self.in_keys[0])
-        mark = self.model.mark() if isinstance(self.model, EmulatorModel) else 0
         flat = state.reshape(-1, *state.shape[len(batch) :])
-        found = self.planner(self.model, flat, evaluate=self.evaluate, generator=self.generator)
-        if isinstance(self.model, EmulatorModel):
-            self.model.release(mark)
+        with forgetting(self.model):
+            found = self.planner(self.model, flat, evaluate=self.evaluate, generator=self.generator)
         q = torch.where(found.q.isfinite(), found.q, found.value.unsqueeze(-1))
         columns = (found.action, found.value.float(), q.float(), found.pi.float(), found.visits.float())
         for key, column in zip(self.out_keys, columns, strict=True):
@@ -103,9 +101,7 @@ class ModelEnv(EnvBase):
     """
 
     def __init__(self, model: EmulatorModel, num_envs: int, *, max_episode_steps: int) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_at_least(1, num_envs=num_envs, max_episode_steps=max_episode_steps)
         super().__init__(batch_size=torch.Size([num_envs]))
         self.model, self.max_episode_steps, self._seed = model, max_episode_steps, 0
         self._state, self._steps = torch.zeros(num_envs).long(), torch.zeros(num_envs, 1).long()
@@ -113,9 +109,8 @@ class ModelEnv(EnvBase):
         self._seed = 0
         self.action_spec = Categorical(model.num_actions, shape=self.batch_size, dtype=torch.int64)
         self.reward_spec = Unbounded(self._steps.shape, dtype=torch.float32)
-        flags = {
-            name: Binary(shape=self._steps.shape, dtype=torch.bool) for name in ("done", "terminated", "truncated")
-        }
+        flag = Binary(shape=self._steps.shape, dtype=torch.bool)
+        flags = {name: flag.clone() for name in ("done", "terminated", "truncated")}
         self.done_spec = Composite(flags, shape=self.batch_size)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:

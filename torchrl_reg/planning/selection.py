@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,18 @@ Select = Callable[[Nodes, Uniform], Tensor]
 
 
 @dataclass(frozen=True)
-class UCB1:
+class _Bonus:
+    """Base of the rules that add a bonus of width ``c`` to the action values."""
+
+    c: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.c < math.inf:
+            raise ValueError(f"c must be a finite number >= 0, got {self.c}.")
+
+
+@dataclass(frozen=True)
+class UCB1(_Bonus):
     r"""The action with the largest :math:`q(a) + c \sqrt{\ln N / n(a)}`; untried ones come first, ties go to the first.
 
     Of ``q [B, A]``, the current node of every tree.
@@ -37,9 +49,6 @@ class UCB1:
 
     c: float = math.sqrt(2)
 
-    def __post_init__(self) -> None:
-        _check_width(self.c)
-
     def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
         visits = nodes.visits
         bonus = (visits.sum(-1, keepdim=True).log() / visits).sqrt()
@@ -47,7 +56,7 @@ class UCB1:
 
 
 @dataclass(frozen=True)
-class PUCTRule:
+class PUCTRule(_Bonus):
     r"""The action with the largest :math:`q(a) + c \, \rho(a) \sqrt{N + 1} / (n(a) + 1)`; ties go to the first.
 
     Of ``q [B, A]``. The prior :math:`\rho` is the evaluation's, else uniform. An untried action counts with the value
@@ -63,9 +72,6 @@ class PUCTRule:
     """
 
     c: float = 1.5
-
-    def __post_init__(self) -> None:
-        _check_width(self.c)
 
     def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
         visits, q = nodes.visits, nodes.q
@@ -91,6 +97,8 @@ class E2W:
         ValueError: if ``epsilon`` is not a finite number > 0.
     """
 
+    #: Read by :class:`torchrl_reg.planning.Planner`: the rule follows the policy of a regularizer.
+    follows_policy: ClassVar[bool] = True
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
@@ -108,8 +116,3 @@ def drawn(pi: Tensor, u: Tensor) -> Tensor:
     """The action ``[B]`` that ``u [B]`` in [0, 1) draws from ``pi [B, A]``: the first with a larger cumulative sum."""
     # Rounding may put u at the very end.
     return (pi.cumsum(-1) <= u.unsqueeze(-1)).sum(-1).clamp(max=pi.shape[-1] - 1)
-
-
-def _check_width(c: float) -> None:
-    if not 0.0 <= c < math.inf:
-        raise ValueError(f"c must be a finite number >= 0, got {c}.")

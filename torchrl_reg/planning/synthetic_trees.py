@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.planning.tree import Tables
+from torchrl_reg.planning.tree import Tables, check_at_least
 
 
 class SyntheticTrees:
@@ -40,9 +40,7 @@ class SyntheticTrees:
     num_outcomes = 1
 
     def __init__(self, branching: int, depth: int, num_trees: int = 1, *, noise: float = 0.0, seed: int) -> None:
-        for name, value in (("branching", branching), ("depth", depth), ("num_trees", num_trees)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_at_least(1, branching=branching, depth=depth, num_trees=num_trees)
         if not noise >= 0:
             raise ValueError(f"noise must be a standard deviation >= 0, got {noise}.")
         self.num_actions, self.depth, self.num_trees, self.noise = branching, depth, num_trees, noise

@@ -6,7 +6,8 @@ Shapes: ``B`` trees searched side by side, ``N`` nodes of a tree, ``A`` actions,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +35,22 @@ class Model(Protocol):
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reward ``[M]``, next state ``[M, *S]`` and terminated ``[M]``, bool; ``state [M, *S]``, ``action [M]``."""
         ...
+
+
+@contextmanager
+def forgetting(model: Model) -> Iterator[None]:
+    """Releases the states that ``model`` comes to inside, if it keeps any: if it has ``mark`` and ``release``."""
+    mark = model.mark() if hasattr(model, "mark") else None
+    yield
+    if mark is not None:
+        model.release(mark)  # type: ignore[attr-defined]
+
+
+def check_at_least(least: int, **counts: int) -> None:
+    """Raises ValueError unless all ``counts`` are at least ``least``."""
+    for name, value in counts.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Slot 1 as modules: each owns its coefficients, and one object serves loss, actor, exploration and planner."""
 
 from torchrl_reg.regularizers.action_prior import ActionPrior
-from torchrl_reg.regularizers.coefficient import BellmanErrorCoefficient, Coefficient, DualCoefficient
+from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.regularizers.entropy import Boltzmann, Entropy
 from torchrl_reg.regularizers.hard_max import HardMax
+from torchrl_reg.regularizers.learnt import BellmanErrorCoefficient, DualCoefficient
 from torchrl_reg.regularizers.prior_kl import PriorKL
 from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, check_regularizer
 from torchrl_reg.regularizers.tsallis import Tsallis

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import floored_log_prior, soft_policy
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, check_number, exact_where_possible
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
 from torchrl_reg.regularizers.recorded import Recorded

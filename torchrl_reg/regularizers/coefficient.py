@@ -6,15 +6,13 @@ every owner, moves with its owners, and a compiled graph reads it without recomp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchrl_reg.regularizers.checks import ExactBuffers, check_number, check_rate, exact_scalar
+from torchrl_reg.regularizers.checks import ExactBuffers, check_number, exact_scalar
 
 Check = Callable[[Any, str], float]
 
@@ -51,6 +49,10 @@ class Coefficient(ExactBuffers):
     """
 
     exact_buffers = ("current",)
+    #: True if it has a loss of its own (:meth:`objective`), which an optimizer descends.
+    is_learnt: ClassVar[bool] = False
+    #: True if it follows the error that :meth:`observe` is given.
+    follows_error: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -125,148 +127,9 @@ class Coefficient(ExactBuffers):
         self._note(self.value.is_meta or bool((self.value != 0).any()))
 
 
-class DualCoefficient(Coefficient):
-    """A multiplier learnt by dual ascent: descending ``-s ln value (x - target)`` holds ``x`` at its target.
-
-    With ``rises="above"`` (``s = 1``) it rises while the statistic is above its target, as the weight of a KL budget
-    does; with ``rises="below"`` (``s = -1``) while it is below, as the temperature of an entropy target does. The
-    current value is ``exp(log_value)``, a constant under differentiation; the parameter ``log_value`` belongs to the
-    optimizer that trains the loss.
-
-    Args:
-        value: the first value, a finite number > 0.
-        target: what the mean of the statistic is held at, in its own unit (entropy and KL: nats).
-        rises: ``"above"`` or ``"below"`` the target.
-        name, check, device: see :class:`Coefficient`.
-
-    Raises:
-        ValueError: ``value`` not > 0, ``target`` not finite, ``rises`` another word.
-
-    Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, section 5.
-
-    >>> lam = DualCoefficient(0.5, target=0.1, rises="above", name="lam")
-    >>> lam.objective(torch.tensor(0.3)).backward()
-    >>> bool(lam.log_value.grad < 0)  # a step downhill raises lam
-    True
-    """
-
-    def __init__(
-        self,
-        value: Any,
-        *,
-        target: float,
-        rises: str,
-        name: str = "coefficient",
-        check: Check = check_positive,
-        device: torch.device | str | None = None,
-    ) -> None:
-        if rises not in ("above", "below"):
-            raise ValueError(f"rises must be 'above' or 'below', got {rises!r}.")
-        super().__init__(value, name=name, check=partial(_with_logarithm, check=check), device=device)
-        self.target = check_number(target, "target", f"what the statistic behind {name} is held at")
-        self.rises = rises
-
-    def _hold(self, value: float, device: torch.device | str | None) -> None:
-        self.log_value = nn.Parameter(torch.tensor(math.log(value), device=device))
-
-    @property
-    def value(self) -> Tensor:
-        return self.log_value.detach().exp()
-
-    def _write(self, value: Tensor) -> None:
-        self.log_value.fill_(value.log())
-
-    def objective(self, statistic: Tensor) -> Tensor:
-        excess = statistic.detach() - self.target
-        return -self.log_value * excess if self.rises == "above" else self.log_value * excess
-
-
-def _with_logarithm(value: Any, name: str, check: Check) -> float:
-    value = check(value, name)
-    if not value > 0:
-        raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {value!r}.")
-    return value
-
-
-class BellmanErrorCoefficient(Coefficient):
-    """A running average of the Bellman error: ``value <- (1 - rate) value + rate scale L``, clipped to its bounds.
-
-    With ``inverse=True`` it averages ``scale / L`` instead: the inverse temperature of MIRL. ``L`` is what
-    :meth:`observe` is given, the mean squared TD error (losses return it as ``squared_td_error``) or any other power.
-    ``rate=1`` keeps no memory: the error of the last batch alone. A batch of the data that trained the critic
-    underestimates the error, an average over past batches lags behind it.
-
-    Args:
-        value: the first value, between the bounds, in the unit of what it multiplies (a temperature: reward units).
-        rate: step size per call, in (0, 1].
-        scale: weight of the error > 0.
-        inverse: follow the reciprocal.
-        low, high: bounds of the value, ``0 < low <= high``.
-        error_floor: smallest ``L`` that counts, > 0.
-        name, check, device: see :class:`Coefficient`.
-
-    Raises:
-        ValueError: a value out of range.
-
-    Source: Fellows et al., "VIREL", NeurIPS 2019, section 3 (the temperature is ``c/p ||TQ - Q||_p^p``); Grau-Moya et
-    al., "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 (``inverse=True``); the bounds are ours.
-
-    >>> beta = BellmanErrorCoefficient(1.0, rate=0.5, inverse=True)
-    >>> beta.observe(torch.tensor(0.25))
-    >>> float(beta.value)
-    2.5
-    """
-
-    def __init__(
-        self,
-        value: Any,
-        *,
-        rate: float,
-        scale: float = 1.0,
-        inverse: bool = False,
-        low: float = 1e-2,
-        high: float = 1e3,
-        error_floor: float = 1e-6,
-        name: str = "coefficient",
-        check: Check = check_positive,
-        device: torch.device | str | None = None,
-    ) -> None:
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"The bounds must satisfy 0 < low <= high, finite, got {low!r} and {high!r}.")
-        super().__init__(value, name=name, check=check, device=device)
-        self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, high
-        self.scale = check_number(scale, "scale", "the weight of the error", positive=True)
-        self.error_floor = check_number(error_floor, "error_floor", "the smallest error that counts", positive=True)
-
-    @torch.no_grad()
-    def observe(self, statistic: Tensor | float) -> None:
-        """Follow ``statistic``, the ``L`` of the last update; one that is not finite is ignored.
-
-        Losses return it over the batches of all ranks, where ``torch.distributed`` has a process group.
-        """
-        error = torch.as_tensor(statistic, device=self.value.device).detach().to(self.value.dtype).reshape(())
-        floored = error.clamp(min=self.error_floor)
-        goal = self.scale / floored if self.inverse else self.scale * floored
-        moved = torch.where(error.isfinite(), torch.lerp(self.value, goal, self.rate), self.value)
-        self._write(moved.clamp(self.low, self.high))
-
-
 def made_coefficient(value: Any, *, name: str, check: Check, device: torch.device | str | None = None) -> Coefficient:
     """``value`` itself if it is a :class:`Coefficient` already (then shared), else one that starts there."""
     return value if isinstance(value, Coefficient) else Coefficient(value, name=name, check=check, device=device)
-
-
-def learnt_at_target(value: Any, target: float | None, *, target_name: str, rises: str, **how: Any) -> Coefficient:
-    """``value`` as a fixed coefficient, or, where a ``target`` is given, a :class:`DualCoefficient` that starts there.
-
-    Raises:
-        ValueError: a ``target`` for a ``value`` that is a coefficient already, or out of range.
-    """
-    if target is None:
-        return made_coefficient(value, **how)
-    if isinstance(value, Coefficient):
-        raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient already, got {target!r}.")
-    return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
 
 
 def coefficient(name: str, doc: str) -> Any:
@@ -279,3 +142,47 @@ def coefficient(name: str, doc: str) -> Any:
         owner._modules[name].assign(value)
 
     return property(get, put, doc=doc)
+
+
+class CoefficientOwner(ExactBuffers):
+    """Base of the regularizers and the shapings: ``self.tau = 0.5`` in a constructor makes the coefficient ``tau``.
+
+    A number must be > 0; a :class:`Coefficient` stays what it is (learnt, shared, or with another check). Reading
+    ``self.tau`` gives its value, a 0-dimensional tensor, and a later assignment changes that value.
+    """
+
+    #: Names of the coefficients that can be assigned, which losses report.
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in cls.coefficient_names:
+            if not hasattr(cls, name):
+                setattr(cls, name, coefficient(f"{name}_coefficient", f"The current {name}."))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.coefficient_names:
+            super().__setattr__(name, value)
+        elif hasattr(self, f"{name}_coefficient"):
+            getattr(self, f"{name}_coefficient").assign(value)
+        else:
+            setattr(self, f"{name}_coefficient", made_coefficient(value, name=name, check=check_positive))
+
+    def coefficients(self) -> dict[str, Coefficient]:
+        """The :class:`Coefficient` objects, by the name they are assigned under.
+
+        Raises:
+            AttributeError: a declared coefficient that the constructor has not set.
+        """
+        found = {name: getattr(self, f"{name}_coefficient", None) for name in self.coefficient_names}
+        missing = next((name for name, held in found.items() if held is None), None)
+        if missing is not None:
+            raise AttributeError(
+                f"{type(self).__name__} must set self.{missing} in its constructor, as coefficient_names declares it, "
+                "got none."
+            )
+        return found  # type: ignore[return-value]
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The current coefficients."""
+        return {name: getattr(self, name) for name in self.coefficient_names}

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import soft_policy, soft_value_and_log_policy, soft_value_and_policy
-from torchrl_reg.functional.temperature import temperature_and_divisor
+from torchrl_reg.functional.munchausen import finite_action_gap
+from torchrl_reg.functional.soft import masked_values, temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
 class Entropy(Regularizer):

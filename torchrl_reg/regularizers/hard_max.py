@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
+from torchrl_reg.functional.munchausen import finite_action_gap
+from torchrl_reg.functional.soft import masked_values
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
 class HardMax(Regularizer):

@@ -11,11 +11,12 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_reg.functional import kl_divergence, soft_gap, soft_policy, soft_value_and_log_policy
-from torchrl_reg.functional.temperature import at_least_float32, temperature_and_divisor
+from torchrl_reg.functional.munchausen import finite_action_gap
+from torchrl_reg.functional.soft import at_least_float32, masked_values, temperature_and_divisor
 from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_probabilities, greedy_under_prior
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, finite_action_gap, masked_values
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
 class PriorKL(Regularizer):

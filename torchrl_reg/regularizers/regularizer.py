@@ -4,16 +4,14 @@ Shapes: ``*B`` batch, ``A`` actions.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from torchrl_reg.functional import action_gap
-from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.regularizers.checks import ExactBuffers
-from torchrl_reg.regularizers.coefficient import Coefficient, check_positive, coefficient, made_coefficient
+from torchrl_reg.functional.munchausen import finite_action_gap
+from torchrl_reg.regularizers.coefficient import CoefficientOwner
 from torchrl_reg.regularizers.recorded import Recorded
 
 
@@ -36,46 +34,6 @@ class Regularized(NamedTuple):
     """
     action_cost: Tensor
     """``tau_log_pi`` where ``pi > 0``, else 0, ``[*B, A]``: each action's share of the cost."""
-
-
-class CoefficientOwner(ExactBuffers):
-    """Base of the regularizers and the shapings: ``self.tau = 0.5`` in a constructor makes the coefficient ``tau``.
-
-    A number must be > 0; a :class:`Coefficient` stays what it is (learnt, shared, or with another check). Reading
-    ``self.tau`` gives its value, a 0-dimensional tensor, and a later assignment changes that value.
-    """
-
-    #: Names of the coefficients that can be assigned, which losses report.
-    coefficient_names: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name in cls.coefficient_names:
-            if not hasattr(cls, name):
-                setattr(cls, name, coefficient(f"{name}_coefficient", f"The current {name}."))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.coefficient_names:
-            super().__setattr__(name, value)
-        elif hasattr(self, f"{name}_coefficient"):
-            getattr(self, f"{name}_coefficient").assign(value)
-        else:
-            setattr(self, f"{name}_coefficient", made_coefficient(value, name=name, check=check_positive))
-
-    def coefficients(self) -> dict[str, Coefficient]:
-        """The :class:`Coefficient` objects, by the name they are assigned under.
-
-        Raises:
-            AttributeError: a declared coefficient that the constructor has not set.
-        """
-        found = {name: getattr(self, f"{name}_coefficient", None) for name in self.coefficient_names}
-        missing = next((name for name, held in found.items() if held is None), None)
-        if missing is not None:
-            raise AttributeError(
-                f"{type(self).__name__} must set self.{missing} in its constructor, as coefficient_names declares it, "
-                "got none."
-            )
-        return found  # type: ignore[return-value]
 
 
 class Regularizer(Recorded, CoefficientOwner):
@@ -157,22 +115,6 @@ class Regularizer(Recorded, CoefficientOwner):
         out = self(q)
         gaps = {"action_gap": finite_action_gap(q), "soft_gap": out.value - q.amax(-1)}
         return {"entropy": torch.special.entr(out.pi).sum(-1)} | gaps
-
-    def scalars(self) -> dict[str, Tensor]:
-        """The current coefficients."""
-        return {name: getattr(self, name) for name in self.coefficient_names}
-
-
-def masked_values(q: Tensor, mask: Tensor | None) -> Tensor:
-    """``q`` in at least float32, ``-inf`` where ``mask`` forbids the action."""
-    q = at_least_float32(q)
-    return q if mask is None else q.masked_fill(~mask, -torch.inf)
-
-
-def finite_action_gap(q: Tensor) -> Tensor:
-    """Best minus second best of ``q [*B, A]``, ``[*B]``; 0 where a mask leaves one action."""
-    gap = action_gap(q)
-    return torch.where(gap < torch.finfo(gap.dtype).max / 16, gap, 0.0)
 
 
 def check_regularizer(regularizer: Regularizer, *, num_actions: int = 4, tolerance: float = 1e-8) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.temperature import temperature_and_divisor
+from torchrl_reg.functional.soft import masked_values, temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_number, check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, masked_values
+from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
 class Tsallis(Regularizer):

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
 
+from torchrl_reg.analysis.charts import Line
 from torchrl_reg.analysis.statistics import mean_interval
 
 
-def draw_band(axes: Axes, x: np.ndarray, values: np.ndarray, look: dict, label: str = "") -> None:
-    """Draws the mean of ``values [seeds, N]`` over ``x [N]`` with its 95% interval."""
-    mean, low, high = mean_interval(values)
-    axes.plot(x, mean, linewidth=1.4, label=label, **look)
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
-    plain(axes)
-
-
-def plain(axes: Axes) -> None:
-    """Takes half the frame away, and makes the ticks small."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+def mean_line(label: str, series: int, x: np.ndarray, values: np.ndarray) -> Line:
+    """The mean of ``values [seeds, N]`` over ``x [N]`` with its 95% interval."""
+    return Line(label, series, x, *mean_interval(values))
 
 
 def cell(values: np.ndarray, form: str = ".4f") -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter
 
+from torchrl_reg.analysis.charts import chart
 from torchrl_reg.analysis.colors import LIGHT
-from torchrl_reg.analysis.plots import new_figure
+from torchrl_reg.analysis.plots import draw, new_figure, save, styled
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
-from torchrl_reg.studies import cell, draw_band, plain
+from torchrl_reg.studies import cell, mean_line
 
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
 #: Greedy return, in reward units, below that of the optimal policy that counts as solved.
@@ -23,7 +23,8 @@ SOLVED_WITHIN = 0.5
 #: Evaluations in a row that must agree on it: an unfinished policy may solve a world by luck, and lose it again.
 SOLVED_FOR = 3
 
-_COLORS = {"ql": "#000000", "sql": LIGHT[0], "sql_m": LIGHT[2], "mirl": LIGHT[1]}
+_SERIES = list(LABELS)
+_MIRL = LIGHT[_SERIES.index("mirl")]
 _ARROWS = ((0, -1), (1, 0), (0, 1), (-1, 0))  # (right, down) of up, right, down, left
 _ACTIONS = ("up", "right", "down", "left")
 
@@ -88,23 +89,17 @@ def draw_grid_curves(folder: Path, path: Path) -> Path:
         ValueError: as :func:`read_worlds`.
     """
     worlds = read_worlds(folder)
-    figure = new_figure(3.5 * len(worlds) + 0.4, 5.0)
-    axes = figure.subplots(2, len(worlds), squeeze=False, sharex="col")
-    for world, panels in zip(worlds, axes.T, strict=True):
-        panels[0].set_yscale("symlog", linthresh=10)
-        for panel, curves in zip(panels, (world.returns, world.rewards), strict=True):
-            for method, values in curves.items():
-                draw_band(panel, world.frames, values, {"color": _COLORS[method]}, LABELS[method])
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-        panels[0].axhline(world.optimal_return, color="#8C8C8C", linestyle=":", linewidth=1)
-        panels[0].set_title(world.name, fontsize=10, loc="left")
-        panels[1].set_xlabel("environment frames of each agent", fontsize=9)
-    axes[0, 0].set_ylabel("return of the greedy policy", fontsize=9)
-    axes[1, 0].set_ylabel("reward per step while learning", fontsize=9)
+    charts = []
+    for what, name in (("returns", "return of the greedy policy"), ("rewards", "reward per step while learning")):
+        for place, world in enumerate(worlds):
+            curves = getattr(world, what).items()
+            lines = [mean_line(LABELS[m], _SERIES.index(m), world.frames, values) for m, values in curves]
+            # Returns of beginners, far below, would flatten everything else.
+            low, high = -2.0 * abs(world.optimal_return) - 10, world.optimal_return + 1
+            more = {"span": (low, high), "level": world.optimal_return} if what == "returns" else {}
+            charts.append(chart(world.name, lines, x_label="", y_label="" if place else name, **more))
     seeds = len(next(iter(worlds[0].returns.values())))
-    axes[0, -1].legend(frameon=False, fontsize=8, loc="lower right", title=f"{seeds} seeds", title_fontsize=8)
-    figure.savefig(path, dpi=110)
-    return path
+    return draw(charts, path, columns=len(worlds), x_label=f"environment frames of each agent ({seeds} seeds)")
 
 
 def draw_priors(folder: Path, path: Path) -> Path:
@@ -120,12 +115,11 @@ def draw_priors(folder: Path, path: Path) -> Path:
     axes = figure.subplots(2, len(worlds), squeeze=False, height_ratios=[1.7, 1])
     for world, (above, below) in zip(worlds, axes.T, strict=True):
         _draw_map(above, world)
-        _draw_prior(below, world)
+        _draw_prior(styled(below), world)
     axes[1, 0].set_ylabel("probability", fontsize=9)
     axes[1, -1].legend(frameon=False, fontsize=8, loc="upper right")
     figure.suptitle("MIRL", fontsize=10, x=0.01, ha="left")
-    figure.savefig(path, dpi=110)
-    return path
+    return save(figure, path)
 
 
 def grid_table(folder: Path) -> str:
@@ -165,8 +159,8 @@ def _draw_map(axes: Axes, world: WorldRun) -> None:
             continue
         for (right, down), share in zip(_ARROWS, shares, strict=True):
             to = ([x, x + 0.42 * share * right], [y, y + 0.42 * share * down])
-            axes.plot(*to, color=_COLORS["mirl"], linewidth=1.6 if share else 0, solid_capstyle="round")
-        axes.plot(x, y, ".", color=_COLORS["mirl"], markersize=3)
+            axes.plot(*to, color=_MIRL, linewidth=1.6 if share else 0, solid_capstyle="round")
+        axes.plot(x, y, ".", color=_MIRL, markersize=3)
     axes.set(xlim=(0, len(world.layout[0])), ylim=(len(world.layout), 0), aspect="equal")
     axes.axis("off")
     axes.set_title(f"{world.name}: greedy actions (share of seeds)", fontsize=9, loc="left")
@@ -177,10 +171,9 @@ def _draw_prior(axes: Axes, world: WorldRun) -> None:
     position = np.arange(len(_ACTIONS))
     mean, low, high = mean_interval(learnt)
     error = np.stack((mean - low, high - mean))
-    axes.bar(position - 0.19, mean, 0.36, yerr=error, color=_COLORS["mirl"], capsize=2, label="learnt (MIRL)")
+    axes.bar(position - 0.19, mean, 0.36, yerr=error, color=_MIRL, capsize=2, label="learnt (MIRL)")
     axes.bar(position + 0.19, exact, 0.36, color="#BBBBBB", label="exact")
     axes.axhline(1 / len(_ACTIONS), color="#404040", linestyle=":", linewidth=1, label="uniform (SQL)")
     axes.set_xticks(position, _ACTIONS, fontsize=8)
     axes.set_ylim(0, 1.02)
-    plain(axes)
     axes.set_title(f"prior at beta = {world.last['mirl_beta']:.3g}", fontsize=9, loc="left")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchrl_reg.analysis.colors import GREY, LIGHT
-from torchrl_reg.analysis.plots import add_legend, new_figure, styles
+from torchrl_reg.analysis.charts import Chart, Line, chart
+from torchrl_reg.analysis.plots import draw
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
-from torchrl_reg.studies import cell, draw_band, plain
+from torchrl_reg.studies import cell
 
 LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
 
@@ -60,9 +61,10 @@ def read_searches(folder: Path) -> list[Searches]:
 
 
 def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
-    """Draws value errors or simple regrets against simulations: a row per branching, a column per depth and noise.
+    """Draws value errors or simple regrets minus those of the first method on the same trees, a point a kind of tree.
 
-    Means with a 95% interval over the trees.
+    Early (left) and at the end (right), means with 95% intervals over the trees; below the dotted line a method is
+    better than the first.
 
     Args:
         folder: of the run.
@@ -73,26 +75,25 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    looks = styles(list(dict.fromkeys(s.method for s in searches)))
-    rows = list(dict.fromkeys(s.branching for s in searches))
-    columns = list(dict.fromkeys((s.depth, s.noise) for s in searches))
-    figure = new_figure(1.7 * len(columns) + 0.8, 1.5 * len(rows) + 0.9)
-    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
-    for axis in axes.flat:
-        axis.set(xscale="log", yscale="log" if what == "value_error" else "linear")
-    for search in searches:
-        axis = axes[rows.index(search.branching), columns.index((search.depth, search.noise))]
-        draw_band(axis, search.simulations, getattr(search, what), looks[search.method])
-    for (depth, noise), axis in zip(columns, axes[0], strict=True):
-        axis.set_title(f"d = {depth}, noise {noise:g}", fontsize=9, loc="left")
-    for branching, axis in zip(rows, axes[:, 0], strict=True):
-        axis.set_ylabel(f"k = {branching}", fontsize=9)
-    figure.supxlabel("simulations", fontsize=9)
-    title = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
-    figure.supylabel(f"{title}, mean of {len(searches[0].regret)} trees", fontsize=9)
-    add_legend(figure, {LABELS[method]: look for method, look in looks.items()})
-    figure.savefig(path, dpi=100)
-    return path
+    found = [each for each in differences(searches) if each.what == what]
+    name = {"value_error": "error of the root's value", "regret": "simple regret"}[what]
+    y_label = f"{name} minus {LABELS[searches[0].method]}'s"
+    shapes = list(dict.fromkeys(each.shape for each in found))
+    charts: list[Chart | None] = []
+    for count in dict.fromkeys(each.simulations for each in found):
+        points: dict[str, list[tuple[float, ...]]] = {}
+        for each in (each for each in found if each.simulations == count):
+            points.setdefault(each.label, []).append((shapes.index(each.shape), *each.interval))
+        lines = [
+            Line(label, series, *(np.array(of) + [0.15 * series, 0, 0, 0]).T)
+            for series, (label, of) in enumerate(points.items())
+        ]
+        ticks = [f"k={branching}, d={depth}" for branching, depth in shapes]
+        more = {"ticks": ticks, "level": 0.0, "joined": False, "y_label": "" if charts else y_label}
+        charts.append(
+            chart(f"after {count:,} simulations", lines, x_label="branching k and depth d of the trees", **more)
+        )
+    return draw(charts, path, columns=2)
 
 
 def draw_bandit(folder: Path, path: Path) -> Path:
@@ -104,23 +105,16 @@ def draw_bandit(folder: Path, path: Path) -> Path:
     rows = [row for row in metrics_rows(folder, '"bandit"') if row["event"] == "bandit"]
     if not rows:
         raise ValueError(f"{folder} must hold the metrics.jsonl of a run of ments_trees with its bandit, got none.")
-    figure = new_figure(7.2, 3.0)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, name, title in ((axes[0], "u", "U, the sum of exp(r / tau)"), (axes[1], "value", "the softmax value")):
-        for row, color in zip(rows, (LIGHT[1], LIGHT[0]), strict=False):
+    charts = []
+    for name, title in (("u", "U, the sum of exp(r / tau)"), ("value", "the softmax value")):
+        lines = []
+        for series, row in enumerate(rows):
             share = np.array(row["time"]) * np.array(row[f"error_{name}"]) / row[f"limit_{name}"]
             label = "uniform" if row["epsilon"] > 1e6 else f"E2W, epsilon = {row['epsilon']:g}"
-            axis.plot(row["time"], share, color=color, linewidth=1.4, label=label)
-        axis.axhline(1, color=GREY, linestyle=":", linewidth=1)
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.set_xscale("log")
-        axis.set_xlabel("pulls t", fontsize=9)
-        plain(axis)
-    axes[0].set_ylabel("t MSE / limit", fontsize=9)
-    axes[0].set_ylim(bottom=0)
-    axes[1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100)
-    return path
+            lines.append(Line(label, series, np.array(row["time"]), share))
+        span = (0.0, 1.05 * max(float(line.y.max()) for line in lines))
+        charts.append(chart(title, lines, x_label="pulls t", log_x=True, span=span, level=1.0))
+    return draw(charts, path, columns=2, y_label="t MSE / limit")
 
 
 def trees_table(folder: Path) -> str:
@@ -156,29 +150,58 @@ def differences_table(folder: Path) -> str:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    last = int(searches[0].simulations[-1])
-    early = max(last // 20, 1)
-    heads = [f"{what}, {count} simulations" for what in ("value error", "regret") for count in (early, last)]
+    cells: dict[tuple[Any, ...], list[Difference]] = {}
+    for each in differences(searches):
+        cells.setdefault((*each.shape, each.noise, each.method), []).append(each)
+    heads = [
+        f"{each.what.replace('_', ' ')}, {each.simulations} simulations" for each in next(iter(cells.values()), ())
+    ]
     lines = [f"| k | d | noise | difference | {' | '.join(heads)} |", "|---" * 8 + "|"]
-    for search in searches:
-        first = _first(searches, search)
-        if search is first:
-            continue
-        cells = []
-        for what in ("value_error", "regret"):
-            difference = getattr(search, what) - getattr(first, what)
-            cells += [_difference(difference[:, search.simulations.searchsorted(count)]) for count in (early, last)]
-        kind = f"{search.branching} | {search.depth} | {search.noise:g}"
-        lines.append(f"| {kind} | {LABELS[search.method]} - {LABELS[first.method]} | {' | '.join(cells)} |")
+    for (branching, depth, noise, method), found in cells.items():
+        kind = f"{branching} | {depth} | {noise:g} | {LABELS[method]} - {LABELS[searches[0].method]}"
+        lines.append(f"| {kind} | {' | '.join(each.text for each in found)} |")
     return "\n".join(lines)
+
+
+class Difference(NamedTuple):
+    """A method minus the first one on the same trees, after some simulations: mean, and ends of a 95% interval."""
+
+    method: str
+    shape: tuple[int, int]
+    noise: float
+    what: str
+    simulations: int
+    interval: tuple[float, float, float]
+
+    @property
+    def label(self) -> str:
+        """Of its line."""
+        return f"{LABELS[self.method]}, noise {self.noise:g}"
+
+    @property
+    def text(self) -> str:
+        """In bold where the interval leaves out 0."""
+        mean, low, high = self.interval
+        text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def differences(searches: list[Searches]) -> list[Difference]:
+    """Value errors and regrets of every method but the first, early (a twentieth) and at the end."""
+    last = int(searches[0].simulations[-1])
+    found = []
+    for search in searches:
+        if (first := _first(searches, search)) is search:
+            continue
+        for what in ("value_error", "regret"):
+            values = getattr(search, what) - getattr(first, what)
+            for count in (max(last // 20, 1), last):
+                mean, low, high = mean_interval(values[:, search.simulations.searchsorted(count)]).tolist()
+                shape = search.branching, search.depth
+                found.append(Difference(search.method, shape, search.noise, what, count, (mean, low, high)))
+    return found
 
 
 def _first(searches: list[Searches], search: Searches) -> Searches:
     """The first search of the same kind of tree."""
     return next(each for each in searches if each.kind == search.kind)
-
-
-def _difference(values: np.ndarray) -> str:
-    mean, low, high = mean_interval(values)
-    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text

@@ -20,10 +20,8 @@ from torchrl_reg.training.cli.command_line import recipe
 from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import evaluate
-from torchrl_reg.training.loop.n_step import NStep
-from torchrl_reg.training.loop.schedules import LinearSchedule
 from torchrl_reg.training.loop.update import make_update
-from torchrl_reg.training.loop.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
+from torchrl_reg.training.loop.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
 from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
 from torchrl_reg.training.run.run import Run
 from torchrl_reg.training.run.study import Study

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torchrl_reg.training.errors import require
 
-COLLECTORS = ("lean", "torchrl")
+COLLECTORS = ("fast", "torchrl")
 LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
 #: Environments stepped together: millions of them would be built for hours before anything fails.
@@ -34,7 +34,7 @@ class RunSettings:
     bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
-    collector: str = "lean"  # steps vector environments directly, bit for bit the same; torchrl: TorchRL's Collector
+    collector: str = "fast"  # steps vector environments directly, bit for bit the same; torchrl: TorchRL's Collector
     diagnostics_every_updates: int = 10  # diagnostics are computed on every n-th update only; rows say so
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
     evaluate_every_frames: int = 10_000  # and at the end

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.report import report_html
-from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.scores import learning_curve, profiles
 from torchrl_reg.analysis.report.sweep import read_sweep
 from torchrl_reg.cli import main
@@ -79,37 +77,32 @@ def test_every_number_of_the_table_is_that_of_a_hand_computation(tmp_path, write
     assert "last evaluation is not a finite number: m_dqn/acrobot/tau=0.03/seed=0." in "".join(page.text)
 
 
-def test_what_the_header_counts(tmp_path, write_run):
-    write_run(tmp_path, seed=0)
-    write_run(tmp_path, seed=1, done=False)
-    (write_run(tmp_path, seed=2, done=False)).with_name("seed=2.failed").write_text("{}")
+def test_what_the_header_counts_and_warns_of(tmp_path, write_run):
+    runs = [write_run(tmp_path, seed=seed, done=seed == 0) for seed in range(3)]
+    for seed in (2, 3):  # the last never made its folder
+        runs[0].with_name(f"seed={seed}.failed").write_text("{}")
+    listed = [str(runs[0].with_name(f"seed={seed}").relative_to(tmp_path)) for seed in range(5)]
+    (tmp_path / "jobs.jsonl").write_text(json.dumps({"array": None, "elements": [listed]}) + "\n")
+    (runs[0] / "done.json").write_text(json.dumps({"frames": 200, "diverged_frames": 1250, "wall_seconds": 4444e3}))
+    with (runs[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "frames": 300, "diverged_frames": 300, "entropy": 0.1}\n' * 2)
     _, page = _report(tmp_path)
     text = " ".join("".join(page.text).split())
-    # 3 runs of 200 frames, 4 seconds each.
-    assert "1 of 3 runs finished1 failed1 method1 environment3 seeds each600 frames12 s of run time" in text
+    assert "1 of 5 runs finished1 waiting2 failed1 method1 environment3 seeds each700 frames1,234 h of run time" in text
     assert "1 run is not finished; the summary leaves out what is not." in text
-
-
-def test_runs_whose_values_diverged_are_named(tmp_path, write_run):
-    done, going = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1, done=False)
-    (done / "done.json").write_text(json.dumps({"frames": 200, "diverged_frames": 1250}))
-    with (going / "metrics.jsonl").open("a") as file:
-        for at in (300, 400):
-            file.write(json.dumps({"event": "train", "frames": at, "diverged_frames": 300, "entropy": 0.1}) + "\n")
-    _, page = _report(tmp_path)
     folder = "m_dqn/cartpole/tau=0.03"
-    text = "".join(page.text)
     assert f"Values diverged in {folder}/seed=0 at frame 1,250, {folder}/seed=1 at frame 300." in text
     assert "diverged_frames" not in text  # it is no diagnostic to draw
 
 
-def test_planned_runs_count(tmp_path, write_run):
-    run = write_run(tmp_path, seed=0)
-    run.with_name("seed=1.failed").write_text("{}")  # it never made its folder
-    listed = [str(run.with_name(f"seed={seed}").relative_to(tmp_path)) for seed in range(3)]
-    (tmp_path / "jobs.jsonl").write_text(json.dumps({"array": None, "elements": [listed]}) + "\n")
-    _, page = _report(tmp_path)
-    assert "1 of 3 runs finished1 waiting1 failed1 method" in " ".join("".join(page.text).split())
+def test_a_method_that_lacks_an_environment_has_no_profile_and_the_others_keep_their_colours(tmp_path, write_run):
+    for env in ("cartpole", "acrobot"):
+        for recipe, score in (("b", 0.0), ("c", 1.0)):
+            write_run(tmp_path, recipe=recipe, env=env, scores=(score,))
+    write_run(tmp_path, recipe="a", env="acrobot", scores=(0.0,))
+    lines, beyond = profiles(read_sweep(tmp_path), points=3)
+    assert [(line.label, line.series, line.y.tolist()) for line in lines] == [("b", 1, [0, 0, 0]), ("c", 2, [1, 1, 0])]
+    assert beyond == 0
 
 
 def test_name_question_plan_failures_and_commands_are_shown(tmp_path, write_run):
@@ -124,7 +117,7 @@ def test_name_question_plan_failures_and_commands_are_shown(tmp_path, write_run)
     _, page = _report(tmp_path)
     text = "".join(page.text)
     assert "Does it help?" in text and "algo.tau" in text
-    assert "python recipes/m_dqn.py env=cartpole run.seed=0 run.dir=seed=0" in text
+    assert "python recipes/m_dqn.py run.seed=0 run.dir=seed=0" in text
     folder = "m_dqn/cartpole/tau=0.03"
     assert page.rows[-2:] == [
         [f"{folder}/seed=0", "137", "2026-01-01T00:00:00", "Killed: out of memory"],
@@ -182,10 +175,12 @@ def test_the_page_loads_nothing(tmp_path, write_run):
     assert "default-src 'none'" in str(policy)
 
 
-def test_the_same_runs_give_the_same_page(tmp_path, write_run):
+def test_the_same_runs_give_the_same_page_beside_them(tmp_path, write_run, capsys):
     for seed in range(3):
         write_run(tmp_path, seed=seed, scores=(1.0 + seed, 2.0 * seed))
-    assert report_html(read_sweep(tmp_path)) == report_html(read_sweep(tmp_path))
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == report_html(read_sweep(tmp_path))
 
 
 def test_a_learning_curve_goes_dashed_where_seeds_are_missing(tmp_path, write_run):
@@ -197,21 +192,6 @@ def test_a_learning_curve_goes_dashed_where_seeds_are_missing(tmp_path, write_ru
     assert line.x.tolist() == [100, 300] and line.y.tolist() == [2.0, 4.0]
     assert line.low is not None and line.low.tolist() == [1.0, 3.0]
     assert line.more_x.tolist() == [400] and line.more_y.tolist() == [7.0]
-
-
-def test_profiles_scale_each_environment_from_its_worst_run_to_its_best(tmp_path, write_run):
-    for env, scale in (("cartpole", 1.0), ("acrobot", -100.0)):
-        for recipe, scores in (("dqn", (0.0, 1.0)), ("m_dqn", (0.5, 0.5))):
-            for seed, score in enumerate(scores):
-                write_run(tmp_path, recipe=recipe, env=env, seed=seed, scores=(score * scale,))
-    write_run(tmp_path, recipe="iqn", env="acrobot", scores=(0.0,))  # not on every environment
-    lines, beyond = profiles(read_sweep(tmp_path), points=5)
-    assert beyond == 0
-    assert [line.label for line in lines] == ["dqn", "m_dqn"]
-    assert lines[0].x.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    # One dqn run of two is the best of its environment, the other the worst; a profile counts scores above.
-    assert lines[0].y.tolist() == [0.5, 0.5, 0.5, 0.5, 0.0]
-    assert lines[1].y.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_the_column_over_all_environments_is_the_interquartile_mean_of_scaled_scores(tmp_path, write_run):
@@ -250,29 +230,6 @@ def test_many_environments_are_rows(tmp_path, write_run):
     ]
 
 
-def test_a_chart_leaves_out_what_is_not_a_number():
-    x, y = np.array([0.0, 1.0, 2.0]), np.array([1.0, np.nan, 3.0])
-    html = line_chart("t", [Line("a", 0, x, y, low=y - 1, high=y + 1)])
-    assert '"x":[0.0,2.0],"y":[1.0,3.0],"low":[0.0,2.0]' in html and "nan" not in html
-    assert line_chart("t", [Line("a", 0, x, y * np.nan)]) == ""
-
-
-def test_losses_over_three_orders_of_magnitude_are_drawn_on_a_log_scale():
-    x, y = np.array([0.0, 1.0, 2.0]), np.array([0.01, 1.0, 100.0])
-    html = line_chart("loss", [Line("a", 0, x, y)], may_log=True)
-    assert "log scale" in html
-    # The middle one in magnitude stands in the middle.
-    assert "L500 500L" in html
-    assert "log scale" not in line_chart("loss", [Line("a", 0, x, y)])
-
-
-def test_the_command_writes_beside_the_runs_and_says_where(tmp_path, write_run, capsys):
-    write_run(tmp_path)
-    assert main(["report", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -292,19 +249,6 @@ def test_bad_arguments(tmp_path, write_run, capsys, monkeypatch, arguments, mess
     assert main(["report", *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"torchrl-reg: {message}") and captured.err.count("\n") == 1 and captured.out == ""
-
-
-def test_seeds_with_unequal_settings_are_refused(tmp_path, write_run):
-    write_run(tmp_path, seed=0, settings={"tau": 0.1}, folder="same")
-    write_run(tmp_path, seed=1, settings={"tau": 0.2}, folder="same")
-    with pytest.raises(AnalysisError, match="algo.tau"):
-        read_sweep(tmp_path)
-
-
-def test_a_single_evaluation_has_distinct_ticks():
-    html = line_chart("t", [Line("a", 0, np.array([32_000.0]), np.array([1.0]))])
-    texts = [text.split("</span>")[0].split(">")[-1] for text in html.split('x-labels">')[1].split("<span")[1:]]
-    assert len(texts) == len(set(texts)) > 2
 
 
 @pytest.mark.parametrize("command", ["report", "watch"])
@@ -347,10 +291,3 @@ def test_long_curves_are_averaged(tmp_path, write_run):
     (group,) = read_sweep(tmp_path).groups
     line = learning_curve(group, "return_greedy_mean", 0)
     assert len(line.x) == 200 and line.x[-1] == 200_000 and np.allclose(line.y, 0.5)
-
-
-def test_hours_are_as_a_person_writes_them(tmp_path, write_run):
-    run = write_run(tmp_path)
-    (run / "done.json").write_text(json.dumps({"wall_seconds": 1234.0 * 3600}))
-    text = "".join(_report(tmp_path)[1].text)
-    assert "1,234 h of run time" in text and "e+" not in text

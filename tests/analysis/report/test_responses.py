@@ -13,9 +13,10 @@ def test_responses_and_heat_maps(tmp_path, write_run):
                 score = 10 * tau + (2.0 if alpha is None else alpha) + seed
                 write_run(tmp_path, seed=seed, settings={"tau": tau, "alpha": alpha}, scores=(score,))
     groups = read_sweep(tmp_path).groups
-    found = {response.setting: response for response in responses(groups, "return_greedy_mean")}
+    found = {response.x_label: response for response in responses(groups, "return_greedy_mean")}
     assert list(found) == ["algo.tau", "algo.alpha"]
-    assert found["algo.alpha"].values == ("0", "0.9", "null")
+    assert found["algo.alpha"].ticks == ("0", "0.9", "null")
+    assert found["algo.alpha"].title == "alpha on cartpole"
     assert [line.label for line in found["algo.alpha"].lines] == ["m_dqn tau=0.01", "m_dqn tau=0.1"]
     np.testing.assert_allclose(found["algo.alpha"].lines[1].y, [1.5, 2.4, 3.5])
     np.testing.assert_allclose(found["algo.alpha"].lines[1].low, [1.0, 1.9, 3.0])
@@ -47,7 +48,7 @@ def test_a_mean_over_many_combinations_holds_those_with_every_value(tmp_path, wr
                 if lr < 7 or tau < 0.3:  # the eighth, far above the others, lacks a value
                     score = 10.0 * lr + tau + (1000.0 if lr == 7 else 0.0)
                     write_run(tmp_path, seed=seed, settings={"tau": tau, "lr": lr}, scores=(score,))
-    (found,) = [r for r in responses(read_sweep(tmp_path).groups, "return_greedy_mean") if r.setting == "algo.tau"]
+    (found,) = [r for r in responses(read_sweep(tmp_path).groups, "return_greedy_mean") if r.x_label == "algo.tau"]
     (line,) = found.lines
     np.testing.assert_allclose(line.y, [30.1, 30.2, 30.3])
     # Both seeds of a combination agree, so runs drawn within each combination leave nothing to vary.

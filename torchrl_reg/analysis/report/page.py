@@ -9,9 +9,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from torchrl_reg.analysis.charts import Chart
 from torchrl_reg.analysis.colors import DARK, LIGHT
 from torchrl_reg.analysis.groups import short_name
 from torchrl_reg.analysis.numbers import amount, hours, number, score_text
+from torchrl_reg.analysis.report.svg import coordinate, drawing
 
 
 def filled(template: str, **context: Any) -> Markup:
@@ -25,9 +27,9 @@ def series_class(series: int) -> str:
     return f"s{series % len(LIGHT)}{dashes}"
 
 
-def coordinate(value: float) -> str:
-    """A place in an SVG, to a tenth."""
-    return f"{float(value):.1f}".removesuffix(".0")
+def svg(chart: Chart) -> Markup:
+    """``chart`` as a figure of the page."""
+    return filled("chart.html", chart=chart, **drawing(chart))
 
 
 @cache
@@ -36,7 +38,7 @@ def _environment() -> Any:
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     found.globals |= {"light": LIGHT, "dark": DARK}
-    filters = (series_class, coordinate, amount, hours, number, score_text, short_name)
+    filters = (series_class, svg, coordinate, amount, hours, number, score_text, short_name)
     found.filters |= {filter.__name__: filter for filter in filters}
     found.filters["yaml"] = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)
     return found

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from torchrl_reg.analysis.charts import Chart, Line, chart
 from torchrl_reg.analysis.groups import Group, short_name, shown
 from torchrl_reg.analysis.record import is_number
-from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.scores import scores_of
 from torchrl_reg.analysis.statistics import mean, stratified_estimate
 
@@ -21,25 +21,6 @@ _RESAMPLES = 2_000
 #: By the recipe and every setting but those looked at, with the values: scores at places among the values of those.
 Families = dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]]
 Scored = list[tuple[Group, list[float]]]
-
-
-@dataclass(frozen=True)
-class Response:
-    """Score against one setting on one environment.
-
-    Args:
-        setting: its whole name, ``algo.tau``.
-        env: the environment.
-        values: those it takes, as one would type them, ascending.
-        lines: over the places of the values; one per combination of everything else, or one over all.
-        note: what the lines are.
-    """
-
-    setting: str
-    env: str
-    values: tuple[str, ...]
-    lines: Sequence[Line]
-    note: str
 
 
 @dataclass(frozen=True)
@@ -73,13 +54,18 @@ class HeatMap:
         return (value - low) / (high - low) if high > low else 0.5
 
 
-def responses(groups: Sequence[Group], column: str) -> list[Response]:
-    """One for every numeric setting of which groups on one environment, otherwise equal, have several values."""
+def responses(groups: Sequence[Group], column: str) -> list[Chart]:
+    """Score against every numeric setting of which groups on one environment, otherwise equal, have several values.
+
+    One line per combination of everything else, or one over all.
+    """
     found = []
     for env in dict.fromkeys(group.env for group in groups):
         scored = _scored([group for group in groups if group.env == env], column)
         found += [_response(setting, env, scored) for setting in _numeric_settings([group for group, _ in scored])]
-    return [response for response in found if response is not None]
+    charts = [each for each in found if each is not None]
+    names = list(dict.fromkeys(each.x_label for each in charts))
+    return [replace(each, title=f"{short_name(each.x_label, names)} on {each.title}") for each in charts]
 
 
 def heat_maps(groups: Sequence[Group], column: str) -> list[HeatMap]:
@@ -125,7 +111,7 @@ def _families(settings: Sequence[str], scored: Scored) -> tuple[list[list[Any]],
     return values, families
 
 
-def _response(setting: str, env: str, scored: Scored) -> Response | None:
+def _response(setting: str, env: str, scored: Scored) -> Chart | None:
     (values,), found = _families([setting], scored)
     families = {key: sorted((at, scores) for (at,), scores in of.items()) for key, of in found.items() if len(of) > 1}
     if not families:
@@ -143,7 +129,7 @@ def _response(setting: str, env: str, scored: Scored) -> Response | None:
         items = zip(named, families.values(), strict=True)
         lines = [_line(name, series, [points]) for series, (name, points) in enumerate(items)]
         note = "; ".join(named) if len(named) == 1 else ""
-    return Response(setting, env, tuple(shown(value) for value in values), lines, note)
+    return chart(env, lines, note=note, x_label=setting, ticks=tuple(map(shown, values)))
 
 
 def _names(keys: list[tuple[Any, ...]]) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_reg.analysis import statistics
-from torchrl_reg.analysis.curves import mean_curve, seed_values
+from torchrl_reg.analysis.charts import Line
+from torchrl_reg.analysis.curves import mean_curve, profile_lines, seed_values
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.report.chart import Line
 from torchrl_reg.analysis.report.sweep import Sweep
 from torchrl_reg.analysis.scores import Scoreboard, scale_of
 from torchrl_reg.analysis.statistics import Array, stratified_estimate
@@ -91,15 +92,8 @@ def compared(sweep: Sweep) -> tuple[str, dict[str, list[Array]]]:
 def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
     """Share of runs above each score on the scale of :func:`compared`, and the share of runs right of the profile."""
     scale, found = compared(sweep)
-    if not found:
-        return [], 0.0
-    every = [runs for each in found.values() for runs in each]
-    thresholds, beyond = statistics.profile_thresholds(every, scale, points)
-    lines = []
-    for name, runs in found.items():
-        profile = statistics.performance_profile(runs, thresholds, resamples=_RESAMPLES)
-        lines.append(Line(name, sweep.methods.index(name), thresholds, *profile))
-    return lines, beyond
+    lines, beyond = profile_lines(found, scale, resamples=_RESAMPLES, points=points)
+    return [replace(line, series=sweep.methods.index(line.label)) for line in lines], beyond
 
 
 def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Array]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 from torchrl_reg.analysis import statistics
-from torchrl_reg.analysis.groups import short_name
+from torchrl_reg.analysis.charts import Chart, chart
 from torchrl_reg.analysis.notes import unscored_note
 from torchrl_reg.analysis.report import scores
-from torchrl_reg.analysis.report.chart import Line, line_chart
 from torchrl_reg.analysis.report.page import filled
 from torchrl_reg.analysis.report.responses import heat_maps, responses
 from torchrl_reg.analysis.report.sweep import Sweep
@@ -36,7 +34,7 @@ def report_html(sweep: Sweep) -> str:
         scale=scale,
         warnings=_warnings(sweep),
         curves=[_curves(sweep, env, score_name) for env in sweep.envs],
-        profile=line_chart(
+        profile=chart(
             "share of runs above a score",
             lines,
             note=f"{len(sweep.envs)} environments",
@@ -44,9 +42,9 @@ def report_html(sweep: Sweep) -> str:
             span=(0.0, 1.0),
         ),
         beyond=statistics.beyond_note(beyond) if beyond else "",
-        responses=_responses(sweep),
+        responses=responses(sweep.groups, sweep.column),
         heat_maps=heat_maps(sweep.groups, sweep.column),
-        diagnostics=[(env, _diagnostics(sweep, env)) for env in sweep.envs],
+        diagnostics={env: _diagnostics(sweep, env) for env in sweep.envs},
         facts=_facts(sweep),
     )
 
@@ -73,31 +71,19 @@ def _warnings(sweep: Sweep) -> list[str]:
     return [sentence for sentence, holds in found.items() if holds]
 
 
-def _curves(sweep: Sweep, env: str, note: str) -> str:
+def _curves(sweep: Sweep, env: str, note: str) -> Chart | None:
     """Learning curves on ``env``."""
     groups, place = sweep.of_env(env), sweep.methods.index
-    return line_chart(env, [scores.learning_curve(g, sweep.column, place(g.method)) for g in groups], note=note)
+    return chart(env, [scores.learning_curve(g, sweep.column, place(g.method)) for g in groups], note=note)
 
 
-def _responses(sweep: Sweep) -> list[tuple[str, Sequence[Line]]]:
-    """Score against each numeric setting that varies."""
-    found = responses(sweep.groups, sweep.column)
-    names = list(dict.fromkeys(response.setting for response in found))
-    charts = []
-    for response in found:
-        title = f"{short_name(response.setting, names)} on {response.env}"
-        chart = line_chart(title, response.lines, note=response.note, x_label=response.setting, ticks=response.values)
-        charts.append((chart, response.lines))
-    return charts
-
-
-def _diagnostics(sweep: Sweep, env: str) -> list[str]:
+def _diagnostics(sweep: Sweep, env: str) -> list[Chart | None]:
     """What the losses report beside the training return, as small multiples."""
     groups, charts = sweep.of_env(env), []
     for name in scores.diagnostic_names(groups):
         lines = [scores.diagnostic_line(group, name, sweep.methods.index(group.method)) for group in groups]
         title = "training return" if name == "return_mean" else name
-        charts.append(line_chart(title, lines, small=True, x_label="", may_log=name != "return_mean"))
+        charts.append(chart(title, lines, small=True, x_label="", may_log=name != "return_mean"))
     return charts
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchrl.objectives.utils import ValueEstimators, distance_loss
 
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble, is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.objectives.actor_critic.stochastic_actor import log_prob, stored_action, stored_action_key
 from torchrl_reg.objectives.binding import BoundNetwork, pointers
 from torchrl_reg.objectives.regularized_loss import LossFunction, RegularizedLoss
-from torchrl_reg.objectives.value.targets import regularized_target
+from torchrl_reg.objectives.value.estimator import regularized_target
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
 from torchrl_reg.torchrl_compat import entry
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -26,10 +26,11 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
-from torchrl_reg.objectives.value.targets import regularized_target
+from torchrl_reg.objectives.value.estimator import regularized_target
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
-from torchrl_reg.regularizers.checks import check_clip, check_flag, check_temperature, check_weight
-from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
+from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
+from torchrl_reg.regularizers.coefficient import coefficient, made_coefficient
+from torchrl_reg.regularizers.learnt import entropy_temperature
 
 
 class ImplicitQLoss(RegularizedLoss):
@@ -142,15 +143,7 @@ class ImplicitQLoss(RegularizedLoss):
 
     def _make_coefficients(self, tau: Any, alpha: Any, clip_min: Any, target_entropy: float | None) -> None:
         where = {"device": self._default_device}
-        self.tau_coefficient = learnt_at_target(
-            tau,
-            target_entropy,
-            target_name="target_entropy",
-            rises="below",
-            name="tau",
-            check=check_temperature,
-            **where,
-        )
+        self.tau_coefficient = entropy_temperature(tau, target_entropy, **where)
         self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, **where)
         self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip, **where)
         learnt = self.tau_coefficient

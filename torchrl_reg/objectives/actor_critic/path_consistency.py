@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_reg.functional import path_consistency
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
 from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
@@ -25,10 +25,11 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, batch_mean
-from torchrl_reg.objectives.value.targets import check_single_steps, done_flag, terminated_flag
+from torchrl_reg.objectives.value.estimator import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient, DualCoefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
-from torchrl_reg.regularizers.coefficient import coefficient, learnt_at_target, made_coefficient
+from torchrl_reg.regularizers.coefficient import coefficient, made_coefficient
+from torchrl_reg.regularizers.learnt import learnt_at_target
 
 
 class PathConsistencyLoss(RegularizedLoss):

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss, reparametrized
 from torchrl_reg.objectives.actor_critic.stochastic_actor import check_actor, distribution, stored_action_key
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean, masked_mean
-from torchrl_reg.regularizers.checks import check_flag, check_temperature
-from torchrl_reg.regularizers.coefficient import Coefficient, DualCoefficient, learnt_at_target
+from torchrl_reg.regularizers.checks import check_flag
+from torchrl_reg.regularizers.coefficient import Coefficient
+from torchrl_reg.regularizers.learnt import entropy_temperature
 from torchrl_reg.regularizers.ranks import in_process_group
 
 
@@ -86,17 +87,10 @@ class SoftActorCriticLoss(ActorCriticLoss):
         **kwargs: Any,
     ) -> None:
         check_actor(actor_network)
-        temperature = learnt_at_target(
-            tau,
-            target_entropy,
-            target_name="target_entropy",
-            rises="below",
-            name="tau",
-            check=check_temperature,
-        )
+        temperature = entropy_temperature(tau, target_entropy)
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
         self.straight_through = check_flag(straight_through, "straight_through")
-        losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if isinstance(temperature, DualCoefficient) else [])]
+        losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if temperature.is_learnt else [])]
         self.out_keys = [*losses, "alpha", "entropy"]
         self.set_keys(action=stored_action_key(actor_network))
         self.make_value_estimator()

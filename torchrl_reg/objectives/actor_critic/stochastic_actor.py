@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.modules.tensordict_module import SafeProbabilisticModule
 
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategorical
 from torchrl_reg.modules.critic_ensemble import is_plain

@@ -20,8 +20,8 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     stored_action_key,
 )
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
+from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
 from torchrl_reg.regularizers.checks import check_number, check_temperature
-from torchrl_reg.regularizers.coefficient import BellmanErrorCoefficient, Coefficient
 
 
 class VIRELLoss(ActorCriticLoss):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import categorical_projection
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import CategoricalQActor
 from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, of_action
 from torchrl_reg.regularizers import Regularized

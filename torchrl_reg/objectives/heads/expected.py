@@ -8,8 +8,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
-from torchrl_reg.functional.temperature import at_least_float32
-from torchrl_reg.objectives.chosen import at
+from torchrl_reg.functional.munchausen import taken
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, TargetValues
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.torchrl_compat import entry
@@ -48,7 +48,7 @@ class ExpectedValue(Head):
         self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
     ) -> Regression:
         # Targets and priorities keep float32 where the network computes in half precision.
-        value = at_least_float32(at(prediction.z, action))
+        value = at_least_float32(taken(prediction.z, action))
         goal = values.squeeze(-1).to(value.dtype)
         td_error = value.detach() - goal
         return Regression(distance_loss(value, goal, how["loss_function"]), td_error.square(), td_error)

@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import QValueActor
 
-from torchrl_reg.objectives.q_network import BoundQNetwork
+from torchrl_reg.objectives.binding import BoundQNetwork
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.torchrl_compat import entry
 

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.functional import quantile_huber_loss
-from torchrl_reg.functional.temperature import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import FixedQuantileQActor, QuantileQActor
 from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, TargetValues, of_action
 from torchrl_reg.regularizers import Regularized

@@ -1,13 +1,11 @@
 """Slot 4: value estimators whose backup carries a regularizer, registered under string names with TorchRL."""
 
-from torchrl_reg.objectives.value.estimator import (
-    RegularizedTD0Estimator,
-    RegularizedTD1Estimator,
-    RegularizedTDLambdaEstimator,
-)
+from torchrl_reg.objectives.value.estimator import RegularizedTD0Estimator
 from torchrl_reg.objectives.value.named import (
     MunchausenTD0Estimator,
     PriorSoftTD0Estimator,
+    RegularizedTD1Estimator,
+    RegularizedTDLambdaEstimator,
     SoftTD0Estimator,
     SoftTDLambdaEstimator,
 )

@@ -16,14 +16,87 @@ from torchrl.objectives import DQNLoss, LossModule
 from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_reg.objectives.chosen import action_index, at
-from torchrl_reg.objectives.q_network import action_values
+from torchrl_reg.functional.munchausen import action_index, taken
+from torchrl_reg.functional.returns import lambda_return
+from torchrl_reg.objectives.binding import action_values
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value.registry import RegValueEstimators
-from torchrl_reg.objectives.value.targets import regularized_target, terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularizer
 from torchrl_reg.regularizers.checks import exact_scalar
 from torchrl_reg.torchrl_compat import entry, find_action_space
+
+
+def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
+    """Whether s' is terminal, ``[*B, 1]``; ``done`` where the data do not tell termination from truncation."""
+    terminated = entry(tensordict, ("next", keys.terminated))
+    return tensordict.get(("next", keys.done)) if terminated is None else terminated
+
+
+def done_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
+    """Whether the episode ends with s', ``[*B, 1]``; ``terminated`` where the data do not say more."""
+    done = entry(tensordict, ("next", keys.done))
+    return tensordict.get(("next", keys.terminated)) if done is None else done
+
+
+def check_single_steps(tensordict: TensorDictBase, keys: Any, what: str) -> None:
+    """Refuse n-step transitions where ``what`` is made of single ones."""
+    if entry(tensordict, keys.steps_to_next_obs) is not None:
+        raise ValueError(
+            f"data must hold single steps for {what}, got n-step transitions (they have an entry "
+            f"{keys.steps_to_next_obs!r})."
+        )
+
+
+def regularized_target(
+    tensordict: TensorDictBase,
+    keys: Any,
+    next_value: Tensor,
+    *,
+    gamma: Tensor,
+    lmbda: Tensor | None = None,
+    bonus: Tensor | None = None,
+    action_cost: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """``r + bonus + gamma^n (1 - terminated) next_value``, or with ``lmbda`` the lambda-return; like ``next_value``.
+
+    ``n`` is 1, or ``steps_to_next_obs`` where the data have it (TorchRL's MultiStep). A lambda-return bootstraps where
+    an episode is truncated, where the data end and where padding begins.
+
+    Args:
+        tensordict: the data; ``keys`` names its entries.
+        next_value: ``V(s') [*B, M]``. bonus: of the shaping ``[*B]``. All in reward units.
+        action_cost: the stored action's share of the regularizer ``[*B]``, for lambda-returns.
+        mask: the rows ``[*B]`` that count, for lambda-returns; None: all.
+
+    Raises:
+        RuntimeError: the reward is not ``[*B, 1]``.
+        ValueError: n-step transitions for a lambda-return.
+    """
+    reward, terminated = entry(tensordict, ("next", keys.reward)), terminated_flag(tensordict, keys)
+    if not reward.shape == terminated.shape == (*next_value.shape[:-1], 1):
+        raise RuntimeError(
+            f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "
+            f"{tuple(terminated.shape)}."
+        )
+    # A fill, not a product as in TorchRL: what follows a terminal state, NaN included, must not reach the target.
+    next_value = next_value.masked_fill(terminated, 0.0)
+    if lmbda is None:
+        steps = entry(tensordict, keys.steps_to_next_obs)
+        if steps is not None:
+            gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
+        target = reward + gamma * next_value
+        return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
+    check_single_steps(tensordict, keys, "a lambda-return")
+    if bonus is not None:
+        reward = reward + bonus.unsqueeze(-1).to(reward.dtype)
+    ends = done_flag(tensordict, keys) | terminated
+    if mask is not None:  # the last step before padding ends its sequence, as a truncation does
+        mask = mask.reshape(ends.shape)
+        ends = ends | ~mask.roll(-1, -2)
+        reward, next_value = reward.masked_fill(~mask, 0.0), next_value.masked_fill(~mask, 0.0)
+    cost = None if action_cost is None else action_cost.unsqueeze(-1).to(reward.dtype)
+    return lambda_return(reward, next_value.to(reward.dtype), ends, gamma=gamma, lmbda=lmbda, action_cost=cost)
 
 
 @register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})
@@ -183,7 +256,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         if self.shaping is not None:
             terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
             bonus = self.shaping(q, tau_log_pi, index, next_q=next_q, terminated=terminated)
-        return bonus, at(self.regularizer.step_cost(tau_log_pi), index)
+        return bonus, taken(self.regularizer.step_cost(tau_log_pi), index)
 
     def forward(
         self,
@@ -199,49 +272,3 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         tensordict.set(self.tensor_keys.advantage, target - value.unsqueeze(-1))
         tensordict.set(self.tensor_keys.value_target, target)
         return tensordict
-
-
-@register_value_estimator(
-    RegValueEstimators.REGULARIZED_TDLAMBDA, default_kwargs={"gamma": 0.99, "lmbda": 0.95, "differentiable": True}
-)
-class RegularizedTDLambdaEstimator(RegularizedTD0Estimator):
-    """TD(lambda) on ``[*B, T]`` sequences with the regularizer's cost at every step.
-
-    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0
-    for the maximum), the target is
-
-        G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))
-
-    where ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte
-    Carlo return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops
-    the bootstrap; padding (the loss mask) cuts it, too. Policy and values are the target network's. There are no
-    importance weights: data should be near on-policy.
-
-    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`. Everything is in
-    reward units.
-
-    Source: Sutton 1988 (TD(lambda)); ours for the cost of the stored actions, which is that of Nachum et al. 2017
-    (PCL).
-
-    Args:
-        gamma, lmbda: discount and trace parameter in [0, 1].
-        value_network, regularizer, shaping: see :class:`RegularizedTD0Estimator`.
-    """
-
-    needs_policy = True
-
-    def __init__(self, *, lmbda: float | Tensor = 0.95, **kwargs: Any) -> None:
-        super().__init__(lmbda=lmbda, **kwargs)
-
-
-@register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs={"gamma": 0.99, "differentiable": True})
-class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
-    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data.
-
-    ``G_t = r_t + m_t + gamma (G_{t+1} - c_{t+1})``, ``[*B, T, 1]`` in reward units.
-
-    Source: Sutton 1988; the cost of the stored actions as in Nachum et al. 2017 (PCL).
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(lmbda=1.0, **kwargs)

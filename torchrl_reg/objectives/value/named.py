@@ -1,17 +1,64 @@
-"""The estimators of named methods: :mod:`~torchrl_reg.objectives.value.estimator` with its slots filled."""
+"""Value estimators over sequences, and those of named methods: :mod:`~torchrl_reg.objectives.value.estimator` with its
+slots filled.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torchrl.objectives.utils import register_value_estimator
 
 from torchrl_reg.objectives.shaping import Munchausen
-from torchrl_reg.objectives.value.estimator import RegularizedTD0Estimator, RegularizedTDLambdaEstimator
+from torchrl_reg.objectives.value.estimator import RegularizedTD0Estimator
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL
 
 _DEFAULTS = {"gamma": 0.99, "differentiable": True}
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TDLAMBDA, default_kwargs=_DEFAULTS | {"lmbda": 0.95})
+class RegularizedTDLambdaEstimator(RegularizedTD0Estimator):
+    """TD(lambda) on ``[*B, T]`` sequences with the regularizer's cost at every step.
+
+    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0
+    for the maximum), the target is
+
+        G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))
+
+    where ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte
+    Carlo return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops
+    the bootstrap; padding (the loss mask) cuts it, too. Policy and values are the target network's. There are no
+    importance weights: data should be near on-policy.
+
+    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`. Everything is in
+    reward units.
+
+    Source: Sutton 1988 (TD(lambda)); ours for the cost of the stored actions, which is that of Nachum et al. 2017
+    (PCL).
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network, regularizer, shaping: see :class:`RegularizedTD0Estimator`.
+    """
+
+    needs_policy = True
+
+    def __init__(self, *, lmbda: float | Tensor = 0.95, **kwargs: Any) -> None:
+        super().__init__(lmbda=lmbda, **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs=_DEFAULTS)
+class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
+    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data.
+
+    ``G_t = r_t + m_t + gamma (G_{t+1} - c_{t+1})``, ``[*B, T, 1]`` in reward units.
+
+    Source: Sutton 1988; the cost of the stored actions as in Nachum et al. 2017 (PCL).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(lmbda=1.0, **kwargs)
 
 
 @register_value_estimator(RegValueEstimators.SOFT_TD0, default_kwargs=_DEFAULTS)

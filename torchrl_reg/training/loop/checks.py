@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchrl_reg.training.errors import require
+from torchrl_reg.training.loop.optimizers import OPTIMIZERS
 from torchrl_reg.training.settings import MOST_ENVS
 
 _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),
     *("target_period_updates", "eps_frames", "num_envs", "collect_steps", "n_steps"),
 )
-_NOT_NEGATIVE = ("adam_eps", "learning_starts_frames")
-_PROBABILITIES = ("gamma", "eps_start", "eps_end")
+_NOT_NEGATIVE = ("adam_eps", "learning_starts_frames", "eps_starts_frames")
+_PROBABILITIES = ("gamma", "eps_start", "eps_end", "rms_decay")
 
 
 def check_replay_learning(algo: Any) -> None:
@@ -26,7 +27,7 @@ def check_replay_learning(algo: Any) -> None:
     settings = vars(algo)
     for name in (name for name in _POSITIVE if name in settings):
         require(settings[name] > 0, f"algo.{name}", "> 0", settings[name])
-    for name in (name for name in _NOT_NEGATIVE if name in settings):
+    for name in (name for name in _NOT_NEGATIVE if settings.get(name) is not None):
         require(settings[name] >= 0, f"algo.{name}", ">= 0", settings[name])
     for name in (name for name in _PROBABILITIES if name in settings):
         require(0 <= settings[name] <= 1, f"algo.{name}", "in [0, 1]", settings[name])
@@ -37,6 +38,8 @@ def check_replay_learning(algo: Any) -> None:
     require(0 < rate <= 1, "algo.target_rate", "in (0, 1]", rate)
     n_steps = settings.get("n_steps", 1)
     require(n_steps <= algo.collect_steps, "algo.collect_steps", f">= {n_steps}", algo.collect_steps)
+    optimizer = settings.get("optimizer", "adam")
+    require(optimizer in OPTIMIZERS, "algo.optimizer", f"one of {OPTIMIZERS}", optimizer)
     losses = ("smooth_l1", "l2", "l1")
     chosen = settings.get("loss_function", "l2")
     require(chosen in losses, "algo.loss_function", f"one of {losses}", chosen)
@@ -49,7 +52,9 @@ def without_effect(algo: Any) -> list[str]:
     period, total = settings.get("target_period_updates", 0), settings.get("total_frames", math.inf)
     if updates is not None and updates < period:
         found.append(f"algo.target_period_updates={period:,} has no effect: this run makes {updates:,} updates")
-    annealed = settings.get("learning_starts_frames", 0) + settings.get("eps_frames", 0)
+    starts = settings.get("eps_starts_frames")
+    annealed = settings.get("learning_starts_frames", 0) if starts is None else starts
+    annealed += settings.get("eps_frames", 0)
     if annealed > total and settings.get("eps_start") != settings.get("eps_end"):
         found.append(
             f"algo.eps_end={settings['eps_end']} is never reached: epsilon is annealed until frame {annealed:,}, "

@@ -14,9 +14,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
-from torchrl_reg.collectors import lean_vector, plain_policy
-from torchrl_reg.collectors.lean import restarted
-from torchrl_reg.collectors.plain_policy import PlainPolicy
+from torchrl_reg.collectors import fast_vector, plain_policy
+from torchrl_reg.collectors.fast import PlainPolicy, restarted
 from torchrl_reg.training.streams import forked_generators, stream_seed
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
@@ -85,7 +84,7 @@ def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -
     state = env.reset()
     returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
     running = torch.ones_like(returns, dtype=torch.bool)
-    vector = lean_vector(env, sums_rewards=False)
+    vector = fast_vector(env, sums_rewards=False)
     if vector is not None and device.type == "cpu":
         explores = exploration_type() == ExplorationType.RANDOM
         steps = _lean_steps(env, vector, plain_policy(policy, vector.num_envs, device, explores=explores), state)

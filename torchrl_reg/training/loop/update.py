@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.torchrl_compat import allow_gradients_in_graphs, backward, has_step_hooks
 from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
-from torchrl_reg.training.loop.gradients import made_gradients, worth_compiling
-from torchrl_reg.training.loop.optimizer_step import OptimizerStep
-from torchrl_reg.training.seeds.batched_step import batched_step
+from torchrl_reg.training.seeds.batched_update import batched_step
 from torchrl_reg.training.seeds.workers import current_worker
 
-Update = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
+Update: TypeAlias = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
+#: Minibatch in, entries of the loss out; the gradients of their sum are then in ``parameter.grad``.
+Gradients: TypeAlias = Callable[[TensorDictBase], Mapping[str, Tensor]]
+#: Number of updates beyond which compiling a fully connected network saves more time than it takes.
+MANY_UPDATES = 100_000
 
 
 def make_update(
     loss: LossModule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     target: TargetNetUpdater | None = None,
     *,
     replay: TensorDictReplayBuffer | None = None,
@@ -48,11 +56,10 @@ def make_update(
 
     ``compile`` compiles the losses and their gradients as one graph, equal up to the order of summation; the
     optimizer's step, one kernel when it is fused, stays outside. None: if that pays off over ``updates`` updates, see
-    :func:`~torchrl_reg.training.loop.gradients.worth_compiling`. With ``bf16`` networks compute in bfloat16
-    (autocast), and targets, losses, parameters and their gradients stay float32. ``cudagraphs`` captures everything
-    except the target update and the priorities: both depend on host counters, which a graph would freeze. Learning
-    rates are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect
-    with the next update, captured or not.
+    :func:`worth_compiling`. With ``bf16`` networks compute in bfloat16 (autocast), and targets, losses, parameters and
+    their gradients stay float32. ``cudagraphs`` captures everything except the target update and the priorities: both
+    depend on host counters, which a graph would freeze. Learning rates are not frozen: a value assigned to
+    ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect with the next update, captured or not.
 
     Raises:
         ConfigError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
@@ -61,10 +68,11 @@ def make_update(
     device = torch.device(device)
     if max_grad_norm is not None:
         require(max_grad_norm > 0, "max_grad_norm", "positive", max_grad_norm)
-    priority_key = loss.tensor_keys.priority if _is_prioritized(replay) else None
+    prioritized = replay is not None and isinstance(replay.sampler, PrioritizedSampler)
+    priority_key = loss.tensor_keys.priority if prioritized else None
     if compile is None and not worth_compiling(loss, updates, device):
         compile = False
-    step: Update = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile, bf16=bf16)
+    step = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile, bf16=bf16)
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
 
@@ -92,7 +100,7 @@ def make_update(
 
 def _gradient_step(
     loss: LossModule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     max_grad_norm: float | None,
     priority_key: str | tuple[str, ...] | None,
     *,
@@ -101,8 +109,8 @@ def _gradient_step(
 ) -> Update:
     """``compile=None`` compiles, but nobody asked for it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = made_gradients(loss, parameters, compile, bf16=bf16)
-    step_optimizer = OptimizerStep(optimizer)
+    make_gradients = partial(_gradients, compile=compile, bf16=bf16)
+    gradients, step_optimizer = make_gradients(loss, parameters), OptimizerStep(optimizer)
 
     def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         losses = gradients(minibatch)
@@ -110,7 +118,7 @@ def _gradient_step(
             n: v.detach() if v.ndim == 0 else v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1
         }
         if max_grad_norm is not None:
-            scalars["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            scalars["grad_norm"] = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         step_optimizer()
         if priority_key is not None:
             # Returned, because a CUDA graph works on a copy of the minibatch.
@@ -120,10 +128,10 @@ def _gradient_step(
     worker = current_worker()
     if worker is None or max_grad_norm is not None or priority_key is not None:
         return step
-    return batched_step(worker, step, loss=loss, parameters=parameters, optimizer=optimizer, compile=compile, bf16=bf16)
+    return batched_step(worker, step, make_gradients, loss, parameters, optimizer)
 
 
-def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:
+def _as_cuda_graph(step: Update, optimizer: Optimizer, device: torch.device) -> Update:
     if device.type != "cuda":
         raise ConfigError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
     if not optimizer.defaults.get("capturable", False):
@@ -145,5 +153,155 @@ def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch
     return replayed
 
 
-def _is_prioritized(replay: TensorDictReplayBuffer | None) -> bool:
-    return replay is not None and isinstance(replay.sampler, PrioritizedSampler)
+# ------------------------------------------------------------ gradients
+
+
+def worth_compiling(loss: LossModule, updates: int | None, device: torch.device) -> bool:
+    """Whether a compiled graph saves more time over ``updates`` updates than compiling takes (20 to 60 s).
+
+    It does on a CPU for networks without convolutions, whose updates take about 0.5 ms less, from
+    :data:`MANY_UPDATES` on. Convolutions gain nothing there; GPUs have not been measured.
+    """
+    convolutions = any(parameter.ndim >= 4 for parameter in loss.parameters())
+    return device.type == "cpu" and updates is not None and updates >= MANY_UPDATES and not convolutions
+
+
+def _gradients(loss: Any, parameters: Sequence[nn.Parameter], *, compile: bool | None, bf16: bool) -> Gradients:
+    """Forward, then ``backward()``; compiled unless ``compile`` is False (None: compiled, though nobody asked for it).
+
+    Compiled, both are one graph, equal up to the order of summation. Random numbers are those of eager PyTorch, and
+    compiled code is kept for the next run in ``TORCHINDUCTOR_CACHE_DIR`` (default: a per-user folder in the temporary
+    one). If the loss has graph breaks, or PyTorch cannot compile gradients, only the forward pass is compiled, with a
+    message. If nobody asked for it, such a loss, or any loss on a machine that cannot compile, is left as it is.
+    """
+    called = torch.compile(loss) if compile else loss
+
+    def eager(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
+        with _precision(bf16, minibatch):
+            losses = dict(called(minibatch).items())
+        for parameter in parameters:
+            parameter.grad = None
+        backward(total_loss(losses.items()))
+        return losses
+
+    if compile is False or not allow_gradients_in_graphs():
+        return eager
+    return _one_graph(loss, parameters, eager, asked_for=bool(compile), bf16=bf16)
+
+
+def _one_graph(
+    loss: Any, parameters: Sequence[nn.Parameter], otherwise: Gradients, *, asked_for: bool, bf16: bool
+) -> Gradients:
+    """Forward and backward in one compiled graph, or ``otherwise`` if the first call fails."""
+
+    def graph(minibatch: TensorDictBase) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+        with _precision(bf16, minibatch):
+            losses = dict(loss(minibatch).items())
+        gradients = torch.autograd.grad(total_loss(losses.items()), parameters, allow_unused=True)
+        return {name: value.detach() for name, value in losses.items()}, gradients
+
+    compiled, chosen = torch.compile(graph, fullgraph=True, options={"fallback_random": True}), list[Gradients]()
+    failures: type[Exception] = torch._dynamo.exc.TorchDynamoException if asked_for else Exception
+    # Graphs hold no data checks; and a resumed run must not make an eager first pass that an uninterrupted one lacks.
+    check = getattr(loss, "check_data", lambda _: None)
+
+    def in_one_graph(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
+        check(minibatch)
+        losses, gradients = compiled(minibatch)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return losses
+
+    def compute(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
+        if chosen:
+            return chosen[0](minibatch)
+        try:
+            losses = in_one_graph(minibatch)
+        except failures as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            done = "only the forward pass is compiled" if asked_for else "nothing is compiled"
+            print(f"run.compile: no single graph, so {done} ({reason}).", file=sys.stderr)
+            chosen.append(otherwise)
+            return otherwise(minibatch)
+        chosen.append(in_one_graph)
+        return losses
+
+    return compute
+
+
+def _precision(bf16: bool, minibatch: TensorDictBase) -> AbstractContextManager[Any]:
+    """In bfloat16 the networks compute; what the losses make of their outputs is float32, as are all parameters."""
+    if not bf16:
+        return nullcontext()
+    return torch.autocast("cpu" if minibatch.device is None else minibatch.device.type, torch.bfloat16)
+
+
+def total_loss(losses: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """The sum over all elements of the entries whose name starts with ``loss`` (stacked losses have several each).
+
+    Raises:
+        ValueError: there is no such entry.
+    """
+    terms = [value for name, value in losses if name.startswith("loss")]
+    if not terms:
+        raise ValueError("loss must return an entry whose name starts with 'loss', got none.")
+    total = sum(terms[1:], terms[0])
+    return total.sum() if total.ndim else total
+
+
+# ------------------------------------------------------------ the optimizer's step
+
+
+class OptimizerStep:
+    """``optimizer.step()``, bit for bit; of a fused Adam its kernel alone, without hooks, profiler and grouping.
+
+    The state stays in the optimizer, under its usual names: ``state_dict``, ``load_state_dict`` and learning rates
+    assigned to ``param_groups`` work as always. Any other optimizer, one with hooks or a PyTorch scheduler attached,
+    and a step at which some parameter has no gradient go through ``optimizer.step()`` itself.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._state: Any = None  # the one whose tensors are held
+        self._held: list[list[list[Tensor]]] = []  # of each group: parameters, two moments, counts
+
+    def __call__(self) -> None:
+        groups = self.optimizer.param_groups
+        gradients = [[parameter.grad for parameter in group["params"]] for group in groups]
+        if not self._is_held(gradients):
+            self.optimizer.step()
+            self._hold()
+            return
+        with torch.no_grad():
+            for group, grads, (params, exp_avgs, exp_avg_sqs, steps) in zip(groups, gradients, self._held, strict=True):
+                torch._foreach_add_(steps, 1)
+                kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+                beta1, beta2 = group["betas"]
+                settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "maximize")}
+                settings |= {"beta1": beta1, "beta2": beta2, "amsgrad": False}
+                kernel(params, grads, exp_avgs, exp_avg_sqs, [], steps, **settings)
+
+    def _is_held(self, gradients: list[list[Any]]) -> bool:
+        optimizer = self.optimizer
+        same = self._state is optimizer.state and [len(h[0]) for h in self._held] == list(map(len, gradients))
+        complete = same and all(grad is not None for grads in gradients for grad in grads)
+        tensors = any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
+        return complete and not tensors and not has_step_hooks(optimizer)
+
+    def _hold(self) -> None:
+        """Takes the kernel's arguments from the optimizer's state, if one call of it can step each group."""
+        self._state, self._held = self.optimizer.state, []
+        groups = self.optimizer.param_groups
+        if type(self.optimizer) in (Adam, AdamW) and all(map(self._is_plain, groups)):
+            for group in groups:
+                states = [self._state[parameter] for parameter in group["params"]]
+                rows = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+                self._held.append([list(group["params"]), *rows])
+
+    def _is_plain(self, group: dict[str, Any]) -> bool:
+        params = group["params"]
+        numbers = [group[name] for name in ("lr", "eps", "weight_decay")] + list(group["betas"])
+        one_kind = len({(parameter.device, parameter.dtype) for parameter in params}) == 1
+        stepped = all(self._state.get(parameter) for parameter in params)
+        plain = bool(group["fused"]) and not group["amsgrad"] and one_kind and stepped
+        return plain and all(isinstance(number, float | int) for number in numbers)

@@ -1,23 +1,26 @@
-"""What the value-based recipes share: their hyperparameters, and everything around the loss."""
+"""What the value-based recipes share: their hyperparameters, schedules, and everything around the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.modules.n_step import NStepTransform
+from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
-from torchrl_reg.training.loop.n_step import NStep
+from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.replay import rows_in_time
-from torchrl_reg.training.loop.schedules import LinearSchedule, step_schedule
+from torchrl_reg.training.packing import pack_tensordict, unpack_tensordict
 from torchrl_reg.training.run.run import Run
 
 
@@ -32,9 +35,11 @@ class ValueLearning:
     total_frames: int = 60_000  # environment frames, frame skip included
     gamma: float = 0.99  # discount [C, D]
     n_steps: int = 1  # of the return [C, D]
-    learning_rate: float = 2e-3  # Adam
+    optimizer: str = "adam"  # also radam, and rmsprop, which is centered
+    learning_rate: float = 2e-3  # of the optimizer
     anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
-    adam_eps: float = 1e-5  # 3.125e-4 in [C, D]: slower and less steady at a rate of 1e-3 (recipes/NEGATIVE_RESULTS.md)
+    rms_decay: float = 0.95  # of the running averages of rmsprop, per update
+    adam_eps: float = 1e-5  # of any; 3.125e-4 in [C, D]: slower and less steady at 1e-3 (recipes/NEGATIVE_RESULTS.md)
     batch_size: int = 32  # transitions [C, D]
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     learning_starts_frames: int = 1_000
@@ -42,7 +47,9 @@ class ValueLearning:
     target_period_updates: int = 50  # updates between target copies
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.05  # .01 in [C, D]: more exploration solves CartPole sooner
-    eps_frames: int = 10_000  # frames of linear annealing, once learning has started
+    eps_frames: int = 10_000  # frames of linear annealing
+    eps_starts_frames: int | None = None  # where annealing begins; null: where learning does
+    random_until_learning: bool = False  # uniformly random actions until then, whatever epsilon is
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
     clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
@@ -56,18 +63,98 @@ class ValueLearning:
         check_replay_learning(self)
 
 
+class LinearSchedule:
+    """Anneals any number linearly: a rate of exploration, a learning rate, a temperature.
+
+    It keeps no state, so a resumed run needs none. Anything else with ``step(run)`` will do in its place.
+
+    Args:
+        assign: takes the number that is due, e.g. ``loss.regularizer.coefficient.assign`` or ``egreedy.eps.fill_``.
+        start, end: the numbers before and after.
+        over_frames: frames from one to the other.
+        after_frames: frames before that.
+
+    >>> from types import SimpleNamespace
+    >>> run = SimpleNamespace(annealed=lambda start, end, over, after: start + (end - start) * 0.5)  # half is over
+    >>> seen = []
+    >>> LinearSchedule(seen.append, 1.0, 0.1, over_frames=1_000).step(run)
+    >>> seen
+    [0.55]
+    """
+
+    def __init__(
+        self, assign: Callable[[float], Any], start: float, end: float, over_frames: int, after_frames: int = 0
+    ) -> None:
+        self.assign, self.start, self.end = assign, start, end
+        self.over_frames, self.after_frames = over_frames, after_frames
+
+    def step(self, run: Any) -> None:
+        """Assigns what is due at ``run.frames``."""
+        self.assign(run.annealed(self.start, self.end, self.over_frames, self.after_frames))
+
+
 class EpsilonSchedule(LinearSchedule):
     """Anneals the ``eps`` of an exploration module linearly, as set by ``algo``.
 
     Args:
         module: an epsilon-greedy module.
-        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, once learning has started.
+        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, from ``eps_starts_frames`` on; with
+            ``random_until_learning`` it is 1 before ``learning_starts_frames``.
     """
 
     def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
         self.module = module
-        frames = algo.eps_frames, algo.learning_starts_frames
-        super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, *frames)
+        starts, self.random_frames = algo.eps_starts_frames, 0
+        after = algo.learning_starts_frames if starts is None else starts
+        super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, algo.eps_frames, after)
+        if algo.random_until_learning and algo.learning_starts_frames > 0:
+            self.random_frames = algo.learning_starts_frames
+            self.assign(1.0)
+
+    def step(self, run: Any) -> None:
+        """Assigns the epsilon that is due at ``run.frames``."""
+        if run.frames < self.random_frames:
+            self.assign(1.0)
+        else:
+            super().step(run)
+
+
+class NStep:
+    """A :class:`~torchrl_reg.modules.NStepTransform` called on each batch ``[N, T]`` that was collected.
+
+    A checkpoint holds the rows whose window is not complete yet (``run.track(n_step=...)``).
+
+    Args:
+        n: number of steps, >= 1; 1 passes batches through.
+        gamma: discount.
+
+    Raises:
+        ConfigError: ``n`` < 1, or a first batch of fewer than n steps.
+    """
+
+    def __init__(self, n: int, gamma: float) -> None:
+        require(n >= 1, "algo.n_steps", ">= 1", n)
+        self.transform = NStepTransform(n, gamma)
+
+    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        if self.transform.n == 1:
+            return batch
+        rows = self.transform.inv(batch)
+        require(rows is not None, "algo.collect_steps", f"at least algo.n_steps={self.transform.n}", batch.shape[-1])
+        return rows
+
+    def cut_episodes(self) -> None:
+        """Ends the episodes of the waiting rows: what the next batch brings is not their continuation."""
+        self.transform.cut_episodes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that wait for the rest of their window, packed."""
+        waiting = self.transform.waiting
+        return {"waiting": None if waiting is None else pack_tensordict(waiting)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues with the rows of a :meth:`state_dict`."""
+        self.transform.waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])
 
 
 class ValueLearner:
@@ -92,7 +179,7 @@ class ValueLearner:
 
     Attributes:
         replay: single transitions, or n-step ones, sampled uniformly.
-        optimizer: Adam.
+        optimizer: the one that ``algo`` names.
         update: ``update(minibatch)``, see :func:`~torchrl_reg.training.make_update`.
     """
 
@@ -111,11 +198,12 @@ class ValueLearner:
         stack = frame_stack if algo.n_steps == 1 else 1
         self.replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
         self.n_step = NStep(algo.n_steps, algo.gamma)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = make_optimizer(
+            algo.optimizer,
             loss.parameters() if parameters is None else parameters,
-            lr=algo.learning_rate,
+            learning_rate=algo.learning_rate,
             eps=algo.adam_eps,
-            fused=True,
+            decay=algo.rms_decay,
             capturable=run.cudagraphs,
         )
         self.update = run.make_update(loss, self.optimizer, target)
@@ -142,7 +230,7 @@ class ValueLearner:
         for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
             yield batch
             for schedule in used:
-                step_schedule(schedule, run, frames)
+                _step(schedule, run, frames)
 
     def _assign_rate(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
@@ -156,3 +244,18 @@ class ValueLearner:
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""
         return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
+
+
+def _step(schedule: Any, run: Any, frames: int) -> None:
+    """Steps ``schedule`` by one batch of ``frames`` frames.
+
+    torch's learning-rate schedulers count batches from the first update on, TorchRL's exploration modules count frames;
+    others, like ours, are given the run.
+    """
+    if isinstance(schedule, LRScheduler):
+        if run.updates:  # before the first it would warn
+            schedule.step()
+    elif isinstance(schedule, nn.Module):
+        schedule.step(frames)  # type: ignore[operator]
+    else:
+        schedule.step(run)

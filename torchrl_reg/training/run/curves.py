@@ -16,7 +16,7 @@ from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: safe for colour blindness
 _GREY = "#8C8C8C"
 _COUNTS = {"event", "frames", "updates", "episodes", "diagnostics_every_updates", "diverged_frames"}
-_NOT_PLOTTED = {*_COUNTS, "return_mean", *WALL_CLOCK_COLUMNS}
+_NOT_PLOTTED = {*_COUNTS, "return_mean", "return_last_100", *WALL_CLOCK_COLUMNS}
 _COLUMNS = 4
 
 
@@ -54,6 +54,7 @@ def _diagnostics(train: Sequence[dict[str, Any]]) -> list[str]:
 
 def _draw_returns(axes: Axes, train: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
     _draw_line(axes, train, "return_mean", color=_GREY, label="training episodes", linewidth=1)
+    _draw_line(axes, train, "return_last_100", color="black", label="last 100 of them", linewidth=1)
     policies = [
         name.removeprefix("return_").removesuffix("_mean")
         for name in (evaluations[0] if evaluations else ())

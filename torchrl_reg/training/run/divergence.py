@@ -1,19 +1,29 @@
-"""Divergence that stays finite: values beyond what the rewards seen so far can add up to."""
+"""Runs that diverge: numbers that are not finite stop them, and values beyond what rewards allow are told.
+
+Both are looked at once per log row, so no update waits for it.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from torchrl_reg.torchrl_compat import entry
+from torchrl_reg.training.errors import DivergedError
+from torchrl_reg.training.files import write_atomically
 
+#: Beside ``metrics.jsonl`` once a run has stopped because of a number that is not finite.
+FAILED = "failed.json"
 #: Values this many times beyond their bound have diverged; to overestimate by less is common, and often heals.
 FACTOR = 10.0
 #: Nats a step where a loss reports a temperature and no entropy: the entropy of 22,000 actions.
@@ -91,3 +101,88 @@ def _added(row: Mapping[str, Any]) -> float:
     entropy = 0.0 if tau is None or follows_error else tau * abs(row.get("entropy", _NATS))
     bonus = abs(row["bonus"]) if row.get("bonus_clipped") else 0.0
     return entropy + bonus if math.isfinite(entropy + bonus) else 0.0
+
+
+class FiniteWatch:
+    """Stops a run whose loss, gradients or parameters are not finite.
+
+    Args:
+        path: the run folder, which gets ``failed.json``.
+        on_nan: ``"stop"`` raises, ``"continue"`` warns once.
+
+    Attributes:
+        first_bad_frames: the first frame at which something was found not to be finite; None so far.
+    """
+
+    def __init__(self, path: Path, on_nan: str = "stop") -> None:
+        self.path = path
+        self.on_nan = on_nan
+        self.first_bad_frames: int | None = None
+        self._last_good_frames = 0
+
+    def start(self, frames: int) -> None:
+        """Begins at a state that is finite: a fresh one, or that of a checkpoint."""
+        self._last_good_frames = frames
+
+    def is_finite(
+        self,
+        frames: int,
+        row: Mapping[str, Any],
+        optimizers: Iterable[torch.optim.Optimizer],
+        last_checkpoint: Path | None,
+        *,
+        can_go_on: bool = True,
+    ) -> bool:
+        """True if the means in ``row`` and all that ``optimizers`` train are finite, at ``frames``.
+
+        Raises:
+            DivergedError: they are not, and ``on_nan`` is ``"stop"`` or the run cannot go on.
+        """
+        bad = {k: v for k, v in _watched(row, list(optimizers)).items() if v is not None and not math.isfinite(v)}
+        if not bad:
+            self._last_good_frames = frames
+            return True
+        name, value = next(iter(bad.items()))
+        said = f"{name} is {value} at frame {frames:,} (finite at {self._last_good_frames:,})"
+        if self.on_nan == "stop" or not can_go_on:
+            failure = {"quantity": name, "value": str(value), "frames": frames}
+            raise self._stopped(said, failure, last_checkpoint)
+        if self.first_bad_frames is None:
+            self.first_bad_frames = frames
+            goes_on = "as run.on_nan=continue the run goes on, without further checkpoints."
+            print(f"warning: {said}; {goes_on}", file=sys.stderr, flush=True)
+        return False
+
+    def _stopped(self, said: str, failure: dict[str, Any], last_checkpoint: Path | None) -> DivergedError:
+        """Writes ``failed.json``; returns the error."""
+        kept = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
+        regardless = "or go on regardless with run.on_nan=continue"
+        if self.on_nan == "continue":
+            regardless = "as such a policy cannot be sampled, and run.on_nan=continue does not help"
+        lower = "lower the learning rate, say, in another run.dir"
+        sentence = f"{said}, so the run stopped; {kept}; {lower}, {regardless}."
+        failure |= {
+            "last_finite_frames": self._last_good_frames,
+            "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
+            "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        failure = {"returncode": 1, "last_line": sentence, **failure}
+        write_atomically(self.path / FAILED, json.dumps(failure, indent=2) + "\n")
+        return DivergedError(sentence)
+
+
+def _watched(row: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Numbers that must be finite, by name: losses before gradients before parameters."""
+    means = {name: value for name, value in row.items() if name.startswith("loss") or name == "grad_norm"}
+    parameters = [p.detach() for o in optimizers for group in o.param_groups for p in group["params"]]
+    gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
+    # Adam divides by an infinite second moment: its parameter never moves again, and nothing else shows it.
+    states = [part for o in optimizers for state in o.state.values() for part in state.values()]
+    moments = [part for part in states if isinstance(part, Tensor) and part.is_floating_point()]
+    # The largest magnitude, and not the Euclidean norm, which overflows on numbers that are finite.
+    groups = {"gradient": gradients, "parameter": parameters, "moment of the optimizer": moments}
+    largest = [
+        get_total_norm(group or [torch.zeros(())], norm_type=math.inf).cpu().double() for group in groups.values()
+    ]
+    found = torch.stack(largest).tolist()
+    return means | {f"the largest {name}": value for name, value in zip(groups, found, strict=True)}

@@ -11,7 +11,7 @@ import torch
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_reg.collectors import LeanCollector
+from torchrl_reg.collectors import FastCollector
 from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
@@ -49,7 +49,7 @@ class EnvironmentState:
             the caller resets them.
     """
 
-    def __init__(self, collector: Collector | LeanCollector) -> None:
+    def __init__(self, collector: Collector | FastCollector) -> None:
         self._collector = collector
         self._layers = _layers(collector.env)  # a closed collector has none
         self._part = restorable_part(collector.env)
@@ -66,10 +66,10 @@ class EnvironmentState:
         """The state; of a closed collector only what its transforms have learnt."""
         collector = self._collector
         state: dict[str, Any] = {"layers": [layer.state_dict() for layer in self._layers]}
-        if not isinstance(collector, LeanCollector) and collector.track_traj_ids:
+        if not isinstance(collector, FastCollector) and collector.track_traj_ids:
             state["trajectories"] = collector._traj_pool.state_dict()
         if self._part is not None and not collector.closed:
-            carried = collector.carried if isinstance(collector, LeanCollector) else collector._carrier
+            carried = collector.carried if isinstance(collector, FastCollector) else collector._carrier
             state["environments"] = pack_arrays(self._part.snapshot())
             state["carried"] = pack_tensordict(carried)
         return state
@@ -78,13 +78,13 @@ class EnvironmentState:
         collector = self._collector
         for layer, learnt in zip(self._layers, state["layers"], strict=True):
             layer.load_state_dict(learnt)
-        if not isinstance(collector, LeanCollector) and collector.track_traj_ids:
+        if not isinstance(collector, FastCollector) and collector.track_traj_ids:
             collector._traj_pool.load_state_dict(state["trajectories"])
         if self._part is None or "environments" not in state:
             return
         self.is_restored = self._part.restore(unpack_arrays(state["environments"]))
         carried = unpack_tensordict(state["carried"])
-        if isinstance(collector, LeanCollector):
+        if isinstance(collector, FastCollector):
             collector.carried = carried
             return
         fresh = collector._carrier

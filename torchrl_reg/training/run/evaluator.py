@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torchrl.envs import EnvBase
 
+from torchrl_reg.agents.episode import episode_frames, frames_per_second
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.pictures import draw_without_display
 from torchrl_reg.agents.saved import POLICY_FILE, check_finite, read_policy
-from torchrl_reg.agents.show import episode_frames, frames_per_second
 from torchrl_reg.agents.video import write_video
 from torchrl_reg.training.loop.evaluation import Evaluated, Policy, evaluate, with_mode
 from torchrl_reg.training.run.logger import RunLogger

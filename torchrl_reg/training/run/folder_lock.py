@@ -1,7 +1,7 @@
 """One process per run folder: ``flock`` where the file system has it, else an owner file with a heartbeat.
 
 ``.owner.json`` names host and process either way, so that a refusal can say whom to look for. Its time of change is the
-heartbeat, judged by the file system's own clock. ``slurm/array_element.py`` reads the same two files.
+heartbeat, judged by the file system's own clock; see :mod:`torchrl_reg.run_owner`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,15 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import threading
-import time
 import weakref
 from pathlib import Path
-from typing import Any
 
+from torchrl_reg.run_owner import LOCK, OWNER, is_alive, read_owner, this_process
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
 
-LOCK, OWNER = ".lock", ".owner.json"
 HEARTBEAT_SECONDS = 20.0
-#: An owner on another machine that gave no heartbeat for this long is gone.
-STALE_SECONDS = 180.0
 
 
 class FolderLock:
@@ -48,21 +43,8 @@ class FolderLock:
             _own(folder)
             threading.Thread(target=_beat, args=(owner, beating), daemon=True).start()
         else:
-            write_atomically(owner, json.dumps(_this_process()) + "\n")
+            write_atomically(owner, json.dumps(this_process()) + "\n")
         self.release = weakref.finalize(self, _release, descriptor, owner, beating)
-
-
-def is_alive(owner: Path) -> bool:
-    """True if the process that wrote the owner file still runs, as far as that can be told from here."""
-    said = _read(owner)
-    try:
-        age = _now(owner.parent) - owner.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    here = _this_process()
-    if said.get("place") == here["place"]:
-        return _began(said.get("pid")) == said.get("began")
-    return age < STALE_SECONDS
 
 
 def _own(folder: Path) -> None:
@@ -79,7 +61,7 @@ def _own(folder: Path) -> None:
             stale.unlink()
     try:
         with open(owner, "x", encoding="utf-8") as file:
-            file.write(json.dumps(_this_process()) + "\n")
+            file.write(json.dumps(this_process()) + "\n")
     except FileExistsError:
         raise ConfigError(_refusal(folder)) from None
 
@@ -92,7 +74,7 @@ def _beat(owner: Path, stop: threading.Event) -> None:
 
 def _release(descriptor: int, owner: Path, beating: threading.Event) -> None:
     beating.set()
-    if _read(owner) == _this_process():
+    if read_owner(owner) == this_process():
         with contextlib.suppress(OSError):
             owner.unlink()
     if descriptor >= 0:
@@ -100,52 +82,6 @@ def _release(descriptor: int, owner: Path, beating: threading.Event) -> None:
 
 
 def _refusal(folder: Path) -> str:
-    said = _read(folder / OWNER)
+    said = read_owner(folder / OWNER)
     who = f"process {said['pid']} on {said['host']} since {said['since']}" if said else "another process"
     return f"{folder} is being written by {who}; wait for it, end it, or choose another run.dir."
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    host = place = socket.gethostname()
-    with contextlib.suppress(OSError):  # a container's process numbers mean nothing outside
-        place = f"{host} {os.readlink('/proc/self/ns/pid')}"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_STARTED))
-    return {"host": host, "pid": pid, "since": since, "began": _began(pid), "place": place}
-
-
-def _began(pid: Any) -> str | None:
-    """When process ``pid`` of this machine began, in whatever unit; None if there is none."""
-    with contextlib.suppress(OSError, IndexError):
-        # Field 22; the second, a name in parentheses, may hold spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, TypeError):
-        return None
-    except OSError:  # it is another user's
-        pass
-    return "unknown"
-
-
-def _read(owner: Path) -> dict[str, Any]:
-    """The owner file's content; empty if it is absent or still being written."""
-    try:
-        said = json.loads(owner.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    known = isinstance(said, dict) and {"host", "pid", "since", "began", "place"} <= said.keys()
-    return said if known else {}
-
-
-def _now(folder: Path) -> float:
-    """The file system's time, which may not be this machine's."""
-    probe = folder / f".clock.{os.getpid()}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-_STARTED = time.time()

@@ -5,29 +5,36 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_reg.training.errors import ConfigError
-from torchrl_reg.training.run.metrics import MetricsFile, RunningMeans
+from torchrl_reg.training.run.metrics import MetricsFile
 from torchrl_reg.training.run.progress import Progress
 from torchrl_reg.training.seeds.workers import current_worker
 from torchrl_reg.training.settings import RunSettings
 
 #: Attributes of a logger that a checkpoint holds as they are.
-_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_logged_at", "_evaluated_at")
+_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
+#: Episodes in ``return_last_100``.
+_WINDOW = 100
+#: Updates whose scalars are summed at once.
+_TOGETHER = 64
 
 
 class RunLogger:
     """Accumulates means and returns between training rows and writes each row to all outputs.
 
     A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
-    ``return_mean`` (over these, null if none), the means of what :meth:`record` was given, ``fps``
+    ``return_mean`` (over these, null if none), from the first finished episode on ``return_last_100`` (over the last
+    100 episodes of training, or as many as there are), the means of what :meth:`record` was given, ``fps``
     and ``wall_seconds``.
 
     Raises:
@@ -48,6 +55,7 @@ class RunLogger:
         self._views: list[Logger] = []
         self._means = RunningMeans()
         self._returns: list[float] = []
+        self._recent: list[float] = []  # of the last episodes, across rows
         self._logged_at = self._evaluated_at = 0
         self._progress = Progress(0, 0, enabled=False)
         self._wall_before, self._wall_start = 0.0, time.perf_counter()
@@ -68,7 +76,7 @@ class RunLogger:
     def advance(self, frames: int, returns: list[float]) -> None:
         """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
         self._returns.extend(returns)
-        self._progress.advance(frames)
+        self._progress.frames += frames
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts an update and averages its scalars into the next training row."""
@@ -86,6 +94,7 @@ class RunLogger:
         then_frames, then = self._speed_mark
         self._logged_at, self._speed_mark = frames, (frames, now)
         returns, self._returns = self._returns, []
+        self._recent = recent = [*self._recent, *returns][-_WINDOW:]
         every = self._settings.diagnostics_every_updates
         row = {
             "event": "train",
@@ -93,6 +102,7 @@ class RunLogger:
             "updates": self.updates,
             "episodes": len(returns),
             "return_mean": sum(returns) / len(returns) if returns else None,
+            **({"return_last_100": sum(recent) / len(recent)} if recent else {}),
             **({"cut_episodes": self.cut_episodes} if self.cut_episodes else {}),
             **self._means.pop(),
             **({"diagnostics_every_updates": every} if every > 1 else {}),
@@ -174,6 +184,57 @@ class RunLogger:
             setattr(self, name, state[name])
         self._means.load_state_dict(state["means"])
         self._mark, self._wall_before = state["metrics"], state["wall_seconds"]
+
+
+class RunningMeans:
+    """Means of detached scalars, summed on their device and read once a log row.
+
+    ``add`` takes a TensorDict of scalars; updates need not all return the same entries.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._waiting: dict[tuple[str, ...], list[Tensor]] = {}
+
+    def add(self, scalars: TensorDictBase | Mapping[str, Tensor]) -> None:
+        names = tuple(scalars.keys())
+        if not names:
+            return
+        waiting = self._waiting.setdefault(names, [])
+        waiting.append(torch.stack(list(scalars.values())))  # a copy: coefficients change, CUDA graphs write again
+        if len(waiting) >= _TOGETHER:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Adds what waits to the sums, one update after the other, in a few operations."""
+        for names, waiting in self._waiting.items():
+            values = torch.stack(waiting)
+            if names in self._sums:
+                values = torch.cat([self._sums[names].to(values.device).unsqueeze(0), values])
+            # Double precision: a float32 sum of 10^5 losses would lose their last three digits.
+            self._sums[names] = values.double().cumsum(0)[-1]
+            self._counts[names] += len(waiting)
+        self._waiting = {}
+
+    def pop(self) -> dict[str, float]:
+        """The mean of every entry since the last call."""
+        self._sum()
+        totals: dict[str, float] = {}
+        seen: Counter[str] = Counter()
+        for names, sums in self._sums.items():
+            for name, value in zip(names, sums.tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + value
+                seen[name] += self._counts[names]
+        self._sums, self._counts = {}, Counter()
+        return {name: total / seen[name] for name, total in totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        self._sum()
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._counts = dict(state["sums"]), Counter(state["counts"])
 
 
 def _open_views(names: Sequence[str], path: Path) -> list[Logger]:

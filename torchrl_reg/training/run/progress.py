@@ -23,14 +23,16 @@ SILENT_SECONDS = 60.0
 
 
 class Progress:
-    """Reports frames, speed, remaining time, last return, loss and the method's diagnostics."""
+    """Reports frames, speed, remaining time, last return, loss and the method's diagnostics.
+
+    Attributes:
+        frames: how far the run is; assigned by the loop, read by a thread.
+    """
 
     def __init__(self, total_frames: int, frames: int, *, enabled: bool = True) -> None:
-        self.total_frames = total_frames
+        self.total_frames, self.frames, self._first_frames = total_frames, frames, frames
         self._bar: tqdm | None = None
-        self._last_plain = 0.0
-        self._enabled = enabled
-        self._frames = self._first_frames = frames
+        self._enabled, self._last_plain = enabled, 0.0
         self._began = self._last_said = time.monotonic()
         self._closed = threading.Event()
         if enabled and sys.stderr.isatty() and sys.stdout.isatty():
@@ -38,14 +40,8 @@ class Progress:
 
             scale = {"total": total_frames, "initial": frames, "unit": "frame", "unit_scale": True}
             self._bar = tqdm(**scale, dynamic_ncols=True, mininterval=0.5)
-        elif enabled:
-            threading.Thread(target=self._break_silences, daemon=True).start()
-
-    def advance(self, frames: int) -> None:
-        """Moves on by ``frames``; cheap enough for every batch."""
-        self._frames += frames
-        if self._bar is not None:
-            self._bar.update(frames)
+        if enabled:
+            threading.Thread(target=self._keep_up, daemon=True).start()
 
     def train(self, row: Mapping[str, Any]) -> None:
         """Shows a training row: on the bar at once, as a plain line now and then."""
@@ -59,38 +55,39 @@ class Progress:
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Shows an evaluation row as a line of its own."""
-        if not self._enabled:
-            return
-        returns = " ".join(
-            f"{name.removesuffix('_mean')}={row[name]:.4g}+-{row[name.replace('_mean', '_std')]:.2g}"
-            for name in row
-            if name.startswith("return_") and name.endswith("_mean")
-        )
-        self.say(f"{self._position(row['frames'])} evaluated: {returns}")
+        if self._enabled:
+            policies = [
+                name.removesuffix("_mean") for name in row if name.startswith("return_") and name.endswith("_mean")
+            ]
+            returns = " ".join(f"{name}={row[f'{name}_mean']:.4g}+-{row[f'{name}_std']:.2g}" for name in policies)
+            self.say(f"{self._position(row['frames'])} evaluated: {returns}")
 
     def say(self, text: str) -> None:
         """Prints ``text`` without breaking the line of the bar."""
+        self._last_said = time.monotonic()
         if self._bar is not None:
             self._bar.write(text)
         else:
-            self._last_said = time.monotonic()
             print(text, flush=True)
 
-    def break_silence(self) -> None:
-        """Says where the run is if nothing was said for a minute: before the first row, or in a long evaluation."""
+    def tick(self) -> None:
+        """Moves the bar; without one, says where the run is if nothing was said for a minute (a long evaluation)."""
         now = time.monotonic()
-        if now - self._last_said >= SILENT_SECONDS:
-            fps = (self._frames - self._first_frames) / max(now - self._began, 1e-9)
-            self.say(f"{self._position(self._frames)} fps={fps:.0f} after {_clock(now - self._began)}")
+        if self._bar is not None:
+            self._bar.update(self.frames - self._bar.n)
+        elif now - self._last_said >= SILENT_SECONDS:
+            fps = (self.frames - self._first_frames) / max(now - self._began, 1e-9)
+            self.say(f"{self._position(self.frames)} fps={fps:.0f} after {_clock(now - self._began)}")
 
-    def _break_silences(self) -> None:
-        while not self._closed.wait(SILENT_SECONDS / 6):
-            self.break_silence()
+    def _keep_up(self) -> None:
+        while not self._closed.wait(SILENT_SECONDS / 60):
+            self.tick()
 
     def close(self) -> None:
         """Leaves the terminal on a fresh line."""
         self._closed.set()
         if self._bar is not None:
+            self.tick()
             self._bar.close()
 
     def _position(self, frames: int) -> str:

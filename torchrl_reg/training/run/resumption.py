@@ -12,8 +12,8 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl_reg.training.loop.collection import cut_episodes
 from torchrl_reg.training.loop.replay import ReplayChunks
 from torchrl_reg.training.run.checkpoint import CheckpointFolder
+from torchrl_reg.training.run.divergence import FiniteWatch
 from torchrl_reg.training.run.env_state import EnvironmentState, GeneratorStates
-from torchrl_reg.training.run.finite import FiniteWatch
 from torchrl_reg.training.run.logger import RunLogger
 from torchrl_reg.training.run.recorded import Recorded
 from torchrl_reg.training.seeds.workers import current_worker
@@ -29,7 +29,6 @@ class Resumption:
         tracked: the recipe's parts, by name.
         replay: the replay buffer, if it is one of them.
         environments: those that are collected from.
-        components: further parts, by name.
 
     Attributes:
         checkpoints: those of the run folder.
@@ -44,7 +43,6 @@ class Resumption:
         tracked: Mapping[str, Any],
         replay: TensorDictReplayBuffer | None,
         environments: EnvironmentState,
-        components: Mapping[str, Any],
     ) -> None:
         self.watch = FiniteWatch(run.path, run.settings.on_nan)
         self.ends_episodes = not environments.is_transparent
@@ -57,7 +55,7 @@ class Resumption:
             chunks = ReplayChunks(folder / "replay", replay)
             named["replay"] = replay._rng
         # The generators come last: restoring environments may draw from the global ones.
-        parts |= {"run": run, **components, "environments": environments, "generators": GeneratorStates(**named)}
+        parts |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
         self.checkpoints = CheckpointFolder(folder, parts, chunks)
 
     def load(self) -> bool:

@@ -18,14 +18,14 @@ from torchrl.envs import EnvBase, Transform
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.collectors import OverlappedCollector
+from torchrl_reg.torchrl_compat import entry
 from torchrl_reg.training.errors import require
-from torchrl_reg.training.loop.batches import Batches
 from torchrl_reg.training.loop.checks import planned_updates, settings_of, without_effect
-from torchrl_reg.training.loop.collection import finished_returns, make_collector
+from torchrl_reg.training.loop.collection import EPISODE_RETURN, batches_of, make_collector, overlapped
 from torchrl_reg.training.loop.evaluation import Evaluated, Policy
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
-from torchrl_reg.training.loop.replay import draw_minibatches
-from torchrl_reg.training.loop.storage import TransitionStorage
+from torchrl_reg.training.loop.replay import TransitionStorage, draw_minibatches
 from torchrl_reg.training.loop.update import Update, make_update
 from torchrl_reg.training.run.device import named_device
 from torchrl_reg.training.run.divergence import ValueWatch
@@ -199,30 +199,40 @@ class Run(Recorded):
             track_trajectories=track_trajectories,
             kind=self.settings.collector,
         )
-        batches = Batches(make, policy, self.settings)
-        environments = EnvironmentState(batches.collector)
-        self._resumption = Resumption(self, self._logger, self._tracked, replay, environments, batches.components)
+        ahead = None
+        if self.settings.overlap:
+            ahead = overlapped(make, policy, seed=stream_seed(self.settings.seed, "collector", 0))
+            self.track(collector=ahead)
+        collector = make(policy) if ahead is None else ahead.collector
+        self._resumption = Resumption(self, self._logger, self._tracked, replay, EnvironmentState(collector))
         self._folder.open(self.device)
         resumed = self._resumption.load()
         self._logger.start(total_frames, self.frames)
         self._announce(resumed)
         try:
             self._resumption.begin(self.frames, resumed)
-            yield from self._loop(batches, self._resumption, total_frames, frames_per_batch)
+            yield from self._loop(batches_of(ahead or collector), ahead, total_frames, frames_per_batch)
         finally:
             self._logger.stop()
-            batches.shutdown()
+            (ahead or collector).shutdown()
 
     def _loop(
-        self, batches: Batches, resumption: Resumption, total_frames: int, frames_per_batch: int
+        self,
+        batches: Iterator[TensorDictBase],
+        ahead: OverlappedCollector | None,
+        total_frames: int,
+        frames_per_batch: int,
     ) -> Iterator[TensorDictBase]:
-        next_batch = self._guarded(batches.next)
+        next_batch, resumption = self._guarded(partial(next, batches)), self._resumption
+        assert resumption is not None
         while self.frames < total_frames:
             before, after = self.frames, self.frames + frames_per_batch
             due = partial(_crosses, before, after)
             is_last = after >= total_frames
             checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
-            batch = next_batch(go_ahead=not (is_last or checkpoint_due))
+            if ahead is not None:
+                ahead.runs_ahead = not (is_last or checkpoint_due)
+            batch = next_batch()
             self.frames = after
             self._logger.advance(after - before, finished_returns(batch))
             if checkpoint_due:
@@ -232,7 +242,8 @@ class Run(Recorded):
             if due(self.settings.log_every_frames):
                 self._log_row()
             if due(self.settings.evaluate_every_frames):
-                batches.wait()
+                if ahead is not None:
+                    ahead.wait()
                 self._evaluate()
             if checkpoint_due:
                 resumption.save(self.frames)
@@ -343,6 +354,15 @@ class Run(Recorded):
         if self._resumption is not None and self._resumption.ends_episodes:
             ends = f"a checkpoint ends all episodes, every {self.settings.checkpoint_every_frames:,} frames"
             self.say(f"this environment's state cannot be stored: {ends}")
+
+
+def finished_returns(batch: TensorDictBase) -> list[float]:
+    """Undiscounted returns of the episodes that end in ``batch``, in the order in which they end."""
+    done = entry(batch, ("next", "done"))
+    if not done.any():
+        return []
+    returns, time = batch["next", EPISODE_RETURN], done.ndim - 2
+    return returns.movedim(time, 0)[done.movedim(time, 0)].tolist()
 
 
 def _crosses(before: int, after: int, every: int) -> bool:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torchrl_reg import run_endings
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
-from torchrl_reg.training.run.finite import FAILED
+from torchrl_reg.training.run.divergence import FAILED
 from torchrl_reg.training.run.folder_lock import FolderLock
 from torchrl_reg.training.run.provenance import differences, provenance
 

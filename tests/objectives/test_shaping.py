@@ -1,4 +1,4 @@
-"""The stored action as an index, and the losses that use it, under action masks and past the end of an episode."""
+"""Shapings inside a loss, under action masks and past the end of an episode."""
 
 from __future__ import annotations
 
@@ -6,25 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from torchrl_reg.objectives.chosen import action_index, at
 from torchrl_reg.objectives.heads.head import Prediction
 
 INF = float("inf")
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (4, 1)])
-def test_every_way_to_store_an_action_is_the_same_index(shape: tuple[int, ...]) -> None:
-    index = torch.randint(3, shape, generator=torch.Generator().manual_seed(0))
-    one_hot = nn.functional.one_hot(index, 3)
-    q = torch.randn(*shape, 3, generator=torch.Generator().manual_seed(1))
-    q = torch.where(one_hot.bool(), q, -INF)  # all other actions are forbidden
-    stored = [(index, "categorical"), (index.unsqueeze(-1), "categorical")]
-    stored += [(one_hot, "one_hot"), (one_hot.bool(), "one_hot"), (one_hot.float(), "one_hot")]
-    for action, space in stored:
-        assert torch.equal(action_index(action, space, len(shape)), index)
-        assert torch.equal(at(q, action_index(action, space, len(shape))), q.amax(-1))
 
 
 @pytest.mark.parametrize("forbidden", [-INF, torch.finfo(torch.float32).min])

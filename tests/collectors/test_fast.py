@@ -1,4 +1,4 @@
-"""The lean collector gives the batches of TorchRL's, bit for bit, and leaves alone what it does not know."""
+"""The fast collector gives the batches of TorchRL's, bit for bit, and leaves alone what it does not know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchrl.data import Categorical
 from torchrl.envs import GymEnv, RewardScaling, RewardSum, StepCounter, TransformedEnv
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.collectors import LeanCollector, lean_vector, plain_policy
+from torchrl_reg.collectors import FastCollector, fast_vector, plain_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import (
     ActionPrior,
@@ -30,7 +30,7 @@ from torchrl_reg.modules import (
 )
 from torchrl_reg.training.loop.collection import make_collector
 
-plain = importlib.import_module("torchrl_reg.collectors.plain_policy")  # the function hides the module
+plain = importlib.import_module("torchrl_reg.collectors.fast")  # the function hides the module
 CPU = torch.device("cpu")
 CARTPOLE = EnvSettings("cartpole", max_episode_frames=21)
 PENDULUM = EnvSettings("pendulum", max_episode_frames=7)
@@ -113,8 +113,8 @@ def batches(settings, make_policy, kind, collector, count=12, num_envs=3):
 @pytest.mark.parametrize(("settings", "make_policy", "kind"), CASES, ids=[f"{c[0].name}-{c[2]}" for c in CASES])
 def test_batches_are_those_of_the_reference(settings, make_policy, kind):
     reference, expected = batches(settings, make_policy, kind, "torchrl")
-    lean, found = batches(settings, make_policy, kind, "lean")
-    assert type(reference) is Collector and type(lean) is LeanCollector
+    fast, found = batches(settings, make_policy, kind, "fast")
+    assert type(reference) is Collector and type(fast) is FastCollector
     assert sum(batch["next", "done"].sum() for batch in expected) > 3
     for one, other in zip(expected, found, strict=True):
         assert set(one.keys(True, True)) == set(other.keys(True, True))
@@ -125,13 +125,13 @@ def test_batches_are_those_of_the_reference(settings, make_policy, kind):
 
 def test_one_environment():
     _, expected = batches(CARTPOLE, q_policy, "epsilon", "torchrl", num_envs=1)
-    _, found = batches(CARTPOLE, q_policy, "epsilon", "lean", num_envs=1)
+    _, found = batches(CARTPOLE, q_policy, "epsilon", "fast", num_envs=1)
     assert all((one == other).all() for one, other in zip(expected, found, strict=True))
 
 
 def test_it_is_a_collector_of_ones_own_script():
     env = make_env(CARTPOLE, 3)
-    collector = LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=12, total_frames=30)
+    collector = FastCollector(env, q_policy(env, "greedy"), frames_per_batch=12, total_frames=30)
     assert [batch.batch_size for batch in collector] == [(3, 4)] * 3  # until 30 are reached, as in TorchRL
     collector.shutdown()
     collector.shutdown()
@@ -140,7 +140,7 @@ def test_it_is_a_collector_of_ones_own_script():
 
 def test_batches_keep_their_numbers_when_collection_goes_on():
     env = make_env(MINATAR, 3)
-    iterator = iter(LeanCollector(env, q_policy(env, "epsilon"), frames_per_batch=12))
+    iterator = iter(FastCollector(env, q_policy(env, "epsilon"), frames_per_batch=12))
     first = next(iterator)
     kept = first.clone()
     first["next", "reward"].fill_(7.0)  # a recipe that clips rewards writes into its batch
@@ -151,7 +151,7 @@ def test_batches_keep_their_numbers_when_collection_goes_on():
 
 def test_a_reset_begins_episodes_and_their_returns():
     env = make_env(CARTPOLE, 3)
-    collector = LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
+    collector = FastCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
     assert (collector.rollout()["next", "episode_reward"][:, -1] == 2).all()
     collector.reset()
     assert (collector.rollout()["episode_reward"][:, 0] == 0).all()
@@ -159,7 +159,7 @@ def test_a_reset_begins_episodes_and_their_returns():
 
 def test_what_is_carried_is_a_copy():
     env = make_env(CARTPOLE, 3)
-    collector = LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
+    collector = FastCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
     last = collector.rollout()["next"][:, -1]
     carried = collector.carried
     assert (carried == last.select("observation", "episode_reward")).all()
@@ -178,7 +178,7 @@ def test_flags_that_the_policy_writes_are_those_of_their_step():
         return state.set("action", torch.ones(3).long()).set("truncated", flag if flag.any() else state["truncated"])
 
     steps, env = [], make_env(CARTPOLE, 3)
-    batch = LeanCollector(env, act, frames_per_batch=12).rollout()
+    batch = FastCollector(env, act, frames_per_batch=12).rollout()
     assert batch["truncated"][..., 0].tolist() == [[False, True, False, False]] * 3
     assert not batch["next", "truncated"].any() and not batch["done"].any()
 
@@ -187,12 +187,12 @@ def test_flags_that_the_policy_writes_are_those_of_their_step():
 def test_frames_that_do_not_fit(frames):
     env = make_env(CARTPOLE, 3)
     with pytest.raises(ValueError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
-        LeanCollector(env, q_policy(env, "greedy"), frames_per_batch=frames)
+        FastCollector(env, q_policy(env, "greedy"), frames_per_batch=frames)
 
 
 def test_what_has_to_be_stepped_by_torchrl():
     cartpole = make_env(CARTPOLE, 3)
-    assert lean_vector(cartpole) is not None
+    assert fast_vector(cartpole) is not None
     for env in (
         GymEnv("CartPole-v1"),
         make_env(EnvSettings("gridworld", game="square"), 3),
@@ -202,9 +202,9 @@ def test_what_has_to_be_stepped_by_torchrl():
         TransformedEnv(make_env(CARTPOLE, 3), RewardSum(), auto_unwrap=False),  # in the place of the other's
         TransformedEnv(make_env(CARTPOLE, 3).base_env, RewardSum(["reward"], ["earned"])),
     ):
-        assert lean_vector(env) is None
+        assert fast_vector(env) is None
     with pytest.raises(ValueError, match="env must be a gymnasium vector environment under RewardSum alone"):
-        LeanCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
+        FastCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
 
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])

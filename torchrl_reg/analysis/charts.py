@@ -1,0 +1,132 @@
+"""Charts as data: lines, and the limits, ticks and colours that suit them.
+
+:mod:`torchrl_reg.analysis.report` draws them as SVG in a page, :mod:`torchrl_reg.analysis.plots` into files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.analysis.statistics import Array
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series: ``y`` over ``x``, with an interval or without, and a part that fewer runs reached.
+
+    Args:
+        label: in the legend and the read-out.
+        series: its colour, and what the buttons of a report toggle.
+        low, high: ends of an interval, or None.
+        more_x, more_y: continued dashed.
+    """
+
+    label: str
+    series: int
+    x: NDArray[Any]
+    y: Array
+    low: Array | None = None
+    high: Array | None = None
+    more_x: NDArray[Any] = field(default_factory=lambda: np.zeros(0))
+    more_y: Array = field(default_factory=lambda: np.zeros(0))
+
+    def finite(self) -> Line:
+        """The line without points that are not finite numbers."""
+        keep, more = (np.isfinite(x) & np.isfinite(y) for x, y in ((self.x, self.y), (self.more_x, self.more_y)))
+        low, high = (side if side is None else side[keep] for side in (self.low, self.high))
+        rest_x, rest_y = self.more_x[more], self.more_y[more]
+        return replace(self, x=self.x[keep], y=self.y[keep], low=low, high=high, more_x=rest_x, more_y=rest_y)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from ``low`` to ``high`` as places in [0, 1], logarithmic or not."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, values: Array | float) -> Array:
+        """Where ``values`` stand."""
+        low, high, at = (np.log10(np.maximum(v, 1e-300)) if self.log else v for v in (self.low, self.high, values))
+        return np.asarray((at - low) / (high - low))
+
+    def ticks(self, count: int) -> list[float]:
+        """About ``count`` round numbers within the limits."""
+        from matplotlib.ticker import LogLocator, MaxNLocator  # tables and watch do without
+
+        locator: Any = LogLocator(numticks=5) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+        return [float(tick) for tick in locator.tick_values(self.low, self.high) if self.low <= tick <= self.high]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over one pair of axes.
+
+    Args:
+        title, note: above it, the note in grey.
+        lines: finite ones, see :func:`chart`.
+        x_label, y_label: of the axes.
+        ticks: texts below it at 0, 1, ... instead of numbers; every point is then marked by a dot.
+        may_log: a logarithmic axis where values are positive and span three orders of magnitude.
+        log_x: a logarithmic axis of x.
+        span: lowest and highest value to show, instead of those of the lines.
+        level: a value to mark by a dotted line.
+        small: one of many.
+        steps: lines that keep their value up to the next point.
+        joined: points are joined by lines.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    note: str = ""
+    x_label: str = "frames"
+    y_label: str = ""
+    ticks: Sequence[str] | None = None
+    may_log: bool = False
+    log_x: bool = False
+    span: tuple[float, float] | None = None
+    level: float | None = None
+    small: bool = False
+    steps: bool = False
+    joined: bool = True
+
+    @cached_property
+    def x(self) -> Scale:
+        """The axis to the right; from 0 where that costs little."""
+        values = np.concatenate([part for line in self.lines for part in (line.x, line.more_x)])
+        left, right = float(values.min()), float(values.max())
+        if self.ticks is not None:
+            left, right = -0.4, len(self.ticks) - 1 + 0.4
+        elif 0 < left < 0.4 * right and not self.log_x:
+            left = 0.0
+        if right <= left:  # a single frame
+            left, right = min(0.0, 1.25 * left), max(1.25 * right, 1.0)
+        return Scale(left, right, self.log_x)
+
+    @cached_property
+    def y(self) -> Scale:
+        """The axis upwards."""
+        parts = [part for line in self.lines for part in (line.y, line.more_y, line.low, line.high) if part is not None]
+        values = np.concatenate([*parts, np.array([] if self.level is None else [self.level])])
+        low, high = self.span or (float(values.min()), float(values.max()))
+        if self.may_log and low > 0 and high / low >= 1000:
+            return Scale(low / 1.3, high * 1.3, True)
+        margin = 0.0 if self.span else (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+        return Scale(low - margin, high + margin)
+
+    def dotted(self, line: Line) -> bool:
+        """Whether the points of ``line`` are marked: where there are few."""
+        return self.ticks is not None or len(line.x) == 1 or 1 < len(line.x) + len(line.more_x) <= 12
+
+
+def chart(title: str, found: Sequence[Line | None], **options: Any) -> Chart | None:
+    """A :class:`Chart` of what is there and finite in ``found``; None where there is nothing to draw."""
+    lines = [line for line in (each.finite() for each in found if each) if len(line.x) or len(line.more_x)]
+    return Chart(title, lines, **options) if lines else None
