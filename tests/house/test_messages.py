@@ -44,9 +44,13 @@ def is_well_formed(kind: str, text: str) -> bool:
     return bool(FORM.search(text) or HAPPENED.search(text)) and text.endswith((".", "{}"))
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_errors_name_the_argument_what_was_expected_and_what_came(path: Path) -> None:
-    assert [text for kind, text in messages(path.read_text()) if not is_well_formed(kind, text)] == []
+def test_errors_name_the_argument_what_was_expected_and_what_came() -> None:
+    found = {
+        str(path.relative_to(ROOT)): bad
+        for path in files()
+        if (bad := [text for kind, text in messages(path.read_text()) if not is_well_formed(kind, text)])
+    }
+    assert found == {}
 
 
 @pytest.mark.parametrize(

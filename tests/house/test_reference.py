@@ -1,56 +1,17 @@
-"""What the API reference is made of: the page of methods, and a docstring for every public name."""
+"""The API reference: its pages, and that of the methods."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from torchrl_reg import objectives
 
 ROOT = Path(__file__).parents[2]
-ROOMS = (
-    "agents",
-    "envs",
-    "functional",
-    "modules",
-    "objectives",
-    "objectives.value",
-    "planning",
-    "regularizers",
-    "tabular",
-)
-SHAPE, SOURCE = r"\[[*A-Z0-9]", r"Source|et al|[12]\d{3}"
-
-
-def public(room: ModuleType) -> dict[str, object]:
-    found = {name: getattr(room, name) for name in room.__all__}
-    return {name: each for name, each in found.items() if inspect.isclass(each) or inspect.isfunction(each)}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_has_a_docstring_of_its_own(room: str) -> None:
-    for name, each in public(importlib.import_module(f"torchrl_reg.{room}")).items():
-        text = vars(each).get("__doc__") if inspect.isclass(each) else each.__doc__
-        assert text and len(text.split()) >= 5, f"{room}.{name}"
-
-
-def test_equations_and_losses_have_formula_shapes_and_source() -> None:
-    functional = importlib.import_module("torchrl_reg.functional")
-    losses = {name: each for name, each in public(objectives).items() if name.endswith("Loss")}
-    del losses["QLearningLoss"]  # the frame of the others
-    for name, each in {**public(functional), **losses}.items():
-        text = inspect.getdoc(each) or ""
-        around = text + (inspect.getdoc(inspect.getmodule(each)) or "")
-        assert "`" in text, f"{name} has no formula"
-        assert re.search(SHAPE, around), f"{name} has no shapes"
-        assert re.search(SOURCE, around), f"{name} has no source"
 
 
 def test_the_page_of_methods_names_every_loss_and_recipe() -> None:
@@ -66,9 +27,19 @@ def test_the_page_of_methods_names_every_loss_and_recipe() -> None:
 
 
 @pytest.mark.slow
-def test_the_api_pages_are_written_without_a_warning(tmp_path: Path) -> None:
+def test_the_pages_are_written_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("pdoc")
     done = subprocess.run([sys.executable, ROOT / ".ci/docs", tmp_path], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert "advantage learning" in (tmp_path / "torchrl_reg.html").read_text()  # the page of methods
-    assert (tmp_path / "torchrl_reg/objectives.html").is_file()
+    pages = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "guide.html", "results.html", "torchrl_reg/objectives/heads.html"} <= set(pages)
+    assert (
+        "advantage learning" in pages["methods.html"]
+        and "ImplicitQuantiles" in pages["torchrl_reg/objectives/heads.html"]
+    )
+    for name, page in pages.items():
+        assert "Initialize internal Module" not in page and "mathjax" not in page.lower(), name
+        shown = re.sub(r'<div class="pdoc-code.*?</div>', "", page, flags=re.S)
+        assert "~torchrl" not in shown, name
+        for link in re.findall(r'(?:href|src)="([^"#:$]+)(?:#[^"]*)?"', page):
+            assert (tmp_path / name).parent.joinpath(link).exists(), (name, link)

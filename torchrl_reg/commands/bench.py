@@ -19,4 +19,4 @@ def run(args: argparse.Namespace) -> int:
         AnalysisError: always.
     """
     topic = next((word for word in args.words if word.isalpha()), "cartpole")
-    raise AnalysisError(f"benchmarks are in the source, not the package: run python -m tests.benchmarks.{topic} there.")
+    raise AnalysisError(f"bench must be python -m tests.benchmarks.{topic} in a checkout, got torchrl-reg bench.")
