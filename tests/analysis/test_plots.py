@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.colors import to_hex
+
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
 from torchrl_reg.analysis.charts import Line, chart
 from torchrl_reg.analysis.colors import LIGHT as COLORS
@@ -47,6 +49,19 @@ def test_methods_look_different_beyond_the_colours(tmp_path: Path) -> None:
     assert len({str(look) for look in looks}) == 2 * len(COLORS)
     with pytest.raises(AnalysisError, match="out must end in .png, .svg, .pdf, got"):
         save(None, tmp_path / "x.jpg")  # type: ignore[arg-type]
+
+
+def test_methods_keep_their_colours_over_environments(make_run, tmp_path: Path, monkeypatch) -> None:
+    figures = []
+    monkeypatch.setattr("torchrl_reg.analysis.plots.save", lambda figure, path: figures.append(figure))
+    make_run("a", recipe="a", env="one"), make_run("b", [5.0, 6.0], recipe="b", env="one")
+    make_run("c", [7.0, 8.0], recipe="b", env="two")
+    draw_learning_curves(group_runs(find_runs(tmp_path)), tmp_path / "x.png")
+    drawn = {
+        axes.get_title("left"): [(each.get_ydata()[0], each.get_color()) for each in axes.lines[::2]]
+        for axes in figures[0].axes
+    }
+    assert drawn == {"one": [(1.0, COLORS[0]), (5.0, COLORS[1])], "two": [(7.0, COLORS[1])]}
 
 
 def test_equal_runs_give_equal_files(make_run, tmp_path: Path) -> None:
@@ -91,4 +106,5 @@ def test_a_file_shows_what_the_chart_says(tmp_path: Path, monkeypatch) -> None:
     assert [text.get_text() for text in other.get_xticklabels()] == ["a", "b"]
     ends = [segment[:, 1].tolist() for segment in other.collections[0].get_segments()]
     assert ends == [[0.0, 2.0], [2.0, 4.0]]
+    assert to_hex(other.collections[0].get_color()[0]) == COLORS[0].lower()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["m"]

@@ -84,12 +84,6 @@ def test_a_broken_file_is_one_sentence(make_run, tmp_path: Path, name: str, text
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_root_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(AnalysisError, match="must be an existing folder, got .*nowhere"):
-        find_runs(tmp_path / "nowhere")
-    assert find_runs(tmp_path) == []
-
-
 def test_bad_rows_and_starts_are_passed_over(make_run, tmp_path: Path) -> None:
     folder = make_run("x", [1.0])
     rows = ['{"event": "eval", "return_greedy_mean": 9}', '{"frames": 8}', '{"event": "eval", "frames": "8"}']

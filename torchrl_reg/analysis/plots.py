@@ -186,7 +186,7 @@ def _ink(axes: Axes, chart: Chart) -> None:
 
 
 def _draw_line(axes: Axes, line: Line, chart: Chart) -> None:
-    look = style(line.series) | {"linewidth": 1.6, "clip_on": False}
+    look = style(line.series) | {"linewidth": 1.6, "clip_on": chart.span is not None}
     look |= {} if chart.joined else {"linestyle": "none"}
     drawstyle: Literal["steps-post", "default"] = "steps-post" if chart.steps else "default"
     dots = "o" if chart.dotted(line) else ""
