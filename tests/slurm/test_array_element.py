@@ -59,7 +59,9 @@ def test_runs_go_side_by_side_and_a_second_call_does_nothing(tmp_path):
 def test_a_killed_run_starts_again_and_an_error_does_not(tmp_path):
     kills = ("n == 0 and os.kill(os.getpid(), signal.SIGKILL)", "n == 0 and sys.exit(137)")  # by a shell, the second
     errors = ("sys.exit('one reason')", "print('another'); sys.exit(100)")
-    with pytest.raises(RuntimeError, match=r"2 of 4 runs failed: r2 .exit code 1.: one reason; r3 .exit code 100.: ano"):
+    with pytest.raises(
+        RuntimeError, match=r"2 of 4 runs failed: r2 .exit code 1.: one reason; r3 .exit code 100.: ano"
+    ):
         element(tmp_path, *(f"{kill}; {DONE}" for kill in kills), *errors)()
     assert [lives(tmp_path, f"r{i}") for i in range(4)] == [2, 2, 1, 1]
     assert json.loads((tmp_path / "r2.failed").read_text())["last_line"] == "one reason"
