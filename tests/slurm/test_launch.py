@@ -232,6 +232,7 @@ def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
     assert process.returncode == 1 and errors.strip() == "stopped; the same command continues."
     before = len(local_sweep.finished())
     assert before < 4 and not list(local_sweep.folder.glob("*/*/*/*.failed"))
+    assert len(list(local_sweep.folder.glob("*/*/*/*.log"))) <= before + 2, "what waited did not begin"
     local_sweep.launch("sweep.base.algo.seconds=0.2")
     assert all(local_sweep.frames(run) == list(range(1, 21)) for run in local_sweep.finished())
     assert sum(len(local_sweep.starts(run)) for run in local_sweep.finished()) > 4

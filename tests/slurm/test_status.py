@@ -15,7 +15,7 @@ import pytest
 import yaml
 from sweep_harness import SLURM
 
-from slurm.status import RunStatus, summary, sweep_status
+from slurm.status import RunStatus, headline, summary, sweep_status
 from slurm.sweep_folder import Submitted, SweepFolder
 
 
@@ -227,7 +227,13 @@ def test_asking_changes_nothing(folder):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_without_any_frame_there_is_no_speed():
+def test_the_time_left_is_that_of_running_and_waiting_runs():
+    runs = [
+        RunStatus("a", "running", frames=50, total=100, fps=10.0),
+        RunStatus("b", "waiting"),
+        RunStatus("c", "failed"),
+    ]
+    assert headline("x", runs).endswith("50 of 300 frames, 10 frames/s, 0:00:15 left")
     assert summary("x", [RunStatus("a/b/c/seed=0", "missing")]).splitlines()[0] == "x: 1 runs: 1 missing"
 
 
