@@ -34,7 +34,10 @@ from torchrl_reg.objectives import (
     SparseDQNLoss,
 )
 
-sys.path.insert(0, str(Path(__file__).parent))  # parameter_sets, for the tests here and in policy/
+sys.path.insert(0, str(Path(__file__).parent))  # the tables of losses and parameter_sets, here and in the rooms below
+
+import critic_cases
+import policy_cases
 
 NUM_OBSERVATIONS, NUM_ACTIONS, GAMMA = 4, 3, 0.9
 
@@ -52,6 +55,36 @@ class LossCase:
     def quantile(self) -> bool:
         """Whether the loss draws fractions."""
         return self.head == "implicit"
+
+    losses = ("loss",)
+    reported = ()
+    sequences = False
+    weighted = "loss"
+
+    @property
+    def diagnostics(self) -> set[str]:
+        """Names of what it reports beside the loss: of the regularizer, the shaping and the grid."""
+        entropy = {"entropy", "kl", "soft_gap", "tau"} if "tau" in self.kwargs else set()
+        if self.cls is SparseDQNLoss:
+            entropy = {"entropy", "support", "soft_gap", "tau"}
+        if "beta" in self.kwargs:
+            entropy = {"entropy", "kl", "soft_gap", "prior_entropy", "mutual_information", "beta", "squared_td_error"}
+        shaping = {"bonus"} if "alpha" in self.kwargs else set()
+        shaping |= {"bonus_clipped"} if "clip_min" in self.kwargs else set()
+        return {"action_gap", "td_error"} | entropy | shaping | ({"clipped_mass"} if self.head == "atoms" else set())
+
+    @property
+    def renamed(self) -> dict[str, Any]:
+        """Keys that nested networks write, for ``set_keys``."""
+        return {"action_value": ("agent", "action_value"), "value": ("agent", "chosen_action_value")}
+
+    def networks(self, seed: int = 0, **keys: Any) -> list[Any]:
+        if keys:
+            keys |= {f"{name}_key": ("agent", name) for name in ("action_value", "chosen_action_value")}
+        return [self.actor(seed=seed, **keys)]
+
+    def batch(self, *shape: int, **how: Any) -> TensorDict:
+        return make_batch(*shape, **how)
 
     @property
     def distributional(self) -> bool:
@@ -74,9 +107,10 @@ class LossCase:
         net = nn.Sequential(nn.Linear(NUM_OBSERVATIONS, 16), nn.Tanh(), nn.Linear(16, NUM_ACTIONS))
         return QValueActor(net, spec=spec, in_keys=[in_key], **kwargs)
 
-    def loss(self, actor: QValueActor | None = None, *, perturb: bool = True, **kwargs: Any) -> Any:
+    def loss(self, actor: Any = None, *, perturb: bool = True, seed: int = 0, **kwargs: Any) -> Any:
         """The loss with gamma .9 and a target network that differs from the online one."""
-        loss = self.cls(self.actor() if actor is None else actor, **{**self.kwargs, **kwargs})
+        actor = actor[0] if isinstance(actor, list) else actor
+        loss = self.cls(self.actor(seed=seed) if actor is None else actor, **{**self.kwargs, **kwargs})
         loss.make_value_estimator(gamma=GAMMA)
         PolyakTargetUpdate(loss, rate=0.5)
         if perturb and loss.delay_value:
@@ -114,6 +148,20 @@ CASES = {
     "soft_double": LossCase(SoftDQNLoss, {"tau": 0.5, "double_dqn": True}),
     "m_iqn_shared": LossCase(MunchausenIQNLoss, {**_COUNTS, **_M, "share_fractions": True}, head="implicit"),
 }
+
+
+#: Every loss of the package, whatever its networks.
+ALL: dict[str, Any] = {**CASES, **policy_cases.CASES, **critic_cases.CASES}
+
+
+@pytest.fixture(params=list(ALL))
+def any_case(request: pytest.FixtureRequest) -> Any:
+    return ALL[request.param]
+
+
+@pytest.fixture
+def all_cases() -> dict[str, Any]:
+    return ALL
 
 
 @pytest.fixture(params=list(CASES))

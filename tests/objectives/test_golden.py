@@ -1,12 +1,13 @@
 """Losses, gradients, priorities and diagnostics as they were at 64882d1, before the four slots became objects.
 
-The file was recorded with ``RECORD_GOLDEN=1 pytest -n 0`` of this file and ``tests/objectives/policy/test_golden.py``.
+The file was recorded with ``RECORD_GOLDEN=1 pytest -n 0`` of this file.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import policy_cases
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
@@ -66,3 +67,31 @@ def test_state_dependent_priors(cases: Any, batch: Any, golden: Any, name: str) 
     network = TensorDictModule(torch.nn.Linear(4, 3), ["observation"], ["log_prior"])
     loss = cases[name].loss(prior=None, prior_network=network).double()
     golden(f"{name}/prior_network", loss, batch(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("variant", ["plain", "masked", "weighted", "quiet"])
+@pytest.mark.parametrize("name", list(policy_cases.CASES))
+def test_losses_over_a_policy(golden: Any, name: str, variant: str) -> None:
+    case = policy_cases.CASES[name]
+    data = case.batch(9, dtype=torch.float64)
+    kwargs: dict[str, Any] = {}
+    if variant == "masked":
+        mask = torch.arange(data.numel()).reshape(data.shape) % 4 != 1
+        data["collector", "mask"] = mask
+        data["next", "reward"][~mask] = torch.nan
+    elif variant == "weighted":
+        data["priority_weight"] = torch.linspace(0.2, 2.0, data.numel(), dtype=torch.float64).reshape(data.shape)
+        kwargs = {"reduction": "sum"}
+    elif variant == "quiet":
+        kwargs = {"diagnostics": False, "reduction": "none"}
+    golden(f"policy/{name}/{variant}", case.loss(**kwargs).double(), data)
+
+
+def test_learnt_coefficients(all_cases: Any, golden: Any) -> None:
+    golden(
+        "policy/iq/target_entropy",
+        all_cases["iq"].loss(target_entropy=1.0).double(),
+        all_cases["iq"].batch(9, dtype=torch.float64),
+    )
+    case = all_cases["trust_pcl"]
+    golden("policy/trust_pcl/max_kl", case.loss(max_kl=0.05).double(), case.batch(9, dtype=torch.float64))

@@ -116,4 +116,8 @@ def test_the_bellman_error_is_followed_both_ways() -> None:
     last = BellmanErrorCoefficient(1.0, rate=1.0)
     last.observe(error)
     assert float(last.value) == 0.5
+    bounded = BellmanErrorCoefficient(1.0, rate=1.0, low=0.5, high=2.0)
+    for seen, kept in ((100.0, 2.0), (0.001, 0.5)):
+        bounded.observe(seen)
+        assert float(bounded.value) == kept
     assert Coefficient(0.5).observe(error) is None and Coefficient(0.5).objective(error) is None

@@ -153,7 +153,6 @@ class QLearningLoss(RegularizedLoss):
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
         self.shaping = None if shaping is None else shaping.to(self._default_device)
         coefficients = self._coefficients()
-        self._cleans_next = self.head.needs_clean_next or bool(self.regularizer.in_keys)
         self._learnt: dict[str, Any] = {k: c for k, c in coefficients.items() if c.is_learnt}
         self._reports_error = any(c.follows_error for c in coefficients.values())
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
@@ -236,7 +235,7 @@ class QLearningLoss(RegularizedLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         online, target = self._bound(tensordict)
-        data, mask = self._clean(tensordict, next_too=self._cleans_next or online.mixes_rows)
+        data, mask = self._clean(tensordict, next_too=bool(self.regularizer.in_keys) or online.mixes_rows)
         prediction = self.head.online(online, data)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
@@ -290,6 +289,8 @@ class QLearningLoss(RegularizedLoss):
         if estimator.needs_policy and policies.here is not None:
             cost = taken(regularizer.step_cost(policies.here), action)
         values = estimator.value_estimate(data, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
+        if masses is not None:  # all lie on the reward there, whatever the network says of a NaN
+            masses = masses.masked_fill(terminated_flag(data, self.tensor_keys) & masses.isnan(), 1.0)
         if q is not None and policies.online is not None:
             rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows
         return values, masses, policies, rows

@@ -70,6 +70,9 @@ class RegularizedLoss(NetworkLoss):
     out_keys = ["loss"]
     value_network: TensorDictModule
 
+    #: Names of the coefficients that the loss itself owns.
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
+    tau: Any
     default_value_estimator: Any = ValueEstimators.TD0
     #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
@@ -131,7 +134,7 @@ class RegularizedLoss(NetworkLoss):
 
     def _coefficients(self) -> dict[str, Coefficient]:
         """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
-        return {}
+        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
     def _assignable(self) -> dict[str, Coefficient] | None:
         """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
@@ -294,7 +297,7 @@ class RegularizedLoss(NetworkLoss):
 
     def _reported(self) -> dict[str, Tensor]:
         """The current coefficients that are reported beside the means of the rows."""
-        return {}
+        return {"tau": self.tau}
 
     def _output(
         self,

@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from torchrl_reg.modules.stacked import stack_as_views, stack_layers
 from torchrl_reg.objectives.binding import inner_module
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.regularizers import Entropy, HardMax, Tsallis
-
-#: What holds numbers alone, which are the same in all losses or the losses cannot be stacked.
-_WITHOUT_STATE = (HardMax, Entropy, Tsallis)
 
 
 class StackedLoss:
@@ -105,7 +101,7 @@ def _check(losses: Sequence[Any]) -> None:
     for loss in losses:
         if type(loss) is not type(first) or not isinstance(loss, QLearningLoss):
             raise ValueError(f"losses must be Q-learning losses of one class, got a {type(loss).__name__}.")
-    plain = type(first.regularizer) in _WITHOUT_STATE and not (first._learnt or first._reports_error)
+    plain = vars(type(first.regularizer)).get("stackable", False) and not (first._learnt or first._reports_error)
     if not plain or first.head.draws or first.value_estimator.needs_policy or first.reduction != "mean":
         raise ValueError(
             "losses must have a regularizer without a state, coefficients that are not learnt, a head that draws no "

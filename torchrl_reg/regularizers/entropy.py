@@ -37,7 +37,7 @@ class Entropy(Regularizer):
     """
 
     coefficient_names = ("tau",)
-    compares = True
+    compares = stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(self, tau: float | Coefficient = 0.03) -> None:

@@ -25,7 +25,7 @@ class HardMax(Regularizer):
     ([[0.0, 1.0, 0.0]], [3.0], [[-2.0, 0.0, -1.0]])
     """
 
-    greedy_policy = True
+    greedy_policy = stackable = True
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         q = masked_values(q, mask)

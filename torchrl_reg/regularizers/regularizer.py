@@ -56,6 +56,9 @@ class Regularizer(Recorded, CoefficientOwner):
     controlled: ClassVar[str] = "entropy"
     #: True if the diagnostics compare with the target network's policy at s.
     compares: ClassVar[bool] = False
+    #: True if rows ``[S, B, A]`` of several losses may be computed at once: no state but the coefficients, and no
+    #: diagnostic row that depends on another. A subclass says it anew.
+    stackable: ClassVar[bool] = False
     #: Entries of a state that the policy depends on beside q, and the names of the losses it adds for a network of its
     #: own.
     in_keys: Sequence[NestedKey] = ()

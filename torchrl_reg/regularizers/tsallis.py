@@ -41,6 +41,7 @@ class Tsallis(Regularizer):
     """
 
     coefficient_names = ("tau",)
+    stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(self, tau: float | Coefficient = 0.03, q: float = 2.0) -> None:

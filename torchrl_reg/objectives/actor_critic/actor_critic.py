@@ -6,22 +6,23 @@ Shapes: ``*B`` batch, ``C`` critics, ``K`` actions per state, ``D`` action dimen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
-from torchrl.objectives.utils import ValueEstimators, distance_loss
+from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble, is_plain
 from torchrl_reg.modules.layers import layer_by_layer
+from torchrl_reg.objectives.actor_critic.policy_loss import PolicyLoss
 from torchrl_reg.objectives.actor_critic.stochastic_actor import log_prob, stored_action, stored_action_key
 from torchrl_reg.objectives.binding import BoundNetwork, pointers
-from torchrl_reg.objectives.regularized_loss import LossFunction, RegularizedLoss
+from torchrl_reg.objectives.regularized_loss import LossFunction
 from torchrl_reg.objectives.value.estimator import regularized_target
 from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
 from torchrl_reg.torchrl_compat import entry
@@ -48,7 +49,7 @@ class BoundCritics(BoundNetwork):
         return torch.stack(values)
 
 
-class ActorCriticLoss(RegularizedLoss):
+class ActorCriticLoss(PolicyLoss):
     """Base of the losses with an actor and one or several critics; a method adds its target and its actor's loss.
 
     The critics have target networks, the actor has none. The gradient of the actor's loss does not reach the critics.
@@ -57,6 +58,7 @@ class ActorCriticLoss(RegularizedLoss):
         actor_network: the actor.
         qvalue_network: a critic, or a list of them; each writes Q(s, a) ``[*B, 1]`` from entries with the action among
             them. With several, the smallest value counts.
+        value_network: V(s), for the methods that have one.
         temperature: the coefficient behind ``loss.tau``.
         loss_function: distance between Q(s, a) and its target; summed over the critics.
         reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
@@ -65,21 +67,17 @@ class ActorCriticLoss(RegularizedLoss):
         ValueError: critics that are no TensorDict modules, or that do not read the action.
     """
 
-    actor_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
     qvalue_network: CriticEnsemble
     qvalue_network_params: TensorDictParams
     _detached: Any
     target_qvalue_network_params: TensorDictParams
-    _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "qvalue_network")
-    default_value_estimator: Any = ValueEstimators.TD0
     tau: Any = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
 
     def __init__(
         self,
         actor_network: Any,
         qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
+        value_network: TensorDictModuleBase | None = None,
         *,
         temperature: Coefficient,
         loss_function: LossFunction = "l2",
@@ -96,14 +94,10 @@ class ActorCriticLoss(RegularizedLoss):
                     f"{', '.join(map(repr, critic.in_keys))}."
                 )
         self.temperature = temperature.to(next((p.device for p in actor_network.parameters()), None))
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
-        self.convert_to_functional(ensemble, "qvalue_network", create_target_params=True)
+        self._take_networks(actor_network, value_network, critics=ensemble)
 
     def _coefficients(self) -> dict[str, Coefficient]:
         return {"tau": self.temperature}
-
-    def _reported(self) -> dict[str, Tensor]:
-        return {"tau": self.tau}
 
     # -- networks -----------------------------------------------------------------------------------------------
 

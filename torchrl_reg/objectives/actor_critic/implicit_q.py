@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.functional.soft import at_least_float32
+from torchrl_reg.objectives.actor_critic.policy_loss import PolicyLoss
 from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
     check_value_network,
@@ -21,19 +22,17 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     distribution,
     kl_or_estimate,
     log_prob,
-    state_value,
     stored_action,
-    stored_action_key,
 )
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, batch_mean
 from torchrl_reg.objectives.value.estimator import regularized_target
-from torchrl_reg.regularizers import Coefficient, DualCoefficient
+from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
 from torchrl_reg.regularizers.coefficient import coefficient, made_coefficient
 from torchrl_reg.regularizers.learnt import entropy_temperature
 
 
-class ImplicitQLoss(RegularizedLoss):
+class ImplicitQLoss(PolicyLoss):
     """``(r + alpha tau ln pi_target(a|s) + gamma V_target(s') - tau ln pi(a|s) - V(s))^2``, the IQ and M-IQ loss.
 
     The Q-function is implicit, ``Q = V + tau ln pi``, so ``V`` is its soft value and ``pi`` its softmax by
@@ -96,15 +95,10 @@ class ImplicitQLoss(RegularizedLoss):
     (True, torch.Size([8, 1]))
     """
 
-    actor_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
+    coefficient_names = ("tau", "alpha", "clip_min")
     tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
     alpha: Any = coefficient("alpha_coefficient", "The current Munchausen weight.")
     clip_min: Any = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
-    _network_names: ClassVar[tuple[str, ...]] = ("actor_network", "value_network")
 
     def __init__(
         self,
@@ -130,36 +124,21 @@ class ImplicitQLoss(RegularizedLoss):
             diagnostics=diagnostics,
         )
         check_actor(actor_network)
-        check_value_network(value_network)
+        check_value_network(value_network)  # None, too
         for name, flag in (("residual", residual), ("delay_actor", delay_actor), ("delay_value", delay_value)):
             check_flag(flag, name)
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         # The residual form never reads a target value network.
-        self.convert_to_functional(value_network, "value_network", create_target_params=delay_value and not residual)
+        delays: Any = {"delay_actor": delay_actor, "delay_value": delay_value and not residual}
+        self._take_networks(actor_network, value_network, **delays)
         self.residual = residual
-        self._make_coefficients(tau, alpha, clip_min, target_entropy)
-        self.set_keys(action=stored_action_key(actor_network), value=value_network.out_keys[0])
-        self.make_value_estimator()
-
-    def _make_coefficients(self, tau: Any, alpha: Any, clip_min: Any, target_entropy: float | None) -> None:
         where = {"device": self._default_device}
         self.tau_coefficient = entropy_temperature(tau, target_entropy, **where)
         self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, **where)
         self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip, **where)
-        learnt = self.tau_coefficient
-        if isinstance(learnt, DualCoefficient):
-            _check_reachable(learnt.target, self.actor_network)
+        if self.tau_coefficient.is_learnt:
+            _check_reachable(self.tau_coefficient.target, self.actor_network)  # type: ignore[arg-type]
             self.out_keys = ["loss", "loss_tau"]
-
-    @property
-    def _learns_tau(self) -> bool:
-        return isinstance(self.tau_coefficient, DualCoefficient)
-
-    def _coefficients(self) -> dict[str, Coefficient]:
-        return {name: getattr(self, f"{name}_coefficient") for name in ("tau", "alpha", "clip_min")}
-
-    def _reported(self) -> dict[str, Tensor]:
-        return {"tau": self.tau}
+        self.make_value_estimator()
 
     def _next_state_keys(self) -> Sequence[NestedKey]:
         return self.value_network.in_keys
@@ -167,20 +146,20 @@ class ImplicitQLoss(RegularizedLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
-        data, mask = self._clean(tensordict)
-        actor, target_actor = self._bound(data, "actor_network")
-        value_network, target_value = self._bound(data)
+        actor, target_actor = self._bound(tensordict, "actor_network")
+        value_network, target_value = self._bound(tensordict)
+        # Without a gradient into V(s'), what follows a terminal state is dropped from the target anyway.
+        data, mask = self._clean(tensordict, next_too=self.residual or value_network.mixes_rows)
         action, batch = stored_action(data, self.tensor_keys.action), data.batch_size
         dist = distribution(actor.network, data)
         log_pi = at_least_float32(log_prob(dist, action, batch))
-        value = state_value(value_network.network, data, self.tensor_keys.value)
-        entropy = closed_entropy(dist) if self.diagnostics or self._learns_tau else None
-        tau, terms = self._temperature(dist, entropy, mask)
+        value, tau = self._state_value(value_network, data), self.tau
+        entropy = closed_entropy(dist) if self.diagnostics or self.tau_coefficient.is_learnt else None
         prediction = value + tau * log_pi
 
         with torch.set_grad_enabled(self.residual and torch.is_grad_enabled()):
-            network = (value_network if self.residual else target_value).network
-            next_value = state_value(network, data.get("next"), self.tensor_keys.value).unsqueeze(-1)
+            network = value_network if self.residual else target_value
+            next_value = self._state_value(network, data.get("next")).unsqueeze(-1)
             gamma = self.value_estimator.gamma
             target = regularized_target(data, self.tensor_keys, next_value, gamma=gamma).squeeze(-1)
             bonus, rows = self._bonus(data, action, tau, dist, target_actor)
@@ -190,7 +169,7 @@ class ImplicitQLoss(RegularizedLoss):
         rows |= {"td_error": td_error.abs(), "value": value, "log_pi": log_pi}
         rows |= {} if entropy is None else {"entropy": entropy}
         losses = {"loss": distance_loss(prediction, target, self.loss_function)}
-        return self._output(data, losses, mask, rows, terms)
+        return self._output(data, losses, mask, rows, self._learnt_loss(dist, entropy, mask))
 
     def _bonus(
         self, data: TensorDictBase, action: Tensor, tau: Tensor, dist: Any, target_actor: Any
@@ -207,17 +186,16 @@ class ImplicitQLoss(RegularizedLoss):
             clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
-    def _temperature(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The current temperature, and the loss of a learnt one: ``ln tau (H(pi) - target_entropy)``."""
-        tau, learnt = self.tau, self.tau_coefficient
-        if not isinstance(learnt, DualCoefficient):
-            return tau, {}
+    def _learnt_loss(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        """The loss ``ln tau (H(pi) - target_entropy)`` of a learnt temperature."""
+        if not self.tau_coefficient.is_learnt:
+            return {}
         if entropy is None:
             raise ValueError(
                 "target_entropy needs a policy whose entropy has a closed form (such as a MulticategoricalActor), "
                 f"got a {type(dist).__name__}."
             )
-        return tau, {"loss_tau": learnt.objective(batch_mean(entropy, mask))}
+        return {"loss_tau": self.tau_coefficient.objective(batch_mean(entropy, mask))}
 
 
 def _check_reachable(target_entropy: float, actor: Any) -> None:

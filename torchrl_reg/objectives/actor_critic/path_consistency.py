@@ -6,33 +6,31 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_reg.functional import path_consistency
 from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import AutoregressiveMulticategoricalActor, MulticategoricalActor
+from torchrl_reg.objectives.actor_critic.policy_loss import PolicyLoss
 from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
-    check_value_network,
     closed_entropy,
     distribution,
     kl_or_estimate,
     log_prob,
-    state_value,
     stored_action,
-    stored_action_key,
 )
-from torchrl_reg.objectives.regularized_loss import Reduction, RegularizedLoss, batch_mean
+from torchrl_reg.objectives.regularized_loss import Reduction, batch_mean
 from torchrl_reg.objectives.value.estimator import check_single_steps, done_flag, terminated_flag
-from torchrl_reg.regularizers import Coefficient, DualCoefficient
+from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
 from torchrl_reg.regularizers.coefficient import coefficient, made_coefficient
 from torchrl_reg.regularizers.learnt import learnt_at_target
 
 
-class PathConsistencyLoss(RegularizedLoss):
+class PathConsistencyLoss(PolicyLoss):
     r"""``1/2 C_{t,n}^2`` over all sub-trajectories of 1 to ``rollout`` steps of ``[*B, T]`` sequences.
 
     .. math:: C_{t,n} = -V(s_t) + \gamma^n V(s_{t+n}) + \sum_{i<n} \gamma^i \left(r_{t+i} - \tau \ln \pi(a_{t+i})
@@ -92,14 +90,9 @@ class PathConsistencyLoss(RegularizedLoss):
     (torch.Size([]), torch.Size([8, 10, 1]))
     """
 
-    actor_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
+    coefficient_names = ("tau", "lam")
     tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
     lam: Any = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
-    _network_names: tuple[str, ...] = ("actor_network", "value_network")  # type: ignore[misc]
 
     def __init__(
         self,
@@ -125,26 +118,15 @@ class PathConsistencyLoss(RegularizedLoss):
         if isinstance(rollout, bool) or not isinstance(rollout, int) or rollout < 1:
             raise ValueError(f"rollout must be an integer >= 1 (steps), got {rollout!r}.")
         self.rollout, self.delay_value = rollout, check_flag(delay_value, "delay_value")
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
+        additive = isinstance(actor_network, MulticategoricalActor)
+        if value_network is None and (not additive or isinstance(actor_network, AutoregressiveMulticategoricalActor)):
+            raise ValueError(
+                "value_network=None (the unified form) needs a MulticategoricalActor, whose logits give the value, "
+                f"got {type(actor_network).__name__}."
+            )
+        self._take_networks(actor_network, value_network, delay_actor=True, delay_value=delay_value)
         self._make_coefficients(tau, lam, max_kl)
-        self._take_value_network(value_network, actor_network)
-        self.set_keys(action=stored_action_key(actor_network))
         self.make_value_estimator()
-
-    def _take_value_network(self, value_network: Any, actor_network: Any) -> None:
-        if value_network is None:
-            self._network_names = ("actor_network",)
-            self.value_network = None  # type: ignore[assignment]
-            additive = isinstance(actor_network, MulticategoricalActor)
-            if not additive or isinstance(actor_network, AutoregressiveMulticategoricalActor):
-                raise ValueError(
-                    "value_network=None (the unified form) needs a MulticategoricalActor, whose logits give the value, "
-                    f"got {type(actor_network).__name__}."
-                )
-        else:
-            check_value_network(value_network)
-            self.convert_to_functional(value_network, "value_network", create_target_params=self.delay_value)
-            self.set_keys(value=value_network.out_keys[0])
 
     def _make_coefficients(self, tau: Any, lam: Any, max_kl: float | None) -> None:
         if max_kl is not None:
@@ -154,14 +136,8 @@ class PathConsistencyLoss(RegularizedLoss):
         self.lam_coefficient = learnt_at_target(lam, max_kl, target_name="max_kl", rises="above", name="lam", **how)
         if not (self.tau_coefficient.is_on or self.lam_coefficient.is_on):
             raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
-        if isinstance(self.lam_coefficient, DualCoefficient):
+        if self.lam_coefficient.is_learnt:
             self.out_keys = ["loss", "loss_lam"]
-
-    def _coefficients(self) -> dict[str, Coefficient]:
-        return {"tau": self.tau_coefficient, "lam": self.lam_coefficient}
-
-    def _reported(self) -> dict[str, Tensor]:
-        return {"tau": self.tau}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
@@ -207,32 +183,30 @@ class PathConsistencyLoss(RegularizedLoss):
     def _value(self, tensordict: TensorDictBase, dist: Any, lam: Tensor) -> Tensor:
         if self.value_network is None:
             return (self.tau + lam) * at_least_float32(dist.log_normalizer)
-        return state_value(self._bound(tensordict)[0].network, tensordict, self.tensor_keys.value)
+        return self._state_value(self._bound(tensordict)[0], tensordict)
 
     def _next_value(self, data: TensorDictBase, lam: Tensor) -> Tensor:
         """``V`` of the state each step led to; not ``V`` shifted, which after a reset is another episode's."""
         unified = self.value_network is None
         bound = self._bound(data, "actor_network" if unified else "value_network")
-        network, following = bound[1 if self.delay_value else 0].network, data.get("next")
+        network, following = bound[1 if self.delay_value else 0], data.get("next")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.delay_value):
             if not unified:
-                return state_value(network, following, self.tensor_keys.value)
-            return self._value(following, distribution(network, following), lam)
+                return self._state_value(network, following)
+            return self._value(following, distribution(network.network, following), lam)
 
     def _trust_region(
         self, dist: Any, reference: Any, mask: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """The current ``lam``, the loss ``-ln lam (KL - max_kl)`` of a learnt one, and the diagnostic rows."""
         lam, learnt = self.lam, self.lam_coefficient
-        is_learnt = isinstance(learnt, DualCoefficient)
-        if reference is None or not (self.diagnostics or is_learnt):
+        if reference is None or not (self.diagnostics or learnt.is_learnt):
             return lam, {}, {}
         with torch.no_grad():
             kl = kl_or_estimate(dist, reference)
         rows = {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
-        if not isinstance(learnt, DualCoefficient):
-            return lam, {}, rows
-        return lam, {"loss_lam": learnt.objective(batch_mean(kl, mask))}, rows
+        terms: dict[str, Any] = {"loss_lam": learnt.objective(batch_mean(kl, mask))} if learnt.is_learnt else {}
+        return lam, terms, rows
 
     def _check_length(self, tensordict: TensorDictBase) -> None:
         length = tensordict.batch_size[-1] if tensordict.batch_dims else 0

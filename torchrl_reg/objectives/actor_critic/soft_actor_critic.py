@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss, reparametrized
-from torchrl_reg.objectives.actor_critic.stochastic_actor import check_actor, distribution, stored_action_key
+from torchrl_reg.objectives.actor_critic.stochastic_actor import check_actor, distribution
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean, masked_mean
 from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficient import Coefficient
@@ -92,7 +92,6 @@ class SoftActorCriticLoss(ActorCriticLoss):
         self.straight_through = check_flag(straight_through, "straight_through")
         losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if temperature.is_learnt else [])]
         self.out_keys = [*losses, "alpha", "entropy"]
-        self.set_keys(action=stored_action_key(actor_network))
         self.make_value_estimator()
 
     @dispatch

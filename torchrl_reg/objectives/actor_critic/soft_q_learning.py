@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torchrl_reg.functional import soft_value_importance, svgd_bandwidth, svgd_direction
 from torchrl_reg.functional.sampling import lattice_points
 from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss
-from torchrl_reg.objectives.actor_critic.stochastic_actor import stored_action_key
 from torchrl_reg.objectives.regularized_loss import LossFunction
 from torchrl_reg.regularizers.checks import check_temperature
 from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
@@ -135,8 +134,6 @@ class SoftQLearningLoss(ActorCriticLoss):
         self.proposal, self.form = proposal, form
         lattice = lattice_points(num_value_samples, len(actor_network.low)).to(actor_network.low)
         self.register_buffer("lattice", lattice, persistent=False)
-        self.value_network = None  # type: ignore[assignment]
-        self.set_keys(action=stored_action_key(actor_network))
         self.make_value_estimator()
 
     @dispatch

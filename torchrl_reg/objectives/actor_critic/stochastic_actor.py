@@ -1,4 +1,4 @@
-"""What the policy losses require of an actor, and statistics of its distributions.
+"""Actors and values V(s) as the policy losses read them, and statistics of an actor's distributions.
 
 Shapes: ``*B`` batch.
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.utils import distance_loss
@@ -14,10 +14,7 @@ from torchrl.objectives.utils import distance_loss
 from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss, reparametrized
 from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
-    check_value_network,
     distribution,
-    state_value,
-    stored_action_key,
 )
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
@@ -95,10 +92,6 @@ class VIRELLoss(ActorCriticLoss):
     True
     """
 
-    value_network: Any
-    value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
-
     def __init__(
         self,
         actor_network: Any,
@@ -117,18 +110,10 @@ class VIRELLoss(ActorCriticLoss):
         check_actor(actor_network)
         self._check_mode(mode, beta_scale, value_network)
         temperature = learnt_temperature(tau, beta_scale, exponent=exponent, rate=rate, tau_min=tau_min)
-        super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
+        how: Any = {"temperature": temperature, "loss_function": loss_function, **kwargs}
+        super().__init__(actor_network, qvalue_network, value_network, **how)
         self.exponent, self.beta_scale, self.tau_min, self.mode = float(exponent), beta_scale, tau_min, mode
-        self.out_keys = ["loss_actor", "loss_qvalue"]
-        if value_network is None:
-            self.value_network = None
-        else:
-            check_value_network(value_network)
-            self.convert_to_functional(value_network, "value_network", create_target_params=True)
-            self._network_names = ("actor_network", "qvalue_network", "value_network")  # type: ignore[misc]
-            self.out_keys = [*self.out_keys, "loss_value"]
-            self.set_keys(value=value_network.out_keys[0])
-        self.set_keys(action=stored_action_key(actor_network))
+        self.out_keys = ["loss_actor", "loss_qvalue", *([] if value_network is None else ["loss_value"])]
         self.make_value_estimator()
 
     @staticmethod
@@ -172,7 +157,7 @@ class VIRELLoss(ActorCriticLoss):
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": tau.to(q.dtype) * log_pi - q}
         if self.value_network is not None:
             bound, _ = self._bound(data, "value_network")
-            value = state_value(bound.network, data, self.tensor_keys.value)
+            value = self._state_value(bound, data)
             losses["loss_value"] = distance_loss(value, q.detach().to(value.dtype), self.loss_function)
         rows = {"td_error": td_error.abs().mean(0), "value": q, "entropy": -log_pi}
         return self._output(data, losses, mask, rows, {"bellman_error": error}, weighted=["loss_qvalue"])
@@ -183,7 +168,7 @@ class VIRELLoss(ActorCriticLoss):
         with torch.no_grad():
             if self.value_network is not None:
                 _, delayed = self._bound(data, "value_network")
-                return self._one_step_target(data, state_value(delayed.network, following, self.tensor_keys.value))
+                return self._one_step_target(data, self._state_value(delayed, following))
             actor, _ = self._bound(data, "actor_network")
             action = distribution(actor.network, following).sample()
             if online is None:

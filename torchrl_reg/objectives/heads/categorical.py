@@ -28,15 +28,14 @@ class Categorical(Head):
 
     actor_type = CategoricalQActor
     traces = False
-    needs_clean_next = True  # NaN would have a mass
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
-        support, pi, cost = bound.inner.support, policy.pi, policy.action_cost
+        support = bound.inner.support
         if greedy:  # A times less to project
-            next_z = of_action(next_z, pi.argmax(-1)).unsqueeze(-1)
-            pi, cost = torch.ones_like(pi[..., :1]), torch.zeros_like(cost[..., :1])
-        masses = at_least_float32(next_z).softmax(-2) * pi.unsqueeze(-2)
-        atoms = support.to(masses.dtype).unsqueeze(-1) - cost.unsqueeze(-2)
+            masses = at_least_float32(of_action(next_z, policy.pi.argmax(-1))).softmax(-1)
+            return support.to(masses.dtype).expand_as(masses), masses
+        masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)
+        atoms = support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(

@@ -66,8 +66,6 @@ class Head:
     traces: ClassVar[bool] = True
     #: Whether the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
-    #: Whether what follows a terminal state must be clean before it enters the network, NaN included.
-    needs_clean_next: ClassVar[bool] = False
 
     def check(self, network: Any, loss_function: str | None) -> None:
         """Refuse a network that is not this head's, or a distance of numbers where it has one of its own.

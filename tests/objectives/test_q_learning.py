@@ -1,7 +1,8 @@
-"""The networks a loss takes: lazy ones, plain modules, dropout, batch normalization, other methods than forward."""
+"""Losses over Q-values: actions, masks of actions, and the networks they take."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -17,6 +18,96 @@ from torchrl_reg.modules import QuantileQActor
 def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
     torch.manual_seed(seed)
     return loss(data)["loss"]
+
+
+def rows(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
+    loss.reduction = "none"
+    return value(loss, data, seed)
+
+
+def test_one_hot_is_categorical(case: Any, batch: Any) -> None:
+    data = batch(9)
+    expected = value(case.loss(), data.clone())
+    data["action"] = nn.functional.one_hot(data["action"], 3).bool()
+    torch.testing.assert_close(value(case.loss(case.actor(one_hot=True)), data), expected)
+
+
+def test_action_with_trailing_dimension(case: Any, batch: Any) -> None:
+    data = batch(9)
+    expected = value(case.loss(), data.clone())
+    data["action"] = data["action"].unsqueeze(-1)
+    torch.testing.assert_close(value(case.loss(), data), expected)
+
+
+def test_nan_that_counts_is_seen(case: Any, batch: Any) -> None:
+    data = batch(4)
+    data["next", "terminated"][:], data["next", "observation"][0] = False, torch.nan
+    assert not value(case.loss(diagnostics=False), data).isfinite()
+
+
+def test_action_mask(case: Any, batch: Any) -> None:
+    data = batch(12)
+    data["action"].clamp_(max=1)
+    for at in (data, data["next"]):
+        at["allowed"] = torch.tensor([True, True, False]).expand(12, 3).clone()
+    masked = case.loss(case.actor(action_mask_key="allowed"))
+    out = value(masked, data)
+    assert out.isfinite()
+    # Making the forbidden action look splendid changes nothing.
+    unmasked = case.loss(case.actor())
+    for loss in (masked, unmasked):
+        for params in (loss.value_network_params, loss.target_value_network_params):
+            bias = [p for p in params.values(True, True) if p.shape in ((3,), (15,), (21,))][0]
+            bias.data.view(-1, 3)[-1, 2] += 50.0  # of the value, the last quantile, the highest atom
+    torch.testing.assert_close(value(masked, data), out)
+    assert (value(unmasked, data) - out).abs() > 1e-4
+
+
+SCHEDULED = {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0, "beta": 5.0}
+
+
+def test_without_target_network(case: Any, batch: Any) -> None:
+    from torchrl_reg.objectives import PolyakTargetUpdate
+
+    loss = case.cls(case.actor(), delay_value=False, **case.kwargs).make_value_estimator(gamma=0.9)
+    delayed = case.loss(perturb=False)
+    torch.testing.assert_close(value(loss, batch(9)), value(delayed, batch(9)))
+    with pytest.raises(RuntimeError, match="target"):
+        PolyakTargetUpdate(loss, rate=0.5)
+
+
+def test_coefficients_live_where_the_network_does(cases: Any) -> None:
+    loss = cases["m_dqn"].cls(cases["m_dqn"].actor().to("meta"), tau=0.5)
+    assert {buffer.device.type for buffer in loss.buffers()} == {"meta"}
+
+
+def test_diagnostics_under_masks(case: Any, batch: Any) -> None:
+    data = batch(8)
+    mask = torch.tensor([True, True, False, True, False, True, True, True])
+    data["collector", "mask"] = mask.unsqueeze(-1)
+    data["observation"][~mask] = torch.nan
+    for at in (data, data["next"]):
+        at["allowed"] = torch.tensor([True, False, False]).expand(8, 3).clone()
+    data["action"][:] = 0
+    torch.manual_seed(0)
+    out = case.loss(case.actor(action_mask_key="allowed"))(data)
+    assert all(out[name].isfinite() and out[name].abs() < 1e3 for name in out.keys())  # noqa: SIM118
+
+
+def test_bf16_autocast_keeps_targets_in_float32(cases: Any, batch: Any) -> None:
+    for name, case in cases.items():
+        data = batch(6)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = case.loss()(data)
+        assert out["loss"].dtype == data["td_error"].dtype == torch.float32, name
+
+
+def test_the_signature_names_the_options_of_the_head(cases: Any) -> None:
+    parameters = inspect.signature(cases["m_iqn"].cls).parameters
+    assert list(parameters)[:4] == ["value_network", "tau", "alpha", "clip_min"]
+    defaults = {"num_quantiles": 64, "num_policy_quantiles": 32, "kappa": 1.0, "share_fractions": False}
+    assert {name: parameters[name].default for name in defaults} == defaults
+    assert inspect.signature(cases["qr"].cls).parameters["kappa"].default == 1.0
 
 
 def test_lazy_network(case: Any, batch: Any) -> None:

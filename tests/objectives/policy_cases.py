@@ -1,0 +1,164 @@
+"""Losses over a policy, over every kind of actor, and batches of another policy's actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torchrl.modules import ProbabilisticActor, ValueOperator
+
+from torchrl_reg.modules import FlowActor, MulticategoricalActor, gaussian_actor
+from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate
+
+NUM_OBSERVATIONS, GAMMA, LENGTH = 4, 0.9, 5
+BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
+BINS = {"multicategorical": 5, "ragged": [3, 5]}
+
+
+def mlp(outputs: int, lazy: bool = False) -> nn.Module:
+    if lazy:
+        return nn.Sequential(nn.LazyLinear(16), nn.Tanh(), nn.LazyLinear(outputs))
+    return nn.Sequential(nn.Linear(NUM_OBSERVATIONS, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def make_actor(
+    kind: str, seed: int = 0, in_key: Any = "observation", action_key: Any = "action", lazy: bool = False
+) -> Any:
+    torch.manual_seed(seed)
+    if kind == "categorical":
+        module = TensorDictModule(mlp(3, lazy), in_keys=[in_key], out_keys=["logits"])
+        return ProbabilisticActor(
+            module, in_keys=["logits"], out_keys=[action_key], distribution_class=Categorical, return_log_prob=True
+        )
+    keys = {"in_keys": [in_key], "action_key": action_key}
+    if kind == "gaussian":
+        return gaussian_actor(mlp(4, lazy), **BOX, **keys)
+    if kind == "flow":
+        actor = FlowActor(mlp(8), 8, **BOX, **keys, num_cells=8)
+        nn.init.normal_(actor.weight_out, std=0.05)
+        return actor
+    bins = BINS[kind]
+    return MulticategoricalActor(mlp(10 if isinstance(bins, int) else sum(bins), lazy), **BOX, **keys, num_bins=bins)
+
+
+def make_value(seed: int = 1, in_key: Any = "observation", lazy: bool = False) -> ValueOperator:
+    torch.manual_seed(seed)
+    return ValueOperator(mlp(1, lazy), in_keys=[in_key])
+
+
+@dataclass
+class PolicyCase:
+    """How to build one loss, at values where a wrong sign or a forgotten factor shows."""
+
+    cls: Any
+    kind: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    unified: bool = False
+
+    losses = ("loss",)
+    reported: tuple[str, ...] = ()
+    weighted = "loss"
+    renamed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> bool:
+        return self.cls is PathConsistencyLoss
+
+    @property
+    def online_bootstrap(self) -> bool:
+        return self.sequences and not self.kwargs.get("delay_value") or bool(self.kwargs.get("residual"))
+
+    @property
+    def diagnostics(self) -> set[str]:
+        names = {"td_error", "value", "log_pi", "tau"}
+        names |= set() if self.kind in ("gaussian", "flow") else {"entropy"}
+        names |= {"path_error"} if self.sequences else set()
+        names |= {"bonus", "bonus_clipped", "kl"} if self.kwargs.get("alpha") else set()
+        return names | ({"kl", "lam"} if self.kwargs.get("lam") else set())
+
+    def networks(self, seed: int = 0, **keys: Any) -> tuple[Any, Any]:
+        actor = make_actor(self.kind, seed, **keys)
+        keys.pop("action_key", None)
+        return actor, None if self.unified else make_value(seed + 1, **keys)
+
+    def loss(self, networks: Any = None, *, perturb: bool = True, seed: int = 0, **kwargs: Any) -> Any:
+        """The loss with gamma .9 and lagged networks that differ from the online ones."""
+        loss = self.cls(*(networks or self.networks(seed)), **{**self.kwargs, **kwargs})
+        loss.make_value_estimator(gamma=GAMMA)
+        PolyakTargetUpdate(loss, rate=0.5)
+        if perturb:
+            perturb_targets(loss)
+        return loss
+
+    def batch(self, *shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> TensorDict:
+        """Actions of another policy; rows that end, and how. Sequences get a last dimension of 5 steps."""
+        shape = (*shape, LENGTH) if self.sequences else shape
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*shape, *size, generator=generator, dtype=torch.float64).to(dtype)
+
+        terminated, truncated = (torch.rand(*shape, 1, generator=generator) < 0.3 for _ in range(2))
+        data = TensorDict(
+            {
+                "observation": 2 * normal(NUM_OBSERVATIONS),
+                "next": {
+                    "observation": 2 * normal(NUM_OBSERVATIONS),
+                    "reward": normal(1),
+                    "terminated": terminated,
+                    "truncated": truncated,
+                    "done": terminated | truncated,
+                },
+            },
+            shape,
+        )
+        behaviour = make_actor(self.kind, seed=100).to(dtype)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            acted = behaviour(data.select("observation"))
+        data["action"] = acted["action"]
+        if self.kind in BINS:
+            data["action_index"] = acted["action_index"]  # for the tests to compare with; no loss reads it
+        return data
+
+
+def lagged(loss: Any) -> list[Tensor]:
+    """The lagged parameters (not the buffers beside them, such as the bins of an actor)."""
+    out = []
+    for name in loss._network_names:
+        if f"target_{name}_params" in loss._modules:
+            target = loss._modules[f"target_{name}_params"]
+            online = getattr(loss, f"{name}_params").items(True, True)
+            out += [target.get(key) for key, p in online if p.requires_grad]
+    return out
+
+
+def perturb_targets(loss: Any) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for p in lagged(loss):
+        p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+
+
+_IQ = {"tau": 0.5, "alpha": 0.5, "clip_min": -1.5}  # of products of bins; -0.3 would clip all of them
+_M = {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}
+_PCL = {"tau": 0.5, "lam": 0.3, "rollout": 3}
+CASES = {
+    "iq": PolicyCase(ImplicitQLoss, "multicategorical", {"tau": 0.5}),
+    "m_iq": PolicyCase(ImplicitQLoss, "multicategorical", _IQ),
+    "m_iq_ragged": PolicyCase(ImplicitQLoss, "ragged", _IQ),
+    "m_iq_categorical": PolicyCase(ImplicitQLoss, "categorical", _M),
+    "m_iq_gaussian": PolicyCase(ImplicitQLoss, "gaussian", _M),
+    "m_iq_flow": PolicyCase(ImplicitQLoss, "flow", _M),
+    "m_iq_residual": PolicyCase(ImplicitQLoss, "multicategorical", {**_IQ, "residual": True}),
+    "pcl": PolicyCase(PathConsistencyLoss, "multicategorical", {**_PCL, "lam": 0.0}),
+    "trust_pcl": PolicyCase(PathConsistencyLoss, "multicategorical", _PCL),
+    "trust_pcl_categorical": PolicyCase(PathConsistencyLoss, "categorical", _PCL),
+    "trust_pcl_gaussian": PolicyCase(PathConsistencyLoss, "gaussian", _PCL),
+    "trust_pcl_delayed": PolicyCase(PathConsistencyLoss, "ragged", {**_PCL, "delay_value": True}),
+    "trust_pcl_unified": PolicyCase(PathConsistencyLoss, "multicategorical", _PCL, unified=True),
+}
