@@ -1,4 +1,4 @@
-"""Acting by a regularizer's policy."""
+"""Actors on Q-values: a regularizer's policy, means of atoms and of quantiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from torchrl.data import Categorical, OneHot
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import BoltzmannQActor
+from torchrl_reg.modules import (
+    BoltzmannQActor,
+    CategoricalQActor,
+    FixedQuantileQActor,
+    ImplicitQuantileNetwork,
+    QuantileQActor,
+)
 
 TAU = 0.5
 Q = torch.tensor([0.3, -0.4, 0.6])
@@ -73,3 +79,46 @@ def test_one_temperature_for_loss_and_actor() -> None:
     assert (policy(data.clone())["action"] != actor(data.clone())["action"]).any()
     with pytest.raises(ValueError, match="Either tau or prior or regularizer must be given"):
         BoltzmannQActor(actor, tau=0.5, regularizer=loss.regularizer)
+
+
+def quantile_actor(num_quantiles: int) -> QuantileQActor:
+    torch.manual_seed(1)
+    net = ImplicitQuantileNetwork(nn.Linear(1, 8), num_features=8, num_actions=3, num_cosines=6, num_cells=8)
+    return QuantileQActor(net, spec=Categorical(3), num_quantiles=num_quantiles)
+
+
+def test_quantile_actor_averages_midpoints_when_deterministic() -> None:
+    actor = quantile_actor(4)
+    out = act(actor, 2, ExplorationType.DETERMINISTIC)
+    z = actor.quantile_network(torch.zeros(2, 1), torch.tensor([0.125, 0.375, 0.625, 0.875]).expand(2, 4))
+    torch.testing.assert_close(out["action_value"], z.mean(1))
+    assert (out["action"] == z.mean(1).argmax(-1)).all()
+
+
+def test_quantile_actor_draws_fractions_when_exploring() -> None:
+    values = act(quantile_actor(4), 4_000)["action_value"]
+    assert not torch.equal(values[0], values[1])
+    exact = act(quantile_actor(1_000), 1, ExplorationType.DETERMINISTIC)["action_value"][0]
+    torch.testing.assert_close(values.mean(0), exact, rtol=0, atol=0.01)
+
+
+def test_quantile_actor_checks_its_arguments() -> None:
+    with pytest.raises(ValueError, match="num_quantiles must be >= 1"):
+        quantile_actor(0)
+
+
+def test_atoms_stay_exact_whatever_the_actor_is_cast_to() -> None:
+    actor = CategoricalQActor(nn.Linear(1, 7 * 3), num_atoms=7, value_min=-0.3, value_max=0.4, spec=Categorical(3))
+    for cast in ("float", "bfloat16", "double"):
+        support = getattr(actor, cast)().distribution.support
+        assert torch.equal(support, torch.linspace(-0.3, 0.4, 7, dtype=torch.float64))
+    logits = torch.zeros(2, 7, 3, dtype=torch.float64)
+    torch.testing.assert_close(actor.distribution.mean(logits), torch.full_like(logits[:, 0], 0.05), rtol=0, atol=1e-15)
+
+
+def test_fixed_quantiles_are_averaged_by_action() -> None:
+    net = nn.Linear(1, 4 * 3)
+    out = act(FixedQuantileQActor(net, num_quantiles=4, spec=Categorical(3)), 2)
+    torch.testing.assert_close(out["action_value"], net(torch.zeros(2, 1)).unflatten(-1, (4, 3)).mean(1))
+    with pytest.raises(ValueError, match="The network must have a multiple of 5 outputs"):
+        act(FixedQuantileQActor(net, num_quantiles=5, spec=Categorical(3)), 2)
