@@ -52,6 +52,9 @@ def test_stickiness_and_ramping_reach_the_game():
     before = sticky.reset(seed=0)[0][0, 0, 9]
     for action in (1, 2, 1):
         assert np.array_equal(before, sticky.step(np.array([action]))[0][0, 0, 9])  # all repeat the first no-op
+    sticky._games[0].last_action = 1  # as an episode before may leave it
+    before = sticky.reset(seed=0)[0][0, 0, 9]
+    assert np.array_equal(before, sticky.step(np.array([1]))[0][0, 0, 9])
     flat, ramped = (one_game("asterix", difficulty_ramping=r)._games[0].env for r in (False, True))
     assert not flat.ramping and ramped.ramping
 
