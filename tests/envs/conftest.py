@@ -1,4 +1,4 @@
-"""Starting an environment from a seed as training does, and MinAtar's own games."""
+"""Walks in environments as training takes them, and MinAtar's own games."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_reg.envs.minatar import _minatar_environment
+
+Walk = Callable[..., tuple[TensorDictBase, TensorDictBase]]
 
 
 @pytest.fixture
@@ -22,6 +25,27 @@ def restart() -> Callable[[EnvBase, int], TensorDictBase]:
         return env.reset()
 
     return reset
+
+
+@pytest.fixture
+def walk() -> Walk:
+    """``walk(env, state, steps, seed)``: random steps from ``state`` on, along time, and the next state."""
+
+    def play(env: EnvBase, state: TensorDictBase, steps: int, seed: int = 0) -> tuple[TensorDictBase, TensorDictBase]:
+        generator = torch.Generator().manual_seed(seed)
+        spec = env.full_action_spec_unbatched["action"]
+        rows = []
+        for _ in range(steps):
+            if spec.dtype.is_floating_point:
+                low, high = spec.space.low, spec.space.high
+                action = low + (high - low) * torch.rand(*env.batch_size, *spec.shape, generator=generator)
+            else:
+                action = torch.randint(spec.n, env.batch_size, generator=generator)
+            row, state = env.step_and_maybe_reset(state.set("action", action))
+            rows.append(row.clone())
+        return torch.stack(rows, -1), state
+
+    return play
 
 
 class PackageGame(gymnasium.Env):

@@ -46,12 +46,3 @@ def test_episodes_start_at_the_origin_and_are_truncated() -> None:
     assert rollout["next", "truncated"][:, -1].all() and not rollout["next", "terminated"].any()
     # 25 - 10 E max(|x|, |y|) + E|s|^2 a step, at s of standard deviation .1: E max = .2 / sqrt(pi).
     assert rollout["next", "episode_reward"][:, -1].mean() == pytest.approx(-4 * 23.89, abs=0.4)
-
-
-def test_a_reset_of_some_leaves_the_others_alone() -> None:
-    env = MultiGoalEnv(2)
-    walked = env.rollout(5, lambda td: td.set("action", torch.full((2, 2), 0.2)))[:, -1]["next"]
-    walked["_reset"] = torch.tensor([[True], [False]])
-    after = env.reset(walked.clone())
-    assert after["steps"].flatten().tolist() == [0, 5]
-    assert after["observation"][0].norm() < 0.7 and torch.equal(after["observation"][1], walked["observation"][1])

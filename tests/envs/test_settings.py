@@ -1,11 +1,20 @@
+"""What an environment is: settings, their checks, and environments of a user's own."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from omegaconf import OmegaConf
 
-from torchrl_reg.envs import EnvError, EnvSettings, frames_per_step, make_env, resolve
+from torchrl_reg.envs import EnvError, EnvSettings, MultiGoalEnv, frames_per_step, make_env, register_env, resolve
+from torchrl_reg.envs.settings import FAMILIES
 
 
 def test_resolve_fills_the_family_defaults():
@@ -51,6 +60,11 @@ def test_values_that_change_nothing_are_accepted_everywhere():
         ({"name": "atari", "game": "pong", "sticky_actions": 1.5}, r"probability in \[0, 1\]"),
         ({"name": "atari", "game": "pong", "minimal_actions": 1}, "must be True or False, got 1"),
         ({"name": "minatar", "game": 3}, "game must be a string, got 3"),
+        ({"name": "mujoco"}, "game must be the name of the mujoco game, got an empty string"),
+        ({"name": "mujoco", "game": "hoper"}, "must be one of ant, halfcheetah, .* Did you mean 'hopper'?"),
+        ({"name": "adroit", "game": "dor"}, "must be one of door, hammer, pen, relocate, got 'dor'. Did you mean"),
+        ({"name": "mujoco", "game": "ant", "sticky_actions": 0.1}, "sticky_actions must be unset for 'mujoco'"),
+        ({"name": "gridworld", "game": "coridor"}, "game must be .* got 'coridor'. Did you mean 'corridor'?"),
     ],
 )
 def test_bad_settings_end_in_one_sentence(settings, sentence):
@@ -96,3 +110,96 @@ def test_the_settings_serve_as_a_hydra_schema():
     config = OmegaConf.structured(EnvSettings("minatar", game="freeway"))
     config.game = "asterix"
     assert OmegaConf.to_object(config) == EnvSettings("minatar", game="asterix")
+
+
+# Environments of a user's own, by name.
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = dict(FAMILIES)
+    yield
+    FAMILIES.clear()
+    FAMILIES.update(before)
+
+
+def _pole(max_episode_frames: int, **_: Any) -> gymnasium.Env:
+    return gymnasium.make("CartPole-v1", max_episode_steps=max_episode_frames)
+
+
+def test_a_single_environment_becomes_a_vector_of_copies() -> None:
+    register_env("pole", _pole, max_episode_frames=7)
+    acts = lambda td: td.set("action", torch.arange(3) % 2)  # noqa: E731
+    first, again = (make_env(EnvSettings("pole"), num_envs=3) for _ in range(2))
+    for env in (first, again):
+        env.set_seed(3)
+    batch = first.rollout(7, acts, break_when_any_done=False)
+    torch.testing.assert_close(again.rollout(7, acts, break_when_any_done=False)["observation"], batch["observation"])
+    assert batch.shape == (3, 7) and batch["observation"].dtype == torch.float32
+    assert batch["next", "truncated"][:, -1].all() and not batch["next", "done"][:, :-1].any()
+    starts = batch["observation"][:, 0]
+    assert not torch.equal(starts[0], starts[1])
+    single = gymnasium.make("CartPole-v1")
+    single.reset()
+    single.unwrapped.state = starts[1].double().numpy()
+    np.testing.assert_allclose(batch["next", "observation"][1, 0].numpy(), single.step(1)[0], atol=1e-6)
+
+
+def test_settings_reach_the_builder_and_are_checked() -> None:
+    seen: list[Any] = []
+
+    def build(**options: Any) -> gymnasium.Env:
+        seen.append(options)
+        return _pole(options["max_episode_frames"])
+
+    register_env("poles", build, max_episode_frames=9, games=True, sticky_actions=0.1)
+    make_env(EnvSettings("poles", "long", sticky_actions=0.25), num_envs=1)
+    assert seen[0] == {"max_episode_frames": 9, "sticky_actions": 0.25, "game": "long"}
+    assert resolve(EnvSettings("poles", "long")).sticky_actions == 0.1
+    with pytest.raises(EnvError, match="game must be the name"):
+        make_env(EnvSettings("poles"), 1)
+    with pytest.raises(EnvError, match="frame_skip must be unset for 'poles'"):
+        make_env(EnvSettings("poles", "long", frame_skip=4), 1)
+
+
+@pytest.mark.parametrize("kind", ["torchrl", "gymnasium"])
+def test_vectorized_environments(kind: str) -> None:
+    def build(num_envs: int, max_episode_frames: int) -> Any:
+        if kind == "torchrl":
+            return MultiGoalEnv(num_envs, max_episode_frames=max_episode_frames)
+        return SyncVectorEnv([lambda: _pole(5)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    register_env("own", build, max_episode_frames=5, vectorized=True)
+    env = make_env(EnvSettings("own"), num_envs=2)
+    batch = env.rollout(12, break_when_any_done=False)
+    assert batch.shape == (2, 12) and batch["next", "done"].any()
+    assert {"episode_reward", "terminated", "truncated"} <= set(batch["next"].keys())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"name": "cartpole"}, "name must be one that no environment has yet, got 'cartpole'"),
+        ({"build": 3}, "build must be a function that returns an environment, got 3"),
+        ({"frames": 3}, "defaults must be one of .*frame_skip.*got 'frames'"),
+        ({"max_episode_frames": 0}, "max_episode_frames must be an int >= 1, got 0"),
+    ],
+)
+def test_what_cannot_be_registered(arguments: dict[str, Any], sentence: str) -> None:
+    given = {"name": "mine", "build": _pole, "max_episode_frames": 5, **arguments}
+    with pytest.raises(EnvError, match=sentence):
+        register_env(given.pop("name"), given.pop("build"), **given)
+
+
+@pytest.mark.parametrize(
+    ("built", "sentence"),
+    [
+        (lambda n, **_: _pole(5), "build must return a gymnasium VectorEnv"),
+        (lambda n, **_: SyncVectorEnv([lambda: _pole(5)] * n), "must return a VectorEnv with AutoresetMode.DISABLED"),
+    ],
+)
+def test_what_a_builder_may_not_return(built: Any, sentence: str) -> None:
+    register_env("mine", built, max_episode_frames=5, vectorized=True)
+    with pytest.raises(EnvError, match=sentence):
+        make_env(EnvSettings("mine"), 2)

@@ -10,8 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDictBase
-from torchrl.envs import EnvBase, GymEnv
+from torchrl.envs import GymEnv
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.atari import CallerResetAtari
@@ -23,6 +22,7 @@ FAMILIES = {
     "cartpole": EnvSettings("cartpole", max_episode_frames=30),
     "acrobot": EnvSettings("acrobot", max_episode_frames=17),
     "lunarlander": EnvSettings("lunarlander", max_episode_frames=60),
+    "mountaincar": EnvSettings("mountaincar", max_episode_frames=13),
     "pendulum": EnvSettings("pendulum", max_episode_frames=13),
     "mountaincar_continuous": EnvSettings("mountaincar_continuous", max_episode_frames=13),
     **{
@@ -40,22 +40,6 @@ FAMILIES = {
 NEEDS = {"lunarlander": "Box2D", "hopper": "mujoco", "humanoid": "mujoco", "door": "gymnasium_robotics"}
 
 
-def walk(env: EnvBase, state: TensorDictBase, steps: int, seed: int) -> tuple[TensorDictBase, TensorDictBase]:
-    """``steps`` random actions, and the tensordict that is carried on."""
-    generator = torch.Generator().manual_seed(seed)
-    spec = env.full_action_spec_unbatched["action"]
-    rows = []
-    for _ in range(steps):
-        if spec.dtype.is_floating_point:
-            low, high = spec.space.low, spec.space.high
-            action = low + (high - low) * torch.rand(2, *spec.shape, generator=generator)
-        else:
-            action = torch.randint(spec.n, (2,), generator=generator)
-        row, state = env.step_and_maybe_reset(state.set("action", action))
-        rows.append(row.clone())
-    return torch.stack(rows, 1), state
-
-
 def through_a_file(data: Any) -> Any:
     file = io.BytesIO()
     torch.save(pack_arrays(data), file)
@@ -64,7 +48,7 @@ def through_a_file(data: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_follows_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_follows_is_the_same(name: str, walk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(NEEDS.get(name, "torch"))
     monkeypatch.setattr(CallerResetAtari, "RESEED_STEPS", 15)
     env, other = make_env(FAMILIES[name], 2), make_env(FAMILIES[name], 2)
@@ -83,7 +67,7 @@ def test_what_follows_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert (found == expected).all()
 
 
-def test_a_game_is_seeded_anew_once_its_record_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_game_is_seeded_anew_once_its_record_is_long(walk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CallerResetAtari, "RESEED_STEPS", 30)
     env = make_env(EnvSettings("atari", game="pong", max_episode_frames=80), 2)  # 20 steps an episode
     env.set_seed(0)
@@ -95,7 +79,7 @@ def test_a_game_is_seeded_anew_once_its_record_is_long(monkeypatch: pytest.Monke
     assert len(snapshot["record"]) == 5
 
 
-def test_the_record_forgets_what_a_copy_is_past() -> None:
+def test_the_record_forgets_what_a_copy_is_past(walk: Any) -> None:
     pytest.importorskip("Box2D")
     env = make_env(EnvSettings("lunarlander", max_episode_frames=8), 2)
     env.set_seed(0)

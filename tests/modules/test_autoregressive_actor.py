@@ -122,15 +122,6 @@ def test_greedy_takes_the_likeliest_bin_of_each_conditional() -> None:
     assert torch.equal(dist.action(index), dist.deterministic_sample)
 
 
-def test_entropy_estimate_is_unbiased() -> None:
-    dist = make(BINS["equal"]).get_dist(observations())
-    log_prob = dist.log_prob(all_indices(BINS["equal"]))
-    entropy = -(log_prob.exp() * log_prob).sum()
-    torch.manual_seed(0)
-    torch.testing.assert_close(dist.entropy_estimate(5_000), entropy, rtol=0, atol=0.03)
-    assert dist.entropy_estimate().shape == ()
-
-
 @pytest.mark.parametrize("batch", [(), (1,), (3, 2)])
 @pytest.mark.parametrize("kind", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC, ExplorationType.MODE])
 def test_actor_writes_action_index_and_log_prob(batch: tuple[int, ...], kind: ExplorationType) -> None:

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import TanhNormal
 
-from torchrl_reg.modules import FlowActor, StochasticSamplerActor
+from torchrl_reg.modules import FlowActor
 
 LOW, HIGH = [-2.3, -1.0, 0.0], [0.7, 1.0, 3.0]
 
@@ -225,18 +225,3 @@ def test_reset_parameters_recursive_reaches_the_couplings(functional: bool) -> N
         after = dict(actor.named_parameters())
     assert not any(after[name].equal(p) for name, p in before.items())
     assert not after["weight_out"].any() and not after["bias_out"].any()
-
-
-def test_a_number_bounds_every_dimension() -> None:
-    actor = StochasticSamplerActor(nn.Identity(), 4, low=-1.0, high=[1.0, 2.0])
-    assert actor.low.tolist() == [-1.0, -1.0] and len(actor.high) == 2
-    with pytest.raises(ValueError, match=r"numbers or vectors \[D\], got shapes \[2\] and \[3\]"):
-        StochasticSamplerActor(nn.Identity(), 4, low=[0.0] * 2, high=[1.0] * 3)
-
-
-def test_squashed_samples_lie_in_the_box_whatever_is_rounded() -> None:
-    actor = StochasticSamplerActor(nn.Identity(), 4, low=torch.linspace(-3.0, -1.0, 200), high=0.1)
-    for u in (-20.0, 20.0):
-        action = actor.squashed(torch.full((200,), u))
-        assert (action >= actor.low).all() and (action <= actor.high).all()
-    assert (actor.low + (actor.high - actor.low) > actor.high).any()

@@ -13,7 +13,7 @@ from torch.distributions import Categorical, kl_divergence
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
-from torchrl_reg.modules import ActionBins, Multicategorical, MulticategoricalActor
+from torchrl_reg.modules import ActionBins, Multicategorical
 
 LOW, HIGH = torch.tensor([-2.3, -1.0, 0.0]), torch.tensor([0.7, 1.0, 1e-3])
 BINS = {"equal": [4, 4, 4], "ragged": [3, 5, 2]}
@@ -219,61 +219,6 @@ def test_bad_values() -> None:
 
 def test_numbers_take_the_dimensions_from_the_logits() -> None:
     assert Multicategorical(torch.zeros(33), -1.0, 1.0, 11).event_shape == (3,)
-
-
-# The actor.
-
-
-def actor(**arguments) -> MulticategoricalActor:
-    torch.manual_seed(0)
-    return MulticategoricalActor(nn.Linear(4, 10), low=LOW, high=HIGH, num_bins=BINS["ragged"], **arguments)
-
-
-@pytest.mark.parametrize("batch", [(), (1,), (3, 2)])
-@pytest.mark.parametrize("kind", [k for k in ExplorationType if k is not ExplorationType.MEDIAN])
-def test_actor_writes_action_index_and_log_prob(batch: tuple[int, ...], kind: ExplorationType) -> None:
-    policy = actor()
-    td = TensorDict({"observation": torch.randn(*batch, 4)}, batch)
-    dist = policy.get_dist(td)
-    assert list(td.keys()) == ["observation"]
-    with set_exploration_type(kind):
-        policy(td)
-    assert set(td.keys()) == {"observation", *policy.out_keys} and policy.stored_action_key == "action"
-    index = td["action_index"]
-    assert index.shape == td["action"].shape == (*batch, 3) and td["action_log_prob"].shape == batch
-    torch.testing.assert_close(td["action_log_prob"], dist.log_prob(index))
-    expected = dist.mean if kind is ExplorationType.MEAN else dist.action(index)
-    torch.testing.assert_close(td["action"], expected)
-    if kind in (ExplorationType.DETERMINISTIC, ExplorationType.MODE):
-        assert torch.equal(index, dist.mode_index)
-
-
-def test_actor_samples_when_exploring() -> None:
-    policy, td = actor(), TensorDict({"observation": torch.zeros(1000, 4)}, [1000])
-    with set_exploration_type(ExplorationType.RANDOM):
-        mean = policy(td)["action"].mean(0)
-    torch.testing.assert_close(mean, policy.get_dist(td[0]).mean, rtol=0, atol=0.1)
-    assert (td["action"].std(0)[:2] > 0.2).all()
-
-
-def test_actor_takes_nested_keys() -> None:
-    policy = actor(in_keys=[("agent", "x")], action_key=("agent", "action"))
-    td = policy(TensorDict({("agent", "x"): torch.randn(2, 4)}, [2]))
-    assert td["agent", "action_index"].shape == td["agent", "action"].shape == (2, 3)
-
-
-def test_actor_carries_its_bins_between_dtypes_and_state_dicts() -> None:
-    policy = actor()
-    assert set(policy.state_dict()) == {"network.weight", "network.bias"}
-    td = policy.double()(TensorDict({"observation": torch.randn(2, 4).double()}, [2]))
-    assert td["action"].dtype == torch.float64
-
-
-def test_actor_compiles() -> None:
-    policy = actor()
-    compiled = torch.compile(policy, fullgraph=True, backend="eager")
-    td = compiled(TensorDict({"observation": torch.randn(5, 4)}, [5]))
-    torch.testing.assert_close(td["action_log_prob"], policy.get_dist(td).log_prob(td["action_index"]))
 
 
 def test_distribution_serves_a_probabilistic_actor() -> None:

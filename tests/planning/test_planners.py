@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +90,21 @@ def test_a_regularizer_of_ones_own_grows_the_same_tree(name: str, stochastic: bo
     for field in ("visits", "children", "q", "value", "pi"):
         torch.testing.assert_close(getattr(trees[0], field), getattr(trees[1], field), rtol=0, atol=1e-9)
     assert (trees[0].visits > 0).sum() > 20
+
+
+def test_the_regularizer_of_the_guide_is_searched_with() -> None:
+    """tests/recipes/own_regularizer.py: a covered tree has the exact values, and E2W tries every action of its root."""
+    file = Path(__file__).parents[1] / "recipes" / "own_regularizer.py"
+    spec = importlib.util.spec_from_file_location("guide_regularizer", file)
+    assert spec is not None and spec.loader is not None
+    guide = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(guide)
+    regularizer, trees = guide.LogBarrier(tau=0.1), SyntheticTrees(branching=3, depth=2, num_trees=4, seed=1)
+    search = Planner(E2W(2.0), regularizer, num_simulations=150, gamma=0.9)
+    found = search(trees, trees.roots(), generator=torch.Generator().manual_seed(0))
+    assert found.tree.num_nodes.tolist() == [13] * 4 and (found.pi > 0).all()
+    torch.testing.assert_close(found.q, trees.root_q(regularizer, gamma=0.9), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.value, trees.root_value(regularizer, gamma=0.9), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("own", [MyEntropy, MyKL, MySparsemax])

@@ -2,13 +2,11 @@
 
 from torchrl_reg.modules.action_prior import PriorEGreedyModule, PriorUpdate
 from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategorical, AutoregressiveMulticategoricalActor
-from torchrl_reg.modules.boltzmann import BoltzmannQActor
 from torchrl_reg.modules.box_actor import ActionBins
 from torchrl_reg.modules.critic_ensemble import CriticEnsemble
-from torchrl_reg.modules.distributional_actor import CategoricalQActor, FixedQuantileQActor, QuantileQActor
 from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
-from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.modules.latent_action import LatentActionTransform, stacked_log_prob
 from torchrl_reg.modules.multicategorical import Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
@@ -21,6 +19,7 @@ from torchrl_reg.modules.policies import (
     state_action_value_network,
     state_value_network,
 )
+from torchrl_reg.modules.q_actors import BoltzmannQActor, CategoricalQActor, FixedQuantileQActor
 from torchrl_reg.modules.sampler_actor import StochasticSamplerActor
 from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
 from torchrl_reg.regularizers.action_prior import ActionPrior

@@ -15,7 +15,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.functional import averaged_prior
-from torchrl_reg.modules.boltzmann import explores, sampled
+from torchrl_reg.modules.q_actors import explores, sampled
 from torchrl_reg.regularizers.action_prior import ActionPrior
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.ranks import gathered_from_ranks, in_process_group

@@ -17,8 +17,8 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.box_actor import Bound, BoxActor, box_bounds, log_sech2, squashed, unsquashed
+from torchrl_reg.modules.q_actors import explores
 
 
 class Coupling(NamedTuple):

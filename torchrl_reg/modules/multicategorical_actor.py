@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.box_actor import ActionBins, BinBuffers, Bound, BoxActor, suffixed
 from torchrl_reg.modules.multicategorical import Multicategorical
+from torchrl_reg.modules.q_actors import explores
 
 
 class MulticategoricalActor(BoxActor):

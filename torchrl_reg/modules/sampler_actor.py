@@ -13,8 +13,8 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_reg.modules.boltzmann import explores
 from torchrl_reg.modules.box_actor import Bound, BoxActor, box_bounds
+from torchrl_reg.modules.q_actors import explores
 
 
 class StochasticSamplerActor(BoxActor):

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_reg.envs import EnvError, EnvSettings, TabularEnv, make_env
 from torchrl_reg.tabular import MIRL_WORLDS, TabularMDP, gridworld, gridworld_cells, random_mdp
 
-with warnings.catch_warnings():
-    # torchrl.collectors warns about classes of its own while it is imported
-    warnings.filterwarnings("ignore", "Creating .*WeightUpdater ", DeprecationWarning)
-    from torchrl.collectors import Collector
-
 UP, RIGHT, DOWN, LEFT = range(4)
-
-
-def play(env, start, steps, seed=0):
-    """The steps of fixed actions from ``start`` on, stacked along time."""
-    generator = torch.Generator().manual_seed(seed)
-    history, current = [], start
-    for _ in range(steps):
-        action = torch.randint(env.action_spec_unbatched.n, env.batch_size, generator=generator)
-        stepped, current = env.step_and_maybe_reset(current.set("action", action))
-        history.append(stepped.clone())
-    return torch.stack(history, 1)
-
-
-def assert_identical(a, b):
-    for key in a.keys(True, True):
-        assert torch.equal(a[key], b[key]), key
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -52,10 +28,10 @@ def test_specs_and_keys(game, num_envs):
 
 
 @pytest.mark.parametrize("game", MIRL_WORLDS)
-def test_the_goal_terminates_with_9_and_every_other_step_gives_minus_1(game, restart):
+def test_the_goal_terminates_with_9_and_every_other_step_gives_minus_1(game, restart, walk):
     env = make_env(EnvSettings("gridworld", game=game), 20)
     mdp = gridworld(MIRL_WORLDS[game], 0.9)
-    batch = play(env, restart(env, 0), 400)
+    batch, _ = walk(env, restart(env, 0), 400)
     step = batch["next"]
     at_goal = mdp.terminal[step["state"]].unsqueeze(-1)
     assert at_goal.any() and torch.equal(step["terminated"], at_goal)
@@ -79,29 +55,6 @@ def test_the_time_limit_truncates_and_does_not_hide_the_goal(restart):
     assert stepped["next", "terminated"].tolist() == [[True], [False]]
     assert stepped["next", "done"].all() and stepped["next", "episode_reward"].tolist() == [[7.0], [-3.0]]
     assert stepped["next", "state"].tolist() == [19, 5]  # where the episodes ended
-
-
-@pytest.mark.parametrize("game", MIRL_WORLDS)
-def test_a_seed_determines_everything_after_it(game, restart):
-    settings = EnvSettings("gridworld", game=game, max_episode_frames=20)
-    fresh, used = make_env(settings, 4), make_env(settings, 4)
-    play(used, used.reset(), 23, seed=5)
-    expected, got = play(fresh, restart(fresh, 7), 130), play(used, restart(used, 7), 130)
-    assert expected["next", "done"].sum() >= 8
-    assert_identical(expected, got)
-    assert not torch.equal(play(used, restart(used, 8), 130)["state"], expected["state"])
-
-
-def test_a_partial_reset_leaves_the_other_episodes_alone(restart):
-    env = make_env(EnvSettings("gridworld", game="square"), 3)
-    state = restart(env, 0)
-    for _ in range(6):
-        _, state = env.step_and_maybe_reset(state.set("action", torch.full((3,), LEFT)))
-    before = state.clone()
-    state = env.reset(state.set("_reset", torch.tensor([[False], [True], [False]])))
-    assert torch.equal(state["state"][::2], before["state"][::2])
-    assert state["steps"].tolist() == [[6], [0], [6]]
-    assert state["episode_reward"].tolist() == [[-6.0], [0.0], [-6.0]]
 
 
 def test_starts_and_transitions_follow_their_probabilities(restart):
@@ -136,39 +89,6 @@ def test_a_state_of_probability_zero_is_not_drawn_even_at_the_ends(monkeypatch):
         assert env.step(state.set("action", torch.tensor([RIGHT, LEFT])))["next", "state"].tolist() == [2, 0]
 
 
-def test_a_running_collector_starts_afresh_from_a_seed():
-    def batches_after(batches_before: int):
-        env = make_env(EnvSettings("gridworld", game="grid", max_episode_frames=30), 2)
-        policy = TensorDictModule(lambda state: (state * 7 + 1) % 4, ["state"], ["action"])
-        data = Collector(env, policy, frames_per_batch=60, auto_register_policy_transforms=False)
-        batches = iter(data)
-        for _ in range(batches_before):
-            next(batches)
-        data.env.set_seed(11)  # as a run does at a checkpoint
-        data.reset()
-        run = torch.cat([next(batches) for _ in range(3)], 1).exclude("collector")
-        data.shutdown()
-        return run
-
-    runs = [batches_after(before) for before in (0, 2)]
-    assert runs[0]["next", "done"].any()
-    assert_identical(*runs)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"name": "gridworld"}, "game must be the name of the gridworld game, got an empty string"),
-        ({"name": "gridworld", "game": "coridor"}, "game must be .* got 'coridor'. Did you mean 'corridor'?"),
-        ({"name": "gridworld", "game": "grid", "sticky_actions": 0.2}, "sticky_actions must be unset for 'gridworld'"),
-    ],
-)
-def test_bad_settings_end_in_one_sentence(settings, sentence):
-    with pytest.raises(EnvError, match=sentence) as error:
-        make_env(EnvSettings(**settings), 1)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -183,14 +103,6 @@ def test_bad_arguments(options, sentence):
     arguments = {"num_envs": 1, "max_episode_frames": 5} | options
     with pytest.raises(EnvError, match=sentence):
         TabularEnv(gridworld(["..G"], 0.9), **arguments)
-
-
-def test_a_reset_of_some_leaves_the_others_alone():
-    env = TabularEnv(random_mdp(5, 4, 0.9, seed=1), 3, max_episode_frames=9)
-    walked = env.rollout(4)[:, -1]["next"]
-    walked["_reset"] = torch.tensor([[True], [False], [True]])
-    after = env.reset(walked.clone())
-    assert after["steps"].flatten().tolist() == [0, 4, 0] and after["state"][1] == walked["state"][1]
 
 
 def test_probabilities_that_sum_to_less_than_one_by_rounding_draw_a_state_they_may():

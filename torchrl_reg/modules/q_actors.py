@@ -1,4 +1,4 @@
-"""Q-value actors on a distribution of returns: atoms on a fixed grid, or quantiles at fixed or drawn fractions.
+"""Actors on Q-values: a regularizer's policy, and means of a distribution of returns (atoms, or fixed quantiles).
 
 Shapes: ``*B`` batch, ``N`` atoms or quantiles, ``A`` actions.
 """
@@ -8,16 +8,107 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
+from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules.boltzmann import explores
-from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.layers import check_network
+from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
 from torchrl_reg.regularizers.recorded import Recorded
+
+
+class BoltzmannQActor(Recorded, TensorDictModuleBase):
+    """Acts with a regularizer's policy: sampled under random exploration, greedy under deterministic exploration.
+
+    With a temperature that is ``pi = softmax(q / tau)``; with a prior ``pi ~ rho exp(beta q)``, and greedy in that.
+
+    Source: Haarnoja et al. 2017 (soft Q-learning); Grau-Moya et al. 2019 (MIRL) for the prior.
+
+    Args:
+        actor: any Q-value actor (:class:`~torchrl.modules.QValueActor`, :class:`QuantileQActor`); its parameters are
+            shared, not copied. Actions are written in its encoding (categorical or one-hot).
+        tau: temperature > 0, in reward units; short for ``regularizer=Entropy(tau)``.
+        prior: an :class:`ActionPrior`, shared, not copied; short for ``regularizer=PriorKL(prior=prior)``.
+        regularizer: any, shared, not copied: that of the loss, whose temperature the actor then follows.
+        action_key, action_value_key: where the actor writes the action and its ``[*B, A]`` Q-values.
+
+    Raises:
+        ValueError: ``tau`` not > 0, or not exactly one of ``tau``, ``prior`` and ``regularizer``.
+
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> policy = BoltzmannQActor(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), tau=0.5)
+    >>> policy(TensorDict({"observation": torch.randn(8, 4)}, [8]))["action"].shape
+    torch.Size([8])
+    """
+
+    def __init__(
+        self,
+        actor: Any,
+        *,
+        tau: float | None = None,
+        prior: ActionPrior | None = None,
+        regularizer: Regularizer | None = None,
+        action_key: NestedKey = "action",
+        action_value_key: NestedKey = "action_value",
+    ) -> None:
+        if [tau, prior, regularizer].count(None) != 2:
+            raise ValueError(
+                f"Either tau or prior or regularizer must be given, got tau={tau!r}, prior={prior!r} and "
+                f"regularizer={regularizer!r}."
+            )
+        if not hasattr(actor, "in_keys"):
+            raise ValueError(f"actor must be a Q-value actor, such as a QValueActor, got {type(actor).__name__}.")
+        super().__init__()
+        if regularizer is None:
+            regularizer = PriorKL(prior=prior) if prior is not None else Entropy(tau)  # type: ignore[arg-type]
+        self.regularizer = regularizer
+        self.actor = actor
+        self.action_key, self.action_value_key = action_key, action_value_key
+        self.in_keys, self.out_keys = list(actor.in_keys), list(actor.out_keys)
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The current temperature, in reward units, if the regularizer has one."""
+        return getattr(self.regularizer, "tau", None)
+
+    @property
+    def prior(self) -> ActionPrior | None:
+        """That of the regularizer, if it has one."""
+        return getattr(self.regularizer, "prior", None)
+
+    @property
+    def spec(self) -> Any:
+        """The actor's spec."""
+        return self.actor.spec
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict = self.actor(tensordict)
+        self.choose(tensordict)
+        return tensordict
+
+    def choose(self, state: Any) -> None:
+        """The policy's action in place of the actor's, in a TensorDict or a dict of tensors that the actor has seen."""
+        samples = explores()
+        if not samples and type(self.regularizer).greedy is Regularizer.greedy:
+            return  # the actor's own action
+        q = state[self.action_value_key]
+        action = sampled(self.regularizer.policy(q)) if samples else self.regularizer.greedy(q)
+        state[self.action_key] = index = self._encoded(action, q, state[self.action_key])
+        if "chosen_action_value" in self.out_keys:
+            index = index.long().argmax(-1, keepdim=True) if index.shape == q.shape else index.unsqueeze(-1)
+            state["chosen_action_value"] = q.gather(-1, index)
+
+    def _encoded(self, action: Tensor, q: Tensor, like: Tensor) -> Tensor:
+        if like.shape == q.shape:
+            return torch.nn.functional.one_hot(action, q.shape[-1]).to(like.dtype)
+        return action.to(like.dtype)
 
 
 class QuantileAverage(ExactBuffers):
@@ -138,72 +229,11 @@ class FixedQuantileQActor(DistributionalActor):
         super().__init__(QuantileAverage(network, num_quantiles), spec=spec, **kwargs)
 
 
-class QuantileMean(nn.Module):
-    """Mean over ``num_quantiles`` fractions: ``[*B, A]`` Q-values of a quantile network.
-
-    Fractions are drawn uniformly; under deterministic exploration they are the midpoints ``(i + 1/2) / K``, so that an
-    evaluation does not depend on a random draw.
-    """
-
-    def __init__(self, network: ImplicitQuantileNetwork, num_quantiles: int) -> None:
-        super().__init__()
-        self.network, self.num_quantiles = network, num_quantiles
-
-    def forward(self, observation: Tensor) -> Tensor:
-        features = self.network.features(observation)
-        count = self.num_quantiles
-        if explores():
-            shape = (*features.shape[:-1], count)
-            fractions = torch.rand(shape, device=features.device, dtype=features.dtype)
-        else:
-            steps = torch.arange(count, device=features.device, dtype=features.dtype)
-            fractions = (steps + 0.5) / count
-        return self.network.quantiles(features, fractions).mean(-2)
+def explores() -> bool:
+    """True under random exploration, which is also the default."""
+    return exploration_type() in (ExplorationType.RANDOM, None)
 
 
-class QuantileQActor(Recorded, QValueActor):
-    """A QValueActor whose Q-values are means over quantile samples: greedy in ``mean_k z(s, a, sigma_k)``.
-
-    Writes ``action_value`` ``[*B, A]``, in reward units.
-
-    Source: Dabney et al. 2018 (IQN).
-
-    Args:
-        network: the quantile network; losses read it as ``actor.quantile_network``.
-        spec: action spec (``Categorical`` or ``OneHot``), as for :class:`~torchrl.modules.QValueActor`.
-        in_keys: one observation key. Default ``["observation"]``.
-        num_quantiles: K, fractions averaged when acting.
-        **kwargs: as for :class:`~torchrl.modules.QValueActor`.
-
-    Raises:
-        ValueError: no quantile network, ``num_quantiles`` < 1, or more than one in-key.
-
-    >>> from torchrl.data import Categorical
-    >>> from tensordict import TensorDict
-    >>> net = ImplicitQuantileNetwork(nn.Linear(4, 16), num_features=16, num_actions=3, num_cells=32)
-    >>> actor = QuantileQActor(net, spec=Categorical(3))
-    >>> actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))["action_value"].shape
-    torch.Size([8, 3])
-    """
-
-    def __init__(
-        self,
-        network: ImplicitQuantileNetwork,
-        *,
-        spec: TensorSpec | None = None,
-        in_keys: list[NestedKey] | None = None,
-        num_quantiles: int = 32,
-        **kwargs: Any,
-    ) -> None:
-        if num_quantiles < 1:
-            raise ValueError(f"num_quantiles must be >= 1, got {num_quantiles}.")
-        if not hasattr(network, "quantiles"):
-            raise ValueError(f"network must be an ImplicitQuantileNetwork, got {network!r}.")
-        if in_keys is not None and len(in_keys) != 1:
-            raise ValueError(f"in_keys must hold one observation key, got {in_keys}.")
-        super().__init__(QuantileMean(network, num_quantiles), spec=spec, in_keys=in_keys, **kwargs)
-
-    @property
-    def quantile_network(self) -> ImplicitQuantileNetwork:
-        """The network behind the mean."""
-        return self.module[0].module.network
+def sampled(pi: Tensor) -> Tensor:
+    """Actions ``[*B]`` drawn with probabilities ``pi [*B, A]``."""
+    return torch.multinomial(pi.reshape(-1, pi.shape[-1]), 1).reshape(pi.shape[:-1])
