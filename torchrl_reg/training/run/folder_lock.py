@@ -60,7 +60,7 @@ def is_alive(owner: Path) -> bool:
     except FileNotFoundError:
         return False
     here = _this_process()
-    if said.get("place") == here["place"]:
+    if said.get("place") == here["place"] and here["began"]:
         return _began(said.get("pid")) == said.get("began")
     return age < STALE_SECONDS
 
@@ -115,17 +115,11 @@ def _this_process() -> dict[str, Any]:
 
 
 def _began(pid: Any) -> str | None:
-    """When process ``pid`` of this machine began, in whatever unit; None if there is none."""
+    """When process ``pid`` of this machine began, in whatever unit; None if there is none, or no ``/proc``."""
     with contextlib.suppress(OSError, IndexError):
         # Field 22; the second, a name in parentheses, may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, TypeError):
-        return None
-    except OSError:  # it is another user's
-        pass
-    return "unknown"
+    return None
 
 
 def _read(owner: Path) -> dict[str, Any]:
