@@ -14,7 +14,7 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
-from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import Categorical, LazyTensorStorage
 from torchrl.envs import Transform
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
@@ -75,12 +75,10 @@ def test_tensordict_modules_still_have() -> None:
         assert getattr(module, name, None), f"TensorDictModule.{name} has moved: {reason}"
 
 
-def test_replay_buffers_still_have() -> None:
-    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=2)
-    for part, names in ((replay, table("REPLAY_NAMES")), (replay.storage, table("STORAGE_NAMES"))):
-        for name, reason in names.items():
-            assert hasattr(part, name), f"{type(part).__name__}.{name} has moved: {reason}"
-    assert replay._writer.tracks_generations is False
+def test_storages_still_have() -> None:
+    storage = LazyTensorStorage(4)
+    for name, reason in table("STORAGE_NAMES").items():
+        assert hasattr(storage, name), f"LazyTensorStorage.{name} has moved: {reason}"
 
 
 @pytest.mark.parametrize("name", table("TRANSFORM_NAMES"))
