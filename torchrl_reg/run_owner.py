@@ -43,7 +43,7 @@ def is_alive(owner: Path) -> bool:
         heartbeat = owner.stat().st_mtime
     except FileNotFoundError:
         return False
-    if said.get("place") == here["place"]:
+    if said.get("place") == here["place"] and here["began"]:
         return began(said.get("pid")) == said.get("began")
     return _now(owner.parent) - heartbeat < STALE_SECONDS
 
@@ -69,17 +69,11 @@ def this_process() -> dict[str, Any]:
 
 
 def began(pid: Any) -> str | None:
-    """When process ``pid`` of this machine began, in whatever unit; None if there is none."""
+    """When process ``pid`` of this machine began, in whatever unit; None if there is none, or no ``/proc``."""
     with contextlib.suppress(OSError, IndexError):
         # Field 22; the second, a name in parentheses, may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, TypeError):
-        return None
-    except OSError:  # it is another user's
-        pass
-    return "unknown"
+    return None
 
 
 def _now(folder: Path) -> float:

@@ -103,15 +103,6 @@ TENSORDICT_MODULE_NAMES = {
     "_kwargs": "out-to-argument names, if the module is called with keywords",
     "method": "the method it calls, if not forward",
 }
-#: Of ReplayBuffer: whether a sample is more than indices drawn and rows read.
-REPLAY_NAMES = {
-    "_transform": "transforms of a sample",
-    "_prefetch": "samples made ahead",
-    "_sample_unit": "windows around what was drawn",
-    "_writer": "whether it tracks generations, which a sample then holds",
-    "_replay_lock": "held while rows are written",
-    "_write_lock": "held while rows are written",
-}
 #: Of TensorStorage: what writing rows leaves behind, for a storage that writes them itself.
 STORAGE_NAMES = {
     "_storage": "the rows",

@@ -16,7 +16,7 @@ from torchrl.modules import QValueActor
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, policy, q_network
 from torchrl_reg.training import RunSettings, evaluate
-from torchrl_reg.training.run.policy_file import PolicyFile
+from torchrl_reg.training.run.evaluator import PolicyFile
 
 MakeRun = Callable[..., Path]
 

@@ -219,6 +219,19 @@ def test_hooks_of_a_policy_are_called(hook, part):
     assert called and state["action_value"].shape == (3, 2)
 
 
+def test_hooks_that_come_and_go_are_heard_from_the_next_batch_on():
+    env, called = make_env(CARTPOLE, 3), []
+    policy = q_policy(env, "epsilon")
+    collector = FastCollector(env, policy, frames_per_batch=6)
+    collector.rollout()
+    hook = policy[0].register_forward_hook(lambda *_: called.append(True))
+    collector.rollout()
+    assert len(called) == 2
+    hook.remove()
+    collector.rollout()
+    assert len(called) == 2
+
+
 @pytest.mark.parametrize("greedy_mask", [None, "mask"])
 @pytest.mark.parametrize("eps", [0.0, 1.0, None])
 def test_masks_of_a_policy_are_kept(greedy_mask, eps):

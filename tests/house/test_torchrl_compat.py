@@ -65,7 +65,6 @@ HOLDERS: dict[str, Callable[[], Any]] = {
     "LOSS_MODULE_NAMES": lambda: DQNLoss(actor()),
     "TARGET_UPDATER_NAMES": lambda: SoftUpdate(DQNLoss(actor(), delay_value=True), eps=0.9),
     "TENSORDICT_MODULE_NAMES": lambda: TensorDictModule(nn.Linear(4, 3), {"input": "x"}, ["y"], method="forward"),
-    "REPLAY_NAMES": replay,
     "STORAGE_NAMES": lambda: replay().storage,
     "TRANSFORM_NAMES": lambda: Transform,
 }

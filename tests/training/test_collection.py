@@ -42,14 +42,6 @@ def test_frames_that_do_not_fit_the_environments(frames):
         _collector(frames, frames_per_step=4)
 
 
-def test_batches_do_not_share_memory():
-    batches = iter(_collector(6))
-    first = next(batches)
-    kept = first.clone()
-    next(batches)
-    assert (first == kept).all()
-
-
 def test_returns_of_finished_episodes_only():
     collector = _collector(3 * 30)
     batch = next(iter(collector))

@@ -6,6 +6,7 @@ import gc
 import json
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def _push_right(state):
     return state.set("action", torch.ones(state.batch_size, dtype=torch.long))
 
 
+ACTING: list[bool] = []  # while a CountingPolicy acts
+
+
+def _push_right_alone(state):
+    assert not ACTING, "evaluated while a thread collects"
+    return _push_right(state)
+
+
 class CountingPolicy(torch.nn.Module):
     """Pushes to the right, and writes how many batches have been seen."""
 
@@ -47,6 +56,9 @@ class CountingPolicy(torch.nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, state):
+        ACTING.append(True)
+        time.sleep(0.005)
+        ACTING.pop()
         return _push_right(state).set("batches_seen", self.seen.expand(state.batch_size).clone())
 
 
@@ -125,7 +137,7 @@ def test_an_overlapped_run_is_one_batch_behind_in_what_acts_and_in_nothing_else(
     for overlap in (False, True):
         run = make_run(f"overlap={overlap}", overlap=overlap, evaluate_every_frames=32, checkpoint_every_frames=10**6)
         number = CountingPolicy()
-        run.evaluate_with(_env(2), {"greedy": _push_right})
+        run.evaluate_with(_env(2), {"greedy": _push_right_alone})
         run.track(policy=number)
         updates, acted[overlap] = 0, []
         for batch in run.collect(_env(), number, total_frames=160, frames_per_batch=16):

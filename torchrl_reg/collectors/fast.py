@@ -146,6 +146,9 @@ class FastCollector:
         self._observation = tensordict["observation"].clone()
         self._returns = tensordict["episode_reward"].squeeze(-1).numpy().copy()
 
+    #: TorchRL's ``Collector`` has them under these names.
+    _carrier, track_traj_ids = carried, False
+
     @torch.no_grad()
     def rollout(self) -> TensorDict:
         """The next batch."""

@@ -23,8 +23,8 @@ from torchrl_reg.training.loop.evaluation import evaluate
 from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.loop.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
 from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
+from torchrl_reg.training.run.recorded import Study
 from torchrl_reg.training.run.run import Run
-from torchrl_reg.training.run.study import Study
 from torchrl_reg.training.settings import RecipeConfig, RunSettings
 from torchrl_reg.training.streams import stream_seed
 

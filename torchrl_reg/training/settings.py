@@ -55,9 +55,8 @@ class RunSettings:
         require(not (self.seeds and self.cudagraphs), "run.cudagraphs", "false with run.seeds", self.cudagraphs)
         others = self.seeds or self.cudagraphs
         require(not (others and self.overlap), "run.overlap", "false with run.seeds or run.cudagraphs", self.overlap)
-        require(self.threads >= 1, "run.threads", "at least 1", self.threads)
         intervals = ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames")
-        for name in ("diagnostics_every_updates", *intervals):
+        for name in ("threads", "diagnostics_every_updates", *intervals):
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         films = self.video_every_frames is None or self.video_every_frames >= 1
         require(films, "run.video_every_frames", "at least 1, or null", self.video_every_frames)

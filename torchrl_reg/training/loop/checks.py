@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchrl_reg.training.errors import require
@@ -14,8 +14,12 @@ _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),
     *("target_period_updates", "eps_frames", "num_envs", "collect_steps", "n_steps"),
 )
-_NOT_NEGATIVE = ("adam_eps", "learning_starts_frames", "eps_starts_frames")
-_PROBABILITIES = ("gamma", "eps_start", "eps_end", "rms_decay")
+_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (_POSITIVE, "> 0", lambda value: value > 0),
+    (("adam_eps", "learning_starts_frames", "eps_starts_frames"), ">= 0", lambda value: value >= 0),
+    (("gamma", "eps_start", "eps_end", "rms_decay"), "in [0, 1]", lambda value: 0 <= value <= 1),
+    (("target_rate",), "in (0, 1]", lambda value: 0 < value <= 1),
+)
 
 
 def check_replay_learning(algo: Any) -> None:
@@ -25,17 +29,12 @@ def check_replay_learning(algo: Any) -> None:
         ConfigError: one is out of range; the sentence names it.
     """
     settings = vars(algo)
-    for name in (name for name in _POSITIVE if name in settings):
-        require(settings[name] > 0, f"algo.{name}", "> 0", settings[name])
-    for name in (name for name in _NOT_NEGATIVE if settings.get(name) is not None):
-        require(settings[name] >= 0, f"algo.{name}", ">= 0", settings[name])
-    for name in (name for name in _PROBABILITIES if name in settings):
-        require(0 <= settings[name] <= 1, f"algo.{name}", "in [0, 1]", settings[name])
+    for names, expected, holds in _RANGES:
+        for name in (name for name in names if settings.get(name) is not None):
+            require(holds(settings[name]), f"algo.{name}", expected, settings[name])
     num_envs = settings.get("num_envs", 1)
     require(num_envs <= MOST_ENVS, "algo.num_envs", f"<= {MOST_ENVS:,}", num_envs)
     _check_that_something_is_learnt(settings)
-    rate = settings.get("target_rate", 1.0)
-    require(0 < rate <= 1, "algo.target_rate", "in (0, 1]", rate)
     n_steps = settings.get("n_steps", 1)
     require(n_steps <= algo.collect_steps, "algo.collect_steps", f">= {n_steps}", algo.collect_steps)
     optimizer = settings.get("optimizer", "adam")

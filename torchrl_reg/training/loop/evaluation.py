@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from torchrl_reg.collectors import fast_vector, plain_policy
-from torchrl_reg.collectors.fast import PlainPolicy, restarted
+from torchrl_reg.collectors.fast import restarted
 from torchrl_reg.training.streams import forked_generators, stream_seed
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
@@ -85,11 +84,8 @@ def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -
     returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
     running = torch.ones_like(returns, dtype=torch.bool)
     vector = fast_vector(env, sums_rewards=False)
-    if vector is not None and device.type == "cpu":
-        explores = exploration_type() == ExplorationType.RANDOM
-        steps = _lean_steps(env, vector, plain_policy(policy, vector.num_envs, device, explores=explores), state)
-    else:
-        steps = _steps(env, policy, state, device)
+    fast = vector is not None and device.type == "cpu"
+    steps = _fast_steps(env, vector, policy, state) if fast else _steps(env, policy, state, device)
     while running.any():
         reward, done = next(steps)
         returns += torch.where(running, reward.to(returns), 0.0)
@@ -106,10 +102,10 @@ def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> It
         yield step["next", "reward"].reshape(-1), step["next", "done"].reshape(-1).cpu()
 
 
-def _lean_steps(
-    env: EnvBase, vector: VectorEnv, act: PlainPolicy, state: TensorDictBase
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same, without a TensorDict at every step."""
+def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same on a CPU, without a TensorDict at every step."""
+    explores = exploration_type() == ExplorationType.RANDOM
+    act = plain_policy(policy, vector.num_envs, torch.device("cpu"), explores=explores)
     observation, dtype = state["observation"], env.observation_spec["observation"].dtype
     action_spec = env.full_action_spec["action"]
     flags = {name: state[name] for name in ("done", "terminated", "truncated")}

@@ -5,7 +5,7 @@ Shapes: ``B`` transitions.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -75,14 +75,10 @@ class TransitionStorage(LazyTensorStorage):
         return _gathered(rows, index)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        slices = self._slices(cursor) if set_cursor and self.ndim == 1 and isinstance(data, TensorDictBase) else None
-        if not slices:
+        pairs = _pairs(self._storage, data) if self.initialized and set_cursor and self.ndim == 1 else None
+        slices = [] if pairs is None else self._slices(cursor)
+        if pairs is None or not slices:
             return super().set(cursor, data, set_cursor=set_cursor)
-        pairs = _pairs(self._storage, data) if self.initialized else None
-        if pairs is None:
-            for place, source in slices:
-                super().set(place, data[source])
-            return self._set_last_cursor(cursor)
         # What TorchRL's does, but for the search through every kind of data and of index.
         self._set_last_cursor(cursor)
         self._get_new_len(data, cursor)
@@ -136,7 +132,7 @@ class Chunk(TypedDict):
     file: str
     start: int
     stop: int
-    crc32: int
+    sha256: str
 
 
 class ReplayChunks:
@@ -188,7 +184,7 @@ class ReplayChunks:
         """The first of ``chunks`` that is missing or does not hold what was written, if any."""
         for chunk in chunks:
             path = self.folder / chunk["file"]
-            if not path.exists() or _crc32(path) != chunk["crc32"]:
+            if not path.exists() or _digest(path) != chunk["sha256"]:
                 return path
         return None
 
@@ -227,9 +223,9 @@ class ReplayChunks:
         if isinstance(self.replay.storage, FrameStackStorage):
             content["starts"] = self.replay.storage.starts_between(start, stop)
         torch.save(content, partial)
-        crc32 = _crc32(partial)
+        digest = _digest(partial)
         publish(partial, path)
-        return {"file": path.name, "start": start, "stop": stop, "crc32": crc32}
+        return {"file": path.name, "start": start, "stop": stop, "sha256": digest}
 
 
 def _sampler_state(replay: TensorDictReplayBuffer) -> dict[str, Any]:
@@ -256,9 +252,6 @@ def _load_sampler_state(replay: TensorDictReplayBuffer, state: Mapping[str, Any]
     replay.sampler.load_state_dict(state)
 
 
-def _crc32(path: Path) -> int:
-    value = 0
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -63,11 +63,9 @@ class CheckpointFolder:
             self._prune()
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
             self.remove_partial_files()
-            raise CheckpointError(
-                f"The checkpoint at frame {frames} could not be written to {self.folder} "
-                f"({_first_line(error)}); earlier checkpoints are intact, so free some space and "
-                "run the same command to continue."
-            ) from error
+            failed = f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)})"
+            advice = "earlier checkpoints are intact, so free some space and run the same command to continue."
+            raise CheckpointError(f"{failed}; {advice}") from error
         return path
 
     def load_latest(self) -> int | None:
@@ -90,10 +88,8 @@ class CheckpointFolder:
             for names in (parts.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
                 archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
-            raise CheckpointError(
-                f"{path} does not fit this program ({_first_line(error)}); run the version that "
-                f"wrote it, or delete {self.folder} to start from the beginning."
-            ) from error
+            advice = f"run the version that wrote it, or delete {self.folder} to start from the beginning."
+            raise CheckpointError(f"{path} does not fit this program ({_first_line(error)}); {advice}") from error
         return manifest["metadata"]["frames"]
 
     def frames(self) -> set[int]:
@@ -155,14 +151,10 @@ class CheckpointFolder:
             return
         intact = next((p for p in reversed(self._paths()[:-1]) if self._damage(p) is None), None)
         if intact is None:
-            raise CheckpointError(
-                f"Checkpoint {newest} is damaged ({reason}) and no earlier one is intact: delete "
-                f"{self.folder} and run the same command to start from the beginning."
-            )
-        raise CheckpointError(
-            f"Checkpoint {newest} is damaged ({reason}), but {intact} is intact: delete {newest} "
-            "and run the same command to continue from the earlier one."
-        )
+            advice = f"and no earlier one is intact: delete {self.folder} and run the same command to start from the"
+            raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}) {advice} beginning.")
+        advice = f"but {intact} is intact: delete {newest} and run the same command to continue from the earlier one."
+        raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}), {advice}")
 
 
 def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:

@@ -23,21 +23,20 @@ _COLUMNS = 4
 def draw_curves(folder: Path) -> Path:
     """Draws ``metrics.jsonl`` of the run in ``folder`` to ``curves.png`` beside it."""
     rows = read_metrics(folder / "metrics.jsonl")
-    train = [row for row in rows if row["event"] == "train"]
-    evaluations = [row for row in rows if row["event"] == "eval"]
-    names = _diagnostics(train)
+    train, evaluations = ([row for row in rows if row["event"] == event] for event in ("train", "eval"))
+    names = list(dict.fromkeys(name for row in train for name in row if name not in _NOT_PLOTTED))
+    names.sort(key=lambda name: not name.startswith("loss"))  # losses first
     lines = -(-len(names) // _COLUMNS)
     height = 4 + 2.1 * lines
     figure = Figure(figsize=(11, height))  # margins by hand, in inches: a layout engine draws everything twice
     FigureCanvasAgg(figure)
     margins = {"left": 0.06, "right": 0.985, "bottom": 0.45 / height, "top": 1 - 0.45 / height}
-    ratios = [1.8] + [1] * lines if lines else [1]
+    ratios = [1.8] + [1] * lines
     grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=ratios, hspace=0.45, wspace=0.25, **margins)
-    returns = figure.add_subplot(grid[0, :])
-    _draw_returns(returns, train, evaluations)
+    _draw_returns(figure.add_subplot(grid[0, :]), train, evaluations)
     for index, name in enumerate(names):
         axes = figure.add_subplot(grid[1 + index // _COLUMNS, index % _COLUMNS])
-        _draw_line(axes, train, name, color=_COLORS[0])
+        axes.plot(*_points(train, name), color=_COLORS[0])
         axes.set_title(name, fontsize=9, loc="left")
         _style(axes)
     figure.suptitle("/".join(folder.resolve().parts[1:][-4:]), fontsize=10, color=_GREY)
@@ -46,37 +45,21 @@ def draw_curves(folder: Path) -> Path:
     return path
 
 
-def _diagnostics(train: Sequence[dict[str, Any]]) -> list[str]:
-    """Every column of the training rows that is a curve; losses first."""
-    names = dict.fromkeys(name for row in train for name in row if name not in _NOT_PLOTTED)
-    return sorted(names, key=lambda name: (not name.startswith("loss"), list(names).index(name)))
-
-
 def _draw_returns(axes: Axes, train: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
-    _draw_line(axes, train, "return_mean", color=_GREY, label="training episodes", linewidth=1)
-    _draw_line(axes, train, "return_last_100", color="black", label="last 100 of them", linewidth=1)
-    policies = [
-        name.removeprefix("return_").removesuffix("_mean")
-        for name in (evaluations[0] if evaluations else ())
-        if name.startswith("return_") and name.endswith("_mean")
-    ]
+    axes.plot(*_points(train, "return_mean"), color=_GREY, label="training episodes", linewidth=1)
+    axes.plot(*_points(train, "return_last_100"), color="black", label="last 100 of them", linewidth=1)
+    columns = [name for name in (evaluations[0] if evaluations else ()) if name.startswith("return_")]
+    policies = [name.removesuffix("_mean") for name in columns if name.endswith("_mean")]
     for policy, color in zip(policies, _COLORS, strict=False):
-        frames, means = _points(evaluations, f"return_{policy}_mean")
-        _, spreads = _points(evaluations, f"return_{policy}_std")
-        axes.plot(frames, means, color=color, marker="o", markersize=3, label=f"{policy} policy")
-        low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
-        high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+        frames, means = _points(evaluations, f"{policy}_mean")
+        spreads = _points(evaluations, f"{policy}_std")[1]
+        axes.plot(frames, means, color=color, marker="o", markersize=3, label=f"{policy[len('return_') :]} policy")
+        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
         axes.fill_between(frames, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_ylabel("return (mean, one standard deviation)", fontsize=9)
     axes.set_xlabel("environment frames", fontsize=9)
     _style(axes)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9, frameon=False, loc="best")
-
-
-def _draw_line(axes: Axes, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
-    frames, values = _points(rows, name)
-    axes.plot(frames, values, **style)
+    axes.legend(fontsize=9, frameon=False, loc="best")
 
 
 def _points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

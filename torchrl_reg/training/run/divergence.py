@@ -76,12 +76,10 @@ class ValueWatch:
             name = max(values, key=lambda name: values[name], default="")
             if name and values[name] > FACTOR * bound:
                 self.diverged_frames = row["frames"]
-                print(
-                    f"warning: {self._path} diverges: {name} is {values[name]:.3g} at frame {row['frames']:,}, where "
-                    f"rewards of at most {reward:.3g} allow {bound:.3g}; lower the learning rate, say, or copy the "
-                    "target less often.",
-                    file=sys.stderr,
-                    flush=True,
+                warn(
+                    f"{self._path} diverges: {name} is {values[name]:.3g} at frame {row['frames']:,}, where rewards "
+                    f"of at most {reward:.3g} allow {bound:.3g}; lower the learning rate, say, or copy the target "
+                    "less often."
                 )
         return {} if self.diverged_frames is None else {"diverged_frames": self.diverged_frames}
 
@@ -91,6 +89,11 @@ class ValueWatch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._reward, self._cost = state["reward"], state["cost"]
         self.diverged_frames = state["diverged_frames"]
+
+
+def warn(sentence: str) -> None:
+    """Prints a warning that is seen at once, whatever collects the output."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def _added(row: Mapping[str, Any]) -> float:
@@ -149,8 +152,7 @@ class FiniteWatch:
             raise self._stopped(said, failure, last_checkpoint)
         if self.first_bad_frames is None:
             self.first_bad_frames = frames
-            goes_on = "as run.on_nan=continue the run goes on, without further checkpoints."
-            print(f"warning: {said}; {goes_on}", file=sys.stderr, flush=True)
+            warn(f"{said}; as run.on_nan=continue the run goes on, without further checkpoints.")
         return False
 
     def _stopped(self, said: str, failure: dict[str, Any], last_checkpoint: Path | None) -> DivergedError:
@@ -161,12 +163,9 @@ class FiniteWatch:
             regardless = "as such a policy cannot be sampled, and run.on_nan=continue does not help"
         lower = "lower the learning rate, say, in another run.dir"
         sentence = f"{said}, so the run stopped; {kept}; {lower}, {regardless}."
-        failure |= {
-            "last_finite_frames": self._last_good_frames,
-            "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
-            "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        failure = {"returncode": 1, "last_line": sentence, **failure}
+        checkpoint = None if last_checkpoint is None else str(last_checkpoint)
+        failure |= {"last_finite_frames": self._last_good_frames, "last_checkpoint": checkpoint}
+        failure |= {"returncode": 1, "last_line": sentence, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_atomically(self.path / FAILED, json.dumps(failure, indent=2) + "\n")
         return DivergedError(sentence)
 
@@ -174,15 +173,16 @@ class FiniteWatch:
 def _watched(row: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Numbers that must be finite, by name: losses before gradients before parameters."""
     means = {name: value for name, value in row.items() if name.startswith("loss") or name == "grad_norm"}
-    parameters = [p.detach() for o in optimizers for group in o.param_groups for p in group["params"]]
-    gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     # Adam divides by an infinite second moment: its parameter never moves again, and nothing else shows it.
     states = [part for o in optimizers for state in o.state.values() for part in state.values()]
-    moments = [part for part in states if isinstance(part, Tensor) and part.is_floating_point()]
+    groups = {
+        "gradient": [p.grad for p in parameters if p.grad is not None],
+        "parameter": [p.detach() for p in parameters],
+        "moment of the optimizer": [part for part in states if isinstance(part, Tensor) and part.is_floating_point()],
+    }
     # The largest magnitude, and not the Euclidean norm, which overflows on numbers that are finite.
-    groups = {"gradient": gradients, "parameter": parameters, "moment of the optimizer": moments}
-    largest = [
-        get_total_norm(group or [torch.zeros(())], norm_type=math.inf).cpu().double() for group in groups.values()
-    ]
+    nothing = [torch.zeros(())]
+    largest = [get_total_norm(group or nothing, norm_type=math.inf).cpu().double() for group in groups.values()]
     found = torch.stack(largest).tolist()
     return means | {f"the largest {name}": value for name, value in zip(groups, found, strict=True)}

@@ -50,7 +50,7 @@ class EnvironmentState:
     """
 
     def __init__(self, collector: Collector | FastCollector) -> None:
-        self._collector = collector
+        self._collector: Any = collector
         self._layers = _layers(collector.env)  # a closed collector has none
         self._part = restorable_part(collector.env)
         self.is_transparent = self._part is not None
@@ -66,28 +66,23 @@ class EnvironmentState:
         """The state; of a closed collector only what its transforms have learnt."""
         collector = self._collector
         state: dict[str, Any] = {"layers": [layer.state_dict() for layer in self._layers]}
-        if not isinstance(collector, FastCollector) and collector.track_traj_ids:
+        if collector.track_traj_ids:
             state["trajectories"] = collector._traj_pool.state_dict()
         if self._part is not None and not collector.closed:
-            carried = collector.carried if isinstance(collector, FastCollector) else collector._carrier
             state["environments"] = pack_arrays(self._part.snapshot())
-            state["carried"] = pack_tensordict(carried)
+            state["carried"] = pack_tensordict(collector._carrier)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         collector = self._collector
         for layer, learnt in zip(self._layers, state["layers"], strict=True):
             layer.load_state_dict(learnt)
-        if not isinstance(collector, FastCollector) and collector.track_traj_ids:
+        if collector.track_traj_ids:
             collector._traj_pool.load_state_dict(state["trajectories"])
         if self._part is None or "environments" not in state:
             return
         self.is_restored = self._part.restore(unpack_arrays(state["environments"]))
-        carried = unpack_tensordict(state["carried"])
-        if isinstance(collector, FastCollector):
-            collector.carried = carried
-            return
-        fresh = collector._carrier
+        carried, fresh = unpack_tensordict(state["carried"]), collector._carrier
         for key, value in fresh.items(include_nested=True, leaves_only=True):
             carried.set(key, carried.get(key).to(value.device))
         collector._carrier = carried if fresh.device is None else carried.to(fresh.device)

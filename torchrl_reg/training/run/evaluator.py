@@ -1,8 +1,9 @@
-"""The evaluations of a run, and what each leaves in its folder: a row, the policies and a video."""
+"""Evaluations of a run, with what each leaves in its folder: a row, the policies and a video."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,50 @@ import torch
 from torch import nn
 from torchrl.envs import EnvBase
 
+from torchrl_reg.agents.description import Undescribed
 from torchrl_reg.agents.episode import episode_frames, frames_per_second
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.pictures import draw_without_display
-from torchrl_reg.agents.saved import POLICY_FILE, check_finite, read_policy
+from torchrl_reg.agents.saved import POLICY_FILE, check_finite, policy_bytes, read_policy
 from torchrl_reg.agents.video import write_video
+from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.loop.evaluation import Evaluated, Policy, evaluate, with_mode
 from torchrl_reg.training.run.logger import RunLogger
-from torchrl_reg.training.run.policy_file import PolicyFile
+from torchrl_reg.training.run.metrics import json_row, strip_wall_clock
 from torchrl_reg.training.streams import forked_generators, stream_seed
 
 LONGEST = 2_000  # steps of an episode that are filmed
+
+
+class PolicyFile:
+    """Keeps ``policy.safetensors`` of a run at its last evaluation; see :func:`torchrl_reg.load_policy`.
+
+    Args:
+        folder: of the run.
+        config: the recipe's; its ``env`` and ``run`` are stored for whoever evaluates the policy again.
+    """
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self._path = folder / POLICY_FILE
+        self._refused = False
+        run = config.run
+        self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
+        env = getattr(config, "env", None)
+        if dataclasses.is_dataclass(env) and not isinstance(env, type):
+            self._facts["env"] = dataclasses.asdict(env)
+
+    def write(
+        self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any], say: Callable[[str], None] = print
+    ) -> None:
+        """Writes the file; says once if the policies are of a kind that could not be loaded."""
+        if self._refused:
+            return
+        facts = {**self._facts, "evaluation": json_row(strip_wall_clock(evaluation))}
+        try:
+            write_atomically(self._path, policy_bytes(policies, facts))
+        except Undescribed as error:
+            self._refused = True
+            say(f"policy not saved: {error}, so evaluate, play and export will not work for this run")
 
 
 class Evaluator:
@@ -55,8 +89,7 @@ class Evaluator:
         acting = {name: with_mode(evaluated)[0] for name, evaluated in self._policies.items()}
         if self._env is None or not self._are_finite(acting.values(), frames):
             return
-        settings = self._settings
-        shared = {"episodes": settings.eval_episodes, "seed": settings.seed, "device": self._device}
+        shared = {"episodes": self._settings.eval_episodes, "seed": self._settings.seed, "device": self._device}
         self._logger.evaluation(frames, evaluate(self._env, self._policies, **shared))
         self._file.write(acting, self._logger.last_evaluation or {}, self._logger.say)
         self._film(frames)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,13 @@ from torchrl_reg.collectors import OverlappedCollector
 from torchrl_reg.torchrl_compat import entry
 from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import planned_updates, settings_of, without_effect
-from torchrl_reg.training.loop.collection import EPISODE_RETURN, batches_of, make_collector, overlapped
+from torchrl_reg.training.loop.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
 from torchrl_reg.training.loop.evaluation import Evaluated, Policy
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 from torchrl_reg.training.loop.replay import TransitionStorage, draw_minibatches
 from torchrl_reg.training.loop.update import Update, make_update
 from torchrl_reg.training.run.device import named_device
-from torchrl_reg.training.run.divergence import ValueWatch
+from torchrl_reg.training.run.divergence import ValueWatch, warn
 from torchrl_reg.training.run.env_state import EnvironmentState
 from torchrl_reg.training.run.evaluator import Evaluator
 from torchrl_reg.training.run.recorded import Recorded
@@ -129,22 +128,12 @@ class Run(Recorded):
     ) -> Update:
         """:func:`make_update` with this run's device, replay buffer and compilation settings."""
         every = self.settings.diagnostics_every_updates
-        made = {"loss": loss, "optimizer": optimizer, "target": target}
-        self._made.update({name: part for name, part in made.items() if part is not None})
-        update = make_update(
-            loss,
-            optimizer,
-            target,
-            replay=self._made.get("replay"),
-            max_grad_norm=max_grad_norm,
-            device=self.device,
-            compile=self.settings.compile,
-            updates=planned_updates(settings_of(getattr(self._folder.config, "algo", None))),
-            bf16=self.settings.bf16,
-            cudagraphs=self.cudagraphs,
-            wants_diagnostics=None if every == 1 else lambda: self.updates % every == 0,
-        )
-        return self._guarded(update)
+        self._made |= {"loss": loss, "optimizer": optimizer, **({} if target is None else {"target": target})}
+        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in ("compile", "bf16", "cudagraphs")}
+        settings |= {"replay": self._made.get("replay"), "device": self.device, "max_grad_norm": max_grad_norm}
+        settings["updates"] = planned_updates(settings_of(getattr(self._folder.config, "algo", None)))
+        settings["wants_diagnostics"] = None if every == 1 else lambda: self.updates % every == 0
+        return self._guarded(make_update(loss, optimizer, target, **settings))
 
     def track(self, **components: Any) -> None:
         """Names what a checkpoint holds: everything that learns, counts or anneals.
@@ -189,16 +178,14 @@ class Run(Recorded):
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
         replay = self._made.get("replay")
-        make = partial(
-            make_collector,
-            env,
-            frames_per_batch=frames_per_batch,
-            frames_per_step=self.frames_per_step,
-            device=self.device,
-            storing_device=self.device if replay is None else replay.storage.device,
-            track_trajectories=track_trajectories,
-            kind=self.settings.collector,
-        )
+        storing_device = self.device if replay is None else replay.storage.device
+        made: dict[str, Any] = {"device": self.device, "storing_device": storing_device}
+        made |= {"frames_per_batch": frames_per_batch, "frames_per_step": self.frames_per_step}
+        made |= {"kind": self.settings.collector, "track_trajectories": track_trajectories}
+
+        def make(acting: Policy) -> AnyCollector:
+            return make_collector(env, acting, **made)
+
         ahead = None
         if self.settings.overlap:
             ahead = overlapped(make, policy, seed=stream_seed(self.settings.seed, "collector", 0))
@@ -217,11 +204,7 @@ class Run(Recorded):
             (ahead or collector).shutdown()
 
     def _loop(
-        self,
-        batches: Iterator[TensorDictBase],
-        ahead: OverlappedCollector | None,
-        total_frames: int,
-        frames_per_batch: int,
+        self, batches: Iterator[Any], ahead: OverlappedCollector | None, total_frames: int, frames_per_batch: int
     ) -> Iterator[TensorDictBase]:
         next_batch, resumption = self._guarded(partial(next, batches)), self._resumption
         assert resumption is not None
@@ -265,8 +248,7 @@ class Run(Recorded):
         learning_starts_frames: int = 0,
     ) -> Iterator[TensorDictBase]:
         """A minibatch for each of the :meth:`updates_due`, gathered in one go where that is exact."""
-        due = self.updates_due(update_every_frames, learning_starts_frames)
-        return draw_minibatches(replay, due)
+        return draw_minibatches(replay, self.updates_due(update_every_frames, learning_starts_frames))
 
     def annealed(self, start: float, end: float, over_frames: int, after_frames: int = 0) -> float:
         """``start`` for ``after_frames`` frames, then linear to ``end`` over ``over_frames`` frames, then ``end``."""
@@ -313,7 +295,7 @@ class Run(Recorded):
         self._check_finite(row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True
-            _warn(
+            warn(
                 f"{row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
                 "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max."
             )
@@ -348,7 +330,7 @@ class Run(Recorded):
 
     def _announce(self, resumed: bool) -> None:
         for sentence in without_effect(getattr(self._folder.config, "algo", None)):
-            _warn(f"{sentence}.")
+            warn(f"{sentence}.")
         if resumed:
             self._logger.resume()
         if self._resumption is not None and self._resumption.ends_episodes:
@@ -367,7 +349,3 @@ def finished_returns(batch: TensorDictBase) -> list[float]:
 
 def _crosses(before: int, after: int, every: int) -> bool:
     return after // every > before // every
-
-
-def _warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr, flush=True)

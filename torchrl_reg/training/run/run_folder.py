@@ -173,7 +173,5 @@ def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]
     ]
     if different:
         shown = [*different[:_SHOWN], *([f"and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else [])]
-        raise ConfigError(
-            f"run.dir={path} belongs to a run with other settings ({'; '.join(shown)}); choose "
-            "another run.dir, or the same settings to resume it."
-        )
+        advice = "choose another run.dir, or the same settings to resume it."
+        raise ConfigError(f"run.dir={path} belongs to a run with other settings ({'; '.join(shown)}); {advice}")

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 
 from torchrl_reg.training import RunSettings
-from torchrl_reg.training.run.policy_file import PolicyFile
+from torchrl_reg.training.run.evaluator import PolicyFile
 
 
 def test_a_policy_that_could_not_be_loaded_is_told_once(tmp_path: Path) -> None:

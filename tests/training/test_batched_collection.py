@@ -101,3 +101,13 @@ def test_policies_with_hooks_are_refused(part: str, hook: str) -> None:
     getattr(parts[part], hook)(lambda *_: None)
     with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network of one observation, without"):
         drawing(made)
+
+
+def test_hooks_put_on_later_end_the_collection_of_all() -> None:
+    collectors = [collector("vectors", seed) for seed in range(2)]
+    stacked = StackedCollector(collectors, stack(collectors).parameter)
+    stacked.batches([drawing(each)() for each in collectors])
+    draws = [drawing(each)() for each in collectors]
+    collectors[1].policy[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="without hooks"):
+        stacked.batches(draws)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from torchrl_reg.training.seeds.batched_update import StackedOptimizer
+from torchrl_reg.training.seeds.batched_update import StackedOptimizer, batched_step
+from torchrl_reg.training.seeds.workers import Workers, current_worker
 
 OPTIMIZERS = {
     "adam": lambda groups: Adam(groups, fused=True, eps=1e-5, betas=(0.8, 0.99)),
@@ -97,3 +102,27 @@ def test_a_stack_of_optimizers_ends_with_what_differs():
     assert not stacked.is_current()
     optimizers[1].step()
     assert StackedOptimizer.of(optimizers, lambda p: whole_of[id(p)]) is None  # one has made a step more
+
+
+class _Loss(nn.Module):
+    diagnostics = False
+
+    def stacked_with(self, others: list[nn.Module]) -> SimpleNamespace:
+        return SimpleNamespace(loss=SimpleNamespace(), parameter=lambda parameter: parameter, is_current=lambda: True)
+
+
+def test_a_seed_that_breaks_the_batched_step_fails_alone() -> None:
+    def broken(_: TensorDict) -> None:
+        raise RuntimeError("probability tensor contains nan")
+
+    def task(number: int) -> list[float]:
+        def alone(minibatch: TensorDict) -> dict[str, torch.Tensor]:
+            return broken(minibatch) if number == 1 else {"loss": torch.tensor(float(number))}
+
+        weight, worker = nn.Parameter(torch.ones(2)), current_worker()
+        step = batched_step(worker, alone, lambda *_: broken, _Loss(), [weight], Adam([weight]))
+        return [step(TensorDict({}, [2]))["loss"].item() for _ in range(2)]
+
+    workers = Workers([partial(task, number) for number in range(3)]).run()
+    assert [worker.outcome for worker in workers] == [[0, 0], None, [2, 2]]
+    assert [str(worker.error) for worker in workers] == ["None", "probability tensor contains nan", "None"]
