@@ -18,7 +18,7 @@ from torchrl_reg.agents import read_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import PriorUpdate
 from torchrl_reg.training import evaluate, read_metrics, recipe, strip_wall_clock
-from torchrl_reg.training.cli.config_errors import typed
+from torchrl_reg.training.cli.typed_config import typed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
@@ -197,7 +197,7 @@ def test_every_choice_composes(name: str) -> None:
             method = [f"+method={name}"] if name in METHODS else []
             config = compose("q_learning" if name in METHODS else name, overrides=[*method, *overrides])
             config.run.dir = "unused"
-            settings = typed(config, module.Config, CONF, {})
+            settings = typed(config, module.Config)
             assert isinstance(settings, module.Config)
             settings.algo.validate()
             settings.env.validate()
