@@ -18,7 +18,7 @@ from torchrl_reg.training.run.run import Run
 
 @dataclass
 class PolicyLearning:
-    """Hyperparameters of learning a policy from replay: default, unit, source; for Pendulum.
+    """Hyperparameters of learning a policy from replay, in frames and updates: default, unit, source; for Pendulum.
 
     A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [S]
     Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018.
@@ -46,7 +46,7 @@ class PolicyLearning:
 
 
 class PolicyLearner:
-    """Collects, stores and learns with any loss of a policy, as set by ``algo``. The loop stays in the recipe::
+    """Collects frames, stores them and learns with any loss of a policy, as set by ``algo``. The loop is the recipe's::
 
         for batch in learner.collect(env, actor):
             learner.store(batch)
