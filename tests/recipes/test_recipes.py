@@ -525,4 +525,4 @@ def test_help_describes_every_setting_and_only_choices_that_fit(
     assert shown == {env for env in ENVS if fits(name, env)}
     presets = {each.strip().split(" ")[0] for each in re.sub(r"\(.*?\)", "", choices["+paper"]).split(",")}
     assert presets == {preset for preset, (names, _) in PRESETS.items() if name in names}
-    assert "net: null" not in text and ("net=" in text) == (name == "m_dqn")
+    assert "+plan=" not in text and "net: null" not in text and ("net=" in text) == (name == "m_dqn")

@@ -142,6 +142,7 @@ def test_a_preset_overrides_the_environment(command):
         (["run.zzz=1"], "run.zzz is not a setting; --cfg job lists all settings."),
         (["algo.gamma=abc"], "algo.gamma must be a number, got 'abc'."),
         (["algo.num_envs=1.5"], "algo.num_envs must be an integer, got '1.5'."),
+        (["algo.num_envs=true"], "algo.num_envs must be an integer, got 'True'."),
         (["net.cells=[8,x]"], "net.cells[1] must be an integer, got 'x'."),
         (["algo.lr=null"], "algo.lr must have a value, got null."),
         (["algo=3"], "algo is a group of settings; set one of them, algo.<name>=<value>."),
