@@ -15,41 +15,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_value_network
 from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
-from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass
-class Algo:
-    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+class Algo(PolicyLearning):
+    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
 
-    total_frames: int = 10_000  # environment frames
     tau: float = 0.01  # temperature, reward units; .001 on Adroit [V21]
     alpha: float = 0.0  # Munchausen weight: 0 is IQ, .9 the best M-IQ [V21]
     clip_min: float | None = None  # lower clip of tau ln pi in the Munchausen term, reward units; null: none [V21]
     residual: bool = False  # bootstrap on the online value: one-step PCL, with alpha > 0 Trust-PCL [V21, ablation]
     target_entropy: float | None = None  # nats; adapts tau (multicategorical policies). Ours, null: fixed [V21]
-    gamma: float = 0.99  # discount [S]
-    learning_rate: float = 1e-3  # Adam; 3e-4 on MuJoCo [S]
-    adam_eps: float = 1e-8  # PyTorch's
-    batch_size: int = 256  # transitions [S]
-    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [S]
-    learning_starts_frames: int = 1_000  # 10k on MuJoCo [S]
-    update_every_frames: float = 1  # frames per gradient update [V21]
-    target_rate: float = 0.005  # Polyak rate of both target networks, per update [S]
-    num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
         require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
         require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
-        check_replay_learning(self)
+        super().validate()
 
 
 @dataclass
@@ -76,9 +64,6 @@ def train(cfg: Config) -> Path:
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
-    # What it remembers: single transitions, sampled uniformly; of a binned action the bins.
-    replay = run.replay(algo.replay_capacity, algo.batch_size)
-
     # What it learns: tau ln pi(a|s) + V(s) towards r + alpha tau ln pi_target(a|s) + gamma V_target(s').
     loss = ImplicitQLoss(
         actor,
@@ -89,19 +74,16 @@ def train(cfg: Config) -> Path:
         residual=algo.residual,
         target_entropy=algo.target_entropy,
     ).make_value_estimator(gamma=algo.gamma)
-    optimizer = torch.optim.Adam(
-        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
-    )
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
-    update = run.make_update(loss, optimizer, target)
+
+    # What it stores: single transitions, sampled uniformly.
+    learner = PolicyLearner(run, algo, loss, target)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
-    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
-    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
-        replay.extend(batch.select(*loss.in_keys).transpose(0, 1).reshape(-1))  # in order of time
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            run.record(update(minibatch))
+    for batch in learner.collect(env, actor):
+        learner.store(batch)
+        for minibatch in learner.minibatches():
+            run.record(learner.update(minibatch))
     return run.finish()
 
 

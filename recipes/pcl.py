@@ -14,42 +14,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_value_network
 from torchrl_reg.objectives import PathConsistencyLoss, PolyakTargetUpdate
-from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass
-class Algo:
-    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+class Algo(PolicyLearning):
+    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
 
-    total_frames: int = 10_000  # environment frames
     tau: float = 0.1  # temperature, reward units
     lam: float = 0.0  # weight of the KL to the lagged policy, reward units; > 0 is Trust-PCL [N18]
     max_kl: float | None = None  # nats per step; adapts lam to this budget ([C] does by a search). null: fixed lam
     rollout: int = 10  # longest sub-trajectory, steps [C]; 1 with delay_value=true is IQ, with false one-step PCL
     unified: bool = False  # one network: V = (tau + lam) logsumexp of the policy's logits [N17]
     delay_value: bool = True  # bootstrap on the lagged value network: use_target_values in [C]; false: residual [N17]
-    gamma: float = 0.99  # discount
-    learning_rate: float = 1e-3  # Adam
-    adam_eps: float = 1e-8  # PyTorch's; 2e-4 in [C]
     max_grad_norm: float | None = 40.0  # of all gradients together [C]; null: no clip
     batch_size: int = 32  # sequences
-    replay_capacity: int = 100_000  # transitions
-    learning_starts_frames: int = 1_000
-    update_every_frames: float = 1  # frames per gradient update
     target_rate: float = 0.01  # Polyak rate of the lagged networks: 1 - target_network_lag in [C]
-    num_envs: int = 8  # environments stepped together
     collect_steps: int = 10  # steps of each between two rounds of updates: the length of a stored sequence
 
     def validate(self) -> None:
         for name in ("tau", "lam"):
             require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
-        check_replay_learning(self)
+        super().validate()
         require(1 <= self.rollout <= self.collect_steps, "algo.rollout", "in 1 ... algo.collect_steps", self.rollout)
         least = self.batch_size * self.collect_steps
         require(self.replay_capacity >= least, "algo.replay_capacity", f">= {least} transitions", self.replay_capacity)
@@ -75,9 +66,6 @@ def train(cfg: Config) -> Path:
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
-    # What it remembers: sequences of collect_steps steps, sampled uniformly.
-    replay = run.replay(algo.replay_capacity // algo.collect_steps, algo.batch_size)
-
     # What it learns: V(s_t) towards sum_i gamma^i (r - tau ln pi - lam ln(pi / lagged pi)) + gamma^n V(s_{t+n}).
     loss = PathConsistencyLoss(
         actor,
@@ -88,19 +76,16 @@ def train(cfg: Config) -> Path:
         max_kl=algo.max_kl,
         delay_value=algo.delay_value,
     ).make_value_estimator(gamma=algo.gamma)
-    optimizer = torch.optim.Adam(
-        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
-    )
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
-    update = run.make_update(loss, optimizer, target, max_grad_norm=algo.max_grad_norm)
+
+    # What it stores: sequences of collect_steps steps, sampled uniformly.
+    learner = PolicyLearner(run, algo, loss, target, max_grad_norm=algo.max_grad_norm, sequences=True)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
-    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
-    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
-        replay.extend(batch.select(*loss.in_keys))  # [num_envs, collect_steps]: a sequence is one row
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            run.record(update(minibatch))
+    for batch in learner.collect(env, actor):
+        learner.store(batch)
+        for minibatch in learner.minibatches():
+            run.record(learner.update(minibatch))
     return run.finish()
 
 

@@ -31,33 +31,22 @@ from torchrl_reg.modules import (
     state_action_value_network,
 )
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss
-from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass
-class Algo:
-    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+class Algo(PolicyLearning):
+    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
 
-    total_frames: int = 10_000  # environment frames
     tau: float = 1.0  # temperature (alpha in [H18]), reward units; where it starts if adapted
     adapt_tau: bool = True  # to the target entropy [H18]
     target_entropy: float | None = None  # nats; null: minus the action dimensions [H18], of bins half of ln(bins) each
-    gamma: float = 0.99  # discount [H18]
-    learning_rate: float = 1e-3  # Adam, for actor, critics and temperature; 3e-4 on MuJoCo [H18]
-    adam_eps: float = 1e-8  # PyTorch's
-    batch_size: int = 256  # transitions [H18]
-    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [H18]
-    learning_starts_frames: int = 1_000  # 10k on MuJoCo
-    update_every_frames: float = 1  # frames per gradient update [H18]
-    target_rate: float = 0.005  # Polyak rate of the target critics, per update [H18]
-    num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
         unused = self.target_entropy is None or self.adapt_tau
         require(unused, "algo.target_entropy", "null where algo.adapt_tau=false", self.target_entropy)
-        check_replay_learning(self)
+        super().validate()
 
 
 @dataclass
@@ -115,27 +104,20 @@ def train(cfg: Config) -> Path:
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
-    # What it remembers: single transitions, sampled uniformly.
-    replay = run.replay(algo.replay_capacity, algo.batch_size)
-
     # What it learns: Q(s, a) towards r + gamma (min Q_target - tau ln pi)(s', a'), pi towards softmax(Q / tau).
     loss = make_loss(cfg, env, actor, run.device)
-    optimizer = torch.optim.Adam(
-        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
-    )
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
-    update = run.make_update(loss, optimizer, target)
+
+    # What it stores: single transitions, sampled uniformly.
+    learner = PolicyLearner(run, algo, loss, target)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
-    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
-    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
-        rows = batch.select(*loss.in_keys).transpose(0, 1).reshape(-1)  # in order of time
-        if "action_index" in loss.in_keys:
-            rows["action_index"] = rows["action_index"].squeeze(-1)  # the form DiscreteSACLoss takes
-        replay.extend(rows)
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            run.record(update(minibatch))
+    for batch in learner.collect(env, actor):
+        if "action_index" in loss.in_keys:  # the form DiscreteSACLoss takes
+            batch = batch.clone(False).set("action_index", batch["action_index"].squeeze(-1))
+        learner.store(batch)
+        for minibatch in learner.minibatches():
+            run.record(learner.update(minibatch))
     return run.finish()
 
 

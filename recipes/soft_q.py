@@ -16,36 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
-from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass
-class Algo:
-    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+class Algo(PolicyLearning):
+    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
 
-    total_frames: int = 10_000  # environment frames
     tau: float = 0.2  # temperature, reward units: the inverse of the reward scale in [C]
     num_value_samples: int = 8  # actions of the soft value, per state; 16 in [C]
     num_particles: int = 4  # of the sampler, per state; half of them push the others; 16 in [C]
     proposal: str = "lattice"  # of the soft value's actions; also uniform [C], and actor with policy=flow
     form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], whose actions keep off the bounds
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
-    gamma: float = 0.99  # discount [C]
-    learning_rate: float = 1e-3  # Adam, for sampler and critics; 3e-4 on MuJoCo [C]
-    adam_eps: float = 1e-8  # PyTorch's
     batch_size: int = 128  # transitions [C]
-    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [C]
-    learning_starts_frames: int = 1_000  # [C]
-    update_every_frames: float = 1  # frames per gradient update [C]
-    target_rate: float = 0.005  # Polyak rate of the target critics, per update [S]; [C] copies every 1000 updates
-    num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -56,7 +45,7 @@ class Algo:
         require(known, "algo.proposal", "lattice, uniform or actor", self.proposal)
         require(self.form in ("exact", "haarnoja2017"), "algo.form", "exact or haarnoja2017", self.form)
         require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
-        check_replay_learning(self)
+        super().validate()
 
 
 @dataclass
@@ -83,9 +72,6 @@ def train(cfg: Config) -> Path:
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
-    # What it remembers: single transitions, sampled uniformly.
-    replay = run.replay(algo.replay_capacity, algo.batch_size)
-
     # What it learns: Q(s, a) towards r + gamma tau ln int exp(Q_target(s', .) / tau), the sampler towards exp(Q / tau).
     loss = SoftQLearningLoss(
         actor,
@@ -96,19 +82,16 @@ def train(cfg: Config) -> Path:
         proposal=algo.proposal,  # type: ignore[arg-type]
         form=algo.form,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
-    optimizer = torch.optim.Adam(
-        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
-    )
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
-    update = run.make_update(loss, optimizer, target)
+
+    # What it stores: single transitions, sampled uniformly.
+    learner = PolicyLearner(run, algo, loss, target)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
-    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
-    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
-        replay.extend(batch.select(*loss.in_keys).transpose(0, 1).reshape(-1))  # in order of time
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            run.record(update(minibatch))
+    for batch in learner.collect(env, actor):
+        learner.store(batch)
+        for minibatch in learner.minibatches():
+            run.record(learner.update(minibatch))
     return run.finish()
 
 

@@ -16,20 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
 from torchrl_reg.objectives import PolyakTargetUpdate, VIRELLoss
-from torchrl_reg.training import RecipeConfig, Run, check_replay_learning, recipe, require
+from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass
-class Algo:
-    """Hyperparameters: default, unit, source. The defaults suit Pendulum; env and paper presets change them."""
+class Algo(PolicyLearning):
+    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
 
-    total_frames: int = 10_000  # environment frames
     tau: float = 1.0  # temperature, reward units; where it starts, or stays if beta_scale is null [C]
     beta_scale: float | None = 0.1  # temperature over the p-th part of the Bellman error, reward units^(1 - p) [F19: c]
     exponent: float = 2.0  # p of the Bellman error [C]
@@ -38,16 +36,6 @@ class Algo:
     tau_min: float = 1e-3  # floor of the temperature, reward units; ours
     value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
-    gamma: float = 0.99  # discount [C]
-    learning_rate: float = 1e-3  # Adam, for actor, critics and value; 3e-4 [C]
-    adam_eps: float = 1e-8  # PyTorch's
-    batch_size: int = 256  # transitions [S]; 128 in [C]
-    replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [C]
-    learning_starts_frames: int = 1_000  # 10k on MuJoCo
-    update_every_frames: float = 1  # frames per gradient update [C]
-    target_rate: float = 0.005  # Polyak rate of the target networks, per update [S]; .001 in [C]
-    num_envs: int = 8  # environments stepped together
-    collect_steps: int = 4  # steps of each between two rounds of updates
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -58,7 +46,7 @@ class Algo:
         require(self.error_batch is None or self.error_batch >= 1, "algo.error_batch", ">= 1 or null", self.error_batch)
         require(0 < self.tau_min < math.inf, "algo.tau_min", "finite and > 0", self.tau_min)
         require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
-        check_replay_learning(self)
+        super().validate()
 
 
 @dataclass
@@ -84,9 +72,6 @@ def train(cfg: Config) -> Path:
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
-    # What it remembers: single transitions, sampled uniformly.
-    replay = run.replay(algo.replay_capacity, algo.batch_size)
-
     # What it learns: Q(s, a) towards r + gamma min Q_target(s', a'), pi towards softmax(Q / tau), tau = the error of Q.
     loss = VIRELLoss(
         actor,
@@ -98,23 +83,20 @@ def train(cfg: Config) -> Path:
         rate=algo.error_rate,
         tau_min=algo.tau_min,
     ).make_value_estimator(gamma=algo.gamma)
-    optimizer = torch.optim.Adam(
-        loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
-    )
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
-    update = run.make_update(loss, optimizer, target)
+
+    # What it stores: single transitions, sampled uniformly.
+    learner = PolicyLearner(run, algo, loss, target)
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay)
-    frames_per_batch = algo.num_envs * algo.collect_steps * frames_per_step(cfg.env)
-    for batch in run.collect(env, actor, total_frames=algo.total_frames, frames_per_batch=frames_per_batch):
-        replay.extend(batch.select(*loss.in_keys).transpose(0, 1).reshape(-1))  # in order of time
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            scalars = update(minibatch)
+    for batch in learner.collect(env, actor):
+        learner.store(batch)
+        for minibatch in learner.minibatches():
+            scalars = learner.update(minibatch)
             if algo.error_batch is None:
                 loss.observe(scalars)
             else:
-                loss.observe(loss.bellman_error(replay.sample(algo.error_batch).to(run.device)))
+                loss.observe(loss.bellman_error(learner.replay.sample(algo.error_batch).to(run.device)))
             run.record(scalars)
     return run.finish()
 

@@ -19,7 +19,7 @@ from torchrl_reg.agents import save_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.training import read_metrics
-from torchrl_reg.training.cli.config_errors import typed
+from torchrl_reg.training.cli.typed_config import typed
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ments.py"
 TINY = ["run.eval_episodes=2", "algo.num_simulations=6", "run.log_every_frames=8", "run.checkpoint_every_frames=8"]
@@ -140,7 +140,7 @@ def test_every_choice_composes() -> None:
         ):
             config = compose("ments", overrides=overrides)
             config.run.dir = "unused"
-            settings = typed(config, module.Config, RECIPE.parent / "conf", {})
+            settings = typed(config, module.Config)
             assert isinstance(settings, module.Config)
             settings.algo.validate()
             settings.env.validate()

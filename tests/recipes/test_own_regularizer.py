@@ -1,4 +1,4 @@
-"""A class of one's own is trained, saved, evaluated, resumed and swept as ours are."""
+"""A class of one's own is trained, saved, evaluated, resumed, swept and planned with as ours are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from slurm.snapshot import code_files
-from torchrl_reg.regularizers import check_regularizer
+from torchrl_reg.planning import E2W, Planner, SyntheticTrees
+from torchrl_reg.regularizers import Entropy, check_regularizer
 from torchrl_reg.training import read_metrics, strip_wall_clock
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -52,6 +54,18 @@ def test_it_is_a_regularizer(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = importlib.import_module("own_regularizer").LogBarrier
     assert len((HERE / "own_regularizer.py").read_text().split("import torch\n")[1].strip().splitlines()) <= 30
     check_regularizer(kind(0.3), tolerance=1e-6)
+
+
+def test_it_is_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search whose nodes are worth its value, and whose actions are its policy's, finds the exact value."""
+    monkeypatch.syspath_prepend(str(HERE))
+    own = importlib.import_module("own_regularizer").LogBarrier(0.1)
+    trees = SyntheticTrees(branching=3, depth=3, num_trees=5, seed=0)
+    found = Planner(E2W(1.0), own, num_simulations=400)(trees, trees.roots())
+    torch.testing.assert_close(found.q, trees.root_q(own), atol=1e-9, rtol=0.0)
+    torch.testing.assert_close(found.value, trees.root_value(own), atol=1e-9, rtol=0.0)
+    torch.testing.assert_close(found.pi, own(trees.root_q(own)).pi, atol=1e-9, rtol=0.0)
+    assert (found.value - trees.root_value(Entropy(0.1))).abs().min() > 0.01
 
 
 LOADED = """

@@ -7,18 +7,24 @@ import json
 import math
 import re
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from tensordict import TensorDictBase
+from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.agents import read_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import PriorUpdate
-from torchrl_reg.training import evaluate, read_metrics, recipe, strip_wall_clock
-from torchrl_reg.training.cli.config_errors import typed
+from torchrl_reg.objectives import QLearningLoss
+from torchrl_reg.training import ValueLearner, evaluate, read_metrics, recipe, strip_wall_clock
+from torchrl_reg.training.cli.typed_config import typed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes without networks, environments to choose or a replay buffer: tested on their own.
@@ -198,7 +204,7 @@ def test_every_choice_composes(name: str) -> None:
             method = [f"+method={name}"] if name in METHODS else []
             config = compose("q_learning" if name in METHODS else name, overrides=[*method, *overrides])
             config.run.dir = "unused"
-            settings = typed(config, module.Config, CONF, {})
+            settings = typed(config, module.Config)
             assert isinstance(settings, module.Config)
             settings.algo.validate()
             settings.env.validate()
@@ -344,6 +350,54 @@ def test_the_presets_of_the_two_recipes_written_out_are_those_recipes(
     assert mine == theirs and len(mine) > 2
 
 
+def hand_written_qr_dqn(net: nn.Module, batches: list[TensorDictBase], every: int, rate: float, gamma: float) -> None:
+    """Quantile regression as in Dabney et al. 2018: sum over the online quantiles of the mean over the target's."""
+    target, quantiles = deepcopy(net), 8
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate, eps=1e-5)
+    fractions = (torch.arange(quantiles) + 0.5).unsqueeze(-1) / quantiles
+    for updates, batch in enumerate(batches, 1):
+        after, index = batch["next"], torch.arange(len(batch))
+        z = net(batch["observation"]).view(len(batch), quantiles, -1)[index, :, batch["action"]]
+        with torch.no_grad():
+            next_z = target(after["observation"]).view(len(batch), quantiles, -1)
+            next_z = next_z[index, :, next_z.mean(1).argmax(-1)]
+            y = after["reward"] + gamma * (~after["terminated"]) * next_z
+        error = y.unsqueeze(1) - z.unsqueeze(2)
+        huber = torch.where(error.abs() <= 1, error.square() / 2, error.abs() - 0.5)
+        loss = ((fractions - (error.detach() < 0).float()).abs() * huber).mean(2).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if updates % every == 0:
+            target.load_state_dict(net.state_dict())
+
+
+def test_qr_dqn_is_the_hand_written_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, nets, batches, learners = load("qr_dqn"), [], [], []
+
+    class Watched(ValueLearner):
+        def __init__(self, run: Any, algo: Any, loss: Any, *rest: Any, **more: Any) -> None:
+            super().__init__(run, algo, loss, *rest, **more)
+            learners.append(self)
+            inner = self.update
+            self.update = lambda batch: (batches.append(batch.clone()), inner(batch))[1]
+
+    def loss_of(actor: Any, **slots: Any) -> Any:
+        nets.append(deepcopy(actor.distribution.network))
+        return QLearningLoss(actor, **slots)
+
+    monkeypatch.setattr(module, "ValueLearner", Watched)
+    monkeypatch.setattr(module, "QLearningLoss", loss_of)
+    settings = ["algo.anneal_learning_rate=false", "algo.target_period_updates=5", "net.num_quantiles=8"]
+    start(monkeypatch, "qr_dqn", f"run.dir={tmp_path / 'run'}", *tiny("qr_dqn"), *settings)
+    assert len(batches) == 32
+    hand_written_qr_dqn(nets[0], batches, every=5, rate=2e-3, gamma=0.99)
+    trained = list(learners[0].loss.value_network_params.values(True, True))
+    assert len(trained) == len(list(nets[0].parameters()))
+    for mine in nets[0].parameters():
+        assert any(each.shape == mine.shape and torch.allclose(each, mine, atol=1e-5) for each in trained)
+
+
 def test_mirl_without_a_prior_is_the_dqn_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(monkeypatch, "mirl", f"run.dir={tmp_path / 'a'}", "algo.method=dqn", *tiny("mirl"))
     start(monkeypatch, "dqn", f"run.dir={tmp_path / 'b'}", *tiny("mirl"))
@@ -472,4 +526,4 @@ def test_help_describes_every_setting_and_only_choices_that_fit(
     assert shown == {env for env in ENVS if fits(name, env)}
     presets = {each.strip().split(" ")[0] for each in re.sub(r"\(.*?\)", "", choices["+paper"]).split(",")}
     assert presets == {preset for preset, (names, _) in PRESETS.items() if name in names}
-    assert "net: null" not in text and ("net=" in text) == (name == "m_dqn")
+    assert "+plan=" not in text and "net: null" not in text and ("net=" in text) == (name == "m_dqn")

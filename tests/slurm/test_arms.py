@@ -34,11 +34,11 @@ def recipe_module(name: str) -> ModuleType:
 
 @cache
 def config_of(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    from torchrl_reg.training.cli.config_errors import typed
+    from torchrl_reg.training.cli.typed_config import typed
 
     config_class, conf = recipe_module(recipe).Config, ROOT / "recipes/conf"
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        config = typed(hydra.compose(config_name=recipe, overrides=list(overrides)), config_class, conf, {})
+        config = typed(hydra.compose(config_name=recipe, overrides=list(overrides)), config_class)
     return flat(dataclasses.asdict(config))
 
 

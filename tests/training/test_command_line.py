@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from tensordict import TensorDict
 
 from torchrl_reg.training import RecipeConfig, files, recipe
-from torchrl_reg.training.cli import command_line
+from torchrl_reg.training.cli import signals
 from torchrl_reg.training.cli.overrides import default_folder
 from torchrl_reg.training.errors import Interrupted
 from torchrl_reg.training.run import metrics
@@ -141,6 +142,7 @@ def test_a_preset_overrides_the_environment(command):
         (["run.zzz=1"], "run.zzz is not a setting; --cfg job lists all settings."),
         (["algo.gamma=abc"], "algo.gamma must be a number, got 'abc'."),
         (["algo.num_envs=1.5"], "algo.num_envs must be an integer, got '1.5'."),
+        (["algo.num_envs=true"], "algo.num_envs must be an integer, got 'True'."),
         (["net.cells=[8,x]"], "net.cells[1] must be an integer, got 'x'."),
         (["algo.lr=null"], "algo.lr must have a value, got null."),
         (["algo=3"], "algo is a group of settings; set one of them, algo.<name>=<value>."),
@@ -241,7 +243,7 @@ def test_ctrl_c_may_be_pressed_three_times_and_ends_the_process_if_it_hangs(comm
         signal.raise_signal(signal.SIGINT)  # while the interpreter exits
         assert code == 130 and left == []
         assert err.strip().startswith("stopped; the same command continues: python ")
-        monkeypatch.setattr(command_line, "_PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr(signals, "_PATIENCE_SECONDS", 0.0)
         signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -390,10 +392,49 @@ def test_a_sweep_runs_every_seed_in_its_own_folder(command):
     assert [cfg.run.dir for cfg in seen] == [f"results/tiny_dqn/cartpole/algo.lr=0.1/seed={seed}" for seed in (0, 3)]
 
 
+QUICK = ["run.device=cpu", "run.progress=false", "run.eval_episodes=1", "algo.total_frames=64"]
+
+
+def _evaluated(folder):
+    return json.loads((folder / "done.json").read_text())["evaluation"]["return_greedy_mean"]
+
+
+def test_a_sweeper_is_told_the_last_evaluation(command, tmp_path, capfd):
+    from hydra_plugins import ask_tell
+
+    ask_tell.TOLD.clear()
+    search = ["-m", "hydra/sweeper=ask_tell", "algo.lr=interval(0.1, 0.3)", "run.seeds=[0,1]", *QUICK]
+    assert command(*search, train=tiny_dqn.train)[0] == 0
+    (low, first), (high, second) = ask_tell.TOLD
+    assert ("algo.lr=0.15" in low, "algo.lr=0.25" in high) == (True, True)
+    for lr, told in ((0.15, first), (0.25, second)):
+        seeds = sorted(tmp_path.glob(f"results/tiny_dqn/cartpole/*algo.lr={lr}*/seed=*"))
+        assert len(seeds) == 2 and told == sum(map(_evaluated, seeds)) / 2
+    capfd.readouterr()
+    assert command(*search)[2] == []  # a finished trial is not repeated, and told again
+    assert [told for _, told in ask_tell.TOLD] == [first, second] * 2
+
+
+def test_optuna_searches_and_goes_on(command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    import optuna
+
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=2"]
+    search += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.study_name=lr", f"hydra.sweeper.storage={storage}"]
+    for trials in (2, 4):
+        assert command(*search, "algo.lr=tag(log, interval(1e-3, 1e-1))", *QUICK, train=tiny_dqn.train)[0] == 0
+        found = optuna.load_study(study_name="lr", storage=storage).trials
+        assert len(found) == trials
+        for trial in found:
+            (folder,) = tmp_path.glob(f"results/tiny_dqn/cartpole/*algo.lr={trial.params['algo.lr']}*/seed=0")
+            assert trial.value == _evaluated(folder)
+
+
 def test_hydra_leaves_no_folders_of_its_own(command, tmp_path):
     command()
     assert not list(tmp_path.iterdir())
-    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert os.environ.get("HYDRA_FULL_ERROR", "0") == "0"
 
 
 def test_the_default_folder_tells_the_settings():

@@ -74,9 +74,11 @@ class RecipeConfig:
 
     ``groups`` maps each config group (a folder of ``conf/``) to the choice the recipe starts from.
     Later groups override earlier ones, so ``env`` comes last: an environment may bring its network.
+    ``objective`` is the column of the last evaluation that a search over settings (Hydra's sweepers) is told.
     """
 
     groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
+    objective: ClassVar[str] = "return_greedy_mean"
 
     run: RunSettings = field(default_factory=RunSettings)
 

@@ -15,31 +15,31 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, cast
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from torchrl_reg.training.cli.config_errors import explain, plain_defaults, typed
+from torchrl_reg.training.cli.choices import unknown_choice
 from torchrl_reg.training.cli.help import help_text
-from torchrl_reg.training.cli.overrides import check_words, choices, default_folder, readable, telling
+from torchrl_reg.training.cli.overrides import default_folder, read_words, readable, telling
+from torchrl_reg.training.cli.signals import stopped_by_signals
+from torchrl_reg.training.cli.typed_config import first_line, plain_defaults, typed
 from torchrl_reg.training.errors import Interrupted, stop_behind, user_sentence
 from torchrl_reg.training.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.seeds.seeds_together import train_seeds
 from torchrl_reg.training.settings import RecipeConfig, validate
 
 Train = Callable[[Any], Path]
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PATIENCE_SECONDS = 5.0
 
 
 def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]:
@@ -75,19 +75,22 @@ class _CommandLine:
             if sys.argv[1:] == ["--check"]:
                 return self._check(json.load(sys.stdin))
             sys.argv[1:] = readable(sys.argv[1:], self.config_class)
-            overrides = check_words(sys.argv[1:], self.config_class, self.conf)
-            if {"-h", "--help"} & set(sys.argv[1:]):
-                return print(help_text(self.config_class, self.train, self.conf, self._composed(overrides)))
+            asked = read_words(sys.argv[1:], self.config_class, self.conf)
+            if asked.help:
+                return print(help_text(self.config_class, self.train, self.conf, self._composed(asked.overrides)))
             entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=self.name)(self._job)
             try:
-                with _full_hydra_errors(), _signals_as_exceptions():
+                os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors over several lines, and exits
+                with stopped_by_signals():
                     entry()
             except (KeyboardInterrupt, Interrupted) as stop:
                 print(f"\nstopped; the same command continues: {command()}", file=sys.stderr)
                 sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
+            finally:
+                os.environ["HYDRA_FULL_ERROR"] = "1" if self.full_errors else "0"
         return None
 
-    def _job(self, composed: DictConfig) -> str:
+    def _job(self, composed: DictConfig) -> float | None:
         if os.getpid() != self.main_process and self.config_class.__module__ == "__main__":
             # A launcher pickles the classes of a script without what the script imports: here they are its own again.
             spec = cast(Any, importlib.util.spec_from_file_location(self.name, self.script))
@@ -96,7 +99,7 @@ class _CommandLine:
             self.config_class = getattr(script, self.config_class.__name__)
             self.train = getattr(script, self.train.__name__)
         with self._sentences():  # here, too, as the first error ends a sweep
-            return str(self._run(composed))
+            return self._run(composed)
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -106,7 +109,7 @@ class _CommandLine:
         except Exception as error:
             if stop := stop_behind(error):
                 raise stop from None
-            sentence = user_sentence(error) or explain(error, self.conf)
+            sentence = user_sentence(error) or self._explained(error)
             # A launcher's worker must pass back the exception itself, not an exit code.
             if sentence is None or self.full_errors or os.getpid() != self.main_process:
                 raise
@@ -118,24 +121,32 @@ class _CommandLine:
                 stack.enter_context(hydra.initialize_config_dir(version_base="1.3", config_dir=str(self.conf)))
             return hydra.compose(config_name=self.name, overrides=list(overrides))
 
-    def _typed(self, composed: DictConfig, overrides: Sequence[str]) -> Any:
-        return typed(composed, self.config_class, self.conf, choices(overrides, self.config_class.groups))
+    def _explained(self, error: Exception) -> str | None:
+        """The sentence for an error of Hydra's or of a YAML file; None for anything else."""
+        for found in (error, error.__cause__, error.__context__):
+            if isinstance(found, yaml.YAMLError):
+                mark, problem = getattr(found, "problem_mark", None), getattr(found, "problem", None)
+                where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
+                return f"{where} is not YAML: {problem or first_line(found)}."
+        if isinstance(error, MissingConfigException):
+            return unknown_choice(self.conf, str(error.missing_cfg_file or ""), error.options or ())
+        return f"{first_line(error)}." if isinstance(error, HydraException | OmegaConfBaseException) else None
 
     def _check(self, settings: Sequence[Sequence[str]]) -> None:
         """Composes and validates each list of overrides and prints its config as a line of JSON."""
         for words in settings:
-            overrides = check_words(readable(words, self.config_class), self.config_class, self.conf)
-            config = self._typed(self._composed(overrides), overrides)
+            overrides = read_words(readable(words, self.config_class), self.config_class, self.conf).overrides
+            config = typed(self._composed(overrides), self.config_class)
             validate(config)
             print(json.dumps(dataclasses.asdict(config), default=str))
 
-    def _run(self, composed: DictConfig) -> Path:
-        """Trains one seed, or several side by side; returns the folder of the first."""
+    def _run(self, composed: DictConfig) -> float | None:
+        """Trains one seed, or several side by side; returns what a search maximises, the mean over the seeds."""
         # As typed: read one by one, they are resolved in Hydra's own config, where ${algo.tau} is nothing.
         overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
         shown = os.path.relpath(self.script) if self.script.is_relative_to(Path.cwd()) else str(self.script)
         COMMAND.set(shlex.join(["python", shown, *overrides]))
-        given = self._typed(composed, overrides)
+        given = typed(composed, self.config_class)
         validate(given)
         if given.run.seeds is None:
             given.run.dir = given.run.dir or str(self._folder(given, overrides))
@@ -143,10 +154,10 @@ class _CommandLine:
         else:  # a folder each, so that any of them can also be continued on its own
             parent = Path(given.run.dir) if given.run.dir else self._folder(given, overrides).parent
             configs = [_of_seed(given, seed, parent) for seed in given.run.seeds]
-        unfinished = [config for config in configs if not _is_done(config)]
-        if unfinished:
+        if unfinished := [config for config in configs if not _is_done(config)]:
             train_seeds(self.train, unfinished)
-        return Path(configs[0].run.dir)
+        found = [_objective(config) for config in configs]
+        return sum(found) / len(found) if None not in found else None  # type: ignore[arg-type]
 
     def _folder(self, given: Any, overrides: Sequence[str]) -> Path:
         """The default folder, named after the settings that differ from the defaults, however they were written."""
@@ -154,7 +165,9 @@ class _CommandLine:
         as_typed = default_folder(self.name, env, overrides, given.run.seed)
         if as_typed.exists():  # from an earlier version, which used this name
             return as_typed
-        differing = telling(overrides, lambda words: dataclasses.asdict(self._typed(self._composed(words), words)))
+        differing = telling(
+            overrides, lambda words: dataclasses.asdict(typed(self._composed(words), self.config_class))
+        )
         return default_folder(self.name, env, differing, given.run.seed)
 
 
@@ -170,47 +183,13 @@ def _is_done(config: Any) -> bool:
     return folder.is_done
 
 
+def _objective(config: Any) -> float | None:
+    """The column of the last evaluation that the recipe names; None of a study without one."""
+    done = Path(config.run.dir) / "done.json"
+    evaluation = json.loads(done.read_text())["evaluation"] if done.exists() else None
+    return (evaluation or {}).get(config.objective)
+
+
 def _fail(sentence: str) -> NoReturn:
     print(" ".join(sentence.split()), file=sys.stderr)
     sys.exit(1)
-
-
-@contextmanager
-def _full_hydra_errors() -> Iterator[None]:
-    """Makes Hydra raise its errors; otherwise it prints them over several lines and exits."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Stops on Ctrl-C, SIGTERM and SIGUSR1/2 unless something else (submitit) already handles them.
-
-    Later ones change nothing while the run stops; if that takes long, the next ends the process where it stands.
-    """
-    stopped_at: float | None = None
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopped_at
-        if stopped_at is None:
-            stopped_at = time.monotonic()
-            raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
-        if time.monotonic() - stopped_at > _PATIENCE_SECONDS:
-            os._exit(128 + number)
-
-    by_default = (signal.SIG_DFL, signal.default_int_handler)
-    ours = {each: signal.getsignal(each) for each in _STOPPING if signal.getsignal(each) in by_default}
-    for each in ours:
-        signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        for each, before in ours.items() if stopped_at is None else ():  # else the process is about to end
-            signal.signal(each, before)

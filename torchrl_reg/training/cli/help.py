@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
@@ -10,15 +9,13 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_reg.training.cli.config_errors import field_kinds, yaml_groups, yaml_parts, yaml_settings
-from torchrl_reg.training.cli.overrides import is_free
+from torchrl_reg.training.cli.choices import fitting, groups_of
 
 _WIDTH, _COLUMN = 120, 44
 # Descriptions of settings that a recipe need not comment on.
@@ -50,32 +47,21 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
 def _sections(config_class: type, config: DictConfig) -> Iterator[tuple[str, list[str]]]:
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        kind, node = hints[item.name], config.get(item.name)
-        if dataclasses.is_dataclass(kind) and isinstance(node, DictConfig):
-            yield item.name, list(_lines(typing.cast(type, kind), node, f"{item.name}."))
-        elif isinstance(node, DictConfig):
-            yield item.name, [f"  {name}={_shown(value)}" for name, value in _leaves(node, f"{item.name}.")]
+        if isinstance(node := config.get(item.name), DictConfig):
+            yield item.name, list(_lines(hints[item.name], node, f"{item.name}."))
 
 
-def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
+def _lines(kind: Any, node: DictConfig, prefix: str) -> Iterator[str]:
+    known = dataclasses.is_dataclass(kind)
+    hints, said = (typing.get_type_hints(kind), descriptions(kind)) if known else ({}, {})
     for key in map(str, node):
         value = None if OmegaConf.is_missing(node, key) else node[key]
         if isinstance(value, DictConfig):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _lines(kind: type, node: DictConfig, prefix: str) -> Iterator[str]:
-    hints, said = typing.get_type_hints(kind), descriptions(kind)
-    for item in dataclasses.fields(kind):
-        value = None if OmegaConf.is_missing(node, item.name) else node.get(item.name)
-        if isinstance(value, DictConfig) and dataclasses.is_dataclass(hints[item.name]):
-            yield from _lines(typing.cast(type, hints[item.name]), value, f"{prefix}{item.name}.")
+            yield from _lines(hints.get(key), value, f"{prefix}{key}.")
             continue
-        shown = f"  {prefix}{item.name}={_shown(value)}"
-        described = textwrap.wrap(said.get(item.name, _PLAIN.get(item.name, "")), _WIDTH - _COLUMN) or [""]
-        if len(shown) >= _COLUMN - 1:
+        shown = f"  {prefix}{key}={_shown(value)}"
+        described = textwrap.wrap(said.get(key, _PLAIN.get(key, "")), _WIDTH - _COLUMN) or [""]
+        if described[0] and len(shown) >= _COLUMN - 1:
             yield shown
             shown = ""
         yield f"{shown:<{_COLUMN}}{described[0]}".rstrip()
@@ -103,69 +89,29 @@ def descriptions(kind: type) -> dict[str, str]:
 def _comments(kind: type) -> dict[str, str]:
     try:
         lines, _ = inspect.getsourcelines(kind)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):  # no source here: a class made at run time
+    except (OSError, TypeError):  # no source here: a class made at run time
         return {}
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef))
-    found = {}
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno is not None:
-            _, hash_sign, comment = lines[node.end_lineno - 1].rstrip().partition("  # ")
-            if hash_sign:
-                found[node.target.id] = comment.strip()
+    found, name = dict[str, str](), ""
+    for line in lines:
+        field = re.match(r"    (\w+): ", line)
+        name = field[1] if field else name
+        _, mark, comment = line.partition("  # ")
+        if mark and name:
+            found.setdefault(name, comment.strip())
     return found
 
 
 def _arguments(text: str) -> dict[str, str]:
-    _, there, below = text.partition("Args:\n")
-    if not there:
-        return {}
-    found: dict[str, str] = {}
-    names: list[str] = []
-    for line in below.splitlines():
-        entry = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
-        if entry:
-            names = entry[1].split(", ")
-            found |= dict.fromkeys(names, entry[2])
-        elif line.startswith("     ") and names:
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
-        elif line.strip():
-            break
-    return found
+    """``{"tau": "a temperature."}`` of the ``Args:`` of a docstring."""
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", text.partition("Args:\n")[2], re.MULTILINE)
+    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
 
 
 def _choices(config_class: type, conf: Path) -> Iterator[str]:
-    """The choices of every group of ``conf`` that this recipe accepts; what a group starts from comes first."""
-    defaults: dict[str, str] = getattr(config_class, "groups", {})
-    kinds = field_kinds(config_class)
-    known = set(kinds) | {f"{name}.*" for name, kind in kinds.items() if is_free(kind)}
-    folders = sorted(path.name for path in conf.iterdir() if path.is_dir()) if conf.is_dir() else []
-    for group in [*defaults, *(name for name in folders if name not in defaults and not _is_part(conf, name))]:
-        names = sorted(str(p.relative_to(conf / group).with_suffix("")) for p in (conf / group).rglob("*.yaml"))
-        first = defaults.get(group)
-        fitting = [name for name in names if _fits(conf, group, name, known, defaults)]
-        fitting.sort(key=lambda name: (name != first, name))
-        wrapped = textwrap.wrap(", ".join(f"{n} (default)" if n == first else n for n in fitting), _WIDTH - 14)
+    """The choices of every group that this recipe accepts; what a group starts from comes first."""
+    defaults = getattr(config_class, "groups", {})
+    for group in groups_of(conf, config_class):
+        first, found = defaults.get(group), fitting(conf, group, config_class)
+        wrapped = textwrap.wrap(", ".join(f"{n} (default)" if n == first else n for n in found), _WIDTH - 14)
         for index, line in enumerate(wrapped):
             yield f"  {'' if index else f'{chr(43) * (first is None)}{group}=':<12}{line}"
-
-
-def _fits(conf: Path, group: str, name: str, known: set[str], groups: Mapping[str, str]) -> bool:
-    """True if all that ``group/name.yaml`` sets, and what it starts from, are settings of the recipe."""
-    path = conf / group / f"{name}.yaml"
-    try:
-        if not yaml_groups(path) <= groups.keys():
-            return False
-    except (yaml.YAMLError, OSError):
-        return False
-    if not all(_fits(conf, part, choice, known, groups) for part, choice in yaml_parts(path, group)):
-        return False
-    settings = {name for name in yaml_settings(path, group) if f"{name.partition('.')[0]}.*" not in known}
-    # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
-    foreign = group not in groups and {setting.partition(".")[0] for setting in settings} == {"env"}
-    return settings <= known and not foreign
-
-
-def _is_part(conf: Path, group: str) -> bool:
-    """True if the choices of ``group`` are what other files start from, and not for the command line."""
-    return any(f"- /{group}/" in path.read_text(encoding="utf-8") for path in conf.rglob("*.yaml"))

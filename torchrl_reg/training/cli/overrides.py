@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
 
 from torchrl_reg.folder_names import folder_name
-from torchrl_reg.training.cli.config_errors import field_kinds, foreign, leaf_types, unknown_setting, yaml_groups
+from torchrl_reg.training.cli.choices import foreign_choice
+from torchrl_reg.training.cli.typed_config import converted, field_kinds, misfit, unknown_names, unknown_setting
 from torchrl_reg.training.errors import ConfigError
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
@@ -22,6 +24,37 @@ _UNNAMED = (
     *("run.dir", "run.seed", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),
 )
+# Hydra's options.
+_FLAGS = (["--help", "-h"], ["--hydra-help"], ["--version"], ["--resolve"], ["--run", "-r"], ["--multirun", "-m"])
+_OPTIONS = (["--package", "-p"], ["--config-path", "-cp"], ["--config-name", "-cn"], ["--config-dir", "-cd"])
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def read_words(words: Sequence[str], config_class: type, conf: Path) -> argparse.Namespace:
+    """Hydra's options, and ``overrides``, which are all other words, unless Hydra would misread or refuse them.
+
+    Raises:
+        ConfigError: for ``--tau=1``, ``~env``, ``algo.taau=1``, ``-m algo.lr=1,x`` and the like.
+    """
+    asked, rest = _Options().parse_known_args(words)
+    asked.overrides = rest
+    for sentence in chain(_of_options(asked), _of_overrides(asked, config_class, conf)):
+        raise ConfigError(sentence)
+    return asked
+
+
+class _Options(argparse.ArgumentParser):
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        for names in (*_FLAGS, ["--shell-completion", "-sc"]):
+            self.add_argument(*names, action="store_true")
+        for names in (*_OPTIONS, ["--experimental-rerun"]):
+            self.add_argument(*names)
+        self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+        self.add_argument("--info", "-i", nargs="?", const="all", choices=_INFO)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message + ".")
 
 
 def readable(words: Sequence[str], config_class: type) -> list[str]:
@@ -34,14 +67,10 @@ def readable(words: Sequence[str], config_class: type) -> list[str]:
     ["run.dir='results/dqn/seed=0'", 'algo.tau=0.1', '-m']
     """
     sweeping = bool({"-m", "--multirun"} & set(words))
-    free = tuple(f"{name}." for name, kind in field_kinds(config_class).items() if is_free(kind))
+    kinds = field_kinds(config_class)
+    free = tuple(f"{name}." for name, kind in kinds.items() if typing.get_origin(kind) is dict)
     words = [f"++{word}" if free and word.startswith(free) else word for word in words]
     return [_quoted(word, sweeping) if word.lstrip("+").startswith("run.dir=") else word for word in words]
-
-
-def is_free(kind: Any) -> bool:
-    """Whether a field of this type is a part of the config without a schema."""
-    return typing.get_origin(kind) is dict
 
 
 def _quoted(word: str, sweeping: bool) -> str:
@@ -53,75 +82,52 @@ def _quoted(word: str, sweeping: bool) -> str:
     return name + "='" + value.replace("'", "\\'") + "'"
 
 
-def check_words(arguments: Sequence[str], config_class: type, conf: Path) -> list[str]:
-    """The overrides among ``arguments``, unless Hydra would misread them, or refuse them over several lines.
-
-    Raises:
-        ConfigError: for ``--tau=1``, ``~env``, ``algo.taau=1``, ``algo.clip_rewards=3`` and the like.
-        OverrideParseException: a word is not of the form ``name=value``.
-    """
-    for sentence in _problems(arguments, config_class, conf):
-        raise ConfigError(sentence)
-    return get_args_parser().parse_args(arguments).overrides
-
-
-def _problems(arguments: Sequence[str], config_class: type, conf: Path) -> Iterator[str]:
-    parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
-    asked, unknown = parser.parse_known_args(arguments)
-    for flag in unknown:
-        yield f"{flag} is not an option; settings are written name=value, without dashes."
+def _of_options(asked: argparse.Namespace) -> Iterator[str]:
+    for word in asked.overrides:
+        if word.startswith("-"):
+            yield f"{word} is not an option; settings are written name=value, without dashes."
     if asked.resolve and not (asked.cfg or asked.help):
         yield "--resolve must go with --cfg job, which prints the settings, got it alone."
     if sum(map(bool, (asked.run, asked.multirun, asked.cfg, asked.info, asked.shell_completion))) > 1:
         flags = "--run, --multirun, --cfg, --info and --shell-completion"
         yield f"{flags} must be asked for one at a time, got several."
-    kinds, sweeps = field_kinds(config_class), asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
-    for override in OverridesParser.create().parse_overrides(asked.overrides):
+
+
+def _of_overrides(asked: argparse.Namespace, config_class: type, conf: Path) -> Iterator[str]:
+    sweeping = asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
+    for word in asked.overrides:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([word])
+        except OverrideParseException:
+            groups = [path.parent.name for path in conf.glob(f"*/{word}.yaml")] if "/" not in word else []
+            yield f"{word!r} is not of the form name=value" + (f"; did you mean {groups[0]}={word}?" if groups else ".")
+            return
         if not override.is_hydra_override():
-            yield from _of_name(override, config_class, kinds, conf)
-            yield from _of_value(override, kinds, sweeps)
+            yield from _of_override(override, word, config_class, conf)
+            if override.is_sweep_override() and not sweeping:
+                yield f"Ambiguous value for argument {word!r}; to sweep over it add -m, to pass a list write [a,b]."
 
 
-def _refuse(message: str) -> NoReturn:
-    raise ConfigError(message + ".")
-
-
-def _of_name(override: Override, config_class: type, kinds: Mapping[str, Any], conf: Path) -> Iterator[str]:
-    name, word = override.key_or_group, str(override.input_line)
+def _of_override(override: Override, word: str, config_class: type, conf: Path) -> Iterator[str]:
+    name, text, kinds = override.key_or_group, word.partition("=")[2], field_kinds(config_class)
+    values = list(override.sweep_iterator()) if override.is_discrete_sweep() else []
     if not name:
         yield f"{word!r} is not of the form name=value."
     elif override.is_delete():
         yield f"{word} would remove {name}, which this recipe needs; set it instead, {name}=<value>."
     elif (conf / name).is_dir():
-        groups = getattr(config_class, "groups", {})
-        if not override.is_add() and name not in groups:
+        if not override.is_add() and name not in getattr(config_class, "groups", {}):
             yield f"{name} has no default choice; to add one write +{name}=<choice>."
-        choice = word.partition("=")[2]
-        if (path := conf / name / f"{choice}.yaml").exists():
-            yield from (foreign(name, choice, group) for group in sorted(yaml_groups(path) - groups.keys()))
-    elif name not in kinds:
-        above = name.rpartition(".")[0]
-        while above and above not in kinds:
-            above = above.rpartition(".")[0]
-        if not above or dataclasses.is_dataclass(kinds[above]):  # below a list or a mapping all names are possible
-            yield unknown_setting(name, config_class)
-
-
-def _of_value(override: Override, kinds: Mapping[str, Any], sweeps: bool) -> Iterator[str]:
-    name, word = override.key_or_group, str(override.input_line)
-    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v not in (0, 1)]
-    if numbers and bool in leaf_types(kinds.get(name)):  # OmegaConf takes them for true
-        yield f"{name} must be true or false, got {word.partition('=')[2]}."
-    if override.is_sweep_override() and not sweeps:
-        yield f"Ambiguous value for argument {word!r}; to sweep over it add -m, to pass a list write [a,b]."
-
-
-def choices(words: Sequence[str], groups: Mapping[str, str]) -> dict[str, str]:
-    """The choice of each config group."""
-    named = [word.lstrip("+").partition("=") for word in words]
-    return {**groups, **{name: value for name, _, value in named if "." not in name}}
+        for choice in map(str, values or [text]):
+            yield from foreign_choice(conf, name, choice, config_class)
+    elif unknown_names([name], config_class):
+        yield unknown_setting(name, config_class)
+    elif name in kinds and "${" not in text:
+        for value in values:  # each, before the first is run
+            try:
+                converted(getattr(value, "text", value), kinds[name], name)
+            except ConfigError:
+                yield misfit(name, (kinds[name],), text)
 
 
 def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: int) -> Path:

@@ -27,7 +27,7 @@ from torchrl_reg.modules import (
     StochasticSamplerActor,
     gaussian_actor,
 )
-from torchrl_reg.training.cli.trainer_configs import LOSSES, register_loss_configs
+from torchrl_reg.trainer_configs import LOSSES, register_loss_configs
 
 
 @pytest.fixture

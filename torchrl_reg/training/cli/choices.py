@@ -1,0 +1,92 @@
+"""The YAML files that a recipe's groups choose from: what they set, and which recipes they are for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchrl_reg.training.cli.typed_config import dotted_names, unknown_names
+
+
+def options(conf: Path, group: str) -> list[str]:
+    """The choices of a group, which may lie deeper: ``minatar/breakout``."""
+    return sorted(str(path.relative_to(conf / group).with_suffix("")) for path in (conf / group).rglob("*.yaml"))
+
+
+def foreign_choice(conf: Path, group: str, choice: str, config_class: type) -> Iterator[str]:
+    """The sentence for a choice of ``conf`` that is for other recipes; Hydra knows of other folders."""
+    known = (conf / group / f"{choice}.yaml").exists()
+    for name in foreign_settings(conf, group, choice, config_class) if known else ():
+        yield f"{group}={choice} does not go with this recipe: it sets {name}, which this recipe does not have."
+
+
+def unknown_choice(conf: Path, wanted: str, beside: Iterable[str]) -> str:
+    """The sentence for ``group/choice`` that Hydra does not find; ``beside`` are the files it found in its folder."""
+    group, _, choice = wanted.partition("/")
+    known = options(conf, group)
+    if not known:  # not a group of the recipe
+        group, _, choice = wanted.rpartition("/")
+        known = sorted(map(str, beside))
+    near = difflib.get_close_matches(choice, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    if group == "hydra/launcher" and known == ["basic"]:
+        hint = " (others come with the package hydra-submitit-launcher)"
+    if not known:
+        return f"{group}={choice} is not known: there is no {group}/{choice}.yaml."
+    return f"{group}={choice} is not known; choose one of {', '.join(known)}{hint}."
+
+
+def foreign_settings(conf: Path, group: str, choice: str, config_class: type) -> list[str]:
+    """What a choice sets and ``config_class`` does not have, groups first."""
+    names = [name for name in _names_set(conf, group, choice) if name not in _groups(config_class)]
+    return unknown_names(sorted(names, key=lambda name: "." in name), config_class)
+
+
+def fitting(conf: Path, group: str, config_class: type) -> list[str]:
+    """The choices of a group that this recipe accepts; what it starts from comes first."""
+    first, found = _groups(config_class).get(group), []
+    for choice in options(conf, group):
+        try:
+            fits = not foreign_settings(conf, group, choice, config_class)
+            # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
+            only_env = {name.partition(".")[0] for name in _names_set(conf, group, choice)} == {"env"}
+        except (yaml.YAMLError, OSError):
+            continue
+        if fits and (first is not None or not only_env):
+            found.append(choice)
+    return sorted(found, key=lambda choice: (choice != first, choice))
+
+
+def groups_of(conf: Path, config_class: type) -> list[str]:
+    """The recipe's groups, and those that only ``+group=choice`` reaches; not those whose files others start from."""
+    folders = sorted(path.name for path in conf.iterdir() if path.is_dir()) if conf.is_dir() else []
+    texts = [path.read_text(encoding="utf-8") for path in conf.rglob("*.yaml")]
+    parts = {group for group in folders if any(f"- /{group}/" in text for text in texts)}
+    own = list(_groups(config_class))
+    return own + [group for group in folders if group not in parts and group not in own]
+
+
+def _groups(config_class: type) -> Mapping[str, str]:
+    return getattr(config_class, "groups", {})
+
+
+def _names_set(conf: Path, group: str, choice: str) -> list[str]:
+    """Dotted names of what a file sets, and of the groups it chooses; with those of the files it starts from."""
+    path = conf / group / f"{choice}.yaml"
+    with path.open(encoding="utf-8") as text:
+        is_global = text.readline().startswith("# @package _global_")
+        text.seek(0)
+        node: Any = yaml.safe_load(text) or {}
+    defaults = node.pop("defaults", [])
+    found = list(dotted_names(node, "" if is_global else f"{group}."))
+    for item in defaults:
+        if isinstance(item, dict):
+            found += [str(key).removeprefix("override ").lstrip("/") for key in item]
+        elif item != "_self_":
+            part, _, name = item.lstrip("/").partition("/") if item.startswith("/") else (group, "/", item)
+            found += _names_set(conf, part, name)
+    return found

@@ -1,0 +1,168 @@
+"""The composed settings as the recipe's dataclass, and errors as one sentence that names the setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from torchrl_reg.training.errors import ConfigError
+
+_EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a mapping"}
+_EXPECTED |= {list: "a list"}
+_SPELLINGS = {True: ("true", "yes", "on", "y", "1"), False: ("false", "no", "off", "n", "0")}
+_MISSING = "???"  # as OmegaConf writes it
+
+
+def plain_defaults(config_class: type) -> dict[str, Any]:
+    """The defaults of ``config_class`` without its types, for Hydra to compose; missing groups with theirs."""
+    hints, found = typing.get_type_hints(config_class), dict[str, Any]()
+    for item in dataclasses.fields(config_class):
+        made = item.default_factory is not dataclasses.MISSING
+        value = item.default_factory() if made else item.default  # type: ignore[operator]
+        if dataclasses.is_dataclass(value):
+            value = dataclasses.asdict(typing.cast(Any, value))
+        elif value is dataclasses.MISSING or value == _MISSING:
+            kind = hints[item.name]
+            value = plain_defaults(typing.cast(type, kind)) if dataclasses.is_dataclass(kind) else _MISSING
+        found[item.name] = value
+    return found
+
+
+def typed(composed: DictConfig, config_class: type) -> Any:
+    """``composed`` as an instance of ``config_class``; a whole number written 1e6 is an integer.
+
+    Args:
+        composed: by Hydra, which knows no types.
+        config_class: the recipe's.
+
+    Raises:
+        ConfigError: a setting does not exist, has a wrong type or refers to nothing.
+    """
+    try:
+        plain = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} cannot be resolved: {first_line(error)}.") from None
+    for name in unknown_names(dotted_names(plain), config_class):
+        raise ConfigError(unknown_setting(name, config_class))
+    return converted(plain, config_class, "")
+
+
+def converted(value: Any, kind: Any, name: str) -> Any:
+    """``value`` as a ``kind``: a whole 1e6 is an integer, ``yes`` is true.
+
+    Raises:
+        ConfigError: it is none: "``name`` must be <kind>, got <value>."
+    """
+    if value == _MISSING:
+        raise ConfigError(f"{name} must have a value, got none; set it, {name}=<value>.")
+    if value is None and kind is not Any and types.NoneType not in typing.get_args(kind):
+        raise ConfigError(f"{name} must have a value, got null.")
+    if value is None:
+        return None
+    kinds = _alternatives(kind)
+    kind, form = kinds[0], typing.get_origin(kinds[0]) or kinds[0]
+    if dataclasses.is_dataclass(form):
+        return _instance(value, typing.cast(type, form), name)
+    if form is list:
+        if not isinstance(value, list):
+            sentence = f"{name} must be a list, written [a,b]."
+            raise ConfigError(sentence)
+        (item,) = typing.get_args(kind)
+        return [converted(each, item, f"{name}[{index}]") for index, each in enumerate(value)]
+    if isinstance(value, dict) and form in (dict, Any):
+        return {key: converted(each, Any, f"{name}.{key}") for key, each in value.items()}
+    return value if form is Any or type(value) in kinds else _leaf(value, kinds, name)
+
+
+def _instance(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, dict):
+        sentence = f"{name} is a group of settings; set one of them, {name}.<name>=<value>."
+        raise ConfigError(sentence)
+    hints, prefix = typing.get_type_hints(kind), name and f"{name}."
+    return kind(**{key: converted(each, hints[key], f"{prefix}{key}") for key, each in value.items()})
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """``(int, str)`` of ``int | str | None``."""
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return tuple(each for each in typing.get_args(kind) if each is not types.NoneType) if is_union else (kind,)
+
+
+def _leaf(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    for kind in kinds:
+        with suppress(ValueError, TypeError):
+            return _read(value, kind)
+    bare = bool in kinds and not isinstance(value, str)
+    raise ConfigError(misfit(name, kinds, str(value) if bare else repr(str(value))))
+
+
+def misfit(name: str, kinds: Any, shown: str) -> str:
+    """``algo.gamma must be a number, got 'abc'.``"""
+    leaves = [typing.get_origin(each) or each for kind in kinds for each in _alternatives(kind)]
+    known = [_EXPECTED.get(leaf, getattr(leaf, "__name__", str(leaf))) for leaf in leaves]
+    return f"{name} must be {' or '.join(known)}, got {shown}."
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """Raises ValueError or TypeError for what is no ``kind``."""
+    if kind is bool:
+        for meant, spellings in _SPELLINGS.items():
+            if str(value).lower() in spellings:
+                return meant
+    fraction = kind is int and isinstance(value, float) and not (value.is_integer() and abs(value) < 1e19)
+    if fraction or kind is bool or isinstance(value, list | dict) or (isinstance(value, bool) and kind is not str):
+        raise ValueError
+    return kind(value)
+
+
+def unknown_setting(name: str, config_class: type) -> str:
+    """``algo.taau is not a setting; did you mean algo.tau?``"""
+    known = list(field_kinds(config_class))
+    by_end = {known_name.rpartition(".")[2]: known_name for known_name in reversed(known)}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    end = difflib.get_close_matches(name.rpartition(".")[2], by_end, n=1, cutoff=0.75)
+    guess = near[0] if near else by_end[end[0]] if end else None
+    hint = f"; did you mean {guess}?" if guess else "; --cfg job lists all settings."
+    return f"{name} is not a setting{hint}"
+
+
+def unknown_names(names: Iterator[str] | list[str], config_class: type) -> list[str]:
+    """Those of the dotted ``names`` that are no settings; below a list or a mapping all names are possible."""
+    kinds = field_kinds(config_class)
+
+    def is_known(name: str) -> bool:
+        above = name.rpartition(".")[0]
+        return name in kinds or (above != "" and not dataclasses.is_dataclass(kinds.get(above)) and is_known(above))
+
+    return [name for name in names if not is_known(name)]
+
+
+def dotted_names(node: Any, prefix: str = "") -> Iterator[str]:
+    """``"algo", "algo.tau", ...`` of nested mappings."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        yield f"{prefix}{key}"
+        yield from dotted_names(value, f"{prefix}{key}.")
+
+
+def field_kinds(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """All settings by their dotted names, groups of them included, with their types."""
+    hints, found = typing.get_type_hints(config_class), dict[str, Any]()
+    for item in dataclasses.fields(config_class):
+        name, kind = f"{prefix}{item.name}", hints[item.name]
+        found[name] = kind
+        if dataclasses.is_dataclass(kind):
+            found |= field_kinds(typing.cast(type, kind), f"{name}.")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its message, without a full stop."""
+    return str(error).strip().splitlines()[0].rstrip(".")
