@@ -21,6 +21,7 @@ from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import evaluate
 from torchrl_reg.training.loop.n_step import NStep
+from torchrl_reg.training.loop.rollout_learning import RolloutLearner, RolloutLearning
 from torchrl_reg.training.loop.schedules import LinearSchedule
 from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.loop.value_learning import EpsilonSchedule, ValueLearner, ValueLearning
@@ -38,6 +39,8 @@ __all__ = [
     "LinearSchedule",
     "NStep",
     "RecipeConfig",
+    "RolloutLearner",
+    "RolloutLearning",
     "Run",
     "RunSettings",
     "Study",
