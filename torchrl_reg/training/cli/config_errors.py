@@ -46,7 +46,8 @@ def typed(composed: DictConfig, config_class: type, conf: Path, choices: Mapping
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}.") from None
     schema = OmegaConf.structured(config_class)
-    for name in _fill(schema, config_class, typing.cast(dict[str, Any], plain), ""):
+    unknown = _fill(schema, config_class, typing.cast(dict[str, Any], plain), "")
+    for name in (name for name in unknown if name not in getattr(config_class, "not_taken", ())):
         raise ConfigError(_chosen_by(name, conf, choices) or unknown_setting(name, config_class))
     for name in sorted(OmegaConf.missing_keys(schema)):
         raise ConfigError(f"{name} must have a value, got none; set it, {name}=<value>.")

@@ -20,7 +20,7 @@ from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.schedules import LinearSchedule
 from torchrl_reg.training.run.run import Run
 
-ANNEALED_BY = ("update", "rollout", "no")
+ANNEALED_BY = ("update", "rollout")
 
 
 @dataclass
@@ -38,7 +38,8 @@ class RolloutLearning:
     batch_size: int = 128  # rows of a rollout in a minibatch
     optimizer: str = "radam"  # also adam, and rmsprop, which is centered
     learning_rate: float = 2.5e-4  # of the optimizer
-    anneal_learning_rate: str = "rollout"  # linearly to 0 over the run, after each rollout; also update, no
+    anneal_learning_rate: bool = True  # linearly to 0 over the run
+    anneal_by: str = "rollout"  # after each rollout; also after each update
     rms_decay: float = 0.95  # of the running averages of rmsprop, per update
     adam_eps: float = 1e-8  # of any optimizer's denominator
     max_grad_norm: float = 10.0  # of all gradients together
@@ -46,6 +47,7 @@ class RolloutLearning:
     eps_end: float = 0.05
     eps_frames: int = 250_000  # frames of linear annealing, from the first one on
     reward_scale: float = 1.0  # of the rewards that are learnt from; reported returns stay raw
+    clip_rewards: bool = False  # to [-1, 1] for learning, before they are scaled
 
     def validate(self) -> None:
         """Checks the ranges.
@@ -56,8 +58,7 @@ class RolloutLearning:
         check_replay_learning(self)
         for name in ("epochs", "max_grad_norm", "reward_scale"):
             require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
-        how = self.anneal_learning_rate
-        require(how in ANNEALED_BY, "algo.anneal_learning_rate", f"one of {ANNEALED_BY}", how)
+        require(self.anneal_by in ANNEALED_BY, "algo.anneal_by", f"one of {ANNEALED_BY}", self.anneal_by)
         rows = self.num_envs * self.collect_steps
         require(rows % self.batch_size == 0, "algo.batch_size", f"a divisor of the {rows} rows", self.batch_size)
 
@@ -97,7 +98,7 @@ class RolloutLearner:
         self._planned_updates = -(-algo.total_frames // self._rollout_frames) * per_rollout
         #: What :meth:`collect` steps.
         self.schedules = [LinearSchedule(exploration.eps.fill_, algo.eps_start, algo.eps_end, algo.eps_frames)]
-        if algo.anneal_learning_rate == "rollout":
+        if algo.anneal_learning_rate and algo.anneal_by == "rollout":
             self.schedules.append(LinearSchedule(self._assign_rate, algo.learning_rate, 0.0, algo.total_frames))
 
     def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
@@ -111,6 +112,9 @@ class RolloutLearner:
     def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
         """The rows of a rollout with their targets, in ``epochs`` orders, a minibatch after the other."""
         algo = self.algo
+        by_update = algo.anneal_learning_rate and algo.anneal_by == "update"
+        if algo.clip_rewards:
+            batch["next", "reward"].clamp_(-1, 1)
         if algo.reward_scale != 1:
             batch["next", "reward"].mul_(algo.reward_scale)
         self.loss.value_estimator(batch)
@@ -120,7 +124,7 @@ class RolloutLearner:
             order = torch.randperm(count)
             parts = [values[order].split(algo.batch_size) for values in rows.values()]
             for part in zip(*parts, strict=True):
-                if algo.anneal_learning_rate == "update":
+                if by_update:
                     self._assign_rate(algo.learning_rate * (1 - self.run.updates / self._planned_updates))
                 yield unchecked_tensordict(dict(zip(rows, part, strict=True)), [algo.batch_size])
 
