@@ -26,8 +26,7 @@ from torchrl_reg.torchrl_compat import entry
 class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
     """Q(lambda) on rollouts ``[*B, T]``, once for each, from the Q-values that were recorded while acting.
 
-        G_t = r_t + m_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1})),   c_t = q(s_t, a_t) - V(s_t)
-
+    ``G_t = r_t + m_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}))``, ``c_t = q(s_t, a_t) - V(s_t)``,
     where ``V`` is the regularizer's value and ``m_t`` the shaping's bonus. The correction ``c_t`` makes the
     regularized optimum the fixed point whatever acts: of the entropy it is ``tau ln pi(a_t|s_t)``, so this is soft
     TD(lambda), and as ``tau -> 0`` it becomes the corrected hard form, not Peng's. All in reward units.

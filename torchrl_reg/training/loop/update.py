@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -118,9 +119,10 @@ def _gradient_step(
         return scalars
 
     worker = current_worker()
-    if worker is None or max_grad_norm is not None or priority_key is not None:
+    if worker is None or priority_key is not None:
         return step
-    return batched_step(worker, step, loss=loss, parameters=parameters, optimizer=optimizer, compile=compile, bf16=bf16)
+    how: dict[str, Any] = {"max_grad_norm": max_grad_norm, "compile": compile, "bf16": bf16}
+    return batched_step(worker, step, loss=loss, parameters=parameters, optimizer=optimizer, **how)
 
 
 def _as_cuda_graph(step: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> Update:

@@ -38,6 +38,7 @@ def batched_step(
     loss: LossModule,
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    max_grad_norm: float | None = None,
     compile: bool | None,
     bf16: bool = False,
 ) -> Step:
@@ -46,7 +47,7 @@ def batched_step(
     It returns detached scalars, equal to those of ``alone`` up to the order of summation.
     """
     stack = shared_stack(worker)
-    batched = worker.shared("gradient step", lambda: _BatchedStep(worker, compile, bf16))
+    batched = worker.shared("gradient step", lambda: _BatchedStep(worker, max_grad_norm, compile, bf16))
     check = getattr(loss, "check_data", lambda _: None)
 
     def step(minibatch: TensorDictBase) -> Any:
@@ -69,9 +70,9 @@ def batched_step(
 class _BatchedStep:
     """Steps for all workers; they step on their own while some are at another kind of update."""
 
-    def __init__(self, worker: Worker, compile: bool | None, bf16: bool) -> None:
+    def __init__(self, worker: Worker, max_grad_norm: float | None, compile: bool | None, bf16: bool) -> None:
         self._worker, self._stack = worker, shared_stack(worker)  # any worker will do: each knows how many there are
-        self._compile, self._bf16 = compile, bf16
+        self._max_grad_norm, self._compile, self._bf16 = max_grad_norm, compile, bf16
         self._stacked: Any = None  # of which the gradients are
         self._optimizer: StackedOptimizer | None = None
         self._shared: list[Tensor] = []  # gradients [S, ...], of which the workers' own are views
@@ -93,9 +94,20 @@ class _BatchedStep:
             self._stacked, self._optimizer = stacked, None
         stacked.loss.diagnostics = losses[0].diagnostics  # the workers toggle theirs between updates
         entries = self._gradients(_stacked_rows([share.minibatch for share in shares]))
+        if self._max_grad_norm is not None:
+            entries = {**entries, "grad_norm": self._clip(self._max_grad_norm)}
         self._share_gradients(shares)
         self._step([share.optimizer for share in shares])
         return _of_each(entries, len(shares))
+
+    def _clip(self, max_norm: float) -> Tensor:
+        """Scales the gradients of each worker to the norm ``max_norm`` at most; the norms ``[S]`` before that."""
+        gradients = [whole.grad for whole in self._parameters]
+        norms = torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)  # type: ignore[union-attr]
+        factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))  # type: ignore[union-attr]
+        return norms
 
     def _share_gradients(self, shares: list[_Share]) -> None:
         """Copies the gradients to where those of each worker's parameters lie side by side."""

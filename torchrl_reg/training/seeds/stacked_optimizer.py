@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer, RAdam
 
 from torchrl_reg.modules.stacked import stack_as_views
 from torchrl_reg.torchrl_compat import has_step_hooks
+from torchrl_reg.training.loop.optimizers import FlatRAdam
 
 _SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
+#: What steps for several of a kind.
+_TOGETHER: dict[type[Optimizer], type[Optimizer]] = {Adam: Adam, AdamW: AdamW, RAdam: RAdam, FlatRAdam: RAdam}
 
 
 class StackedOptimizer:
-    """The step of several Adams in one.
+    """The step of several Adams or RAdams in one.
 
     Their moments become views of stacked tensors, too, so each optimizer still holds its own state, and the steps that
     it counts are counted.
@@ -24,8 +27,11 @@ class StackedOptimizer:
 
     def __init__(self, optimizers: Sequence[Optimizer], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
         self._optimizers, first = list(optimizers), optimizers[0]
-        groups = [{**group, "params": [whole(p) for p in group["params"]]} for group in first.param_groups]
-        self._together = type(first)(groups)  # type: ignore[call-arg]
+        groups = [
+            {**{name: group[name] for name in group if name != "flat"}, "params": [whole(p) for p in group["params"]]}
+            for group in first.param_groups
+        ]
+        self._together = _TOGETHER[type(first)](groups)  # type: ignore[call-arg]
         self._states = [optimizer.state for optimizer in optimizers]
         counts: list[Tensor] = []
         for position in zip(*[_parameters(optimizer) for optimizer in optimizers], strict=True):
@@ -35,6 +41,8 @@ class StackedOptimizer:
             stacked: dict[str, Tensor] = {name: stack_as_views([s[name] for s in states]) for name in moments}
             self._together.state[whole(position[0])] = {"step": states[0]["step"].clone(), **stacked}
         self._counts = stack_as_views(counts)
+        firsts = [_parameters(optimizer)[0] for optimizer in optimizers]
+        self._moments = [(state[p], state[p]["exp_avg"]) for state, p in zip(self._states, firsts, strict=True)]
 
     @classmethod
     def of(
@@ -42,7 +50,7 @@ class StackedOptimizer:
     ) -> StackedOptimizer | None:
         """The step of all ``optimizers``; None where they have no state yet, or differ, so that each has to step."""
         alike = len({type(optimizer) for optimizer in optimizers}) == 1 and _agree(optimizers)
-        if not alike or type(optimizers[0]) not in (Adam, AdamW) or any(map(has_step_hooks, optimizers)):
+        if not alike or type(optimizers[0]) not in _TOGETHER or any(map(has_step_hooks, optimizers)):
             return None
         counts = {tuple(int(o.state.get(p, {}).get("step", -1)) for p in _parameters(o)) for o in optimizers}
         return cls(optimizers, whole) if len(counts) == 1 and -1 not in counts.pop() else None
@@ -50,6 +58,7 @@ class StackedOptimizer:
     def is_current(self) -> bool:
         """True while all optimizers hold what was stacked, and have the same settings."""
         held = all(o.state is state for o, state in zip(self._optimizers, self._states, strict=True))
+        held = held and all(state["exp_avg"] is moment for state, moment in self._moments)  # else one stepped alone
         return held and not any(map(has_step_hooks, self._optimizers)) and _agree(self._optimizers)
 
     def step(self) -> None:
