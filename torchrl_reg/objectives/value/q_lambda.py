@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives.utils import register_value_estimator
 
@@ -106,6 +106,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         asks[..., -1] = True
         asks &= ~dropped  # behind a termination nothing counts
         if bool(asks.any()):
-            states = tensordict.get("next").select(*self.value_network.in_keys)[asks]
-            next_q[asks] = self._q_values(states, params).to(q.dtype)
+            following = entry(tensordict, "next")
+            states = {key: entry(following, key)[asks] for key in self.value_network.in_keys}
+            next_q[asks] = self._q_values(TensorDict(states, [int(asks.sum())]), params).to(q.dtype)
         return next_q
