@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
-from torchrl_reg.modules.normalization import normalization
 from torchrl_reg.modules.rebuilding import rebuildable
-from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights
+from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights, normalization
 
 _LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1, "num_atoms": 2}
 

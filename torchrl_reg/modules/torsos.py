@@ -1,4 +1,4 @@
-"""Convolutional torsos for Atari and MinAtar images; any number of leading batch dimensions.
+"""Convolutional torsos for Atari and MinAtar images, their beginnings and normalization; any leading batch dimensions.
 
 For vectors use ``torchrl.modules.MLP``.
 """
@@ -6,12 +6,12 @@ For vectors use ``torchrl.modules.MLP``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-
-from torchrl_reg.modules.normalization import Normalization, no_normalization
+from torch.nn import functional as F
 
 Initialization = Literal["default", "glorot_uniform", "variance_scaling", "orthogonal", "lecun_normal", "he_normal"]
 Padding = Literal["valid", "same"]
@@ -62,6 +62,46 @@ def _draw(weight: Tensor, initialization: Initialization, *, last: bool) -> None
         nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
+#: Makes the normalization of features of a shape, ``[F]`` or ``[C, H, W]``; the empty list is none.
+Normalization = Callable[[Sequence[int]], list[nn.Module]]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalizes the channels at each place of an image, ``[*B, C, H, W]``, with a scale and a shift per channel.
+
+    It is what a layer norm over the last axis does in libraries whose images end in channels (flax), and another
+    function than one over the whole image, torch's ``LayerNorm([C, H, W])``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = F.layer_norm(x.movedim(-3, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return last.movedim(-1, -3)
+
+
+def normalization(kind: str, eps: float) -> Normalization:
+    """``"none"``, ``"channels"`` (per place of an image) or ``"image"`` (over all of it); vectors are the same to both.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in ("none", "channels", "image"):
+        raise ValueError(f"layer_norm must be 'none', 'channels' or 'image', got {kind!r}.")
+
+    def make(shape: Sequence[int]) -> list[nn.Module]:
+        if kind == "none":
+            return []
+        if kind == "channels" and len(shape) == 3:
+            return [ChannelNorm(shape[0], eps=eps)]
+        return [nn.LayerNorm(list(shape), eps=eps)]
+
+    return make
+
+
+def no_normalization(shape: Sequence[int]) -> list[nn.Module]:
+    """None."""
+    return []
+
+
 class NatureCNN(nn.Module):
     """The convolutions of Mnih et al. (2015): 32@8x8/4, 64@4x4/2, 64@3x3/1, ReLU, flattened.
 
@@ -74,7 +114,7 @@ class NatureCNN(nn.Module):
         padding: ``"valid"`` gives 3136 features; ``"same"`` pads as TensorFlow does and gives 7744
             (Dopamine's TensorFlow agents, the published M-DQN and M-IQN included).
         initialization: see :func:`initialize_weights`.
-        normalization: after each convolution, see :func:`~torchrl_reg.modules.normalization.normalization`.
+        normalization: after each convolution, see :func:`~torchrl_reg.modules.torsos.normalization`.
 
     Shape: ``[*B, C, 84, 84]`` -> ``[*B, out_features]``.
 
@@ -135,7 +175,7 @@ class MinAtarCNN(nn.Module):
     Args:
         in_channels: channels C of the game.
         initialization: see :func:`initialize_weights`.
-        normalization: after the convolution, see :func:`~torchrl_reg.modules.normalization.normalization`.
+        normalization: after the convolution, see :func:`~torchrl_reg.modules.torsos.normalization`.
         divisor: of the images (Gallici et al. 2024 divide by 255).
 
     Shape: ``[*B, C, 10, 10]`` -> ``[*B, out_features]``.

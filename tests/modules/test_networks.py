@@ -10,8 +10,7 @@ from torch import nn
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import NetSettings, q_network
-from torchrl_reg.modules.normalization import ChannelNorm, normalization
-from torchrl_reg.modules.torsos import NatureCNN, initialize_weights
+from torchrl_reg.modules.torsos import ChannelNorm, NatureCNN, initialize_weights, normalization
 
 CLEANRL = {"num_cells": [120, 84], "layer_norm": "image", "initialization": "orthogonal"}
 CARTPOLE = {"num_cells": [256, 256], "layer_norm": "channels", "layer_norm_eps": 1e-6, "initialization": "lecun_normal"}
