@@ -57,6 +57,14 @@ CASES = {
         )[0],
         [*inputs(*[(3, 4)] * 5), TAU],
     ),
+    "lambda_return": (
+        lambda r, v, c: functional.lambda_return(r, v, DONE[:, :, None], gamma=0.9, lmbda=0.7, action_cost=c),
+        inputs((3, 4, 1), (3, 4, 1), (3, 4, 1)),
+    ),
+    "q_lambda_return": (
+        lambda r, v, c: functional.q_lambda_return(r, v, c, DONE, gamma=0.9, lmbda=0.7),
+        inputs((3, 4), (3, 4), (3, 4)),
+    ),
     "floored_log_prior": (lambda x: functional.floored_log_prior(x, 0.01), inputs((3, 4))),
     "averaged_prior": (
         lambda prior, pi: functional.averaged_prior(prior, pi, 0.3),

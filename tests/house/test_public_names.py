@@ -38,7 +38,8 @@ OTHERS: dict[tuple[str, ...], str] = {
     ("units", "source"): "HardTargetUpdate RANDOM_RETURNS SAC_ANCHORS",
     ("units",): """
         NormalizedScores EnvSettings RecordedVectorEnv frames_per_step Snapshot NStep Run RunSettings WALL_CLOCK_COLUMNS
-        EpsilonSchedule LinearSchedule PolicyLearner PolicyLearning ValueLearner ValueLearning
+        EpsilonSchedule LinearSchedule PolicyLearner PolicyLearning RolloutLearner RolloutLearning
+        ValueLearner ValueLearning
     """,
     ("source",): "METHODS MIRL_WORLDS",
     ("formula",): "stream_seed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,8 +22,15 @@ def calls() -> Iterator[list[str]]:
     yield []
 
 
-def test_the_same_bits_and_gradients() -> None:
-    net, x = network().eval(), torch.randn(6, 4)
+def normalized() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, eps=0.1), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.normal_(net[1].weight)  # type: ignore[arg-type]
+    return net
+
+
+@pytest.mark.parametrize("make", [network, normalized])
+def test_the_same_bits_and_gradients(make: Callable[[], nn.Sequential]) -> None:
+    net, x = make().eval(), torch.randn(6, 4)
     run = layer_by_layer(net)
     assert run is not net and torch.equal(run(x), net(x))
     for call in (run, net):

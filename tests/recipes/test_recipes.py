@@ -34,20 +34,24 @@ CONF = RECIPES / "conf"
 METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")} - {"m_dqn", "m_iqn"}
 NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - TABULAR | METHODS)
 CONTINUOUS = {"iq", "pcl", "sac", "soft_q", "virel"}  # recipes for continuous actions; the others need discrete ones
+REPLAY = set(NAMES) - CONTINUOUS - {"pqn"}  # recipes of Q-learning from replay
 CRITICS = {"sac", "soft_q", "virel"}  # their losses are several
 CONTINUOUS_ENVS = ("pendulum", "mountaincar_continuous", "multigoal", "mujoco/", "adroit/")
 ENVS = [str(p.relative_to(CONF / "env").with_suffix("")) for p in sorted((CONF / "env").rglob("*.yaml"))]
 #: Which recipes a preset is for, and an environment that goes with it.
 PRESETS = {
     "cleanrl_classic": (METHODS | {"m_dqn"}, "mountaincar"),
-    "dabney2018": (set(NAMES) - CONTINUOUS, "atari"),
+    "cleanrl_pqn": ({"pqn"}, "acrobot"),
+    "gallici2024": ({"pqn"}, "cartpole"),
+    "gallici2024_minatar": ({"pqn"}, "minatar/breakout"),
+    "dabney2018": (REPLAY, "atari"),
     "graumoya2019": ({"mirl"}, "atari"),
     "nachum2018": ({"pcl"}, "mujoco/hopper"),
     "fellows2019": ({"virel"}, "mujoco/walker2d"),
     "haarnoja2017": ({"soft_q"}, "mujoco/hopper"),
-    "vieillard2020": (set(NAMES) - CONTINUOUS, "atari"),
+    "vieillard2020": (REPLAY, "atari"),
     "xiao2019": (set(), "atari"),  # of ments, which is tested on its own
-    "vieillard2020_cartpole": (set(NAMES) - CONTINUOUS, "cartpole"),
+    "vieillard2020_cartpole": (REPLAY, "cartpole"),
     "vieillard2021_adroit": ({"iq"}, "adroit/door"),
     "vieillard2021_mujoco": ({"iq"}, "mujoco/hopper"),
 }
@@ -58,6 +62,9 @@ TINY += ["run.eval_episodes=2"]
 
 def tiny(name: str) -> list[str]:
     """A run of a second: small networks, short episodes, batches that end at frames 96 and 192."""
+    if name == "pqn":
+        rollouts = ["algo.collect_steps=24", "algo.epochs=2", "net.num_cells=[16,16]", "net.layer_norm=image"]
+        return [*(setting for setting in TINY if "learning_starts" not in setting), *rollouts]
     if name not in CONTINUOUS:
         return [*TINY, "net.num_cells=[16,16]"]
     steps = ["algo.collect_steps=12", "algo.rollout=5"] if name == "pcl" else []
@@ -150,6 +157,9 @@ VARIANTS = [
     ("pcl", ["algo.lam=0.1", "algo.max_kl=0.01", "policy=gaussian"]),
     ("pcl", ["algo.unified=true", "algo.rollout=1"]),
     ("pcl", ["algo.delay_value=false"]),
+    ("pqn", ["regularizer=entropy", "shaping=munchausen", "algo.explore=sampled", "algo.anneal_by=update"]),
+    ("pqn", ["regularizer=tsallis", "algo.clip_rewards=true", "algo.loss_function=half_l2"]),
+    ("pqn", ["regularizer=prior_kl", "shaping=advantage_gap", "algo.optimizer=adam", "algo.reward_scale=0.1"]),
     ("sac", ["policy=multicategorical"]),
     ("sac", ["policy=multicategorical", "env=mujoco/hopper", "algo.adapt_tau=false"]),
     ("sac", ["policy=flow"]),
@@ -165,7 +175,8 @@ def test_variants_learn_something(
     name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = [o for o in tiny(name) if not o.startswith("algo.rollout") or "algo.rollout=1" not in overrides]
-    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *overrides, *short, "algo.replay_capacity=1000")
+    short += ["algo.replay_capacity=1000"] if name != "pqn" else []
+    start(monkeypatch, name, f"run.dir={tmp_path / 'run'}", *overrides, *short)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     trained = [row for row in rows if row["event"] == "train" and row["updates"] > 0]
     losses = [row["loss_qvalue" if name in CRITICS else "loss"] for row in trained]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from torchrl_reg.training.loop.optimizers import make_optimizer
+from torchrl_reg.training.loop.optimizers import FlatRAdam, make_optimizer
 
 _RATE, _EPS = 0.1, 0.01
 
@@ -35,3 +37,39 @@ def test_rmsprop_is_centered():
 def test_a_name_that_is_none():
     with pytest.raises(ValueError, match="name must be one of adam, radam, rmsprop, got 'sgd'"):
         _stepped("sgd", [])
+
+
+def _networks() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    return network, copy.deepcopy(network)
+
+
+def _step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    x = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    network(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_radam_is_torchs_and_resumes_to_the_bit():
+    ours, theirs = _networks()
+    optimizer, reference = FlatRAdam(ours.parameters(), lr=1e-2), torch.optim.RAdam(theirs.parameters(), lr=1e-2)
+    for seed in range(20):  # the first five without rectification
+        for each in (optimizer, reference):
+            each.param_groups[0]["lr"] = 1e-2 * (1 - seed / 20)
+        _step(ours, optimizer, seed)
+        _step(theirs, reference, seed)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-14)
+        found, expected = optimizer.state[mine], reference.state[other]
+        assert found["step"] == expected["step"] == 20
+        torch.testing.assert_close(found["exp_avg_sq"], expected["exp_avg_sq"], rtol=1e-13, atol=1e-16)
+
+    again = copy.deepcopy(ours)
+    resumed = FlatRAdam(again.parameters(), lr=1e-2)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in (30, 31):
+        _step(ours, optimizer, seed)
+        _step(again, resumed, seed)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))

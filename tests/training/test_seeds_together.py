@@ -121,15 +121,21 @@ def test_bad_input_is_one_sentence(finish, tmp_path, settings, sentence):
     assert not (tmp_path / "bad").exists()
 
 
-def run(folder: Path, *settings: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(RECIPES / "m_dqn.py"), *SMALL, *settings, f"run.dir={folder}"]
+#: Gradients of a stack with layer norms are clipped, and RAdam steps.
+ROLLOUTS = ["net.layer_norm=image", "algo.collect_steps=20", "algo.batch_size=16", "algo.max_grad_norm=0.3"]
+
+
+def run(folder: Path, *settings: str, recipe: str = "m_dqn") -> subprocess.Popen[bytes]:
+    settings = (*settings, *ROLLOUTS) if recipe == "pqn" else settings
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *SMALL, *settings, f"run.dir={folder}"]
     with open(f"{folder}.txt", "w") as errors:
         return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=errors)
 
 
-def test_a_stack_gives_the_rows_of_each_alone_but_for_summation_order(tmp_path: Path) -> None:
-    together = run(tmp_path / "together", "run.seeds=[1,0]")
-    alone = run(tmp_path / "alone", "run.seed=1")
+@pytest.mark.parametrize("recipe", ["m_dqn", "pqn"])
+def test_a_stack_gives_the_rows_of_each_alone_but_for_summation_order(tmp_path: Path, recipe: str) -> None:
+    together = run(tmp_path / "together", "run.seeds=[1,0]", recipe=recipe)
+    alone = run(tmp_path / "alone", "run.seed=1", recipe=recipe)
     codes = together.wait(), alone.wait()
     said = (tmp_path / "together.txt").read_text()
     # Or nothing was computed together. The rows do not tell: on some processors they are the same to the last bit.
@@ -144,11 +150,14 @@ def test_a_stack_gives_the_rows_of_each_alone_but_for_summation_order(tmp_path: 
     assert archives[0].stat().st_size == pytest.approx(archives[1].stat().st_size, rel=0.02)
 
 
-def test_stacked_seeds_killed_and_started_again_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "checkpoints"), [("m_dqn", (1216, 2016)), ("pqn", (1200, 2000))])
+def test_stacked_seeds_killed_and_started_again_are_the_same_to_the_last_bit(
+    tmp_path: Path, recipe: str, checkpoints: tuple[int, ...]
+) -> None:
     settings = ["run.seeds=[1,0]", "run.checkpoint_every_frames=400", "run.log_every_frames=160"]
-    whole, killed = run(tmp_path / "whole", *settings), tmp_path / "killed"
-    for saved in (1216, 2016):
-        process = run(killed, *settings)
+    whole, killed = run(tmp_path / "whole", *settings, recipe=recipe), tmp_path / "killed"
+    for saved in checkpoints:
+        process = run(killed, *settings, recipe=recipe)
         name = f"checkpoints/checkpoint-{saved:012d}.torchrl"
         while not all((killed / f"seed={seed}" / name).exists() for seed in (0, 1)):
             assert process.poll() is None
@@ -156,7 +165,7 @@ def test_stacked_seeds_killed_and_started_again_are_the_same_to_the_last_bit(tmp
         process.kill()
         process.wait()
         (killed / "seed=0" / name).unlink()  # as if the kill had come between the two
-    assert run(killed, *settings).wait() == 0 and whole.wait() == 0
+    assert run(killed, *settings, recipe=recipe).wait() == 0 and whole.wait() == 0
     for seed in (0, 1):
         assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
         one, other = (final_weights(folder / f"seed={seed}") for folder in (tmp_path / "whole", killed))

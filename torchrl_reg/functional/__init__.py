@@ -12,6 +12,7 @@ from torchrl_reg.functional.e2w import e2w_exploration, e2w_policy
 from torchrl_reg.functional.munchausen import action_gap, advantage_gap, munchausen_bonus, persistent_advantage_gap
 from torchrl_reg.functional.path_consistency import path_consistency
 from torchrl_reg.functional.quantile import quantile_huber_loss
+from torchrl_reg.functional.returns import lambda_return, q_lambda_return
 from torchrl_reg.functional.sampling import soft_value_importance, svgd_bandwidth, svgd_direction
 from torchrl_reg.functional.soft import (
     kl_divergence,
@@ -34,10 +35,12 @@ __all__ = [
     "categorical_projection",
     "floored_log_prior",
     "kl_divergence",
+    "lambda_return",
     "munchausen_bonus",
     "path_consistency",
     "persistent_advantage_gap",
     "policy_entropy",
+    "q_lambda_return",
     "quantile_huber_loss",
     "scaled_log_policy",
     "soft_gap",

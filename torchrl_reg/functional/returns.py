@@ -48,3 +48,48 @@ def lambda_return(
         returns.append(reward[..., t, :] + gamma * tail)
         later = returns[-1] if action_cost is None else returns[-1] - action_cost[..., t, :]
     return torch.stack(returns[::-1], -2)
+
+
+def q_lambda_return(
+    reward: Tensor,
+    next_value: Tensor,
+    correction: Tensor,
+    ends: Tensor,
+    *,
+    gamma: float | Tensor,
+    lmbda: float | Tensor,
+) -> Tensor:
+    r"""``G_t = r_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}))``, and ``r_t + gamma V(s_{t+1})``
+    where the sequence ends.
+
+    With ``c_t = q(s_t, a_t) - V(s_t)`` this is Q(lambda) with off-policy correction, whose fixed point is the optimal
+    one whatever acts: of the soft value ``c_t = tau ln pi(a_t|s_t)``, of the maximum ``c_t`` is minus the advantage
+    gap, its limit ``tau -> 0``. With ``c = 0`` and the maximum it is Peng's Q(lambda), which is biased
+    low by actions that are not greedy. It is :func:`lambda_return` in two operations a step, for data without padding.
+    All in reward units.
+
+    Source: Harutyunyan et al. 2016 (Q(lambda) with off-policy corrections), Peng and Williams 1996; Gallici et al. 2024
+    (PQN) for the use without replay.
+
+    Args:
+        reward: ``r_t [*B, T]``, any bonus included.
+        next_value: ``V(s_{t+1}) [*B, T]``, 0 at terminal states.
+        correction: ``c_t [*B, T]``.
+        ends: where the next step is not of the same episode ``[*B, T]``; the last step always ends.
+        gamma, lmbda: discount and trace parameter in [0, 1].
+
+    Returns:
+        The returns ``[*B, T]``.
+
+    >>> r, v = torch.ones(2), torch.tensor([2.0, 4.0])
+    >>> q_lambda_return(r, v, torch.tensor([0.0, -1.0]), torch.tensor([False, True]), gamma=0.5, lmbda=0.5).tolist()
+    [2.5, 3.0]
+    """
+    one_step = reward + gamma * next_value
+    # What a later return adds: gamma lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}).
+    slope = (~ends * (gamma * lmbda)).to(reward.dtype)[..., :-1]
+    constants = one_step[..., :-1] - slope * (next_value[..., :-1] + correction[..., 1:])
+    returns = [one_step[..., -1]]
+    for constant, factor in zip(reversed(constants.unbind(-1)), reversed(slope.unbind(-1)), strict=True):
+        returns.append(torch.addcmul(constant, factor, returns[-1]))
+    return torch.stack(returns[::-1], -1)

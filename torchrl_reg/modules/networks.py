@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.modules import MLP
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
 from torchrl_reg.modules.rebuilding import rebuildable
-from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights
+from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights, normalization
 
 #: Dimensions of an observation, by name of the torso.
 _DIMS = {"mlp": 1, "minatar": 3, "nature": 3}
@@ -29,7 +28,12 @@ class NetSettings:
         name: ``"mlp"`` (vectors), ``"minatar"`` (one 3x3 convolution) or ``"nature"`` (84x84 images).
         num_cells: widths of the fully connected hidden layers, ReLU between them.
         padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features).
-        initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"`` or ``"variance_scaling"``.
+        layer_norm: ``"none"``; before each ReLU ``"channels"`` (at each place of an image) or ``"image"`` (over all of
+            it), which are one for vectors. Not of quantile networks.
+        layer_norm_eps: added to the variance there.
+        image_divisor: of ``"minatar"`` images.
+        initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"``, ``"variance_scaling"``, ``"orthogonal"``,
+            ``"lecun_normal"`` or ``"he_normal"``, see :func:`~torchrl_reg.modules.torsos.initialize_weights`.
         quantile_initialization: the same for quantile networks; empty for ``initialization``.
         num_cosines: size of the fraction embedding of quantile networks.
         num_quantiles, num_target_quantiles, num_policy_quantiles: N, M and K of quantile networks: fractions of the
@@ -43,6 +47,9 @@ class NetSettings:
     name: str = "mlp"
     num_cells: list[int] = field(default_factory=lambda: [256, 256])
     padding: str = "valid"
+    layer_norm: str = "none"
+    layer_norm_eps: float = 1e-5
+    image_divisor: float = 1.0
     initialization: str = "default"
     quantile_initialization: str = ""
     num_cosines: int = 64
@@ -63,6 +70,9 @@ class NetSettings:
         """
         if not self.num_cells or min(self.num_cells) < 1:
             raise ValueError(f"NetSettings.num_cells must list widths >= 1, got {list(self.num_cells)}.")
+        if self.layer_norm_eps <= 0 or self.image_divisor <= 0:
+            got = f"{self.layer_norm_eps} and {self.image_divisor}"
+            raise ValueError(f"NetSettings.layer_norm_eps and image_divisor must be > 0, got {got}.")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"NetSettings.{name} must be >= {least}, got {getattr(self, name)}.")
@@ -143,6 +153,8 @@ def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNet
     Raises:
         ValueError: settings that do not fit each other or the observations.
     """
+    if settings.layer_norm != "none":
+        raise ValueError(f"NetSettings.layer_norm must be 'none' for a quantile network, got {settings.layer_norm!r}.")
     torso, width = _torso(settings, _shape(env, "observation"), rescaled=True)
     for cells in settings.num_cells[:-1]:
         torso += [nn.Linear(width, cells), nn.ReLU()]
@@ -181,13 +193,12 @@ def _action_network(
 ) -> nn.Module:
     """``values_per_action`` numbers per action from one input of that shape."""
     torso, width = _torso(settings, shape, rescaled=rescaled)
-    head = MLP(
-        in_features=width,
-        out_features=values_per_action * num_actions(env),
-        num_cells=list(settings.num_cells),
-        activation_class=nn.ReLU,
-    )
-    return initialize_weights(nn.Sequential(*torso, *head), settings.initialization)
+    normalized = normalization(settings.layer_norm, settings.layer_norm_eps)
+    for cells in settings.num_cells:
+        torso += [nn.Linear(width, cells), *normalized([cells]), nn.ReLU()]
+        width = cells
+    network = nn.Sequential(*torso, nn.Linear(width, values_per_action * num_actions(env)))
+    return initialize_weights(network, settings.initialization)
 
 
 def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
@@ -197,10 +208,13 @@ def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple
         raise ValueError(f"NetSettings.name must be one of {', '.join(_DIMS)}, got {settings.name!r}.")
     if len(shape) != _DIMS[settings.name]:
         raise ValueError(f"NetSettings.name must fit observations of shape {tuple(shape)}, got {settings.name!r}.")
+    normalized = normalization(settings.layer_norm, settings.layer_norm_eps)
     if settings.name == "mlp":
         return _rescaling(settings, shape[0]) if rescaled else [], shape[0]
-    minatar = settings.name == "minatar"
-    torso: Any = MinAtarCNN(shape[0]) if minatar else NatureCNN(shape[0], padding=settings.padding)  # type: ignore[arg-type]
+    if settings.name == "minatar":
+        torso: MinAtarCNN | NatureCNN = MinAtarCNN(shape[0], normalization=normalized, divisor=settings.image_divisor)
+    else:
+        torso = NatureCNN(shape[0], padding=settings.padding, normalization=normalized)  # type: ignore[arg-type]
     return [torso], torso.out_features
 
 

@@ -41,6 +41,15 @@ class StackedConv2d(nn.Conv2d):
         return out.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
 
 
+class StackedLayerNorm(nn.LayerNorm):
+    """``S`` layer norms over vectors: scales and shifts ``[S, F]``; ``[S, *B, F]`` -> ``[S, *B, F]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (len(x), *[1] * (x.ndim - 2), -1)
+        plain = F.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return torch.addcmul(self.bias.view(shape), plain, self.weight.view(shape))
+
+
 def stack_as_views(singles: Sequence[Tensor]) -> Tensor:
     """``singles`` stacked along a first dimension, each made a view of the result."""
     together = torch.stack([single.detach() for single in singles])
@@ -60,6 +69,8 @@ def stack_layers(network: nn.Module) -> None:
             module.__class__ = StackedLinear
         elif type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
             module.__class__ = StackedConv2d
+        elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.bias is not None:
+            module.__class__ = StackedLayerNorm
         elif module._parameters or not (
             module._modules or getattr(module, "row_by_row", isinstance(module, ROW_BY_ROW))
         ):

@@ -1,4 +1,4 @@
-"""Convolutional torsos for Atari and MinAtar images; any number of leading batch dimensions.
+"""Convolutional torsos for Atari and MinAtar images, their beginnings and normalization; any leading batch dimensions.
 
 For vectors use ``torchrl.modules.MLP``.
 """
@@ -6,43 +6,102 @@ For vectors use ``torchrl.modules.MLP``.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-Initialization = Literal["default", "glorot_uniform", "variance_scaling"]
+Initialization = Literal["default", "glorot_uniform", "variance_scaling", "orthogonal", "lecun_normal", "he_normal"]
 Padding = Literal["valid", "same"]
+
+
+#: Standard deviation of a standard normal variable cut off at -2 and 2.
+_CUT_DEVIATION = 0.87962566103423978
 
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def initialize_weights(module: Network, initialization: Initialization | str) -> Network:
-    r"""Draws the weights of every Conv2d and Linear in ``module`` anew, uniform on ``[-b, b]``, and returns it.
+    r"""Draws the weights of every Conv2d and Linear in ``module`` anew, in order, with zero biases, and returns it.
 
-    ``"glorot_uniform"``: :math:`b = \sqrt{6 / (fan_{in} + fan_{out})}` (TensorFlow's default, hence
-    Dopamine's DQN and M-DQN); ``"variance_scaling"``: :math:`b = \sqrt{3 s / fan_{in}}` with
-    :math:`s = 1/\sqrt 3` (Dopamine's C51, Rainbow and IQN), both with zero biases; ``"default"``
-    leaves PyTorch's own.
+    Uniform on ``[-b, b]``: ``"glorot_uniform"``: :math:`b = \sqrt{6 / (fan_{in} + fan_{out})}` (TensorFlow's default,
+    hence Dopamine's DQN and M-DQN); ``"variance_scaling"``: :math:`b = \sqrt{3 s / fan_{in}}` with
+    :math:`s = 1/\sqrt 3` (Dopamine's C51, Rainbow and IQN).
+    ``"orthogonal"``: of gain :math:`\sqrt 2` in all layers, the last included (CleanRL's PQN). Normal, cut off at two
+    standard deviations and rescaled: ``"lecun_normal"`` of variance :math:`1 / fan_{in}` (flax's default),
+    ``"he_normal"`` of :math:`2 / fan_{in}`, but for the last linear layer, which is ``lecun_normal`` (Gallici et al.
+    2024 on images). ``"default"`` leaves PyTorch's own.
 
     Raises:
         ValueError: another name.
     """
-    if initialization not in ("default", "glorot_uniform", "variance_scaling"):
-        raise ValueError(
-            f"initialization must be 'default', 'glorot_uniform' or 'variance_scaling', got {initialization!r}."
-        )
+    if initialization not in get_args(Initialization):
+        *others, last = map(repr, get_args(Initialization))
+        raise ValueError(f"initialization must be {', '.join(others)} or {last}, got {initialization!r}.")
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers if initialization != "default" else ():
-        if initialization == "glorot_uniform":
-            nn.init.xavier_uniform_(layer.weight)
-        else:
-            bound = math.sqrt(3 / math.sqrt(3) / layer.weight[0].numel())
-            nn.init.uniform_(layer.weight, -bound, bound)
+        _draw(layer.weight, initialization, last=layer is layers[-1])
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return module
+
+
+def _draw(weight: Tensor, initialization: str, *, last: bool) -> None:
+    fan_in = weight[0].numel()
+    if initialization == "glorot_uniform":
+        nn.init.xavier_uniform_(weight)
+    elif initialization == "variance_scaling":
+        bound = math.sqrt(3 / math.sqrt(3) / fan_in)
+        nn.init.uniform_(weight, -bound, bound)
+    elif initialization == "orthogonal":
+        nn.init.orthogonal_(weight, math.sqrt(2))
+    else:
+        scale = 2 if initialization == "he_normal" and not last else 1
+        deviation = math.sqrt(scale / fan_in) / _CUT_DEVIATION
+        nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+#: Makes the normalization of features of a shape, ``[F]`` or ``[C, H, W]``; the empty list is none.
+Normalization = Callable[[Sequence[int]], list[nn.Module]]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalizes the channels at each place of an image, ``[*B, C, H, W]``, with a scale and a shift per channel.
+
+    It is what a layer norm over the last axis does in libraries whose images end in channels (flax), and another
+    function than one over the whole image, torch's ``LayerNorm([C, H, W])``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = F.layer_norm(x.movedim(-3, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return last.movedim(-1, -3)
+
+
+def normalization(kind: str, eps: float) -> Normalization:
+    """``"none"``, ``"channels"`` (per place of an image) or ``"image"`` (over all of it); vectors are the same to both.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in ("none", "channels", "image"):
+        raise ValueError(f"layer_norm must be 'none', 'channels' or 'image', got {kind!r}.")
+
+    def make(shape: Sequence[int]) -> list[nn.Module]:
+        if kind == "none":
+            return []
+        if kind == "channels" and len(shape) == 3:
+            return [ChannelNorm(shape[0], eps=eps)]
+        return [nn.LayerNorm(list(shape), eps=eps)]
+
+    return make
+
+
+def no_normalization(shape: Sequence[int]) -> list[nn.Module]:
+    """None."""
+    return []
 
 
 class NatureCNN(nn.Module):
@@ -57,6 +116,7 @@ class NatureCNN(nn.Module):
         padding: ``"valid"`` gives 3136 features; ``"same"`` pads as TensorFlow does and gives 7744
             (Dopamine's TensorFlow agents, the published M-DQN and M-IQN included).
         initialization: see :func:`initialize_weights`.
+        normalization: after each convolution, see :func:`~torchrl_reg.modules.torsos.normalization`.
 
     Shape: ``[*B, C, 84, 84]`` -> ``[*B, out_features]``.
 
@@ -69,7 +129,12 @@ class NatureCNN(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 4, *, padding: Padding = "valid", initialization: Initialization = "default"
+        self,
+        in_channels: int = 4,
+        *,
+        padding: Padding = "valid",
+        initialization: Initialization = "default",
+        normalization: Normalization = no_normalization,
     ) -> None:
         super().__init__()
         if padding not in ("valid", "same"):
@@ -84,8 +149,9 @@ class NatureCNN(nn.Module):
                 before, after = total // 2, total - total // 2
                 layers.append(nn.ZeroPad2d((before, after, before, after)))
                 size += total
-            layers += [nn.Conv2d(channels_in, channels, kernel, stride), nn.ReLU()]
             size = (size - kernel) // stride + 1
+            convolution = nn.Conv2d(channels_in, channels, kernel, stride)
+            layers += [convolution, *normalization([channels, size, size]), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.out_features = 64 * size * size
         initialize_weights(self, initialization)
@@ -104,13 +170,15 @@ class NatureCNN(nn.Module):
 class MinAtarCNN(nn.Module):
     """The convolution of Young and Tian (2019): 16@3x3/1, ReLU, flattened (1024 features).
 
-    Images are zeros and ones of any type and are not scaled.
+    Images are zeros and ones of any type and are not scaled, except by a ``divisor``.
 
     Source: Young and Tian 2019 (MinAtar).
 
     Args:
         in_channels: channels C of the game.
         initialization: see :func:`initialize_weights`.
+        normalization: after the convolution, see :func:`~torchrl_reg.modules.torsos.normalization`.
+        divisor: of the images (Gallici et al. 2024 divide by 255).
 
     Shape: ``[*B, C, 10, 10]`` -> ``[*B, out_features]``.
 
@@ -121,16 +189,25 @@ class MinAtarCNN(nn.Module):
     torch.Size([3, 1024])
     """
 
-    def __init__(self, in_channels: int, *, initialization: Initialization = "default") -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        initialization: Initialization = "default",
+        normalization: Normalization = no_normalization,
+        divisor: float = 1.0,
+    ) -> None:
         super().__init__()
-        self._image_shape = (in_channels, 10, 10)
-        self.convolutions = nn.Sequential(nn.Conv2d(in_channels, 16, 3), nn.ReLU())
+        self._image_shape, self._divisor = (in_channels, 10, 10), divisor
+        self.convolutions = nn.Sequential(nn.Conv2d(in_channels, 16, 3), *normalization([16, 8, 8]), nn.ReLU())
         self.out_features = 16 * 8 * 8
         initialize_weights(self, initialization)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Features ``[*B, out_features]`` of images ``[*B, C, 10, 10]``."""
         images = _images(observation, self._image_shape, self.convolutions)
+        if self._divisor != 1:
+            images = images / self._divisor
         return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
 
 

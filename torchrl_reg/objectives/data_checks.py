@@ -59,7 +59,7 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
     keys = loss.tensor_keys
     flags = [("next", keys.terminated), ("next", keys.done)]
     missing = [key for key in loss.in_keys if key not in flags and tensordict.get(key, None) is None]
-    if all(tensordict.get(key, None) is None for key in flags):
+    if flags[0] in loss.in_keys and all(tensordict.get(key, None) is None for key in flags):
         missing += [flags[0]]
     if missing:
         roles = {keys.action: "the stored action", ("next", keys.reward): "the reward of each step"}

@@ -57,7 +57,8 @@ class QLearningLoss(RegularizedLoss):
         head: slot 3; None is the actor's.
         double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a
             shaping, which has one policy for both states.
-        loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``.
+        loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``,
+            ``"half_l2"`` (half the square).
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -68,7 +69,8 @@ class QLearningLoss(RegularizedLoss):
     Every coefficient of a slot is an attribute of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...
 
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
-    ``[*B, T]`` sequences (expected values and fixed quantiles only).
+    ``[*B, T]`` sequences (expected values and fixed quantiles only), ``"regularized_qlambda"`` for targets made once
+    per rollout, which are then read as ``value_target`` (expected values only).
 
     Returns (in a TensorDict): ``loss``, a further ``loss_*`` for each coefficient learnt by dual ascent, and detached
     scalars: those of the regularizer (``entropy``, ``kl``, ``soft_gap``, ``action_gap``, ``tau``, ...), of the shaping
@@ -110,6 +112,8 @@ class QLearningLoss(RegularizedLoss):
         ValueEstimators.TD1: RegValueEstimators.REGULARIZED_TD1,
         ValueEstimators.TDLambda: RegValueEstimators.REGULARIZED_TDLAMBDA,
     }
+    SUPPORTED_VALUE_ESTIMATORS = (*_stand_ins, *_stand_ins.values(), RegValueEstimators.REGULARIZED_QLAMBDA)
+    _loss_functions = ("l1", "l2", "half_l2", "smooth_l1")
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -223,6 +227,10 @@ class QLearningLoss(RegularizedLoss):
 
     def _check_estimator(self, estimator: Any) -> None:
         super()._check_estimator(estimator)
+        if getattr(estimator, "precomputed", False) and not self.head.expected:
+            raise NotImplementedError(
+                f"Targets of a rollout are expected values, so the head must be, got {type(self.head).__name__}."
+            )
         if getattr(estimator, "needs_policy", False) and not self.head.traces:
             raise NotImplementedError(
                 "A lambda-return mixes values of successive steps, which must mean the same at each: expected values "
@@ -235,16 +243,23 @@ class QLearningLoss(RegularizedLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
         online, target = self._bound(tensordict)
-        data, mask = self._clean(tensordict, next_too=bool(self.regularizer.in_keys) or online.mixes_rows)
+        precomputed = self.value_estimator.precomputed
+        data, mask = tensordict, None
+        if not precomputed:
+            data, mask = self._clean(tensordict, next_too=bool(self.regularizer.in_keys) or online.mixes_rows)
         prediction = self.head.online(online, data)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
         with torch.no_grad():
-            values, masses, policies, rows = self._target(data, prediction, action, mask, online, target)
+            if precomputed:
+                values, masses, policies, rows = self._read_target(data, prediction, online)
+            else:
+                values, masses, policies, rows = self._target(data, prediction, action, mask, online, target)
         reports = self.diagnostics or self._reports_error
         how: dict[str, Any] = {"bound": target, "loss_function": self.loss_function, "reports": reports}
         regression = self.head.regress(prediction, action, values, masses, **how)
-        self._write_priority(tensordict, regression.priority, mask)
+        if not precomputed:  # rows of a rollout, which nobody samples again
+            self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}
         if policies.online is not None and self.regularizer.own_out_keys:
             losses |= self.regularizer.own_losses(data, policies.online, **policies.given)
@@ -294,6 +309,28 @@ class QLearningLoss(RegularizedLoss):
         if q is not None and policies.online is not None:
             rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows
         return values, masses, policies, rows
+
+    def _read_target(
+        self, data: TensorDictBase, prediction: Prediction, online: Any
+    ) -> tuple[Tensor, None, _Policies, dict[str, Tensor]]:
+        """As :meth:`_target`, of targets that the value estimator wrote into the rollout that ``data`` are rows of."""
+        values = entry(data, self.tensor_keys.value_target)
+        if not self._watches:
+            return values, None, _Policies(), {}
+        q, here = self.head.q_values(prediction.z, online, data), self.regularizer.at_states(data)
+        _, logs = self.regularizer.value_and_log_policy(q, **here)
+        rows = self.regularizer.diagnostics(q, logs, **here) if self.diagnostics else {}
+        return values, None, _Policies(online=logs, given=here), rows
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        if getattr(self._value_estimator, "precomputed", False):
+            self._in_keys = [self.tensor_keys.action, *self._state_keys, self.tensor_keys.value_target]
+
+    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
+        if self.value_estimator.precomputed:
+            return entry(tensordict, self.tensor_keys.value_target).squeeze(-1)
+        return super()._rewards(tensordict)
 
     @property
     def _watches(self) -> bool:

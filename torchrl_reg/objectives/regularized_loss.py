@@ -28,7 +28,7 @@ from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_sc
 from torchrl_reg.regularizers.ranks import in_process_group, summed_over_ranks
 from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_type, entry, unchecked_tensordict
 
-LossFunction = Literal["l1", "l2", "smooth_l1"]
+LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
 
 #: Names that a loss without such a coefficient would otherwise take and ignore.
@@ -77,6 +77,7 @@ class RegularizedLoss(NetworkLoss):
     #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
+    _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
     #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
     _is_stack: bool = False
 
@@ -95,8 +96,9 @@ class RegularizedLoss(NetworkLoss):
         diagnostics: bool = True,
     ) -> None:
         super().__init__()
-        if loss_function not in ("l1", "l2", "smooth_l1"):
-            raise ValueError(f"loss_function must be 'l1', 'l2' or 'smooth_l1', got {loss_function!r}.")
+        if loss_function not in self._loss_functions:
+            *others, last = map(repr, self._loss_functions)
+            raise ValueError(f"loss_function must be {', '.join(others)} or {last}, got {loss_function!r}.")
         reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")

@@ -102,7 +102,7 @@ def _check(losses: Sequence[Any]) -> None:
         if type(loss) is not type(first) or not isinstance(loss, QLearningLoss):
             raise ValueError(f"losses must be Q-learning losses of one class, got a {type(loss).__name__}.")
     plain = vars(type(first.regularizer)).get("stackable", False) and not (first._learnt or first._reports_error)
-    if not plain or first.head.draws or first.value_estimator.needs_policy or first.reduction != "mean":
+    if not plain or first.head.draws or _needs_sequences(first) or first.reduction != "mean":
         raise ValueError(
             "losses must have a regularizer without a state, coefficients that are not learnt, a head that draws no "
             f"random numbers, one-step targets and reduction='mean', got {type(first).__name__}."
@@ -115,6 +115,10 @@ def _check(losses: Sequence[Any]) -> None:
         for name, number in _numbers(loss).items():
             if not torch.equal(number, expected[name]):
                 raise ValueError(f"losses must agree in {name}, got {expected[name]} and {number}.")
+
+
+def _needs_sequences(loss: QLearningLoss) -> bool:
+    return loss.value_estimator.needs_policy and not loss.value_estimator.precomputed
 
 
 def _numbers(loss: QLearningLoss) -> dict[str, Tensor]:

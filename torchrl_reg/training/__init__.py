@@ -21,6 +21,7 @@ from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import evaluate
 from torchrl_reg.training.loop.policy_learning import PolicyLearner, PolicyLearning
+from torchrl_reg.training.loop.rollout_learning import RolloutLearner, RolloutLearning
 from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.loop.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
 from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
@@ -39,6 +40,8 @@ __all__ = [
     "PolicyLearner",
     "PolicyLearning",
     "RecipeConfig",
+    "RolloutLearner",
+    "RolloutLearning",
     "Run",
     "RunSettings",
     "Study",

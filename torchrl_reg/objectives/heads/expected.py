@@ -51,4 +51,6 @@ class ExpectedValue(Head):
         value = at_least_float32(taken(prediction.z, action))
         goal = values.squeeze(-1).to(value.dtype)
         td_error = value.detach() - goal
+        if how["loss_function"] == "half_l2":
+            return Regression(0.5 * (value - goal).square(), td_error.square(), td_error)
         return Regression(distance_loss(value, goal, how["loss_function"]), td_error.square(), td_error)

@@ -9,12 +9,14 @@ from torchrl_reg.objectives.value.named import (
     SoftTD0Estimator,
     SoftTDLambdaEstimator,
 )
+from torchrl_reg.objectives.value.q_lambda import RegularizedQLambdaEstimator
 from torchrl_reg.objectives.value.registry import RegValueEstimators
 
 __all__ = [
     "MunchausenTD0Estimator",
     "PriorSoftTD0Estimator",
     "RegValueEstimators",
+    "RegularizedQLambdaEstimator",
     "RegularizedTD0Estimator",
     "RegularizedTD1Estimator",
     "RegularizedTDLambdaEstimator",

@@ -143,6 +143,8 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
 
     default_keys = _AcceptedKeys  # type: ignore[assignment]
     action_space: str = "categorical"
+    #: Whether targets are made once per rollout, by calling the estimator, and a loss reads them from its minibatches.
+    precomputed: ClassVar[bool] = False
     #: Whether the target reads the policy at s whatever the shaping.
     needs_policy: ClassVar[bool] = False
     gamma: Tensor

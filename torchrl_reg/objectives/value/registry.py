@@ -12,6 +12,7 @@ class RegValueEstimators(Enum):
     REGULARIZED_TD0 = "regularized TD(0)"
     REGULARIZED_TD1 = "regularized TD(1)"
     REGULARIZED_TDLAMBDA = "regularized TD(lambda)"
+    REGULARIZED_QLAMBDA = "regularized Q(lambda)"
     SOFT_TD0 = "soft TD(0)"
     SOFT_TDLAMBDA = "soft TD(lambda)"
     MUNCHAUSEN_TD0 = "Munchausen TD(0)"

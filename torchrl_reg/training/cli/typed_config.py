@@ -50,6 +50,9 @@ def typed(composed: DictConfig, config_class: type) -> Any:
         plain = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved: {first_line(error)}.") from None
+    for name in getattr(config_class, "not_taken", ()):
+        group, _, key = name.rpartition(".")
+        plain.get(group, {}).pop(key, None)
     for name in unknown_names(dotted_names(plain), config_class):
         raise ConfigError(unknown_setting(name, config_class))
     return converted(plain, config_class, "")

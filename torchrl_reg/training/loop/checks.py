@@ -39,7 +39,7 @@ def check_replay_learning(algo: Any) -> None:
     require(n_steps <= algo.collect_steps, "algo.collect_steps", f">= {n_steps}", algo.collect_steps)
     optimizer = settings.get("optimizer", "adam")
     require(optimizer in OPTIMIZERS, "algo.optimizer", f"one of {OPTIMIZERS}", optimizer)
-    losses = ("smooth_l1", "l2", "l1")
+    losses = ("smooth_l1", "l2", "half_l2", "l1")
     chosen = settings.get("loss_function", "l2")
     require(chosen in losses, "algo.loss_function", f"one of {losses}", chosen)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Adam, Optimizer, RAdam, RMSprop
 
 #: What ``algo.optimizer`` may say.
@@ -36,7 +38,92 @@ def make_optimizer(
     if name == "adam":
         return Adam(parameters, fused=True, **shared)
     if name == "radam":
-        return RAdam(parameters, foreach=True, **shared)
+        return RAdam(parameters, foreach=True, **shared) if capturable else FlatRAdam(parameters, **shared)
     if name == "rmsprop":
         return RMSprop(parameters, alpha=decay, centered=True, foreach=True, **shared)
     raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
+
+
+class FlatRAdam(RAdam):
+    """torch's RAdam in a dozen operations, however many parameters there are; equal up to rounding.
+
+    The moments of a group lie side by side, those of a parameter are views of them, under their usual names. No weight
+    decay, no hooks.
+
+    Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step for every group; each parameter must have a gradient."""
+        for group in self.param_groups:
+            held = group.get("flat")
+            if held is None or not held.is_current(self.state):
+                held = group["flat"] = _Flat(group["params"], self.state)
+            held.step(group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group.pop("flat", None)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group.pop("flat", None)
+
+
+class _Flat:
+    """The moments of a group's parameters as one vector each."""
+
+    def __init__(self, parameters: list[Tensor], state: Any) -> None:
+        self.parameters = parameters
+        for parameter in parameters:
+            if not state[parameter]:
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state[parameter] = {"step": torch.zeros(()), **zeros}
+        states = [state[parameter] for parameter in parameters]
+        self.mean, self.square = (self._joined(states, name) for name in ("exp_avg", "exp_avg_sq"))
+        self.counts = torch.stack([each["step"] for each in states])
+        for each, count in zip(states, self.counts.unbind(), strict=True):
+            each["step"] = count
+        self.update = torch.empty_like(self.mean)
+        self.updates = self._views(self.update)
+
+    def _joined(self, states: list[dict[str, Tensor]], name: str) -> Tensor:
+        whole = torch.cat([each[name].reshape(-1) for each in states])
+        for each, view in zip(states, self._views(whole), strict=True):
+            each[name] = view
+        return whole
+
+    def _views(self, whole: Tensor) -> list[Tensor]:
+        parts = whole.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+    def is_current(self, state: Any) -> bool:
+        """False where the moments were loaded anew, or lie elsewhere since (those of several seeds, side by side)."""
+        first = state.get(self.parameters[0])
+        return bool(first) and first["exp_avg"].data_ptr() == self.mean.data_ptr()
+
+    def step(self, group: dict[str, Any]) -> None:
+        """One step along the gradients of the parameters."""
+        beta1, beta2 = group["betas"]
+        gradient = torch.cat([parameter.grad.reshape(-1) for parameter in self.parameters])  # type: ignore[union-attr]
+        self.counts.add_(1)
+        count = int(self.counts[0])
+        self.mean.lerp_(gradient, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        unbiased = 1 - beta2**count
+        longest = 2 / (1 - beta2) - 1
+        length = longest - 2 * count * beta2**count / unbiased
+        size = group["lr"] / (1 - beta1**count)
+        if length > 5:
+            rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            size *= (rectified * unbiased) ** 0.5
+            torch.div(self.mean, self.square.sqrt().add_(group["eps"]), out=self.update)
+        else:
+            self.update.copy_(self.mean)
+        torch._foreach_add_(self.parameters, self.updates, alpha=-size)

@@ -126,9 +126,9 @@ def _gradient_step(
         return scalars
 
     worker = current_worker()
-    if worker is None or max_grad_norm is not None or priority_key is not None:
+    if worker is None or priority_key is not None:
         return step
-    return batched_step(worker, step, make_gradients, loss, parameters, optimizer)
+    return batched_step(worker, step, make_gradients, loss, parameters, optimizer, max_grad_norm)
 
 
 def _as_cuda_graph(step: Update, optimizer: Optimizer, device: torch.device) -> Update:

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer, RAdam
 
 from torchrl_reg.modules.stacked import stack_as_views
 from torchrl_reg.torchrl_compat import entry, has_step_hooks, unchecked_tensordict
+from torchrl_reg.training.loop.optimizers import FlatRAdam
 from torchrl_reg.training.seeds.workers import Worker
 
 Step = Callable[[TensorDictBase], Any]
 _SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
+#: What steps for several of a kind.
+_TOGETHER: dict[type[Optimizer], type[Optimizer]] = {Adam: Adam, AdamW: AdamW, RAdam: RAdam, FlatRAdam: RAdam}
 
 
 class SharedStack:
@@ -75,6 +78,7 @@ def batched_step(
     loss: Any,
     parameters: Sequence[nn.Parameter],
     optimizer: Optimizer,
+    max_grad_norm: float | None = None,
 ) -> Step:
     """``alone``, or the same step for all workers at once if their losses can be stacked (``loss.stacked_with``).
 
@@ -82,7 +86,7 @@ def batched_step(
     fails, as by one seed that is not finite, each steps alone, and only that one fails.
     """
     stack = shared_stack(worker)
-    batched = worker.shared("gradient step", lambda: _BatchedStep(worker, make_gradients))
+    batched = worker.shared("gradient step", lambda: _BatchedStep(worker, make_gradients, max_grad_norm))
     check = getattr(loss, "check_data", lambda _: None)
 
     def step(minibatch: TensorDictBase) -> Any:
@@ -105,9 +109,9 @@ def batched_step(
 class _BatchedStep:
     """Steps for all workers; they step on their own while some are at another kind of update."""
 
-    def __init__(self, worker: Worker, make_gradients: Callable[..., Any]) -> None:
+    def __init__(self, worker: Worker, make_gradients: Callable[..., Any], max_grad_norm: float | None) -> None:
         self._worker, self._stack = worker, shared_stack(worker)  # any worker will do: each knows how many there are
-        self._make_gradients = make_gradients
+        self._make_gradients, self._max_grad_norm = make_gradients, max_grad_norm
         self._stacked: Any = None  # of which the gradients are
         self._optimizer: StackedOptimizer | None = None
         self._shared: list[Tensor] = []  # gradients [S, ...], of which the workers' own are views
@@ -132,9 +136,20 @@ class _BatchedStep:
             entries = self._gradients(_stacked_rows([share.minibatch for share in shares]))
         except (RuntimeError, ValueError):
             return alone
+        if self._max_grad_norm is not None:
+            entries = {**entries, "grad_norm": self._clip(self._max_grad_norm)}
         self._share_gradients(shares)
         self._step([share.optimizer for share in shares])
         return _of_each(entries, len(shares))
+
+    def _clip(self, max_norm: float) -> Tensor:
+        """Scales the gradients of each worker to the norm ``max_norm`` at most; the norms ``[S]`` before that."""
+        gradients = [whole.grad for whole in self._parameters]
+        norms = torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
+        factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+        return norms
 
     def _share_gradients(self, shares: list[_Share]) -> None:
         """Copies the gradients to where those of each worker's parameters lie side by side."""
@@ -173,7 +188,7 @@ def _of_each(entries: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor
 
 
 class StackedOptimizer:
-    """The step of several Adams in one: for parameters ``[S, ...]``, of which those of ``S`` optimizers are views.
+    """The step of several Adams or RAdams in one, for parameters ``[S, ...]`` of which those of each optimizer are views.
 
     Their moments become views of stacked tensors, too, so each optimizer still holds its own state, and the steps that
     it counts are counted.
@@ -181,8 +196,11 @@ class StackedOptimizer:
 
     def __init__(self, optimizers: Sequence[Optimizer], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
         self._optimizers, first = list(optimizers), optimizers[0]
-        groups = [{**group, "params": [whole(p) for p in group["params"]]} for group in first.param_groups]
-        self._together = type(first)(groups)  # type: ignore[call-arg]
+        groups = [
+            {**{name: group[name] for name in group if name != "flat"}, "params": [whole(p) for p in group["params"]]}
+            for group in first.param_groups
+        ]
+        self._together = _TOGETHER[type(first)](groups)  # type: ignore[call-arg]
         self._states = [optimizer.state for optimizer in optimizers]
         counts: list[Tensor] = []
         for position in zip(*[_parameters(optimizer) for optimizer in optimizers], strict=True):
@@ -192,6 +210,8 @@ class StackedOptimizer:
             stacked: dict[str, Tensor] = {name: stack_as_views([s[name] for s in states]) for name in moments}
             self._together.state[whole(position[0])] = {"step": states[0]["step"].clone(), **stacked}
         self._counts = stack_as_views(counts)
+        firsts = [_parameters(optimizer)[0] for optimizer in optimizers]
+        self._moments = [(state[p], state[p]["exp_avg"]) for state, p in zip(self._states, firsts, strict=True)]
 
     @classmethod
     def of(
@@ -199,7 +219,7 @@ class StackedOptimizer:
     ) -> StackedOptimizer | None:
         """The step of all ``optimizers``; None where they have no state yet, or differ, so that each has to step."""
         alike = len({type(optimizer) for optimizer in optimizers}) == 1 and _agree(optimizers)
-        if not alike or type(optimizers[0]) not in (Adam, AdamW) or any(map(has_step_hooks, optimizers)):
+        if not alike or type(optimizers[0]) not in _TOGETHER or any(map(has_step_hooks, optimizers)):
             return None
         counts = {tuple(int(o.state.get(p, {}).get("step", -1)) for p in _parameters(o)) for o in optimizers}
         return cls(optimizers, whole) if len(counts) == 1 and -1 not in counts.pop() else None
@@ -207,6 +227,7 @@ class StackedOptimizer:
     def is_current(self) -> bool:
         """True while all optimizers hold what was stacked, and have the same settings."""
         held = all(o.state is state for o, state in zip(self._optimizers, self._states, strict=True))
+        held = held and all(state["exp_avg"] is moment for state, moment in self._moments)  # else one stepped alone
         return held and not any(map(has_step_hooks, self._optimizers)) and _agree(self._optimizers)
 
     def step(self) -> None:

@@ -1,0 +1,106 @@
+"""PQN: Q-learning without replay and without a target network, by lambda-returns of many environments' rollouts.
+
+    python recipes/pqn.py                                       # CleanRL's settings of classic control
+    python recipes/pqn.py regularizer=entropy shaping=munchausen  # soft and Munchausen PQN
+    python recipes/pqn.py env=minatar/breakout +paper=gallici2024_minatar
+
+Any regularizer and shaping of ``q_learning.py``. Returns are corrected for actions that are not greedy, so that the
+regularized optimum is the fixed point whatever acts; the published form, Peng's, is ``algo.correct=false``.
+
+Sources: Gallici et al., "Simplifying Deep Temporal Difference Learning", ICLR 2025, and its code; Harutyunyan et al.
+2016 for the correction; ours with a regularizer or a shaping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tensordict.nn import TensorDictSequential
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import EGreedyModule, QValueActor
+
+from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
+from torchrl_reg.objectives import QLearningLoss, Shaping
+from torchrl_reg.regularizers import Regularizer
+from torchrl_reg.training import RecipeConfig, RolloutLearner, RolloutLearning, Run, build, recipe, require
+
+
+@dataclass
+class Algo(RolloutLearning):
+    """Hyperparameters of the method; those of its rollouts, optimizer and exploration are RolloutLearning's."""
+
+    lmbda: float = 0.65  # trace parameter of the returns
+    correct: bool = True  # correct the returns for the actions taken; false: Peng's, as published
+    time_limits_end: bool = False  # no bootstrap behind a time limit, as published
+    loss_function: str = "l2"  # also half_l2, smooth_l1, l1
+    explore: str = "greedy"  # the policy that epsilon disturbs: greedy, or sampled from the regularizer's
+
+    def validate(self) -> None:
+        require(self.explore in ("greedy", "sampled"), "algo.explore", "greedy or sampled", self.explore)
+        require(0 <= self.lmbda <= 1, "algo.lmbda", "in [0, 1]", self.lmbda)
+        super().validate()
+
+
+@dataclass
+class Config(RecipeConfig):
+    groups: ClassVar[dict[str, str]] = {"net": "mlp", "regularizer": "none", "shaping": "none", "env": "cartpole"}
+    # What environments say of learning from replay.
+    not_taken = frozenset(
+        f"algo.{name}"
+        for name in ("replay_capacity", "learning_starts_frames", "update_every_frames", "target_period_updates")
+    )
+
+    regularizer: dict[str, Any] = field(default_factory=dict)
+    shaping: dict[str, Any] = field(default_factory=dict)
+    env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
+    net: NetSettings = field(default_factory=NetSettings)
+    algo: Algo = field(default_factory=Algo)
+
+    def validate(self) -> None:
+        kinds: dict[str, type] = {"regularizer": Regularizer, "shaping": Shaping}
+        for name, made in self.slots().items():
+            fits = made is None or isinstance(made, kinds[name])
+            require(fits, f"{name}.path", f"that of a {kinds[name].__name__}", getattr(self, name)["path"])
+
+    def slots(self) -> dict[str, Any]:
+        """Slots 1 and 2 as objects."""
+        return {"regularizer": build(self.regularizer, "regularizer"), "shaping": build(self.shaping, "shaping")}
+
+
+def train(cfg: Config) -> Path:
+    algo = cfg.algo
+    run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
+
+    # What acts: epsilon-greedy in the Q-network, whose values the batches keep. Evaluated greedy, and sampled.
+    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    spec = env.full_action_spec_unbatched["action"].to(run.device)
+    actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
+    egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
+
+    # What it learns: q(s, a) towards G = r + bonus + gamma (V(s') + lambda (G' - q(s', a'))), made once per rollout.
+    loss = QLearningLoss(actor, **cfg.slots(), delay_value=False, loss_function=algo.loss_function)  # type: ignore[arg-type]
+    returns: dict[str, Any] = {"correct": algo.correct, "time_limits_end": algo.time_limits_end}
+    loss.make_value_estimator("regularized_qlambda", gamma=algo.gamma, lmbda=algo.lmbda, **returns)
+    sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
+    explorer = TensorDictSequential(sampled if algo.explore == "sampled" else actor, egreedy)
+    evaluated = explorer if loss.regularizer.greedy_policy else sampled
+    run.evaluate_with(eval_env, {"greedy": actor, "sampled": (evaluated, ExplorationType.RANDOM)})
+    learner = RolloutLearner(run, algo, loss, egreedy)
+
+    # The loop
+    for batch in learner.collect(env, explorer):
+        for minibatch in learner.minibatches(batch):
+            scalars = learner.update(minibatch)
+            loss.observe(scalars)
+            run.record(scalars)
+    return run.finish()
+
+
+main = recipe(Config, train)
+
+if __name__ == "__main__":
+    main()
