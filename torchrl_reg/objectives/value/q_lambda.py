@@ -14,9 +14,9 @@ from torchrl.objectives.utils import register_value_estimator
 
 from torchrl_reg.functional.munchausen import action_index, taken
 from torchrl_reg.functional.returns import q_lambda_return
-from torchrl_reg.objectives.value.estimator import RegularizedTDLambdaEstimator
+from torchrl_reg.objectives.value.estimator import check_single_steps, done_flag, terminated_flag
+from torchrl_reg.objectives.value.named import RegularizedTDLambdaEstimator
 from torchrl_reg.objectives.value.registry import RegValueEstimators
-from torchrl_reg.objectives.value.targets import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.torchrl_compat import entry
 
 

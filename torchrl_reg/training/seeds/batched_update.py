@@ -188,7 +188,7 @@ def _of_each(entries: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor
 
 
 class StackedOptimizer:
-    """The step of several Adams or RAdams in one, for parameters ``[S, ...]`` of which those of each optimizer are views.
+    """The step of several Adams or RAdams in one, on parameters ``[S, ...]`` of which those of each are views.
 
     Their moments become views of stacked tensors, too, so each optimizer still holds its own state, and the steps that
     it counts are counted.
