@@ -120,7 +120,7 @@ def linear() -> nn.Linear:
 
 
 REFUSED = {
-    "a layer": lambda: MunchausenDQNLoss(network(nn.LayerNorm(NUM_OBSERVATIONS), linear())),
+    "a layer": lambda: MunchausenDQNLoss(network(nn.PReLU(NUM_OBSERVATIONS), linear())),
     "groups": lambda: MunchausenDQNLoss(network(nn.Conv2d(4, 8, 3, groups=2), nn.Tanh(), linear())),
     "padding by reflection": lambda: MunchausenDQNLoss(
         network(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), nn.Tanh(), linear())

@@ -63,9 +63,10 @@ class CheckpointFolder:
             self._prune()
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
             self.remove_partial_files()
-            failed = f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)})"
-            advice = "earlier checkpoints are intact, so free some space and run the same command to continue."
-            raise CheckpointError(f"{failed}; {advice}") from error
+            raise CheckpointError(
+                f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); earlier "
+                "checkpoints are intact, so free some space and run the same command to continue."
+            ) from error
         return path
 
     def load_latest(self) -> int | None:
