@@ -64,8 +64,8 @@ class CheckpointFolder:
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
             self.remove_partial_files()
             raise CheckpointError(
-                f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); earlier "
-                "checkpoints are intact, so free some space and run the same command to continue."
+                f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); "
+                "earlier checkpoints are intact, so free some space and run the same command to continue."
             ) from error
         return path
 
