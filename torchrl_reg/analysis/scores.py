@@ -10,8 +10,13 @@ import numpy as np
 
 from torchrl_reg.analysis.errors import AnalysisError, hint, one_of
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.normalized import RANDOM_RETURNS, SAC_ANCHORS, normalized_score
-from torchrl_reg.analysis.published import has_human_score, human_normalized_score
+from torchrl_reg.analysis.published import (
+    RANDOM_RETURNS,
+    SAC_ANCHORS,
+    has_human_score,
+    human_normalized_score,
+    normalized_score,
+)
 from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.statistics import Array
 
