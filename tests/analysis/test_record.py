@@ -113,8 +113,9 @@ def test_nothing_but_damage_is_one_sentence(make_run, tmp_path: Path, capsys) ->
 
 def test_long_columns_are_averaged_moving_means_are_not_and_evaluations_stay() -> None:
     count = 5 * LONGEST_CURVE + 3
+    same = ("loss", "updates", "return_last_100")
     rows = [
-        {"event": "train", "frames": 10 * i, "loss": i, "return_last_100": i, "odd": i if i % 2 else None}
+        {"event": "train", "frames": 10 * i, "odd": i if i % 2 else None, **dict.fromkeys(same, i)}
         for i in range(count)
     ]
     rows += [{"event": "eval", "frames": 10 * i, "return_greedy_mean": i} for i in range(count)]
@@ -123,8 +124,9 @@ def test_long_columns_are_averaged_moving_means_are_not_and_evaluations_stay() -
     assert LONGEST_CURVE / 2 <= len(frames) <= LONGEST_CURVE and frames[-1] == 10 * (count - 1)
     assert frames[:3].tolist() == [70, 150, 230] and loss[:3].tolist() == [3.5, 11.5, 19.5]  # of eight rows each
     assert columns["train"]["odd"][1][:2].tolist() == [4.0, 12.0]  # of the four that are not null
-    last = columns["train"]["return_last_100"]
-    assert last[1][[0, 1, -1]].tolist() == [7, 15, count - 1] and last[0] is frames
+    for name in same[1:]:
+        assert columns["train"][name][1][[0, 1, -1]].tolist() == [7, 15, count - 1]
+        assert columns["train"][name][0] is frames
     assert columns["eval"]["return_greedy_mean"][1].tolist() == list(range(count))
 
 
