@@ -142,7 +142,7 @@ def test_returns_of_a_row_want_rows_as_often(seeds: Seeds) -> None:
 
 
 def test_every_source_has_a_row_and_so_has_what_nobody_published(seeds: Seeds, make_run, tmp_path, capsys) -> None:
-    seeds(returns=(500.0, 500.0))
+    (seeds(returns=(500.0, 500.0, 500.0)) / "dqn/seed=2/done.json").unlink()
     train = [{"event": "train", "frames": 60, "return_last_100": 321.0}]
     make_run("m_dqn/seed=0", train=train)
     make_run("m_dqn/seed=1", train=train, seed=1, done=False)
@@ -152,10 +152,18 @@ def test_every_source_has_a_row_and_so_has_what_nobody_published(seeds: Seeds, m
     assert [line.split(" | ")[4].partition(" ± ")[0] for line in lines] == [
         "CleanRL dqn.py: 488.69", "CleanRL dqn_jax.py: 498.38", ""]  # fmt: skip
     assert " | 321 |  | " in lines[2] and " | 500 | meets | " in lines[1]
-    assert err.count("is not finished (60 frames") == 1
+    assert err.count("dqn/seed=2 is not finished (500000 frames") == err.count("is not finished (60 frames") == 1
     rows = list(csv.DictReader(io.StringIO(tidy_csv([protocol_table(gaps(group_runs(find_runs(tmp_path))))]))))
     numbers = {row["statistic"]: row["value"] for row in rows[:6]}
     assert (numbers["published mean"], numbers["published sd"], numbers["gap"]) == ("488.69", "16.11", "meets")
+
+
+def test_runs_without_a_score_are_one_sentence(seeds: Seeds) -> None:
+    folder = seeds(returns=(500.0,))
+    (folder / "dqn/seed=0/done.json").unlink()
+    with pytest.raises(AnalysisError, match="at least one run with a score, got none: .* is not finished"):
+        gaps(group_runs(find_runs(folder)))
+    assert gaps(group_runs(find_runs(folder)), unfinished=True)[0].meets
 
 
 def test_what_nobody_published_alone_is_one_sentence(make_run, tmp_path: Path, capsys) -> None:

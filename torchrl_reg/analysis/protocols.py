@@ -30,8 +30,6 @@ _METRICS = {
     "return_last_100": "last 100 training episodes",
     "return_mean": "training episodes since the row before",
 }
-#: Share by which frames may differ: a last batch need not end at a round number.
-_NEAR = 0.005
 _LIMIT = "env.max_episode_frames"
 _NOTE = (
     "In brackets: 95% bootstrap interval over seeds. A published number stands here where the protocol is the same; it "
@@ -176,8 +174,8 @@ def _differences(run: RunRecord, published: Published, column: str, frames: Sequ
         ("environment", run.env, published.env),
         ("metric", _METRICS.get(column, column), _METRICS.get(published.column, published.column)),
     ]
-    far = [each for each in frames if abs(each - published.frames) > _NEAR * published.frames]
-    pairs += [("frames", amount(each), amount(published.frames)) for each in far[:1]]
+    # To three digits, as a last batch need not end at a round number.
+    pairs += [("frames", each, amount(published.frames)) for each in dict.fromkeys(map(amount, frames))]
     if column == published.column and published.every is not None:
         written = np.diff(run.evaluated_frames(column)[-2:], prepend=0)[-1:].tolist()
         pairs += [("frames between rows", str(each), str(published.every)) for each in written]
