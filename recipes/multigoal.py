@@ -28,7 +28,7 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.analysis import AnalysisError, find_runs
-from torchrl_reg.analysis.colors import GREY, LIGHT
+from torchrl_reg.analysis.charts import GREY, LIGHT
 from torchrl_reg.analysis.plots import new_figure, save
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.multigoal import GOALS

@@ -41,6 +41,17 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| m_dqn |" in out and "| dqn |" not in out
 
 
+def test_training_returns_are_a_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, path in enumerate(sorted(make_runs(tmp_path, dqn=1.0).glob("dqn/*/metrics.jsonl"))):
+        rows = [{"event": "train", "frames": 100 * i, "return_last_100": 40.0 * i + seed} for i in (1, 2, 3)]
+        path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "dqn/seed=1/metrics.jsonl").write_text('torn "train" row\n')
+    assert main(["table", str(tmp_path), "--column", "return_last_100", "--normalize", "none"]) == 0
+    out, err = capsys.readouterr()
+    assert "**final of return_last_100**" in out and "| 2 | 300 | 121 [120, 122] |" in out
+    assert err.count("\n") == 1 and "left out" in err and "seed=1" in err
+
+
 @pytest.mark.parametrize("kind", ["curves", "aggregate", "profile", "improvement"])
 def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     pytest.importorskip("matplotlib")

@@ -12,8 +12,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex
 
 from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.charts import LIGHT as COLORS
 from torchrl_reg.analysis.charts import Line, chart
-from torchrl_reg.analysis.colors import LIGHT as COLORS
 from torchrl_reg.analysis.plots import (
     _improvement,
     add_legend,

@@ -111,10 +111,12 @@ def test_nothing_but_damage_is_one_sentence(make_run, tmp_path: Path, capsys) ->
     assert "without aliases" in capsys.readouterr().err
 
 
-def test_long_columns_are_averaged_counters_are_not_and_evaluations_stay() -> None:
+def test_long_columns_are_averaged_moving_means_are_not_and_evaluations_stay() -> None:
     count = 5 * LONGEST_CURVE + 3
+    same = ("loss", "updates", "return_last_100")
     rows = [
-        {"event": "train", "frames": 10 * i, "loss": i, "updates": i, "odd": i if i % 2 else None} for i in range(count)
+        {"event": "train", "frames": 10 * i, "odd": i if i % 2 else None, **dict.fromkeys(same, i)}
+        for i in range(count)
     ]
     rows += [{"event": "eval", "frames": 10 * i, "return_greedy_mean": i} for i in range(count)]
     columns = Columns(rows).all()
@@ -122,7 +124,9 @@ def test_long_columns_are_averaged_counters_are_not_and_evaluations_stay() -> No
     assert LONGEST_CURVE / 2 <= len(frames) <= LONGEST_CURVE and frames[-1] == 10 * (count - 1)
     assert frames[:3].tolist() == [70, 150, 230] and loss[:3].tolist() == [3.5, 11.5, 19.5]  # of eight rows each
     assert columns["train"]["odd"][1][:2].tolist() == [4.0, 12.0]  # of the four that are not null
-    assert columns["train"]["updates"][1][:2].tolist() == [7, 15] and columns["train"]["updates"][0] is frames
+    for name in same[1:]:
+        assert columns["train"][name][1][[0, 1, -1]].tolist() == [7, 15, count - 1]
+        assert columns["train"][name][0] is frames
     assert columns["eval"]["return_greedy_mean"][1].tolist() == list(range(count))
 
 

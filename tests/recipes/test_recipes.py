@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.agents import read_policy
+from torchrl_reg.analysis.documents import flat
+from torchrl_reg.analysis.protocols import published_scores
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import PriorUpdate
 from torchrl_reg.objectives import QLearningLoss
@@ -220,6 +223,28 @@ def test_every_choice_composes(name: str) -> None:
             settings.algo.validate()
             settings.env.validate()
             assert settings.env.max_episode_frames is not None  # resolved: config.yaml records what is in force
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("dqn", ["+paper=cleanrl_classic"]),
+        ("c51", ["+paper=cleanrl_classic", "algo.adam_eps=7.8125e-5"]),
+        ("pqn", ["+paper=cleanrl_pqn"]),
+    ],
+)
+def test_cleanrls_presets_have_the_settings_of_its_published_scores(name: str, overrides: list[str]) -> None:
+    module, method = load(name), [f"+method={name}"] if name in METHODS else []
+    scores = [each for each in published_scores() if each.method == name and each.name.startswith("CleanRL")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for published in scores:
+            given = [*method, f"env={published.env}", *overrides, "run.dir=unused"]
+            settings = typed(compose("q_learning" if method else name, overrides=given), module.Config)
+            settings.env.validate()
+            ours = flat(asdict(settings))
+            assert {key: ours[key] for key in published.settings} == published.settings
+            assert abs(settings.algo.total_frames - published.frames) <= 0.005 * published.frames
+    assert len(scores) in (3, 6)
 
 
 @pytest.mark.parametrize(

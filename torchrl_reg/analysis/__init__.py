@@ -2,14 +2,14 @@
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs
-from torchrl_reg.analysis.normalized import (
+from torchrl_reg.analysis.published import (
     RANDOM_RETURNS,
     SAC_ANCHORS,
     NormalizedScores,
+    human_normalized_score,
     normalized_score,
     sac_normalized_scores,
 )
-from torchrl_reg.analysis.published import human_normalized_score
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 
 __all__ = [

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from torchrl_reg.analysis import statistics
-from torchrl_reg.analysis.charts import Chart, Line, chart
-from torchrl_reg.analysis.colors import GREY, LIGHT
+from torchrl_reg.analysis.charts import GREY, LIGHT, Chart, Line, chart
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve, profile_lines
 from torchrl_reg.analysis.errors import AnalysisError, one_of
 from torchrl_reg.analysis.groups import Group

@@ -23,8 +23,8 @@ NO_POINTS: Column = (np.zeros(0, np.int64), np.zeros(0))
 _CHUNK, _LONGEST_ROW, _MOST_COLUMNS = 1 << 18, 1 << 20, 1000
 #: Points that a column of training rows keeps; from there on neighbours are averaged.
 LONGEST_CURVE = 2000
-#: Columns that count up: of rows put together the last value holds, not the mean.
-_COUNTERS = frozenset({"updates", "wall_seconds"})
+#: Columns that count up or are means of their own: of rows put together the last value holds, not the mean.
+_LAST = frozenset({"updates", "wall_seconds", "return_last_100"})
 _REMEMBERED = 256
 #: Rows that are put together at once; a power of two, so that buckets hold equally many.
 _FOLDED = 1024
@@ -164,7 +164,7 @@ class Columns:
                     if (points := columns.get(name)) is None:
                         if len(columns) >= _MOST_COLUMNS:
                             raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
-                        points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _COUNTERS)
+                        points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _LAST)
                     points.frames.append(frames)
                     points.values.append(value)
                     if len(points.frames) == _FOLDED:
@@ -188,10 +188,10 @@ class Columns:
 class _Points:
     """A column: at most ``limit`` buckets of ``every`` rows each (frames of the last, sum, count), and rows to come."""
 
-    def __init__(self, limit: int | None, counter: bool) -> None:
+    def __init__(self, limit: int | None, last: bool) -> None:
         self.frames: list[int] = []
         self.values: list[float | None] = []
-        self._limit, self._counter, self._every = limit, counter, 1
+        self._limit, self._last, self._every = limit, last, 1
         self._buckets: list[NDArray[Any]] = [np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)]
 
     def fold(self) -> None:
@@ -219,9 +219,9 @@ class _Points:
         starts = np.arange(0, len(rows[0]), size)
         if size == 1 or not len(starts):
             return rows
-        together = np.maximum if self._counter else np.add
         ends = np.minimum(starts + size, len(rows[0])) - 1
-        return [rows[0][ends], together.reduceat(rows[1], starts), together.reduceat(rows[2], starts)]
+        sums = [each[ends] if self._last else np.add.reduceat(each, starts) for each in rows[1:]]
+        return [rows[0][ends], *sums]
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -29,6 +29,8 @@ _NOT_SETTINGS = frozenset(
     {"run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"}
     | {"run.video_every_frames", "run.log_every_frames", "run.threads", "run.device"}
 )
+#: Returns that training rows hold; every other metric is of evaluation rows.
+TRAINING_RETURNS = ("return_last_100", "return_mean")
 #: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
 NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
 
@@ -82,12 +84,15 @@ class RunRecord:
         return [(start, printable(str(start.get("commit") or "unknown"))) for start in self.starts]
 
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out."""
-        return finite(self._columns("eval").get(column, NO_POINTS))
+        """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out.
+
+        Those of the training rows if it is one of ``TRAINING_RETURNS``.
+        """
+        return finite(self._scored(column))
 
     def evaluated_frames(self, column: str = "return_greedy_mean") -> NDArray[np.int64]:
         """Environment frames of the evaluation rows with ``column``, also where it is ``null``."""
-        return self._columns("eval").get(column, NO_POINTS)[0]
+        return self._scored(column)[0]
 
     def last_evaluation(self, column: str = "return_greedy_mean") -> int:
         """Environment frames of the last evaluation; 0 without any."""
@@ -95,7 +100,7 @@ class RunRecord:
 
     def ends_without(self, column: str = "return_greedy_mean") -> bool:
         """Whether ``column`` is ``null`` in the last evaluation row that has it: the return was not finite."""
-        _, values = self._columns("eval").get(column, NO_POINTS)
+        _, values = self._scored(column)
         return bool(np.isnan(values[-1:]).any())
 
     def training(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -105,6 +110,9 @@ class RunRecord:
     def names(self, event: str) -> list[str]:
         """Columns of the rows of ``event`` (``eval``, ``train``) that hold a number or ``null`` anywhere."""
         return [name for name in self._columns(event) if name not in ("event", "frames")]
+
+    def _scored(self, column: str) -> Column:
+        return self._columns("train" if column in TRAINING_RETURNS else "eval").get(column, NO_POINTS)
 
     @property
     def diverged_frames(self) -> int | None:

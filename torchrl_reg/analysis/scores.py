@@ -10,13 +10,20 @@ import numpy as np
 
 from torchrl_reg.analysis.errors import AnalysisError, hint, one_of
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.normalized import RANDOM_RETURNS, SAC_ANCHORS, normalized_score
-from torchrl_reg.analysis.published import has_human_score, human_normalized_score
+from torchrl_reg.analysis.published import (
+    RANDOM_RETURNS,
+    SAC_ANCHORS,
+    has_human_score,
+    human_normalized_score,
+    normalized_score,
+)
 from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.statistics import Array
 
 #: Scales ``normalized`` knows; ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest.
 SCALES = ("auto", "human", "sac", "none")
+#: The metric where nothing says another.
+EVALUATION = "return_greedy_mean"
 #: What scores on a scale are, in words.
 SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
 
@@ -85,13 +92,21 @@ def group_scores(
         AnalysisError: ``how`` is no score, or no run has any.
     """
     last_evaluations(how)
-    found = [scores_of(group, how, column, unfinished=unfinished) for group in groups]
+    return checked([scores_of(group, how, column, unfinished=unfinished) for group in groups])
+
+
+def checked(found: Sequence[Scores]) -> list[Scores]:
+    """``found``.
+
+    Raises:
+        AnalysisError: no run has a score.
+    """
     if not any(len(scores.values) for scores in found):
         reasons = dict.fromkeys(reason for scores in found for reason in scores.left_out)
         raise AnalysisError(
             f"results must hold at least one run with a score, got none: {'; '.join(list(reasons)[:3])}."
         )
-    return found
+    return list(found)
 
 
 def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) -> Scores:

@@ -29,6 +29,7 @@ class Row:
     frames: str = ""
     commits: str = ""
     numbers: Mapping[str, Estimate | float] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Table:
     Args:
         title: one line.
         rows: in the order to show.
-        columns: names of the numbers, in the order to show; a row may lack some.
+        columns: names of the numbers and words, in the order to show; a row may lack some, or have more, for files.
         notes: sentences for below the table.
     """
 
@@ -85,8 +86,9 @@ def environment_table(
             numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
         numbers |= paper.get(group.env, {})
         told = _honest(numbers, [each.values, *([reference[group.env]] if group.env in reference else [])])
-        frames = " to ".join(dict.fromkeys(map(amount, (min(each.frames), max(each.frames)))))
-        rows.append(Row(group.env, group.method, len(each.values), frames, ", ".join(group.commits), told))
+        rows.append(
+            Row(group.env, group.method, len(each.values), frames_text(each.frames), ", ".join(group.commits), told)
+        )
     notes = _notes(board)
     if published is not None:
         table = published_table(published)
@@ -150,6 +152,15 @@ def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[
     return found
 
 
+def frames_text(frames: Sequence[int]) -> str:
+    """Lengths of runs, from the shortest to the longest.
+
+    >>> frames_text([60_000, 60_000]), frames_text([1_000, 60_000, 2_000])
+    ('60k', '1k to 60k')
+    """
+    return " to ".join(dict.fromkeys(map(amount, (min(frames), max(frames)))))
+
+
 def _honest(numbers: Mapping[str, Estimate | float], compared: Iterable[Array]) -> dict[str, Estimate | float]:
     """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty.
 
@@ -204,7 +215,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def tidy_csv(tables: Sequence[Table]) -> str:
-    """One row a number (``env, method, runs, frames, commits, statistic, value, low, high``), unrounded."""
+    """One row a number (``env, method, runs, frames, commits, statistic, value, low, high``), unrounded; words, too."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["env", "method", "runs", "frames", "commits", "statistic", "value", "low", "high"])
@@ -213,6 +224,8 @@ def tidy_csv(tables: Sequence[Table]) -> str:
             for name, number in row.numbers.items():
                 ends = number if isinstance(number, Estimate) else (number, "", "")
                 writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, *ends])
+            for name, text in row.words.items():
+                writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, text, "", ""])
     return out.getvalue()
 
 
@@ -241,7 +254,7 @@ def _cells(table: Table) -> list[list[str]]:
     over_all = all(row.env == "all" for row in table.rows)
     lines = [
         {"env": "" if over_all else row.env, "method": row.method, runs: str(row.runs), "frames": row.frames}
-        | {name: number_text(row.numbers.get(name)) for name in table.columns}
+        | {name: row.words.get(name) or number_text(row.numbers.get(name)) for name in table.columns}
         | {"commits": row.commits}
         for row in table.rows
     ]

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from torchrl_reg.analysis.colors import DARK
+from torchrl_reg.analysis.charts import DARK
 from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs, shown, without_repetitions, without_settings
-from torchrl_reg.analysis.runs import RunRecord, find_runs
+from torchrl_reg.analysis.runs import TRAINING_RETURNS, RunRecord, find_runs
+from torchrl_reg.analysis.scores import EVALUATION
 from torchrl_reg.printable import printable
 
 Item = TypeVar("Item")
@@ -21,7 +22,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", metavar="FOLDER", help="folders with runs below them: results/NAME")
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
     parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
-    parser.add_argument("--column", default="return_greedy_mean", help="evaluated column (default: %(default)s)")
+    parser.add_argument(
+        "--column", default=EVALUATION, help=f"metric: {EVALUATION} (default), ..., {TRAINING_RETURNS[0]}"
+    )
     add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
     parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
@@ -59,7 +62,7 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
         AnalysisError: no runs there, none chosen, or runs that cannot be told apart.
     """
     skipped: list[str] = []
-    runs = find_runs(arguments.results, skipped=skipped)
+    runs = find_runs(arguments.results, skipped=skipped, training=arguments.column in (None, *TRAINING_RETURNS))
     warn(f"left out: {sentence.removesuffix('.')}" for sentence in skipped)
     if not runs:
         raise AnalysisError(

@@ -4,31 +4,64 @@ from __future__ import annotations
 
 import argparse
 
+from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.notes import warnings
-from torchrl_reg.analysis.scores import Scoreboard, group_scores, scale_of
-from torchrl_reg.analysis.tables import FORMATS, aggregate_table, environment_table
+from torchrl_reg.analysis.protocols import gaps, protocol_table
+from torchrl_reg.analysis.scores import EVALUATION, Scoreboard, group_scores, scale_of
+from torchrl_reg.analysis.tables import FORMATS, Table, aggregate_table, environment_table
 from torchrl_reg.commands.selection import add_selection, selected_groups, warn
+
+#: ``--published`` without a paper: every score whose protocol is shipped.
+_PROTOCOLS = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torchrl-reg table``."""
     add_selection(parser)
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="(default: %(default)s)")
-    parser.add_argument("--published", metavar="PAPER", help="mirl or ments (Atari) or sac (MuJoCo), beside ours")
+    parser.add_argument(
+        "--published",
+        nargs="?",
+        const=_PROTOCOLS,
+        metavar="PAPER",
+        help="published scores beside ours where the protocol is the same, and what differs; or all numbers of mirl or "
+        "ments (Atari) or sac (MuJoCo)",
+    )
+    parser.set_defaults(column=None)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables; warnings go to stderr."""
-    groups = selected_groups(arguments)
+    if arguments.published == _PROTOCOLS:
+        tables = [_beside_published(arguments)]
+    else:
+        arguments.column = arguments.column or EVALUATION
+        tables = _tables(arguments, selected_groups(arguments))
+    print(FORMATS[arguments.format](tables), end="")
+    return 0
+
+
+def _tables(arguments: argparse.Namespace, groups: list[Group]) -> list[Table]:
     scores = group_scores(groups, arguments.score, arguments.column, unfinished=arguments.unfinished)
     envs = Scoreboard(scores).envs
     scale = scale_of(envs, arguments.normalize)
     title = f"{arguments.score} of {arguments.column}"
-    tables = [
-        environment_table(scores, scale=scale, baseline=arguments.baseline, published=arguments.published, title=title),
-        aggregate_table(scores, scale=scale, baseline=arguments.baseline),
-    ]
-    averaged = tables[1] is not None or (arguments.baseline is not None and len(envs) > 1)
-    warn(warnings(groups, scores, scale=scale, baseline=arguments.baseline, averaged=averaged))
-    print(FORMATS[arguments.format]([table for table in tables if table is not None]), end="")
-    return 0
+    baseline, published = arguments.baseline, arguments.published
+    first = environment_table(scores, scale=scale, baseline=baseline, published=published, title=title)
+    second = aggregate_table(scores, scale=scale, baseline=baseline)
+    averaged = second is not None or (baseline is not None and len(envs) > 1)
+    warn(warnings(groups, scores, scale=scale, baseline=baseline, averaged=averaged))
+    return [first] if second is None else [first, second]
+
+
+def _beside_published(arguments: argparse.Namespace) -> Table:
+    """Scores as published: of the end of a run, unscaled, one method at a time."""
+    for name, taken in (("score", "final"), ("normalize", "auto"), ("baseline", None)):
+        if (value := getattr(arguments, name)) != taken:
+            raise AnalysisError(f"{name} must be left out with --published alone, got {value!r}.")
+    groups = selected_groups(arguments)
+    found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
+    scores = {id(each.scores.group): each.scores for each in found}  # once, whoever published
+    warn(warnings(groups, list(scores.values()), averaged=False))
+    return protocol_table(found)

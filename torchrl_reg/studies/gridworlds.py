@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from torchrl_reg.analysis.charts import chart
-from torchrl_reg.analysis.colors import LIGHT
+from torchrl_reg.analysis.charts import LIGHT, chart
 from torchrl_reg.analysis.plots import draw, new_figure, save, styled
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval

@@ -9,8 +9,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from torchrl_reg.analysis.charts import Chart
-from torchrl_reg.analysis.colors import DARK, LIGHT
+from torchrl_reg.analysis.charts import DARK, LIGHT, Chart
 from torchrl_reg.analysis.groups import short_name
 from torchrl_reg.analysis.numbers import amount, hours, number, score_text
 from torchrl_reg.analysis.report.svg import coordinate, drawing

@@ -1,0 +1,186 @@
+"""Ours beside a published score, from run folders: the same protocol, and each way in which one may differ."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchrl_reg.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.analysis.protocols import Gap, Published, gap, gaps, protocol_table, published_scores
+from torchrl_reg.analysis.tables import markdown, tidy_csv
+from torchrl_reg.cli import main
+
+Seeds = Callable[..., Path]
+
+
+def one(name: str, env: str, frames: int | None = None) -> Published:
+    (found,) = [p for p in published_scores() if (p.name, p.env, frames or p.frames) == (name, env, p.frames)]
+    return found
+
+
+DQN = one("CleanRL dqn.py", "cartpole")
+
+
+@pytest.fixture
+def seeds(make_run: Callable[..., Path], tmp_path: Path) -> Seeds:
+    """Finished runs with the protocol of ``published`` but for ``settings``; one a training return."""
+
+    def make(
+        published: Published = DQN,
+        returns: tuple[float, ...] = (480.0, 490.0, 500.0),
+        **more: Any,
+    ) -> Path:
+        frames = more.pop("frames", published.frames)
+        settings = {key.replace(".", "__"): value for key, value in published.settings.items()}
+        settings |= {"algo__total_frames": frames} | more.pop("settings", {})
+        column, every = more.pop("column", published.column), more.pop("rows", published.every or 5000)
+        for seed, value in enumerate(returns):
+            rows = [{"event": "train", "frames": f, column: v} for f, v in ((frames - every, 1.0), (frames, value))]
+            make_run(
+                f"{published.method}/seed={seed}",
+                [1.0, 77.0 + seed],
+                seed=seed,
+                train=rows,
+                env=published.env,
+                recipe=published.method,
+                every=frames // 2,
+                **{key: value for key, value in settings.items() if value != "gone"},
+                **more,
+            )
+        return tmp_path
+
+    return make
+
+
+def gap_of(folder: Path, published: Published = DQN, column: str | None = None) -> Gap:
+    (group,) = group_runs(find_runs(folder))
+    return gap(group, published, column)
+
+
+def test_the_same_protocol_stands_beside(seeds: Seeds) -> None:
+    found = gap_of(seeds())
+    assert found.differs == () and found.column == "return_last_100"
+    assert found.ours.value == 490.0 and found.difference == pytest.approx(490 - 488.69) and found.meets
+    text = markdown([protocol_table([found])])
+    assert (
+        "| CleanRL dqn.py: 488.69 ± 16.11 (sd, 3 seeds) | last 100 training episodes | 490 [480, 500] | meets |" in text
+    )
+    assert "CleanRL dqn.py: vwxyzjn/cleanrl fe8d8a0" in text
+
+
+@pytest.mark.parametrize(
+    ("returns", "meets"),
+    [((472.5,), False), ((472.6,), True), ((504.8,), True), ((504.9,), False), ((400.0, 480.0), True)],
+)
+def test_intervals_meet_or_there_is_a_gap(seeds: Seeds, returns: tuple[float, ...], meets: bool) -> None:
+    found = gap_of(seeds(returns=returns))  # published: 472.58 to 504.80
+    assert found.meets == meets and found.difference == pytest.approx(sum(returns) / len(returns) - 488.69)
+    assert str(found) == ("meets" if meets else f"{found.difference:+.4g}")
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"frames": 100_000}, "frames 100k, not 500k"),
+        ({"frames": 497_000}, "frames 497k, not 500k"),
+        ({"settings": {"algo__eps_end": 0.01}}, "eps_end 0.01, not 0.05"),
+        ({"settings": {"algo__eps_starts_frames": None}}, "eps_starts_frames null, not 0"),
+        ({"settings": {"algo__optimizer": "rmsprop"}}, "optimizer rmsprop, not adam"),
+        ({"settings": {"env__sticky_actions": 0.25}}, "sticky_actions 0.25, not 0"),
+        ({"settings": {"env__max_episode_frames": 200}}, "max_episode_frames 200, not 500"),
+        ({"settings": {"net__num_cells": [64]}}, "num_cells [64], not [120,84]"),
+        ({"settings": {"shaping__name": "munchausen"}}, "shaping munchausen, not none"),
+        ({"settings": {"algo__loss_function": "gone"}}, "loss_function not recorded, not l2"),
+        ({"column": "loss"}, "metric greedy evaluation, not last 100 training episodes"),
+    ],
+)
+def test_another_protocol_says_what_differs(seeds: Seeds, change: dict[str, Any], differs: str) -> None:
+    found = gap_of(seeds(**change))
+    assert found.differs == (differs,) and found.difference is None and not found.meets
+    (row,) = protocol_table([found]).rows
+    assert row.words["published"] == "CleanRL dqn.py" and row.words["gap"] == f"differs: {differs}"
+    assert set(row.numbers) == {"ours"}, "a published number stands nowhere"
+
+
+def test_the_metric_asked_for_and_another_method_differ(seeds: Seeds) -> None:
+    folder = seeds()
+    found = gap_of(folder, column="return_greedy_mean")
+    assert found.ours.value == 78.0 and found.differs == ("metric greedy evaluation, not last 100 training episodes",)
+    differs = gap_of(folder, one("CleanRL c51.py", "acrobot")).differs
+    assert differs[:2] == ("method dqn, not c51", "environment cartpole, not acrobot")
+    assert "num_atoms not recorded, not 101" in differs and "adam_eps 1e-08, not 7.8125e-05" in differs
+
+
+def test_frames_are_near_enough_where_a_rollout_is_longer(seeds: Seeds) -> None:
+    assert gap_of(seeds(one("CleanRL pqn.py", "cartpole"), frames=499_712), one("CleanRL pqn.py", "cartpole")).meets
+
+
+def test_no_time_limit_is_any_that_no_run_reaches(seeds: Seeds) -> None:
+    million = one("Young & Tian DQN", "minatar/breakout", 1_000_000)
+    folder = seeds(million, (9.0, 9.5), settings={"env__max_episode_frames": 1_000_000})
+    (found,) = gaps(group_runs(find_runs(folder)))
+    assert found.published is million and found.meets, "of four lengths the one that ours has"
+    (group,) = group_runs(find_runs(folder))
+    shorter = one("Young & Tian DQN", "minatar/breakout", 500_000)
+    assert gap(group, shorter).differs == ("frames 1M, not 500k",)
+
+
+def test_a_time_limit_where_there_is_none(seeds: Seeds) -> None:
+    million = one("Young & Tian DQN", "minatar/breakout", 1_000_000)
+    found = gap_of(seeds(million, settings={"env__max_episode_frames": 10_000}), million)
+    assert found.differs == ("max_episode_frames 10000, not null",)
+
+
+def test_returns_of_a_row_want_rows_as_often(seeds: Seeds) -> None:
+    hopper = one("Dopamine SAC", "mujoco/hopper", 100_000)
+    assert gap_of(seeds(hopper, (2000.0,), rows=5_000), hopper).differs == ("frames between rows 5000, not 1000",)
+
+
+def test_every_source_has_a_row_and_so_has_what_nobody_published(seeds: Seeds, make_run, tmp_path, capsys) -> None:
+    (seeds(returns=(500.0, 500.0, 500.0)) / "dqn/seed=2/done.json").unlink()
+    train = [{"event": "train", "frames": 60, "return_last_100": 321.0}]
+    make_run("m_dqn/seed=0", train=train)
+    make_run("m_dqn/seed=1", train=train, seed=1, done=False)
+    assert main(["table", str(tmp_path), "--published"]) == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line.startswith("| cartpole")]
+    assert [line.split(" | ")[4].partition(" ± ")[0] for line in lines] == [
+        "CleanRL dqn.py: 488.69", "CleanRL dqn_jax.py: 498.38", ""]  # fmt: skip
+    assert " | 321 |  | " in lines[2] and " | 500 | meets | " in lines[1]
+    assert err.count("dqn/seed=2 is not finished (500000 frames") == err.count("is not finished (60 frames") == 1
+    rows = list(csv.DictReader(io.StringIO(tidy_csv([protocol_table(gaps(group_runs(find_runs(tmp_path))))]))))
+    numbers = {row["statistic"]: row["value"] for row in rows[:6]}
+    assert (numbers["published mean"], numbers["published sd"], numbers["gap"]) == ("488.69", "16.11", "meets")
+
+
+def test_runs_without_a_score_are_one_sentence(seeds: Seeds) -> None:
+    folder = seeds(returns=(500.0,))
+    (folder / "dqn/seed=0/done.json").unlink()
+    with pytest.raises(AnalysisError, match="at least one run with a score, got none: .* is not finished"):
+        gaps(group_runs(find_runs(folder)))
+    assert gaps(group_runs(find_runs(folder)), unfinished=True)[0].meets
+
+
+def test_what_nobody_published_alone_is_one_sentence(make_run, tmp_path: Path, capsys) -> None:
+    make_run("m_dqn/seed=0")
+    with pytest.raises(AnalysisError, match="results must hold a method with a published score .*, got m_dqn on cart"):
+        gaps(group_runs(find_runs(tmp_path)))
+    assert main(["table", str(tmp_path), "--published", "--score", "best"]) == 1
+    assert "score must be left out with --published alone, got 'best'." in capsys.readouterr().err
+
+
+def test_the_shipped_scores() -> None:
+    scores = published_scores()
+    assert len(scores) == 45 and all(each.source and each.seeds > 1 and each.kind in ("sd", "") for each in scores)
+    texts = [value for each in scores for value in each.settings.values() if isinstance(value, str)]
+    assert not any(text[0].isdigit() for text in texts), "1e-8 is a text to YAML, 1.0e-8 a number"
+    twin = one("CleanRL c51_jax.py", "mountaincar")
+    assert (twin.method, twin.mean, twin.spread, twin.seeds) == ("c51", -174.3, 36.35, 3)
+    assert twin.settings["env.max_episode_frames"] == 200 and twin.settings["algo.adam_eps"] == 7.8125e-5
+    assert twin.settings["algo.eps_frames"] == 250_000 and "net.num_atoms" not in DQN.settings
+    assert one("Tianshou SAC", "mujoco/reacher").settings["env.max_episode_frames"] == 50
