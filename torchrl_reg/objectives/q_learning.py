@@ -201,6 +201,13 @@ class QLearningLoss(RegularizedLoss):
 
         return StackedLoss([self, *others])
 
+    def drawn(self, rows: int) -> dict[str, Tensor]:
+        """The random numbers of a forward pass over ``rows`` rows, drawn now; that pass takes them from its data."""
+        if not self.head.draws:
+            return {}
+        like = next(self.parameters())
+        return self.head.drawn(rows, here=self.shaping is not None, double=self.double_dqn, like=like)
+
     def observe(self, statistic: Mapping[str, Tensor] | TensorDictBase | Tensor | float) -> None:
         """Lets coefficients follow a mean squared TD error: a number, or the ``squared_td_error`` of a forward pass.
 
