@@ -73,7 +73,7 @@ class Head:
         return not self.draws
 
     def drawn(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
-        """The random numbers of one pass over ``rows`` rows, drawn in its order; it takes them from data that have them.
+        """Whether several losses may be computed as one; a head that draws needs :meth:`drawn` for it."""
 
         ``here`` and ``double`` say whether the target network is read at s, and the online network at s', too;
         ``like`` has their dtype and device.
