@@ -69,11 +69,11 @@ class Head:
 
     @property
     def stackable(self) -> bool:
-        """Whether several losses may be one computation; a head that draws needs :meth:`drawn` for it."""
+        """True if several losses may be computed as one; a head that draws then has its own :meth:`drawn`."""
         return not self.draws
 
     def drawn(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
-        """Whether several losses may be computed as one; a head that draws needs :meth:`drawn` for it."""
+        """The random numbers of one pass over ``rows`` rows, in its order; it takes them from data that have them.
 
         ``here`` and ``double`` say whether the target network is read at s, and the online network at s', too;
         ``like`` has their dtype and device.
