@@ -203,10 +203,8 @@ class QLearningLoss(RegularizedLoss):
 
     def drawn(self, rows: int) -> dict[str, Tensor]:
         """The random numbers of a forward pass over ``rows`` rows, drawn now; that pass takes them from its data."""
-        if not self.head.draws:
-            return {}
-        like = next(self.parameters())
-        return self.head.drawn(rows, here=self.shaping is not None, double=self.double_dqn, like=like)
+        how: dict[str, Any] = {"here": self.shaping is not None, "double": self.double_dqn}
+        return self.head.drawn(rows, **how, like=next(self.parameters())) if self.head.draws else {}
 
     def observe(self, statistic: Mapping[str, Tensor] | TensorDictBase | Tensor | float) -> None:
         """Lets coefficients follow a mean squared TD error: a number, or the ``squared_td_error`` of a forward pass.
