@@ -12,13 +12,25 @@ from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import MinAtarCNN
-from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
+from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, MunchausenIQNLoss, QLearningLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Entropy, PriorKL, Tsallis
+from torchrl_reg.torchrl_compat import unchecked_tensordict
 
 STACKABLE = ("soft_dqn", "m_dqn", "al", "pal", "c51", "m_c51", "qr", "qr_double", "sparse", "soft_double")
 COUNT = 3
 NUM_OBSERVATIONS, NUM_ACTIONS = 4, 3  # those of the fixtures
+
+
+def implicit(cases: Any, seed: int, *, double: bool = False, **options: Any) -> QLearningLoss:
+    actor = cases["m_iqn"].actor(seed=seed)
+    options |= {"num_quantiles": 5, "num_target_quantiles": 7, "num_policy_quantiles": 4}
+    if double:
+        made = QLearningLoss(actor, regularizer=Entropy(0.5), double_dqn=True, **options)
+    else:
+        made = MunchausenIQNLoss(actor, tau=0.5, alpha=0.5, clip_min=-0.3, **options)
+    HardTargetUpdate(made, period_updates=5)
+    return made
 
 
 def parameters(losses: Any) -> list[list[nn.Parameter]]:
@@ -48,6 +60,30 @@ def assert_as_alone(losses: Any, batches: Any, stack: StackedLoss | None = None)
         together = torch.stack([each[1][position] for each in expected])
         torch.testing.assert_close(gradient, together, rtol=1e-11, atol=1e-11)
     return stack
+
+
+def test_losses_that_draw_are_each_what_they_are_with_the_same_numbers(cases: Any, batch: Any) -> None:
+    for options in ({}, {"reuse_quantiles": True}, {"share_fractions": True}, {"double": True}):
+        losses = [implicit(cases, seed, **options).double() for seed in range(COUNT)]
+        batches = [batch(6, seed=seed, dtype=torch.float64) for seed in range(COUNT)]
+        handed_out, expected = [], []
+        for seed, (loss, data) in enumerate(zip(losses, batches, strict=True)):
+            torch.manual_seed(seed)
+            handed_out.append(loss.drawn(6))
+            state = torch.get_rng_state()
+            torch.manual_seed(seed)
+            ((out, gradients),) = alone([loss], [data.copy()])
+            assert torch.equal(torch.get_rng_state(), state)  # as many were drawn
+            expected.append((out["loss"], gradients))
+        stack, data = StackedLoss(losses), torch.stack(batches).contiguous()
+        rows = {name: torch.stack([drawn[name] for drawn in handed_out]) for name in handed_out[0]}
+        out = stack.loss(unchecked_tensordict({**dict(data.items()), **rows}, data.batch_size))
+        torch.testing.assert_close(out["loss"], torch.stack([loss for loss, _ in expected]), rtol=1e-12, atol=1e-12)
+        found = torch.autograd.grad(out["loss"].sum(), [stack.parameter(p) for p in losses[0].parameters()])
+        for position, gradient in enumerate(found):
+            together = torch.stack([gradients[position] for _, gradients in expected])
+            torch.testing.assert_close(gradient, together, rtol=1e-11, atol=1e-11)
+        assert stack.loss(data)["loss"].shape == (COUNT,)  # an ensemble may draw in the pass
 
 
 @pytest.mark.parametrize("name", STACKABLE)
@@ -144,9 +180,10 @@ def test_refused(make: Any) -> None:
     assert [parameter.data_ptr() for parameter in held] == before  # left as they were
 
 
-def test_drawn_fractions_and_other_classes_are_refused(cases: Any) -> None:
-    with pytest.raises(ValueError, match="draws no random numbers"):
-        StackedLoss([cases["m_iqn"].loss(), cases["m_iqn"].loss()])
+def test_many_fractions_and_other_classes_are_refused(cases: Any) -> None:
+    many = [MunchausenIQNLoss(cases["m_iqn"].actor(seed=seed), num_target_quantiles=17) for seed in range(2)]
+    with pytest.raises(ValueError, match="a head that can be stacked"):
+        StackedLoss(many)
     with pytest.raises(ValueError, match="one class, got a SoftDQNLoss"):
         StackedLoss([cases["m_dqn"].loss(), cases["soft_dqn"].loss()])
     stranger = nn.Parameter(torch.zeros(3))

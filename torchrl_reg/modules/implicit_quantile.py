@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey
@@ -15,6 +15,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.modules.layers import check_network, layer_by_layer
 from torchrl_reg.modules.q_actors import explores
+from torchrl_reg.modules.stacked import of_each_network
 from torchrl_reg.regularizers.recorded import Recorded
 from torchrl_reg.torchrl_compat import is_listened_to, is_transformed
 
@@ -42,6 +43,9 @@ class ImplicitQuantileNetwork(nn.Module):
     >>> net(torch.randn(8, 4), torch.rand(8, 5)).shape
     torch.Size([8, 5, 3])
     """
+
+    #: Takes the place of the class where several networks are stacked.
+    stacked_form: ClassVar[type[ImplicitQuantileNetwork]]
 
     def __init__(
         self, torso: nn.Module, *, num_features: int, num_actions: int, num_cosines: int = 64, num_cells: int = 512
@@ -71,18 +75,42 @@ class ImplicitQuantileNetwork(nn.Module):
         joined = fractions[0] if len(counts) == 1 else torch.cat(list(fractions), -1)
         multiples = torch.arange(1, self.num_cosines + 1, device=joined.device, dtype=joined.dtype)
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
-        embedded = self.embedding(cosines.to(features[0].dtype))
+        z, ends = self._values(features, cosines.to(features[0].dtype), counts), list(accumulate(counts))
+        # Not split, whose outputs may not be written into.
+        return [z] if len(ends) == 1 else [z[..., end - n : end, :] for end, n in zip(ends, counts, strict=True)]
+
+    def _values(self, features: Sequence[Tensor], cosines: Tensor, counts: list[int]) -> Tensor:
+        """Quantile values ``[*B, sum(counts), A]`` of the ``features``, side by side."""
+        embedded = self.embedding(cosines)
         # In the memory of the layer before where nobody else sees it, because fresh memory costs more.
         compiling = torch.compiler.is_compiling()
         embedded = embedded.relu() if compiling or is_listened_to(self.embedding) else embedded.relu_()
         head = self.head if compiling else layer_by_layer(self.head)
-        z, ends = head(_products(features, embedded, counts)), list(accumulate(counts))
-        # Not split, whose outputs may not be written into.
-        return [z] if len(ends) == 1 else [z[..., end - n : end, :] for end, n in zip(ends, counts, strict=True)]
+        return head(_products(features, embedded, counts))
 
     def forward(self, observation: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` at ``fractions [*B, N]``."""
         return self.quantiles(self.features(observation), fractions)
+
+
+class StackedQuantileNetwork(ImplicitQuantileNetwork):
+    """``S`` quantile networks: features ``[S, *B, F]`` and fractions ``[S, *B, N]`` (or ``[N]`` for all).
+
+    Torsos run as one; what comes after the fractions runs network by network, which for so many rows is faster.
+    """
+
+    def _values(self, features: Sequence[Tensor], cosines: Tensor, counts: list[int]) -> Tensor:
+        embeddings, heads = of_each_network([self.embedding, nn.ReLU()]), of_each_network(list(self.head))
+        if cosines.ndim == 2:
+            cosines = cosines.expand(len(heads), 1, *cosines.shape)
+        made = []
+        for number, (embedding, head) in enumerate(zip(embeddings, heads, strict=True)):
+            own = [each[number] for each in features]
+            made.append(head(_products(own, embedding(cosines[number]), counts)))
+        return torch.stack(made)
+
+
+ImplicitQuantileNetwork.stacked_form = StackedQuantileNetwork
 
 
 def _products(features: Sequence[Tensor], embedded: Tensor, counts: list[int]) -> Tensor:
@@ -108,6 +136,9 @@ class QuantileMean(nn.Module):
     Fractions are drawn uniformly; under deterministic exploration they are the midpoints ``(i + 1/2) / K``, so that an
     evaluation does not depend on a random draw.
     """
+
+    #: Acting draws random numbers, which are not those of a network that acts for several seeds.
+    draws = True
 
     def __init__(self, network: ImplicitQuantileNetwork, num_quantiles: int) -> None:
         super().__init__()

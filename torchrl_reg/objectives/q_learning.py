@@ -201,6 +201,11 @@ class QLearningLoss(RegularizedLoss):
 
         return StackedLoss([self, *others])
 
+    def drawn(self, rows: int) -> dict[str, Tensor]:
+        """The random numbers of a forward pass over ``rows`` rows, drawn now; that pass takes them from its data."""
+        how: dict[str, Any] = {"here": self.shaping is not None, "double": self.double_dqn}
+        return self.head.drawn(rows, **how, like=next(self.parameters())) if self.head.draws else {}
+
     def observe(self, statistic: Mapping[str, Tensor] | TensorDictBase | Tensor | float) -> None:
         """Lets coefficients follow a mean squared TD error: a number, or the ``squared_td_error`` of a forward pass.
 

@@ -27,7 +27,7 @@ class StackedLoss:
 
     Args:
         losses: of one class, with networks of one shape (linear, convolutional and elementwise layers), the same
-            coefficients and ``reduction="mean"``. One-step and n-step targets; heads that draw no random numbers.
+            coefficients and ``reduction="mean"``. One-step and n-step targets; implicit quantiles up to 16.
 
     Attributes:
         loss: the stack as a loss: ``[S, B]`` in, entries ``[S]`` out (0-dimensional: the same for all).
@@ -102,10 +102,10 @@ def _check(losses: Sequence[Any]) -> None:
         if type(loss) is not type(first) or not isinstance(loss, QLearningLoss):
             raise ValueError(f"losses must be Q-learning losses of one class, got a {type(loss).__name__}.")
     plain = vars(type(first.regularizer)).get("stackable", False) and not (first._learnt or first._reports_error)
-    if not plain or first.head.draws or _needs_sequences(first) or first.reduction != "mean":
+    if not plain or not first.head.stackable or _needs_sequences(first) or first.reduction != "mean":
         raise ValueError(
-            "losses must have a regularizer without a state, coefficients that are not learnt, a head that draws no "
-            f"random numbers, one-step targets and reduction='mean', got {type(first).__name__}."
+            "losses must have a regularizer without a state, coefficients that are not learnt, a head that can be "
+            f"stacked, one-step targets and reduction='mean', got {type(first).__name__}."
         )
     expected, settings = _numbers(first), _settings(first)
     for loss in losses[1:]:

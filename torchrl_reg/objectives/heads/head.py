@@ -67,6 +67,19 @@ class Head:
     #: Whether the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
 
+    @property
+    def stackable(self) -> bool:
+        """True if several losses may be computed as one; a head that draws then has its own :meth:`drawn`."""
+        return not self.draws
+
+    def drawn(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
+        """The random numbers of one pass over ``rows`` rows, in its order; it takes them from data that have them.
+
+        ``here`` and ``double`` say whether the target network is read at s, and the online network at s', too;
+        ``like`` has their dtype and device.
+        """
+        return {}
+
     def check(self, network: Any, loss_function: str | None) -> None:
         """Refuse a network that is not this head's, or a distance of numbers where it has one of its own.
 

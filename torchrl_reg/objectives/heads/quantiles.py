@@ -20,6 +20,11 @@ from torchrl_reg.regularizers import Regularized
 from torchrl_reg.regularizers.checks import as_number
 from torchrl_reg.torchrl_compat import entry
 
+#: Entries of data that hold fractions ``[*B, N]`` (or ``[1, N]``) drawn before: of the online and target networks.
+ONLINE, HERE, NEXT, DOUBLE = "_fractions_online", "_fractions_here", "_fractions_next", "_fractions_double"
+#: With more fractions than that, computing several losses together is no faster (tests/README.md).
+MOST_STACKED = 16
+
 
 class Quantiles(Head):
     """What both quantile heads share: the average over actions and the quantile Huber loss.
@@ -107,15 +112,34 @@ class ImplicitQuantiles(Quantiles):
         self.num_quantiles, self.num_target_quantiles, self.num_policy_quantiles = counts
         self.reuse_quantiles, self.share_fractions = reuse_quantiles, share_fractions
 
+    @property
+    def stackable(self) -> bool:
+        return max(self.num_quantiles, self.num_target_quantiles) <= MOST_STACKED
+
+    def drawn(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
+        policy, extra = self.num_policy_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
+        counts = {ONLINE: self.num_quantiles, HERE: policy * here, NEXT: self.num_target_quantiles + extra}
+        counts[DOUBLE] = policy * double
+        first = 1 if self.share_fractions else rows
+        return {
+            name: torch.rand((first, count), device=like.device, dtype=like.dtype)
+            for name, count in counts.items()
+            if count
+        }
+
     def fractions(self, features: Tensor, count: int) -> Tensor:
         """``count`` uniform fractions for each row of ``features [*B, F]`` (``[*B, count]``), or for all."""
         shape = (count,) if self.share_fractions else (*features.shape[:-1], count)
         return torch.rand(shape, device=features.device, dtype=features.dtype)
 
+    def _fractions(self, tensordict: TensorDictBase, name: str, features: Tensor, count: int) -> Tensor:
+        given = entry(tensordict, name)
+        return self.fractions(features, count) if given is None else given
+
     def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
         net = bound.inner.network
         features = net.features(*bound.inputs(tensordict))
-        fractions = self.fractions(features, self.num_quantiles)
+        fractions = self._fractions(tensordict, ONLINE, features, self.num_quantiles)
         return Prediction(net.quantiles(features, fractions), fractions)
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
@@ -130,7 +154,8 @@ class ImplicitQuantiles(Quantiles):
         # At s' those of the target come first, then those behind the policy.
         count, extra = self.num_target_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
         counts = (self.num_policy_quantiles, count + extra)[-len(states) :]
-        drawn = [self.fractions(features, n) for features, n in zip(states, counts, strict=True)]
+        parts = zip((HERE, NEXT)[-len(states) :], states, counts, strict=True)
+        drawn = [self._fractions(tensordict, name, features, n) for name, features, n in parts]
         # Layers with batch statistics have to see the states apart, and a network of the user's may know no other way.
         apart = bound.mixes_rows or not hasattr(net, "quantiles_of")
         *at_s, z = map(net.quantiles, states, drawn) if apart else net.quantiles_of(states, drawn)
@@ -141,5 +166,5 @@ class ImplicitQuantiles(Quantiles):
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         net, following = bound.inner.network, entry(tensordict, "next")
         features = net.features(*bound.inputs(following))
-        z = net.quantiles(features, self.fractions(features, self.num_policy_quantiles))
+        z = net.quantiles(features, self._fractions(tensordict, DOUBLE, features, self.num_policy_quantiles))
         return self.q_values(z, bound, following)

@@ -126,7 +126,8 @@ def _gradient_step(
         return scalars
 
     worker = current_worker()
-    if worker is None or priority_key is not None:
+    lowered = bf16 and getattr(getattr(loss, "head", None), "draws", False)  # in a dtype known only inside
+    if worker is None or priority_key is not None or lowered:
         return step
     return batched_step(worker, step, make_gradients, loss, parameters, optimizer, max_grad_norm)
 

@@ -171,7 +171,8 @@ def _explorer(collector: FastCollector) -> _Explorer:
     parts = policy_parts(collector.policy)
     kinds = [type(part) for part in parts]
     hooked = any(is_listened_to(module) for part in parts if isinstance(part, nn.Module) for module in part.modules())
-    if len(parts) != 3 or kinds[1:] != [QValueModule, EGreedyModule] or len(parts[0].in_keys) != 1 or hooked:
+    drawing = any(getattr(module, "draws", False) for module in parts[0].modules()) if len(parts) == 3 else True
+    if drawing or kinds[1:] != [QValueModule, EGreedyModule] or len(parts[0].in_keys) != 1 or hooked:
         raise ValueError("policy must be epsilon-greedy in a Q-network of one observation, without hooks, got another.")
     greedy, exploration = parts[1:]
     masked = greedy.action_mask_key is not None or exploration.action_mask_key is not None

@@ -69,6 +69,7 @@ class _Share(NamedTuple):
     parameters: Sequence[nn.Parameter]
     optimizer: Optimizer
     minibatch: TensorDictBase
+    drawn: Mapping[str, Tensor]
 
 
 def batched_step(
@@ -88,14 +89,18 @@ def batched_step(
     stack = shared_stack(worker)
     batched = worker.shared("gradient step", lambda: _BatchedStep(worker, make_gradients, max_grad_norm))
     check = getattr(loss, "check_data", lambda _: None)
+    draw: Callable[[int], dict[str, Tensor]] = getattr(loss, "drawn", lambda _: {})
 
     def step(minibatch: TensorDictBase) -> Any:
         if stack.refused or worker.companions == 1:
             return alone(minibatch)
         check(minibatch)
         kind = ("gradient step", getattr(loss, "diagnostics", None))
-        scalars = worker.barrier(kind, _Share(loss, parameters, optimizer, minibatch), batched, brief=True)
-        return alone(minibatch) if scalars is None else scalars
+        drawn = draw(len(minibatch))  # in this worker's turn, from its own stream
+        scalars = worker.barrier(kind, _Share(loss, parameters, optimizer, minibatch, drawn), batched, brief=True)
+        if scalars is not None:
+            return scalars
+        return alone(_with_entries(minibatch, drawn) if drawn else minibatch)
 
     def stack_all(losses: list[Any]) -> list[None]:
         if not stack.refused and 1 < len(losses) == worker.companions:
@@ -133,7 +138,9 @@ class _BatchedStep:
             self._stacked, self._optimizer = stacked, None
         stacked.loss.diagnostics = losses[0].diagnostics  # the workers toggle theirs between updates
         try:
-            entries = self._gradients(_stacked_rows([share.minibatch for share in shares]))
+            rows = _stacked_rows([share.minibatch for share in shares])
+            drawn = {name: torch.stack([share.drawn[name] for share in shares]) for name in shares[0].drawn}
+            entries = self._gradients(_with_entries(rows, drawn) if drawn else rows)
         except (RuntimeError, ValueError):
             return alone
         if self._max_grad_norm is not None:
@@ -179,6 +186,11 @@ def _stacked_rows(minibatches: list[TensorDictBase]) -> TensorDict:
         stacked[name] = torch.stack(rows) if isinstance(first, Tensor) else _stacked_rows(rows)
     size = [len(minibatches), *minibatches[0].batch_size]
     return unchecked_tensordict(stacked, size, device=minibatches[0].device)
+
+
+def _with_entries(data: TensorDictBase, more: Mapping[str, Tensor]) -> TensorDict:
+    """``data`` with entries that need not have a row for each of its."""
+    return unchecked_tensordict({**dict(data.items()), **more}, list(data.batch_size), device=data.device)
 
 
 def _of_each(entries: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
