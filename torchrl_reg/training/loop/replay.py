@@ -40,12 +40,35 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
     replay._warned_batch_size_conflict = True  # else it warns that this is not its batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
-        yield from replay.sample(together * size).split(size)
+        yield from _split(replay.sample(together * size), size)
+
+
+def _split(rows: TensorDictBase, size: int) -> list[TensorDictBase]:
+    """``rows.split(size)`` into pieces of equal size, without TensorDict's checks of each piece."""
+    if len(rows) == size:
+        return [rows]
+    sizes = [size] * (len(rows) // size)
+    pieces: list[dict[str, Any]] = [{} for _ in sizes]
+    for name, held in rows.items():
+        parts = held.split_with_sizes(sizes) if isinstance(held, Tensor) else _split(held, size)
+        for piece, part in zip(pieces, parts, strict=True):
+            piece[name] = part
+    return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]
 
 
 def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDictBase:
     """The entries ``keys`` present in ``batch [N, T]``, as rows ``[T * N]``: all environments, step by step."""
-    return batch.select(*keys, strict=False).transpose(0, 1).reshape(-1)
+    found: dict[Any, Any] = {}
+    for key in keys:
+        value = entry(batch, key)
+        if value is None:
+            continue
+        *path, name = (key,) if isinstance(key, str) else key
+        place = found
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = value.transpose(0, 1).flatten(0, 1)
+    return unchecked_tensordict(found, [batch.numel()], device=batch.device)
 
 
 class TransitionStorage(LazyTensorStorage):
