@@ -58,7 +58,7 @@ def told(tmp_path, monkeypatch):
 
 
 def test_installed_below_a_users_repository_the_commit_is_not_taken_for_ours(tmp_path, told):
-    shutil.copytree(PACKAGE, tmp_path / "mine" / "venv" / "torchrl_reg")
+    shutil.copytree(PACKAGE, tmp_path / "mine" / "venv" / "torchrl_reg", ignore=shutil.ignore_patterns("__pycache__"))
     theirs = _repository(tmp_path / "mine", "own_recipe.py")
     start = told("mine/venv")
     assert start["commit"] is None and start["uncommitted_changes"] is False
@@ -67,7 +67,7 @@ def test_installed_below_a_users_repository_the_commit_is_not_taken_for_ours(tmp
 
 
 def test_a_checkout_beside_a_users_repository_has_both_commits(tmp_path, told):
-    shutil.copytree(PACKAGE, tmp_path / "ours" / "torchrl_reg")
+    shutil.copytree(PACKAGE, tmp_path / "ours" / "torchrl_reg", ignore=shutil.ignore_patterns("__pycache__"))
     ours = _repository(tmp_path / "ours", "torchrl_reg")
     theirs = _repository(tmp_path / "mine", "own_recipe.py")
     (tmp_path / "mine" / "own_recipe.py").write_text("class Config: changed = True\n")
@@ -77,7 +77,7 @@ def test_a_checkout_beside_a_users_repository_has_both_commits(tmp_path, told):
 
 
 def test_a_recipe_of_the_package_s_own_repository_has_no_user_code(tmp_path, told):
-    shutil.copytree(PACKAGE, tmp_path / "mine" / "torchrl_reg")
+    shutil.copytree(PACKAGE, tmp_path / "mine" / "torchrl_reg", ignore=shutil.ignore_patterns("__pycache__"))
     ours = _repository(tmp_path / "mine", "own_recipe.py", "torchrl_reg")
     start = told("mine")
     assert start["commit"] == ours and start["user_code"] is None
