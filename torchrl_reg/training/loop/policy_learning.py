@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
@@ -13,6 +12,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
+from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.run.run import Run
 
 
@@ -80,8 +80,8 @@ class PolicyLearner:
         self.run, self.algo, self.loss, self.sequences = run, algo, loss, sequences
         rows = algo.replay_capacity // (algo.collect_steps if sequences else 1)
         self.replay = run.replay(rows, algo.batch_size)
-        self.optimizer = torch.optim.Adam(
-            loss.parameters(), lr=algo.learning_rate, eps=algo.adam_eps, fused=True, capturable=run.cudagraphs
+        self.optimizer = make_optimizer(
+            "adam", loss.parameters(), learning_rate=algo.learning_rate, eps=algo.adam_eps, capturable=run.cudagraphs
         )
         self.update = run.make_update(loss, self.optimizer, target, max_grad_norm=max_grad_norm)
         run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
