@@ -112,6 +112,7 @@ class FastCollector:
         self._hooks, self._listened = [hooks for module in modules for hooks in call_hooks(module)], list[int]()
         self._bind_policy()
         self._observation_dtype = env.observation_spec["observation"].dtype
+        self._array_dtype = torch.empty(0, dtype=self._observation_dtype).numpy().dtype
         spec = env.full_action_spec["action"].cpu()
         self._as_array = Tensor.numpy if type(spec) is Categorical else partial(spec.to_numpy, safe=False)
         self._frames = 0
@@ -211,6 +212,8 @@ class FastCollector:
         return batch.set("next", TensorDict(following, shape).to(device, non_blocking=True))
 
     def _as_tensor(self, observation: Any) -> Tensor:
+        if isinstance(observation, np.ndarray) and observation.dtype == self._array_dtype:
+            return torch.from_numpy(observation)  # a tenth of as_tensor's time
         return torch.as_tensor(observation, dtype=self._observation_dtype)
 
 
@@ -319,7 +322,18 @@ def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Te
     """Draws as ``module`` does, in its order: whether to explore (bool ``[num_envs]``), and the action if so."""
     spec = module.spec[module.action_key]
     spec = spec.expand(num_envs, *spec.shape)
-    return lambda: (torch.rand(num_envs, device=module.eps.device) < module.eps, spec.rand())
+    plain = type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) and spec.space.n > 0
+    # What spec.rand() amounts to, at a third of its time.
+    integers = (
+        partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device) if plain else None
+    )
+    drawn = integers or spec.rand
+
+    def draw() -> tuple[Tensor, Tensor]:
+        eps = module.eps
+        return torch.rand(num_envs, device=eps.device) < eps, drawn()
+
+    return draw
 
 
 def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:

@@ -114,6 +114,7 @@ class BoundQNetwork(BoundNetwork):
         # Looked up once: indexing a sequence of modules costs as much as a small kernel.
         parts: list[Any] = list(network.module) if isinstance(network, QValueActor) else [None, None]
         self._first, self._mask_key = parts[0], getattr(parts[-1], "action_mask_key", None)
+        self._inputs = list(getattr(self._first, "in_keys", ()))
 
     @property
     def inner(self) -> Any:
@@ -123,7 +124,7 @@ class BoundQNetwork(BoundNetwork):
 
     def inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
         """The observations it reads at ``tensordict``."""
-        return [entry(tensordict, key) for key in self._first.in_keys]  # type: ignore[union-attr]
+        return [entry(tensordict, key) for key in self._inputs]
 
     def allowed(self, q: Tensor, tensordict: TensorDictBase) -> Tensor:
         """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""
@@ -175,7 +176,17 @@ class NetworkLoss(LossModule):
         modules = self.__dict__.get("_modules")
         if modules is not None and name in modules and not name.startswith("target_"):
             return modules[name]
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            coefficient = (self._assignable() or {}).get(name)
+            if coefficient is None:
+                raise
+            return coefficient.value
+
+    def _assignable(self) -> dict[str, Any] | None:
+        """Coefficients read and assigned as attributes of the loss, by name; None for none."""
+        return None
 
     def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> Any:
         return BoundNetwork(getattr(self, name), params, private=private)

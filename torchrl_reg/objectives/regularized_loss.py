@@ -143,15 +143,6 @@ class RegularizedLoss(NetworkLoss):
         ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
         return self._coefficients() if ready else None
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            held = self._assignable() or {}
-            if name in held:
-                return held[name].value
-            raise
-
     def __setattr__(self, name: str, value: Any) -> None:
         held = None if hasattr(type(self), name) else self._assignable()
         if held is not None and name in held:

@@ -13,6 +13,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.optimizers import make_optimizer
+from torchrl_reg.training.loop.replay import store
 from torchrl_reg.training.run.run import Run
 
 
@@ -95,7 +96,7 @@ class PolicyLearner:
     def store(self, batch: TensorDictBase) -> None:
         """Stores what the loss reads from ``batch``, in order of time; of a binned action the bins."""
         rows = batch.select(*self.loss.in_keys)
-        self.replay.extend(rows if self.sequences else rows.transpose(0, 1).reshape(-1))
+        store(self.replay, rows if self.sequences else rows.transpose(0, 1).reshape(-1))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""

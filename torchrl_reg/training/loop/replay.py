@@ -43,6 +43,14 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
         yield from _split(replay.sample(together * size), size)
 
 
+def store(replay: TensorDictReplayBuffer, rows: TensorDictBase) -> None:
+    """``replay.extend(rows)``, a third faster: TorchRL copies the rows for transforms even where there are none."""
+    if replay._transform or entry(rows, replay.priority_key) is not None:
+        replay.extend(rows)
+    else:
+        replay._extend(rows)
+
+
 def _split(rows: TensorDictBase, size: int) -> list[TensorDictBase]:
     """``rows.split(size)`` into pieces of equal size, without TensorDict's checks of each piece."""
     if len(rows) == size:

@@ -277,10 +277,21 @@ class OptimizerStep:
             for group, grads, (params, exp_avgs, exp_avg_sqs, steps) in zip(groups, gradients, self._held, strict=True):
                 torch._foreach_add_(steps, 1)
                 kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-                beta1, beta2 = group["betas"]
-                settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "maximize")}
-                settings |= {"beta1": beta1, "beta2": beta2, "amsgrad": False}
-                kernel(params, grads, exp_avgs, exp_avg_sqs, [], steps, **settings)
+                kernel(
+                    params,
+                    grads,
+                    exp_avgs,
+                    exp_avg_sqs,
+                    [],
+                    steps,
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=group["maximize"],
+                )
 
     def _is_held(self, gradients: list[list[Any]]) -> bool:
         optimizer = self.optimizer

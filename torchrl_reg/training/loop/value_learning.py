@@ -19,7 +19,7 @@ from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.optimizers import make_optimizer
-from torchrl_reg.training.loop.replay import rows_in_time
+from torchrl_reg.training.loop.replay import rows_in_time, store
 from torchrl_reg.training.packing import pack_tensordict, unpack_tensordict
 from torchrl_reg.training.run.run import Run
 
@@ -239,7 +239,7 @@ class ValueLearner:
         """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""
         if self.algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
-        self.replay.extend(rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
+        store(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""
