@@ -213,7 +213,7 @@ class FastCollector:
 
     def _as_tensor(self, observation: Any) -> Tensor:
         if isinstance(observation, np.ndarray) and observation.dtype == self._array_dtype:
-            return torch.from_numpy(observation)  # a tenth of as_tensor's time
+            return torch.from_numpy(observation)  # a third of as_tensor's time
         return torch.as_tensor(observation, dtype=self._observation_dtype)
 
 
@@ -322,12 +322,10 @@ def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Te
     """Draws as ``module`` does, in its order: whether to explore (bool ``[num_envs]``), and the action if so."""
     spec = module.spec[module.action_key]
     spec = spec.expand(num_envs, *spec.shape)
-    plain = type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) and spec.space.n > 0
-    # What spec.rand() amounts to, at a third of its time.
-    integers = (
-        partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device) if plain else None
-    )
-    drawn = integers or spec.rand
+    drawn = spec.rand
+    if type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) and spec.space.n > 0:
+        # What spec.rand() amounts to, in under half of its time.
+        drawn = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
 
     def draw() -> tuple[Tensor, Tensor]:
         eps = module.eps
