@@ -6,6 +6,7 @@
 
 A choice's ``path`` names its class, and its other settings are the arguments of that; a class of one's own goes in by
 its import path, from the working directory or PYTHONPATH. ``m_dqn.py`` and ``m_iqn.py`` are two cells written out.
+Lambda-returns need rollouts: ``pqn.py`` takes the same regularizers and shapings.
 
 Sources: Geist, Scherrer, Pietquin, "A Theory of Regularized Markov Decision Processes", ICML 2019; those of a method
 stand in ``conf/method/<method>.yaml``.
