@@ -8,7 +8,9 @@ from pathlib import Path
 from torchrl_reg.analysis import plots
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
-from torchrl_reg.analysis.scores import group_scores, scale_of
+from torchrl_reg.analysis.protocols import gaps
+from torchrl_reg.analysis.published_figure import draw_published
+from torchrl_reg.analysis.scores import EVALUATION, group_scores, scale_of
 from torchrl_reg.commands.selection import add_selection, selected_groups, warn
 
 KINDS = {
@@ -16,6 +18,7 @@ KINDS = {
     "aggregate": "normalized learning curves over all environments",
     "improvement": "of --of METHOD over --baseline METHOD, a bar an environment",
     "profile": "share of runs above each normalized score",
+    "published": "published scores beside ours, where the protocol is the same",
 }
 
 
@@ -24,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help=kinds)
     add_selection(parser)
+    parser.set_defaults(column=None)
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: KIND.png)")
     parser.add_argument("--center", default="mean", metavar="HOW", help="of curves: mean (default) or iqm")
     parser.add_argument("--aggregate", default="IQM", metavar="HOW", help="IQM (default), median, mean, optimality gap")
@@ -34,6 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Draws the figure and prints its path."""
     out = plots.checked_path(arguments.out or Path(f"{arguments.kind}.png"))
     groups = selected_groups(arguments)
+    if arguments.kind == "published":
+        found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
+        print(draw_published(found, out))
+        return 0
+    arguments.column = arguments.column or EVALUATION
     scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
     column, kind = arguments.column, arguments.kind
     if kind in ("curves", "aggregate"):
