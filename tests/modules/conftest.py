@@ -21,15 +21,15 @@ from torchrl_reg.modules import (
 LOW, HIGH, BINS = [-2.3, -1.0, 0.0], [0.7, 1.0, 3.0], [3, 4, 2]
 
 
-def built(kind: str, dims: int = 3, **arguments: Any) -> Any:
+def built(kind: str, dims: int = 3, inputs: int = 4, **arguments: Any) -> Any:
     """An actor of this kind, far enough from its beginning that differences show."""
     torch.manual_seed(0)
     box: dict[str, Any] = {"low": LOW[:dims], "high": HIGH[:dims]} | arguments
-    torso = nn.Linear(4, 8)
+    torso = nn.Linear(inputs, 8)
     if kind == "gaussian":
-        return gaussian_actor(nn.Linear(4, 2 * dims), **box)
+        return gaussian_actor(nn.Linear(inputs, 2 * dims), **box)
     if kind == "multicategorical":
-        return MulticategoricalActor(nn.Linear(4, sum(BINS[:dims])), **{"num_bins": BINS[:dims]} | box)
+        return MulticategoricalActor(nn.Linear(inputs, sum(BINS[:dims])), **{"num_bins": BINS[:dims]} | box)
     if kind == "sampler":
         return StochasticSamplerActor(torso, 8, **{"num_cells": [8]} | box)
     if kind == "flow":
@@ -46,7 +46,7 @@ def built(kind: str, dims: int = 3, **arguments: Any) -> Any:
 
 @pytest.fixture
 def make() -> Callable[..., Any]:
-    """``make(kind, dims=3, **arguments)``: an actor."""
+    """``make(kind, dims=3, inputs=4, **arguments)``: an actor."""
     return built
 
 
