@@ -69,15 +69,6 @@ def test_without_reference_and_mask_and_with_tensor_coefficients() -> None:
     torch.testing.assert_close(found, slow(x, 3, TAU, 0.0), rtol=0, atol=1e-12)
 
 
-def test_leading_dimensions_and_none_at_all() -> None:
-    x = sequences(12, 7, 1)
-    expected = path_consistency(**x, **SETTINGS)
-    folded = path_consistency(**{k: v.reshape(3, 4, 7) for k, v in x.items()}, **SETTINGS)
-    single = path_consistency(**{k: v[5] for k, v in x.items()}, **SETTINGS)
-    for i in range(2):
-        assert torch.equal(folded[i].flatten(0, 1), expected[i]) and torch.equal(single[i], expected[i][5])
-
-
 def test_nan_that_does_not_count_sends_no_gradient() -> None:
     x = sequences(6, 7, 2)
     leaves = {n: x[n].clone().requires_grad_() for n in NAMES}

@@ -73,14 +73,6 @@ def test_padding_counts_for_nothing(key: object) -> None:
     torch.testing.assert_close(prior.log_prior.exp(), rho, rtol=1e-9, atol=0)
 
 
-def test_a_floored_action_can_come_back() -> None:
-    prior = ActionPrior(3, probabilities=[0.5, 0.5, 0.0], beta=2.0)
-    update = PriorUpdate(prior, rate=0.5)
-    for _ in range(60):
-        update(TensorDict({"action_value": torch.tensor([[0.0, 0.0, 1.0]])}, [1]))
-    assert prior.log_prior.exp()[2] > 0.99
-
-
 def test_with_an_actor_the_batch_stays_as_it_is() -> None:
     """And the whole policy counts, not the action that was taken."""
     torch.manual_seed(0)

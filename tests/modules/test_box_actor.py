@@ -13,18 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_reg.modules import (
-    AutoregressiveMulticategoricalActor,
-    CategoricalQActor,
-    FixedQuantileQActor,
-    FlowActor,
-    ImplicitQuantileNetwork,
-    MulticategoricalActor,
-    QuantileQActor,
-    SingleDimensionActor,
-    StochasticSamplerActor,
-    gaussian_actor,
-)
+from torchrl_reg import modules
 
 WITH_DENSITY = ("multicategorical", "autoregressive", "flow", "gaussian")
 ACTORS = (*WITH_DENSITY, "sampler")
@@ -115,7 +104,7 @@ def test_it_has_the_dtype_of_its_networks(kind: str, dtype: torch.dtype, make: A
 
 @pytest.mark.parametrize("kind", ["flow", "sampler"])
 def test_one_on_a_torso_takes_its_dtype(kind: Any, states: Any) -> None:
-    build = {"flow": FlowActor, "sampler": StochasticSamplerActor}[kind]
+    build = {"flow": modules.FlowActor, "sampler": modules.StochasticSamplerActor}[kind]
     actor = build(nn.Linear(4, 8).bfloat16(), 8, low=torch.tensor([-2.3, -1.0]), high=torch.tensor([0.7, 1.0]))
     assert actor(states(3, dtype=torch.bfloat16))["action"].dtype == actor.low.dtype == torch.bfloat16
 
@@ -168,12 +157,12 @@ def test_a_mean_without_a_closed_form_is_refused(kind: str, make: Any, states: A
 
 
 def test_a_number_bounds_every_dimension() -> None:
-    actor = StochasticSamplerActor(nn.Identity(), 4, low=-1.0, high=[1.0, 2.0])
+    actor = modules.StochasticSamplerActor(nn.Identity(), 4, low=-1.0, high=[1.0, 2.0])
     assert actor.low.tolist() == [-1.0, -1.0] and len(actor.high) == 2
 
 
 def test_squashed_samples_lie_in_the_box_whatever_is_rounded() -> None:
-    actor = StochasticSamplerActor(nn.Identity(), 4, low=torch.linspace(-3.0, -1.0, 200), high=0.1)
+    actor = modules.StochasticSamplerActor(nn.Identity(), 4, low=torch.linspace(-3.0, -1.0, 200), high=0.1)
     for u in (-20.0, 20.0):
         action = actor.squashed(torch.full((200,), u))
         assert (action >= actor.low).all() and (action <= actor.high).all()
@@ -214,16 +203,16 @@ BOX = {"low": [-1.0, -1.0], "high": [1.0, 1.0]}
 @pytest.mark.parametrize(
     "build",
     [
-        lambda network: gaussian_actor(network, **BOX),
-        lambda network: FlowActor(network, 4, **BOX),
-        lambda network: StochasticSamplerActor(network, 4, **BOX),
-        lambda network: MulticategoricalActor(network, **BOX, num_bins=3),
-        lambda network: AutoregressiveMulticategoricalActor(network, 4, **BOX, num_bins=3),
-        lambda network: ImplicitQuantileNetwork(network, num_features=4, num_actions=2),
-        lambda network: CategoricalQActor(network, spec=Categorical(2)),
-        lambda network: FixedQuantileQActor(network, spec=Categorical(2)),
-        lambda network: QuantileQActor(network, spec=Categorical(2)),
-        SingleDimensionActor,
+        lambda network: modules.gaussian_actor(network, **BOX),
+        lambda network: modules.FlowActor(network, 4, **BOX),
+        lambda network: modules.StochasticSamplerActor(network, 4, **BOX),
+        lambda network: modules.MulticategoricalActor(network, **BOX, num_bins=3),
+        lambda network: modules.AutoregressiveMulticategoricalActor(network, 4, **BOX, num_bins=3),
+        lambda network: modules.ImplicitQuantileNetwork(network, num_features=4, num_actions=2),
+        lambda network: modules.CategoricalQActor(network, spec=Categorical(2)),
+        lambda network: modules.FixedQuantileQActor(network, spec=Categorical(2)),
+        lambda network: modules.QuantileQActor(network, spec=Categorical(2)),
+        modules.SingleDimensionActor,
     ],
 )
 def test_what_is_no_network_is_refused_when_it_is_given(build: Any, network: Any) -> None:

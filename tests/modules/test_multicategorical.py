@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from torchrl_reg.modules import ActionBins, Multicategorical
@@ -92,18 +91,6 @@ def test_kl_is_the_expected_log_ratio(kind: str, all_indices: Any) -> None:
     index = all_indices(BINS[kind])
     expected = (p.log_prob(index).exp() * (p.log_prob(index) - q.log_prob(index))).sum()
     torch.testing.assert_close(kl_divergence(p, q), expected)
-
-
-@both
-def test_gradients(kind: str) -> None:
-    index = torch.tensor([[0, 3, 1], [2, 1, 0]])
-
-    def everything(logits: Tensor) -> tuple[Tensor, ...]:
-        dist, other = (Multicategorical(x, LOW.double(), HIGH.double(), BINS[kind]) for x in (logits, logits.flip(0)))
-        moments = dist.mean, dist.variance, dist.log_normalizer
-        return dist.log_prob(index), dist.entropy(), kl_divergence(dist, other), *moments
-
-    assert torch.autograd.gradcheck(everything, make(kind, 2, dtype=torch.float64).logits)
 
 
 @both

@@ -10,11 +10,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import A2CLoss, ClipPPOLoss, DiscreteSACLoss, SACLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_reg.modules import ActionBins, Multicategorical, SingleDimensionActor
+from torchrl_reg.modules import SingleDimensionActor
 
 
 def test_the_mean_is_an_action_between_the_bins(make: Any, states: Any) -> None:
@@ -25,22 +25,6 @@ def test_the_mean_is_an_action_between_the_bins(make: Any, states: Any) -> None:
     torch.testing.assert_close(td["action"], dist.mean)
     assert torch.equal(td["action_index"], dist.index(dist.mean))
     torch.testing.assert_close(td["action_log_prob"], dist.log_prob(td["action_index"]))
-
-
-@pytest.mark.parametrize("kind", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC, ExplorationType.MODE])
-def test_the_distribution_serves_a_probabilistic_actor(kind: ExplorationType) -> None:
-    bins = ActionBins.build([-2.3, -1.0], [0.7, 1.0], 4)
-    actor = ProbabilisticActor(
-        TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["logits"]),
-        in_keys=["logits"],
-        distribution_class=Multicategorical,
-        distribution_kwargs={"bins": bins},
-        return_log_prob=True,
-    )
-    with set_exploration_type(kind):
-        td = actor(TensorDict({"observation": torch.randn(5, 8)}, [5]))
-    assert torch.equal(td["action"], bins.action(bins.index(td["action"])))
-    assert td["action_log_prob"].shape == (5,)
 
 
 def transitions(actor: Any, *batch: int) -> TensorDict:

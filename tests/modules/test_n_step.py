@@ -1,4 +1,4 @@
-"""n-step windows in TorchRL's buffers and collectors."""
+"""n-step windows against a loop, and in TorchRL's buffers."""
 
 from __future__ import annotations
 
@@ -8,62 +8,59 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.envs import Compose, GymEnv, InitTracker, SerialEnv, StepCounter, TransformedEnv
 
 from torchrl_reg.modules import NStepTransform
 
-GAMMA, N, ENVS = 0.9, 3, 2
+GAMMA, N = 0.9, 3
 
 
-def by_hand(steps: TensorDict) -> dict[tuple[int, int], tuple[float, list[float], bool, int]]:
-    """Of each row whose window is complete: reward, s', terminated, length."""
+def stream(envs: int, length: int) -> TensorDict:
+    """Steps that end in both ways."""
+    generator = torch.Generator().manual_seed(0)
+    terminated, truncated = (torch.rand(2, envs, length, 1, generator=generator) < 0.15).unbind()
+    time = torch.arange(envs * length).reshape(envs, length, 1)
+    step = {"observation": time + 1, "reward": torch.randn(envs, length, 1, generator=generator)}
+    step |= {"terminated": terminated, "done": terminated | truncated}
+    return TensorDict({"observation": time, "action": time % 3, "next": step}, [envs, length])
+
+
+def windows_by_hand(steps: TensorDict) -> dict[int, tuple[float, int, bool, int]]:
+    """Of each observation whose window is complete: reward, s', terminated, length."""
     out = {}
-    for e, env in enumerate(steps.unbind(0)):
+    for env in steps.unbind(0):
         for t in range(len(env)):
             total = 0.0
             for i, row in enumerate(env[t : t + N].unbind(0)):
                 total += GAMMA**i * float(row["next", "reward"])
                 if row["next", "done"].item() or i == N - 1:
-                    following = row["next", "observation"].tolist()
-                    out[e, t] = (total, following, bool(row["next", "terminated"]), i + 1)
+                    end = row["next"]
+                    out[env[t]["observation"].item()] = (
+                        pytest.approx(total, abs=1e-6),
+                        end["observation"].item(),
+                        end["terminated"].item(),
+                        i + 1,
+                    )
                     break
     return out
 
 
-def test_a_collector_and_a_buffer_give_the_same_windows() -> None:
-    raws, transform = [], NStepTransform(N, GAMMA)
-
-    def postproc(batch: TensorDict) -> Any:
-        raws.append(batch.clone())
-        return transform.inv(batch)
-
-    def env() -> TransformedEnv:
-        cartpole = GymEnv("CartPole-v1", categorical_action_encoding=True)
-        return TransformedEnv(cartpole, Compose(StepCounter(15), InitTracker()))
-
-    torch.manual_seed(1)
-    envs = SerialEnv(ENVS, env)
-    envs.set_seed(0)
-    collector = Collector(envs, None, frames_per_batch=16, total_frames=192, postproc=postproc)
-    collected = torch.cat([batch.clone() for batch in collector], -1)
+@pytest.mark.parametrize("piece", [1, 8, 24])
+def test_windows_are_those_of_a_loop_in_a_buffer_too(piece: int) -> None:
+    raw, transform = stream(2, 24), NStepTransform(N, GAMMA)
+    raw["next", "done"][:, -1] = True
     square = ReplayBuffer(storage=LazyTensorStorage(200, ndim=2), transform=NStepTransform(N, GAMMA))
-    for batch in raws:
-        square.extend(batch)
-    raw = torch.cat(raws, -1)
-    wanted = by_hand(raw)
-    assert raw["next", "terminated"].any() and (raw["next", "done"] & ~raw["next", "terminated"]).any()
-    for rows in (collected, square[:]):
-        assert rows.shape == (ENVS, 96 - N + 1)
-        for (e, t), expected in wanted.items():
-            if t >= rows.shape[-1]:
-                continue  # late by less than a window
-            row, end = rows[e, t], rows[e, t]["next"]
-            assert row["observation"].equal(raw[e, t]["observation"]) and row["action"].equal(raw[e, t]["action"])
-            assert end["reward"].item() == pytest.approx(expected[0])
-            found = end["observation"].tolist(), end["terminated"].item(), row["steps_to_next_obs"].item()
-            assert found == expected[1:]
+    found = []
+    for batch in raw.split(piece, 1):
+        square.extend(batch.clone())
+        rows = transform.inv(batch.clone())
+        found += [] if rows is None else [rows.clone()]
+    wanted = windows_by_hand(raw)
+    for rows in (torch.cat(found, -1), square[:]):
+        assert rows.shape == (2, 24) and torch.equal(rows["action"], raw["action"])
+        entries = [rows["next", "reward"], rows["next", "observation"], rows["next", "terminated"]]
+        columns = [x.flatten().tolist() for x in (*entries, rows["steps_to_next_obs"])]
+        assert dict(zip(rows["observation"].flatten().tolist(), zip(*columns, strict=True), strict=True)) == wanted
 
 
 def ones(length: int) -> TensorDict:

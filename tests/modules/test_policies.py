@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Bounded, Unbounded
+from torchrl.data import Bounded, Categorical, Unbounded
 from torchrl.envs import GymEnv, SerialEnv
 
 from torchrl_reg.modules import (
@@ -84,49 +85,33 @@ def test_value_networks(env: GymEnv) -> None:
     assert not torch.equal(other, td["state_action_value"])
 
 
-class Specs:
+def specs(action: Any, observation: int | tuple[int, ...] = 3) -> Any:
     """Just the specs of an environment."""
-
-    def __init__(self, action: Any, observation: Any = None) -> None:
-        self.full_action_spec_unbatched = {"action": action}
-        self.observation_spec = {"observation": observation or Unbounded(shape=(3,))}
-        self.batch_size = torch.Size([])
+    seen = {"observation": Unbounded(shape=torch.Size([observation] if isinstance(observation, int) else observation))}
+    return SimpleNamespace(full_action_spec_unbatched={"action": action}, observation_spec=seen, batch_size=())
 
 
-@pytest.mark.parametrize(
-    ("action", "sentence"),
-    [
-        (Unbounded(shape=(2,)), "needs a bounded action space"),
-        (Bounded(low=-1, high=torch.inf, shape=(2,)), "needs a bounded action space"),
-        (Bounded(low=-1, high=1, shape=(2, 2)), r"actions that are vectors, got shape \[2, 2\]"),
-    ],
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_bad_action_spaces(name: str, action: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        policy(small(name), Specs(action))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("build", [policy, state_action_value_network, state_value_network])
-def test_discrete_actions_and_images_are_refused(build: Any) -> None:
-    if build is not state_value_network:
-        with pytest.raises(ValueError, match="needs a bounded box of actions, got the discrete OneHot"):
-            build(small("gaussian"), GymEnv("CartPole-v1"))
-    with pytest.raises(ValueError, match=r"observations that are vectors, got shape \[3, 8, 8\]"):
-        build(small("gaussian"), Specs(Bounded(low=-1, high=1, shape=(2,)), Unbounded(shape=(3, 8, 8))))
+VECTOR = Bounded(low=-1, high=1, shape=(2,))
+IMAGES, DISCRETE = specs(VECTOR, (3, 8, 8)), specs(Categorical(2))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("build", "env", "arguments", "sentence"),
     [
-        ({"name": "beta"}, "name must be one of multicategorical, autoregressive, flow, gaussian, sampler, got 'beta'"),
-        ({"num_cells": []}, r"num_cells must list widths >= 1, got \[\]"),
-        ({"num_cells": [8, 0]}, r"num_cells must list widths >= 1, got \[8, 0\]"),
-        ({"activation": "gelu"}, "activation must be one of relu, tanh, elu, silu, got 'gelu'"),
-        ({"initialization": "zeros"}, "initialization must be .* got 'zeros'"),
-        ({"num_bins": 1}, "num_bins must be at least 2, got 1"),
+        *((policy, specs(Unbounded(shape=(2,))), {"name": name}, "needs a bounded action space") for name in NAMES),
+        (policy, specs(Bounded(-1, 1, shape=(2, 2))), {}, r"actions that are vectors, got shape \[2, 2\]"),
+        (policy, DISCRETE, {}, "needs a bounded box of actions, got the discrete Categorical"),
+        (state_action_value_network, DISCRETE, {}, "needs a bounded box of actions"),
+        (state_value_network, IMAGES, {}, r"observations that are vectors, got shape \[3, 8, 8\]"),
+        (policy, IMAGES, {}, r"observations that are vectors, got shape \[3, 8, 8\]"),
+        (policy, specs(VECTOR), {"name": "beta"}, "autoregressive, flow, gaussian, sampler, got 'beta'"),
+        (policy, specs(VECTOR), {"num_cells": []}, r"num_cells must list widths >= 1, got \[\]"),
+        (policy, specs(VECTOR), {"num_cells": [8, 0]}, r"num_cells must list widths >= 1, got \[8, 0\]"),
+        (policy, specs(VECTOR), {"activation": "gelu"}, "activation must be one of relu, tanh, elu, silu, got 'gelu'"),
+        (policy, specs(VECTOR), {"initialization": "zeros"}, "initialization must be .* got 'zeros'"),
+        (policy, specs(VECTOR), {"num_bins": 1}, "num_bins must be at least 2, got 1"),
     ],
 )
-def test_bad_settings(arguments: dict, sentence: str, env: GymEnv) -> None:
+def test_what_does_not_fit(build: Any, env: Any, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        policy(PolicySettings(**arguments), env)
+        build(PolicySettings(**arguments), env)

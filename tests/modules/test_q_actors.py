@@ -38,29 +38,22 @@ def act(actor: nn.Module, count: int = 20_000, kind: ExplorationType = Explorati
         return actor(TensorDict({"observation": torch.zeros(count, 1), **extra}, [count]))
 
 
-BY: dict[str, tuple[Any, torch.Tensor]] = {
-    "tau": (lambda: {"tau": TAU}, torch.softmax(Q / TAU, -1)),
-    "prior": (
-        lambda: {"prior": ActionPrior(3, probabilities=RHO.double(), beta=1 / TAU)},
-        (Q / TAU + RHO.log()).softmax(-1),
-    ),
-}
-
-
 @pytest.mark.parametrize("one_hot", [False, True])
-@pytest.mark.parametrize(("by", "greedy"), [("tau", 2), ("prior", 0)])
-def test_boltzmann_samples_its_policy_and_is_greedy_in_it(by: str, greedy: int, one_hot: bool) -> None:
-    arguments, expected = BY[by]
-    policy = BoltzmannQActor(QValueActor(Constant(), spec=OneHot(3) if one_hot else Categorical(3)), **arguments())
+@pytest.mark.parametrize(
+    ("by", "logits"),
+    [({"tau": TAU}, Q / TAU), ({"prior": ActionPrior(3, probabilities=RHO, beta=1 / TAU)}, Q / TAU + RHO.log())],
+)
+def test_boltzmann_samples_its_policy_and_is_greedy_in_it(by: Any, logits: torch.Tensor, one_hot: bool) -> None:
+    policy = BoltzmannQActor(QValueActor(Constant(), spec=OneHot(3) if one_hot else Categorical(3)), **by)
     for kind in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC):
         out = act(policy, kind=kind)
         index = out["action"].long().argmax(-1) if one_hot else out["action"]
         torch.testing.assert_close(out["chosen_action_value"].squeeze(-1), Q[index])
         frequencies = torch.bincount(index, minlength=3) / len(index)
         if kind is ExplorationType.RANDOM:
-            torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.01)
+            torch.testing.assert_close(frequencies, logits.softmax(-1), rtol=0, atol=0.01)
         else:
-            assert frequencies[greedy] == 1
+            assert frequencies[logits.argmax()] == 1
 
 
 def test_boltzmann_never_takes_a_masked_action() -> None:
