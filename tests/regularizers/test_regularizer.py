@@ -12,12 +12,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Categorical
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 
 from torchrl_reg import load_policy
 from torchrl_reg.agents import save_policy
-from torchrl_reg.agents.description import Undescribed, built, described
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import QLearningLoss
@@ -91,6 +89,10 @@ def test_it_keeps_the_definition(case: Any) -> None:
     out = build(TAU)(q_values(7, 5))
     torch.testing.assert_close(out.cost, omega(out.pi), rtol=0, atol=1e-12)
     assert out.value.shape == (7, 5) and out.tau_log_pi.shape == (7, 5, 4)
+
+
+def test_the_hard_maximum_takes_the_first_of_the_best() -> None:
+    assert HardMax()(torch.tensor([1.0, 3.0, 3.0])).pi.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_no_other_policy_does_better(case: Any) -> None:
@@ -254,41 +256,15 @@ def test_a_loss_takes_it_with_all_it_reports(learnt: bool) -> None:
     assert {"tau", "soft_gap", "action_gap"} <= set(out.keys()) and ("loss_tau" in set(out.keys())) == learnt
 
 
-# -- saved policies -------------------------------------------------------------------------------------------------
-
-
-def actor_of(regularizer: Regularizer) -> BoltzmannQActor:
-    env = make_env(EnvSettings("cartpole"), num_envs=1)
-    actor = QValueActor(q_network(NetSettings(), env), spec=env.full_action_spec_unbatched["action"])
-    return BoltzmannQActor(actor, regularizer=regularizer)
-
-
 @pytest.mark.parametrize(
     "regularizer",
     [Plain(0.5), Boltzmann(Coefficient(0.4, name="tau")), PriorKL(0.5, prior=[0.7, 0.3]), Tsallis(0.3, q=1.5)],
 )
 def test_its_policy_is_saved_and_read(tmp_path: Path, regularizer: Regularizer) -> None:
-    actor, seen = actor_of(regularizer), TensorDict({"observation": torch.randn(8, 4)}, [8])
+    env, q = make_env(EnvSettings("cartpole"), num_envs=1), torch.randn(5, 2)
+    actor = QValueActor(q_network(NetSettings(), env), spec=env.full_action_spec_unbatched["action"])
     regularizer.tau = 0.2
-    save_policy(tmp_path / "p", actor)
-    read = load_policy(tmp_path / "p")
-    assert type(read.regularizer) is type(regularizer) and float(read.tau) == 0.2
-    q = torch.randn(5, 2)
-    torch.testing.assert_close(read.regularizer.policy(q), regularizer.policy(q), rtol=0, atol=0)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        assert torch.equal(read(seen.clone())["action"], actor(seen)["action"])
-
-
-def test_a_regularizer_that_no_file_may_name() -> None:
-    said = described(actor_of(Tsallis(0.3, q=1.5)))
-    for path, expected in {"os:system": "says that a file may name it", "none:Such": "is imported before"}.items():
-        said["kwargs"]["regularizer"] = {"call": path, "args": ["true"], "kwargs": {}}
-        with pytest.raises(ValueError, match=f"call must name what {expected}.*, got '{path}'"):
-            built(said)
-
-    class OfANetwork(Entropy):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__(0.5)
-
-    with pytest.raises(Undescribed, match="no description of Linear"):
-        described(actor_of(OfANetwork(nn.Linear(1, 1))))
+    save_policy(tmp_path / "p", BoltzmannQActor(actor, regularizer=regularizer))
+    read = load_policy(tmp_path / "p").regularizer
+    assert type(read) is type(regularizer) and float(read.tau) == 0.2
+    torch.testing.assert_close(read.policy(q), regularizer.policy(q), rtol=0, atol=0)
