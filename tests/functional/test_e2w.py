@@ -1,4 +1,4 @@
-"""E2W: its weight, its mixture and its limits."""
+"""E2W: its weight, its mixture, and untried actions."""
 
 from __future__ import annotations
 
@@ -36,9 +36,3 @@ def test_untried_actions_are_explored_only() -> None:
     assert pi[1].item() == pytest.approx(0.4 / math.log(51)) and pi.sum().item() == pytest.approx(1)
     nothing = e2w_policy(torch.full((2, 4), -math.inf), torch.tensor([0, 7]), 0.5, 0.4)
     assert torch.equal(nothing, torch.full((2, 4), 0.25))
-
-
-@pytest.mark.parametrize("tau", [0.0, 1e-30])
-def test_greedy_and_extreme_temperatures(tau: float) -> None:
-    lam = 1.6 / math.log(51)
-    assert e2w_policy(1e4 * Q, torch.tensor(50), tau, 0.4)[2].item() == pytest.approx(1 - lam + lam / 4)
