@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchrl_reg.modules import ImplicitQuantileNetwork
 
 
-def network() -> ImplicitQuantileNetwork:
+def network(cls: type[ImplicitQuantileNetwork] = ImplicitQuantileNetwork) -> ImplicitQuantileNetwork:
     torch.manual_seed(0)
-    return ImplicitQuantileNetwork(nn.Linear(4, 16), num_features=16, num_actions=3, num_cosines=7, num_cells=32)
+    return cls(nn.Linear(4, 16), num_features=16, num_actions=3, num_cosines=7, num_cells=32)
 
 
 def formula(net: ImplicitQuantileNetwork, features: Tensor, fractions: Tensor) -> Tensor:
@@ -38,20 +38,17 @@ def test_values_and_gradients_are_those_of_the_formula(count: tuple[int, ...], g
             found += torch.autograd.grad(z.square().sum(), wanted)
         assert torch.equal(features, before[0]) and torch.equal(fractions, before[1])
         results.append(found)
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(map(torch.equal, *results))
 
 
 def test_what_a_hook_saw_stays_as_it_was() -> None:
-    net, seen = network(), list[Tensor]()
+    net, seen, calls = network(), list[Tensor](), list[Tensor]()
     for layer in (net.embedding, net.head[0]):
         layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
     net.head[0].register_full_backward_hook(lambda *_: None)  # refuses to be overwritten
-    net(torch.randn(8, 4), torch.rand(8, 5)).sum().backward()
-    assert all((output < 0).any() for output in seen) and len(seen) == 2
-    calls: list[Tensor] = []
     net.head[1].register_forward_hook(lambda _layer, _inputs, output: calls.append(output))
-    net(torch.randn(8, 4), torch.rand(8, 5))
-    assert len(calls) == 1
+    net(torch.randn(8, 4), torch.rand(8, 5)).sum().backward()
+    assert all((output < 0).any() for output in seen) and len(seen) == 2 and len(calls) == 1
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -67,51 +64,37 @@ def test_vmap(gradients: bool, dims: tuple[int | None, int | None]) -> None:
     torch.testing.assert_close(together, apart)
 
 
-@pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("batch", [(8,), ()])  # fractions by row, or one set for all
-def test_several_states_in_one_pass_are_what_they_are_alone(batch: tuple[int, ...], gradients: bool) -> None:
-    net, states = network(), [torch.randn(8, 16) for _ in range(2)]
-    levels = [torch.rand(*batch, n) for n in (3, 5)]
-    with torch.set_grad_enabled(gradients):
-        together = net.quantiles_of(states, levels)
-    for z, state, fractions in zip(together, states, levels, strict=True):
-        torch.testing.assert_close(z, formula(net, state, fractions))
-
-
-def test_a_subclass_with_quantiles_of_its_own_is_asked_for_them() -> None:
-    class Doubled(ImplicitQuantileNetwork):
-        def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
-            return 2 * super().quantiles(features, fractions)
-
-    net = Doubled(nn.Linear(4, 16), num_features=16, num_actions=3, num_cosines=7, num_cells=32)
-    features, fractions = torch.randn(8, 16), torch.rand(8, 5)
-    (z,) = net.quantiles_of([features], [fractions])
-    torch.testing.assert_close(z, 2 * formula(net, features, fractions))
-
-
-@pytest.mark.parametrize("gradients", [True, False])
-def test_values_may_be_written_into(gradients: bool) -> None:
-    net = network()
-    with torch.set_grad_enabled(gradients):
-        z = net(torch.randn(8, 4), torch.rand(8, 5))
-        both = net.quantiles_of([torch.randn(8, 16)] * 2, [torch.rand(8, 3), torch.rand(8, 5)])
-        for values in (z, *both):
-            expected = 2 * values.detach()
-            values *= 2
-            torch.testing.assert_close(values.detach(), expected)
-
-
 def test_vmap_over_one_of_several_states() -> None:
-    net, here, levels = network(), torch.randn(16), [torch.rand(3), torch.rand(5)]
-    there = torch.randn(6, 16)
+    net, here, there, levels = network(), torch.randn(16), torch.randn(6, 16), [torch.rand(3), torch.rand(5)]
     with torch.no_grad():
         together = torch.vmap(lambda state: net.quantiles_of([here, state], levels)[1])(there)
         torch.testing.assert_close(together, torch.stack([net.quantiles(state, levels[1]) for state in there]))
 
 
-def test_what_an_instance_was_given_is_used() -> None:
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("batch", [(8,), ()])  # fractions by row, or one set for all
+def test_several_states_in_one_pass_are_what_they_are_alone(batch: tuple[int, ...], gradients: bool) -> None:
+    """And their values may be written into."""
+    net, states = network(), [torch.randn(8, 16) for _ in range(2)]
+    levels = [torch.rand(*batch, n) for n in (3, 5)]
+    with torch.set_grad_enabled(gradients):
+        together = [*net.quantiles_of(states, levels), net.quantiles(states[0], levels[0])]
+        for z, state, fractions in zip(together, [*states, states[0]], [*levels, levels[0]], strict=True):
+            torch.testing.assert_close(z, formula(net, state, fractions))
+            expected = 2 * z.detach()
+            z *= 2
+            torch.testing.assert_close(z.detach(), expected, rtol=0, atol=0)
+
+
+class Doubled(ImplicitQuantileNetwork):
+    def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
+        return 2 * super().quantiles(features, fractions)
+
+
+def test_what_a_subclass_or_an_instance_was_given_is_used() -> None:
+    net, features, fractions = network(Doubled), torch.randn(8, 16), torch.rand(8, 5)
+    torch.testing.assert_close(net.quantiles_of([features], [fractions])[0], 2 * formula(net, features, fractions))
     net = network()
-    features, fractions = torch.randn(8, 16), torch.rand(8, 5)
     net.embedding.forward = lambda cosines: torch.zeros(*cosines.shape[:-1], 16)  # type: ignore[method-assign]
     torch.testing.assert_close(net.quantiles(features, fractions), net.head(torch.zeros(8, 5, 16)))
     net.quantiles = lambda state, levels: torch.ones(8, 5, 3)  # type: ignore[method-assign]

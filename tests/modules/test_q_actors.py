@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -11,15 +13,16 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import (
+    ActionPrior,
     BoltzmannQActor,
     CategoricalQActor,
     FixedQuantileQActor,
     ImplicitQuantileNetwork,
     QuantileQActor,
 )
+from torchrl_reg.objectives import MunchausenDQNLoss
 
-TAU = 0.5
-Q = torch.tensor([0.3, -0.4, 0.6])
+TAU, Q, RHO = 0.5, torch.tensor([0.3, -0.4, 0.6]), torch.tensor([0.7, 0.2, 0.1])
 
 
 class Constant(nn.Module):
@@ -31,54 +34,46 @@ class Constant(nn.Module):
 
 def act(actor: nn.Module, count: int = 20_000, kind: ExplorationType = ExplorationType.RANDOM, **extra: torch.Tensor):
     torch.manual_seed(0)
-    with set_exploration_type(kind):
+    with set_exploration_type(kind), torch.no_grad():
         return actor(TensorDict({"observation": torch.zeros(count, 1), **extra}, [count]))
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_boltzmann_frequencies(one_hot: bool) -> None:
-    actor = QValueActor(Constant(), spec=OneHot(3) if one_hot else Categorical(3))
-    out = act(BoltzmannQActor(actor, tau=TAU))
-    index = out["action"].long().argmax(-1) if one_hot else out["action"]
-    frequencies = torch.bincount(index, minlength=3) / len(index)
-    torch.testing.assert_close(frequencies, torch.softmax(Q / TAU, -1), rtol=0, atol=0.015)
-    torch.testing.assert_close(out["chosen_action_value"].squeeze(-1), Q[index])
-
-
-def test_boltzmann_is_greedy_under_deterministic_exploration() -> None:
-    out = act(BoltzmannQActor(QValueActor(Constant(), spec=Categorical(3)), tau=TAU), 50, ExplorationType.DETERMINISTIC)
-    assert (out["action"] == 2).all()
+@pytest.mark.parametrize(
+    ("by", "logits"),
+    [({"tau": TAU}, Q / TAU), ({"prior": ActionPrior(3, probabilities=RHO, beta=1 / TAU)}, Q / TAU + RHO.log())],
+)
+def test_boltzmann_samples_its_policy_and_is_greedy_in_it(by: Any, logits: torch.Tensor, one_hot: bool) -> None:
+    policy = BoltzmannQActor(QValueActor(Constant(), spec=OneHot(3) if one_hot else Categorical(3)), **by)
+    for kind in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC):
+        out = act(policy, kind=kind)
+        index = out["action"].long().argmax(-1) if one_hot else out["action"]
+        torch.testing.assert_close(out["chosen_action_value"].squeeze(-1), Q[index])
+        frequencies = torch.bincount(index, minlength=3) / len(index)
+        if kind is ExplorationType.RANDOM:
+            torch.testing.assert_close(frequencies, logits.softmax(-1), rtol=0, atol=0.01)
+        else:
+            assert frequencies[logits.argmax()] == 1
 
 
 def test_boltzmann_never_takes_a_masked_action() -> None:
     actor = QValueActor(Constant(), spec=Categorical(3), action_mask_key="allowed")
     allowed = torch.tensor([True, True, False]).expand(5_000, 3)
     out = act(BoltzmannQActor(actor, tau=TAU), 5_000, allowed=allowed)
-    frequencies = torch.bincount(out["action"], minlength=3) / 5_000
-    torch.testing.assert_close(frequencies[:2], torch.softmax(Q[:2] / TAU, -1), rtol=0, atol=0.03)
-    assert frequencies[2] == 0
-
-
-@pytest.mark.parametrize("tau", [0.0, -1.0])
-def test_boltzmann_needs_a_temperature(tau: float) -> None:
-    with pytest.raises(ValueError, match="tau must be a finite number > 0"):
-        BoltzmannQActor(QValueActor(Constant(), spec=Categorical(3)), tau=tau)
+    expected = torch.cat((torch.softmax(Q[:2] / TAU, -1), torch.zeros(1)))
+    torch.testing.assert_close(torch.bincount(out["action"], minlength=3) / 5_000, expected, rtol=0, atol=0.03)
+    assert (out["action"] != 2).all()
 
 
 def test_one_temperature_for_loss_and_actor() -> None:
     """Assigned once, it holds for whoever shares the regularizer; the evaluated policy does not go stale."""
-    from torchrl_reg.objectives import MunchausenDQNLoss
-
-    actor = QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3))
+    actor = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
     loss = MunchausenDQNLoss(actor, tau=0.5)
     policy = BoltzmannQActor(actor, regularizer=loss.regularizer)
-    loss.tau = 1e-9
     data = TensorDict({"observation": torch.randn(200, 4)}, [200])
-    assert (policy(data.clone())["action"] == actor(data.clone())["action"]).all()
-    loss.tau = 1e9
-    assert (policy(data.clone())["action"] != actor(data.clone())["action"]).any()
-    with pytest.raises(ValueError, match="Either tau or prior or regularizer must be given"):
-        BoltzmannQActor(actor, tau=0.5, regularizer=loss.regularizer)
+    for tau, greedy in ((1e-9, True), (1e9, False)):
+        loss.tau = tau
+        assert bool((policy(data.clone())["action"] == actor(data.clone())["action"]).all()) == greedy
 
 
 def quantile_actor(num_quantiles: int) -> QuantileQActor:
@@ -87,24 +82,16 @@ def quantile_actor(num_quantiles: int) -> QuantileQActor:
     return QuantileQActor(net, spec=Categorical(3), num_quantiles=num_quantiles)
 
 
-def test_quantile_actor_averages_midpoints_when_deterministic() -> None:
+def test_quantile_actor_averages_midpoints_when_deterministic_and_draws_when_exploring() -> None:
     actor = quantile_actor(4)
     out = act(actor, 2, ExplorationType.DETERMINISTIC)
     z = actor.quantile_network(torch.zeros(2, 1), torch.tensor([0.125, 0.375, 0.625, 0.875]).expand(2, 4))
     torch.testing.assert_close(out["action_value"], z.mean(1))
     assert (out["action"] == z.mean(1).argmax(-1)).all()
-
-
-def test_quantile_actor_draws_fractions_when_exploring() -> None:
-    values = act(quantile_actor(4), 4_000)["action_value"]
+    values = act(actor, 4_000)["action_value"]
     assert not torch.equal(values[0], values[1])
     exact = act(quantile_actor(1_000), 1, ExplorationType.DETERMINISTIC)["action_value"][0]
     torch.testing.assert_close(values.mean(0), exact, rtol=0, atol=0.01)
-
-
-def test_quantile_actor_checks_its_arguments() -> None:
-    with pytest.raises(ValueError, match="num_quantiles must be >= 1"):
-        quantile_actor(0)
 
 
 def test_atoms_stay_exact_whatever_the_actor_is_cast_to() -> None:
@@ -120,5 +107,24 @@ def test_fixed_quantiles_are_averaged_by_action() -> None:
     net = nn.Linear(1, 4 * 3)
     out = act(FixedQuantileQActor(net, num_quantiles=4, spec=Categorical(3)), 2)
     torch.testing.assert_close(out["action_value"], net(torch.zeros(2, 1)).unflatten(-1, (4, 3)).mean(1))
-    with pytest.raises(ValueError, match="The network must have a multiple of 5 outputs"):
-        act(FixedQuantileQActor(net, num_quantiles=5, spec=Categorical(3)), 2)
+
+
+PLAIN = QValueActor(Constant(), spec=Categorical(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        *((lambda tau=tau: BoltzmannQActor(PLAIN, tau=tau), "tau must be a finite number > 0") for tau in (0.0, -1.0)),
+        (lambda: BoltzmannQActor(PLAIN, tau=1.0, prior=ActionPrior(3)), "Either tau or prior or regularizer must be"),
+        (lambda: BoltzmannQActor(PLAIN), "Either tau or prior or regularizer must be given"),
+        (lambda: quantile_actor(0), "num_quantiles must be >= 1"),
+        (
+            lambda: act(FixedQuantileQActor(nn.Linear(1, 12), num_quantiles=5, spec=Categorical(3)), 2),
+            "The network must have a multiple of 5 outputs",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(make: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()

@@ -151,7 +151,7 @@ def svgd_direction(fixed: Tensor, score: Tensor, updated: Tensor, bandwidth: Ten
     if score.shape != fixed.shape:
         raise ValueError(f"score must have the shape of fixed {tuple(fixed.shape)}, got {tuple(score.shape)}.")
     fixed, score, updated = at_least_float32(fixed), at_least_float32(score), at_least_float32(updated)
-    h = bandwidth[..., None, None]
+    h = at_least_float32(bandwidth)[..., None, None]
     apart = updated.unsqueeze(-2) - fixed.unsqueeze(-3)  # [*B, I, J, D], away from the fixed ones
     kernel = (-apart.square().sum(-1) / h).exp()
     repulsion = (kernel.unsqueeze(-1) * apart).sum(-2) * (2 / h)
