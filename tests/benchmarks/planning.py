@@ -72,7 +72,7 @@ def cost_tables(simulations: int) -> list[Table]:
 def memory_table() -> Table:
     """Bytes per node of 8 actions, including its state (one int64)."""
     trees = SyntheticTrees(branching=8, depth=2, num_trees=1, seed=0)
-    planners: dict[str, Planner] = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
+    planners = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
     planners["MENTS, float32"] = MENTS(num_simulations=5, dtype=torch.float32)
 
     def node(planner: Planner) -> float:
@@ -84,13 +84,13 @@ def memory_table() -> Table:
 def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game: str = "SpaceInvaders") -> Table:
     """Time of one simulation in all episodes: in emulator and network (random weights), and in the search itself."""
     planner = MENTS(num_simulations=simulations, tau=0.8, gamma=0.99)
-    spent = {"inner": 0.0, "search": 0.0}
+    spent = {"inner": 0.0, "all": 0.0}
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
+    def timed(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
-            result = function(*args)
-            spent["inner"] += time.perf_counter() - start
+            result = function(*args, **kwargs)
+            spent[what] += time.perf_counter() - start
             return result
 
         return wrapped
@@ -98,20 +98,17 @@ def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game:
     def play() -> float:
         model = AtariModel(game)
         network = nn.Sequential(NatureCNN(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, model.num_actions))
-        evaluate = timed(QEvaluation(network, HardMax(), prior_tau=0.8, observe=model.observation))
+        evaluate = timed(QEvaluation(network, HardMax(), prior_tau=0.8, observe=model.observation), "inner")
         state, step = model.reset(episodes, seed=0), model.step
-        model.step = timed(model.step)
-        spent["inner"] = total = 0.0
+        model.step = timed(step, "inner")
+        spent.update(dict.fromkeys(spent, 0.0))
         for _ in range(decisions):
-            start = time.perf_counter()
-            found = planner(model, state, evaluate=evaluate)
-            total += time.perf_counter() - start
+            found = timed(planner, "all")(model, state, evaluate=evaluate)
             _, state, _ = step(state, found.action)
             model.release(0, keep=state)
-        spent["search"] = total - spent["inner"]
         return 1e6 * spent["inner"] / (decisions * simulations)
 
-    own = {"the search itself": lambda: 1e6 * spent["search"] / (decisions * simulations)}
+    own = {"the search itself": lambda: 1e6 * (spent["all"] - spent["inner"]) / (decisions * simulations)}
     title = f"Atari, MENTS of {simulations} simulations, Nature network, {episodes} episodes side by side"
     return Table(title, "us", {"emulator and network": play, **own})
 
