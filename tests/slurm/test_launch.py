@@ -5,18 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
-from sweep_harness import ROOT, SLURM, launch_command, launch_environment, run_launch, wait_until
+from sweep_harness import ROOT, launch_command, launch_environment, run_launch, wait_until
+
+from slurm import launch
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     return line
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one sentence with which ``launch.py`` refuses its arguments, in this process."""
+
+    def refuse(*arguments: str, conf: Path = ROOT / "tests/slurm/conf") -> str:
+        monkeypatch.setattr(sys, "argv", ["launch.py", "--config-dir", str(conf), *arguments])
+        for name, value in (("RECIPES_OF_TESTS", str(ROOT / "tests")), ("HYDRA_FULL_ERROR", "0")):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            launch.main()
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert end.value.code == 1
+        return line
+
+    return refuse
 
 
 def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
@@ -36,74 +58,58 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("", "sweep must be chosen: sweep= one of "),
-        ("sweep=nap", "sweep=nap is not known; choose one of "),
-        ("cluster=moon", "cluster=moon is not known; choose one of debug, gpu, local, slurm."),
-        ("sweep.recipe=m_dqnn", "sweep.recipe must be one of iq, m_dqn, m_iqn"),
-        ("sweep.grid.algo.checkpoint_every=[]", "sweep.grid.algo.checkpoint_every must hold at least one"),
-        ("+sweep.base.algo.frmes=3", f"sweep does not fit {ROOT}/tests/slurm/sleeper.py: algo.frmes is not a setting"),
-        ("cluster.minuts=3", "cluster.minuts is not a setting here"),
-        ("cluster.minutes=soon", "cluster.minutes: Value 'soon' of type 'str'"),
-        ("cluster.minutes=0", "cluster.minutes must be at least 1, got 0."),
-        ("cluster.retries=-1", "cluster.retries must be at least 0, got -1."),
-        ("cluster.kind=cloud", "cluster.kind must be slurm, local or debug, got cloud."),
-        ("nonsense", "'nonsense' is not of the form name=value."),
-    ],
-)
-def test_bad_input_gets_one_sentence_and_nothing_is_submitted(argument, expected, tmp_path):
-    chosen = ["sweep=naps"] if argument and not argument.startswith("sweep=") else []
-    done = run_launch(*chosen, *filter(None, [argument]), f"root={tmp_path}")
-    assert sentence(done).startswith(expected)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "recipe: dqn\nseed: 3\n",
-            "sweep/mine.yaml must hold only question, recipe, base, grid, variants, seeds, got seed; did",
-        ),
-        ("recipe: [dqn\ngrid: {\n", "sweep/mine.yaml must be YAML, got a mistake in line 2: expected ',' or ']'"),
-        ("recipe: dqn\ngrid: 3\n", "sweep/mine.yaml does not fit: sweep.grid: Cannot assign int to Dict[str, Any]."),
-        (
-            "- a\n- b\n",
-            "sweep/mine.yaml must hold only question, recipe, base, grid, variants, seeds, got Invalid type",
-        ),
-    ],
-)
-def test_a_mistake_in_a_sweeps_file_is_one_sentence(text, expected, tmp_path):
-    (tmp_path / "conf/sweep").mkdir(parents=True)
-    (tmp_path / "conf/sweep/mine.yaml").write_text(text)
-    done = subprocess.run(
-        [sys.executable, str(SLURM / "launch.py"), "--config-dir", str(tmp_path / "conf"), "sweep=mine", "dry=true"],
-        capture_output=True,
-        text=True,
-    )
-    assert expected in sentence(done)
+HERE = "sweep=naps cluster=local check=false "
+NO_SBATCH = "cluster.kind=slurm needs sbatch on PATH, got none; cluster=local"
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("name=a/b",), "name must be that of a folder below root, got a/b."),
-        (("name=.git",), "name must be that of a folder below root, got .git."),
-        (("root=/dev/null",), "/dev/null/naps cannot be written: Not a directory."),
-        (("root=/tmp/a%j",), "root and name must not contain '%', got /tmp/a%j/naps."),
-        (
-            ("cluster=slurm", "cluster.minutes=2"),
-            "cluster.signal_seconds must be at most half of cluster.minutes, got 90",
-        ),
-        (("kept_code=true",), "naps must be a new folder or that of a sweep, got one without sweep.yaml."),
+        ("", "sweep must be chosen: sweep= one of "),
+        ("sweep=nap", "sweep=nap is not known; choose one of "),
+        ("sweep=naps cluster=moon", "cluster=moon is not known; choose one of debug, gpu, local, slurm."),
+        ("sweep=naps sweep.recipe=m_dqnn", "sweep.recipe must be one of iq, m_dqn, m_iqn"),
+        ("sweep=naps sweep.grid.algo.checkpoint_every=[]", "sweep.grid.algo.checkpoint_every must hold at least one"),
+        ("sweep=naps +sweep.base.algo.frmes=3", f"sweep does not fit {ROOT}/tests/slurm/sleeper.py: algo.frmes is not"),
+        ("sweep=naps cluster.minuts=3", "cluster.minuts is not a setting here"),
+        ("sweep=naps cluster.minutes=soon", "cluster.minutes: Value 'soon' of type 'str'"),
+        ("sweep=naps cluster.minutes=0", "cluster.minutes must be at least 1, got 0."),
+        ("sweep=naps cluster.retries=-1", "cluster.retries must be at least 0, got -1."),
+        ("sweep=naps cluster.kind=cloud", "cluster.kind must be slurm, local or debug, got cloud."),
+        ("sweep=naps nonsense", "'nonsense' is not of the form name=value."),
+        (HERE + "name=a/b", "name must be that of a folder below root, got a/b."),
+        (HERE + "name=.git", "name must be that of a folder below root, got .git."),
+        (HERE + "root=/dev/null", "/dev/null/naps cannot be written: Not a directory."),
+        (HERE + "root=/tmp/a%j", "root and name must not contain '%', got /tmp/a%j/naps."),
+        (HERE + "cluster=slurm cluster.minutes=2", "cluster.signal_seconds must be at most half of cluster.minutes"),
+        (HERE + "kept_code=true", "{root}/naps must be a new folder or that of a sweep, got one without sweep.yaml."),
+        ("sweep=naps check=false", NO_SBATCH),
     ],
 )
-def test_places_that_cannot_be_and_times_that_cannot_work(arguments, expected, tmp_path):
-    done = run_launch("sweep=naps", "cluster=local", "check=false", f"root={tmp_path}", *arguments)
-    assert expected in sentence(done)
+def test_bad_input_gets_one_sentence_and_nothing_is_submitted(arguments, expected, refused, tmp_path, monkeypatch):
+    if expected is NO_SBATCH:
+        monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
+    said = refused(f"root={tmp_path}", *arguments.split())
+    assert said.startswith(expected.replace("{root}", str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
+
+
+ONLY = "must hold only question, recipe, base, grid, variants, seeds, got "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("recipe: dqn\nseed: 3\n", ONLY + "seed; did you mean seeds?"),
+        ("recipe: [dqn\ngrid: {\n", "must be YAML, got a mistake in line 2: expected ',' or ']'"),
+        ("recipe: dqn\ngrid: 3\n", "does not fit: sweep.grid: Cannot assign int to Dict[str, Any]."),
+        ("- a\n- b\n", ONLY + "Invalid type"),
+    ],
+)
+def test_a_mistake_in_a_sweeps_file_is_one_sentence(text, expected, refused, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/mine.yaml").write_text(text)
+    assert f"sweep/mine.yaml {expected}" in refused("sweep=mine", "dry=true", conf=tmp_path)
 
 
 def test_a_folder_with_a_space_runs(tmp_path):
@@ -139,12 +145,6 @@ def test_help_needs_no_sweep():
     done = run_launch("--help")
     assert done.returncode == 0
     assert "sweep: atari60_m_iqn, " in done.stdout and "cluster: debug, gpu, local, slurm" in done.stdout
-
-
-def test_no_sbatch_on_path_is_one_sentence(tmp_path):
-    done = run_launch("sweep=naps", f"root={tmp_path}", "check=false", PATH=os.path.dirname(sys.executable))
-    assert sentence(done).startswith("cluster.kind=slurm needs sbatch on PATH, got none; cluster=local")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_on_this_machine_runs_once_and_says_how_it_goes_and_what_it_was(local_sweep):
@@ -221,8 +221,6 @@ def test_debug_runs_in_this_process(local_sweep):
 
 
 def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
-    import signal
-
     more = ("check=false", "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2")
     command = launch_command(*local_sweep.arguments, *more)
     process = subprocess.Popen(command, env=launch_environment(), stderr=subprocess.PIPE, text=True)
