@@ -112,39 +112,29 @@ def test_a_mistake_in_a_sweeps_file_is_one_sentence(text, expected, refused, tmp
     assert f"sweep/mine.yaml {expected}" in refused("sweep=mine", "dry=true", conf=tmp_path)
 
 
-def test_a_folder_with_a_space_runs(tmp_path):
-    root = str(tmp_path / "with space").replace(" ", r"\ ")
-    done = run_launch("sweep=naps", "cluster=local", "check=false", "sweep.seeds=1", f"root={root}")
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "with space").glob("naps/*/*/*/seed=0/done.json"))) == 1
-    dry = run_launch("sweep=naps", "check=false", "dry=true", f"root={root}", "name=two")
-    assert f"export PYTHONPATH='{tmp_path}/with space/two/code/" in dry.stdout
-
-
-def test_own_recipes_of_one_name_stay_apart(tmp_path):
+def test_own_recipes_of_one_name_stay_apart_also_below_a_folder_with_a_space(tmp_path):
+    folder = tmp_path / "with space"
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        body = "import sys; from pathlib import Path; run = Path(dict(a.split('=', 1) for a in sys.argv[1:])['run.dir']"
-        body += f".replace(chr(92), '')); run.mkdir(parents=True); (run / 'done.json').write_text('{name}')"
-        (tmp_path / name / "mine.py").write_text(body)
-    variants = ",".join(f"{{recipe: {tmp_path}/{name}/mine.py, env: {name}}}" for name in ("one", "two"))
-    more = ("check=false", "sweep.seeds=1", "sweep.base={}", f"sweep.variants=[{variants}]")
-    done = run_launch("sweep=naps", "cluster=local", f"root={tmp_path}", "name=x", *more)
+        (folder / name).mkdir(parents=True)
+        body = "import os, sys; run = dict(a.split('=', 1) for a in sys.argv[1:])['run.dir'].strip(chr(39)); "
+        body += f"os.makedirs(run); open(run + '/done.json', 'w').write('{name}')"
+        (folder / name / "mine.py").write_text(body)
+    variants = ",".join(f"{{recipe: '{folder}/{name}/mine.py', env: {name}}}" for name in ("one", "two"))
+    more = ("sweep=naps", "check=false", "sweep.seeds=1", "sweep.base={}", f"sweep.variants=[{variants}]")
+    root = "root=" + str(folder).replace(" ", r"\ ")
+    done = run_launch(*more, "cluster=local", root, "name=x")
     assert done.returncode == 0, done.stderr
-    found = {path.parts[-4]: path.read_text() for path in (tmp_path / "x" / "mine").glob("*/*/*/done.json")}
+    found = {path.parts[-4]: path.read_text() for path in (folder / "x/mine").glob("*/*/*/done.json")}
     assert found == {"one": "one", "two": "two"}
+    dry = run_launch(*more, "dry=true", root, "name=two")
+    assert f"export PYTHONPATH='{folder}/two/code/" in dry.stdout
 
 
-def test_a_half_finished_launch_does_not_spoil_the_folder(local_sweep):
-    (local_sweep.folder / "code").mkdir(parents=True)
-    local_sweep.launch("sweep.seeds=1")
-    assert len(local_sweep.finished()) == 1
-
-
-def test_help_needs_no_sweep():
-    done = run_launch("--help")
-    assert done.returncode == 0
-    assert "sweep: atari60_m_iqn, " in done.stdout and "cluster: debug, gpu, local, slurm" in done.stdout
+def test_help_needs_no_sweep(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--help"])
+    launch.main()
+    out = capsys.readouterr().out
+    assert "sweep: atari60_m_iqn, " in out and "cluster: debug, gpu, local, slurm" in out
 
 
 def test_a_sweep_on_this_machine_runs_once_and_says_how_it_goes_and_what_it_was(local_sweep):
@@ -167,7 +157,6 @@ def test_seeds_may_share_a_process_and_keep_their_folders(local_sweep):
     assert [place.rpartition("/")[2] for _, place in commands] == [r"algo.checkpoint_every\=5", r"seed\=3"]
     local_sweep.launch("cluster.seeds_per_run=3")
     assert [local_sweep.starts(run) for run in local_sweep.finished()] == [[0]] * 4
-    assert "4 runs, 0 to run" in local_sweep.launch("cluster.seeds_per_run=2").stdout
 
 
 def test_a_failing_run_fails_alone_and_is_made_again(local_sweep):
@@ -180,21 +169,21 @@ def test_a_failing_run_fails_alone_and_is_made_again(local_sweep):
     assert "4 runs, 1 to run" in local_sweep.launch("+sweep.base.algo.fails_for_seed=2", ok=False).stdout
 
 
-def test_a_folder_of_another_base_or_of_something_else_is_refused(local_sweep, tmp_path):
-    local_sweep.launch("sweep.seeds=1")
-    refused = sentence(local_sweep.launch("sweep.base.algo.frames=10", ok=False))
-    assert "belongs to a sweep with another base (algo.frames: 20 there, 10 here); choose another name=" in refused
+def test_a_folder_of_something_else_is_refused(refused, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    refused = sentence(run_launch("sweep=naps", "cluster=local", f"root={tmp_path}", "name=mine"))
-    assert refused.endswith(
+    (tmp_path / "mine/thesis.tex").touch()
+    said = refused("sweep=naps", "cluster=local", f"root={tmp_path}", "name=mine")
+    assert said.endswith(
         "mine must be a new folder or that of a sweep, got one without sweep.yaml that holds thesis.tex."
     )
-    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert (tmp_path / "mine/thesis.tex").exists()
 
 
-def test_a_folder_of_other_code_is_refused_unless_its_own_copy_goes_on(local_sweep):
+def test_another_base_is_refused_and_other_code_unless_the_sweeps_own_copy_goes_on(local_sweep):
+    (local_sweep.folder / "code").mkdir(parents=True)  # of a launch that was cut short
     local_sweep.launch("sweep.seeds=1")
+    said = sentence(local_sweep.launch("sweep.base.algo.frames=10", ok=False))
+    assert "belongs to a sweep with another base (algo.frames: 20 there, 10 here); choose another name=" in said
     path = local_sweep.folder / "sweep.yaml"
     kept = yaml.safe_load(path.read_text())
     copy = f"{kept['code']['commit'][:7]}-{kept['code']['digest'][:8]}"
