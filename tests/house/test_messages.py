@@ -23,10 +23,6 @@ REASONS = {"{} bytes follow its last tensor", "its header is cut off", "the byte
 REASONS |= {"no settings in it", "it holds YAML aliases"}
 
 
-def files() -> list[Path]:
-    return [path for room in ("torchrl_reg", "slurm", "recipes") for path in sorted((ROOT / room).rglob("*.py"))]
-
-
 def messages(source: str) -> Iterator[tuple[str, str]]:
     """The exception and the text of every ``raise`` with a text of its own; ``{}`` stands for what is filled in."""
     for node in ast.walk(ast.parse(source)):
@@ -45,12 +41,10 @@ def is_well_formed(kind: str, text: str) -> bool:
 
 
 def test_errors_name_the_argument_what_was_expected_and_what_came() -> None:
-    found = {
-        str(path.relative_to(ROOT)): bad
-        for path in files()
-        if (bad := [text for kind, text in messages(path.read_text()) if not is_well_formed(kind, text)])
-    }
-    assert found == {}
+    paths = [path for room in ("torchrl_reg", "slurm", "recipes") for path in (ROOT / room).rglob("*.py")]
+    found = [(str(path.relative_to(ROOT)), *said) for path in paths for said in messages(path.read_text())]
+    assert len(found) > 100
+    assert [each for each in found if not is_well_formed(*each[1:])] == []
 
 
 @pytest.mark.parametrize(
