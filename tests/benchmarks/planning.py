@@ -5,6 +5,7 @@ Trees of 8 actions and depth 4. If mctx (JAX) is installed, its MuZero policy se
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ import torch
 from torch import nn
 
 from tests.benchmarks.measure import Measure, Table, main, microseconds
-from tests.benchmarks.scalar_uct import scalar_uct
 from torchrl_reg.modules import NatureCNN
 from torchrl_reg.planning import MENTS, UCT, AtariModel, Planner, QEvaluation, SyntheticTrees, search_tables
 from torchrl_reg.regularizers import HardMax
@@ -111,6 +111,30 @@ def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game:
     own = {"the search itself": lambda: 1e6 * (spent["all"] - spent["inner"]) / (decisions * simulations)}
     title = f"Atari, MENTS of {simulations} simulations, Nature network, {episodes} episodes side by side"
     return Table(title, "us", {"emulator and network": play, **own})
+
+
+def scalar_uct(trees: SyntheticTrees, simulations: int, c: float = math.sqrt(2)) -> list[int]:
+    """Visits of the root's actions ``[A]`` in the first of ``trees``, which must be noise-free: a short script."""
+    actions, inner, leaf_mean = trees.num_actions, trees.num_inner, trees.leaf_mean[0].tolist()
+    visits, totals = {0: [0] * actions}, {0: [0.0] * actions}
+    for _ in range(simulations):
+        state, path = 0, []
+        while state in visits:
+            n, total = visits[state], totals[state]
+            if 0 in n:
+                action = n.index(0)
+            else:
+                log = math.log(sum(n))
+                scores = [t / m + c * math.sqrt(log / m) for t, m in zip(total, n, strict=True)]
+                action = scores.index(max(scores))
+            path.append((n, total, action))
+            state = state * actions + 1 + action
+        if state < inner:
+            visits[state], totals[state] = [0] * actions, [0.0] * actions
+        for n, total, action in path:
+            n[action] += 1
+            total[action] += leaf_mean[state - inner] if state >= inner else 0.0
+    return visits[0]
 
 
 def mctx_search(trees: SyntheticTrees, simulations: int) -> Callable[[], object]:

@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,16 +181,7 @@ def munchausen(q: nn.Module, target: nn.Module, o: Tensor, o2: Tensor, a: Tensor
     return nn.functional.smooth_l1_loss(q(o).gather(-1, a.unsqueeze(-1)).squeeze(-1), y)
 
 
-def recipe(
-    name: str,
-    parts: Mapping[str, Any],
-    size: Size,
-    *,
-    log_every: int = 1_000,
-    per_step: int = 1,
-    seeds: int = 1,
-    **more: Any,
-) -> Measure:
+def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, seeds=1, **more: Any) -> Measure:
     """Steps/s of ``recipes/<name>.py``: the median over its training rows once it learns, except the first.
 
     ``parts`` holds what its ``Config`` takes (``env``, ``net``, ``policy``), ``more`` settings of ``algo`` and ``run``;

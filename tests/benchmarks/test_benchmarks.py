@@ -13,7 +13,6 @@ from torchrl.modules import QValueActor
 
 from tests.benchmarks import cartpole, control, planning, replay, scripts, update
 from tests.benchmarks.measure import Table, main, measured
-from tests.benchmarks.scalar_uct import scalar_uct
 from torchrl_reg.cli import main as command
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.planning import UCT, SyntheticTrees
@@ -155,7 +154,7 @@ def test_searches_are_measured() -> None:
 
 def test_the_plain_search_is_uct() -> None:
     trees = SyntheticTrees(branching=3, depth=3, seed=2)
-    assert scalar_uct(trees, 200) == UCT(num_simulations=200)(trees, trees.roots()).visits[0].tolist()
+    assert planning.scalar_uct(trees, 200) == UCT(num_simulations=200)(trees, trees.roots()).visits[0].tolist()
 
 
 def test_the_device_reaches_every_case(monkeypatch: pytest.MonkeyPatch) -> None:

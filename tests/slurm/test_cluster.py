@@ -17,8 +17,10 @@ WHOLE = list(range(1, 21))
 SLOW = "sweep.base.algo.seconds=0.3"  # six seconds a run
 
 
-def checkpointed(sweep: Sweep, number: int = 1) -> bool:
-    return sum((run / "checkpoint").exists() for run in sweep.runs()) >= number
+def begin(sweep: Sweep, *arguments: str, runs: int = 4) -> None:
+    """Launches, and waits until so many runs have a checkpoint."""
+    sweep.launch(*arguments)
+    wait_until(lambda: sum((run / "checkpoint").exists() for run in sweep.runs()) >= runs)
 
 
 def restarts(run) -> list[int]:
@@ -66,8 +68,7 @@ def test_a_failing_element_leaves_its_traceback_and_only_it_is_submitted_again(s
 
 def test_a_cancelled_element_is_the_missing_part(sweep):
     slow = "sweep.base.algo.seconds=1"
-    sweep.launch(slow)
-    wait_until(lambda: checkpointed(sweep, 4))
+    begin(sweep, slow)
     assert "0 to submit" in sweep.launch(slow).stdout, "all of them are in the queue"
     ask("scancel", f"{sweep.array}_2")
     sweep.wait_for(3)
@@ -79,8 +80,7 @@ def test_a_cancelled_element_is_the_missing_part(sweep):
 
 
 def test_a_job_that_was_requeued_and_then_cancelled_is_cancelled(sweep):
-    sweep.launch("sweep.base.algo.seconds=1", "sweep.seeds=1")
-    wait_until(lambda: checkpointed(sweep))
+    begin(sweep, "sweep.base.algo.seconds=1", "sweep.seeds=1", runs=1)
     ask("scontrol", "requeue", sweep.array)
     ask("scancel", sweep.array)
     sweep.wait_for_empty_queue()
@@ -101,8 +101,7 @@ def test_the_error_of_an_element_that_cannot_begin_is_shown(sweep, seeds):
 
 @pytest.mark.parametrize("signals", [1, 3])
 def test_usr2_on_one_element_even_repeated_stops_it_and_queues_it_again(sweep, signals):
-    sweep.launch(SLOW)
-    wait_until(lambda: checkpointed(sweep, 4))
+    begin(sweep, SLOW)
     for _ in range(signals):  # scancel may find the job requeued already
         subprocess.run(["scancel", "--signal=USR2", f"{sweep.array}_1"], timeout=30)
     assert_whole(sweep)
@@ -126,8 +125,7 @@ def test_a_run_that_failed_shows_while_its_element_goes_on(sweep):
 
 
 def test_a_hard_requeue_goes_on_from_the_files(sweep):
-    sweep.launch(SLOW)
-    wait_until(lambda: checkpointed(sweep, 4))
+    begin(sweep, SLOW)
     ask("scontrol", "requeue", f"{sweep.array}_3")
     assert_whole(sweep)
     wait_until(lambda: "CG" not in str(sweep.states()) and not sweep.states(), 90)
@@ -136,8 +134,7 @@ def test_a_hard_requeue_goes_on_from_the_files(sweep):
 
 
 def test_seeds_of_one_process_go_on_together(sweep):
-    sweep.launch("cluster.seeds_per_run=2")  # of the four, two elements
-    wait_until(lambda: checkpointed(sweep, 2))
+    begin(sweep, "cluster.seeds_per_run=2", runs=2)
     ask("scontrol", "requeue", f"{sweep.array}_0")
     assert_whole(sweep)
     assert len(list(sweep.folder.glob("*/*/*/*.log"))) == 2
@@ -145,8 +142,8 @@ def test_seeds_of_one_process_go_on_together(sweep):
 
 
 def test_preemption_by_a_higher_partition(sweep):
-    sweep.launch("sweep.base.algo.seconds=1", "sweep.seeds=2", "cluster.partition=low", "+cluster.extra.exclusive=true")
-    wait_until(lambda: checkpointed(sweep, 2))
+    more = ("sweep.seeds=2", "cluster.partition=low", "+cluster.extra.exclusive=true")
+    begin(sweep, "sweep.base.algo.seconds=1", *more, runs=2)
     command = ["sbatch", "--parsable", "-p", "high", "-N", "2", "--exclusive", "-J", sweep.name, "-o", "/dev/null"]
     higher = ask(*command, "--wrap", "sleep 2").strip()
     wait_until(lambda: "RUNNING" in sweep.states().get(f"{higher}_N/A", ""), 60, "the preempting job")
@@ -173,8 +170,7 @@ def test_several_runs_share_a_gpu_each_in_its_own_process_with_its_own_threads(s
 
 
 def test_a_run_killed_by_the_system_starts_again_at_once(sweep):
-    sweep.launch(SLOW, "sweep.seeds=1")
-    wait_until(lambda: checkpointed(sweep))
+    begin(sweep, SLOW, "sweep.seeds=1", runs=1)
     (run,) = sweep.runs()
     # -f sees the wrapper and the run alike: they are one process after its exec.
     (process,) = ask("pgrep", "-f", f"sleeper.py.*{sweep.name}.*seed").split()
@@ -195,8 +191,7 @@ def test_the_controller_restarts(sweep):
     pid_file = f"{directory}/pid/slurmctld.pid"
     if not os.path.exists(pid_file) or not os.access(pid_file, os.W_OK):
         pytest.skip("not the throwaway cluster, or not ours to restart")
-    sweep.launch(SLOW)
-    wait_until(lambda: checkpointed(sweep, 4))
+    begin(sweep, SLOW)
     time.sleep(1)
     with open(pid_file) as file:
         os.kill(int(file.read()), signal.SIGTERM)  # it saves its state, as an upgrade would have it
