@@ -99,10 +99,9 @@ def test_the_error_of_an_element_that_cannot_begin_is_shown(sweep, seeds):
     assert "submits what is missing" not in answer
 
 
-@pytest.mark.parametrize("signals", [1, 3])
-def test_usr2_on_one_element_even_repeated_stops_it_and_queues_it_again(sweep, signals):
+def test_repeated_usr2_on_one_element_stops_it_and_queues_it_again(sweep):
     begin(sweep, SLOW)
-    for _ in range(signals):  # scancel may find the job requeued already
+    for _ in range(3):  # scancel may find the job requeued already
         subprocess.run(["scancel", "--signal=USR2", f"{sweep.array}_1"], timeout=30)
     assert_whole(sweep)
     lives = {run.name: restarts(run) for run in sweep.runs()}
@@ -141,49 +140,12 @@ def test_seeds_of_one_process_go_on_together(sweep):
     assert status(sweep).startswith(f"{sweep.name}: 4 runs: 4 done")
 
 
-def test_preemption_by_a_higher_partition(sweep):
-    more = ("sweep.seeds=2", "cluster.partition=low", "+cluster.extra.exclusive=true")
-    begin(sweep, "sweep.base.algo.seconds=1", *more, runs=2)
-    command = ["sbatch", "--parsable", "-p", "high", "-N", "2", "--exclusive", "-J", sweep.name, "-o", "/dev/null"]
-    higher = ask(*command, "--wrap", "sleep 2").strip()
-    wait_until(lambda: "RUNNING" in sweep.states().get(f"{higher}_N/A", ""), 60, "the preempting job")
-    assert_whole(sweep, 2)
-    assert all(restarts(run) == [0, 1] for run in sweep.runs())
-    assert all(min(sweep.starts(run)[1:]) >= 5 for run in sweep.runs())
-
-
-def test_a_real_time_out(sweep):
-    more = ("cluster.minutes=1", "cluster.signal_seconds=30", "sweep.seeds=1", "sweep.grid.algo.checkpoint_every=[1]")
-    sweep.launch("sweep.base.algo.seconds=3.5", *more)  # 70 seconds, in jobs of at most 60
-    sweep.wait_for(1, 240)
-    assert_whole(sweep, 1)
-    (run,) = sweep.runs()
-    assert len(restarts(run)) >= 2 and sweep.starts(run)[-1] >= 1
-
-
 def test_several_runs_share_a_gpu_each_in_its_own_process_with_its_own_threads(sweep):
     sweep.launch("cluster.gpus=1", "cluster.runs_per_job=2", "cluster.threads=2", "cluster.parallel_jobs=4")
     assert_whole(sweep)
     devices = [(run / "starts.txt").read_text().split()[1:] for run in sweep.runs()]
     assert all(device in ("0", "1") and threads == "2" for device, threads in devices)
     assert devices[0] == devices[1] and devices[2] == devices[3]
-
-
-def test_a_run_killed_by_the_system_starts_again_at_once(sweep):
-    begin(sweep, SLOW, "sweep.seeds=1", runs=1)
-    (run,) = sweep.runs()
-    # -f sees the wrapper and the run alike: they are one process after its exec.
-    (process,) = ask("pgrep", "-f", f"sleeper.py.*{sweep.name}.*seed").split()
-    os.kill(int(process), signal.SIGKILL)
-    assert_whole(sweep, 1)
-    assert restarts(run) == [0, 0], "the job itself went on"
-
-
-def test_no_space_for_one_run(sweep):
-    sweep.launch("+sweep.base.algo.no_space_for_seed=0", "cluster.runs_per_job=2")
-    assert len(sweep.wait_for(3)) == 3
-    (mark,) = wait_until(lambda: list(sweep.folder.glob("*/*/*/*.failed")))
-    assert "No space left on device" in mark.read_text() and mark.name == "seed=0.failed"
 
 
 def test_the_controller_restarts(sweep):

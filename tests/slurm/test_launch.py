@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweep_harness import ROOT, launch_command, launch_environment, run_launch, wait_until
+from sweep_harness import ROOT, Sweep, launch_command, launch_environment, wait_until
 
 from slurm import launch
 
@@ -44,17 +44,13 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
     cluster = ("partition=gpu", "gpus=1", "runs_per_job=3", "minutes=33", "memory_gb=8")
     more = ("+cluster.extra.nodelist=n7", *(f"cluster.{setting}" for setting in cluster))
-    done = run_launch("sweep=naps", "dry=true", f"root={tmp_path}", *more)
-    assert done.returncode == 0, done.stderr
-    commands = [line for line in done.stdout.splitlines() if "sleeper.py" in line]
+    shown = Sweep(tmp_path, "naps", ("sweep=naps", "dry=true")).launch(*more).stdout
+    commands = [line for line in shown.splitlines() if "sleeper.py" in line]
     assert len(commands) == 4
     assert "algo.seconds=0.05" in commands[3] and "run.seed=3" in commands[3]
-    options = (
-        "array=0-1%2 partition=gpu gpus-per-node=1 cpus-per-task=3 time=33 mem=8GB nodelist=n7 requeue signal=USR2@90"
-    )
-    for option in options.split():
-        assert f"#SBATCH --{option}" in done.stdout
-    assert " -P -u -m submitit.core._submit " in done.stdout, "no working directory on the path"
+    options = "array=0-1%2 partition=gpu gpus-per-node=1 cpus-per-task=3 time=33 mem=8GB nodelist=n7 requeue".split()
+    assert all(f"#SBATCH --{option}" in shown for option in [*options, "signal=USR2@90"])
+    assert " -P -u -m submitit.core._submit " in shown, "no working directory on the path"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,13 +117,11 @@ def test_own_recipes_of_one_name_stay_apart_also_below_a_folder_with_a_space(tmp
         (folder / name / "mine.py").write_text(body)
     variants = ",".join(f"{{recipe: '{folder}/{name}/mine.py', env: {name}}}" for name in ("one", "two"))
     more = ("sweep=naps", "check=false", "sweep.seeds=1", "sweep.base={}", f"sweep.variants=[{variants}]")
-    root = "root=" + str(folder).replace(" ", r"\ ")
-    done = run_launch(*more, "cluster=local", root, "name=x")
-    assert done.returncode == 0, done.stderr
+    mine = Sweep(Path(str(folder).replace(" ", r"\ ")), "x", more)
+    mine.launch("cluster=local")
     found = {path.parts[-4]: path.read_text() for path in (folder / "x/mine").glob("*/*/*/done.json")}
     assert found == {"one": "one", "two": "two"}
-    dry = run_launch(*more, "dry=true", root, "name=two")
-    assert f"export PYTHONPATH='{folder}/two/code/" in dry.stdout
+    assert f"export PYTHONPATH='{folder}/two/code/" in mine.launch("dry=true", "name=two").stdout
 
 
 def test_help_needs_no_sweep(monkeypatch, capsys):
@@ -198,15 +192,11 @@ def test_another_base_is_refused_and_other_code_unless_the_sweeps_own_copy_goes_
 
 
 def test_debug_runs_in_this_process(local_sweep):
-    done = run_launch(
-        *("sweep=tiny", "cluster=debug", f"root={local_sweep.root}", "name=here", "sweep.base.algo.total_frames=128"),
-        *("sweep.seeds=1", "sweep.grid.algo.gamma=[0.9]", "sweep.base.run.checkpoint_every_frames=64", "check=false"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert [run.parts[-4:-1] for run in local_sweep.finished()] == [
-        ("tiny_dqn", "acrobot", "algo.gamma=0.9"),
-        ("tiny_dqn", "cartpole", "algo.gamma=0.9"),
-    ]
+    more = ("sweep.seeds=1", "sweep.grid.algo.gamma=[0.9]", "sweep.base.run.checkpoint_every_frames=64", "check=false")
+    sweep = Sweep(local_sweep.root, "here", ("sweep=tiny", "cluster=debug", "sweep.base.algo.total_frames=128"))
+    sweep.launch(*more)
+    found = [run.parts[-4:-1] for run in sweep.finished()]
+    assert found == [("tiny_dqn", env, "algo.gamma=0.9") for env in ("acrobot", "cartpole")]
 
 
 def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
