@@ -48,8 +48,8 @@ def test_a_dry_run_shows_commands_and_sbatch_text_and_writes_nothing(tmp_path):
     commands = [line for line in shown.splitlines() if "sleeper.py" in line]
     assert len(commands) == 4
     assert "algo.seconds=0.05" in commands[3] and "run.seed=3" in commands[3]
-    options = "array=0-1%2 partition=gpu gpus-per-node=1 cpus-per-task=3 time=33 mem=8GB nodelist=n7 requeue".split()
-    assert all(f"#SBATCH --{option}" in shown for option in [*options, "signal=USR2@90"])
+    options = "array=0-1%2 partition=gpu gpus-per-node=1 cpus-per-task=3 time=33 mem=8GB nodelist=n7 requeue"
+    assert all(f"#SBATCH --{option}" in shown for option in [*options.split(), "signal=USR2@90"])
     assert " -P -u -m submitit.core._submit " in shown, "no working directory on the path"
     assert list(tmp_path.iterdir()) == []
 
