@@ -18,8 +18,6 @@ from torchrl.objectives import LossModule
 from tests.house import simulated_device as sim
 from tests.objectives import conftest as VALUE
 from tests.objectives import test_slots as SLOTS
-from tests.objectives.actor_critic import conftest as CRITIC
-from tests.objectives.policy import conftest as POLICY
 from torchrl_reg import objectives
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
@@ -131,11 +129,8 @@ MORE = {
     "prior_network": VALUE.LossCase(_with_prior_network),
     **_cells(),
 }
-CASES = {
-    f"{room}-{name}": case
-    for room, cases in (("value", VALUE.CASES), ("more", MORE), ("policy", POLICY.CASES), ("critic", CRITIC.CASES))
-    for name, case in cases.items()
-}
+ROOMS = {"value": VALUE.CASES, "more": MORE, "policy": VALUE.policy_cases.CASES, "critic": VALUE.critic_cases.CASES}
+CASES = {f"{room}-{name}": case for room, cases in ROOMS.items() for name, case in cases.items()}
 
 
 def moved(networks: Any, device: str) -> Any:
