@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -205,3 +206,18 @@ def test_five_hundred_runs_are_one_array_and_status_is_quick(sweep):
     assert "500 runs" in status(sweep)
     # Machines are shared; minutes would mean one question to SLURM a run.
     assert times[1] - times[0] < 120 and time.monotonic() - times[1] < 30
+
+
+def test_a_multirun_of_a_recipe_goes_to_slurm_without_a_sweep(cluster, tmp_path):
+    tmp_path.chmod(0o755)
+    recipe = str(ROOT / "tests/training/recipe/tiny_dqn.py")
+    command = [sys.executable, recipe, "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=5"]
+    command += ["hydra.launcher.partition=low", "run.seed=0,1", "algo.total_frames=200", "run.progress=false"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folders = sorted(tmp_path.glob("results/tiny_dqn/cartpole/*/seed=*"))
+    assert [folder.name for folder in folders] == ["seed=0", "seed=1"]
+    for folder in folders:
+        assert json.loads((folder / "done.json").read_text())["frames"] >= 200
+        (start,) = json.loads((folder / "provenance.json").read_text())["starts"]
+        assert "SLURM_JOB_ID" in start["slurm"]
