@@ -5,9 +5,9 @@ All use layers of 120 and 84 units, epsilon .1 and one thread. The clock starts 
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -22,9 +22,8 @@ from torchrl.envs import GymEnv, RewardSum, TransformedEnv
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 
-from tests.benchmarks import recipes
 from tests.benchmarks.measure import Measure, Table, main
-from tests.benchmarks.scripts import EPSILON, GAMMA, Size, cleanrl_dqn, descend, m_dqn
+from tests.benchmarks.scripts import EPSILON, GAMMA, Size, cleanrl_dqn, descend, m_dqn, recipe
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.modules import NetSettings
 
@@ -34,22 +33,22 @@ RATIOS = [(10, 128), (4, 32)]  # frames per update, transitions per update
 
 def tables(frames: int = 6_000, device: str = "cpu") -> list[Table]:
     """Steps/s on CartPole; one table per ratio of updates to frames, and every run collects ``frames`` frames."""
-    return [_table(Size(frames, STARTS, every, batch, device)) for every, batch in RATIOS]
+    return [compared(Size(frames, STARTS, *ratio, device)) for ratio in RATIOS]
 
 
-def _table(size: Size) -> Table:
+def compared(size: Size) -> Table:
     cases = by_hand(size)
     if size.device == "cpu":
         cases["TorchRL's own parts, 1 environment"] = partial(torchrl_parts, size)
     for n in (1, 8, 32):
         cases[f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}"] = ours(size, n)
-    if importlib.util.find_spec("stable_baselines3") is not None:
+    if find_spec("stable_baselines3"):
         cases["stable-baselines3 DQN"] = partial(stable_baselines, size)
-    return Table(title(size), "steps/s", cases)
+    return table(size, cases)
 
 
-def title(size: Size) -> str:
-    return f"CartPole, 1 update per {size.every} frames, batch {size.batch}"
+def table(size: Size, cases: dict[str, Measure]) -> Table:
+    return Table(f"CartPole, 1 update per {size.every} frames, batch {size.batch}", "steps/s", cases)
 
 
 def by_hand(size: Size) -> dict[str, Measure]:
@@ -73,13 +72,13 @@ class CartPoles:
     num_actions = 2
 
     def __init__(self, count: int) -> None:
-        build = lambda: gymnasium.make("CartPole-v1", disable_env_checker=True)  # noqa: E731
+        build = partial(gymnasium.make, "CartPole-v1", disable_env_checker=True)
         self.envs = SyncVectorEnv([build] * count, autoreset_mode=AutoresetMode.DISABLED)
 
     def reset(self) -> np.ndarray:
         return self.envs.reset(seed=1)[0]
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         after, reward, terminated, truncated, _ = self.envs.step(actions)
         done = terminated | truncated
         following = self.envs.reset(options={"reset_mask": done})[0] if done.any() else after
@@ -91,17 +90,13 @@ def stable_baselines(size: Size) -> float:
     from stable_baselines3 import DQN
 
     torch.set_num_threads(1)
-    model = DQN(
-        "MlpPolicy",
-        "CartPole-v1",
-        learning_starts=size.starts,
-        train_freq=size.every,
-        batch_size=size.batch,
-        exploration_fraction=1e-6,
-        exploration_final_eps=EPSILON,
-        policy_kwargs={"net_arch": [120, 84]},
-        device=size.device,
-    )
+    options = {"learning_starts": size.starts, "train_freq": size.every, "batch_size": size.batch}
+    options |= {
+        "exploration_fraction": 1e-6,
+        "exploration_final_eps": EPSILON,
+        "policy_kwargs": {"net_arch": [120, 84]},
+    }
+    model = DQN("MlpPolicy", "CartPole-v1", **options, device=size.device)
     model.learn(size.starts)
     start = time.perf_counter()
     model.learn(size.steps - size.starts, reset_num_timesteps=False)
@@ -135,14 +130,11 @@ def torchrl_parts(size: Size) -> float:
     return rate
 
 
-def ours(size: Size, num_envs: int, **run: Any) -> Measure:
-    """Steps/s of ``recipes/m_dqn.py`` with the settings ``run.*``."""
-    algo: dict[str, float] = {"total_frames": size.steps, "num_envs": num_envs, "learning_starts_frames": size.starts}
-    algo |= {"update_every_frames": size.every, "batch_size": size.batch, "eps_start": EPSILON, "eps_end": EPSILON}
-    if num_envs == 1:
-        algo["collect_steps"] = size.every  # then one update, as the script does
+def ours(size: Size, num_envs: int, **more: Any) -> Measure:
+    """Steps/s of ``recipes/m_dqn.py``; with one environment a batch is followed by one update, as in the script."""
     parts = {"env": EnvSettings("cartpole"), "net": NetSettings(num_cells=[120, 84])}
-    return recipes.speed("m_dqn", parts, algo, device=size.device, **run)
+    more |= {"collect_steps": size.every} if num_envs == 1 else {}
+    return recipe("m_dqn", parts, size, num_envs=num_envs, **more)
 
 
 if __name__ == "__main__":

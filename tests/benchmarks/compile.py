@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.cartpole import RATIOS, STARTS, by_hand, ours, title
+from tests.benchmarks.cartpole import RATIOS, STARTS, by_hand, ours, table
 from tests.benchmarks.measure import Table, main
 from tests.benchmarks.scripts import Size
 
 
 def tables(frames: int = 12_000, device: str = "cpu") -> list[Table]:
     """Steps/s on CartPole with compiled updates; one table per ratio of updates to frames."""
-    return [_table(Size(frames, STARTS, every, batch, device)) for every, batch in RATIOS]
-
-
-def _table(size: Size) -> Table:
-    compiled = {f"recipes/m_dqn.py compiled, {n} environments": ours(size, n, compile=True) for n in (8, 32)}
-    return Table(title(size), "steps/s", by_hand(size) | compiled)
+    sizes = [Size(frames, STARTS, *ratio, device) for ratio in RATIOS]
+    name = "recipes/m_dqn.py compiled, {} environments"
+    return [table(s, by_hand(s) | {name.format(n): ours(s, n, compile=True) for n in (8, 32)}) for s in sizes]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import torch
 
@@ -24,41 +25,24 @@ class Table:
     cases: Mapping[str, Measure]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Median amount of a case, and the median of its ratio to the reference within the same round."""
+def measured(table: Table, rounds: int) -> list[dict[str, Any]]:
+    """A row for each case: its median amount over ``rounds`` rounds, after one warm-up round, and its median ratio.
 
-    table: str
-    name: str
-    unit: str
-    amount: float
-    ratio: float
-    reference: str
-    rounds: int
-
-
-def measured(table: Table, rounds: int) -> list[Row]:
-    """Medians over ``rounds`` rounds, after one warm-up round."""
+    Ratios are those to the reference within the same round.
+    """
     amounts: dict[str, list[float]] = {name: [] for name in table.cases}
     for number in range(rounds + 1):
         for name, measure in table.cases.items():
             torch.set_flush_denormal(False)  # PyTorch's default, which our recipes change
             amount = measure()
-            if number:
-                amounts[name].append(amount)
+            amounts[name] += [amount] if number else []
     reference = next(iter(table.cases))
-    return [
-        Row(
-            table=table.title,
-            name=name,
-            unit=table.unit,
-            amount=statistics.median(own),
-            ratio=statistics.median(one / other for one, other in zip(own, amounts[reference], strict=True)),
-            reference=reference,
-            rounds=rounds,
-        )
-        for name, own in amounts.items()
-    ]
+    common = {"unit": table.unit, "reference": reference, "rounds": rounds}
+    rows = []
+    for name, own in amounts.items():
+        ratio = median(one / other for one, other in zip(own, amounts[reference], strict=True))
+        rows.append({"table": table.title, "name": name, "amount": median(own), "ratio": ratio, **common})
+    return rows
 
 
 def microseconds(call: Callable[[], object], calls: int = 30) -> Measure:
@@ -88,11 +72,11 @@ def main(tables: Callable[..., Sequence[Table]], arguments: Sequence[str] | None
     torch.set_num_threads(1)
     rows = []
     for table in tables(**options):
-        found = measured(table, rounds)
-        rows += found
+        rows += (found := measured(table, rounds))
         if not as_json:
             print(f"{table.title} ({table.unit}, medians of {rounds} interleaved rounds, one thread)")
             for row in found:
-                print(f"  {row.name:42s} {row.amount:10.0f}  x{row.ratio:.2f} of {row.reference}", flush=True)
+                shown = "  {name:42s} {amount:10.0f}  x{ratio:.2f} of {reference}".format_map(row)
+                print(shown, flush=True)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print(json.dumps(rows, indent=2))

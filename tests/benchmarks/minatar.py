@@ -5,26 +5,21 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from tests.benchmarks import recipes
 from tests.benchmarks.measure import Table, main
-from tests.benchmarks.scripts import EPSILON, Size, m_dqn
+from tests.benchmarks.scripts import Size, m_dqn, recipe
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.modules import NetSettings
-
-STARTS, EVERY, BATCH = 500, 4, 32  # steps before the first update, steps per update, transitions
 
 
 def tables(frames: int = 3_000, device: str = "cpu") -> list[Table]:
     """Steps/s on MinAtar Breakout."""
-    size = Size(frames, STARTS, EVERY, BATCH, device)
+    size = Size(frames, starts=500, every=4, batch=32, device=device)
     cases = {"hand-written M-DQN, 8 environments": lambda: m_dqn(Breakouts(8), network, size, period=250)}
     parts = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
-    algo = {"total_frames": frames, "learning_starts_frames": STARTS, "update_every_frames": EVERY}
-    algo |= {"batch_size": BATCH, "replay_capacity": 10_000, "eps_start": EPSILON, "eps_end": EPSILON}
     for n in (8, 32):
-        measure = recipes.speed("m_dqn", parts, algo | {"num_envs": n}, log_every=500, device=device)
+        measure = recipe("m_dqn", parts, size, log_every=500, num_envs=n, replay_capacity=10_000)
         cases[f"recipes/m_dqn.py, {n} environments"] = measure
-    return [Table(f"MinAtar Breakout, 1 update per {EVERY} steps, batch {BATCH}", "steps/s", cases)]
+    return [Table("MinAtar Breakout, 1 update per 4 steps, batch 32", "steps/s", cases)]
 
 
 def network() -> nn.Sequential:
@@ -46,14 +41,13 @@ class Breakouts:
             env.reset()
         return self._images()
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         results = [env.act(self.actions[a]) for env, a in zip(self.envs, actions, strict=True)]
+        rewards, ended = map(np.array, zip(*results, strict=True))
         after = self._images()
-        ended = np.array([end for _, end in results])
-        for env, end in zip(self.envs, ended, strict=True):
-            if end:
-                env.reset()
-        return after, np.array([reward for reward, _ in results]), ended, self._images() if ended.any() else after
+        for env in np.array(self.envs)[ended]:
+            env.reset()
+        return after, rewards, ended, self._images() if ended.any() else after
 
     def _images(self) -> np.ndarray:
         return np.stack([env.state().transpose(2, 0, 1) for env in self.envs]).astype(np.uint8)

@@ -5,6 +5,7 @@ Trees of 8 actions and depth 4. If mctx (JAX) is installed, its MuZero policy se
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ import torch
 from torch import nn
 
 from tests.benchmarks.measure import Measure, Table, main, microseconds
-from tests.benchmarks.scalar_uct import scalar_uct
 from torchrl_reg.modules import NatureCNN
 from torchrl_reg.planning import MENTS, UCT, AtariModel, Planner, QEvaluation, SyntheticTrees, search_tables
 from torchrl_reg.regularizers import HardMax
@@ -72,7 +72,7 @@ def cost_tables(simulations: int) -> list[Table]:
 def memory_table() -> Table:
     """Bytes per node of 8 actions, including its state (one int64)."""
     trees = SyntheticTrees(branching=8, depth=2, num_trees=1, seed=0)
-    planners: dict[str, Planner] = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
+    planners = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
     planners["MENTS, float32"] = MENTS(num_simulations=5, dtype=torch.float32)
 
     def node(planner: Planner) -> float:
@@ -84,13 +84,13 @@ def memory_table() -> Table:
 def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game: str = "SpaceInvaders") -> Table:
     """Time of one simulation in all episodes: in emulator and network (random weights), and in the search itself."""
     planner = MENTS(num_simulations=simulations, tau=0.8, gamma=0.99)
-    spent = {"inner": 0.0, "search": 0.0}
+    spent = {"inner": 0.0, "all": 0.0}
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
+    def timed(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
-            result = function(*args)
-            spent["inner"] += time.perf_counter() - start
+            result = function(*args, **kwargs)
+            spent[what] += time.perf_counter() - start
             return result
 
         return wrapped
@@ -98,22 +98,43 @@ def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game:
     def play() -> float:
         model = AtariModel(game)
         network = nn.Sequential(NatureCNN(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, model.num_actions))
-        evaluate = timed(QEvaluation(network, HardMax(), prior_tau=0.8, observe=model.observation))
+        evaluate = timed(QEvaluation(network, HardMax(), prior_tau=0.8, observe=model.observation), "inner")
         state, step = model.reset(episodes, seed=0), model.step
-        model.step = timed(model.step)
-        spent["inner"] = total = 0.0
+        model.step = timed(step, "inner")
+        spent.update(dict.fromkeys(spent, 0.0))
         for _ in range(decisions):
-            start = time.perf_counter()
-            found = planner(model, state, evaluate=evaluate)
-            total += time.perf_counter() - start
+            found = timed(planner, "all")(model, state, evaluate=evaluate)
             _, state, _ = step(state, found.action)
             model.release(0, keep=state)
-        spent["search"] = total - spent["inner"]
         return 1e6 * spent["inner"] / (decisions * simulations)
 
-    own = {"the search itself": lambda: 1e6 * spent["search"] / (decisions * simulations)}
+    own = {"the search itself": lambda: 1e6 * (spent["all"] - spent["inner"]) / (decisions * simulations)}
     title = f"Atari, MENTS of {simulations} simulations, Nature network, {episodes} episodes side by side"
     return Table(title, "us", {"emulator and network": play, **own})
+
+
+def scalar_uct(trees: SyntheticTrees, simulations: int, c: float = math.sqrt(2)) -> list[int]:
+    """Visits of the root's actions ``[A]`` in the first of ``trees``, which must be noise-free: a short script."""
+    actions, inner, leaf_mean = trees.num_actions, trees.num_inner, trees.leaf_mean[0].tolist()
+    visits, totals = {0: [0] * actions}, {0: [0.0] * actions}
+    for _ in range(simulations):
+        state, path = 0, []
+        while state in visits:
+            n, total = visits[state], totals[state]
+            if 0 in n:
+                action = n.index(0)
+            else:
+                log = math.log(sum(n))
+                scores = [t / m + c * math.sqrt(log / m) for t, m in zip(total, n, strict=True)]
+                action = scores.index(max(scores))
+            path.append((n, total, action))
+            state = state * actions + 1 + action
+        if state < inner:
+            visits[state], totals[state] = [0] * actions, [0.0] * actions
+        for n, total, action in path:
+            n[action] += 1
+            total[action] += leaf_mean[state - inner] if state >= inner else 0.0
+    return visits[0]
 
 
 def mctx_search(trees: SyntheticTrees, simulations: int) -> Callable[[], object]:

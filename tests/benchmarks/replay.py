@@ -22,38 +22,34 @@ def tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
     for batch in transitions(capacity + capacity // 4):
         stock.extend(batch)
         ours.extend(batch)
-    sampling = {
-        "TorchRL's LazyTensorStorage": microseconds(stock.sample, samples),
-        "FrameStackStorage": microseconds(ours.sample, samples),
-    }
-    memory = {
-        "TorchRL's LazyTensorStorage": lambda: stock.storage._storage.bytes() / capacity,
-        "FrameStackStorage": lambda: ours.storage.bytes() / capacity,
-    }
-    title = "Replay of 84x84 images, stack 4"
-    return [Table(f"{title}: a sample of 32", "us", sampling), Table(title, "bytes a transition", memory)]
+    names, title = ("TorchRL's LazyTensorStorage", "FrameStackStorage"), "Replay of 84x84 images, stack 4"
+    sampling = [microseconds(buffer.sample, samples) for buffer in (stock, ours)]
+    memory = [lambda: stock.storage._storage.bytes() / capacity, lambda: ours.storage.bytes() / capacity]
+    return [
+        Table(f"{title}: a sample of 32", "us", dict(zip(names, sampling, strict=True))),
+        Table(title, "bytes a transition", dict(zip(names, memory, strict=True))),
+    ]
 
 
 def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
     """At least ``count`` transitions of random images in time order, 25 steps per batch; episodes of about 200."""
     generator = torch.Generator().manual_seed(seed)
+    zeros = torch.zeros(NUM_ENVS, STACK - 1, SIDE, SIDE, dtype=torch.uint8)
 
-    def images() -> torch.Tensor:
-        return torch.randint(256, (NUM_ENVS, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    def followed(images: torch.Tensor) -> torch.Tensor:
+        new = torch.randint(256, (NUM_ENVS, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+        return torch.cat([images, new], 1)
 
-    def beginning() -> torch.Tensor:
-        return torch.cat([torch.zeros(NUM_ENVS, STACK - 1, SIDE, SIDE, dtype=torch.uint8), images()], 1)
-
-    stack = beginning()
+    stack = followed(zeros)
     for _ in range(0, count, 25 * NUM_ENVS):
         steps = []
         for _ in range(25):
-            following = torch.cat([stack[:, 1:], images()], 1)
+            following = followed(stack[:, 1:])
             done = torch.rand(NUM_ENVS, 1, generator=generator) < 0.005
             after = {"observation": following, "reward": torch.zeros(NUM_ENVS, 1), "done": done, "terminated": done}
             action = torch.zeros(NUM_ENVS, dtype=torch.int64)
             steps.append(TensorDict({"observation": stack, "action": action, "next": after}, [NUM_ENVS]))
-            stack = torch.where(done[..., None, None], beginning(), following)
+            stack = torch.where(done[..., None, None], followed(zeros), following)
         yield torch.stack(steps).reshape(-1)
 
 

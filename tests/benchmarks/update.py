@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +15,13 @@ from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate, SoftUpdate
 
-import torchrl_reg.training  # noqa: F401 - as in the recipes: records that pandas is absent, see its comment
 from tests.benchmarks.measure import Table, main, microseconds
+from tests.benchmarks.scripts import ALPHA, CLIP, GAMMA, TAU, descend
+from torchrl_reg import objectives
 from torchrl_reg.functional import quantile_huber_loss
 from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
-from torchrl_reg.objectives import (
-    HardTargetUpdate,
-    IQNLoss,
-    MunchausenDQNLoss,
-    MunchausenIQNLoss,
-    PolyakTargetUpdate,
-    SoftDQNLoss,
-)
 
-TAU, ALPHA, CLIP, GAMMA, ACTIONS, BATCH = 0.03, 0.9, -1.0, 0.99, 4, 32
+ACTIONS, BATCH = 4, 32
 SPEC = Categorical(ACTIONS)
 Call = Callable[[], object]
 
@@ -44,7 +38,7 @@ def _table(title: str, calls: dict[str, Call], repeats: int = 30) -> Table:
     return Table(title, "us", {name: microseconds(call, repeats) for name, call in calls.items()})
 
 
-def net(size: int, out: int) -> nn.Sequential:
+def mlp(size: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, out))
 
 
@@ -81,33 +75,23 @@ class Raw:
             y = self.r + GAMMA * self.alive * value(self.target(self.o2))
         return smooth_l1_loss(self.net(self.o).gather(-1, self.a).squeeze(-1), y)
 
-    def soft_dqn(self) -> Tensor:
-        return self.dqn(soft)
-
-    def m_dqn(self) -> Tensor:
-        with torch.no_grad():
-            bonus = tau_log_pi(self.target(self.o)).gather(-1, self.a).squeeze(-1).clamp(CLIP, 0.0)
-            y = self.r + ALPHA * bonus + GAMMA * self.alive * soft(self.target(self.o2))
-        return smooth_l1_loss(self.net(self.o).gather(-1, self.a).squeeze(-1), y)
-
-    def m_dqn_with_diagnostics(self) -> tuple[Tensor, ...]:
+    def m_dqn(self, diagnostics: bool = False) -> tuple[Tensor, ...]:
         q = self.net(self.o)
         with torch.no_grad():
             q_target = self.target(self.o)
             log_pi_a = tau_log_pi(q_target).gather(-1, self.a).squeeze(-1)
-            y = self.r + ALPHA * log_pi_a.clamp(CLIP, 0.0) + GAMMA * self.alive * soft(self.target(self.o2))
+            bonus = log_pi_a.clamp(CLIP, 0.0)
+            y = self.r + ALPHA * bonus + GAMMA * self.alive * soft(self.target(self.o2))
+        q_a = q.gather(-1, self.a).squeeze(-1)
+        loss = smooth_l1_loss(q_a, y)
+        if not diagnostics:
+            return (loss,)
+        with torch.no_grad():
             log_pi, log_target = tau_log_pi(q) / TAU, tau_log_pi(q_target) / TAU
             pi, top = log_pi.exp(), q.topk(2).values
-            scalars = (
-                -(pi * log_pi).sum(-1).mean(),
-                (pi * (log_pi - log_target)).sum(-1).mean(),
-                (top[:, 0] - top[:, 1]).mean(),
-                (soft(q) - q.amax(-1)).mean(),
-                ALPHA * log_pi_a.clamp(CLIP, 0.0).mean(),
-                (log_pi_a < CLIP).float().mean(),
-            )
-        q_a = q.gather(-1, self.a).squeeze(-1)
-        return smooth_l1_loss(q_a, y), *scalars, (q_a - y).abs().mean()
+            entropy, kl = -(pi * log_pi).sum(-1).mean(), (pi * (log_pi - log_target)).sum(-1).mean()
+            gaps = (top[:, 0] - top[:, 1]).mean(), (soft(q) - q.amax(-1)).mean(), (q_a - y).abs().mean()
+            return loss, entropy, kl, *gaps, ALPHA * bonus.mean(), (log_pi_a < CLIP).float().mean()
 
     def m_iqn(self) -> Tensor:
         def z(network: nn.Module, observation: Tensor) -> Tensor:
@@ -123,24 +107,26 @@ class Raw:
         return quantile_huber_loss(online, fractions, y, 1.0).mean()
 
 
-def _forward(loss: nn.Module, data: TensorDict) -> Call:
-    HardTargetUpdate(loss, period_updates=100)
+def _forward(cls: Any, actor: nn.Module, data: TensorDict, **options: Any) -> Call:
+    objectives.HardTargetUpdate(loss := cls(actor, **options), period_updates=100)
     return lambda: loss(data)
 
 
 def forward_calls() -> list[dict[str, Call]]:
     """Calls of the losses on expected values, each beside its hand-written twin."""
-    data, network = minibatch(), net(8, ACTIONS)
+    data, network = minibatch(), mlp(8, ACTIONS)
     raw, actor = Raw(network, data), QValueActor(network, spec=SPEC)
     stock = DQNLoss(actor, loss_function="smooth_l1")
     HardUpdate(stock, value_network_update_interval=100)
-    plain_soft, plain = SoftDQNLoss(actor, diagnostics=False), MunchausenDQNLoss(actor, diagnostics=False)
+    call = partial(_forward, actor=actor, data=data)
+    soft_dqn = call(objectives.SoftDQNLoss, diagnostics=False)
+    m_dqn = call(objectives.MunchausenDQNLoss, diagnostics=False)
     with_diagnostics = "raw M-DQN with the diagnostics"
     return [
         {"raw DQN": raw.dqn, "TorchRL DQNLoss": lambda: stock(data)},
-        {"raw soft-DQN": raw.soft_dqn, "SoftDQNLoss, no diagnostics": _forward(plain_soft, data)},
-        {"raw M-DQN": raw.m_dqn, "MunchausenDQNLoss, no diagnostics": _forward(plain, data)},
-        {with_diagnostics: raw.m_dqn_with_diagnostics, "MunchausenDQNLoss": _forward(MunchausenDQNLoss(actor), data)},
+        {"raw soft-DQN": partial(raw.dqn, soft), "SoftDQNLoss, no diagnostics": soft_dqn},
+        {"raw M-DQN": raw.m_dqn, "MunchausenDQNLoss, no diagnostics": m_dqn},
+        {with_diagnostics: partial(raw.m_dqn, True), "MunchausenDQNLoss": call(objectives.MunchausenDQNLoss)},
     ]
 
 
@@ -156,48 +142,46 @@ def _counts(n: int, m: int, k: int) -> dict[str, Any]:
 
 def quantile_calls() -> dict[str, Call]:
     data, actor = minibatch(), _quantile_actor()
-    options = {**_counts(8, 8, 8), "diagnostics": False}
+    call = partial(_forward, actor=actor, data=data, diagnostics=False, **_counts(8, 8, 8))
     return {
         "raw M-IQN 8/8/8": Raw(actor.quantile_network, data).m_iqn,
-        "MunchausenIQNLoss, no diagnostics": _forward(MunchausenIQNLoss(actor, **options), data),
-        "MunchausenIQNLoss, reuse_quantiles": _forward(MunchausenIQNLoss(actor, reuse_quantiles=True, **options), data),
-        "IQNLoss, no diagnostics": _forward(IQNLoss(actor, **options), data),
+        "MunchausenIQNLoss, no diagnostics": call(objectives.MunchausenIQNLoss),
+        "MunchausenIQNLoss, reuse_quantiles": call(objectives.MunchausenIQNLoss, reuse_quantiles=True),
+        "IQNLoss, no diagnostics": call(objectives.IQNLoss),
     }
 
 
 def fraction_calls() -> dict[str, Call]:
     """Updates of M-IQN by its numbers of fractions: for the prediction (N), the target (M) and the policy (K)."""
-    data = minibatch()
+    data, reuse, share = minibatch(), {"reuse_quantiles": True}, {"share_fractions": True}
 
-    def update(n: int, m: int, k: int, **options: bool) -> Call:
-        return updater(MunchausenIQNLoss(_quantile_actor(), **_counts(n, m, k), **options), data)
+    def update(*counts: int, **options: bool) -> Call:
+        return updater(objectives.MunchausenIQNLoss(_quantile_actor(), **_counts(*counts), **options), data)
 
     counts = [(64, 64, 32), (8, 8, 8), (32, 32, 32), (64, 64, 64)]
-    return {f"N = {n}, M = {m}, K = {k}": update(n, m, k) for n, m, k in counts} | {
-        "N = M = 64, reuse_quantiles": update(64, 64, 64, reuse_quantiles=True),
-        "N = M = 64, K = 32, share_fractions": update(64, 64, 32, share_fractions=True),
-        "N = M = 64, both": update(64, 64, 64, reuse_quantiles=True, share_fractions=True),
-    }
+    calls = {f"N = {n}, M = {m}, K = {k}": update(n, m, k) for n, m, k in counts}
+    calls["N = M = 64, reuse_quantiles"] = update(64, 64, 64, **reuse)
+    calls["N = M = 64, K = 32, share_fractions"] = update(64, 64, 32, **share)
+    calls["N = M = 64, both"] = update(64, 64, 64, **reuse, **share)
+    return calls
 
 
 def target_calls() -> dict[str, Call]:
-    stock, ours = (DQNLoss(QValueActor(net(8, ACTIONS), spec=SPEC)) for _ in range(2))
+    stock, ours = (DQNLoss(QValueActor(mlp(8, ACTIONS), spec=SPEC)) for _ in range(2))
     return {
         "TorchRL SoftUpdate": SoftUpdate(stock, eps=0.99).step,
-        "PolyakTargetUpdate": PolyakTargetUpdate(ours, rate=0.01).step,
+        "PolyakTargetUpdate": objectives.PolyakTargetUpdate(ours, rate=0.01).step,
     }
 
 
 def updater(loss: nn.Module, data: TensorDict) -> Call:
     """One gradient step: losses, backward, fused Adam, Polyak targets."""
-    target = PolyakTargetUpdate(loss, rate=0.005)
+    target = objectives.PolyakTargetUpdate(loss, rate=0.005)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5, fused=True)
 
     def update() -> None:
         losses = loss(data)
-        optimizer.zero_grad()
-        sum(value for name, value in losses.items() if name.startswith("loss")).backward()
-        optimizer.step()
+        descend(optimizer, sum(value for name, value in losses.items() if name.startswith("loss")))
         target.step()
 
     return update

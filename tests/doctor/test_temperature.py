@@ -46,13 +46,13 @@ def test_ln_a_over_bins_is_d_ln_k():
 
 
 @pytest.mark.parametrize(
-    ("entropies", "detail"),
-    [([], "no training row yet"), ([None, None], "this method reports no entropy: nothing to judge")],
+    ("entropies", "name", "status", "detail"),
+    [
+        ([], "cartpole", "warn", "no training row yet"),
+        ([None, None], "cartpole", "ok", "this method reports no entropy: nothing to judge"),
+        ([0.5], "chess", "warn", "got 'chess'"),
+    ],
 )
-def test_runs_without_an_entropy(tmp_path, entropies, detail):
-    assert _tau(_folder(tmp_path / "run", entropies)).detail == detail
-
-
-def test_an_environment_that_cannot_be_built_is_named(tmp_path):
-    found = _tau(_folder(tmp_path / "run", [0.5], config="env: {name: chess}\n"))
-    assert found.status == "warn" and "got 'chess'" in found.detail
+def test_what_cannot_be_judged(tmp_path, entropies, name, status, detail):
+    found = _tau(_folder(tmp_path / "run", entropies, config=f"env: {{name: {name}}}\n"))
+    assert found.status == status and detail in found.detail

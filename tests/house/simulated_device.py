@@ -7,17 +7,16 @@ and every operation on them comes by :func:`_run`.
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 #: What reads a value, or makes a shape of one: on a GPU the host waits. (CUDA's ``multinomial`` and ``normal`` check
@@ -131,58 +130,37 @@ class _Module:
 
 
 @contextmanager
-def host_may_wait() -> Iterator[None]:
-    """Inside, the host may read values and move tensors: setting up, logging, checking the first batch."""
-    before, _free[0] = _free[0], True
-    try:
-        yield
-    finally:
-        _free[0] = before
-
-
-@contextmanager
-def host_may_wait_for(*operations: Any) -> Iterator[None]:
-    """Inside, the host may wait for these alone."""
+def host_may_wait(*operations: Any) -> Iterator[None]:
+    """Inside, the host may wait: for these operations, or without any for all, in setting up and checking results."""
+    before, _free[0] = _free[0], _free[0] or not operations
     _SYNCHRONIZING.difference_update(operations)
     try:
         yield
     finally:
+        _free[0] = before
         _SYNCHRONIZING.update(operations)
 
 
 @contextmanager
-def simulated_device() -> Iterator[None]:
-    """Inside there is a device "sim". The first time registers it for the whole process."""
+def watched_device() -> Iterator[None]:
+    """Inside there is a device "sim"; every violation is an error at the end, caught or not.
+
+    The first time registers it for the whole process.
+    """
     if not hasattr(torch, "sim"):
         torch.utils.backend_registration._setup_privateuseone_for_python_backend("sim", backend_module=_Module())
-    names = {"tensor": torch.tensor, "as_tensor": torch.as_tensor}
-    for name, make in names.items():
-        setattr(torch, name, _by_a_copy(make))
-    try:
-        with _Factories():
-            yield
-    finally:
-        for name, make in names.items():
-            setattr(torch, name, make)
-
-
-@contextmanager
-def watched_device() -> Iterator[None]:
-    """:func:`simulated_device`, whose every violation is an error at the end, caught or not."""
     violations.clear()
-    with simulated_device():
+    with pytest.MonkeyPatch.context() as patch, _Factories():
+        for make in (torch.tensor, torch.as_tensor):
+            patch.setattr(torch, make.__name__, _by_a_copy(make))
         yield
     assert not violations
 
 
-def loaded(path: str) -> Any:
-    """The module at ``path`` below ``tests``."""
-    file = Path(__file__).parents[1] / path
-    spec = importlib.util.spec_from_file_location("of_" + path.replace("/", "_").removesuffix(".py"), file)
-    assert spec is not None and spec.loader is not None
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def agree(ours: Any, theirs: Any) -> None:
+    """What was computed on the device equals what was computed on the CPU."""
+    with host_may_wait():
+        torch.testing.assert_close(tree_map_only(Tensor, Tensor.cpu, ours), theirs, equal_nan=True)
 
 
 def _by_a_copy(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -203,40 +181,22 @@ def _violated(kind: type[AssertionError], what: str) -> AssertionError:
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """``func`` on the CPU, on behalf of "sim" where one of its tensors or its ``device`` is there."""
-    tensors = list(_tensors((args, tuple(kwargs.values()))))
-    simulated = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
-    if not simulated and device != "sim":
+    if device != "sim" and not any(isinstance(tensor, SimTensor) for tensor in tensors):
         return func(*args, **kwargs)
     if not _free[0]:
         _check(func, args, kwargs, tensors, device)
     if torch.Tag.inplace_view in func.tags:  # the shape that the tensor shows changes, too
         with no_dispatch():
             func(*args, **kwargs)
-    args = _mapped(lambda tensor: getattr(tensor, "elem", tensor), args)
-    kwargs = {name: _mapped(lambda tensor: getattr(tensor, "elem", tensor), value) for name, value in kwargs.items()}
-    if device is not None:
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-    out = func(*args, **kwargs)
+    args, kwargs = tree_map_only(SimTensor, lambda tensor: tensor.elem, (args, kwargs))
+    out = func(*args, **(kwargs if device is None else kwargs | {"device": torch.device("cpu")}))
     if device not in (None, "sim"):
         return out
     # An operation in place returns the very tensor that it was given.
     same = {id(getattr(tensor, "elem", tensor)): tensor for tensor in tensors}
-    return _mapped(lambda tensor: same[id(tensor)] if id(tensor) in same else SimTensor(tensor), out)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-
-
-def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    return type(value)(_mapped(function, each) for each in value) if type(value) in (list, tuple) else value
+    return tree_map_only(Tensor, lambda tensor: same[id(tensor)] if id(tensor) in same else SimTensor(tensor), out)
 
 
 def _check(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], device: str | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +15,13 @@ from torchrl.data import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
+from tests.house import simulated_device as sim
+from tests.objectives import conftest as VALUE
 from torchrl_reg import modules, regularizers
 from torchrl_reg.collectors.fast import plain_policy
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.regularizers import Entropy, PriorKL
 
-sys.path.insert(0, str(Path(__file__).parent))
-import simulated_device as sim
-
-VALUE = sim.loaded("objectives/conftest.py")
 X = [[1.0, -2.0, 3.0]]
 
 
@@ -58,9 +54,7 @@ def test_regularizers(name: str) -> None:
         more = [*regularizer.value_and_log_policy(q), regularizer.policy(q), regularizer.greedy(q)]
         more += regularizer.diagnostics(q, more[1], reference=more[1]).values()
         outputs.append([*out, *more, q.grad, regularizer.step_cost(more[1])])
-    with sim.host_may_wait():
-        for ours, theirs in zip(*outputs, strict=True):
-            torch.testing.assert_close(ours.cpu(), theirs)
+    sim.agree(*outputs)
 
 
 def test_every_regularizer_is_among_them() -> None:
@@ -80,20 +74,20 @@ def test_a_learnt_prior_follows_the_policy() -> None:
 BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
 
 
-def _q_actor(name: str) -> Any:
-    return VALUE.CASES[name].actor()
+def _explorer(explorer: Any) -> Any:
+    return TensorDictSequential(VALUE.CASES["m_dqn"].actor(), explorer)
 
 
 ACTORS: dict[str, Callable[[str], Any]] = {
-    "QValueActor": lambda d: _q_actor("m_dqn"),
-    "QuantileQActor": lambda d: _q_actor("iqn"),
-    "FixedQuantileQActor": lambda d: _q_actor("qr"),
-    "CategoricalQActor": lambda d: _q_actor("c51"),
-    "BoltzmannQActor": lambda d: modules.BoltzmannQActor(_q_actor("m_dqn"), tau=0.5),
-    "PriorEGreedyModule": lambda d: TensorDictSequential(
-        _q_actor("m_dqn"), modules.PriorEGreedyModule(Categorical(3), ActionPrior(3, beta=2.0), 0.5)
+    "QValueActor": lambda d: VALUE.CASES["m_dqn"].actor(),
+    "QuantileQActor": lambda d: VALUE.CASES["iqn"].actor(),
+    "FixedQuantileQActor": lambda d: VALUE.CASES["qr"].actor(),
+    "CategoricalQActor": lambda d: VALUE.CASES["c51"].actor(),
+    "BoltzmannQActor": lambda d: modules.BoltzmannQActor(VALUE.CASES["m_dqn"].actor(), tau=0.5),
+    "PriorEGreedyModule": lambda d: _explorer(
+        modules.PriorEGreedyModule(Categorical(3), ActionPrior(3, beta=2.0), 0.5)
     ),
-    "EGreedyModule": lambda d: TensorDictSequential(_q_actor("m_dqn"), EGreedyModule(Categorical(3, device=d), 0.5)),
+    "EGreedyModule": lambda d: _explorer(EGreedyModule(Categorical(3, device=d), 0.5)),
     "FlowActor": lambda d: modules.FlowActor(nn.Linear(4, 8), 8, num_cells=8, **BOX),
     "StochasticSamplerActor": lambda d: modules.StochasticSamplerActor(nn.Linear(4, 8), 8, **BOX),
     "MulticategoricalActor": lambda d: modules.MulticategoricalActor(nn.Linear(4, 8), num_bins=[3, 5], **BOX),
@@ -119,23 +113,20 @@ def test_actors(name: str, kind: Any) -> None:
             actor(state.clone())  # what is kept for each device is made
             plain = plain_policy(actor, 6, state.device)
         torch.manual_seed(1)
-        with torch.no_grad(), set_exploration_type(kind), sim.host_may_wait_for(torch.ops.aten.multinomial):
+        with torch.no_grad(), set_exploration_type(kind), sim.host_may_wait(torch.ops.aten.multinomial):
             acted, by_key = actor(state.clone()), dict(state.items())
             plain(by_key)
         outputs.append([acted["action"], by_key["action"]])
         assert {tensor.device.type for tensor in [*outputs[-1], *acted.values()]} == {where}
-    with sim.host_may_wait():
-        for ours, theirs in zip(*outputs, strict=True):
-            torch.testing.assert_close(ours.cpu(), theirs)
+    sim.agree(*outputs)
 
 
 def test_every_actor_is_among_them() -> None:
     assert {name for name in modules.__all__ if name.lower().endswith(("actor", "eedymodule"))} <= set(ACTORS)
 
 
-@pytest.mark.parametrize("torso", ["MinAtarCNN", "NatureCNN"])
-def test_images(torso: str) -> None:
-    size = {"MinAtarCNN": (10, 10), "NatureCNN": (84, 84)}[torso]
+@pytest.mark.parametrize(("torso", "size"), [("MinAtarCNN", (10, 10)), ("NatureCNN", (84, 84))])
+def test_images(torso: str, size: tuple[int, int]) -> None:
     with sim.host_may_wait():
         network = getattr(modules, torso)(4).to("sim")
         images = torch.zeros(2, 4, *size, dtype=torch.uint8).to("sim")

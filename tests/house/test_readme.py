@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 import multiprocessing
@@ -11,16 +11,12 @@ import runpy
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from torchrl_reg.agents import save_policy
 from torchrl_reg.cli import _parser
-from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("README.md", "recipes/README.md", "slurm/README.md", "tests/README.md", "torchrl_reg/README.md")
@@ -50,20 +46,14 @@ def commands(start: str) -> Iterator[tuple[str, list[str]]]:
 
 
 SCRIPTS = {f"{room}-{i}": script for room in ROOMS for i, script in enumerate(blocks(room, "python"))}
-RECIPES = [
-    (room, words)
-    for room, words in commands("python recipes/")
-    if "--help" not in words and "recipes/tour.py" not in words
-]
-RECIPES += [
-    (room, ["python", f"recipes/{words[2]}.py", *words[3:]])
-    for room, words in commands("torchrl-reg run")
-    if len(words) > 2 and "--help" not in words
-]
+RECIPES = [words[1:] for _, words in commands("python recipes/") if words[1] != "recipes/tour.py"]
+RECIPES += [[f"recipes/{words[2]}.py", *words[3:]] for _, words in commands("torchrl-reg run") if len(words) > 2]
+RECIPES = [words for words in RECIPES if "--help" not in words]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_scripts_are_short_and_run(name: str, tmp_path: Path) -> None:
+def test_the_scripts_are_short_and_run(name: str, tmp_path: Path, finished_run: Callable[[Path], Path]) -> None:
+    assert set(ENDINGS) <= set(SCRIPTS)
     assert len([line for line in SCRIPTS[name].splitlines() if line.strip()]) <= 20
     finished_run(tmp_path / "results/m_iqn/cartpole/default/seed=0")
     place = f"import os; os.chdir({str(tmp_path)!r})"
@@ -77,38 +67,19 @@ def test_the_scripts_are_short_and_run(name: str, tmp_path: Path) -> None:
     assert process.exitcode == 0
 
 
-def finished_run(folder: Path) -> None:
-    """What scripts find of a run; its policy has random weights."""
-    folder.mkdir(parents=True)
-    env = make_env(EnvSettings("cartpole"), num_envs=1)
-    spec = env.full_action_spec_unbatched["action"]
-    save_policy(folder / "policy.safetensors", QuantileQActor(quantile_network(NetSettings(), env), spec=spec))
-
-
-def test_every_ending_belongs_to_a_script() -> None:
-    assert set(ENDINGS) <= set(SCRIPTS)
-
-
-@pytest.mark.parametrize(("room", "words"), RECIPES, ids=[" ".join(words[1:]) for _, words in RECIPES])
-def test_the_recipe_commands_compose(room: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", RECIPES, ids=" ".join)
+def test_the_recipe_commands_compose(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a multirun the first of each list of values; Hydra's own settings are not the recipe's."""
-    script, overrides = ROOT / words[1], [w for w in words[2:] if w != "-m" and not w.startswith(("hydra/", "hydra."))]
+    name, overrides = (
+        Path(words[0]).stem,
+        [w for w in words[1:] if w != "-m" and not w.startswith(("hydra/", "hydra."))],
+    )
     if "-m" in words:
         overrides = [re.sub(r"=.*interval\(([^,]+),.*", r"=\1", text) for text in overrides]
         overrides = [re.sub(r"^([^=\[]+=[^,\[]+),.*", r"\1", text) for text in overrides]
-    monkeypatch.setattr(sys, "argv", [script.name, "--check"])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--check"])
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps([overrides])))
-    load(script).main()
-
-
-def load(script: Path) -> ModuleType:
-    name = f"recipes_{script.stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, script)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    importlib.import_module(f"recipes.{name}").main()
 
 
 def test_the_other_commands_name_what_exists() -> None:

@@ -21,26 +21,24 @@ CROWDED = {"torchrl_reg/modules": 21}
 MOST_FILES_OF_A_BATCH = 29
 
 
-def modules() -> dict[str, Path]:
-    paths = sorted(PACKAGE.rglob("*.py"))
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+PATHS = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 
 
-def imported_when_loaded(path: Path, known: dict[str, Path]) -> set[str]:
+def imported_when_loaded(path: Path) -> set[str]:
     found = set()
     for node in ast.parse(path.read_text()).body:
         for part in ast.walk(node) if isinstance(node, ast.If | ast.Try) else [node]:
             if isinstance(part, ast.ImportFrom):
                 names = [f"{part.module}.{alias.name}" for alias in part.names]
-                found |= {name if name in known else str(part.module) for name in names}
+                found |= {name if name in MODULES else str(part.module) for name in names}
             elif isinstance(part, ast.Import):
                 found |= {alias.name for alias in part.names}
-    return found & set(known)
+    return found & set(MODULES)
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    known = modules()
-    graph = {name: imported_when_loaded(path, known) - {name} for name, path in known.items()}
+    graph = {name: imported_when_loaded(path) - {name} for name, path in MODULES.items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -48,9 +46,35 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_folders_hold_20_files() -> None:
-    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in modules().values())
-    crowded = {folder: count for folder, count in counts.items() if count > 20}
-    assert all(count <= CROWDED.get(folder, 20) for folder, count in crowded.items()), crowded
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in PATHS)
+    assert {folder: n for folder, n in counts.items() if n > CROWDED.get(folder, 20)} == {}
+
+
+def test_files_stay_small_and_are_named_for_their_content() -> None:
+    assert {path.name: n for path in PATHS if (n := len(path.read_text().splitlines())) > 400} == {}
+    assert not {path.stem for path in PATHS} & {"utils", "helpers", "common", "base", "misc"}
+
+
+def test_functions_of_losses_stay_small() -> None:
+    """At most 45 lines, those of the docstring not counted."""
+    long = {}
+    for path in (PACKAGE / "objectives").rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                docstring = function.body[0] if ast.get_docstring(function) else None
+                lines = (function.end_lineno or 0) - function.lineno + 1
+                lines -= (docstring.end_lineno or 0) - docstring.lineno + 1 if docstring else 0
+                long |= {f"{path.name} {function.name}": lines} if lines > 45 else {}
+    assert long == {}
+
+
+def test_top_level_is_fixed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    allowed = {"pyproject.toml", "torchrl_reg", "recipes", "slurm", "tests", "README.md", "LICENSE"}
+    assert {name for name in top if not name.startswith(".")} <= allowed
 
 
 COUNTER = """

@@ -9,14 +9,11 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-
-from torchrl_reg.agents import save_policy
-from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -57,12 +54,6 @@ def required(name: str, found: dict[str, importlib.metadata.Distribution]) -> No
             required(need.name, found)
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Links to what ``pip install torchrl_reg`` brings, and to nothing else."""
-    return linked(tmp_path_factory.mktemp("bare"), "torch", "torchrl", "tensordict", "gymnasium")
-
-
 def linked(folder: Path, *names: str) -> Path:
     """``folder``, with links to these distributions and what they need."""
     found: dict[str, importlib.metadata.Distribution] = {}
@@ -76,21 +67,12 @@ def linked(folder: Path, *names: str) -> Path:
     return folder
 
 
-def finished_run(folder: Path) -> Path:
-    """A run as its files tell it; the policy has random weights."""
-    folder.mkdir(parents=True)
-    env = make_env(EnvSettings("cartpole"), num_envs=1)
-    spec = env.full_action_spec_unbatched["action"]
-    actor = QuantileQActor(quantile_network(NetSettings(), env), spec=spec)
-    facts = {"env": {"name": "cartpole"}, "run": {"seed": 3}, "evaluation": {"frames": 96, "return_greedy_mean": 9.5}}
-    save_policy(folder / "policy.safetensors", actor, facts)
-    (folder / "config.yaml").write_text("env:\n  name: cartpole\nrun:\n  seed: 3\n")
-    (folder / "command.txt").write_text("python recipes/m_iqn.py\n")
-    return folder
-
-
-def test_export_and_load_where_no_extra_is(wheel: Path, bare: Path, tmp_path: Path) -> None:
+def test_export_and_load_where_no_extra_is(wheel: Path, tmp_path: Path, finished_run: Callable[..., Path]) -> None:
     python, run = installed(wheel, tmp_path / "venv"), finished_run(tmp_path / "run")
+    (tmp_path / "bare").mkdir()
+    bare = linked(
+        tmp_path / "bare", "torch", "torchrl", "tensordict", "gymnasium"
+    )  # what pip install torchrl_reg brings
     absent = "import hydra, omegaconf", "import matplotlib", "import yaml", "import ale_py", "import minatar"
     for line in absent:
         assert subprocess.run([python, "-c", line], capture_output=True, env={"PYTHONPATH": str(bare)}).returncode == 1
@@ -109,10 +91,8 @@ def test_export_and_load_where_no_extra_is(wheel: Path, bare: Path, tmp_path: Pa
         [python, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(bare)}, timeout=200
     )
     assert shown.stdout.startswith(str(tmp_path / "venv")) and "torch.Size([2])" in shown.stdout, shown.stderr
-    for words, extras in ((["launch", "x"], "recipes,slurm,report"), (["status", "x"], "recipes,slurm,report")) + (
-        (["run", "m_iqn"], "recipes"),
-    ):
-        refused = ask(python, *words, where=tmp_path, seen=bare)
+    for command, extras in (("launch", "recipes,slurm,report"), ("status", "recipes,slurm,report"), ("run", "recipes")):
+        refused = ask(python, command, "m_iqn", where=tmp_path, seen=bare)
         assert refused.returncode == 1 and f"pip install 'torchrl_reg[{extras}]'" in refused.stderr
         assert refused.stderr.count("\n") == 1
 

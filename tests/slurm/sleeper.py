@@ -6,7 +6,6 @@ It keeps to a run folder: ``config.yaml``, ``metrics.jsonl`` cut to the checkpoi
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -15,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-KNOWN = {"frames": 20, "seconds": 0.05, "checkpoint_every": 5, "fails_for_seed": -1, "no_space_for_seed": -1}
+KNOWN = {"frames": 20, "seconds": 0.05, "checkpoint_every": 5, "fails_for_seed": -1}
 
 
 def main() -> None:
@@ -54,8 +53,6 @@ def run(folder: Path, seed: int, settings: dict[str, float]) -> None:
         time.sleep(settings["seconds"])
         if frame == 3 and seed == settings["fails_for_seed"]:
             raise ZeroDivisionError("this seed was made to fail")
-        if frame == 3 and seed == settings["no_space_for_seed"]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         row = {"event": "train", "frames": frame + 1, "return_mean": (seed + 1) * (frame * 7919 % 97), "fps": 20.0}
         with metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -95,18 +96,15 @@ class Sweep:
 
 
 @cache
-def _foreign() -> tempfile.TemporaryDirectory[str]:
-    folder = tempfile.TemporaryDirectory(prefix="foreign-")
-    os.chmod(folder.name, 0o755)
-    for name in ("torchrl_reg", "slurm", "recipes"):
-        (Path(folder.name) / name).mkdir()
-        (Path(folder.name) / name / "__init__.py").write_text("raise ImportError('from the working directory')\n")
-    return folder
-
-
 def foreign_folder() -> Path:
     """A working directory with packages of our names that must not be imported."""
-    return Path(_foreign().name)
+    folder = Path(tempfile.mkdtemp(prefix="foreign-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)
+    for name in ("torchrl_reg", "slurm", "recipes"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise ImportError('from the working directory')\n")
+    return folder
 
 
 def launch_command(*arguments: str, checkout: Path = ROOT) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,28 +17,27 @@ from slurm.sweep import flat, named_settings, planned_runs
 yaml = pytest.importorskip("yaml")
 hydra = pytest.importorskip("hydra")
 TAUS = (1e-4, 1e-3, 0.01, 0.1, 1.0)
-SHIPPED = sorted((SLURM / "conf/sweep").glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in (SLURM / "conf/sweep").glob("*.yaml"))
 
 
-@cache
-def recipe_module(name: str) -> ModuleType:
-    """The recipe, whose schema is in Hydra's store from then on."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    __import__("sys").modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def sweep_of(name: str) -> dict[str, Any]:
+    """A shipped sweep."""
+    return yaml.safe_load((SLURM / f"conf/sweep/{name}.yaml").read_text())
 
 
 @cache
 def config_of(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     from torchrl_reg.training.cli.typed_config import typed
 
-    config_class, conf = recipe_module(recipe).Config, ROOT / "recipes/conf"
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+    config_class = importlib.import_module(f"recipes.{recipe}").Config  # its schema is in Hydra's store from then on
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "recipes/conf")):
         config = typed(hydra.compose(config_name=recipe, overrides=list(overrides)), config_class)
     return flat(dataclasses.asdict(config))
+
+
+def configs_of(name: str) -> list[dict[str, Any]]:
+    (runs,) = compared_runs(planned_runs(sweep_of(name))).values()
+    return [config_of(run.recipe, run.overrides) for run in runs]
 
 
 def unnamed(sweep: dict[str, Any]) -> list[str]:
@@ -50,16 +48,17 @@ def unnamed(sweep: dict[str, Any]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_the_arms_of_a_shipped_sweep_differ_only_where_its_file_says_so(path: Path) -> None:
-    assert unnamed(yaml.safe_load(path.read_text())) == []
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_sweep_asks_a_question_and_its_arms_differ_only_where_its_file_says_so(name: str) -> None:
+    sweep = sweep_of(name)
+    assert "?" in sweep["question"] and len(planned_runs(sweep)) >= 2
+    assert unnamed(sweep) == []
 
 
 def test_a_confounded_sweep_is_seen() -> None:
     """Two presets side by side, as this sweep once had them."""
-    sweep = yaml.safe_load((SLURM / "conf/sweep/atari60_m_iqn.yaml").read_text())
-    sweep["grid"] = {}
-    sweep["variants"] = [{"+method": "m_iqn"}, {"+method": "iqn", "+paper": "dabney2018"}]
+    variants = [{"+method": "m_iqn"}, {"+method": "iqn", "+paper": "dabney2018"}]
+    sweep = sweep_of("atari60_m_iqn") | {"grid": {}, "variants": variants}
     expected = {"env.sticky_actions", "env.noop_max", "net.padding", "algo.target_period_updates", "algo.eps_frames"}
     assert expected <= set(unnamed(sweep))
 
@@ -69,26 +68,18 @@ def test_a_confounded_sweep_is_seen() -> None:
     [
         ("atari60_m_iqn", {"m_iqn", "iqn", "m_dqn", "dqn"}),
         ("mirl_atari19", {f"mirl algo.method={method}" for method in ("dqn", "sql", "sql_m", "mirl")}),
-        (
-            "iq_mujoco_tau",
-            {f"iq algo.alpha={a} algo.tau={t}" for a in (0.0, 0.9) for t in TAUS},
-        ),
+        ("iq_mujoco_tau", {f"iq algo.alpha={a} algo.tau={t}" for a in (0.0, 0.9) for t in TAUS}),
     ],
 )
 def test_arms_of_the_papers_are_there(sweep: str, arms: set[str]) -> None:
-    runs = planned_runs(yaml.safe_load((SLURM / f"conf/sweep/{sweep}.yaml").read_text()))
-    assert {run.arm for run in runs} == arms
+    assert {run.arm for run in planned_runs(sweep_of(sweep))} == arms
 
 
 def test_the_residual_arms_of_iq_mujoco_are_those_of_the_paper() -> None:
-    sweep = yaml.safe_load((SLURM / "conf/sweep/iq_mujoco.yaml").read_text())
-    (runs,) = compared_runs(planned_runs(sweep)).values()
-    configs = [config_of(run.recipe, run.overrides) for run in runs]
+    configs = configs_of("iq_mujoco")
     residual = [(c["algo.tau"], c["algo.alpha"]) for c in configs if c.get("algo.residual")]
     assert residual == [(1e-4, 0.0), (1e-4, 0.9)] and len(configs) == 6
-    sweep = yaml.safe_load((SLURM / "conf/sweep/iq_adroit.yaml").read_text())
-    (runs,) = compared_runs(planned_runs(sweep)).values()
-    assert {config_of(run.recipe, run.overrides)["algo.learning_rate"] for run in runs} == {3e-5}
+    assert {config["algo.learning_rate"] for config in configs_of("iq_adroit")} == {3e-5}
 
 
 def test_a_group_names_its_settings_and_a_preset_does_not() -> None:

@@ -28,22 +28,16 @@ def process_of(run: Path) -> int | None:
     return int(found[0]) if found else None
 
 
-class Victims:
-    """Runs of a sweep that learn right now, none twice."""
+def victim(sweep: Sweep, taken: set[Path]) -> tuple[Path, int]:
+    """A run that learns right now and its process; none is taken twice."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-        self.taken: set[Path] = set()
+    def choose():
+        learning = [(run, pid) for run in sweep.runs() if run not in taken and (pid := process_of(run))]
+        return random.choice(learning) if learning else None
 
-    def next(self) -> tuple[Path, int]:
-        def choose():
-            free = [run for run in self.sweep.runs() if run not in self.taken]
-            learning = [(run, pid) for run in free if (pid := process_of(run))]
-            return random.choice(learning) if learning else None
-
-        run, pid = wait_until(choose, 300, "a run that learns")
-        self.taken.add(run)
-        return run, pid
+    run, pid = wait_until(choose, 300, "a run that learns")
+    taken.add(run)
+    return run, pid
 
 
 def lives(run: Path) -> list[str]:
@@ -65,21 +59,21 @@ def test_three_kills_a_preemption_and_a_time_out(sweep, tmp_path):
     arguments = ("sweep=tiny", "cluster=slurm", "check=false", "cluster.minutes=20", "cluster.signal_seconds=20")
     disturbed = Sweep(tmp_path, sweep.name, arguments)
     disturbed.launch("cluster.parallel_jobs=4")
-    victims = Victims(disturbed)
+    taken: set[Path] = set()
 
-    hanging, pid = victims.next()
+    hanging, pid = victim(disturbed, taken)
     os.kill(pid, signal.SIGSTOP)
     passed = int(ask("squeue", "-h", "-j", element(hanging), "-o", "%M").split(":")[-2])
     ask("scontrol", "update", f"JobId={element(hanging)}", f"TimeLimit={passed + 1}")  # minutes; it runs into this
 
-    alone, pid = victims.next()
+    alone, pid = victim(disturbed, taken)
     os.kill(pid, signal.SIGKILL)
-    requeued, _ = victims.next()
+    requeued, _ = victim(disturbed, taken)
     ask("scontrol", "requeue", element(requeued))
     time.sleep(random.random())
-    with_its_element, _ = victims.next()
+    with_its_element, _ = victim(disturbed, taken)
     ask("scancel", "--signal=KILL", element(with_its_element))
-    preempted, _ = victims.next()
+    preempted, _ = victim(disturbed, taken)
     node = ask("squeue", "-h", "-j", element(preempted), "-o", "%N").strip()
     higher = ["sbatch", "-p", "high", "-w", node, "--exclusive", "-J", sweep.name, "-o", "/dev/null"]
     ask(*higher, "--wrap", "sleep 1")

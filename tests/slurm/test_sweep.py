@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from slurm.sweep import SweepError, flat, override, planned_runs
 
 
 def test_every_seed_of_every_point_of_every_variant():
-    runs = planned_runs(
-        {
-            "recipe": "iq",
-            "base": {"run": {"eval_episodes": 3}},
-            "grid": {"env": ["mujoco/hopper", "mujoco/ant"]},
-            "variants": [{"algo": {"alpha": 0.0}}, {"recipe": "sac"}],
-            "seeds": [7, 9],
-        }
-    )
-    assert len(runs) == 2 * 2 * 2
+    grid, variants = {"env": ["mujoco/hopper", "mujoco/ant"]}, [{"algo": {"alpha": 0.0}}, {"recipe": "sac"}]
+    base = {"run": {"eval_episodes": 3}}
+    runs = planned_runs({"recipe": "iq", "base": base, "grid": grid, "variants": variants, "seeds": [7, 9]})
     assert runs[0].overrides == ("env=mujoco/hopper", "run.eval_episodes=3", "algo.alpha=0.0", "run.seed=7")
     assert [run.recipe for run in runs] == ["iq"] * 4 + ["sac"] * 4
     assert runs[-1].folder == "sac/mujoco-ant/default/seed=9"
@@ -27,12 +18,9 @@ def test_every_seed_of_every_point_of_every_variant():
 
 
 def test_a_variant_and_the_grid_win_over_the_base():
-    (run,) = planned_runs(
-        {"recipe": "iq", "base": {"algo.tau": 1, "env": "a"}, "grid": {"algo": {"tau": [2]}}, "seeds": 1}
-    )
-    assert "algo.tau=2" in run.overrides and "algo.tau=1" not in run.overrides
-    (run,) = planned_runs({"recipe": "iq", "base": {"env": "a"}, "variants": [{"env": "b"}], "seeds": 1})
-    assert run.folder.startswith("iq/b/")
+    sweep = {"recipe": "iq", "base": {"algo.tau": 1, "env": "a"}, "seeds": 1}
+    (run,) = planned_runs(sweep | {"grid": {"algo": {"tau": [2]}}, "variants": [{"env": "b"}]})
+    assert run.overrides == ("env=b", "algo.tau=2", "run.seed=0") and run.folder == "iq/b/algo.tau=2/seed=0"
 
 
 def test_long_settings_are_cut_and_stay_distinct():
@@ -76,11 +64,3 @@ def test_overrides_are_read_back_by_hydra(value):
     (parsed,) = parser.parse_overrides([override("key", value)])
     read = parsed.value()
     assert (str(read) if isinstance(value, str) else read) == value
-
-
-def test_the_shipped_sweeps_can_be_planned():
-    yaml = pytest.importorskip("yaml")
-    for path in (Path(__file__).parents[2] / "slurm" / "conf" / "sweep").glob("*.yaml"):
-        sweep = yaml.safe_load(path.read_text())
-        assert len(planned_runs(sweep)) >= 2, path
-        assert sweep["question"].endswith("?") or "?" in sweep["question"], path
