@@ -13,29 +13,33 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from omegaconf import OmegaConf
 
-from torchrl_reg.envs import EnvError, EnvSettings, MultiGoalEnv, frames_per_step, make_env, register_env, resolve
+from torchrl_reg.envs import (
+    EnvError,
+    EnvSettings,
+    MultiGoalEnv,
+    frame_stack,
+    frames_per_step,
+    make_env,
+    register_env,
+    resolve,
+)
 from torchrl_reg.envs.settings import FAMILIES
 
 
 def test_resolve_fills_the_family_defaults():
     atari = resolve(EnvSettings("atari", game="breakout", sticky_actions=0.0))
-    assert atari == EnvSettings("atari", "breakout", 108_000, 0.0, 4, 4, 0, True, None)
+    assert atari == EnvSettings("atari", "breakout", 108_000, 0.0, 4, 4, 0, True, None) == resolve(atari)
     minatar = resolve(EnvSettings("minatar", game="freeway", minimal_actions=False))
     assert minatar == EnvSettings("minatar", "freeway", 10_000, 0.1, 1, 1, 0, False, True)
-    assert resolve(EnvSettings("acrobot")).max_episode_frames == 500
-    assert resolve(EnvSettings("lunarlander")).max_episode_frames == 1_000
-    assert resolve(atari) == atari
-
-
-def test_frames_per_step():
-    assert frames_per_step(EnvSettings("atari", game="pong")) == 4
-    assert frames_per_step(EnvSettings("atari", game="pong", frame_skip=3)) == 3
-    assert frames_per_step(EnvSettings("cartpole")) == 1
-
-
-def test_values_that_change_nothing_are_accepted_everywhere():
+    # Values that change nothing are accepted everywhere.
     neutral = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
     assert resolve(EnvSettings("cartpole", **neutral)) == resolve(EnvSettings("cartpole"))
+
+
+def test_frames_per_step_and_frame_stack():
+    pong, slow = EnvSettings("atari", game="pong"), EnvSettings("atari", game="pong", frame_skip=3, frame_stack=2)
+    found = [(frames_per_step(settings), frame_stack(settings)) for settings in (pong, slow, EnvSettings("cartpole"))]
+    assert found == [(4, 4), (3, 2), (1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -73,13 +77,11 @@ def test_bad_settings_end_in_one_sentence(settings, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("call", [lambda settings: make_env(settings, 2), frames_per_step])
 @pytest.mark.parametrize("settings", ["cartpole", None, {"name": "cartpole"}])
-def test_settings_of_another_kind(settings):
-    for call in (lambda: make_env(settings, 2), lambda: frames_per_step(settings)):
-        with pytest.raises(
-            EnvError, match=r"settings must be EnvSettings, such as EnvSettings\('cartpole'\), got ['N{]"
-        ):
-            call()
+def test_settings_of_another_kind(settings, call):
+    with pytest.raises(EnvError, match=r"settings must be EnvSettings, such as EnvSettings\('cartpole'\), got ['N{]"):
+        call(settings)
 
 
 @pytest.mark.parametrize("num_envs", [0, 2.0, True, None])
@@ -130,12 +132,9 @@ def _pole(max_episode_frames: int, **_: Any) -> gymnasium.Env:
 
 def test_a_single_environment_becomes_a_vector_of_copies() -> None:
     register_env("pole", _pole, max_episode_frames=7)
-    acts = lambda td: td.set("action", torch.arange(3) % 2)  # noqa: E731
-    first, again = (make_env(EnvSettings("pole"), num_envs=3) for _ in range(2))
-    for env in (first, again):
-        env.set_seed(3)
-    batch = first.rollout(7, acts, break_when_any_done=False)
-    torch.testing.assert_close(again.rollout(7, acts, break_when_any_done=False)["observation"], batch["observation"])
+    env = make_env(EnvSettings("pole"), num_envs=3)
+    env.set_seed(3)
+    batch = env.rollout(7, lambda td: td.set("action", torch.arange(3) % 2), break_when_any_done=False)
     assert batch.shape == (3, 7) and batch["observation"].dtype == torch.float32
     assert batch["next", "truncated"][:, -1].all() and not batch["next", "done"][:, :-1].any()
     starts = batch["observation"][:, 0]
