@@ -28,22 +28,28 @@ def reference(name, limit):
     return SyncVectorEnv([build] * N, autoreset_mode=AutoresetMode.DISABLED)
 
 
+# (number of actions, or beyond which bound continuous ones go; observations times these tell where to push)
+DRIVES = {
+    "cartpole": (2, [0, 0, 1, 1]),
+    "acrobot": (3, [0, 0, 0, 0, -1, 0]),
+    "mountaincar": (3, [0, 1]),
+    "mountaincar_continuous": (1.3, [0, 1]),
+    "pendulum": (2.5, [0, 0, 1]),
+}
+
+
 def policy(name, seed):
     """Actions that see all of the task: bounds exceeded now and then, some copies that reach the goal."""
-    bias, rng = np.linspace(0, 1, N), np.random.default_rng(seed)
+    size, weights = DRIVES[name]
+    rng = np.random.default_rng(seed)
 
     def act(observation):
-        noise = rng.uniform(size=N) < 0.3
-        if name == "cartpole":
-            return np.where(noise, rng.integers(2, size=N), observation[:, 2] + observation[:, 3] > 0)
-        if name == "acrobot":
-            return np.where(noise | (bias < 0.3), rng.integers(3, size=N), np.where(observation[:, 4] > 0, 0, 2))
-        if name == "mountaincar":  # pushes where it moves: energy grows
-            return np.where(noise | (bias < 0.3), rng.integers(3, size=N), np.where(observation[:, 1] > 0, 2, 0))
-        scale = 2.5 if name == "pendulum" else 1.3
-        random = rng.uniform(-scale, scale, size=N)
-        push = np.sign(observation[:, 1]) * scale if name != "pendulum" else random
-        return np.where(noise | (bias < 0.3), random, push).astype(np.float32)[:, None]
+        random = rng.uniform(size=N) < np.linspace(1.3, 0.3, N).clip(max=1)
+        drive = observation @ np.array(weights) > 0
+        if isinstance(size, int):
+            return np.where(random, rng.integers(size, size=N), drive * (size - 1))
+        pushes = np.where(random, rng.uniform(-size, size, N), np.where(drive, size, -size))
+        return pushes.astype(np.float32)[:, None]
 
     return act
 
