@@ -6,8 +6,10 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
@@ -74,6 +76,32 @@ def walk() -> Callable[..., tuple[TensorDictBase, TensorDictBase]]:
             row, state = env.step_and_maybe_reset(state.set("action", action))
             rows.append(row.clone())
         return torch.stack(rows, -1), state
+
+    return play
+
+
+@pytest.fixture
+def side_by_side() -> Callable[..., np.ndarray]:
+    """``side_by_side(ours, theirs, act, steps, seed)``: plays both and compares every number, from a reset or from the
+    observations ``start`` on; returns the sums of rewards, terminated and truncated episodes."""
+
+    def play(
+        ours: VectorEnv, theirs: VectorEnv, act: Any, steps: int, seed: int | None = None, start: Any = None
+    ) -> Any:
+        got, expected = (env.reset(seed=seed)[0] if start is None else start for env in (ours, theirs))
+        seen = np.zeros(3)
+        for _ in range(steps):
+            assert got.dtype == expected.dtype and np.array_equal(got, expected)
+            actions = act(got)
+            got, *scalars, _ = ours.step(actions)
+            expected, reward, *flags, _ = theirs.step(actions)
+            assert np.array_equal(got, expected)
+            assert np.array_equal(scalars, [reward.astype(np.float32), *flags])
+            seen += np.sum(scalars, 1)
+            mask = flags[0] | flags[1]
+            if mask.any():
+                got, expected = (env.reset(options={"reset_mask": mask})[0] for env in (ours, theirs))
+        return seen
 
     return play
 

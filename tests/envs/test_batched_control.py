@@ -54,34 +54,12 @@ def policy(name, seed):
     return act
 
 
-def play(ours, theirs, act, steps, observations):
-    """Plays both from ``observations`` on, compares every number, and counts the terminated and truncated episodes."""
-    got, expected = observations
-    ends = np.zeros(2, int)
-    for _ in range(steps):
-        assert got.dtype == expected.dtype and np.array_equal(got, expected)
-        actions = act(got)
-        got, reward, *flags, _ = ours.step(actions)
-        expected, their_reward, *their_flags, _ = theirs.step(actions)
-        assert np.array_equal(got, expected)
-        assert np.array_equal(reward, their_reward.astype(np.float32)) and np.array_equal(flags, their_flags)
-        ends += np.sum(flags, 1)
-        mask = flags[0] | flags[1]
-        if mask.any():
-            got, expected = (env.reset(options={"reset_mask": mask})[0] for env in (ours, theirs))
-    return ends.tolist()
-
-
-def play_afresh(ours, theirs, act, steps, seed):
-    return play(ours, theirs, act, steps, [env.reset(seed=seed)[0] for env in (ours, theirs)])
-
-
 @every_kind
-def test_every_number_is_that_of_the_singles(kind):
+def test_every_number_is_that_of_the_singles(kind, side_by_side):
     name, singly = kind
     limit, steps = {"cartpole": (90, 2_000), "acrobot": (150, 500), "mountaincar": (200, 2_000)}.get(name, (120, 2_000))
     ours, theirs = batched(kind, limit), reference(name, limit)
-    terminated, truncated = play_afresh(ours, theirs, policy(name, 1), steps, seed=3)
+    _, terminated, truncated = side_by_side(ours, theirs, policy(name, 1), steps, seed=3)
     assert truncated > 3 and (terminated > 3) == (name != "pendulum")
     assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
     if not singly:  # in float64, where observations are float32
@@ -91,8 +69,8 @@ def test_every_number_is_that_of_the_singles(kind):
 
 @pytest.mark.slow
 @every_kind
-def test_every_number_over_a_hundred_thousand_steps(kind):
-    play_afresh(batched(kind, 500), reference(kind[0], 500), policy(kind[0], 2), 100_000 // N, seed=11)
+def test_every_number_over_a_hundred_thousand_steps(kind, side_by_side):
+    side_by_side(batched(kind, 500), reference(kind[0], 500), policy(kind[0], 2), 100_000 // N, seed=11)
 
 
 def test_few_copies_are_stepped_one_by_one():
@@ -103,18 +81,18 @@ def test_few_copies_are_stepped_one_by_one():
 
 @every_kind
 @pytest.mark.parametrize("steps", [73, 80, 81])  # 80 is the end of the second episode, 81 its first step
-def test_an_environment_goes_on_from_its_state(kind, steps, through_a_file):
+def test_an_environment_goes_on_from_its_state(kind, steps, side_by_side, through_a_file):
     name = kind[0]
     first, second, third = (batched(kind, 40) for _ in range(3))
-    play_afresh(first, reference(name, 40), policy(name, 0), steps, seed=3)
-    play_afresh(second, reference(name, 40), policy(name, 0), 20, seed=9)
+    side_by_side(first, reference(name, 40), policy(name, 0), steps, seed=3)
+    side_by_side(second, reference(name, 40), policy(name, 0), 20, seed=9)
     held = first.snapshot()
-    stored, start = through_a_file(held), [held["observation"].copy()] * 2
+    stored, start = through_a_file(held), held["observation"].copy()
     assert second.restore(stored) is True
-    play(first, second, policy(name, 1), 100, start)
+    side_by_side(first, second, policy(name, 1), 100, start=start)
     # Again, which the steps since left alone; and from what was never stored, in one never reset.
     assert second.restore(stored) is third.restore(held) is True
-    play(third, second, policy(name, 1), 100, start)
+    side_by_side(third, second, policy(name, 1), 100, start=start)
 
 
 def test_a_state_is_taken_after_an_end():

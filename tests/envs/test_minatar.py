@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count
+
 import gymnasium
 import numpy as np
 import pytest
@@ -38,46 +41,42 @@ class PackageGame(gymnasium.Env):
         return self.picture(), float(reward), bool(terminated), False, {}
 
 
-def play_beside_the_package(game, steps, num_envs, minimal):
-    """Plays the same actions in both; copies that shoot or dodge get further. Returns the sum of what was seen."""
-    options = {"sticky_actions": 0.2, "max_episode_frames": 400}
-    ours = MinAtar(num_envs, game=game, minimal_actions=minimal, difficulty_ramping=minimal, **options)
+@pytest.fixture
+def play(side_by_side):
+    """Plays the same actions in both; copies that shoot or dodge get further. Returns the sums of what was seen."""
 
-    def build():
-        return TimeLimit(PackageGame(game, sticky_actions=0.2, minimal=minimal, ramping=minimal), max_episode_steps=400)
+    def beside_the_package(game, steps, num_envs, minimal):
+        options = {"sticky_actions": 0.2, "max_episode_frames": 400}
+        ours = MinAtar(num_envs, game=game, minimal_actions=minimal, difficulty_ramping=minimal, **options)
+        build = partial(PackageGame, game, sticky_actions=0.2, minimal=minimal, ramping=minimal)
+        limited = [lambda: TimeLimit(build(), max_episode_steps=400)] * num_envs
+        theirs = SyncVectorEnv(limited, autoreset_mode=AutoresetMode.DISABLED)
+        assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
+        rng, numbers, actions = np.random.default_rng(5), count(), ours.single_action_space.n
 
-    theirs = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
-    rng, count = np.random.default_rng(5), ours.single_action_space.n
-    got, expected = ours.reset(seed=7)[0], theirs.reset(seed=7)[0]
-    seen = np.zeros(3)  # reward, terminated, truncated
-    for step in range(steps):
-        assert got.dtype == np.uint8 and np.array_equal(got, expected)
-        actions = rng.integers(count, size=num_envs)
-        if step % 800 < 400:
+        def act(_):
+            random = rng.integers(actions, size=num_envs)
+            if next(numbers) % 800 >= 400:
+                return random
             # Each copy has a favourite: some shoot, some cross the road.
-            actions = np.where(rng.uniform(size=num_envs) < 0.7, np.arange(num_envs) % count, actions)
-        got, *scalars, _ = ours.step(actions)
-        expected, *their_scalars, _ = theirs.step(actions)
-        assert np.array_equal(got, expected) and np.array_equal(scalars, their_scalars)
-        seen += np.sum(scalars, 1)
-        mask = scalars[1] | scalars[2]
-        if mask.any():
-            got, expected = (env.reset(options={"reset_mask": mask})[0] for env in (ours, theirs))
-    return seen
+            return np.where(rng.uniform(size=num_envs) < 0.7, np.arange(num_envs) % actions, random)
+
+        return side_by_side(ours, theirs, act, steps, seed=7)
+
+    return beside_the_package
 
 
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("minimal", [True, False])
-def test_every_step_is_that_of_the_package(game, minimal):
-    reward, terminated, truncated = play_beside_the_package(game, 1_000, 3, minimal)
+def test_every_step_is_that_of_the_package(game, minimal, play):
+    reward, terminated, truncated = play(game, 1_000, 3, minimal)
     assert reward > 0 and (truncated if game == "freeway" else terminated) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("game", GAMES)
-def test_a_hundred_thousand_steps_are_those_of_the_package(game):
-    assert play_beside_the_package(game, 20_000, 5, minimal=True)[0] > 100
+def test_a_hundred_thousand_steps_are_those_of_the_package(game, play):
+    assert play(game, 20_000, 5, minimal=True)[0] > 100
 
 
 def board(cells):

@@ -27,16 +27,6 @@ close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-9)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 2.0])
-def test_at_the_optimum_the_temperature_is_zero_and_the_policy_deterministic(exponent: float) -> None:
-    best = value_iteration(MDP)
-    stays = virel_iteration(MDP, 0.5, exponent=exponent, q0=best.q, num_iterations=1, return_iterates=True)
-    for iterate in stays.iterates:
-        assert iterate.tau < 1e-11
-        close(iterate.pi, best.pi)
-        close(iterate.q, best.q, atol=1e-10)
-
-
-@pytest.mark.parametrize("exponent", [1.0, 2.0])
 def test_the_error_counts_states_by_their_weight(exponent: float) -> None:
     error = MDP.backup(Q0.amax(-1)) - Q0
     got = virel_iteration(MDP, 0.7, exponent=exponent, q0=Q0, state_distribution=D, num_iterations=0).tau
