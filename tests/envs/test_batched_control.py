@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs import EnvError
-from torchrl_reg.envs.batched_control import TASKS, CartPole, Singles, control_vector_env
+from torchrl_reg.envs.batched_control import TASKS, CartPole, Singles, _power_2, control_vector_env
 
 N = 5
 # (task, whether its copies are stepped one by one)
@@ -71,6 +71,11 @@ def test_every_number_is_that_of_the_singles(kind, side_by_side):
 @every_kind
 def test_every_number_over_a_hundred_thousand_steps(kind, side_by_side):
     side_by_side(batched(kind, 500), reference(kind[0], 500), policy(kind[0], 2), 100_000 // N, seed=11)
+
+
+def test_squares_are_those_of_scalars_to_the_last_bit():
+    x = 5 * np.random.default_rng(0).normal(size=100_000)
+    assert np.array_equal(_power_2(x), [value**2 for value in x]) and not np.array_equal(_power_2(x), x * x)
 
 
 def test_few_copies_are_stepped_one_by_one():

@@ -79,6 +79,14 @@ def test_a_hundred_thousand_steps_are_those_of_the_package(game, play):
     assert play(game, 20_000, 5, minimal=True)[0] > 100
 
 
+def test_a_seed_forgets_the_action_before():
+    game = MinAtar(1, game="breakout", sticky_actions=1.0)
+    game.reset(seed=0)
+    game._games[0].last_action = 1  # as an episode before may leave it
+    paddle = game.reset(seed=0)[0][0, 0, 9]
+    assert np.array_equal(paddle, game.step(np.array([1]))[0][0, 0, 9])  # repeats no action, and not that one
+
+
 def board(cells):
     """The integer of a board ``[10, 10]``, as SpaceInvaders holds it."""
     return int.from_bytes(cells.astype(np.uint8).tobytes(), "little")
