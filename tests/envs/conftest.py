@@ -1,19 +1,46 @@
-"""Walks in environments as training takes them, and MinAtar's own games."""
+"""An environment of every family, and walks in environments as training takes them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from torchrl_reg.envs.minatar import _minatar_environment
+from torchrl_reg.envs import EnvSettings
+from torchrl_reg.training.packing import pack_arrays, unpack_arrays
 
-Walk = Callable[..., tuple[TensorDictBase, TensorDictBase]]
+# Short episodes, so that later resets happen; much stickiness, so that a stale action shows.
+SHORT = {
+    "cartpole": EnvSettings("cartpole", max_episode_frames=30),
+    "acrobot": EnvSettings("acrobot", max_episode_frames=17),
+    "mountaincar": EnvSettings("mountaincar", max_episode_frames=13),
+    "lunarlander": EnvSettings("lunarlander", max_episode_frames=60),
+    "pendulum": EnvSettings("pendulum", max_episode_frames=13),
+    "mountaincar_continuous": EnvSettings("mountaincar_continuous", max_episode_frames=13),
+    "multigoal": EnvSettings("multigoal", max_episode_frames=9),
+    **{
+        game: EnvSettings("minatar", game=game, max_episode_frames=40, sticky_actions=0.5)
+        for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+    },
+    "atari": EnvSettings("atari", game="pong", max_episode_frames=80, noop_max=7),
+    "square": EnvSettings("gridworld", game="square", max_episode_frames=9),
+    "goals": EnvSettings("gridworld", game="goals", max_episode_frames=9),
+    **{game: EnvSettings("mujoco", game=game, max_episode_frames=25) for game in ("hopper", "humanoid")},
+    "door": EnvSettings("adroit", game="door", max_episode_frames=9),
+}
+
+
+@pytest.fixture(params=SHORT)
+def short(request: pytest.FixtureRequest) -> EnvSettings:
+    """Settings of each family in turn, or of those that a test names with ``indirect``."""
+    return SHORT[request.param]
 
 
 @pytest.fixture
@@ -28,15 +55,20 @@ def restart() -> Callable[[EnvBase, int], TensorDictBase]:
 
 
 @pytest.fixture
-def walk() -> Walk:
-    """``walk(env, state, steps, seed)``: random steps from ``state`` on, along time, and the next state."""
+def walk() -> Callable[..., tuple[TensorDictBase, TensorDictBase]]:
+    """``walk(env, state, steps, seed)``: random steps from ``state`` on, along time, and the next state.
 
-    def play(env: EnvBase, state: TensorDictBase, steps: int, seed: int = 0) -> tuple[TensorDictBase, TensorDictBase]:
+    ``steps`` may also be the actions ``[T, N]``.
+    """
+
+    def play(env: EnvBase, state: TensorDictBase, steps: Any, seed: int = 0) -> tuple[TensorDictBase, TensorDictBase]:
         generator = torch.Generator().manual_seed(seed)
         spec = env.full_action_spec_unbatched["action"]
         rows = []
-        for _ in range(steps):
-            if spec.dtype.is_floating_point:
+        for t in range(steps if isinstance(steps, int) else len(steps)):
+            if not isinstance(steps, int):
+                action = steps[t]
+            elif spec.dtype.is_floating_point:
                 low, high = spec.space.low, spec.space.high
                 action = low + (high - low) * torch.rand(*env.batch_size, *spec.shape, generator=generator)
             else:
@@ -48,28 +80,40 @@ def walk() -> Walk:
     return play
 
 
-class PackageGame(gymnasium.Env):
-    """One game of the MinAtar package as it is: what the batched games are compared with."""
+@pytest.fixture
+def side_by_side() -> Callable[..., np.ndarray]:
+    """``side_by_side(ours, theirs, act, steps, seed)``: plays both and compares every number, from a reset or from the
+    observations ``start`` on; returns the sums of rewards, terminated and truncated episodes."""
 
-    def __init__(self, game: str, *, sticky_actions: float, minimal_actions: bool = True, ramping: bool = True) -> None:
-        self.game = _minatar_environment()(game, sticky_action_prob=sticky_actions, difficulty_ramping=ramping)
-        self.actions = self.game.minimal_action_set() if minimal_actions else list(range(6))
-        height, width, channels = self.game.state_shape()
-        self.action_space = gymnasium.spaces.Discrete(len(self.actions))
-        self.observation_space = gymnasium.spaces.Box(0, 1, (channels, height, width), np.uint8)
+    def play(
+        ours: VectorEnv, theirs: VectorEnv, act: Any, steps: int, seed: int | None = None, start: Any = None
+    ) -> Any:
+        got, expected = (env.reset(seed=seed)[0] if start is None else start for env in (ours, theirs))
+        seen = np.zeros(3)
+        for _ in range(steps):
+            assert got.dtype == expected.dtype and np.array_equal(got, expected)
+            actions = act(got)
+            got, *scalars, _ = ours.step(actions)
+            expected, reward, *flags, _ = theirs.step(actions)
+            assert np.array_equal(got, expected)
+            assert np.array_equal(scalars, [reward.astype(np.float32), *flags])
+            seen += np.sum(scalars, 1)
+            mask = flags[0] | flags[1]
+            if mask.any():
+                got, expected = (env.reset(options={"reset_mask": mask})[0] for env in (ours, theirs))
+        return seen
 
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.game.seed(seed)
-            self.game.last_action = 0
-        self.game.reset()
-        return self.game.state().transpose(2, 0, 1).astype(np.uint8), {}
-
-    def step(self, action):
-        reward, terminated = self.game.act(self.actions[action])
-        return self.game.state().transpose(2, 0, 1).astype(np.uint8), float(reward), bool(terminated), False, {}
+    return play
 
 
 @pytest.fixture
-def package_game() -> type[PackageGame]:
-    return PackageGame
+def through_a_file() -> Callable[[Any], Any]:
+    """A snapshot as a checkpoint stores and loads it."""
+
+    def stored(data: Any) -> Any:
+        file = io.BytesIO()
+        torch.save(pack_arrays(data), file)
+        file.seek(0)
+        return unpack_arrays(torch.load(file, weights_only=True))
+
+    return stored

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
+from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from torchrl_reg.tabular import (
     METHODS,
@@ -23,11 +24,16 @@ from torchrl_reg.tabular import (
 )
 
 MDP = random_mdp(4, 3, 0.8, seed=3, deterministic=True)
-NEXT = MDP.P.argmax(-1)
+PRIOR, UNIFORM = torch.tensor([[0.7, 0.2, 0.1], [1 / 3] * 3], dtype=torch.float64)
+close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-7)
 
 
-def close(actual: torch.Tensor, expected: torch.Tensor, atol: float) -> None:
-    torch.testing.assert_close(actual, expected.expand_as(actual), rtol=0.0, atol=atol)
+def holding(methods: list[str], q: list, prior: torch.Tensor, **settings) -> TabularAgents:
+    """Agents at a constant beta, all with the action values ``q [S, A]``."""
+    agents = TabularAgents(methods, len(q), len(q[0]), gamma=0.9, beta_growth=0.0, **settings)
+    values = torch.tensor(q, dtype=torch.float64).expand_as(agents.q)
+    agents.load_state_dict(agents.state_dict() | {"q": values, "prior": prior})
+    return agents
 
 
 def sweep(agents: TabularAgents, mdp: TabularMDP, times: int) -> None:
@@ -47,84 +53,48 @@ def sweep(agents: TabularAgents, mdp: TabularMDP, times: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_an_update_by_hand(method):
     agents = TabularAgents([method], 3, 2, gamma=0.9, q_rate=0.25, prior_rate=0.1, beta_0=0.5, beta_growth=0.75)
-    q = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]], dtype=torch.float64)
-    prior = torch.tensor([0.8, 0.2] if METHODS[method].prior_in_behaviour else [0.5, 0.5], dtype=torch.float64)
-    state = agents.state_dict() | {"q": q.unsqueeze(0), "prior": prior.unsqueeze(0), "updates": 3}
-    agents.load_state_dict(state)
+    q = torch.tensor([[[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]]], dtype=torch.float64)
+    learns_prior = method in ("sql_m", "mirl")
+    prior = torch.tensor([[0.8, 0.2] if learns_prior else [0.5, 0.5]], dtype=torch.float64)
+    agents.load_state_dict(agents.state_dict() | {"q": q, "prior": prior, "updates": 3})
     beta = 0.5 + 0.75 * 4
-    agents.learn(torch.tensor([0]), torch.tensor([1]), torch.tensor([3.0]), torch.tensor([1]), torch.tensor([False]))
-    weight = {"mirl": (0.8, 0.2)}.get(method, (0.5, 0.5))
-    v = math.log(weight[0] * math.exp(beta * 0.5) + weight[1] * math.exp(-beta)) / beta
-    v = 0.5 if method == "ql" else v
-    assert agents.q[0, 0, 1].item() == pytest.approx(0.75 * 2 + 0.25 * (3 + 0.9 * v))
-    assert agents.q[0, 0, 0] == 1 and torch.equal(agents.q[0, 1:], q[1:])
-    if method in ("ql", "sql"):
-        assert agents.prior.tolist() == [[0.5, 0.5]]
-    else:  # towards the whole policy of state 0, with the action values before the update
-        pi = 0.8 * math.exp(beta), 0.2 * math.exp(2 * beta)
-        assert agents.prior[0].tolist() == pytest.approx(
-            [0.9 * 0.8 + 0.1 * pi[0] / sum(pi), 0.18 + 0.1 * pi[1] / sum(pi)]
-        )
-    agents.learn(torch.tensor([0]), torch.tensor([0]), torch.tensor([3.0]), torch.tensor([1]), torch.tensor([True]))
+    first, second, reward = torch.tensor([0]), torch.tensor([1]), torch.tensor([3.0])
+    agents.learn(first, second, reward, second, torch.tensor([False]))
+    weight = (0.8, 0.2) if method == "mirl" else (0.5, 0.5)
+    soft = math.log(weight[0] * math.exp(beta * 0.5) + weight[1] * math.exp(-beta)) / beta
+    v = 0.5 if method == "ql" else soft
+    expected = torch.tensor([[[1.0, 0.75 * 2 + 0.25 * (3 + 0.9 * v)], [0.5, -1.0], [0.0, 0.0]]], dtype=torch.float64)
+    close(agents.q, expected, atol=1e-12)
+    # The prior moves towards the whole policy of state 0, with the action values before the update.
+    pi = 0.8 * math.exp(beta), 0.2 * math.exp(2 * beta)
+    moved = [0.9 * 0.8 + 0.1 * pi[0] / sum(pi), 0.18 + 0.1 * pi[1] / sum(pi)] if learns_prior else [0.5, 0.5]
+    assert agents.prior[0].tolist() == pytest.approx(moved)
+    agents.learn(first, first, reward, second, torch.tensor([True]))
     assert agents.q[0, 0, 0].item() == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert agents.updates == 5
 
 
-def test_the_methods_differ_in_exactly_what_the_slides_say():
-    assert {name: astuple(method) for name, method in METHODS.items()} == {
-        "ql": (False, False, False),
-        "sql": (True, False, False),
-        "sql_m": (True, False, True),
-        "mirl": (True, True, True),
-    }
-
-
-def test_without_exploration_sql_and_sql_m_differ_in_behaviour_alone():
-    agents = TabularAgents(["sql", "sql_m", "mirl"], 4, 3, gamma=0.8, beta_growth=0.0, beta_0=2.0, prior_rate=0.2)
-    state = torch.zeros(3, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(200):  # the same transitions for all
-        action = torch.randint(3, (1,), generator=generator).expand(3)
-        next_state = NEXT[state, action]
-        agents.learn(state, action, MDP.r[state, action], next_state, torch.zeros(3, dtype=torch.bool))
-        state = next_state
-    assert torch.equal(agents.q[0], agents.q[1]) and not torch.allclose(agents.q[1], agents.q[2], atol=1e-3)
-    assert torch.equal(agents.prior[0], torch.full((3,), 1 / 3, dtype=torch.float64))
-    assert (agents.prior[1] - 1 / 3).abs().max() > 0.05
-
-
 def test_acting_is_greedy_in_the_policy_prior_included():
-    agents = TabularAgents(["ql", "sql", "sql_m", "mirl"], 1, 3, gamma=0.9, beta_growth=0.0, beta_0=1.0, epsilon=0.0)
-    prior = torch.tensor([[1 / 3] * 3] * 2 + [[0.7, 0.2, 0.1]] * 2, dtype=torch.float64)
-    q = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64).expand(4, 1, 3)
-    agents.load_state_dict(agents.state_dict() | {"q": q, "prior": prior})
+    prior = torch.stack([UNIFORM, UNIFORM, PRIOR, PRIOR])
+    agents = holding(["ql", "sql", "sql_m", "mirl"], [[0.0, 1.0, 0.5]], prior, beta_0=1.0, epsilon=0.0)
     state = torch.zeros(4, dtype=torch.int64)
     # ln(.7) > ln(.2) + 1: the prior outweighs the better action value.
     assert agents.act(state).tolist() == [1, 1, 0, 0]
     assert agents.greedy_actions().tolist() == [[1], [1], [0], [0]]
-    assert agents.policy(state)[0].tolist() == [0.0, 1.0, 0.0]
-    close(agents.policy(state)[3], torch.softmax(prior[3].log() + q[3, 0], -1), 1e-12)
-    uniform = torch.softmax(q[1, 0], -1)
-    close(agents.policy(state)[1], uniform, 1e-12)
+    pi = (prior.log() + agents.q[:, 0]).softmax(-1)
+    pi[0] = torch.tensor([0.0, 1.0, 0.0])
+    close(agents.policy(state), pi, atol=1e-12)
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 0.3])
-def test_exploration_draws_from_the_prior(epsilon):
-    n = 20_000
-    agents = TabularAgents(["sql"] * n + ["mirl"] * n, 1, 3, gamma=0.9, epsilon=epsilon, beta_growth=0.0, beta_0=1.0)
-    prior = torch.tensor([[1 / 3] * 3] * n + [[0.7, 0.2, 0.1]] * n, dtype=torch.float64)
-    q = torch.tensor([0.0, 0.0, 9.0], dtype=torch.float64).expand(2 * n, 1, 3)
-    agents.load_state_dict(agents.state_dict() | {"q": q, "prior": prior})
-    taken = torch.nn.functional.one_hot(agents.act(torch.zeros(2 * n, dtype=torch.int64)), 3).double()
-    best = (1 - epsilon) * torch.tensor([0.0, 0.0, 1.0])
-    close(taken[:n].mean(0), best.double() + epsilon / 3, 0.015)
-    close(taken[n:].mean(0), best.double() + epsilon * prior[-1], 0.015)
-
-
-def test_ties_are_drawn():
-    agents = TabularAgents(["ql", "mirl"] * 5_000, 1, 4, gamma=0.9, epsilon=0.0)
-    taken = torch.nn.functional.one_hot(agents.act(torch.zeros(10_000, dtype=torch.int64)), 4).double()
-    close(taken.mean(0), torch.full((4,), 0.25).double(), 0.02)
+def test_exploration_draws_from_the_prior_and_ties_are_drawn():
+    n, epsilon = 20_000, 0.3
+    prior = torch.stack([UNIFORM, PRIOR]).repeat_interleave(n, 0)
+    cases = (([0, 0, 9], [0, 0, 1], [0, 0, 1]), ([0, 9, 9], [0, 0.5, 0.5], [0, 1, 0]))  # the prior decides MIRL's tie
+    for q, sql, mirl in cases:
+        agents = holding(["sql"] * n + ["mirl"] * n, [q], prior, beta_0=1.0, epsilon=epsilon)
+        taken = one_hot(agents.act(torch.zeros(2 * n, dtype=torch.int64)), 3).double()
+        expected = (1 - epsilon) * torch.tensor([sql, mirl]) + epsilon * torch.stack([UNIFORM, PRIOR])
+        close(torch.stack([taken[:n].mean(0), taken[n:].mean(0)]), expected, atol=0.015)
 
 
 def test_settings_per_agent_and_a_saved_state():
@@ -135,13 +105,13 @@ def test_settings_per_agent_and_a_saved_state():
     def walk(agents, steps, state):
         for _ in range(steps):
             action = agents.act(state)
-            following = NEXT[state, action]
+            following = MDP.P[state, action].argmax(-1)
             agents.learn(state, action, MDP.r[state, action], following, torch.tensor([False, False]))
             state = following
         return state
 
-    one, two, start = make(), make(), torch.tensor([0, 0])
-    middle = walk(one, 50, start)
+    one, two = make(), make()
+    middle = walk(one, 50, torch.tensor([0, 0]))
     saved = one.state_dict()
     end = walk(one, 50, middle)  # which leaves what was saved alone
     two.load_state_dict(saved)
@@ -154,28 +124,18 @@ def test_settings_per_agent_and_a_saved_state():
 
 
 def test_q_learning_converges_to_value_iteration():
-    agents = TabularAgents(["ql"], 4, 3, gamma=0.8, q_rate=0.5)
-    sweep(agents, MDP, 200)
-    close(agents.q[0], value_iteration(MDP).q, 1e-7)
-    ending = gridworld(["..G", ".#."], 0.8)
-    agents = TabularAgents(["ql"], ending.num_states, 4, gamma=0.8, q_rate=1.0)
-    sweep(agents, ending, 10)
-    living = ~ending.terminal
-    close(agents.q[0][living], value_iteration(ending).q[living], 1e-9)
+    for mdp, rate, times in ((MDP, 0.5, 200), (gridworld(["..G", ".#."], 0.8), 1.0, 10)):
+        agents = TabularAgents(["ql"], mdp.num_states, mdp.num_actions, gamma=0.8, q_rate=rate)
+        sweep(agents, mdp, times)
+        close(agents.q[0][~mdp.terminal], value_iteration(mdp).q[~mdp.terminal])
 
 
 def test_sql_converges_to_the_soft_fixed_point_of_a_uniform_prior():
     agents = TabularAgents(["sql", "sql_m"], 4, 3, gamma=0.8, q_rate=0.5, beta_growth=0.0, beta_0=3.0)
     sweep(agents, MDP, 200)
-    held = soft_value_iteration(MDP, 1 / 3.0, prior=torch.ones(3) / 3)
-    close(agents.q, held.q, 1e-7)
-    close(agents.policy(torch.tensor([2, 2]))[0], held.pi[2], 1e-7)
-
-
-def test_sql_with_growing_beta_tends_to_value_iteration():
-    agents = TabularAgents(["sql", "mirl"], 4, 3, gamma=0.8, q_rate=0.5, beta_growth=1.0, prior_rate=1e-3)
-    sweep(agents, MDP, 400)
-    close(agents.q, value_iteration(MDP).q, 5e-3)
+    held = soft_value_iteration(MDP, 1 / 3.0, prior=UNIFORM)
+    close(agents.q, held.q.expand(2, 4, 3))
+    close(agents.policy(torch.tensor([2, 2]))[0], held.pi[2])
 
 
 def test_mirl_on_its_own_policy_finds_the_stationary_solution():
@@ -183,7 +143,7 @@ def test_mirl_on_its_own_policy_finds_the_stationary_solution():
     torch.manual_seed(0)
     beta, seeds, steps = 3.0, 100, 3_000
     mdp = random_mdp(4, 3, 0.8, seed=5, branching=2)  # its likeliest transitions
-    deterministic = TabularMDP(torch.nn.functional.one_hot(mdp.P.argmax(-1), 4), mdp.r, 0.8)
+    deterministic = TabularMDP(one_hot(mdp.P.argmax(-1), 4), mdp.r, 0.8)
     agents = TabularAgents(["mirl"] * seeds, 4, 3, gamma=0.8, q_rate=0.3, prior_rate=0.01, beta_growth=0.0, beta_0=beta)
     state = torch.arange(seeds) % 4
     tail = torch.zeros(3, dtype=torch.float64)
@@ -195,8 +155,8 @@ def test_mirl_on_its_own_policy_finds_the_stationary_solution():
         state = following
         tail += agents.prior.mean(0) / 1_000 if step >= steps - 1_000 else 0.0
     exact = mutual_information_iteration(deterministic, beta, occupancy="stationary")
-    close(tail, exact.prior, 0.02)
-    uniform = soft_value_iteration(deterministic, 1 / beta, prior=torch.ones(3) / 3)
+    close(tail, exact.prior, atol=0.02)
+    uniform = soft_value_iteration(deterministic, 1 / beta, prior=UNIFORM)
     assert (exact.prior - 1 / 3).abs().max() > 0.2 and (uniform.pi.mean(0) - exact.prior).abs().max() > 0.05
 
 
@@ -204,15 +164,15 @@ def test_mirl_on_its_own_policy_finds_the_stationary_solution():
 
 
 def test_nothing_overflows_and_no_action_is_lost_for_good():
-    agents = TabularAgents(["mirl", "sql_m"], 2, 3, gamma=0.9, q_rate=1.0, prior_rate=1.0, beta_growth=0.0, beta_0=1e3)
-    q = torch.tensor([[1e6, -1e6, 0.0], [-1e6, -1e6, 1e6]], dtype=torch.float64).expand(2, 2, 3)
-    agents.load_state_dict(agents.state_dict() | {"q": q})
+    q = [[1e6, -1e6, 0.0], [-1e6, -1e6, 1e6]]
+    agents = holding(["mirl", "sql_m"], q, UNIFORM.expand(2, 3), q_rate=1.0, prior_rate=1.0, beta_0=1e3)
     state, other = torch.tensor([0, 0]), torch.tensor([1, 1])
-    agents.learn(state, torch.tensor([1, 1]), torch.tensor([1.0, 1.0]), other, torch.tensor([False, False]))
-    close(agents.q[:, 0, 1], torch.tensor(1 + 0.9e6).double(), 1e-2)
+    reward, never = torch.tensor([1.0, 1.0]), torch.tensor([False, False])
+    agents.learn(state, other, reward, other, never)
+    close(agents.q[:, 0, 1], torch.tensor([1 + 0.9e6] * 2).double(), atol=1e-2)
     assert agents.prior.tolist() == [[1.0, 0.0, 0.0]] * 2  # underflows, and yet
     assert agents.policy(other).argmax(-1).tolist() == [2, 2]
-    agents.learn(other, state, torch.tensor([1.0, 1.0]), state, torch.tensor([False, False]))
+    agents.learn(other, state, reward, state, never)
     assert agents.q.isfinite().all() and agents.prior.argmax(-1).tolist() == [2, 2]
 
 
@@ -244,24 +204,23 @@ def test_bad_settings_end_in_one_sentence(settings, sentence):
 
 
 def test_episode_return():
-    mdp = gridworld(["...G"], 0.9)
     right, left = torch.ones(4, dtype=torch.int64), torch.full((4,), 3)
-    returns = episode_return(mdp, torch.stack([right, left]), 10)
-    assert returns.tolist() == pytest.approx([(7 + 8 + 9) / 3, -10.0])
-    first = torch.eye(4)[0]
-    assert episode_return(mdp, right.unsqueeze(0), 2, start=first).tolist() == [-2.0]
+    corridor = gridworld(["...G"], 0.9)
+    assert episode_return(corridor, torch.stack([right, left]), 10).tolist() == pytest.approx([(7 + 8 + 9) / 3, -10.0])
+    assert episode_return(corridor, right.unsqueeze(0), 2, start=torch.eye(4)[0]).tolist() == [-2.0]
     slippery = gridworld(["...G"], 0.999999, slip=0.5)
-    exact = policy_evaluation(slippery, torch.nn.functional.one_hot(right, 4)).v @ slippery.start_distribution()
+    exact = policy_evaluation(slippery, one_hot(right, 4)).v @ slippery.start_distribution()
     assert episode_return(slippery, right.unsqueeze(0), 3_000).item() == pytest.approx(exact.item(), abs=1e-3)
 
 
-def test_the_optimal_returns_of_the_worlds():
-    # By hand: 10 - distance, on average over the free cells.
-    distances = {
-        "corridor": [abs(19 - c) for c in range(19)],
-        "square": [14 - r - c for r in range(8) for c in range(8) if (r, c) != (7, 7)],
-    }
-    for world, found in distances.items():
-        mdp = gridworld(MIRL_WORLDS[world], 0.99)
-        best = episode_return(mdp, value_iteration(mdp).q.argmax(-1).unsqueeze(0), 200)
-        assert best.item() == pytest.approx(10 - sum(found) / len(found), abs=1e-9)
+@pytest.mark.parametrize(
+    ("world", "distances"),
+    [
+        ("corridor", [19 - column for column in range(19)]),
+        ("square", [14 - row - column for row in range(8) for column in range(8) if (row, column) != (7, 7)]),
+    ],
+)
+def test_the_optimal_return_is_ten_less_the_distance(world, distances):
+    mdp = gridworld(MIRL_WORLDS[world], 0.99)
+    best = episode_return(mdp, value_iteration(mdp).q.argmax(-1).unsqueeze(0), 200)
+    assert best.item() == pytest.approx(10 - sum(distances) / len(distances), abs=1e-9)

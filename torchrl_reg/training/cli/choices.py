@@ -41,8 +41,9 @@ def unknown_choice(conf: Path, wanted: str, beside: Iterable[str]) -> str:
 
 
 def foreign_settings(conf: Path, group: str, choice: str, config_class: type) -> list[str]:
-    """What a choice sets and ``config_class`` does not have, groups first."""
-    names = [name for name in _names_set(conf, group, choice) if name not in _groups(config_class)]
+    """What a choice sets and ``config_class`` neither has nor does without (``not_taken``), groups first."""
+    expected = {*_groups(config_class), *getattr(config_class, "not_taken", ())}
+    names = [name for name in _names_set(conf, group, choice) if name not in expected]
     return unknown_names(sorted(names, key=lambda name: "." in name), config_class)
 
 
