@@ -20,7 +20,6 @@ from torchrl.data import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
-import torchrl_reg
 from torchrl_reg import modules
 from torchrl_reg.agents import AgentError, load_policy, read_policy, save_policy
 from torchrl_reg.agents.saved import encoded, read
@@ -205,31 +204,22 @@ def settings(said: dict[str, Any], place: int) -> dict[str, Any]:
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "deep": lambda said: "[" * 100_000 + "]" * 100_000,
     "deep in a part": lambda said: said | {"facts": {"run": json.loads("[" * 900 + "]" * 900)}},
-    "a list": lambda said: [said],
-    "facts a list": lambda said: said | {"facts": [1]},
     "env a list": lambda said: said | {"facts": {"env": [1]}},
     "seed a text": lambda said: said | {"facts": {"run": {"seed": "x"}}},
-    "no policy": lambda said: {"facts": {}},
-    "call a list": lambda said: said["policy"].update(call=[]),
     "no spaces": lambda said: network(said)["args"].pop() and None,
     "dtype load": lambda said: settings(said, 1).update(observations={"observation": [[4], "load"]}),
     "shape of another": lambda said: settings(said, 1).update(observations={"observation": [[3], "float32"]}),
     "shape negative": lambda said: settings(said, 1).update(observations={"observation": [[-4], "float32"]}),
-    "other actions": lambda said: settings(said, 1).update(num_actions=3),
     "wide layers": lambda said: settings(said, 0).update(num_cells=[20_000, 20_000]),
     "endless layers": lambda said: settings(said, 0).update(num_cells=[10**12]),
-    "a function of Python's": lambda said: said["policy"].update(call="os:system", args=["true"], kwargs={}),
     "a function of ours": lambda said: network(said).update(call="torchrl_reg.training.run.files:write_atomically"),
-    "a part of a module": lambda said: network(said).update(call="torch:nn.Linear", args=[1, 1]),
     "a spec of another kind": lambda said: actor(said)["kwargs"].update(spec={"spec": "Composite", "n": 2}),
     "name of another": lambda said: settings(said, 0).update(name="\x1b[31m"),
 }
 
 
-@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_content_under_a_valid_checksum_is_one_sentence_in_bounded_memory(
-    change: Callable[[dict[str, Any]], Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_content_under_a_valid_checksum_is_one_sentence_in_bounded_memory(change, tmp_path: Path) -> None:
     path = saved(tmp_path)
     rewritten(path, change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -276,9 +266,3 @@ def test_a_later_version_and_a_missing_package_are_one_sentence(tmp_path: Path, 
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(AgentError, match="^A saved policy needs safetensors, got none: pip install"):
         load_policy(path)
-
-
-def test_the_package_offers_it() -> None:
-    assert torchrl_reg.load_policy is load_policy
-    with pytest.raises(AttributeError, match="nothing_such"):
-        _ = torchrl_reg.nothing_such

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +11,30 @@ import pytest
 
 yaml = pytest.importorskip("yaml")
 
-CONFIG: dict[str, Any] = {
-    "net__num_cells": [128, 128],
-    "run__device": "auto",
-    "run__loggers": [],
-    "run__progress": False,
-    "algo__total_frames": 300,
-    "algo__tau": 0.03,
-    "algo__alpha": 0.9,
-    "algo__learning_rate": 1e-3,
-}
+CONFIG = {"net__num_cells": [128, 128], "run__device": "auto", "run__loggers": [], "run__progress": False}
+CONFIG |= {"algo__total_frames": 300, "algo__tau": 0.03, "algo__alpha": 0.9, "algo__learning_rate": 1e-3}
+START = {"host": "node1", "device": "cpu", "versions": {"torch": "2.14.0"}}
 TRAINED = {"event": "train", "frames": 50, "loss": 1.0, "return_mean": None}
-
-
-def write_files(path: Path, recipe: str, env: str, seed: int, commit: str | None, settings: Mapping[str, Any]) -> None:
-    """What a run writes before its first row."""
-    path.mkdir(parents=True)
-    name, _, game = env.partition("/")
-    config: dict[str, Any] = {"env": {"name": name, "game": game}, "run": {"seed": seed, "dir": str(path)}}
-    for key, value in (CONFIG | settings).items():
-        section, _, last = key.partition("__")
-        config.setdefault(section, {})[last] = value
-    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (path / "command.txt").write_text(f"python recipes/{recipe}.py run.seed={seed} run.dir={path.name}\n")
-    start = {
-        "host": "node1",
-        "device": "cpu",
-        "versions": {"torch": "2.14.0"},
-        "started_at": f"2026-01-0{seed % 9 + 1}",
-    }
-    start |= {"commit": commit, "uncommitted_changes": commit == "b" * 40}
-    (path / "provenance.json").write_text(json.dumps({"starts": [start]}))
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """``make_run("m_dqn/a/seed=0", [1.0, 2.0], env=, seed=, train=, done=, commit=, every=, algo__tau=.1)``."""
 
-    def make(
-        folder: Path | str,
-        returns: Sequence[float | None] = (1.0, 2.0, 3.0),
-        *,
-        train: Sequence[Mapping[str, Any]] = (TRAINED,),
-        done: bool = True,
-        every: int = 100,
-        recipe: str = "m_dqn",
-        env: str = "cartpole",
-        seed: int = 0,
-        commit: str | None = "a" * 40,
-        **settings: Any,
-    ) -> Path:
-        path = tmp_path / folder
-        write_files(path, recipe, env, seed, commit, settings)
-        evaluations = enumerate(returns, 1)
-        rows = [*train, *({"event": "eval", "frames": every * i, "return_greedy_mean": v} for i, v in evaluations)]
+    def make(folder, returns=(1.0, 2.0, 3.0), *, recipe="m_dqn", env="cartpole", seed=0, **more: Any) -> Path:
+        path, done, commit = tmp_path / folder, more.pop("done", True), more.pop("commit", "a" * 40)
+        every, rows = more.pop("every", 100), list(more.pop("train", [TRAINED]))
+        rows += [{"event": "eval", "frames": every * i, "return_greedy_mean": v} for i, v in enumerate(returns, 1)]
+        name, _, game = env.partition("/")
+        config: dict[str, Any] = {"env": {"name": name, "game": game}, "run": {"seed": seed, "dir": str(path)}}
+        for key, value in (CONFIG | more).items():
+            section, _, last = key.partition("__")
+            config.setdefault(section, {})[last] = value
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (path / "command.txt").write_text(f"python recipes/{recipe}.py run.seed={seed} run.dir={path.name}\n")
+        start = {"started_at": f"2026-01-0{seed % 9 + 1}", "commit": commit, "uncommitted_changes": commit == "b" * 40}
+        (path / "provenance.json").write_text(json.dumps({"starts": [START | start]}))
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if done:
             (path / "done.json").write_text(json.dumps({"frames": every * len(returns)}))
@@ -81,15 +51,7 @@ def write_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
     """
 
     def write(
-        root: Path,
-        *,
-        settings: Mapping[str, Any] | None = None,
-        scores: Sequence[float | None] = (1.0, 2.0),
-        folder: str | None = None,
-        recipe: str = "m_dqn",
-        env: str = "cartpole",
-        seed: int = 0,
-        done: bool = True,
+        root: Path, *, settings=None, scores=(1.0, 2.0), folder=None, recipe="m_dqn", env="cartpole", seed=0, done=True
     ) -> Path:
         named = {"tau": 0.03, **(settings or {})}
         path = root / recipe / env / (folder or ",".join(f"{key}={value}" for key, value in named.items()))
@@ -98,9 +60,9 @@ def write_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
             diagnostics = {"loss": 1.0 / i, "entropy": 0.5 + seed / 10 - i / 100, "kl": None, "tau": 0.03, "fps": 50.0}
             times = {"frames": 100 * i, "updates": i, "wall_seconds": 2.0 * i}
             train.append({"event": "train", "return_mean": score, **times, **diagnostics})
+        who = {"recipe": recipe, "env": env, "seed": seed, "commit": "0123456789abcdef", "done": done}
         algo = {f"algo__{key}": value for key, value in named.items()}
-        who = {"recipe": recipe, "env": env, "seed": seed, "commit": "0123456789abcdef"}
-        return make_run(path / f"seed={seed}", scores, train=train, done=done, **who, **algo)
+        return make_run(path / f"seed={seed}", scores, train=train, **who, **algo)
 
     return write
 
@@ -112,9 +74,9 @@ def going(make_run: Callable[..., Path]) -> Callable[..., Path]:
     Its returns are a tenth of the frames, and the seed.
     """
 
-    def make(folder: str, *, frames: Sequence[int] = (100, 200), seed: int = 0, done: bool = False, **more) -> Path:
+    def make(folder: str, *, frames=(100, 200), seed: int = 0, **more: Any) -> Path:
         rows = [{"frames": f, "return_mean": f / 10 + seed, "fps": 10.0, "wall_seconds": f / 10} for f in frames]
-        rows = [{"event": "train", **row} for row in rows]
-        return make_run(folder, (), train=rows, seed=seed, done=done, **{"algo__total_frames": 400, **more})
+        more = {"algo__total_frames": 400, "done": False, **more}
+        return make_run(folder, (), train=[{"event": "train", **row} for row in rows], seed=seed, **more)
 
     return make

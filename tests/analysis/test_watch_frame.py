@@ -85,15 +85,10 @@ def test_what_cannot_be_grouped_or_read_or_drawn_is_shown_all_the_same(going, sh
     assert all(f" {name} " in out for name in ("one", "two", "three", "four")) and "must be that of a run" in out
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["absent"], "FOLDER must be an existing folder, got absent."),
-        *(([".", "--every", every], f"--every must be > 0 seconds, got {every}.") for every in ("0", "nan")),
-    ],
-)
-def test_bad_arguments(capsys, words: list[str], said: str) -> None:
-    assert main(["watch", *words]) == 1 and capsys.readouterr() == ("", f"torchrl-reg: {said}\n")
+@pytest.mark.parametrize("every", ["0", "nan"])
+def test_bad_arguments(capsys, every: str) -> None:
+    assert main(["watch", ".", "--every", every]) == 1
+    assert capsys.readouterr() == ("", f"torchrl-reg: --every must be > 0 seconds, got {every}.\n")
 
 
 def test_methods_are_told_apart_at_80_columns(going, shown, tmp_path: Path) -> None:
