@@ -33,12 +33,10 @@ def test_games_are_found_as_the_environments_spell_them() -> None:
     np.testing.assert_allclose(human_normalized_score("Boxing", 91.6), (91.6 - 0.1) / 12.0)
 
 
-def test_unknown_names_are_one_sentence() -> None:
+def test_an_unknown_game_is_one_sentence_with_the_nearest() -> None:
     said = r"^game must be an Atari game with reference scores, got 'SpaceInvader'. Did you mean 'space_invaders'\?$"
     with pytest.raises(AnalysisError, match=said):
         human_normalized_score("SpaceInvader", 1.0)
-    with pytest.raises(AnalysisError, match=f"must be one of {', '.join(published.published_names())}, got 'rainbow'"):
-        published_table("rainbow")
 
 
 def test_the_shipped_tables_hold_the_papers_numbers() -> None:
@@ -89,7 +87,6 @@ NAN = float("nan")
     [
         (scaled, (1.0, [0.0, 4.0], 4.0), "got reference=4 with random=4."),
         (scaled, (NAN, 0.0, 1.0), "score must be finite numbers, got nan."),
-        (scaled, (1.0, float("-inf"), 1.0), "random must be finite numbers, got -inf."),
         (scaled, (1.0, 0.0, NAN), "reference must be finite numbers, got nan."),
         (scaled, ("high", 0.0, 1.0), "score must be finite numbers, got 'high'."),
         (scaled, ([1.0, 2.0], [0.0, 0.0, 0.0], 1.0), "shapes that broadcast, got (2,), (3,) and ()."),
