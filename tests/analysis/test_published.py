@@ -8,9 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from torchrl_reg.analysis import SAC_ANCHORS, AnalysisError, human_normalized_score, published
-from torchrl_reg.analysis import normalized_score as scaled
-from torchrl_reg.analysis import sac_normalized_scores as sac
+from torchrl_reg.analysis import SAC_ANCHORS, AnalysisError, human_normalized_score, normalized_score, published
 from torchrl_reg.analysis.published import published_table
 from torchrl_reg.envs.mujoco import GAMES
 
@@ -62,46 +60,23 @@ def test_every_game_of_the_tables_has_a_reference_and_is_an_ale_game() -> None:
     assert {name.replace("_", "").lower() for name in games | set(published.atari_reference_scores())} <= roms
 
 
-RANDOM = {"hopper": 18.0, "ant": -60.0, "humanoid": 120.0}
-SAC = {"hopper": 3018.0, "ant": 4940.0, "humanoid": 6120.0}
-
-
 def test_random_is_zero_the_reference_is_one_and_nothing_is_clipped() -> None:
-    assert scaled([-560.0, -60.0, 4940.0, 7440.0], -60.0, 4940.0).tolist() == [-0.1, 0.0, 1.0, 1.5]
-    got = scaled(np.arange(6.0).reshape(2, 3), np.array([0.0, 1.0, 2.0]), np.array([[10.0], [20.0]]))
+    assert normalized_score([-560.0, -60.0, 4940.0, 7440.0], -60.0, 4940.0).tolist() == [-0.1, 0.0, 1.0, 1.5]
+    got = normalized_score(np.arange(6.0).reshape(2, 3), np.array([0.0, 1.0, 2.0]), np.array([[10.0], [20.0]]))
     np.testing.assert_allclose(got, [[0, 0, 0], [3 / 20, 3 / 19, 3 / 18]])
 
 
-def test_percent_over_seeds_and_tasks() -> None:
-    scores = {"ant": [4940.0, 2440.0, -60.0], "hopper": np.array([3018.0, 6018.0]), "humanoid": 1320.0}
-    got = sac(scores, RANDOM, SAC)
-    assert got.per_task == pytest.approx({"ant": 50.0, "hopper": 150.0, "humanoid": 20.0})
-    assert (got.median, got.mean) == pytest.approx((50.0, 220 / 3)) and list(got.per_task) == list(scores)
-
-
-NAN = float("nan")
-
-
 @pytest.mark.parametrize(
-    ("call", "arguments", "sentence"),
+    ("arguments", "sentence"),
     [
-        (scaled, (1.0, [0.0, 4.0], 4.0), "got reference=4 with random=4."),
-        (scaled, (NAN, 0.0, 1.0), "score must be finite numbers, got nan."),
-        (scaled, (1.0, 0.0, NAN), "reference must be finite numbers, got nan."),
-        (scaled, ("high", 0.0, 1.0), "score must be finite numbers, got 'high'."),
-        (scaled, ([1.0, 2.0], [0.0, 0.0, 0.0], 1.0), "shapes that broadcast, got (2,), (3,) and ()."),
-        (sac, ({}, RANDOM, SAC), "scores must name at least one task, got none."),
-        (sac, ({"swimmer": 1, "ant": 1}, RANDOM, SAC), "random must hold every task of scores, got none for swim"),
-        (sac, ({"ant": 1}, RANDOM, {"hopper": 1}), "every task of scores, got none for ant; it has hopper."),
-        (sac, ({"ant": []}, RANDOM, SAC), "scores['ant'] must be one return per seed, got an array of"),
-        (sac, ({"ant": [[1.0]]}, RANDOM, SAC), "must be one return per seed, got an array of shape (1, 1)."),
-        (sac, ({"ant": [1.0, NAN]}, RANDOM, SAC), "scores['ant'] must be finite numbers, got nan."),
-        (sac, ({"ant": 1.0}, {"ant": 9.0}, {"ant": 9.0}), "sac['ant'] must be above random['ant'], got 9 with"),
-        (sac, ({"ant": 1.0}, {"ant": NAN}, SAC), "random['ant'] must be finite numbers, got nan."),
-        (sac, ({"ant": 1.0}, {"ant": [1.0]}, SAC), "random['ant'] and sac['ant'] must be single numbers"),
+        ((1.0, [0.0, 4.0], 4.0), "got reference=4 with random=4."),
+        ((np.nan, 0.0, 1.0), "score must be finite numbers, got nan."),
+        ((1.0, 0.0, np.nan), "reference must be finite numbers, got nan."),
+        (("high", 0.0, 1.0), "score must be finite numbers, got 'high'."),
+        (([1.0, 2.0], [0.0, 0.0, 0.0], 1.0), "shapes that broadcast, got (2,), (3,) and ()."),
     ],
 )
-def test_bad_scores_end_in_one_sentence(call, arguments: tuple, sentence: str) -> None:
+def test_bad_scores_end_in_one_sentence(arguments: tuple, sentence: str) -> None:
     with pytest.raises(ValueError) as error:
-        call(*arguments)
+        normalized_score(*arguments)
     assert sentence in str(error.value) and "\n" not in str(error.value)
