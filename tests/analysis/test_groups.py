@@ -30,8 +30,10 @@ def labels(groups: list[Group]) -> list[str]:
 def test_the_label_names_what_varies_sorted_by_value_and_nothing_else(groups) -> None:
     grid = [{"algo__tau": tau, "algo__alpha": alpha} for tau, alpha in product((10, 0.03, 2.0), (0.0, 0.9))]
     other = [{"recipe": "dqn", "algo__tau": 7.0, "seed": seed} for seed in (1, 0, 10)]  # its settings do not matter
+    other += [{"recipe": "dqn", "algo__tau": 7.0, "env__sticky_actions": 0.25}]
     expected = [f"cartpole m_dqn tau={tau} alpha={alpha} (0,)" for tau, alpha in product((0.03, 2, 10), (0, 0.9))]
-    assert labels(groups(*grid, *other)) == ["cartpole dqn (0, 1, 10)", *expected]
+    dqn = ["cartpole dqn sticky_actions=0.25 (0,)", "cartpole dqn sticky_actions=absent (0, 1, 10)"]
+    assert labels(groups(*grid, *other)) == [*dqn, *expected]
 
 
 def test_what_the_environment_changes_is_the_same_method(groups) -> None:

@@ -39,6 +39,11 @@ def test_numbers_are_those_of_rliable() -> None:
         np.testing.assert_allclose(got[1:], want[1:], rtol=0, atol=0.03 * width + step, err_msg=name)
 
 
+def test_every_task_weighs_the_same_in_the_gap_with_unequal_numbers_of_runs() -> None:
+    got = ours.optimality_gap(np.array([[0.0, 2.0, 4.0, 6.0]]), [1, 3], 5.0)
+    assert got == pytest.approx(5 - (0 + (2 + 4 + 5) / 3) / 2)
+
+
 def test_the_bootstrap_resamples_within_tasks_only() -> None:
     # Tasks far apart, runs alike: nothing varies. Had runs been drawn across tasks, the mean would.
     assert stratified_estimate([[1.0, 1.0], [100.0, 100.0, 100.0]], mean) == (50.5, 50.5, 50.5)

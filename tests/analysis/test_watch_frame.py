@@ -85,10 +85,12 @@ def test_what_cannot_be_grouped_or_read_or_drawn_is_shown_all_the_same(going, sh
     assert all(f" {name} " in out for name in ("one", "two", "three", "four")) and "must be that of a run" in out
 
 
-@pytest.mark.parametrize("every", ["0", "nan"])
-def test_bad_arguments(capsys, every: str) -> None:
-    assert main(["watch", ".", "--every", every]) == 1
-    assert capsys.readouterr() == ("", f"torchrl-reg: --every must be > 0 seconds, got {every}.\n")
+def test_bad_arguments(capsys) -> None:
+    assert main(["watch", "absent"]) == 1
+    assert capsys.readouterr() == ("", "torchrl-reg: FOLDER must be an existing folder, got absent.\n")
+    for every in ("0", "nan"):
+        assert main(["watch", ".", "--every", every]) == 1
+        assert capsys.readouterr() == ("", f"torchrl-reg: --every must be > 0 seconds, got {every}.\n")
 
 
 def test_methods_are_told_apart_at_80_columns(going, shown, tmp_path: Path) -> None:
@@ -114,6 +116,8 @@ def test_what_slurm_says_is_on_the_screen(going, shown, tmp_path: Path, monkeypa
         (tmp_path / name).write_text(f"#!/bin/sh\nprintf '{text}'\n")
         (tmp_path / name).chmod(0o755)
     assert "waiting: 1 for PartitionTimeLimit: never starts: lower cluster.minutes" in shown(tmp_path / "s")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+    assert "squeue failed: no controller." in shown(tmp_path / "s")
 
 
 def test_runs_that_diverged_or_failed_are_named_with_their_last_words(going, shown, tmp_path: Path) -> None:
