@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,14 @@ def watcher(tmp_path: Path) -> Watcher:
 
 def test_states(going, tmp_path: Path, watcher: Watcher) -> None:
     paths = [going(f"seed={seed}", seed=seed, done=seed == 0) for seed in range(5)]
+    paths.append(going("seed=5", seed=5, frames=(100, 5000)))  # 490 seconds between its rows
     (tmp_path / "seed=1.failed").write_text("{}")
     (paths[2] / "metrics.jsonl").unlink()
-    os.utime(paths[4] / "metrics.jsonl", (0, 0))
+    for path, quiet in zip(paths[3:], (200, 400, 1000), strict=True):
+        os.utime(path / "metrics.jsonl", (0, time.time() - quiet))
     watcher.refresh()
-    assert [run.state() for run in watcher.runs.values()] == ["done", "failed", "waiting", "running", "silent"]
+    states = ["done", "failed", "waiting", "running", "silent", "running"]
+    assert [run.state() for run in watcher.runs.values()] == states
 
 
 def test_runs_appear_vanish_and_resume_between_two_looks(going, watcher: Watcher) -> None:
