@@ -13,12 +13,11 @@ import torch
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import QValueActor
 
+from torchrl_reg.cli import main
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, policy, q_network
 from torchrl_reg.training import RunSettings, evaluate
 from torchrl_reg.training.run.evaluator import PolicyFile
-
-MakeRun = Callable[..., Path]
 
 
 def untrained(settings: EnvSettings) -> Any:
@@ -34,24 +33,36 @@ def untrained(settings: EnvSettings) -> Any:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """A finished run, evaluated over ``episodes`` episodes at 96 frames."""
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """A finished run on an environment, evaluated over ``episodes`` episodes at 96 frames with seed 4."""
 
-    def make(settings: EnvSettings, *, episodes: int = 3, name: str = "run", seed: int = 4) -> Path:
-        folder = tmp_path / name
+    def make(*env: str, episodes: int = 3, **more: Any) -> Path:
+        folder, settings = tmp_path / "run", EnvSettings(*env, **more)
         folder.mkdir()
         settings.validate()
         actor = untrained(settings)
-        policies = {"greedy": actor, "sampled": actor}
         evaluated = {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}
-        columns = evaluate(make_env(settings, episodes), evaluated, episodes=episodes, seed=seed)
+        columns = evaluate(make_env(settings, episodes), evaluated, episodes=episodes, seed=4)
         row = {"event": "eval", "frames": 96, "updates": 2, **columns}
-        config = SimpleNamespace(env=settings, run=RunSettings(seed=seed, eval_episodes=episodes))
-        PolicyFile(folder, config).write(policies, row)
+        config = SimpleNamespace(env=settings, run=RunSettings(seed=4, eval_episodes=episodes))
+        PolicyFile(folder, config).write({"greedy": actor, "sampled": actor}, row)
         assert (folder / "policy.safetensors").is_file()
-        (folder / "config.yaml").write_text(f"env:\n  name: {settings.name}\nrun:\n  seed: {seed}\n")
+        (folder / "config.yaml").write_text(f"env:\n  name: {settings.name}\nrun:\n  seed: 4\n")
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         (folder / "done.json").write_text(json.dumps({"frames": 96, "evaluation": row}))
         return folder
 
     return make
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one sentence with which a command is refused."""
+
+    def refused(*words: Any) -> str:
+        assert main([str(word) for word in words]) == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and err.startswith("torchrl-reg: ") and err.strip().isprintable()
+        return err
+
+    return refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_network_of_ones_own_is_imported_where_the_runs_configuration_names_it
     spaces = Spaces({"observation": [[4], "float32"]}, 2, [], [])
     network = build({"path": "network_of_test:Network"}, "net", spaces)
     save_policy(tmp_path / "policy.safetensors", QValueActor(network, spec=Categorical(2)))
-    monkeypatch.delitem(__import__("sys").modules, "network_of_test")
+    monkeypatch.delitem(sys.modules, "network_of_test")
     with pytest.raises(AgentError, match="call must name what is imported before"):
         read_policy(tmp_path)
     (tmp_path / "provenance.json").write_text("{}")

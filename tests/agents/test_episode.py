@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ from torchrl_reg.agents.episode import action_probabilities, played
 from torchrl_reg.agents.panel import WIDTH as PANEL_WIDTH
 from torchrl_reg.agents.saved import read_policy
 from torchrl_reg.cli import main
-from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import ActionPrior, BoltzmannQActor, PriorEGreedyModule
 
 Image = pytest.importorskip("PIL.Image")
@@ -31,19 +28,17 @@ WORLDS |= {"gridworld/grid": "torch", "gridworld/goals": "torch", "mujoco/hopper
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_an_episode_becomes_a_gif(
-    name: str, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_episode_becomes_a_gif(name: str, make_run, capsys, monkeypatch) -> None:
     pytest.importorskip(WORLDS[name])
     monkeypatch.delenv("DISPLAY", raising=False)
-    folder = make_run(EnvSettings(*name.split("/"), max_episode_frames=20), episodes=1)
+    folder = make_run(*name.split("/"), max_episode_frames=20, episodes=1)
     code = main(["play", str(folder), "--max-steps", str(STEPS), "--mode", "sampled"])
     out, err = capsys.readouterr()
     if "must be able to draw here" in err:
         pytest.skip(err)
     assert (code, out) == (0, f"{folder}/videos/sampled-seed=0.gif: {STEPS + 1} frames\n")
+    shown = []
     with Image.open(folder / "videos/sampled-seed=0.gif") as image:
-        shown = []
         for index in range(image.n_frames):
             image.seek(index)
             shown.append(np.asarray(image.convert("RGB"))[:, : -PANEL_WIDTH - 1])
@@ -52,74 +47,61 @@ def test_an_episode_becomes_a_gif(
     assert any(not np.array_equal(shown[0], picture) for picture in shown[1:])
 
 
-def test_the_last_picture_is_of_the_last_state(make_run: Callable[..., Path]) -> None:
+def test_the_last_picture_is_of_the_last_state(make_run) -> None:
     """Also of environments that draw themselves: they are not reset before."""
     pytest.importorskip("Box2D")
-    settings = EnvSettings("lunarlander", max_episode_frames=5)
-    saved, env = read_policy(make_run(settings)), make_env(settings, 1)
+    saved = read_policy(make_run("lunarlander", max_episode_frames=5))
+    env = saved.make_env(1)
     game = env.base_env._env.envs[0].unwrapped
     heights = [m.picture for m in played(env, saved.policy, lambda state: game.lander.position[1], seed=3)]
     assert len(heights) == 6 and len(set(heights)) == 6
     assert abs(heights[5] - heights[4]) < 2 * abs(heights[4] - heights[3]) + 0.1
 
 
-def test_the_moments_are_those_of_the_environment(make_run: Callable[..., Path]) -> None:
-    settings = EnvSettings("cartpole", max_episode_frames=7)
-    saved = read_policy(make_run(settings))
-    env = make_env(settings, 1)
-    moments = list(played(env, saved.policy, lambda state: state["observation"][0].numpy().copy(), seed=3))
-    assert [moment.step for moment in moments] == list(range(8))
-    assert [moment.reward_so_far for moment in moments] == [float(i) for i in range(8)]
-    assert all(int(moment.action) == int(moment.q.argmax()) for moment in moments[:-1])
+def test_the_moments_are_those_of_the_environment(make_run) -> None:
+    saved = read_policy(make_run("cartpole", max_episode_frames=7))
+    env = saved.make_env(1)
+    *moments, last = played(env, saved.policy, lambda state: state["observation"][0].numpy().copy(), seed=3)
+    assert [(m.step, m.reward_so_far) for m in (*moments, last)] == [(i, float(i)) for i in range(8)]
+    assert all(int(moment.action) == int(moment.q.argmax()) for moment in moments)
     env.set_seed(3)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         seen = env.rollout(7, saved.policy)
-    assert np.array_equal(np.stack([m.picture for m in moments[:-1]]), seen["observation"][0].numpy())
-    assert np.array_equal(moments[-1].picture, seen["next", "observation"][0, -1].numpy())
-    assert moments[-1].action is None and moments[-1].q is None
+    assert np.array_equal([m.picture for m in moments], seen["observation"][0])
+    assert np.array_equal(last.picture, seen["next", "observation"][0, -1])
+    assert last.action is None and last.q is None
 
 
 def test_the_probabilities_are_those_of_the_sampling_policy() -> None:
-    q = torch.tensor([[0.3, -0.2, 0.9]])
-    acted = TensorDict({"action_value": q, "log_prior": torch.tensor([[0.5, 0.3, 0.2]]).log()}, [1])
-    actor = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
-    prior = ActionPrior(3, probabilities=[0.5, 0.3, 0.2], beta=0.5)
-    greedy = TensorDictSequential(actor, EGreedyModule(Categorical(3), eps_init=0.4, eps_end=0.4))
-    from_prior = TensorDictSequential(actor, PriorEGreedyModule(Categorical(3), prior, eps_init=0.4))
-    by_state = PriorEGreedyModule(Categorical(3), ActionPrior(3, beta=0.5), eps_init=0.4, log_prior_key="log_prior")
-    boltzmann = torch.softmax(q[0] / 0.5, -1)
-    tilted = prior.policy(q[0])
-    # ln rho + beta q: -.54, -1.30, -1.16
-    explored = torch.tensor([0.6 + 0.4 * 0.5, 0.4 * 0.3, 0.4 * 0.2])
+    q, rho = torch.tensor([[0.3, -0.2, 0.9]]), torch.tensor([0.5, 0.3, 0.2])
+    acted = TensorDict({"action_value": q, "log_prior": rho.log()[None]}, [1])
+    actor, spec = QValueActor(nn.Linear(4, 3), spec=Categorical(3)), Categorical(3)
+    prior = ActionPrior(3, probabilities=rho.tolist(), beta=0.5)
+    by_state = PriorEGreedyModule(spec, ActionPrior(3, beta=0.5), eps_init=0.4, log_prior_key="log_prior")
+    explored = 0.4 * rho + torch.tensor([0.6, 0.0, 0.0])  # ln rho + beta q: -.54, -1.30, -1.16
     for module, expected in (
-        (BoltzmannQActor(actor, tau=0.5), boltzmann),
-        (BoltzmannQActor(actor, prior=prior), tilted),
-        (greedy, torch.tensor([0.4 / 3, 0.4 / 3, 0.6 + 0.4 / 3])),
-        (from_prior, explored),
+        (BoltzmannQActor(actor, tau=0.5), torch.softmax(q[0] / 0.5, -1)),
+        (BoltzmannQActor(actor, prior=prior), torch.softmax(rho.log() + 0.5 * q[0], -1)),
+        (
+            TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4)),
+            torch.tensor([0.4 / 3, 0.4 / 3, 0.6 + 0.4 / 3]),
+        ),
+        (TensorDictSequential(actor, PriorEGreedyModule(spec, prior, eps_init=0.4)), explored),
         (TensorDictSequential(actor, by_state), explored),
         (actor, torch.tensor([0.0, 0.0, 1.0])),
     ):
-        torch.testing.assert_close(action_probabilities(module, acted).float(), expected.float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(action_probabilities(module, acted).float(), expected, atol=1e-5, rtol=0)
 
 
-def test_what_cannot_be_shown_is_one_sentence(
-    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = make_run(EnvSettings("cartpole"))
-    for words, sentence in (
-        (["--out", "a.png"], "A video must be a file ending in .gif or .mp4, got a.png"),
-        (["--max-steps", "0"], "--max-steps must be >= 1, got 0"),
-    ):
-        assert main(["play", str(folder), *words]) == 1
-        err = capsys.readouterr().err
-        assert sentence in err and err.count("\n") == 1
+def test_what_cannot_be_shown_is_one_sentence(make_run, refusal) -> None:
+    folder = make_run("cartpole")
+    assert "A video must be a file ending in .gif or .mp4, got a.png" in refusal("play", folder, "--out", "a.png")
+    assert "--max-steps must be >= 1, got 0" in refusal("play", folder, "--max-steps", 0)
 
 
-def test_the_density_of_a_continuous_policy_has_no_largest_entropy(make_run: Callable[..., Path]) -> None:
-    settings = EnvSettings("pendulum", max_episode_frames=3)
-    saved = read_policy(make_run(settings))
-    moments: list[Any] = list(
-        played(make_env(settings, 1), saved.policy, lambda state: None, seed=0, kind=ExplorationType.RANDOM)
-    )
+def test_the_density_of_a_continuous_policy_has_no_largest_entropy(make_run) -> None:
+    saved = read_policy(make_run("pendulum", max_episode_frames=3))
+    kind = ExplorationType.RANDOM
+    moments: list[Any] = list(played(saved.make_env(1), saved.policy, lambda state: None, seed=0, kind=kind))
     assert len(moments) == 4 and moments[0].q is None and moments[0].action.shape == (1,)
     assert moments[0].entropy is not None and moments[0].largest_entropy is None

@@ -24,13 +24,10 @@ def test_a_gif_has_every_frame_for_its_time(tmp_path: Path) -> None:
         assert (shown, written.info["duration"], written.info["loop"]) == ([0, 20, 40], 120, 0)
 
 
-def test_an_mp4_has_every_frame(tmp_path: Path) -> None:
+def test_an_mp4_and_a_window_show_every_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     assert write_video(tmp_path / "a.mp4", FRAMES, 8) == 3
     assert ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))[0] == 3
-
-
-def test_a_window_shows_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pygame")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     assert show_in_window("three", FRAMES, 200) == 3

@@ -8,19 +8,16 @@ import pytest
 from torchrl_reg.analysis.charts import Line, Scale, chart
 
 
-def line(x: list[float], y: list[float], **more) -> Line:
-    return Line("a", 0, np.array(x), np.array(y), **more)
+def line(x: list, y: list, **more: list) -> Line:
+    return Line("a", 0, np.array(x), np.array(y), **{name: np.array(each) for name, each in more.items()})
 
 
-def test_what_is_no_number_is_left_out() -> None:
-    y = np.array([1.0, np.nan, 3.0])
-    found = chart(
-        "t", [None, Line("a", 0, np.arange(3.0), y, y - 1, y + 1, np.array([4.0, 5.0]), np.array([1, np.inf]))]
-    )
-    (only,) = found.lines
-    assert only.x.tolist() == [0, 2] and only.y.tolist() == [1, 3] and only.more_x.tolist() == [4]
-    assert only.low.tolist() == [0, 2] and only.high.tolist() == [2, 4]
-    assert chart("t", [line([0.0], [np.nan]), None]) is None
+def test_points_that_are_no_finite_numbers_are_left_out() -> None:
+    found = line([0, 1, 2], [1, np.nan, 3], low=[0, 0, 2], high=[2, 0, 4], more_x=[4, 5], more_y=[1, np.inf])
+    (only,) = chart("t", [None, found]).lines
+    parts = [part.tolist() for part in (only.x, only.y, only.low, only.high, only.more_x)]
+    assert parts == [[0, 2], [1, 3], [0, 2], [2, 4], [4]]
+    assert chart("t", [line([0], [np.nan]), None]) is None
 
 
 @pytest.mark.parametrize(
@@ -35,9 +32,8 @@ def test_the_axis_to_the_right_begins_at_zero_where_that_costs_little(x: list[fl
 
 
 def test_limits_hold_lines_intervals_and_the_level() -> None:
-    lines = [line([0, 1], [0.0, 10.0], low=np.array([-10.0, 0.0]), high=np.array([0.0, 30.0]))]
-    limits = [(found.y.low, found.y.high) for found in (chart("t", lines), chart("t", lines, level=70.0))]
-    assert limits == [(-12.0, 32.0), (-14.0, 74.0)]
+    lines = [line([0, 1], [0, 10], low=[-10, 0], high=[0, 30])]
+    assert chart("t", lines).y == Scale(-12.0, 32.0) and chart("t", lines, level=70.0).y == Scale(-14.0, 74.0)
     assert chart("t", lines, span=(0.0, 1.0)).y == Scale(0.0, 1.0)
     assert chart("t", lines, ticks=["a", "b"]).x == Scale(-0.4, 1.4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,22 +20,10 @@ from torchrl_reg.cli import main
 
 
 @pytest.fixture
-def run(make_run):
-    """A run of 400 frames that has written training rows at ``frames``: returns are a tenth of these, and the seed."""
-
-    def make(folder: str, *, frames: tuple[int, ...] = (100, 200), seed: int = 0, done: bool = False, **more) -> Path:
-        rows = [{"frames": f, "return_mean": f / 10 + seed, "fps": 10.0, "wall_seconds": f / 10} for f in frames]
-        rows = [{"event": "train", **row} for row in rows]
-        return make_run(folder, (), train=rows, seed=seed, done=done, **{"algo__total_frames": 400, **more})
-
-    return make
-
-
-@pytest.fixture
 def shown(capsys, monkeypatch):
     """What one frame of the folders shows."""
 
-    def show(*words: str | Path, columns: int = 120) -> str:
+    def show(*words: str | Path, columns: int = 140) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
         assert main(["watch", *map(str, words), "--once"]) == 0
         return capsys.readouterr().out
@@ -42,8 +31,8 @@ def shown(capsys, monkeypatch):
     return show
 
 
-def test_one_frame_counts_runs_frames_speed_and_time_left(run, shown, tmp_path: Path) -> None:
-    run("m_dqn/seed=0", frames=(100, 200, 400), done=True), run("m_dqn/seed=1", seed=1)
+def test_one_frame_counts_runs_frames_speed_and_time_left(going, shown, tmp_path: Path) -> None:
+    going("m_dqn/seed=0", frames=(100, 200, 400), done=True), going("m_dqn/seed=1", seed=1)
     out = shown(tmp_path)
     assert out.startswith("2 runs  1 done  1 running  600 of 800 frames\n")
     line = next(line for line in out.splitlines() if "m_dqn" in line)
@@ -53,25 +42,29 @@ def test_one_frame_counts_runs_frames_speed_and_time_left(run, shown, tmp_path: 
     assert " m_dqn/seed=0 " in out and " m_dqn/seed=1 " in out
 
 
-def test_planned_runs_wait_until_they_begin(run, shown, tmp_path: Path) -> None:
+def test_planned_runs_wait_until_they_begin(going, shown, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    run("sweep/m_dqn/cartpole/tau=1/seed=0", frames=(100, 200, 400), done=True)
+    going("sweep/m_dqn/cartpole/tau=1/seed=0", frames=(100, 200, 400), done=True)
     listed = [f"m_dqn/cartpole/tau={tau}/seed={seed}" for tau in (1, 2) for seed in range(3)]
-    rows = [json.dumps({"array": None, "elements": [[run] for run in listed[:3]]}), '{"array": ']
-    rows.append(json.dumps({"array": "7", "elements": [listed[2:]]}))
+    rows = [
+        json.dumps({"elements": [[run] for run in listed[:3]]}),
+        '{"array": ',
+        json.dumps({"elements": [listed[2:]]}),
+    ]
     (sweep / "jobs.jsonl").write_text("\n".join(rows))
     (sweep / "m_dqn/cartpole/tau=1/seed=1.failed").write_text("{}")
     for folder in (sweep, tmp_path):
         out = shown(folder)
-        assert out.startswith("6 runs  1 done  1 failed  4 waiting  400 of 2.4k frames\n") and "1/3 1 failed" in out
+        assert out.startswith("6 runs  1 done  1 failed  4 waiting  400 of 2.4k frames\n")
+        assert " 400  33% " in out and "1/3 1 failed" in out
     out = shown(sweep / "m_dqn/cartpole/tau=1")
     assert out.startswith("3 runs  1 done  1 failed  1 waiting  400 of 1.2k frames\n")
 
 
 @pytest.mark.parametrize("height", [8, 20, 40, 43, 200])
-def test_a_frame_fits_the_screen(run, tmp_path: Path, height: int) -> None:
+def test_a_frame_fits_the_screen(going, tmp_path: Path, height: int) -> None:
     for env in "abcdefgh":
-        run(f"{env}/seed=0", env=env)
+        going(f"{env}/seed=0", env=env)
     watcher = Watcher([tmp_path])
     watcher.refresh()
     console = Console(width=100, file=StringIO())
@@ -83,62 +76,53 @@ def test_a_frame_fits_the_screen(run, tmp_path: Path, height: int) -> None:
     assert (out.count("● ") == 8) == (height >= 8 * 4 + 1)
 
 
-def test_what_cannot_be_grouped_or_read_or_drawn_is_shown_all_the_same(run, shown, tmp_path: Path) -> None:
-    run("one"), run("two")  # one seed twice
-    (run("three", env="a") / "metrics.jsonl").write_text("")
-    (run("four", env="b") / "metrics.jsonl").write_text('{"event": "train", "frames": 8, "return_mean": null}\n')
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/config.yaml").write_text("a: 1\n")
+def test_what_cannot_be_grouped_or_read_or_drawn_is_shown_all_the_same(going, shown, tmp_path: Path) -> None:
+    going("one"), going("two")  # one seed twice
+    (going("three", env="a") / "metrics.jsonl").write_text("")
+    (going("four", env="b") / "metrics.jsonl").write_text('{"event": "train", "frames": 8, "return_mean": null}\n')
+    (going("five") / "config.yaml").write_text("a: 1\n")
     out = shown(tmp_path)
     assert all(f" {name} " in out for name in ("one", "two", "three", "four")) and "must be that of a run" in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["absent"], "torchrl-reg: FOLDER must be an existing folder, got absent.\n"),
-        ([".", "--every", "0"], "torchrl-reg: --every must be > 0 seconds, got 0.\n"),
-        ([".", "--every", "nan"], "torchrl-reg: --every must be > 0 seconds, got nan.\n"),
-    ],
-)
-def test_bad_arguments(capsys, arguments: list[str], message: str) -> None:
-    assert main(["watch", *arguments]) == 1
-    assert capsys.readouterr() == ("", message)
+def test_bad_arguments(capsys) -> None:
+    assert main(["watch", "absent"]) == 1
+    assert capsys.readouterr() == ("", "torchrl-reg: FOLDER must be an existing folder, got absent.\n")
+    for every in ("0", "nan"):
+        assert main(["watch", ".", "--every", every]) == 1
+        assert capsys.readouterr() == ("", f"torchrl-reg: --every must be > 0 seconds, got {every}.\n")
 
 
-def test_methods_are_told_apart_at_80_columns(run, shown, tmp_path: Path) -> None:
-    for tau in (0.001, 0.002):
-        for alpha in (0.125, 0.25):
-            run(f"{tau}{alpha}/seed=0", recipe="mutual_information", algo__tau=tau, algo__alpha=alpha)
+def test_methods_are_told_apart_at_80_columns(going, shown, tmp_path: Path) -> None:
+    settings = [f"tau={tau} alpha={alpha}" for tau, alpha in product((0.001, 0.002), (0.125, 0.25))]
+    for text in settings:
+        more = {f"algo__{key}": float(value) for key, value in (word.split("=") for word in text.split())}
+        going(f"{text}/seed=0", recipe="mutual_information", **more)
     out = shown(tmp_path, columns=80)
-    for tau in (0.001, 0.002):
-        for alpha in (0.125, 0.25):
-            assert f"mutual_information tau={tau} alpha={alpha} " in out
-    assert max(map(len, out.splitlines())) <= 80
+    assert all(f"mutual_information {text} " in out for text in settings) and max(map(len, out.splitlines())) <= 80
     out = shown(tmp_path, columns=50)
     assert [out.count(part) for part in ("tau=0.001", "tau=0.002", "alpha=0.25", "alpha=0.125")] == [2] * 4
 
 
-def test_what_slurm_says_is_on_the_screen(run, shown, tmp_path: Path, monkeypatch) -> None:
+def test_what_slurm_says_is_on_the_screen(going, shown, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("slurm.status")
-    run("s/m_dqn/cartpole/default/seed=0")
+    going("s/m_dqn/cartpole/default/seed=0")
     listed = [[f"m_dqn/cartpole/default/seed={seed}"] for seed in range(3)]
     (tmp_path / "s/jobs.jsonl").write_text(json.dumps({"array": "7", "elements": listed}) + "\n")
     (tmp_path / "s/sweep.yaml").write_text("{}")
-    for name, text in (("sbatch", ""), ("squeue", "7_1|PENDING|PartitionTimeLimit\n7_2|PENDING|Priority\n")):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    pending = "7_1|PENDING|PartitionTimeLimit\n7_2|PENDING|Priority\n"
+    for name, text in (("sbatch", ""), ("squeue", pending)):
         (tmp_path / name).write_text(f"#!/bin/sh\nprintf '{text}'\n")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert "waiting: 1 for PartitionTimeLimit: never starts: lower cluster.minutes" in shown(
-        tmp_path / "s", columns=140
-    )
+    assert "waiting: 1 for PartitionTimeLimit: never starts: lower cluster.minutes" in shown(tmp_path / "s")
     (tmp_path / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
-    assert "squeue failed: no controller." in shown(tmp_path / "s", columns=140)
+    assert "squeue failed: no controller." in shown(tmp_path / "s")
 
 
-def test_runs_that_diverged_or_failed_are_named_with_their_last_words(run, shown, tmp_path: Path) -> None:
+def test_runs_that_diverged_or_failed_are_named_with_their_last_words(going, shown, tmp_path: Path) -> None:
     for seed in range(8):
-        path = run(f"x/seed={seed}", seed=seed)
+        path = going(f"x/seed={seed}", seed=seed)
         (path / "failed.json").write_text(json.dumps({"last_line": f"loss is nan\x1b[2J, seed {seed}"}))
     (tmp_path / "x/seed=0.failed").write_text(json.dumps({"last_line": "killed: out of memory"}))
     with (tmp_path / "x/seed=1/metrics.jsonl").open("a") as file:

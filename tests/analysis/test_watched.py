@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,9 @@ import pytest
 from torchrl_reg.analysis.watched import Watcher
 
 
-def train(frames: int, value: float) -> dict:
-    return {"event": "train", "frames": frames, "return_mean": value, "fps": 10.0, "wall_seconds": frames / 10}
-
-
-@pytest.fixture
-def run(make_run):
-    """A run at 200 of 300 frames without evaluations: its returns are a tenth of the frames, and the seed."""
-
-    def make(folder: str, *, seed: int = 0, done: bool = False, **more) -> Path:
-        rows = [train(frames, frames / 10 + seed) for frames in (100, 200)]
-        return make_run(folder, (), train=rows, seed=seed, done=done, **more)
-
-    return make
+def row(frames: int, value: float) -> str:
+    numbers = {"return_mean": value, "fps": 10.0, "wall_seconds": frames / 10}
+    return json.dumps({"event": "train", "frames": frames, **numbers}) + "\n"
 
 
 @pytest.fixture
@@ -32,45 +23,46 @@ def watcher(tmp_path: Path) -> Watcher:
     return Watcher([tmp_path])
 
 
-def test_states(run, tmp_path: Path, watcher: Watcher) -> None:
-    paths = [run(f"seed={seed}", seed=seed, done=seed == 0) for seed in range(5)]
+def test_states(going, tmp_path: Path, watcher: Watcher) -> None:
+    paths = [going(f"seed={seed}", seed=seed, done=seed == 0) for seed in range(5)]
+    paths.append(going("seed=5", seed=5, frames=(100, 5000)))  # 490 seconds between its rows
     (tmp_path / "seed=1.failed").write_text("{}")
     (paths[2] / "metrics.jsonl").unlink()
-    os.utime(paths[4] / "metrics.jsonl", (0, 0))
+    for path, quiet in zip(paths[3:], (200, 400, 1000), strict=True):
+        os.utime(path / "metrics.jsonl", (0, time.time() - quiet))
     watcher.refresh()
-    assert [run.state() for run in watcher.runs.values()] == ["done", "failed", "waiting", "running", "silent"]
+    states = ["done", "failed", "waiting", "running", "silent", "running"]
+    assert [run.state() for run in watcher.runs.values()] == states
 
 
-def test_runs_appear_vanish_and_resume_between_two_looks(run, watcher: Watcher) -> None:
-    first = run("seed=0")
+def test_runs_appear_vanish_and_resume_between_two_looks(going, watcher: Watcher) -> None:
+    first = going("seed=0")
     watcher.refresh()
-    run("seed=1", seed=1)
-    (first / "metrics.jsonl").write_text(json.dumps(train(100, 3.0)) + "\n")
+    second = going("seed=1", seed=1)
+    (first / "metrics.jsonl").write_text(row(100, 3.0))
     watcher.refresh()
     frames, returns = watcher.runs[first].returns("train")
-    assert watcher.runs[first].frames == 100 and (frames.tolist(), returns.tolist()) == ([100], [3.0])
-    assert len(watcher.runs) == 2
+    assert (frames.tolist(), returns.tolist(), watcher.runs[first].frames) == ([100], [3.0], 100)
     shutil.rmtree(first)
     watcher.refresh()
-    assert [path.name for path in watcher.runs] == ["seed=1"]
+    assert list(watcher.runs) == [second]
 
 
-def test_a_command_written_after_the_config_names_the_recipe(run, watcher: Watcher) -> None:
-    path = run("seed=0")
-    command = (path / "command.txt").read_text()
-    (path / "command.txt").unlink()
+def test_a_command_written_after_the_config_names_the_recipe(going, watcher: Watcher) -> None:
+    path = going("seed=0")
+    (path / "command.txt").rename(path / "later")
     watcher.refresh()
     assert [group.name for group in watcher.groups()] == ["unknown"]
-    (path / "command.txt").write_text(command)
+    (path / "later").rename(path / "command.txt")
     watcher.refresh()
     assert [group.name for group in watcher.groups()] == ["m_dqn"] and watcher.runs[path].frames == 200
 
 
-def test_the_latest_return_is_that_of_the_last_frame_all_seeds_reached(run, watcher: Watcher) -> None:
-    run("m/seed=0")
-    with (run("m/seed=1", seed=1) / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(train(250, 99.0)) + "\n")
+def test_the_latest_return_is_that_of_the_last_frame_all_seeds_reached(going, watcher: Watcher) -> None:
+    going("m/seed=0")
+    with (going("m/seed=1", seed=1) / "metrics.jsonl").open("a") as file:
+        file.write(row(250, 99.0))
     watcher.refresh()
     (group,) = watcher.groups()
     assert group.latest("train") == 20.5 and group.latest("eval") is None
-    assert [run.remaining_seconds for run in group.runs] == [10.0, 5.0]
+    assert [run.remaining_seconds for run in group.runs] == [20.0, 15.0]

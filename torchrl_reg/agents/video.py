@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,15 @@ def write_video(path: Path, frames: Iterable[Picture], frames_per_second: float)
     """
     if path.suffix not in FORMATS:
         raise AgentError(f"A video must be a file ending in {' or '.join(FORMATS)}, got {path.name}.")
-    counted = _Counted(frames)
-    remaining = iter(counted)
+    numbers = count()
+    remaining = (frame for frame, _ in zip(frames, numbers, strict=False))
     first = next(remaining, None)
     if first is None:
         raise AgentError(f"{path} must have at least one frame, got none.")
     path.parent.mkdir(parents=True, exist_ok=True)
     write = _write_gif if path.suffix == ".gif" else _write_mp4
     write(path, first, chain([first], remaining), frames_per_second)
-    return counted.number
+    return next(numbers)
 
 
 def _write_gif(path: Path, first: Picture, frames: Iterable[Picture], frames_per_second: float) -> None:
@@ -65,10 +65,10 @@ def show_in_window(title: str, frames: Iterable[Picture], frames_per_second: flo
         import pygame
     except ImportError:
         raise AgentError("A window needs pygame, got none: pip install -e '.[recipes]', or use --out.") from None
-    counted, window, clock = _Counted(frames), None, pygame.time.Clock()
+    shown, window, clock = 0, None, pygame.time.Clock()
     pygame.display.init()
     try:
-        for frame in counted:
+        for shown, frame in enumerate(frames, 1):  # noqa: B007
             window = window or pygame.display.set_mode((frame.shape[1], frame.shape[0]))
             pygame.display.set_caption(title)
             window.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
@@ -78,16 +78,4 @@ def show_in_window(title: str, frames: Iterable[Picture], frames_per_second: flo
                 break
     finally:
         pygame.display.quit()
-    return counted.number
-
-
-class _Counted:
-    """Frames, counted as they pass."""
-
-    def __init__(self, frames: Iterable[Picture]) -> None:
-        self._frames, self.number = frames, 0
-
-    def __iter__(self) -> Iterator[Picture]:
-        for frame in self._frames:
-            self.number += 1
-            yield frame
+    return shown

@@ -92,44 +92,32 @@ AGGREGATES: dict[str, Estimator] = {
 }
 
 
-def stratified_estimate(
-    scores: Sequence[ArrayLike], estimator: Estimator, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Estimate:
-    """``estimator`` with its percentile interval, resampling the runs within each task.
+def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, resamples: int = 10_000) -> Estimate:
+    """``estimator`` with its 95% percentile interval, resampling the runs within each task; always the same draws.
 
     Args:
         scores: one array of runs ``[n_t]`` a task.
         estimator: of this module, or any function alike.
-        level: coverage of the interval.
         resamples: R.
-        seed: equal seeds give equal intervals.
 
     Raises:
         AnalysisError: no task, a task without runs, or a score that is not a finite number.
     """
     runs, sizes = _joined(scores)
-    band = stratified_bootstrap(runs[None], sizes, estimator, level=level, resamples=resamples, seed=seed)
+    band = stratified_bootstrap(runs[None], sizes, estimator, resamples=resamples)
     return Estimate(*band[:, 0].tolist())
 
 
-def stratified_bootstrap(
-    runs: Array,
-    sizes: Sequence[int],
-    estimator: Estimator,
-    *,
-    level: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> Array:
+def stratified_bootstrap(runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000) -> Array:
     """Estimates ``[3, L]`` (value, low, high) for ``L`` sets of runs ``[L, N]``: frames of a curve, thresholds.
 
     All sets see the same resamples, so a curve's band moves smoothly.
     """
     counts = np.asarray(sizes, np.int64)
     # Places [R, N] of the runs drawn, each within its own task.
-    picks = np.random.default_rng(seed).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
+    picks = np.random.default_rng(0).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
     picks += np.repeat(_starts(sizes), counts)
-    bands = [_interval(estimator(each[picks], sizes), level) for each in runs]
+    bands = [_interval(estimator(each[picks], sizes)) for each in runs]
     return np.concatenate((estimator(runs, sizes)[None], np.reshape(bands, (-1, 2)).T))
 
 
@@ -222,9 +210,9 @@ def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
     return runs, [len(task) for task in tasks]
 
 
-def _interval(resampled: Array, level: float = 0.95) -> Array:
-    """The ends of the percentile interval over the first axis."""
-    return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+def _interval(resampled: Array) -> Array:
+    """The ends of the 95% percentile interval over the first axis."""
+    return np.quantile(resampled, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
 
 
 def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
