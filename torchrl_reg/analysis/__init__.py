@@ -5,8 +5,10 @@ from torchrl_reg.analysis.groups import Group, group_runs
 from torchrl_reg.analysis.published import (
     RANDOM_RETURNS,
     SAC_ANCHORS,
+    NormalizedScores,
     human_normalized_score,
     normalized_score,
+    sac_normalized_scores,
 )
 from torchrl_reg.analysis.runs import RunRecord, find_runs
 
@@ -15,9 +17,11 @@ __all__ = [
     "SAC_ANCHORS",
     "AnalysisError",
     "Group",
+    "NormalizedScores",
     "RunRecord",
     "find_runs",
     "group_runs",
     "human_normalized_score",
     "normalized_score",
+    "sac_normalized_scores",
 ]
