@@ -39,7 +39,7 @@ def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, processes, flock, m
     other = processes.Process(target=child.hold_folder, args=(str(tmp_path), flock is not without_locks, there))
     other.start()
     try:
-        assert here.poll(60) and here.recv() == "held"
+        assert here.poll(200) and here.recv() == "held"
         sentence = rf"is being written by process {other.pid} on {socket.gethostname()} since 20.*; wait for it, "
         with pytest.raises(ConfigError, match=sentence):
             FolderLock(tmp_path)

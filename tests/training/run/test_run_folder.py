@@ -125,16 +125,6 @@ def test_a_long_difference_is_shortened(tmp_path):
     assert len(str(refusal.value)) < 600
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_one_sentence(closed):
-    closed.chmod(0o500)
-    try:
-        with pytest.raises(ConfigError, match="cannot be used: Permission denied"):
-            _open(_config(closed))
-    finally:
-        closed.chmod(0o700)
-
-
 def test_a_write_that_fails_is_one_sentence(tmp_path, monkeypatch):
     def fail(path, text):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
