@@ -153,7 +153,10 @@ def test_whose_prior_is_learnt(method, start, monkeypatch):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("m_dqn", "q_learning +method=m_dqn"),
+        (
+            "m_dqn algo.tau=0.5 algo.alpha=0.5 algo.clip_min=-0.3",
+            "q_learning +method=m_dqn regularizer.tau=0.5 shaping.alpha=0.5 shaping.clip_min=-0.3",
+        ),
         ("m_iqn", "q_learning +method=m_iqn"),
         ("mirl algo.method=dqn", "dqn"),
     ],
