@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,48 +10,33 @@ from tensordict import TensorDict
 
 from torchrl_reg import load_policy
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-TINY = ["env=multigoal", "algo.total_frames=96", "algo.learning_starts_frames=64", "algo.batch_size=8"]
-TINY += ["policy.num_cells=[8]", "run.eval_episodes=1", "run.progress=false"]
+TINY = "env=multigoal algo.total_frames=96 algo.learning_starts_frames=64 algo.batch_size=8"
+TINY += " policy.num_cells=[8] run.eval_episodes=1 run.progress=false"
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipes_{name}_of_multigoal", RECIPES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def acting(*actions):
+    """A policy that gives these ``actions``."""
+    return SimpleNamespace(actor=lambda td: td.set("action", torch.tensor(actions)))
 
 
-def test_where_points_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_points_arrive(load):
     """Up for half of them, nowhere for the others."""
-    script = load("multigoal", monkeypatch)
-    upwards = torch.tensor([[0.0, 0.9], [0.0, 0.0]] * 3)
-    actor = lambda td: td.set("action", upwards)  # noqa: E731
-    walks, goal = script.paths(SimpleNamespace(actor=actor), 6)
+    walks, goal = load("multigoal").paths(acting(*[[0.0, 0.9], [0.0, 0.0]] * 3), 6)
     assert goal.tolist() == [2, 4] * 3
-    assert (
-        len(walks[1]) == 31
-        and all(walk[0].tolist() == [0.0, 0.0] for walk in walks)
-        and 5 <= len(walks[0]) <= 7
-        and walks[0][-1, 1] > 4
-    )
+    assert len(walks[1]) == 31 and 5 <= len(walks[0]) <= 7 and walks[0][-1, 1] > 4
+    assert all(walk[0].tolist() == [0.0, 0.0] for walk in walks)
 
 
-def test_which_way_actions_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_way_actions_point(load):
     """Two of four point right, one left, one down."""
-    script = load("multigoal", monkeypatch)
-    actions = torch.tensor([[0.9, 0.3], [0.2, 0.1], [-0.5, 0.4], [-0.1, -0.2]])
-    actor = lambda td: td.set("action", actions)  # noqa: E731
-    assert script.directions(SimpleNamespace(actor=actor), 4).tolist() == [0.5, 0.25, 0.0, 0.25]
+    policy = acting([0.9, 0.3], [0.2, 0.1], [-0.5, 0.4], [-0.1, -0.2])
+    assert load("multigoal").directions(policy, 4).tolist() == [0.5, 0.25, 0.0, 0.25]
 
 
 @pytest.mark.parametrize("name", ["soft_q", "sac", "virel"])
-def test_a_run_is_read_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, recipe = load("multigoal", monkeypatch), load(name, monkeypatch)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", f"run.dir={tmp_path / 'run'}", *TINY])
-    recipe.main()
+def test_a_run_is_read_and_drawn(name, start, load, tmp_path):
+    script = load("multigoal")
+    start(f"{name} {TINY}")
     trained = script.read(tmp_path / "run")
     assert trained.name == "run"
     state = TensorDict({"observation": torch.randn(5, 2)}, [5])
@@ -72,29 +53,18 @@ def test_a_run_is_read_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_a_compiled_soft_q_run_is_the_eager_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_compiled_soft_q_run_is_the_eager_one(start, capsys):
     """One graph of the losses and their gradients; with PyTorch's own random numbers, as drawn without compiling."""
-    recipe, rows = load("soft_q", monkeypatch), {}
-    for compiled in ("false", "true"):
-        folder = tmp_path / compiled
-        settings = [f"run.dir={folder}", *TINY, "run.log_every_frames=32", f"run.compile={compiled}"]
-        monkeypatch.setattr(sys, "argv", ["soft_q.py", *settings])
-        recipe.main()
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        rows[compiled] = [line for line in lines if "loss_qvalue" in line]
+    words = f"soft_q {TINY} run.log_every_frames=32 run.compile"
+    eager, compiled = ([row for row in start(f"{words}={on}", on) if "ess" in row] for on in ("false", "true"))
     assert "no single graph" not in capsys.readouterr().err
-    assert rows["true"][-1]["updates"] == 32 and len(rows["true"]) == len(rows["false"])
-    for eager, row in zip(rows["false"], rows["true"], strict=True):
+    assert compiled[-1]["updates"] == 32 and len(compiled) == len(eager)
+    for one, other in zip(eager, compiled, strict=True):
         for name in ("loss_qvalue", "loss_actor", "td_error", "value", "ess", "spread"):
-            assert row[name] == pytest.approx(eager[name], rel=1e-4, abs=1e-6)
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6)
 
 
-def test_what_is_no_run_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = load("multigoal", monkeypatch)
+def test_what_is_no_run_is_one_sentence(load, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        script.main([str(tmp_path)])
+        load("multigoal").main([str(tmp_path)])
     assert "must hold a finished run of soft_q, sac or virel on env=multigoal" in capsys.readouterr().err

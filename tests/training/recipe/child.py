@@ -1,10 +1,13 @@
-"""The body of a child process of the tests: the tiny recipe's command line, output to files."""
+"""Bodies of child processes of the tests."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent / "tiny_dqn.py"
@@ -22,3 +25,18 @@ def run_tiny_recipe(arguments: list[str], folder: str) -> None:
     from torchrl_reg.training import recipe
 
     recipe(tiny_dqn.Config, tiny_dqn.train)()
+
+
+def hold_folder(folder: str, has_locks: bool, told: Connection) -> None:
+    """Owns the run folder, on a file system with or without ``flock``, until the process is killed."""
+    from torchrl_reg.training.run.folder_lock import FolderLock
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if not has_locks:
+        fcntl.flock = no_locks
+    lock = FolderLock(Path(folder))
+    told.send("held")
+    told.recv()
+    lock.release()

@@ -68,15 +68,11 @@ def test_the_newest_is_restored_and_two_are_kept(tmp_path):
     _assert_restored(tmp_path, 300, history[300])
 
 
-def test_nothing_to_load(tmp_path):
-    assert _Training(tmp_path).folder.load_latest() is None
-
-
 def test_torchrl_reads_the_weights_without_this_package(tmp_path):
+    assert _Training(tmp_path).folder.load_latest() is None  # nothing to load
     training, _ = _saved(tmp_path, 100)
     net = torch.nn.Linear(2, 1)
-    path = tmp_path / "checkpoints" / "checkpoint-000000000100.torchrl"
-    assert Checkpoint(net=net).load(path).loaded == {"net"}
+    assert Checkpoint(net=net).load(training.folder.newest()).loaded == {"net"}
     assert torch.equal(net.weight, training.net.weight)
 
 
@@ -100,26 +96,23 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_offered(tmp_path, har
     _assert_restored(tmp_path, 100, history[100])
 
 
-def test_a_damaged_replay_file_is_named(tmp_path):
-    _saved(tmp_path, 100, 200)
-    chunk = tmp_path / "checkpoints" / "replay" / "000000000005-000000000010.pt"
-    chunk.write_bytes(chunk.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"000000000005-000000000010.pt is missing or damaged"):
-        _Training(tmp_path).folder.load_latest()
-
-
-def test_the_only_checkpoint_damaged(tmp_path):
-    _saved(tmp_path, 100)
-    (tmp_path / "checkpoints" / "checkpoint-000000000100.torchrl").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="start from the beginning"):
-        _Training(tmp_path).folder.load_latest()
-
-
-def test_a_checkpoint_of_another_program_is_refused_in_one_sentence(tmp_path):
-    _saved(tmp_path, 100)
-    other = CheckpointFolder(tmp_path / "checkpoints", {"net": torch.nn.Linear(3, 1)})
-    with pytest.raises(CheckpointError, match="does not fit this program"):
-        other.load_latest()
+@pytest.mark.parametrize(
+    ("frames", "name", "net", "said"),
+    [
+        (200, "replay/000000000005-000000000010.pt", None, r"000000000005-000000000010.pt is missing or damaged"),
+        (100, "checkpoint-000000000100.torchrl", None, "start from the beginning"),
+        (100, None, torch.nn.Linear(3, 1), r"^[^\n]*does not fit this program[^\n]*$"),
+    ],
+    ids=["replay", "the only one", "another program"],
+)
+def test_what_cannot_be_loaded_is_one_sentence(tmp_path, frames, name, net, said):
+    training, _ = _saved(tmp_path, *range(100, frames + 1, 100))
+    if name is not None:
+        file = tmp_path / "checkpoints" / name
+        file.write_bytes(file.read_bytes()[:-1])
+    training.folder.components["net"] = net or training.net
+    with pytest.raises(CheckpointError, match=said):
+        training.folder.load_latest()
 
 
 def test_what_a_killed_save_left_behind_is_ignored_and_removed(tmp_path):
@@ -160,20 +153,6 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_no_litter(tmp_path, monk
     assert not list((tmp_path / "checkpoints").rglob(".*"))
     if "checkpoint-000000000300.torchrl" not in _names(tmp_path):
         _assert_restored(tmp_path, 200, history[200])
-
-
-def test_a_file_size_limit_is_reported_too(tmp_path):
-    resource = pytest.importorskip("resource")
-    training, history = _saved(tmp_path, 100)
-    training.replay.extend(TensorDict({"x": torch.randn(12, 2)}, [12]))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
-    try:
-        with pytest.raises(CheckpointError, match="could not be written"):
-            training.folder.save(200)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    _assert_restored(tmp_path, 100, history[100])
 
 
 def test_a_finished_run_keeps_its_last_archive_only(tmp_path):

@@ -9,10 +9,10 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import child
 import pytest
 
 from torchrl_reg import run_owner
@@ -21,36 +21,25 @@ from torchrl_reg.training import ConfigError
 from torchrl_reg.training.run import folder_lock
 from torchrl_reg.training.run.folder_lock import FolderLock
 
-HOLD = """
-import errno, fcntl, os, sys
-from pathlib import Path
-def no_locks(*_):
+
+def without_locks(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-if sys.argv[2] == "without":
-    fcntl.flock = no_locks
-from torchrl_reg.training.run.folder_lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
-@pytest.fixture(params=["with", "without"])
-def flock(request, monkeypatch):
-    if request.param == "without":
-
-        def no_locks(*_):
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-        monkeypatch.setattr(fcntl, "flock", no_locks)
-    return request.param
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system without locks."""
+    monkeypatch.setattr(fcntl, "flock", without_locks)
 
 
-def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, flock):
-    command = [sys.executable, "-c", HOLD, str(tmp_path), flock]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+@pytest.mark.parametrize("flock", [fcntl.flock, without_locks], ids=["with", "without"])
+def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, processes, flock, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", flock)
+    here, there = processes.Pipe()
+    other = processes.Process(target=child.hold_folder, args=(str(tmp_path), flock is not without_locks, there))
+    other.start()
     try:
-        assert other.stdout.readline() == b"held\n"
+        assert here.poll(200) and here.recv() == "held"
         sentence = rf"is being written by process {other.pid} on {socket.gethostname()} since 20.*; wait for it, "
         with pytest.raises(ConfigError, match=sentence):
             FolderLock(tmp_path)
@@ -58,7 +47,7 @@ def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, flock):
         assert json.loads((tmp_path / OWNER).read_text())["pid"] == other.pid  # the refused one left it alone
     finally:
         other.kill()
-        other.communicate()
+        other.join()
     assert not is_locked(tmp_path / ".lock")
     lock = FolderLock(tmp_path)  # a killed process holds no lock
     assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
@@ -76,8 +65,7 @@ def _owner(folder: Path, age: float, **said) -> Path:
 
 
 @pytest.mark.parametrize(("age", "alive"), [(10.0, True), (run_owner.STALE_SECONDS + 20, False)])
-def test_far_away_the_heartbeat_decides(tmp_path, monkeypatch, age, alive):
-    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+def test_far_away_the_heartbeat_decides(tmp_path, no_flock, age, alive):
     (tmp_path / ".lock").touch()
     owner = _owner(tmp_path, age)
     assert is_alive(owner) == alive == is_locked(tmp_path / ".lock")
@@ -85,16 +73,8 @@ def test_far_away_the_heartbeat_decides(tmp_path, monkeypatch, age, alive):
         with pytest.raises(ConfigError, match="by process .* on far since today"):
             FolderLock(tmp_path)
     else:
-        lock = FolderLock(tmp_path)
+        _held = FolderLock(tmp_path)
         assert json.loads(owner.read_text())["host"] == socket.gethostname()
-        lock.release()
-
-
-def test_a_process_number_that_was_given_again_is_not_the_owner(tmp_path):
-    here = run_owner.this_process()
-    assert is_alive(_owner(tmp_path, 0, **here))
-    assert not is_alive(_owner(tmp_path, 0, **{**here, "began": "1"}))
-    assert not is_alive(_owner(tmp_path, 0, **{**here, "pid": 2**22 + 1}))
 
 
 @pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
@@ -113,36 +93,33 @@ def test_heartbeats_are_judged_by_the_clock_of_the_file_system(tmp_path, monkeyp
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
 @pytest.mark.parametrize("name", ["sleep", "a) S 1 2 (b", "((", "x )"])
-def test_when_a_process_began_is_read_whatever_its_name_is(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+def test_when_a_process_began_is_read_whatever_its_name_is(tmp_path, no_flock, name):
     (tmp_path / ".lock").touch()
     (tmp_path / name).symlink_to(shutil.which("sleep"))
-    child = subprocess.Popen([tmp_path / name, "60"])
+    process = subprocess.Popen([tmp_path / name, "60"])
     try:
-        stat, head = Path(f"/proc/{child.pid}/stat"), f"{child.pid} ({name}) "
+        stat, head = Path(f"/proc/{process.pid}/stat"), f"{process.pid} ({name}) "
         while not (text := stat.read_text()).startswith(head):  # not the program yet
             time.sleep(0.01)
         began = text.removeprefix(head).split()[22 - 3]  # fields are counted from 1, and two are gone
-        assert run_owner.began(child.pid) == began
-        owner = _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": child.pid, "began": began})
+        assert run_owner.began(process.pid) == began
+        owner = _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": process.pid, "began": began})
         assert is_alive(owner) and is_locked(tmp_path / ".lock")
-        _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": child.pid, "began": str(int(began) - 1)})
+        _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": process.pid, "began": str(int(began) - 1)})
         assert not is_alive(owner) and not is_locked(tmp_path / ".lock")
     finally:
-        child.kill()
-        child.wait()
-    assert run_owner.began(child.pid) is None
+        process.kill()
+        process.wait()
+    assert run_owner.began(process.pid) is None
 
 
-def test_an_owner_file_still_being_written_counts_as_an_owner(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+def test_an_owner_file_still_being_written_counts_as_an_owner(tmp_path, no_flock):
     (tmp_path / OWNER).write_text('{"ho')
     with pytest.raises(ConfigError, match="is being written by another process; wait"):
         FolderLock(tmp_path)
 
 
-def test_the_heart_beats(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+def test_the_heart_beats(tmp_path, no_flock, monkeypatch):
     monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.01)
     lock = FolderLock(tmp_path)
     os.utime(tmp_path / OWNER, (0, 0))
