@@ -9,11 +9,13 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from torchrl_reg.training import read_metrics, strip_wall_clock
+from torchrl_reg.training.seeds.seeds_together import train_seeds
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 TINY = ["algo.total_frames=600", "run.checkpoint_every_frames=150"]
@@ -72,17 +74,28 @@ def test_killed_and_started_again_they_end_like_runs_never_interrupted(start, fi
         assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
 
 
-def test_a_seed_that_fails_does_not_stop_the_others(finish, tmp_path):
-    """Here each goes on from a checkpoint of its own, as there is none in common."""
+def test_seeds_without_a_common_checkpoint_go_on_from_their_own(finish, tmp_path):
     settings = [*TINY, "algo.lr=1e38", "algo.learning_starts_frames=400"]  # fails after the second checkpoint
     assert finish("run.seed=3", "run.dir=some/seed=3", *settings) == 1
-    (tmp_path / "some/seed=5").mkdir(parents=True)
-    (tmp_path / "some/seed=5/notes.txt").write_text("not a run")
-    assert finish("run.seeds=[0,3,5]", "run.dir=some", *settings, "run.on_nan=continue") == 1
-    said, errors = ((tmp_path / f"std{name}.txt").read_text() for name in ("out", "err"))
+    assert finish(BOTH, "run.dir=some", *settings) == 1
+    said = (tmp_path / "stdout.txt").read_text()
     assert "resuming some/seed=3 at frame 304, " in said and "starting some/seed=0, " in said
-    assert "some/seed=5, which has no config.yaml" in errors
-    assert all((tmp_path / f"some/seed={seed}/done.json").exists() for seed in (0, 3))
+    (tmp_path / "some/seed=5").mkdir()
+    (tmp_path / "some/seed=5/notes.txt").write_text("not a run")
+    assert finish("run.seeds=[4,5]", "run.dir=some", *TINY) == 1
+    assert "some/seed=5, which has no config.yaml" in (tmp_path / "stderr.txt").read_text()
+
+
+def test_a_seed_that_fails_does_not_stop_the_others(capsys):
+    def train(config):
+        if config.run.seed in (1, 2):
+            raise KeyError(f"of seed {config.run.seed}")
+        trained.append(config.run.seed)
+
+    trained, configs = [], [SimpleNamespace(run=SimpleNamespace(seed=seed)) for seed in range(4)]
+    with pytest.raises(KeyError, match="of seed 1"):
+        train_seeds(train, configs)
+    assert trained == [0, 3] and capsys.readouterr().err == "run.seed=2: KeyError('of seed 2')\n"
 
 
 # ------------------------------------------------------------ recipes whose losses are stacked
