@@ -73,6 +73,17 @@ def test_stacked_optimizers_step_as_each_alone(name):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+def test_an_optimizer_that_steps_alone_again_goes_on_from_the_moments_of_the_stack():
+    seeds = Seeds(FlatRAdam, 2)
+    for number in range(8):
+        seeds.give_gradients()
+        if number == 1:
+            stacked = seeds.stacked()
+        for optimizer in [*seeds.others, *([stacked] if 0 < number < 6 else seeds.optimizers)]:
+            optimizer.step()
+        torch.testing.assert_close(seeds.views, seeds.alone)
+
+
 def change_rate(optimizer):
     optimizer.param_groups[0]["lr"] = 0.5
 
