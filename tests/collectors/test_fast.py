@@ -35,87 +35,76 @@ CPU = torch.device("cpu")
 CARTPOLE = EnvSettings("cartpole", max_episode_frames=21)
 PENDULUM = EnvSettings("pendulum", max_episode_frames=7)
 MINATAR = EnvSettings("minatar", game="breakout", max_episode_frames=30)
+BOXES = ("multicategorical", "autoregressive", "flow", "gaussian", "sampler")
+
+
+def pointing_left(state):
+    """A function that knows of what it gets no more than that it is a tensordict."""
+    assert not state["done"].any() and state.shape == (3,)
+    return state.set("action", (state["observation"][:, 0] + state["episode_reward"][:, 0] > 9).long())
 
 
 def with_outputs(env, size):
     return torch.nn.Linear(env.observation_spec["observation"].shape[-1], size)
 
 
-DISTRIBUTIONS = {
-    "quantiles": lambda settings, env, spec: QuantileQActor(quantile_network(settings, env), spec=spec),
-    "atoms": lambda _, env, spec: CategoricalQActor(with_outputs(env, 11 * spec.n), num_atoms=11, spec=spec),
-    "fixed": lambda _, env, spec: FixedQuantileQActor(with_outputs(env, 7 * spec.n), num_quantiles=7, spec=spec),
-}
-
-
-def q_policy(env, exploration):
+def q_actor(env, kind):
     spec = env.full_action_spec_unbatched["action"]
-    name = "mlp" if len(env.observation_spec["observation"].shape) == 2 else "minatar"
-    settings = NetSettings(name, num_cells=[16])
-    if exploration in DISTRIBUTIONS:
-        return TensorDictSequential(DISTRIBUTIONS[exploration](settings, env, spec), EGreedyModule(spec, eps_init=0.4))
-    actor = QValueActor(q_network(settings, env), spec=spec)
-    if exploration == "epsilon":
-        return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.1))
-    if exploration == "greedy":
+    settings = NetSettings("mlp" if len(env.observation_spec["observation"].shape) == 2 else "minatar", num_cells=[16])
+    if kind == "quantiles":
+        return QuantileQActor(quantile_network(settings, env), spec=spec)
+    if kind == "atoms":
+        return CategoricalQActor(with_outputs(env, 11 * spec.n), num_atoms=11, spec=spec)
+    if kind == "fixed":
+        return FixedQuantileQActor(with_outputs(env, 7 * spec.n), num_quantiles=7, spec=spec)
+    return QValueActor(q_network(settings, env), spec=spec)
+
+
+def acting(env, kind):
+    if kind in BOXES:
+        return policy(PolicySettings(name=kind, num_cells=[16]), env)
+    if kind == "function":
+        return pointing_left
+    actor, spec = q_actor(env, kind), env.full_action_spec_unbatched["action"]
+    if kind == "greedy":
         return actor
-    if exploration == "boltzmann":
+    if kind == "boltzmann":
         return BoltzmannQActor(actor, tau=0.5)
-    return TensorDictSequential(actor, PriorEGreedyModule(spec, ActionPrior(spec.n, beta=2.0), eps_init=0.4))
+    if kind == "prior":
+        return TensorDictSequential(actor, PriorEGreedyModule(spec, ActionPrior(spec.n, beta=2.0), eps_init=0.4))
+    return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.1))
 
 
-def box_policy(env, name):
-    return policy(PolicySettings(name=name, num_cells=[16]), env)
-
-
-def pointing_left(env, _):
-    """A function that knows of what it gets no more than that it is a tensordict."""
-
-    def act(state):
-        assert not state["done"].any() and state.shape == (3,)
-        return state.set("action", (state["observation"][:, 0] + state["episode_reward"][:, 0] > 9).long())
-
-    return act
-
-
-BOXES = ("multicategorical", "autoregressive", "flow", "gaussian", "sampler")
-CASES = [
-    *[(CARTPOLE, q_policy, kind) for kind in ("epsilon", "greedy", "boltzmann", "prior", *DISTRIBUTIONS)],
-    (MINATAR, q_policy, "epsilon"),
-    *[(PENDULUM, box_policy, kind) for kind in BOXES],
-    (CARTPOLE, pointing_left, "function"),
-]
-PLAIN_CASES = [case for case in CASES if case[2] not in ("gaussian", "function")]
-
-
-def batches(settings, make_policy, kind, collector, count=12, num_envs=3):
+def batches(settings, kind, collector, num_envs, count=12):
     torch.manual_seed(0)
     env = make_env(settings, num_envs)
-    collector = make_collector(
-        env,
-        make_policy(env, kind),
-        frames_per_batch=4 * num_envs,
-        frames_per_step=1,
-        device=CPU,
-        storing_device=CPU,
-        track_trajectories=False,
-        kind=collector,
-    )
-    collector.env.set_seed(5)
+    options = {"device": CPU, "storing_device": CPU, "track_trajectories": False, "kind": collector}
+    made = make_collector(env, acting(env, kind), frames_per_batch=4 * num_envs, frames_per_step=1, **options)
+    made.env.set_seed(5)
     torch.manual_seed(6)
-    collector.reset()
-    iterator = iter(collector)
+    made.reset()
+    iterator = iter(made)
     found = [next(iterator).clone() for _ in range(count)]
-    collector.shutdown()
-    return collector, found
+    made.shutdown()
+    return type(made), found
 
 
-@pytest.mark.parametrize(("settings", "make_policy", "kind"), CASES, ids=[f"{c[0].name}-{c[2]}" for c in CASES])
-def test_batches_are_those_of_the_reference(settings, make_policy, kind):
-    reference, expected = batches(settings, make_policy, kind, "torchrl")
-    fast, found = batches(settings, make_policy, kind, "fast")
-    assert type(reference) is Collector and type(fast) is FastCollector
-    assert sum(batch["next", "done"].sum() for batch in expected) > 3
+@pytest.mark.parametrize(
+    ("settings", "kind", "num_envs"),
+    [
+        *[(CARTPOLE, kind, 3) for kind in ("greedy", "boltzmann", "prior", "quantiles", "atoms", "fixed", "function")],
+        *[(CARTPOLE, "epsilon", 3), (CARTPOLE, "epsilon", 1), (MINATAR, "epsilon", 3)],
+        *[(PENDULUM, kind, 3) for kind in BOXES],
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_batches_are_those_of_the_reference(settings, kind, num_envs, monkeypatch):
+    reference, expected = batches(settings, kind, "torchrl", num_envs)
+    if kind not in ("gaussian", "function"):  # the others do without a tensordict at each step
+        monkeypatch.setattr(plain, "_through_a_tensordict", lambda module, *_: pytest.fail(f"{type(module).__name__}"))
+    fast, found = batches(settings, kind, "fast", num_envs)
+    assert (reference, fast) == (Collector, FastCollector)
+    assert sum(batch["next", "done"].sum() for batch in expected) >= num_envs
     for one, other in zip(expected, found, strict=True):
         assert set(one.keys(True, True)) == set(other.keys(True, True))
         for key in one.keys(True, True):
@@ -123,15 +112,13 @@ def test_batches_are_those_of_the_reference(settings, make_policy, kind):
         assert one.batch_size == other.batch_size and one.device == other.device
 
 
-def test_one_environment():
-    _, expected = batches(CARTPOLE, q_policy, "epsilon", "torchrl", num_envs=1)
-    _, found = batches(CARTPOLE, q_policy, "epsilon", "fast", num_envs=1)
-    assert all((one == other).all() for one, other in zip(expected, found, strict=True))
+@pytest.fixture
+def env():
+    return make_env(CARTPOLE, 3)
 
 
-def test_it_is_a_collector_of_ones_own_script():
-    env = make_env(CARTPOLE, 3)
-    collector = FastCollector(env, q_policy(env, "greedy"), frames_per_batch=12, total_frames=30)
+def test_it_is_a_collector_of_ones_own_script(env):
+    collector = FastCollector(env, acting(env, "greedy"), frames_per_batch=12, total_frames=30)
     assert [batch.batch_size for batch in collector] == [(3, 4)] * 3  # until 30 are reached, as in TorchRL
     collector.shutdown()
     collector.shutdown()
@@ -140,7 +127,7 @@ def test_it_is_a_collector_of_ones_own_script():
 
 def test_batches_keep_their_numbers_when_collection_goes_on():
     env = make_env(MINATAR, 3)
-    iterator = iter(FastCollector(env, q_policy(env, "epsilon"), frames_per_batch=12))
+    iterator = iter(FastCollector(env, acting(env, "epsilon"), frames_per_batch=12))
     first = next(iterator)
     kept = first.clone()
     first["next", "reward"].fill_(7.0)  # a recipe that clips rewards writes into its batch
@@ -149,19 +136,11 @@ def test_batches_keep_their_numbers_when_collection_goes_on():
     assert not (second["next", "reward"] == 7).any()
 
 
-def test_a_reset_begins_episodes_and_their_returns():
-    env = make_env(CARTPOLE, 3)
-    collector = FastCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
-    assert (collector.rollout()["next", "episode_reward"][:, -1] == 2).all()
-    collector.reset()
-    assert (collector.rollout()["episode_reward"][:, 0] == 0).all()
-
-
-def test_what_is_carried_is_a_copy():
-    env = make_env(CARTPOLE, 3)
-    collector = FastCollector(env, q_policy(env, "greedy"), frames_per_batch=6)
+def test_what_is_carried_is_a_copy_and_ends_with_a_reset(env):
+    collector = FastCollector(env, acting(env, "greedy"), frames_per_batch=6)
     last = collector.rollout()["next"][:, -1]
     carried = collector.carried
+    assert (last["episode_reward"] == 2).all()
     assert (carried == last.select("observation", "episode_reward")).all()
     kept = carried.clone()
     carried.zero_()
@@ -169,65 +148,53 @@ def test_what_is_carried_is_a_copy():
     collector.carried = (given := 2 * kept)
     given.zero_()
     assert (collector.carried == 2 * kept).all()
+    collector.reset()
+    assert (collector.rollout()["episode_reward"][:, 0] == 0).all()
 
 
-def test_flags_that_the_policy_writes_are_those_of_their_step():
+def test_flags_that_the_policy_writes_are_those_of_their_step(env):
     def act(state):
         steps.append(len(steps))
         flag = torch.full((3, 1), len(steps) == 2)
         return state.set("action", torch.ones(3).long()).set("truncated", flag if flag.any() else state["truncated"])
 
-    steps, env = [], make_env(CARTPOLE, 3)
+    steps = []
     batch = FastCollector(env, act, frames_per_batch=12).rollout()
     assert batch["truncated"][..., 0].tolist() == [[False, True, False, False]] * 3
     assert not batch["next", "truncated"].any() and not batch["done"].any()
 
 
-@pytest.mark.parametrize("frames", [0, -3, 4])
-def test_frames_that_do_not_fit(frames):
-    env = make_env(CARTPOLE, 3)
-    with pytest.raises(ValueError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
-        FastCollector(env, q_policy(env, "greedy"), frames_per_batch=frames)
-
-
-def test_what_has_to_be_stepped_by_torchrl():
-    cartpole = make_env(CARTPOLE, 3)
-    assert fast_vector(cartpole) is not None
-    for env in (
+def test_what_has_to_be_stepped_by_torchrl(env):
+    assert fast_vector(env) is not None
+    for other in (
         GymEnv("CartPole-v1"),
         make_env(EnvSettings("gridworld", game="square"), 3),
         TransformedEnv(make_env(CARTPOLE, 3), StepCounter(), auto_unwrap=False),
         TransformedEnv(make_env(CARTPOLE, 3), RewardScaling(0.0, 2.0), auto_unwrap=False),
-        cartpole.base_env,  # no returns
+        env.base_env,  # no returns
         TransformedEnv(make_env(CARTPOLE, 3), RewardSum(), auto_unwrap=False),  # in the place of the other's
         TransformedEnv(make_env(CARTPOLE, 3).base_env, RewardSum(["reward"], ["earned"])),
     ):
-        assert fast_vector(env) is None
+        assert fast_vector(other) is None
     with pytest.raises(ValueError, match="env must be a gymnasium vector environment under RewardSum alone"):
         FastCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
+    for frames in (0, -3, 4):
+        with pytest.raises(ValueError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
+            FastCollector(env, acting(env, "greedy"), frames_per_batch=frames)
 
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_hooks_of_a_policy_are_called(hook, part):
+def test_hooks_that_come_and_go_are_heard_from_the_next_batch_on(env, hook, part):
     """A module that does more than its plain form is called with a tensordict."""
-    policy, called = q_policy(make_env(CARTPOLE, 3), "epsilon"), []
+    policy, called = acting(env, "epsilon"), []
     module = (policy, policy[0], policy[0].module[0])[part]
-    getattr(module, hook)(lambda *_: called.append(True))
-    state = {"observation": torch.ones(3, 4)}
-    plain_policy(policy, 3, CPU)(state)
-    assert called and state["action_value"].shape == (3, 2)
-
-
-def test_hooks_that_come_and_go_are_heard_from_the_next_batch_on():
-    env, called = make_env(CARTPOLE, 3), []
-    policy = q_policy(env, "epsilon")
     collector = FastCollector(env, policy, frames_per_batch=6)
     collector.rollout()
-    hook = policy[0].register_forward_hook(lambda *_: called.append(True))
-    collector.rollout()
+    handle = getattr(module, hook)(lambda *_: called.append(True))
+    assert collector.rollout()["action_value"].shape == (3, 2, 2)
     assert len(called) == 2
-    hook.remove()
+    handle.remove()
     collector.rollout()
     assert len(called) == 2
 
@@ -247,27 +214,16 @@ def test_masks_of_a_policy_are_kept(greedy_mask, eps):
     assert allowed == (greedy_mask is not None or eps == 1.0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "make_policy", "kind"), PLAIN_CASES, ids=[f"{c[0].name}-{c[2]}" for c in PLAIN_CASES]
-)
-def test_our_policies_do_without_a_tensordict(settings, make_policy, kind, monkeypatch):
-    monkeypatch.setattr(plain, "_through_a_tensordict", lambda module, *_: pytest.fail(f"{type(module).__name__}"))
-    plain_policy(make_policy(make_env(settings, 2), kind), 2, CPU)
+class Loud(MulticategoricalActor):
+    def forward(self, tensordict):
+        return super().forward(tensordict).set("loud", torch.ones(3))
 
 
-def test_a_policy_that_selects_its_outputs_gives_no_others():
-    policy = q_policy(make_env(CARTPOLE, 3), "epsilon")
-    policy.select_out_keys("action")
-    state = {"observation": torch.ones(3, 4)}
-    plain_policy(policy, 3, CPU)(state)
-    assert set(state) == {"observation", "action"}
-
-
-def test_a_subclass_with_a_forward_of_its_own_is_heard():
-    class Loud(MulticategoricalActor):
-        def forward(self, tensordict):
-            return super().forward(tensordict).set("loud", torch.ones(3))
-
-    state = {"observation": torch.ones(3, 4)}
-    plain_policy(Loud(torch.nn.Linear(4, 5), low=-1.0, high=1.0, num_bins=5), 3, CPU)(state)
-    assert "loud" in state and state["action"].shape == (3, 1)
+def test_a_forward_of_its_own_and_a_selection_of_outputs_are_followed(env):
+    selecting = acting(env, "epsilon")
+    selecting.select_out_keys("action")
+    selected, loud = ({"observation": torch.ones(3, 4)} for _ in range(2))
+    plain_policy(selecting, 3, CPU)(selected)
+    plain_policy(Loud(torch.nn.Linear(4, 5), low=-1.0, high=1.0, num_bins=5), 3, CPU)(loud)
+    assert set(selected) == {"observation", "action"}
+    assert "loud" in loud and loud["action"].shape == (3, 1)

@@ -25,10 +25,11 @@ from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, Qu
 from torchrl_reg.regularizers import Entropy
 from torchrl_reg.training.loop.collection import make_collector
 
-STEPS = 5
+FRAMES = 15  # of a batch: five steps
+ON_GPU = {"policy_device": "cuda", "storing_device": "cuda"}
 
 
-def environment(kind: str) -> EnvBase:
+def environment(kind: str = "epsilon") -> EnvBase:
     name = "pendulum" if kind in ("gaussian", "flow") else "cartpole"
     env = make_env(EnvSettings(name, max_episode_frames=9), num_envs=3)
     env.set_seed(3)
@@ -61,46 +62,55 @@ def learn(actor: nn.Module) -> None:
             module.regularizer.tau = 0.7 * module.regularizer.tau
 
 
-def one_batch_older(kind: str, batches: int) -> Iterator[TensorDictBase]:
+def one_batch_older(kind: str = "epsilon", device: str = "cpu", **devices: str) -> Iterator[TensorDictBase]:
     env = environment(kind)
-    learning = acting(kind, env)
-    collector = FastCollector(env, copy.deepcopy(learning), frames_per_batch=3 * STEPS)
-    torch.manual_seed(5)
-    older = [copy.deepcopy(learning.state_dict())] * 2
-    for _ in range(batches):
+    learning = acting(kind, env).to(device)
+    collector = FastCollector(env, copy.deepcopy(learning), frames_per_batch=FRAMES, **devices)
+    draws, older = OwnGenerators(seed=5), [copy.deepcopy(learning.state_dict())] * 2
+    while True:
         collector.policy.load_state_dict(older.pop(0))
-        yield collector.rollout()
+        with draws:
+            batch = collector.rollout().clone()
+        yield batch
         learn(learning)
         older.append(copy.deepcopy(learning.state_dict()))
 
 
-def overlapped(kind: str, make: Callable[..., Any] | None = None) -> tuple[nn.Module, OverlappedCollector]:
+def overlapped(kind: str = "epsilon", device: str = "cpu", **devices: str) -> tuple[nn.Module, OverlappedCollector]:
     env = environment(kind)
-    learning = acting(kind, env)
-    make = make or (lambda actor: FastCollector(env, actor, frames_per_batch=3 * STEPS))
+    learning = acting(kind, env).to(device)
+    make = lambda actor: FastCollector(env, actor, frames_per_batch=FRAMES, **devices)  # noqa: E731
     return learning, OverlappedCollector(learning, make, seed=5)
 
 
 def assert_same(one: TensorDictBase, other: TensorDictBase) -> None:
-    assert set(one.keys(True, True)) == set(other.keys(True, True))
-    for key, value in one.items(True, True):
-        assert torch.equal(value, other.get(key)), key
+    torch.testing.assert_close(one.to_dict(), other.to_dict(), rtol=0, atol=0)
+
+
+def assert_follows(collector: OverlappedCollector, learning: nn.Module, expected: Iterator[TensorDictBase]) -> int:
+    """Six batches are those ``expected``; returns how many episodes ended in them."""
+    ended = 0
+    for number, found, wanted in zip(range(6), collector, expected, strict=False):
+        assert_same(found, wanted)
+        ended += int(wanted["next", "done"].sum())
+        torch.rand(number + 1)  # the learner's random numbers are its own
+        time.sleep(0.01 * (number % 3))
+        learn(learning)
+    collector.shutdown()
+    return ended
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "boltzmann", "quantiles", "gaussian", "flow"])
 def test_the_policy_is_one_batch_older(kind: str) -> None:
-    expected = list(one_batch_older(kind, 6))
     learning, collector = overlapped(kind)
-    for number, (found, wanted) in enumerate(zip(collector, expected, strict=False)):
-        torch.rand(number + 1)  # the learner's random numbers are its own
-        time.sleep(0.01 * (number % 3))
-        assert_same(found, wanted)
-        if number == 5:
-            break
-        learn(learning)
-    collector.shutdown()
-    assert sum(int(batch["next", "done"].sum()) for batch in expected) > 3
+    assert assert_follows(collector, learning, one_batch_older(kind)) > 3
     assert collector.collector.closed
+
+
+@pytest.mark.gpu
+def test_a_policy_on_a_gpu_is_one_batch_older() -> None:
+    learning, collector = overlapped(device="cuda", **ON_GPU)
+    assert_follows(collector, learning, one_batch_older(device="cuda", **ON_GPU))
 
 
 class Inline(ThreadPoolExecutor):
@@ -113,12 +123,21 @@ class Inline(ThreadPoolExecutor):
 
 
 def test_the_copy_is_made_before_its_batch_begins() -> None:
-    learning, collector = overlapped("epsilon")
+    learning, collector = overlapped()
     collector._thread = Inline()
-    for found, wanted in zip(collector, one_batch_older("epsilon", 5), strict=False):
-        assert_same(found, wanted)
-        learn(learning)
-    collector.shutdown()
+    assert_follows(collector, learning, one_batch_older())
+
+
+def test_torchrls_collector_in_the_thread() -> None:
+    def build(actor: nn.Module) -> Collector:
+        sizes = {"frames_per_batch": FRAMES, "frames_per_step": 1, "track_trajectories": False}
+        cpu = torch.device("cpu")
+        return make_collector(environment(), actor, device=cpu, storing_device=cpu, kind="torchrl", **sizes)
+
+    learning = acting("epsilon", environment())
+    collector = OverlappedCollector(learning, build, seed=5)
+    assert isinstance(collector.collector, Collector)
+    assert_follows(collector, learning, (batch.exclude("collector") for batch in one_batch_older()))
 
 
 class Mode(nn.Module):
@@ -128,10 +147,14 @@ class Mode(nn.Module):
         return torch.full((len(x),), int(not self.training))
 
 
+def acting_by(network: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, OverlappedCollector]:
+    env = environment()
+    policy = TensorDictModule(network, in_keys=["observation"], out_keys=["action"])
+    return policy, OverlappedCollector(policy, lambda actor: FastCollector(env, actor, frames_per_batch=3))
+
+
 def test_the_copy_is_in_the_mode_of_the_policy_when_it_was_made() -> None:
-    env = environment("epsilon")
-    policy = TensorDictModule(Mode(), in_keys=["observation"], out_keys=["action"])
-    collector = OverlappedCollector(policy, lambda actor: FastCollector(env, actor, frames_per_batch=3))
+    policy, collector = acting_by(Mode())
     actions, batches = [], iter(collector)
     for training in (False, True, True, False, True):
         actions.append(int(next(batches)["action"].unique()))
@@ -140,79 +163,22 @@ def test_the_copy_is_in_the_mode_of_the_policy_when_it_was_made() -> None:
     assert actions == [0, 0, 1, 0, 0]
 
 
-@pytest.mark.gpu
-def test_a_policy_on_a_gpu_is_one_batch_older() -> None:
-    def batches(older: bool) -> list[TensorDictBase]:
-        env = environment("epsilon")
-        learning = acting("epsilon", env).to("cuda")
-        sizes = {"frames_per_batch": 3 * STEPS, "policy_device": "cuda", "storing_device": "cuda"}
-        if not older:
-            collector = OverlappedCollector(learning, lambda actor: FastCollector(env, actor, **sizes), seed=5)
-            found = []
-            for batch in collector:
-                found.append(batch.clone())
-                learn(learning)
-                if len(found) == 6:
-                    collector.shutdown()
-                    return found
-        collector, states, found = FastCollector(env, copy.deepcopy(learning), **sizes), [], []
-        states += [copy.deepcopy(learning.state_dict())] * 2
-        with OwnGenerators(seed=5):
-            for _ in range(6):
-                collector.policy.load_state_dict(states.pop(0))
-                found.append(collector.rollout().clone())
-                learn(learning)
-                states.append(copy.deepcopy(learning.state_dict()))
-        return found
-
-    for one, other in zip(batches(older=False), batches(older=True), strict=True):
-        assert_same(one, other)
-
-
-def test_standing_still_changes_nothing() -> None:
-    learning, collector = overlapped("epsilon")
-    batches = iter(collector)
-    for number, wanted in enumerate(one_batch_older("epsilon", 6)):
-        collector.runs_ahead = number not in (1, 4)
-        assert_same(next(batches), wanted)
-        assert (collector._pending is None) == (number in (1, 4))
-        learn(learning)
-    collector.shutdown()
-
-
-def test_it_goes_on_from_its_state() -> None:
-    expected = list(one_batch_older("epsilon", 6))
-    learning, first = overlapped("epsilon")
-    first.runs_ahead = False
+def test_standing_still_changes_nothing_and_is_where_another_goes_on() -> None:
+    expected = one_batch_older()
+    learning, first = overlapped()
     batches = iter(first)
-    for number in range(3):
-        assert_same(next(batches), expected[number])
+    for number in range(5):
+        first.runs_ahead = number not in (1, 4)
+        assert_same(next(batches), next(expected))
+        assert (first._pending is None) == (number in (1, 4))
         learn(learning)
     state, carried = copy.deepcopy(first.state_dict()), first.collector.carried
-    other, second = overlapped("epsilon")
+    other, second = overlapped()
     other.load_state_dict(learning.state_dict())
     second.load_state_dict(state)
     second.collector._vector = first.collector._vector  # environments where they were
     second.collector.carried = carried
-    for number, found in zip(range(3, 6), second, strict=False):
-        assert_same(found, expected[number])
-        learn(other)
-    second.shutdown()
-
-
-def test_torchrls_collector_in_the_thread() -> None:
-    def build(actor: nn.Module) -> Collector:
-        env = environment("epsilon")
-        sizes = {"frames_per_batch": 3 * STEPS, "frames_per_step": 1, "track_trajectories": False}
-        cpu = torch.device("cpu")
-        return make_collector(env, actor, device=cpu, storing_device=cpu, kind="torchrl", **sizes)
-
-    learning, collector = overlapped("epsilon", build)
-    assert isinstance(collector.collector, Collector)
-    for found, wanted in zip(collector, one_batch_older("epsilon", 3), strict=False):
-        assert torch.equal(found["action"], wanted["action"])
-        learn(learning)
-    collector.shutdown()
+    assert_follows(second, other, expected)
 
 
 SEEN: list[ExplorationType] = []
@@ -229,9 +195,7 @@ class Slow(nn.Module):
 
 
 def test_the_exploration_type_of_each_thread() -> None:
-    env = environment("epsilon")
-    policy = TensorDictModule(Slow(), in_keys=["observation"], out_keys=["action"])
-    collector = OverlappedCollector(policy, lambda actor: FastCollector(env, actor, frames_per_batch=3))
+    _, collector = acting_by(Slow())
     batches = iter(collector)
     for _ in range(5):
         next(batches)
@@ -245,62 +209,16 @@ def test_the_exploration_type_of_each_thread() -> None:
 
 
 def test_it_ends_with_its_collector_and_passes_errors_on() -> None:
-    def build(actor: nn.Module) -> FastCollector:
-        return FastCollector(environment("epsilon"), actor, frames_per_batch=3, total_frames=9)
-
-    assert len(list(overlapped("epsilon", build)[1])) == 3
-
-    def fail(state: TensorDictBase) -> TensorDictBase:
+    def fail(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("broken policy")
 
-    broken = TensorDictModule(lambda x: fail(x), in_keys=["observation"], out_keys=["action"])
-    env = environment("epsilon")
-    collector = OverlappedCollector(broken, lambda actor: FastCollector(env, actor, frames_per_batch=3))
+    def nine_frames(actor: nn.Module) -> FastCollector:
+        return FastCollector(environment(), actor, frames_per_batch=3, total_frames=9)
+
+    assert len(list(OverlappedCollector(acting("epsilon", environment()), nine_frames))) == 3
+    _, collector = acting_by(fail)
     with pytest.raises(RuntimeError, match="broken policy"):
         next(iter(collector))
     collector.shutdown()
     with pytest.raises(ValueError, match="policy must be a module"):
-        OverlappedCollector(fail, build)
-
-
-DRAWS = {
-    "rand": lambda: torch.rand(3),
-    "randn": lambda: torch.randn(3, dtype=torch.float64),
-    "randint": lambda: torch.randint(5, (4,)),
-    "randint from": lambda: torch.randint(2, 9, (4,)),
-    "randperm": lambda: torch.randperm(6),
-    "normal": lambda: torch.normal(torch.zeros(3), torch.ones(3)),
-    "multinomial": lambda: torch.multinomial(torch.tensor([0.2, 0.8]), 5, replacement=True),
-    "bernoulli": lambda: torch.bernoulli(torch.full((7,), 0.3)),
-    "in place": lambda: torch.empty(3).uniform_() + torch.empty(3).exponential_() + torch.empty(3).normal_(),
-    "categorical": lambda: torch.distributions.Categorical(logits=torch.zeros(4)).sample((3,)),
-    "gaussian": lambda: torch.distributions.Normal(torch.zeros(3), 1.0).rsample(),
-}
-
-
-@pytest.mark.parametrize("name", DRAWS)
-def test_own_generators_draw_the_same_numbers(name: str) -> None:
-    torch.manual_seed(11)
-    before, expected = torch.get_rng_state(), [DRAWS[name]() for _ in range(2)]
-    torch.set_rng_state(before)
-    mode = OwnGenerators(seed=11)
-    with mode:
-        first = DRAWS[name]()
-    state = mode.state_dict()
-    assert torch.equal(torch.get_rng_state(), before)
-    resumed = OwnGenerators(seed=0)
-    resumed.load_state_dict(state)
-    with resumed:
-        second = DRAWS[name]()
-    assert torch.equal(first, expected[0]) and torch.equal(second, expected[1])
-
-
-def test_a_given_generator_stays() -> None:
-    with OwnGenerators(seed=1):
-        drawn = torch.rand(3, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(4)))
-
-
-def test_what_takes_no_generator_is_refused() -> None:
-    with OwnGenerators(seed=1), pytest.raises(NotImplementedError, match="take a generator"):
-        torch.native_dropout(torch.ones(3), 0.5, True)
+        OverlappedCollector(fail, nine_frames)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import torch
@@ -11,21 +9,12 @@ from torchrl_reg.training.streams import forked_generators, seed_global_generato
 
 
 def test_streams_are_stable_distinct_and_fit_vector_environments():
-    assert stream_seed(0, "actor", 0) == 1067768517
+    # Numbers of another process: nothing here hashes as Python does.
+    assert (stream_seed(0, "actor", 0), stream_seed(7, "network", 12)) == (1067768517, 430979058)
     names = [(s, stream, f) for s in (0, 1) for stream in ("actor", "replay") for f in (0, 1)]
     seeds = {stream_seed(*name) for name in names}
     assert len(seeds) == len(names)
     assert all(0 <= seed < 2**31 - 2**16 for seed in seeds)
-
-
-def test_a_stream_is_the_same_in_another_process():
-    code = (
-        "import sys, types; sys.modules['torch'] = types.ModuleType('torch');"
-        "import runpy; m = runpy.run_path(sys.argv[1]); print(m['stream_seed'](7, 'network', 12))"
-    )
-    path = sys.modules[stream_seed.__module__].__file__
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    assert done.stdout.strip() == str(stream_seed(7, "network", 12)), done.stderr
 
 
 def test_forked_generators_leave_all_three_generators_as_they_were():
@@ -35,8 +24,9 @@ def test_forked_generators_leave_all_three_generators_as_they_were():
     seed_global_generators(5)
     expected = draw()
     seed_global_generators(5)
-    with forked_generators(1):
-        first = draw()
-    with forked_generators(1):
-        assert draw() == first
+    for _ in range(2):
+        with forked_generators(1):
+            first = draw()
+        with forked_generators(1):
+            assert draw() == first != expected
     assert draw() == expected

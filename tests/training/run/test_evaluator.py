@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 from tensordict.nn import TensorDictModule
@@ -12,7 +11,7 @@ from torchrl_reg.training import RunSettings
 from torchrl_reg.training.run.evaluator import PolicyFile
 
 
-def test_a_policy_that_could_not_be_loaded_is_told_once(tmp_path: Path) -> None:
+def test_a_policy_that_could_not_be_loaded_is_told_once(tmp_path) -> None:
     said: list[str] = []
     file = PolicyFile(tmp_path, SimpleNamespace(run=RunSettings()))
     own = TensorDictModule(nn.Linear(4, 2), ["observation"], ["action"])
