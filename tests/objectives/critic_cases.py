@@ -5,20 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import policy_cases
 import torch
+from policy_cases import lagged, perturb_targets
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
-from torchrl_reg.modules import FlowActor, StochasticSamplerActor, gaussian_actor
+from torchrl_reg.modules import StochasticSamplerActor
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss, SoftQLearningLoss, VIRELLoss
 
-NUM_OBSERVATIONS, GAMMA = 4, 0.9
+__all__ = ["CASES", "CriticCase", "lagged"]
+
+NUM_OBSERVATIONS, NUM_ACTIONS, GAMMA = 4, 3, 0.9
 BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
 
 
 def mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def transitions(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32, box: bool = False) -> TensorDict:
+    """Actions of another policy, indices or points of the box; rows that end, and how."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*shape, *size, generator=generator, dtype=torch.float64).to(dtype)
+
+    terminated, truncated = (torch.rand(*shape, 1, generator=generator) < 0.3 for _ in range(2))
+    root = {"observation": 2 * normal(NUM_OBSERVATIONS)}
+    if box:
+        root["action"] = torch.tensor([1.0, 2.0], dtype=dtype) * normal(2).tanh()
+    else:
+        root["action"] = torch.randint(NUM_ACTIONS, shape, generator=generator)
+    ends = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+    following = {"observation": 2 * normal(NUM_OBSERVATIONS), "reward": normal(1), **ends}
+    return TensorDict({**root, "next": following}, shape)
 
 
 class Joined(nn.Module):
@@ -31,15 +53,11 @@ class Joined(nn.Module):
 
 
 def make_actor(kind: str, seed: int = 0, in_key: Any = "observation", action_key: Any = "action") -> Any:
+    if kind != "sampler":
+        return policy_cases.make_actor(kind, seed, in_key=in_key, action_key=action_key)
     torch.manual_seed(seed)
-    keys = {"in_keys": [in_key], "action_key": action_key}
-    if kind == "gaussian":
-        return gaussian_actor(mlp(NUM_OBSERVATIONS, 4), **BOX, **keys)
-    if kind == "flow":
-        actor = FlowActor(mlp(NUM_OBSERVATIONS, 8), 8, **BOX, **keys, num_cells=8)
-        nn.init.normal_(actor.weight_out, std=0.05)
-        return actor
-    return StochasticSamplerActor(mlp(NUM_OBSERVATIONS, 8), 8, **BOX, **keys, num_cells=[16])
+    network = mlp(NUM_OBSERVATIONS, 8)
+    return StochasticSamplerActor(network, 8, **BOX, in_keys=[in_key], action_key=action_key, num_cells=[16])
 
 
 def make_critic(seed: int = 1, in_key: Any = "observation", action_key: Any = "action") -> ValueOperator:
@@ -92,39 +110,15 @@ class CriticCase:
         loss.make_value_estimator(gamma=GAMMA)
         PolyakTargetUpdate(loss, rate=0.5)
         if perturb:
-            generator = torch.Generator().manual_seed(7)
-            for p in lagged(loss):
-                p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+            perturb_targets(loss)
         return loss
 
-    def batch(self, *shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> TensorDict:
-        """Actions of another policy; rows that end, and how."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*shape, *size, generator=generator, dtype=torch.float64).to(dtype)
-
-        terminated, truncated = (torch.rand(*shape, 1, generator=generator) < 0.3 for _ in range(2))
-        action = torch.tensor([1.0, 2.0], dtype=dtype) * normal(2).tanh()
-        ends = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
-        following = {"observation": 2 * normal(NUM_OBSERVATIONS), "reward": normal(1), **ends}
-        root = {"observation": 2 * normal(NUM_OBSERVATIONS), "action": action, "next": following}
-        return TensorDict(root, shape)
-
-
-def lagged(loss: Any) -> list[Tensor]:
-    """The target parameters."""
-    out = []
-    for name in loss._network_names:
-        if f"target_{name}_params" in loss._modules:
-            target = loss._modules[f"target_{name}_params"]
-            online = getattr(loss, f"{name}_params").items(True, True)
-            out += [target.get(key) for key, p in online if p.requires_grad]
-    return out
+    def batch(self, *shape: int, **how: Any) -> TensorDict:
+        return transitions(*shape, box=True, **how)
 
 
 _BELLMAN = {"tau": 0.5, "beta_scale": 0.3}
-_SAC = {"reported": ("alpha", "entropy"), "power": 1}
+_SAC: dict[str, Any] = {"reported": ("alpha", "entropy"), "power": 1}
 _SAMPLED = {"tau": 0.5, "num_value_samples": 5, "num_particles": 6}
 CASES = {
     "virel": CriticCase(VIRELLoss, "gaussian", kwargs=_BELLMAN),
@@ -132,8 +126,8 @@ CASES = {
     "virel_value": CriticCase(VIRELLoss, "gaussian", 1, value=True, kwargs=_BELLMAN),
     "virel_fixed": CriticCase(VIRELLoss, "gaussian", 3, kwargs={"tau": 0.5}),
     "virel_em": CriticCase(VIRELLoss, "gaussian", kwargs={**_BELLMAN, "mode": "em"}),
-    "sac": CriticCase(SoftActorCriticLoss, "gaussian", kwargs={"tau": 0.5, "target_entropy": 1.3}, **_SAC),  # type: ignore[arg-type]
-    "sac_fixed": CriticCase(SoftActorCriticLoss, "flow", 1, kwargs={"tau": 0.5}, **_SAC),  # type: ignore[arg-type]
+    "sac": CriticCase(SoftActorCriticLoss, "gaussian", kwargs={"tau": 0.5, "target_entropy": 1.3}, **_SAC),
+    "sac_fixed": CriticCase(SoftActorCriticLoss, "flow", 1, kwargs={"tau": 0.5}, **_SAC),
     "soft_q": CriticCase(SoftQLearningLoss, "sampler", 1, kwargs=_SAMPLED),
     "soft_q_twin": CriticCase(SoftQLearningLoss, "sampler", 2, kwargs=_SAMPLED),
     "soft_q_published": CriticCase(SoftQLearningLoss, "sampler", 1, kwargs={**_SAMPLED, "form": "haarnoja2017"}),

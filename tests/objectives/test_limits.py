@@ -65,8 +65,27 @@ def test_stock_dqn_is_a_limit(cases: Any, batch: Any, name: str, kwargs: dict[st
     torch.testing.assert_close(data["td_error"], other["td_error"])
 
 
-def test_munchausen_without_its_bonus_is_soft_dqn(cases: Any, batch: Any) -> None:
-    assert_same(cases["m_dqn"].loss(alpha=0.0), cases["soft_dqn"].loss(), batch(20, dtype=torch.float64))
+def even(features: torch.Tensor, count: int) -> torch.Tensor:
+    return ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "limit"),
+    [
+        ("m_dqn", {"alpha": 0.0}, "soft_dqn"),
+        ("m_dqn", {"tau": TINY, "clip_min": None}, "al"),
+        ("mi_iqn_reuse", {"beta": 1 / TINY}, "iqn_reuse"),
+        # The policy's fractions are drawn in another order, so both reuse the target's.
+        ("m_iqn_reuse", {"tau": TINY, "alpha": 0.0}, "iqn_reuse"),
+    ],
+)
+def test_one_loss_is_the_limit_of_another(
+    cases: Any, batch: Any, name: str, kwargs: dict[str, Any], limit: str
+) -> None:
+    losses = cases[name].loss(**kwargs), cases[limit].loss()
+    for loss in losses:
+        loss.head.fractions = even
+    assert_same(*losses, batch(20, dtype=torch.float64))
 
 
 def test_a_uniform_prior_is_soft_dqn_less_the_log_of_the_actions(cases: Any, batch: Any) -> None:
@@ -74,117 +93,14 @@ def test_a_uniform_prior_is_soft_dqn_less_the_log_of_the_actions(cases: Any, bat
     data = batch(20, dtype=torch.float64)
     sql, soft = cases["mirl"].loss(prior=None).double(), cases["soft_dqn"].loss().double()
     assert float(sql.beta) == 1 / float(soft.tau) == 2.0
-    shifted = data.clone()
-    shifted["next", "reward"] -= 0.9 * math.log(3) / 2.0 * (~data["next", "terminated"]).double()
-    assert_same(sql, _with_data(soft, shifted), data)
-    data["steps_to_next_obs"] = torch.full((20, 1), 3)
-    shifted = data.clone()
-    shifted["next", "reward"] -= 0.9**3 * math.log(3) / 2.0 * (~data["next", "terminated"]).double()
-    torch.testing.assert_close(sql(data)["loss"], soft(shifted)["loss"], rtol=0, atol=1e-10)
-
-
-class _with_data:
-    """A loss that looks at ``data`` whatever it is given."""
-
-    def __init__(self, loss: Any, data: Any) -> None:
-        self.loss, self.data = loss, data
-
-    def __call__(self, _: Any) -> Any:
-        return self.loss(self.data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loss, name)
-
-
-def test_hot_mirl_evaluates_its_prior(cases: Any, batch: Any) -> None:
-    data = batch(20, dtype=torch.float64)
-    loss = cases["mirl"].loss(beta=1e-7).double()
-    q = loss._bound(data)[1](data["next"])
-    value = (q * torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)).sum(-1, keepdim=True)
-    target = data["next", "reward"] + 0.9 * value * (~data["next", "terminated"]).double()
-    got = loss.value_estimator.value_estimate(data, next_q=q)
-    torch.testing.assert_close(got, target, rtol=0, atol=1e-6)
-    uniform = data["next", "reward"] + 0.9 * q.mean(-1, keepdim=True) * (~data["next", "terminated"]).double()
-    assert (got - uniform).abs().max() > 1e-2
-
-
-def mean_target(loss: Any, data: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The mean over quantiles of a loss's target, and the mean values that the target network was seen to give."""
-    captured: list[torch.Tensor] = []
-    seen: list[Any] = []
-    target = loss._bound_networks["value_network"][1].network.quantile_network
-    original, regress = target.quantiles, loss.head.regress
-    target.quantiles = lambda *args: captured.append(original(*args)) or captured[-1]
-    loss.head.regress = lambda *args, **how: seen.append(args[2]) or regress(*args, **how)
-    loss(data)
-    return seen[0].mean(-1, keepdim=True), [z.mean(-2) for z in captured]
-
-
-def test_mi_iqn_in_the_mean_is_mirl(cases: Any, batch: Any) -> None:
-    """With the policy's quantiles reused, averaging the target over quantiles gives MIRL's on the mean values."""
-    data = batch(20, dtype=torch.float64)
-    target, captured = mean_target(cases["mi_iqn_reuse"].loss().double(), data)
-    expected = cases["mirl"].loss().double().value_estimator.value_estimate(data, next_q=captured[0])
-    torch.testing.assert_close(target, expected, rtol=0, atol=1e-12)
-
-
-def test_cold_mi_iqn_is_iqn(cases: Any, batch: Any) -> None:
-    cold, iqn = cases["mi_iqn_reuse"].loss(beta=1 / TINY), cases["iqn_reuse"].loss()
-    for loss in (cold, iqn):
-        loss.head.fractions = lambda features, count: (
-            ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
-        )
-    assert_same(cold, iqn, batch(20, dtype=torch.float64))
-
-
-def test_cold_munchausen_is_advantage_learning(cases: Any, batch: Any) -> None:
-    cold = cases["m_dqn"].loss(tau=TINY, clip_min=None)
-    assert_same(cold, cases["al"].loss(), batch(20, dtype=torch.float64))
-
-
-def test_cold_munchausen_iqn_without_bonus_is_iqn(cases: Any, batch: Any) -> None:
-    """The policy's fractions are drawn in another order, so both reuse the target's."""
-    m_iqn = cases["m_iqn_reuse"].loss(tau=TINY, alpha=0.0, num_quantiles=5)
-    iqn = cases["iqn_reuse"].loss()
-    for loss in (m_iqn, iqn):
-        loss.head.fractions = lambda features, count: (
-            ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
-        )
-    assert_same(m_iqn, iqn, batch(20, dtype=torch.float64))
-
-
-def test_mean_of_the_m_iqn_target_is_the_m_dqn_target(cases: Any, batch: Any) -> None:
-    """With the policy's quantiles reused, averaging the target over quantiles gives M-DQN's on the mean values."""
-    data = batch(20, dtype=torch.float64)
-    target, (q, next_q) = mean_target(cases["m_iqn_reuse"].loss().double(), data)
-    expected = cases["m_dqn"].loss().double().value_estimator.value_estimate(data, q=q, next_q=next_q)
-    torch.testing.assert_close(target, expected, rtol=0, atol=1e-12)
-
-
-def test_double_iqn_chooses_with_the_online_network(cases: Any, batch: Any) -> None:
-    case = cases["iqn_double"]
-    actor = case.actor()
-    # Quantiles that do not depend on the fraction: then IQN is double DQN.
-    nn.init.zeros_(actor.quantile_network.embedding.weight)
-    nn.init.ones_(actor.quantile_network.embedding.bias)
-    loss, data = case.loss(actor, perturb=False), batch(64)
-    generator = torch.Generator().manual_seed(5)
-    for key, p in loss._target_params().items(True, True):
-        if "embedding" not in key:
-            p.data.add_(torch.randn(p.shape, generator=generator))
-    online, target = (bound.network.quantile_network for bound in loss._bound(data))
-
-    def q(net: Any, observation: torch.Tensor) -> torch.Tensor:
-        return net(observation, torch.full((64, 1), 0.5)).squeeze(1)
-
-    following = data["next", "observation"]
-    chosen, greedy = q(online, following).argmax(-1), q(target, following).argmax(-1)
-    assert (chosen != greedy).any()
-    next_q = q(target, following).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-    alive = ~data["next", "terminated"].squeeze(-1)
-    expected = data["next", "reward"].squeeze(-1) + 0.9 * alive * next_q
-    error = expected - q(online, data["observation"]).gather(-1, data["action"].unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(loss(data)["td_error"], error.abs().mean())
+    for steps in (1, 3):
+        data["steps_to_next_obs"] = torch.full((20, 1), steps)
+        shifted = data.clone()
+        shifted["next", "reward"] -= 0.9**steps * math.log(3) / 2.0 * (~data["next", "terminated"]).double()
+        found, expected = sql(data)["loss"], soft(shifted)["loss"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+        gradients = [torch.autograd.grad(x, list(m.parameters())) for x, m in ((found, sql), (expected, soft))]
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
 
 
 def test_deterministic_returns_have_the_target_of_dqn(batch: Any) -> None:

@@ -13,6 +13,7 @@ from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import QuantileQActor
+from torchrl_reg.objectives import PolyakTargetUpdate
 
 
 def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
@@ -20,23 +21,25 @@ def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
     return loss(data)["loss"]
 
 
-def rows(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
-    loss.reduction = "none"
-    return value(loss, data, seed)
-
-
-def test_one_hot_is_categorical(case: Any, batch: Any) -> None:
-    data = batch(9)
-    expected = value(case.loss(), data.clone())
-    data["action"] = nn.functional.one_hot(data["action"], 3).bool()
-    torch.testing.assert_close(value(case.loss(case.actor(one_hot=True)), data), expected)
-
-
-def test_action_with_trailing_dimension(case: Any, batch: Any) -> None:
+def test_other_writings_of_an_action(case: Any, batch: Any) -> None:
     data = batch(9)
     expected = value(case.loss(), data.clone())
     data["action"] = data["action"].unsqueeze(-1)
     torch.testing.assert_close(value(case.loss(), data), expected)
+    data["action"] = nn.functional.one_hot(data["action"].squeeze(-1), 3).bool()
+    torch.testing.assert_close(value(case.loss(case.actor(one_hot=True)), data), expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_one_transition_without_batch_dimensions(case: Any, batch: Any, reduction: str) -> None:
+    data, losses = batch(1), [case.loss(reduction=reduction) for _ in range(2)]
+    row = data[0]
+    found = []
+    for loss, each in zip(losses, (row, data), strict=True):
+        torch.manual_seed(3)
+        found.append({name: scalar.reshape(()) for name, scalar in loss(each).items()})
+    torch.testing.assert_close(*found)
+    assert row.batch_dims == 0 and row["td_error"].shape == (1,)
 
 
 def test_nan_that_counts_is_seen(case: Any, batch: Any) -> None:
@@ -63,22 +66,12 @@ def test_action_mask(case: Any, batch: Any) -> None:
     assert (value(unmasked, data) - out).abs() > 1e-4
 
 
-SCHEDULED = {"tau": 0.1, "alpha": 0.9, "clip_min": -1.0, "beta": 5.0}
-
-
 def test_without_target_network(case: Any, batch: Any) -> None:
-    from torchrl_reg.objectives import PolyakTargetUpdate
-
     loss = case.cls(case.actor(), delay_value=False, **case.kwargs).make_value_estimator(gamma=0.9)
     delayed = case.loss(perturb=False)
     torch.testing.assert_close(value(loss, batch(9)), value(delayed, batch(9)))
     with pytest.raises(RuntimeError, match="target"):
         PolyakTargetUpdate(loss, rate=0.5)
-
-
-def test_coefficients_live_where_the_network_does(cases: Any) -> None:
-    loss = cases["m_dqn"].cls(cases["m_dqn"].actor().to("meta"), tau=0.5)
-    assert {buffer.device.type for buffer in loss.buffers()} == {"meta"}
 
 
 def test_diagnostics_under_masks(case: Any, batch: Any) -> None:
@@ -111,7 +104,7 @@ def test_the_signature_names_the_options_of_the_head(cases: Any) -> None:
 
 
 def test_lazy_network(case: Any, batch: Any) -> None:
-    if case.distributional:
+    if case.head != "expected":
         pytest.skip("networks of distributions take their sizes explicitly")
     torch.manual_seed(0)
     net = nn.Sequential(nn.LazyLinear(16), nn.Tanh(), nn.LazyLinear(3))
@@ -123,7 +116,7 @@ def test_lazy_network(case: Any, batch: Any) -> None:
 
 
 def test_plain_module_as_network(case: Any, batch: Any) -> None:
-    if case.distributional:
+    if case.head != "expected":
         pytest.skip("these losses take an actor of their own")
     actor = case.actor()
     expected = value(case.loss(actor), batch(5))
@@ -141,15 +134,33 @@ def test_train_and_eval_mode_follow_the_actor(batch: Any, cases: Any) -> None:
 
 
 def test_batch_norm_network(batch: Any, cases: Any) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
-    actor = QValueActor(net, spec=Categorical(3)).eval()
-    loss = cases["m_dqn"].loss(actor, perturb=False)
-    assert value(loss, batch(9)).isfinite()
-    actor.train()
-    value(loss, batch(9))
-    assert net[1].num_batches_tracked == 1  # the online pass; the target keeps statistics of its own
-    assert loss.target_value_network_params["module", "0", "module", "1", "num_batches_tracked"] == 2
+    """Each network keeps statistics of its own, of the passes that count: not of those for diagnostics."""
+    for name, passes in (("m_dqn", 2), ("soft_dqn", 1), ("al", 2), ("mirl", 1)):
+        states = []
+        for diagnostics in (True, False):
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
+            actor = QValueActor(net, spec=Categorical(3)).eval()
+            loss = cases[name].loss(actor, perturb=False, diagnostics=diagnostics)
+            assert value(loss, batch(9)).isfinite() and net[1].num_batches_tracked == 0
+            actor.train()
+            value(loss, batch(9))
+            assert net[1].num_batches_tracked == 1
+            assert loss.target_value_network_params["module", "0", "module", "1", "num_batches_tracked"] == passes
+            states.append(dict(loss.state_dict()))
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_old_style_weight_norm(case: Any, batch: Any) -> None:
+    plain, actor = case.actor(), case.actor()
+    for module in list(actor.modules()):
+        if isinstance(module, nn.Linear):
+            with pytest.warns(FutureWarning, match="weight_norm"):
+                nn.utils.weight_norm(module)
+    loss = case.loss(actor, perturb=False)
+    torch.testing.assert_close(value(loss, batch(9)), value(case.loss(plain, perturb=False), batch(9)))
+    value(loss, batch(9)).backward()
+    assert all(p.grad is not None for p in loss.value_network_params.parameters())
 
 
 def test_a_module_called_by_another_method(batch: Any, cases: Any) -> None:

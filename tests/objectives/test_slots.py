@@ -1,4 +1,4 @@
-"""Every cell regularizer x shaping x head x bootstrap against its equation, in Python loops over rows, atoms, actions.
+"""Every cell regularizer x shaping x head x bootstrap, and every named one, against its equation in Python loops.
 
 One table drives all of it: a new regularizer is one row of :data:`REGULARIZERS`.
 """
@@ -13,9 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.objectives import AdvantageGap, Munchausen, PolyakTargetUpdate, QLearningLoss
+from torchrl_reg.objectives import AdvantageGap, Munchausen, QLearningLoss
 from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
-from torchrl_reg.regularizers import ActionPrior, Entropy, HardMax, PriorKL, Tsallis
+from torchrl_reg.objectives.heads.head import Prediction
+from torchrl_reg.regularizers import (
+    ActionPrior,
+    BellmanErrorCoefficient,
+    Boltzmann,
+    DualCoefficient,
+    Entropy,
+    HardMax,
+    PriorKL,
+    Tsallis,
+)
 
 GAMMA, TAU, ALPHA, CLIP, KAPPA, LAMBDA = 0.9, 0.5, 0.5, -0.3, 0.5, 0.7
 RHO = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
@@ -37,30 +47,23 @@ def deformed(q: Tensor, pi: Tensor) -> Tensor:
     return TAU * (pi - 0.5 - pi.square().sum() / 2)
 
 
-#: name: (regularizer, its policy at q [A], each action's share of its cost, its scaled log-policy, its cold limit)
+#: name: (regularizer, its policy at q [A], each action's share of its cost, its scaled log-policy)
 REGULARIZERS: dict[str, Any] = {
     "hard_max": (
         HardMax,
         lambda q: nn.functional.one_hot(q.argmax(), len(q)).double(),
         lambda q, pi: torch.zeros_like(q),
         lambda q, pi: q - q.max(),
-        HardMax,
     ),
-    "entropy": (
-        lambda: Entropy(TAU),
-        boltzmann,
-        lambda q, pi: TAU * pi.log(),
-        lambda q, pi: TAU * pi.log(),
-        lambda: Entropy(1e-12),
-    ),
+    "entropy": (lambda: Entropy(TAU), boltzmann, lambda q, pi: TAU * pi.log(), lambda q, pi: TAU * pi.log()),
+    "boltzmann": (lambda: Boltzmann(TAU), boltzmann, lambda q, pi: torch.zeros_like(q), lambda q, pi: TAU * pi.log()),
     "prior_kl": (
         lambda: PriorKL(TAU, prior=RHO),
         lambda q: boltzmann(q, RHO),
         lambda q, pi: TAU * (pi / RHO).log(),
         lambda q, pi: TAU * (pi / RHO).log(),
-        lambda: PriorKL(1e-12, prior=RHO),
     ),
-    "tsallis": (lambda: Tsallis(TAU), sparsemax, deformed, deformed, lambda: Tsallis(1e-12)),
+    "tsallis": (lambda: Tsallis(TAU), sparsemax, deformed, deformed),
 }
 SHAPINGS = {
     "none": lambda: None,
@@ -75,23 +78,35 @@ HEADS = {
     "atoms": ("c51", lambda: None),
 }
 CELLS = list(itertools.product(REGULARIZERS, SHAPINGS, HEADS))
+NAMED = {
+    "soft_dqn": ("entropy", "none", "expected"),
+    "soft_double": ("entropy", "none", "expected"),
+    "m_dqn": ("entropy", "munchausen", "expected"),
+    "al": ("hard_max", "gap", "expected"),
+    "pal": ("hard_max", "persistent", "expected"),
+    "mirl": ("prior_kl", "none", "expected"),
+    "sparse": ("tsallis", "none", "expected"),
+    "virel_q": ("boltzmann", "none", "expected"),
+    **dict.fromkeys(("iqn", "iqn_double", "iqn_reuse"), ("hard_max", "none", "implicit")),
+    **dict.fromkeys(("m_iqn", "m_iqn_reuse", "m_iqn_shared"), ("entropy", "munchausen", "implicit")),
+    **dict.fromkeys(("mi_iqn", "mi_iqn_reuse"), ("prior_kl", "none", "implicit")),
+    **dict.fromkeys(("qr", "qr_double"), ("hard_max", "none", "fixed")),
+    "c51": ("hard_max", "none", "atoms"),
+    "m_c51": ("entropy", "munchausen", "atoms"),
+}
 
 
 def build(cases: Any, cell: tuple[str, str, str], regularizer: Any = None, **kwargs: Any) -> Any:
     case, head = HEADS[cell[2]]
-    made = REGULARIZERS[cell[0]][0]() if regularizer is None else regularizer
-    loss = QLearningLoss(
-        cases[case].actor(), regularizer=made, shaping=SHAPINGS[cell[1]](), head=head(), reduction="none", **kwargs
-    )
-    loss.make_value_estimator(gamma=GAMMA)
-    PolyakTargetUpdate(loss, rate=0.5)
-    generator = torch.Generator().manual_seed(7)
-    for p in loss.target_value_network_params.values(True, True):
-        if p.dtype.is_floating_point and p.ndim and p.requires_grad is False and p.shape != (7,):  # not the atoms
-            p.data.add_(0.3 * torch.randn(p.shape, generator=generator))
-    if cell[2] == "implicit":
+    kwargs |= {"regularizer": regularizer or REGULARIZERS[cell[0]][0](), "shaping": SHAPINGS[cell[1]]()}
+    return with_fixed_fractions(type(cases[case])(QLearningLoss, kwargs, cases[case].head).loss(head=head()))
+
+
+def with_fixed_fractions(loss: Any) -> Any:
+    if isinstance(loss.head, ImplicitQuantiles):
         loss.head.kappa = KAPPA
         loss.head.fractions = lambda features, count: fixed(count).expand(*features.shape[:-1], count)
+    loss.reduction = "none"
     return loss.double()
 
 
@@ -104,7 +119,7 @@ class Oracle:
 
     def __init__(self, loss: Any, cell: tuple[str, str, str]) -> None:
         self.loss, self.cell = loss, cell
-        _, self.policy, self.cost, self.log, _ = REGULARIZERS[cell[0]]
+        _, self.policy, self.cost, self.log = REGULARIZERS[cell[0]]
 
     def outputs(self, observation: Tensor, count: int, params: str) -> Tensor:
         """``[N, A]``: outputs of one state."""
@@ -117,6 +132,9 @@ class Oracle:
                 return net.quantile_network(observation, fixed(count))
             return net.distribution.network(observation).unflatten(-1, (-1, 3))
 
+    def drawn(self, count: str) -> int:
+        return getattr(self.loss.head, count, 0)
+
     def means(self, z: Tensor) -> Tensor:
         if self.cell[2] != "atoms":
             return z.mean(0)
@@ -128,14 +146,16 @@ class Oracle:
 
     def next_atoms(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values behind s' before discounting, their masses, and the mean values there."""
-        target = "target_value_network_params"
-        if self.cell[2] == "implicit":
-            both = self.outputs(observation, 7, target)
-            z, q = both[:4], both[4:].mean(0)
-        else:
-            z = self.outputs(observation, 0, target)
-            q = self.means(z)
-        pi = self.policy(q)
+        z = behind = self.outputs(observation, self.drawn("num_target_quantiles"), "target_value_network_params")
+        if self.cell[2] == "implicit" and not self.loss.head.reuse_quantiles:
+            more = self.drawn("num_target_quantiles") + self.drawn("num_policy_quantiles")
+            both = self.outputs(observation, more, "target_value_network_params")
+            z, behind = both.split((len(z), len(both) - len(z)))
+        q = chooses = self.means(behind)
+        if self.loss.double_dqn:
+            online = self.outputs(observation, self.drawn("num_policy_quantiles"), "value_network_params")
+            chooses = self.means(online)
+        pi = self.policy(chooses)
         cost = torch.where(pi > 0, self.cost(q, pi), 0.0)
         if self.cell[2] != "atoms":
             values = torch.stack([sum(pi[a] * (z[j, a] - cost[a]) for a in range(3)) for j in range(len(z))])
@@ -147,7 +167,7 @@ class Oracle:
 
     def root(self, row: Any, next_q: Tensor) -> tuple[float | Tensor, Tensor]:
         """The bonus, and the stored action's share of the cost."""
-        z = self.outputs(row["observation"], 3, "target_value_network_params")
+        z = self.outputs(row["observation"], self.drawn("num_policy_quantiles"), "target_value_network_params")
         q, action = self.means(z), int(row["action"])
         pi = self.policy(q)
         gap, next_gap = q.max() - q[action], next_q.max() - next_q[action]
@@ -160,6 +180,7 @@ class Oracle:
         }[self.cell[1]]
         return bonus, self.cost(q, pi)[action]
 
+    @torch.no_grad()
     def target(self, row: Any, steps: int = 1) -> tuple[Tensor, Tensor]:
         values, masses, next_q = self.next_atoms(row["next", "observation"])
         bonus, _ = self.root(row, next_q)
@@ -185,24 +206,49 @@ class Oracle:
         return total
 
 
+def assert_is_the_equation(loss: Any, cell: tuple[str, str, str], data: Any) -> None:
+    """One step and three: values; and gradients and priorities."""
+    oracle, rows = Oracle(loss, cell), data.unbind(0)
+    expected = torch.stack([oracle.distance(row, *oracle.target(row)) for row in rows])
+    out = loss(data)["loss"]
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+    assert out.std() > 1e-3
+    parameters = list(loss.parameters())
+    gradients = [torch.autograd.grad(x.mean(), parameters) for x in (out, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+    if cell[2] == "atoms":
+        targets = [oracle.target(row) for row in rows]
+        clipped = torch.stack([masses[(values < -3.0) | (values > 4.0)].sum() for values, masses in targets])
+        torch.testing.assert_close(loss(data)["clipped_mass"], clipped.mean(), rtol=0, atol=1e-10)
+    if cell[2] == "expected":
+        found = torch.stack([oracle.outputs(row["observation"], 0, "value_network_params")[0] for row in rows])
+        errors = found.gather(-1, data["action"].unsqueeze(-1)).squeeze(-1)
+        expected = (errors - torch.cat([oracle.target(row)[0] for row in rows])).square()
+    torch.testing.assert_close(data["td_error"].squeeze(-1), expected, rtol=0, atol=1e-10)
+    data["steps_to_next_obs"] = torch.full((len(rows), 1), 3)
+    expected = torch.stack([oracle.distance(row, *oracle.target(row, 3)) for row in rows])
+    torch.testing.assert_close(loss(data)["loss"], expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(loss(data[:1])["loss"], expected[:1], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
-def test_one_and_n_steps(cases: Any, batch: Any, cell: Any) -> None:
-    loss = build(cases, cell)
-    oracle = Oracle(loss, cell)
-    data = batch(7, dtype=torch.float64)
-    for steps in (None, 3):
-        if steps:
-            data["steps_to_next_obs"] = torch.full((7, 1), steps)
-        out = loss(data)
-        with torch.no_grad():
-            expected = torch.stack([oracle.distance(row, *oracle.target(row, steps or 1)) for row in data.unbind(0)])
-        torch.testing.assert_close(out["loss"].detach(), expected, rtol=0, atol=1e-10)
-        assert out["loss"].std() > 1e-3
-    one = loss(data[:1])["loss"].detach()
-    torch.testing.assert_close(one, expected[:1], rtol=0, atol=1e-10)
+def test_every_cell(cases: Any, batch: Any, cell: Any) -> None:
+    assert_is_the_equation(build(cases, cell), cell, batch(7, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("cell", [c for c in CELLS if c[2] in ("expected", "fixed")], ids="-".join)
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_loss(cases: Any, batch: Any, name: str) -> None:
+    assert NAMED.keys() == cases.keys() - {"mirl_network"}  # whose prior differs in each row
+    assert_is_the_equation(with_fixed_fractions(cases[name].loss()), NAMED[name], batch(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_double_chooses_online_and_evaluates_frozen(cases: Any, batch: Any, head: str) -> None:
+    cell = ("entropy", "none", head)
+    assert_is_the_equation(build(cases, cell, double_dqn=True), cell, batch(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if c[1] != "gap" and c[2] in ("expected", "fixed")], ids="-".join)
 def test_lambda_returns(cases: Any, batch: Any, cell: Any) -> None:
     loss = build(cases, cell)
     loss.make_value_estimator("tdlambda", gamma=GAMMA, lmbda=LAMBDA)
@@ -224,63 +270,21 @@ def test_lambda_returns(cases: Any, batch: Any, cell: Any) -> None:
             following = target - cost
 
 
-@pytest.mark.parametrize("cell", [c for c in CELLS if c[1] == "none"], ids="-".join)
-def test_cold_is_the_hard_maximum(cases: Any, batch: Any, cell: Any) -> None:
-    data = batch(9, dtype=torch.float64)
-    cold = build(cases, cell, regularizer=REGULARIZERS[cell[0]][4]())
-    hard = build(cases, ("hard_max", *cell[1:]))
-    torch.testing.assert_close(cold(data)["loss"], hard(data)["loss"], rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("regularizer", list(REGULARIZERS))
-def test_the_mean_of_the_mixture_is_the_regularized_value(cases: Any, batch: Any, regularizer: str) -> None:
-    """Every action's atoms, moved by its share of the cost, have the same mean: that of the whole."""
-    loss = build(cases, (regularizer, "none", "atoms"))
-    oracle = Oracle(loss, (regularizer, "none", "atoms"))
-    for row in batch(5, dtype=torch.float64).unbind(0):
-        values, masses, q = oracle.next_atoms(row["next", "observation"])
-        value = loss.regularizer(q).value
-        torch.testing.assert_close((values * masses).sum(), value.to(values.dtype), rtol=0, atol=1e-12)
-        by_action, weights = (x.reshape(7, 3) for x in (values, masses))
-        means = (by_action * weights).sum(0) / weights.sum(0)
-        assert (means - value)[weights.sum(0) > 0].abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("cell", [("entropy", "none", head) for head in HEADS], ids="-".join)
-def test_double_chooses_online_and_evaluates_frozen(cases: Any, batch: Any, cell: Any) -> None:
-    loss, oracle = build(cases, cell, double_dqn=True), None
-    oracle = Oracle(loss, cell)
-    data = batch(6, dtype=torch.float64)
-    out = loss(data)["loss"].detach()
-    for i, row in enumerate(data.unbind(0)):
-        online = oracle.means(oracle.outputs(row["next", "observation"], 3, "value_network_params"))
-        pi = boltzmann(online)
-        oracle.policy, oracle.cost = (lambda q, pi=pi: pi), (lambda q, p, pi=pi: TAU * pi.log())
-        torch.testing.assert_close(out[i], oracle.distance(row, *oracle.target(row)).detach(), rtol=0, atol=1e-10)
-
-
-ASSIGNED = {"tau": 0.2, "alpha": 0.9, "clip_min": -0.1}
-
-
-@pytest.mark.parametrize("cell", [c for c in CELLS if c[2] == "expected"], ids="-".join)
-def test_every_coefficient_of_every_slot_is_assigned_on_the_loss(
-    cases: Any, batch: Any, cell: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("forbidden", [-float("inf"), torch.finfo(torch.float32).min])
+def test_persistent_gap_where_the_action_is_forbidden_at_the_next_state(
+    cases: Any, batch: Any, monkeypatch: pytest.MonkeyPatch, forbidden: float
 ) -> None:
-    loss, data = build(cases, cell), batch(7, dtype=torch.float64)
-    owned = {n for part in (loss.regularizer, loss.shaping) if part is not None for n in part.coefficients()}
-    for name, number in ASSIGNED.items():
-        if name not in owned:
-            with pytest.raises(AttributeError, match=f"QLearningLoss has no coefficient {name!r} to assign, only"):
-                setattr(loss, name, number)
-            assert not hasattr(loss, name)
-            continue
-        before = loss(data)["loss"]
-        setattr(loss, name, number)
-        assert float(getattr(loss, name)) == number and (loss(data)["loss"] - before).abs().max() > 1e-4
-        monkeypatch.setitem(globals(), {"tau": "TAU", "alpha": "ALPHA", "clip_min": "CLIP"}[name], number)
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            setattr(loss, name, float("nan"))
-    torch.testing.assert_close(loss(data)["loss"], build(cases, cell)(data)["loss"], rtol=0, atol=1e-12)
+    """The gap there is infinite, so the one at s is the smaller; at a terminal s' (row 1) there is no other one."""
+    loss, data = cases["pal"].loss(), batch(3)
+    data["next", "reward"], data["next", "terminated"] = torch.zeros(3, 1), torch.tensor([[False], [True], [False]])
+    q = torch.tensor([[1.0, 3.0, forbidden], [5.0, 1.0, forbidden], [forbidden, 4.0, 1.0]])
+    next_q = torch.tensor([[forbidden, 2.0, 0.0], [torch.nan] * 3, [forbidden, 2.0, 1.5]])
+    online, target = loss._bound(data)
+    monkeypatch.setattr(target, "both", lambda *_, **__: (q, next_q))
+    values, _, _, rows = loss._target(data, Prediction(q), torch.arange(3), None, online, target)
+    torch.testing.assert_close(rows["bonus"], torch.tensor([-1.0, -2.0, -0.25]))
+    # gamma .9 times the best next value, minus half the gap
+    torch.testing.assert_close(values.squeeze(-1), torch.tensor([1.8 - 1.0, -2.0, 1.8 - 0.25]))
 
 
 def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
@@ -312,37 +316,32 @@ def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
         loss.gamma = 0.9
 
 
-def test_a_learnt_temperature_reaches_its_entropy(cases: Any, batch: Any) -> None:
-    from torchrl_reg.regularizers import DualCoefficient
-
-    tau = DualCoefficient(1.0, target=0.5, rises="below", name="tau")
-    loss = build(cases, ("entropy", "munchausen", "expected"), regularizer=Entropy(tau), diagnostics=False)
-    loss.reduction = "mean"
-    assert loss.out_keys == ["loss", "loss_tau"]
-    optimizer = torch.optim.Adam([tau.log_value], lr=0.05)
-    data = batch(20, dtype=torch.float64)
-    for _ in range(300):
-        optimizer.zero_grad()
-        loss(data)["loss_tau"].backward()
-        optimizer.step()
-    loss.diagnostics = True
-    torch.testing.assert_close(loss(data)["entropy"], torch.tensor(0.5, dtype=torch.float64), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["entropy", "prior_kl"])
-def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: Any, kind: str) -> None:
-    from torchrl_reg.regularizers import DualCoefficient
-
+def learnt(kind: str) -> Any:
+    if kind == "follows the error":
+        beta = BellmanErrorCoefficient(2.0, rate=0.5, inverse=True)
+        return PriorKL(prior=ActionPrior(3, probabilities=RHO.tolist(), beta=beta))
     tau = DualCoefficient(TAU, target=0.5, rises="below", name="tau")
-    regularizer = Entropy(tau) if kind == "entropy" else PriorKL(tau, prior=RHO)
-    loss = build(cases, (kind, "munchausen", "expected"), regularizer=regularizer)
+    return Entropy(tau) if kind == "entropy" else PriorKL(tau, prior=RHO)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "prior_kl", "follows the error"])
+def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: Any, kind: str) -> None:
+    loss = build(cases, ("entropy", "munchausen", "expected"), regularizer=learnt(kind))
     loss.reduction = "mean"
     data, mask = batch(8, dtype=torch.float64), torch.tensor([True, True, False, True, False, True, True, True])
     alone, everything = loss(data[mask].clone()), loss(data.clone())
     data["collector", "mask"] = mask.unsqueeze(-1)
-    out = loss(data)
-    names = {"loss", "loss_tau", "entropy", "kl", "bonus_clipped"}
-    assert names | ({"mutual_information"} if kind == "prior_kl" else set()) <= set(dict(out.items()))
+    out = dict(loss(data).items())
+    told = {"squared_td_error", "mutual_information"} if "error" in kind else {"loss_tau"}
+    assert {"loss", "entropy", "kl", "bonus_clipped"} | told <= out.keys()
+    torch.testing.assert_close(out, dict(alone.items()))
     for name, value in out.items():
-        torch.testing.assert_close(value, alone[name])
-        assert name in ("tau", "prior_entropy", "squared_td_error") or (value - everything[name]).abs() > 1e-4, name
+        assert name in ("tau", "beta", "prior_entropy") or (value - everything[name]).abs() > 1e-4, name
+    if "error" in kind:
+        torch.testing.assert_close(out["squared_td_error"], data["td_error"][mask].mean())
+    else:
+        tau = loss.regularizer.tau_coefficient
+        torch.testing.assert_close(out["loss_tau"], tau.objective(out[loss.regularizer.controlled]))
+    loss.diagnostics = False
+    expected = {name: out[name] for name in {"loss"} | told - {"mutual_information"}}
+    torch.testing.assert_close(dict(loss(data).items()), expected)

@@ -12,78 +12,40 @@ from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import MinAtarCNN
-from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, MunchausenIQNLoss, QLearningLoss
+from torchrl_reg.objectives import MunchausenDQNLoss, MunchausenIQNLoss, QLearningLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Entropy, PriorKL, Tsallis
 from torchrl_reg.torchrl_compat import unchecked_tensordict
 
-STACKABLE = ("soft_dqn", "m_dqn", "al", "pal", "c51", "m_c51", "qr", "qr_double", "sparse", "soft_double")
+STACKABLE = ["soft_dqn", "m_dqn", "al", "pal", "c51", "m_c51", "qr", "qr_double", "sparse", "soft_double"]
+STACKABLE += ["iqn_double", "m_iqn", "m_iqn_reuse", "m_iqn_shared"]  # with the same random numbers
 COUNT = 3
 NUM_OBSERVATIONS, NUM_ACTIONS = 4, 3  # those of the fixtures
 
 
-def implicit(cases: Any, seed: int, *, double: bool = False, **options: Any) -> QLearningLoss:
-    actor = cases["m_iqn"].actor(seed=seed)
-    options |= {"num_quantiles": 5, "num_target_quantiles": 7, "num_policy_quantiles": 4}
-    if double:
-        made = QLearningLoss(actor, regularizer=Entropy(0.5), double_dqn=True, **options)
-    else:
-        made = MunchausenIQNLoss(actor, tau=0.5, alpha=0.5, clip_min=-0.3, **options)
-    HardTargetUpdate(made, period_updates=5)
-    return made
-
-
-def parameters(losses: Any) -> list[list[nn.Parameter]]:
-    return [list(loss.parameters()) for loss in losses]
-
-
-def alone(losses: Any, batches: Any) -> list[tuple[dict[str, torch.Tensor], list[torch.Tensor]]]:
-    found = []
-    for loss, data in zip(losses, batches, strict=True):
-        out = dict(loss(data).items())
-        found.append((out, list(torch.autograd.grad(out["loss"], list(loss.parameters())))))
-    return found
+def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([found[name] for found in each]) for name in each[0]}
 
 
 def assert_as_alone(losses: Any, batches: Any, stack: StackedLoss | None = None) -> StackedLoss:
-    expected = alone(losses, [data.copy() for data in batches])
-    stack = stack or StackedLoss(losses)
-    data = torch.stack(batches)
-    out = dict(stack.loss(data).items())
-    assert out.keys() == expected[0][0].keys()
-    for name, value in out.items():
-        found = value.expand(len(losses)) if value.ndim == 0 else value
-        torch.testing.assert_close(found, torch.stack([each[0][name] for each in expected]), rtol=1e-12, atol=1e-12)
+    outs, gradients, drawn = [], [], []
+    for seed, (loss, data) in enumerate(zip(losses, batches, strict=True)):
+        torch.manual_seed(seed)
+        drawn.append(loss.drawn(len(data)))
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        outs.append(dict(loss(data.copy()).items()))
+        assert torch.equal(torch.get_rng_state(), state)  # as many were drawn
+        gradients.append(torch.autograd.grad(outs[-1]["loss"], list(loss.parameters())))
+    stack, data = stack or StackedLoss(losses), torch.stack(batches).contiguous()
+    out = dict(stack.loss(unchecked_tensordict({**dict(data.items()), **stacked(drawn)}, data.batch_size)).items())
+    found = {name: value.expand(len(losses)) if value.ndim == 0 else value for name, value in out.items()}
     wholes = [stack.parameter(parameter) for parameter in losses[0].parameters()]
-    gradients = torch.autograd.grad(out["loss"].sum(), wholes)
-    for position, gradient in enumerate(gradients):
-        together = torch.stack([each[1][position] for each in expected])
-        torch.testing.assert_close(gradient, together, rtol=1e-11, atol=1e-11)
+    whole = [*torch.autograd.grad(out["loss"].sum(), wholes)]
+    together = [*map(torch.stack, zip(*gradients, strict=True))]
+    torch.testing.assert_close((found, whole), (stacked(outs), together), rtol=1e-11, atol=1e-11)
+    assert stack.loss(data)["loss"].shape == (len(losses),)  # an ensemble may draw in the pass
     return stack
-
-
-def test_losses_that_draw_are_each_what_they_are_with_the_same_numbers(cases: Any, batch: Any) -> None:
-    for options in ({}, {"reuse_quantiles": True}, {"share_fractions": True}, {"double": True}):
-        losses = [implicit(cases, seed, **options).double() for seed in range(COUNT)]
-        batches = [batch(6, seed=seed, dtype=torch.float64) for seed in range(COUNT)]
-        handed_out, expected = [], []
-        for seed, (loss, data) in enumerate(zip(losses, batches, strict=True)):
-            torch.manual_seed(seed)
-            handed_out.append(loss.drawn(6))
-            state = torch.get_rng_state()
-            torch.manual_seed(seed)
-            ((out, gradients),) = alone([loss], [data.copy()])
-            assert torch.equal(torch.get_rng_state(), state)  # as many were drawn
-            expected.append((out["loss"], gradients))
-        stack, data = StackedLoss(losses), torch.stack(batches).contiguous()
-        rows = {name: torch.stack([drawn[name] for drawn in handed_out]) for name in handed_out[0]}
-        out = stack.loss(unchecked_tensordict({**dict(data.items()), **rows}, data.batch_size))
-        torch.testing.assert_close(out["loss"], torch.stack([loss for loss, _ in expected]), rtol=1e-12, atol=1e-12)
-        found = torch.autograd.grad(out["loss"].sum(), [stack.parameter(p) for p in losses[0].parameters()])
-        for position, gradient in enumerate(found):
-            together = torch.stack([gradients[position] for _, gradients in expected])
-            torch.testing.assert_close(gradient, together, rtol=1e-11, atol=1e-11)
-        assert stack.loss(data)["loss"].shape == (COUNT,)  # an ensemble may draw in the pass
 
 
 @pytest.mark.parametrize("name", STACKABLE)
@@ -103,14 +65,12 @@ def test_images(batch: Any) -> None:
         torch.manual_seed(seed)
         net = nn.Sequential(MinAtarCNN(4), nn.Linear(1024, NUM_ACTIONS))
         actor = QValueActor(net, spec=Categorical(NUM_ACTIONS))
-        made = MunchausenDQNLoss(actor, tau=0.5, alpha=0.5, clip_min=-0.3).double()
-        HardTargetUpdate(made, period_updates=5)
-        return made
+        return MunchausenDQNLoss(actor, tau=0.5, alpha=0.5, clip_min=-0.3, delay_value=False).double()
 
     batches = [batch(5, seed=seed, dtype=torch.float64) for seed in range(COUNT)]
     for data in batches:
-        data["observation"] = torch.rand(5, 4, 10, 10, dtype=torch.float64)
-        data["next", "observation"] = torch.rand(5, 4, 10, 10, dtype=torch.float64)
+        for at in (data, data["next"]):
+            at["observation"] = torch.rand(5, 4, 10, 10, dtype=torch.float64)
     assert_as_alone([loss(seed) for seed in range(COUNT)], batches)
 
 
@@ -139,34 +99,31 @@ def test_a_scheduled_coefficient_outdates_the_stack(cases: Any) -> None:
     assert stack.is_current()
     losses[1].tau = 0.4
     assert not stack.is_current()
-    with pytest.raises(ValueError, match="losses must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"):
-        StackedLoss([losses[0], copy.deepcopy(losses[0]), losses[1]])
-    with pytest.raises(
-        ValueError, match=r"losses must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"
-    ):
-        StackedLoss(losses)
+    for stale in (losses, [losses[0], copy.deepcopy(losses[0]), losses[1]]):
+        with pytest.raises(ValueError, match="must agree in regularizer.tau_coefficient.current, got 0.5.* and 0.4"):
+            StackedLoss(stale)
 
 
 def network(*layers: nn.Module) -> QValueActor:
     return QValueActor(nn.Sequential(*layers), spec=Categorical(NUM_ACTIONS))
 
 
-def linear() -> nn.Linear:
-    return nn.Linear(NUM_OBSERVATIONS, NUM_ACTIONS)
+def munchausen(*layers: nn.Module, **how: Any) -> MunchausenDQNLoss:
+    return MunchausenDQNLoss(network(*layers, nn.Linear(NUM_OBSERVATIONS, NUM_ACTIONS)), **how)
+
+
+def q_learning(**how: Any) -> QLearningLoss:
+    return QLearningLoss(network(nn.Linear(NUM_OBSERVATIONS, NUM_ACTIONS)), **how)
 
 
 REFUSED = {
-    "a layer": lambda: MunchausenDQNLoss(network(nn.PReLU(NUM_OBSERVATIONS), linear())),
-    "groups": lambda: MunchausenDQNLoss(network(nn.Conv2d(4, 8, 3, groups=2), nn.Tanh(), linear())),
-    "padding by reflection": lambda: MunchausenDQNLoss(
-        network(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), nn.Tanh(), linear())
-    ),
-    "a reduction": lambda: MunchausenDQNLoss(network(linear()), reduction="sum"),
-    "a prior": lambda: QLearningLoss(network(linear()), regularizer=PriorKL(0.1)),
-    "a learnt coefficient": lambda: QLearningLoss(
-        network(linear()), regularizer=Entropy(BellmanErrorCoefficient(0.5, rate=0.1, name="tau"))
-    ),
-    "lambda-returns": lambda: MunchausenDQNLoss(network(linear())).make_value_estimator("tdlambda", gamma=0.9),
+    "a layer": lambda: munchausen(nn.PReLU(NUM_OBSERVATIONS)),
+    "groups": lambda: munchausen(nn.Conv2d(4, 8, 3, groups=2), nn.Tanh()),
+    "padding by reflection": lambda: munchausen(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), nn.Tanh()),
+    "a reduction": lambda: munchausen(reduction="sum"),
+    "a prior": lambda: q_learning(regularizer=PriorKL(0.1)),
+    "a learnt coefficient": lambda: q_learning(regularizer=Entropy(BellmanErrorCoefficient(0.5, rate=0.1, name="tau"))),
+    "lambda-returns": lambda: munchausen().make_value_estimator("tdlambda", gamma=0.9),
 }
 
 
@@ -198,33 +155,28 @@ def test_weights_and_masks_are_refused(cases: Any, batch: Any) -> None:
         stack.loss(data)
 
 
-def renamed() -> MunchausenDQNLoss:
-    loss = MunchausenDQNLoss(network(linear()))
+#: What differs, and the two losses that do.
+DIFFERENT = {
+    "loss_function": (munchausen, lambda: munchausen(loss_function="l1")),
+    "value_network": (munchausen, lambda: munchausen(nn.Tanh())),
+    "double_dqn": (q_learning, lambda: q_learning(double_dqn=True)),
+    "delay_value": (munchausen, lambda: munchausen(delay_value=False)),
+    "tensor_keys": (munchausen, lambda: renamed(munchausen())),
+    "dtype": (munchausen, lambda: munchausen().double()),
+    "regularizer": (lambda: q_learning(regularizer=Tsallis(0.5)), lambda: q_learning(regularizer=Tsallis(0.5, q=1.5))),
+}
+
+
+def renamed(loss: Any) -> Any:
     loss.set_keys(reward="other")
     return loss
 
 
-DIFFERENT = {
-    "loss_function": lambda: MunchausenDQNLoss(network(linear()), loss_function="l1"),
-    "value_network": lambda: MunchausenDQNLoss(network(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))),
-    "double_dqn": lambda: QLearningLoss(network(linear()), double_dqn=True),
-    "delay_value": lambda: MunchausenDQNLoss(network(linear()), delay_value=False),
-    "tensor_keys": renamed,
-    "dtype": lambda: MunchausenDQNLoss(network(linear())).double(),
-    "regularizer": lambda: QLearningLoss(network(linear()), regularizer=Tsallis(0.5, q=1.5)),
-}
-
-
-@pytest.mark.parametrize("name", list(DIFFERENT))
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_losses_that_differ_are_refused(name: str) -> None:
-    plain: Any = {
-        "double_dqn": lambda: QLearningLoss(network(linear())),
-        "regularizer": lambda: QLearningLoss(network(linear()), regularizer=Tsallis(0.5)),
-    }
-    first = plain.get(name, lambda: MunchausenDQNLoss(network(linear())))()
-    with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):
-        StackedLoss([first, DIFFERENT[name]()])
-    with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):  # all of them, not the first two
-        StackedLoss([first, copy.deepcopy(first), DIFFERENT[name]()])
+    first, other = (make() for make in DIFFERENT[name])
+    for losses in ([first, other], [first, copy.deepcopy(first), other]):  # all of them, not the first two
+        with pytest.raises(ValueError, match=f"losses must agree in {name}, got"):
+            StackedLoss(losses)
     with pytest.raises(ValueError, match="losses must be one or more, got none"):
         StackedLoss([])

@@ -12,70 +12,58 @@ from torchrl.modules import NoisyLinear, QValueActor
 
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, PolyakTargetUpdate
 
+KINDS = pytest.mark.parametrize(("kind", "how"), [(HardTargetUpdate, "period_updates"), (PolyakTargetUpdate, "rate")])
+
 
 def build(cases: Any) -> Any:
     case = cases["m_dqn"]
     return MunchausenDQNLoss(case.actor(), **case.kwargs)
 
 
-def bias(params: Any) -> torch.Tensor:
-    return params["module", "0", "module", "2", "bias"].detach()
+def move(loss: Any, by: float = 2.0) -> None:
+    with torch.no_grad():
+        for p in loss.parameters():
+            p.add_(by)
+
+
+def is_copied(loss: Any) -> bool:
+    online, target = (dict(p.items(True, True)) for p in (loss.value_network_params, loss.target_value_network_params))
+    return all(target[key].equal(tensor) for key, tensor in online.items())
 
 
 @pytest.mark.parametrize("period", [1, 3])
 def test_hard_update_copies_on_exactly_every_period(cases: Any, period: int) -> None:
+    """Also where the counter was restored in between."""
     loss = build(cases)
-    update = HardTargetUpdate(loss, period_updates=period)
-    copied = []
+    update, copied = HardTargetUpdate(loss, period_updates=period), []
     for count in range(1, 3 * period + 1):
-        with torch.no_grad():
-            for p in loss.parameters():
-                p.add_(1.0)
+        move(loss)
         update.step()
-        if torch.equal(bias(loss.target_value_network_params), bias(loss.value_network_params)):
-            copied.append(count)
+        copied += [count] if is_copied(loss) else []
+        state, update = update.state_dict(), HardTargetUpdate(build(cases), period_updates=period)
+        update.load_state_dict(state)
+        update.loss_module = loss
     assert copied == [period, 2 * period, 3 * period]
 
 
-def test_polyak_rate_also_after_a_cast(cases: Any) -> None:
+@KINDS
+@pytest.mark.parametrize("bad", [True, "x", None, 0, 1.5])
+def test_bad_rates_and_periods(cases: Any, kind: Any, how: str, bad: Any) -> None:
+    expected = {"rate": r"must be in \(0, 1\]", "period_updates": "must be an integer >= 1"}[how]
+    with pytest.raises(ValueError, match=f"{how} {expected}, got {bad!r}"):
+        kind(build(cases), **{how: bad})
+
+
+@KINDS
+def test_a_cast_between_steps_is_followed(cases: Any, kind: Any, how: str) -> None:
     loss = build(cases)
-    update = PolyakTargetUpdate(loss, rate=0.25)
-    loss.double()
-    before = bias(loss.target_value_network_params).clone()
-    with torch.no_grad():
-        for p in loss.parameters():
-            p.add_(2.0)
-    update.step()
-    torch.testing.assert_close(bias(loss.target_value_network_params), before + 0.5)
-
-
-def test_counter_is_restored(cases: Any) -> None:
-    first, second = (HardTargetUpdate(build(cases), period_updates=3) for _ in range(2))
-    first.step()
-    second.load_state_dict(first.state_dict())
-    assert second.counter == 1
-
-
-def test_bad_arguments(cases: Any) -> None:
-    with pytest.raises(ValueError, match="period_updates must be an integer >= 1, got 0"):
-        HardTargetUpdate(build(cases), period_updates=0)
-    with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got 0"):
-        PolyakTargetUpdate(build(cases), rate=0)
-
-
-@pytest.mark.parametrize("kind", [HardTargetUpdate, PolyakTargetUpdate])
-def test_a_cast_between_steps_is_followed(cases: Any, kind: Any) -> None:
-    loss = build(cases)
-    update = kind(loss, **({"period_updates": 1} if kind is HardTargetUpdate else {"rate": 1.0}))
+    update = kind(loss, **{how: 1})
     for cast in (loss.double, loss.bfloat16, loss.float):
         update.step()
         cast()
-        with torch.no_grad():
-            for p in loss.parameters():
-                p.add_(2.0)
+        move(loss)
         update.step()
-        online, target = (dict(p.items(True, True)) for p in (loss.value_network_params, loss._target_params()))
-        assert all(target[key].equal(tensor) for key, tensor in online.items())
+        assert is_copied(loss)
 
 
 def test_parameters_given_other_memory_are_followed(cases: Any) -> None:
@@ -88,28 +76,17 @@ def test_parameters_given_other_memory_are_followed(cases: Any) -> None:
         for i in chosen:
             parameters[i].data = parameters[i].data + 5.0
         update.step()
-        targets = list(loss.target_value_network_params.values(True, True))
-        assert all(
-            torch.equal(p, t) for p, t in zip(loss.value_network_params.values(True, True), targets, strict=True)
-        )
+        assert is_copied(loss)
 
 
-@pytest.mark.parametrize("bad", [True, "x", None, 0, 1.5])
-def test_bad_rates_and_periods(cases: Any, bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"rate must be in \(0, 1\], got"):
-        PolyakTargetUpdate(build(cases), rate=bad)
-    with pytest.raises(ValueError, match="period_updates must be an integer >= 1, got"):
-        HardTargetUpdate(build(cases), period_updates=bad)
-
-
-@pytest.mark.parametrize("kind", [HardTargetUpdate, PolyakTargetUpdate])
-def test_buffers_are_copied_and_noise_is_not(batch: Any, kind: Any) -> None:
+@KINDS
+def test_buffers_are_copied_and_noise_is_not(batch: Any, kind: Any, how: str) -> None:
     """What a layer has measured (spectral norm's vectors, batch statistics) belongs to its weights; noise does not."""
     torch.manual_seed(0)
     wide = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8))
     net = nn.Sequential(wide, nn.BatchNorm1d(8), nn.Tanh(), NoisyLinear(8, 3))
     loss = MunchausenDQNLoss(QValueActor(net, spec=Categorical(3)), tau=0.5, alpha=0.5, clip_min=-0.3)
-    update = kind(loss, **({"period_updates": 2} if kind is HardTargetUpdate else {"rate": 0.25}))
+    update = kind(loss, **{how: 2 if how == "period_updates" else 0.25})
 
     def tensors(prefix: str) -> dict[str, torch.Tensor]:
         params = getattr(loss, f"{prefix}value_network_params").flatten_keys(".")
