@@ -47,11 +47,6 @@ class Algo(RolloutLearning):
 @dataclass
 class Config(RecipeConfig):
     groups: ClassVar[dict[str, str]] = {"net": "mlp", "regularizer": "none", "shaping": "none", "env": "cartpole"}
-    # What environments say of learning from replay.
-    not_taken = frozenset(
-        f"algo.{name}"
-        for name in ("replay_capacity", "learning_starts_frames", "update_every_frames", "target_period_updates")
-    )
 
     regularizer: dict[str, Any] = field(default_factory=dict)
     shaping: dict[str, Any] = field(default_factory=dict)

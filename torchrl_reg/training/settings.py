@@ -79,8 +79,6 @@ class RecipeConfig:
 
     groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
     objective: ClassVar[str] = "return_greedy_mean"
-    #: Settings of other recipes that choices bring along, and this recipe does without; typed by the user, an error.
-    not_taken: ClassVar[frozenset[str]] = frozenset()
 
     run: RunSettings = field(default_factory=RunSettings)
 

@@ -148,6 +148,23 @@ def test_a_sweeper_is_told_the_last_evaluation(command, tmp_path):
     assert [told for _, told in ask_tell.TOLD] == [first, second] * 2
 
 
+def test_optuna_searches_and_goes_on(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # the sweeper's optuna needs SQLAlchemy 1.4
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    import optuna
+
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=2"]
+    search += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.study_name=lr", f"hydra.sweeper.storage={storage}"]
+    for trials in (2, 4):
+        assert command(*search, "algo.lr=tag(log, interval(1e-3, 1e-1))", *QUICK, train=tiny_dqn.train)[0] == 0
+        found = optuna.load_study(study_name="lr", storage=storage).trials
+        assert len(found) == trials
+        for trial in found:
+            (folder,) = tmp_path.glob(f"results/tiny_dqn/cartpole/*algo.lr={trial.params['algo.lr']}*/seed=0")
+            assert trial.value == _evaluated(folder)
+
+
 def test_a_recipe_without_groups(tmp_path, monkeypatch):
     @dataclass
     class Bare(RecipeConfig):

@@ -21,7 +21,6 @@ class Algo:
 @dataclass
 class Config(RecipeConfig):
     groups = {"env": "plain"}
-    not_taken = frozenset({"algo.replay_capacity"})
 
     env: dict[str, Any] = field(default_factory=dict)
     algo: Algo = field(default_factory=Algo)

@@ -12,7 +12,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler
 
 from torchrl_reg.training.loop import replay as replay_module
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
-from torchrl_reg.training.loop.replay import ReplayChunks, TransitionStorage, draw_minibatches, rows_in_time
+from torchrl_reg.training.loop.replay import ReplayChunks, TransitionStorage, draw_minibatches, rows_in_time, store
 
 
 def buffer(capacity: int = 20, kind: Any = LazyTensorStorage, sampler: Any = None, **options) -> TensorDictReplayBuffer:
@@ -36,6 +36,13 @@ def assert_same(one: TensorDict, other: TensorDict) -> None:
     torch.testing.assert_close(one.to_dict(), other.to_dict(), rtol=0, atol=0)
 
 
+def test_rows_that_bring_priorities_keep_them() -> None:
+    stock, ours = prioritized(), prioritized()
+    given = rows(0, 8).set("td_error", torch.arange(8.0))
+    stock.extend(given.clone()), store(ours, given.clone())
+    assert torch.equal(*(torch.as_tensor(b.sampler.state_dict()["_sum_tree"][torch.arange(8)]) for b in (stock, ours)))
+
+
 # ------------------------------------------------------------ the storage
 
 
@@ -45,8 +52,8 @@ def test_rows_samples_and_what_a_write_leaves_behind_are_those_of_torchrl(sizes:
     written = 0
     for size in sizes:  # also around the end of the ring
         revision = ours.storage._mutation_revision
-        for replay in (stock, ours):
-            replay.extend(rows(written, written + size))
+        for replay, write in ((stock, TensorDictReplayBuffer.extend), (ours, store)):
+            write(replay, rows(written, written + size))
             replay._rng.manual_seed(written)
         written += size
         assert_same(stock.sample(), ours.sample())

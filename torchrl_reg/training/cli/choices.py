@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from torchrl_reg.training.cli.typed_config import dotted_names, unknown_names
+from torchrl_reg.training.cli.typed_config import dotted_names, learning_settings, unknown_names
 
 
 def options(conf: Path, group: str) -> list[str]:
@@ -41,8 +41,8 @@ def unknown_choice(conf: Path, wanted: str, beside: Iterable[str]) -> str:
 
 
 def foreign_settings(conf: Path, group: str, choice: str, config_class: type) -> list[str]:
-    """What a choice sets and ``config_class`` neither has nor does without (``not_taken``), groups first."""
-    expected = {*_groups(config_class), *getattr(config_class, "not_taken", ())}
+    """What a choice sets and ``config_class`` does not have, groups first; an environment may say more of learning."""
+    expected = {*_groups(config_class), *(learning_settings() if group == "env" else ())}
     names = [name for name in _names_set(conf, group, choice) if name not in expected]
     return unknown_names(sorted(names, key=lambda name: "." in name), config_class)
 

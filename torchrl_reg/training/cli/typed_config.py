@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -50,12 +51,20 @@ def typed(composed: DictConfig, config_class: type) -> Any:
         plain = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved: {first_line(error)}.") from None
-    for name in getattr(config_class, "not_taken", ()):
-        group, _, key = name.rpartition(".")
-        plain.get(group, {}).pop(key, None)
     for name in unknown_names(dotted_names(plain), config_class):
-        raise ConfigError(unknown_setting(name, config_class))
+        if name not in learning_settings():  # an environment's, for other recipes; those typed are refused before
+            raise ConfigError(unknown_setting(name, config_class))
+        del plain["algo"][name.removeprefix("algo.")]
     return converted(plain, config_class, "")
+
+
+@cache
+def learning_settings() -> frozenset[str]:
+    """What environments may say of learning, each for the recipes that have such a setting: ``algo.n_steps``, ..."""
+    from torchrl_reg.training import PolicyLearning, RolloutLearning, ValueLearning
+
+    kinds = (PolicyLearning, RolloutLearning, ValueLearning)
+    return frozenset(f"algo.{item.name}" for kind in kinds for item in dataclasses.fields(kind))
 
 
 def converted(value: Any, kind: Any, name: str) -> Any:
