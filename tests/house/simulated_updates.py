@@ -29,7 +29,7 @@ from torchrl_reg.training.seeds.batched_update import StackedOptimizer
 sys.path.insert(0, str(Path(__file__).parent))
 import simulated_device as sim
 
-VALUE, POLICY, CRITIC = (sim.loaded(f"objectives/{room}conftest.py") for room in ("", "policy/", "actor_critic/"))
+VALUE = sim.loaded("objectives/conftest.py")
 SLOTS = sim.loaded("objectives/test_slots.py")
 
 
@@ -139,7 +139,12 @@ MORE = {
 }
 CASES = {
     f"{room}-{name}": case
-    for room, cases in (("value", VALUE.CASES), ("more", MORE), ("policy", POLICY.CASES), ("critic", CRITIC.CASES))
+    for room, cases in (
+        ("value", VALUE.CASES),
+        ("more", MORE),
+        ("policy", VALUE.policy_cases.CASES),
+        ("critic", VALUE.critic_cases.CASES),
+    )
     for name, case in cases.items()
 }
 

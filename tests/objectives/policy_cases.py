@@ -144,6 +144,38 @@ def perturb_targets(loss: Any) -> None:
         p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
 
 
+# -- the networks of a loss over a discrete policy, called without it -------------------------------------------------
+
+
+def log_tables(loss: Any, data: TensorDict, *, lagged: bool = False) -> list[Tensor]:
+    """``ln pi [*B, K]`` of every action dimension at the states of ``data``, from the logits."""
+    actor, params = loss.actor_network, loss.target_actor_network_params if lagged else loss.actor_network_params
+    bins = hasattr(actor, "bins")
+    with params.to_module(actor):
+        logits = (actor.network if bins else actor.module[0].module)(data["observation"])
+    return [part.log_softmax(-1) for part in logits.split(list(actor.bins.num_bins) if bins else [3], -1)]
+
+
+def log_prob(tables: list[Tensor], data: TensorDict) -> Tensor:
+    """``ln pi(a|s) [*B]`` of the stored actions."""
+    index = data["action_index"] if "action_index" in data else data["action"].unsqueeze(-1)
+    picked = [table.gather(-1, index[..., d : d + 1]) for d, table in enumerate(tables)]
+    return torch.cat(picked, -1).sum(-1)
+
+
+def state_value(loss: Any, observation: Tensor, *, lagged: bool = False) -> Tensor:
+    """``V(s) [*B]``."""
+    with (loss.target_value_network_params if lagged else loss.value_network_params).to_module(loss.value_network):
+        return loss.value_network.module(observation).squeeze(-1)
+
+
+def assert_same(ours: Tensor, theirs: Tensor, loss: Any, other: Any) -> None:
+    """Equal values, with equal gradients of the parameters of ``loss`` and ``other``."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    mine = torch.autograd.grad(ours, list(loss.parameters()))
+    torch.testing.assert_close(mine, torch.autograd.grad(theirs, list(other.parameters())), rtol=0, atol=1e-12)
+
+
 _IQ = {"tau": 0.5, "alpha": 0.5, "clip_min": -1.5}  # of products of bins; -0.3 would clip all of them
 _M = {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}
 _PCL = {"tau": 0.5, "lam": 0.3, "rollout": 3}
