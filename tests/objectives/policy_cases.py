@@ -70,10 +70,6 @@ class PolicyCase:
         return self.cls is PathConsistencyLoss
 
     @property
-    def online_bootstrap(self) -> bool:
-        return self.sequences and not self.kwargs.get("delay_value") or bool(self.kwargs.get("residual"))
-
-    @property
     def diagnostics(self) -> set[str]:
         names = {"td_error", "value", "log_pi", "tau"}
         names |= set() if self.kind in ("gaussian", "flow") else {"entropy"}

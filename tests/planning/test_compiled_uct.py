@@ -1,4 +1,4 @@
-"""The compiled search grows the trees of the general one, number by number."""
+"""UCT by plain scalar loops, which numba compiles, is the oracle of the search: it grows the trees of the general one, number by number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from torchrl_reg.planning import MENTS, PUCT, UCT, Evaluation, SyntheticTrees, Tables, TabularModel, search_tables
 from torchrl_reg.planning.compiled_uct import _compiled
-from torchrl_reg.tabular import gridworld
+from torchrl_reg.tabular import TabularMDP, gridworld, random_mdp
 
 numba = pytest.importorskip("numba")
 
@@ -27,8 +27,12 @@ def test_synthetic_trees_without_their_noise(max_depth: int | None) -> None:
     same(search_tables(search, noisy.tables(), noisy.roots()), search(quiet, quiet.roots()))
 
 
-def test_an_mdp_with_values_of_leaves() -> None:
-    mdp = gridworld(["..#.", "....", ".#.G"], gamma=0.5)
+@pytest.mark.parametrize(
+    "mdp",
+    [gridworld(["..#.", "....", ".#.G"], gamma=0.5), random_mdp(12, 4, gamma=0.9, seed=2, deterministic=True)],
+    ids=["gridworld", "garnet"],
+)
+def test_an_mdp_with_values_of_leaves(mdp: TabularMDP) -> None:
     value = torch.sin(3.0 * torch.arange(mdp.num_states, dtype=torch.float64))
     tables, roots = Tables(mdp.P.argmax(-1), mdp.r, mdp.terminal, value), torch.tensor([0, 6, 2])
     search = UCT(num_simulations=60, c=1.3, gamma=0.9)

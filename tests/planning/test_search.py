@@ -1,4 +1,4 @@
-"""The search itself: exact values, a scalar reference, batches, chance nodes, cost."""
+"""The search itself: exact values, batches, chance nodes, cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchrl_reg.planning import (
 )
 from torchrl_reg.planning.selection import drawn
 from torchrl_reg.regularizers import Entropy, HardMax, PriorKL, Tsallis
-from torchrl_reg.tabular import TabularMDP, chain, gridworld, random_mdp
+from torchrl_reg.tabular import TabularMDP, chain, random_mdp
 
 REGULARIZERS = {
     "entropy": Entropy(0.5),
@@ -99,73 +99,6 @@ def test_rents_keeps_actions_whose_probability_at_the_parent_underflows() -> Non
 def test_a_draw_at_the_very_end_is_the_last_action() -> None:
     pi = torch.tensor([[0.3, 0.3, 0.3999], [0.0, 0.5, 0.4999]])  # as rounding may leave them
     assert drawn(pi, torch.tensor([0.99995, 0.0])).tolist() == [2, 1]
-
-
-class ScalarUCT:
-    """UCT of one tree by loops: ``n``, ``total`` and ``child`` by action of the node that each simulation added."""
-
-    def __init__(self, model: Any, state: int, *, simulations: int, c: float, gamma: float) -> None:
-        self.model, self.c, self.gamma = model, c, gamma
-        self.nodes = [self.node(state)]
-        for _ in range(simulations):
-            self.simulate()
-
-    def node(self, state: int, ended: bool = False) -> dict[str, Any]:
-        actions = self.model.num_actions
-        return {"state": state, "n": [0] * actions, "total": [0.0] * actions, "child": [-1] * actions, "end": ended}
-
-    def best(self, node: dict[str, Any]) -> int:
-        if 0 in node["n"]:
-            return node["n"].index(0)
-        log = math.log(sum(node["n"]))
-        scores = [t / n + self.c * math.sqrt(log / n) for t, n in zip(node["total"], node["n"], strict=True)]
-        return scores.index(max(scores))
-
-    def simulate(self) -> None:
-        node, path, child = self.nodes[0], [], 0
-        while child >= 0 and not node["end"]:
-            action = self.best(node)
-            step = self.model.step(torch.tensor([node["state"]]), torch.tensor([action]))
-            reward, state, ended = (part.item() for part in step)
-            path.append((node, action, reward))
-            child = node["child"][action]
-            node["child"][action] = child if child >= 0 else len(self.nodes)
-            if child < 0:
-                self.nodes.append(self.node(state, ended))
-            node = self.nodes[child]
-        value = 0.0 if child >= 0 or node["end"] else math.sin(3.0 * node["state"])
-        for node, action, reward in reversed(path):
-            value = reward + self.gamma * value
-            node["n"][action] += 1
-            node["total"][action] += value
-
-
-MODELS = {
-    "tree": (SyntheticTrees(branching=3, depth=4, num_trees=1, seed=5), [0]),
-    "gridworld": (TabularModel(gridworld(["..#.", "....", ".#.G"], gamma=0.5)), [0, 4, 9]),
-    "garnet": (TabularModel(random_mdp(12, 4, gamma=0.9, seed=2, deterministic=True)), [3, 7]),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_uct_is_the_scalar_reference_node_by_node(name: str) -> None:
-    model, roots = MODELS[name]
-    search = UCT(num_simulations=120, c=0.7, gamma=0.9)
-    found = search(model, torch.tensor(roots), evaluate=lambda s: Evaluation(torch.sin(3.0 * s.double())))
-    for index, root in enumerate(roots):
-        nodes = ScalarUCT(model, root, simulations=120, c=0.7, gamma=0.9).nodes
-        count = int(found.tree.num_nodes[index])
-        # A simulation that ends in a known node adds none, and its number is left out.
-        tree = {name: x[index] for name, x in vars(found.tree).items() if isinstance(x, Tensor)}
-        numbers = [0, *sorted(x for x in tree["children"].flatten().tolist() if x > 0)]
-        assert count == len(nodes) == len(numbers)
-        n, total = (torch.tensor([node[key] for node in nodes], dtype=torch.float64) for key in ("n", "total"))
-        assert tree["state"][numbers].tolist() == [node["state"] for node in nodes]
-        assert torch.equal(tree["visits"][numbers], n)
-        children = [[-1 if child < 0 else numbers[child] for child in node["child"]] for node in nodes]
-        assert tree["children"][numbers, :, 0].tolist() == children
-        torch.testing.assert_close(tree["q"][numbers], total / n.clamp(min=1), rtol=0, atol=1e-12)
-        assert found.action[index] == n[0].argmax()
 
 
 PLANNERS = {

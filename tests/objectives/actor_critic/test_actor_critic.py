@@ -52,16 +52,23 @@ def test_each_loss_reaches_its_own_network(name: str) -> None:
     assert not any(p.requires_grad for p in lagged(loss))
 
 
+@pytest.mark.parametrize("moved", [True, False])
 @pytest.mark.parametrize("name", ["virel", "virel_em", "sac", "soft_q"])
-def test_critics_given_other_memory_are_followed(name: str) -> None:
-    """``vector_to_parameters`` keeps the parameters and moves their memory: the actor learns from what lies there."""
-    loss, twin, data = CASES[name].loss(), CASES[name].loss(), CASES[name].batch(9)
-    call(loss, data)
+def test_the_actor_learns_from_the_critics_of_now(name: str, moved: bool) -> None:
+    """Updated in place or, as by ``vector_to_parameters``, given other memory."""
+    loss, data, networks = CASES[name].loss(), CASES[name].batch(9), CASES[name].networks()
+    before = call(loss, data)["loss_actor"]
     parameters = [p for p in loss.qvalue_network_params.values(True, True) if p.requires_grad]
-    vector_to_parameters(3.0 * parameters_to_vector(parameters) + 1.0, parameters)
-    for p in twin.qvalue_network_params.values(True, True):
-        p.data.mul_(3.0).add_(1.0)
-    torch.testing.assert_close(losses(loss, data), losses(twin, data))
+    changed = 3.0 * parameters_to_vector(parameters).detach() + 1.0
+    vector_to_parameters(changed, [p for critic in networks[1] for p in critic.parameters()])
+    if moved:
+        vector_to_parameters(changed, parameters)
+    else:
+        for p in parameters:
+            p.data.mul_(3.0).add_(1.0)
+    found = call(loss, data)["loss_actor"]
+    torch.testing.assert_close(found, call(CASES[name].loss(networks), data)["loss_actor"])
+    assert (found - before).abs() > 1e-3
 
 
 def test_networks_that_do_more_are_called_as_modules() -> None:

@@ -64,17 +64,6 @@ def test_lazy_networks(name: str) -> None:
     assert all((target[k] == source[k]).all() for k in source.keys(True, True))
 
 
-@BOTH
-def test_train_and_eval_mode_follow_the_networks(name: str) -> None:
-    case = CASES[name]
-    actor, network = case.networks()
-    actor.network.insert(2, nn.Dropout(0.5))
-    loss, data = case.loss((actor, network)), case.batch(9)
-    assert value(loss, data) != value(loss, data)
-    actor.eval()
-    assert torch.equal(value(loss, data), value(loss, data))
-
-
 # -- coefficients -----------------------------------------------------------------------------------------------------
 
 
@@ -159,22 +148,13 @@ def test_masked_rows_count_for_no_learnt_coefficient(name: str) -> None:
 
 @pytest.mark.slow
 @BOTH
-def test_learnt_coefficients_compile(name: str) -> None:
+def test_a_learnt_coefficient_compiles(name: str) -> None:
     case = CASES[name]
     torch._dynamo.reset()
     loss = case.loss(**{LEARNT[name][1]: 0.5})
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in (1, 2):
-            got, want = (
-                torch.stack([out[key] for key in loss.out_keys])
-                for out in (compiled(case.batch(9, seed=seed)), loss(case.batch(9, seed=seed)))
-            )
-            torch.testing.assert_close(got, want)
-            got.sum().backward()
-            with torch.no_grad():
-                for p in loss.parameters():
-                    p.mul_(0.9)
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(case.batch(9))
+    torch.testing.assert_close(dict(got.items()), dict(loss(case.batch(9)).items()))
+    sum(got[key] for key in loss.out_keys).backward()
 
 
 # -- unusual data -----------------------------------------------------------------------------------------------------
