@@ -1,4 +1,4 @@
-"""UCT by plain scalar loops, which numba compiles, is the oracle of the search: it grows the trees of the general one, number by number."""
+"""UCT by plain scalar loops, which numba compiles, is the oracle of the search: the same trees, number by number."""
 
 from __future__ import annotations
 
