@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import critic_cases
 import torch
+from critic_cases import BOX, GAMMA, NUM_OBSERVATIONS, lagged
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
-from torchrl_reg.modules import FlowActor, MulticategoricalActor, gaussian_actor
+from torchrl_reg.modules import MulticategoricalActor
 from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate
 
-NUM_OBSERVATIONS, GAMMA, LENGTH = 4, 0.9, 5
-BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
+LENGTH = 5
 BINS = {"multicategorical": 5, "ragged": [3, 5]}
 
 
@@ -35,14 +36,9 @@ def make_actor(
         return ProbabilisticActor(
             module, in_keys=["logits"], out_keys=[action_key], distribution_class=Categorical, return_log_prob=True
         )
-    keys = {"in_keys": [in_key], "action_key": action_key}
-    if kind == "gaussian":
-        return gaussian_actor(mlp(4, lazy), **BOX, **keys)
-    if kind == "flow":
-        actor = FlowActor(mlp(8), 8, **BOX, **keys, num_cells=8)
-        nn.init.normal_(actor.weight_out, std=0.05)
-        return actor
-    bins = BINS[kind]
+    if kind not in BINS:
+        return critic_cases.make_actor(kind, seed, in_key, action_key)
+    bins, keys = BINS[kind], {"in_keys": [in_key], "action_key": action_key}
     return MulticategoricalActor(mlp(10 if isinstance(bins, int) else sum(bins), lazy), **BOX, **keys, num_bins=bins)
 
 
@@ -121,17 +117,6 @@ class PolicyCase:
         if self.kind in BINS:
             data["action_index"] = acted["action_index"]  # for the tests to compare with; no loss reads it
         return data
-
-
-def lagged(loss: Any) -> list[Tensor]:
-    """The lagged parameters (not the buffers beside them, such as the bins of an actor)."""
-    out = []
-    for name in loss._network_names:
-        if f"target_{name}_params" in loss._modules:
-            target = loss._modules[f"target_{name}_params"]
-            online = getattr(loss, f"{name}_params").items(True, True)
-            out += [target.get(key) for key, p in online if p.requires_grad]
-    return out
 
 
 def perturb_targets(loss: Any) -> None:

@@ -143,28 +143,6 @@ def test_networks(name: str, position: int, make: Any, message: str) -> None:
     refused(message, name, networks)
 
 
-def test_straight_through_samples_may_be_asked_for() -> None:
-    loss = CASES["sac"].loss((bins(), CASES["sac"].networks()[1]), straight_through=True)
-    assert loss(CASES["sac"].batch(3))["loss_actor"].isfinite()
-
-
-@pytest.mark.parametrize(
-    ("name", "bad"),
-    [
-        ("m_iq", {"tau": 0.0, "alpha": 2.0, "clip_min": 0.5}),
-        ("trust_pcl", {"tau": -1.0, "lam": -1.0}),
-        *[(name, {"tau": -1.0}) for name in ("virel", "sac", "soft_q")],
-    ],
-)
-def test_coefficients_are_checked_wherever_they_are_set(name: str, bad: dict[str, float]) -> None:
-    loss = CASES[name].loss()
-    for coefficient, value in bad.items():
-        with pytest.raises(ValueError, match=f"{coefficient} must be"):
-            setattr(loss, coefficient, value)
-        with pytest.raises(ValueError, match=f"{coefficient} must be"):
-            loss.make_value_estimator(gamma=0.9, **{coefficient: value})
-
-
 def test_a_learnt_coefficient_is_not_assigned_0() -> None:
     with pytest.raises(ValueError, match="lam must be > 0 where it is learnt.*got 0.0"):
         CASES["trust_pcl"].loss(max_kl=0.1).lam = 0.0
@@ -175,16 +153,6 @@ def test_a_learnt_coefficient_is_not_assigned_0() -> None:
 
 def finite(name: str, data: Any) -> bool:
     return CASES[name].loss()(data)[CASES[name].weighted].isfinite()
-
-
-@pytest.mark.parametrize("name", ["m_iq", "trust_pcl"])
-def test_missing_entries_and_empty_batches(name: str) -> None:
-    data = CASES[name].batch(6)
-    for key, role in (("action", "stored action"), (("next", "reward"), "reward of each step")):
-        with pytest.raises(KeyError, match=role):
-            CASES[name].loss()(data.exclude(key))
-    with pytest.raises(ValueError, match="at least one row"):
-        CASES[name].loss()(data[:0])
 
 
 def test_a_single_step_is_no_sequence() -> None:

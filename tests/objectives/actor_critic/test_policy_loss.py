@@ -53,7 +53,7 @@ def test_value_key(name: str) -> None:
     torch.testing.assert_close(value(case.loss((actor, network)), case.batch(6)), value(case.loss(), case.batch(6)))
 
 
-@pytest.mark.parametrize("name", ["m_iq_categorical", "m_iq_gaussian", "trust_pcl", "trust_pcl_unified"])
+@pytest.mark.parametrize("name", ["m_iq_categorical", "m_iq", "trust_pcl", "trust_pcl_unified"])
 def test_lazy_networks(name: str) -> None:
     case = CASES[name]
     loss = case.cls(*case.networks(lazy=True), **case.kwargs).make_value_estimator(gamma=0.9)
