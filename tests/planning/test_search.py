@@ -248,6 +248,21 @@ def test_a_mean_return_counts_the_visits_that_arrived_alive() -> None:
     torch.testing.assert_close(tree.value[0][alive > 0], expected[alive > 0])
 
 
+class Rising(DeadAtFirst):
+    """Ends at once, with rewards 1, 2, 3, ..."""
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.steps += 1
+        return torch.tensor([float(self.steps)]), state + 1, torch.tensor([True])
+
+
+def test_sampled_rewards_are_averaged() -> None:
+    tree = Planner(E2W(), HardMax(), num_simulations=6)(Rising(), torch.tensor([0]), generator=seeded()).tree
+    visits = tree.visits[0, 0]
+    assert (visits > 0).all() and (visits @ tree.reward[0, 0]).item() == pytest.approx(1 + 2 + 3 + 4 + 5 + 6)
+    assert torch.equal(tree.q[0, 0], tree.reward[0, 0])
+
+
 # -- evaluations and cost ---------------------------------------------------------------------------------------------
 
 
