@@ -257,7 +257,7 @@ class Rising(DeadAtFirst):
 
 
 def test_sampled_rewards_are_averaged() -> None:
-    tree = Planner(E2W(), HardMax(), num_simulations=6)(Rising(), torch.tensor([0]), generator=seeded()).tree
+    tree = Planner(E2W(9.0), HardMax(), num_simulations=6)(Rising(), torch.tensor([0]), generator=seeded()).tree
     visits = tree.visits[0, 0]
     assert (visits > 0).all() and (visits @ tree.reward[0, 0]).item() == pytest.approx(1 + 2 + 3 + 4 + 5 + 6)
     assert torch.equal(tree.q[0, 0], tree.reward[0, 0])
