@@ -77,6 +77,10 @@ def test_of_the_actions_tried_most_often_the_best_is_taken() -> None:
     found = UCT(num_simulations=3)(trees, trees.roots())
     assert (found.visits == 1).all() and torch.equal(found.action, found.q.argmax(-1))
     assert found.action.unique().tolist() == [0, 1, 2]
+    noisy = SyntheticTrees(branching=3, depth=1, num_trees=200, noise=1.0, seed=0)
+    found = UCT(num_simulations=10)(noisy, noisy.roots())
+    taken = found.visits.gather(-1, found.action.unsqueeze(-1)).squeeze(-1)
+    assert torch.equal(taken, found.visits.amax(-1)) and (found.action != found.q.argmax(-1)).any()
 
 
 class Follows:
