@@ -133,6 +133,7 @@ def test_a_batch_is_as_many_single_searches(name: str, outcomes: int | None) -> 
     uniform = torch.rand(3, 30, 30, generator=seeded(4), dtype=torch.float64)
     mdp = chain(5, gamma=0.9, slip=0.0 if outcomes is None else 0.3)
     roots = torch.tensor([0, 3, 1])
+    assert TabularModel(mdp).stochastic == (outcomes is not None)  # else each node of a simulation costs a step
 
     def search(rows: list[int]) -> dict[str, Tensor]:
         model, state = TabularModel(mdp), roots[rows]
