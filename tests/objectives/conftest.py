@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tables of losses and param
 
 import critic_cases
 import policy_cases
-from critic_cases import NUM_ACTIONS, NUM_OBSERVATIONS
-from policy_cases import perturb_targets
+from critic_cases import NUM_ACTIONS, NUM_OBSERVATIONS, perturb_targets
 
 GAMMA = 0.9
 make_batch = critic_cases.transitions

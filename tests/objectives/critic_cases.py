@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import policy_cases
 import torch
-from policy_cases import lagged, perturb_targets
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
-from torchrl_reg.modules import StochasticSamplerActor
+from torchrl_reg.modules import FlowActor, StochasticSamplerActor, gaussian_actor
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss, SoftQLearningLoss, VIRELLoss
-
-__all__ = ["CASES", "CriticCase", "lagged"]
 
 NUM_OBSERVATIONS, NUM_ACTIONS, GAMMA = 4, 3, 0.9
 BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
@@ -53,11 +49,15 @@ class Joined(nn.Module):
 
 
 def make_actor(kind: str, seed: int = 0, in_key: Any = "observation", action_key: Any = "action") -> Any:
-    if kind != "sampler":
-        return policy_cases.make_actor(kind, seed, in_key=in_key, action_key=action_key)
     torch.manual_seed(seed)
-    network = mlp(NUM_OBSERVATIONS, 8)
-    return StochasticSamplerActor(network, 8, **BOX, in_keys=[in_key], action_key=action_key, num_cells=[16])
+    keys = {"in_keys": [in_key], "action_key": action_key}
+    if kind == "gaussian":
+        return gaussian_actor(mlp(NUM_OBSERVATIONS, 4), **BOX, **keys)
+    if kind == "flow":
+        actor = FlowActor(mlp(NUM_OBSERVATIONS, 8), 8, **BOX, **keys, num_cells=8)
+        nn.init.normal_(actor.weight_out, std=0.05)
+        return actor
+    return StochasticSamplerActor(mlp(NUM_OBSERVATIONS, 8), 8, **BOX, **keys, num_cells=[16])
 
 
 def make_critic(seed: int = 1, in_key: Any = "observation", action_key: Any = "action") -> ValueOperator:
@@ -115,6 +115,23 @@ class CriticCase:
 
     def batch(self, *shape: int, **how: Any) -> TensorDict:
         return transitions(*shape, box=True, **how)
+
+
+def lagged(loss: Any) -> list[Tensor]:
+    """The target parameters, not the buffers beside them, such as the bins of an actor."""
+    out = []
+    for name in loss._network_names:
+        if f"target_{name}_params" in loss._modules:
+            target = loss._modules[f"target_{name}_params"]
+            online = getattr(loss, f"{name}_params").items(True, True)
+            out += [target.get(key) for key, p in online if p.requires_grad]
+    return out
+
+
+def perturb_targets(loss: Any) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for p in lagged(loss):
+        p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
 
 
 _BELLMAN = {"tau": 0.5, "beta_scale": 0.3}

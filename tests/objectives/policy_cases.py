@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import critic_cases
 import torch
+from critic_cases import BOX, GAMMA, NUM_OBSERVATIONS, perturb_targets
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
-from torchrl_reg.modules import FlowActor, MulticategoricalActor, gaussian_actor
+from torchrl_reg.modules import MulticategoricalActor
 from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate
 
-NUM_OBSERVATIONS, GAMMA, LENGTH = 4, 0.9, 5
-BOX = {"low": [-1.0, -2.0], "high": [1.0, 2.0]}
+LENGTH = 5
 BINS = {"multicategorical": 5, "ragged": [3, 5]}
 
 
@@ -35,14 +36,9 @@ def make_actor(
         return ProbabilisticActor(
             module, in_keys=["logits"], out_keys=[action_key], distribution_class=Categorical, return_log_prob=True
         )
-    keys = {"in_keys": [in_key], "action_key": action_key}
-    if kind == "gaussian":
-        return gaussian_actor(mlp(4, lazy), **BOX, **keys)
-    if kind == "flow":
-        actor = FlowActor(mlp(8), 8, **BOX, **keys, num_cells=8)
-        nn.init.normal_(actor.weight_out, std=0.05)
-        return actor
-    bins = BINS[kind]
+    if kind not in BINS:
+        return critic_cases.make_actor(kind, seed, in_key, action_key)
+    bins, keys = BINS[kind], {"in_keys": [in_key], "action_key": action_key}
     return MulticategoricalActor(mlp(10 if isinstance(bins, int) else sum(bins), lazy), **BOX, **keys, num_bins=bins)
 
 
@@ -68,10 +64,6 @@ class PolicyCase:
     @property
     def sequences(self) -> bool:
         return self.cls is PathConsistencyLoss
-
-    @property
-    def online_bootstrap(self) -> bool:
-        return self.sequences and not self.kwargs.get("delay_value") or bool(self.kwargs.get("residual"))
 
     @property
     def diagnostics(self) -> set[str]:
@@ -127,21 +119,36 @@ class PolicyCase:
         return data
 
 
-def lagged(loss: Any) -> list[Tensor]:
-    """The lagged parameters (not the buffers beside them, such as the bins of an actor)."""
-    out = []
-    for name in loss._network_names:
-        if f"target_{name}_params" in loss._modules:
-            target = loss._modules[f"target_{name}_params"]
-            online = getattr(loss, f"{name}_params").items(True, True)
-            out += [target.get(key) for key, p in online if p.requires_grad]
-    return out
+# -- the networks of a loss over a discrete policy, called without it -------------------------------------------------
 
 
-def perturb_targets(loss: Any) -> None:
-    generator = torch.Generator().manual_seed(7)
-    for p in lagged(loss):
-        p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+def log_tables(loss: Any, data: TensorDict, *, lagged: bool = False) -> list[Tensor]:
+    """``ln pi [*B, K]`` of every action dimension at the states of ``data``, from the logits."""
+    actor, params = loss.actor_network, loss.target_actor_network_params if lagged else loss.actor_network_params
+    bins = hasattr(actor, "bins")
+    with params.to_module(actor):
+        logits = (actor.network if bins else actor.module[0].module)(data["observation"])
+    return [part.log_softmax(-1) for part in logits.split(list(actor.bins.num_bins) if bins else [3], -1)]
+
+
+def log_prob(tables: list[Tensor], data: TensorDict) -> Tensor:
+    """``ln pi(a|s) [*B]`` of the stored actions."""
+    index = data["action_index"] if "action_index" in data else data["action"].unsqueeze(-1)
+    picked = [table.gather(-1, index[..., d : d + 1]) for d, table in enumerate(tables)]
+    return torch.cat(picked, -1).sum(-1)
+
+
+def state_value(loss: Any, observation: Tensor, *, lagged: bool = False) -> Tensor:
+    """``V(s) [*B]``."""
+    with (loss.target_value_network_params if lagged else loss.value_network_params).to_module(loss.value_network):
+        return loss.value_network.module(observation).squeeze(-1)
+
+
+def assert_same(ours: Tensor, theirs: Tensor, loss: Any, other: Any) -> None:
+    """Equal values, with equal gradients of the parameters of ``loss`` and ``other``."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    mine = torch.autograd.grad(ours, list(loss.parameters()))
+    torch.testing.assert_close(mine, torch.autograd.grad(theirs, list(other.parameters())), rtol=0, atol=1e-12)
 
 
 _IQ = {"tau": 0.5, "alpha": 0.5, "clip_min": -1.5}  # of products of bins; -0.3 would clip all of them

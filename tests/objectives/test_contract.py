@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from policy_cases import lagged
+from critic_cases import lagged
 from torchrl.objectives import SoftUpdate
 
 import torchrl_reg.objectives as objectives

@@ -1,70 +1,53 @@
-"""Planners with a regularizer of a user's own: no more than ``forward``."""
+"""Planners: a regularizer of a user's own with no more than ``forward``, the action taken, and what is refused."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchrl_reg.planning import E2W, MENTS, RENTS, TENTS, Planner, QEvaluation, SyntheticTrees, TabularModel
-from torchrl_reg.regularizers import Entropy, Regularized, Regularizer, check_regularizer
+from torchrl_reg.planning import (
+    E2W,
+    MENTS,
+    PUCT,
+    RENTS,
+    TENTS,
+    UCT,
+    Planner,
+    QEvaluation,
+    SyntheticTrees,
+    TabularModel,
+)
+from torchrl_reg.regularizers import Entropy, PriorKL, Regularized, Regularizer, Tsallis
 from torchrl_reg.tabular import chain
 
 TAU = 0.5
 
 
 class Mine(Regularizer):
-    """Base of the three below, which say only what pi is: everything else follows from Omega(pi)."""
+    """Nothing but ``forward``, here another's."""
 
-    def solved(self, q: Tensor, pi: Tensor, gradient: Tensor, cost: Tensor, mask: Tensor | None) -> Regularized:
-        tau_log_pi = gradient - ((pi * gradient).sum(-1, keepdim=True) - cost.unsqueeze(-1))
-        value = (pi * torch.where(pi > 0, q, 0.0)).sum(-1) - cost
-        return Regularized(pi, cost, value, tau_log_pi, torch.where(pi > 0, tau_log_pi, 0.0))
+    def __init__(self, inner: Regularizer) -> None:
+        super().__init__()
+        self.inner = inner
 
-
-class MyEntropy(Mine):
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
-        q = q if mask is None else q.masked_fill(~mask, -math.inf)
-        pi = (q / TAU).softmax(-1)
-        log_pi = pi.clamp(min=1e-300).log()
-        return self.solved(q, pi, TAU * (log_pi + 1), TAU * (pi * log_pi).sum(-1), mask)
+        return self.inner(q, mask=mask)
 
 
-class MyKL(Mine):
+class MineWithPrior(Mine):
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
-        q = q if mask is None else q.masked_fill(~mask, -math.inf)
-        rho = torch.full_like(q, -math.log(q.shape[-1])) if log_prior is None else log_prior
-        pi = (q / TAU + rho).softmax(-1)
-        ratio = pi.clamp(min=1e-300).log() - rho
-        return self.solved(q, pi, TAU * (ratio + 1), TAU * (pi * ratio).sum(-1), mask)
+        return self.inner(q, mask=mask, log_prior=log_prior)
 
 
-class MySparsemax(Mine):
-    """By bisection for the threshold, and not by sorting."""
-
-    def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
-        q = q if mask is None else q.masked_fill(~mask, -math.inf)
-        high = q.amax(-1, keepdim=True) / TAU
-        low = high - 1
-        for _ in range(80):
-            middle = (low + high) / 2
-            above = (q / TAU - middle).clamp(min=0).sum(-1, keepdim=True) >= 1
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        pi = (q / TAU - low).clamp(min=0)
-        pi = pi / pi.sum(-1, keepdim=True)
-        return self.solved(q, pi, TAU * pi, TAU / 2 * (pi.square().sum(-1) - 1), mask)
-
-
-SEARCH: dict[str, Any] = {"num_simulations": 60, "gamma": 0.9}
+SEARCH: dict[str, Any] = {"num_simulations": 40, "gamma": 0.9}
 SAME = {
-    "ments": (MyEntropy, {}, MENTS),
-    "rents": (MyKL, {"parent_prior": True}, RENTS),
-    "tents": (MySparsemax, {}, TENTS),
+    "ments": (Mine(Entropy(TAU)), {}, MENTS),
+    "rents": (MineWithPrior(PriorKL(TAU)), {"parent_prior": True}, RENTS),
+    "tents": (Mine(Tsallis(TAU)), {}, TENTS),
 }
 
 
@@ -73,13 +56,10 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_a_regularizer_of_ones_own_grows_the_same_tree(name: str, stochastic: bool, known: bool) -> None:
     own, options, named = SAME[name]
-    uniform = torch.rand(3, 60, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    uniform = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     evaluate = QEvaluation(lambda state: torch.sin(torch.stack((state, 2 * state), -1).double()), Entropy(TAU))
     trees = []
-    for planner in (
-        Planner(E2W(0.3), own(), **options, **SEARCH),
-        named(tau=TAU, epsilon=0.3, **SEARCH),
-    ):
+    for planner in (Planner(E2W(0.3), own, **options, **SEARCH), named(tau=TAU, epsilon=0.3, **SEARCH)):
         model: Any = SyntheticTrees(branching=2, depth=4, num_trees=3, seed=2)
         roots = model.roots()
         if stochastic:
@@ -92,24 +72,15 @@ def test_a_regularizer_of_ones_own_grows_the_same_tree(name: str, stochastic: bo
     assert (trees[0].visits > 0).sum() > 20
 
 
-def test_the_regularizer_of_the_guide_is_searched_with() -> None:
-    """tests/recipes/own_regularizer.py: a covered tree has the exact values, and E2W tries every action of its root."""
-    file = Path(__file__).parents[1] / "recipes" / "own_regularizer.py"
-    spec = importlib.util.spec_from_file_location("guide_regularizer", file)
-    assert spec is not None and spec.loader is not None
-    guide = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(guide)
-    regularizer, trees = guide.LogBarrier(tau=0.1), SyntheticTrees(branching=3, depth=2, num_trees=4, seed=1)
-    search = Planner(E2W(2.0), regularizer, num_simulations=150, gamma=0.9)
-    found = search(trees, trees.roots(), generator=torch.Generator().manual_seed(0))
-    assert found.tree.num_nodes.tolist() == [13] * 4 and (found.pi > 0).all()
-    torch.testing.assert_close(found.q, trees.root_q(regularizer, gamma=0.9), rtol=0, atol=1e-10)
-    torch.testing.assert_close(found.value, trees.root_value(regularizer, gamma=0.9), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("own", [MyEntropy, MyKL, MySparsemax])
-def test_they_are_regularizers(own: type[Mine]) -> None:
-    check_regularizer(own(), tolerance=1e-7)
+def test_of_the_actions_tried_most_often_the_best_is_taken() -> None:
+    trees = SyntheticTrees(branching=3, depth=1, num_trees=9, seed=0)
+    found = UCT(num_simulations=3)(trees, trees.roots())
+    assert (found.visits == 1).all() and torch.equal(found.action, found.q.argmax(-1))
+    assert found.action.unique().tolist() == [0, 1, 2]
+    noisy = SyntheticTrees(branching=3, depth=1, num_trees=200, noise=1.0, seed=0)
+    found = UCT(num_simulations=10)(noisy, noisy.roots())
+    taken = found.visits.gather(-1, found.action.unsqueeze(-1)).squeeze(-1)
+    assert torch.equal(taken, found.visits.amax(-1)) and (found.action != found.q.argmax(-1)).any()
 
 
 class Follows:
@@ -118,16 +89,34 @@ class Follows:
     follows_policy = True
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((E2W(), None, False), "regularizer must be given with E2W, which follows its policy, got None"),
-        ((Follows(), None, False), "regularizer must be given with Follows, which follows its policy, got None"),
-        ((E2W(), torch.nn.Linear(1, 1), False), "regularizer must be a Regularizer or None, got Linear"),
-        ((E2W(), MyEntropy(), True), "regularizer must take a log_prior, for parent_prior=True, got MyEntropy"),
-    ],
-)
-def test_what_cannot_be_searched_with_is_refused_at_once(arguments: Any, message: str) -> None:
-    select, regularizer, parent_prior = arguments
-    with pytest.raises(ValueError, match=message):
-        Planner(select, regularizer, num_simulations=3, parent_prior=parent_prior)
+TREES = SyntheticTrees(branching=3, depth=4, seed=5)
+BAD = [
+    (lambda: UCT(num_simulations=0), "num_simulations must be at least 1, got 0"),
+    (lambda: UCT(num_simulations=5, max_depth=0), "max_depth must be at least 1 or None, got 0"),
+    (lambda: UCT(num_simulations=5, gamma=1.1), r"gamma must be in \[0, 1\], got 1.1"),
+    (lambda: UCT(num_simulations=5, c=-1.0), "c must be a finite number >= 0, got -1.0"),
+    (lambda: PUCT(num_simulations=5, c=math.inf), "c must be a finite number >= 0, got inf"),
+    (lambda: UCT(num_simulations=5, choose="best"), "choose must be 'q' or 'visits', got 'best'"),
+    (lambda: MENTS(num_simulations=5, epsilon=0.0), "epsilon must be a finite number > 0, got 0.0"),
+    (lambda: MENTS(num_simulations=5, tau=0.0), "tau must be a finite number > 0"),
+    (lambda: RENTS(num_simulations=5, tau=-0.1), "tau must be a finite number > 0"),
+    (lambda: Planner(E2W(), num_simulations=5), "regularizer must be given with E2W, which follows its policy, got"),
+    (lambda: Planner(Follows(), num_simulations=5), "regularizer must be given with Follows, which follows its poli"),
+    (lambda: Planner(E2W(), nn.Linear(1, 1), num_simulations=5), "regularizer must be a Regularizer or None, got Lin"),
+    (
+        lambda: Planner(E2W(), Entropy(1.0), num_simulations=5, parent_prior=True),
+        "regularizer must take a log_prior, for parent_prior=True, got Entropy",
+    ),
+    (lambda: UCT(num_simulations=5)(TREES, torch.tensor(0)), r"state must hold a state for each tree"),
+    (lambda: SyntheticTrees(0, 2, seed=0), "branching must be at least 1, got 0"),
+    (lambda: SyntheticTrees(2, 0, seed=0), "depth must be at least 1, got 0"),
+    (lambda: SyntheticTrees(2, 2, noise=-1.0, seed=0), "noise must be a standard deviation >= 0, got -1.0"),
+    (lambda: TabularModel(chain(3, 0.9), num_outcomes=0), "num_outcomes must be at least 1 or None, got 0"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_bad_input_is_one_sentence(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)

@@ -65,3 +65,6 @@ def test_it_is_evaluated_and_forgets_its_searches() -> None:
     actor = SearchActor(UCT(num_simulations=5, gamma=0.99), model)
     columns = evaluate(env, {"greedy": actor}, episodes=2, seed=0)
     assert columns["return_greedy_mean"] <= 0 and model.num_snapshots <= 4
+    before, state = model.num_snapshots, model.reset(1, seed=0)
+    actor(TensorDict({"state": state}, [1]))
+    assert model.num_snapshots == before + 1

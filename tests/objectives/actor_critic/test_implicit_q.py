@@ -1,0 +1,156 @@
+"""The implicit-Q loss against its equation, and against the methods it contains."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from policy_cases import CASES, assert_same, log_prob, log_tables, make_value, state_value
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torchrl.data import Categorical
+from torchrl.modules import ProbabilisticActor, QValueActor, ValueOperator
+
+from torchrl_reg.modules import FlowActor, gaussian_actor
+from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate, SoftDQNLoss
+
+GAMMA, TAU, ALPHA = 0.9, 0.5, 0.5
+
+
+def written_out(loss: Any, data: Any) -> tuple[Tensor, Tensor]:
+    """Prediction and target ``[B]``."""
+    prediction = TAU * log_prob(log_tables(loss, data), data) + state_value(loss, data["observation"])
+    following = state_value(loss, data["next", "observation"], lagged=not loss.residual)
+    following = following if loss.residual else following.detach()
+    target = data["next", "reward"].squeeze(-1) + GAMMA * (~data["next", "terminated"].squeeze(-1) * following)
+    if loss.alpha > 0:
+        lagged = TAU * log_prob(log_tables(loss, data, lagged=True), data).detach()
+        target = target + ALPHA * lagged.clamp(min=float(loss.clip_min))
+    return prediction, target
+
+
+@pytest.mark.parametrize("size", [1, 17])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("iq", {}),
+        ("m_iq", {}),
+        ("m_iq", {"clip_min": None}),
+        ("m_iq_ragged", {}),
+        ("m_iq_categorical", {}),
+        ("m_iq_residual", {}),
+    ],
+)
+def test_loss_is_the_equation(name: str, kwargs: dict[str, Any], size: int) -> None:
+    loss, data = CASES[name].loss(**kwargs).double(), CASES[name].batch(size, dtype=torch.float64)
+    prediction, target = written_out(loss, data)
+    out, error = loss(data), (prediction - target).detach()
+    assert_same(out["loss"], (prediction - target).square().mean(), loss, loss)
+    torch.testing.assert_close(data["td_error"].squeeze(-1), error.square(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(out["td_error"].double(), error.abs().mean(), rtol=1e-5, atol=0)
+    for kind, function in (("l1", nn.functional.l1_loss), ("smooth_l1", nn.functional.smooth_l1_loss)):
+        loss.loss_function = kind
+        torch.testing.assert_close(loss(data)["loss"], function(prediction, target), rtol=0, atol=1e-12)
+
+
+def test_actions_and_their_bins_are_the_same() -> None:
+    """By default the action is read: a random warm-up writes no bins. It lies in its bin exactly."""
+    data, loss = CASES["m_iq"].batch(9), CASES["m_iq"].loss()
+    by_action = loss(data.exclude("action_index"))["loss"]
+    loss.set_keys(action="action_index")
+    assert torch.equal(loss(data.exclude("action"))["loss"], by_action)
+    with pytest.raises(KeyError, match=r"an entry 'action_index'.*set_keys\(action=...\)"):
+        loss(data.exclude("action_index"))
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------
+
+
+class ImplicitQ(nn.Module):
+    """``V + tau ln pi`` as a Q-network."""
+
+    def __init__(self, logits: nn.Module, value: nn.Module) -> None:
+        super().__init__()
+        self.logits, self.value = logits, value
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.value(observation) + TAU * self.logits(observation).log_softmax(-1)
+
+
+def test_soft_dqn_is_a_limit() -> None:
+    """The soft value of V + tau ln pi is V; the gradient flows the same way."""
+    case = CASES["m_iq_categorical"]
+    loss = ImplicitQLoss(*case.networks(), tau=TAU)
+    policy, value = case.networks()
+    network = QValueActor(ImplicitQ(policy.module[0].module, value.module), spec=Categorical(3))
+    soft = SoftDQNLoss(network, tau=TAU, loss_function="l2")
+    for each in (loss, soft):
+        PolyakTargetUpdate(each.make_value_estimator(gamma=GAMMA).double(), rate=0.5)
+        for i, p in enumerate(each.parameters()):  # away from the target networks, both alike
+            p.data.add_(0.1 * torch.cos(torch.arange(p.numel(), dtype=p.dtype) + i).view_as(p))
+    one, two = (case.batch(20, dtype=torch.float64) for _ in range(2))
+    assert_same(loss(one)["loss"], soft(two)["loss"], loss, soft)
+    torch.testing.assert_close(one["td_error"], two["td_error"], rtol=0, atol=1e-12)
+    assert one["td_error"].min() > 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, ALPHA])
+def test_the_residual_form_is_one_step_trust_pcl(alpha: float) -> None:
+    """Temperature ``(1 - alpha) tau`` and ``lam = alpha tau``; PCL where alpha = 0. Its loss is half the square."""
+    case = CASES["m_iq_residual"]
+    loss = case.loss(alpha=alpha, clip_min=None).double()
+    pcl = PathConsistencyLoss(*case.networks(), tau=(1 - alpha) * TAU, lam=alpha * TAU, rollout=1)
+    PolyakTargetUpdate(pcl.make_value_estimator(gamma=GAMMA).double(), rate=0.5)
+    pcl.target_actor_network_params.data.update_(loss.target_actor_network_params.data)
+    data = case.batch(12, dtype=torch.float64)
+    assert_same(0.5 * loss(data)["loss"], pcl(data.reshape(3, 4))["loss"], loss, pcl)
+
+
+def test_naf_is_a_gaussian_special_case() -> None:
+    """``pi = N(mu, tau P^-1)``: Q is NAF's, V its maximum plus ``tau / 2 ln det(2 pi tau P^-1)``."""
+    torch.manual_seed(0)
+    lower = torch.tensor([[1.3, 0.0], [-0.4, 0.7]], dtype=torch.float64)
+    precision = lower @ lower.T
+    constant = 0.5 * TAU * torch.logdet(2 * math.pi * TAU * precision.inverse())
+    assert constant.abs() > 0.1
+    mean, shifted = (nn.Linear(4, outputs, dtype=torch.float64) for outputs in (2, 1))
+    policy = ProbabilisticActor(
+        TensorDictModule(mean, in_keys=["observation"], out_keys=["loc"]),
+        in_keys=["loc"],
+        distribution_class=MultivariateNormal,
+        distribution_kwargs={"precision_matrix": precision / TAU},
+        return_log_prob=True,
+    )
+    loss = ImplicitQLoss(policy, ValueOperator(shifted), tau=TAU, reduction="none")
+    PolyakTargetUpdate(loss.make_value_estimator(gamma=GAMMA), rate=0.5)
+    data = CASES["m_iq_gaussian"].batch(20, dtype=torch.float64)
+    away = data["action"] - mean(data["observation"])
+    best, following = (shifted(rows["observation"]).squeeze(-1) - constant for rows in (data, data["next"]))
+    quadratic = best - 0.5 * torch.einsum("bi,ij,bj->b", away, precision, away)
+    # NAF bootstraps on the maximum, IQ on the soft value: the rewards of NAF make up for the constant between them.
+    alive = ~data["next", "terminated"].squeeze(-1)
+    target = data["next", "reward"].squeeze(-1) + GAMMA * (alive * (constant + following))
+    torch.testing.assert_close(loss(data)["loss"], (quadratic - target).square(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_the_bonus_of_a_density_may_be_positive(kind: str) -> None:
+    torch.manual_seed(0)
+    box = {"low": [-0.05, -0.1], "high": [0.05, 0.1]}  # so small that densities exceed 1
+    actor = gaussian_actor(nn.Linear(4, 4), **box) if kind == "gaussian" else FlowActor(nn.Linear(4, 8), 8, **box)
+    loss = ImplicitQLoss(actor, make_value(), tau=TAU, alpha=ALPHA, clip_min=-0.3)
+    PolyakTargetUpdate(loss.make_value_estimator(gamma=GAMMA), rate=0.5)
+    data = CASES["m_iq_gaussian"].batch(64)
+    data["action"] *= 0.0499
+    with torch.no_grad():
+        tau_log_pi = TAU * actor.get_dist(data).log_prob(data["action"])  # the target policy is still the same
+        here, following = (state_value(loss, rows["observation"]) for rows in (data, data["next"]))
+    assert (tau_log_pi > 0).any()
+    out, bonus = loss(data), ALPHA * tau_log_pi.clamp(min=-0.3)
+    torch.testing.assert_close(out["bonus"], bonus.mean())
+    alive = ~data["next", "terminated"].squeeze(-1)
+    target = data["next", "reward"].squeeze(-1) + bonus + GAMMA * (alive * following)
+    torch.testing.assert_close(out["loss"].detach(), (target - here - tau_log_pi).square().mean())
