@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.colors import to_hex
 
-from torchrl_reg.analysis import published_figure
+from torchrl_reg.analysis import plots
 from torchrl_reg.analysis.charts import LIGHT
 
 
@@ -25,9 +25,9 @@ def gap(method: str, difference: float | None, meets: bool, mean: float = 3.0) -
 
 def test_green_meets_all_orange_does_not_blue_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
-    monkeypatch.setattr(published_figure, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     found = [gap("a", -1.0, True), gap("b", -1.0, True), gap("b", -7.0, False, mean=9.0), gap("c", None, False)]
-    published_figure.draw_published(found, tmp_path / "x.png")
+    plots.draw_published(found, tmp_path / "x.png")
     (axes,) = figures[0].axes
     dots = [(to_hex(line.get_color()), *line.get_xdata()) for line in axes.get_lines()]
     grey, green, orange, blue = "#6b6b6b", *(LIGHT[i].lower() for i in (2, 1, 0))

@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "torchrl_reg"
 #: Folders that still hold more than 20 files, and how many; none may be added.
-CROWDED = {"torchrl_reg/modules": 21}
+CROWDED: dict[str, int] = {}
 #: Files that one batch of m_dqn.py with 8 updates passes through. The plan says 20.
-MOST_FILES_OF_A_BATCH = 29
+MOST_FILES_OF_A_BATCH = 22
 
 
 PATHS = sorted(PACKAGE.rglob("*.py"))

@@ -9,7 +9,6 @@ from torchrl_reg.analysis import plots
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
 from torchrl_reg.analysis.protocols import gaps
-from torchrl_reg.analysis.published_figure import draw_published
 from torchrl_reg.analysis.scores import EVALUATION, group_scores, scale_of
 from torchrl_reg.commands.selection import add_selection, selected_groups, warn
 
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     groups = selected_groups(arguments)
     if arguments.kind == "published":
         found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
-        print(draw_published(found, out))
+        print(plots.draw_published(found, out))
         return 0
     arguments.column = arguments.column or EVALUATION
     scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
