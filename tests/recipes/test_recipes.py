@@ -20,10 +20,10 @@ from torchrl_reg.objectives import QLearningLoss
 from torchrl_reg.training import ValueLearner, evaluate, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-# Recipes without networks, environments to choose or a replay buffer: tested on their own.
-STUDIES = {"maximum_entropy", "mirl_grid", "multigoal", "ments", "ments_trees", "tour"}
 METHODS = {path.stem for path in (RECIPES / "conf/method").glob("*.yaml")} - {"m_dqn", "m_iqn"}
-NAMES = sorted({path.stem for path in RECIPES.glob("*.py")} - STUDIES | METHODS)
+#: Recipes on one of the learners, whose settings they share; the others are tested on their own.
+LEARNING = re.compile(r"class Algo\((Value|Policy|Rollout)Learning\)")
+NAMES = sorted({path.stem for path in RECIPES.glob("*.py") if LEARNING.search(path.read_text())} | METHODS)
 CRITICS = {"sac", "soft_q", "virel"}  # their losses are several
 SHORT = "algo.total_frames=192 algo.batch_size=8 run.log_every_frames=64 run.eval_episodes=2"
 SHORT += " run.evaluate_every_frames=96 run.checkpoint_every_frames=96"
