@@ -1,13 +1,29 @@
-"""Environments whose copies step in one call: seeds, time limits, resets and snapshots, the same for all of them."""
+"""Environments whose copies step in one call, and gymnasium's CartPole, Acrobot, Pendulum and MountainCar as such.
+
+The equations are gymnasium's, operation by operation, so that every number equals the single environments' to the last
+bit: the C library's functions where they call it, float32 where they use it. gymnasium has a vector version only of
+CartPole, which restarts its episodes itself and draws them all from one generator.
+
+Shapes: ``N`` copies.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.classic_control import (
+    AcrobotEnv,
+    CartPoleEnv,
+    Continuous_MountainCarEnv,
+    MountainCarEnv,
+    PendulumEnv,
+)
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -146,3 +162,222 @@ def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence
     if len(seeds) != num_envs:
         raise EnvError(f"seed must be an int or {num_envs} of them, got {len(seeds)}.")
     return seeds
+
+
+class ControlEnv(BatchedEnv):
+    """``N`` copies of a classic control task with a state of ``D`` numbers, float64 ``[D, N]``."""
+
+    arrays = (*BatchedEnv.arrays, "state")
+    single: type[gymnasium.Env]
+    size: int
+
+    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
+        single: Any = self.single()
+        super().__init__(num_envs, single.observation_space, single.action_space, max_episode_frames)
+        self._constants = single
+        self._state = np.zeros((self.size, num_envs))
+
+
+class CartPole(ControlEnv):
+    """CartPole-v1; the state is ``(x, angle, their velocities)``."""
+
+    single, size = CartPoleEnv, 4
+
+    def __init__(self, num_envs: int, *, max_episode_frames: int) -> None:
+        super().__init__(num_envs, max_episode_frames=max_episode_frames)
+        self._limits = np.array([[self._constants.x_threshold], [self._constants.theta_threshold_radians]])
+
+    def _begin(self, i: int) -> np.ndarray:
+        start = self._generators[i].uniform(-0.05, 0.05, 4)
+        self._state[:, i] = start[[0, 2, 1, 3]]
+        return start
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        c = self._constants
+        places, velocities = self._state[:2], self._state[2:]
+        angle, angle_velocity = places[1], velocities[1]
+        force = np.where(actions == 1, c.force_mag, -c.force_mag)
+        cos, sin = np.cos(angle), np.sin(angle)
+        temp = (force + c.polemass_length * np.square(angle_velocity) * sin) / c.total_mass
+        accelerations = np.empty_like(velocities)
+        accelerations[1] = (c.gravity * sin - cos * temp) / (
+            c.length * (4.0 / 3.0 - c.masspole * np.square(cos) / c.total_mass)
+        )
+        accelerations[0] = temp - c.polemass_length * accelerations[1] * cos / c.total_mass
+        places += c.tau * velocities
+        velocities += c.tau * accelerations
+        observation = np.empty((self.num_envs, 4), np.float32)
+        observation[:, ::2], observation[:, 1::2] = places.T, velocities.T
+        beyond = np.abs(places) > self._limits
+        return observation, np.ones(self.num_envs, np.float32), beyond[0] | beyond[1]
+
+
+class Acrobot(ControlEnv):
+    """Acrobot-v1; the state is ``(theta1, theta2, their velocities)``."""
+
+    single, size = AcrobotEnv, 4
+    _most = np.array([[AcrobotEnv.MAX_VEL_1], [AcrobotEnv.MAX_VEL_2]])
+    _torques = np.array(AcrobotEnv.AVAIL_TORQUE)
+
+    def _begin(self, i: int) -> np.ndarray:
+        # In float32 until the first step, as the single.
+        start = self._generators[i].uniform(-0.1, 0.1, 4).astype(np.float32)
+        self._state[:, i] = start
+        return _acrobot_observation(start)
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        torque, dt = self._torques[actions], AcrobotEnv.dt
+        start = self._state
+        k1 = _acrobot_derivative(start, torque)
+        k2 = _acrobot_derivative(start + dt / 2.0 * k1, torque)
+        k3 = _acrobot_derivative(start + dt / 2.0 * k2, torque)
+        k4 = _acrobot_derivative(start + dt * k3, torque)
+        state = start + dt / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)
+        angles = state[:2]
+        while (above := angles > np.pi).any():
+            angles[above] -= 2 * np.pi
+        while (below := angles < -np.pi).any():
+            angles[below] += 2 * np.pi
+        state[2:] = np.clip(state[2:], -self._most, self._most)
+        self._state = state
+        terminated = -np.cos(state[0]) - np.cos(state[1] + state[0]) > 1.0
+        return _acrobot_observation(state), np.where(terminated, np.float32(0), np.float32(-1)), terminated
+
+
+def _acrobot_observation(state: np.ndarray) -> np.ndarray:
+    """float32 ``[N, 6]`` of ``state [4, N]``, or ``[6]`` of ``[4]``."""
+    observation = np.empty((*state.shape[1:], 6), np.float32)
+    observation[..., :4:2], observation[..., 1:4:2] = np.cos(state[:2]).T, np.sin(state[:2]).T
+    observation[..., 4:] = state[2:].T
+    return observation
+
+
+def _acrobot_derivative(state: np.ndarray, torque: np.ndarray) -> np.ndarray:
+    """Time derivative ``[4, N]`` of ``state``, all masses and lengths 1, centres of mass at .5 ("book" equations)."""
+    theta1, theta2, dtheta1, dtheta2 = state
+    cos2, sin2 = np.cos(theta2), np.sin(theta2)
+    d1 = 0.25 + (1.25 + cos2) + 1.0 + 1.0
+    d2 = (0.25 + 0.5 * cos2) + 1.0
+    phi2 = 0.5 * 9.8 * np.cos(theta1 + theta2 - np.pi / 2.0)
+    phi1 = (
+        -0.5 * _power_2(dtheta2) * sin2
+        - 2 * 0.5 * dtheta2 * dtheta1 * sin2
+        + (0.5 + 1.0) * 9.8 * np.cos(theta1 - np.pi / 2)
+        + phi2
+    )
+    ddtheta2 = (torque + d2 / d1 * phi1 - 0.5 * _power_2(dtheta1) * sin2 - phi2) / (0.25 + 1.0 - _power_2(d2) / d1)
+    ddtheta1 = -(d2 * ddtheta2 + phi1) / d1
+    return np.stack((dtheta1, dtheta2, ddtheta1, ddtheta2))
+
+
+def _power_2(x: np.ndarray) -> np.ndarray:
+    """``x ** 2`` as of float64 scalars: by the C library's pow, whose last bit may differ from that of ``x * x``."""
+    return np.float_power(x, 2.0)
+
+
+class MountainCar(ControlEnv):
+    """MountainCar-v0; the state is ``(position, velocity)``."""
+
+    single, size = MountainCarEnv, 2
+
+    def _begin(self, i: int) -> np.ndarray:
+        self._state[:, i] = self._generators[i].uniform(-0.6, -0.4), 0.0
+        return self._state[:, i]
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        c = self._constants
+        position, velocity = self._state
+        slope = np.array([math.cos(x) for x in (3 * position).tolist()])  # not np.cos, whose last bit may differ
+        velocity = velocity + ((actions - 1) * c.force + slope * -c.gravity)
+        velocity = np.clip(velocity, -c.max_speed, c.max_speed)
+        position = np.clip(position + velocity, c.min_position, c.max_position)
+        velocity[(position == c.min_position) & (velocity < 0)] = 0.0
+        self._state = np.stack((position, velocity))
+        terminated = (position >= c.goal_position) & (velocity >= c.goal_velocity)
+        return self._state.T.astype(np.float32), np.full(self.num_envs, -1.0, np.float32), terminated
+
+
+class Pendulum(ControlEnv):
+    """Pendulum-v1; the state is ``(angle, its velocity)``."""
+
+    single, size = PendulumEnv, 2
+
+    def _begin(self, i: int) -> np.ndarray:
+        high = np.array([np.pi, 1.0])
+        start = self._generators[i].uniform(-high, high)
+        self._state[:, i] = start
+        return _pendulum_observation(start)
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        angle, velocity = self._state
+        torque = np.clip(actions, -2.0, 2.0)[:, 0]
+        effort = np.array([value**2 for value in torque])  # of float32 scalars, see _power_2
+        bent = (angle + np.pi) % (2 * np.pi) - np.pi
+        costs = _power_2(bent) + 0.1 * _power_2(velocity) + 0.001 * effort
+        faster = velocity + (15.0 * np.sin(angle) + 3.0 * torque) * 0.05
+        faster = np.clip(faster, -8, 8)
+        self._state = np.stack((angle + faster * 0.05, faster))
+        return _pendulum_observation(self._state), -costs.astype(np.float32), np.zeros(self.num_envs, np.bool_)
+
+
+def _pendulum_observation(state: np.ndarray) -> np.ndarray:
+    angle, velocity = state
+    return np.stack((np.cos(angle), np.sin(angle), velocity), -1).astype(np.float32)
+
+
+class Singles(BatchedEnv):
+    """``N`` environments of gymnasium's classic control stepped one after the other: the fastest way for a few.
+
+    Args:
+        build: makes a single environment.
+    """
+
+    def __init__(self, build: Callable[[], gymnasium.Env], num_envs: int, *, max_episode_frames: int) -> None:
+        self._envs: list[Any] = [build() for _ in range(num_envs)]
+        first = self._envs[0]
+        super().__init__(num_envs, first.observation_space, first.action_space, max_episode_frames)
+        for env, generator in zip(self._envs, self._generators, strict=True):
+            env.np_random = generator
+
+    def _seed(self, i: int, seed: int | None) -> None:
+        super()._seed(i, seed)
+        self._envs[i].np_random = self._generators[i]
+
+    def _begin(self, i: int) -> np.ndarray:
+        return self._envs[i].reset()[0]
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        stepped = [env.step(action) for env, action in zip(self._envs, actions, strict=True)]
+        observation, reward, terminated, _, _ = zip(*stepped, strict=True)
+        return np.array(observation), np.array(reward, np.float32), np.array(terminated, np.bool_)
+
+    def _held(self) -> dict[str, Any]:
+        return {"states": [copy(env.state) for env in self._envs]} | super()._held()
+
+    def _hold(self, held: dict[str, Any]) -> None:
+        for env, state in zip(self._envs, held["states"], strict=True):
+            env.reset()  # CartPole remembers an end
+            env.state = copy(state)
+        super()._hold(held)
+
+
+def control_vector_env(name: str, num_envs: int, *, max_episode_frames: int) -> BatchedEnv:
+    """``num_envs`` copies of ``"cartpole"``, ``"acrobot"``, ``"pendulum"``, ``"mountaincar"`` or
+    ``"mountaincar_continuous"``.
+
+    Few copies are stepped one by one, many together; the numbers are the same.
+    """
+    single, batched, least = TASKS[name]
+    if batched is None or num_envs < least:
+        return Singles(single, num_envs, max_episode_frames=max_episode_frames)
+    return batched(num_envs, max_episode_frames=max_episode_frames)
+
+
+#: The single environment, the batched one if any, and from how many copies on that is faster.
+TASKS: dict[str, tuple[Callable[[], gymnasium.Env], Callable[..., BatchedEnv] | None, int]] = {
+    "cartpole": (CartPoleEnv, CartPole, 3),
+    "acrobot": (AcrobotEnv, Acrobot, 5),
+    "pendulum": (PendulumEnv, Pendulum, 3),
+    "mountaincar": (MountainCarEnv, MountainCar, 3),
+    "mountaincar_continuous": (Continuous_MountainCarEnv, None, 0),
+}

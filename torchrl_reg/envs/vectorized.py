@@ -10,7 +10,7 @@ from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, Tr
 
 from torchrl_reg.envs.adroit import adroit_env
 from torchrl_reg.envs.atari import atari_vector_env
-from torchrl_reg.envs.batched_control import control_vector_env
+from torchrl_reg.envs.batched import control_vector_env
 from torchrl_reg.envs.goal_gridworld import gridworld_env
 from torchrl_reg.envs.lunarlander import lunarlander_env
 from torchrl_reg.envs.minatar import MinAtar

@@ -20,7 +20,8 @@ from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.training import Run, RunSettings, read_metrics, strip_wall_clock
 from torchrl_reg.training.errors import DivergedError
-from torchrl_reg.training.run.divergence import FiniteWatch, ValueWatch
+from torchrl_reg.training.run.divergence import FiniteWatch
+from torchrl_reg.training.run.logger import ValueWatch
 
 #: Finite until the updates begin, and never again; a checkpoint comes before.
 INFINITE = ["run.dir=run", "algo.lr=1e38", "algo.learning_starts_frames=200", "run.checkpoint_every_frames=96"]

@@ -27,9 +27,10 @@ from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 from torchrl_reg.training.loop.replay import TransitionStorage, draw_minibatches
 from torchrl_reg.training.loop.update import Update, make_update
 from torchrl_reg.training.run.device import named_device
-from torchrl_reg.training.run.divergence import ValueWatch, warn
+from torchrl_reg.training.run.divergence import warn
 from torchrl_reg.training.run.env_state import EnvironmentState
 from torchrl_reg.training.run.evaluator import Evaluator
+from torchrl_reg.training.run.logger import ValueWatch
 from torchrl_reg.training.run.recorded import Recorded
 from torchrl_reg.training.run.resumption import Resumption
 from torchrl_reg.training.streams import seed_global_generators, stream_seed

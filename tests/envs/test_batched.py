@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs import EnvError
-from torchrl_reg.envs.batched_control import TASKS, CartPole, Singles, _power_2, control_vector_env
+from torchrl_reg.envs.batched import TASKS, CartPole, Singles, _power_2, control_vector_env
 
 N = 5
 # (task, whether its copies are stepped one by one)
