@@ -15,8 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "torchrl_reg"
-#: Folders that still hold more than 20 files, and how many; none may be added.
-CROWDED: dict[str, int] = {}
 #: Files that one batch of m_dqn.py with 8 updates passes through.
 MOST_FILES_OF_A_BATCH = 20
 
@@ -47,7 +45,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 def test_folders_hold_20_files() -> None:
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in PATHS)
-    assert {folder: n for folder, n in counts.items() if n > CROWDED.get(folder, 20)} == {}
+    assert {folder: n for folder, n in counts.items() if n > 20} == {}
 
 
 def test_files_stay_small_and_are_named_for_their_content() -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from torchrl_reg.analysis import plots
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.notes import curve_warnings, unscored_note, warnings
-from torchrl_reg.analysis.protocols import gaps
 from torchrl_reg.analysis.scores import EVALUATION, group_scores, scale_of
-from torchrl_reg.commands.selection import add_selection, selected_groups, warn
+from torchrl_reg.commands.selection import add_selection, selected_gaps, selected_groups, warn
 
 KINDS = {
     "curves": "learning curves, a panel an environment",
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help=kinds)
     add_selection(parser)
-    parser.set_defaults(column=None)
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: KIND.png)")
     parser.add_argument("--center", default="mean", metavar="HOW", help="of curves: mean (default) or iqm")
     parser.add_argument("--aggregate", default="IQM", metavar="HOW", help="IQM (default), median, mean, optimality gap")
@@ -36,11 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draws the figure and prints its path."""
     out = plots.checked_path(arguments.out or Path(f"{arguments.kind}.png"))
-    groups = selected_groups(arguments)
     if arguments.kind == "published":
-        found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
-        print(plots.draw_published(found, out))
+        print(plots.draw_published(selected_gaps(arguments), out))
         return 0
+    groups = selected_groups(arguments)
     arguments.column = arguments.column or EVALUATION
     scale = scale_of(list(dict.fromkeys(group.env for group in groups)), arguments.normalize)
     column, kind = arguments.column, arguments.kind

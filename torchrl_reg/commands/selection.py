@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group, group_runs, shown, without_repetitions, without_settings
+from torchrl_reg.analysis.notes import warnings
+from torchrl_reg.analysis.protocols import Gap, gaps
 from torchrl_reg.analysis.runs import TRAINING_RETURNS, RunRecord, find_runs
 from torchrl_reg.analysis.scores import EVALUATION
 from torchrl_reg.printable import printable
@@ -22,9 +24,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", metavar="FOLDER", help="folders with runs below them: results/NAME")
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
     parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
-    parser.add_argument(
-        "--column", default=EVALUATION, help=f"metric: {EVALUATION} (default), ..., {TRAINING_RETURNS[0]}"
-    )
+    parser.add_argument("--column", help=f"metric: {EVALUATION} (default), ..., {TRAINING_RETURNS[0]}")
     add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
     parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
@@ -95,3 +95,12 @@ def warn(sentences: Iterable[str]) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(str, names))
+
+
+def selected_gaps(arguments: argparse.Namespace) -> list[Gap]:
+    """Ours beside what was published, of the selected runs; warnings go to stderr."""
+    groups = selected_groups(arguments)
+    found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
+    scores = {id(each.scores.group): each.scores for each in found}  # once, whoever published
+    warn(warnings(groups, list(scores.values()), averaged=False))
+    return found

@@ -7,10 +7,10 @@ import argparse
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.notes import warnings
-from torchrl_reg.analysis.protocols import gaps, protocol_table
+from torchrl_reg.analysis.protocols import protocol_table
 from torchrl_reg.analysis.scores import EVALUATION, Scoreboard, group_scores, scale_of
 from torchrl_reg.analysis.tables import FORMATS, Table, aggregate_table, environment_table
-from torchrl_reg.commands.selection import add_selection, selected_groups, warn
+from torchrl_reg.commands.selection import add_selection, selected_gaps, selected_groups, warn
 
 #: ``--published`` without a paper: every score whose protocol is shipped.
 _PROTOCOLS = ""
@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="published scores beside ours where the protocol is the same, and what differs; or all numbers of mirl or "
         "ments (Atari) or sac (MuJoCo)",
     )
-    parser.set_defaults(column=None)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,8 +59,4 @@ def _beside_published(arguments: argparse.Namespace) -> Table:
     for name, taken in (("score", "final"), ("normalize", "auto"), ("baseline", None)):
         if (value := getattr(arguments, name)) != taken:
             raise AnalysisError(f"{name} must be left out with --published alone, got {value!r}.")
-    groups = selected_groups(arguments)
-    found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
-    scores = {id(each.scores.group): each.scores for each in found}  # once, whoever published
-    warn(warnings(groups, list(scores.values()), averaged=False))
-    return protocol_table(found)
+    return protocol_table(selected_gaps(arguments))

@@ -143,7 +143,7 @@ class RunLogger:
             except Exception as error:  # a view (its server, its disk) must never stop a run
                 self._views.remove(view)
                 lost = f"{type(view).__name__} shows nothing from frame {row['frames']:,} on"
-                print(f"warning: {lost} ({type(error).__name__}: {error}).", file=sys.stderr, flush=True)
+                warn(f"{lost} ({type(error).__name__}: {error}).")
 
     def say(self, text: str) -> None:
         """Prints a line where progress is shown."""
