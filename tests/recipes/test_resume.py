@@ -30,9 +30,11 @@ RUNS = {
     "m_dqn-minatar": (f"{MINATAR} algo.batch_size=8 algo.n_steps=3 env.max_episode_frames=300", 1000, 4),
     "iq-hopper": (f"iq env=mujoco/hopper {SMALL} algo.replay_capacity=1500", 300, 4),
     "dqn-gridworld": (f"q_learning +method=dqn env=gridworld/square {LONG} algo.n_steps=2", 1000, 4),
+    "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
+    "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
-QUICK = ("m_iqn-3-steps",)  # the others only with -m slow
+QUICK = ("m_iqn-3-steps", "rainbow")  # the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 

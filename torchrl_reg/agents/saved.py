@@ -206,7 +206,7 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
         raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {printable(reason)}.") from None
     _check_owner(path, facts)
     check_finite(tensors, str(path))
-    return SavedPolicy(path, policy.to(device).requires_grad_(False), facts, spaces)
+    return SavedPolicy(path, policy.to(device).requires_grad_(False).eval(), facts, spaces)
 
 
 def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torchrl_reg.modules.multicategorical import Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
 from torchrl_reg.modules.n_step import NStepTransform
 from torchrl_reg.modules.networks import NetSettings, num_actions, prior_network, q_network, quantile_network
+from torchrl_reg.modules.noisy import Dueling, NoisyLinear
 from torchrl_reg.modules.policies import (
     PolicySettings,
     bin_value_network,
@@ -21,7 +22,7 @@ from torchrl_reg.modules.policies import (
 )
 from torchrl_reg.modules.q_actors import BoltzmannQActor, CategoricalQActor, FixedQuantileQActor
 from torchrl_reg.modules.sampler_actor import StochasticSamplerActor
-from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN
+from torchrl_reg.modules.torsos import ImpalaCNN, MinAtarCNN, NatureCNN
 from torchrl_reg.regularizers.action_prior import ActionPrior
 
 __all__ = [
@@ -33,8 +34,10 @@ __all__ = [
     "CategoricalQActor",
     "FixedQuantileQActor",
     "CriticEnsemble",
+    "Dueling",
     "FlowActor",
     "FlowDistribution",
+    "ImpalaCNN",
     "ImplicitQuantileNetwork",
     "LatentActionTransform",
     "MinAtarCNN",
@@ -43,6 +46,7 @@ __all__ = [
     "NStepTransform",
     "NatureCNN",
     "NetSettings",
+    "NoisyLinear",
     "PolicySettings",
     "PriorEGreedyModule",
     "PriorUpdate",

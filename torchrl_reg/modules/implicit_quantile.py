@@ -23,7 +23,7 @@ from torchrl_reg.torchrl_compat import is_listened_to, is_transformed
 class ImplicitQuantileNetwork(nn.Module):
     """Quantile values ``z(s, a, sigma) = head(psi(s) * phi(sigma))`` with a cosine embedding of the fraction.
 
-    ``phi(sigma) = relu(W cos(pi i sigma) + b)``, ``i = 1..num_cosines``; Dopamine starts at 1, the paper writes 0.
+    ``phi(sigma) = relu(W cos(pi i sigma) + b)``, ``i = 1..num_cosines``, or from 0 on.
 
     Args:
         torso: maps one observation tensor ``[*B, ...]`` to features ``[*B, F]``.
@@ -31,6 +31,8 @@ class ImplicitQuantileNetwork(nn.Module):
         num_actions: A.
         num_cosines: size of the cosine basis.
         num_cells: width of the hidden layer of the head.
+        first_cosine: the first i: 1 in Dopamine, 0 in the paper and in Beyond The Rainbow.
+        head: maps ``[*B, N, F]`` to ``[*B, N, A]`` in place of that hidden layer and a linear one.
 
     Quantile values are in reward units, fractions in [0, 1].
 
@@ -48,13 +50,23 @@ class ImplicitQuantileNetwork(nn.Module):
     stacked_form: ClassVar[type[ImplicitQuantileNetwork]]
 
     def __init__(
-        self, torso: nn.Module, *, num_features: int, num_actions: int, num_cosines: int = 64, num_cells: int = 512
+        self,
+        torso: nn.Module,
+        *,
+        num_features: int,
+        num_actions: int,
+        num_cosines: int = 64,
+        num_cells: int = 512,
+        first_cosine: int = 1,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.torso = check_network(torso, "torso")
         self.embedding = nn.Linear(num_cosines, num_features)
-        self.head = nn.Sequential(nn.Linear(num_features, num_cells), nn.ReLU(), nn.Linear(num_cells, num_actions))
-        self.num_cosines = num_cosines
+        if head is None:
+            head = nn.Sequential(nn.Linear(num_features, num_cells), nn.ReLU(), nn.Linear(num_cells, num_actions))
+        self.head = check_network(head, "head")
+        self.num_cosines, self.first_cosine = num_cosines, first_cosine
 
     def features(self, observation: Tensor) -> Tensor:
         """``psi(s) [*B, F]``: computed once for all the fractions asked of a state."""
@@ -73,7 +85,7 @@ class ImplicitQuantileNetwork(nn.Module):
     def _in_one_pass(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
         counts = [levels.shape[-1] for levels in fractions]
         joined = fractions[0] if len(counts) == 1 else torch.cat(list(fractions), -1)
-        multiples = torch.arange(1, self.num_cosines + 1, device=joined.device, dtype=joined.dtype)
+        multiples = torch.arange(self.num_cosines, device=joined.device, dtype=joined.dtype) + self.first_cosine
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
         z, ends = self._values(features, cosines.to(features[0].dtype), counts), list(accumulate(counts))
         # Not split, whose outputs may not be written into.

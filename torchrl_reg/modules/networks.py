@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
+from torchrl_reg.modules.noisy import Dueling, NoisyLinear
 from torchrl_reg.modules.rebuilding import rebuildable
-from torchrl_reg.modules.torsos import MinAtarCNN, NatureCNN, initialize_weights, normalization
+from torchrl_reg.modules.torsos import ImpalaCNN, MinAtarCNN, NatureCNN, initialize_weights, normalization
 
 #: Dimensions of an observation, by name of the torso.
-_DIMS = {"mlp": 1, "minatar": 3, "nature": 3}
-_LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1, "num_atoms": 2}
+_DIMS = {"mlp": 1, "minatar": 3, "nature": 3, "impala": 3}
+_LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1}
+_LEAST |= {"num_atoms": 2, "impala_width": 1}
 
 
 @dataclass
@@ -25,7 +27,7 @@ class NetSettings:
     """A torso and its fully connected layers.
 
     Args:
-        name: ``"mlp"`` (vectors), ``"minatar"`` (one 3x3 convolution) or ``"nature"`` (84x84 images).
+        name: ``"mlp"`` (vectors), ``"minatar"`` (one 3x3 convolution), ``"nature"`` or ``"impala"`` (84x84 images).
         num_cells: widths of the fully connected hidden layers, ReLU between them.
         padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features).
         layer_norm: ``"none"``; before each ReLU ``"channels"`` (at each place of an image) or ``"image"`` (over all of
@@ -35,7 +37,13 @@ class NetSettings:
         initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"``, ``"variance_scaling"``, ``"orthogonal"``,
             ``"lecun_normal"`` or ``"he_normal"``, see :func:`~torchrl_reg.modules.torsos.initialize_weights`.
         quantile_initialization: the same for quantile networks; empty for ``initialization``.
+        noise_sigma: sigma_0 of noisy fully connected layers, 0 for none; the fraction embedding has none.
+        dueling: ``"none"``, or the baseline of :class:`~torchrl_reg.modules.Dueling`, ``"mean"`` or ``"max"``.
+        dueling_shares_hidden: hidden layers before both streams instead of one stack in each.
+        spectral_norm: of the residual convolutions of ``"impala"``.
+        impala_width: factor of its channels, 16, 32 and 32.
         num_cosines: size of the fraction embedding of quantile networks.
+        first_cosine: first multiple of the fraction there, 0 or 1.
         num_quantiles, num_target_quantiles, num_policy_quantiles: N, M and K of quantile networks: fractions of the
             prediction, of the target, and behind the policy (also when acting).
         num_atoms, value_min, value_max: grid of categorical networks; returns outside it are clipped to its ends.
@@ -52,7 +60,13 @@ class NetSettings:
     image_divisor: float = 1.0
     initialization: str = "default"
     quantile_initialization: str = ""
+    noise_sigma: float = 0.0
+    dueling: str = "none"
+    dueling_shares_hidden: bool = False
+    spectral_norm: bool = True
+    impala_width: int = 2
     num_cosines: int = 64
+    first_cosine: int = 1
     num_quantiles: int = 64
     num_target_quantiles: int = 64
     num_policy_quantiles: int = 32
@@ -73,6 +87,11 @@ class NetSettings:
         if self.layer_norm_eps <= 0 or self.image_divisor <= 0:
             got = f"{self.layer_norm_eps} and {self.image_divisor}"
             raise ValueError(f"NetSettings.layer_norm_eps and image_divisor must be > 0, got {got}.")
+        if self.noise_sigma < 0 or self.first_cosine not in (0, 1):
+            got = f"{self.noise_sigma} and {self.first_cosine}"
+            raise ValueError(f"NetSettings.noise_sigma must be >= 0 and first_cosine 0 or 1, got {got}.")
+        if self.dueling not in ("none", "mean", "max"):
+            raise ValueError(f"NetSettings.dueling must be 'none', 'mean' or 'max', got {self.dueling!r}.")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"NetSettings.{name} must be >= {least}, got {getattr(self, name)}.")
@@ -164,7 +183,8 @@ def quantile_network(settings: NetSettings, env: EnvBase) -> ImplicitQuantileNet
         num_features=width,
         num_actions=num_actions(env),
         num_cosines=settings.num_cosines,
-        num_cells=settings.num_cells[-1],
+        first_cosine=settings.first_cosine,
+        head=_head(settings, width, settings.num_cells[-1:], num_actions(env)),
     )
     return initialize_weights(network, settings.quantile_initialization or settings.initialization)
 
@@ -193,12 +213,33 @@ def _action_network(
 ) -> nn.Module:
     """``values_per_action`` numbers per action from one input of that shape."""
     torso, width = _torso(settings, shape, rescaled=rescaled)
+    head = _head(settings, width, settings.num_cells, num_actions(env), values_per_action)
+    return initialize_weights(nn.Sequential(*torso, *head), settings.initialization)
+
+
+def _head(
+    settings: NetSettings, width: int, hidden: Sequence[int], actions: int, values_per_action: int = 1
+) -> nn.Sequential:
+    """Fully connected layers from features to ``values_per_action`` numbers for each action, noisy or not."""
     normalized = normalization(settings.layer_norm, settings.layer_norm_eps)
-    for cells in settings.num_cells:
-        torso += [nn.Linear(width, cells), *normalized([cells]), nn.ReLU()]
-        width = cells
-    network = nn.Sequential(*torso, nn.Linear(width, values_per_action * num_actions(env)))
-    return initialize_weights(network, settings.initialization)
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        sigma = settings.noise_sigma
+        return NoisyLinear(inputs, outputs, sigma=sigma) if sigma else nn.Linear(inputs, outputs)
+
+    def layers(widths: Sequence[int]) -> list[nn.Module]:
+        pairs = zip([width, *widths[:-1]], widths, strict=True)
+        return [layer for one, next_ in pairs for layer in (linear(one, next_), *normalized([next_]), nn.ReLU())]
+
+    last = hidden[-1] if hidden else width
+    if settings.dueling == "none":
+        return nn.Sequential(*layers(hidden), linear(last, values_per_action * actions))
+    own = [] if settings.dueling_shares_hidden else hidden
+    value = nn.Sequential(*layers(own), linear(last, values_per_action))
+    advantage = nn.Sequential(*layers(own), linear(last, values_per_action * actions))
+    shared = nn.Sequential(*layers(hidden)) if settings.dueling_shares_hidden else None
+    dueling = Dueling(value, advantage, num_actions=actions, shared=shared, baseline=settings.dueling)
+    return nn.Sequential(dueling)
 
 
 def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
@@ -212,10 +253,12 @@ def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple
     if settings.name == "mlp":
         return _rescaling(settings, shape[0]) if rescaled else [], shape[0]
     if settings.name == "minatar":
-        torso: MinAtarCNN | NatureCNN = MinAtarCNN(shape[0], normalization=normalized, divisor=settings.image_divisor)
+        torso: nn.Module = MinAtarCNN(shape[0], normalization=normalized, divisor=settings.image_divisor)
+    elif settings.name == "impala":
+        torso = ImpalaCNN(shape[0], width=settings.impala_width, spectral_norm=settings.spectral_norm)
     else:
         torso = NatureCNN(shape[0], padding=settings.padding, normalization=normalized)  # type: ignore[arg-type]
-    return [torso], torso.out_features
+    return [torso], torso.out_features  # type: ignore[return-value]
 
 
 def _rescaling(settings: NetSettings, width: int) -> list[nn.Module]:

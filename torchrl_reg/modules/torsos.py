@@ -211,6 +211,66 @@ class MinAtarCNN(nn.Module):
         return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
 
 
+class ImpalaCNN(nn.Module):
+    """The residual convolutions of Espeholt et al. (2018), wider, spectrally normalized, and pooled to 6x6.
+
+    Three stages of channels ``16, 32, 32`` times ``width``: a 3x3 convolution, max pooling 3/2, then two residual units
+    ``x + conv(relu(conv(relu(x))))``; ReLU, adaptive max pooling, flattened. uint8 images are divided by 255.
+
+    Args:
+        in_channels: stacked frames C.
+        width: factor of the channels, 2 in Beyond The Rainbow, 1 in IMPALA.
+        spectral_norm: divide the weights of the residual convolutions by their largest singular value, by one step of
+            power iteration in each pass in train mode; others are left.
+        pooled: side of the pooled image; None for no pooling (11x11 remain).
+
+    Shape: ``[*B, C, 84, 84]`` -> ``[*B, out_features]``, 2304 by default.
+
+    Raises:
+        ValueError: images of another shape.
+
+    Source: Espeholt et al., "IMPALA", ICML 2018; Clark et al., "Beyond The Rainbow", ICML 2025.
+
+    >>> ImpalaCNN()(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape
+    torch.Size([2, 2304])
+    """
+
+    def __init__(
+        self, in_channels: int = 4, *, width: int = 2, spectral_norm: bool = True, pooled: int | None = 6
+    ) -> None:
+        super().__init__()
+        self._image_shape = (in_channels, 84, 84)
+        layers: list[nn.Module] = []
+        channels_in = in_channels
+        for channels in (16 * width, 32 * width, 32 * width):
+            layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            layers += [ResidualUnit(channels, spectral_norm=spectral_norm) for _ in range(2)]
+            channels_in = channels
+        pooling = [] if pooled is None else [nn.AdaptiveMaxPool2d(pooled)]
+        self.convolutions = nn.Sequential(*layers, nn.ReLU(), *pooling)
+        self.out_features = channels_in * (11 if pooled is None else pooled) ** 2
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Features ``[*B, out_features]`` of images ``[*B, C, 84, 84]``."""
+        images = _images(observation, self._image_shape, self.convolutions)
+        if observation.dtype == torch.uint8:
+            images = images.div_(255)  # a copy of the observation since _images
+        return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
+
+
+class ResidualUnit(nn.Module):
+    """``x + conv(relu(conv(relu(x))))`` with 3x3 convolutions of images ``[B, channels, H, W]``."""
+
+    def __init__(self, channels: int, *, spectral_norm: bool) -> None:
+        super().__init__()
+        normalized = nn.utils.parametrizations.spectral_norm if spectral_norm else lambda layer: layer
+        first, second = (normalized(nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2))
+        self.residual = nn.Sequential(nn.ReLU(), first, nn.ReLU(), second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x)
+
+
 def _images(observation: Tensor, shape: tuple[int, int, int], convolutions: nn.Sequential) -> Tensor:
     """The images as one batch ``[prod(B), C, H, W]``, integers in the type of the weights."""
     if observation.shape[-3:] != shape:

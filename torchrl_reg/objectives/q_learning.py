@@ -284,11 +284,14 @@ class QLearningLoss(RegularizedLoss):
     ) -> tuple[Tensor, Tensor | None, _Policies, dict[str, Tensor]]:
         """Target values ``[*B, M]`` and their masses, the policies they are made of, and diagnostic rows ``[*B]``."""
         head, estimator, regularizer = self.head, self.value_estimator, self.regularizer
-        here_counts = self.shaping is not None or estimator.needs_policy
+        from_online = self.shaping is not None and self.shaping.online
+        here_counts = (self.shaping is not None and not from_online) or estimator.needs_policy
         # The policies at s are compared for the diagnostics, where that needs no random numbers of its own.
         compares = self._watches and regularizer.compares and not head.draws
         says = head.target(target, data, here=here_counts or compares, here_counts=here_counts)
-        q = head.q_values(prediction.z, online, data) if self._watches else None
+        q = head.q_values(prediction.z, online, data) if self._watches or from_online else None
+        if from_online:
+            says = says._replace(q=q)
         states: Any = ({}, {})
         if regularizer.in_keys:
             states = regularizer.at_states(data), regularizer.at_states(entry(data, "next"))
@@ -312,7 +315,8 @@ class QLearningLoss(RegularizedLoss):
         if masses is not None:  # all lie on the reward there, whatever the network says of a NaN
             masses = masses.masked_fill(terminated_flag(data, self.tensor_keys) & masses.isnan(), 1.0)
         if q is not None and policies.online is not None:
-            rows = regularizer.diagnostics(q, policies.online, reference=policies.here, rows=mask, **states[0]) | rows
+            reference = None if from_online else policies.here
+            rows = regularizer.diagnostics(q, policies.online, reference=reference, rows=mask, **states[0]) | rows
         return values, masses, policies, rows
 
     def _read_target(

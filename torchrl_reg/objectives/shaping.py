@@ -11,18 +11,20 @@ from torch import Tensor
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
 from torchrl_reg.functional.munchausen import taken
-from torchrl_reg.regularizers.checks import check_clip, check_weight
+from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
 from torchrl_reg.regularizers.coefficient import Coefficient, CoefficientOwner, coefficient, made_coefficient
 
 
 class Shaping(CoefficientOwner):
     """Base of the reward shapings: ``shaping(q, tau_log_pi, action, next_q=, terminated=)`` is a bonus ``[*B]``.
 
-    A bonus is in reward units and comes from the target network alone: no gradient passes through it.
+    A bonus is in reward units; no gradient passes through it.
     """
 
     #: Whether it needs to know where episodes terminate.
     reads_terminated: bool = True
+    #: Whether the policy at s is the online network's, detached, rather than the target network's.
+    online: bool = False
 
     def forward(
         self, q: Tensor, tau_log_pi: Tensor, action: Tensor, *, next_q: Tensor, terminated: Tensor | None = None
@@ -52,6 +54,8 @@ class Munchausen(Shaping):
 
     Args:
         alpha: weight in [0, 1]. clip_min: lower clip <= 0 in reward units, None for none. Both can be assigned.
+        online: take the log-policy at s from the online network's own pass, detached, as the released code of Beyond
+            The Rainbow does; papers take the target network's. One pass less.
 
     Raises:
         ValueError: a coefficient out of range.
@@ -70,8 +74,11 @@ class Munchausen(Shaping):
     alpha = coefficient("alpha_coefficient", "Current weight of the bonus.")
     clip_min = coefficient("clip_min_coefficient", "Current lower clip, in reward units; -inf is none.")
 
-    def __init__(self, alpha: float | Coefficient = 0.9, clip_min: float | Coefficient | None = -1.0) -> None:
+    def __init__(
+        self, alpha: float | Coefficient = 0.9, clip_min: float | Coefficient | None = -1.0, *, online: bool = False
+    ) -> None:
         super().__init__()
+        self.online = check_flag(online, "online")
         self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
         self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip)
 

@@ -17,7 +17,7 @@ from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import FixedQuantileQActor, QuantileQActor
 from torchrl_reg.objectives.heads.head import Head, Prediction, Regression, TargetValues, of_action
 from torchrl_reg.regularizers import Regularized
-from torchrl_reg.regularizers.checks import as_number
+from torchrl_reg.regularizers.checks import as_number, check_flag
 from torchrl_reg.torchrl_compat import entry
 
 #: Entries of data that hold fractions ``[*B, N]`` (or ``[1, N]``) drawn before: of the online and target networks.
@@ -31,16 +31,17 @@ class Quantiles(Head):
 
     Args:
         kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
+        absolute_priority: the priority is ``sum_i mean_j |target_j - z_i|`` instead of the row's loss.
 
     Raises:
         ValueError: ``kappa`` negative.
     """
 
-    def __init__(self, kappa: float = 1.0) -> None:
+    def __init__(self, kappa: float = 1.0, absolute_priority: bool = False) -> None:
         number = as_number(kappa)
         if number is None or not 0 <= number < float("inf"):
             raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
-        self.kappa = number
+        self.kappa, self.absolute_priority = number, check_flag(absolute_priority, "absolute_priority")
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
@@ -55,7 +56,10 @@ class Quantiles(Head):
             fractions = (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count
         td_error = z.detach().mean(-1) - values.mean(-1) if how["reports"] else None
         elementwise = quantile_huber_loss(z, fractions.expand_as(z), values, self.kappa)
-        return Regression(elementwise, elementwise.detach().clone(), td_error)
+        priority = elementwise.detach().clone()
+        if self.absolute_priority:
+            priority = (values.unsqueeze(-2) - z.detach().unsqueeze(-1)).abs().mean(-1).sum(-1)
+        return Regression(elementwise, priority, td_error)
 
 
 class FixedQuantiles(Quantiles):
@@ -65,6 +69,7 @@ class FixedQuantiles(Quantiles):
 
     Args:
         kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
+        absolute_priority: the priority is ``sum_i mean_j |target_j - z_i|`` instead of the row's loss.
 
     Raises:
         ValueError: ``kappa`` negative.
@@ -86,6 +91,7 @@ class ImplicitQuantiles(Quantiles):
         kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
         reuse_quantiles: take the policy at s' from the M target quantiles already drawn, instead of K fresh ones.
         share_fractions: draw one set of fractions for the whole batch (faster: one embedding for all rows).
+        absolute_priority: the priority is ``sum_i mean_j |target_j - z_i|`` instead of the row's loss.
 
     Raises:
         ValueError: a count < 1, ``kappa`` negative.
@@ -104,8 +110,9 @@ class ImplicitQuantiles(Quantiles):
         kappa: float = 1.0,
         reuse_quantiles: bool = False,
         share_fractions: bool = False,
+        absolute_priority: bool = False,
     ) -> None:
-        super().__init__(kappa)
+        super().__init__(kappa, absolute_priority)
         counts = (num_quantiles, num_target_quantiles, num_policy_quantiles)
         if any(type(count) is not int or count < 1 for count in counts):
             raise ValueError(f"The numbers of quantiles must be integers >= 1, got {counts}.")

@@ -14,9 +14,11 @@ _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),
     *("target_period_updates", "eps_frames", "num_envs", "collect_steps", "n_steps"),
 )
+_EXPONENTS = ("priority_exponent", "importance_exponent", "importance_exponent_end")
 _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (_POSITIVE, "> 0", lambda value: value > 0),
-    (("adam_eps", "learning_starts_frames", "eps_starts_frames"), ">= 0", lambda value: value >= 0),
+    (("adam_eps", "learning_starts_frames", "eps_starts_frames", *_EXPONENTS), ">= 0", lambda value: value >= 0),
+    (("max_grad_norm", "eps_off_frames"), "> 0, or null", lambda value: value > 0),
     (("gamma", "eps_start", "eps_end", "rms_decay"), "in [0, 1]", lambda value: 0 <= value <= 1),
     (("target_rate",), "in (0, 1]", lambda value: 0 < value <= 1),
 )
@@ -37,6 +39,11 @@ def check_replay_learning(algo: Any) -> None:
     _check_that_something_is_learnt(settings)
     n_steps = settings.get("n_steps", 1)
     require(n_steps <= algo.collect_steps, "algo.collect_steps", f">= {n_steps}", algo.collect_steps)
+    weighted = settings.get("importance_exponent") or settings.get("importance_exponent_end")
+    uniform = weighted and not settings.get("priority_exponent")
+    require(not uniform, "algo.importance_exponent", "0 where algo.priority_exponent is 0", weighted)
+    decay = settings.get("eps_decay", "linear")
+    require(decay in ("linear", "exponential"), "algo.eps_decay", "linear or exponential", decay)
     optimizer = settings.get("optimizer", "adam")
     require(optimizer in OPTIMIZERS, "algo.optimizer", f"one of {OPTIMIZERS}", optimizer)
     losses = ("smooth_l1", "l2", "half_l2", "l1")
@@ -54,7 +61,11 @@ def without_effect(algo: Any) -> list[str]:
     starts = settings.get("eps_starts_frames")
     annealed = settings.get("learning_starts_frames", 0) if starts is None else starts
     annealed += settings.get("eps_frames", 0)
-    if annealed > total and settings.get("eps_start") != settings.get("eps_end"):
+    if (
+        settings.get("eps_decay") != "exponential"
+        and annealed > total
+        and settings.get("eps_start") != settings.get("eps_end")
+    ):
         found.append(
             f"algo.eps_end={settings['eps_end']} is never reached: epsilon is annealed until frame {annealed:,}, "
             f"and this run ends at {total:,}"

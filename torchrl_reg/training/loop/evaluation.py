@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
@@ -68,11 +69,26 @@ def episode_returns(
     the number of environments, and the first ones do not depend on how many follow.
     """
     rounds = []
-    with forked_generators(stream_seed(seed, "eval_actor")), torch.no_grad(), set_exploration_type(kind):
+    forked = forked_generators(stream_seed(seed, "eval_actor"))
+    with forked, torch.no_grad(), set_exploration_type(kind), in_eval_mode(policy):
         for start in range(0, episodes, env.batch_size.numel()):
             env.set_seed(stream_seed(seed, "eval_env", start))
             rounds.append(_first_episode_returns(env, policy, torch.device(device)))
     return torch.cat(rounds)[:episodes]
+
+
+@contextmanager
+def in_eval_mode(policy: Policy) -> Iterator[None]:
+    """Inside, the policy's modules are in eval mode: no noise in its weights, no batch statistics of its own."""
+    modules = policy.modules() if isinstance(policy, nn.Module) else ()
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, Tenso
 from torchrl_reg.torchrl_compat import entry, unchecked_tensordict
 from torchrl_reg.training.files import partial_path, publish
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
+from torchrl_reg.training.loop.prioritized import StratifiedSampler
 
 # Most bytes of transitions in a chunk file: bounds the memory a checkpoint takes.
 CHUNK_BYTES = 256 * 2**20
@@ -33,6 +34,9 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
     Any other sampler is asked each time, after the priority update of the previous minibatch.
     """
     size = replay.batch_size
+    if type(replay.sampler) is StratifiedSampler and replay.storage.ndim == 1 and not replay._transform:
+        yield from (_prioritized(replay, size) for _ in range(count))
+        return
     if type(replay.sampler) is not RandomSampler or replay.storage.ndim > 1:
         for _ in range(count):
             yield replay.sample()
@@ -41,6 +45,14 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
     for start in range(0, count, MINIBATCHES_PER_GATHER):
         together = min(MINIBATCHES_PER_GATHER, count - start)
         yield from _split(replay.sample(together * size), size)
+
+
+def _prioritized(replay: TensorDictReplayBuffer, size: int) -> TensorDictBase:
+    """``replay.sample()`` without its locks, transforms and copies: 100 us less."""
+    index, info = replay.sampler.sample(replay.storage, size)
+    rows = replay.storage.get(index)
+    found = {**dict(rows.items()), "index": index, **info}
+    return unchecked_tensordict(found, list(rows.batch_size), device=rows.device)
 
 
 def store(replay: TensorDictReplayBuffer, rows: TensorDictBase) -> None:

@@ -89,10 +89,10 @@ def make_update(
             target.step()
         if priority_key is not None:
             assert replay is not None
-            minibatch.set(priority_key, scalars.pop("priority"))
+            priority, index = scalars.pop("priority"), minibatch.get("index")
             if isinstance(replay.storage, FrameStackStorage):
-                minibatch.set("index", replay.storage.rows_returned(minibatch.get("index")))
-            replay.update_tensordict_priority(minibatch)
+                index = replay.storage.rows_returned(index)
+            replay.update_priority(index, priority)
         return scalars
 
     return update

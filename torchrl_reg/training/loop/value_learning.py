@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -19,6 +21,7 @@ from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.optimizers import make_optimizer
+from torchrl_reg.training.loop.prioritized import StratifiedSampler
 from torchrl_reg.training.loop.replay import rows_in_time, store
 from torchrl_reg.training.packing import pack_tensordict, unpack_tensordict
 from torchrl_reg.training.run.run import Run
@@ -41,7 +44,11 @@ class ValueLearning:
     rms_decay: float = 0.95  # of the running averages of rmsprop, per update
     adam_eps: float = 1e-5  # of any; 3.125e-4 in [C, D]: slower and less steady at 1e-3 (recipes/NEGATIVE_RESULTS.md)
     batch_size: int = 32  # transitions [C, D]
+    max_grad_norm: float | None = None  # clip of the gradients' global norm; null: none
     replay_capacity: int = 50_000  # transitions [C, CartPole]
+    priority_exponent: float = 0.0  # of prioritized replay: probabilities follow priority ** this; 0 is uniform
+    importance_exponent: float = 0.0  # of its weights, 0 is none, 1 corrects them in full
+    importance_exponent_end: float | None = None  # reached linearly at the end of the run; null: constant
     learning_starts_frames: int = 1_000
     update_every_frames: float = 4  # frames per gradient update [C, D]
     target_period_updates: int = 50  # updates between target copies
@@ -49,6 +56,8 @@ class ValueLearning:
     eps_end: float = 0.05  # .01 in [C, D]: more exploration solves CartPole sooner
     eps_frames: int = 10_000  # frames of linear annealing
     eps_starts_frames: int | None = None  # where annealing begins; null: where learning does
+    eps_decay: str = "linear"  # or exponential: towards eps_end, by a factor e every eps_frames
+    eps_off_frames: int | None = None  # no epsilon from there on
     random_until_learning: bool = False  # uniformly random actions until then, whatever epsilon is
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
@@ -99,13 +108,15 @@ class EpsilonSchedule(LinearSchedule):
     Args:
         module: an epsilon-greedy module.
         algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, from ``eps_starts_frames`` on; with
-            ``random_until_learning`` it is 1 before ``learning_starts_frames``.
+            ``random_until_learning`` it is 1 before ``learning_starts_frames``; with ``eps_decay="exponential"`` it is
+            ``eps_end + (eps_start - eps_end) exp(-frames / eps_frames)``; 0 from ``eps_off_frames`` on.
     """
 
     def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
         self.module = module
         starts, self.random_frames = algo.eps_starts_frames, 0
-        after = algo.learning_starts_frames if starts is None else starts
+        self.algo, self.after = algo, algo.learning_starts_frames if starts is None else starts
+        after = self.after
         super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, algo.eps_frames, after)
         if algo.random_until_learning and algo.learning_starts_frames > 0:
             self.random_frames = algo.learning_starts_frames
@@ -113,8 +124,14 @@ class EpsilonSchedule(LinearSchedule):
 
     def step(self, run: Any) -> None:
         """Assigns the epsilon that is due at ``run.frames``."""
+        algo = self.algo
         if run.frames < self.random_frames:
             self.assign(1.0)
+        elif algo.eps_off_frames is not None and run.frames >= algo.eps_off_frames:
+            self.assign(0.0)
+        elif algo.eps_decay == "exponential":
+            left = math.exp(-max(0, run.frames - self.after) / algo.eps_frames)
+            self.assign(algo.eps_end + (algo.eps_start - algo.eps_end) * left)
         else:
             super().step(run)
 
@@ -178,7 +195,7 @@ class ValueLearner:
             rate of the first group is annealed.
 
     Attributes:
-        replay: single transitions, or n-step ones, sampled uniformly.
+        replay: single transitions, or n-step ones, sampled uniformly, or by priority.
         optimizer: the one that ``algo`` names.
         update: ``update(minibatch)``, see :func:`~torchrl_reg.training.make_update`.
     """
@@ -196,7 +213,10 @@ class ValueLearner:
     ) -> None:
         self.run, self.algo, self.loss = run, algo, loss
         stack = frame_stack if algo.n_steps == 1 else 1
-        self.replay = run.replay(algo.replay_capacity, algo.batch_size, frame_stack=stack, num_envs=algo.num_envs)
+        kept: dict[str, Any] = {"frame_stack": stack, "num_envs": algo.num_envs}
+        if algo.priority_exponent:
+            kept["sampler"] = StratifiedSampler(algo.replay_capacity, algo.priority_exponent, algo.importance_exponent)
+        self.replay = run.replay(algo.replay_capacity, algo.batch_size, **kept)
         self.n_step = NStep(algo.n_steps, algo.gamma)
         self.optimizer = make_optimizer(
             algo.optimizer,
@@ -206,7 +226,7 @@ class ValueLearner:
             decay=algo.rms_decay,
             capturable=run.cudagraphs,
         )
-        self.update = run.make_update(loss, self.optimizer, target)
+        self.update = run.make_update(loss, self.optimizer, target, max_grad_norm=algo.max_grad_norm)
         run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
         scheduled = isinstance(exploration, EpsilonSchedule)
         run.track(n_step=self.n_step, exploration=exploration.module if scheduled else exploration)
@@ -214,6 +234,10 @@ class ValueLearner:
         self.schedules: list[Any] = [exploration] if scheduled else []
         if algo.anneal_learning_rate:
             self.schedules.append(LinearSchedule(self._assign_rate, algo.learning_rate, 0.0, algo.total_frames))
+        if algo.priority_exponent and algo.importance_exponent_end is not None:
+            exponents = (algo.importance_exponent, algo.importance_exponent_end)
+            assign = partial(setattr, self.replay.sampler, "beta")
+            self.schedules.append(LinearSchedule(assign, *exponents, algo.total_frames))
 
     def collect(self, env: EnvBase, policy: Policy, schedules: Iterable[Any] | None = None) -> Iterator[TensorDictBase]:
         """Batches ``[num_envs, collect_steps]`` of the run.
