@@ -35,7 +35,8 @@ def noisy_actor(head: str) -> Any:
     hidden, spec = [NoisyLinear(4, 16), nn.ReLU()], Categorical(3)
     if head == "implicit":
         torso = nn.Sequential(*hidden)
-        return QuantileQActor(ImplicitQuantileNetwork(torso, num_features=16, num_actions=3, num_cells=8), spec=spec)
+        sizes = {"num_features": 16, "num_actions": 3, "num_cells": 8}
+        return QuantileQActor(ImplicitQuantileNetwork(torso, **sizes), spec=spec)
     atoms = {"expected": 1, "categorical": 11}[head]
     network = nn.Sequential(*hidden, Dueling(NoisyLinear(16, atoms), NoisyLinear(16, 3 * atoms), num_actions=3))
     if head == "expected":
@@ -47,7 +48,7 @@ def noisy_actor(head: str) -> Any:
 
 
 def test_variance_of_the_outputs() -> None:
-    """``sigma_w^2 (2/pi) |x|^2 + sigma_b^2 sqrt(2/pi)``; factorised: outputs are uncorrelated, their squares are not."""
+    """``sigma_w^2 (2/pi) |x|^2 + sigma_b^2 sqrt(2/pi)``; outputs are uncorrelated, their squares not: factorised."""
     torch.manual_seed(1)
     layer, x = NoisyLinear(5, 2, sigma=0.7), torch.randn(1, 5)
     with torch.no_grad():
@@ -196,7 +197,7 @@ def test_the_online_bonus_is_the_targets_until_they_part() -> None:
     z = ours.value_network.quantile_network(data["observation"], data[ONLINE])
     log_pi = 0.5 * (z.mean(-2) / 0.5).log_softmax(-1).gather(-1, data["action"].unsqueeze(-1))
     assert ours(data.clone())["bonus"].item() == pytest.approx(0.5 * log_pi.clamp(-0.3, 0).mean().item(), rel=1e-5)
-    assert "kl" not in ours(data.clone()).keys()
+    assert "kl" not in set(ours(data.clone()).keys())
 
 
 def test_absolute_priority_of_quantiles() -> None:

@@ -8,11 +8,11 @@ from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.modules.latent_action import LatentActionTransform, stacked_log_prob
+from torchrl_reg.modules.layers import Dueling, NoisyLinear
 from torchrl_reg.modules.multicategorical import Multicategorical
 from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor, SingleDimensionActor
 from torchrl_reg.modules.n_step import NStepTransform
 from torchrl_reg.modules.networks import NetSettings, num_actions, prior_network, q_network, quantile_network
-from torchrl_reg.modules.noisy import Dueling, NoisyLinear
 from torchrl_reg.modules.policies import (
     PolicySettings,
     bin_value_network,

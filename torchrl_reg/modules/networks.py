@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork
-from torchrl_reg.modules.noisy import Dueling, NoisyLinear
+from torchrl_reg.modules.layers import Dueling, NoisyLinear
 from torchrl_reg.modules.rebuilding import rebuildable
 from torchrl_reg.modules.torsos import ImpalaCNN, MinAtarCNN, NatureCNN, initialize_weights, normalization
 

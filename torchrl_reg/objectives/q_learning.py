@@ -55,15 +55,14 @@ class QLearningLoss(RegularizedLoss):
             maximum.
         shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
         head: slot 3; None is the actor's.
-        double_dqn: let the online network choose the policy at s', which the target network evaluates. Not with a
-            shaping, which has one policy for both states.
+        double_dqn: let the online network choose the policy at s', not with a shaping; the target network evaluates it.
         loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``,
             ``"half_l2"`` (half the square).
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
-        diagnostics: also return the detached scalars of the parts.
+        diagnostics: also return scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
     Every coefficient of a slot is an attribute of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...
@@ -101,7 +100,6 @@ class QLearningLoss(RegularizedLoss):
     """
 
     value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
     regularizer: Regularizer
     shaping: Shaping | None
     #: The head of every loss of this class; None: that of the actor handed in.
@@ -145,10 +143,8 @@ class QLearningLoss(RegularizedLoss):
         _check_slot("regularizer", regularizer, Regularizer)
         _check_slot("shaping", shaping, Shaping)
         if double_dqn and shaping is not None:
-            raise ValueError(
-                f"double_dqn must be False with a shaping, got True: Double Q-learning with a {type(shaping).__name__} "
-                "term, which has one policy for s and s', is undefined."
-            )
+            why = f"with a {type(shaping).__name__} term, which has one policy for s and s', is undefined"
+            raise ValueError(f"double_dqn must be False with a shaping, got True: Double Q-learning {why}.")
         self.delay_value, self.double_dqn = check_flag(delay_value, "delay_value"), check_flag(double_dqn, "double_dqn")
         network = _q_value_actor(value_network, action_space)
         self.head = self._made_head(network, head, head_options)
@@ -156,9 +152,9 @@ class QLearningLoss(RegularizedLoss):
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
         self.shaping = None if shaping is None else shaping.to(self._default_device)
-        coefficients = self._coefficients()
-        self._learnt: dict[str, Any] = {k: c for k, c in coefficients.items() if c.is_learnt}
-        self._reports_error = any(c.follows_error for c in coefficients.values())
+        parts = self._coefficients()
+        self._learnt: dict[str, Any] = {name: part for name, part in parts.items() if part.is_learnt}
+        self._reports_error = any(part.follows_error for part in parts.values())
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
@@ -166,22 +162,21 @@ class QLearningLoss(RegularizedLoss):
 
     def _made_head(self, network: Any, head: Head | None, options: dict[str, Any]) -> Head:
         _check_slot("head", head, Head)
-        if head is not None and options:
-            raise TypeError(f"{', '.join(options)} must be given to the head where head is given, got both.")
-        if head is None:
-            kind = self.head_type or head_of(network)
-            for name in options:
-                if name not in inspect.signature(kind).parameters:  # as Python says it, but of the class called
-                    raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
-            head = kind(**options)
-        return head
+        if head is not None:
+            if options:
+                raise TypeError(f"{', '.join(options)} must be given to the head where head is given, got both.")
+            return head
+        kind = self.head_type or head_of(network)
+        for name in (
+            options.keys() - inspect.signature(kind).parameters.keys()
+        ):  # as Python says it, of the class called
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
+        return kind(**options)
 
     @staticmethod
     def _resolve_action_space(action_space: str | TensorSpec | None, network: nn.Module) -> str:
-        if action_space is None:
-            action_space = getattr(network, "action_space", None)
-        if action_space is None:
-            action_space = getattr(network, "spec", None)
+        for attribute in ("action_space", "spec"):
+            action_space = getattr(network, attribute, None) if action_space is None else action_space
         if action_space is None:
             raise ValueError(
                 "action_space must be 'categorical', 'one-hot' or a spec if the network has none, got None."
@@ -203,7 +198,7 @@ class QLearningLoss(RegularizedLoss):
 
     def drawn(self, rows: int) -> dict[str, Tensor]:
         """The random numbers of a forward pass over ``rows`` rows, drawn now; that pass takes them from its data."""
-        how: dict[str, Any] = {"here": self.shaping is not None, "double": self.double_dqn}
+        how: dict[str, Any] = {"here": self._reads_target_here, "double": self.double_dqn}
         return self.head.drawn(rows, **how, like=next(self.parameters())) if self.head.draws else {}
 
     def observe(self, statistic: Mapping[str, Tensor] | TensorDictBase | Tensor | float) -> None:
@@ -285,7 +280,7 @@ class QLearningLoss(RegularizedLoss):
         """Target values ``[*B, M]`` and their masses, the policies they are made of, and diagnostic rows ``[*B]``."""
         head, estimator, regularizer = self.head, self.value_estimator, self.regularizer
         from_online = self.shaping is not None and self.shaping.online
-        here_counts = (self.shaping is not None and not from_online) or estimator.needs_policy
+        here_counts = self._reads_target_here or estimator.needs_policy
         # The policies at s are compared for the diagnostics, where that needs no random numbers of its own.
         compares = self._watches and regularizer.compares and not head.draws
         says = head.target(target, data, here=here_counts or compares, here_counts=here_counts)
@@ -342,8 +337,11 @@ class QLearningLoss(RegularizedLoss):
         return super()._rewards(tensordict)
 
     @property
-    def _watches(self) -> bool:
-        """Whether the online policy at s is needed."""
+    def _reads_target_here(self) -> bool:  # for the bonus
+        return self.shaping is not None and not self.shaping.online
+
+    @property
+    def _watches(self) -> bool:  # whether the online policy at s is needed
         return self.diagnostics or bool(self._learnt or self.regularizer.in_keys)
 
     def _policies(
@@ -369,10 +367,8 @@ class QLearningLoss(RegularizedLoss):
 
     def _terms(self, rows: dict[str, Tensor], td_error: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
         """``loss_*`` of learnt coefficients, and what is returned also without diagnostics."""
-        terms = {
-            f"loss_{name}": learnt.objective(batch_mean(rows[self.regularizer.controlled], mask))
-            for name, learnt in self._learnt.items()
-        }
+        held = batch_mean(rows[self.regularizer.controlled], mask) if self._learnt else torch.empty(0)
+        terms = {f"loss_{name}": learnt.objective(held) for name, learnt in self._learnt.items()}
         if td_error is not None:
             rows["td_error"] = td_error.abs()
             if self._reports_error:

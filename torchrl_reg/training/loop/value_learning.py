@@ -20,6 +20,7 @@ from torchrl_reg.modules.n_step import NStepTransform
 from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
+from torchrl_reg.training.loop.network_diagnostics import with_network_diagnostics
 from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.prioritized import StratifiedSampler
 from torchrl_reg.training.loop.replay import rows_in_time, store
@@ -61,6 +62,7 @@ class ValueLearning:
     random_until_learning: bool = False  # uniformly random actions until then, whatever epsilon is
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
+    network_diagnostics: bool = False  # policy churn, rank of the features, dead units: a quarter slower on CartPole
     clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
 
     def validate(self) -> None:
@@ -227,6 +229,9 @@ class ValueLearner:
             capturable=run.cudagraphs,
         )
         self.update = run.make_update(loss, self.optimizer, target, max_grad_norm=algo.max_grad_norm)
+        if algo.network_diagnostics:
+            every = run.settings.diagnostics_every_updates
+            self.update = with_network_diagnostics(self.update, loss.value_network, lambda: run.updates % every == 0)
         run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
         scheduled = isinstance(exploration, EpsilonSchedule)
         run.track(n_step=self.n_step, exploration=exploration.module if scheduled else exploration)
