@@ -35,7 +35,7 @@ try:
     from slurm.arms import compared_runs, differences, table
     from slurm.array_element import ArrayElement
     from slurm.clusters import Cluster, elements, sbatch_text, submit
-    from slurm.recipe_settings import check_settings, composed
+    from slurm.recipe_settings import composed, covering
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code
     from slurm.status import headline, sweep_status
@@ -93,7 +93,7 @@ def launch(config: Launch, sweep_name: str) -> int:
     code = folder.code_for(sweep, current_code(files) if files else None)
     is_checked = config.check and not config.kept_code
     if is_checked:
-        check_settings(seeds_together(runs, config.cluster.seeds_per_run))
+        composed(covering(seeds_together(runs, config.cluster.seeds_per_run)))
     if config.cluster.kind == "slurm" and not config.dry:
         require_partition(config.cluster.partition)
     if config.dry:

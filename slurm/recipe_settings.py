@@ -13,15 +13,6 @@ from slurm.snapshot import ROOT, recipe_source
 from slurm.sweep import PlannedRun, SweepError, flat
 
 
-def check_settings(runs: Iterable[PlannedRun]) -> None:
-    """Has each recipe compose and validate a few of its runs: together they hold every override of the sweep.
-
-    Raises:
-        SweepError: the recipe's own sentence.
-    """
-    composed(covering(runs))
-
-
 def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
     """The flattened config of each run, by run folder; recipes that cannot print theirs are left out.
 
