@@ -32,10 +32,9 @@ try:
     from omegaconf import MISSING, DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from slurm.arms import compared_runs, differences, table
+    from slurm.arms import compared_runs, composed, covering, differences, table
     from slurm.array_element import ArrayElement
     from slurm.clusters import Cluster, elements, sbatch_text, submit
-    from slurm.recipe_settings import composed, covering
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code
     from slurm.status import headline, sweep_status
@@ -215,10 +214,9 @@ def _sentence(error: Exception) -> str:
 def _misfit(file: str, key: str, problem: str) -> str:
     """Where a sweep's or cluster's file violates its schema."""
     group = file.partition("/")[0]
-    schema: dict[str, type] = {"sweep": Sweep, "cluster": Cluster}
-    known = [each.name for each in fields(schema[group])] if group in schema else []
+    known = [each.name for each in fields(Sweep if group == "sweep" else Cluster)]
     name = key.removeprefix(f"{group}.")
-    if known and "." not in name and name not in known:
+    if "." not in name and name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "."
         return f"{file}.yaml must hold only {', '.join(known)}, got {name or problem.partition('.')[0]}{hint}"

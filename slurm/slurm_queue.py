@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -94,12 +95,11 @@ def ended_runs(folder: SweepFolder) -> dict[str, str]:
 
     Empty where there is no accounting.
     """
-    arrays = _arrays(folder)
-    try:
-        text = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State") if arrays else ""
-    except SweepError:
-        return {}
-    return _by_run(folder, dict(line.split("|", 1) for line in text.splitlines() if "|" in line))
+    lines: list[str] = []
+    with suppress(SweepError):
+        if arrays := _arrays(folder):
+            lines = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State").splitlines()
+    return _by_run(folder, dict(line.split("|", 1) for line in lines if "|" in line))
 
 
 def _arrays(folder: SweepFolder) -> list[str]:

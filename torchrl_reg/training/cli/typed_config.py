@@ -18,7 +18,8 @@ from torchrl_reg.training.errors import ConfigError
 
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a mapping"}
 _EXPECTED |= {list: "a list"}
-_SPELLINGS = {True: ("true", "yes", "on", "y", "1"), False: ("false", "no", "off", "n", "0")}
+_SPELLINGS = dict.fromkeys(("true", "yes", "on", "y", "1"), True)
+_SPELLINGS |= dict.fromkeys(("false", "no", "off", "n", "0"), False)
 _MISSING = "???"  # as OmegaConf writes it
 
 
@@ -125,10 +126,8 @@ def misfit(name: str, kinds: Any, shown: str) -> str:
 
 def _read(value: Any, kind: Any) -> Any:
     """Raises ValueError or TypeError for what is no ``kind``."""
-    if kind is bool:
-        for meant, spellings in _SPELLINGS.items():
-            if str(value).lower() in spellings:
-                return meant
+    if kind is bool and str(value).lower() in _SPELLINGS:
+        return _SPELLINGS[str(value).lower()]
     fraction = kind is int and isinstance(value, float) and not (value.is_integer() and abs(value) < 1e19)
     if fraction or kind is bool or isinstance(value, list | dict) or (isinstance(value, bool) and kind is not str):
         raise ValueError
