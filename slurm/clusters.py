@@ -128,18 +128,13 @@ def _executor(folder: Path, name: str, cluster: Cluster, code: Path) -> _Executo
         # requeue: some sites switch it off, and then neither preemption nor a lost node brings a job back.
         "additional_parameters": {"requeue": True, **cluster.extra},
     }
-    executor = _Executor(folder / "jobs", max_num_timeout=cluster.requeues, python=_python())
+    # Without the working directory on its path, as the code is that of the copy; and the interpreter ignores the signal
+    # until submitit handles it: before that it would end the job permanently.
+    python = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)} -P"""
+    executor = _Executor(folder / "jobs", max_num_timeout=cluster.requeues, python=python)
     known = {option: value for option, value in chosen.items() if value is not None}
     executor.update_parameters(**executor._convert_parameters(known))
     return executor
-
-
-def _python() -> str:
-    """The interpreter, without the working directory on its path, as the code is that of the copy.
-
-    It ignores the signal until submitit handles it: before that it would end the job permanently.
-    """
-    return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)} -P"""
 
 
 @contextlib.contextmanager

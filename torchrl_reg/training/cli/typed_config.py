@@ -27,14 +27,11 @@ def plain_defaults(config_class: type) -> dict[str, Any]:
     """The defaults of ``config_class`` without its types, for Hydra to compose; missing groups with theirs."""
     hints, found = typing.get_type_hints(config_class), dict[str, Any]()
     for item in dataclasses.fields(config_class):
-        made = item.default_factory is not dataclasses.MISSING
-        value = item.default_factory() if made else item.default  # type: ignore[operator]
-        if dataclasses.is_dataclass(value):
-            value = dataclasses.asdict(typing.cast(Any, value))
-        elif value is dataclasses.MISSING or value == _MISSING:
-            kind = hints[item.name]
+        kind, make = hints[item.name], item.default_factory
+        value: Any = item.default if make is dataclasses.MISSING else make()
+        if value is dataclasses.MISSING or value == _MISSING:
             value = plain_defaults(typing.cast(type, kind)) if dataclasses.is_dataclass(kind) else _MISSING
-        found[item.name] = value
+        found[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else value
     return found
 
 
