@@ -232,5 +232,5 @@ def _lasts(seconds: float, condition: Callable[..., bool], *arguments: Any) -> b
     while time.monotonic() < end:
         if not condition(*arguments):
             return False
-        time.sleep(0.05)
+        time.sleep(0.1)
     return True

@@ -194,9 +194,7 @@ def _sentence(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         return f"{mark.name} must be YAML, got a mistake in line {mark.line + 1}: {error.problem}."
-    if match := re.match(
-        r"In '([^']+)': \w+ raised while composing config:\n(.*?)\n +full_key: (\S*)", text, re.DOTALL
-    ):
+    if match := re.match(r"In '([^']+)': \w+ raised while composing.*?\n(.*?)\n +full_key: (\S*)", text, re.DOTALL):
         return _misfit(match[1], match[3], match[2])
     if match := re.match(r"You must specify '(\w+)'.*Available options:(.*)", text, re.DOTALL):
         return f"{match[1]} must be chosen: {match[1]}= one of {', '.join(match[2].split())}."

@@ -69,9 +69,8 @@ def require_partition(name: str | None) -> None:
         SweepError: one sentence.
     """
     if not has_slurm():
-        raise SweepError(
-            "cluster.kind=slurm needs sbatch on PATH, got none; cluster=local runs the same sweep on this machine."
-        )
+        instead = "cluster=local runs the same sweep on this machine."
+        raise SweepError(f"cluster.kind=slurm needs sbatch on PATH, got none; {instead}")
     known = sorted({line.strip() for line in _ask("sinfo", "-h", "-a", "-o", "%R").splitlines()})
     if name is not None and not set(name.split(",")) <= set(known):
         raise SweepError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")

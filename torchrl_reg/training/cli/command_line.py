@@ -169,10 +169,8 @@ class _CommandLine:
         as_typed = default_folder(self.name, env, overrides, given.run.seed)
         if as_typed.exists():  # from an earlier version, which used this name
             return as_typed
-        differing = telling(
-            overrides, lambda words: dataclasses.asdict(typed(self._composed(words), self.config_class))
-        )
-        return default_folder(self.name, env, differing, given.run.seed)
+        words = telling(overrides, lambda some: dataclasses.asdict(typed(self._composed(some), self.config_class)))
+        return default_folder(self.name, env, words, given.run.seed)
 
 
 def _of_seed(config: Any, seed: int, parent: Path) -> Any:
