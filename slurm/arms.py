@@ -1,17 +1,23 @@
-"""The settings in which the arms of a sweep differ, so that confounding shows before it costs hundreds of runs.
+"""The runs of a sweep as their recipes compose them, before anything is submitted.
 
-Arms are the runs on one environment, seeds aside. A setting counts as named if it, or the group it comes with
+A typo costs seconds, not a night, and settings in which the arms differ by mistake show before they cost hundreds of
+runs. Arms are the runs on one environment, seeds aside. A setting counts as named if it, or the group it comes with
 (``policy``), is in the sweep's grid or variants; what a preset changes (``+paper``) is not named by naming the preset,
 except the slots by which ``+method`` says what a method is.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slurm.sweep import PlannedRun
+from slurm.snapshot import ROOT, recipe_source
+from slurm.sweep import PlannedRun, SweepError, flat
 
 _NO_MATTER = frozenset({"run.seed", "run.dir"})
 _SLOTS = frozenset({"method", "regularizer", "shaping", "head"})
@@ -25,6 +31,45 @@ class Difference:
     setting: str
     arms: dict[str, list[str]]
     named: bool
+
+
+def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
+    """The flattened config of each run, by run folder; recipes that cannot print theirs are left out.
+
+    Raises:
+        SweepError: a recipe refuses a run, in its own sentence.
+    """
+    by_recipe: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        by_recipe.setdefault(run.recipe, []).append(run)
+    found: dict[str, dict[str, Any]] = {}
+    for recipe, planned in by_recipe.items():
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(recipe_source(recipe)), "--check"],
+            input=json.dumps([run.overrides for run in planned]),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise SweepError(f"sweep does not fit {recipe}: {last}")
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if len(lines) == len(planned):
+            found |= {run.folder: flat(json.loads(line)) for run, line in zip(planned, lines, strict=True)}
+    return found
+
+
+def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Of every recipe the runs that bring an override none before them had."""
+    seen: dict[str, set[str]] = {}
+    chosen: list[PlannedRun] = []
+    for run in runs:
+        new = {text for text in run.overrides if not text.startswith("run.seed=")}
+        if run.recipe not in seen or new - seen[run.recipe]:
+            chosen.append(run)
+            seen.setdefault(run.recipe, set()).update(new)
+    return chosen
 
 
 def compared_runs(runs: Iterable[PlannedRun]) -> dict[str, list[PlannedRun]]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +125,7 @@ class ArrayElement:
             for child in list(self._children):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, number)  # its own workers, too
-            end = time.monotonic() + grace_seconds
-            while time.monotonic() < end and any(child.poll() is None for child in list(self._children)):
-                time.sleep(0.05)
+            _lasts(grace_seconds, lambda: any(child.poll() is None for child in list(self._children)))
 
     # ------------------------------------------------------------ one process
 
@@ -143,14 +141,15 @@ class ArrayElement:
                 if all(map(is_done, folders)):
                     return None
                 for name, folder in zip(names, folders, strict=True):
-                    if _is_held(folder / LOCK, self.commands.lock_seconds):
+                    # A process killed by a hard requeue may take some time to go.
+                    if _lasts(self.commands.lock_seconds, is_locked, folder / LOCK):
                         return f"{name}: another process writes it"
                 code = self._start_and_wait(command, log, life)
                 if self._stopping or (code == 0 and all(map(is_done, folders))):
                     return None
                 if 0 <= code < 128:  # an error, or no done.json; others are signals
                     break
-                if code in _TERMINATED and self._ends_within(_KILL_WAIT_SECONDS):
+                if code in _TERMINATED and not _lasts(_KILL_WAIT_SECONDS, lambda: not self._stopping):
                     return None
             said = last_line(log) or "it left no word"
             return f"{self._note_failure(names, code, said)} (exit code {code}): {said}"
@@ -208,13 +207,6 @@ class ArrayElement:
                     saved[path] = path.stat().st_mtime_ns
         return saved
 
-    def _ends_within(self, seconds: float) -> bool:
-        """Whether the element itself is stopped (or killed) before ``seconds`` have passed."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self._stopping:
-            time.sleep(0.2)
-        return self._stopping
-
     def _remove_half_written_pickle(self) -> None:
         """A kill in the middle of submitit's pickling leaves a file that makes every later checkpoint fail."""
         with contextlib.suppress(Exception):  # not in a job
@@ -234,11 +226,11 @@ def _headline(command: Sequence[str], life: int) -> str:
     return f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {where}{again}: {' '.join(command)}\n"
 
 
-def _is_held(path: Path, seconds: float) -> bool:
-    """Whether a process still holds the run after ``seconds``: one killed by a hard requeue may take some to go."""
+def _lasts(seconds: float, condition: Callable[..., bool], *arguments: Any) -> bool:
+    """False as soon as ``condition`` is, True if it holds for ``seconds``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if not is_locked(path):
+        if not condition(*arguments):
             return False
-        time.sleep(0.5)
+        time.sleep(0.1)
     return True

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import submitit
+
 from slurm.array_element import ArrayElement, Commands
 from slurm.snapshot import recipe_path
 from slurm.sweep import PlannedRun, SweepError, override
+
+_PLACE = ("partition", "account", "qos", "constraint")  # called the same by sbatch
 
 
 @dataclass
@@ -76,11 +80,7 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
     Raises:
         SweepError: sbatch refused it.
     """
-    import submitit
-
-    parameters = _parameters(name, cluster, Path(jobs[0].commands.code))
-    executor = submitit.SlurmExecutor(folder=folder / "jobs", max_num_timeout=cluster.requeues, python=_python())
-    executor.update_parameters(**executor._convert_parameters(parameters))
+    executor = _executor(folder, name, cluster, Path(jobs[0].commands.code))
     try:
         # submitit prints what sbatch says and raises it, too.
         with _without_conflicting_defaults(cluster), contextlib.redirect_stderr(io.StringIO()), executor.batch():
@@ -95,19 +95,20 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
 
 def sbatch_text(number: int, folder: Path, name: str, cluster: Cluster, code: Path) -> str:
     """The sbatch script for an array of ``number`` elements."""
-    from submitit.slurm.slurm import SlurmExecutor, _convert_mem, _make_sbatch_string
-
-    jobs = folder / "jobs"
-    command = f"{_python()} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
-    # Not through an executor: that wants srun on PATH, and a dry run shall do without.
-    names: Any = SlurmExecutor._equivalence_dict()
-    translated: dict[str, Any] = {names.get(k, k): v for k, v in _parameters(name, cluster, code).items()}
-    if "mem" in translated:
-        translated["mem"] = _convert_mem(translated["mem"])
-    return _make_sbatch_string(command=command, folder=jobs, map_count=number if number > 1 else None, **translated)
+    executor = _executor(folder, name, cluster, code)
+    if number > 1:
+        executor.parameters["map_count"] = number
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
+class _Executor(submitit.SlurmExecutor):
+    @classmethod
+    def affinity(cls) -> int:
+        """Also without srun on PATH, for dry runs."""
+        return 1
+
+
+def _executor(folder: Path, name: str, cluster: Cluster, code: Path) -> _Executor:
     path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     cpus = cluster.runs_per_job * cluster.threads
     chosen = {
@@ -119,10 +120,7 @@ def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
         "srun_args": [f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not take it from sbatch
         "gpus_per_node": cluster.gpus or None,
         "mem_gb": cluster.memory_gb,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
+        **{option: getattr(cluster, option) for option in _PLACE},
         "array_parallelism": cluster.parallel_jobs,
         "signal_delay_s": cluster.signal_seconds,
         "stderr_to_stdout": True,
@@ -130,22 +128,20 @@ def _parameters(name: str, cluster: Cluster, code: Path) -> dict[str, Any]:
         # requeue: some sites switch it off, and then neither preemption nor a lost node brings a job back.
         "additional_parameters": {"requeue": True, **cluster.extra},
     }
-    return {key: value for key, value in chosen.items() if value is not None}
-
-
-def _python() -> str:
-    """The interpreter, without the working directory on its path, as the code is that of the copy.
-
-    It ignores the signal until submitit handles it: before that it would end the job permanently.
-    """
-    return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)} -P"""
+    # Without the working directory on its path, as the code is that of the copy; and the interpreter ignores the signal
+    # until submitit handles it: before that it would end the job permanently.
+    python = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)} -P"""
+    executor = _Executor(folder / "jobs", max_num_timeout=cluster.requeues, python=python)
+    known = {option: value for option, value in chosen.items() if value is not None}
+    executor.update_parameters(**executor._convert_parameters(known))
+    return executor
 
 
 @contextlib.contextmanager
 def _without_conflicting_defaults(cluster: Cluster) -> Iterator[None]:
     """sbatch prefers SBATCH_* variables to the file's options: those that conflict are set aside."""
     always = ("ARRAY_INX", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "ERROR", "REQUEUE", "SIGNAL", "TIMELIMIT")
-    chosen = [name.upper() for name in ("partition", "account", "qos", "constraint") if getattr(cluster, name)]
+    chosen = [name.upper() for name in _PLACE if getattr(cluster, name)]
     aside = {name: os.environ.pop(name) for n in (*always, *chosen) if (name := f"SBATCH_{n}") in os.environ}
     try:
         yield

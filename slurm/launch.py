@@ -32,10 +32,9 @@ try:
     from omegaconf import MISSING, DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from slurm.arms import compared_runs, differences, table
+    from slurm.arms import compared_runs, composed, covering, differences, table
     from slurm.array_element import ArrayElement
     from slurm.clusters import Cluster, elements, sbatch_text, submit
-    from slurm.recipe_settings import check_settings, composed
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code
     from slurm.status import headline, sweep_status
@@ -93,7 +92,7 @@ def launch(config: Launch, sweep_name: str) -> int:
     code = folder.code_for(sweep, current_code(files) if files else None)
     is_checked = config.check and not config.kept_code
     if is_checked:
-        check_settings(seeds_together(runs, config.cluster.seeds_per_run))
+        composed(covering(seeds_together(runs, config.cluster.seeds_per_run)))
     if config.cluster.kind == "slurm" and not config.dry:
         require_partition(config.cluster.partition)
     if config.dry:
@@ -195,9 +194,7 @@ def _sentence(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         return f"{mark.name} must be YAML, got a mistake in line {mark.line + 1}: {error.problem}."
-    if match := re.match(
-        r"In '([^']+)': \w+ raised while composing config:\n(.*?)\n +full_key: (\S*)", text, re.DOTALL
-    ):
+    if match := re.match(r"In '([^']+)': \w+ raised while composing.*?\n(.*?)\n +full_key: (\S*)", text, re.DOTALL):
         return _misfit(match[1], match[3], match[2])
     if match := re.match(r"You must specify '(\w+)'.*Available options:(.*)", text, re.DOTALL):
         return f"{match[1]} must be chosen: {match[1]}= one of {', '.join(match[2].split())}."
@@ -215,10 +212,9 @@ def _sentence(error: Exception) -> str:
 def _misfit(file: str, key: str, problem: str) -> str:
     """Where a sweep's or cluster's file violates its schema."""
     group = file.partition("/")[0]
-    schema: dict[str, type] = {"sweep": Sweep, "cluster": Cluster}
-    known = [each.name for each in fields(schema[group])] if group in schema else []
+    known = [each.name for each in fields(Sweep if group == "sweep" else Cluster)]
     name = key.removeprefix(f"{group}.")
-    if known and "." not in name and name not in known:
+    if "." not in name and name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "."
         return f"{file}.yaml must hold only {', '.join(known)}, got {name or problem.partition('.')[0]}{hint}"

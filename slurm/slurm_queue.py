@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -68,9 +69,8 @@ def require_partition(name: str | None) -> None:
         SweepError: one sentence.
     """
     if not has_slurm():
-        raise SweepError(
-            "cluster.kind=slurm needs sbatch on PATH, got none; cluster=local runs the same sweep on this machine."
-        )
+        instead = "cluster=local runs the same sweep on this machine."
+        raise SweepError(f"cluster.kind=slurm needs sbatch on PATH, got none; {instead}")
     known = sorted({line.strip() for line in _ask("sinfo", "-h", "-a", "-o", "%R").splitlines()})
     if name is not None and not set(name.split(",")) <= set(known):
         raise SweepError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")
@@ -94,12 +94,11 @@ def ended_runs(folder: SweepFolder) -> dict[str, str]:
 
     Empty where there is no accounting.
     """
-    arrays = _arrays(folder)
-    try:
-        text = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State") if arrays else ""
-    except SweepError:
-        return {}
-    return _by_run(folder, dict(line.split("|", 1) for line in text.splitlines() if "|" in line))
+    lines: list[str] = []
+    with suppress(SweepError):
+        if arrays := _arrays(folder):
+            lines = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State").splitlines()
+    return _by_run(folder, dict(line.split("|", 1) for line in lines if "|" in line))
 
 
 def _arrays(folder: SweepFolder) -> list[str]:

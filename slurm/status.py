@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -83,43 +84,55 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
     endings = cache(lambda: ended_runs(folder))  # asked for at most once
     found = []
     for name, overrides in folder.run_folders().items():
-        path, job, log = folder.path / name, (queued or {}).get(name), logs.get(name)
-        state, line = _state(path, job)
-        if state == "gone" and log is None:
+        path, job = folder.path / name, (queued or {}).get(name)
+        state, line, own_error = _state(path, job)
+        if state == "gone" and name not in logs:
             state = "waiting" if here else "missing"
         elif state == "gone" and queued is None:
             state, line = "unknown", _last_row(path)
         elif state == "gone":
-            state, line = _ending(path, endings().get(name, ""), logs[name])
+            state, line, own_error = _ending(path, endings().get(name, ""), logs[name])
         reason = job.reason if job is not None and state == "waiting" else ""
-        own_error = state == "failed" and _is_own_error(path, log)
-        found.append(_run_status(name, path, overrides, state, line, reason, own_error))
+        rows = list(Tail(path / "metrics.jsonl", last=_TAIL_BYTES).rows())
+        frames, total = max((row["frames"] for row in rows), default=0), _total_frames(path, overrides)
+        fps = [0.0, *(row["fps"] for row in rows if row.get("fps") and state == "running")][-1]
+        last_return = [None, *(value for row in rows if (value := _return_of(row)) is not None)][-1]
+        found.append(RunStatus(name, state, frames, total, fps, last_return, line, reason, own_error))
     return found
 
 
 def headline(name: str, runs: Sequence[RunStatus]) -> str:
-    """Counts, frames, speed and time left in one line."""
+    """Counts, frames, speed and time left in one line: ``..., 1.2M of 5M frames, 800 frames/s, 1:19:10 left``."""
     counts = Counter(run.state for run in runs)
     parts = [f"{counts[state]} {state}" for state in _ORDER if counts[state]]
-    return f"{name}: {len(runs)} runs: {', '.join(parts)}{_speed(runs)}"
+    text = f"{name}: {len(runs)} runs: {', '.join(parts)}"
+    if mean := _mean_total(runs):
+        text += f", {amount(sum(run.frames for run in runs))} of {amount(mean * len(runs))} frames"
+        if fps := sum(run.fps for run in runs):
+            ahead = (run for run in runs if run.state in ("running", "waiting"))
+            left = sum(max(0, (run.total or mean) - run.frames) for run in ahead)
+            text += f", {fps:.0f} frames/s, {timedelta(seconds=int(left / fps))} left"
+    return text
 
 
 def summary(name: str, runs: Sequence[RunStatus]) -> str:
     """All of it as text: counts, one line a setting, the failures with their last log lines."""
     counts = Counter(run.state for run in runs)
-    lines = [headline(name, runs), ""]
     groups: dict[str, list[RunStatus]] = {}
     for run in runs:
         groups.setdefault(run.folder.rpartition("/")[0], []).append(run)
-    width = max(len(group) for group in groups)
-    lines.append(_line("settings", ("done", "run", "wait", "fail", "frames", "last return"), width))
+    width = max(map(len, groups))
+    lines = [
+        headline(name, runs),
+        "",
+        _line("settings", ("done", "run", "wait", "fail", "frames", "last return"), width),
+    ]
     lines += [_group_line(group, members, width) for group, members in groups.items()]
-    reasons = _reasons(run.reason for run in runs)
-    if reasons:
-        lines += ["", "waiting:", *(f"  {reason}" for reason in reasons)]
+    sections = {"waiting": _reasons(run.reason for run in runs)}
     for state in ("failed", "cancelled", "unknown"):
-        if counts[state]:
-            lines += ["", f"{state}:"] + [f"  {run.folder}: {run.last_line}" for run in runs if run.state == state]
+        sections[state] = [f"{run.folder}: {run.last_line}" for run in runs if run.state == state]
+    for title, said in sections.items():
+        lines += ["", f"{title}:", *(f"  {each}" for each in said)] if said else []
     own_errors = sum(run.own_error for run in runs)
     if counts["missing"] + counts["cancelled"] + counts["failed"] > own_errors:
         lines += ["", "launch.py with the same sweep submits what is missing, cancelled or failed again."]
@@ -144,34 +157,15 @@ def _reasons(reasons: Iterable[str]) -> list[str]:
     return [f"{n} for {why}{': ' * bool(advice(why))}{advice(why)}" for why, n in counts.most_common()]
 
 
-def _run_status(
-    name: str, path: Path, overrides: Sequence[str], state: str, line: str, reason: str, own_error: bool
-) -> RunStatus:
-    rows = list(Tail(path / "metrics.jsonl", last=_TAIL_BYTES).rows())
-    returns = [value for row in rows if (value := _return_of(row)) is not None]
-    fps = [row["fps"] for row in rows if row.get("fps")]
-    return RunStatus(
-        folder=name,
-        state=state,
-        frames=max((row["frames"] for row in rows), default=0),
-        total=_total_frames(path, overrides),
-        fps=fps[-1] if fps and state == "running" else 0.0,
-        last_return=returns[-1] if returns else None,
-        last_line=line,
-        reason=reason,
-        own_error=own_error,
-    )
-
-
-def _state(path: Path, job: Queued | None) -> tuple[str, str]:
-    """State and last words, as files and the queue tell them; ``gone``: neither knows of it."""
+def _state(path: Path, job: Queued | None) -> tuple[str, str, bool]:
+    """State, last words, and whether an error ended it that will come again; ``gone``: neither files nor queue say."""
     if is_done(path):
-        return "done", ""
+        return "done", "", False
     if job is not None and job.state in _WAITING:
-        return "waiting", ""
+        return "waiting", "", False
     if (failed := failure(path)) is not None:  # perhaps in an element whose other runs go on
-        return "failed", failed["last_line"]
-    return "running" if job is not None or is_locked(path / LOCK) else "gone", ""
+        return "failed", failed["last_line"], failed["returncode"] in map(str, range(128))
+    return "running" if job is not None or is_locked(path / LOCK) else "gone", "", False
 
 
 def _last_row(path: Path) -> str:
@@ -183,65 +177,42 @@ def _last_row(path: Path) -> str:
     return f"submitted, last row {duration(max(0.0, quiet))} ago"
 
 
-def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str]:
-    """Of a job that has left the queue: whether it failed or was cancelled, and its last words."""
+def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str, bool]:
+    """What :func:`_state` says, of a job that has left the queue: it failed or was cancelled."""
     said = last_line(job_log) or last_line(path.with_name(path.name + ".log"))
     if ended.startswith("REQUEUED"):  # and taken out of the queue before it ran again
         ended = "CANCELLED after it was requeued"
     if ended.startswith("CANCELLED") or "CANCELLED AT" in said:
-        return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(said)}{said}"
-    how = f" ({printable(ended)})" if ended else ""
-    return "failed", f"its job ended{how}: {said or 'it left no word; it may have been cancelled while it waited'}"
-
-
-def _is_own_error(path: Path, job_log: Path | None) -> bool:
-    """Whether a run that failed, or its element, ended by an error, which will come again."""
-    failed = failure(path)
-    if failed is not None:
-        return failed["returncode"].isdecimal() and 0 <= int(failed["returncode"]) < 128
-    return job_log is not None and error_line(job_log) != ""
+        return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(said)}{said}", False
+    how, said = printable(ended), said or "it left no word; it may have been cancelled while it waited"
+    return "failed", f"its job ended{f' ({how})' if how else ''}: {said}", error_line(job_log) != ""
 
 
 def _return_of(row: Row) -> float | None:
-    if row.get("event") == "eval":
+    if row["event"] == "eval":
         return next((value for name, value in row.items() if re.fullmatch(r"return_\w+_mean", name)), None)
     return row.get("return_mean")
 
 
 def _total_frames(path: Path, overrides: Sequence[str]) -> int:
-    for text in overrides:
-        if text.startswith("algo.total_frames="):
-            return int(float(text.partition("=")[2]))
-    try:
+    given = [text.partition("=")[2] for text in overrides if text.startswith("algo.total_frames=")]
+    with suppress(AnalysisError, ValueError, OverflowError):
         # Not parsed as YAML: that would take a second for 500 runs.
-        found = re.search(r"^  total_frames: (\d+)", read_text(path / "config.yaml"), re.MULTILINE)
-    except AnalysisError:
-        return 0
-    return int(found[1]) if found else 0
+        given = given or re.findall(r"^  total_frames: (\d+)", read_text(path / "config.yaml"), re.MULTILINE)
+        return int(float(given[0])) if given else 0
+    return 0
 
 
-def _speed(runs: Sequence[RunStatus]) -> str:
-    """``, 1.2M of 5M frames, 800 frames/s, 1:19:10 left``."""
+def _mean_total(runs: Sequence[RunStatus]) -> float:
     known = [run.total for run in runs if run.total]
-    if not known:
-        return ""
-    mean = sum(known) / len(known)
-    frames, total = sum(run.frames for run in runs), sum(run.total or mean for run in runs)
-    fps = sum(run.fps for run in runs)
-    text = f", {amount(frames)} of {amount(total)} frames"
-    if not fps:
-        return text
-    left = sum(max(0, (run.total or mean) - run.frames) for run in runs if run.state in ("running", "waiting"))
-    return f"{text}, {fps:.0f} frames/s, {timedelta(seconds=int(left / fps))} left"
+    return sum(known) / max(1, len(known))
 
 
 def _group_line(group: str, runs: Sequence[RunStatus], width: int) -> str:
     counts = Counter(run.state for run in runs)
     returns = [run.last_return for run in runs if run.last_return is not None]
     last = f"{sum(returns) / len(returns):.4g}" if returns else "-"
-    known = [run.total for run in runs if run.total]
-    total = sum(known) / max(1, len(known)) * len(runs)
-    share = min(1.0, sum(run.frames for run in runs) / max(1.0, total))
+    share = min(1.0, sum(run.frames for run in runs) / max(1.0, _mean_total(runs) * len(runs)))
     numbers = [str(counts[state]) for state in ("running", "waiting", "failed")]
     return _line(group, (f"{counts['done']}/{len(runs)}", *numbers, f"{share:.0%}", last), width)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
             if not recipe:
                 raise SweepError("sweep.recipe must name a recipe (or each variant one), got none.")
             runs += [_planned(str(recipe), base, chosen, seed) for seed in seeds]
-    _refuse_twins(runs)
+    (folder, times), *_ = Counter(run.folder for run in runs).most_common(1)
+    if times > 1:
+        raise SweepError(f"the runs of a sweep must differ, got {folder} twice.")
     return runs
 
 
@@ -96,20 +99,15 @@ def seeds_together(runs: Sequence[PlannedRun], most: int) -> list[PlannedRun]:
     >>> [(run.overrides[-1], run.folder) for run in seeds_together(planned_runs(sweep), 2)][:2]
     [('run.seeds=[0,1]', 'm_dqn/default/algo.tau=0.1'), ('run.seed=2', 'm_dqn/default/algo.tau=0.1/seed=2')]
     """
-    alike: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        alike.setdefault(run.folder.rpartition("/")[0], []).append(run)
-    parts = [
-        (parent, same[first : first + most]) for parent, same in alike.items() for first in range(0, len(same), most)
-    ]
-    return [part[0] if len(part) == 1 else _joined(parent, part) for parent, part in parts]
-
-
-def _joined(parent: str, runs: Sequence[PlannedRun]) -> PlannedRun:
-    """One run that trains ``runs``, whose folders are ``parent/seed=...``."""
-    seeds = ",".join(run.overrides[-1].removeprefix("run.seed=") for run in runs)
-    overrides = (*runs[0].overrides[:-1], f"run.seeds=[{seeds}]")
-    return PlannedRun(runs[0].recipe, overrides, parent, runs[0].arm, tuple(run.folder for run in runs))
+    found = []
+    for parent, same in itertools.groupby(runs, lambda run: run.folder.rpartition("/")[0]):
+        alike = list(same)
+        for part in (alike[first : first + most] for first in range(0, len(alike), most)):
+            seeds = ",".join(run.overrides[-1].removeprefix("run.seed=") for run in part)
+            overrides = (*part[0].overrides[:-1], f"run.seeds=[{seeds}]")
+            joined = replace(part[0], overrides=overrides, folder=parent, seeds=tuple(run.folder for run in part))
+            found.append(part[0] if len(part) == 1 else joined)
+    return found
 
 
 def named_settings(sweep: Mapping[str, Any]) -> set[str]:
@@ -172,14 +170,6 @@ def _seeds(seeds: Any) -> list[int]:
     if not isinstance(listed, list) or not listed or not all(isinstance(s, int) and s >= 0 for s in listed):
         raise SweepError(f"sweep.seeds must be a number of seeds or a list of them, got {seeds!r}.")
     return listed
-
-
-def _refuse_twins(runs: Sequence[PlannedRun]) -> None:
-    seen: set[str] = set()
-    for run in runs:
-        if run.folder in seen:
-            raise SweepError(f"the runs of a sweep must differ, got {run.folder} twice.")
-        seen.add(run.folder)
 
 
 def _literal(value: Any) -> str:

@@ -38,9 +38,8 @@ class Submitted:
     def jobs(self) -> Iterator[tuple[str, str]]:
         """Each run and SLURM's name for its job: a single element is no array."""
         for index, names in enumerate(self.elements if self.array is not None else ()):
-            yield from (
-                (name, f"{self.array}_{index}" if len(self.elements) > 1 else str(self.array)) for name in names
-            )
+            job = f"{self.array}_{index}" if len(self.elements) > 1 else str(self.array)
+            yield from ((name, job) for name in names)
 
 
 class SweepFolder:
@@ -112,11 +111,9 @@ class SweepFolder:
     def remove(self) -> None:
         """Removes what a refused launch wrote, and nothing else."""
         for name in _OURS:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(self.path / name, ignore_errors=True)  # if it is a folder
+            with suppress(OSError):
+                (self.path / name).unlink()
         with suppress(OSError):
             self.path.rmdir()
 
@@ -143,7 +140,7 @@ class SweepFolder:
         """Appends a launch to ``jobs.jsonl``."""
         path = self.path / "jobs.jsonl"
         row = {"array": submitted.array, "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        line = json.dumps({**row, "elements": submitted.elements}) + "\n"
+        line = json.dumps(row | {"elements": submitted.elements}) + "\n"
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("a") as file:
             file.write("\n" * torn + line)
@@ -163,10 +160,8 @@ class SweepFolder:
     def run_folders(self) -> dict[str, tuple[str, ...]]:
         """Every run by its folder, with its overrides: of the sweep as last launched, then of earlier launches."""
         found = {run.folder: run.overrides for run in planned_runs(self.read())}
-        for launch in self.launches():
-            for element in launch.elements:
-                found |= {name: () for name in element if name not in found}
-        return found
+        earlier = (name for launch in self.launches() for element in launch.elements for name in element)
+        return found | {name: () for name in earlier if name not in found}
 
     def _refuse_other_base(self, before: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
         there, here = ({"recipe": each["recipe"], **flat(each["base"])} for each in (before, sweep))

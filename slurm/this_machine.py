@@ -48,11 +48,11 @@ def run_in_process(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     failures = []
-    before = sys.argv, list(sys.path)
+    paths = list(sys.path)
     for run in runs:
         script = recipe_source(run.recipe)
         sys.argv = [str(script), *run.overrides, override("run.dir", str(folder / run.folder))]
-        sys.path[:0] = [str(script.parent), str(ROOT)]
+        sys.path[:] = [str(script.parent), str(ROOT), *paths]
         GlobalHydra.instance().clear()
         try:
             runpy.run_path(str(script), run_name="__main__")
@@ -64,6 +64,4 @@ def run_in_process(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
         except Exception as error:
             traceback.print_exc()
             failures.append(f"{run.folder}: {error}")
-        finally:
-            sys.argv, sys.path[:] = before
     return failures

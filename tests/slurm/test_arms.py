@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sweep_harness import ROOT, SLURM, run_launch
 
-from slurm.arms import compared_runs, differences, table
+from slurm.arms import compared_runs, covering, differences, table
 from slurm.sweep import flat, named_settings, planned_runs
 
 yaml = pytest.importorskip("yaml")
@@ -105,6 +105,17 @@ def test_a_variant_with_a_grid_of_its_own() -> None:
     assert {name: [run.folder for run in arms] for name, arms in compared_runs(runs).items()} == {
         "a": ["sac/a-b/default/seed=0"] + [f"iq/a-b/algo.alpha=0.5,algo.tau={tau}/seed=0" for tau in (1, 2)]
     }
+
+
+def test_few_runs_hold_every_override_of_every_recipe() -> None:
+    grid = {"algo.tau": [1, 2], "algo.alpha": [0.5, 0.9]}
+    runs = planned_runs({"recipe": "iq", "grid": grid, "variants": [{}, {"recipe": "sac"}], "seeds": 3})
+    chosen = covering(runs)
+    assert [(run.recipe, run.overrides[:2]) for run in chosen] == [
+        (recipe, (f"algo.tau={tau}", f"algo.alpha={alpha}"))
+        for recipe in ("iq", "sac")
+        for tau, alpha in ((1, 0.5), (1, 0.9), (2, 0.5))
+    ]
 
 
 @pytest.mark.slow  # one process for each arm

@@ -214,6 +214,16 @@ def test_torn_rows_are_left_out_and_earlier_launches_are_not_forgotten(folder):
     assert runs[0].last_return == 10.0 and runs[4].folder == "dqn/acrobot/default/seed=0"
 
 
+def test_numbers_that_are_none_stop_no_status(folder):
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    many = "9" * 5000
+    (folder / RUNS / "seed=2/config.yaml").write_text(f"algo:\n  total_frames: {many}\n")
+    (folder / RUNS / "seed=1.failed").write_text(json.dumps({"returncode": many, "last_line": "x"}))
+    assert [run.total for run in sweep_status(SweepFolder(folder))] == [1000, 1000, 0, 0]
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"base": {"algo.total_frames": "soon"}}))
+    assert [run.total for run in sweep_status(SweepFolder(folder))] == [0] * 4
+
+
 def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SLURM / "status.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)

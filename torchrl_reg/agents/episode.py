@@ -14,14 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.agents.panel import Moment, Panel
-from torchrl_reg.agents.pictures import (
-    STEPS_PER_SECOND,
-    Camera,
-    Picture,
-    action_names,
-    camera,
-    draw_without_display,
-)
+from torchrl_reg.agents.pictures import STEPS_PER_SECOND, Camera, Picture, action_names, camera, draw_without_display
 from torchrl_reg.agents.saved import SavedPolicy
 from torchrl_reg.modules import BoltzmannQActor, PriorEGreedyModule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,16 +41,8 @@ class Moment:
     largest_entropy: float | None = None
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of the panel, with a bar from ``start`` to ``end`` (shares of the width) if it has a ``value``."""
-
-    text: str
-    ink: tuple[int, int, int] = _INK
-    start: float = 0.0
-    end: float = 0.0
-    value: str = ""
-    colour: tuple[int, int, int] = _CHOSEN
+# A line of the panel, with a bar from ``start`` to ``end`` (shares of the width) if it has a ``value``.
+_Row = namedtuple("_Row", ["text", "ink", "start", "end", "value", "colour"], defaults=[_INK, 0.0, 0.0, "", _CHOSEN])
 
 
 class Panel:

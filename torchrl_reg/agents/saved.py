@@ -66,16 +66,14 @@ class SavedPolicy:
         Raises:
             AgentError: it is not known, cannot be built on this machine, or is not what the policy was built for.
         """
-        settings = self.env_settings
         try:
-            env = make_env(settings, num_envs)
+            env = make_env(self.env_settings, num_envs)
         except EnvError as error:
             raise AgentError(str(error)) from None
         there, here = (_shapes(spaces) for spaces in (Spaces.of(env), self.spaces))
         if there != here:
-            raise AgentError(
-                f"{self.path} must hold a policy for {settings.name}, which has {there}, got one for {here}."
-            )
+            name = self.env_settings.name
+            raise AgentError(f"{self.path} must hold a policy for {name}, which has {there}, got one for {here}.")
         return env
 
 

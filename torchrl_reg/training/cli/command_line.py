@@ -16,9 +16,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import hydra
 import yaml
@@ -113,12 +113,12 @@ class _CommandLine:
             # A launcher's worker must pass back the exception itself, not an exit code.
             if sentence is None or self.full_errors or os.getpid() != self.main_process:
                 raise
-            _fail(sentence)
+            print(" ".join(sentence.split()), file=sys.stderr)
+            sys.exit(1)
 
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        with ExitStack() as stack:
-            if not GlobalHydra().is_initialized():
-                stack.enter_context(hydra.initialize_config_dir(version_base="1.3", config_dir=str(self.conf)))
+        begun = GlobalHydra().is_initialized()
+        with nullcontext() if begun else hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
             return hydra.compose(config_name=self.name, overrides=list(overrides))
 
     def _explained(self, error: Exception) -> str | None:
@@ -154,7 +154,11 @@ class _CommandLine:
         else:  # a folder each, so that any of them can also be continued on its own
             parent = Path(given.run.dir) if given.run.dir else self._folder(given, overrides).parent
             configs = [_of_seed(given, seed, parent) for seed in given.run.seeds]
-        if unfinished := [config for config in configs if not _is_done(config)]:
+        folders = [RunFolder(config) for config in configs]
+        for folder in folders:
+            if folder.is_done:
+                print(f"already finished: {folder.path}", flush=True)
+        if unfinished := [folder.config for folder in folders if not folder.is_done]:
             train_seeds(self.train, unfinished)
         found = [_objective(config) for config in configs]
         return sum(found) / len(found) if None not in found else None  # type: ignore[arg-type]
@@ -165,10 +169,8 @@ class _CommandLine:
         as_typed = default_folder(self.name, env, overrides, given.run.seed)
         if as_typed.exists():  # from an earlier version, which used this name
             return as_typed
-        differing = telling(
-            overrides, lambda words: dataclasses.asdict(typed(self._composed(words), self.config_class))
-        )
-        return default_folder(self.name, env, differing, given.run.seed)
+        words = telling(overrides, lambda some: dataclasses.asdict(typed(self._composed(some), self.config_class)))
+        return default_folder(self.name, env, words, given.run.seed)
 
 
 def _of_seed(config: Any, seed: int, parent: Path) -> Any:
@@ -176,20 +178,8 @@ def _of_seed(config: Any, seed: int, parent: Path) -> Any:
     return dataclasses.replace(copy.deepcopy(config), run=run)
 
 
-def _is_done(config: Any) -> bool:
-    folder = RunFolder(config)
-    if folder.is_done:
-        print(f"already finished: {folder.path}", flush=True)
-    return folder.is_done
-
-
 def _objective(config: Any) -> float | None:
     """The column of the last evaluation that the recipe names; None of a study without one."""
     done = Path(config.run.dir) / "done.json"
     evaluation = json.loads(done.read_text())["evaluation"] if done.exists() else None
     return (evaluation or {}).get(config.objective)
-
-
-def _fail(sentence: str) -> NoReturn:
-    print(" ".join(sentence.split()), file=sys.stderr)
-    sys.exit(1)

@@ -18,7 +18,7 @@ class MissingExtraError(ImportError):
 
 def check_extras() -> None:
     """Raises ``MissingExtraError`` unless all of ``NEEDED`` is there; a script that lets it pass prints one line."""
-    missing = [package for module, package in NEEDED.items() if not _is_there(module)]
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         shown = sys.excepthook
         sys.excepthook = lambda kind, error, trace: (
@@ -27,9 +27,3 @@ def check_extras() -> None:
         raise MissingExtraError(
             f"torchrl_reg.training needs {', '.join(missing)}, got none: pip install 'torchrl_reg[recipes]'."
         )
-
-
-def _is_there(module: str) -> bool:
-    if module in sys.modules:
-        return sys.modules[module] is not None
-    return importlib.util.find_spec(module) is not None

@@ -37,18 +37,13 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
     """
     about = inspect.getdoc(sys.modules[train.__module__]) or ""
     parts = [about, "Settings, written NAME=VALUE, with the values they would have now:"]
-    for name, lines in _sections(config_class, config):
-        parts.append("\n".join([name, *lines]))
-    if choices := list(_choices(config_class, conf)):
-        parts.append("\n".join(["Choices, written GROUP=CHOICE:", *choices]))
-    return "\n\n".join([*parts, _FLAGS])
-
-
-def _sections(config_class: type, config: DictConfig) -> Iterator[tuple[str, list[str]]]:
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
         if isinstance(node := config.get(item.name), DictConfig):
-            yield item.name, list(_lines(hints[item.name], node, f"{item.name}."))
+            parts.append("\n".join([item.name, *_lines(hints[item.name], node, f"{item.name}.")]))
+    if choices := list(_choices(config_class, conf)):
+        parts.append("\n".join(["Choices, written GROUP=CHOICE:", *choices]))
+    return "\n\n".join([*parts, _FLAGS])
 
 
 def _lines(kind: Any, node: DictConfig, prefix: str) -> Iterator[str]:

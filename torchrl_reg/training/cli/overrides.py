@@ -6,6 +6,7 @@ import argparse
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -168,9 +169,7 @@ def _compared(settings: dict[str, Any]) -> dict[str, Any]:
 def _written(override: str, settings: Any) -> str:
     """``algo.tau=0.10`` as ``algo.tau=0.1``; a group's choice as it is."""
     key = override.lstrip("+~").partition("=")[0]
-    value = settings
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    value = reduce(lambda node, part: node.get(part) if isinstance(node, dict) else None, key.split("."), settings)
     if "." not in key or value is None or isinstance(value, dict | list):
         return override
     return f"{key}={str(value).lower() if isinstance(value, bool) else value}"

@@ -18,7 +18,8 @@ from torchrl_reg.training.errors import ConfigError
 
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a mapping"}
 _EXPECTED |= {list: "a list"}
-_SPELLINGS = {True: ("true", "yes", "on", "y", "1"), False: ("false", "no", "off", "n", "0")}
+_SPELLINGS = dict.fromkeys(("true", "yes", "on", "y", "1"), True)
+_SPELLINGS |= dict.fromkeys(("false", "no", "off", "n", "0"), False)
 _MISSING = "???"  # as OmegaConf writes it
 
 
@@ -26,14 +27,11 @@ def plain_defaults(config_class: type) -> dict[str, Any]:
     """The defaults of ``config_class`` without its types, for Hydra to compose; missing groups with theirs."""
     hints, found = typing.get_type_hints(config_class), dict[str, Any]()
     for item in dataclasses.fields(config_class):
-        made = item.default_factory is not dataclasses.MISSING
-        value = item.default_factory() if made else item.default  # type: ignore[operator]
-        if dataclasses.is_dataclass(value):
-            value = dataclasses.asdict(typing.cast(Any, value))
-        elif value is dataclasses.MISSING or value == _MISSING:
-            kind = hints[item.name]
+        kind, make = hints[item.name], item.default_factory
+        value: Any = item.default if make is dataclasses.MISSING else make()
+        if value is dataclasses.MISSING or value == _MISSING:
             value = plain_defaults(typing.cast(type, kind)) if dataclasses.is_dataclass(kind) else _MISSING
-        found[item.name] = value
+        found[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else value
     return found
 
 
@@ -125,10 +123,8 @@ def misfit(name: str, kinds: Any, shown: str) -> str:
 
 def _read(value: Any, kind: Any) -> Any:
     """Raises ValueError or TypeError for what is no ``kind``."""
-    if kind is bool:
-        for meant, spellings in _SPELLINGS.items():
-            if str(value).lower() in spellings:
-                return meant
+    if kind is bool and str(value).lower() in _SPELLINGS:
+        return _SPELLINGS[str(value).lower()]
     fraction = kind is int and isinstance(value, float) and not (value.is_integer() and abs(value) < 1e19)
     if fraction or kind is bool or isinstance(value, list | dict) or (isinstance(value, bool) and kind is not str):
         raise ValueError
