@@ -62,21 +62,21 @@ class Ring:
         return [column.index_select(0, rows) for column in self.columns]
 
 
-class NumpyRing:
+class NumpyRing(Ring):
     """CleanRL's buffer, which is stable-baselines3's: arrays, one row at a time, and samples copied to torch."""
 
     def __init__(self, size: int, observation: np.ndarray, action: np.ndarray, device: str = "cpu") -> None:
-        self.columns = [column.numpy() for column in Ring(size, observation, action).columns]
-        self.size, self.count, self.device = size, 0, device
+        super().__init__(size, observation, action)
+        self.arrays, self.device = [column.numpy() for column in self.columns], device
 
     def add(self, *rows: np.ndarray) -> None:
-        for column, new in zip(self.columns, rows, strict=True):
+        for column, new in zip(self.arrays, rows, strict=True):
             column[self.count % self.size] = new[0]
         self.count += 1
 
     def sample(self, batch: int) -> list[Tensor]:
         rows = np.random.randint(min(self.count, self.size), size=batch)
-        return [torch.from_numpy(column[rows]).to(self.device) for column in self.columns]
+        return [torch.from_numpy(column[rows]).to(self.device) for column in self.arrays]
 
 
 def cleanrl(envs: SyncVectorEnv, act: Callable[..., np.ndarray], learn: Callable[..., None], size: Size) -> float:
@@ -88,7 +88,6 @@ def cleanrl(envs: SyncVectorEnv, act: Callable[..., np.ndarray], learn: Callable
         learn: from a step and the replay buffer, at every step from ``size.starts`` on.
         size: of the run.
     """
-    torch.set_num_threads(1)
     observation, _ = envs.reset(seed=1)
     ring = NumpyRing(min(10_000, size.steps), observation, envs.action_space.sample(), size.device)
     for step in range(size.steps):
@@ -145,7 +144,6 @@ def m_dqn(game: Any, build: Callable[[], nn.Module], size: Size, period: int) ->
 
     ``game`` is environments side by side; ``step`` gives s', reward, terminated, and where the next step starts from.
     """
-    torch.set_num_threads(1)
     q, target = networks(build, size)
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-3, fused=True)
     observation = game.reset()
