@@ -5,7 +5,7 @@ The clock starts at the first update.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import importlib
 import io
 import json
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,10 @@ def cleanrl(envs: SyncVectorEnv, act: Callable[..., np.ndarray], learn: Callable
     return (size.steps - size.starts) / (time.perf_counter() - start)
 
 
-def networks(build: Callable[[], nn.Module], size: Size) -> tuple[nn.Module, nn.Module]:
-    """A network and its target."""
-    q, target = build().to(size.device), build().to(size.device)
-    target.load_state_dict(q.state_dict())
-    return q, target
-
-
 def cleanrl_dqn(envs: SyncVectorEnv, build: Callable[[], nn.Module], size: Size) -> float:
     """Steps/s of the loop of ``dqn.py`` and ``dqn_atari.py``: Adam, target copied every 500 steps."""
-    q, target = networks(build, size)
+    q = build().to(size.device)
+    target = copy.deepcopy(q)
     optimizer = torch.optim.Adam(q.parameters(), lr=2.5e-4)
 
     def act(step: int, observation: np.ndarray) -> np.ndarray:
@@ -144,7 +139,8 @@ def m_dqn(game: Any, build: Callable[[], nn.Module], size: Size, period: int) ->
 
     ``game`` is environments side by side; ``step`` gives s', reward, terminated, and where the next step starts from.
     """
-    q, target = networks(build, size)
+    q = build().to(size.device)
+    target = copy.deepcopy(q)
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-3, fused=True)
     observation = game.reset()
     num_envs = len(observation)
@@ -194,7 +190,7 @@ def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, s
 
     def measure() -> float:
         module = importlib.import_module(f"recipes.{name}")
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             configs = [module.Config(**parts) for _ in range(seeds)]
             for seed, config in enumerate(configs):
                 for key, value in (settings | {"dir": f"{folder}/{seed}", "seed": seed}).items():
@@ -202,8 +198,7 @@ def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, s
                     assert hasattr(part, key), key
                     setattr(part, key, value)
                 config.env.validate()
-            with contextlib.redirect_stderr(io.StringIO()):
-                train_seeds(module.train, configs)
+            train_seeds(module.train, configs)
             rows = [json.loads(line) for line in (Path(folder) / "0/metrics.jsonl").read_text().splitlines()]
         rates = [row["fps"] for row in rows if row["event"] == "train" and row["frames"] > first]
         if not rates:
