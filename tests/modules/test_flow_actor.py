@@ -1,4 +1,4 @@
-"""The flow policy: its density by its Jacobian, its beginning, its layers, and how it is reset."""
+"""The flow policy: its beginning, its layers, and how it is reset; its density: test_box_actor.py."""
 
 from __future__ import annotations
 

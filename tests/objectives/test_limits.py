@@ -1,4 +1,4 @@
-"""Methods that are the same in a limit give the same loss, gradient included."""
+"""Losses that are one another: with a uniform prior, and where returns are certain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse policies: the projection on the simplex, the limit of the entropy, gradients and NaN."""
+"""Sparse policies: refused indices, gradients and NaN; the projection itself: tests/tabular/test_tsallis.py."""
 
 from __future__ import annotations
 

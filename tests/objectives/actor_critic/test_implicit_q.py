@@ -1,4 +1,4 @@
-"""The implicit-Q loss against its equation, and against the methods it contains."""
+"""The implicit-Q loss against its equation, NAF as a special case, and densities above one."""
 
 from __future__ import annotations
 

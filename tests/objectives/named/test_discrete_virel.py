@@ -1,4 +1,4 @@
-"""VIREL over discrete actions: its temperature with any head, and its convergence in a table."""
+"""VIREL over discrete actions: its temperature with any head; its equation: test_slots.py."""
 
 from __future__ import annotations
 
