@@ -89,7 +89,7 @@ class LossCase(critic_cases.Buildable):
 
     def loss(self, actor: Any = None, **how: Any) -> Any:
         """The loss with gamma .9 and a target network that differs from the online one."""
-        return super().loss([actor] if isinstance(actor, nn.Module) else actor, **how)
+        return super().loss(actor if actor is None or isinstance(actor, list) else [actor], **how)
 
 
 def with_prior_network(actor: Any, **kwargs: Any) -> objectives.MutualInformationDQNLoss:
