@@ -89,14 +89,9 @@ def stable_baselines(size: Size) -> float:
     """Steps/s of stable-baselines3's DQN; its warm-up counts towards the steps but is not timed."""
     from stable_baselines3 import DQN
 
-    torch.set_num_threads(1)
     options = {"learning_starts": size.starts, "train_freq": size.every, "batch_size": size.batch}
-    options |= {
-        "exploration_fraction": 1e-6,
-        "exploration_final_eps": EPSILON,
-        "policy_kwargs": {"net_arch": [120, 84]},
-    }
-    model = DQN("MlpPolicy", "CartPole-v1", **options, device=size.device)
+    options |= {"exploration_fraction": 1e-6, "exploration_final_eps": EPSILON, "device": size.device}
+    model = DQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [120, 84]}, **options)
     model.learn(size.starts)
     start = time.perf_counter()
     model.learn(size.steps - size.starts, reset_num_timesteps=False)
@@ -105,7 +100,6 @@ def stable_baselines(size: Size) -> float:
 
 def torchrl_parts(size: Size) -> float:
     """Steps/s of ``GymEnv``, ``Collector``, ``DQNLoss``, ``HardUpdate`` and buffer over half the frames."""
-    torch.set_num_threads(1)
     env = TransformedEnv(GymEnv("CartPole-v1", categorical_action_encoding=True), RewardSum())
     actor = QValueActor(network(), spec=env.action_spec)
     explorer = TensorDictSequential(actor, EGreedyModule(env.action_spec, EPSILON, EPSILON, 1))

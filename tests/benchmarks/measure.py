@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -31,30 +32,23 @@ def measured(table: Table, rounds: int) -> list[dict[str, Any]]:
     Ratios are those to the reference within the same round.
     """
     amounts: dict[str, list[float]] = {name: [] for name in table.cases}
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         for name, measure in table.cases.items():
+            torch.set_num_threads(1)
             torch.set_flush_denormal(False)  # PyTorch's default, which our recipes change
-            amount = measure()
-            amounts[name] += [amount] if number else []
+            amounts[name].append(measure())
     reference = next(iter(table.cases))
     common = {"unit": table.unit, "reference": reference, "rounds": rounds}
     rows = []
-    for name, own in amounts.items():
-        ratio = median(one / other for one, other in zip(own, amounts[reference], strict=True))
+    for name, (_, *own) in amounts.items():
+        ratio = median(one / other for one, other in zip(own, amounts[reference][1:], strict=True))
         rows.append({"table": table.title, "name": name, "amount": median(own), "ratio": ratio, **common})
     return rows
 
 
 def microseconds(call: Callable[[], object], calls: int = 30) -> Measure:
-    """Measures a call by the mean of ``calls`` in a row."""
-
-    def measure() -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return 1e6 * (time.perf_counter() - start) / calls
-
-    return measure
+    """Measures a call by the mean of ``calls`` in a row, garbage collection included."""
+    return lambda: 1e6 * timeit(call, gc.enable, number=calls) / calls
 
 
 def main(tables: Callable[..., Sequence[Table]], arguments: Sequence[str] | None = None) -> None:
@@ -69,14 +63,12 @@ def main(tables: Callable[..., Sequence[Table]], arguments: Sequence[str] | None
     rounds, as_json = options.pop("rounds"), options.pop("json")
     if rounds < 1:
         parser.error(f"--rounds must be at least 1, got {rounds}")
-    torch.set_num_threads(1)
     rows = []
     for table in tables(**options):
         rows += (found := measured(table, rounds))
         if not as_json:
             print(f"{table.title} ({table.unit}, medians of {rounds} interleaved rounds, one thread)")
             for row in found:
-                shown = "  {name:42s} {amount:10.0f}  x{ratio:.2f} of {reference}".format_map(row)
-                print(shown, flush=True)
+                print("  {name:42s} {amount:10.0f}  x{ratio:.2f} of {reference}".format_map(row), flush=True)
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -17,8 +17,8 @@ def tables(frames: int = 3_000, device: str = "cpu") -> list[Table]:
     cases = {"hand-written M-DQN, 8 environments": lambda: m_dqn(Breakouts(8), network, size, period=250)}
     parts = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
     for n in (8, 32):
-        measure = recipe("m_dqn", parts, size, log_every=500, num_envs=n, replay_capacity=10_000)
-        cases[f"recipes/m_dqn.py, {n} environments"] = measure
+        ours = recipe("m_dqn", parts, size, log_every=500, num_envs=n, replay_capacity=10_000)
+        cases[f"recipes/m_dqn.py, {n} environments"] = ours
     return [Table("MinAtar Breakout, 1 update per 4 steps, batch 32", "steps/s", cases)]
 
 

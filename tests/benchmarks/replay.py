@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,9 +20,10 @@ def tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
     capacity -= capacity % NUM_ENVS
     storages = LazyTensorStorage(capacity), FrameStackStorage(capacity, stack=STACK, num_envs=NUM_ENVS)
     stock, ours = (TensorDictReplayBuffer(storage=storage, batch_size=32) for storage in storages)
-    for batch in transitions(capacity + capacity // 4):
-        stock.extend(batch)
-        ours.extend(batch)
+    steps = transitions(capacity + capacity // 4)
+    while batch := list(islice(steps, 25)):
+        for buffer in (stock, ours):
+            buffer.extend(torch.stack(batch).reshape(-1))
     names, title = ("TorchRL's LazyTensorStorage", "FrameStackStorage"), "Replay of 84x84 images, stack 4"
     sampling = [microseconds(buffer.sample, samples) for buffer in (stock, ours)]
     memory = [lambda: stock.storage._storage.bytes() / capacity, lambda: ours.storage.bytes() / capacity]
@@ -31,9 +33,9 @@ def tables(capacity: int = 4_000, samples: int = 50) -> list[Table]:
     ]
 
 
-def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
-    """At least ``count`` transitions of random images in time order, 25 steps per batch; episodes of about 200."""
-    generator = torch.Generator().manual_seed(seed)
+def transitions(count: int) -> Iterator[TensorDictBase]:
+    """At least ``count`` transitions of random images in time order, step by step; episodes of about 200."""
+    generator = torch.Generator().manual_seed(0)
     zeros = torch.zeros(NUM_ENVS, STACK - 1, SIDE, SIDE, dtype=torch.uint8)
 
     def followed(images: torch.Tensor) -> torch.Tensor:
@@ -41,16 +43,13 @@ def transitions(count: int, seed: int = 0) -> Iterator[TensorDictBase]:
         return torch.cat([images, new], 1)
 
     stack = followed(zeros)
-    for _ in range(0, count, 25 * NUM_ENVS):
-        steps = []
-        for _ in range(25):
-            following = followed(stack[:, 1:])
-            done = torch.rand(NUM_ENVS, 1, generator=generator) < 0.005
-            after = {"observation": following, "reward": torch.zeros(NUM_ENVS, 1), "done": done, "terminated": done}
-            action = torch.zeros(NUM_ENVS, dtype=torch.int64)
-            steps.append(TensorDict({"observation": stack, "action": action, "next": after}, [NUM_ENVS]))
-            stack = torch.where(done[..., None, None], followed(zeros), following)
-        yield torch.stack(steps).reshape(-1)
+    action, reward = torch.zeros(NUM_ENVS, dtype=torch.int64), torch.zeros(NUM_ENVS, 1)
+    for _ in range(0, count, NUM_ENVS):
+        following = followed(stack[:, 1:])
+        done = torch.rand(NUM_ENVS, 1, generator=generator) < 0.005
+        after = {"observation": following, "reward": reward, "done": done, "terminated": done}
+        yield TensorDict({"observation": stack, "action": action, "next": after}, [NUM_ENVS])
+        stack = torch.where(done[..., None, None], followed(zeros), following)
 
 
 if __name__ == "__main__":

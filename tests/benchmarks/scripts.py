@@ -5,7 +5,7 @@ The clock starts at the first update.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import importlib
 import io
 import json
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,21 +63,21 @@ class Ring:
         return [column.index_select(0, rows) for column in self.columns]
 
 
-class NumpyRing:
+class NumpyRing(Ring):
     """CleanRL's buffer, which is stable-baselines3's: arrays, one row at a time, and samples copied to torch."""
 
     def __init__(self, size: int, observation: np.ndarray, action: np.ndarray, device: str = "cpu") -> None:
-        self.columns = [column.numpy() for column in Ring(size, observation, action).columns]
-        self.size, self.count, self.device = size, 0, device
+        super().__init__(size, observation, action)
+        self.arrays, self.device = [column.numpy() for column in self.columns], device
 
     def add(self, *rows: np.ndarray) -> None:
-        for column, new in zip(self.columns, rows, strict=True):
+        for column, new in zip(self.arrays, rows, strict=True):
             column[self.count % self.size] = new[0]
         self.count += 1
 
     def sample(self, batch: int) -> list[Tensor]:
         rows = np.random.randint(min(self.count, self.size), size=batch)
-        return [torch.from_numpy(column[rows]).to(self.device) for column in self.columns]
+        return [torch.from_numpy(column[rows]).to(self.device) for column in self.arrays]
 
 
 def cleanrl(envs: SyncVectorEnv, act: Callable[..., np.ndarray], learn: Callable[..., None], size: Size) -> float:
@@ -88,7 +89,6 @@ def cleanrl(envs: SyncVectorEnv, act: Callable[..., np.ndarray], learn: Callable
         learn: from a step and the replay buffer, at every step from ``size.starts`` on.
         size: of the run.
     """
-    torch.set_num_threads(1)
     observation, _ = envs.reset(seed=1)
     ring = NumpyRing(min(10_000, size.steps), observation, envs.action_space.sample(), size.device)
     for step in range(size.steps):
@@ -105,16 +105,10 @@ def cleanrl(envs: SyncVectorEnv, act: Callable[..., np.ndarray], learn: Callable
     return (size.steps - size.starts) / (time.perf_counter() - start)
 
 
-def networks(build: Callable[[], nn.Module], size: Size) -> tuple[nn.Module, nn.Module]:
-    """A network and its target."""
-    q, target = build().to(size.device), build().to(size.device)
-    target.load_state_dict(q.state_dict())
-    return q, target
-
-
 def cleanrl_dqn(envs: SyncVectorEnv, build: Callable[[], nn.Module], size: Size) -> float:
     """Steps/s of the loop of ``dqn.py`` and ``dqn_atari.py``: Adam, target copied every 500 steps."""
-    q, target = networks(build, size)
+    q = build().to(size.device)
+    target = copy.deepcopy(q)
     optimizer = torch.optim.Adam(q.parameters(), lr=2.5e-4)
 
     def act(step: int, observation: np.ndarray) -> np.ndarray:
@@ -145,8 +139,8 @@ def m_dqn(game: Any, build: Callable[[], nn.Module], size: Size, period: int) ->
 
     ``game`` is environments side by side; ``step`` gives s', reward, terminated, and where the next step starts from.
     """
-    torch.set_num_threads(1)
-    q, target = networks(build, size)
+    q = build().to(size.device)
+    target = copy.deepcopy(q)
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-3, fused=True)
     observation = game.reset()
     num_envs = len(observation)
@@ -196,7 +190,7 @@ def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, s
 
     def measure() -> float:
         module = importlib.import_module(f"recipes.{name}")
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             configs = [module.Config(**parts) for _ in range(seeds)]
             for seed, config in enumerate(configs):
                 for key, value in (settings | {"dir": f"{folder}/{seed}", "seed": seed}).items():
@@ -204,8 +198,7 @@ def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, s
                     assert hasattr(part, key), key
                     setattr(part, key, value)
                 config.env.validate()
-            with contextlib.redirect_stderr(io.StringIO()):
-                train_seeds(module.train, configs)
+            train_seeds(module.train, configs)
             rows = [json.loads(line) for line in (Path(folder) / "0/metrics.jsonl").read_text().splitlines()]
         rates = [row["fps"] for row in rows if row["event"] == "train" and row["frames"] > first]
         if not rates:

@@ -1,4 +1,4 @@
-"""The flow policy: its density by its Jacobian, its beginning, its layers, and how it is reset."""
+"""The flow policy: its beginning, its layers, and how it is reset; its density: test_box_actor.py."""
 
 from __future__ import annotations
 
@@ -8,22 +8,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torch.distributions import Normal
 from torchrl.modules import TanhNormal
 
 from torchrl_reg.modules import FlowActor
 
 LOW, HIGH = [-2.3, -1.0, 0.0], [0.7, 1.0, 3.0]
-
-
-@pytest.mark.parametrize("dims", [1, 2, 3])
-def test_log_prob_of_samples_is_base_minus_log_det(dims: int, make: Any, states: Any) -> None:
-    dist = make("flow", dims).double().get_dist(states(dtype=torch.float64))
-    z = torch.randn(dims, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda z: dist._push(z)[0], z)
-    expected = Normal(0.0, 1.0).log_prob(z).sum() - jacobian.slogdet()[1]
-    action, pushed = dist._push(z)
-    torch.testing.assert_close((pushed, dist.log_prob(action)), (expected, expected))
 
 
 def test_starts_as_the_tanh_of_a_standard_normal(states: Any) -> None:

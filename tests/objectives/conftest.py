@@ -26,14 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tables of losses and param
 
 import critic_cases
 import policy_cases
-from critic_cases import NUM_ACTIONS, NUM_OBSERVATIONS, perturb_targets
+from critic_cases import NUM_ACTIONS, NUM_OBSERVATIONS
 
-GAMMA = 0.9
 make_batch = critic_cases.transitions
 
 
 @dataclass
-class LossCase:
+class LossCase(critic_cases.Buildable):
     """How to build one loss, at values where a wrong sign or a forgotten factor shows."""
 
     cls: Any
@@ -88,15 +87,9 @@ class LossCase:
             return CategoricalQActor(net, num_atoms=7, value_min=-3.0, value_max=4.0, **kwargs)
         return QValueActor(net, **kwargs)
 
-    def loss(self, actor: Any = None, *, perturb: bool = True, seed: int = 0, **kwargs: Any) -> Any:
+    def loss(self, actor: Any = None, **how: Any) -> Any:
         """The loss with gamma .9 and a target network that differs from the online one."""
-        actor = actor[0] if isinstance(actor, list) else actor
-        loss = self.cls(self.actor(seed=seed) if actor is None else actor, **{**self.kwargs, **kwargs})
-        loss.make_value_estimator(gamma=GAMMA)
-        objectives.PolyakTargetUpdate(loss, rate=0.5)
-        if perturb:
-            perturb_targets(loss)
-        return loss
+        return super().loss(actor if actor is None or isinstance(actor, list) else [actor], **how)
 
 
 def with_prior_network(actor: Any, **kwargs: Any) -> objectives.MutualInformationDQNLoss:

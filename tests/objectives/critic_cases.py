@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
@@ -21,7 +21,9 @@ def mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
 
 
-def transitions(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32, box: bool = False) -> TensorDict:
+def transitions(
+    *shape: int, seed: int = 1, dtype: torch.dtype = torch.float32, actions: Literal["index", "box", "none"] = "index"
+) -> TensorDict:
     """Actions of another policy, indices or points of the box; rows that end, and how."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -30,9 +32,9 @@ def transitions(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32, 
 
     terminated, truncated = (torch.rand(*shape, 1, generator=generator) < 0.3 for _ in range(2))
     root = {"observation": 2 * normal(NUM_OBSERVATIONS)}
-    if box:
+    if actions == "box":
         root["action"] = torch.tensor([1.0, 2.0], dtype=dtype) * normal(2).tanh()
-    else:
+    elif actions == "index":
         root["action"] = torch.randint(NUM_ACTIONS, shape, generator=generator)
     ends = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
     following = {"observation": 2 * normal(NUM_OBSERVATIONS), "reward": normal(1), **ends}
@@ -65,8 +67,21 @@ def make_critic(seed: int = 1, in_key: Any = "observation", action_key: Any = "a
     return ValueOperator(Joined(), in_keys=[in_key, action_key])
 
 
+class Buildable:
+    """A case that has ``cls``, ``kwargs`` and ``networks(seed)``."""
+
+    def loss(self: Any, networks: Any = None, *, perturb: bool = True, seed: int = 0, **kwargs: Any) -> Any:
+        """The loss with gamma .9 and target networks that differ from the online ones."""
+        loss = self.cls(*(networks or self.networks(seed)), **{**self.kwargs, **kwargs})
+        loss.make_value_estimator(gamma=GAMMA)
+        PolyakTargetUpdate(loss, rate=0.5)
+        if perturb:
+            perturb_targets(loss)
+        return loss
+
+
 @dataclass
-class CriticCase:
+class CriticCase(Buildable):
     """How to build one loss; ``reported``: scalars among its out-keys, ``power``: of the TD error in its priority."""
 
     cls: Any
@@ -104,17 +119,8 @@ class CriticCase:
             nets.append(ValueOperator(mlp(NUM_OBSERVATIONS, 1), in_keys=[keys.get("in_key", "observation")]))
         return nets
 
-    def loss(self, networks: Any = None, *, perturb: bool = True, seed: int = 0, **kwargs: Any) -> Any:
-        """The loss with gamma .9 and target networks that differ from the online ones."""
-        loss = self.cls(*(networks or self.networks(seed)), **{**self.kwargs, **kwargs})
-        loss.make_value_estimator(gamma=GAMMA)
-        PolyakTargetUpdate(loss, rate=0.5)
-        if perturb:
-            perturb_targets(loss)
-        return loss
-
     def batch(self, *shape: int, **how: Any) -> TensorDict:
-        return transitions(*shape, box=True, **how)
+        return transitions(*shape, actions="box", **how)
 
 
 def lagged(loss: Any) -> list[Tensor]:

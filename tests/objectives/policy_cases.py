@@ -7,7 +7,7 @@ from typing import Any
 
 import critic_cases
 import torch
-from critic_cases import BOX, GAMMA, NUM_OBSERVATIONS, perturb_targets
+from critic_cases import BOX, NUM_OBSERVATIONS, Buildable, transitions
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from torchrl_reg.modules import MulticategoricalActor
-from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate
+from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss
 
 LENGTH = 5
 BINS = {"multicategorical": 5, "ragged": [3, 5]}
@@ -48,7 +48,7 @@ def make_value(seed: int = 1, in_key: Any = "observation", lazy: bool = False) -
 
 
 @dataclass
-class PolicyCase:
+class PolicyCase(Buildable):
     """How to build one loss, at values where a wrong sign or a forgotten factor shows."""
 
     cls: Any
@@ -78,37 +78,10 @@ class PolicyCase:
         keys.pop("action_key", None)
         return actor, None if self.unified else make_value(seed + 1, **keys)
 
-    def loss(self, networks: Any = None, *, perturb: bool = True, seed: int = 0, **kwargs: Any) -> Any:
-        """The loss with gamma .9 and lagged networks that differ from the online ones."""
-        loss = self.cls(*(networks or self.networks(seed)), **{**self.kwargs, **kwargs})
-        loss.make_value_estimator(gamma=GAMMA)
-        PolyakTargetUpdate(loss, rate=0.5)
-        if perturb:
-            perturb_targets(loss)
-        return loss
-
     def batch(self, *shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> TensorDict:
         """Actions of another policy; rows that end, and how. Sequences get a last dimension of 5 steps."""
         shape = (*shape, LENGTH) if self.sequences else shape
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*shape, *size, generator=generator, dtype=torch.float64).to(dtype)
-
-        terminated, truncated = (torch.rand(*shape, 1, generator=generator) < 0.3 for _ in range(2))
-        data = TensorDict(
-            {
-                "observation": 2 * normal(NUM_OBSERVATIONS),
-                "next": {
-                    "observation": 2 * normal(NUM_OBSERVATIONS),
-                    "reward": normal(1),
-                    "terminated": terminated,
-                    "truncated": truncated,
-                    "done": terminated | truncated,
-                },
-            },
-            shape,
-        )
+        data = transitions(*shape, seed=seed, dtype=dtype, actions="none")
         behaviour = make_actor(self.kind, seed=100).to(dtype)
         torch.manual_seed(seed)
         with torch.no_grad():

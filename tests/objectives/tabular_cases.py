@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import ImplicitQuantileNetwork, QuantileQActor
 from torchrl_reg.tabular import TabularMDP
 
 
@@ -26,17 +25,3 @@ def table(q: Tensor) -> QValueActor:
     net = nn.Linear(*q.shape, bias=False, dtype=torch.float64)
     net.weight.data.copy_(q.T)
     return QValueActor(net, spec=Categorical(q.shape[1]))
-
-
-def quantile_table(q: Tensor) -> QuantileQActor:
-    """Quantile values that do not depend on the fraction: a table again, learnt in the last layer."""
-    states, actions = q.shape
-    net = ImplicitQuantileNetwork(
-        nn.Identity(), num_features=states, num_actions=actions, num_cosines=4, num_cells=states
-    ).double()
-    for p in net.parameters():
-        nn.init.zeros_(p).requires_grad_(False)
-    nn.init.ones_(net.embedding.bias)
-    nn.init.eye_(net.head[0].weight)
-    net.head[2].weight.requires_grad_(True).data.copy_(q.T)
-    return QuantileQActor(net, spec=Categorical(actions), num_quantiles=3)

@@ -1,91 +1,17 @@
-"""Methods that are the same in a limit give the same loss, gradient included."""
+"""Losses that are one another: with a uniform prior, and where returns are certain."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
-from torchrl.objectives import DQNLoss
 
 from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor
-from torchrl_reg.objectives import PolyakTargetUpdate, QLearningLoss
-
-TINY = 1e-12
-
-
-def gradient(loss: Any) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in loss.parameters()])
-
-
-def assert_same(first: Any, second: Any, data: Any, atol: float = 1e-10) -> None:
-    for loss in (first, second):
-        loss.double()
-        loss.zero_grad()
-        torch.manual_seed(5)
-        loss(data)["loss"].backward()
-    torch.manual_seed(5)
-    one = first(data)["loss"]
-    torch.manual_seed(5)
-    torch.testing.assert_close(one, second(data)["loss"], rtol=0, atol=atol)
-    torch.testing.assert_close(gradient(first), gradient(second), rtol=0, atol=atol)
-
-
-def stock_dqn(cases: Any) -> DQNLoss:
-    reference = cases["m_dqn"].loss()
-    loss = DQNLoss(cases["m_dqn"].actor(), loss_function="smooth_l1")
-    PolyakTargetUpdate(loss, rate=0.5)
-    loss.target_value_network_params.data.update_(reference.target_value_network_params.data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.tensor(tensor): TorchRL copies a tensor gamma
-        loss.make_value_estimator(gamma=torch.tensor(0.9, dtype=torch.float64))
-    return loss
-
-
-@pytest.mark.parametrize(
-    ("name", "kwargs"),
-    [
-        ("soft_dqn", {"tau": TINY}),
-        ("m_dqn", {"tau": TINY, "alpha": 0.0}),
-        ("mirl", {"beta": 1 / TINY}),
-        ("al", {"alpha": 0.0}),
-        ("pal", {"alpha": 0.0}),
-    ],
-)
-def test_stock_dqn_is_a_limit(cases: Any, batch: Any, name: str, kwargs: dict[str, Any]) -> None:
-    data, other = batch(20, dtype=torch.float64), batch(20, dtype=torch.float64)
-    ours, stock = cases[name].loss(**kwargs), stock_dqn(cases)
-    assert_same(ours, stock, data)
-    ours(data), stock(other)
-    torch.testing.assert_close(data["td_error"], other["td_error"])
-
-
-def even(features: torch.Tensor, count: int) -> torch.Tensor:
-    return ((torch.arange(count) + 0.3) / count).double().expand(*features.shape[:-1], count)
-
-
-@pytest.mark.parametrize(
-    ("name", "kwargs", "limit"),
-    [
-        ("m_dqn", {"alpha": 0.0}, "soft_dqn"),
-        ("m_dqn", {"tau": TINY, "clip_min": None}, "al"),
-        ("mi_iqn_reuse", {"beta": 1 / TINY}, "iqn_reuse"),
-        # The policy's fractions are drawn in another order, so both reuse the target's.
-        ("m_iqn_reuse", {"tau": TINY, "alpha": 0.0}, "iqn_reuse"),
-    ],
-)
-def test_one_loss_is_the_limit_of_another(
-    cases: Any, batch: Any, name: str, kwargs: dict[str, Any], limit: str
-) -> None:
-    losses = cases[name].loss(**kwargs), cases[limit].loss()
-    for loss in losses:
-        loss.head.fractions = even
-    assert_same(*losses, batch(20, dtype=torch.float64))
+from torchrl_reg.objectives import QLearningLoss
 
 
 def test_a_uniform_prior_is_soft_dqn_less_the_log_of_the_actions(cases: Any, batch: Any) -> None:

@@ -56,13 +56,6 @@ def test_a_covered_tree_has_the_exact_values(name: str) -> None:
     assert torch.equal(found.action, exact.argmax(-1))
 
 
-@pytest.mark.parametrize("planner", [MENTS, TENTS])
-def test_a_vanishing_temperature_is_the_maximum(planner: Any) -> None:
-    trees, found = covered(planner, tau=1e-9, epsilon=2.0)
-    torch.testing.assert_close(found.value, trees.root_value(HardMax(), gamma=0.9), rtol=0, atol=1e-8)
-    assert (found.pi.amax(-1) == 1).all()
-
-
 def test_a_search_in_single_precision() -> None:
     trees, found = covered(MENTS, tau=0.5, epsilon=2.0, dtype=torch.float32)
     assert found.value.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The implicit-Q loss against its equation, and against the methods it contains."""
+"""The implicit-Q loss against its equation, NAF as a special case, and densities above one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from policy_cases import CASES, assert_same, log_prob, log_tables, make_value, s
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torchrl.data import Categorical
-from torchrl.modules import ProbabilisticActor, QValueActor, ValueOperator
+from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from torchrl_reg.modules import FlowActor, gaussian_actor
-from torchrl_reg.objectives import ImplicitQLoss, PathConsistencyLoss, PolyakTargetUpdate, SoftDQNLoss
+from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
 
 GAMMA, TAU, ALPHA = 0.9, 0.5, 0.5
 
@@ -67,46 +66,6 @@ def test_actions_and_their_bins_are_the_same() -> None:
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------
-
-
-class ImplicitQ(nn.Module):
-    """``V + tau ln pi`` as a Q-network."""
-
-    def __init__(self, logits: nn.Module, value: nn.Module) -> None:
-        super().__init__()
-        self.logits, self.value = logits, value
-
-    def forward(self, observation: Tensor) -> Tensor:
-        return self.value(observation) + TAU * self.logits(observation).log_softmax(-1)
-
-
-def test_soft_dqn_is_a_limit() -> None:
-    """The soft value of V + tau ln pi is V; the gradient flows the same way."""
-    case = CASES["m_iq_categorical"]
-    loss = ImplicitQLoss(*case.networks(), tau=TAU)
-    policy, value = case.networks()
-    network = QValueActor(ImplicitQ(policy.module[0].module, value.module), spec=Categorical(3))
-    soft = SoftDQNLoss(network, tau=TAU, loss_function="l2")
-    for each in (loss, soft):
-        PolyakTargetUpdate(each.make_value_estimator(gamma=GAMMA).double(), rate=0.5)
-        for i, p in enumerate(each.parameters()):  # away from the target networks, both alike
-            p.data.add_(0.1 * torch.cos(torch.arange(p.numel(), dtype=p.dtype) + i).view_as(p))
-    one, two = (case.batch(20, dtype=torch.float64) for _ in range(2))
-    assert_same(loss(one)["loss"], soft(two)["loss"], loss, soft)
-    torch.testing.assert_close(one["td_error"], two["td_error"], rtol=0, atol=1e-12)
-    assert one["td_error"].min() > 0
-
-
-@pytest.mark.parametrize("alpha", [0.0, ALPHA])
-def test_the_residual_form_is_one_step_trust_pcl(alpha: float) -> None:
-    """Temperature ``(1 - alpha) tau`` and ``lam = alpha tau``; PCL where alpha = 0. Its loss is half the square."""
-    case = CASES["m_iq_residual"]
-    loss = case.loss(alpha=alpha, clip_min=None).double()
-    pcl = PathConsistencyLoss(*case.networks(), tau=(1 - alpha) * TAU, lam=alpha * TAU, rollout=1)
-    PolyakTargetUpdate(pcl.make_value_estimator(gamma=GAMMA).double(), rate=0.5)
-    pcl.target_actor_network_params.data.update_(loss.target_actor_network_params.data)
-    data = case.batch(12, dtype=torch.float64)
-    assert_same(0.5 * loss(data)["loss"], pcl(data.reshape(3, 4))["loss"], loss, pcl)
 
 
 def test_naf_is_a_gaussian_special_case() -> None:

@@ -1,4 +1,4 @@
-"""VIREL over discrete actions: its temperature with any head, and its convergence in a table."""
+"""VIREL over discrete actions: its temperature with any head; its equation: test_slots.py."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tabular_cases import all_transitions, table
 from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
-from torchrl_reg.objectives import DiscreteVIRELLoss, HardTargetUpdate
-from torchrl_reg.tabular import random_mdp, value_iteration
+from torchrl_reg.objectives import DiscreteVIRELLoss
 
 
 def loss_of(cases: Any, head: str = "expected", **kwargs: Any) -> Any:
@@ -46,27 +44,3 @@ def test_it_follows_numbers_too(error: Any) -> None:
 def test_bad_input(cases: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a finite number > 0"):
         loss_of(cases, **{name: 0.0})
-
-
-def test_in_a_table_the_temperature_anneals_and_the_values_become_optimal() -> None:
-    """Exact minimization against the formulas; the temperature follows the error under the policy at the last one."""
-    mdp = random_mdp(5, 3, 0.8, seed=3, deterministic=True)
-    data = all_transitions(mdp).exclude("priority_weight")
-    actor = table(torch.zeros(5, 3))
-    settings = {"beta_scale": 0.5, "rate": 1.0, "tau_min": 1e-12, "loss_function": "l2"}
-    loss = DiscreteVIRELLoss(actor, **settings).make_value_estimator(gamma=0.8)
-    update = HardTargetUpdate(loss, period_updates=1)
-    q, tau, taus = torch.zeros(5, 3, dtype=torch.float64), 1.0, []
-    for _ in range(70):
-        error = mdp.r + 0.8 * mdp.P @ ((q / tau).softmax(-1) * q).sum(-1) - q
-        tau = max(0.25 * error.square().mean().item(), 1e-12)
-        loss.observe(loss(data))
-        assert loss.tau.item() == pytest.approx(tau, rel=1e-9, abs=1e-13)
-        q = mdp.r + 0.8 * mdp.P @ ((q / tau).softmax(-1) * q).sum(-1)
-        with torch.no_grad():
-            next(actor.parameters()).copy_(q.T)
-        assert loss(data)["loss"] < 1e-20  # the minimum, the target held fixed
-        update.step()
-        taus.append(tau)
-    assert taus[0] > 0.01 and taus[-1] < 1e-9
-    torch.testing.assert_close(q, value_iteration(mdp).q, rtol=0, atol=1e-4)

@@ -127,14 +127,6 @@ def test_copies_of_all_owners_together_stay_tied() -> None:
     assert float(prior.beta) == 2.0 and float(twins[1][1].prior.beta) == 9.0
 
 
-def test_the_state_dict_holds_prior_and_beta() -> None:
-    prior, loss, explorer, *_ = family()
-    assert {"regularizer.prior.log_prior", "regularizer.prior.beta_coefficient.current"} <= set(loss.state_dict())
-    keys = {k.removeprefix("module.") for k in explorer.state_dict()}
-    assert {"1.prior.log_prior", "1.prior.beta_coefficient.current", "1.eps"} <= keys
-    assert not list(prior.parameters())
-
-
 def test_a_plain_network_needs_a_prior(batch: Any) -> None:
     with pytest.raises(ValueError, match="does not say how many actions"):
         MutualInformationDQNLoss(nn.Linear(4, 3), action_space="categorical")
