@@ -20,6 +20,9 @@ from torchrl_reg.analysis.statistics import (
     stratified_bootstrap,
 )
 
+#: Frames and values.
+Curve = tuple[Array, Array]
+
 
 def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:
     """Frames ``[E]`` of any of the ``curves`` (frames and values of a seed), and values ``[seeds, E]``, else NaN."""
@@ -54,7 +57,7 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
     return (frames[common], values[:, common]) if common.any() else None
 
 
-def mean_curve(curves: Sequence[Column]) -> tuple[Array, Array]:
+def mean_curve(curves: Sequence[Column]) -> Curve:
     """Mean at every frame of any curve, over the curves whose span holds it (linear in between)."""
     if not curves:
         return np.zeros(0), np.zeros(0)

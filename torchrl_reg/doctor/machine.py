@@ -41,7 +41,7 @@ _FAMILIES = {
 #: By extra, the packages that only some of the commands need.
 _OPTIONAL = {
     "recipes": ("numpy", "hydra-core"),
-    "report": ("PyYAML", "matplotlib", "rich", "jinja2"),
+    "report": ("PyYAML", "matplotlib", "rich", "jinja2", "plotext"),
     "slurm": ("submitit", "hydra-submitit-launcher"),
 }
 #: Builds a sampler that is compiled code.
