@@ -173,10 +173,8 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
 def _optional_packages() -> Iterable[Finding]:
     for extra, packages in _OPTIONAL.items():
         for package in packages:
-            if version := _version(package):
-                yield Finding(package, "ok", version)
-            else:
-                yield Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+            missing = Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+            yield Finding(package, "ok", version) if (version := _version(package)) else missing
 
 
 def _slurm() -> Iterable[Finding]:
