@@ -16,7 +16,7 @@ pytest.importorskip("plotext")
 
 from rich.console import Console
 
-from torchrl_reg.analysis.watch_frame import _plot, watch_frame
+from torchrl_reg.analysis.watch_frame import _plot, sparkline, watch_frame
 from torchrl_reg.analysis.watched import Watcher
 from torchrl_reg.cli import main
 
@@ -145,3 +145,10 @@ def test_a_rising_line_in_braille_between_its_limits() -> None:
     assert lines[-1].split() == ["0", "3k", "frames"]
     ends = [[i for i, c in enumerate(line) if "\u2800" < c <= "\u28ff"] for line in lines[:-1]]
     assert all(min(above) >= max(below) for above, below in zip(ends, ends[1:], strict=False)) and min(ends[-1]) == 10
+
+
+@pytest.mark.parametrize("ends", [(1e308, -1e308), (1e16, 1e16), (1e300, 1e300), (5.0, 5.0), (1e17, 1e17 + 16)])
+def test_values_of_any_size_are_drawn_without_a_word(ends: tuple[float, float], capsys) -> None:
+    """A span of 1 is lost beside values of 1e16, and one of 2e308 is infinite."""
+    assert len(_plot([(np.array([0.0, 2.0**61]), np.array(ends))], width=80).plain.splitlines()) == 10
+    assert capsys.readouterr() == ("", "") and len(sparkline(ends, 12)) == 2

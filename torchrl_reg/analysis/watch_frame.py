@@ -26,6 +26,8 @@ _NAMES = {"eval": "evaluated return", "train": "training return"}
 _PLOT_HEIGHT = 9
 _SPARK_WIDTH, _BLOCKS = 12, "▁▂▃▄▅▆▇█"
 _MOST_FAILURES = 5
+#: Values beyond are drawn at it: plotext computes with differences of differences.
+_HUGEST = 1e300
 #: Widths of what stands beside a method's name, in the order in which it gives way to it.
 _COLUMNS = {"curve": _SPARK_WIDTH + 2, "fps": 8, "left": 8, "frames": 12, "done": 15, "return": 8}
 
@@ -89,15 +91,16 @@ def _summary(watcher: Watcher) -> Text:
 
 def _plot(curves: Sequence[Curve], width: int) -> Text:
     """``curves`` in braille dots, the last in front, with the limits and the middle of the values beside them."""
-    frames, values = np.concatenate([np.zeros((2, 0)), *curves], axis=1)
+    frames, values = np.concatenate([np.zeros((2, 0)), *curves], axis=1).clip(-_HUGEST, _HUGEST)
     left, low, high = frames.min(), values.min(), values.max()
-    right, high = max(frames.max(), left + 1), high if high > low else low + 1  # never an empty span
+    right = max(frames.max(), left + 1)  # never an empty span, of huge values neither
+    high = high if high - low > 1e-9 * abs(low) else low + max(1e-6 * abs(low), 1)
     plotext.terminal.limit(False, False)  # the size is that of the console, which need not be a terminal
     figure = plotext.figure.clear().theme("colorless").plot_size(min(width, 122) - 1, _PLOT_HEIGHT + 1)
     figure.axes(False)
     for index, (x, y) in enumerate(curves):
         color = tuple(bytes.fromhex(DARK[index % len(DARK)][1:]))
-        figure.draw(figure.signal(x, y, marker=plotext.marker("braille", color)).lines())
+        figure.draw(figure.signal(x, y.clip(-_HUGEST, _HUGEST), marker=plotext.marker("braille", color)).lines())
     heights = low, (low + high) / 2, high
     figure.ruler("y").ticks(heights, [f"{each:>9.4g} " for each in heights])
     figure.ruler("x").ticks((left, right), (amount(left), f"{amount(right)} frames"))
@@ -153,7 +156,7 @@ def sparkline(values: ArrayLike, width: int) -> str:
     >>> sparkline([5.0, 5.0], 4), sparkline([], 4)
     ('▄▄', '')
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(values, dtype=np.float64).clip(-_HUGEST, _HUGEST)
     if not array.size or width < 1:
         return ""
     means = np.array([part.mean() for part in np.array_split(array, min(width, array.size))])
