@@ -134,6 +134,25 @@ def test_every_source_has_a_row_and_so_has_what_nobody_published(seeds: Seeds, m
     assert (numbers["published mean"], numbers["published sd"], numbers["gap"]) == ("488.69", "16.11", "meets")
 
 
+def test_published_takes_folders_on_either_side(seeds: Seeds, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(seeds(returns=(500.0,)))
+    answers = []
+    for words in (
+        "dqn --published",
+        "--published dqn",
+        "--published dqn .",
+        "--published .",
+        "--env * --published dqn",
+    ):
+        assert main(["table", *words.split()]) == 0
+        answers.append(capsys.readouterr())
+    assert "meets" in answers[0].out and len({answer.out for answer in answers}) == 1
+    for words in ("--published", "--published absent", "--published mirl", ""):
+        with pytest.raises(SystemExit, match="2"):
+            main(["table", *words.split()])
+        assert "table: error: the following arguments are required: FOLDER\n" in capsys.readouterr().err
+
+
 def test_what_has_no_score_of_ours_or_of_anybody_is_one_sentence(seeds: Seeds, make_run, tmp_path, capsys) -> None:
     with pytest.raises(AnalysisError, match="results must hold a method with a published score .*, got m_dqn on cart"):
         gaps(group_runs(find_runs(make_run("m_dqn/seed=0"))))

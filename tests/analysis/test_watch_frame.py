@@ -8,13 +8,15 @@ from io import StringIO
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rich")
+pytest.importorskip("plotext")
 
 from rich.console import Console
 
-from torchrl_reg.analysis.watch_frame import watch_frame
+from torchrl_reg.analysis.watch_frame import _plot, sparkline, watch_frame
 from torchrl_reg.analysis.watched import Watcher
 from torchrl_reg.cli import main
 
@@ -72,7 +74,9 @@ def test_a_frame_fits_the_screen(going, tmp_path: Path, height: int) -> None:
     out = console.file.getvalue()
     assert out.count("\n") <= height + (height == 8)  # one table is always there
     assert (" more environments" in out) == (height < 33)
-    assert ("\u2800" in out) == (height >= 8 * 4 + 1 + 10)  # a plot as soon as one has room beside all tables
+    assert any("\u2800" < c <= "\u28ff" for c in out) == (
+        height >= 8 * 4 + 1 + 10
+    )  # a plot as soon as one has room beside all tables
     assert (out.count("● ") == 8) == (height >= 8 * 4 + 1)
 
 
@@ -131,3 +135,20 @@ def test_runs_that_diverged_or_failed_are_named_with_their_last_words(going, sho
     assert "x/seed=0 failed: killed: out of memory" in out and "3 more failed" in out
     assert "x/seed=4 failed: loss is nan\\x1b[2J, seed 4" in out and "seed 5" not in out and "\x1b" not in out
     assert "values diverged in x/seed=1 at frame 1,250\n" in out and out.count("diverged") == 1
+
+
+def test_a_rising_line_in_braille_between_its_limits() -> None:
+    drawn = _plot([(np.array([0.0, 3000.0]), np.array([0.5, 3.5]))], width=60)
+    lines = drawn.plain.splitlines()
+    assert len(lines) == 10 and {len(line) for line in lines} == {59}
+    assert [line[:10].strip() for line in lines] == ["3.5", "", "", "", "2", "", "", "", "0.5", ""]
+    assert lines[-1].split() == ["0", "3k", "frames"]
+    ends = [[i for i, c in enumerate(line) if "\u2800" < c <= "\u28ff"] for line in lines[:-1]]
+    assert all(min(above) >= max(below) for above, below in zip(ends, ends[1:], strict=False)) and min(ends[-1]) == 10
+
+
+@pytest.mark.parametrize("ends", [(1e308, -1e308), (1e16, 1e16), (1e300, 1e300), (5.0, 5.0), (1e17, 1e17 + 16)])
+def test_values_of_any_size_are_drawn_without_a_word(ends: tuple[float, float], capsys) -> None:
+    """A span of 1 is lost beside values of 1e16, and one of 2e308 is infinite."""
+    assert len(_plot([(np.array([0.0, 2.0**61]), np.array(ends))], width=80).plain.splitlines()) == 10
+    assert capsys.readouterr() == ("", "") and len(sparkline(ends, 12)) == 2

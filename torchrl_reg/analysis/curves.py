@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_reg.analysis import statistics
 from torchrl_reg.analysis.charts import Line
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.record import Column
 from torchrl_reg.analysis.scores import normalized
-from torchrl_reg.analysis.statistics import (
-    Array,
-    Estimator,
-    performance_profile,
-    profile_thresholds,
-    stratified_bootstrap,
-)
+from torchrl_reg.analysis.statistics import Array, Estimator
+
+#: Frames and values.
+Curve = tuple[Array, Array]
 
 
 def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:
@@ -54,7 +52,7 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
     return (frames[common], values[:, common]) if common.any() else None
 
 
-def mean_curve(curves: Sequence[Column]) -> tuple[Array, Array]:
+def mean_curve(curves: Sequence[Column]) -> Curve:
     """Mean at every frame of any curve, over the curves whose span holds it (linear in between)."""
     if not curves:
         return np.zeros(0), np.zeros(0)
@@ -95,7 +93,7 @@ def aggregate_curve(
         for env, each, values in found
     ]
     sizes = [len(task) for task in runs]
-    return common, stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
+    return common, statistics.stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
 
 
 def profile_lines(
@@ -104,7 +102,7 @@ def profile_lines(
     """By method (one array of scores an environment) the share of runs above each score, and that beyond the last."""
     if not runs:
         return [], 0.0
-    thresholds, beyond = profile_thresholds([each for of in runs.values() for each in of], scale, points)
-    bands = (performance_profile(each, thresholds, resamples=resamples) for each in runs.values())
+    thresholds, beyond = statistics.profile_thresholds([each for of in runs.values() for each in of], scale, points)
+    bands = (statistics.performance_profile(each, thresholds, resamples=resamples) for each in runs.values())
     lines = zip(runs, bands, strict=True)
     return [Line(method, series, thresholds, *band) for series, (method, band) in enumerate(lines)], beyond

@@ -56,12 +56,7 @@ def draw_learning_curves(
 
 
 def draw_aggregate_curves(
-    groups: Sequence[Group],
-    path: Path,
-    *,
-    scale: str,
-    column: str = "return_greedy_mean",
-    aggregate: str = "IQM",
+    groups: Sequence[Group], path: Path, *, scale: str, column: str = "return_greedy_mean", aggregate: str = "IQM"
 ) -> Path:
     """``aggregate`` (IQM, median, mean or optimality gap) over environments of normalized returns, over frames.
 

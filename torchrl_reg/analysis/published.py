@@ -132,16 +132,10 @@ def _read(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(_text(name).splitlines()))
 
 
-SAC_ANCHORS: Mapping[int, Mapping[str, float]] = MappingProxyType(
-    {
-        3_200_000: MappingProxyType(
-            {"halfcheetah": 13570.0, "walker2d": 5269.0, "hopper": 3005.0, "ant": 5154.0, "humanoid": 6225.0}
-        ),
-        1_000_000: MappingProxyType(
-            {"halfcheetah": 11133.0, "walker2d": 4808.0, "hopper": 2738.0, "ant": 5210.0, "humanoid": 5321.0}
-        ),
-    }
-)
+SAC_ANCHORS: Mapping[int, Mapping[str, float]] = {
+    3_200_000: {"halfcheetah": 13570.0, "walker2d": 5269.0, "hopper": 3005.0, "ant": 5154.0, "humanoid": 6225.0},
+    1_000_000: {"halfcheetah": 11133.0, "walker2d": 4808.0, "hopper": 2738.0, "ant": 5210.0, "humanoid": 5321.0},
+}
 """Returns of SAC (undiscounted, reward units) by environment frames and task.
 
 Source: Dopamine's JAX SAC (the baseline result files in github.com/google/dopamine, 5 seeds) on gym's MuJoCo v2 tasks.

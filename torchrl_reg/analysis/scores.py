@@ -8,15 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchrl_reg.analysis import published
 from torchrl_reg.analysis.errors import AnalysisError, hint, one_of
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.published import (
-    RANDOM_RETURNS,
-    SAC_ANCHORS,
-    has_human_score,
-    human_normalized_score,
-    normalized_score,
-)
 from torchrl_reg.analysis.runs import RunRecord
 from torchrl_reg.analysis.statistics import Array
 
@@ -80,11 +74,7 @@ def last_evaluations(how: str) -> int:
 
 
 def group_scores(
-    groups: Iterable[Group],
-    how: str = "final",
-    column: str = "return_greedy_mean",
-    *,
-    unfinished: bool = False,
+    groups: Iterable[Group], how: str = "final", column: str = "return_greedy_mean", *, unfinished: bool = False
 ) -> list[Scores]:
     """The scores of every group; unfinished runs count only with ``unfinished``.
 
@@ -152,8 +142,8 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
 def has_score(env: str, scale: str) -> bool:
     """Whether ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
     if scale == "human":
-        return env.startswith("atari/") and has_human_score(_task(env))
-    return scale in ("none", "range") or _task(env) in RANDOM_RETURNS
+        return env.startswith("atari/") and published.has_human_score(_task(env))
+    return scale in ("none", "range") or _task(env) in published.RANDOM_RETURNS
 
 
 def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
@@ -164,15 +154,16 @@ def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
         frames: length of the runs; SAC's returns are those of the nearer of its published lengths (:func:`sac_frames`).
     """
     if scale == "human":
-        return human_normalized_score(_task(env), returns)
+        return published.human_normalized_score(_task(env), returns)
     if scale == "sac":
-        return normalized_score(returns, RANDOM_RETURNS[_task(env)], SAC_ANCHORS[sac_frames(frames)][_task(env)])
+        sac = published.SAC_ANCHORS[sac_frames(frames)][_task(env)]
+        return published.normalized_score(returns, published.RANDOM_RETURNS[_task(env)], sac)
     return returns
 
 
 def sac_frames(frames: int) -> int:
     """The published length of SAC's runs nearest (in ratio) to ``frames``."""
-    return min(SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
+    return min(published.SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
 
 
 class Scoreboard:

@@ -221,11 +221,9 @@ def tidy_csv(tables: Sequence[Table]) -> str:
     writer.writerow(["env", "method", "runs", "frames", "commits", "statistic", "value", "low", "high"])
     for table in tables:
         for row in table.rows:
-            for name, number in row.numbers.items():
-                ends = number if isinstance(number, Estimate) else (number, "", "")
+            for name, value in (*row.numbers.items(), *row.words.items()):
+                ends = value if isinstance(value, Estimate) else (value, "", "")
                 writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, *ends])
-            for name, text in row.words.items():
-                writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, text, "", ""])
     return out.getvalue()
 
 

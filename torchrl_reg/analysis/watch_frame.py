@@ -8,21 +8,26 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+import plotext
+from numpy.typing import ArrayLike
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from torchrl_reg.analysis.charts import DARK
+from torchrl_reg.analysis.curves import Curve
 from torchrl_reg.analysis.numbers import amount, duration
-from torchrl_reg.analysis.terminal_plot import Curve, braille_plot, sparkline
 from torchrl_reg.analysis.watched import WatchedGroup, Watcher, latest_curves
 from torchrl_reg.printable import printable
 
 _STATE_COLORS = {"done": "green", "running": "cyan", "silent": "yellow", "failed": "red", "waiting": "bright_black"}
 _NAMES = {"eval": "evaluated return", "train": "training return"}
 _PLOT_HEIGHT = 9
-_SPARK_WIDTH = 12
+_SPARK_WIDTH, _BLOCKS = 12, "▁▂▃▄▅▆▇█"
 _MOST_FAILURES = 5
+#: Values beyond are drawn at it: plotext computes with differences of differences.
+_HUGEST = 1e300
 #: Widths of what stands beside a method's name, in the order in which it gives way to it.
 _COLUMNS = {"curve": _SPARK_WIDTH + 2, "fps": 8, "left": 8, "frames": 12, "done": 15, "return": 8}
 
@@ -85,20 +90,21 @@ def _summary(watcher: Watcher) -> Text:
 
 
 def _plot(curves: Sequence[Curve], width: int) -> Text:
-    label_width = 9
-    columns = max(min(width - label_width - 2, 110), 10)
-    rows, (left, right, low, high) = braille_plot(curves, columns, _PLOT_HEIGHT)
-    text = Text(no_wrap=True)
-    for index, row in enumerate(rows):
-        label = {0: f"{high:.4g}", _PLOT_HEIGHT // 2: f"{(low + high) / 2:.4g}", _PLOT_HEIGHT - 1: f"{low:.4g}"}
-        text.append(f"{label.get(index, ''):>{label_width}} ", style="bright_black")
-        for character, owner in row:
-            text.append(character, style=DARK[owner % len(DARK)] if owner >= 0 else "")
-        text.append("\n")
-    start, end = amount(left), f"{amount(right)} frames"
-    text.append(" " * (label_width + 1) + start + " " * max(columns - len(start) - len(end), 1) + end)
-    text.stylize("bright_black", len(text) - columns, len(text))
-    return text
+    """``curves`` in braille dots, the last in front, with the limits and the middle of the values beside them."""
+    frames, values = np.concatenate([np.zeros((2, 0)), *curves], axis=1).clip(-_HUGEST, _HUGEST)
+    left, low, high = frames.min(), values.min(), values.max()
+    right = max(frames.max(), left + 1)  # never an empty span, of huge values neither
+    high = high if high - low > 1e-9 * abs(low) else low + max(1e-6 * abs(low), 1)
+    plotext.terminal.limit(False, False)  # the size is that of the console, which need not be a terminal
+    figure = plotext.figure.clear().theme("colorless").plot_size(min(width, 122) - 1, _PLOT_HEIGHT + 1)
+    figure.axes(False)
+    for index, (x, y) in enumerate(curves):
+        color = tuple(bytes.fromhex(DARK[index % len(DARK)][1:]))
+        figure.draw(figure.signal(x, y.clip(-_HUGEST, _HUGEST), marker=plotext.marker("braille", color)).lines())
+    heights = low, (low + high) / 2, high
+    figure.ruler("y").ticks(heights, [f"{each:>9.4g} " for each in heights])
+    figure.ruler("x").ticks((left, right), (amount(left), f"{amount(right)} frames"))
+    return Text.from_ansi(figure.build().string().rstrip("\n"), no_wrap=True)
 
 
 def _table(
@@ -140,3 +146,22 @@ def _cells(group: WatchedGroup, curve: Curve, value: float | None, color: str) -
         "return": "" if value is None else f"{value:.4g}",
         "curve": Text(sparkline(curve[1], _SPARK_WIDTH), style=color),
     }
+
+
+def sparkline(values: ArrayLike, width: int) -> str:
+    """``values`` (finite) as at most ``width`` blocks, each the mean of its share.
+
+    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8)
+    '▁▂▃▄▅▆▇█'
+    >>> sparkline([5.0, 5.0], 4), sparkline([], 4)
+    ('▄▄', '')
+    """
+    array = np.asarray(values, dtype=np.float64).clip(-_HUGEST, _HUGEST)
+    if not array.size or width < 1:
+        return ""
+    means = np.array([part.mean() for part in np.array_split(array, min(width, array.size))])
+    low, high = means.min(), means.max()
+    if high <= low:
+        return _BLOCKS[3] * len(means)
+    levels = np.rint((means - low) / (high - low) * (len(_BLOCKS) - 1)).astype(int)
+    return "".join(_BLOCKS[level] for level in levels)

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from torchrl_reg.analysis.curves import mean_curve
+from torchrl_reg.analysis.curves import Curve, mean_curve
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import group_runs
 from torchrl_reg.analysis.record import Column, Columns, Row, Tail, finite, is_number
 from torchrl_reg.analysis.runs import RunRecord, read_run, run_folders
 from torchrl_reg.analysis.sweep_files import failure, marks, not_begun
-from torchrl_reg.analysis.terminal_plot import Curve
 from torchrl_reg.printable import printable
 from torchrl_reg.run_endings import is_done
 

@@ -35,11 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
     frames = episode_frames(
-        saved,
-        seed=arguments.seed,
-        mode=arguments.mode,
-        max_steps=arguments.max_steps,
-        device=arguments.device,
+        saved, seed=arguments.seed, mode=arguments.mode, max_steps=arguments.max_steps, device=arguments.device
     )
     if arguments.out is None and has_display():
         count = show_in_window(str(arguments.run_folder), frames, frames_per_second(saved))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.groups import Group
 from torchrl_reg.analysis.notes import warnings
 from torchrl_reg.analysis.protocols import protocol_table
+from torchrl_reg.analysis.published import published_names
 from torchrl_reg.analysis.scores import EVALUATION, Scoreboard, group_scores, scale_of
 from torchrl_reg.analysis.tables import FORMATS, Table, aggregate_table, environment_table
 from torchrl_reg.commands.selection import add_selection, selected_gaps, selected_groups, warn
@@ -18,7 +20,8 @@ _PROTOCOLS = ""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torchrl-reg table``."""
-    add_selection(parser)
+    add_selection(parser, folders="*")
+    parser.set_defaults(refuse=parser.error)
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="(default: %(default)s)")
     parser.add_argument(
         "--published",
@@ -32,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables; warnings go to stderr."""
+    asked = arguments.published
+    if asked and asked not in published_names() and Path(asked).is_dir():
+        # argparse takes the folder that follows --published for its value.
+        arguments.published, arguments.results = _PROTOCOLS, [asked, *arguments.results]
+    if not arguments.results:
+        arguments.refuse("the following arguments are required: FOLDER")
     if arguments.published == _PROTOCOLS:
         tables = [_beside_published(arguments)]
     else:

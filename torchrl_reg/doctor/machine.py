@@ -41,7 +41,7 @@ _FAMILIES = {
 #: By extra, the packages that only some of the commands need.
 _OPTIONAL = {
     "recipes": ("numpy", "hydra-core"),
-    "report": ("PyYAML", "matplotlib", "rich", "jinja2"),
+    "report": ("PyYAML", "matplotlib", "rich", "jinja2", "plotext"),
     "slurm": ("submitit", "hydra-submitit-launcher"),
 }
 #: Builds a sampler that is compiled code.
@@ -173,10 +173,8 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
 def _optional_packages() -> Iterable[Finding]:
     for extra, packages in _OPTIONAL.items():
         for package in packages:
-            if version := _version(package):
-                yield Finding(package, "ok", version)
-            else:
-                yield Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+            missing = Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+            yield Finding(package, "ok", version) if (version := _version(package)) else missing
 
 
 def _slurm() -> Iterable[Finding]:

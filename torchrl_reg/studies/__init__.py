@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchrl_reg.analysis.charts import Line
 from torchrl_reg.analysis.statistics import mean_interval
-
-
-def mean_line(label: str, series: int, x: np.ndarray, values: np.ndarray) -> Line:
-    """The mean of ``values [seeds, N]`` over ``x [N]`` with its 95% interval."""
-    return Line(label, series, x, *mean_interval(values))
 
 
 def cell(values: np.ndarray, form: str = ".4f") -> str:

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from torchrl_reg.analysis.charts import LIGHT, chart
+from torchrl_reg.analysis.charts import LIGHT, Line, chart
 from torchrl_reg.analysis.plots import draw, new_figure, save, styled
 from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import mean_interval
-from torchrl_reg.studies import cell, mean_line
+from torchrl_reg.studies import cell
 
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
 #: Greedy return, in reward units, below that of the optimal policy that counts as solved.
@@ -92,7 +92,7 @@ def draw_grid_curves(folder: Path, path: Path) -> Path:
     for what, name in (("returns", "return of the greedy policy"), ("rewards", "reward per step while learning")):
         for place, world in enumerate(worlds):
             curves = getattr(world, what).items()
-            lines = [mean_line(LABELS[m], _SERIES.index(m), world.frames, values) for m, values in curves]
+            lines = [Line(LABELS[m], _SERIES.index(m), world.frames, *mean_interval(of)) for m, of in curves]
             # Returns of beginners, far below, would flatten everything else.
             low, high = -2.0 * abs(world.optimal_return) - 10, world.optimal_return + 1
             more = {"span": (low, high), "level": world.optimal_return} if what == "returns" else {}
