@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchrl_reg.modules.torsos import ChannelNorm, MinAtarCNN, NatureCNN, initialize_weights
+from torchrl_reg.modules.torsos import ChannelNorm, ImpalaCNN, MinAtarCNN, NatureCNN, initialize_weights
 
 
 def pixels(*batch, channels=4):
@@ -45,6 +45,28 @@ def test_minatar_images_are_taken_as_they_are():
     assert torso.out_features == 1024 and convolution.weight.shape == (16, 4, 3, 3)
     for dtype in (torch.bool, torch.uint8, torch.float32):
         torch.testing.assert_close(torso(images.to(dtype)), expected)
+
+
+def test_impala_is_the_written_out_network():
+    """And the residual convolutions have a largest singular value of 1 once the power iteration has converged."""
+    torso, images = ImpalaCNN(width=1), pixels(2)
+    for _ in range(200):
+        torso(images[:1])
+    convolutions = [layer for layer in torso.convolutions.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in (layer for layer in convolutions if hasattr(layer, "parametrizations")):
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+    torso.eval()
+    x, rest = images.float() / 255, iter(convolutions)
+    for _ in range(3):
+        x = F.max_pool2d(F.conv2d(x, (layer := next(rest)).weight, layer.bias, padding=1), 3, 2, 1)
+        for _ in range(2):
+            y = x
+            for layer in (next(rest), next(rest)):
+                y = F.conv2d(y.relu(), layer.weight, layer.bias, padding=1)
+            x = x + y
+    expected = F.adaptive_max_pool2d(x.relu(), 6).flatten(1)
+    torch.testing.assert_close(torso(images), expected)
+    assert torso.out_features == 32 * 36 and ImpalaCNN(width=1, pooled=None, spectral_norm=False).out_features == 3872
 
 
 @pytest.mark.parametrize("dims", [(0, None), (0, 0)])

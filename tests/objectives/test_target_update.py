@@ -111,3 +111,19 @@ def test_buffers_are_copied_and_noise_is_not(batch: Any, kind: Any, how: str) ->
         for name in online.keys() - noise - buffers:
             moved = online[name] if kind is HardTargetUpdate else torch.lerp(before[name], online[name], 0.25)
             torch.testing.assert_close(target[name], moved)
+
+
+def test_right_after_a_copy_spectrally_normalized_networks_agree_in_train_mode(batch: Any) -> None:
+    """One step of power iteration a pass, from the same vectors: the same values, pass after pass."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    loss = MunchausenDQNLoss(QValueActor(net, spec=Categorical(3)), tau=0.5, alpha=0.5, clip_min=-0.3)
+    update, data = HardTargetUpdate(loss, period_updates=1), batch(5)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.mul_(1.7)
+        loss(data)
+        update.step()
+        online, target = loss._bound(data)
+        for _ in range(3):
+            torch.testing.assert_close(online(data), target(data), rtol=0, atol=0)

@@ -112,7 +112,7 @@ class StackedQuantileNetwork(ImplicitQuantileNetwork):
     """
 
     def _values(self, features: Sequence[Tensor], cosines: Tensor, counts: list[int]) -> Tensor:
-        embeddings, heads = of_each_network([self.embedding, nn.ReLU()]), of_each_network(list(self.head))
+        embeddings, heads = of_each_network([self.embedding, nn.ReLU()]), of_each_network(list(self.head))  # type: ignore[call-overload]
         if cosines.ndim == 2:
             cosines = cosines.expand(len(heads), 1, *cosines.shape)
         made = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -228,7 +229,7 @@ def _head(
         return NoisyLinear(inputs, outputs, sigma=sigma) if sigma else nn.Linear(inputs, outputs)
 
     def layers(widths: Sequence[int]) -> list[nn.Module]:
-        pairs = zip([width, *widths[:-1]], widths, strict=True)
+        pairs = pairwise([width, *widths])
         return [layer for one, next_ in pairs for layer in (linear(one, next_), *normalized([next_]), nn.ReLU())]
 
     last = hidden[-1] if hidden else width

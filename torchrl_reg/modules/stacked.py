@@ -63,7 +63,7 @@ def of_each_network(layers: Sequence[nn.Module]) -> list[Callable[[Tensor], Tens
         if isinstance(layer, StackedLinear):
             weights = layer.weight.unbind()
             held.append((layer, weights, [None] * len(weights) if layer.bias is None else layer.bias.unbind()))
-        elif layer._parameters:
+        elif layer._parameters or layer._modules:
             raise ValueError(f"layers must be linear or without parameters, got {layer}.")
         else:
             held.append((layer, None, None))

@@ -100,6 +100,7 @@ class QLearningLoss(RegularizedLoss):
     """
 
     value_network_params: TensorDictParams
+    target_value_network_params: TensorDictParams
     regularizer: Regularizer
     shaping: Shaping | None
     #: The head of every loss of this class; None: that of the actor handed in.
@@ -381,9 +382,8 @@ class QLearningLoss(RegularizedLoss):
 
 def _q_value_actor(network: Any, action_space: str | TensorSpec | None) -> Any:
     if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"value_network must be a QValueActor, or a module with an action_space, got {type(network).__name__}."
-        )
+        kinds = "a QValueActor, or a module with an action_space"
+        raise ValueError(f"value_network must be {kinds}, got {type(network).__name__}.")
     return ensure_tensordict_compatible(module=network, wrapper_type=QValueActor, action_space=action_space)
 
 

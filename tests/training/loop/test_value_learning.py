@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,9 @@ def test_epsilon_follows_the_schedule_given_and_nothing_else(tmp_path, scheduled
         ({"eps_start": 0.5, "random_until_learning": True}, [1.0, 1.0, 0.5, 0.5, 0.5]),
         ({"eps_starts_frames": 0}, [1.0, 0.75, 0.5, 0.5, 0.5]),
         ({"eps_starts_frames": 0, "random_until_learning": True}, [1.0, 1.0, 0.5, 0.5, 0.5]),
+        ({"eps_off_frames": 30}, [1.0, 1.0, 1.0, 0.0, 0.0]),
+        # eps_end + (1 - eps_end) exp(-frames / eps_frames), from learning_starts_frames on
+        ({"eps_decay": "exponential"}, [1.0, 1.0, 1.0, 0.5 + 0.5 * math.exp(-0.5), 0.5 + 0.5 * math.exp(-1)]),
     ],
 )
 def test_where_epsilon_starts_to_fall(options, expected):
@@ -144,3 +148,21 @@ def test_windows_that_no_batch_holds_are_refused():
         NStep(3, GAMMA)(stream(2))
     with pytest.raises(ConfigError, match="algo.n_steps"):
         NStep(0, GAMMA)
+
+
+def test_priorities_come_from_the_settings_and_their_correction_is_annealed(tmp_path):
+    learner, _, collect = _learner(
+        tmp_path, True, priority_exponent=0.6, importance_exponent=0.4, importance_exponent_end=0.9, max_grad_norm=0.1
+    )
+    sampler, seen = learner.replay.sampler, []
+    for batch in collect():
+        learner.remember(batch)
+        seen.append(sampler.beta)
+    total = learner.algo.total_frames
+    assert sampler.alpha == 0.6 and seen[0] == 0.4
+    assert seen[-1] == pytest.approx(0.4 + 0.5 * (total - 16) / total)
+    minibatch = learner.replay.sample()
+    scalars = learner.update(minibatch)
+    assert "grad_norm" in scalars and minibatch["priority_weight"].max() == 1
+    written = torch.as_tensor(sampler._sum_tree[minibatch["index"]])
+    assert (written != 1).any()  # the priority of new rows

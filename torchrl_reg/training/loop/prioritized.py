@@ -60,8 +60,8 @@ class StratifiedSampler(PrioritizedSampler):
         rows, given = index.cpu().numpy(), priority.detach().reshape(-1).to("cpu", self.dtype).numpy()
         if rows.min() < 0:  # rows that a writer has left out
             return super().update_priority(index, priority, storage=storage)
-        place = given.argmax()
-        if self._max_priority[0] is None or given[place] > self._max_priority[0]:
+        place, largest = given.argmax(), self._max_priority[0]  # type: ignore[has-type]
+        if largest is None or given[place] > largest:
             self._max_priority = (torch.tensor(given[place]), torch.tensor(rows[place]))  # type: ignore[assignment]
         masses = (given + np.float32(self._eps)) ** np.float32(self._alpha)
         self._sum_tree[rows] = masses
