@@ -122,6 +122,16 @@ def test_a_module_that_could_not_be_built_again_is_refused(make: Callable, said:
         save_policy(tmp_path / "policy.safetensors", make())
 
 
+def test_a_loaded_policy_has_no_noise(tmp_path: Path) -> None:
+    """It is evaluated so, while the one in training keeps its noise."""
+    settings = modules.NetSettings(num_cells=[8], noise_sigma=0.5, dueling="mean")
+    policy = QValueActor(modules.q_network(settings, CARTPOLE), spec=SPEC)
+    save_policy(tmp_path / "policy.safetensors", policy)
+    loaded, states = load_policy(tmp_path / "policy.safetensors"), TensorDict({"observation": torch.randn(5, 4)}, [5])
+    first, second = (loaded(states.clone())["action_value"] for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(first, policy.eval()(states.clone())["action_value"])
+
+
 def test_buffers_of_training_alone_are_left_out(tmp_path: Path) -> None:
     before = boltzmann()
     before.register_buffer("running_error", torch.ones(2))
