@@ -20,6 +20,9 @@ TAUS = (1e-4, 1e-3, 0.01, 0.1, 1.0)
 SHIPPED = sorted(path.stem for path in (SLURM / "conf/sweep").glob("*.yaml"))
 
 
+RAINBOW = "c51 algo.importance_exponent=0.5 algo.n_steps=3 algo.priority_exponent=0.5"  # Dopamine's
+
+
 def sweep_of(name: str) -> dict[str, Any]:
     """A shipped sweep."""
     return yaml.safe_load((SLURM / f"conf/sweep/{name}.yaml").read_text())
@@ -66,7 +69,7 @@ def test_a_confounded_sweep_is_seen() -> None:
 @pytest.mark.parametrize(
     ("sweep", "arms"),
     [
-        ("atari60_m_iqn", {"m_iqn", "iqn", "m_dqn", "dqn"}),
+        ("atari60_m_iqn", {"m_iqn", "iqn", "m_dqn", "dqn", "al_dqn", "c51", RAINBOW}),
         ("mirl_atari19", {f"mirl algo.method={method}" for method in ("dqn", "sql", "sql_m", "mirl")}),
         ("iq_mujoco_tau", {f"iq algo.alpha={a} algo.tau={t}" for a in (0.0, 0.9) for t in TAUS}),
     ],
