@@ -34,6 +34,7 @@ PRESETS = {
     "fellows2019": ({"virel"}, "env=mujoco/walker2d"),
     "haarnoja2017": ({"soft_q"}, "env=mujoco/hopper"),
     "vieillard2020": (REPLAY, "env=atari"),
+    "tianshou_mujoco": ({"iq", "sac", "soft_q", "virel"}, "env=mujoco/reacher"),
     "xiao2019": ({"ments"}, "plan=atari env.game=Qbert algo.policy=somewhere"),
     "vieillard2020_cartpole": (REPLAY, "env=cartpole"),
     "vieillard2021_adroit": ({"iq"}, "env=adroit/door"),

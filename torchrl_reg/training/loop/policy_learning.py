@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tensordict import TensorDictBase
+from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.optimizers import make_optimizer
@@ -32,6 +34,7 @@ class PolicyLearning:
     batch_size: int = 256  # transitions [S]; of pcl.py sequences
     replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [S]
     learning_starts_frames: int = 1_000  # 10k on MuJoCo [S]
+    random_until_learning: bool = False  # uniformly random actions until then, in place of the policy's
     update_every_frames: float = 1  # frames per gradient update [S]
     target_rate: float = 0.005  # Polyak rate of the target networks, per update [S]
     num_envs: int = 8  # environments stepped together
@@ -44,6 +47,18 @@ class PolicyLearning:
             ConfigError: a value out of range; the sentence names it.
         """
         check_replay_learning(self)
+
+
+class _UniformFirst(nn.Module):
+    """Acts with ``policy``, whose actions uniformly random ones replace while ``is_early()``."""
+
+    def __init__(self, policy: Policy, env: EnvBase, is_early: Callable[[], bool]) -> None:
+        super().__init__()
+        self.policy, self.spec, self.is_early = policy, env.action_spec_unbatched, is_early
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict = self.policy(tensordict)  # for its other entries
+        return tensordict.set("action", self.spec.rand(tensordict.batch_size)) if self.is_early() else tensordict
 
 
 class PolicyLearner:
@@ -90,6 +105,10 @@ class PolicyLearner:
     def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
         """Batches ``[num_envs, collect_steps]`` of the run."""
         algo, run = self.algo, self.run
+        if algo.random_until_learning:
+            taken = [key for key in self.loss.in_keys if key == "action_index"]
+            require(not taken, "algo.random_until_learning", "false where the loss reads the index of a bin", True)
+            policy = _UniformFirst(policy, env, lambda: run.frames < algo.learning_starts_frames)
         frames = algo.num_envs * algo.collect_steps * run.frames_per_step
         return run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames)
 
