@@ -183,8 +183,9 @@ def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, s
     """
     first = per_step * size.starts + log_every
     run = {"progress": False, "evaluate_every_frames": 10**9, "checkpoint_every_frames": 10**9, "eval_episodes": 1}
-    algo = {"total_frames": per_step * size.steps, "learning_starts_frames": per_step * size.starts}
-    algo |= {"update_every_frames": per_step * size.every, "batch_size": size.batch}
+    algo = {"total_frames": per_step * size.steps, "batch_size": size.batch}
+    if name != "pqn":
+        algo |= {"learning_starts_frames": per_step * size.starts, "update_every_frames": per_step * size.every}
     algo |= {"eps_start": EPSILON, "eps_end": EPSILON} if name == "m_dqn" else {}
     settings = run | algo | {"log_every_frames": log_every, "device": size.device} | more
 

@@ -8,13 +8,15 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
+from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
 from tests.benchmarks import cartpole, control, planning, replay, scripts, update
 from tests.benchmarks.measure import Table, main, measured
 from torchrl_reg.cli import main as command
-from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
+from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
 from torchrl_reg.planning import UCT, SyntheticTrees
 
 ON_DEVICES = ("cartpole", "compile", "seeds", "minatar", "atari")
@@ -71,6 +73,28 @@ def test_minatar_and_hopper_collect_and_learn() -> None:
     names = list(cases := control.hopper_table(256, starts=96).cases)
     assert [name.split(",")[0] for name in names[1:]] == ["recipes/sac.py", "recipes/iq.py", "recipes/iq.py"]
     assert cases[names[2]]() > 0
+
+
+def test_rainbow_and_rollouts_are_measured() -> None:
+    for small, large in zip(*(table.cases.items() for table in tables_of("rainbow", 2)), strict=True):
+        assert small[1]() > 0 and large[1]() > 0
+    assert import_module("tests.benchmarks.pqn").cleanrl_pqn(1_024) > 0
+
+
+def test_hand_written_returns_are_those_of_the_estimator() -> None:
+    torch.manual_seed(0)
+    pqn, q = import_module("tests.benchmarks.pqn"), torch.nn.Linear(4, 2)
+    o, rewards, dones = torch.randn(129, 4, 4), torch.randn(128, 4), (torch.rand(129, 4) < 0.1).float()
+    values = q(o).max(-1).values.detach()
+    returns = pqn._returns(q, o[-1], dones[-1], rewards, dones[:-1], values[:-1])
+    flags = {"reward": rewards.T, "done": dones[1:].T.bool(), "terminated": dones[1:].T.bool()}
+    rows = {key: flag.unsqueeze(-1) for key, flag in flags.items()} | {"observation": o[1:].transpose(0, 1)}
+    actions = torch.zeros(4, 128, dtype=torch.long)
+    batch = TensorDict({"observation": o[:-1].transpose(0, 1), "action": actions, "next": rows}, [4, 128])
+    loss = QLearningLoss(QValueActor(q, spec=Categorical(2)), delay_value=False)
+    loss.make_value_estimator("regularized_qlambda", gamma=scripts.GAMMA, lmbda=pqn.TRACE, correct=False)
+    loss.value_estimator(batch)
+    torch.testing.assert_close(batch["value_target"].squeeze(-1).T, returns)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from torchrl_reg.training.errors import CheckpointError, ConfigError, require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import evaluate
 from torchrl_reg.training.loop.policy_learning import PolicyLearner, PolicyLearning
+from torchrl_reg.training.loop.prioritized import StratifiedSampler
 from torchrl_reg.training.loop.rollout_learning import RolloutLearner, RolloutLearning
 from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.loop.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
@@ -44,6 +45,7 @@ __all__ = [
     "RolloutLearning",
     "Run",
     "RunSettings",
+    "StratifiedSampler",
     "Study",
     "ValueLearner",
     "ValueLearning",
