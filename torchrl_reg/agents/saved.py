@@ -17,6 +17,8 @@ from torchrl.envs import EnvBase
 
 from torchrl_reg.agents.description import Undescribed, built, described, spaces_of, weights_of_at_most
 from torchrl_reg.agents.errors import AgentError
+from torchrl_reg.agents.packing import packed, unpacked
+from torchrl_reg.agents.trained import trained_agents
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 from torchrl_reg.modules.rebuilding import Spaces
 from torchrl_reg.printable import printable
@@ -77,8 +79,10 @@ class SavedPolicy:
         return env
 
 
-def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any], *, small: bool = False) -> bytes:
     """The file of the one policy behind all of ``policies`` (by evaluation mode), with JSON ``facts``.
+
+    Where ``small``, large matrices are rounded to 8 bits.
 
     Raises:
         Undescribed: a module that could not be built again; the message says which.
@@ -99,6 +103,7 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes
     if acts != here:
         raise Undescribed(f"the description of {type(policy).__name__} gives other weights")
     check_finite(state, "policy")
+    state = packed(state) if small else state
     said = {"policy": description, "facts": dict(facts)}
     text = json.dumps(said, sort_keys=True, allow_nan=False)
     plain = encoded(state, {})
@@ -144,8 +149,12 @@ def _safetensors() -> Any:
         raise AgentError("A saved policy needs safetensors, got none: pip install 'torchrl_reg[recipes]'.") from None
 
 
-def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | None = None) -> None:
+def save_policy(
+    path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | None = None, *, small: bool = False
+) -> None:
     """Writes ``policy`` to the file ``path``, so that :func:`load_policy` reads it.
+
+    Where ``small``, a quarter of the size: large matrices are rounded to 8 bits, by 1/254 of a row's largest weight.
 
     Networks from :mod:`torchrl_reg.modules`' builders (``q_network``, ``quantile_network``, ``policy``) with the actors
     on top of them can be saved, and any :class:`~torchrl_reg.regularizers.Regularizer`, also of one's own.
@@ -154,7 +163,7 @@ def save_policy(path: Path | str, policy: nn.Module, facts: Mapping[str, Any] | 
         AgentError: another module is in it, or its weights are not finite.
     """
     try:
-        content = policy_bytes({"policy": policy}, facts or {})
+        content = policy_bytes({"policy": policy}, facts or {}, small=small)
     except Undescribed as error:
         raise AgentError(f"policy must be made of this package's networks and actors, got {error}.") from None
     Path(path).write_bytes(content)
@@ -173,7 +182,7 @@ def check_finite(state: Mapping[str, Any], whose: str) -> None:
 
 
 def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> SavedPolicy:
-    """The policy in a run folder, an exported folder or a file, with what is known of it.
+    """The policy in a run folder, an exported folder, a file, or of a trained agent's name, with what is known of it.
 
     Classes of one's own that a run's ``config.yaml`` names are imported, from PYTHONPATH. A policy that was exported
     imports nothing: import them before.
@@ -183,8 +192,12 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
     """
     folder = Path(folder)
     path = folder / POLICY_FILE if folder.is_dir() else folder
+    if not folder.exists():
+        path = trained_agents().get(folder.as_posix(), path)
     if not path.is_file():
-        raise AgentError(f"{folder} must be a run folder or an exported one, with a {POLICY_FILE} in it, got none.")
+        or_name = "" if folder.exists() else ", or the name of a trained agent (`torchrl-reg list`)"
+        meant = f"a run folder or an exported one, with a {POLICY_FILE} in it"
+        raise AgentError(f"{folder} must be {meant}{or_name}, got none.")
     tensors, metadata, data = read(path)
     if metadata.get("format") != _FORMAT:
         raise AgentError(f"{path} must be of format {_FORMAT!r}, got {metadata.get('format')!r}.")
@@ -194,16 +207,17 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
     try:
         said = json.loads(text)
         facts = _checked_facts(said["facts"])
-        with weights_of_at_most(data.nbytes):
+        weights = unpacked(tensors)
+        with weights_of_at_most(sum(weight.nbytes for weight in weights.values())):
             policy = built(said["policy"], trusted=_paths_of_a_run(path.parent))
         spaces = spaces_of(policy)
-        policy.load_state_dict(tensors)
+        policy.load_state_dict(weights)
     except Exception as error:  # whatever the content makes of the code that reads it
         reason = " ".join(str(error).split())[:200].removesuffix(".") or type(error).__name__
         reason = f"no {error}" if isinstance(error, KeyError) else reason
         raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {printable(reason)}.") from None
     _check_owner(path, facts)
-    check_finite(tensors, str(path))
+    check_finite(weights, str(path))
     return SavedPolicy(path, policy.to(device).requires_grad_(False).eval(), facts, spaces)
 
 
@@ -225,7 +239,8 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -
     every actor of TorchRL, sampling under ``RANDOM`` and where nothing is set. Needs neither Hydra nor the environment.
 
     Args:
-        run_folder: of a run, an exported one, or the file ``policy.safetensors`` itself.
+        run_folder: of a run, an exported one, the file ``policy.safetensors`` itself, or the name of an agent that
+            comes with the package, such as ``"m_dqn/minatar/breakout"``; ``torchrl-reg list`` shows them.
         device: where the weights go.
 
     Raises:

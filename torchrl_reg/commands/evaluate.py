@@ -15,7 +15,9 @@ MODES = ("greedy", "sampled")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``RUN``, ``--episodes``, ``--mode``, ``--seed`` and ``--device``."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run, or an exported one")
+    parser.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
+    )
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--mode", choices=MODES, help="greedy or sampled (default: both)")
     parser.add_argument("--seed", type=int, help="of the episodes (default: the run's, to repeat its evaluation)")

@@ -11,8 +11,15 @@ from torchrl_reg.commands.evaluate import MODES, checked_device
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``RUN``, ``--out``, ``--mode``, ``--seed``, ``--max-steps`` and ``--device``."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run, or an exported one")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=".gif or .mp4 (default: a window, or RUN/videos)")
+    parser.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".gif or .mp4 (default: a window, or RUN/videos; of a trained agent ./videos)",
+    )
     parser.add_argument("--mode", choices=MODES, default="greedy", help="how it acts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the episode (default: %(default)s)")
     parser.add_argument("--max-steps", type=int, metavar="N", help="end an episode that is still going on")
@@ -41,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         count = show_in_window(str(arguments.run_folder), frames, frames_per_second(saved))
         print(f"{count} frames shown")
         return 0
-    path = arguments.out or saved.path.parent / "videos" / f"{arguments.mode}-seed={arguments.seed}.gif"
+    beside = saved.path.parent if arguments.run_folder.exists() else Path()
+    path = arguments.out or beside / "videos" / f"{arguments.mode}-seed={arguments.seed}.gif"
     count = write_video(path, frames, frames_per_second(saved))
     print(f"{path}: {count} frames")
     return 0

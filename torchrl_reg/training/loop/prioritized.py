@@ -24,6 +24,8 @@ class StratifiedSampler(PrioritizedSampler):
         alpha: priority exponent >= 0, 0 is uniform. beta: importance exponent >= 0, 0 is no correction; assignable.
         eps: added to every priority.
 
+    Shape: indices and ``priority_weight`` ``[B]``, a minibatch of B rows.
+
     Source: Schaul et al., "Prioritized Experience Replay", ICLR 2016, section 3.3 and appendix B.2.1.
 
     >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -39,6 +41,7 @@ class StratifiedSampler(PrioritizedSampler):
         super().__init__(max_capacity, alpha, beta, eps, device="cpu")
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Any, dict[str, Tensor]]:
+        """Indices ``[B]`` of rows and their ``priority_weight`` ``[B]``, in (0, 1]."""
         if storage.ndim > 1 or not len(storage):
             return super().sample(storage, batch_size)  # type: ignore[return-value]
         # NumPy on so few numbers: a tenth of the time of torch.
@@ -54,6 +57,7 @@ class StratifiedSampler(PrioritizedSampler):
         return rows.to(device), {"priority_weight": weights.to(device)}
 
     def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
+        """Gives rows ``index [B]`` the priorities ``priority [B]``, which must be >= 0."""
         plain = isinstance(index, Tensor) and index.ndim == 1 and isinstance(priority, Tensor)
         if not (plain and 0 < priority.numel() == index.numel() and not self._max_priority_within_buffer):
             return super().update_priority(index, priority, storage=storage)
@@ -68,6 +72,7 @@ class StratifiedSampler(PrioritizedSampler):
         self._min_tree[rows] = masses
 
     def mark_update(self, index: Any, *, storage: Any = None) -> None:
+        """Gives rows ``index [B]`` the largest priority seen so far."""
         if isinstance(index, Tensor) and index.ndim == 1:
             self.update_priority(index, torch.full((len(index),), float(self.default_priority)), storage=storage)
         else:

@@ -1,0 +1,29 @@
+"""``torchrl-reg list``: the trained agents that come with the package."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--env`` and ``--commands``."""
+    parser.add_argument("--env", metavar="NAME", help="only of this environment: cartpole, minatar/breakout")
+    parser.add_argument("--commands", action="store_true", help="print how each was trained, too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a row for each agent: greedy return, spread over its episodes, and what the other seeds ended with."""
+    from torchrl_reg.agents.trained import facts_of, trained_agents
+
+    print(f"{'agent':32} {'greedy return':>22} {'episodes':>8} {'frames':>11}  last evaluation of every seed trained")
+    for name, file in trained_agents().items():
+        if arguments.env and name.partition("/")[2] != arguments.env:
+            continue
+        facts = facts_of(file)
+        row, training = facts["evaluation"], facts["training"]
+        spread = f"{row['return_greedy_mean']:.5g} +- {row['return_greedy_std']:.3g}"
+        scores = ", ".join(f"{score:.4g}" for score in training["scores"])
+        print(f"{name:32} {spread:>22} {row['episodes']:>8} {training['frames']:>11,}  {scores}")
+        if arguments.commands:
+            print(f"    {training['command']}  # commit {training['commit']}")
+    return 0
