@@ -105,6 +105,19 @@ def test_pengs_form_is_biased_low_by_actions_that_are_not_greedy(mdp: TabularMDP
     torch.testing.assert_close(found, taken(greedy, solution.q), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("small", [Entropy(1e-7), Tsallis(1e-7)])
+def test_without_temperature_the_returns_are_the_corrected_ones_not_pengs(
+    mdp: TabularMDP, q: Tensor, small: Regularizer
+) -> None:
+    data = rollout(mdp, q, UNIFORM)
+    limit, hard, pengs = (
+        targets(data, q, regularizer, 0.65, **how)
+        for regularizer, how in ((small, {}), (HardMax(), {"correct": True}), (HardMax(), {"correct": False}))
+    )
+    torch.testing.assert_close(limit, hard, rtol=0, atol=1e-5)
+    assert (limit - pengs).abs().max() > 0.5
+
+
 def test_no_trace_and_a_full_one(mdp: TabularMDP, q: Tensor) -> None:
     data = rollout(mdp, q, UNIFORM)
     reward = data["next", "reward"].squeeze(-1)
