@@ -16,6 +16,7 @@ from torchrl_reg.torchrl_compat import unchecked_tensordict
 from torchrl_reg.training.errors import require
 from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
+from torchrl_reg.training.loop.network_diagnostics import with_network_diagnostics
 from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.value_learning import LinearSchedule
 from torchrl_reg.training.run.run import Run
@@ -46,6 +47,7 @@ class RolloutLearning:
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.05
     eps_frames: int = 250_000  # frames of linear annealing, from the first one on
+    network_diagnostics: bool = False  # policy churn, rank of the features, dead units
     reward_scale: float = 1.0  # of the rewards that are learnt from; reported returns stay raw
     clip_rewards: bool = False  # to [-1, 1] for learning, before they are scaled
 
@@ -92,6 +94,9 @@ class RolloutLearner:
             capturable=run.cudagraphs,
         )
         self.update = run.make_update(loss, self.optimizer, max_grad_norm=algo.max_grad_norm)
+        if algo.network_diagnostics:
+            every = run.settings.diagnostics_every_updates
+            self.update = with_network_diagnostics(self.update, loss.value_network, lambda: run.updates % every == 0)
         run.track(loss=loss, optimizer=self.optimizer, exploration=exploration)
         self._rollout_frames = algo.num_envs * algo.collect_steps * run.frames_per_step
         per_rollout = algo.epochs * (algo.num_envs * algo.collect_steps // algo.batch_size)
