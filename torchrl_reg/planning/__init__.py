@@ -7,16 +7,17 @@ Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mo
 from torchrl_reg.planning.atari_model import AtariModel
 from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
 from torchrl_reg.planning.bandit import BanditRun, softmax_bandit
-from torchrl_reg.planning.compiled_uct import search_tables
 from torchrl_reg.planning.emulator_model import EmulatorModel, GymModel, Snapshot, VectorModel
 from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
 from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult
+from torchrl_reg.planning.scalar_models import CompiledModel, PythonModel, Tables, search_tables
+from torchrl_reg.planning.scalar_search import Scalar
 from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
 from torchrl_reg.planning.search_actor import ModelEnv, SearchActor
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
 from torchrl_reg.planning.synthetic_trees import SyntheticTrees
 from torchrl_reg.planning.tabular_model import TabularModel
-from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tables, Tree
+from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tree
 
 __all__ = [
     "E2W",
@@ -30,6 +31,7 @@ __all__ = [
     "AverageReturns",
     "BanditRun",
     "Backup",
+    "CompiledModel",
     "EmulatorModel",
     "Evaluation",
     "GymModel",
@@ -39,9 +41,11 @@ __all__ = [
     "PUCTRule",
     "Path",
     "Planner",
+    "PythonModel",
     "QEvaluation",
     "RandomRollout",
     "RegularizedBackup",
+    "Scalar",
     "SearchActor",
     "SearchResult",
     "Snapshot",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
+from torchrl_reg.planning.scalar_search import scalar_tree
 from torchrl_reg.planning.search import Backup, check_search, mcts
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule, Select
 from torchrl_reg.planning.tree import Model, Tree
@@ -103,7 +104,12 @@ class Planner(nn.Module):
         Args:
             model, state, watch: as of :func:`torchrl_reg.planning.mcts`, but ``watch`` is called with the results.
             search: ``evaluate``, ``generator`` and ``uniform`` of :func:`torchrl_reg.planning.mcts`.
+
+        One tree or few, and many of a model that numba compiles, are searched one by one: the same trees, much sooner.
         """
+        grown = scalar_tree(self, model, state, **search) if watch is None else None
+        if grown is not None:
+            return self.result(grown)
         backup: Backup = AverageReturns()
         if self.regularizer is not None:
             backup = RegularizedBackup(self.regularizer, parent_prior=self.parent_prior)

@@ -1,7 +1,8 @@
 """Rules of selection, the action that a simulation takes at a node: UCB1, PUCT and E2W.
 
 Shapes: ``B`` trees, ``A`` actions. A rule is called with the current node of every tree and a function that draws the
-next uniform random numbers ``[B]`` in [0, 1), and returns actions ``[B]``.
+next uniform random numbers ``[B]`` in [0, 1), and returns actions ``[B]``. ``scalar_rule`` names it in the search by
+plain loops (:mod:`torchrl_reg.planning.scalar_search`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class UCB1(_Bonus):
         ValueError: if ``c`` is negative or not finite.
     """
 
+    scalar_rule: ClassVar[str] = "ucb1"
     c: float = math.sqrt(2)
 
     def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
@@ -71,6 +73,7 @@ class PUCTRule(_Bonus):
         ValueError: if ``c`` is negative or not finite.
     """
 
+    scalar_rule: ClassVar[str] = "puct"
     c: float = 1.5
 
     def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
@@ -99,6 +102,7 @@ class E2W:
 
     #: Read by :class:`torchrl_reg.planning.Planner`: the rule follows the policy of a regularizer.
     follows_policy: ClassVar[bool] = True
+    scalar_rule: ClassVar[str] = "e2w"
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:

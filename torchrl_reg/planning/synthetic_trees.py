@@ -5,10 +5,15 @@ Shapes: ``T`` trees, ``k`` actions, ``d`` depth, ``L = k^d`` leaves, ``M`` state
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.planning.tree import Tables, check_at_least
+from torchrl_reg.planning.scalar_models import Tables
+from torchrl_reg.planning.scalar_search import Scalar
+from torchrl_reg.planning.search import zero_evaluation
+from torchrl_reg.planning.tree import Evaluate, check_at_least
 
 
 class SyntheticTrees:
@@ -77,6 +82,13 @@ class SyntheticTrees:
         reward = self.leaf_mean[tree, leaf.clamp(min=0)]
         return torch.where(leaf >= 0, reward, 0.0), tree * self.num_nodes + node, leaf >= 0
 
+    def scalar(self, evaluate: Evaluate) -> Scalar | None:
+        """For searches tree by tree: of trees without noise whose states are not evaluated."""
+        if self.stochastic or evaluate is not zero_evaluation:
+            return None
+        sizes = (self.num_actions, self.num_nodes, self.num_inner)
+        return Scalar(_step, _leaf, (self.leaf_mean.flatten(), *sizes), compiles=True)
+
     def tables(self) -> Tables:
         """The same trees without noise, for :func:`torchrl_reg.planning.search_tables`; leaves are worth 0."""
         size = self.num_trees * self.num_nodes
@@ -96,3 +108,17 @@ class SyntheticTrees:
     def root_value(self, regularizer: nn.Module, gamma: float = 1.0) -> Tensor:
         """Exact values of the roots ``[T]`` under a regularizer."""
         return regularizer(self.root_q(regularizer, gamma)).value
+
+
+def _step(data: Any, states: Any, at: int, action: int, node: int) -> tuple[float, bool]:
+    leaf_mean, num_actions, num_nodes, num_inner = data
+    tree = states[at] // num_nodes
+    there = (states[at] - tree * num_nodes) * num_actions + 1 + action
+    states[node] = tree * num_nodes + there
+    if there < num_inner:
+        return 0.0, False
+    return leaf_mean[tree * (num_nodes - num_inner) + there - num_inner], True
+
+
+def _leaf(data: Any, states: Any, node: int, q: Any, prior: Any) -> float:
+    return 0.0

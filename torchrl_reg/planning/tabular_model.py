@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrl_reg.planning.scalar_models import Tables
+from torchrl_reg.planning.scalar_search import Scalar
+from torchrl_reg.planning.search import zero_evaluation
+from torchrl_reg.planning.tree import Evaluate
 from torchrl_reg.tabular import TabularMDP
 
 
@@ -59,3 +63,10 @@ class TabularModel:
         else:
             successor = self._successor[state, action]
         return self.mdp.r[state, action], successor, self.mdp.terminal[successor]
+
+    def scalar(self, evaluate: Evaluate) -> Scalar | None:
+        """For searches tree by tree: of a deterministic MDP whose states are not evaluated."""
+        if self.stochastic or evaluate is not zero_evaluation:
+            return None
+        nothing = torch.zeros(self.mdp.num_states, dtype=torch.float64)
+        return Tables(self._successor, self.mdp.r.double(), self.mdp.terminal, nothing).scalar(evaluate)

@@ -127,23 +127,6 @@ class Tree:
                 here[rows] = given.to(here)
 
 
-@dataclass(frozen=True)
-class Tables:
-    """A deterministic model as tables; rewards and values are in reward units.
-
-    Args:
-        successor: next state of an action ``[S, A]``, int64.
-        reward: its reward ``[S, A]``, float64.
-        terminal: whether episodes end in a state ``[S]``, bool.
-        value: what a new leaf is worth ``[S]``, float64.
-    """
-
-    successor: Tensor
-    reward: Tensor
-    terminal: Tensor
-    value: Tensor
-
-
 def allocate(
     state: Tensor, size: tuple[int, int, int], evaluation: Evaluation, *, dtype: torch.dtype, with_policy: bool
 ) -> Tree:

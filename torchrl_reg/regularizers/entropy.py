@@ -39,6 +39,7 @@ class Entropy(Regularizer):
     coefficient_names = ("tau",)
     compares = stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
+    scalar_form = "entropy"
 
     def __init__(self, tau: float | Coefficient = 0.03) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ class HardMax(Regularizer):
     """
 
     greedy_policy = stackable = True
+    scalar_form = "hard_max"
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         q = masked_values(q, mask)

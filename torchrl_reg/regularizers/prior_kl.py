@@ -72,6 +72,12 @@ class PriorKL(Regularizer):
         if network is not None:
             self.in_keys, self.own_out_keys = list(network.in_keys), ["loss_prior"]
 
+    @property
+    def scalar_form(self) -> str | None:
+        """See :mod:`torchrl_reg.planning.scalar_search`."""
+        supported = self.log_rho is None or bool(self.log_rho.isfinite().all())
+        return "kl" if self.network is None and supported else None
+
     def _logits(self, tensordict: TensorDictBase) -> Tensor:
         assert self.network is not None
         return self.network(tensordict.select(*self.network.in_keys)).get(self.network.out_keys[-1])

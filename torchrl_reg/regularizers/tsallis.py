@@ -51,6 +51,11 @@ class Tsallis(Regularizer):
         if self.q <= 1:
             raise ValueError(f"q must be > 1 (its limit 1 is Entropy), got {q!r}.")
 
+    @property
+    def scalar_form(self) -> str | None:
+        """See :mod:`torchrl_reg.planning.scalar_search`."""
+        return "sparsemax" if self.q == 2 else None
+
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         x = masked_values(q, mask)
         best = x.amax(-1, keepdim=True)

@@ -1,0 +1,239 @@
+"""Searches tree by tree, by plain loops: compiled by numba where the model is, else in Python on lists.
+
+Shapes: ``B`` trees, ``N`` nodes of a tree, ``A`` actions, ``S`` numbers in a state.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_reg.planning.search import zero_evaluation
+from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Tree, allocate
+
+RULES = ("ucb1", "puct", "e2w")  # in the order of the kernel's numbers
+BACKUPS = ("average", "entropy", "kl", "sparsemax", "hard_max")
+_COMPILING_PAYS = 50_000  # simulations: compiling takes seconds
+_FEW_TREES = 16  # more are faster side by side than one by one in Python
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """How the scalar search steps through a model, whose ``scalar(evaluate)`` gives it; None: side by side alone.
+
+    Args:
+        step, leaf, data: see :func:`torchrl_reg.planning.scalar_kernel.grow`.
+        compiles: whether numba can compile these, ``data`` being arrays.
+        states: makes the list of the states of a tree's nodes ``[N]`` from its root, for Python.
+        known, has_prior: whether ``leaf`` writes action values and priors.
+    """
+
+    step: Callable[..., Any]
+    leaf: Callable[..., Any]
+    data: tuple[Any, ...] = ()
+    compiles: bool = False
+    states: Callable[[Any, int], Any] = lambda root, count: [root] * count
+    known: bool = False
+    has_prior: bool = False
+
+
+def scalar_tree(
+    planner: Any,
+    model: Any,
+    state: Any,
+    *,
+    evaluate: Evaluate = zero_evaluation,
+    generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
+    always: bool = False,
+) -> Tree | None:
+    """The trees of ``planner(model, state)``, or None where rule, regularizer or model do not say how to step singly.
+
+    Compiled searches by E2W draw their own random numbers, from a seed of ``generator``; Python ones on one tree draw
+    those of the search side by side, and all take ``uniform``.
+
+    Args:
+        planner, model, state: of :class:`torchrl_reg.planning.Planner`; ``always`` compiles however few simulations.
+        evaluate, generator, uniform: of :func:`torchrl_reg.planning.mcts`.
+    """
+    rule, backup = declared(planner.select, "scalar_rule"), _backup(planner.regularizer)
+    if rule is None or backup is None or planner.dtype != torch.float64 or not _has_states(state):
+        return None
+    scalar = model.scalar(evaluate) if _says_how(model) else None
+    if scalar is None and isinstance(state, Tensor) and len(state) == 1 and state.device.type == "cpu":
+        scalar = None if model.stochastic else _of_tensors(model, evaluate, state)
+    few = len(state) <= _FEW_TREES and (len(state) == 1 or rule != "e2w" or uniform is not None)
+    pays = always or len(state) * planner.num_simulations >= _COMPILING_PAYS
+    if scalar is None or not (few or (scalar.compiles and pays) or isinstance(state, list)):
+        return None
+    tree = _allocated(planner, model, state, scalar)
+    tau = 1.0 if planner.regularizer is None else float(getattr(planner.regularizer, "tau", 1.0))
+    weight = getattr(planner.select, "c", getattr(planner.select, "epsilon", 0.0))
+    size, depth = (planner.num_simulations + 1, model.num_actions), planner.max_depth or planner.num_simulations
+    whole = (*size, depth, RULES.index(rule), BACKUPS.index(backup), scalar.known, planner.parent_prior)
+    settings = (whole, (float(weight), float(planner.gamma), tau), _log_rho(planner.regularizer, size[1]))
+    if scalar.compiles and pays and (always or importlib.util.find_spec("numba") is not None):
+        _compiled_search(scalar, tree, settings, generator, uniform)
+    else:
+        _python_search(scalar, tree, state, settings, generator, uniform)
+    return tree
+
+
+def _has_states(state: Any) -> bool:
+    return len(state) > 0 if isinstance(state, list) else state.ndim > 0 and len(state) > 0
+
+
+def _says_how(model: Any) -> bool:
+    """True if ``scalar`` belongs to the current ``step`` rather than to one that a subclass or an owner replaced."""
+    owners = [next((i for i, kind in enumerate(type(model).mro()) if n in vars(kind)), 99) for n in ("scalar", "step")]
+    return owners[0] < 99 and owners[0] <= owners[1] and "step" not in vars(model)
+
+
+def declared(thing: Any, name: str) -> Any:
+    """Attribute ``name`` of ``thing`` where its own class says it: one derived from it may do something else."""
+    return getattr(thing, name) if name in vars(type(thing)) else None
+
+
+def _backup(regularizer: Any) -> str | None:
+    return "average" if regularizer is None else declared(regularizer, "scalar_form")
+
+
+def _log_rho(regularizer: Any, num_actions: int) -> list[float]:
+    """The logarithm of a fixed prior ``[A]``; 0 of the entropy, which has none."""
+    if declared(regularizer, "scalar_form") != "kl":
+        return [0.0] * num_actions
+    return regularizer.log_prior(torch.zeros(num_actions, dtype=torch.float64)).double().tolist()
+
+
+def _allocated(planner: Any, model: Any, state: Any, scalar: Scalar) -> Tree:
+    """Empty trees, but for what ``scalar`` writes of their roots."""
+    roots = state if isinstance(state, Tensor) else torch.zeros(len(state), dtype=torch.int64)
+    nothing = torch.zeros(len(roots), model.num_actions, dtype=torch.float64)
+    known, prior = nothing if scalar.known else None, nothing + 1 / model.num_actions if scalar.has_prior else None
+    size = (planner.num_simulations + 1, model.num_actions, 1)
+    with_policy = planner.regularizer is not None
+    return allocate(roots, size, Evaluation(nothing[:, 0], known, prior), dtype=torch.float64, with_policy=with_policy)
+
+
+def _arrays(tree: Tree) -> list[Tensor]:
+    """The kernel's arrays of all trees, ``[B, N A]`` or ``[B, N]``."""
+    names = ("children", "visits", "reward", "q", "value", "passed", "alive", "pi", "prior")
+    return [tree.value[:, :0] if (x := getattr(tree, name)) is None else x.flatten(1) for name in names]
+
+
+def _python_search(
+    scalar: Scalar, tree: Tree, state: Any, settings: Any, generator: torch.Generator | None, uniform: Tensor | None
+) -> None:
+    from torchrl_reg.planning.scalar_kernel import grow
+
+    data = tuple(x.tolist() if isinstance(x, Tensor) else x for x in scalar.data)
+    whole, real, log_rho = settings
+    roots = state.tolist() if scalar.compiles and state.ndim == 1 else state
+    for b, arrays in enumerate(zip(*_arrays(tree), strict=True)):
+        lists = [x.tolist() for x in arrays]
+        states = scalar.states(roots[b] if isinstance(roots, list) else roots[b : b + 1], whole[0])
+        random, draw = generator, _torch_draw
+        if uniform is not None:
+            random, draw = uniform[b].tolist(), _table_draw  # type: ignore[assignment]
+        lists[4][0] = scalar.leaf(data, states, 0, lists[3], lists[8])
+        grow(scalar.step, scalar.leaf, draw, data, random, states, lists, whole, real, list(log_rho))
+        for array, numbers in zip(arrays, lists, strict=True):
+            array.copy_(torch.tensor(numbers, dtype=array.dtype))
+        _keep_states(tree, b, states)
+
+
+def _keep_states(tree: Tree, b: int, states: Any) -> None:
+    exist = torch.cat((torch.zeros(1, dtype=torch.int64), tree.children[b][tree.children[b] >= 0]))
+    if isinstance(states[0], Tensor):
+        tree.state[b, exist] = torch.cat([states[i] for i in exist.tolist()])
+    elif isinstance(states, np.ndarray) or (isinstance(states[0], int) and tree.state.ndim == 2):
+        tree.state[b] = torch.as_tensor(states)
+    else:  # any objects: a state is the number of its node
+        tree.state[b, exist] = exist
+
+
+def _torch_draw(generator: torch.Generator | None, simulation: int, depth: int) -> float:
+    return torch.rand(1, generator=generator, dtype=torch.float64).item()
+
+
+def _table_draw(table: list[list[float]], simulation: int, depth: int) -> float:
+    return table[simulation][depth]
+
+
+def _of_tensors(model: Model, evaluate: Evaluate, state: Tensor) -> Scalar:
+    """Of any deterministic model: states are rows ``[1, *S]``."""
+
+    def step(data: Any, states: list[Tensor], at: int, action: int, node: int) -> tuple[float, bool]:
+        reward, states[node], ended = model.step(states[at], torch.tensor([action]))
+        return float(reward), bool(ended)
+
+    if evaluate is zero_evaluation:
+        return Scalar(step, lambda *_: 0.0)
+    with torch.no_grad():
+        root = evaluate(state)
+
+    def leaf(data: Any, states: list[Tensor], node: int, q: list[float], prior: list[float]) -> float:
+        found = evaluate(states[node]) if node > 0 else root
+        for numbers, given in ((q, found.q), (prior, found.prior)):
+            if given is not None:
+                row = given[0].double().tolist()
+                numbers[node * len(row) : (node + 1) * len(row)] = row
+        return float(found.value.double())
+
+    return Scalar(step, leaf, known=root.q is not None, has_prior=root.prior is not None)
+
+
+def _compiled_search(
+    scalar: Scalar, tree: Tree, settings: Any, generator: torch.Generator | None, uniform: Tensor | None
+) -> None:
+    whole, real, log_rho = settings
+    seeds = torch.randint(2**32, (len(tree.state),), generator=generator).numpy()
+    drawn = torch.zeros(len(tree.state), 0, 0, dtype=torch.float64) if uniform is None else uniform.double()
+    arrays = tuple(x.numpy() for x in _arrays(tree))
+    data = tuple(x.contiguous().numpy() if isinstance(x, Tensor) else x for x in scalar.data)
+    grow_all, step, leaf = _compiled(scalar.step, scalar.leaf)
+    grow_all(
+        step, leaf, data, seeds, drawn.contiguous().numpy(), tree.state.numpy(), arrays, whole, real, np.array(log_rho)
+    )
+
+
+@cache
+def _compiled(step: Callable[..., Any], leaf: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """The compiled search of all trees, and what it calls."""
+    try:
+        import numba
+    except ImportError:
+        raise ValueError('search_tables needs numba, got none: pip install -e ".[planning]".') from None
+    from torchrl_reg.planning.scalar_kernel import grow
+
+    one_tree = numba.njit(grow)
+    draw = numba.njit(lambda table, simulation, depth: table[simulation, depth] if table.size else np.random.random())
+
+    @numba.njit
+    def grow_all(
+        step: Any,
+        leaf: Any,
+        data: Any,
+        seeds: Any,
+        uniform: Any,
+        states: Any,
+        arrays: Any,
+        whole: Any,
+        real: Any,
+        log_rho: Any,
+    ) -> None:
+        children, visits, reward, q, value, passed, alive, pi, prior = arrays
+        for b in range(len(states)):
+            np.random.seed(seeds[b])
+            value[b, 0] = leaf(data, states[b], 0, q[b], prior[b])
+            rows = (children[b], visits[b], reward[b], q[b], value[b], passed[b], alive[b], pi[b], prior[b])
+            one_tree(step, leaf, draw, data, uniform[b], states[b], rows, whole, real, log_rho.copy())
+
+    return grow_all, *(f if hasattr(f, "py_func") else numba.njit(f) for f in (step, leaf))
