@@ -1,0 +1,305 @@
+"""Checks of any loss on Q-values against exact targets, with the name of the known error that explains what it does.
+
+Shapes: ``N`` rows, ``S`` states, ``A`` actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrl_reg.tabular import (
+    Solution,
+    TabularMDP,
+    advantage_learning,
+    munchausen_value_iteration,
+    random_mdp,
+    soft_value_iteration,
+    tsallis_value_iteration,
+)
+from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, SUPPORT, Probe, Reading
+from torchrl_reg.testing.report import Check
+from torchrl_reg.testing.targets import Rows, Target, first_fit
+
+#: Distance of a prediction from its target -> its loss, up to a factor; |error| <= 1 is Huber's quadratic part.
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "squared": lambda d: d.square(),
+    "huber": lambda d: torch.where(d.abs() < 1, d.square() / 2, d.abs() - 0.5),
+    "absolute": lambda d: d.abs(),
+}
+GROUPS = {"one step": 0, "terminated": 1, "truncated": 2, "n steps": 3}
+
+
+@dataclass
+class Case:
+    """Transitions of four kinds between random values, and what the loss says of them.
+
+    Args:
+        probe: the loss. claim: what it claims. online, target: values ``[S, A]``.
+        rows: the transitions; ``group [N]`` is the kind of each. reading: the loss and gradient of each.
+        more: entries that the data have beside.
+    """
+
+    probe: Probe
+    claim: Target
+    online: Tensor
+    target: Tensor
+    rows: Rows
+    group: Tensor
+    reading: Reading
+    more: dict[str, Tensor]
+
+    @property
+    def tol(self) -> float:
+        """Largest relative difference of equal numbers."""
+        return 1e-6 if self.probe.dtype == torch.float64 else 2e-4
+
+    @property
+    def prediction(self) -> Tensor:
+        """``q(s, a) [N]`` of the online network."""
+        return self.online[self.rows.s, self.rows.a]
+
+    def targets(self, claim: Target, mask: Tensor | None = None) -> Tensor:
+        """``[N]`` of ``claim``."""
+        return claim(self.rows, self.online, self.target, mask)
+
+    def distance(self, y: Tensor, among: Tensor | None = None) -> tuple[str, float] | None:
+        """The distance, and its factor, with which the losses (of the rows ``among``) are those of targets ``y``."""
+        every = torch.ones_like(self.group, dtype=torch.bool) if among is None else among
+        if self.probe.head == "categorical":
+            means = self.probe.mean_targets(self.rows, self.online, self.reading)
+            return ("squared", math.nan) if (means - y)[every].abs().max() < 10 * self.tol else None
+        for name, distance in DISTANCES.items():
+            unit, loss = distance(self.prediction - y)[every], self.reading.loss[every]
+            scale = (loss.sum() / unit.sum()).item()
+            if 1e-9 < scale < math.inf and ((loss - scale * unit).abs() <= self.tol * (scale * unit + scale)).all():
+                return name, scale
+        return None
+
+    def seen(self) -> Tensor:
+        """Targets ``[N]`` as read from the loss and its gradient; right for squares, and for Huber's within 1."""
+        if self.probe.head == "categorical":
+            return self.probe.mean_targets(self.rows, self.online, self.reading)
+        grad = self.signed()[torch.arange(len(self.rows)), self.rows.s, self.rows.a]
+        return self.prediction - 2 * self.reading.loss / grad
+
+    def reread(self, probe: Probe, index: Any) -> Case:
+        """The same of some of the rows, as another ``probe`` says."""
+        probe.set(self.online, self.target)
+        more, rows = {name: value[index] for name, value in self.more.items()}, self.rows[index]
+        reading = probe.read(rows, **more)
+        return replace(self, probe=probe, rows=rows, group=self.group[index], reading=reading, more=more)
+
+    def signed(self) -> Tensor:
+        """Gradients ``[N, S, A]`` with respect to the values, summed over what represents them."""
+        return self.reading.grad.unflatten(-1, (-1, NUM_ACTIONS)).sum(-2)
+
+    def reached(self) -> Tensor:
+        """True where a gradient reaches a value ``[N, S, A]``."""
+        size = self.reading.grad.unflatten(-1, (-1, NUM_ACTIONS)).abs().sum(-2)
+        return size > 1e-7 * size.amax()
+
+
+def values_for(claim: Target, generator: torch.Generator) -> Tensor:
+    """Random values ``[S, A]``: gaps about ``tau`` in half of the states, and such as a clip acts on in the others."""
+    tight = claim.tau or 0.3
+    wide = max(0.7, 1.5 * (abs(claim.clip_min) if math.isfinite(claim.clip_min) else 0.0))
+    scale = torch.tensor([tight, wide]).double().repeat_interleave(NUM_STATES // 2).unsqueeze(-1)
+    return 0.3 + scale * torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator, dtype=torch.float64)
+
+
+def transitions(generator: torch.Generator, *, n_step: bool, steps: int = 1) -> tuple[Rows, Tensor]:
+    """All states and actions, ending in no way, then each way, then after several steps; and the kind of each row."""
+    s, a = (
+        grid.flatten() for grid in torch.meshgrid(torch.arange(NUM_STATES), torch.arange(NUM_ACTIONS), indexing="ij")
+    )
+    kinds = 4 if n_step else 3
+    group = torch.arange(kinds).repeat_interleave(len(s))
+    away = torch.randint(1, NUM_STATES, group.shape, generator=generator)
+    r = 2 * torch.rand(group.shape, generator=generator, dtype=torch.float64) - 1
+    count = torch.where(group == 3, 2 + away % 2, steps)
+    rows = Rows(
+        s.repeat(kinds), a.repeat(kinds), r, (s.repeat(kinds) + away) % NUM_STATES, group == 1, group == 2, count
+    )
+    place = torch.arange(len(group))
+    kept = torch.where(group == 0, place % 3 != 2, place % 4 == 0)
+    return rows[kept], group[kept]
+
+
+def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1) -> Case:
+    """Reads ``probe`` on random values; ``n_step`` adds transitions of several steps, ``steps`` is for the others."""
+    generator = torch.Generator().manual_seed(1)
+    online, target = values_for(claim, generator), values_for(claim, generator)
+    probe.set(online, target if probe.target else online)
+    rows, group = transitions(generator, n_step=n_step, steps=steps)
+    more = {"steps_to_next_obs": rows.steps.unsqueeze(-1)} if n_step else {}
+    reading = probe.read(rows, **more)
+    return Case(probe, claim, online, target if probe.target else online, rows, group, reading, more)
+
+
+def explained(case: Case) -> tuple[tuple[str, ...], Target] | None:
+    """The known errors that explain every row, with the target that has them; ``()`` if there is none."""
+    return first_fit(case.claim, lambda made: case.distance(case.targets(made)) is not None)
+
+
+def target_checks(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Iterator[Check]:
+    """One check for each kind of transition."""
+    y = case.targets(case.claim)
+    fitted = case.distance(case.targets(found[1])) if found else None
+    for name, number in GROUPS.items():
+        among = case.group == number
+        if not among.any():
+            yield Check(name, "n/a", note="does not read steps_to_next_obs")
+            continue
+        made = case.targets(found[1]) if found else case.seen()
+        right = case.distance(y, among) is not None if not fitted else bool(((made - y)[among].abs() < 1e-5).all())
+        worst = int(torch.where(among, (made - y).abs().nan_to_num(posinf=1e9), -1.0).argmax())
+        row = case.rows[worst]
+        note = f"target at s={int(row.s)}, a={int(row.a)}, s'={int(row.next_s)}, r={row.r.item():.3g}"
+        errors = () if right or not found else tuple(n for n in found[0] if _matters(case, found, n, among))
+        yield Check(
+            name, "pass" if right else "fail", y[worst].item(), made[worst].item(), errors, "" if right else note
+        )
+
+
+def _matters(case: Case, found: tuple[tuple[str, ...], Target], name: str, among: Tensor) -> bool:
+    """Whether the named one of two errors changes a target of these rows."""
+    if len(found[0]) == 1:
+        return True
+    from torchrl_reg.testing.targets import mistakes_of
+
+    parts = [m.parts for m in mistakes_of(case.claim) if m.name == name]
+    changed = [case.targets(replace(case.claim, **p)) for p in parts]
+    return any(bool(((c - case.targets(case.claim))[among].abs() > 1e-5).any()) for c in changed)
+
+
+def trace_checks(case: Case) -> Iterator[Check]:
+    """What no target shows: where tau ln pi is clipped above, and a softmax of values without the temperature."""
+    claim, rows = case.claim, case.rows
+    if claim.value != "softmax":
+        return
+    above, raw = None, False
+    for row, trace in enumerate(case.reading.traces):
+        if math.isfinite(claim.clip_min):
+            above = trace.clips_above_zero(claim.clip_min) or above
+        states = (case.target[rows.next_s[row]], case.target[rows.s[row]])
+        raw |= abs(claim.tau - 1) > 1e-6 and any(trace.softmax_of(q) for q in states)
+    error = ("softmax without tau",) if raw else ()
+    yield Check("temperature of softmaxes", "fail" if raw else "pass", claim.tau, 1.0 if raw else claim.tau, error)
+    if math.isfinite(claim.clip_min) and claim.bonus == "munchausen":
+        wrong = ("clip [l0, 1] instead of [l0, 0]",) if above else ()
+        yield Check("upper clip", "fail" if above else "pass", 0.0, above or 0.0, wrong)
+
+
+def gradient_check(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Check:
+    """The gradient against finite differences of the distance to a constant target, and where else one arrives."""
+    reached, rows, count = case.reached(), case.rows, torch.arange(len(case.rows))
+    own = reached[count, rows.s, rows.a]
+    elsewhere = reached.clone()
+    elsewhere[count, rows.s] = False
+    others = reached[count, rows.s]
+    others[count, rows.a] = False
+    errors: list[str] = []
+    if elsewhere.any():
+        errors.append("gradient through the target")
+    if not own.all():
+        greedy = case.online[rows.s].argmax(-1)
+        is_greedy = bool((others.any(-1) == (greedy != rows.a)).all() and reached[count, rows.s, greedy].all())
+        errors += ["greedy action for the stored one"] * is_greedy
+        errors += ["one-hot action misread"] * (case.probe.one_hot and not is_greedy)
+    elif others.any() and case.claim.bonus != "none":
+        errors.append("bonus not detached")
+    strays = bool(elsewhere.any() or others.any() or not own.all())
+    fitted = case.distance(case.targets(found[1])) if found else None
+    if strays or fitted is None or case.probe.head == "categorical":
+        note = "values that get a gradient, of one row" if strays else "not compared: what it regresses to is unknown"
+        status = "fail" if strays else "pass" if case.probe.head == "categorical" else "n/a"
+        most = float(reached.sum((-1, -2)).max())
+        return Check("gradient", status, 1.0, most, tuple(errors), "" if status == "pass" else note)
+    assert found is not None
+    kind, scale = fitted
+    error, step = case.prediction - case.targets(found[1]), 1e-6
+    expected = scale * (DISTANCES[kind](error + step) - DISTANCES[kind](error - step)) / (2 * step)
+    got = case.signed()[count, rows.s, rows.a]
+    worst = int((got - expected).abs().argmax())
+    right = bool(((got - expected).abs() < 1e-4 * (1 + expected.abs())).all())
+    return Check("gradient", "pass" if right else "fail", expected[worst].item(), got[worst].item())
+
+
+def fixed_point_check(case: Case, errors: tuple[str, ...]) -> Check:
+    """The loss at the values of the exact solution of a small MDP, which are their own targets."""
+    claim, probe = case.claim, case.probe
+    mdp = random_mdp(NUM_STATES, NUM_ACTIONS, claim.gamma, seed=3, deterministic=True)
+    terminal = torch.arange(NUM_STATES) == NUM_STATES - 1
+    mdp = TabularMDP(mdp.P, mdp.r * (1 - claim.gamma), claim.gamma, terminal)
+    solution = _solution(mdp, claim)
+    if solution is None or (probe.head == "categorical" and solution.q.abs().max() > 0.8 * SUPPORT[-1]):
+        return Check("fixed point", "n/a", note="no exact solution of this method, or none on the atoms")
+    q = torch.where(terminal.unsqueeze(-1), 0.7, solution.q)  # what a terminal state is said to be worth must not count
+    probe.set(q, q)
+    s, a = (
+        (~terminal).nonzero().squeeze(-1).repeat_interleave(NUM_ACTIONS),
+        torch.arange(NUM_ACTIONS).repeat(NUM_STATES - 1),
+    )
+    following = mdp.P[s, a].argmax(-1)
+    none = torch.zeros_like(s, dtype=torch.bool)
+    rows = Rows(s, a, mdp.r[s, a], following, terminal[following], none, torch.ones_like(s))[::2]
+    reading = probe.read(rows)
+    residual = reading.loss
+    if probe.head == "categorical":
+        residual = (probe.mean_targets(rows, q, reading) - q[rows.s, rows.a]).abs()
+    probe.set(case.online, case.target)
+    worst = residual.abs().max().item()
+    right = worst < (1e-8 if probe.dtype == torch.float64 else 1e-4)
+    note = "" if right else f"largest residual at the optimum of an MDP of {NUM_STATES} states"
+    return Check("fixed point", "pass" if right else "fail", 0.0, worst, () if right else errors, note)
+
+
+def _solution(mdp: TabularMDP, claim: Target) -> Solution | None:
+    if claim.bonus == "munchausen":
+        low = claim.clip_min if math.isfinite(claim.clip_min) else None
+        return munchausen_value_iteration(mdp, claim.tau, claim.alpha, low) if claim.alpha < 1 else None
+    if claim.bonus != "none":
+        return advantage_learning(mdp, claim.alpha, persistent="persistent" in claim.bonus) if claim.alpha < 1 else None
+    if claim.value == "sparsemax":
+        return tsallis_value_iteration(mdp, claim.tau)
+    if claim.value == "max":
+        return soft_value_iteration(mdp, 0.0)
+    prior = torch.tensor(claim.prior).double() if claim.prior else None
+    return soft_value_iteration(mdp, claim.tau, prior=prior) if claim.cost_weight else None
+
+
+def batch_checks(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Iterator[Check]:
+    """A batch is the mean of its rows, and its gradient that of its halves', as data parallelism takes them."""
+    probe, count = case.probe, 12
+    rows, more = case.rows[:count], {name: value[:count] for name, value in case.more.items()}
+    data, each = probe.data(rows, **more), case.reading.loss[:count]
+    got, mean = probe.value(data).item(), each.mean().item()
+    errors: list[str] = []
+    right = math.isclose(got, mean, rel_tol=case.tol * 10, abs_tol=1e-9)
+    if not right:
+        errors += ["sum for mean"] * math.isclose(got, each.sum().item() / probe.copies, rel_tol=1e-5)
+        fitted = case.distance(case.targets(found[1])) if found else None
+        if found and fitted and probe.head != "categorical":
+            y = case.targets(found[1])[:count]
+            pairs = DISTANCES[fitted[0]](case.prediction[:count].unsqueeze(-1) - y).mean().item() * fitted[1]
+            errors += ["mean over pairs of rows"] * math.isclose(got, pairs, rel_tol=1e-5)
+    try:
+        probe.value(data[:1])
+        yield Check("batch of one", "pass")
+    except Exception as error:
+        yield Check("batch of one", "fail", note=f"raises {type(error).__name__}: {str(error)[:70]}")
+    yield Check("mean over a batch", "pass" if right else "fail", mean, got, tuple(errors))
+    whole = probe.gradient(data)
+    parts = (slice(0, count // 2), slice(count // 2, None))
+    first, second = (probe.gradient(probe.data(rows[p], **{n: v[p] for n, v in more.items()})) for p in parts)
+    halves = (first + second) / 2
+    worst = int((whole - halves).abs().argmax())
+    equal = torch.allclose(whole, halves, rtol=1e-4, atol=1e-7)
+    expected, seen = halves.flatten()[worst].item(), whole.flatten()[worst].item()
+    yield Check("data parallelism", "pass" if equal else "fail", expected, seen, () if equal else tuple(errors))
