@@ -42,30 +42,35 @@ class Returns:
 
     Args:
         gamma, lmbda: discount and trace parameter.
-        shift: steps by which the value is read too early or too late, the last one apart. repeat_last: the
-            second-to-last return takes the value of the last. cut: whether an end stops the return.
+        value: ``"s'"``; ``"s"`` takes that of the state before, and ``"last"`` for the second-to-last return that of the
+            last. cut: whether an end stops the return.
         zero: which flag makes the value 0: ``"terminated"``, ``"done"`` or ``"never"``.
         last: whether what follows the data counts. costs: whether ``c`` is paid.
     """
 
     gamma: float
     lmbda: float
-    shift: int = 0
-    repeat_last: bool = False
+    value: str = "s'"
     cut: bool = True
     zero: str = "terminated"
     last: bool = True
     costs: bool = True
 
     def __call__(
-        self, reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, cost: Tensor | None = None
+        self,
+        reward: Tensor,
+        here: Tensor,
+        following: Tensor,
+        terminated: Tensor,
+        done: Tensor,
+        cost: Tensor | None = None,
     ) -> Tensor:
-        """Returns ``[T, B]`` of ``r_t``, ``V(s_{t+1})``, flags and costs ``c_t``, each ``[T, B]``."""
+        """Returns ``[T, B]`` of ``r_t``, ``V(s_t)``, ``V(s_{t+1})``, flags and costs ``c_t``, each ``[T, B]``."""
         zero = {"terminated": terminated, "done": done, "never": torch.zeros_like(done)}[self.zero]
-        value = next_value.clone()
-        if self.shift:
-            value[:-1] = torch.roll(next_value, self.shift, 0)[:-1]
-        if self.repeat_last:
+        value = following.clone()
+        if self.value == "s":
+            value[:-1] = here[:-1]
+        if self.value == "last":
             value[-2] = value[-1]
         if not self.last:
             value[-1] = 0.0
@@ -81,9 +86,8 @@ class Returns:
 
 #: The known mistakes, each as the parts of :class:`Returns` that it replaces.
 MISTAKES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("wrong state in the lambda-return", {"repeat_last": True}),
-    ("wrong state in the lambda-return", {"shift": 1}),
-    ("wrong state in the lambda-return", {"shift": -1}),
+    ("wrong state in the lambda-return", {"value": "last"}),
+    ("wrong state in the lambda-return", {"value": "s"}),
     ("episodes leak", {"cut": False}),
     ("no bootstrap at truncation", {"zero": "done"}),
     ("bootstrap after a terminal state", {"zero": "never"}),
@@ -150,7 +154,7 @@ def check_lambda_return(function: Callable[..., Any], *, gamma: float = 0.9, lmb
             f"The function must return a tensor {tuple(reward.shape)}, got {getattr(got, 'shape', got)!r}."
         )
     expected = Returns(gamma, lmbda)
-    check = _compared("lambda-return", got, expected, (reward, following, terminated, done))
+    check = _compared("lambda-return", got, expected, (reward, state, following, terminated, done))
     name = getattr(function, "__name__", "function")
     return Report(name, f"a lambda-return, gamma={gamma:g}, lambda={lmbda:g}", [check])
 
@@ -234,12 +238,12 @@ def _errors(case: Case, held: Target, made: Returns, rows: Rows) -> Tensor:
     """Predictions less their returns ``[T]``."""
     q = case.target if held.next_net == "target" else case.online
     behind = case.online if held.double else q
-    following = held.state_value(q[rows.next_s], behind[rows.next_s])
+    here, following = (held.state_value(q[at], behind[at]).unsqueeze(-1) for at in (rows.s, rows.next_s))
     bonus = held.copies * held.bonus_of(rows, case.target if held.bonus_net == "target" else case.online, case.target)
     cost = None
     if held.value == "softmax" and held.cost_weight:
         log_pi = (case.target[rows.s] / held.tau).log_softmax(-1)
         cost = held.cost_weight * log_pi[torch.arange(len(rows)), rows.a].unsqueeze(-1)
     done = (rows.terminated | rows.truncated).unsqueeze(-1)
-    data = ((rows.r + bonus).unsqueeze(-1), following.unsqueeze(-1), rows.terminated.unsqueeze(-1), done, cost)
-    return case.online[rows.s, rows.a] - made(*data).squeeze(-1)
+    returns = made((rows.r + bonus).unsqueeze(-1), here, following, rows.terminated.unsqueeze(-1), done, cost)
+    return case.online[rows.s, rows.a] - returns.squeeze(-1)

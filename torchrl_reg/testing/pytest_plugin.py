@@ -19,11 +19,9 @@ class LossItem(pytest.Item):
     def runtest(self) -> None:
         """Check it."""
         loss, *words = self.name.split()
-        claims = dict(word.split("=", 1) for word in words)
-        numbers = ("method", "head", "action_space")
-        report = check_loss(
-            imported(loss), **{k: v if k in numbers else ast.literal_eval(v) for k, v in claims.items()}
-        )
+        pairs = (word.split("=", 1) for word in words)
+        claims: dict[str, Any] = {name: _value(text) for name, text in pairs}
+        report = check_loss(imported(loss), **claims)
         if not report.passed:
             pytest.fail(str(report), pytrace=False)
 
@@ -36,3 +34,11 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_collection_modifyitems(session: Any, config: Any, items: list[Any]) -> None:
     """Adds the losses to the tests."""
     items.extend(LossItem.from_parent(session, name=loss) for loss in config.getoption("check_loss"))
+
+
+def _value(text: str) -> Any:
+    """A number, a flag, or the word itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
