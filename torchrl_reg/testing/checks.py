@@ -24,7 +24,7 @@ from torchrl_reg.tabular import (
 )
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, SUPPORT, Probe, Reading
 from torchrl_reg.testing.report import Check
-from torchrl_reg.testing.targets import Rows, Target, first_fit
+from torchrl_reg.testing.targets import Rows, Target, Values, hypotheses, mistakes_of
 
 #: Distance of a prediction from its target -> its loss, up to a factor; |error| <= 1 is Huber's quadratic part.
 DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,15 +40,14 @@ class Case:
     """Transitions of four kinds between random values, and what the loss says of them.
 
     Args:
-        probe: the loss. claim: what it claims. online, target: values ``[S, A]``.
+        probe: the loss. claim: what it claims. values: those of its networks.
         rows: the transitions; ``group [N]`` is the kind of each. reading: the loss and gradient of each.
         more: entries that the data have beside.
     """
 
     probe: Probe
     claim: Target
-    online: Tensor
-    target: Tensor
+    values: Values
     rows: Rows
     group: Tensor
     reading: Reading
@@ -62,17 +61,17 @@ class Case:
     @property
     def prediction(self) -> Tensor:
         """``q(s, a) [N]`` of the online network."""
-        return self.online[self.rows.s, self.rows.a]
+        return self.values.online[self.rows.s, self.rows.a]
 
-    def targets(self, claim: Target, mask: Tensor | None = None) -> Tensor:
+    def targets(self, claim: Target) -> Tensor:
         """``[N]`` of ``claim``."""
-        return claim(self.rows, self.online, self.target, mask)
+        return claim(self.rows, self.values)
 
     def distance(self, y: Tensor, among: Tensor | None = None) -> tuple[str, float] | None:
         """The distance, and its factor, with which the losses (of the rows ``among``) are those of targets ``y``."""
         every = torch.ones_like(self.group, dtype=torch.bool) if among is None else among
         if self.probe.head == "categorical":
-            means = self.probe.mean_targets(self.rows, self.online, self.reading)
+            means = self.probe.mean_targets(self.rows, self.values.online, self.reading)
             return ("squared", math.nan) if (means - y)[every].abs().max() < 10 * self.tol else None
         for name, distance in DISTANCES.items():
             unit, loss = distance(self.prediction - y)[every], self.reading.loss[every]
@@ -84,13 +83,13 @@ class Case:
     def seen(self) -> Tensor:
         """Targets ``[N]`` as read from the loss and its gradient; right for squares, and for Huber's within 1."""
         if self.probe.head == "categorical":
-            return self.probe.mean_targets(self.rows, self.online, self.reading)
+            return self.probe.mean_targets(self.rows, self.values.online, self.reading)
         grad = self.signed()[torch.arange(len(self.rows)), self.rows.s, self.rows.a]
         return self.prediction - 2 * self.reading.loss / grad
 
     def reread(self, probe: Probe, index: Any) -> Case:
         """The same of some of the rows, as another ``probe`` says."""
-        probe.set(self.online, self.target)
+        probe.set(self.values)
         more, rows = {name: value[index] for name, value in self.more.items()}, self.rows[index]
         reading = probe.read(rows, **more)
         return replace(self, probe=probe, rows=rows, group=self.group[index], reading=reading, more=more)
@@ -135,16 +134,30 @@ def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1
     """Reads ``probe`` on random values; ``n_step`` adds transitions of several steps, ``steps`` is for the others."""
     generator = torch.Generator().manual_seed(1)
     online, target = values_for(claim, generator), values_for(claim, generator)
-    probe.set(online, target if probe.target else online)
+    extra = [torch.randn(2, *online.shape, generator=generator, dtype=torch.float64)] if probe.logits else []
+    values = Values(online, target if probe.target else online, *(part for pair in extra for part in pair))
+    probe.set(values)
     rows, group = transitions(generator, n_step=n_step, steps=steps)
     more = {"steps_to_next_obs": rows.steps.unsqueeze(-1)} if n_step else {}
     reading = probe.read(rows, **more)
-    return Case(probe, claim, online, target if probe.target else online, rows, group, reading, more)
+    return Case(probe, claim, values, rows, group, reading, more)
 
 
 def explained(case: Case) -> tuple[tuple[str, ...], Target] | None:
-    """The known errors that explain every row, with the target that has them; ``()`` if there is none."""
-    return first_fit(case.claim, lambda made: case.distance(case.targets(made)) is not None)
+    """Known errors that explain every row, with the target that has them; none where the claim does; None if none do.
+
+    At most two explain single steps; at most two more, how ends and several steps are taken.
+    """
+    known, made = mistakes_of(case.claim), case.claim
+    names: tuple[str, ...] = ()
+    late = [m for m in known if m.parts.keys() & {"ends", "bonus_at_end", "power"}]
+    for mistakes, among in ((known, case.group == 0), (late, None)):
+        fits = ((n, t) for n, t in hypotheses(made, mistakes) if case.distance(case.targets(t), among) is not None)
+        more, made = next(fits, (None, made))
+        if more is None:
+            return None
+        names += more
+    return names, made
 
 
 def target_checks(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Iterator[Check]:
@@ -171,8 +184,6 @@ def _matters(case: Case, found: tuple[tuple[str, ...], Target], name: str, among
     """Whether the named one of two errors changes a target of these rows."""
     if len(found[0]) == 1:
         return True
-    from torchrl_reg.testing.targets import mistakes_of
-
     parts = [m.parts for m in mistakes_of(case.claim) if m.name == name]
     changed = [case.targets(replace(case.claim, **p)) for p in parts]
     return any(bool(((c - case.targets(case.claim))[among].abs() > 1e-5).any()) for c in changed)
@@ -187,7 +198,7 @@ def trace_checks(case: Case) -> Iterator[Check]:
     for row, trace in enumerate(case.reading.traces):
         if math.isfinite(claim.clip_min):
             above = trace.clips_above_zero(claim.clip_min) or above
-        states = (case.target[rows.next_s[row]], case.target[rows.s[row]])
+        states = (case.values.target[rows.next_s[row]], case.values.target[rows.s[row]])
         raw |= abs(claim.tau - 1) > 1e-6 and any(trace.softmax_of(q) for q in states)
     error = ("softmax without tau",) if raw else ()
     yield Check("temperature of softmaxes", "fail" if raw else "pass", claim.tau, 1.0 if raw else claim.tau, error)
@@ -208,7 +219,7 @@ def gradient_check(case: Case, found: tuple[tuple[str, ...], Target] | None) -> 
     if elsewhere.any():
         errors.append("gradient through the target")
     if not own.all():
-        greedy = case.online[rows.s].argmax(-1)
+        greedy = case.values.online[rows.s].argmax(-1)
         is_greedy = bool((others.any(-1) == (greedy != rows.a)).all() and reached[count, rows.s, greedy].all())
         errors += ["greedy action for the stored one"] * is_greedy
         errors += ["one-hot action misread"] * (case.probe.one_hot and not is_greedy)
@@ -241,7 +252,7 @@ def fixed_point_check(case: Case, errors: tuple[str, ...]) -> Check:
     if solution is None or (probe.head == "categorical" and solution.q.abs().max() > 0.8 * SUPPORT[-1]):
         return Check("fixed point", "n/a", note="no exact solution of this method, or none on the atoms")
     q = torch.where(terminal.unsqueeze(-1), 0.7, solution.q)  # what a terminal state is said to be worth must not count
-    probe.set(q, q)
+    probe.set(Values(q, q, q / claim.tau if claim.actor else None))
     s, a = (
         (~terminal).nonzero().squeeze(-1).repeat_interleave(NUM_ACTIONS),
         torch.arange(NUM_ACTIONS).repeat(NUM_STATES - 1),
@@ -253,7 +264,7 @@ def fixed_point_check(case: Case, errors: tuple[str, ...]) -> Check:
     residual = reading.loss
     if probe.head == "categorical":
         residual = (probe.mean_targets(rows, q, reading) - q[rows.s, rows.a]).abs()
-    probe.set(case.online, case.target)
+    probe.set(case.values)
     worst = residual.abs().max().item()
     right = worst < (1e-8 if probe.dtype == torch.float64 else 1e-4)
     note = "" if right else f"largest residual at the optimum of an MDP of {NUM_STATES} states"

@@ -41,9 +41,11 @@ METHODS = {
     "qr_dqn": ("max", "none", "quantiles"),
     "iqn": ("max", "none", "implicit"),
     "m_iqn": ("entropy", "munchausen", "implicit"),
+    "discrete_sac": ("entropy", "none", "actor"),
 }
 #: Part of a class's name, in lower case -> the method it is taken for; the first that fits.
 _NAMED = {
+    "discretesac": "discrete_sac",
     **{"munchauseniqn": "m_iqn", "miqn": "m_iqn", "munchausencategorical": "m_c51", "munchausen": "m_dqn"},
     **{"mdqn": "m_dqn", "m_dqn": "m_dqn", "iqn": "iqn", "quantile": "qr_dqn", "qrdqn": "qr_dqn"},
     **{"distributionaldqn": "c51", "categoricaldqn": "c51", "c51": "c51", "sparse": "sparse_dqn"},
@@ -93,7 +95,8 @@ def claim_of(loss: nn.Module, method: str | None, given: Mapping[str, Any]) -> T
     if value == "prior" and isinstance(regularizer, PriorKL) and regularizer.prior is not None:
         numbers.setdefault("prior", tuple(regularizer.prior.log_prior.double().exp().tolist()))
     double = numbers.get("double", getattr(loss, "double_dqn", False) or _is_double(loss) or method == "double_dqn")
-    return made_claim(value, bonus, {**numbers, "double": bool(double)})
+    made = made_claim(value, bonus, {**numbers, "double": bool(double)})
+    return replace(made, actor=method == "discrete_sac")
 
 
 def made_claim(value: str, bonus: str, numbers: Mapping[str, Any]) -> Target:
@@ -143,9 +146,11 @@ def _held(loss: nn.Module, names: tuple[str, ...], numbers: dict[str, Any]) -> d
         for value in held:
             if name not in found and _number(value) is not None:
                 found[name] = _number(value)
-    beta = _number(getattr(loss, "beta", None))
-    if beta is not None and "tau" not in found:
-        found["tau"] = 1 / beta
+    beta, log_alpha = _number(getattr(loss, "beta", None)), _number(getattr(loss, "log_alpha", None))
+    if beta is not None:
+        found.setdefault("tau", 1 / beta)
+    if log_alpha is not None:
+        found.setdefault("tau", math.exp(log_alpha))
     return found
 
 

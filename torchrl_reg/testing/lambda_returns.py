@@ -42,8 +42,8 @@ class Returns:
 
     Args:
         gamma, lmbda: discount and trace parameter.
-        value: ``"s'"``; ``"s"`` takes that of the state before, and ``"last"`` for the second-to-last return that of the
-            last. cut: whether an end stops the return.
+        value: ``"s'"``; ``"s"`` takes that of the state before, and ``"last"`` that of the last state in the
+            second-to-last return. cut: whether an end stops the return.
         zero: which flag makes the value 0: ``"terminated"``, ``"done"`` or ``"never"``.
         last: whether what follows the data counts. costs: whether ``c`` is paid.
     """
@@ -191,18 +191,16 @@ def _compared(name: str, got: Tensor, claimed: Returns, data: tuple[Any, ...]) -
 def lambda_check(probe: Probe, case: Case, held: Target, lmbda: float) -> Check:
     """The mean loss of whole sequences against that of the lambda-returns of ``held``."""
     name, fitted = "lambda-return", case.distance(case.targets(held))
-    if fitted is None or probe.head == "categorical" or held.value == "sparsemax" or held.prior:
+    if fitted is None or probe.head == "categorical" or held.value == "sparsemax" or held.prior or held.actor:
         return Check(name, "n/a", note="not known what its lambda-return should be")
     try:
         loss: Any = probe.loss
         loss.make_value_estimator(ValueEstimators.TDLambda, gamma=held.gamma, lmbda=lmbda)
-        probe.set(case.online, case.target)
+        probe.set(case.values)
         sequences = list(_sequences(6, 7))
         got = torch.stack([_of_sequence(probe, rows) for rows in sequences])
     except Exception as error:
-        return Check(
-            name, "n/a", note=f"takes no TD(lambda): {str(error).splitlines()[0][:70] if str(error) else error!r}"
-        )
+        return Check(name, "n/a", note=f"takes no TD(lambda) (it raises {type(error).__name__})")
     means: dict[str, list[Tensor]] = {}
     for error_name, parts in (("", {}), *MISTAKES):
         made = replace(Returns(held.gamma, lmbda), **parts)
@@ -236,14 +234,15 @@ def _sequences(count: int, length: int) -> Iterator[Rows]:
 
 def _errors(case: Case, held: Target, made: Returns, rows: Rows) -> Tensor:
     """Predictions less their returns ``[T]``."""
-    q = case.target if held.next_net == "target" else case.online
-    behind = case.online if held.double else q
+    nets = {"target": case.values.target, "online": case.values.online}
+    q = nets[held.next_net]
+    behind = nets["online"] if held.double else q
     here, following = (held.state_value(q[at], behind[at]).unsqueeze(-1) for at in (rows.s, rows.next_s))
-    bonus = held.copies * held.bonus_of(rows, case.target if held.bonus_net == "target" else case.online, case.target)
+    bonus = held.copies * held.bonus_of(rows, nets[held.bonus_net])
     cost = None
     if held.value == "softmax" and held.cost_weight:
-        log_pi = (case.target[rows.s] / held.tau).log_softmax(-1)
+        log_pi = (nets["target"][rows.s] / held.tau).log_softmax(-1)
         cost = held.cost_weight * log_pi[torch.arange(len(rows)), rows.a].unsqueeze(-1)
     done = (rows.terminated | rows.truncated).unsqueeze(-1)
     returns = made((rows.r + bonus).unsqueeze(-1), here, following, rows.terminated.unsqueeze(-1), done, cost)
-    return case.online[rows.s, rows.a] - returns.squeeze(-1)
+    return nets["online"][rows.s, rows.a] - returns.squeeze(-1)

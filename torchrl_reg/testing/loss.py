@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from torchrl_reg.testing import checks, variants
+from torchrl_reg.testing.actor import actor_check
 from torchrl_reg.testing.claims import METHODS, CheckError, check_method, claim_of, guessed_head, guessed_method
 from torchrl_reg.testing.lambda_returns import lambda_check
-from torchrl_reg.testing.probe import Probe, built, network, seeded
+from torchrl_reg.testing.probe import Probe, built, networks, seeded
 from torchrl_reg.testing.report import Report
-from torchrl_reg.testing.targets import Target
+from torchrl_reg.testing.targets import Target, Values
 
 
 def check_loss(
@@ -91,7 +92,7 @@ def check_loss(
     with seeded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a stranger's
         probe = _in_double_if_possible(make)
-        claim = claim_of(probe.loss, method or (None if is_class else named), given)
+        claim = claim_of(probe.loss, method or (named if not is_class or named == "discrete_sac" else None), given)
         report = Report(getattr(loss_or_factory, "__name__", "loss"), _in_words(claim, head, n_steps))
         rebuild = partial(_again, make, probe)
         _fill(report, probe, claim, rebuild, n_steps, lmbda, masks, compile, action_space)
@@ -117,6 +118,7 @@ def _fill(
     report.checks.append(checks.fixed_point_check(case, found[0] if found else ()))
     report.checks += checks.trace_checks(case)
     report.checks.append(checks.gradient_check(case, found))
+    report.checks += [actor_check(case)] if claim.actor else []
     report.checks += checks.batch_checks(case, found)
     report.checks.append(variants.dtype_check(case, rebuild))
     if space == "categorical":
@@ -159,8 +161,8 @@ def _probe(
     masked: bool = False,
 ) -> Probe:  # fmt: skip
     own = head == "categorical" and hasattr(loss, "head_type")
-    actor = network(head, own=own, dtype=dtype, one_hot=one_hot or only_one_hot, masked=masked)
-    return Probe(built(loss, actor, given), head, dtype, one_hot or only_one_hot)
+    over = networks(head, own=own, dtype=dtype, one_hot=one_hot or only_one_hot, masked=masked)
+    return Probe(built(loss, over, given), head, dtype, one_hot or only_one_hot)
 
 
 def _again(make: Any, first: Probe, **changes: Any) -> Probe:
@@ -193,7 +195,7 @@ def _one_value(probe: Probe, **more: Any) -> float:
 
 def _reads_steps(probe: Probe) -> bool:
     q = checks.values_for(Target(), torch.Generator().manual_seed(2))
-    probe.set(q, q + 1)
+    probe.set(Values(q, q + 1))
     try:
         return _one_value(probe) != _one_value(probe, steps_to_next_obs=torch.full((probe.copies, 1), 3))
     except Exception:

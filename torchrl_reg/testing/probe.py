@@ -6,20 +6,21 @@ Shapes: ``N`` rows, ``S`` states, ``A`` actions, ``K`` atoms.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Categorical, OneHot
-from torchrl.modules import DistributionalQValueActor, QValueActor
+from torchrl.modules import DistributionalQValueActor, OneHotCategorical, ProbabilisticActor, QValueActor
 
 from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, QuantileQActor
 from torchrl_reg.testing.claims import CheckError
-from torchrl_reg.testing.targets import Rows
+from torchrl_reg.testing.targets import Rows, Values
 from torchrl_reg.testing.trace import Trace
 
 NUM_STATES, NUM_ACTIONS, NUM_QUANTILES = 6, 3, 4
@@ -35,6 +36,17 @@ class QTable(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         return observation @ self.q_table
+
+
+class LogitTable(nn.Module):
+    """Logits of a policy by state, ``[*B, A]``."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.logit_table = nn.Parameter(torch.zeros(NUM_STATES, NUM_ACTIONS, dtype=dtype))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation @ self.logit_table
 
 
 class AtomTable(QTable):
@@ -60,24 +72,29 @@ class FractionTable(QTable):
         return features if fractions is None else self.quantiles(features, fractions)
 
 
-def network(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False, masked: bool = False) -> QValueActor:
-    """A Q-value actor over a table; ``own`` takes this package's actor of categorical distributions, not TorchRL's."""
+def networks(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False, masked: bool = False) -> list[Any]:
+    """A Q-value actor over a table, or an actor and a critic; ``own`` takes this package's actor of distributions."""
     how: dict[str, Any] = {"spec": OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS)}
     if masked:
         how["action_mask_key"] = "action_mask"
-    if head == "categorical":
+    if head == "actor":
+        logits = TensorDictModule(LogitTable(dtype), ["observation"], ["logits"])
+        kind = OneHotCategorical if one_hot else torch.distributions.Categorical
+        actor = ProbabilisticActor(logits, spec=how["spec"], in_keys=["logits"], distribution_class=kind)
+        return [actor, TensorDictModule(QTable(1, dtype), ["observation"], ["action_value"])]
+    if head == "categorical" and own:
         ends = {"value_min": SUPPORT[0].item(), "value_max": SUPPORT[-1].item()}
-        if own:
-            return CategoricalQActor(QTable(len(SUPPORT), dtype), num_atoms=len(SUPPORT), **ends, **how)
-        return DistributionalQValueActor(AtomTable(len(SUPPORT), dtype), support=SUPPORT.to(dtype), **how)
+        return [CategoricalQActor(QTable(len(SUPPORT), dtype), num_atoms=len(SUPPORT), **ends, **how)]
+    if head == "categorical":
+        return [DistributionalQValueActor(AtomTable(len(SUPPORT), dtype), support=SUPPORT.to(dtype), **how)]
     if head == "quantiles":
-        return FixedQuantileQActor(QTable(NUM_QUANTILES, dtype), num_quantiles=NUM_QUANTILES, **how)
+        return [FixedQuantileQActor(QTable(NUM_QUANTILES, dtype), num_quantiles=NUM_QUANTILES, **how)]
     table: Any = FractionTable(1, dtype) if head == "implicit" else QTable(1, dtype)
-    return (QuantileQActor if head == "implicit" else QValueActor)(table, **how)
+    return [(QuantileQActor if head == "implicit" else QValueActor)(table, **how)]
 
 
-def built(make: Callable[..., Any], actor: QValueActor, given: Mapping[str, Any]) -> nn.Module:
-    """The loss of a class or factory over ``actor``; a class gets those of the numbers ``given`` that it takes."""
+def built(make: Callable[..., Any], over: Sequence[Any], given: Mapping[str, Any]) -> nn.Module:
+    """The loss of a class or factory over the networks; a class gets those of the numbers ``given`` that it takes."""
     known = {name: value for name, value in given.items() if value is not None}
     taken: set[str] = set()
     if inspect.isclass(make):
@@ -89,12 +106,14 @@ def built(make: Callable[..., Any], actor: QValueActor, given: Mapping[str, Any]
     if "beta" in taken and "tau" in known:
         known["beta"] = 1 / known["tau"]
     renamed = {"double_dqn": known.get("double"), **known}
+    if len(over) > 1:
+        renamed |= {"alpha_init": known.get("tau"), "num_actions": NUM_ACTIONS, "action_space": over[0].spec["action"]}
     options = {k: v for k, v in renamed.items() if k in taken and v is not None}
     try:
-        loss = make(actor, **options)
+        loss = make(*over, **options)
     except TypeError:  # TorchRL's losses have a gamma that they refuse
         options.pop("gamma", None)
-        loss = make(actor, **options)
+        loss = make(*over, **options)
         taken.discard("gamma")
     if not isinstance(loss, nn.Module):
         raise CheckError(f"The loss must be a LossModule, or a function that makes one, got a {type(loss).__name__}.")
@@ -127,19 +146,29 @@ class Probe:
         self.loss, self.head, self.dtype, self.one_hot = loss, head, dtype, one_hot
         self.copies = 1  # of each row, for losses that take no batch of one
         self.trace = Trace()
-        tables = {n: p for n, p in [*loss.named_parameters(), *loss.named_buffers()] if n.endswith("q_table")}
+        entries = [*loss.named_parameters(), *loss.named_buffers()]
+        tables = {n: p for n, p in entries if n.endswith("q_table")}
         is_target = {n: "target" in n.lower() or not p.requires_grad for n, p in tables.items()}
         self.online = [p for n, p in tables.items() if not is_target[n]]
         self.target = [p for n, p in tables.items() if is_target[n]]
-        if len(self.online) != 1:
+        self.logits = [p for n, p in entries if n.endswith("logit_table")]
+        if not self.online or (len(self.online) > 1 and head != "actor"):
             what = f"{len(self.online)} of them hold the table ({', '.join(tables) or 'no name'})"
-            raise CheckError(f"The loss must hold the network that it is given once among its parameters, but {what}.")
+            advice = "the name of a target network must contain target"
+            raise CheckError(f"The loss must hold its network once among its parameters, got {what}; {advice}.")
 
-    def set(self, online: Tensor, target: Tensor) -> None:
-        """Set the values ``[S, A]`` of both networks."""
-        for tables, q in ((self.target, target), (self.online, online)):
-            for table in tables:
-                table.data.copy_(self._entries(q))
+    def set(self, values: Values) -> None:
+        """Set the values of the networks; of two target critics both are at least ``values.target``."""
+        above: list[Any] = [0.0, 0.0]
+        if values.spread is not None:
+            above = [(-values.spread).clamp(min=0), values.spread.clamp(min=0)]
+        for table in self.online:
+            table.data.copy_(self._entries(values.online))
+        for number, table in enumerate(self.target):
+            both = [self._entries(values.target + more) for more in above]
+            table.data.copy_(torch.stack(both) if table.ndim == 3 else both[number % 2])
+        for table in self.logits:
+            table.data.copy_(torch.zeros_like(table) if values.policy is None else values.policy)
 
     def _entries(self, q: Tensor) -> Tensor:
         if self.head == "categorical":
@@ -166,7 +195,11 @@ class Probe:
 
     def gradient(self, data: TensorDict) -> Tensor:
         """That of the loss of a batch with respect to the online table ``[S, width * A]``."""
-        return torch.autograd.grad(self.value(data), self.online)[0]
+        return self._gradient(self.value(data))
+
+    def _gradient(self, value: Tensor) -> Tensor:
+        grads = torch.autograd.grad(value, self.online)
+        return torch.stack([g.reshape(-1, *g.shape[-2:]).sum(0) for g in grads]).sum(0)
 
     def read(self, rows: Rows, **more: Tensor) -> Reading:
         """The loss and its gradient of every row by itself."""
@@ -175,7 +208,7 @@ class Probe:
         for row in range(len(rows)):
             value = self.value(data[[row] * self.copies].clone())
             losses.append(value.detach())
-            grads.append(torch.autograd.grad(value, self.online)[0])
+            grads.append(self._gradient(value))
             traces.append(self.trace)
         return Reading(torch.stack(losses).double(), torch.stack(grads).double(), traces)
 
@@ -193,7 +226,7 @@ def total(out: Any) -> Tensor:
     names = [name for name in entries if name.startswith("loss")]
     if not names:
         raise CheckError(f"The loss must return an entry named loss, got {', '.join(entries) or 'none'}.")
-    return out["loss" if "loss" in names else names[0]].sum()
+    return out[next((name for name in ("loss", "loss_qvalue", "loss_critic") if name in names), names[0])].sum()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Shapes: ``N`` rows, ``S`` states, ``A`` actions. All in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ class Target:
         copies, bonus_state, bonus_net, bonus_action: how often, where, by which network, for which action.
         bonus_at_end: whether it is paid before a terminal state.
         next_net: the network at s'. ends: which flag stops the bootstrap. gamma, power: discount and its exponent.
+        actor: the policy is an actor's. critics: the ``"min"`` of two, their ``"mean"``, ``"max"``, or the ``"first"``.
     """
 
     value: str = "max"
@@ -78,19 +79,25 @@ class Target:
     ends: str = "terminated"
     gamma: float = 0.9
     power: str = "n"
+    actor: bool = False
+    critics: str = "min"
 
-    def __call__(self, rows: Rows, online: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Targets ``[N]`` from the two networks' values ``[S, A]``; ``mask [S, A]`` says which actions are allowed."""
+    def __call__(self, rows: Rows, values: Values) -> Tensor:
+        """Targets ``[N]``."""
+        online, target, policy, spread, mask = values
+        if spread is not None:
+            above = {"min": 0 * spread, "mean": spread.abs() / 2, "max": spread.abs(), "first": (-spread).clamp(min=0)}
+            target = target + above[self.critics]
         if mask is not None:
             online, target = (q.masked_fill(~mask, -1e30) for q in (online, target))
         nets = {"online": online, "target": target}
-        q = nets[self.next_net][rows.next_s]
-        following = self.gamma ** self._exponent(rows.steps) * self.state_value(
-            q, online[rows.next_s] if self.double else q
-        )
+        q, behind = nets[self.next_net][rows.next_s], online if self.double else None
+        behind = behind if policy is None else self.tau * policy
+        value = self.state_value(q, q if behind is None else behind[rows.next_s])
+        following = self.gamma ** self._exponent(rows.steps) * value
         ended = {"terminated": rows.terminated, "done": rows.terminated | rows.truncated, "never": rows.steps < 0}
         following = following.masked_fill(ended[self.ends], 0.0)
-        bonus = self.copies * self.bonus_of(rows, nets[self.bonus_net], target)
+        bonus = self.copies * self.bonus_of(rows, nets[self.bonus_net])
         return rows.r + following + (bonus if self.bonus_at_end else bonus.masked_fill(rows.terminated, 0.0))
 
     def _exponent(self, steps: Tensor) -> Tensor:
@@ -111,7 +118,7 @@ class Target:
         terms = log_pi.exp() * (q - self.cost_weight * (log_pi - log_prior))
         return terms.masked_fill(q < -1e29, 0.0).sum(-1)
 
-    def bonus_of(self, rows: Rows, q: Tensor, target: Tensor) -> Tensor:
+    def bonus_of(self, rows: Rows, q: Tensor) -> Tensor:
         """Bonus ``[N]`` of the values ``q [S, A]``."""
         if self.bonus == "none":
             return torch.zeros_like(rows.r)
@@ -128,6 +135,20 @@ class Target:
         if self.clips == "bonus":
             return (self.alpha * self.log_weight * log_pi).clamp(min=self.clip_min)
         return self.alpha * (self.log_weight * log_pi).clamp(min=self.clip_min)
+
+
+class Values(NamedTuple):
+    """What the networks say, each ``[S, A]``."""
+
+    online: Tensor
+    target: Tensor
+    """Of two target critics, the smaller values."""
+    policy: Tensor | None = None
+    """Logits of an actor; None where the policy is made of the values."""
+    spread: Tensor | None = None
+    """By how much the second target critic's values exceed the first's, above or below 0."""
+    mask: Tensor | None = None
+    """Which actions are allowed."""
 
 
 class Mistake(NamedTuple):
@@ -147,6 +168,11 @@ KNOWN_ERRORS = {
     "double Q-learning missing": "the policy at s' is the target network's, not the online network's as claimed",
     "double Q-learning not claimed": "the policy at s' is the online network's",
     "online for target network": "the bootstrap is read from the online network",
+    "minimum of the critics missing": "the bootstrap is the mean, the maximum or the first of the two critics",
+    "entropy missing in the actor's loss": "the actor's loss is -<pi, q>",
+    "sign of the entropy in the actor's loss": "the actor's loss is <pi, -tau ln pi - q>: it narrows its policy",
+    "tau missing in the actor's loss": "the actor's loss is <pi, ln pi - q>",
+    "actor's loss turned round": "the actor descends the value that it should ascend",
     "gamma missing": "the bootstrap is not discounted",
     "discount of n steps": "the bootstrap of an n-step transition is not discounted by gamma^n",
     "no bootstrap at truncation": "a truncated episode is taken for a terminated one (done read as terminated)",
@@ -189,8 +215,12 @@ def mistakes_of(claim: Target) -> list[Mistake]:
         Mistake("no bootstrap at truncation", {"ends": "done"}),
         Mistake("bootstrap after a terminal state", {"ends": "never"}),
         *(Mistake("discount of n steps", {"power": power}) for power in ("1", "n + 1", "n - 1")),
-        Mistake(f"double Q-learning {'missing' if claim.double else 'not claimed'}", {"double": not claim.double}),
     ]
+    if claim.actor:
+        found += [Mistake("minimum of the critics missing", {"critics": of}) for of in ("mean", "max", "first")]
+    else:
+        name = "double Q-learning missing" if claim.double else "double Q-learning not claimed"
+        found.append(Mistake(name, {"double": not claim.double}))
     if soft:
         found.append(Mistake("max for the soft value", {"value": "max"}))
     if soft and claim.cost_weight:
@@ -199,9 +229,12 @@ def mistakes_of(claim: Target) -> list[Mistake]:
             Mistake("sign of the entropy", {"cost_weight": -claim.cost_weight}),
             Mistake("tau missing in the TD target", {"cost_weight": 1.0}),
         ]
-    raw: list[dict[str, Any]] = [{"tau": 1.0}] * soft + [{"bonus_tau": 1.0}] * munchausen
+    made = soft and not claim.actor  # the policy, of values
+    raw: list[dict[str, Any]] = [{"tau": 1.0}] * made + [{"bonus_tau": 1.0}] * munchausen
     raw += [raw[0] | raw[1]] if len(raw) == 2 else []
-    raw += [{"value": "tau logsumexp(q)"} | part for part in ({}, *raw[1:2])] if claim.value == "softmax" else []
+    raw += (
+        [{"value": "tau logsumexp(q)"} | part for part in ({}, *raw[1:2])] if made and claim.value == "softmax" else []
+    )
     found += [Mistake("softmax without tau", parts) for parts in raw]
     if claim.bonus != "none":
         found += [
@@ -224,20 +257,14 @@ def mistakes_of(claim: Target) -> list[Mistake]:
     return found
 
 
-def hypotheses(claim: Target) -> Iterator[tuple[tuple[str, ...], Target]]:
-    """``claim`` with no mistake, with each one, and with each two: their names, and what the loss would regress to."""
+def hypotheses(claim: Target, mistakes: Sequence[Mistake]) -> Iterator[tuple[tuple[str, ...], Target]]:
+    """``claim`` with none, each one and each two of the mistakes: their names, and what the loss would regress to."""
     yield (), claim
-    single = mistakes_of(claim)
-    for mistake in single:
+    for mistake in mistakes:
         yield (mistake.name,), replace(claim, **mistake.parts)
-    for first, second in combinations(single, 2):
+    for first, second in combinations(mistakes, 2):
         if first.name != second.name and not first.parts.keys() & second.parts.keys():
             yield (first.name, second.name), replace(claim, **first.parts, **second.parts)
-
-
-def first_fit(claim: Target, fits: Callable[[Target], bool]) -> tuple[tuple[str, ...], Target] | None:
-    """The first of the :func:`hypotheses` that ``fits``, if one does."""
-    return next(((names, made) for names, made in hypotheses(claim) if fits(made)), None)
 
 
 def sparsemax(x: Tensor) -> Tensor:

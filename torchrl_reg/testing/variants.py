@@ -58,26 +58,25 @@ def one_hot_check(case: Case, rebuild: Rebuild) -> Check:
 def action_mask_check(case: Case, rebuild: Rebuild, held: Target, *, claimed: bool) -> Check:
     """Forbidden actions at s' do not count, where the network takes a mask and the loss sees its values."""
     name, allowed = "action mask", torch.ones(NUM_STATES, NUM_ACTIONS, dtype=torch.bool)
-    allowed[torch.arange(NUM_STATES), case.target.argmax(-1)] = False  # the best one, which a maximum would take
+    allowed[torch.arange(NUM_STATES), case.values.target.argmax(-1)] = False  # the best one, which a maximum would take
     rows = case.rows[case.group == 0]
     rows = rows[allowed[rows.s, rows.a]]
     try:
         probe = rebuild(masked=True)
-        probe.set(case.online, case.target)
+        probe.set(case.values)
         more = {"action_mask": allowed[rows.s], "next.action_mask": allowed[rows.next_s]}
         reading = probe.read(rows, **more)
     except Exception as error:
         return _not(name, error)
     none = torch.zeros_like(rows.s)
-    again = Case(probe, held, case.online, case.target, rows, none, reading, more)
-    y = again.targets(held, allowed)
-    worst = int((y - again.targets(held)).abs().argmax())
+    again = Case(probe, held, case.values._replace(mask=allowed), rows, none, reading, more)
+    y, ignored = again.targets(held), held(rows, case.values)
+    worst = int((y - ignored).abs().argmax())
     if again.distance(y) is not None:
         return Check(name, "pass", y[worst].item(), y[worst].item())
     if not claimed:
         return Check(name, "n/a", note="does not see the network's mask (masks=True claims that it does)")
-    ignored = again.distance(again.targets(held)) is not None
-    errors = ("action mask ignored",) if ignored else ()
+    errors = ("action mask ignored",) if again.distance(ignored) is not None else ()
     return Check(name, "fail", y[worst].item(), again.seen()[worst].item(), errors)
 
 
