@@ -97,7 +97,39 @@ class OneHotDQN(DQN):
         return (q * (F.one_hot(action, 3) if action.ndim < q.ndim else action)).sum(-1)
 
 
-RIGHT = {DQN: "dqn", SoftDQN: "soft_dqn", MunchausenDQN: "m_dqn", NStepDQN: "dqn", OneHotDQN: "dqn"}
+class C51(LossModule):
+    """CleanRL's c51.py as a module; the network gives log-probabilities ``[B, atoms, A]``."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.q_network, self.target_network = network, copy.deepcopy(network)
+        self.atoms = network.support
+
+    def log_p(self, network: Any, data: Any, action: Tensor) -> Tensor:
+        log_p = network(data.select("observation"))["action_value"]
+        return log_p[torch.arange(len(action)), :, action]
+
+    def ended(self, data: Any) -> Tensor:
+        return data["next", "terminated"]
+
+    def forward(self, data: Any) -> TensorDict:
+        atoms, following = self.atoms, data["next"]
+        with torch.no_grad():
+            p = self.target_network(following.select("observation"))["action_value"].exp()
+            greedy = (p * atoms.unsqueeze(-1)).sum(1).argmax(-1)
+            next_p, step = p[torch.arange(len(greedy)), :, greedy], atoms[1] - atoms[0]
+            z = (following["reward"] + GAMMA * atoms * ~self.ended(data)).clamp(atoms[0], atoms[-1])
+            b = (z - atoms[0]) / step
+            low, high = b.floor().clamp(0, len(atoms) - 1), b.ceil().clamp(0, len(atoms) - 1)
+            projected = torch.zeros_like(next_p)
+            for row in range(len(projected)):
+                projected[row].index_add_(0, low[row].long(), (high + (low == high) - b)[row] * next_p[row])
+                projected[row].index_add_(0, high[row].long(), (b - low)[row] * next_p[row])
+        cross_entropy = -(projected * self.log_p(self.q_network, data, data["action"])).sum(-1)
+        return TensorDict({"loss": cross_entropy.mean()}, [])
+
+
+RIGHT = {DQN: "dqn", SoftDQN: "soft_dqn", MunchausenDQN: "m_dqn", NStepDQN: "dqn", OneHotDQN: "dqn", C51: "c51"}
 
 
 @planted("softmax without tau")
@@ -209,6 +241,12 @@ class DoneForTerminated(DQN):
 class NeverEnds(DQN):
     def ended(self, data: Any) -> Tensor:
         return torch.zeros_like(data["next", "done"].squeeze(-1))
+
+
+@planted("no bootstrap at truncation", "c51")
+class DoneInC51(C51):
+    def ended(self, data: Any) -> Tensor:
+        return data["next", "done"]
 
 
 @planted("bonus missing")

@@ -248,9 +248,9 @@ def fixed_point_check(case: Case, errors: tuple[str, ...]) -> Check:
     mdp = random_mdp(NUM_STATES, NUM_ACTIONS, claim.gamma, seed=3, deterministic=True)
     terminal = torch.arange(NUM_STATES) == NUM_STATES - 1
     mdp = TabularMDP(mdp.P, mdp.r * (1 - claim.gamma), claim.gamma, terminal)
-    solution = _solution(mdp, claim)
+    solution = _solution(mdp, claim) if case.rows.steps.min() == 1 else None
     if solution is None or (probe.head == "categorical" and solution.q.abs().max() > 0.8 * SUPPORT[-1]):
-        return Check("fixed point", "n/a", note="no exact solution of this method, or none on the atoms")
+        return Check("fixed point", "n/a", note="no exact solution of this method, of single steps, on the atoms")
     q = torch.where(terminal.unsqueeze(-1), 0.7, solution.q)  # what a terminal state is said to be worth must not count
     probe.set(Values(q, q, q / claim.tau if claim.actor else None))
     s, a = (

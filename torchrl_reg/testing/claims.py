@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -74,10 +75,11 @@ def guessed_head(loss: Any, method: str | None) -> str:
     return _HEADS.get(declared or "") or METHODS[method or "dqn"][2]
 
 
-def check_method(method: str | None) -> None:
-    """Raises a CheckError unless ``method`` is None or one of :data:`METHODS`."""
-    if method is not None and method not in METHODS:
-        raise CheckError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+def check_one_of(name: str, value: str | None, known: Iterable[str]) -> None:
+    """Raises a CheckError unless ``value`` is None or ``known``."""
+    known = list(dict.fromkeys(known))
+    if value is not None and value not in known:
+        raise CheckError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
 
 
 def claim_of(loss: nn.Module, method: str | None, given: Mapping[str, Any]) -> Target:
@@ -105,11 +107,11 @@ def made_claim(value: str, bonus: str, numbers: Mapping[str, Any]) -> Target:
     Raises:
         CheckError: a number that the parts need is missing.
     """
-    needed = ["tau"] * (value != "max") + ["alpha"] * (bonus != "none")
+    needed = ["gamma"] + ["tau"] * (value != "max") + ["alpha"] * (bonus != "none")
     for name in needed:
         if name not in numbers:
             raise CheckError(f"{name} must be given for this method, got none.")
-    claim = Target(gamma=float(numbers.get("gamma", 0.99)), double=bool(numbers.get("double", False)), bonus=bonus)
+    claim = Target(gamma=float(numbers["gamma"]), double=bool(numbers.get("double", False)), bonus=bonus)
     if value != "max":
         tau = float(numbers["tau"])
         if not 0 < tau < math.inf:
@@ -137,7 +139,10 @@ def _of_slots(regularizer: Regularizer, shaping: Any) -> tuple[str, str]:
 
 def _held(loss: nn.Module, names: tuple[str, ...], numbers: dict[str, Any]) -> dict[str, Any]:
     """``numbers`` with those that the loss, its regularizer or its value estimator hold, or its defaults."""
-    places = [loss, getattr(loss, "regularizer", None), getattr(loss, "_value_estimator", None)]
+    estimator = None
+    with suppress(Exception):  # what has none by default says so in many ways
+        estimator = loss.value_estimator
+    places = [loss, getattr(loss, "regularizer", None), estimator]
     defaults = inspect.signature(type(loss).__init__).parameters
     found = dict(numbers)
     for name in names:

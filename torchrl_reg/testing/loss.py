@@ -16,7 +16,7 @@ from torch import nn
 
 from torchrl_reg.testing import checks, variants
 from torchrl_reg.testing.actor import actor_check
-from torchrl_reg.testing.claims import METHODS, CheckError, check_method, claim_of, guessed_head, guessed_method
+from torchrl_reg.testing.claims import METHODS, CheckError, check_one_of, claim_of, guessed_head, guessed_method
 from torchrl_reg.testing.lambda_returns import lambda_check
 from torchrl_reg.testing.probe import Probe, built, networks, seeded
 from torchrl_reg.testing.report import Report
@@ -70,12 +70,12 @@ def check_loss(
     >>> check_loss(MunchausenDQNLoss, tau=0.5, alpha=0.5, clip_min=-0.3).passed
     True
     """
-    check_method(method)
+    check_one_of("method", method, METHODS)
+    check_one_of("head", head, (of for *_, of in METHODS.values()))
+    check_one_of("action_space", action_space, ("categorical", "one-hot"))
     if not callable(loss_or_factory) or isinstance(loss_or_factory, nn.Module):
         kinds = "a LossModule class or a function that takes the network and returns the loss"
         raise CheckError(f"loss_or_factory must be {kinds}, got a {type(loss_or_factory).__name__}.")
-    if action_space not in ("categorical", "one-hot"):
-        raise CheckError(f"action_space must be 'categorical' or 'one-hot', got {action_space!r}.")
     is_class = inspect.isclass(loss_or_factory)
     named = method or guessed_method(loss_or_factory)
     head = head or (METHODS[method][2] if method else guessed_head(loss_or_factory, named))

@@ -5,8 +5,8 @@ Statuses are ``"pass"``, ``"fail"`` and ``"n/a"``: not applicable, skipped, or n
 
 from __future__ import annotations
 
-import dataclasses
 import io
+import math
 from dataclasses import dataclass, field
 
 from torchrl_reg.printable import printable
@@ -56,8 +56,12 @@ class Report:
         return list(dict.fromkeys(name for check in self.checks for name in check.errors))
 
     def as_dict(self) -> dict[str, object]:
-        """All of it, for JSON."""
-        return {"passed": self.passed, "errors": self.errors, **dataclasses.asdict(self)}
+        """All of it, for JSON, which has no NaN: None."""
+        checks = [
+            {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in vars(check).items()}
+            for check in self.checks
+        ]
+        return {"loss": self.loss, "claim": self.claim, "passed": self.passed, "errors": self.errors, "checks": checks}
 
     def rows(self) -> list[tuple[str, ...]]:
         """The checks as text: name, status, expected, got, and the errors or the note."""
@@ -75,7 +79,7 @@ class Report:
         counts = [f"{sum(c.status == status for c in self.checks)} {status}" for status in ("pass", "fail", "n/a")]
         lines = [", ".join(counts), *(f"{name}: {KNOWN_ERRORS[name]}." for name in self.errors)]
         if not self.passed and not self.errors:
-            lines.append("No single known error, and no two, explain these numbers.")
+            lines.append("No known errors, alone or two together, explain these numbers.")
         return "\n".join(lines)
 
     def __str__(self) -> str:

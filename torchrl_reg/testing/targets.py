@@ -242,13 +242,13 @@ def mistakes_of(claim: Target) -> list[Mistake]:
             Mistake("bonus counted twice", {"copies": 2}),
             Mistake("sign of the bonus", {"copies": -1}),
             Mistake("bonus of the next state", {"bonus_state": "next"}),
-            Mistake("bonus of the greedy action", {"bonus_action": "greedy"}),
             Mistake("bonus from the online network", {"bonus_net": "online"}),
             Mistake("bonus lost at terminal states", {"bonus_at_end": False}),
             Mistake("alpha missing", {"alpha": 1.0}),
         ]
     if munchausen:
         found += [
+            Mistake("bonus of the greedy action", {"bonus_action": "greedy"}),
             Mistake("tau missing in the bonus", {"log_weight": 1.0}),
             Mistake("clip missing", {"clip_min": -math.inf}),
             Mistake("clip before tau", {"clips": "ln pi"}),
