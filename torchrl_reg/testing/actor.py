@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.testing.checks import Case
-from torchrl_reg.testing.report import Check
+from torchrl_reg.testing.report import Check, compared
 
 #: Error -> the factors of ``<pi, ln pi>`` and of ``<pi, q>`` in the loss that has it, given tau; "" has none.
 _LOSSES = {
@@ -29,12 +29,8 @@ def actor_check(case: Case) -> Check:
         return Check(name, "n/a", note="returns no loss_actor")
     got = torch.stack(torch.autograd.grad(out["loss_actor"].sum(), probe.logits)).sum(0).double()
     made = {error: _gradient(case, *factors(case.claim.tau)) for error, factors in _LOSSES.items()}
-    right = made[""]
     found = [error for error, gradient in made.items() if torch.allclose(got, gradient, rtol=1e-4, atol=1e-6)]
-    status = "pass" if found[:1] == [""] else "fail"
-    worst = int((got - right).abs().argmax())
-    errors = tuple(error for error in found[:1] if error)
-    return Check(name, status, right.flatten()[worst].item(), got.flatten()[worst].item(), errors)
+    return compared(name, made[""], got, found[:1])
 
 
 def _gradient(case: Case, of_log_pi: float, of_q: float) -> Tensor:

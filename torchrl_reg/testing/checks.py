@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torchrl_reg.tabular import (
     tsallis_value_iteration,
 )
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, SUPPORT, Probe, Reading
-from torchrl_reg.testing.report import Check
+from torchrl_reg.testing.report import Check, compared
 from torchrl_reg.testing.targets import Rows, Target, Values, hypotheses, mistakes_of
 
 #: Distance of a prediction from its target -> its loss, up to a factor; |error| <= 1 is Huber's quadratic part.
@@ -43,6 +43,8 @@ class Case:
         probe: the loss. claim: what it claims. values: those of its networks.
         rows: the transitions; ``group [N]`` is the kind of each. reading: the loss and gradient of each.
         more: entries that the data have beside.
+        errors, held, fitted: known errors that explain every row, the target that has them, and the distance with its
+            factor; the claim and None where nothing does.
     """
 
     probe: Probe
@@ -52,6 +54,9 @@ class Case:
     group: Tensor
     reading: Reading
     more: dict[str, Tensor]
+    errors: tuple[str, ...] = ()
+    held: Target = field(default_factory=Target)
+    fitted: tuple[str, float] | None = None
 
     @property
     def tol(self) -> float:
@@ -114,17 +119,13 @@ def values_for(claim: Target, generator: torch.Generator) -> Tensor:
 
 def transitions(generator: torch.Generator, *, n_step: bool, steps: int = 1) -> tuple[Rows, Tensor]:
     """All states and actions, ending in no way, then each way, then after several steps; and the kind of each row."""
-    s, a = (
-        grid.flatten() for grid in torch.meshgrid(torch.arange(NUM_STATES), torch.arange(NUM_ACTIONS), indexing="ij")
-    )
     kinds = 4 if n_step else 3
-    group = torch.arange(kinds).repeat_interleave(len(s))
+    s, a = torch.ones(NUM_STATES, NUM_ACTIONS).nonzero().repeat(kinds, 1).unbind(-1)
+    group = torch.arange(kinds).repeat_interleave(NUM_STATES * NUM_ACTIONS)
     away = torch.randint(1, NUM_STATES, group.shape, generator=generator)
     r = 2 * torch.rand(group.shape, generator=generator, dtype=torch.float64) - 1
     count = torch.where(group == 3, 2 + away % 2, steps)
-    rows = Rows(
-        s.repeat(kinds), a.repeat(kinds), r, (s.repeat(kinds) + away) % NUM_STATES, group == 1, group == 2, count
-    )
+    rows = Rows(s, a, r, (s + away) % NUM_STATES, group == 1, group == 2, count)
     place = torch.arange(len(group))
     kept = torch.where(group == 0, place % 3 != 2, place % 4 == 0)
     return rows[kept], group[kept]
@@ -143,81 +144,72 @@ def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1
     return Case(probe, claim, values, rows, group, reading, more)
 
 
-def explained(case: Case) -> tuple[tuple[str, ...], Target] | None:
-    """Known errors that explain every row, with the target that has them; none where the claim does; None if none do.
-
-    At most two explain single steps; at most two more, how ends and several steps are taken.
-    """
-    known, made = mistakes_of(case.claim), case.claim
-    names: tuple[str, ...] = ()
+def explained(case: Case) -> Case:
+    """The case with what explains it: two known errors, or two of single steps and two of ends and several steps."""
+    known = mistakes_of(case.claim)
     late = [m for m in known if m.parts.keys() & {"ends", "bonus_at_end", "power"}]
-    for mistakes, among in ((known, case.group == 0), (late, None)):
-        fits = ((n, t) for n, t in hypotheses(made, mistakes) if case.distance(case.targets(t), among) is not None)
-        more, made = next(fits, (None, made))
-        if more is None:
-            return None
-        names += more
-    return names, made
+    for plan in ([(known, None)], [(known, case.group == 0), (late, None)]):
+        names: tuple[str, ...] = ()
+        made = case.claim
+        for mistakes, among in plan:
+            fits = ((n, t) for n, t in hypotheses(made, mistakes) if case.distance(case.targets(t), among))
+            more, made = next(fits, (None, made))
+            if more is None:
+                break
+            names += more
+        else:
+            return replace(case, errors=names, held=made, fitted=case.distance(case.targets(made)))
+    return replace(case, held=case.claim)
 
 
-def target_checks(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Iterator[Check]:
+def target_checks(case: Case) -> Iterator[Check]:
     """One check for each kind of transition."""
-    y = case.targets(case.claim)
-    fitted = case.distance(case.targets(found[1])) if found else None
+    y, made = case.targets(case.claim), case.targets(case.held) if case.fitted else case.seen()
     for name, number in GROUPS.items():
         among = case.group == number
         if not among.any():
             yield Check(name, "n/a", note="does not read steps_to_next_obs")
             continue
-        made = case.targets(found[1]) if found else case.seen()
-        right = case.distance(y, among) is not None if not fitted else bool(((made - y)[among].abs() < 1e-5).all())
         worst = int(torch.where(among, (made - y).abs().nan_to_num(posinf=1e9), -1.0).argmax())
         row = case.rows[worst]
         note = f"target at s={int(row.s)}, a={int(row.a)}, s'={int(row.next_s)}, r={row.r.item():.3g}"
-        errors = () if right or not found else tuple(n for n in found[0] if _matters(case, found, n, among))
-        yield Check(
-            name, "pass" if right else "fail", y[worst].item(), made[worst].item(), errors, "" if right else note
-        )
+        errors = [error for error in case.errors if len(case.errors) == 1 or _matters(case, error, among)]
+        if case.fitted or not case.distance(y, among):
+            yield compared(name, y[among], made[among], errors, note)
+        else:
+            yield Check(name, "pass", y[worst].item(), y[worst].item())
 
 
-def _matters(case: Case, found: tuple[tuple[str, ...], Target], name: str, among: Tensor) -> bool:
-    """Whether the named one of two errors changes a target of these rows."""
-    if len(found[0]) == 1:
-        return True
-    parts = [m.parts for m in mistakes_of(case.claim) if m.name == name]
-    changed = [case.targets(replace(case.claim, **p)) for p in parts]
-    return any(bool(((c - case.targets(case.claim))[among].abs() > 1e-5).any()) for c in changed)
+def _matters(case: Case, name: str, among: Tensor) -> bool:
+    """Whether the named one of several errors changes a target of these rows."""
+    parts = [mistake.parts for mistake in mistakes_of(case.claim) if mistake.name == name]
+    changes = [case.targets(replace(case.claim, **p)) - case.targets(case.claim) for p in parts]
+    return any(bool((change[among].abs() > 1e-5).any()) for change in changes)
 
 
 def trace_checks(case: Case) -> Iterator[Check]:
     """What no target shows: where tau ln pi is clipped above, and a softmax of values without the temperature."""
-    claim, rows = case.claim, case.rows
+    claim, rows, q = case.claim, case.rows, case.values.target
     if claim.value != "softmax":
         return
-    above, raw = None, False
-    for row, trace in enumerate(case.reading.traces):
-        if math.isfinite(claim.clip_min):
-            above = trace.clips_above_zero(claim.clip_min) or above
-        states = (case.values.target[rows.next_s[row]], case.values.target[rows.s[row]])
-        raw |= abs(claim.tau - 1) > 1e-6 and any(trace.softmax_of(q) for q in states)
-    error = ("softmax without tau",) if raw else ()
+    above, raw = 0.0, False
+    for s, after, trace in zip(rows.s, rows.next_s, case.reading.traces, strict=True):
+        above = trace.clips_above_zero(claim.clip_min) or above
+        raw |= abs(claim.tau - 1) > 1e-6 and (trace.softmax_of(q[s]) or trace.softmax_of(q[after]))
+    error = ("softmax without tau",) * raw
     yield Check("temperature of softmaxes", "fail" if raw else "pass", claim.tau, 1.0 if raw else claim.tau, error)
     if math.isfinite(claim.clip_min) and claim.bonus == "munchausen":
-        wrong = ("clip [l0, 1] instead of [l0, 0]",) if above else ()
-        yield Check("upper clip", "fail" if above else "pass", 0.0, above or 0.0, wrong)
+        wrong = ("clip [l0, 1] instead of [l0, 0]",) * bool(above)
+        yield Check("upper clip", "fail" if above else "pass", 0.0, above, wrong)
 
 
-def gradient_check(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Check:
+def gradient_check(case: Case) -> Check:
     """The gradient against finite differences of the distance to a constant target, and where else one arrives."""
-    reached, rows, count = case.reached(), case.rows, torch.arange(len(case.rows))
-    own = reached[count, rows.s, rows.a]
-    elsewhere = reached.clone()
+    name, reached, rows, count = "gradient", case.reached(), case.rows, torch.arange(len(case.rows))
+    own, elsewhere, others = reached[count, rows.s, rows.a], reached.clone(), reached[count, rows.s]
     elsewhere[count, rows.s] = False
-    others = reached[count, rows.s]
     others[count, rows.a] = False
-    errors: list[str] = []
-    if elsewhere.any():
-        errors.append("gradient through the target")
+    errors = ["gradient through the target"] * bool(elsewhere.any())
     if not own.all():
         greedy = case.values.online[rows.s].argmax(-1)
         is_greedy = bool((others.any(-1) == (greedy != rows.a)).all() and reached[count, rows.s, greedy].all())
@@ -225,24 +217,20 @@ def gradient_check(case: Case, found: tuple[tuple[str, ...], Target] | None) -> 
         errors += ["one-hot action misread"] * (case.probe.one_hot and not is_greedy)
     elif others.any() and case.claim.bonus != "none":
         errors.append("bonus not detached")
-    strays = bool(elsewhere.any() or others.any() or not own.all())
-    fitted = case.distance(case.targets(found[1])) if found else None
-    if strays or fitted is None or case.probe.head == "categorical":
-        note = "values that get a gradient, of one row" if strays else "not compared: what it regresses to is unknown"
-        status = "fail" if strays else "pass" if case.probe.head == "categorical" else "n/a"
-        most = float(reached.sum((-1, -2)).max())
-        return Check("gradient", status, 1.0, most, tuple(errors), "" if status == "pass" else note)
-    assert found is not None
-    kind, scale = fitted
-    error, step = case.prediction - case.targets(found[1]), 1e-6
+    most = float(reached.sum((-1, -2)).max())
+    if elsewhere.any() or others.any() or not own.all():
+        return Check(name, "fail", 1.0, most, tuple(errors), "values that get a gradient, of one row")
+    if case.probe.head == "categorical":
+        return Check(name, "pass", 1.0, most)
+    if case.fitted is None:
+        return Check(name, "n/a", note="not compared: what it regresses to is unknown")
+    kind, scale = case.fitted
+    error, step = case.prediction - case.targets(case.held), 1e-6
     expected = scale * (DISTANCES[kind](error + step) - DISTANCES[kind](error - step)) / (2 * step)
-    got = case.signed()[count, rows.s, rows.a]
-    worst = int((got - expected).abs().argmax())
-    right = bool(((got - expected).abs() < 1e-4 * (1 + expected.abs())).all())
-    return Check("gradient", "pass" if right else "fail", expected[worst].item(), got[worst].item())
+    return compared(name, expected, case.signed()[count, rows.s, rows.a], rtol=1e-3)
 
 
-def fixed_point_check(case: Case, errors: tuple[str, ...]) -> Check:
+def fixed_point_check(case: Case) -> Check:
     """The loss at the values of the exact solution of a small MDP, which are their own targets."""
     claim, probe = case.claim, case.probe
     mdp = random_mdp(NUM_STATES, NUM_ACTIONS, claim.gamma, seed=3, deterministic=True)
@@ -253,22 +241,16 @@ def fixed_point_check(case: Case, errors: tuple[str, ...]) -> Check:
         return Check("fixed point", "n/a", note="no exact solution of this method, of single steps, on the atoms")
     q = torch.where(terminal.unsqueeze(-1), 0.7, solution.q)  # what a terminal state is said to be worth must not count
     probe.set(Values(q, q, q / claim.tau if claim.actor else None))
-    s, a = (
-        (~terminal).nonzero().squeeze(-1).repeat_interleave(NUM_ACTIONS),
-        torch.arange(NUM_ACTIONS).repeat(NUM_STATES - 1),
-    )
-    following = mdp.P[s, a].argmax(-1)
-    none = torch.zeros_like(s, dtype=torch.bool)
-    rows = Rows(s, a, mdp.r[s, a], following, terminal[following], none, torch.ones_like(s))[::2]
+    s, a = (~terminal.unsqueeze(-1)).expand_as(q).nonzero()[::2].unbind(-1)
+    following, never = mdp.P[s, a].argmax(-1), torch.zeros_like(s, dtype=torch.bool)
+    rows = Rows(s, a, mdp.r[s, a], following, terminal[following], never, torch.ones_like(s))
     reading = probe.read(rows)
-    residual = reading.loss
-    if probe.head == "categorical":
-        residual = (probe.mean_targets(rows, q, reading) - q[rows.s, rows.a]).abs()
+    residual = reading.loss if probe.head != "categorical" else probe.mean_targets(rows, q, reading) - q[s, a]
     probe.set(case.values)
     worst = residual.abs().max().item()
-    right = worst < (1e-8 if probe.dtype == torch.float64 else 1e-4)
-    note = "" if right else f"largest residual at the optimum of an MDP of {NUM_STATES} states"
-    return Check("fixed point", "pass" if right else "fail", 0.0, worst, () if right else errors, note)
+    if worst < (1e-8 if probe.dtype == torch.float64 else 1e-4):
+        return Check("fixed point", "pass", 0.0, worst)
+    return Check("fixed point", "fail", 0.0, worst, case.errors, f"residual at the optimum of {NUM_STATES} states")
 
 
 def _solution(mdp: TabularMDP, claim: Target) -> Solution | None:
@@ -285,32 +267,26 @@ def _solution(mdp: TabularMDP, claim: Target) -> Solution | None:
     return soft_value_iteration(mdp, claim.tau, prior=prior) if claim.cost_weight else None
 
 
-def batch_checks(case: Case, found: tuple[tuple[str, ...], Target] | None) -> Iterator[Check]:
+def batch_checks(case: Case) -> Iterator[Check]:
     """A batch is the mean of its rows, and its gradient that of its halves', as data parallelism takes them."""
     probe, count = case.probe, 12
-    rows, more = case.rows[:count], {name: value[:count] for name, value in case.more.items()}
-    data, each = probe.data(rows, **more), case.reading.loss[:count]
-    got, mean = probe.value(data).item(), each.mean().item()
-    errors: list[str] = []
-    right = math.isclose(got, mean, rel_tol=case.tol * 10, abs_tol=1e-9)
-    if not right:
-        errors += ["sum for mean"] * math.isclose(got, each.sum().item() / probe.copies, rel_tol=1e-5)
-        fitted = case.distance(case.targets(found[1])) if found else None
-        if found and fitted and probe.head != "categorical":
-            y = case.targets(found[1])[:count]
-            pairs = DISTANCES[fitted[0]](case.prediction[:count].unsqueeze(-1) - y).mean().item() * fitted[1]
-            errors += ["mean over pairs of rows"] * math.isclose(got, pairs, rel_tol=1e-5)
+    data, each = probe.data(case.rows, **case.more)[:count], case.reading.loss[:count]
+    got, errors = probe.value(data).detach().double(), []
+    if math.isclose(got, each.sum() / probe.copies, rel_tol=1e-5):
+        errors.append("sum for mean")
+    elif case.fitted and probe.head != "categorical":
+        kind, scale = case.fitted
+        pairs = DISTANCES[kind](case.prediction[:count].unsqueeze(-1) - case.targets(case.held)[:count])
+        errors += ["mean over pairs of rows"] * math.isclose(got, scale * pairs.mean(), rel_tol=1e-5)
+    yield _of_one(probe, data)
+    yield compared("mean over a batch", each.mean(), got, errors, rtol=10 * case.tol)
+    whole, half = probe.gradient(data), count // 2
+    yield compared("data parallelism", (probe.gradient(data[:half]) + probe.gradient(data[half:])) / 2, whole, errors)
+
+
+def _of_one(probe: Probe, data: Any) -> Check:
     try:
         probe.value(data[:1])
-        yield Check("batch of one", "pass")
     except Exception as error:
-        yield Check("batch of one", "fail", note=f"raises {type(error).__name__}: {str(error)[:70]}")
-    yield Check("mean over a batch", "pass" if right else "fail", mean, got, tuple(errors))
-    whole = probe.gradient(data)
-    parts = (slice(0, count // 2), slice(count // 2, None))
-    first, second = (probe.gradient(probe.data(rows[p], **{n: v[p] for n, v in more.items()})) for p in parts)
-    halves = (first + second) / 2
-    worst = int((whole - halves).abs().argmax())
-    equal = torch.allclose(whole, halves, rtol=1e-4, atol=1e-7)
-    expected, seen = halves.flatten()[worst].item(), whole.flatten()[worst].item()
-    yield Check("data parallelism", "pass" if equal else "fail", expected, seen, () if equal else tuple(errors))
+        return Check("batch of one", "fail", note=f"raises {type(error).__name__}: {str(error)[:70]}")
+    return Check("batch of one", "pass")

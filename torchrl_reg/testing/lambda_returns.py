@@ -17,8 +17,8 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl_reg.testing.checks import DISTANCES, Case
 from torchrl_reg.testing.claims import CheckError
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, Probe
-from torchrl_reg.testing.report import Check, Report
-from torchrl_reg.testing.targets import Rows, Target
+from torchrl_reg.testing.report import Check, Report, compared, tried
+from torchrl_reg.testing.targets import Rows
 
 #: What a function's parameters may be called -> what they are given.
 _PARAMETERS = {
@@ -138,7 +138,7 @@ def check_lambda_return(function: Callable[..., Any], *, gamma: float = 0.9, lmb
     terminated = torch.zeros(length, count, dtype=torch.bool)
     terminated[3, 0] = terminated[5, 1] = terminated[7, 2] = True
     truncated = torch.zeros_like(terminated)
-    if "next_value" in wanted and "truncated" in wanted.keys() | ({"truncated"} if "terminated" in wanted else set()):
+    if "next_value" in wanted and {"terminated", "truncated"} & wanted.keys():
         truncated[2, 1] = truncated[6, 0] = True
     done, after = terminated | truncated, torch.cat((state[1:], last.unsqueeze(0)))
     following = torch.where(done, following, after)  # V(s_{t+1}) is that of the next row, unless an episode ends
@@ -153,8 +153,8 @@ def check_lambda_return(function: Callable[..., Any], *, gamma: float = 0.9, lmb
         raise CheckError(
             f"The function must return a tensor {tuple(reward.shape)}, got {getattr(got, 'shape', got)!r}."
         )
-    expected = Returns(gamma, lmbda)
-    check = _compared("lambda-return", got, expected, (reward, state, following, terminated, done))
+    data = (reward, state, following, terminated, done)
+    check = _named("lambda-return", got, Returns(gamma, lmbda), lambda made: made(*data))
     name = getattr(function, "__name__", "function")
     return Report(name, f"a lambda-return, gamma={gamma:g}, lambda={lmbda:g}", [check])
 
@@ -165,10 +165,7 @@ def _wanted(function: Callable[..., Any]) -> dict[str, str]:
         what = next((what for what, names in _PARAMETERS.items() if name.lower() in names), None)
         if what is not None:
             wanted[what] = name
-        elif parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
+        elif parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR"):
             known = ", ".join(names[0] for names in _PARAMETERS.values())
             raise CheckError(f"The function's parameters must be among {known}, got {name!r}.")
     if not {"value", "next_value"} & wanted.keys() or "reward" not in wanted:
@@ -176,42 +173,30 @@ def _wanted(function: Callable[..., Any]) -> dict[str, str]:
     return wanted
 
 
-def _compared(name: str, got: Tensor, claimed: Returns, data: tuple[Any, ...]) -> Check:
-    right, got = claimed(*data), got.double()
-    worst = int((got - right).abs().argmax())
-    numbers = right.flatten()[worst].item(), got.flatten()[worst].item()
-    if torch.allclose(got, right, rtol=1e-6, atol=1e-8):
-        return Check(name, "pass", *numbers)
-    for error, parts in MISTAKES:
-        if torch.allclose(got, replace(claimed, **parts)(*data), rtol=1e-6, atol=1e-8):
-            return Check(name, "fail", *numbers, (error,), f"at t={worst // got.shape[1]} of {len(got)}")
-    return Check(name, "fail", *numbers, note=f"at t={worst // got.shape[1]} of {len(got)}")
-
-
-def lambda_check(probe: Probe, case: Case, held: Target, lmbda: float) -> Check:
-    """The mean loss of whole sequences against that of the lambda-returns of ``held``."""
-    name, fitted = "lambda-return", case.distance(case.targets(held))
-    if fitted is None or probe.head == "categorical" or held.value == "sparsemax" or held.prior or held.actor:
+@tried("lambda-return")
+def lambda_check(probe: Probe, case: Case, lmbda: float) -> Check:
+    """The mean loss of whole sequences against that of the lambda-returns of the target that the loss has."""
+    name, held = "lambda-return", case.held
+    if case.fitted is None or probe.head == "categorical" or held.value == "sparsemax" or held.prior or held.actor:
         return Check(name, "n/a", note="not known what its lambda-return should be")
-    try:
-        loss: Any = probe.loss
-        loss.make_value_estimator(ValueEstimators.TDLambda, gamma=held.gamma, lmbda=lmbda)
-        probe.set(case.values)
-        sequences = list(_sequences(6, 7))
-        got = torch.stack([_of_sequence(probe, rows) for rows in sequences])
-    except Exception as error:
-        return Check(name, "n/a", note=f"takes no TD(lambda) (it raises {type(error).__name__})")
-    means: dict[str, list[Tensor]] = {}
-    for error_name, parts in (("", {}), *MISTAKES):
-        made = replace(Returns(held.gamma, lmbda), **parts)
-        mean = [fitted[1] * DISTANCES[fitted[0]](_errors(case, held, made, rows)).mean() for rows in sequences]
-        means.setdefault(error_name, []).append(torch.stack(mean))
-    fits = [e for e, made in means.items() for m in made if torch.allclose(got, m, rtol=1e-5, atol=1e-8)]
-    worst = int((got - means[""][0]).abs().argmax())
-    numbers = means[""][0][worst].item(), got[worst].item()
-    if fits[:1] == [""]:
-        return Check(name, "pass", *numbers)
-    return Check(name, "fail", *numbers, tuple(fits[:1]), note="mean loss of a sequence")
+    loss: Any = probe.loss
+    loss.make_value_estimator(ValueEstimators.TDLambda, gamma=held.gamma, lmbda=lmbda)
+    probe.set(case.values)
+    (kind, scale), sequences = case.fitted, list(_sequences(6, 7))
+    got = torch.stack([_of_sequence(probe, rows) for rows in sequences])
+
+    def means(made: Returns) -> Tensor:
+        return torch.stack([scale * DISTANCES[kind](_errors(case, made, rows)).mean() for rows in sequences])
+
+    return _named(name, got, Returns(held.gamma, lmbda), means, "mean loss of a sequence")
+
+
+def _named(name: str, got: Tensor, claimed: Returns, of: Callable[[Returns], Tensor], note: str = "") -> Check:
+    def fits(made: Returns) -> bool:
+        return torch.allclose(got.double(), of(made), rtol=1e-5)
+
+    errors = [] if fits(claimed) else [error for error, parts in MISTAKES if fits(replace(claimed, **parts))]
+    return compared(name, of(claimed), got, errors[:1], note, rtol=1e-5)
 
 
 def _of_sequence(probe: Probe, rows: Rows) -> Tensor:
@@ -232,9 +217,9 @@ def _sequences(count: int, length: int) -> Iterator[Rows]:
         yield Rows(states[:-1], action, r, after, terminated, truncated, torch.ones_like(action))
 
 
-def _errors(case: Case, held: Target, made: Returns, rows: Rows) -> Tensor:
+def _errors(case: Case, made: Returns, rows: Rows) -> Tensor:
     """Predictions less their returns ``[T]``."""
-    nets = {"target": case.values.target, "online": case.values.online}
+    held, nets = case.held, {"target": case.values.target, "online": case.values.online}
     q = nets[held.next_net]
     behind = nets["online"] if held.double else q
     here, following = (held.state_value(q[at], behind[at]).unsqueeze(-1) for at in (rows.s, rows.next_s))

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from torch import nn
 
 from torchrl_reg.testing import checks, variants
 from torchrl_reg.testing.actor import actor_check
+from torchrl_reg.testing.checks import Case
 from torchrl_reg.testing.claims import METHODS, CheckError, check_one_of, claim_of, guessed_head, guessed_method
 from torchrl_reg.testing.lambda_returns import lambda_check
 from torchrl_reg.testing.probe import Probe, built, networks, seeded
-from torchrl_reg.testing.report import Report
+from torchrl_reg.testing.report import Check, Report
 from torchrl_reg.testing.targets import Target, Values
 
 
@@ -94,40 +95,27 @@ def check_loss(
         probe = _in_double_if_possible(make)
         claim = claim_of(probe.loss, method or (named if not is_class or named == "discrete_sac" else None), given)
         report = Report(getattr(loss_or_factory, "__name__", "loss"), _in_words(claim, head, n_steps))
-        rebuild = partial(_again, make, probe)
-        _fill(report, probe, claim, rebuild, n_steps, lmbda, masks, compile, action_space)
+        case = checks.explained(checks.case_of(probe, claim, n_step=_reads_steps(probe), steps=n_steps))
+        report.checks += _checks(case, partial(_again, make, probe), lmbda, masks, compile)
     return report
 
 
-def _fill(
-    report: Report,
-    probe: Probe,
-    claim: Target,
-    rebuild: Any,
-    n_steps: int,
-    lmbda: float,
-    masks: bool,
-    compile: bool,
-    space: str,
-) -> None:
-    n_step = _reads_steps(probe)
-    case = checks.case_of(probe, claim, n_step=n_step, steps=n_steps)
-    found = checks.explained(case)
-    held = found[1] if found else claim
-    report.checks += checks.target_checks(case, found)
-    report.checks.append(checks.fixed_point_check(case, found[0] if found else ()))
-    report.checks += checks.trace_checks(case)
-    report.checks.append(checks.gradient_check(case, found))
-    report.checks += [actor_check(case)] if claim.actor else []
-    report.checks += checks.batch_checks(case, found)
-    report.checks.append(variants.dtype_check(case, rebuild))
-    if space == "categorical":
-        report.checks.append(variants.one_hot_check(case, rebuild))
-    report.checks.append(variants.action_mask_check(case, rebuild, held, claimed=masks))
-    report.checks.append(variants.padding_check(case, claimed=masks))
-    report.checks.append(variants.vmap_check(case))
-    report.checks.append(variants.compile_check(case, wanted=compile))
-    report.checks.append(lambda_check(rebuild(), case, held, lmbda))
+def _checks(case: Case, rebuild: Callable[..., Probe], lmbda: float, masks: bool, compiles: bool) -> Iterator[Check]:
+    yield from checks.target_checks(case)
+    yield checks.fixed_point_check(case)
+    yield from checks.trace_checks(case)
+    yield checks.gradient_check(case)
+    if case.claim.actor:
+        yield actor_check(case)
+    yield from checks.batch_checks(case)
+    yield variants.dtype_check(case, rebuild)
+    if not case.probe.one_hot:
+        yield variants.one_hot_check(case, rebuild)
+    yield variants.action_mask_check(case, rebuild, claimed=masks)
+    yield variants.padding_check(case, claimed=masks)
+    yield variants.vmap_check(case)
+    yield variants.compile_check(case, wanted=compiles)
+    yield lambda_check(rebuild(), case, lmbda)
 
 
 def imported(path: str) -> Any:
@@ -144,13 +132,9 @@ def imported(path: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise CheckError(
-                f"LOSS must name a module that can be imported, got {module!r}, which is not here."
-            ) from None
-        raise CheckError(
-            f"LOSS must name a module that can be imported, got {module!r}, which needs {error.name}."
-        ) from None
+        lacks = str(error.name)
+        why = "is not here" if f"{module}.".startswith(f"{lacks}.") else f"needs {lacks}"
+        raise CheckError(f"LOSS must name a module that can be imported, got {module!r}, which {why}.") from None
     if not hasattr(found, name):
         raise CheckError(f"LOSS must name something in {module}, got {name!r}, which it does not define.")
     return getattr(found, name)

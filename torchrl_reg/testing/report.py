@@ -5,9 +5,15 @@ Statuses are ``"pass"``, ``"fail"`` and ``"n/a"``: not applicable, skipped, or n
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from torchrl_reg.printable import printable
 from torchrl_reg.testing.targets import KNOWN_ERRORS
@@ -31,6 +37,33 @@ class Check:
     got: float | None = None
     errors: tuple[str, ...] = ()
     note: str = ""
+
+
+def compared(
+    name: str, expected: Tensor, got: Tensor, errors: Sequence[str] = (), note: str = "", rtol: float = 1e-4
+) -> Check:
+    """Passes if two tensors are equal to ``rtol`` (and 1e-6); has the numbers where they differ most."""
+    expected, got = expected.detach().double().flatten(), got.detach().double().flatten()
+    worst, right = int((expected - got).abs().argmax()), torch.allclose(expected, got, rtol=rtol, atol=1e-6)
+    numbers = expected[worst].item(), got[worst].item()
+    return Check(name, "pass", *numbers) if right else Check(name, "fail", *numbers, tuple(errors), note)
+
+
+def tried(name: str) -> Callable[[Callable[..., Check]], Callable[..., Check]]:
+    """Of a check that a stranger's loss may answer with any exception: that is not applicable."""
+
+    def decorated(check: Callable[..., Check]) -> Callable[..., Check]:
+        @functools.wraps(check)
+        def safe(*args: Any, **kwargs: Any) -> Check:
+            try:
+                return check(*args, **kwargs)
+            except Exception as error:
+                said = (str(error).strip() or repr(error)).splitlines()[0]
+                return Check(name, "n/a", note=f"raises {type(error).__name__}: {said[:80]}")
+
+        return safe
+
+    return decorated
 
 
 @dataclass
