@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torchrl.objectives import DistributionalDQNLoss, DQNLoss
 from wrong_losses import DQN, HardValue
 
@@ -52,6 +53,10 @@ def test_wrong_numbers_are_wrong() -> None:
     assert not report.passed and report.errors == []
 
 
+def sparse_munchausen(network: Any) -> Any:
+    return objectives.SparseDQNLoss(network, tau=0.5, shaping=objectives.Munchausen(0.5))
+
+
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
@@ -62,6 +67,12 @@ def test_wrong_numbers_are_wrong() -> None:
         (lambda network: DQN(network), {"method": "soft_dqn", "tau": -1.0, "gamma": 0.9}, "tau must be a finite"),
         (lambda network: 3, {"method": "dqn"}, "The loss must be a LossModule.* got a int"),
         (3, {}, "loss_or_factory must be .*, got a int"),
+        (
+            lambda network: torch.nn.Sequential(network),
+            {"gamma": 0.9},
+            "must return an entry named loss, got ",
+        ),
+        (sparse_munchausen, {}, "method must be given .* got Tsallis with Munchausen"),
         (DQN, {"action_space": "box"}, "action_space must be one of categorical, one-hot, got 'box'"),
         (lambda network: 1 / 0, {"method": "dqn"}, "cannot be built or called: ZeroDivisionError"),
     ],

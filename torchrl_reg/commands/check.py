@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "my_module:MyLoss, a LossModule class, or my_module:make, a function of the network that returns the loss"
     parser.add_argument("loss", metavar="LOSS", help=what)
     parser.add_argument("--method", metavar="METHOD", help=f"what it claims to be: {', '.join(METHODS)} (guessed)")
-    parser.add_argument("--head", metavar="HEAD", help="expected, categorical, quantiles or implicit (guessed)")
+    parser.add_argument("--head", metavar="HEAD", help="expected, categorical, quantiles, implicit or actor (guessed)")
     for name, meaning in _NUMBERS.items():
         parser.add_argument(f"--{name}", type=float, metavar="X", help=f"{meaning} (read from the loss)")
     parser.add_argument("--double", action="store_true", default=None, help="it claims Double Q-learning")

@@ -109,11 +109,14 @@ class Case:
         return size > 1e-7 * size.amax()
 
 
-def values_for(claim: Target, generator: torch.Generator) -> Tensor:
-    """Random values ``[S, A]``: gaps about ``tau`` in half of the states, and such as a clip acts on in the others."""
+def values_for(claim: Target, generator: torch.Generator, most: float = math.inf) -> Tensor:
+    """Random values ``[S, A]``: gaps about ``tau`` in half of the states, and such as a clip acts on in the others.
+
+    Both are scaled to at most ``most``, which keeps them on a grid of atoms.
+    """
     tight = claim.tau or 0.3
     wide = max(0.7, 1.5 * (abs(claim.clip_min) if math.isfinite(claim.clip_min) else 0.0))
-    scale = torch.tensor([tight, wide]).double().repeat_interleave(NUM_STATES // 2).unsqueeze(-1)
+    scale = torch.tensor([min(tight, most), min(wide, most)]).double().repeat_interleave(NUM_STATES // 2).unsqueeze(-1)
     return 0.3 + scale * torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator, dtype=torch.float64)
 
 
@@ -134,7 +137,7 @@ def transitions(generator: torch.Generator, *, n_step: bool, steps: int = 1) -> 
 def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1) -> Case:
     """Reads ``probe`` on random values; ``n_step`` adds transitions of several steps, ``steps`` is for the others."""
     generator = torch.Generator().manual_seed(1)
-    online, target = values_for(claim, generator), values_for(claim, generator)
+    online, target = (values_for(claim, generator, 2.0 if probe.head == "categorical" else math.inf) for _ in range(2))
     extra = [torch.randn(2, *online.shape, generator=generator, dtype=torch.float64)] if probe.logits else []
     values = Values(online, target if probe.target else online, *(part for pair in extra for part in pair))
     probe.set(values)

@@ -82,16 +82,19 @@ def check_one_of(name: str, value: str | None, known: Iterable[str]) -> None:
         raise CheckError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
 
 
-def claim_of(loss: nn.Module, method: str | None, given: Mapping[str, Any]) -> Target:
-    """The target that ``loss`` claims: the numbers ``given``, those it holds, or its constructor's defaults."""
+def claim_of(loss: nn.Module, method: str | None, named: str | None, given: Mapping[str, Any]) -> Target:
+    """The target that ``loss`` claims: that of the method, of its slots, or of the method that it is named after.
+
+    With the numbers ``given``, those it holds, or its constructor's defaults.
+    """
     numbers = {name: value for name, value in given.items() if value is not None}
     shaping, regularizer = getattr(loss, "shaping", None), getattr(loss, "regularizer", None)
     if method is None and isinstance(regularizer, Regularizer):
         value, bonus = _of_slots(regularizer, shaping)
     else:
-        method = method or guessed_method(type(loss))
+        method = method or guessed_method(type(loss)) or named
         if method is None:
-            raise CheckError(f"method must say what {type(loss).__name__} claims to be, one of {', '.join(METHODS)}.")
+            raise CheckError(f"method must be given, one of {', '.join(METHODS)}, got a {type(loss).__name__}.")
         value, bonus, _ = METHODS[method]
     numbers = _held(loss, ("tau", "alpha", "clip_min", "gamma"), numbers)
     if value == "prior" and isinstance(regularizer, PriorKL) and regularizer.prior is not None:
@@ -133,7 +136,7 @@ def _of_slots(regularizer: Regularizer, shaping: Any) -> tuple[str, str]:
     bonus = {"NoneType": "none", "Munchausen": "munchausen", "AdvantageGap": gap}.get(type(shaping).__name__)
     if value is None or bonus is None or (bonus == "munchausen" and value != "entropy"):
         parts = f"{type(regularizer).__name__} with {type(shaping).__name__}"
-        raise CheckError(f"The targets of the check know no {parts}; say method=... if one of them is meant.")
+        raise CheckError(f"method must be given for a loss of other parts than those of the methods, got {parts}.")
     return value, bonus
 
 

@@ -102,8 +102,9 @@ MISTAKES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def check_lambda_return(function: Callable[..., Any], *, gamma: float = 0.9, lmbda: float = 0.7) -> Report:
-    """Check a function of tensors ``[T, B]`` that computes ``G_t``, :class:`Returns`; rewards and values in one unit.
+    """Check ``G_t = r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda G_{t+1})``, a function of tensors ``[T, B]``.
 
+    Rewards and values are in reward units.
     Its parameters are told by name: ``rewards``; ``next_values`` (``V(s_{t+1})``), or ``values`` (``V(s_t)``) with
     ``last_value [B]`` (without: ``values [T + 1, B]``); ``terminated`` and ``truncated``, or ``dones``, which then ends
     episodes for good; ``gamma``; ``lmbda`` or ``lam``. Values after a truncation are only told as ``next_values``.

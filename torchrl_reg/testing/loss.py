@@ -50,7 +50,8 @@ def check_loss(
         loss_or_factory: a LossModule class, which is called with a :class:`~torchrl.modules.QValueActor` and those of
             the numbers below that its constructor takes, or a function of the network that returns the loss.
         method: what it claims to be, one of :data:`METHODS`; guessed from the loss's parts or name where None.
-        head: ``"expected"``, ``"categorical"``, ``"quantiles"`` or ``"implicit"``: what the network represents.
+        head: what the network represents: ``"expected"``, ``"categorical"``, ``"quantiles"``, ``"implicit"`` or, beside
+            an ``"actor"``, critics.
         tau, alpha, clip_min, gamma: numbers of the method (tau and clip_min in reward units); read from the loss where
             None. A class is built with ``gamma=0.9`` where None.
         double: whether it claims Double Q-learning. prior: probabilities of the actions, of ``"sql"``.
@@ -93,7 +94,7 @@ def check_loss(
     with seeded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a stranger's
         probe = _in_double_if_possible(make)
-        claim = claim_of(probe.loss, method or (named if not is_class or named == "discrete_sac" else None), given)
+        claim = claim_of(probe.loss, method, named, given)
         report = Report(getattr(loss_or_factory, "__name__", "loss"), _in_words(claim, head, n_steps))
         case = checks.explained(checks.case_of(probe, claim, n_step=_reads_steps(probe), steps=n_steps))
         report.checks += _checks(case, partial(_again, make, probe), lmbda, masks, compile)
