@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from wrong_losses import ALPHA, DQN, GAMMA, LOW, NUMBERS, TAU, MunchausenDQN
+from wrong_losses import ALPHA, DQN, GAMMA, LOW, NUMBERS, TAU, MunchausenDQN, NeverEnds
 
 from torchrl_reg.testing import Report, check_loss
 
@@ -97,6 +97,11 @@ def test_a_gradient_that_is_not_the_derivative() -> None:
     assert check.expected == pytest.approx(2 * check.got)
 
 
+def test_the_optimum_has_terminal_states_whose_values_must_not_count() -> None:
+    assert statuses(of(DQN))["fixed point"] == "pass"
+    assert statuses(of(NeverEnds))["fixed point"] == "fail"
+
+
 class ThreeSteps(DQN):
     def discount(self, data: Any) -> Any:
         return GAMMA**3
@@ -128,5 +133,5 @@ def test_the_numbers_are_those_of_the_row_named() -> None:
             return 0.125
 
     check = of(Late).checks[1]
-    assert check.name == "terminated" and check.status == "fail"
+    assert check.name == "terminated" and check.status == "fail" and check.note.startswith("target at s=")
     assert check.got == pytest.approx(check.expected + 0.125)

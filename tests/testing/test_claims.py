@@ -40,7 +40,11 @@ def test_numbers_are_read_from_the_loss() -> None:
         loss = objectives.MunchausenDQNLoss(network, tau=0.3, alpha=0.7, clip_min=-0.6)
         return loss.make_value_estimator(gamma=0.8)
 
+    def with_beta(network: Any) -> Any:
+        return objectives.MutualInformationDQNLoss(network, beta=2.5).make_value_estimator(gamma=0.8)
+
     assert check_loss(make).claim == "m_dqn, tau=0.3, alpha=0.7, clip_min=-0.6, gamma=0.8"
+    assert check_loss(with_beta).claim == "sql, tau=0.4, gamma=0.8"
 
 
 def test_a_class_is_built_with_the_numbers_given() -> None:
