@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -91,3 +92,18 @@ def test_every_method_makes_a_claim() -> None:
     for value, bonus, _ in METHODS.values():
         claim = made_claim(value, bonus, {"tau": 0.5, "alpha": 0.6, "clip_min": -0.4, "gamma": 0.9})
         assert claim.gamma == 0.9 and claim.bonus == bonus
+
+
+class PlainSQL(DQN):
+    """Soft Q-learning with an inverse temperature and a uniform prior."""
+
+    beta = 2.5
+
+    def bootstrap(self, data: Any) -> Any:
+        q = self.q(self.target_network, data["next"])
+        return ((self.beta * q).logsumexp(-1) - math.log(3)) / self.beta
+
+
+def test_an_inverse_temperature_is_one() -> None:
+    report = check_loss(lambda network: PlainSQL(network), method="sql", gamma=0.9)
+    assert report.passed and report.claim == "sql, tau=0.4, gamma=0.9", str(report)
