@@ -26,7 +26,8 @@ ALLOWED = {
     "run_owner": {"run_owner"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
-    "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs"},
+    "testing": {"testing", "tabular", "modules", "regularizers", "printable"},
+    "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs", "testing"},
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}
@@ -78,6 +79,6 @@ def test_the_library_imports_without_any_extra() -> None:
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import torchrl_reg, torchrl_reg.functional, torchrl_reg.tabular, torchrl_reg.modules\n"
         "import torchrl_reg.envs, torchrl_reg.collectors, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
-        "import torchrl_reg.planning, torchrl_reg.agents; torchrl_reg.load_policy\n"
+        "import torchrl_reg.planning, torchrl_reg.agents, torchrl_reg.testing; torchrl_reg.load_policy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,137 @@
+"""Distances, several errors at once, and what no known error explains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from wrong_losses import ALPHA, DQN, GAMMA, LOW, NUMBERS, TAU, MunchausenDQN, NeverEnds
+
+from torchrl_reg.testing import Report, check_loss
+
+
+def of(cls: Any, method: str = "dqn", **more: Any) -> Report:
+    return check_loss(lambda network: cls(network), method=method, **{**NUMBERS, **more})
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}
+
+
+class Distance(DQN):
+    kind = staticmethod(F.mse_loss)
+
+    def forward(self, tensordict: Any) -> TensorDict:
+        with torch.no_grad():
+            y = self.target(tensordict)
+        return TensorDict({"loss": type(self).kind(self.predicted(tensordict), y)}, [])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        F.mse_loss,
+        F.smooth_l1_loss,
+        F.l1_loss,
+        lambda q, y: (q - y).square().mean() / 2,
+        lambda q, y: 3 * F.huber_loss(q, y),
+    ],
+    ids=["squared", "huber", "absolute", "half", "three"],
+)
+def test_any_distance_will_do(kind: Any) -> None:
+    report = of(type("Other", (Distance,), {"kind": staticmethod(kind)}))
+    assert report.passed, str(report)
+    wrong = of(type("Other", (Distance,), {"kind": staticmethod(kind), "discount": lambda self, data: 1.0}))
+    assert wrong.errors == ["gamma missing"], str(wrong)
+
+
+class FourErrors(MunchausenDQN):
+    def bootstrap(self, data: Any) -> Any:
+        return self.q(self.target_network, data["next"]).logsumexp(-1)
+
+    def ended(self, data: Any) -> Any:
+        return data["next", "done"].squeeze(-1)
+
+    def bonus(self, data: Any) -> Any:
+        return ALPHA * (TAU * self.log_pi_of(data)).clamp(LOW, 1)
+
+
+def test_four_errors_at_once() -> None:
+    report = of(FourErrors, "m_dqn")
+    expected = {"softmax without tau", "tau missing in the TD target", "no bootstrap at truncation"}
+    assert set(report.errors) == expected | {"clip [l0, 1] instead of [l0, 0]"}
+    by_check = {check.name: set(check.errors) for check in report.checks}
+    assert by_check["one step"] == {"softmax without tau", "tau missing in the TD target"}
+    assert by_check["truncated"] == expected
+    assert by_check["terminated"] == set()
+
+
+class Strange(DQN):
+    def bootstrap(self, data: Any) -> Any:
+        return self.q(self.target_network, data["next"]).median(-1).values
+
+
+def test_a_strange_loss_fails_without_a_name() -> None:
+    report = of(Strange)
+    assert not report.passed and report.errors == []
+    found = statuses(report)
+    assert (found["one step"], found["terminated"], found["truncated"]) == ("fail", "pass", "fail")
+    assert found["gradient"] == "n/a" and "No known errors" in report.summary()
+
+
+class WrongGradient(DQN):
+    """The right value with half of its gradient."""
+
+    def predicted(self, data: Any) -> Any:
+        q = super().predicted(data)
+        return q / 2 + q.detach() / 2
+
+
+def test_a_gradient_that_is_not_the_derivative() -> None:
+    report = of(WrongGradient)
+    assert [check.name for check in report.checks if check.status == "fail"] == ["gradient"]
+    (check,) = (check for check in report.checks if check.name == "gradient")
+    assert check.expected == pytest.approx(2 * check.got)
+
+
+def test_the_optimum_has_terminal_states_whose_values_must_not_count() -> None:
+    assert statuses(of(DQN))["fixed point"] == "pass"
+    assert statuses(of(NeverEnds))["fixed point"] == "fail"
+
+
+class ThreeSteps(DQN):
+    def discount(self, data: Any) -> Any:
+        return GAMMA**3
+
+
+def test_n_steps_that_the_loss_counts_itself() -> None:
+    assert of(ThreeSteps, n_steps=3).passed
+    wrong = of(DQN, n_steps=3)
+    assert wrong.errors == ["discount of n steps"], str(wrong)
+    assert statuses(of(ThreeSteps, n_steps=3))["fixed point"] == "n/a"
+
+
+class BatchStatistics(DQN):
+    """Predictions less the mean of the batch: not a mean of rows."""
+
+    def predicted(self, data: Any) -> Any:
+        q = super().predicted(data)
+        return q + (q - q.mean()).detach()
+
+
+def test_rows_that_depend_on_each_other() -> None:
+    found = statuses(of(BatchStatistics))
+    assert (found["one step"], found["mean over a batch"], found["data parallelism"]) == ("pass", "fail", "fail")
+
+
+def test_the_numbers_are_those_of_the_row_named() -> None:
+    class Late(DQN):
+        def bonus(self, data: Any) -> Any:
+            return 0.125
+
+    check = of(Late).checks[1]
+    assert check.name == "terminated" and check.status == "fail" and check.note.startswith("target at s=")
+    assert check.got == pytest.approx(check.expected + 0.125)

@@ -1,0 +1,76 @@
+"""Every known error is named where it is planted, and none in a loss that is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import wrong_actor_critics
+from torchrl.objectives import DistributionalDQNLoss, DQNLoss
+from wrong_losses import NUMBERS, PLANTED, RIGHT
+
+from torchrl_reg import objectives
+from torchrl_reg.testing import KNOWN_ERRORS, check_loss
+
+NAMED = [(name, cls, method) for name, cases in PLANTED.items() for cls, method in cases]
+ODD = {"tau": 0.5, "alpha": 0.6, "clip_min": -0.4}
+OURS: list[tuple[str, dict[str, Any]]] = [
+    ("SoftDQNLoss", ODD),
+    ("MunchausenDQNLoss", ODD),
+    ("MunchausenDQNLoss", {}),
+    ("SoftDQNLoss", {**ODD, "double": True}),
+    ("AdvantageLearningLoss", ODD),
+    ("AdvantageLearningLoss", {"alpha": 0.6, "method": "pal"}),
+    ("SparseDQNLoss", ODD),
+    ("QLearningLoss", {}),
+    ("DiscreteVIRELLoss", ODD),
+    ("MutualInformationDQNLoss", {"tau": 0.5, "prior": (0.5, 0.3, 0.2)}),
+    ("CategoricalDQNLoss", {}),
+    ("MunchausenCategoricalLoss", ODD),
+    ("QuantileRegressionDQNLoss", {}),
+    ("IQNLoss", {}),
+    ("MunchausenIQNLoss", ODD),
+    ("MutualInformationIQNLoss", {"tau": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "cls", "method"), NAMED, ids=[f"{name}-{cls.__name__}" for name, cls, _ in NAMED])
+def test_a_planted_error_is_named(name: str, cls: Any, method: str) -> None:
+    report = check_loss(lambda network: cls(network), method=method, masks=getattr(cls, "masks", False), **NUMBERS)
+    expected = [name]
+    if getattr(cls, "masks", False):
+        expected = ["padding counts"] if name == "padding counts" else ["action mask ignored", "padding counts"]
+    assert not report.passed
+    assert report.errors == expected, str(report)
+
+
+def test_the_planted_errors_are_all_that_a_loss_of_single_steps_can_have() -> None:
+    sequences = {"wrong state in the lambda-return", "episodes leak", "lambda ignored"}
+    sequences |= {"no bootstrap at the end of the data", "step entropy missing in the lambda-return"}
+    assert set(PLANTED) | sequences | set(wrong_actor_critics.WRONG.values()) == set(KNOWN_ERRORS)
+
+
+@pytest.mark.parametrize("cls", RIGHT, ids=lambda cls: cls.__name__)
+def test_a_plain_loss_has_none(cls: Any) -> None:
+    report = check_loss(lambda network: cls(network), method=RIGHT[cls], **NUMBERS)
+    assert report.passed and report.errors == [], str(report)
+
+
+@pytest.mark.parametrize(("name", "numbers"), OURS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(OURS)])
+def test_ours_have_none(name: str, numbers: dict[str, Any]) -> None:
+    report = check_loss(getattr(objectives, name), **numbers)
+    assert report.passed and report.errors == [], str(report)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_torchrls_dqn_has_none(double: bool) -> None:
+    report = check_loss(DQNLoss, double=double)
+    assert report.passed and report.errors == [], str(report)
+
+
+def test_torchrls_c51_has_none_but_takes_no_batch_of_one() -> None:
+    """Its ``action.shape[-1] != 1`` takes one index for a column of them."""
+    report = check_loss(DistributionalDQNLoss)
+    assert report.errors == []
+    assert [check.name for check in report.checks if check.status == "fail"] == ["batch of one"], str(report)
+    assert check_loss(DistributionalDQNLoss, action_space="one-hot").passed

@@ -1,0 +1,35 @@
+"""What is seen of the operations of a loss."""
+
+from __future__ import annotations
+
+import torch
+
+from torchrl_reg.testing.trace import Trace
+
+
+def test_clips_with_both_bounds() -> None:
+    x = torch.tensor([-2.0, 0.5])
+    with Trace() as trace:
+        x.clamp(-1, 0), x.clamp(min=-0.4, max=1), torch.clip(x, -0.3, 2), x.clamp(min=-0.2), x.clone().clamp_(-0.1, 3)
+    assert trace.clips_above_zero(-1.0) is None
+    assert trace.clips_above_zero(-0.4) == 1.0
+    assert trace.clips_above_zero(-0.3) == 2.0
+    assert trace.clips_above_zero(-0.2) is None
+    assert trace.clips_above_zero(-0.1) == 3.0
+
+
+def test_softmaxes_are_known_up_to_a_shift() -> None:
+    q = torch.tensor([[0.3, -1.0, 2.0]])
+    for softmax in (torch.softmax, torch.log_softmax, torch.logsumexp):
+        with Trace() as trace:
+            softmax(q - 5, -1)
+        assert trace.softmax_of(q[0].double()) and not trace.softmax_of(2 * q[0].double())
+        with Trace() as trace:
+            softmax(q / 0.5, -1)
+        assert not trace.softmax_of(q[0].double())
+
+
+def test_random_numbers_are_a_half() -> None:
+    with Trace():
+        assert torch.rand(2, 2).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert torch.rand(50).std() > 0

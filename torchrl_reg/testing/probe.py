@@ -1,0 +1,245 @@
+"""A loss over a table of values: built, set to given values, and read on transitions, one row at a time.
+
+Shapes: ``N`` rows, ``S`` states, ``A`` actions, ``K`` atoms.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Categorical, OneHot
+from torchrl.modules import DistributionalQValueActor, OneHotCategorical, ProbabilisticActor, QValueActor
+
+from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, QuantileQActor
+from torchrl_reg.testing.claims import CheckError
+from torchrl_reg.testing.targets import Rows, Values
+from torchrl_reg.testing.trace import Trace
+
+NUM_STATES, NUM_ACTIONS, NUM_QUANTILES = 6, 3, 4
+SUPPORT = torch.linspace(-12.0, 12.0, 97, dtype=torch.float64)
+
+
+class QTable(nn.Module):
+    """``width`` values of each action by state, ``[*B, width * A]`` from one-hot observations ``[*B, S]``."""
+
+    def __init__(self, width: int = 1, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.q_table = nn.Parameter(torch.zeros(NUM_STATES, width * NUM_ACTIONS, dtype=dtype))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation @ self.q_table
+
+
+class LogitTable(nn.Module):
+    """Logits of a policy by state, ``[*B, A]``."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.logit_table = nn.Parameter(torch.zeros(NUM_STATES, NUM_ACTIONS, dtype=dtype))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation @ self.logit_table
+
+
+class AtomTable(QTable):
+    """Logits ``[*B, K, A]``."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return super().forward(observation).unflatten(-1, (len(SUPPORT), NUM_ACTIONS))
+
+
+class FractionTable(QTable):
+    """Quantiles ``[*B, N, A]`` that are the same at every fraction."""
+
+    def features(self, observation: Tensor) -> Tensor:
+        """Values ``[*B, A]``."""
+        return observation @ self.q_table
+
+    def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
+        """Those values, for each of ``fractions [*B, N]``."""
+        return features.unsqueeze(-2) + 0 * fractions.unsqueeze(-1)
+
+    def forward(self, observation: Tensor, fractions: Tensor | None = None) -> Tensor:
+        features = self.features(observation)
+        return features if fractions is None else self.quantiles(features, fractions)
+
+
+def networks(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False, masked: bool = False) -> list[Any]:
+    """A Q-value actor over a table, or an actor and a critic; ``own`` takes this package's actor of distributions."""
+    how: dict[str, Any] = {"spec": OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS)}
+    if masked:
+        how["action_mask_key"] = "action_mask"
+    if head == "actor":
+        logits = TensorDictModule(LogitTable(dtype), ["observation"], ["logits"])
+        kind = OneHotCategorical if one_hot else torch.distributions.Categorical
+        actor = ProbabilisticActor(logits, spec=how["spec"], in_keys=["logits"], distribution_class=kind)
+        return [actor, TensorDictModule(QTable(1, dtype), ["observation"], ["action_value"])]
+    if head == "categorical" and own:
+        ends = {"value_min": SUPPORT[0].item(), "value_max": SUPPORT[-1].item()}
+        return [CategoricalQActor(QTable(len(SUPPORT), dtype), num_atoms=len(SUPPORT), **ends, **how)]
+    if head == "categorical":
+        return [DistributionalQValueActor(AtomTable(len(SUPPORT), dtype), support=SUPPORT.to(dtype), **how)]
+    if head == "quantiles":
+        return [FixedQuantileQActor(QTable(NUM_QUANTILES, dtype), num_quantiles=NUM_QUANTILES, **how)]
+    table: Any = FractionTable(1, dtype) if head == "implicit" else QTable(1, dtype)
+    return [(QuantileQActor if head == "implicit" else QValueActor)(table, **how)]
+
+
+def built(make: Callable[..., Any], over: Sequence[Any], given: Mapping[str, Any]) -> nn.Module:
+    """The loss of a class or factory over the networks; a class gets those of the numbers ``given`` that it takes."""
+    known = {name: value for name, value in given.items() if value is not None}
+    taken: set[str] = set()
+    if inspect.isclass(make):
+        for cls in make.__mro__:  # **kwargs are handed on to the classes below
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
+            taken |= parameters.keys()
+            if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                break
+    if "beta" in taken and "tau" in known:
+        known["beta"] = 1 / known["tau"]
+    renamed = {"double_dqn": known.get("double"), **known}
+    if len(over) > 1:
+        renamed |= {"alpha_init": known.get("tau"), "num_actions": NUM_ACTIONS, "action_space": over[0].spec["action"]}
+    options = {k: v for k, v in renamed.items() if k in taken and v is not None}
+    try:
+        loss = make(*over, **options)
+    except TypeError:  # TorchRL's losses have a gamma that they refuse
+        options.pop("gamma", None)
+        loss = make(*over, **options)
+        taken.discard("gamma")
+    if not isinstance(loss, nn.Module):
+        raise CheckError(f"The loss must be a LossModule, or a function that makes one, got a {type(loss).__name__}.")
+    if inspect.isclass(make) and hasattr(loss, "make_value_estimator") and "gamma" in known and "gamma" not in taken:
+        with suppress(NotImplementedError, TypeError):  # it may have none
+            loss.make_value_estimator(gamma=known["gamma"])  # type: ignore[operator]
+    return loss
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the loss says of each row alone."""
+
+    loss: Tensor
+    """``[N]``."""
+    grad: Tensor
+    """Its gradient with respect to the online table ``[N, S, width * A]``."""
+    traces: list[Trace]
+    """What was computed on the way."""
+
+    def __getitem__(self, index: Any) -> Reading:
+        picked = torch.arange(len(self.loss))[index].tolist()
+        return Reading(self.loss[index], self.grad[index], [self.traces[i] for i in picked])
+
+
+class Probe:
+    """A loss whose networks are tables that can be set."""
+
+    def __init__(self, loss: nn.Module, head: str, dtype: torch.dtype, one_hot: bool = False) -> None:
+        self.loss, self.head, self.dtype, self.one_hot = loss, head, dtype, one_hot
+        self.copies = 1  # of each row, for losses that take no batch of one
+        self.trace = Trace()
+        entries = [*loss.named_parameters(), *loss.named_buffers()]
+        tables = {n: p for n, p in entries if n.endswith("q_table")}
+        is_target = {n: "target" in n.lower() or not p.requires_grad for n, p in tables.items()}
+        self.online = [p for n, p in tables.items() if not is_target[n]]
+        self.target = [p for n, p in tables.items() if is_target[n]]
+        self.logits = [p for n, p in entries if n.endswith("logit_table")]
+        if not self.online or (len(self.online) > 1 and head != "actor"):
+            what = f"{len(self.online)} of them hold the table ({', '.join(tables) or 'no name'})"
+            advice = "the name of a target network must contain target"
+            raise CheckError(f"The loss must hold its network once among its parameters, got {what}; {advice}.")
+
+    def set(self, values: Values) -> None:
+        """Set the values of the networks; of two target critics both are at least ``values.target``."""
+        above: list[Any] = [0.0, 0.0]
+        if values.spread is not None:
+            above = [(-values.spread).clamp(min=0), values.spread.clamp(min=0)]
+        for table in self.online:
+            table.data.copy_(self._entries(values.online))
+        for number, table in enumerate(self.target):
+            both = [self._entries(values.target + more) for more in above]
+            table.data.copy_(torch.stack(both) if table.ndim == 3 else both[number % 2])
+        for table in self.logits:
+            table.data.copy_(torch.zeros_like(table) if values.policy is None else values.policy)
+
+    def _entries(self, q: Tensor) -> Tensor:
+        if self.head == "categorical":
+            return _atoms(q).log().flatten(-2)
+        return q.repeat(1, NUM_QUANTILES) if self.head == "quantiles" else q
+
+    def data(self, rows: Rows, **more: Tensor) -> TensorDict:
+        """The transitions as TorchRL has them; ``more`` are entries ``[N, ...]`` to add."""
+        eye, dtype = torch.eye(NUM_STATES, dtype=self.dtype), self.dtype
+        action = nn.functional.one_hot(rows.a, NUM_ACTIONS) if self.one_hot else rows.a
+        done = rows.terminated | rows.truncated
+        ends = {"done": done, "terminated": rows.terminated, "truncated": rows.truncated}
+        following = {"observation": eye[rows.next_s], "reward": rows.r.to(dtype).unsqueeze(-1)}
+        following |= {name: flag.unsqueeze(-1) for name, flag in ends.items()}
+        data = TensorDict({"observation": eye[rows.s], "action": action, "next": following}, rows.s.shape)
+        for name, value in more.items():
+            data[tuple(name.split(".")) if "." in name else name] = value
+        return data
+
+    def value(self, data: TensorDict) -> Tensor:
+        """The loss of a batch, summed if it is not reduced; random numbers it draws are all 1/2."""
+        with Trace() as self.trace:
+            return total(self.loss(data))
+
+    def gradient(self, data: TensorDict) -> Tensor:
+        """That of the loss of a batch with respect to the online table ``[S, width * A]``."""
+        return self._gradient(self.value(data))
+
+    def _gradient(self, value: Tensor) -> Tensor:
+        grads = torch.autograd.grad(value, self.online)
+        return torch.stack([g.reshape(-1, *g.shape[-2:]).sum(0) for g in grads]).sum(0)
+
+    def read(self, rows: Rows, **more: Tensor) -> Reading:
+        """The loss and its gradient of every row by itself."""
+        losses, grads, traces = [], [], []
+        data = self.data(rows, **more)
+        for row in range(len(rows)):
+            value = self.value(data[[row] * self.copies].clone())
+            losses.append(value.detach())
+            grads.append(self._gradient(value))
+            traces.append(self.trace)
+        return Reading(torch.stack(losses).double(), torch.stack(grads).double(), traces)
+
+    def mean_targets(self, rows: Rows, online: Tensor, reading: Reading) -> Tensor:
+        """Of categorical distributions, the means ``[N]`` of their targets: a cross-entropy's gradient is p - m."""
+        grad = reading.grad.unflatten(-1, (len(SUPPORT), NUM_ACTIONS))[torch.arange(len(rows)), rows.s, :, rows.a]
+        return (_atoms(online)[rows.s, :, rows.a] - grad) @ SUPPORT
+
+
+def total(out: Any) -> Tensor:
+    """The sum of a loss's output ``loss``, or of the first entry named ``loss_...``."""
+    if isinstance(out, Tensor):
+        return out.sum()
+    entries = [str(name) for name in list(out.keys())]
+    names = [name for name in entries if name.startswith("loss")]
+    if not names:
+        raise CheckError(f"The loss must return an entry named loss, got {', '.join(entries) or 'none'}.")
+    return out[next((name for name in ("loss", "loss_qvalue", "loss_critic") if name in names), names[0])].sum()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Random numbers of a fixed seed, which leave those of the caller as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _atoms(q: Tensor) -> Tensor:
+    """Probabilities ``[S, K, A]`` with means ``q [S, A]``: a tenth spread, the rest on the two nearest atoms."""
+    centre, step = q.double() / 0.9, SUPPORT[1] - SUPPORT[0]
+    near = (1 - (centre.unsqueeze(-2) - SUPPORT.unsqueeze(-1)).abs() / step).clamp(min=0.0)
+    spread = (SUPPORT.abs() <= 3).double() + 1e-14  # so that nothing of it is shifted beyond the ends
+    return 0.9 * near + 0.1 * (spread / spread.sum()).unsqueeze(-1)
