@@ -138,6 +138,16 @@ class RegularizedLoss(NetworkLoss):
         """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
         return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
+    def observe_rewards(self, tensordict: TensorDictBase) -> None:
+        """Lets temperatures with a guarantee follow the rewards of steps as they were collected (of one step each).
+
+        The others stay.
+        """
+        following = [each for each in self._coefficients().values() if each.follows_rewards]
+        for coefficient in following:
+            rewards = tensordict.get(("next", self.tensor_keys.reward))
+            coefficient.observe_rewards(rewards, terminated_flag(tensordict, self.tensor_keys))
+
     def _assignable(self) -> dict[str, Coefficient] | None:
         """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
         ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
