@@ -32,9 +32,10 @@ RUNS = {
     "dqn-gridworld": (f"q_learning +method=dqn env=gridworld/square {LONG} algo.n_steps=2", 1000, 4),
     "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
     "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
+    "guaranteed": (f"m_dqn algo.tau=loss<=1% net.num_cells=[16] {LONG} algo.update_every_frames=16", 1000, 1),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
-QUICK = ("m_iqn-3-steps", "rainbow")  # the others only with -m slow
+QUICK = ("m_iqn-3-steps", "rainbow", "guaranteed")  # the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 

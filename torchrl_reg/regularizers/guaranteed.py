@@ -122,7 +122,7 @@ def _share(value: Any, name: str) -> float:
         except ValueError:
             share = None
     if share is None or not 0 < share < 1:
-        expected = "a number > 0 (in reward units) or 'loss<=1%' with more than 0% and less than 100%"
+        expected = "a number > 0 (in reward units) or 'loss<=1%', above 0% and below 100%"
         raise ValueError(f"{name} must be {expected}, got {value!r}.")
     return share
 
