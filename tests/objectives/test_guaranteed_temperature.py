@@ -75,6 +75,13 @@ def test_other_keys_and_losses_without_one() -> None:
     assert float(fixed.tau) == 0.5
 
 
+def test_rows_that_do_not_count_are_not_seen() -> None:
+    loss, data = SoftDQNLoss(actor(), tau=LOSS), collected([2.0, 5.0, 99.0], [False, False, True])
+    data["collector", "mask"] = torch.tensor([True, True, False]).unsqueeze(-1)
+    loss.observe_rewards(data)
+    assert float(loss.tau) == pytest.approx(0.1 * 3.0 / math.log(3))
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(
         ValueError, match="value_network must have a spec that tells the number of actions where tau is"

@@ -144,9 +144,13 @@ class RegularizedLoss(NetworkLoss):
         The others stay.
         """
         following = [each for each in self._coefficients().values() if each.follows_rewards]
-        for coefficient in following:
-            rewards = tensordict.get(("next", self.tensor_keys.reward))
-            coefficient.observe_rewards(rewards, terminated_flag(tensordict, self.tensor_keys))
+        if following:
+            rewards, mask = self._rewards(tensordict), self._loss_mask(tensordict)
+            ended = terminated_flag(tensordict, self.tensor_keys).view_as(rewards)
+            if mask is not None:
+                rewards, ended = torch.where(mask, rewards, torch.nan), ended & mask
+            for coefficient in following:
+                coefficient.observe_rewards(rewards, ended)
 
     def _assignable(self) -> dict[str, Coefficient] | None:
         """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
