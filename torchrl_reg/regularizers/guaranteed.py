@@ -30,10 +30,10 @@ class GuaranteedTemperature(Coefficient):
     than it, ``max Omega - min Omega`` a step, and ``1 / (1 - gamma)`` discounted steps. A Munchausen term, clipped or
     not, keeps the bound for the entropy: its fixed point has ``V* <= V <= V^pi + tau ln A / (1 - gamma)``.
 
-    ``r_min`` and ``r_max`` are those of all rewards seen, the 0 that follows a terminal state among them, so the share
-    is of ``(r_max - r_min) / (1 - gamma)``: no two returns differ by more. Rewards scaled by ``c`` scale ``tau`` by
-    ``c``, and so change no optimal policy. The guarantee is that of the exact optimum: a network's errors come on top.
-    Until two rewards differ there is no scale, and ``tau`` is :attr:`least`, practically a maximum.
+    ``r_min`` and ``r_max`` are those of all rewards ``[*B]`` seen, the 0 that follows a terminal state among them, so
+    the share is of ``(r_max - r_min) / (1 - gamma)``: no two returns differ by more. Rewards scaled by ``c`` scale
+    ``tau`` by ``c``, and so change no optimal policy. The guarantee is that of the exact optimum: a network's errors
+    come on top. Until two rewards differ there is no scale, and ``tau`` is :attr:`least`, practically a maximum.
 
     Args:
         share: what may be lost, in (0, 1); or ``"loss<=1%"``.
