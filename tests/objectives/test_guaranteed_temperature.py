@@ -22,7 +22,7 @@ from torchrl_reg.objectives import (
     SparseDQNLoss,
 )
 from torchrl_reg.objectives.stacked import StackedLoss
-from torchrl_reg.regularizers import GuaranteedTemperature, PriorKL
+from torchrl_reg.regularizers import Entropy, GuaranteedTemperature, PriorKL
 from torchrl_reg.tabular import random_mdp
 
 LOSS = "loss<=10%"
@@ -80,6 +80,17 @@ def test_rows_that_do_not_count_are_not_seen() -> None:
     data["collector", "mask"] = torch.tensor([True, True, False]).unsqueeze(-1)
     loss.observe_rewards(data)
     assert float(loss.tau) == pytest.approx(0.1 * 3.0 / math.log(3))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rollouts_whose_targets_are_made_later(masked: bool) -> None:
+    loss = QLearningLoss(actor(), regularizer=Entropy(LOSS), delay_value=False)
+    loss.make_value_estimator("regularized_qlambda", gamma=0.9, lmbda=0.5)
+    data = torch.stack([collected([2.0, 5.0, 99.0], [False, False, masked]), collected([1.0, 4.0, 3.0], [False] * 3)])
+    if masked:
+        data["collector", "mask"] = torch.tensor([[True, True, False], [True] * 3]).unsqueeze(-1)
+    loss.observe_rewards(data)
+    assert float(loss.tau) == pytest.approx(0.1 * (4.0 if masked else 98.0) / math.log(3))
 
 
 def test_what_is_refused() -> None:

@@ -37,6 +37,7 @@ RUNS = {
     "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
     "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
     "guaranteed": (f"m_dqn algo.tau=loss<=1% net.num_cells=[16] {LONG} algo.update_every_frames=16", 1000, 1),
+    "pqn-guaranteed": (f"pqn regularizer=tsallis regularizer.tau=loss<=1% {LONG}", 1000, 1),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
 QUICK = ("m_iqn-3-steps", "rainbow", "guaranteed")  # the others only with -m slow

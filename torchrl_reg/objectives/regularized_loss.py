@@ -145,7 +145,8 @@ class RegularizedLoss(NetworkLoss):
         """
         following = [each for each in self._coefficients().values() if each.follows_rewards]
         if following:
-            rewards, mask = self._rewards(tensordict), self._loss_mask(tensordict)
+            rewards = RegularizedLoss._rewards(self, tensordict)  # also where targets are made once per rollout
+            mask = self._loss_mask(tensordict, rewards)
             ended = terminated_flag(tensordict, self.tensor_keys).view_as(rewards)
             if mask is not None:
                 rewards, ended = torch.where(mask, rewards, torch.nan), ended & mask
@@ -259,13 +260,13 @@ class RegularizedLoss(NetworkLoss):
 
     # -- how a forward pass begins ------------------------------------------------------------------------------
 
-    def _loss_mask(self, tensordict: TensorDictBase) -> Tensor | None:
+    def _loss_mask(self, tensordict: TensorDictBase, rewards: Tensor | None = None) -> Tensor | None:
         """The rows ``[*B]`` that count, or None if all do."""
         mask = None
         for key in self._loss_mask_keys():
             found = entry(tensordict, key)
             if found is not None:
-                found = self._expand_loss_mask(found, self._rewards(tensordict))
+                found = self._expand_loss_mask(found, self._rewards(tensordict) if rewards is None else rewards)
                 mask = found if mask is None else mask & found
         return mask
 
