@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torchrl.data import Categorical, Composite
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.regularizers import (
@@ -23,6 +24,7 @@ from torchrl_reg.regularizers import (
     Regularizer,
     Tsallis,
 )
+from torchrl_reg.regularizers.guaranteed import bind_guaranteed
 from torchrl_reg.tabular import random_mdp, soft_value_iteration
 
 PRIOR = [0.1, 0.2, 0.3, 0.4]
@@ -108,6 +110,22 @@ def test_the_policies_are_those_of_the_oracle() -> None:
     q = thousand().fixed_point(lambda q: Entropy(0.5)(q).value)
     mdp = random_mdp(5, 4, 0.5 + 0.4 * 2 / 4, seed=7, branching=2)
     torch.testing.assert_close(Entropy(0.5).policy(q[7]), soft_value_iteration(mdp, 0.5).pi)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_in_any_unit_of_the_rewards_it_loses_the_same_and_a_fixed_one_does_not(scale: float) -> None:
+    whole, worst = thousand(), {}
+    mdps = MDPs(whole.P[:200], scale * whole.r[:200], whole.gamma[:200])
+    for tau in ("loss<=1%", 0.3):
+        regularizer = Entropy(tau)
+        bind_guaranteed([regularizer.tau_coefficient], regularizer.cost_range, Composite(action=Categorical(4)))
+        regularizer.tau_coefficient.observe_rewards(mdps.r)
+        q = mdps.fixed_point(lambda q, regularizer=regularizer: regularizer(q).value)
+        lost = scale * best_values()[:200] - mdps.value_of(regularizer.policy(q))
+        spread = mdps.r.max() - mdps.r.min()
+        worst[tau] = float((lost * (1 - mdps.gamma.squeeze(-1)) / spread).max())
+    assert worst["loss<=1%"] == pytest.approx(0.00198, abs=2e-5)
+    assert worst[0.3] > 0.5 if scale == 0.1 else 0.05 < worst[0.3] < 0.1 if scale == 1 else worst[0.3] < 0.0005
 
 
 @pytest.mark.parametrize(("alpha", "clip_min"), [(0.5, -math.inf), (0.9, -0.3), (0.9, -1e-3)])
