@@ -20,6 +20,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
+from torchrl_reg.regularizers.guaranteed import temperature
 from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 
@@ -27,13 +28,13 @@ from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearne
 class Algo(ValueLearning):
     """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
 
-    tau: float = 0.03  # temperature, reward units [V20]
+    tau: float | str = 0.03  # temperature, reward units [V20]; or 'loss<=1%': what it may cost
     alpha: float = 0.9  # Munchausen weight; 0 is soft DQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
     loss_function: str = "smooth_l1"  # Huber, delta 1 [C]; also l2, l1
 
     def validate(self) -> None:
-        require(self.tau > 0, "algo.tau", "> 0", self.tau)
+        temperature(self.tau, "algo.tau")
         require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
         require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
         super().validate()

@@ -22,7 +22,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import PriorUpdate
 from torchrl_reg.objectives import DiscreteVIRELLoss, MutualInformationDQNLoss, PolyakTargetUpdate, QLearningLoss
-from torchrl_reg.regularizers import ActionPrior, BellmanErrorCoefficient, DualCoefficient, Entropy
+from torchrl_reg.regularizers import ActionPrior, BellmanErrorCoefficient, DualCoefficient, Entropy, Tsallis
 
 ROWS = 12
 OTHERS: dict[str, Any] = {"m_iq": {"target_entropy": 2.0}, "trust_pcl": {"max_kl": 0.1}, "sac": {}}
@@ -31,7 +31,7 @@ OTHERS |= {"virel": {"rate": 0.5}, "virel_em": {"rate": 0.5}}
 
 def losses() -> Iterator[tuple[str, Any, TensorDict]]:
     """Each with a batch of its own."""
-    actors = [QValueActor(critic_cases.mlp(4, 3), spec=Categorical(3)) for _ in range(3)]
+    actors = [QValueActor(critic_cases.mlp(4, 3), spec=Categorical(3)) for _ in range(4)]
     dual = DualCoefficient(0.5, target=0.4, rises="below", name="tau")
     beta = BellmanErrorCoefficient(2.0, rate=0.5, inverse=True, high=1e9)
     prior = ActionPrior(3, probabilities=[0.6, 0.3, 0.1], beta=beta)
@@ -39,6 +39,7 @@ def losses() -> Iterator[tuple[str, Any, TensorDict]]:
         "dual": QLearningLoss(actors[0], regularizer=Entropy(dual)),
         "mirl": MutualInformationDQNLoss(actors[1], prior=prior),
         "virel_q": DiscreteVIRELLoss(actors[2], beta_scale=0.3, rate=0.5),
+        "guaranteed": QLearningLoss(actors[3], regularizer=Tsallis("loss<=20%")),
     }.items():
         PolyakTargetUpdate(loss.make_value_estimator(gamma=0.9), rate=0.5)
         yield name, loss, critic_cases.transitions(ROWS, 4, dtype=torch.float64)
@@ -59,6 +60,7 @@ def results(rank: int, world: int, masked: bool) -> dict[str, Tensor]:
             kept = torch.rand(data.shape) < torch.linspace(0.3, 1.0, ROWS).reshape(-1, *[1] * (data.ndim - 1))
             data["collector", "mask"] = kept.unsqueeze(-1)
         data = data.chunk(world)[rank].contiguous()
+        loss.observe_rewards(data)
         loss.zero_grad()
         out = loss(data)
         sum(term for key, term in out.items() if key.startswith("loss")).backward()

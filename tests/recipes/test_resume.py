@@ -7,7 +7,11 @@ annealing, exact target periods, single-frame storage.
 
 from __future__ import annotations
 
+import math
+
 import pytest
+
+from torchrl_reg.training import read_metrics, strip_wall_clock
 
 COMMON = "run.log_every_frames=128 run.evaluate_every_frames=2000 run.eval_episodes=2 run.progress=false"
 LONG = "algo.total_frames=6000"
@@ -32,9 +36,11 @@ RUNS = {
     "dqn-gridworld": (f"q_learning +method=dqn env=gridworld/square {LONG} algo.n_steps=2", 1000, 4),
     "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
     "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
+    "guaranteed": (f"m_dqn algo.tau=loss<=1% net.num_cells=[16] {LONG} algo.update_every_frames=16", 1000, 1),
+    "pqn-guaranteed": (f"pqn regularizer=tsallis regularizer.tau=loss<=1% {LONG}", 1000, 1),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
-QUICK = ("m_iqn-3-steps", "rainbow")  # the others only with -m slow
+QUICK = ("m_iqn-3-steps", "rainbow", "guaranteed")  # the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 
@@ -45,3 +51,13 @@ def test_killed_and_restarted(words, checkpoint_every, kills, start, kill):
     for number in range(kills):
         kill(words, "killed", rows=1 + number % 2)  # which must be dropped and made again
     assert start(words, "killed") == whole and len(whole) > 10
+
+
+def test_a_guaranteed_temperature_of_each_seed_is_that_of_a_run_by_itself(start, tmp_path):
+    words = "m_dqn algo.tau=loss<=1% net.num_cells=[16] algo.total_frames=2000 algo.reward_scale=0.3 algo.n_steps=3"
+    words = f"{words} {COMMON}"
+    alone = start(f"{words} run.seed=1", "alone")
+    start(f"{words} run.seeds=[0,1]", "both")
+    rows = [strip_wall_clock(row) for row in read_metrics(tmp_path / "both/seed=1/metrics.jsonl")]
+    assert rows == alone
+    assert [row["tau"] for row in alone if "tau" in row][-1] == pytest.approx(0.003 / math.log(2))

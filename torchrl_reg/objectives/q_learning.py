@@ -29,6 +29,7 @@ from torchrl_reg.objectives.value.estimator import terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficient import Coefficient
+from torchrl_reg.regularizers.guaranteed import bind_guaranteed
 from torchrl_reg.torchrl_compat import entry, find_action_space
 
 
@@ -156,6 +157,7 @@ class QLearningLoss(RegularizedLoss):
         parts = self._coefficients()
         self._learnt: dict[str, Any] = {name: part for name, part in parts.items() if part.is_learnt}
         self._reports_error = any(part.follows_error for part in parts.values())
+        bind_guaranteed(parts.values(), self.regularizer.cost_range, getattr(network, "spec", None))
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
@@ -168,9 +170,7 @@ class QLearningLoss(RegularizedLoss):
                 raise TypeError(f"{', '.join(options)} must be given to the head where head is given, got both.")
             return head
         kind = self.head_type or head_of(network)
-        for name in (
-            options.keys() - inspect.signature(kind).parameters.keys()
-        ):  # as Python says it, of the class called
+        for name in options.keys() - inspect.signature(kind).parameters.keys():  # as Python says it
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
         return kind(**options)
 

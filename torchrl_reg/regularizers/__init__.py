@@ -3,6 +3,7 @@
 from torchrl_reg.regularizers.action_prior import ActionPrior
 from torchrl_reg.regularizers.coefficient import Coefficient
 from torchrl_reg.regularizers.entropy import Boltzmann, Entropy
+from torchrl_reg.regularizers.guaranteed import GuaranteedTemperature
 from torchrl_reg.regularizers.hard_max import HardMax
 from torchrl_reg.regularizers.learnt import BellmanErrorCoefficient, DualCoefficient
 from torchrl_reg.regularizers.prior_kl import PriorKL
@@ -16,6 +17,7 @@ __all__ = [
     "Coefficient",
     "DualCoefficient",
     "Entropy",
+    "GuaranteedTemperature",
     "HardMax",
     "PriorKL",
     "Regularized",

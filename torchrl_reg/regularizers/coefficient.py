@@ -48,11 +48,13 @@ class Coefficient(ExactBuffers):
     0.01
     """
 
-    exact_buffers = ("current",)
+    exact_buffers: ClassVar[tuple[str, ...]] = ("current",)
     #: True if it has a loss of its own (:meth:`objective`), which an optimizer descends.
     is_learnt: ClassVar[bool] = False
     #: True if it follows the error that :meth:`observe` is given.
     follows_error: ClassVar[bool] = False
+    #: True if it follows the rewards that :meth:`observe_rewards` is given.
+    follows_rewards: bool = False
 
     def __init__(
         self,
@@ -116,6 +118,9 @@ class Coefficient(ExactBuffers):
 
     def observe(self, statistic: Tensor | float) -> None:
         """Follow a statistic of the last update; does nothing by default."""
+
+    def observe_rewards(self, rewards: Tensor, terminated: Tensor | None = None) -> None:
+        """Follow the rewards of steps as they were collected; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
         super()._apply(fn, recurse)

@@ -5,6 +5,7 @@ Shapes: ``*B`` batch, ``A`` actions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from torchrl_reg.functional import soft_policy, soft_value_and_log_policy, soft_value_and_policy
 from torchrl_reg.functional.munchausen import finite_action_gap
 from torchrl_reg.functional.soft import masked_values, temperature_and_divisor
-from torchrl_reg.regularizers.checks import check_temperature
-from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
+from torchrl_reg.regularizers.guaranteed import temperature
 from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
@@ -22,8 +23,8 @@ class Entropy(Regularizer):
     """``Omega(pi) = -tau H(pi)``: ``pi = softmax(q / tau)``, ``value = tau logsumexp(q / tau)``, of ``q [*B, A]``.
 
     Args:
-        tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it. ``regularizer.tau = 0.01``
-            assigns to it.
+        tau: temperature > 0 in reward units; a loss to stay within, as ``"loss<=1%"`` (:class:`GuaranteedTemperature`);
+            or a :class:`Coefficient` that learns it. ``regularizer.tau = 0.01`` assigns to it.
 
     Raises:
         ValueError: ``tau`` not a finite number > 0.
@@ -41,15 +42,19 @@ class Entropy(Regularizer):
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
     scalar_form = "entropy"
 
-    def __init__(self, tau: float | Coefficient = 0.03) -> None:
+    def __init__(self, tau: float | str | Coefficient = 0.03) -> None:
         super().__init__()
-        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.tau_coefficient = temperature(tau)
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         value, tau_log_pi = self.value_and_log_policy(masked_values(q, mask))
         pi = (tau_log_pi / temperature_and_divisor(self.tau, tau_log_pi.dtype)[1]).exp()
         action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
+
+    def cost_range(self, num_actions: int) -> float:
+        """``ln A``."""
+        return math.log(num_actions)
 
     def policy(self, q: Tensor) -> Tensor:
         return soft_policy(q, self.tau)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchrl_reg.regularizers.checks import check_number, check_rate, check_temperature
 from torchrl_reg.regularizers.coefficient import Check, Coefficient, check_positive, made_coefficient
+from torchrl_reg.regularizers.guaranteed import GuaranteedTemperature
 
 
 class DualCoefficient(Coefficient):
@@ -91,7 +92,8 @@ class BellmanErrorCoefficient(Coefficient):
         rate: step size per call, in (0, 1].
         scale: weight of the error > 0.
         inverse: follow the reciprocal.
-        low, high: bounds of the value, ``0 < low <= high``.
+        low, high: bounds of the value, ``0 < low <= high``; of a temperature ``high`` may be ``"loss<=1%"``, which
+            follows the rewards (:class:`GuaranteedTemperature`) and prevails over ``low``.
         error_floor: smallest ``L`` that counts, > 0.
         name, check, device: see :class:`Coefficient`.
 
@@ -117,16 +119,20 @@ class BellmanErrorCoefficient(Coefficient):
         scale: float = 1.0,
         inverse: bool = False,
         low: float = 1e-2,
-        high: float = 1e3,
+        high: float | str | GuaranteedTemperature = 1e3,
         error_floor: float = 1e-6,
         name: str = "coefficient",
         check: Check = check_positive,
         device: torch.device | str | None = None,
     ) -> None:
-        if not 0 < low <= high < math.inf:
+        if isinstance(high, str):
+            high = GuaranteedTemperature(high, name="high", device=device)
+        ceiling, most = (high, math.inf) if isinstance(high, GuaranteedTemperature) else (None, high)
+        if not 0 < low <= most < math.inf and ceiling is None:
             raise ValueError(f"The bounds must satisfy 0 < low <= high, finite, got {low!r} and {high!r}.")
         super().__init__(value, name=name, check=check, device=device)
-        self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, high
+        self.ceiling, self.follows_rewards = ceiling, ceiling is not None
+        self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, most
         self.scale = check_number(scale, "scale", "the weight of the error", positive=True)
         self.error_floor = check_number(error_floor, "error_floor", "the smallest error that counts", positive=True)
 
@@ -140,7 +146,24 @@ class BellmanErrorCoefficient(Coefficient):
         floored = error.clamp(min=self.error_floor)
         goal = self.scale / floored if self.inverse else self.scale * floored
         moved = torch.where(error.isfinite(), torch.lerp(self.value, goal, self.rate), self.value)
-        self._write(moved.clamp(self.low, self.high))
+        moved = moved.clamp(self.low, self.high)
+        self._write(moved if self.ceiling is None else self.ceiling.limited(moved))
+
+    @property
+    def cost_range(self) -> float | None:
+        """``k`` of an upper bound that follows the rewards, once it has one."""
+        return None if self.ceiling is None else self.ceiling.cost_range
+
+    def bind(self, cost_range: float) -> None:
+        """As :meth:`GuaranteedTemperature.bind`, of the upper bound."""
+        assert self.ceiling is not None, "a bound that is a number needs no cost_range"
+        self.ceiling.bind(cost_range)
+
+    @torch.no_grad()
+    def observe_rewards(self, rewards: Tensor, terminated: Tensor | None = None) -> None:
+        if self.ceiling is not None:
+            self.ceiling.observe_rewards(rewards, terminated)
+            self._write(self.ceiling.limited(self.value))
 
 
 def learnt_at_target(value: Any, target: float | None, *, target_name: str, rises: str, **how: Any) -> Coefficient:

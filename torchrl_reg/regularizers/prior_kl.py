@@ -15,7 +15,8 @@ from torchrl_reg.functional.munchausen import finite_action_gap
 from torchrl_reg.functional.soft import at_least_float32, masked_values, temperature_and_divisor
 from torchrl_reg.regularizers.action_prior import ActionPrior, PriorLike, check_probabilities, greedy_under_prior
 from torchrl_reg.regularizers.checks import check_temperature
-from torchrl_reg.regularizers.coefficient import Coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficient import Coefficient
+from torchrl_reg.regularizers.guaranteed import temperature
 from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
@@ -26,7 +27,8 @@ class PriorKL(Regularizer):
     action mask does not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
 
     Args:
-        tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
+        tau: temperature > 0 in reward units, ``"loss<=1%"`` (:class:`GuaranteedTemperature`; of the actions that the
+            prior allows), or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
             own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
         prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
             None for the uniform prior over however many actions there are. An action of probability 0 is never taken;
@@ -51,7 +53,7 @@ class PriorKL(Regularizer):
 
     def __init__(
         self,
-        tau: float | Coefficient | None = None,
+        tau: float | str | Coefficient | None = None,
         *,
         prior: ActionPrior | PriorLike | None = None,
         network: TensorDictModuleBase | None = None,
@@ -67,7 +69,7 @@ class PriorKL(Regularizer):
         self.register_buffer("log_rho", own)
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
-            self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+            self.tau_coefficient = temperature(tau)
         self.network = network
         if network is not None:
             self.in_keys, self.own_out_keys = list(network.in_keys), ["loss_prior"]
@@ -131,6 +133,15 @@ class PriorKL(Regularizer):
         if given.shape[-1] != q.shape[-1]:
             raise ValueError(f"The prior must be over the network's {q.shape[-1]} actions, got {given.shape[-1]}.")
         return given
+
+    def cost_range(self, num_actions: int) -> float:
+        """``max -ln rho`` over the actions that the prior allows, which the guarantee is about; uniform: ``ln A``."""
+        if self.prior is not None:
+            raise ValueError(
+                "A temperature with a guarantee needs a fixed prior, got an ActionPrior, which has a beta."
+            )
+        log_prior = self.log_prior(torch.zeros(num_actions))
+        return -float(log_prior[log_prior > -math.inf].min())
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""

@@ -22,6 +22,13 @@ def summed_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def largest_over_ranks(tensor: Tensor) -> Tensor:
+    """The elementwise largest of every rank's ``tensor``, without gradient."""
+    largest = tensor.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def gathered_from_ranks(tensor: Tensor, dim: int) -> Tensor:
     """Every rank's ``tensor``, all of one shape, joined along ``dim``; without gradient."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]

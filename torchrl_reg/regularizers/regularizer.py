@@ -68,6 +68,16 @@ class Regularizer(Recorded, CoefficientOwner):
         """The policy at ``q [*B, A]``; ``mask [*B, A]`` is True where an action is allowed."""
         raise NotImplementedError
 
+    def cost_range(self, num_actions: int) -> float:
+        """``(max Omega - min Omega) / tau`` over all policies ``[A]``, which a temperature with a guarantee needs.
+
+        Raises:
+            ValueError: this regularizer does not say.
+        """
+        raise ValueError(
+            f"tau must be a number where {type(self).__name__} has no cost_range(num_actions), got a loss."
+        )
+
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Only ``value [*B]`` and ``tau_log_pi [*B, A]``."""
         out = self(q)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional.soft import masked_values, temperature_and_divisor
-from torchrl_reg.regularizers.checks import check_number, check_temperature
-from torchrl_reg.regularizers.coefficient import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.checks import check_number
+from torchrl_reg.regularizers.coefficient import Coefficient, coefficient
+from torchrl_reg.regularizers.guaranteed import temperature
 from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 
 
@@ -26,7 +27,8 @@ class Tsallis(Regularizer):
     For ``q = 2`` it lies in ``[-tau, 0]``, so a clip at or below ``-tau`` never acts.
 
     Args:
-        tau: temperature > 0 in reward units, or a :class:`Coefficient`.
+        tau: temperature > 0 in reward units, ``"loss<=1%"`` (:class:`GuaranteedTemperature`), or a
+            :class:`Coefficient`.
         q: entropic index > 1.
 
     Raises:
@@ -44,9 +46,9 @@ class Tsallis(Regularizer):
     stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
-    def __init__(self, tau: float | Coefficient = 0.03, q: float = 2.0) -> None:
+    def __init__(self, tau: float | str | Coefficient = 0.03, q: float = 2.0) -> None:
         super().__init__()
-        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.tau_coefficient = temperature(tau)
         self.q = check_number(q, "q", "the entropic index, above 1")
         if self.q <= 1:
             raise ValueError(f"q must be > 1 (its limit 1 is Entropy), got {q!r}.")
@@ -55,6 +57,10 @@ class Tsallis(Regularizer):
     def scalar_form(self) -> str | None:
         """See :mod:`torchrl_reg.planning.scalar_search`."""
         return "sparsemax" if self.q == 2 else None
+
+    def cost_range(self, num_actions: int) -> float:
+        """``(1 - A^{1 - q}) / (q (q - 1))``: ``(A - 1) / (2 A)`` of the sparsemax."""
+        return (1 - num_actions ** (1 - self.q)) / (self.q * (self.q - 1))
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         x = masked_values(q, mask)

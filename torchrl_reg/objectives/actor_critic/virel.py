@@ -15,9 +15,10 @@ from torchrl_reg.objectives.actor_critic.actor_critic import ActorCriticLoss, re
 from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     check_actor,
     distribution,
+    stored_action,
 )
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
-from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
+from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient, GuaranteedTemperature
 from torchrl_reg.regularizers.checks import check_number, check_temperature
 
 
@@ -57,6 +58,7 @@ class VIRELLoss(ActorCriticLoss):
         exponent: ``p >= 1``. At 1 the policy does not depend on the scale of the rewards.
         rate: step size of the running average, per :meth:`observe`; 1 has no memory.
         tau_min: floor of the temperature > 0.
+        tau_max: its upper bound; ``"loss<=10%"`` follows the rewards that :meth:`observe_rewards` sees.
         mode: ``"td"`` or ``"em"``.
         loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
 
@@ -103,13 +105,15 @@ class VIRELLoss(ActorCriticLoss):
         exponent: float = 2.0,
         rate: float = 0.01,
         tau_min: float = 1e-4,
+        tau_max: float | str = 1e30,
         mode: Literal["td", "em"] = "td",
         loss_function: LossFunction = "l2",
         **kwargs: Any,
     ) -> None:
         check_actor(actor_network)
         self._check_mode(mode, beta_scale, value_network)
-        temperature = learnt_temperature(tau, beta_scale, exponent=exponent, rate=rate, tau_min=tau_min)
+        bounds: Any = {"tau_min": tau_min, "tau_max": tau_max}
+        temperature = learnt_temperature(tau, beta_scale, exponent=exponent, rate=rate, **bounds)
         how: Any = {"temperature": temperature, "loss_function": loss_function, **kwargs}
         super().__init__(actor_network, qvalue_network, value_network, **how)
         self.exponent, self.beta_scale, self.tau_min, self.mode = float(exponent), beta_scale, tau_min, mode
@@ -124,6 +128,20 @@ class VIRELLoss(ActorCriticLoss):
             raise ValueError("beta_scale must be given where mode='em' differentiates the temperature, got None.")
         if mode == "em" and value_network is not None:
             raise ValueError("value_network must be None where mode='em', got one.")
+
+    def observe_rewards(self, tensordict: TensorDictBase) -> None:
+        """Let an upper bound follow the rewards of steps as they were collected: ``tau <= share (r_max - r_min) / D``.
+
+        Where Q(s, .) is concave in the ``D`` dimensions of the action, ``softmax(Q / tau)`` loses at most ``tau D`` a
+        step, and so that share of ``(r_max - r_min) / (1 - gamma)`` in all; elsewhere it is a scale, not a guarantee.
+
+        Source: Kalai and Vempala, "Simulated Annealing for Convex Optimization", 2006, lemma 4.1 for linear functions.
+        """
+        if self.temperature.follows_rewards:
+            action = stored_action(tensordict, self.tensor_keys.action)
+            if self.temperature.cost_range is None:  # type: ignore[attr-defined]
+                self.temperature.bind(float(action.shape[-1]))  # type: ignore[attr-defined, operator]
+        super().observe_rewards(tensordict)
 
     def observe(self, statistic: Tensor | Mapping[str, Tensor] | TensorDictBase | float) -> None:
         """Let the temperature follow a Bellman error: what :meth:`bellman_error` or a forward pass returned.
@@ -190,7 +208,13 @@ class VIRELLoss(ActorCriticLoss):
 
 
 def learnt_temperature(
-    tau: float | Coefficient, beta_scale: float | None, *, exponent: float, rate: float, tau_min: float
+    tau: float | Coefficient,
+    beta_scale: float | None,
+    *,
+    exponent: float,
+    rate: float,
+    tau_min: float,
+    tau_max: float | str = 1e30,
 ) -> Coefficient:
     """The coefficient behind VIREL's temperature: ``beta_scale / exponent`` of an error, or fixed.
 
@@ -213,7 +237,7 @@ def learnt_temperature(
         rate=rate,
         scale=beta_scale / exponent,
         low=tau_min,
-        high=1e30,
+        high=GuaranteedTemperature(tau_max, name="tau_max") if isinstance(tau_max, str) else tau_max,
         error_floor=1e-30,
         name="tau",
         check=check_temperature,

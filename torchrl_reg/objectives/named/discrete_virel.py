@@ -27,6 +27,7 @@ class DiscreteVIRELLoss(QLearningLoss):
         beta_scale: ``c`` of ``epsilon = c / 2 E|td_error|^2``, in 1 / reward units; None keeps ``tau``.
         rate: step size of the running average, per :meth:`~QLearningLoss.observe`.
         tau_min: floor of the temperature > 0.
+        tau_max: its upper bound; ``"loss<=1%"`` follows the rewards (:meth:`~QLearningLoss.observe_rewards`).
         kwargs: of :class:`QLearningLoss`, except the regularizer.
 
     Returns (in a TensorDict): ``loss``, with ``beta_scale`` the detached ``squared_td_error``, and the detached scalars
@@ -65,7 +66,9 @@ class DiscreteVIRELLoss(QLearningLoss):
         beta_scale: float | None = None,
         rate: float = 0.01,
         tau_min: float = 1e-4,
+        tau_max: float | str = 1e30,
         **kwargs: Any,
     ) -> None:
-        temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, tau_min=tau_min)
+        bounds: Any = {"tau_min": tau_min, "tau_max": tau_max}
+        temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, **bounds)
         super().__init__(value_network, regularizer=Boltzmann(temperature), **kwargs)

@@ -11,7 +11,7 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.shaping import Munchausen
 from torchrl_reg.objectives.value import RegValueEstimators
-from torchrl_reg.regularizers import Entropy
+from torchrl_reg.regularizers import Coefficient, Entropy
 
 
 class MunchausenDQNLoss(QLearningLoss):
@@ -23,7 +23,7 @@ class MunchausenDQNLoss(QLearningLoss):
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        tau: temperature > 0, in reward units. Schedulable.
+        tau: temperature > 0, in reward units, or what it may cost, ``"loss<=1%"``. Schedulable.
         alpha: Munchausen weight in [0, 1]. Schedulable. It multiplies after the clip: the bonus is in
             ``[alpha * clip_min, 0]``.
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
@@ -67,7 +67,7 @@ class MunchausenDQNLoss(QLearningLoss):
         self,
         value_network: QValueActor | nn.Module,
         *,
-        tau: float = 0.03,
+        tau: float | str | Coefficient = 0.03,
         alpha: float = 0.9,
         clip_min: float | None = -1.0,
         **kwargs: Any,

@@ -10,7 +10,7 @@ from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_reg.objectives.q_learning import QLearningLoss
 from torchrl_reg.objectives.value import RegValueEstimators
-from torchrl_reg.regularizers import Entropy
+from torchrl_reg.regularizers import Coefficient, Entropy
 
 
 class SoftDQNLoss(QLearningLoss):
@@ -22,7 +22,8 @@ class SoftDQNLoss(QLearningLoss):
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        tau: temperature > 0, in reward units. Schedulable: ``loss.tau = 0.01``.
+        tau: temperature > 0, in reward units, or what it may cost, ``"loss<=1%"``. Schedulable:
+            ``loss.tau = 0.01``.
         double_dqn: let the online network choose the policy at s', which the target network evaluates:
             ``sum_a pi_online(a|s') (q_target(s', a) - tau ln pi_online(a|s'))``.
         loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
@@ -58,5 +59,7 @@ class SoftDQNLoss(QLearningLoss):
         ValueEstimators.TDLambda: RegValueEstimators.SOFT_TDLAMBDA,
     }
 
-    def __init__(self, value_network: QValueActor | nn.Module, *, tau: float = 0.03, **kwargs: Any) -> None:
+    def __init__(
+        self, value_network: QValueActor | nn.Module, *, tau: float | str | Coefficient = 0.03, **kwargs: Any
+    ) -> None:
         super().__init__(value_network, regularizer=Entropy(tau), **kwargs)

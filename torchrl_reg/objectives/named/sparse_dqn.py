@@ -8,7 +8,7 @@ from torch import nn
 from torchrl.modules import QValueActor
 
 from torchrl_reg.objectives.q_learning import QLearningLoss
-from torchrl_reg.regularizers import Tsallis
+from torchrl_reg.regularizers import Coefficient, Tsallis
 
 
 class SparseDQNLoss(QLearningLoss):
@@ -19,7 +19,8 @@ class SparseDQNLoss(QLearningLoss):
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        tau: temperature > 0, in reward units; half the weight of ``1 - sum pi^2``. Schedulable.
+        tau: temperature > 0, in reward units, or what it may cost, ``"loss<=1%"``; half the
+            weight of ``1 - sum pi^2``. Schedulable.
         **kwargs: those of :class:`QLearningLoss`, a ``shaping`` among them.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (Shannon's, nats), ``support`` (share of the
@@ -47,5 +48,7 @@ class SparseDQNLoss(QLearningLoss):
     True
     """
 
-    def __init__(self, value_network: QValueActor | nn.Module, *, tau: float = 0.03, **kwargs: Any) -> None:
+    def __init__(
+        self, value_network: QValueActor | nn.Module, *, tau: float | str | Coefficient = 0.03, **kwargs: Any
+    ) -> None:
         super().__init__(value_network, regularizer=Tsallis(tau), **kwargs)

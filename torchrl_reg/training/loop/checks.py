@@ -12,7 +12,7 @@ from torchrl_reg.training.settings import MOST_ENVS
 
 _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),
-    *("target_period_updates", "eps_frames", "num_envs", "collect_steps", "n_steps"),
+    *("target_period_updates", "eps_frames", "num_envs", "collect_steps", "n_steps", "reward_scale"),
 )
 _EXPONENTS = ("priority_exponent", "importance_exponent", "importance_exponent_end")
 _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (

@@ -16,6 +16,7 @@ from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.optimizers import make_optimizer
 from torchrl_reg.training.loop.replay import store
+from torchrl_reg.training.loop.value_learning import observe_rewards
 from torchrl_reg.training.run.run import Run
 
 
@@ -114,6 +115,7 @@ class PolicyLearner:
 
     def store(self, batch: TensorDictBase) -> None:
         """Stores what the loss reads from ``batch``, in order of time; of a binned action the bins."""
+        observe_rewards(self.loss, batch)
         rows = batch.select(*self.loss.in_keys)
         store(self.replay, rows if self.sequences else rows.transpose(0, 1).reshape(-1))
 

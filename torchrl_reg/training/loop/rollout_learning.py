@@ -18,7 +18,7 @@ from torchrl_reg.training.loop.checks import check_replay_learning
 from torchrl_reg.training.loop.evaluation import Policy
 from torchrl_reg.training.loop.network_diagnostics import with_network_diagnostics
 from torchrl_reg.training.loop.optimizers import make_optimizer
-from torchrl_reg.training.loop.value_learning import LinearSchedule
+from torchrl_reg.training.loop.value_learning import LinearSchedule, observe_rewards
 from torchrl_reg.training.run.run import Run
 
 ANNEALED_BY = ("update", "rollout")
@@ -122,6 +122,7 @@ class RolloutLearner:
             batch["next", "reward"].clamp_(-1, 1)
         if algo.reward_scale != 1:
             batch["next", "reward"].mul_(algo.reward_scale)
+        observe_rewards(self.loss, batch)
         self.loss.value_estimator(batch)
         rows = {key: batch.get(key).flatten(0, 1) for key in self.loss.in_keys}
         count = algo.num_envs * algo.collect_steps

@@ -64,6 +64,7 @@ class ValueLearning:
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
     network_diagnostics: bool = False  # policy churn, rank of the features, dead units: a quarter slower on CartPole
     clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
+    reward_scale: float = 1.0  # of the rewards that are learnt from, after the clip; reported returns stay raw
 
     def validate(self) -> None:
         """Checks the ranges.
@@ -265,14 +266,22 @@ class ValueLearner:
         self.optimizer.param_groups[0]["lr"] = rate
 
     def remember(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads from ``batch``, in time order; clips the rewards in place if asked to."""
+        """Stores what the loss reads from ``batch``, in time order; clips and scales the rewards in place."""
         if self.algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
+        if self.algo.reward_scale != 1:
+            batch["next", "reward"].mul_(self.algo.reward_scale)
+        observe_rewards(self.loss, batch)
         store(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""
         return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
+
+
+def observe_rewards(loss: Any, batch: TensorDictBase) -> None:
+    """Shows ``loss`` the rewards of a batch that was collected, if it looks at them (``loss.observe_rewards``)."""
+    getattr(loss, "observe_rewards", lambda _: None)(batch)
 
 
 def _step(schedule: Any, run: Any, frames: int) -> None:
