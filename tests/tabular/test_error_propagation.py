@@ -15,9 +15,11 @@ from torchrl_reg.tabular import (
     implicit_q_iteration,
     mirror_descent_value_iteration,
     munchausen_value_iteration,
+    policy_evaluation,
     policy_loss_bounds,
     policy_losses,
     random_mdp,
+    soft_value_iteration,
     value_iteration,
 )
 
@@ -72,6 +74,15 @@ def test_policies_lose_no_more_than_the_bounds(kind: str) -> None:
                 bounds = policy_loss_bounds(mdp, noise, tau, alpha)
                 assert (losses >= -1e-12).all() and (losses <= bounds + 1e-12).all()
                 assert losses.max() > 1e-3 and bounds.shape == (UPDATES,)
+
+
+def test_losses_are_distances_to_the_soft_optimum() -> None:
+    for tau in (0.0, 0.05, 2.0):
+        mdp = random_mdp(6, 4, 0.95, seed=5)
+        found = soft_value_iteration(mdp, tau, num_iterations=3, return_iterates=True)
+        best = soft_value_iteration(mdp, tau).q
+        expected = [(best - policy_evaluation(mdp, each.pi, tau).q).abs().max() for each in found.iterates]
+        close(policy_losses(mdp, found.iterates, tau), torch.stack(expected), atol=1e-8)  # value iteration stops there
 
 
 def test_bounds_by_hand() -> None:

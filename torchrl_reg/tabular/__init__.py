@@ -9,7 +9,7 @@ values ``q_k`` with the policy that is greedy to them (``pi_{k+1}`` in the paper
 from torchrl_reg.tabular.agents import METHODS, Method, TabularAgents, episode_return
 from torchrl_reg.tabular.composition import Composition, soft_composition
 from torchrl_reg.tabular.error_propagation import averaged_errors, policy_loss_bounds, policy_losses
-from torchrl_reg.tabular.inference import Messages, forward_messages, optimality_messages
+from torchrl_reg.tabular.inference import Messages, forward_messages, optimality_messages, state_visits
 from torchrl_reg.tabular.mdp import TabularMDP
 from torchrl_reg.tabular.mirror_descent import mirror_descent_value_iteration
 from torchrl_reg.tabular.munchausen import (
@@ -74,6 +74,7 @@ __all__ = [
     "soft_composition",
     "soft_value_iteration",
     "state_occupancy",
+    "state_visits",
     "tsallis_value_iteration",
     "value_iteration",
     "virel_iteration",

@@ -85,12 +85,19 @@ def optimality_messages(
     first = mdp.start_distribution(start)
     if believe_in_luck:
         first = (first.log() + v / tau).softmax(-1)
-    visits = [first]
+    return Messages(q, torch.cat((v.unsqueeze(0), later)), pi, P, state_visits(mdp, pi, P, first))
+
+
+def state_visits(mdp: TabularMDP, pi: Tensor, P: Tensor, first: Tensor) -> Tensor:
+    """Probability of each state at each step ``[T + 1, S]`` from ``first [S]``.
+
+    By policies ``pi [T, S, A]`` and transitions ``P [T, S, A, S]``; a terminal state keeps what has arrived there.
+    """
+    found = [first]
     for policy, belief in zip(pi, P, strict=True):
-        # A terminal state keeps what has arrived there.
-        moved = torch.einsum("s,sa,sat->t", visits[-1].masked_fill(mdp.terminal, 0.0), policy, belief)
-        visits.append(moved + visits[-1].masked_fill(~mdp.terminal, 0.0))
-    return Messages(q, torch.cat((v.unsqueeze(0), later)), pi, P, torch.stack(visits))
+        moved = torch.einsum("s,sa,sat->t", found[-1].masked_fill(mdp.terminal, 0.0), policy, belief)
+        found.append(moved + found[-1].masked_fill(~mdp.terminal, 0.0))
+    return torch.stack(found)
 
 
 def forward_messages(mdp: TabularMDP, tau: float, num_steps: int, *, start: Tensor | None = None) -> Tensor:
