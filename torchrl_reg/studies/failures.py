@@ -13,37 +13,37 @@ from torchrl_reg.analysis.record import metrics_rows
 from torchrl_reg.analysis.statistics import Array
 from torchrl_reg.studies.synthetic_trees import LABELS
 
-#: A law is fitted to probabilities that at least this many failures show, from this many simulations on.
+#: A bound is fitted to probabilities that at least this many failures show, from this many simulations on.
 FAILURES, SIMULATIONS = 5, 20
 
 
 class Law(NamedTuple):
-    """A law of the failure probability P after t simulations, with the constants that fit best.
+    """A bound of the failure probability P after t simulations, with constants that were fitted.
 
     Args:
         rate: ``1 / c`` of ``C t exp(-t / (c (ln t)^3))``, or ``rho`` of ``C t^-rho``.
         log_scale: ``ln C``.
         exponential: which of the two.
-        unexplained: share of the variance of ``ln P`` that the law leaves.
+        excess: the bound over P, geometric mean.
     """
 
     rate: float
     log_scale: float
     exponential: bool
-    unexplained: float
+    excess: float
 
     def __call__(self, time: Array) -> Array:
-        """P at ``time``."""
+        """The bound at ``time``."""
         against, known = _terms(time, self.exponential)
         return np.exp(self.log_scale + known - self.rate * against)
 
 
 def fitted(time: Array, wrong: Array, searches: int, *, exponential: bool) -> Law | None:
-    r"""The law of MENTS's theorem, :math:`P \le C t \exp(-t / (c (\ln t)^3))`, or UCT's, :math:`P \le C t^{-\rho}`.
+    r"""The tightest bound of the form :math:`C t \exp(-t / (c (\ln t)^3))` of MENTS, or :math:`C t^{-\rho}` of UCT.
 
-    Least squares of ``ln P``, weighted by the number of failures (its variance is about one over that). Both theorems
-    leave the constants open: fitted, they show which form the measured probabilities have, and prove nothing. None
-    where fewer than four probabilities can be told from 0.
+    The theorems leave the constants open; these are fitted: of all bounds that no measured probability exceeds, the one
+    with the smallest mean of ``ln(bound / P)`` over the recorded times. How far it stays above shows whether the
+    probabilities have that form. None where fewer than four can be told from 0.
 
     Source: Xiao et al. 2019 (MENTS), theorem 5; Kocsis and Szepesvari 2006 (UCT), theorem 7.
 
@@ -57,17 +57,18 @@ def fitted(time: Array, wrong: Array, searches: int, *, exponential: bool) -> La
     if keep.sum() < 4:
         return None
     against, known = _terms(time[keep], exponential)
-    y, weight = np.log(wrong[keep] / searches) - known, np.sqrt(wrong[keep])
-    terms = np.stack([np.ones_like(against), -against], -1)
-    (log_scale, rate), *_ = np.linalg.lstsq(terms * weight[:, None], y * weight, rcond=None)
-    left, log_p = y - log_scale + rate * against, y + known
-    spread = log_p - np.average(log_p, weights=weight**2)
-    unexplained = float((weight**2 * left**2).sum() / (weight**2 * spread**2).sum())
-    return Law(float(rate), float(log_scale), exponential, unexplained)
+    y = np.log(wrong[keep] / searches) - known
+    # The mean is convex and piecewise linear in the rate, with corners where the bound touches two probabilities.
+    over, under = np.subtract.outer(y, y), np.subtract.outer(against, against)
+    rates = np.append((-over[under > 0] / under[under > 0]).clip(0), 0.0)
+    scales = (y + rates[:, None] * against).max(1)
+    means = scales - rates * against.mean() - y.mean()
+    best = means.argmin()
+    return Law(float(rates[best]), float(scales[best]), exponential, float(np.exp(means[best])))
 
 
 def draw_failures(folder: Path, path: Path) -> Path:
-    """Draws failure probabilities with 95% intervals, and dashed the law of each method's theorem, fitted.
+    """Draws failure probabilities with 95% intervals, and dashed the fitted bound of each method's theorem.
 
     Raises:
         ValueError: the folder holds no run of the recipe with its failures.
@@ -83,16 +84,16 @@ def draw_failures(folder: Path, path: Path) -> Path:
             margin = 1.96 * np.sqrt(p * (1 - p) / row["searches"])
             lines.append(Line(label, series, time, p, np.maximum(p - margin, least), p + margin))
             if law is not None:
-                form = "t exp(-t / c (ln t)^3)" if law.exponential else "t^-rho"
+                form = "C t exp(-t / c (ln t)^3)" if law.exponential else "C t^-rho"
                 at = time[time >= SIMULATIONS]
-                lines.append(Line(f"{form}, fitted to {label}", series + len(LIGHT), at, law(at)))
+                lines.append(Line(f"bound {form}, fitted", series + len(LIGHT), at, law(at)))
         span = (0.5 / rows[0]["searches"], 1.0)
         charts.append(chart(problem, lines, x_label="simulations t", log_x=True, may_log=True, span=span))
     return draw(charts, path, columns=2, y_label="probability of a wrong root action")
 
 
 def failures_table(folder: Path) -> str:
-    """Markdown table: failure probabilities, and both laws fitted to each method.
+    """Markdown table: failure probabilities, and bounds of both forms, fitted to each method.
 
     Raises:
         ValueError: as :func:`draw_failures`.
@@ -100,15 +101,17 @@ def failures_table(folder: Path) -> str:
     rows = _rows(folder)
     last = rows[0]["simulations"][-1]
     shown = [rows[0]["simulations"][int(np.searchsorted(rows[0]["simulations"], last / n))] for n in (10, 3, 1)]
-    heads = ["problem", "method", *(f"P({n})" for n in shown), "t exp(-t / c (ln t)^3), fitted: c (unexplained)"]
-    lines = [f"| {' | '.join(heads)} | t^-rho, fitted: rho (unexplained) |", "|---" * 7 + "|"]
+    heads = ["problem", "method", *(f"P({n})" for n in shown), "C t exp(-t / c (ln t)^3), fitted: c (bound / P)"]
+    lines = [f"| {' | '.join(heads)} | C t^-rho, fitted: rho (bound / P) |", "|---" * 7 + "|"]
     for row in rows:
         wrong = dict(zip(row["simulations"], row["wrong"], strict=True))
         cells = [row["problem"], LABELS[row["method"]], *(f"{wrong[n] / row['searches']:.2g}" for n in shown)]
         for exponential in (True, False):
             law = _law(row, exponential)
-            constant = None if law is None else (1 / law.rate if exponential else law.rate)
-            cells.append("-" if law is None else f"{constant:.3g} ({law.unexplained:.1%})")
+            if law is None or law.rate == 0:
+                cells.append("-")
+            else:
+                cells.append(f"{1 / law.rate if exponential else law.rate:.3g} ({law.excess:.2f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
