@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.checkpoint import Checkpoint
 
 from torchrl_reg import load_policy
 
@@ -64,6 +65,12 @@ def test_composed_values_are_the_mean_of_two_runs_and_stay_as_they_are(start, lo
     torch.testing.assert_close(both.q(state, action), separate.mean(0))
     assert (separate[0] - separate[1]).abs().max() > 0.01 and rows[-1]["updates"] == 32
     assert len(one.critics) == 2 and len(both.critics) == 1
+    (path,) = (tmp_path / "both" / "checkpoints").iterdir()
+    loss = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: vars(loss).update(state=state))
+    Checkpoint(loss=loss).load(path)
+    for task, run in enumerate((one, two)):
+        for name, weight in run.critics[1].state_dict().items():
+            assert loss.state[f"qvalue_network_params.critics.0.tasks.{task}.critics.1.{name}"].equal(weight)
     weights = [next(each.actor.parameters()).flatten()[:5] for each in (one, both)]
     assert (weights[0] - weights[1]).abs().max() > 1e-3
 

@@ -45,9 +45,9 @@ def averaged_errors(errors: Tensor, alpha: float) -> Tensor:
 
 
 def policy_losses(mdp: TabularMDP, iterates: Sequence[Iterate], tau: float = 0.0) -> Tensor:
-    r""":math:`\| q^* - q^{\pi_k} \|_\infty` of each iterate's policy ``[K + 1]``, at temperature ``tau``, exactly.
+    r""":math:`\| q^* - q^{\pi_k} \|_\infty` of each iterate's policy, at temperature ``tau``, exactly.
 
-    In reward units.
+    In reward units, ``[K + 1]`` for all iterates of K updates of values ``[S, A]``.
     """
     best = _optimal_q(mdp, tau)
     return torch.stack([(best - policy_evaluation(mdp, each.pi, tau).q).abs().max() for each in iterates])

@@ -106,7 +106,10 @@ def forward_messages(mdp: TabularMDP, tau: float, num_steps: int, *, start: Tens
 
     .. math:: \alpha_{t + 1}(s') = \sum_{s, a} \alpha_t(s) \tfrac1A \exp(r / \tau) P(s' | s, a)
 
-    A terminal state keeps what has arrived there. Arguments and source are those of :func:`optimality_messages`.
+    A terminal state keeps what has arrived there. Probabilities, so without a unit; arguments, with the first
+    states' ``start [S]``, are those of :func:`optimality_messages`.
+
+    Source: Levine 2018 (Reinforcement learning and control as probabilistic inference).
     """
     step = (mdp.r / tau - math.log(mdp.num_actions)).unsqueeze(-1) + mdp.P.log()
     found = [mdp.start_distribution(start).log()]
