@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,15 @@ import torch
 from matplotlib.axes import Axes
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.checkpoint import Checkpoint
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_reg import load_policy
 from torchrl_reg.analysis import AnalysisError, find_runs
 from torchrl_reg.analysis.charts import GREY, LIGHT
 from torchrl_reg.analysis.plots import new_figure, save
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.multigoal import GOALS
-from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
-from torchrl_reg.objectives import SoftActorCriticLoss, SoftQLearningLoss, VIRELLoss
+from torchrl_reg.training import ConfigError, trained_critics
 
 STEPS = 30
 
@@ -64,23 +62,12 @@ def read(folder: Path) -> Trained:
     Raises:
         AnalysisError: no run on ``env=multigoal`` of a recipe with critics, or one without a checkpoint.
     """
-    record = next((each for each in find_runs(folder) if each.env == "multigoal"), None)
+    record = next((each for each in find_runs(folder) if each.env.partition("/")[0] == "multigoal"), None)
     checkpoints = [] if record is None else sorted((record.path / "checkpoints").glob("checkpoint-*.torchrl"))
     if record is None or not checkpoints or record.recipe not in ("soft_q", "sac", "virel"):
         found = "none" if record is None else f"{record.recipe} with {len(checkpoints)} checkpoints"
         raise AnalysisError(f"{folder} must hold a finished run of soft_q, sac or virel on env=multigoal, got {found}.")
-    config, env = record.config, make_env(EnvSettings("multigoal"), 1)
-    settings = PolicySettings(**{k.removeprefix("policy."): v for k, v in config.items() if k.startswith("policy.")})
-    actor = policy(settings, env)
-    critics = [state_action_value_network(settings, env) for _ in range(config.get("algo.num_critics", 2))]
-    loss: Any = SoftQLearningLoss
-    if record.recipe == "sac":
-        loss = partial(SoftActorCriticLoss, target_entropy=-2.0 if config.get("algo.adapt_tau", True) else None)
-    elif record.recipe == "virel":
-        value = state_value_network(settings, env) if config.get("algo.value_network") else None
-        loss = partial(VIRELLoss, value_network=value)
-    Checkpoint(loss=loss(actor, critics)).load(checkpoints[-1])
-    return Trained(folder.resolve().name, actor, critics)
+    return Trained(folder.resolve().name, load_policy(record.path), trained_critics(record.path))
 
 
 def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
@@ -156,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         trained = [read(folder) for folder in chosen.runs]
-    except AnalysisError as error:
+    except (AnalysisError, ConfigError) as error:
         parser.error(str(error))
     names = ("right", "left", "up", "down", "none")
     for each, ends in zip(trained, draw(trained, chosen.episodes, chosen.out), strict=True):

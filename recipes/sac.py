@@ -3,8 +3,10 @@
     python recipes/sac.py
     python recipes/sac.py algo.adapt_tau=false algo.tau=0.1
     python recipes/sac.py env=mujoco/hopper run.seed=1
+    python recipes/sac.py env=multigoal env.game=up algo.below=RUN  # acts through the flow that RUN has trained
 
-Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 [H18]. Expect an evaluation return above
+Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 [H18]; ``algo.below``: the same,
+"Latent Space Policies for Hierarchical Reinforcement Learning", 2018 [H18b]. Expect an evaluation return above
 -200 on Pendulum-v1 (recipes/RESULTS.md). ``policy=multicategorical`` takes the expectation over the bins exactly where
 the action has one dimension (TorchRL's DiscreteSACLoss); beyond, it differentiates action and log-probability through a
 straight-through Gumbel-softmax sample, which is biased.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +25,11 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
 from torchrl.objectives import DiscreteSACLoss
 
+from torchrl_reg import load_policy
+from torchrl_reg.agents import AgentError
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import (
+    LatentActionTransform,
     PolicySettings,
     SingleDimensionActor,
     bin_value_network,
@@ -31,7 +37,7 @@ from torchrl_reg.modules import (
     state_action_value_network,
 )
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss
-from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
+from torchrl_reg.training import ConfigError, PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass
@@ -40,6 +46,7 @@ class Algo(PolicyLearning):
 
     tau: float = 1.0  # temperature (alpha in [H18]), reward units; where it starts if adapted
     adapt_tau: bool = True  # to the target entropy [H18]
+    below: str | None = None  # run folder of a flow policy, frozen: its latent space is the action space [H18b]
     target_entropy: float | None = None  # nats; null: minus the action dimensions [H18], of bins half of ln(bins) each
 
     def validate(self) -> None:
@@ -60,6 +67,14 @@ class Config(RecipeConfig):
     def validate(self) -> None:
         differentiable = self.policy.name != "autoregressive"  # its samples carry no gradient to the policy
         require(differentiable, "policy.name", "gaussian, flow or multicategorical for SAC", self.policy.name)
+
+
+def layer_below(run: str) -> LatentActionTransform:
+    """The flow of a finished run as a layer between a policy and the environment."""
+    try:
+        return LatentActionTransform(load_policy(run))
+    except (AgentError, ValueError):
+        raise ConfigError(f"algo.below must be the folder of a finished run with policy=flow, got {run}.") from None
 
 
 def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SoftActorCriticLoss | DiscreteSACLoss:
@@ -99,10 +114,14 @@ def train(cfg: Config) -> Path:
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
 
     # What acts: samples of the policy. Evaluated at its mode, and sampled.
-    env = make_env(cfg.env, algo.num_envs, device=run.device)
+    env, below = make_env(cfg.env, algo.num_envs, device=run.device), None
+    if algo.below is not None:
+        below = layer_below(algo.below).to(run.device)
+        env = env.append_transform(below)
     actor = policy(cfg.policy, env).to(run.device)
+    acts = actor if below is None else partial(below.play, actor)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
-    run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
+    run.evaluate_with(eval_env, {"greedy": acts, "sampled": (acts, ExplorationType.RANDOM)})
 
     # What it learns: Q(s, a) towards r + gamma (min Q_target - tau ln pi)(s', a'), pi towards softmax(Q / tau).
     loss = make_loss(cfg, env, actor, run.device)

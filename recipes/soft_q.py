@@ -2,16 +2,19 @@
 
     python recipes/soft_q.py
     python recipes/soft_q.py env=multigoal
+    python recipes/soft_q.py env=multigoal "algo.compose=[RUN_A,RUN_B]"  # samples exp of the mean of two Q-functions
     python recipes/soft_q.py env=mujoco/hopper +paper=haarnoja2017 run.seed=1
 
 Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017 [H17] and
 its released code [C]; [S] marks what is SAC's. Watch ``ess`` in the rows: near 1, a single sampled action determines
-the soft value, which is then too low.
+the soft value, which is then too low. ``algo.compose``: Haarnoja et al., "Composable Deep Reinforcement Learning for
+Robotic Manipulation", 2018, whose code adds the Q-functions; their mean is what its theorem is about.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +24,15 @@ from torchrl.envs.utils import ExplorationType
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
-from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
+from torchrl_reg.training import (
+    PolicyLearner,
+    PolicyLearning,
+    RecipeConfig,
+    Run,
+    composed_critics,
+    recipe,
+    require,
+)
 
 
 @dataclass
@@ -33,6 +44,7 @@ class Algo(PolicyLearning):
     num_particles: int = 4  # of the sampler, per state; half of them push the others; 16 in [C]
     proposal: str = "lattice"  # of the soft value's actions; also uniform [C], and actor with policy=flow
     form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], whose actions keep off the bounds
+    compose: list[str] = field(default_factory=list)  # run folders: their mean Q stays as it is, the sampler learns
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
     batch_size: int = 128  # transitions [C]
 
@@ -73,16 +85,19 @@ def train(cfg: Config) -> Path:
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)})
 
     # What it learns: Q(s, a) towards r + gamma tau ln int exp(Q_target(s', .) / tau), the sampler towards exp(Q / tau).
+    critics = [state_action_value_network(cfg.policy, env).to(run.device) for _ in range(algo.num_critics)]
     loss = SoftQLearningLoss(
         actor,
-        [state_action_value_network(cfg.policy, env).to(run.device) for _ in range(algo.num_critics)],
+        [composed_critics(algo.compose, "algo.compose").to(run.device)] if algo.compose else critics,
         tau=algo.tau,
         num_value_samples=algo.num_value_samples,
         num_particles=algo.num_particles,
         proposal=algo.proposal,  # type: ignore[arg-type]
         form=algo.form,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
-    target = PolyakTargetUpdate(loss, rate=algo.target_rate)
+    target = None if algo.compose else PolyakTargetUpdate(loss, rate=algo.target_rate)
+    if algo.compose:  # frozen critics are their own target networks
+        warnings.filterwarnings("ignore", "No target network updater", UserWarning)
 
     # What it stores: single transitions, sampled uniformly.
     learner = PolicyLearner(run, algo, loss, target)

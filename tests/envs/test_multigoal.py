@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_reg.envs import EnvSettings, MultiGoalEnv, make_env
+from torchrl_reg.envs import EnvError, EnvSettings, MultiGoalEnv, make_env
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,15 @@ def test_a_step_by_hand(
     torch.testing.assert_close(out["observation"], torch.tensor([following]))
     torch.testing.assert_close(out["reward"], torch.tensor([[reward]]))
     assert out["terminated"].item() == out["done"].item() == terminated and not out["truncated"].item()
+
+
+def test_the_game_names_the_goals() -> None:
+    origin = torch.tensor([[1.0, 0.0]])
+    for game, distance in (("", 16.0), ("up", 26.0), ("up_left", 26.0), ("left_down", 26.0), ("right_up", 16.0)):
+        assert MultiGoalEnv(1, game=game).distance(origin).item() == distance
+    assert make_env(EnvSettings("multigoal", game="left"), 1).distance(origin).item() == 36.0
+    with pytest.raises(EnvError, match="game must join names of right, left, up, down by _, got 'north'"):
+        make_env(EnvSettings("multigoal", game="north"), 1)
 
 
 def test_episodes_start_at_the_origin_and_are_truncated() -> None:

@@ -26,8 +26,8 @@ OTHERS: dict[tuple[str, ...], str] = {
         Shaping Regularizer
         AtariModel BanditRun Backup EmulatorModel Evaluation GymModel Model ModelEnv Nodes Path Planner QEvaluation
         SearchActor SearchResult Tables TabularModel Tree VectorModel search_tables zero_evaluation
-        Composition Iterate PriorIterate PriorSolution Quadrature Solution TabularAgents TabularMDP VIRELIterate
-        VIRELSolution
+        Composition Iterate Messages PriorIterate PriorSolution Quadrature Solution TabularAgents TabularMDP
+        VIRELIterate VIRELSolution policy_losses state_visits
     """,
     ("shapes",): "plain_policy",
     # What others have published, with shapes but without an equation: networks and worlds.
@@ -50,7 +50,7 @@ OTHERS: dict[tuple[str, ...], str] = {
         fast_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions
         RegValueEstimators Head head_of Coefficient Method gridworld_cells
         CheckpointError ConfigError RecipeConfig Study check_replay_learning evaluate make_update read_metrics recipe
-        require strip_wall_clock build
+        require strip_wall_clock build composed_critics trained_critics
     """,
 }
 DEMANDED = {name: parts for parts, names in OTHERS.items() for name in names.split()}

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
+from torchrl_reg.studies.failures import failures_table
 from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, read_searches, trees_table
 from torchrl_reg.training import read_metrics
 
 TINY = "ments_trees algo.num_trees=3 algo.num_simulations=30 algo.branching=[2,3] algo.depth=[2] algo.noise=[0.1]"
-TINY += " algo.bandit_repetitions=5 algo.bandit_pulls=20"
+TINY += " algo.bandit_repetitions=5 algo.bandit_pulls=20 algo.failure_repetitions=4 algo.failure_simulations=12"
 
 
 def check_record(rows, whole):
-    assert [row["event"] for row in rows] == ["bandit"] * 2 + ["trees"] * 4
-    assert [row["frames"] for row in rows] == [0, 0, 90, 180, 270, 360]
+    assert [row["event"] for row in rows] == ["bandit"] * 2 + ["failures"] * 4 + ["trees"] * 4
+    assert [row["frames"] for row in rows] == [0] * 6 + [90, 180, 270, 360]
     assert json.loads((whole / "done.json").read_text())["frames"] == 360
-    assert all((whole / name).stat().st_size > 1000 for name in ("trees.png", "regret.png", "bandit.png"))
-    assert (whole / "table.md").read_text() == f"{trees_table(whole)}\n\n{differences_table(whole)}\n"
+    assert all(
+        (whole / name).stat().st_size > 1000 for name in ("trees.png", "regret.png", "bandit.png", "failures.png")
+    )
+    tables = (trees_table(whole), differences_table(whole), failures_table(whole))
+    assert (whole / "table.md").read_text() == "\n\n".join(tables) + "\n"
+    failures = [row for row in rows if row["event"] == "failures"]
+    assert [(row["method"], row["problem"], row["searches"]) for row in failures] == [
+        (method, problem, 4) for method in ("uct", "ments") for problem in ("two arms", "tree of depth 2")
+    ]
+    assert all(row["simulations"][-1] == 12 and 0 <= row["wrong"][-1] <= 4 for row in failures)
     searches = read_searches(whole)
     assert [(s.method, s.branching) for s in searches] == [("uct", 2), ("ments", 2), ("uct", 3), ("ments", 3)]
     for search in searches:
@@ -47,8 +57,20 @@ def test_a_run_leaves_its_record_and_goes_on_after_a_kill(start, load, tmp_path,
     monkeypatch.setattr(module, "searched", killing)
     with pytest.raises(Killed):
         start(TINY, "killed")
-    assert not (killed / "done.json").exists() and len(read_metrics(killed / "metrics.jsonl")) == 4
+    assert not (killed / "done.json").exists() and len(read_metrics(killed / "metrics.jsonl")) == 8
     assert start(TINY, "killed") == expected and done == ["uct", "ments", "uct", "uct", "ments"]
+
+
+def test_failures_of_alternating_pulls_are_those_of_two_means(load):
+    """So large a bonus pulls two arms in turn: after t = 2 n pulls the wrong mean is larger with Phi(-.2 sqrt(t))."""
+    module = load("ments_trees")
+    algo = module.Algo(failure_repetitions=3_000, failure_simulations=24, c=1e6)
+    row = module.failures(module.Config(algo=algo), "uct", "two arms")
+    found = {t: wrong / 3_000 for t, wrong in zip(row["simulations"], row["wrong"], strict=True) if t % 2 == 0}
+    assert len(found) > 5 and max(found) == 24
+    for time, share in found.items():
+        exact = 0.5 * math.erfc(0.2 * math.sqrt(time) / math.sqrt(2))
+        assert abs(share - exact) < 4 * math.sqrt(exact * (1 - exact) / 3_000)
 
 
 def test_the_table_compares_by_pairs(tmp_path):

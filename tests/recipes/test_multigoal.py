@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.checkpoint import Checkpoint
 
 from torchrl_reg import load_policy
 
@@ -50,6 +51,56 @@ def test_a_run_is_read_and_drawn(name, start, load, tmp_path):
     assert len(trained.critics) == 2 and values[0].std() > 0
     (shares,) = script.draw([trained], 8, tmp_path / "figure.png")
     assert sum(shares) == pytest.approx(1) and (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_composed_values_are_the_mean_of_two_runs_and_stay_as_they_are(start, load, tmp_path):
+    """The smaller of a run's critics, averaged over the runs; the sampler alone learns."""
+    script = load("multigoal")
+    for folder, game in (("one", "right_up"), ("two", "up_left")):
+        start(f"soft_q {TINY} env.game={game} run.seed={len(game)}", folder)
+    rows = start(f"soft_q {TINY} env.game=up algo.compose=[{tmp_path / 'one'},{tmp_path / 'two'}]", "both")
+    one, two, both = (script.read(tmp_path / name) for name in ("one", "two", "both"))
+    state, action = torch.randn(6, 2), torch.rand(6, 2)
+    separate = torch.stack([each.q(state, action) for each in (one, two)])
+    torch.testing.assert_close(both.q(state, action), separate.mean(0))
+    assert (separate[0] - separate[1]).abs().max() > 0.01 and rows[-1]["updates"] == 32
+    assert len(one.critics) == 2 and len(both.critics) == 1
+    (path,) = (tmp_path / "both" / "checkpoints").iterdir()
+    loss = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: vars(loss).update(state=state))
+    Checkpoint(loss=loss).load(path)
+    for task, run in enumerate((one, two)):
+        for name, weight in run.critics[1].state_dict().items():
+            assert loss.state[f"qvalue_network_params.critics.0.tasks.{task}.critics.1.{name}"].equal(weight)
+    weights = [next(each.actor.parameters()).flatten()[:5] for each in (one, both)]
+    assert (weights[0] - weights[1]).abs().max() > 1e-3
+
+
+def test_a_layer_above_a_trained_flow_plays_through_it(start, load, tmp_path, capsys):
+    from torchrl_reg import load_policy
+
+    start(f"sac {TINY} policy=flow", "below")
+    rows = start(f"sac {TINY} env.game=up algo.below={tmp_path / 'below'}", "above")
+    assert rows[-1]["event"] == "eval" and not (tmp_path / "above" / "policy.safetensors").exists()
+    flow, h = load_policy(tmp_path / "below"), torch.tensor([[0.3, -0.6]])
+    states = TensorDict({"observation": torch.tensor([[1.0, 2.0]])}, [1])
+    layer = load("sac").layer_below(str(tmp_path / "below"))
+    played = layer.play(lambda td: td.set("action", h), states.clone())["action"]
+    u, _ = flow.get_dist(states).before_squash(h.atanh())
+    torch.testing.assert_close(played, flow.squashed(u), atol=1e-5, rtol=0)
+    assert (played - h).abs().max() > 1e-3
+
+
+def test_runs_that_do_not_fit_are_one_sentence(start, tmp_path, capfd):
+    for words, sentence in (
+        (f"soft_q {TINY} algo.compose=[{tmp_path / 'none'}]", "algo.compose must be the folder of a finished run with"),
+        (
+            f"sac {TINY} algo.below={tmp_path / 'none'}",
+            "algo.below must be the folder of a finished run with policy=flow",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            start(words, words[:3])
+        assert sentence in capfd.readouterr().err
 
 
 @pytest.mark.slow

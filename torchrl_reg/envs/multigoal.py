@@ -5,15 +5,20 @@ Shapes: ``N`` sub-environments.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded
 
+from torchrl_reg.envs.settings import EnvError
 from torchrl_reg.envs.tensor_env import TensorEnv
 
 #: Where the goals lie ``[4, 2]``.
 GOALS = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
+#: What they are called in ``game``.
+DIRECTIONS = ("right", "left", "up", "down")
 
 
 class MultiGoalEnv(TensorEnv):
@@ -27,7 +32,11 @@ class MultiGoalEnv(TensorEnv):
     Args:
         num_envs: number of sub-environments N.
         max_episode_frames: steps after which an episode is truncated.
+        game: the goals that there are, names of ``DIRECTIONS`` joined by ``_`` (``"right_up"``); all by default.
         device: where the tensors live.
+
+    Raises:
+        EnvError: a goal of another name.
 
     Source: Haarnoja et al. 2017 (soft Q-learning), the released ``multigoal`` environment; paths of 30 steps.
 
@@ -37,10 +46,14 @@ class MultiGoalEnv(TensorEnv):
         torch.Size([4, 3, 1])
     """
 
-    def __init__(self, num_envs: int, *, max_episode_frames: int = 30, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_envs: int, *, max_episode_frames: int = 30, game: str = "", device: Any = "cpu") -> None:
+        names = game.split("_") if game else DIRECTIONS
+        if not set(names) <= set(DIRECTIONS):
+            raise EnvError(f"game must join names of {', '.join(DIRECTIONS)} by _, got {game!r}.")
         place, push = (Bounded(-limit, limit, (2,), dtype=torch.float32) for limit in (7.0, 1.0))
         super().__init__(num_envs, {"observation": place}, push, max_episode_frames=max_episode_frames, device=device)
         self._generator.manual_seed(0)
+        self._goals = GOALS[[DIRECTIONS.index(name) for name in names]].to(device)
 
     def _begin(self) -> dict[str, Tensor]:
         start = 0.1 * torch.randn(*self.batch_size, 2, generator=self._generator)
@@ -56,4 +69,4 @@ class MultiGoalEnv(TensorEnv):
 
     def distance(self, state: Tensor) -> Tensor:
         """Squared distance of ``state [*B, 2]`` to the nearest goal, ``[*B, 1]``."""
-        return (state.unsqueeze(-2) - GOALS.to(state.device)).square().sum(-1).amin(-1, keepdim=True)
+        return (state.unsqueeze(-2) - self._goals).square().sum(-1).amin(-1, keepdim=True)

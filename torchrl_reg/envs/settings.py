@@ -37,7 +37,7 @@ class EnvSettings:
         game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``, the world of ``"gridworld"``
             (corridor, square, grid, goals) or the task of ``"mujoco"`` (hopper, walker2d, halfcheetah, ant, humanoid,
             swimmer, reacher, inverted_pendulum, inverted_double_pendulum) or ``"adroit"`` (door, hammer, pen,
-            relocate).
+            relocate); of ``"multigoal"`` the goals there are (``"right_up"``), all if empty.
         max_episode_frames: frames after which an episode is *truncated* (cartpole and acrobot 500, lunarlander
             1000, minatar 10 000, atari 108 000, pendulum, mountaincar, adroit and gridworld 200, multigoal 30,
             mountaincar_continuous 999, mujoco 1000; MinAtar itself has no limit, and good agents rarely die).
@@ -76,12 +76,14 @@ class Family:
         vectorized: which of the two.
         games: the settings name a game.
         defaults: the other fields of :class:`EnvSettings` that apply, with their defaults.
+        needs_game: an empty name is none of its games.
     """
 
     build: Builder
     vectorized: bool
     games: bool
     defaults: Mapping[str, bool | int | float]
+    needs_game: bool = True
 
     @classmethod
     def declared_by(cls, build: Builder, *, vectorized: bool = True) -> Family:
@@ -221,7 +223,7 @@ def needing(packages: str, family: str, extra: str) -> Iterator[None]:
 def _check_game(settings: EnvSettings, family: Family) -> None:
     if not isinstance(settings.game, str):
         raise EnvError(f"game must be a string, got {settings.game!r}.")
-    if family.games and not settings.game:
+    if family.games and family.needs_game and not settings.game:
         raise EnvError(f"game must be the name of the {settings.name} game, got an empty string.")
     if settings.game and not family.games:
         raise EnvError(f"game must be empty for {settings.name!r}, got {settings.game!r}.")

@@ -81,7 +81,8 @@ FAMILIES.update(
     minatar=Family.declared_by(MinAtar),
     atari=Family.declared_by(atari_vector_env),
     gridworld=Family.declared_by(gridworld_env),
-    multigoal=Family(MultiGoalEnv, True, False, {"max_episode_frames": 30}),  # TorchRL hides its signature
+    # TorchRL hides its signature.
+    multigoal=Family(MultiGoalEnv, True, True, {"max_episode_frames": 30}, needs_game=False),
     lunarlander=Family.declared_by(lunarlander_env, vectorized=False),
     mujoco=Family.declared_by(mujoco_env, vectorized=False),
     adroit=Family.declared_by(adroit_env, vectorized=False),

@@ -3,7 +3,7 @@
 from torchrl_reg.modules.action_prior import PriorEGreedyModule, PriorUpdate
 from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategorical, AutoregressiveMulticategoricalActor
 from torchrl_reg.modules.box_actor import ActionBins
-from torchrl_reg.modules.critic_ensemble import CriticEnsemble
+from torchrl_reg.modules.critic_ensemble import AveragedCritics, CriticEnsemble
 from torchrl_reg.modules.flow_actor import FlowActor, FlowDistribution
 from torchrl_reg.modules.gaussian_actor import gaussian_actor
 from torchrl_reg.modules.implicit_quantile import ImplicitQuantileNetwork, QuantileQActor
@@ -30,6 +30,7 @@ __all__ = [
     "ActionPrior",
     "AutoregressiveMulticategorical",
     "AutoregressiveMulticategoricalActor",
+    "AveragedCritics",
     "BoltzmannQActor",
     "CategoricalQActor",
     "FixedQuantileQActor",

@@ -60,6 +60,36 @@ class CriticEnsemble(TensorDictModuleBase):
         return tensordict.set("action_values", values.movedim(0, -1))
 
 
+class AveragedCritics(TensorDictModuleBase):
+    r"""The critics of several tasks as one of their mean reward: :math:`\frac1n \sum_i \min_c Q_{i, c}`.
+
+    Writes ``"state_action_value"`` ``[*B, 1]``, in reward units. How far the softmax of an average of soft-optimal
+    values is from the optimum is bounded in :func:`torchrl_reg.tabular.soft_composition`.
+
+    Source: Haarnoja et al. 2018 (Composable deep reinforcement learning for robotic manipulation).
+
+    Args:
+        critics: of each task, as of :class:`CriticEnsemble`.
+
+    >>> from tensordict import TensorDict
+    >>> from torchrl.modules import MLP, ValueOperator
+    >>> critics = [ValueOperator(MLP(in_features=6, out_features=1), in_keys=["observation", "action"]) for _ in "abc"]
+    >>> data = TensorDict({"observation": torch.randn(8, 4), "action": torch.randn(8, 2)}, [8])
+    >>> AveragedCritics([critics[:2], critics[2:]])(data)["state_action_value"].shape
+    torch.Size([8, 1])
+    """
+
+    def __init__(self, critics: Sequence[Sequence[Any]]) -> None:
+        super().__init__()
+        self.tasks = nn.ModuleList(CriticEnsemble(each) for each in critics)
+        self.in_keys = list(dict.fromkeys(key for task in self.tasks for key in task.in_keys))  # type: ignore[union-attr]
+        self.out_keys = ["state_action_value"]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        values = [task.values(tensordict).amin(0) for task in self.tasks]  # type: ignore[operator]
+        return tensordict.set("state_action_value", torch.stack(values).mean(0).unsqueeze(-1))
+
+
 def is_plain(module: Any) -> bool:
     """True if calling the network on the in-keys, in order, is all the TensorDict module around it does.
 

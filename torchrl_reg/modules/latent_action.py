@@ -65,6 +65,13 @@ class LatentActionTransform(Transform):
         z, log_det = dist.to_base(u)
         return z.tanh(), log_det + dist.squash_log_det(u) - log_sech2(z).sum(-1)
 
+    def play(self, actor: Any, tensordict: TensorDictBase) -> TensorDictBase:
+        """Acts in the environment itself: ``actor`` writes ``h [*B, D]``, which is replaced by its action."""
+        tensordict = actor(tensordict)
+        with torch.no_grad():
+            action, _ = self.action(tensordict, tensordict.get(self.flow.action_key))
+        return tensordict.set(self.flow.action_key, action)
+
     def transform_action_spec(self, action_spec: TensorSpec) -> TensorSpec:
         """``[-1, 1]^D`` in place of the environment's bounds."""
         key = self.in_keys_inv[0]

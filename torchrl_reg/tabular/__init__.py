@@ -8,6 +8,8 @@ values ``q_k`` with the policy that is greedy to them (``pi_{k+1}`` in the paper
 
 from torchrl_reg.tabular.agents import METHODS, Method, TabularAgents, episode_return
 from torchrl_reg.tabular.composition import Composition, soft_composition
+from torchrl_reg.tabular.error_propagation import averaged_errors, policy_loss_bounds, policy_losses
+from torchrl_reg.tabular.inference import Messages, forward_messages, optimality_messages, state_visits
 from torchrl_reg.tabular.mdp import TabularMDP
 from torchrl_reg.tabular.mirror_descent import mirror_descent_value_iteration
 from torchrl_reg.tabular.munchausen import (
@@ -39,6 +41,7 @@ __all__ = [
     "MIRL_WORLDS",
     "Composition",
     "Iterate",
+    "Messages",
     "Method",
     "PriorIterate",
     "PriorSolution",
@@ -49,10 +52,12 @@ __all__ = [
     "VIRELIterate",
     "VIRELSolution",
     "advantage_learning",
+    "averaged_errors",
     "blahut_arimoto",
     "chain",
     "continuous_soft_q_iteration",
     "episode_return",
+    "forward_messages",
     "gauss_legendre",
     "gridworld",
     "gridworld_cells",
@@ -61,11 +66,15 @@ __all__ = [
     "munchausen_value_iteration",
     "mutual_information",
     "mutual_information_iteration",
+    "optimality_messages",
     "policy_evaluation",
+    "policy_loss_bounds",
+    "policy_losses",
     "random_mdp",
     "soft_composition",
     "soft_value_iteration",
     "state_occupancy",
+    "state_visits",
     "tsallis_value_iteration",
     "value_iteration",
     "virel_iteration",

@@ -25,6 +25,7 @@ from torchrl_reg.training.loop.prioritized import StratifiedSampler
 from torchrl_reg.training.loop.rollout_learning import RolloutLearner, RolloutLearning
 from torchrl_reg.training.loop.update import make_update
 from torchrl_reg.training.loop.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
+from torchrl_reg.training.run.critics import composed_critics, trained_critics
 from torchrl_reg.training.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
 from torchrl_reg.training.run.recorded import Study
 from torchrl_reg.training.run.run import Run
@@ -51,6 +52,7 @@ __all__ = [
     "ValueLearning",
     "build",
     "check_replay_learning",
+    "composed_critics",
     "evaluate",
     "make_update",
     "read_metrics",
@@ -58,4 +60,5 @@ __all__ = [
     "require",
     "stream_seed",
     "strip_wall_clock",
+    "trained_critics",
 ]

@@ -74,7 +74,7 @@ class PolicyLearner:
         run: the run, whose checkpoints hold everything created here.
         algo: the hyperparameters.
         loss: a loss with a value estimator.
-        target: the updater of its target networks.
+        target: the updater of its target networks; None where there are none.
         max_grad_norm: of all gradients together; None: no clip.
         sequences: store the ``collect_steps`` steps of an environment as one row, instead of single transitions.
 
@@ -89,7 +89,7 @@ class PolicyLearner:
         run: Run,
         algo: PolicyLearning,
         loss: LossModule,
-        target: TargetNetUpdater,
+        target: TargetNetUpdater | None,
         *,
         max_grad_norm: float | None = None,
         sequences: bool = False,
