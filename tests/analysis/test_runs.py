@@ -23,6 +23,7 @@ def test_a_run_folder_is_read(make_run, tmp_path: Path) -> None:
         assert frames.tolist() == [100, 200] and values.tolist() == [1.0, 5.0]
         assert not columns or list(run.all_columns) == columns
     assert run.frames == 200 and run.training("loss")[1].tolist() == [1.0]
+    assert run.evaluations("loss")[1].tolist() == [1.0]  # no evaluation has a loss
     assert len(run.training("return_mean")[0]) == len(run.evaluations("nothing")[0]) == 0  # null, and absent
 
 

@@ -29,7 +29,7 @@ _NOT_SETTINGS = frozenset(
     {"run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"}
     | {"run.video_every_frames", "run.log_every_frames", "run.threads", "run.device"}
 )
-#: Returns that training rows hold; every other metric is of evaluation rows.
+#: Returns that training rows hold, as every metric that no evaluation has.
 TRAINING_RETURNS = ("return_last_100", "return_mean")
 #: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
 NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
@@ -86,7 +86,7 @@ class RunRecord:
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out.
 
-        Those of the training rows if it is one of ``TRAINING_RETURNS``.
+        Those of the training rows if evaluations have no such column, and for ``TRAINING_RETURNS``.
         """
         return finite(self._scored(column))
 
@@ -112,7 +112,8 @@ class RunRecord:
         return [name for name in self._columns(event) if name not in ("event", "frames")]
 
     def _scored(self, column: str) -> Column:
-        return self._columns("train" if column in TRAINING_RETURNS else "eval").get(column, NO_POINTS)
+        own = () if column in TRAINING_RETURNS else self._columns("eval")
+        return self._columns("eval" if column in own else "train").get(column, NO_POINTS)
 
     @property
     def diverged_frames(self) -> int | None:

@@ -24,7 +24,7 @@ def add_selection(parser: argparse.ArgumentParser, folders: str = "+") -> None:
     parser.add_argument("results", nargs=folders, metavar="FOLDER", help="folders with runs below them: results/NAME")
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
     parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
-    parser.add_argument("--column", help=f"metric: {EVALUATION} (default), ..., {TRAINING_RETURNS[0]}")
+    parser.add_argument("--column", help=f"metric: {EVALUATION} (default), {TRAINING_RETURNS[0]}, action_gap, ...")
     add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
     parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
@@ -62,7 +62,8 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
         AnalysisError: no runs there, none chosen, or runs that cannot be told apart.
     """
     skipped: list[str] = []
-    runs = find_runs(arguments.results, skipped=skipped, training=arguments.column in (None, *TRAINING_RETURNS))
+    evaluated = (arguments.column or "").startswith(("return_greedy", "return_sampled"))
+    runs = find_runs(arguments.results, skipped=skipped, training=not evaluated)
     warn(f"left out: {sentence.removesuffix('.')}" for sentence in skipped)
     if not runs:
         raise AnalysisError(
