@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +20,16 @@ from torch import nn
 
 from tests.benchmarks.measure import Measure, Table, main, microseconds
 from torchrl_reg.modules import NatureCNN
-from torchrl_reg.planning import MENTS, UCT, AtariModel, Planner, QEvaluation, SyntheticTrees, search_tables
+from torchrl_reg.planning import (
+    MENTS,
+    UCT,
+    AtariModel,
+    Planner,
+    PythonModel,
+    QEvaluation,
+    SyntheticTrees,
+    search_tables,
+)
 from torchrl_reg.regularizers import HardMax
 
 
@@ -36,14 +47,21 @@ def speed_table(num_trees: int, simulations: int) -> Table:
     searches: dict[str, Callable[[], object]] = {}
     if find_spec("mctx"):
         searches["mctx, MuZero policy (JAX)"] = mctx_search(trees, simulations)
-    searches["UCT, batched torch"] = lambda: uct(trees, trees.roots())
-    searches["MENTS, batched torch"] = lambda: ments(trees, trees.roots())
-    if find_spec("numba"):
-        lists = trees.tables()
-        search_tables(UCT(num_simulations=2), lists, trees.roots())  # compiles
-        searches["UCT, compiled on tables"] = lambda: search_tables(uct, lists, trees.roots())
     if num_trees == 1:
         searches["UCT, plain Python lists"] = lambda: scalar_uct(trees, simulations)
+        searches["MENTS, plain Python lists"] = lambda: scalar_ments(trees, simulations)
+        walk = PythonModel(partial(_walk, trees.leaf_mean[0].tolist(), trees.num_actions, trees.num_inner), 8)
+        searches["UCT, PythonModel"] = lambda: uct(walk, [0])
+        searches["MENTS, PythonModel"] = lambda: ments(walk, [0])
+    if find_spec("numba"):
+        lists = trees.tables()
+        for planner in (uct, ments):
+            search_tables(type(planner)(num_simulations=2), lists, trees.roots())  # compiles
+            name = f"{type(planner).__name__}, compiled on tables"
+            searches[name] = partial(search_tables, planner, lists, trees.roots())
+    noisy = SyntheticTrees(branching=8, depth=4, num_trees=num_trees, noise=1e-9, seed=0)  # steps at every node
+    searches["UCT side by side, stochastic"] = lambda: uct(noisy, noisy.roots())
+    searches["MENTS side by side, stochastic"] = lambda: ments(noisy, noisy.roots())
 
     def rate(search: Callable[[], object]) -> float:
         return 1e6 * num_trees * simulations / microseconds(search, 1)()
@@ -135,6 +153,40 @@ def scalar_uct(trees: SyntheticTrees, simulations: int, c: float = math.sqrt(2))
             n[action] += 1
             total[action] += leaf_mean[state - inner] if state >= inner else 0.0
     return visits[0]
+
+
+def scalar_ments(trees: SyntheticTrees, simulations: int, tau: float = 0.1, epsilon: float = 0.1) -> list[int]:
+    """The same of MENTS, by the script's own random numbers."""
+    actions, inner, leaf_mean = trees.num_actions, trees.num_inner, trees.leaf_mean[0].tolist()
+    visits, q, pi = {0: [0] * actions}, {0: [0.0] * actions}, {0: [1 / actions] * actions}
+    for _ in range(simulations):
+        state, path = 0, []
+        while state in visits:
+            count = sum(visits[state])
+            lam = min(1.0, epsilon * actions / math.log(count + 1)) if count else 1.0
+            masses = accumulate((1 - lam) * p + lam / actions for p in pi[state])
+            u = random.random()
+            action = next((a for a, mass in enumerate(masses) if u < mass), actions - 1)
+            path.append((state, action))
+            state = state * actions + 1 + action
+        value = leaf_mean[state - inner] if state >= inner else 0.0
+        if state < inner:
+            visits[state], q[state], pi[state] = [0] * actions, [0.0] * actions, [1 / actions] * actions
+        for node, action in reversed(path):
+            visits[node][action] += 1
+            q[node][action] = value
+            top = max(x for x, n in zip(q[node], visits[node], strict=True) if n)
+            masses = [math.exp((x - top) / tau) if n else 0.0 for x, n in zip(q[node], visits[node], strict=True)]
+            total = sum(masses)
+            pi[node] = [m / total for m in masses]
+            value = top + tau * math.log(total)
+    return visits[0]
+
+
+def _walk(leaf_mean: list[float], actions: int, inner: int, state: int, action: int) -> tuple[float, int, bool]:
+    following = state * actions + 1 + action
+    ended = following >= inner
+    return leaf_mean[following - inner] if ended else 0.0, following, ended
 
 
 def mctx_search(trees: SyntheticTrees, simulations: int) -> Callable[[], object]:

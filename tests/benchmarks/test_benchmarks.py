@@ -178,6 +178,7 @@ def test_searches_are_measured() -> None:
 
 def test_the_plain_search_is_uct() -> None:
     trees = SyntheticTrees(branching=3, depth=3, seed=2)
+    assert sum(planning.scalar_ments(trees, 200)) == 200
     assert planning.scalar_uct(trees, 200) == UCT(num_simulations=200)(trees, trees.roots()).visits[0].tolist()
 
 

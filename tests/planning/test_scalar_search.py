@@ -135,6 +135,15 @@ def test_one_tree_of_any_deterministic_model_draws_the_same_numbers(planner: Pla
         same(planner.result(tree), other)
 
 
+def test_numbers_drawn_ahead_are_given_back(side_by_side: Any) -> None:
+    trees = SyntheticTrees(branching=4, depth=3, seed=0)
+    one, two = (torch.Generator().manual_seed(5) for _ in range(2))
+    same(
+        PLANNERS[2](trees, trees.roots(), generator=one), side_by_side(PLANNERS[2], trees, trees.roots(), generator=two)
+    )
+    assert torch.equal(one.get_state(), two.get_state())
+
+
 def fall(data: Any, state: Any, action: int, following: Any) -> tuple[float, bool]:
     following[0], following[1] = state[0] + action - 1.5, state[1] * 0.5 + action
     return following[1] * 0.1, abs(following[0]) > data[0]

@@ -110,9 +110,10 @@ def grow(
 def _ucb1(q: Any, visits: Any, first: int, num_actions: int, c: float) -> int:
     count = 0.0
     for edge in range(first, first + num_actions):
-        if visits[edge] == 0:
+        n = visits[edge]
+        if n == 0:
             return edge
-        count += visits[edge]
+        count += n
     log, chosen, best = math.log(count), first, -math.inf
     for edge in range(first, first + num_actions):
         score = q[edge] + c * math.sqrt(log / visits[edge])

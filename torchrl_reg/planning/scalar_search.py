@@ -6,7 +6,7 @@ Shapes: ``B`` trees, ``N`` nodes of a tree, ``A`` actions, ``S`` numbers in a st
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,6 +33,7 @@ class Scalar:
         compiles: whether numba can compile these, ``data`` being arrays.
         states: makes the list of the states of a tree's nodes ``[N]`` from its root, for Python.
         known, has_prior: whether ``leaf`` writes action values and priors.
+        draws_nothing: whether random numbers may be drawn ahead, because nothing else draws any.
     """
 
     step: Callable[..., Any]
@@ -42,6 +43,7 @@ class Scalar:
     states: Callable[[Any, int], Any] = lambda root, count: [root] * count
     known: bool = False
     has_prior: bool = False
+    draws_nothing: bool = True
 
 
 def scalar_tree(
@@ -139,13 +141,16 @@ def _python_search(
     for b, arrays in enumerate(zip(*_arrays(tree), strict=True)):
         lists = [x.tolist() for x in arrays]
         states = scalar.states(roots[b] if isinstance(roots, list) else roots[b : b + 1], whole[0])
-        random, draw = generator, _torch_draw
+        blocks = _Blocks(generator) if scalar.draws_nothing else None
+        random, draw = generator, _torch_draw if blocks is None else blocks.draw
         if uniform is not None:
             random, draw = uniform[b].tolist(), _table_draw  # type: ignore[assignment]
         lists[4][0] = scalar.leaf(data, states, 0, lists[3], lists[8])
         grow(scalar.step, scalar.leaf, draw, data, random, states, lists, whole, real, list(log_rho))
         for array, numbers in zip(arrays, lists, strict=True):
-            array.copy_(torch.tensor(numbers, dtype=array.dtype))
+            array.copy_(torch.from_numpy(np.array(numbers, dtype=array.numpy().dtype)))
+        if blocks is not None:
+            blocks.give_back()
         _keep_states(tree, b, states)
 
 
@@ -157,6 +162,27 @@ def _keep_states(tree: Tree, b: int, states: Any) -> None:
         tree.state[b] = torch.as_tensor(states)
     else:  # any objects: a state is the number of its node
         tree.state[b, exist] = exist
+
+
+class _Blocks:
+    """Random numbers of ``generator``, many at a time; those not used are given back."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = torch.default_generator if generator is None else generator
+        self.start, self.used = self.generator.get_state(), 0
+        self.left: Iterator[float] = iter(())
+
+    def draw(self, random: Any, simulation: int, depth: int) -> float:
+        self.used += 1
+        number = next(self.left, None)
+        if number is None:
+            self.left = iter(torch.rand(4096, generator=self.generator, dtype=torch.float64).tolist())
+            number = next(self.left)
+        return number
+
+    def give_back(self) -> None:
+        self.generator.set_state(self.start)
+        torch.rand(self.used, generator=self.generator, dtype=torch.float64)
 
 
 def _torch_draw(generator: torch.Generator | None, simulation: int, depth: int) -> float:
@@ -175,7 +201,7 @@ def _of_tensors(model: Model, evaluate: Evaluate, state: Tensor) -> Scalar:
         return float(reward), bool(ended)
 
     if evaluate is zero_evaluation:
-        return Scalar(step, lambda *_: 0.0)
+        return Scalar(step, lambda *_: 0.0, draws_nothing=False)
     with torch.no_grad():
         root = evaluate(state)
 
@@ -187,7 +213,8 @@ def _of_tensors(model: Model, evaluate: Evaluate, state: Tensor) -> Scalar:
                 numbers[node * len(row) : (node + 1) * len(row)] = row
         return float(found.value.double())
 
-    return Scalar(step, leaf, known=root.q is not None, has_prior=root.prior is not None)
+    known, has_prior = root.q is not None, root.prior is not None
+    return Scalar(step, leaf, known=known, has_prior=has_prior, draws_nothing=False)
 
 
 def _compiled_search(
