@@ -19,14 +19,72 @@ from torch import Tensor
 from torch import distributed as dist
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
+from torchrl.objectives import LossModule
 
-from torchrl_reg.modules import PriorUpdate
-from torchrl_reg.objectives import DiscreteVIRELLoss, MutualInformationDQNLoss, PolyakTargetUpdate, QLearningLoss
+from torchrl_reg import objectives
+from torchrl_reg.modules import (
+    CategoricalQActor,
+    FixedQuantileQActor,
+    ImplicitQuantileNetwork,
+    PriorUpdate,
+    QuantileQActor,
+)
+from torchrl_reg.objectives import (
+    AdvantageLearningLoss,
+    CategoricalDQNLoss,
+    DiscreteVIRELLoss,
+    IQNLoss,
+    MunchausenCategoricalLoss,
+    MunchausenDQNLoss,
+    MunchausenIQNLoss,
+    MutualInformationDQNLoss,
+    MutualInformationIQNLoss,
+    PolyakTargetUpdate,
+    QLearningLoss,
+    QuantileRegressionDQNLoss,
+    SoftDQNLoss,
+    SparseDQNLoss,
+)
 from torchrl_reg.regularizers import ActionPrior, BellmanErrorCoefficient, DualCoefficient, Entropy, Tsallis
 
 ROWS = 12
 OTHERS: dict[str, Any] = {"m_iq": {"target_entropy": 2.0}, "trust_pcl": {"max_kl": 0.1}, "sac": {}}
+OTHERS |= {"iq": {}, "soft_q": {}}
 OTHERS |= {"virel": {"rate": 0.5}, "virel_em": {"rate": 0.5}}
+
+
+def values() -> QValueActor:
+    return QValueActor(critic_cases.mlp(4, 3), spec=Categorical(3))
+
+
+def atoms() -> CategoricalQActor:
+    grid = {"num_atoms": 5, "value_min": -2.0, "value_max": 2.0}
+    return CategoricalQActor(critic_cases.mlp(4, 15), **grid, spec=Categorical(3))
+
+
+def quantiles() -> FixedQuantileQActor:
+    return FixedQuantileQActor(critic_cases.mlp(4, 12), num_quantiles=4, spec=Categorical(3))
+
+
+def implicit() -> QuantileQActor:
+    net = ImplicitQuantileNetwork(torch.nn.Linear(4, 6), num_features=6, num_actions=3, num_cells=6)
+    return QuantileQActor(net, spec=Categorical(3), num_quantiles=4)
+
+
+FEW = {"num_quantiles": 4, "num_target_quantiles": 4, "num_policy_quantiles": 4}
+#: Losses without a coefficient of their own.
+VALUE_LOSSES: dict[Any, tuple[Any, dict[str, Any]]] = {
+    SoftDQNLoss: (values, {"tau": 0.5}),
+    MunchausenDQNLoss: (values, {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}),
+    SparseDQNLoss: (values, {"tau": 0.5}),
+    AdvantageLearningLoss: (values, {"alpha": 0.5}),
+    CategoricalDQNLoss: (atoms, {}),
+    MunchausenCategoricalLoss: (atoms, {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}),
+    QuantileRegressionDQNLoss: (quantiles, {}),
+    IQNLoss: (implicit, FEW),
+    MunchausenIQNLoss: (implicit, {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3} | FEW),
+    MutualInformationIQNLoss: (implicit, {"beta": 2.0} | FEW),
+}
 
 
 def losses() -> Iterator[tuple[str, Any, TensorDict]]:
@@ -43,6 +101,13 @@ def losses() -> Iterator[tuple[str, Any, TensorDict]]:
     }.items():
         PolyakTargetUpdate(loss.make_value_estimator(gamma=0.9), rate=0.5)
         yield name, loss, critic_cases.transitions(ROWS, 4, dtype=torch.float64)
+    for kind, (actor, more) in VALUE_LOSSES.items():
+        loss = kind(actor(), **more)
+        PolyakTargetUpdate(loss.make_value_estimator(gamma=0.9), rate=0.5)
+        data = critic_cases.transitions(ROWS, 4, dtype=torch.float64)
+        for key, count in (("online", 4), ("here", 4), ("next", 8)):  # drawn before, alike for all
+            data[f"_fractions_{key}"] = torch.rand(*data.shape, count)
+        yield kind.__name__, loss, data
     for name, kwargs in OTHERS.items():
         case = {**policy_cases.CASES, **critic_cases.CASES}[name]
         yield name, case.loss(**kwargs), case.batch(ROWS, dtype=torch.float64)
@@ -78,6 +143,11 @@ def results(rank: int, world: int, masked: bool) -> dict[str, Tensor]:
                 dist.all_reduce(parameter.grad)
             found[f"{name} {key}"] = parameter.grad / world
     return found
+
+
+def test_no_loss_is_missing() -> None:
+    public = {thing for name in objectives.__all__ if isinstance(thing := getattr(objectives, name), type)}
+    assert {kind for kind in public if issubclass(kind, LossModule)} <= {type(loss) for _, loss, _ in losses()}
 
 
 def test_gradients_and_coefficients_of_two_ranks_are_those_of_the_whole_batch(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
+import types
+from pathlib import Path
+
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_three_stops(load, tmp_path, capsys):
@@ -17,3 +25,21 @@ def test_the_three_stops(load, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tour.main(["--tau", "0"])
     assert "--tau > 0" in capsys.readouterr().err
+
+
+def test_the_notebook_is_the_script_and_runs(tmp_path, monkeypatch) -> None:
+    maker = runpy.run_path(str(ROOT / ".ci/notebook"))["notebook"]
+    text = (ROOT / "recipes/tour.ipynb").read_text()
+    assert text == maker((ROOT / "recipes/tour.py").read_text()), "run .ci/notebook"
+    display = types.ModuleType("IPython.display")
+    display.Image = lambda path, width: Path(path).read_bytes()
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("notebook_cells")
+    monkeypatch.setitem(sys.modules, "notebook_cells", module)  # where dataclasses look for their names
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not source.startswith("%pip"):
+            exec(compile(source, "cell", "exec"), vars(module))
+    assert module.found.loss_errors[-1] < 1e-9 and (tmp_path / "tour.png").stat().st_size > 10_000
