@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import critic_cases
 import policy_cases
@@ -51,6 +52,12 @@ ROWS = 12
 OTHERS: dict[str, Any] = {"m_iq": {"target_entropy": 2.0}, "trust_pcl": {"max_kl": 0.1}, "sac": {}}
 OTHERS |= {"iq": {}, "soft_q": {}}
 OTHERS |= {"virel": {"rate": 0.5}, "virel_em": {"rate": 0.5}}
+
+
+def alike(*size: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """The same draws ``[count, D]`` for every row of a batch, in [0, 1)."""
+    shape = size if isinstance(size[0], int) else tuple(size[0])
+    return torch.linspace(0.1, 0.9, shape[-2] * shape[-1], dtype=dtype).reshape(shape[-2:]).expand(shape)
 
 
 def values() -> QValueActor:
@@ -127,7 +134,8 @@ def results(rank: int, world: int, masked: bool) -> dict[str, Tensor]:
         data = data.chunk(world)[rank].contiguous()
         loss.observe_rewards(data)
         loss.zero_grad()
-        out = loss(data)
+        with mock.patch("torch.rand", alike), mock.patch("torch.randn", alike):
+            out = loss(data)
         sum(term for key, term in out.items() if key.startswith("loss")).backward()
         if hasattr(loss, "observe"):
             loss.observe(out)
