@@ -128,7 +128,7 @@ def test_help_needs_no_sweep(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["launch.py", "--help"])
     launch.main()
     out = capsys.readouterr().out
-    assert "sweep: atari60_m_iqn, " in out and "cluster: debug, gpu, local, slurm" in out
+    assert "atari60_m_iqn, " in out and "cluster: debug, gpu, local, slurm" in out
 
 
 def test_a_sweep_on_this_machine_runs_once_and_says_how_it_goes_and_what_it_was(local_sweep):

@@ -11,7 +11,6 @@ from torchrl_reg.planning.emulator_model import EmulatorModel, GymModel, Snapsho
 from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
 from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult
 from torchrl_reg.planning.scalar_models import CompiledModel, PythonModel, Tables, search_tables
-from torchrl_reg.planning.scalar_search import Scalar
 from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
 from torchrl_reg.planning.search_actor import ModelEnv, SearchActor
 from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
@@ -45,7 +44,6 @@ __all__ = [
     "QEvaluation",
     "RandomRollout",
     "RegularizedBackup",
-    "Scalar",
     "SearchActor",
     "SearchResult",
     "Snapshot",

@@ -119,7 +119,7 @@ def search_tables(planner: Planner, tables: Tables, state: Tensor, **random: Any
 
 
 class CompiledModel:
-    """A deterministic model of functions that numba compiles; a state is a row ``[S]`` of numbers.
+    r"""A deterministic model of functions that numba compiles; a state is a row ``[S]`` of numbers.
 
     Args:
         step: ``step(data, state [S], action, following [S])`` writes the next state and gives reward and terminated;
@@ -128,10 +128,12 @@ class CompiledModel:
         value: ``value(data, state [S])``, what a new leaf is worth, in reward units; None is 0.
         data: arrays and numbers that they read.
 
+    A new leaf passes :math:`r + \gamma v` on. Source: ours.
+
     Example:
         >>> def walk(data, state, action, following):
         ...     following[0] = state[0] + 2 * action - 1
-        ...     return float(following[0] == 3), abs(following[0]) == 3
+        ...     return 1.0 * (following[0] == 3), abs(following[0]) == 3
         >>> from torchrl_reg.planning import UCT
         >>> UCT(num_simulations=200, gamma=0.9)(CompiledModel(walk, 2), torch.zeros(1, 1)).action.tolist()
         [1]
@@ -194,12 +196,14 @@ def _rows(root: Any, count: int) -> Any:
 
 
 class PythonModel:
-    """A deterministic model as a Python function of one state, any object: ``planner(model, [state])``.
+    r"""A deterministic model as a Python function of one state, any object: ``planner(model, [state])``.
 
     Args:
         step: ``step(state, action)`` gives reward, next state and terminated.
         num_actions: A.
         value: ``value(state)``, what a new leaf is worth, in reward units; None is 0.
+
+    A new leaf passes :math:`r + \gamma v` on, of ``[B]`` states given. Source: ours.
 
     Example:
         >>> from torchrl_reg.planning import UCT

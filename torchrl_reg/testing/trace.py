@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchrl_reg.torchrl_compat import TorchDispatchMode
 
 _CLAMPS = {torch.ops.aten.clamp, torch.ops.aten.clamp_, torch.ops.aten.clip, torch.ops.aten.clip_}
 _SOFTMAXES = {torch.ops.aten._softmax, torch.ops.aten._log_softmax, torch.ops.aten.logsumexp}

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_reg.envs import make_env
+from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.training import ConfigError, PolicyLearner, PolicyLearning
 
 
@@ -24,7 +24,8 @@ def test_rows_are_stored_in_order_of_time_or_as_sequences(sequences: bool, expec
 
 
 def test_actions_are_uniform_until_learning_starts() -> None:
-    env = make_env("pendulum", 2)
+    torch.manual_seed(0)
+    env = make_env(EnvSettings("pendulum"), 2)
     run = SimpleNamespace(frames=0, frames_per_step=1, collect=lambda env, policy, **_: policy)
     algo = PolicyLearning(learning_starts_frames=5, random_until_learning=True)
     learner = SimpleNamespace(run=run, algo=algo, loss=SimpleNamespace(in_keys=["action"]))
