@@ -26,7 +26,7 @@ ALLOWED = {
     "run_owner": {"run_owner"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
-    "testing": {"testing", "tabular", "modules", "regularizers", "printable"},
+    "testing": {"testing", "tabular", "modules", "regularizers", "printable", "torchrl_compat"},
     "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs", "testing"},
 }
 #: Third-party packages that only the top floor may import.
