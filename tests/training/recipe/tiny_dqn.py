@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class Algo:
     gamma: float = 0.99
     prioritized: bool = False
     max_grad_norm: float | None = None
+    nap_seconds: float = 0.0  # after every batch, for tests that disturb a run before it ends
 
     def validate(self) -> None:
         require(0 <= self.gamma <= 1, "algo.gamma", "in [0, 1]", self.gamma)
@@ -115,6 +117,7 @@ def train(cfg: Config) -> Path:
         egreedy.eps.fill_(run.annealed(1.0, 0.05, 500))
         for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
             run.record(update(minibatch))
+        time.sleep(algo.nap_seconds)
     return run.finish()
 
 
