@@ -51,7 +51,7 @@ def test_every_score_is_repeated(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_the_list_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--env", "cartpole", "--commands"]) == 0
     told = capsys.readouterr().out
-    assert "m_dqn/cartpole" in told and "dqn/acrobot" not in told
+    assert "m_dqn/cartpole" in told and "500 [500, 500]" in told and "dqn/acrobot" not in told
     assert "python recipes/q_learning.py +method=m_dqn env=cartpole" in told
 
 

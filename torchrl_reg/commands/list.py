@@ -12,18 +12,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a row for each agent: greedy return, spread over its episodes, and what the other seeds ended with."""
+    """Prints a row for each agent: greedy return, its 95% interval over episodes, and what every seed ended with."""
     from torchrl_reg.agents.trained import facts_of, trained_agents
 
-    print(f"{'agent':32} {'greedy return':>22} {'episodes':>8} {'frames':>11}  last evaluation of every seed trained")
+    print(f"{'agent':32} {'greedy return [95%]':>22} {'episodes':>8} {'frames':>11}  last evaluation of every seed trained")
     for name, file in trained_agents().items():
         if arguments.env and name.partition("/")[2] != arguments.env:
             continue
         facts = facts_of(file)
         row, training = facts["evaluation"], facts["training"]
-        spread = f"{row['return_greedy_mean']:.5g} +- {row['return_greedy_std']:.3g}"
-        scores = ", ".join(f"{score:.4g}" for score in training["scores"])
-        print(f"{name:32} {spread:>22} {row['episodes']:>8} {training['frames']:>11,}  {scores}")
+        mean, half = row["return_greedy_mean"], 1.96 * row["return_greedy_std"] / row["episodes"] ** 0.5
+        score = f"{mean:.4g} [{mean - half:.4g}, {mean + half:.4g}]"
+        scores = ", ".join(f"{final:.4g}" for final in training["scores"])
+        print(f"{name:32} {score:>22} {row['episodes']:>8} {training['frames']:>11,}  {scores}")
         if arguments.commands:
             print(f"    {training['command']}  # commit {training['commit']}")
     return 0
