@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a row for each agent: greedy return, its 95% interval over episodes, and what every seed ended with."""
     from torchrl_reg.agents.trained import facts_of, trained_agents
 
-    print(f"{'agent':32} {'greedy return [95%]':>22} {'episodes':>8} {'frames':>11}  last evaluation of every seed trained")
+    print(f"{'agent':32} {'greedy return [95%]':>22} {'episodes':>8} {'frames':>11}  last return of every seed trained")
     for name, file in trained_agents().items():
         if arguments.env and name.partition("/")[2] != arguments.env:
             continue
