@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
+from torchrl_reg.collectors.fast import plain_policy
 from torchrl_reg.modules import (
     CategoricalQActor,
     Dueling,
@@ -114,7 +115,7 @@ def test_streams_of_atoms() -> None:
 
 
 def test_streams_of_each_head() -> None:
-    """Softmax over the atoms of each action's ``V_i + A_{a,i} - mean_a A_{a,i}`` (C51), and streams by fraction (IQN)."""
+    """Softmax over the atoms of each action's ``V_i + A_{a,i} - mean_a A_{a,i}`` (C51); streams by fraction (IQN)."""
     torch.manual_seed(0)
     value, advantage, x = nn.Linear(4, 5), nn.Linear(4, 5 * 3), torch.randn(2, 4)
     actor = CategoricalQActor(
@@ -185,6 +186,19 @@ def test_online_and_target_network_draw_each_their_own() -> None:
     assert loss(data.clone())["loss"] == 0
     loss.value_network.train()
     assert loss(data.clone())["loss"] > 1e-3
+
+
+@pytest.mark.parametrize("head", ["expected", "categorical"])
+def test_each_step_of_acting_draws_anew(head: str) -> None:
+    """Also where the collector calls the network without a TensorDict; nothing is drawn in eval mode."""
+    actor = noisy_actor(head)
+    act, x = plain_policy(actor, 2, torch.device("cpu")), torch.randn(2, 4)
+    for alike in (False, True):
+        states: list[dict[str, Tensor]] = [{"observation": x}, {"observation": x}]
+        for state in states:
+            act(state)
+        assert torch.equal(*(state["action_value"] for state in states)) is alike
+        actor.eval()
 
 
 # ------------------------------------------------------------ Beyond The Rainbow
