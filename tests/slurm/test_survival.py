@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 
 def process_of(run: Path) -> int | None:
-    """The process of a run that has learnt for a while, with 7 seconds or more to go (it naps): Slurm takes some to kill."""
+    """The process of a run that has learnt for a while and has 7 seconds or more to go: Slurm takes some to kill it."""
     checkpoints = [int(path.stem.split("-")[1]) for path in run.glob("checkpoints/checkpoint-*.torchrl")]
     if not checkpoints or max(checkpoints) > 1_600:
         return None
