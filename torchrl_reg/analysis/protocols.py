@@ -43,6 +43,9 @@ _UNUSED = {
     "net.layer_norm": "none",
     "net.dueling": "none",
     "net.noise_sigma": 0.0,
+    "net.image_divisor": 1.0,
+    "net.input_low": [],
+    "algo.below": None,
 }
 _NOTE = (
     "In brackets: 95% bootstrap interval over seeds. A published number stands here where the protocol is the same; it "
@@ -192,11 +195,12 @@ def _differences(run: RunRecord, published: Published, column: str, frames: Sequ
     if column == published.column and published.every is not None:
         written = np.diff(run.evaluated_frames(column)[-2:], prepend=0)[-1:].tolist()
         pairs += [("frames between rows", str(each), str(published.every)) for each in written]
-    for key, theirs in {**_UNUSED, **published.settings}.items():
+    compared = {**published.settings, **_UNUSED, **published.settings}  # what was published first
+    for key, theirs in compared.items():
         value = run.config.get(key, "not recorded" if key in published.settings else theirs)
         if key == _LIMIT and theirs is None and is_number(value) and value >= max(frames, default=0):
             value = None
-        pairs.append((short_name(key, {**_UNUSED, **published.settings}), shown(value), shown(theirs)))
+        pairs.append((short_name(key, compared), shown(value), shown(theirs)))
     return tuple(f"{name} {ours}, not {theirs}" for name, ours, theirs in pairs if ours != theirs)
 
 
