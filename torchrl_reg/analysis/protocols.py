@@ -32,7 +32,7 @@ _METRICS = {
 }
 _LIMIT = "env.max_episode_frames"
 #: Options that a published agent has only where its settings say so. One that a record lacks did not exist yet.
-_UNUSED = {
+_UNUSED: dict[str, Any] = {
     "algo.eps_decay": "linear",
     "algo.eps_off_frames": None,
     "algo.random_until_learning": False,
