@@ -88,6 +88,12 @@ def test_intervals_meet_or_there_is_a_gap(seeds: Seeds, returns: tuple[float, ..
         (DQN, {"net__num_cells": [64]}, "num_cells [64], not [120,84]"),
         (DQN, {"shaping__name": "munchausen"}, "shaping munchausen, not none"),
         (DQN, {"algo__loss_function": "gone"}, "loss_function not recorded, not l2"),
+        (DQN, {"algo__priority_exponent": 0.5}, "priority_exponent 0.5, not 0"),  # nobody there has it
+        (DQN, {"net__noise_sigma": 0.5}, "noise_sigma 0.5, not 0"),
+        (DQN, {"algo__eps_decay": "exponential"}, "eps_decay exponential, not linear"),
+        (PQN, {"net__dueling": "mean"}, "dueling mean, not none"),
+        (PQN, {"net__input_low": [-1.0]}, "input_low [-1], not []"),
+        (HOPPER, {"algo__learning_rate": 0.001}, "learning_rate 0.001, not 0.0003"),
         (DQN, {"column": "loss"}, METRIC),
         (MILLION, {"env__max_episode_frames": 10_000}, "max_episode_frames 10000, not null"),
         (MILLION, {"env__max_episode_frames": 1_000_000}, None),  # no run reaches it

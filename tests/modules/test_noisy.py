@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
-from torchrl_reg.modules import CategoricalQActor, Dueling, ImplicitQuantileNetwork, NoisyLinear, QuantileQActor
+from torchrl_reg.collectors.fast import plain_policy
+from torchrl_reg.modules import (
+    CategoricalQActor,
+    Dueling,
+    ImplicitQuantileNetwork,
+    NetSettings,
+    NoisyLinear,
+    QuantileQActor,
+    quantile_network,
+)
+from torchrl_reg.modules.rebuilding import Spaces
 from torchrl_reg.objectives import HardTargetUpdate, Munchausen, QLearningLoss
 from torchrl_reg.objectives.heads.quantiles import DOUBLE, HERE, NEXT, ONLINE
 from torchrl_reg.regularizers import Entropy
@@ -104,6 +114,26 @@ def test_streams_of_atoms() -> None:
     torch.testing.assert_close(net(x), q, atol=1e-5, rtol=0)
 
 
+def test_streams_of_each_head() -> None:
+    """Softmax over the atoms of each action's ``V_i + A_{a,i} - mean_a A_{a,i}`` (C51); streams by fraction (IQN)."""
+    torch.manual_seed(0)
+    value, advantage, x = nn.Linear(4, 5), nn.Linear(4, 5 * 3), torch.randn(2, 4)
+    actor = CategoricalQActor(
+        Dueling(value, advantage, num_actions=3), num_atoms=5, value_min=-2, value_max=2, spec=Categorical(3)
+    )
+    a = advantage(x).view(2, 5, 3)
+    p = (value(x).unsqueeze(-1) + a - a.mean(-1, keepdim=True)).softmax(-2)
+    expected = (p * torch.linspace(-2, 2, 5).unsqueeze(-1)).sum(-2)
+    torch.testing.assert_close(actor(TensorDict({"observation": x}, [2]))["action_value"], expected)
+    settings, env = NetSettings(num_cells=[7, 6], dueling="mean"), Spaces({"observation": ([4], "float32")}, 3, [], [])
+    network, fractions = quantile_network(settings, env), torch.rand(2, 5)  # type: ignore[arg-type]
+    (dueling,) = (module for module in network.modules() if isinstance(module, Dueling))
+    cosines = (math.pi * torch.arange(1, 65) * fractions.unsqueeze(-1)).cos()
+    features = network.features(x).unsqueeze(-2) * network.embedding(cosines).relu()
+    a = dueling.advantage(features)
+    torch.testing.assert_close(network(x, fractions), dueling.value(features) + a - a.mean(-1, keepdim=True))
+
+
 def test_the_maximum_is_the_limit_of_implicit_q_values() -> None:
     """``v + tau ln softmax(adv / tau)`` as tau -> 0, and ``v`` is then the greedy value."""
     value, advantage, x = nn.Linear(4, 1).double(), nn.Linear(4, 3).double(), torch.randn(8, 4).double()
@@ -133,11 +163,15 @@ def test_sigmas_have_a_gradient_and_two_draws_give_two_losses(head: str) -> None
     assert torch.equal(loss(data.clone())["loss"], loss(data.clone())["loss"]) is (head != "implicit")
 
 
-def test_two_draws_of_a_compiled_loss() -> None:
+def test_sigmas_have_a_gradient_and_two_draws_give_two_losses_compiled() -> None:
     loss = QLearningLoss(noisy_actor("expected"), regularizer=Entropy(0.5), diagnostics=False)
     HardTargetUpdate(loss, period_updates=1)
     compiled, data = torch.compile(loss, backend="aot_eager"), transitions()
-    assert not torch.allclose(compiled(data.clone())["loss"], compiled(data.clone())["loss"])
+    first, second = (compiled(data.clone())["loss"] for _ in range(2))
+    assert not torch.allclose(first, second)
+    first.backward()
+    sigmas = [p for name, p in loss.named_parameters() if "sigma" in name]
+    assert len(sigmas) == 6 and all(p.grad is not None and p.grad.abs().sum() > 0 for p in sigmas)
 
 
 def test_online_and_target_network_draw_each_their_own() -> None:
@@ -152,6 +186,19 @@ def test_online_and_target_network_draw_each_their_own() -> None:
     assert loss(data.clone())["loss"] == 0
     loss.value_network.train()
     assert loss(data.clone())["loss"] > 1e-3
+
+
+@pytest.mark.parametrize("head", ["expected", "categorical"])
+def test_each_step_of_acting_draws_anew(head: str) -> None:
+    """Also where the collector calls the network without a TensorDict; nothing is drawn in eval mode."""
+    actor = noisy_actor(head)
+    act, x = plain_policy(actor, 2, torch.device("cpu")), torch.randn(2, 4)
+    for alike in (False, True):
+        states: list[dict[str, Tensor]] = [{"observation": x}, {"observation": x}]
+        for state in states:
+            act(state)
+        assert torch.equal(*(state["action_value"] for state in states)) is alike
+        actor.eval()
 
 
 # ------------------------------------------------------------ Beyond The Rainbow

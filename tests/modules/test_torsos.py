@@ -142,6 +142,16 @@ def test_how_weights_begin(name: str, largest: float, deviation: Any) -> None:
         assert not layer.bias.any()
 
 
+def test_weights_under_a_spectral_norm_begin_so_too() -> None:
+    """And not a copy of them, which is what ``layer.weight`` is there."""
+    torso = initialize_weights(ImpalaCNN(width=1), "glorot_uniform")
+    originals = [weight for name, weight in torso.named_parameters() if name.endswith("weight.original")]
+    assert len(originals) == 12
+    for weight in originals:
+        bound = math.sqrt(6 / (2 * 9 * len(weight)))
+        assert weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+
+
 def test_orthogonal_weights_and_pytorchs_own() -> None:
     weight = initialize_weights(nn.Linear(400, 300), "orthogonal").weight
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(300), atol=1e-4, rtol=0)

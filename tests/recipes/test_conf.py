@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torchrl.data import Categorical
+from torchrl.modules import EGreedyModule
 
 from torchrl_reg.analysis.documents import flat
 from torchrl_reg.analysis.protocols import published_scores
+from torchrl_reg.envs import make_env
+from torchrl_reg.modules import q_network, quantile_network
+from torchrl_reg.training import EpsilonSchedule, LinearSchedule, Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONF = RECIPES / "conf"
@@ -40,6 +48,8 @@ PRESETS = {
     "vieillard2021_adroit": ({"iq"}, "env=adroit/door"),
     "vieillard2021_mujoco": ({"iq"}, "env=mujoco/hopper"),
 }
+#: In which Rainbow, whose noise explores, must have no epsilon.
+RAINBOW_PRESETS = ("cleanrl_classic", "hessel2018 env=atari", "obando2021_minatar env=minatar/asterix")
 #: Which policies a recipe can learn, where not all.
 POLICIES = {
     "sac": ("gaussian", "flow", "multicategorical"),
@@ -106,6 +116,89 @@ def test_cleanrls_presets_have_the_settings_of_its_published_scores(name, more, 
         assert {key: ours[key] for key in published.settings} == published.settings
         assert abs(settings.algo.total_frames - published.frames) <= 0.005 * published.frames
     assert len(scores) in (3, 6)
+
+
+def built(settings: Any) -> Any:
+    """The network that ``settings`` describe."""
+    values = settings.net.num_atoms if getattr(settings, "head", {}).get("name") == "categorical" else 1
+    quantiles = getattr(settings, "head", {}).get("name") == "implicit_quantile"
+    env = make_env(settings.env, 1)
+    return quantile_network(settings.net, env) if quantiles else q_network(settings.net, env, values)
+
+
+@pytest.mark.parametrize(
+    ("words", "updates", "parameters"),
+    [
+        ("pqn env=cartpole +paper=gallici2024", 15_616, 68_610),
+        ("pqn env=minatar/breakout +paper=gallici2024_minatar env.minimal_actions=false", 156_224, 132_854),
+        ("pqn env=cartpole +paper=cleanrl_pqn", 15_616, 11_342),  # 976 iterations of 16
+    ],
+)
+def test_pqn_as_published_to_the_digit(words, updates, parameters, composed):
+    settings = composed(words)
+    algo, rows = settings.algo, settings.algo.num_envs * settings.algo.collect_steps
+    assert algo.batch_size == 128 and algo.total_frames % rows == 0
+    assert algo.total_frames // rows * algo.epochs * (rows // algo.batch_size) == updates
+    assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
+
+
+#: Of the two Rainbows and of Beyond The Rainbow: settings (algorithms_next.md 2b, 3b), and the parameters of 4 actions.
+RAINBOWS = {
+    "rainbow +paper=hessel2018": (
+        {"priority_exponent": 0.5, "importance_exponent": 0.4, "importance_exponent_end": 1.0, "double_dqn": True},
+        {"learning_rate": 6.25e-5, "adam_eps": 0.005 / 32, "max_grad_norm": 10.0, "n_steps": 3, "eps_off_frames": 0},
+        # Convolutions of 3136 features; each stream has 512 hidden units; sigmas beside all that is noisy.
+        77_984 + 2 * (2 * (3136 + 1) * 512 + (512 + 1) * 51 * 5),
+    ),
+    "rainbow_compact +paper=castro2018": (
+        {"priority_exponent": 0.5, "importance_exponent": 0.5, "importance_exponent_end": None, "double_dqn": False},
+        {"learning_rate": 6.25e-5, "adam_eps": 1.5e-4, "max_grad_norm": None, "n_steps": 3, "eps_off_frames": None},
+        77_984 + (7744 + 1) * 512 + (512 + 1) * 51 * 4,
+    ),
+    "btr +paper=clark2025": (
+        {"priority_exponent": 0.2, "importance_exponent": 0.0, "importance_exponent_end": None, "gamma": 0.997},
+        {"learning_rate": 1e-4, "adam_eps": 0.005 / 256, "max_grad_norm": 10.0, "n_steps": 3, "batch_size": 256},
+        389_024 + 149_760 + 2 * (2 * (2304 + 1) * 512 + (512 + 1) * 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("words", RAINBOWS)
+def test_rainbows_as_published_to_the_digit(words, composed):
+    one, other, parameters = RAINBOWS[words]
+    settings = composed(f"{words} env=atari")
+    expected = one | other
+    assert {name: getattr(settings.algo, name) for name in expected} == expected
+    assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        # .01 + .99 exp(-transitions / 2M), off half-way; four frames a transition
+        (
+            "btr +paper=clark2025 env=atari",
+            {0: 1.0, 8e6: 0.3742, 16e6: 0.1440, 40e6: 0.0167, 1e8 - 1: 0.01, 1e8: 0.0, 2e8: 0.0},
+        ),
+        ("rainbow_compact +paper=castro2018 env=atari", {80_000: 1.0, 580_000: 0.505, 1_080_000: 0.01, 2e8: 0.01}),
+        ("dqn +paper=obando2021_minatar env=minatar/asterix", {1_000: 1.0, 126_000: 0.505, 251_000: 0.01}),
+        ("pqn +paper=gallici2024", {0: 1.0, 49_971: 0.6, 99_942: 0.2, 499_712: 0.2}),
+        *((f"rainbow +paper={paper}", dict.fromkeys((0, 5_000, 1e6), 0.0)) for paper in RAINBOW_PRESETS),
+    ],
+)
+def test_epsilon_of_the_presets(words, expected, composed):
+    algo = composed(words).algo
+    module = EGreedyModule(Categorical(2), eps_init=algo.eps_start, eps_end=algo.eps_end)
+    if words.startswith("pqn"):
+        schedule: Any = LinearSchedule(module.eps.fill_, algo.eps_start, algo.eps_end, algo.eps_frames)
+    else:
+        schedule = EpsilonSchedule(module, algo)
+    run, found = SimpleNamespace(frames=0), {0: module.eps.item()}
+    run.annealed = partial(Run.annealed, run)
+    for run.frames in sorted(expected)[0 if 0 not in expected else 1 :]:
+        schedule.step(run)
+        found[run.frames] = module.eps.item()
+    assert {frames: found[frames] for frames in expected} == pytest.approx(expected, abs=1e-4)
 
 
 IQN = ("net.name", "net.num_quantiles", "algo.learning_rate")

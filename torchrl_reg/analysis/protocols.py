@@ -31,6 +31,22 @@ _METRICS = {
     "return_mean": "training episodes since the row before",
 }
 _LIMIT = "env.max_episode_frames"
+#: Options that a published agent has only where its settings say so. One that a record lacks did not exist yet.
+_UNUSED: dict[str, Any] = {
+    "algo.eps_decay": "linear",
+    "algo.eps_off_frames": None,
+    "algo.random_until_learning": False,
+    "algo.delay_value": True,
+    "algo.reward_scale": 1.0,
+    "algo.max_grad_norm": None,
+    "algo.priority_exponent": 0.0,
+    "net.layer_norm": "none",
+    "net.dueling": "none",
+    "net.noise_sigma": 0.0,
+    "net.image_divisor": 1.0,
+    "net.input_low": [],
+    "algo.below": None,
+}
 _NOTE = (
     "In brackets: 95% bootstrap interval over seeds. A published number stands here where the protocol is the same; it "
     "meets ours if its mean ± spread and our interval share a point, else the gap is ours minus published."
@@ -179,11 +195,12 @@ def _differences(run: RunRecord, published: Published, column: str, frames: Sequ
     if column == published.column and published.every is not None:
         written = np.diff(run.evaluated_frames(column)[-2:], prepend=0)[-1:].tolist()
         pairs += [("frames between rows", str(each), str(published.every)) for each in written]
-    for key, theirs in published.settings.items():
-        value = run.config.get(key, "not recorded")
+    compared = {**published.settings, **_UNUSED, **published.settings}  # what was published first
+    for key, theirs in compared.items():
+        value = run.config.get(key, "not recorded" if key in published.settings else theirs)
         if key == _LIMIT and theirs is None and is_number(value) and value >= max(frames, default=0):
             value = None
-        pairs.append((short_name(key, published.settings), shown(value), shown(theirs)))
+        pairs.append((short_name(key, compared), shown(value), shown(theirs)))
     return tuple(f"{name} {ours}, not {theirs}" for name, ours, theirs in pairs if ours != theirs)
 
 

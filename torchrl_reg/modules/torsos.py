@@ -43,13 +43,15 @@ def initialize_weights(module: Network, initialization: Initialization | str) ->
         raise ValueError(f"initialization must be {', '.join(others)} or {last}, got {initialization!r}.")
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers if initialization != "default" else ():
-        _draw(layer.weight, initialization, last=layer is layers[-1])
+        own = dict(layer.named_parameters())  # under a spectral norm `layer.weight` is a copy
+        weight = own["weight"] if "weight" in own else own["parametrizations.weight.original"]
+        _draw(weight, initialization, layer is layers[-1])
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return module
 
 
-def _draw(weight: Tensor, initialization: str, *, last: bool) -> None:
+def _draw(weight: Tensor, initialization: str, last: bool) -> None:
     fan_in = weight[0].numel()
     if initialization == "glorot_uniform":
         nn.init.xavier_uniform_(weight)

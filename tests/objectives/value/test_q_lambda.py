@@ -118,6 +118,28 @@ def test_without_temperature_the_returns_are_the_corrected_ones_not_pengs(
     assert (limit - pengs).abs().max() > 0.5
 
 
+@pytest.mark.parametrize("lmbda", [0.5, 0.9])
+def test_the_entropy_of_each_step_is_the_correction_off_the_fixed_point_too(
+    mdp: TabularMDP, q: Tensor, lmbda: float
+) -> None:
+    """``G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda (G_{t+1} - tau ln pi(a_{t+1}|s_{t+1})))``, written out."""
+    data = rollout(mdp, q, UNIFORM)
+    reward, following = data["next", "reward"].squeeze(-1), data["next", "observation"].argmax(-1)
+    values, log_pi = TAU * (q / TAU).logsumexp(-1), TAU * (q / TAU).log_softmax(-1)
+
+    def returns(entropy: float) -> Tensor:
+        found = [reward[:, -1] + GAMMA * values[following[:, -1]]]
+        for t in reversed(range(STEPS - 1)):
+            s = following[:, t]
+            later = found[0] - entropy * log_pi[s, data["action"][:, t + 1]]
+            found.insert(0, reward[:, t] + GAMMA * ((1 - lmbda) * values[s] + lmbda * later))
+        return torch.stack(found, 1)
+
+    got = targets(data, q, Entropy(TAU), lmbda)
+    torch.testing.assert_close(got, returns(1.0), rtol=0, atol=1e-12)
+    assert (got - returns(0.0)).abs().max() > 1  # what dropping the term costs
+
+
 def test_no_trace_and_a_full_one(mdp: TabularMDP, q: Tensor) -> None:
     data = rollout(mdp, q, UNIFORM)
     reward = data["next", "reward"].squeeze(-1)

@@ -22,6 +22,7 @@ def _algo(**options: Any) -> ValueLearning:
         ("n_steps", 4, 0, "> 0"),
         ("gamma", 1.0, 1.1, r"in \[0, 1\]"),
         ("adam_eps", 0.0, -0.1, ">= 0"),
+        ("eps_off_frames", 0, -1, ">= 0, or null"),
         ("optimizer", "radam", "sgd", r"one of \('adam', 'radam', 'rmsprop'\)"),
     ],
 )
@@ -39,6 +40,7 @@ def test_settings_out_of_range_are_refused(name: str, possible: Any, impossible:
         ({"eps_frames": 801}, ["algo.eps_end=0.05 is never reached: epsilon is annealed until frame 1,001"]),
         ({"eps_frames": 801, "eps_start": 0.05}, []),
         ({"eps_frames": 801, "eps_starts_frames": 199}, []),
+        ({"eps_frames": 801, "eps_off_frames": 0}, []),
     ],
 )
 def test_settings_that_a_run_is_too_short_for(options: dict[str, Any], begin: list[str]) -> None:

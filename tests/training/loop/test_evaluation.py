@@ -157,3 +157,12 @@ def test_stepping_the_vector_environment_itself_gives_the_same_returns(settings,
     assert found.pop("eval_seconds") and expected.pop("eval_seconds")
     assert found == expected
     assert len({found[f"return_{name}_mean"] for name in evaluated if name != "mode"}) > 1
+
+
+def test_networks_are_in_eval_mode_and_learn_on_in_train_mode():
+    seen, env = [], make_env(EnvSettings("cartpole"), 2)
+    actor = QValueActor(q_network(NetSettings(num_cells=[8], noise_sigma=0.5), env), spec=Categorical(2))
+    for module in actor.modules():
+        module.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    evaluate(env, {"greedy": actor}, episodes=2, seed=0)
+    assert seen and not any(seen) and all(module.training for module in actor.modules())

@@ -1,4 +1,4 @@
-"""Policy churn, rank of the features and dead units: their values, and that nobody learns differently for them."""
+"""Policy churn, action swaps, rank of the features, dead units: their values; nobody learns differently for them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,21 @@ def test_values(rows: int) -> None:
     scalars = update(data)
     assert scalars["policy_churn"].item() == pytest.approx(rows / 8)
     assert scalars["effective_rank"] == 1 and scalars["dead_units"].item() == pytest.approx(1 / 3)
-    assert set(update(data)) == {"loss"} and set(data.keys()) == {"observation"}
+    assert set(update(data)) == {"loss"} and set(data.keys()) == {"observation"}  # without s' no action_swaps
     assert actor.training and not last._forward_pre_hooks
+
+
+def test_actions_that_swap_from_s_to_what_follows() -> None:
+    """``q = (x, 0)`` before, ``(x, 2.5)`` after the update: the greedy action is 0 from x = 3 on; -1 is terminal."""
+    actor = QValueActor(nn.Sequential(nn.Linear(1, 2)), spec=Categorical(2))
+    with torch.no_grad():
+        actor.module[0].module[0].weight[:], actor.module[0].module[0].bias[:] = torch.tensor([[1.0], [0.0]]), 0.0
+    x, following = torch.tensor([[0.0], [1.0], [3.0], [4.0]]), torch.tensor([[1.0], [3.0], [4.0], [-1.0]])
+    after = {"observation": following, "terminated": following < 0}
+    data = TensorDict({"observation": x, "next": after}, [4])
+    scalars = with_network_diagnostics(swapped(actor, 3), actor, lambda: True)(data)
+    assert scalars["action_swaps"].item() == pytest.approx(1 / 3)
+    assert scalars["policy_churn"].item() == 0.5  # those of 0, whose tie went to the first action, and of 1
 
 
 def test_rank_is_that_of_the_share() -> None:

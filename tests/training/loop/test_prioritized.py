@@ -55,6 +55,20 @@ def test_weights_undo_the_priorities() -> None:
     assert product.std() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("alpha", "beta", "exponent"),
+    [(0.2, 0.0, 0.2), (0.2, 0.2, 0.16), (0.5, 0.5, 0.25), (0.5, 1.0, 0.0)],  # BTR's two releases, Dopamine, corrected
+)
+def test_rows_count_by_their_priority_to_the_power_alpha_times_one_minus_beta(alpha, beta, exponent) -> None:
+    replay, counted = filled(alpha, beta), torch.zeros(6)
+    replay.update_priority(torch.tensor([3]), torch.tensor([0.3]))
+    for rows in draw_minibatches(replay, 1_000):
+        counted.index_add_(0, rows["number"], rows["priority_weight"])
+    x, y = PRIORITIES.index_put((torch.tensor([3]),), torch.tensor(0.3)).log(), counted.log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    assert slope.item() == pytest.approx(exponent, abs=0.01)
+
+
 def test_new_rows_have_the_largest_priority_so_far() -> None:
     replay = filled(1.0, batch_size=4096)
     replay.extend(TensorDict({"number": torch.tensor([6])}, [1]))

@@ -72,6 +72,8 @@ def test_epsilon_follows_the_schedule_given_and_nothing_else(tmp_path, scheduled
         ({"eps_starts_frames": 0}, [1.0, 0.75, 0.5, 0.5, 0.5]),
         ({"eps_starts_frames": 0, "random_until_learning": True}, [1.0, 1.0, 0.5, 0.5, 0.5]),
         ({"eps_off_frames": 30}, [1.0, 1.0, 1.0, 0.0, 0.0]),
+        ({"eps_off_frames": 0}, [0.0, 0.0, 0.0, 0.0, 0.0]),
+        ({"eps_off_frames": 0, "random_until_learning": True}, [1.0, 1.0, 0.0, 0.0, 0.0]),
         # eps_end + (1 - eps_end) exp(-frames / eps_frames), from learning_starts_frames on
         ({"eps_decay": "exponential"}, [1.0, 1.0, 1.0, 0.5 + 0.5 * math.exp(-0.5), 0.5 + 0.5 * math.exp(-1)]),
     ],

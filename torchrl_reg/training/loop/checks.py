@@ -18,7 +18,8 @@ _EXPONENTS = ("priority_exponent", "importance_exponent", "importance_exponent_e
 _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (_POSITIVE, "> 0", lambda value: value > 0),
     (("adam_eps", "learning_starts_frames", "eps_starts_frames", *_EXPONENTS), ">= 0", lambda value: value >= 0),
-    (("max_grad_norm", "eps_off_frames"), "> 0, or null", lambda value: value > 0),
+    (("eps_off_frames",), ">= 0, or null", lambda value: value >= 0),
+    (("max_grad_norm",), "> 0, or null", lambda value: value > 0),
     (("gamma", "eps_start", "eps_end", "rms_decay"), "in [0, 1]", lambda value: 0 <= value <= 1),
     (("target_rate",), "in (0, 1]", lambda value: 0 < value <= 1),
 )
@@ -63,6 +64,7 @@ def without_effect(algo: Any) -> list[str]:
     annealed += settings.get("eps_frames", 0)
     if (
         settings.get("eps_decay") != "exponential"
+        and settings.get("eps_off_frames") is None
         and annealed > total
         and settings.get("eps_start") != settings.get("eps_end")
     ):

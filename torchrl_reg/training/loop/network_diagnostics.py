@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_reg.torchrl_compat import entry
 from torchrl_reg.training.loop.evaluation import in_eval_mode
 from torchrl_reg.training.loop.update import Update
 
@@ -19,6 +20,8 @@ def with_network_diagnostics(update: Update, actor: Any, is_due: Callable[[], bo
 
     - ``policy_churn``: the share whose greedy action the update changes (Schaul et al., "The Phenomenon of Policy
       Churn", NeurIPS 2022).
+    - ``action_swaps``: the share of its transitions, but those that terminate, whose greedy action at s' (n steps on,
+      of n-step returns) is another than at s, after the update; of minibatches that hold s'.
     - ``effective_rank``: the least k such that the k largest singular values of the features, the inputs of the last
       linear layer, make up 99% of the sum of all (Kumar et al., "Implicit Under-Parameterization", ICLR 2021).
     - ``dead_units``: the share of these features that are zero (or less) in every row.
@@ -30,11 +33,16 @@ def with_network_diagnostics(update: Update, actor: Any, is_due: Callable[[], bo
     def watched(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if not is_due():
             return update(minibatch)
-        states = minibatch.select(*actor.in_keys)
+        states, following = minibatch.select(*actor.in_keys), entry(minibatch, "next")
         before, features = _greedy_and_features(actor, states)
         scalars = update(minibatch)
-        after, _ = _greedy_and_features(actor, states)
+        if following is not None:
+            states = torch.cat([states, following.select(*actor.in_keys)])
+        after, *later = _greedy_and_features(actor, states)[0].split(len(before))
         scalars["policy_churn"] = (before != after).to(features.dtype).mean()
+        if following is not None:
+            going = ~entry(following, "terminated").reshape(after.shape)
+            scalars["action_swaps"] = ((later[0] != after) & going).sum() / going.sum().clamp(min=1)
         scalars["effective_rank"] = effective_rank(features).to(features.dtype)
         scalars["dead_units"] = (features <= 0).all(0).to(features.dtype).mean()
         return scalars

@@ -47,7 +47,7 @@ class RolloutLearning:
     eps_start: float = 1.0  # epsilon-greedy around the greedy action
     eps_end: float = 0.05
     eps_frames: int = 250_000  # frames of linear annealing, from the first one on
-    network_diagnostics: bool = False  # policy churn, rank of the features, dead units
+    network_diagnostics: bool = False  # policy churn, rank of features, dead units
     reward_scale: float = 1.0  # of the rewards that are learnt from; reported returns stay raw
     clip_rewards: bool = False  # to [-1, 1] for learning, before they are scaled
 

@@ -58,11 +58,11 @@ class ValueLearning:
     eps_frames: int = 10_000  # frames of linear annealing
     eps_starts_frames: int | None = None  # where annealing begins; null: where learning does
     eps_decay: str = "linear"  # or exponential: towards eps_end, by a factor e every eps_frames
-    eps_off_frames: int | None = None  # no epsilon from there on
+    eps_off_frames: int | None = None  # no epsilon from there on; 0: never any, as with noisy layers
     random_until_learning: bool = False  # uniformly random actions until then, whatever epsilon is
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
-    network_diagnostics: bool = False  # policy churn, rank of the features, dead units: a quarter slower on CartPole
+    network_diagnostics: bool = False  # policy churn, action swaps, rank of features, dead units: a quarter slower
     clip_rewards: bool = False  # to [-1, 1] for learning; reported returns stay raw
     reward_scale: float = 1.0  # of the rewards that are learnt from, after the clip; reported returns stay raw
 
@@ -124,6 +124,8 @@ class EpsilonSchedule(LinearSchedule):
         if algo.random_until_learning and algo.learning_starts_frames > 0:
             self.random_frames = algo.learning_starts_frames
             self.assign(1.0)
+        elif algo.eps_off_frames == 0:
+            self.assign(0.0)
 
     def step(self, run: Any) -> None:
         """Assigns the epsilon that is due at ``run.frames``."""
