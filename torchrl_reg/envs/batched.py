@@ -177,6 +177,27 @@ class ControlEnv(BatchedEnv):
         self._constants = single
         self._state = np.zeros((self.size, num_envs))
 
+    @staticmethod
+    def joined(members: Sequence[ControlEnv]) -> ControlEnv:
+        """One environment of the copies of ``members``, alike, which stay as they are until :meth:`part`."""
+        joint = copy(members[0])
+        joint.num_envs = sum(member.num_envs for member in members)
+        joint._generators = [generator for member in members for generator in member._generators]
+        for name in joint.arrays:  # copies are the last dimension of the state, the first of all others
+            arrays = [getattr(member, f"_{name}") for member in members]
+            setattr(joint, f"_{name}", np.concatenate(arrays, -1 if name == "state" else 0))
+        return joint
+
+    def part(self, members: Sequence[ControlEnv]) -> None:
+        """Hands each of the ``members`` that were :meth:`joined` its copies as they are now."""
+        start = 0
+        for member in members:
+            rows = slice(start, start := start + member.num_envs)
+            member._generators = self._generators[rows]
+            for name in self.arrays:
+                array = getattr(self, f"_{name}")
+                setattr(member, f"_{name}", (array[:, rows] if name == "state" else array[rows]).copy())
+
 
 class CartPole(ControlEnv):
     """CartPole-v1; the state is ``(x, angle, their velocities)``."""
