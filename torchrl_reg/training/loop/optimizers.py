@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RAdam, RMSprop
 
+from torchrl_reg.torchrl_compat import flatten_tensors
+
 #: What ``algo.optimizer`` may say.
 OPTIMIZERS = ("adam", "radam", "rmsprop")
 
@@ -67,7 +69,7 @@ class FlatRAdam(RAdam):
         """
         (group,), (held,) = self.param_groups, self.flat_moments()
         gradient = held.gradient()
-        norm = gradient.norm()
+        norm = torch.linalg.vector_norm(gradient)
         factor = max_norm / (float(norm) + 1e-6)
         if not factor >= 1:  # NaN included
             gradient.mul_(factor)
@@ -130,7 +132,7 @@ class _Flat:
 
     def gradient(self) -> Tensor:
         """The gradients of the parameters, a new vector."""
-        return torch.cat([parameter.grad.reshape(-1) for parameter in self.parameters])  # type: ignore[union-attr]
+        return flatten_tensors([parameter.grad for parameter in self.parameters])
 
     def step(self, group: dict[str, Any], gradient: Tensor) -> None:
         """One step along ``gradient``."""
