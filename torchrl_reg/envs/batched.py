@@ -182,10 +182,9 @@ class ControlEnv(BatchedEnv):
         """One environment of the copies of ``members``, alike, which stay as they are until :meth:`part`."""
         joint = copy(members[0])
         joint.num_envs = sum(member.num_envs for member in members)
-        joint._generators = [generator for member in members for generator in member._generators]
-        for name in joint.arrays:  # copies are the last dimension of the state, the first of all others
-            arrays = [getattr(member, f"_{name}") for member in members]
-            setattr(joint, f"_{name}", np.concatenate(arrays, -1 if name == "state" else 0))
+        joint._generators = sum((member._generators for member in members), [])
+        for name in (f"_{name}" for name in joint.arrays):  # copies are the state's last dimension, others' first
+            setattr(joint, name, np.concatenate([getattr(m, name) for m in members], -(name == "_state")))
         return joint
 
     def part(self, members: Sequence[ControlEnv]) -> None:
@@ -194,9 +193,8 @@ class ControlEnv(BatchedEnv):
         for member in members:
             rows = slice(start, start := start + member.num_envs)
             member._generators = self._generators[rows]
-            for name in self.arrays:
-                array = getattr(self, f"_{name}")
-                setattr(member, f"_{name}", (array[:, rows] if name == "state" else array[rows]).copy())
+            for name in (f"_{name}" for name in self.arrays):
+                setattr(member, name, getattr(self, name)[..., rows] if name == "_state" else getattr(self, name)[rows])
 
 
 class CartPole(ControlEnv):
@@ -383,11 +381,7 @@ class Singles(BatchedEnv):
 
 
 def control_vector_env(name: str, num_envs: int, *, max_episode_frames: int) -> BatchedEnv:
-    """``num_envs`` copies of ``"cartpole"``, ``"acrobot"``, ``"pendulum"``, ``"mountaincar"`` or
-    ``"mountaincar_continuous"``.
-
-    Few copies are stepped one by one, many together; the numbers are the same.
-    """
+    """``num_envs`` copies of one of ``TASKS``: few are stepped one by one, many together; the numbers are the same."""
     single, batched, least = TASKS[name]
     if batched is None or num_envs < least:
         return Singles(single, num_envs, max_episode_frames=max_episode_frames)
