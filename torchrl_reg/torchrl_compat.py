@@ -24,6 +24,9 @@ from tensordict.nn.probabilistic import _interaction_type as exploration_type_ho
 # vmap and grad: one that is batched cannot be written into one that is not.
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 
+# Tensors as one vector in one call, where a loop of views takes as long as a step of the optimizer.
+from torch._utils import _flatten_dense_tensors as flatten_tensors
+
 # A batch-statistics layer of any rank; torch has no public common base.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -66,6 +69,7 @@ __all__ = [
     "coerce_value_type",
     "entry",
     "find_action_space",
+    "flatten_tensors",
     "forget_updater_warning",
     "has_global_module_hooks",
     "has_step_hooks",

@@ -13,7 +13,7 @@ from torch.distributions import AffineTransform, Normal, TanhTransform, Transfor
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
-from tests.benchmarks import cartpole, control, planning, replay, scripts, update
+from tests.benchmarks import cartpole, control, planning, pqn, replay, scripts, update
 from tests.benchmarks.measure import Table, main, measured
 from torchrl_reg.cli import main as command
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
@@ -204,3 +204,12 @@ def test_the_device_reaches_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scripts_and_recipe_learn_on_a_gpu() -> None:
     assert all(measure() > 0 for measure in cartpole.by_hand(scripts.Size(1_100, 1_000, 4, 8, "cuda")).values())
     assert all(measure() > 0 for measure in list(tables_of("minatar", 1_600, "cuda")[0].cases.values())[:2])
+
+
+def test_the_gradients_of_the_least_pqn_are_autograds() -> None:
+    q = pqn._network()
+    parameters = list(q.parameters())
+    o, a, returns = torch.randn(7, 4), torch.randint(2, (7,)), torch.randn(7)
+    loss = torch.nn.functional.mse_loss(q(o).gather(1, a.unsqueeze(-1)).squeeze(), returns)
+    found = pqn.hand_gradients([parameter.detach() for parameter in parameters], o, a, returns)
+    torch.testing.assert_close(found, list(torch.autograd.grad(loss, parameters)))

@@ -139,3 +139,35 @@ def test_seeds_and_steps_that_do_not_fit_are_refused():
     with pytest.raises(EnvError, match="snapshot must be that of 2 copies, got that of 3"):
         env.restore(CartPole(3, max_episode_frames=1).snapshot())
     assert not np.array_equal(CartPole(2, max_episode_frames=9).reset()[0][0], env.reset()[0][0])
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "mountaincar", "pendulum"])
+def test_environments_joined_for_some_steps_are_each_where_they_would_be_alone(name):
+    def members():
+        made = [batched((name, False), 7) for _ in range(3)]
+        for number, env in enumerate(made):
+            env.reset(seed=10 * number)
+        return made
+
+    def act(env, steps):
+        for _ in range(steps):
+            drawn = np.full(env.num_envs, 1) if name != "pendulum" else np.ones((env.num_envs, 1), np.float32)
+            observation, reward, terminated, truncated, _ = env.step(drawn)
+            ended = terminated | truncated
+            if ended.any():
+                observation, _ = env.reset(options={"reset_mask": ended})
+        return observation, reward
+
+    alone, together = members(), members()
+    together[1].reset(seed=99)  # whose generators are others than when it was made
+    alone[1].reset(seed=99)
+    for steps in (5, 9):  # past a time limit, from which each draws its next start
+        joint = type(together[0]).joined(together)
+        found = act(joint, steps)
+        joint.part(together)
+        expected = zip(*[act(env, steps) for env in alone], strict=True)
+        for one, several in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, np.concatenate(several))
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_equal(one.snapshot(), other.snapshot())
+        np.testing.assert_equal(act(one, 3), act(other, 3))

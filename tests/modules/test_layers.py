@@ -11,6 +11,7 @@ from torch import nn
 from torchrl.modules import MLP
 
 from torchrl_reg.modules.layers import layer_by_layer
+from torchrl_reg.modules.stacked import MANY_ROWS, stack_layers
 
 
 def network() -> nn.Sequential:
@@ -96,3 +97,19 @@ class Loud(nn.Linear):
 )
 def test_networks_of_another_kind_stay_themselves(net: nn.Module) -> None:
     assert layer_by_layer(net) is net
+
+
+@pytest.mark.parametrize("rows", [5, MANY_ROWS])  # together, and one network after the other
+def test_stacked_layer_norms_are_those_of_each_network(rows: int) -> None:
+    singles = [normalized().double() for _ in range(3)]
+    net = normalized().double()
+    stack_layers(net)
+    for name, parameter in net.named_parameters():
+        parameter.data = torch.stack([single.get_parameter(name).detach() for single in singles])
+    x = torch.randn(3, rows, 4, dtype=torch.float64)
+    out = layer_by_layer(net)(x)
+    each = [single(part) for single, part in zip(singles, x, strict=True)]
+    torch.testing.assert_close(out, torch.stack(each))
+    found = torch.autograd.grad(out.square().sum(), list(net.parameters()))
+    alone = [torch.autograd.grad(o.square().sum(), list(s.parameters())) for o, s in zip(each, singles, strict=True)]
+    torch.testing.assert_close(list(found), [torch.stack(column) for column in zip(*alone, strict=True)])

@@ -100,7 +100,7 @@ class BatchedEnv(VectorEnv):
         Raises:
             EnvError: a copy has finished and was not reset.
         """
-        if self._ended.any():
+        if np.count_nonzero(self._ended):  # a tenth of the time of any()
             raise EnvError(
                 f"step must follow a reset of the finished copies {np.flatnonzero(self._ended).tolist()}, got an "
                 "action for them."
@@ -176,6 +176,25 @@ class ControlEnv(BatchedEnv):
         super().__init__(num_envs, single.observation_space, single.action_space, max_episode_frames)
         self._constants = single
         self._state = np.zeros((self.size, num_envs))
+
+    @staticmethod
+    def joined(members: Sequence[ControlEnv]) -> ControlEnv:
+        """One environment of the copies of ``members``, alike, which stay as they are until :meth:`part`."""
+        joint = copy(members[0])
+        joint.num_envs = sum(member.num_envs for member in members)
+        joint._generators = sum((member._generators for member in members), [])
+        for name in (f"_{name}" for name in joint.arrays):  # copies are the state's last dimension, others' first
+            setattr(joint, name, np.concatenate([getattr(m, name) for m in members], -(name == "_state")))
+        return joint
+
+    def part(self, members: Sequence[ControlEnv]) -> None:
+        """Hands each of the ``members`` that were :meth:`joined` its copies as they are now."""
+        start = 0
+        for member in members:
+            rows = slice(start, start := start + member.num_envs)
+            member._generators = self._generators[rows]
+            for name in (f"_{name}" for name in self.arrays):
+                setattr(member, name, getattr(self, name)[..., rows] if name == "_state" else getattr(self, name)[rows])
 
 
 class CartPole(ControlEnv):
@@ -362,11 +381,7 @@ class Singles(BatchedEnv):
 
 
 def control_vector_env(name: str, num_envs: int, *, max_episode_frames: int) -> BatchedEnv:
-    """``num_envs`` copies of ``"cartpole"``, ``"acrobot"``, ``"pendulum"``, ``"mountaincar"`` or
-    ``"mountaincar_continuous"``.
-
-    Few copies are stepped one by one, many together; the numbers are the same.
-    """
+    """``num_envs`` copies of one of ``TASKS``: few are stepped one by one, many together; the numbers are the same."""
     single, batched, least = TASKS[name]
     if batched is None or num_envs < least:
         return Singles(single, num_envs, max_episode_frames=max_episode_frames)

@@ -90,6 +90,8 @@ def q_lambda_return(
     slope = (~ends * (gamma * lmbda)).to(reward.dtype)[..., :-1]
     constants = one_step[..., :-1] - slope * (next_value[..., :-1] + correction[..., 1:])
     returns = [one_step[..., -1]]
-    for constant, factor in zip(reversed(constants.unbind(-1)), reversed(slope.unbind(-1)), strict=True):
+    # Time comes first where it is cut and joined: along the last dimension that takes as long as the arithmetic.
+    constants, slope = constants.movedim(-1, 0).contiguous(), slope.movedim(-1, 0).contiguous()
+    for constant, factor in zip(reversed(constants.unbind()), reversed(slope.unbind()), strict=True):
         returns.append(torch.addcmul(constant, factor, returns[-1]))
-    return torch.stack(returns[::-1], -1)
+    return torch.stack(returns[::-1]).movedim(0, -1).contiguous()

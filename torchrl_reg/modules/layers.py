@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import MLP
 
+from torchrl_reg.modules.stacked import MANY_ROWS, StackedLayerNorm, StackedLinear, of_each_network
 from torchrl_reg.regularizers.checks import as_number
 from torchrl_reg.torchrl_compat import call_hooks, has_global_module_hooks, own_compiled_call
 
@@ -150,12 +151,17 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     joins = type(network) is MLP  # which takes several inputs, and joins them
     pairs = zip([None, *layers], layers, strict=False)
     steps = [_step(layer, may_overwrite=type(before) in (nn.Linear, nn.LayerNorm)) for before, layer in pairs]
+    kinds = {type(layer) for layer in layers}
+    norms = StackedLayerNorm in kinds and kinds <= {StackedLinear, StackedLayerNorm, nn.ReLU}
 
     def run(*inputs: Tensor) -> Tensor:
         plain = (joins or len(inputs) == 1) and not torch.compiler.is_compiling() and not has_global_module_hooks()
         if not plain or any(hooks) or any(map(own_compiled_call, watched)):
             return network(*inputs)
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        if norms and x.ndim == 3 and x.shape[1] >= MANY_ROWS:
+            networks = of_each_network(layers)
+            return torch.stack([of_one(rows) for of_one, rows in zip(networks, x.unbind(), strict=True)])
         for step in steps:
             x = step(x)
         return x

@@ -63,3 +63,20 @@ def test_radam_is_torchs_and_resumes_to_the_bit() -> None:
     for _ in range(2):
         step((ours, optimizer), (again, resumed))
     torch.testing.assert_close(ours, again, rtol=0, atol=0)
+
+
+def test_a_clipped_step_is_torchs_clip_and_a_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(n, 2, dtype=torch.float64)) for n in (3, 1)] for _ in range(2))
+    optimizer, reference = FlatRAdam(ours, lr=1e-2), torch.optim.RAdam(theirs, lr=1e-2)
+    for number in range(12):
+        gradients = [torch.randn(each.shape, dtype=torch.float64, generator=generator) for each in ours]
+        for one, other, gradient in zip(ours, theirs, gradients, strict=True):
+            one.grad, other.grad = gradient, gradient.clone()
+        most = (0.5, 50.0)[number % 2]  # clipped, and not
+        expected = nn.utils.clip_grad_norm_(theirs, most)
+        reference.step()
+        torch.testing.assert_close(optimizer.clipped_step(most), expected, rtol=1e-13, atol=0)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    ours[0].grad = torch.full_like(ours[0], torch.nan)
+    assert optimizer.clipped_step(1.0).isnan() and ours[1].isnan().all()  # as torch's, which scales all by NaN

@@ -50,7 +50,10 @@ class ExpectedValue(Head):
         # Targets and priorities keep float32 where the network computes in half precision.
         value = at_least_float32(taken(prediction.z, action))
         goal = values.squeeze(-1).to(value.dtype)
+        if how["loss_function"] in ("l2", "half_l2"):
+            difference = value - goal
+            square = difference.square()
+            loss = square if how["loss_function"] == "l2" else 0.5 * square
+            return Regression(loss, square.detach(), difference.detach())
         td_error = value.detach() - goal
-        if how["loss_function"] == "half_l2":
-            return Regression(0.5 * (value - goal).square(), td_error.square(), td_error)
         return Regression(distance_loss(value, goal, how["loss_function"]), td_error.square(), td_error)

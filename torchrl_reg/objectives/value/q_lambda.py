@@ -14,6 +14,7 @@ from torchrl.objectives.utils import register_value_estimator
 
 from torchrl_reg.functional.munchausen import action_index, taken
 from torchrl_reg.functional.returns import q_lambda_return
+from torchrl_reg.objectives.binding import inner_module
 from torchrl_reg.objectives.value.estimator import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.objectives.value.named import RegularizedTDLambdaEstimator
 from torchrl_reg.objectives.value.registry import RegValueEstimators
@@ -108,5 +109,10 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         if bool(asks.any()):
             following = entry(tensordict, "next")
             states = {key: entry(following, key)[asks] for key in self.value_network.in_keys}
-            next_q[asks] = self._q_values(TensorDict(states, [int(asks.sum())]), params).to(q.dtype)
+            inner = inner_module(self.value_network, self.tensor_keys.action_value) if params is None else None
+            if inner is not None:  # a third of the cost
+                asked = inner(*states.values())
+            else:
+                asked = self._q_values(TensorDict(states, [int(asks.sum())]), params)
+            next_q[asks] = asked.to(q.dtype)
         return next_q

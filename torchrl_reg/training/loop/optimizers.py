@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RAdam, RMSprop
 
+from torchrl_reg.torchrl_compat import flatten_tensors
+
 #: What ``algo.optimizer`` may say.
 OPTIMIZERS = ("adam", "radam", "rmsprop")
 
@@ -56,11 +58,31 @@ class FlatRAdam(RAdam):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step for every group; each parameter must have a gradient."""
+        for group, held in zip(self.param_groups, self.flat_moments(), strict=True):
+            held.step(group, held.gradient())
+
+    @torch.no_grad()
+    def clipped_step(self, max_norm: float) -> Tensor:
+        """One step of a single group along gradients scaled to ``max_norm`` at most; their norm before that.
+
+        ``parameter.grad`` stays as it is. The norm is summed over one vector, torch's parameter by parameter.
+        """
+        (group,), (held,) = self.param_groups, self.flat_moments()
+        gradient = held.gradient()
+        norm = torch.linalg.vector_norm(gradient)
+        factor = max_norm / (float(norm) + 1e-6)
+        if not factor >= 1:  # NaN included
+            gradient.mul_(factor)
+        held.step(group, gradient)
+        return norm
+
+    def flat_moments(self) -> list[_Flat]:
+        """The moments of each group, laid side by side where they do not lie so yet."""
         for group in self.param_groups:
             held = group.get("flat")
             if held is None or not held.is_current(self.state):
-                held = group["flat"] = _Flat(group["params"], self.state)
-            held.step(group)
+                group["flat"] = _Flat(group["params"], self.state)
+        return [group["flat"] for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's."""
@@ -108,10 +130,13 @@ class _Flat:
         first = state.get(self.parameters[0])
         return bool(first) and first["exp_avg"].data_ptr() == self.mean.data_ptr()
 
-    def step(self, group: dict[str, Any]) -> None:
-        """One step along the gradients of the parameters."""
+    def gradient(self) -> Tensor:
+        """The gradients of the parameters, a new vector."""
+        return flatten_tensors([parameter.grad for parameter in self.parameters])
+
+    def step(self, group: dict[str, Any], gradient: Tensor) -> None:
+        """One step along ``gradient``."""
         beta1, beta2 = group["betas"]
-        gradient = torch.cat([parameter.grad.reshape(-1) for parameter in self.parameters])  # type: ignore[union-attr]
         self.counts.add_(1)
         count = int(self.counts[0])
         self.mean.lerp_(gradient, 1 - beta1)
@@ -123,7 +148,8 @@ class _Flat:
         if length > 5:
             rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
             size *= (rectified * unbiased) ** 0.5
-            torch.div(self.mean, self.square.sqrt().add_(group["eps"]), out=self.update)
+            torch.sqrt(self.square, out=self.update).add_(group["eps"])
+            torch.div(self.mean, self.update, out=self.update)
         else:
             self.update.copy_(self.mean)
         torch._foreach_add_(self.parameters, self.updates, alpha=-size)

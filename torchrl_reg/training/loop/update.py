@@ -21,6 +21,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_reg.torchrl_compat import allow_gradients_in_graphs, backward, has_step_hooks
 from torchrl_reg.training.errors import ConfigError, require
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
+from torchrl_reg.training.loop.optimizers import FlatRAdam
 from torchrl_reg.training.seeds.batched_update import batched_step
 from torchrl_reg.training.seeds.workers import current_worker
 
@@ -117,9 +118,9 @@ def _gradient_step(
         scalars = {
             n: v.detach() if v.ndim == 0 else v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1
         }
-        if max_grad_norm is not None:
-            scalars["grad_norm"] = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        step_optimizer()
+        norm = step_optimizer(max_grad_norm)
+        if norm is not None:
+            scalars["grad_norm"] = norm
         if priority_key is not None:
             # Returned, because a CUDA graph works on a copy of the minibatch.
             scalars["priority"] = minibatch.get(priority_key)
@@ -256,6 +257,9 @@ def total_loss(losses: Iterable[tuple[str, Tensor]]) -> Tensor:
 class OptimizerStep:
     """``optimizer.step()``, bit for bit; of a fused Adam its kernel alone, without hooks, profiler and grouping.
 
+    Given ``max_grad_norm``, the gradients are clipped before, and their norm is returned: by ``clip_grad_norm_``, or by
+    a :class:`FlatRAdam` in its one vector.
+
     The state stays in the optimizer, under its usual names: ``state_dict``, ``load_state_dict`` and learning rates
     assigned to ``param_groups`` work as always. Any other optimizer, one with hooks or a PyTorch scheduler attached,
     and a step at which some parameter has no gradient go through ``optimizer.step()`` itself.
@@ -266,13 +270,17 @@ class OptimizerStep:
         self._state: Any = None  # the one whose tensors are held
         self._held: list[list[list[Tensor]]] = []  # of each group: parameters, two moments, counts
 
-    def __call__(self) -> None:
-        groups = self.optimizer.param_groups
+    def __call__(self, max_grad_norm: float | None = None) -> Tensor | None:
+        groups, norm = self.optimizer.param_groups, None
+        if max_grad_norm is not None:
+            if type(self.optimizer) is FlatRAdam and len(groups) == 1 and not has_step_hooks(self.optimizer):
+                return self.optimizer.clipped_step(max_grad_norm)
+            norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], max_grad_norm)
         gradients = [[parameter.grad for parameter in group["params"]] for group in groups]
         if not self._is_held(gradients):
             self.optimizer.step()
             self._hold()
-            return
+            return norm
         with torch.no_grad():
             for group, grads, (params, exp_avgs, exp_avg_sqs, steps) in zip(groups, gradients, self._held, strict=True):
                 torch._foreach_add_(steps, 1)
@@ -292,6 +300,7 @@ class OptimizerStep:
                     amsgrad=False,
                     maximize=group["maximize"],
                 )
+        return norm
 
     def _is_held(self, gradients: list[list[Any]]) -> bool:
         optimizer = self.optimizer

@@ -131,7 +131,8 @@ class StackedCollector(FastCollector):
         self._draws = zip(*(torch.cat(column, 1) for column in zip(*draws, strict=True)), strict=True)
         self._observation = torch.cat([collector._observation for collector in self.collectors])
         self._returns = np.concatenate([collector._returns for collector in self.collectors])
-        batch = self.rollout()
+        with self._vector:
+            batch = self.rollout()
         for collector, rows in zip(self.collectors, self._vector.rows, strict=True):
             collector._observation, collector._returns = self._observation[rows], self._returns[rows]
         return batch
@@ -146,17 +147,33 @@ class StackedCollector(FastCollector):
 
 
 class _Group:
-    """Vector environments, stepped in turn, as one."""
+    """Vector environments as one: stepped in turn or, those that can be ``joined``, together inside ``with``."""
 
     def __init__(self, vectors: Sequence[VectorEnv]) -> None:
         bounds = np.cumsum([0, *(vector.num_envs for vector in vectors)]).tolist()
         self.vectors, self.rows = vectors, [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
+        kinds = {type(vector) for vector in vectors}
+        self._join: Any = getattr(kinds.pop(), "joined", None) if len(kinds) == 1 else None
+        self._joint: Any = None
+
+    def __enter__(self) -> None:
+        if self._join is not None:
+            self._joint = self._join(self.vectors)
+
+    def __exit__(self, *_: object) -> None:
+        if self._joint is not None:
+            self._joint.part(self.vectors)
+        self._joint = None
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        if self._joint is not None:
+            return self._joint.step(actions)
         stepped = [vector.step(actions[rows])[:4] for vector, rows in zip(self.vectors, self.rows, strict=True)]
         return (*(np.concatenate(column) for column in zip(*stepped, strict=True)), {})
 
     def reset(self, *, options: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
+        if self._joint is not None:
+            return self._joint.reset(options=options)
         mask, first = options["reset_mask"], np.zeros(0)
         for vector, rows in zip(self.vectors, self.rows, strict=True):
             if mask[rows].any():

@@ -22,7 +22,7 @@ from torchrl_reg.training.seeds.workers import Worker
 Step = Callable[[TensorDictBase], Any]
 _SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
 #: What steps for several of a kind.
-_TOGETHER: dict[type[Optimizer], type[Optimizer]] = {Adam: Adam, AdamW: AdamW, RAdam: RAdam, FlatRAdam: RAdam}
+_TOGETHER: dict[type[Optimizer], type[Optimizer]] = {Adam: Adam, AdamW: AdamW, RAdam: RAdam, FlatRAdam: FlatRAdam}
 
 
 class SharedStack:
@@ -215,12 +215,19 @@ class StackedOptimizer:
         self._together = _TOGETHER[type(first)](groups)  # type: ignore[call-arg]
         self._states = [optimizer.state for optimizer in optimizers]
         counts: list[Tensor] = []
+        held: list[tuple[list[Any], Any]] = []  # of each parameter: the states of all optimizers, and the joint one
         for position in zip(*[_parameters(optimizer) for optimizer in optimizers], strict=True):
             states = [optimizer.state[p] for optimizer, p in zip(optimizers, position, strict=True)]
             counts += [state["step"] for state in states]
-            moments = [name for name in states[0] if name != "step"]
-            stacked: dict[str, Tensor] = {name: stack_as_views([s[name] for s in states]) for name in moments}
-            self._together.state[whole(position[0])] = {"step": states[0]["step"].clone(), **stacked}
+            stacked = {name: torch.stack([s[name] for s in states]) for name in states[0] if name != "step"}
+            joint = self._together.state[whole(position[0])] = {"step": states[0]["step"].clone(), **stacked}
+            held.append((states, joint))
+        if isinstance(self._together, FlatRAdam):
+            self._together.flat_moments()  # now, because this moves them
+        for states, joint in held:
+            for name in joint.keys() - {"step"}:
+                for state, view in zip(states, joint[name].unbind(), strict=True):
+                    state[name].data = view
         self._counts = stack_as_views(counts)
         firsts = [_parameters(optimizer)[0] for optimizer in optimizers]
         self._moments = [(state[p], state[p]["exp_avg"]) for state, p in zip(self._states, firsts, strict=True)]
