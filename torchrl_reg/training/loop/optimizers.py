@@ -70,9 +70,7 @@ class FlatRAdam(RAdam):
         (group,), (held,) = self.param_groups, self.flat_moments()
         gradient = held.gradient()
         norm = torch.linalg.vector_norm(gradient)
-        factor = max_norm / (float(norm) + 1e-6)
-        if not factor >= 1:  # NaN included
-            gradient.mul_(factor)
+        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1))  # without reading the norm back from a GPU
         held.step(group, gradient)
         return norm
 
