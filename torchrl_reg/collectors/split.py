@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.collectors import MultiSyncCollector
+from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.envs import Compose, DeviceCastTransform, EnvBase, RewardSum
 from torchrl.envs.utils import ExplorationType
+
+from torchrl_reg.collectors.fast import FastCollector, fast_vector
 
 
 def maker(env: EnvBase) -> Callable[..., EnvBase] | None:
@@ -17,6 +20,23 @@ def maker(env: EnvBase) -> Callable[..., EnvBase] | None:
     transform = getattr(env, "transform", None)
     kinds = {type(each) for each in (transform if isinstance(transform, Compose) else [transform])}
     return vars(env).get("made_by") if kinds <= {RewardSum, DeviceCastTransform} else None
+
+
+class _Worker(Collector):
+    """TorchRL's collector of one process; after a reset a :class:`FastCollector` steps its environments, if one can."""
+
+    _fast: FastCollector | None = None
+
+    def reset(self, index: Any = None, **kwargs: Any) -> None:
+        if fast_vector(self.env) is None:
+            return super().reset(index, **kwargs)
+        steps = self.frames_per_batch * self.env.batch_size.numel()
+        self._fast = FastCollector(self.env, self.policy, frames_per_batch=steps)
+
+    def rollout(self) -> TensorDictBase:
+        if self._fast is None:
+            return super().rollout()
+        return self._final_rollout.update_(self._fast.rollout())  # memory that both processes see
 
 
 class SplitCollector(MultiSyncCollector):
@@ -33,6 +53,8 @@ class SplitCollector(MultiSyncCollector):
         processes: their number, a divisor of N.
         frames_per_batch: steps in a batch, over all environments.
 
+        fast: step vector environments directly, as :class:`FastCollector` does, once they have been reset.
+
     Raises:
         ValueError: an environment that cannot be made again, or cannot be divided among the processes.
     """
@@ -40,7 +62,9 @@ class SplitCollector(MultiSyncCollector):
     #: As TorchRL's ``Collector`` calls it.
     track_traj_ids = False
 
-    def __init__(self, env: EnvBase, policy: nn.Module, *, processes: int, frames_per_batch: int) -> None:
+    def __init__(
+        self, env: EnvBase, policy: nn.Module, *, processes: int, frames_per_batch: int, fast: bool = True
+    ) -> None:
         make, count = maker(env), env.batch_size.numel()
         if make is None:
             raise ValueError(f"env must be an environment of make_env as it is, got {env}.")
@@ -51,6 +75,7 @@ class SplitCollector(MultiSyncCollector):
             policy,
             create_env_kwargs={"num_envs": count // processes},
             frames_per_batch=frames_per_batch,
+            collector_class=_Worker if fast else None,
             exploration_type=ExplorationType.RANDOM,
             trust_policy=True,
             update_at_each_batch=True,

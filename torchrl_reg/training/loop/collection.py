@@ -55,7 +55,7 @@ def make_collector(
         on_cpu = {device.type, storing_device.type} == {"cpu"}
         require(on_cpu, "run.collectors", "1 on a GPU", processes)
         require(not track_trajectories, "run.collectors", "1 where trajectories are numbered", processes)
-        return _split(env, policy, processes, steps)
+        return _split(env, policy, processes=processes, frames_per_batch=steps, fast=kind == "fast")
     devices: dict[str, Any] = {"policy_device": device, "storing_device": storing_device}
     if kind == "fast" and not track_trajectories and fast_vector(env) is not None:
         return FastCollector(env, policy, frames_per_batch=steps, **devices)
@@ -78,13 +78,13 @@ def make_collector(
     )
 
 
-def _split(env: EnvBase, policy: Policy, processes: int, frames_per_batch: int) -> SplitCollector:
+def _split(env: EnvBase, policy: Policy, processes: int, **how: Any) -> SplitCollector:
     name, count = "run.collectors", env.batch_size.numel()
     require(maker(env) is not None, name, "1 where a recipe adds to its environment", processes)
     require(count % processes == 0, name, f"a divisor of the {count} environments", processes)
     if not isinstance(policy, nn.Module):
         raise ConfigError(f"{name} must be 1 with a {type(policy).__name__}, which cannot be copied, got {processes}.")
-    return SplitCollector(env, policy, processes=processes, frames_per_batch=frames_per_batch)
+    return SplitCollector(env, policy, processes=processes, **how)
 
 
 def overlapped(make: Callable[[nn.Module], AnyCollector], policy: Policy, *, seed: int) -> OverlappedCollector:
