@@ -36,3 +36,7 @@ def test_what_cannot_be_is_one_sentence(load, monkeypatch, capsys) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"^ray_m_dqn needs ray, got none: pip install 'torchrl_reg\[ray\]'\.$"):
         script.main([])
+    for page in ("torchrl_reg/GUIDE.md", "recipes/README.md"):
+        for words in re.findall(r"ray_m_dqn(?:\.py)? (--[\w -]+?)  ", (SCRIPT.parents[1] / page).read_text()):
+            with pytest.raises(SystemExit, match="^ray_m_dqn needs ray"):  # its words are understood
+                script.main(words.split())
