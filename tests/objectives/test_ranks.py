@@ -1,10 +1,12 @@
 """Two ranks of a process group with half of a batch each do what one process does with the whole.
 
-Each is this file in a process of its own, which takes a share of a batch through every loss with a coefficient of it.
+Each is this file in a process of its own, which takes a share of a batch through every loss of the contract's table and
+those whose coefficients are learnt from the batch.
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +15,8 @@ from typing import Any
 from unittest import mock
 
 import critic_cases
-import policy_cases
 import torch
+from conftest import ALL
 from tensordict import TensorDict
 from torch import Tensor
 from torch import distributed as dist
@@ -23,29 +25,9 @@ from torchrl.modules import QValueActor
 from torchrl.objectives import LossModule
 
 from torchrl_reg import objectives
-from torchrl_reg.modules import (
-    CategoricalQActor,
-    FixedQuantileQActor,
-    ImplicitQuantileNetwork,
-    PriorUpdate,
-    QuantileQActor,
-)
-from torchrl_reg.objectives import (
-    AdvantageLearningLoss,
-    CategoricalDQNLoss,
-    DiscreteVIRELLoss,
-    IQNLoss,
-    MunchausenCategoricalLoss,
-    MunchausenDQNLoss,
-    MunchausenIQNLoss,
-    MutualInformationDQNLoss,
-    MutualInformationIQNLoss,
-    PolyakTargetUpdate,
-    QLearningLoss,
-    QuantileRegressionDQNLoss,
-    SoftDQNLoss,
-    SparseDQNLoss,
-)
+from torchrl_reg.modules import PriorUpdate
+from torchrl_reg.objectives import DiscreteVIRELLoss, MutualInformationDQNLoss, PolyakTargetUpdate, QLearningLoss
+from torchrl_reg.objectives.heads import ImplicitQuantiles
 from torchrl_reg.regularizers import ActionPrior, BellmanErrorCoefficient, DualCoefficient, Entropy, Tsallis
 
 ROWS = 12
@@ -55,43 +37,10 @@ OTHERS |= {"virel": {"rate": 0.5}, "virel_em": {"rate": 0.5}}
 
 
 def alike(*size: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    """The same draws ``[count, D]`` for every row of a batch, in [0, 1)."""
+    """The same draws ``[count, D]`` for every row of a batch, in [0, 1); of flows the rows come after the count."""
     shape = size if isinstance(size[0], int) else tuple(size[0])
-    return torch.linspace(0.1, 0.9, shape[-2] * shape[-1], dtype=dtype).reshape(shape[-2:]).expand(shape)
-
-
-def values() -> QValueActor:
-    return QValueActor(critic_cases.mlp(4, 3), spec=Categorical(3))
-
-
-def atoms() -> CategoricalQActor:
-    grid = {"num_atoms": 5, "value_min": -2.0, "value_max": 2.0}
-    return CategoricalQActor(critic_cases.mlp(4, 15), **grid, spec=Categorical(3))
-
-
-def quantiles() -> FixedQuantileQActor:
-    return FixedQuantileQActor(critic_cases.mlp(4, 12), num_quantiles=4, spec=Categorical(3))
-
-
-def implicit() -> QuantileQActor:
-    net = ImplicitQuantileNetwork(torch.nn.Linear(4, 6), num_features=6, num_actions=3, num_cells=6)
-    return QuantileQActor(net, spec=Categorical(3), num_quantiles=4)
-
-
-FEW = {"num_quantiles": 4, "num_target_quantiles": 4, "num_policy_quantiles": 4}
-#: Losses without a coefficient of their own.
-VALUE_LOSSES: dict[Any, tuple[Any, dict[str, Any]]] = {
-    SoftDQNLoss: (values, {"tau": 0.5}),
-    MunchausenDQNLoss: (values, {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}),
-    SparseDQNLoss: (values, {"tau": 0.5}),
-    AdvantageLearningLoss: (values, {"alpha": 0.5}),
-    CategoricalDQNLoss: (atoms, {}),
-    MunchausenCategoricalLoss: (atoms, {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3}),
-    QuantileRegressionDQNLoss: (quantiles, {}),
-    IQNLoss: (implicit, FEW),
-    MunchausenIQNLoss: (implicit, {"tau": 0.5, "alpha": 0.5, "clip_min": -0.3} | FEW),
-    MutualInformationIQNLoss: (implicit, {"beta": 2.0} | FEW),
-}
+    drawn = (*shape[:-2], 1, shape[-1]) if shape[-2] in (ROWS, ROWS // 2) else shape[-2:]
+    return torch.linspace(0.1, 0.9, math.prod(drawn), dtype=dtype).reshape(drawn).expand(shape)
 
 
 def losses() -> Iterator[tuple[str, Any, TensorDict]]:
@@ -102,22 +51,16 @@ def losses() -> Iterator[tuple[str, Any, TensorDict]]:
     prior = ActionPrior(3, probabilities=[0.6, 0.3, 0.1], beta=beta)
     for name, loss in {
         "dual": QLearningLoss(actors[0], regularizer=Entropy(dual)),
-        "mirl": MutualInformationDQNLoss(actors[1], prior=prior),
-        "virel_q": DiscreteVIRELLoss(actors[2], beta_scale=0.3, rate=0.5),
+        "mirl, learnt": MutualInformationDQNLoss(actors[1], prior=prior),
+        "virel_q, learnt": DiscreteVIRELLoss(actors[2], beta_scale=0.3, rate=0.5),
         "guaranteed": QLearningLoss(actors[3], regularizer=Tsallis("loss<=20%")),
     }.items():
         PolyakTargetUpdate(loss.make_value_estimator(gamma=0.9), rate=0.5)
         yield name, loss, critic_cases.transitions(ROWS, 4, dtype=torch.float64)
-    for kind, (actor, more) in VALUE_LOSSES.items():
-        loss = kind(actor(), **more)
-        PolyakTargetUpdate(loss.make_value_estimator(gamma=0.9), rate=0.5)
-        data = critic_cases.transitions(ROWS, 4, dtype=torch.float64)
-        for key, count in (("online", 4), ("here", 4), ("next", 8)):  # drawn before, alike for all
-            data[f"_fractions_{key}"] = torch.rand(*data.shape, count)
-        yield kind.__name__, loss, data
     for name, kwargs in OTHERS.items():
-        case = {**policy_cases.CASES, **critic_cases.CASES}[name]
-        yield name, case.loss(**kwargs), case.batch(ROWS, dtype=torch.float64)
+        yield f"{name}, learnt", ALL[name].loss(**kwargs), ALL[name].batch(ROWS, dtype=torch.float64)
+    for name, case in ALL.items():
+        yield name, case.loss(), case.batch(ROWS, dtype=torch.float64)
 
 
 def results(rank: int, world: int, masked: bool) -> dict[str, Tensor]:
@@ -139,7 +82,7 @@ def results(rank: int, world: int, masked: bool) -> dict[str, Tensor]:
         sum(term for key, term in out.items() if key.startswith("loss")).backward()
         if hasattr(loss, "observe"):
             loss.observe(out)
-        if name == "mirl":
+        if name == "mirl, learnt":
             data.names = [None, "time"]
             PriorUpdate(loss.prior, loss.value_network, rate=0.01)(data)
             found["mirl prior"] = loss.prior.log_prior.exp()
@@ -182,6 +125,9 @@ if __name__ == "__main__":
     # Draws of a share are those of the whole: all the same.
     torch.normal = lambda mean, std, *size, **kwargs: mean + 0.3 * std
     torch.distributions.normal._standard_normal = lambda shape, **kwargs: torch.full(shape, 0.3, **kwargs)
+    ImplicitQuantiles.fractions = lambda _, features, count: ((torch.arange(count) + 0.3) / count).expand(
+        *features.shape[:-1], count
+    )
     rank, world, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)

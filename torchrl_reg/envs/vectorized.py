@@ -50,10 +50,12 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
         raise EnvError(f"device must be an available device, got {str(device)!r} without CUDA.")
     built = _build(resolved, num_envs)
     if isinstance(built, EnvBase):
-        return TransformedEnv(built.to(device), RewardSum())
-    env = TransformedEnv(GymWrapper(built, categorical_action_encoding=True, device="cpu"), RewardSum())
-    if device != torch.device("cpu"):
-        env.append_transform(DeviceCastTransform(device, "cpu"))
+        env = TransformedEnv(built.to(device), RewardSum())
+    else:
+        env = TransformedEnv(GymWrapper(built, categorical_action_encoding=True, device="cpu"), RewardSum())
+        if device != torch.device("cpu"):
+            env.append_transform(DeviceCastTransform(device, "cpu"))
+    env.made_by = partial(make_env, settings)  # for processes that each step some of its sub-environments
     return env
 
 

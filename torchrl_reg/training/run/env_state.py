@@ -11,7 +11,7 @@ import torch
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_reg.collectors import FastCollector
+from torchrl_reg.collectors import FastCollector, SplitCollector
 from torchrl_reg.training.packing import pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
@@ -49,17 +49,20 @@ class EnvironmentState:
             the caller resets them.
     """
 
-    def __init__(self, collector: Collector | FastCollector) -> None:
+    def __init__(self, collector: Collector | FastCollector | SplitCollector) -> None:
         self._collector: Any = collector
         self._layers = _layers(collector.env)  # a closed collector has none
-        self._part = restorable_part(collector.env)
+        # Environments in other processes are seeded there, and not stored.
+        elsewhere = isinstance(collector, SplitCollector)
+        self._seeded: Any = collector if elsewhere else collector.env
+        self._part = None if elsewhere else restorable_part(collector.env)
         self.is_transparent = self._part is not None
         self.is_restored = True
         self.count = max(1, collector.env.batch_size.numel())
 
     def restart(self, seed: int) -> None:
         """Begins a new episode everywhere, from ``seed``."""
-        self._collector.env.set_seed(seed)
+        self._seeded.set_seed(seed)
         self._collector.reset()
 
     def state_dict(self) -> dict[str, Any]:
