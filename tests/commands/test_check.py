@@ -18,7 +18,8 @@ def my_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_losses.py").write_text(
         f"{LOSSES.read_text()}\n\ndef make(network):\n    return DoubleDQN(network)\n"
     )
-    (tmp_path / "needs.py").write_text("import not_there\n")
+    for name, text in {"needs": "import not_there", "broken": "def f(:", "raises": "1 / 0"}.items():
+        (tmp_path / f"{name}.py").write_text(f"{text}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_losses", raising=False)
@@ -46,6 +47,14 @@ def test_a_factory(my_losses: None) -> None:
         (["my_losses"], "LOSS must be written my_module:MyLoss, got 'my_losses'."),
         (["not_here:Loss"], "LOSS must name a module that can be imported, got 'not_here', which is not here."),
         (["needs:Loss"], "LOSS must name a module that can be imported, got 'needs', which needs not_there."),
+        (["broken:Loss"], "LOSS must name a module that can be imported, got 'broken', which raises SyntaxError: "),
+        (
+            ["raises:Loss"],
+            "LOSS must name a module that can be imported, got 'raises', which raises ZeroDivisionError: ",
+        ),
+        (["my_losses:DQN", "--gamma", "2"], "gamma must be in [0, 1), got 2.0."),
+        (["my_losses:DQN", "--n-steps", "0"], "n_steps must be >= 1 and lmbda in [0, 1], got 0 and 0.7."),
+        (["my_losses:DQN", "--lmbda", "7"], "n_steps must be >= 1 and lmbda in [0, 1], got 1 and 7.0."),
         (["my_losses:Nothing"], "LOSS must name something in my_losses, got 'Nothing', which it does not define."),
         (["my_losses:DQN", "--method", "ppo"], "method must be one of dqn, double_dqn, "),
         (["my_losses:DQN", "--head", "wide"], "head must be one of expected, categorical, "),

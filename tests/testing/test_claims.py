@@ -62,6 +62,17 @@ def sparse_munchausen(network: Any) -> Any:
     return objectives.SparseDQNLoss(network, tau=0.5, shaping=objectives.Munchausen(0.5))
 
 
+class Answers(torch.nn.Module):
+    """What is no loss: nothing, or a number without a gradient."""
+
+    def __init__(self, network: Any, answer: Any) -> None:
+        super().__init__()
+        self.network, self.answer = network, answer
+
+    def forward(self, data: Any) -> Any:
+        return self.answer
+
+
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
@@ -79,6 +90,8 @@ def sparse_munchausen(network: Any) -> Any:
         ),
         (sparse_munchausen, {}, "method must be given .* got Tsallis with Munchausen"),
         (DQN, {"action_space": "box"}, "action_space must be one of categorical, one-hot, got 'box'"),
+        (lambda network: Answers(network, None), {"gamma": 0.9, "method": "dqn"}, "entry named loss, got a NoneType"),
+        (lambda network: Answers(network, torch.ones(())), {"gamma": 0.9, "method": "dqn"}, "got one that is detached"),
         (lambda network: 1 / 0, {"method": "dqn"}, "cannot be built or called: ZeroDivisionError"),
     ],
 )

@@ -18,9 +18,17 @@ def test_clips_with_both_bounds() -> None:
     assert trace.clips_above_zero(-0.1) == 3.0
 
 
+def test_one_bound_after_the_other() -> None:
+    x, low, high = torch.tensor([-2.0]), torch.tensor(-0.3), torch.tensor(2.0)
+    with Trace() as trace:
+        x.clamp_min(-0.4).clamp_max(1), torch.minimum(torch.maximum(x, low), high), x.clamp(max=3.0).clamp(min=-0.2)
+        x.clamp(min=-0.1) + x.clamp(max=1), torch.maximum(x, torch.zeros(2))
+    assert [trace.clips_above_zero(low) for low in (-0.4, -0.3, -0.2, -0.1)] == [1.0, 2.0, 3.0, None]
+
+
 def test_softmaxes_are_known_up_to_a_shift() -> None:
     q = torch.tensor([[0.3, -1.0, 2.0]])
-    for softmax in (torch.softmax, torch.log_softmax, torch.logsumexp):
+    for softmax in (torch.softmax, torch.log_softmax, torch.logsumexp, lambda x, _: x.exp()):
         with Trace() as trace:
             softmax(q - 5, -1)
         assert trace.softmax_of(q[0].double()) and not trace.softmax_of(2 * q[0].double())

@@ -34,8 +34,9 @@ class AverageReturns:
         returns = torch.stack(totals[::-1]).flatten().index_select(0, path.taken)
         edges, rows = path.taken_edges, path.taken_rows
         q, visits = flat.q.view(-1), flat.visits.view(-1)
-        q[edges] += (returns - q[edges]) / visits[edges]
-        flat.value[rows] += (returns - flat.value[rows]) / flat.alive[rows]
+        q.index_add_(0, edges, (returns - q.index_select(0, edges)) / visits.index_select(0, edges))
+        error = returns - flat.value.index_select(0, rows)
+        flat.value.index_add_(0, rows, error / flat.alive.index_select(0, rows))
 
 
 class RegularizedBackup:
@@ -66,7 +67,7 @@ class RegularizedBackup:
             node, edge, active = path.nodes[depth], path.edges[depth], path.active[depth]
             if path.sampled:
                 future = torch.where(active, _mean_value(flat, path.root, edge), future)
-                reward = flat.reward.view(-1)[edge]
+                reward = flat.reward.view(-1).index_select(0, edge)
             else:
                 reward = path.reward[depth]
             target = reward + gamma * future
@@ -80,9 +81,12 @@ class RegularizedBackup:
             targets.append(target)
             values.append(future)
             policies.append(pi)
-        flat.q.view(-1)[path.taken_edges] = torch.cat(targets[::-1]).index_select(0, path.taken)
-        flat.value[path.taken_rows] = torch.cat(values[::-1]).index_select(0, path.taken)
-        flat.pi[path.taken_rows] = torch.cat(policies[::-1]).index_select(0, path.taken)
+        for held, at, found in (
+            (flat.q.view(-1), path.taken_edges, targets),
+            (flat.value, path.taken_rows, values),
+            (flat.pi, path.taken_rows, policies),
+        ):
+            held.index_copy_(0, at, torch.cat(found[::-1]).index_select(0, path.taken))
 
     def _best(self, path: Path, depth: int, q: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """The regularizer's value ``[B]`` and policy ``[B, A]`` at action values ``q [B, A]`` at that depth."""

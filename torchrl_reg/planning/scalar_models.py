@@ -222,10 +222,11 @@ class PythonModel:
     def scalar(self, evaluate: Evaluate) -> Scalar:
         """For searches tree by tree."""
 
+        one_step, value = self.one_step, self.value
+
         def step(data: Any, states: list[Any], at: int, action: int, node: int) -> tuple[float, bool]:
-            reward, states[node], ended = self.one_step(states[at], action)
+            reward, states[node], ended = one_step(states[at], action)
             return reward, ended
 
-        value = self.value
         leaf = (lambda *_: 0.0) if value is None else (lambda data, states, node, q, prior: value(states[node]))
         return Scalar(step, leaf)

@@ -6,6 +6,7 @@ Shapes: ``B`` trees, ``N`` nodes of a tree, ``A`` actions, ``S`` numbers in a st
 from __future__ import annotations
 
 import importlib.util
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -139,7 +140,7 @@ def _python_search(
     whole, real, log_rho = settings
     roots = state.tolist() if scalar.compiles and state.ndim == 1 else state
     for b, arrays in enumerate(zip(*_arrays(tree), strict=True)):
-        lists = [x.tolist() for x in arrays]
+        lists = [x[-1:].tolist() * len(x) for x in arrays]  # nothing has been written but the roots' leaves
         states = scalar.states(roots[b] if isinstance(roots, list) else roots[b : b + 1], whole[0])
         blocks = _Blocks(generator) if scalar.draws_nothing else None
         random, draw = generator, _torch_draw if blocks is None else blocks.draw
@@ -148,7 +149,8 @@ def _python_search(
         lists[4][0] = scalar.leaf(data, states, 0, lists[3], lists[8])
         grow(scalar.step, scalar.leaf, draw, data, random, states, lists, whole, real, list(log_rho))
         for array, numbers in zip(arrays, lists, strict=True):
-            array.copy_(torch.from_numpy(np.array(numbers, dtype=array.numpy().dtype)))
+            packed = struct.pack(f"{len(numbers)}{array.numpy().dtype.char}", *numbers)  # twice as fast as np.array
+            array.numpy()[:] = np.frombuffer(packed, array.numpy().dtype)
         if blocks is not None:
             blocks.give_back()
         _keep_states(tree, b, states)

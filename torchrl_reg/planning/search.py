@@ -226,29 +226,30 @@ class _Search:
             state = path.state[index]
         else:
             source = torch.div(outcome, self.actions, rounding_mode="floor")
-            reward, state, ended = self.model.step(self.flat.state[source], outcome - source * self.actions)
-            self.reward[outcome] = reward.to(self.reward)
-            path.reward = self.reward[path.edges]
-            path.alive = (self.flat.alive[path.leaf] > 0).index_put((index,), ~ended)
-        self.children[outcome] = number
+            before = self.flat.state.index_select(0, source)
+            reward, state, ended = self.model.step(before, outcome - source * self.actions)
+            self.reward.index_copy_(0, outcome, reward.to(self.reward))
+            path.reward = self.reward.index_select(0, path.edges.flatten()).view_as(path.edges)
+            path.alive = (self.flat.alive.index_select(0, path.leaf) > 0).index_put((index,), ~ended)
+        self.children.index_fill_(0, outcome, number)
         self.flat.state[self.root[index] + number] = state
-        fresh = path.alive & (self.flat.alive[path.leaf] == 0)
+        fresh = path.alive & (self.flat.alive.index_select(0, path.leaf) == 0)
         if fresh.any():
             met = path.state if path.sampled else self.flat.state[path.leaf]
             self.flat.enter(path.leaf[fresh], self.evaluate(met[fresh]))
-        path.leaf_value = self.flat.value[path.leaf] * path.alive
+        path.leaf_value = self.flat.value.index_select(0, path.leaf) * path.alive
 
     def count(self, path: Path) -> None:
         """Counts the visits, and averages sampled rewards."""
         edges, rows = path.taken_edges, torch.cat((path.taken_rows, path.leaf))
-        self.visits[edges] += 1
-        self.flat.passed[rows] += 1
-        on_path = torch.ones_like(edges, dtype=torch.bool)
-        self.flat.alive[rows] += torch.cat((on_path, path.alive)).to(self.flat.alive)
+        once = self.flat.value.new_ones(len(rows))
+        self.visits.index_add_(0, edges, once[: len(edges)])
+        self.flat.passed.index_add_(0, rows, once)
+        self.flat.alive.index_add_(0, rows, torch.cat((once[: len(edges)], path.alive.to(once))))
         if path.sampled:
             path.reward = path.reward.to(self.reward)
-            mean, met = self.reward[edges], path.reward.flatten().index_select(0, path.taken)
-            self.reward[edges] = mean + (met - mean) / self.visits[edges]
+            mean, met = self.reward.index_select(0, edges), path.reward.flatten().index_select(0, path.taken)
+            self.reward.index_copy_(0, edges, mean + (met - mean) / self.visits.index_select(0, edges))
 
     def _sample(self, state: Tensor, action: Tensor, active: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reward, next state and whether it is alive; simulations that have ended stay where they are."""

@@ -3,7 +3,7 @@
 from torchrl_reg.testing.claims import METHODS, CheckError
 from torchrl_reg.testing.lambda_returns import check_lambda_return
 from torchrl_reg.testing.loss import check_loss
+from torchrl_reg.testing.mistakes import KNOWN_ERRORS
 from torchrl_reg.testing.report import Check, Report
-from torchrl_reg.testing.targets import KNOWN_ERRORS
 
 __all__ = ["KNOWN_ERRORS", "METHODS", "Check", "CheckError", "Report", "check_lambda_return", "check_loss"]

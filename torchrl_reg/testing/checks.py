@@ -6,7 +6,7 @@ Shapes: ``N`` rows, ``S`` states, ``A`` actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,16 +22,12 @@ from torchrl_reg.tabular import (
     soft_value_iteration,
     tsallis_value_iteration,
 )
+from torchrl_reg.testing.distances import Distance, fitted
+from torchrl_reg.testing.mistakes import hypotheses, mistakes_of
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, SUPPORT, Probe, Reading
 from torchrl_reg.testing.report import Check, compared
-from torchrl_reg.testing.targets import Rows, Target, Values, hypotheses, mistakes_of
+from torchrl_reg.testing.targets import Rows, Target, Values
 
-#: Distance of a prediction from its target -> its loss, up to a factor; |error| <= 1 is Huber's quadratic part.
-DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
-    "squared": lambda d: d.square(),
-    "huber": lambda d: torch.where(d.abs() < 1, d.square() / 2, d.abs() - 0.5),
-    "absolute": lambda d: d.abs(),
-}
 GROUPS = {"one step": 0, "terminated": 1, "truncated": 2, "n steps": 3}
 
 
@@ -43,8 +39,8 @@ class Case:
         probe: the loss. claim: what it claims. values: those of its networks.
         rows: the transitions; ``group [N]`` is the kind of each. reading: the loss and gradient of each.
         more: entries that the data have beside.
-        errors, held, fitted: known errors that explain every row, the target that has them, and the distance with its
-            factor; the claim and None where nothing does.
+        errors, held, fitted: known errors that explain every row, the target that has them, and the distance;
+            the claim and None where nothing does.
     """
 
     probe: Probe
@@ -56,7 +52,7 @@ class Case:
     more: dict[str, Tensor]
     errors: tuple[str, ...] = ()
     held: Target = field(default_factory=Target)
-    fitted: tuple[str, float] | None = None
+    fitted: Distance | None = None
 
     @property
     def tol(self) -> float:
@@ -72,18 +68,15 @@ class Case:
         """``[N]`` of ``claim``."""
         return claim(self.rows, self.values)
 
-    def distance(self, y: Tensor, among: Tensor | None = None) -> tuple[str, float] | None:
-        """The distance, and its factor, with which the losses (of the rows ``among``) are those of targets ``y``."""
+    def distance(self, y: Tensor, among: Tensor | None = None) -> Distance | None:
+        """The distance with which the losses (of the rows ``among``) are those of targets ``y``."""
         every = torch.ones_like(self.group, dtype=torch.bool) if among is None else among
         if self.probe.head == "categorical":
             means = self.probe.mean_targets(self.rows, self.values.online, self.reading)
-            return ("squared", math.nan) if (means - y)[every].abs().max() < 10 * self.tol else None
-        for name, distance in DISTANCES.items():
-            unit, loss = distance(self.prediction - y)[every], self.reading.loss[every]
-            scale = (loss.sum() / unit.sum()).item()
-            if 1e-9 < scale < math.inf and ((loss - scale * unit).abs() <= self.tol * (scale * unit + scale)).all():
-                return name, scale
-        return None
+            right = (means - y)[every].abs().max() < 10 * self.tol
+            return Distance("squared", math.nan, torch.square) if right else None
+        slope = self.signed()[torch.arange(len(self.rows)), self.rows.s, self.rows.a]
+        return fitted((self.prediction - y)[every], self.reading.loss[every], slope[every], self.tol)
 
     def seen(self) -> Tensor:
         """Targets ``[N]`` as read from the loss and its gradient; right for squares, and for Huber's within 1."""
@@ -150,7 +143,7 @@ def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1
 def explained(case: Case) -> Case:
     """The case with what explains it: two known errors, or two of single steps and two of ends and several steps."""
     known = mistakes_of(case.claim)
-    late = [m for m in known if m.parts.keys() & {"ends", "bonus_at_end", "power"}]
+    late = [m for m in known if m.parts.keys() & {"ends", "bonus_at_end", "reward_at_end", "power"}]
     for plan in ([(known, None)], [(known, case.group == 0), (late, None)]):
         names: tuple[str, ...] = ()
         made = case.claim
@@ -195,12 +188,13 @@ def trace_checks(case: Case) -> Iterator[Check]:
     claim, rows, q = case.claim, case.rows, case.values.target
     if claim.value != "softmax":
         return
-    above, raw = 0.0, False
+    above, tau, names = 0.0, claim.tau, {1.0: "softmax without tau", 1 / claim.tau: "1 / tau for tau"}
     for s, after, trace in zip(rows.s, rows.next_s, case.reading.traces, strict=True):
         above = trace.clips_above_zero(claim.clip_min) or above
-        raw |= abs(claim.tau - 1) > 1e-6 and (trace.softmax_of(q[s]) or trace.softmax_of(q[after]))
-    error = ("softmax without tau",) * raw
-    yield Check("temperature of softmaxes", "fail" if raw else "pass", claim.tau, 1.0 if raw else claim.tau, error)
+        taken = (t for t in names for at in (s, after) if abs(t - claim.tau) > 1e-6 and trace.softmax_of(q[at] / t))
+        tau = next(taken, tau)
+    error = (names[tau],) if tau != claim.tau else ()
+    yield Check("temperature of softmaxes", "fail" if error else "pass", claim.tau, tau, error)
     if math.isfinite(claim.clip_min) and claim.bonus == "munchausen":
         wrong = ("clip [l0, 1] instead of [l0, 0]",) * bool(above)
         yield Check("upper clip", "fail" if above else "pass", 0.0, above, wrong)
@@ -217,7 +211,9 @@ def gradient_check(case: Case) -> Check:
         greedy = case.values.online[rows.s].argmax(-1)
         is_greedy = bool((others.any(-1) == (greedy != rows.a)).all() and reached[count, rows.s, greedy].all())
         errors += ["greedy action for the stored one"] * is_greedy
-        errors += ["one-hot action misread"] * (case.probe.one_hot and not is_greedy)
+        flat = case.fitted is not None and case.fitted.name == "clipped"
+        errors += ["no gradient of large errors"] * flat
+        errors += ["one-hot action misread"] * (case.probe.one_hot and not is_greedy and not flat)
     elif others.any() and case.claim.bonus != "none":
         errors.append("bonus not detached")
     most = float(reached.sum((-1, -2)).max())
@@ -227,9 +223,8 @@ def gradient_check(case: Case) -> Check:
         return Check(name, "pass", 1.0, most)
     if case.fitted is None:
         return Check(name, "n/a", note="not compared: what it regresses to is unknown")
-    kind, scale = case.fitted
     error, step = case.prediction - case.targets(case.held), 1e-6
-    expected = scale * (DISTANCES[kind](error + step) - DISTANCES[kind](error - step)) / (2 * step)
+    expected = (case.fitted(error + step) - case.fitted(error - step)) / (2 * step)
     return compared(name, expected, case.signed()[count, rows.s, rows.a], rtol=1e-3)
 
 
@@ -278,9 +273,8 @@ def batch_checks(case: Case) -> Iterator[Check]:
     if math.isclose(got, each.sum() / probe.copies, rel_tol=1e-5):
         errors.append("sum for mean")
     elif case.fitted and probe.head != "categorical":
-        kind, scale = case.fitted
-        pairs = DISTANCES[kind](case.prediction[:count].unsqueeze(-1) - case.targets(case.held)[:count])
-        errors += ["mean over pairs of rows"] * math.isclose(got, scale * pairs.mean(), rel_tol=1e-5)
+        pairs = case.fitted(case.prediction[:count].unsqueeze(-1) - case.targets(case.held)[:count])
+        errors += ["mean over pairs of rows"] * math.isclose(got, pairs.mean(), rel_tol=1e-5)
     yield _of_one(probe, data)
     yield compared("mean over a batch", each.mean(), got, errors, rtol=10 * case.tol)
     whole, half = probe.gradient(data), count // 2

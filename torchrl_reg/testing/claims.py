@@ -114,6 +114,8 @@ def made_claim(value: str, bonus: str, numbers: Mapping[str, Any]) -> Target:
     for name in needed:
         if name not in numbers:
             raise CheckError(f"{name} must be given for this method, got none.")
+    if not 0 <= float(numbers["gamma"]) < 1:
+        raise CheckError(f"gamma must be in [0, 1), got {numbers['gamma']}.")
     claim = Target(gamma=float(numbers["gamma"]), double=bool(numbers.get("double", False)), bonus=bonus)
     if value != "max":
         tau = float(numbers["tau"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.testing.checks import DISTANCES, Case
+from torchrl_reg.testing.checks import Case
 from torchrl_reg.testing.claims import CheckError
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, Probe
 from torchrl_reg.testing.report import Check, Report, compared, tried
@@ -183,11 +183,11 @@ def lambda_check(probe: Probe, case: Case, lmbda: float) -> Check:
     loss: Any = probe.loss
     loss.make_value_estimator(ValueEstimators.TDLambda, gamma=held.gamma, lmbda=lmbda)
     probe.set(case.values)
-    (kind, scale), sequences = case.fitted, list(_sequences(6, 7))
+    distance, sequences = case.fitted, list(_sequences(6, 7))
     got = torch.stack([_of_sequence(probe, rows) for rows in sequences])
 
     def means(made: Returns) -> Tensor:
-        return torch.stack([scale * DISTANCES[kind](_errors(case, made, rows)).mean() for rows in sequences])
+        return torch.stack([distance(_errors(case, made, rows)).mean() for rows in sequences])
 
     return _named(name, got, Returns(held.gamma, lmbda), means, "mean loss of a sequence")
 

@@ -75,6 +75,8 @@ def check_loss(
     check_one_of("method", method, METHODS)
     check_one_of("head", head, (of for *_, of in METHODS.values()))
     check_one_of("action_space", action_space, ("categorical", "one-hot"))
+    if n_steps < 1 or not 0 <= lmbda <= 1:
+        raise CheckError(f"n_steps must be >= 1 and lmbda in [0, 1], got {n_steps} and {lmbda}.")
     if not callable(loss_or_factory) or isinstance(loss_or_factory, nn.Module):
         kinds = "a LossModule class or a function that takes the network and returns the loss"
         raise CheckError(f"loss_or_factory must be {kinds}, got a {type(loss_or_factory).__name__}.")
@@ -136,6 +138,9 @@ def imported(path: str) -> Any:
         lacks = str(error.name)
         why = "is not here" if f"{module}.".startswith(f"{lacks}.") else f"needs {lacks}"
         raise CheckError(f"LOSS must name a module that can be imported, got {module!r}, which {why}.") from None
+    except Exception as error:
+        why = f"raises {type(error).__name__}: {error}".splitlines()[0]
+        raise CheckError(f"LOSS must name a module that can be imported, got {module!r}, which {why}.") from error
     if not hasattr(found, name):
         raise CheckError(f"LOSS must name something in {module}, got {name!r}, which it does not define.")
     return getattr(found, name)

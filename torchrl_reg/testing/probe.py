@@ -189,15 +189,17 @@ class Probe:
         return data
 
     def value(self, data: TensorDict) -> Tensor:
-        """The loss of a batch, summed if it is not reduced; random numbers it draws are all 1/2."""
+        """The loss of a batch, its mean if it is not reduced; random numbers it draws are all 1/2."""
         with Trace() as self.trace:
-            return total(self.loss(data))
+            return total(self.loss(data), data.numel())
 
     def gradient(self, data: TensorDict) -> Tensor:
         """That of the loss of a batch with respect to the online table ``[S, width * A]``."""
         return self._gradient(self.value(data))
 
     def _gradient(self, value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            raise CheckError("The loss must have a gradient with respect to its network, got one that is detached.")
         grads = torch.autograd.grad(value, self.online)
         return torch.stack([g.reshape(-1, *g.shape[-2:]).sum(0) for g in grads]).sum(0)
 
@@ -218,15 +220,19 @@ class Probe:
         return (_atoms(online)[rows.s, :, rows.a] - grad) @ SUPPORT
 
 
-def total(out: Any) -> Tensor:
-    """The sum of a loss's output ``loss``, or of the first entry named ``loss_...``."""
+def total(out: Any, rows: int) -> Tensor:
+    """A loss's output ``loss``, or the first entry named ``loss_...``: its sum, or if it has all rows, their mean."""
+    if isinstance(out, tuple | list) and out:
+        out = out[0]
     if isinstance(out, Tensor):
-        return out.sum()
+        return out.sum() / (rows if out.numel() % rows == 0 else 1)
+    if not hasattr(out, "keys"):
+        raise CheckError(f"The loss must return an entry named loss, got a {type(out).__name__}.")
     entries = [str(name) for name in list(out.keys())]
     names = [name for name in entries if name.startswith("loss")]
     if not names:
         raise CheckError(f"The loss must return an entry named loss, got {', '.join(entries) or 'none'}.")
-    return out[next((name for name in ("loss", "loss_qvalue", "loss_critic") if name in names), names[0])].sum()
+    return total(out[next((name for name in ("loss", "loss_qvalue", "loss_critic") if name in names), names[0])], rows)
 
 
 @contextmanager

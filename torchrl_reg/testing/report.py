@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.printable import printable
-from torchrl_reg.testing.targets import KNOWN_ERRORS
+from torchrl_reg.testing.mistakes import KNOWN_ERRORS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,12 @@ from torch import Tensor
 from torchrl_reg.torchrl_compat import TorchDispatchMode
 
 _CLAMPS = {torch.ops.aten.clamp, torch.ops.aten.clamp_, torch.ops.aten.clip, torch.ops.aten.clip_}
-_SOFTMAXES = {torch.ops.aten._softmax, torch.ops.aten._log_softmax, torch.ops.aten.logsumexp}
+#: Operations with one bound -> which.
+_HALF_CLAMPS = {
+    **dict.fromkeys((torch.ops.aten.clamp_min, torch.ops.aten.clamp_min_, torch.ops.aten.maximum), "min"),
+    **dict.fromkeys((torch.ops.aten.clamp_max, torch.ops.aten.clamp_max_, torch.ops.aten.minimum), "max"),
+}
+_SOFTMAXES = {torch.ops.aten._softmax, torch.ops.aten._log_softmax, torch.ops.aten.logsumexp, torch.ops.aten.exp}
 
 
 class Trace(TorchDispatchMode):
@@ -23,18 +28,30 @@ class Trace(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.clips: list[tuple[float, float]] = []
+        self.clipped: list[tuple[Tensor, dict[str, float]]] = []
         self.softmaxes: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = kwargs or {}, func.overloadpacket
+        bounds: dict[str, Any] = {}
         if packet in _CLAMPS:
-            low, high = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in ((1, "min"), (2, "max")))
-            if low is not None and high is not None:
-                self.clips.append((float(low), float(high)))
+            bounds = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
+        elif packet in _HALF_CLAMPS:
+            bounds = {_HALF_CLAMPS[packet]: args[1] if len(args) > 1 else next(iter(kwargs.values()))}
         elif packet in _SOFTMAXES:
             self.softmaxes.append(args[0].detach().clone())
         out = func(*args, **kwargs)
+        if bounds:
+            self._clip(args[0], out, bounds)
         return torch.full_like(out, 0.5) if packet is torch.ops.aten.rand else out
+
+    def _clip(self, given: Tensor, out: Tensor, bounds: dict[str, Any]) -> None:
+        """One bound may come after the other."""
+        known = next((held for tensor, held in self.clipped if tensor is given), {})
+        new = {k: float(v) for k, v in bounds.items() if isinstance(v, int | float) or getattr(v, "numel", int)() == 1}
+        self.clipped.append((out, known | new))
+        if len(known | new) == 2:
+            self.clips.append(((known | new)["min"], (known | new)["max"]))
 
     def clips_above_zero(self, clip_min: float) -> float | None:
         """The upper end of a clip whose lower one is ``clip_min``, if it is above 0."""

@@ -69,7 +69,7 @@ def padding_check(case: Case, *, claimed: bool) -> Check:
 def vmap_check(case: Case) -> Check:
     """``torch.vmap`` over the rows gives their losses."""
     loss, data = case.probe.loss, case.probe.data(case.rows, **case.more)[:4]
-    each = torch.vmap(lambda row: total(loss(row.expand(case.probe.copies))), randomness="different")
+    each = torch.vmap(lambda row: total(loss(row.expand(case.probe.copies)), case.probe.copies), randomness="different")
     return _equal("vmap", each(data), case)
 
 
@@ -79,7 +79,8 @@ def compile_check(case: Case, *, wanted: bool) -> Check:
     if not wanted:
         return Check("compile", "n/a", note="skipped: it takes seconds (compile=True, --compile)")
     compiled, data = torch.compile(case.probe.loss), case.probe.data(case.rows, **case.more)
-    got = [total(compiled(data[[row] * case.probe.copies])).detach() for row in range(4)]
+    copies = case.probe.copies
+    got = [total(compiled(data[[row] * copies]), copies).detach() for row in range(4)]
     return _equal("compile", torch.stack(got), case)
 
 
