@@ -117,7 +117,9 @@ def test_windows_is_refused_in_one_sentence(words, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(lacks)
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-W", "ignore", *words.split()], cwd=root, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *words.split()], cwd=root, env=env, capture_output=True, text=True
+    )
     start = "torchrl-reg: " if words.startswith("-m") else ""
     assert done.stderr.startswith(f"{start}Runs and sweeps need POSIX file locks") and done.stderr.count("\n") == 1
     assert done.returncode == 1 and "use WSL" in done.stderr
