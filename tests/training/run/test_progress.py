@@ -71,7 +71,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys, clock):
 def test_a_line_at_least_every_minute(capsys, clock):
     progress = begun(2_000)
     for clock[0], frames in ((159.0, 100), (160.0, 200), (219.0, 300), (221.0, 0), (221.5, 0)):
-        progress.advance(frames)
+        progress.frames[0] += frames
         progress.tick()
     progress.say("something else")
     clock[0] = 281.0
@@ -111,7 +111,7 @@ def test_a_terminal_shows_three_numbers_uncut_at_any_width(terminal, columns, re
     progress = begun(1_000, total=1_000_000)
     progress.train(LONG | {"return_mean": returned})
     progress.train(ROW | {"return_mean": None, "loss": 12_345.0})  # no episode ended: the last return stays
-    progress.advance(99_000)
+    progress.frames[0] += 99_000
     progress.tick()
     progress.say("evaluated")
     progress.end()
@@ -131,7 +131,7 @@ def test_seeds_share_one_bar(terminal):
     drawn = terminal(100)
     progress = begun(0, 4_000, 0)
     for seed, (frames, returned) in enumerate([(10_000, 10.0), (6_000, 30.0), (2_000, 50.0)]):
-        progress.advance(frames, seed)
+        progress.frames[seed] += frames
         progress.train(ROW | {"return_mean": returned}, seed)
     progress.tick()
     assert " 73%|" in (line := drawn()[-1]) and "7.33k/10.0k" in line and "return=30 loss=0.125 seeds=2/3" in line
@@ -160,7 +160,7 @@ def test_a_notebook_has_a_bar(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)
     progress = begun(1_000)
     progress.train(ROW)
-    progress.advance(9_000)
+    progress.frames[0] += 9_000
     progress.end()
     out, err = capsys.readouterr()
     assert "10.0k/10.0k" in out and "return=21.5 loss=0.125 kl=0.5" in out and not err

@@ -88,7 +88,7 @@ class RunLogger:
     def advance(self, frames: int, returns: list[float]) -> None:
         """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
         self._returns.extend(returns)
-        self._progress.advance(frames, self._seed)
+        self._progress.frames[self._seed] += frames
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts an update and averages its scalars into the next training row."""

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +43,14 @@ class Progress:
     Args:
         total_frames: of each seed.
         seeds: how many there are.
+
+    Attributes:
+        frames: how far each seed is; counted by the loop, read by a thread.
     """
 
     def __init__(self, total_frames: int, *, seeds: int = 1, enabled: bool = True) -> None:
         self.total_frames, self.seeds = total_frames, seeds
-        self._frames: dict[int, int] = {}  # how far each seed is
+        self.frames: Counter[int] = Counter()
         self._rows: dict[int, dict[str, float]] = {}  # the last number of each name
         self._first_frames, self._ended = 0, 0
         self._bar: tqdm | None = None
@@ -57,7 +61,7 @@ class Progress:
 
     def begin(self, frames: int, seed: int = 0) -> None:
         """Starts a seed, at ``frames`` if it resumes; with the first one the line appears."""
-        self._frames[seed] = frames
+        self.frames[seed] = frames
         self._first_frames += frames // self.seeds
         if self._enabled and self._thread is None:
             if _is_notebook() or (sys.stderr.isatty() and sys.stdout.isatty()):
@@ -65,16 +69,7 @@ class Progress:
             self._thread = threading.Thread(target=self._keep_up, daemon=True)
             self._thread.start()
         if self._bar is not None:
-            self._bar.initial = self._bar.n = self._bar.last_print_n = self.frames
-
-    @property
-    def frames(self) -> int:
-        """How far the run is: the mean over its seeds."""
-        return sum(list(self._frames.values())) // self.seeds
-
-    def advance(self, frames: int, seed: int = 0) -> None:
-        """Counts ``frames`` more; a thread shows them."""
-        self._frames[seed] = self._frames.get(seed, 0) + frames
+            self._bar.initial = self._bar.n = self._bar.last_print_n = self._mean_frames()
 
     def train(self, row: Mapping[str, Any], seed: int = 0) -> None:
         """Shows a training row: on the bar within a second, as a plain line now and then."""
@@ -109,18 +104,19 @@ class Progress:
         """Moves the bar; without one, says where the run is if nothing was said for a minute (a long evaluation)."""
         now = time.monotonic()
         if self._bar is not None:
-            moved = min(self.frames, self.total_frames) - self._bar.n
+            moved = min(self._mean_frames(), self.total_frames) - self._bar.n
             # Without frames no update, or tqdm would not count the time that passes.
             if not (moved and self._bar.update(moved)):
                 self._bar.refresh()
         elif now - self._last_said >= SILENT_SECONDS:
-            fps = (self.frames - self._first_frames) / max(now - self._began, 1e-9)
-            self.say(f"{self._position(self.frames)} fps={fps:.0f} after {_clock(now - self._began)}")
+            frames = self._mean_frames()
+            fps = (frames - self._first_frames) / max(now - self._began, 1e-9)
+            self.say(f"{self._position(frames)} fps={fps:.0f} after {_clock(now - self._began)}")
 
     def end(self, seed: int = 0) -> None:
         """Ends a seed; after the last one the terminal is left on a fresh line."""
-        if self.seeds > 1 and self._frames[seed] < self.total_frames:  # it failed; the others go on
-            del self._frames[seed]
+        if self.seeds > 1 and self.frames[seed] < self.total_frames:  # it failed; the others go on
+            del self.frames[seed]
             self.seeds -= 1
         else:
             self._ended += 1
@@ -135,7 +131,10 @@ class Progress:
             self.tick()
 
     def _speaks(self, seed: int) -> bool:
-        return self._enabled and seed == min(self._frames, default=0)
+        return self._enabled and seed == min(self.frames, default=0)
+
+    def _mean_frames(self) -> int:
+        return sum(list(self.frames.values())) // self.seeds
 
     def _numbers(self) -> list[str]:
         """Means over the seeds, and how many seeds are done."""
@@ -144,7 +143,7 @@ class Progress:
             if values := [row[name] for row in list(self._rows.values()) if name in row]:
                 shown.append(f"{name.removesuffix('_mean')}={_short(sum(values) / len(values))}")
         if self.seeds > 1:
-            done = sum(frames >= self.total_frames for frames in list(self._frames.values()))
+            done = sum(frames >= self.total_frames for frames in list(self.frames.values()))
             shown.insert(_NUMBERS - 1, f"seeds={done}/{self.seeds}")
         return shown
 
