@@ -44,7 +44,8 @@ try:
     from torchrl_reg.analysis.errors import AnalysisError
     from torchrl_reg.run_endings import is_done
 except ImportError as error:
-    raise SystemExit(f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'.") from None
+    needs = f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'."
+    raise SystemExit(str(error) if getattr(error, "user_error", False) else needs) from None
 
 _CONF = Path(__file__).resolve().parent / "conf"
 

@@ -6,7 +6,6 @@ id of the array and the runs of its elements; ``code/`` copies of the code; ``jo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import yaml
 from slurm.snapshot import Code
 from slurm.sweep import SweepError, flat, planned_runs
 from torchrl_reg.analysis.documents import read_yaml
-from torchrl_reg.run_owner import is_locked
+from torchrl_reg.run_owner import fcntl, is_locked
 
 _LOCK = ".launch.lock"
 _OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)

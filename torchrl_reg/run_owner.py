@@ -7,13 +7,20 @@ Imported by the elements of a SLURM array, and so without torch; the run's side 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import time
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError as error:
+    error.msg = "Runs and sweeps need POSIX file locks and signals, which Windows lacks: use WSL. Losses, modules, "
+    error.msg += "environments, planning and load_policy work without."
+    error.user_error = True  # type: ignore[attr-defined]
+    raise
 
 LOCK, OWNER = ".lock", ".owner.json"
 #: An owner on another machine that gave no heartbeat for this long is gone.

@@ -9,6 +9,7 @@ import multiprocessing
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -67,6 +68,29 @@ def test_the_scripts_are_short_and_run(name: str, tmp_path: Path, finished_run: 
     process.start()
     process.join(240)
     assert process.exitcode == 0
+
+
+#: What the guide prints for a network, regularizer, head and shaping of one's own.
+OWN = ("head.network.path=my_module:my_network", "shaping=own shaping.path=my_module:SoftGap shaping.alpha=0.5")
+OWN += ("regularizer=own regularizer.path=my_module:Towards regularizer.tau=0.2",)
+OWN += ("head.path=my_module:Expectile +head.kappa=0.7",)
+
+
+def test_the_guides_own_parts_train_together_and_its_sweep_is_planned(tmp_path: Path) -> None:
+    guide, scripts = "torchrl_reg/GUIDE.md", blocks("torchrl_reg/GUIDE.md", "python")
+    assert all(words in (ROOT / guide).read_text() for words in OWN)
+    parts = [re.split(r"\n(?:env = |check_)", script)[0] for script in scripts[2:6]]
+    parts.append("def my_network(settings, env):\n    return Dueling(4, 2)\n")
+    (tmp_path / "my_module.py").write_text("\n".join(parts))
+    (tmp_path / "my/conf/sweep").mkdir(parents=True)
+    (tmp_path / "my/conf/sweep/mine.yaml").write_text(*blocks(guide, "yaml"))
+    short = ["algo.total_frames=600", "algo.learning_starts_frames=200", "run.eval_episodes=2", "run.dir=run"]
+    launch = ["slurm/launch.py", "sweep=mine", "dry=true", "cluster=local", "--config-dir", "my/conf"]
+    for script, *words in (["recipes/q_learning.py", *" ".join(OWN).split(), *short], launch):
+        command = [sys.executable, str(ROOT / script), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/done.json").is_file() and "mine: 10 runs, 10 to run." in done.stdout
 
 
 @pytest.mark.parametrize("words", RECIPES, ids=" ".join)

@@ -146,7 +146,9 @@ class BoundQNetwork(BoundNetwork):
 
         ``here_counts=False`` says that those at s only report: batch statistics stay as if that pass had not been made.
         """
-        following, call = entry(tensordict, "next"), call or (self._plain and self.network and self._plain)
+        following = entry(tensordict, "next")
+        if call is None:  # asked so, as torch 2.11 does not trace the truth of a method
+            call = self._plain and self.network and self._plain
         if call is not None and tensordict.batch_dims and not self.mixes_rows:
             pairs = zip(self.inputs(tensordict), self.inputs(following), strict=True)
             first, second = call(*[torch.cat(pair, self._rows_dim) for pair in pairs]).chunk(2, self._rows_dim)

@@ -111,6 +111,20 @@ def test_missing_packages_are_one_sentence():
     assert (done.returncode, done.stderr) == (1, sentence)
 
 
+@pytest.mark.parametrize("words", ["recipes/m_dqn.py", "slurm/launch.py", "-m torchrl_reg.cli status x"])
+def test_windows_is_refused_in_one_sentence(words, tmp_path):
+    lacks = "import signal, sys; sys.modules['fcntl'] = sys.modules['termios'] = None; del signal.SIGUSR1"
+    (tmp_path / "sitecustomize.py").write_text(lacks)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *words.split()], cwd=root, env=env, capture_output=True, text=True
+    )
+    start = "torchrl-reg: " if words.startswith("-m") else ""
+    assert done.stderr.startswith(f"{start}Runs and sweeps need POSIX file locks") and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and "use WSL" in done.stderr
+
+
 def test_a_yaml_file_that_is_none_is_named_with_its_line(command, tmp_path):
     shutil.copytree(Path(tiny_dqn.__file__).parent, tmp_path / "recipe")
     (tmp_path / "recipe/conf/env/broken.yaml").write_text("name: x\n  cells: [1\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,11 @@ import pytest
 import torch
 
 from torchrl_reg.training import read_metrics, strip_wall_clock
+from torchrl_reg.training.run.divergence import warn
+from torchrl_reg.training.run.logger import RunLogger
 from torchrl_reg.training.seeds.seeds_together import train_seeds
+from torchrl_reg.training.seeds.workers import current_worker
+from torchrl_reg.training.settings import RunSettings
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 TINY = ["algo.total_frames=600", "run.checkpoint_every_frames=150"]
@@ -96,6 +101,33 @@ def test_a_seed_that_fails_does_not_stop_the_others(capsys):
     with pytest.raises(KeyError, match="of seed 1"):
         train_seeds(train, configs)
     assert trained == [0, 3] and capsys.readouterr().err == "run.seed=2: KeyError('of seed 2')\n"
+
+
+def test_one_bar_for_all_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)  # a notebook has a bar, here one of text
+
+    def train(config):
+        seed = config.run.seed
+        (tmp_path / str(seed)).mkdir()
+        logger = RunLogger(tmp_path / str(seed), RunSettings(dir=str(tmp_path)))
+        logger.start(600, 0)
+        try:
+            for frames in (300, 600):
+                logger.advance(300, [10.0 * seed])
+                logger.train(frames)
+                current_worker().barrier("batch", None, lambda given: given)
+                if seed == 2:
+                    warn("seed 2 is odd.")
+                    raise KeyError("of seed 2")
+        finally:
+            logger.stop()
+
+    with pytest.raises(KeyError):
+        train_seeds(train, [SimpleNamespace(run=SimpleNamespace(seed=seed)) for seed in range(1, 4)])
+    out, err = capsys.readouterr()
+    drawn = [line for line in re.split(r"[\r\n]", out) if "%|" in line]
+    assert "seeds=0/3" in drawn[0] and "100%|" in drawn[-1] and "600/600" in drawn[-1]
+    assert "return=20 seeds=2/2" in drawn[-1] and err == "warning: seed 2 is odd.\n"
 
 
 # ------------------------------------------------------------ recipes whose losses are stacked

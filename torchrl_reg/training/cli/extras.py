@@ -1,4 +1,4 @@
-"""Packages that runs need and the library does not: their absence is one sentence, not a traceback."""
+"""Packages and an operating system that runs need and the library does not: one sentence, not a traceback."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ class MissingExtraError(ImportError):
 def check_extras() -> None:
     """Raises ``MissingExtraError`` unless all of ``NEEDED`` is there; a script that lets it pass prints one line."""
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    said = f"torchrl_reg.training needs {', '.join(missing)}, got none: pip install 'torchrl_reg[recipes]'."
+    try:
+        import torchrl_reg.run_owner  # noqa: F401
+    except ImportError as error:  # of Windows
+        missing, said = ["POSIX"], str(error)
     if missing:
         shown = sys.excepthook
         sys.excepthook = lambda kind, error, trace: (
             print(error, file=sys.stderr) if isinstance(error, MissingExtraError) else shown(kind, error, trace)
         )
-        raise MissingExtraError(
-            f"torchrl_reg.training needs {', '.join(missing)}, got none: pip install 'torchrl_reg[recipes]'."
-        )
+        raise MissingExtraError(said)

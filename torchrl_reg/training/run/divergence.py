@@ -23,7 +23,8 @@ FAILED = "failed.json"
 
 def warn(sentence: str) -> None:
     """Prints a warning that is seen at once, whatever collects the output."""
-    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    bars = sys.modules.get("tqdm")  # where there is a bar, the warning goes above it
+    (bars.tqdm.write if bars else print)(f"warning: {sentence}", file=sys.stderr)
 
 
 class FiniteWatch:

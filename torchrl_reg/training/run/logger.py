@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,16 +65,20 @@ class RunLogger:
         self._returns: list[float] = []
         self._recent: list[float] = []  # of the last episodes, across rows
         self._logged_at = self._evaluated_at = 0
-        self._progress = Progress(0, 0, enabled=False)
+        self._progress, self._seed = Progress(0, enabled=False), 0
         self._wall_before, self._wall_start = 0.0, time.perf_counter()
         self._speed_mark = (0, self._wall_start)
 
     def start(self, total_frames: int, frames: int) -> None:
         """Opens the extra loggers and the progress line; speed is measured from here."""
         self._views = _open_views(self._settings.loggers, self._path)
-        worker = current_worker()
-        shown = self._settings.progress and (worker is None or worker.number == 0)  # the first seed speaks for all
-        self._progress = Progress(total_frames, frames, enabled=shown)
+        worker, make = current_worker(), partial(Progress, total_frames, enabled=self._settings.progress)
+        if worker is None:
+            self._progress = make()
+        else:
+            self._progress = worker.shared("progress", partial(make, seeds=worker.companions))
+            self._seed = worker.number
+        self._progress.begin(frames, self._seed)
         self._speed_mark = (frames, time.perf_counter())
         every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)
         first = min((frames // every + 1) * every, total_frames)
@@ -83,7 +88,7 @@ class RunLogger:
     def advance(self, frames: int, returns: list[float]) -> None:
         """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
         self._returns.extend(returns)
-        self._progress.frames += frames
+        self._progress.frames[self._seed] += frames
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts an update and averages its scalars into the next training row."""
@@ -118,7 +123,7 @@ class RunLogger:
         }
         row |= judge(row)
         self.write(row)
-        self._progress.train(row)
+        self._progress.train(row, self._seed)
         return row
 
     def has_evaluation(self, frames: int) -> bool:
@@ -130,7 +135,7 @@ class RunLogger:
         row = {"event": "eval", "frames": frames, "updates": self.updates, **columns}
         self._evaluated_at, self.last_evaluation = frames, row
         self.write(row)
-        self._progress.evaluation(row)
+        self._progress.evaluation(row, self._seed)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends ``row`` to ``metrics.jsonl`` and sends its numbers to the extra loggers."""
@@ -163,7 +168,7 @@ class RunLogger:
 
     def stop(self) -> None:
         """Closes the progress line."""
-        self._progress.close()
+        self._progress.end(self._seed)
 
     def restart(self) -> None:
         """Drops every row: no checkpoint was found, so all frames are run again."""
