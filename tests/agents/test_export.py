@@ -14,7 +14,20 @@ from torchrl_reg.cli import main
 from torchrl_reg.training import read_metrics
 
 pytest.importorskip("yaml")
-ABSENT = ("hydra", "omegaconf", "yaml", "matplotlib", "PIL", "tqdm", "ale_py", "minatar", "mujoco", "pygame", "Box2D")
+ABSENT = (
+    "hydra",
+    "omegaconf",
+    "yaml",
+    "matplotlib",
+    "PIL",
+    "tqdm",
+    "ale_py",
+    "minatar",
+    "mujoco",
+    "pygame",
+    "Box2D",
+    "ray",
+)
 
 
 def test_an_exported_policy_loads_in_a_bare_environment(make_run, tmp_path: Path, capsys) -> None:
