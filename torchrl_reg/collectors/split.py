@@ -52,7 +52,6 @@ class SplitCollector(MultiSyncCollector):
         policy: a module that can be pickled, on the CPU.
         processes: their number, a divisor of N.
         frames_per_batch: steps in a batch, over all environments.
-
         fast: step vector environments directly, as :class:`FastCollector` does, once they have been reset.
 
     Raises:
