@@ -134,6 +134,13 @@ def test_streams_of_each_head() -> None:
     torch.testing.assert_close(network(x, fractions), dueling.value(features) + a - a.mean(-1, keepdim=True))
 
 
+@pytest.mark.parametrize(("value", "advantage"), [(1, 6), (2, 5), (2, 3)])
+def test_streams_of_other_widths_are_refused(value: int, advantage: int) -> None:
+    net = Dueling(nn.Linear(4, value), nn.Linear(4, advantage), num_actions=3)
+    with pytest.raises(ValueError, match=f"advantage must be 3 times as wide as value .*, got {advantage}"):
+        net(torch.randn(1, 4))
+
+
 def test_the_maximum_is_the_limit_of_implicit_q_values() -> None:
     """``v + tau ln softmax(adv / tau)`` as tau -> 0, and ``v`` is then the greedy value."""
     value, advantage, x = nn.Linear(4, 1).double(), nn.Linear(4, 3).double(), torch.randn(8, 4).double()
