@@ -107,8 +107,9 @@ def test_streams_of_atoms() -> None:
     q = net(x)
     torch.testing.assert_close(q.view(2, 5, 3), v.unsqueeze(-1) + a - a.mean(-1, keepdim=True))
     weights = torch.randn(2, 5, 3)
-    (gradient,) = torch.autograd.grad((q.view(2, 5, 3) * weights).sum(), value.bias)
-    torch.testing.assert_close(gradient, weights.sum((0, 2)))
+    gradients = torch.autograd.grad((q.view(2, 5, 3) * weights).sum(), [value.bias, advantage.bias])
+    torch.testing.assert_close(gradients[0], weights.sum((0, 2)))
+    torch.testing.assert_close(gradients[1].view(5, 3), (weights - weights.mean(-1, keepdim=True)).sum(0))
     with torch.no_grad():
         advantage.bias.view(5, 3)[2] += 7
     torch.testing.assert_close(net(x), q, atol=1e-5, rtol=0)
@@ -148,6 +149,8 @@ def test_the_maximum_is_the_limit_of_implicit_q_values() -> None:
     tau = 1e-9
     torch.testing.assert_close(q, value(x) + tau * (advantage(x) / tau).log_softmax(-1), atol=1e-7, rtol=0)
     torch.testing.assert_close(q.amax(-1, keepdim=True), value(x))
+    (gradient,) = torch.autograd.grad(q.amax(-1).sum(), advantage.bias)
+    assert not gradient.any()
     with pytest.raises(ValueError, match="baseline must be 'mean' or 'max', got 'median'"):
         Dueling(value, advantage, num_actions=3, baseline="median")
 

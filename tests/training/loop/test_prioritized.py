@@ -44,6 +44,12 @@ def test_one_row_from_each_of_equal_masses() -> None:
     assert len(next(draw_minibatches(filled(0.5, batch_size=1), 1))) == 1
 
 
+def test_each_mass_has_a_random_number_of_its_own() -> None:
+    """Three masses of two rows each: any of the two, whatever the others."""
+    seen = {tuple((rows["number"] % 2).tolist()) for rows in draw_minibatches(filled(0.0, batch_size=3), 200)}
+    assert len(seen) == 8
+
+
 def test_weights_undo_the_priorities() -> None:
     """``(N P)^-beta`` over the minibatch's largest: at beta 1 a row counts as often as it should be drawn."""
     replay = filled(0.5, beta=0.7)
