@@ -36,7 +36,7 @@ def test_an_episode_becomes_a_gif(name: str, make_run, capsys, monkeypatch) -> N
     out, err = capsys.readouterr()
     if "must be able to draw here" in err:
         pytest.skip(err)
-    assert (code, out) == (0, f"{folder}/videos/sampled-seed=0.gif: {STEPS + 1} frames\n")
+    assert (code, out) == (0, f"no display, so written to {folder}/videos/sampled-seed=0.gif: {STEPS + 1} frames\n")
     shown = []
     with Image.open(folder / "videos/sampled-seed=0.gif") as image:
         for index in range(image.n_frames):

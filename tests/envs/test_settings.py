@@ -161,6 +161,12 @@ def test_settings_reach_the_builder_and_are_checked() -> None:
         ({"name": "cartpole"}, "name must be one that no environment has yet, got 'cartpole'"),
         ({"build": 3}, "build must be a function that returns an environment, got 3"),
         ({"frames": 3}, "defaults must be one of .*frame_skip.*got 'frames'"),
+        ({"build": lambda: _pole(5)}, r"build must take \(max_episode_frames=\), got a function of \(\)"),
+        ({"build": _pole, "vectorized": True}, r"build must take \(num_envs, max_episode_frames=\), got a function of"),
+        (
+            {"build": lambda max_episode_frames: _pole(5), "games": True, "frame_skip": 2},
+            r"game=, max_.*, frame_skip=\)",
+        ),
         ({"max_episode_frames": 0}, "max_episode_frames must be an int >= 1, got 0"),
     ],
 )

@@ -107,8 +107,9 @@ def test_streams_of_atoms() -> None:
     q = net(x)
     torch.testing.assert_close(q.view(2, 5, 3), v.unsqueeze(-1) + a - a.mean(-1, keepdim=True))
     weights = torch.randn(2, 5, 3)
-    (gradient,) = torch.autograd.grad((q.view(2, 5, 3) * weights).sum(), value.bias)
-    torch.testing.assert_close(gradient, weights.sum((0, 2)))
+    gradients = torch.autograd.grad((q.view(2, 5, 3) * weights).sum(), [value.bias, advantage.bias])
+    torch.testing.assert_close(gradients[0], weights.sum((0, 2)))
+    torch.testing.assert_close(gradients[1].view(5, 3), (weights - weights.mean(-1, keepdim=True)).sum(0))
     with torch.no_grad():
         advantage.bias.view(5, 3)[2] += 7
     torch.testing.assert_close(net(x), q, atol=1e-5, rtol=0)
@@ -134,6 +135,13 @@ def test_streams_of_each_head() -> None:
     torch.testing.assert_close(network(x, fractions), dueling.value(features) + a - a.mean(-1, keepdim=True))
 
 
+@pytest.mark.parametrize(("value", "advantage"), [(1, 6), (2, 5), (2, 3)])
+def test_streams_of_other_widths_are_refused(value: int, advantage: int) -> None:
+    net = Dueling(nn.Linear(4, value), nn.Linear(4, advantage), num_actions=3)
+    with pytest.raises(ValueError, match=f"advantage must be 3 times as wide as value .*, got {advantage}"):
+        net(torch.randn(1, 4))
+
+
 def test_the_maximum_is_the_limit_of_implicit_q_values() -> None:
     """``v + tau ln softmax(adv / tau)`` as tau -> 0, and ``v`` is then the greedy value."""
     value, advantage, x = nn.Linear(4, 1).double(), nn.Linear(4, 3).double(), torch.randn(8, 4).double()
@@ -141,6 +149,8 @@ def test_the_maximum_is_the_limit_of_implicit_q_values() -> None:
     tau = 1e-9
     torch.testing.assert_close(q, value(x) + tau * (advantage(x) / tau).log_softmax(-1), atol=1e-7, rtol=0)
     torch.testing.assert_close(q.amax(-1, keepdim=True), value(x))
+    (gradient,) = torch.autograd.grad(q.amax(-1).sum(), advantage.bias)
+    assert not gradient.any()
     with pytest.raises(ValueError, match="baseline must be 'mean' or 'max', got 'median'"):
         Dueling(value, advantage, num_actions=3, baseline="median")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import Categorical
@@ -14,6 +15,8 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import QuantileQActor
 from torchrl_reg.objectives import PolyakTargetUpdate
+from torchrl_reg.objectives.heads import ExpectedValue
+from torchrl_reg.objectives.heads.head import Regression
 
 
 def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:
@@ -197,3 +200,22 @@ def test_a_quantile_network_of_ones_own(batch: Any, cases: Any) -> None:
     own = QuantileQActor(Own(network), spec=Categorical(3))  # type: ignore[arg-type]
     expected = value(case.loss(QuantileQActor(network, spec=Categorical(3)), perturb=False), batch(6))
     torch.testing.assert_close(value(case.loss(own, perturb=False), batch(6)), expected)
+
+
+def test_a_head_without_a_gradient_is_refused(batch: Any, cases: Any) -> None:
+    """``q_values`` is what one finds first, and detached: nothing would be learnt."""
+
+    class Own(ExpectedValue):
+        def regress(self, prediction: Any, action: torch.Tensor, values: torch.Tensor, masses: Any, **how: Any) -> Any:
+            q = self.q_values(prediction.z, how["bound"], TensorDict()).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            error = q - values.squeeze(-1)
+            return Regression(error.square(), error.square(), error)
+
+    loss = cases["m_dqn"].loss()
+    loss.head = Own()
+    with pytest.raises(ValueError, match=r"elementwise of Own.regress must have a gradient, .* from prediction.z"):
+        loss(batch(1))
+    with torch.no_grad():
+        assert loss(batch(1))["loss"].isfinite()
+    loss.value_network_params.requires_grad_(False)  # a network that is not trained
+    assert loss(batch(1))["loss"].isfinite()

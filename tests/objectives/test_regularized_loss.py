@@ -27,6 +27,7 @@ BAD = [
     ("m_dqn", {"use_prioritized_weights": "maybe"}, "use_prioritized_weights must be True, False or 'auto', got 'may"),
     ("m_dqn", {"delay_value": "no"}, "delay_value must be True or False, got 'no'"),
     ("soft_dqn", {"double_dqn": 0}, "double_dqn must be True or False, got 0"),
+    ("pal", {"persistent": "yes"}, "persistent must be True or False, got 'yes'"),
     ("m_dqn", {"diagnostics": "yes"}, "diagnostics must be True or False, got 'yes'"),
     ("iqn", {"num_quantiles": 0}, "must be integers >= 1"),
     ("iqn", {"num_policy_quantiles": 8.0}, r"must be integers >= 1, got \(.*, 8.0\)"),

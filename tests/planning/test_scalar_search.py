@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -200,8 +201,11 @@ def test_what_says_nothing_is_searched_side_by_side() -> None:
         def step(self, state: Any, action: Any) -> Any:
             return super().step(state, 1 - action)
 
-    turned = Reversed(branching=2, depth=2, num_trees=2, seed=0)
-    assert scalar_tree(MENTS(**SEARCH), turned, turned.roots()) is None
+    turned, replaced = (kind(branching=2, depth=2, num_trees=2, seed=0) for kind in (Reversed, SyntheticTrees))
+    assert scalar_tree(UCT(**SEARCH), replaced, replaced.roots()) is not None
+    replaced.step = lambda *_: (torch.zeros(2).double(), torch.zeros(2).long(), torch.ones(2).bool())  # type: ignore
+    for planner, model in itertools.product((UCT(**SEARCH), MENTS(**SEARCH)), (turned, replaced)):
+        assert scalar_tree(planner, model, model.roots()) is None
     assert scalar_tree(UCT(**SEARCH), quiet, quiet.roots()) is not None
 
 

@@ -114,6 +114,30 @@ def test_n_steps_that_the_loss_counts_itself() -> None:
     assert statuses(of(ThreeSteps, n_steps=3))["fixed point"] == "n/a"
 
 
+class TwoStepsAtMost(DQN):
+    def discount(self, data: Any) -> Any:
+        return GAMMA ** data.get("steps_to_next_obs", torch.ones(1)).squeeze(-1).clamp(max=2)
+
+
+def test_transitions_have_different_numbers_of_steps() -> None:
+    found = of(TwoStepsAtMost)
+    assert [check.name for check in found.checks if check.status == "fail"] == ["n steps"], str(found)
+
+
+class SumOfPairs(Distance):
+    """Takes no batch of one."""
+
+    def kind(self, y: Any) -> Any:
+        if len(self) < 2:  # type: ignore[arg-type]
+            raise ValueError("batch")
+        return F.mse_loss(self, y, reduction="sum")  # type: ignore[arg-type]
+
+
+def test_a_sum_of_rows_that_each_come_twice() -> None:
+    found = of(SumOfPairs)
+    assert found.errors == ["sum for mean"] and statuses(found)["batch of one"] == "fail", str(found)
+
+
 class BatchStatistics(DQN):
     """Predictions less the mean of the batch: not a mean of rows."""
 

@@ -51,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
     beside = saved.path.parent if arguments.run_folder.exists() else Path()
     path = arguments.out or beside / "videos" / f"{arguments.mode}-seed={arguments.seed}.gif"
     count = write_video(path, frames, frames_per_second(saved))
-    print(f"{path}: {count} frames")
+    print(f"{'' if arguments.out else 'no display, so written to '}{path}: {count} frames")
     return 0

@@ -134,7 +134,8 @@ def register_env(
     its state by :class:`Restorable`, or its episodes end at every checkpoint.
 
     Raises:
-        EnvError: a name that is taken, a ``build`` that cannot be called, an unknown field or a default out of range.
+        EnvError: a name that is taken, a ``build`` that cannot be called with these options, an unknown field or a
+            default out of range.
 
     >>> import gymnasium
     >>> def long_pole(max_episode_frames):
@@ -151,7 +152,21 @@ def register_env(
     for option, value in options.items():
         check_name("defaults", option, _OPTIONS)
         check_value(option, value)
+    _check_signature(build, ["num_envs"] * vectorized, [*["game"] * games, *options])
     FAMILIES[name] = Family(build, vectorized, games, options)
+
+
+def _check_signature(build: Builder, first: list[str], options: list[str]) -> None:
+    """Raises an EnvError unless ``build(*first, option=..., ...)`` can be called."""
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # some written in C have none
+        return
+    try:
+        signature.bind(*first, **dict.fromkeys(options))
+    except TypeError:
+        wanted = ", ".join([*first, *(f"{option}=" for option in options)])
+        raise EnvError(f"build must take ({wanted}), got a function of {signature}.") from None
 
 
 def resolve(settings: EnvSettings) -> EnvSettings:

@@ -92,7 +92,7 @@ class Dueling(nn.Module):
     Shape: ``[*B, F]`` -> ``[*B, N * A]``.
 
     Raises:
-        ValueError: another ``baseline``.
+        ValueError: another ``baseline``; at the first pass, streams of other widths than N and N * A.
 
     Source: Wang et al., "Dueling Network Architectures for Deep Reinforcement Learning", ICML 2016, eqs. (8), (9).
 
@@ -119,9 +119,14 @@ class Dueling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.shared(features)
-        advantage = self.advantage(features).unflatten(-1, (-1, self.num_actions))
+        value, advantage = self.value(features), self.advantage(features)
+        wide = value.shape[-1] * self.num_actions
+        if advantage.shape[-1] != wide:  # a value of width 1 would be broadcast to the wrong shape
+            widths = f"{self.num_actions} times as wide as value ({wide} for {value.shape[-1]})"
+            raise ValueError(f"advantage must be {widths}, got {advantage.shape[-1]}.")
+        advantage = advantage.unflatten(-1, (-1, self.num_actions))
         baseline = advantage.mean(-1) if self.baseline == "mean" else advantage.amax(-1)
-        return (advantage + (self.value(features) - baseline).unsqueeze(-1)).flatten(-2)
+        return (advantage + (value - baseline).unsqueeze(-1)).flatten(-2)
 
 
 def check_network(network: Any, name: str) -> nn.Module:

@@ -259,6 +259,11 @@ class QLearningLoss(RegularizedLoss):
         reports = self.diagnostics or self._reports_error
         how: dict[str, Any] = {"bound": target, "loss_function": self.loss_function, "reports": reports}
         regression = self.head.regress(prediction, action, values, masses, **how)
+        if prediction.z.requires_grad and torch.is_grad_enabled() and not regression.elementwise.requires_grad:
+            raise ValueError(
+                f"elementwise of {type(self.head).__name__}.regress must have a gradient, got none: compute it from "
+                "prediction.z, as q_values() is detached."
+            )
         if not precomputed:  # rows of a rollout, which nobody samples again
             self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}

@@ -101,7 +101,7 @@ class AdvantageGap(Shaping):
         persistent: persistent advantage learning. At a terminal s' it is the gap at s.
 
     Raises:
-        ValueError: ``alpha`` outside [0, 1].
+        ValueError: ``alpha`` outside [0, 1], a ``persistent`` that is no bool.
 
     Source: Bellemare et al., "Increasing the Action Gap", AAAI 2016, eqs. (7) and (9).
     """
@@ -112,7 +112,7 @@ class AdvantageGap(Shaping):
     def __init__(self, alpha: float | Coefficient = 0.9, *, persistent: bool = False) -> None:
         super().__init__()
         self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
-        self.persistent = self.reads_terminated = persistent
+        self.persistent = self.reads_terminated = check_flag(persistent, "persistent")
 
     def forward(
         self, q: Tensor, tau_log_pi: Tensor, action: Tensor, *, next_q: Tensor, terminated: Tensor | None = None

@@ -47,6 +47,7 @@ ARGUMENTS = [
     ("virel_fixed", {"tau": -1.0}, r"tau must be a finite number > 0 .*got -1.0"),
     ("virel", {"exponent": 0.5}, "exponent must be >= 1, got 0.5"),
     ("virel", {"rate": 0.0}, r"rate must be in \(0, 1\], got 0.0"),
+    ("virel_fixed", {"rate": 0.0}, r"rate must be in \(0, 1\], got 0.0"),
     ("virel", {"tau_min": 0.0}, r"tau_min must be a finite number > 0 .*got 0.0"),
     ("virel", {"mode": "map"}, "mode must be 'td' or 'em', got 'map'"),
     ("virel", {"tau": Coefficient(1.0)}, "beta_scale must be None where tau is a coefficient"),

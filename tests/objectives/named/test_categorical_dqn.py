@@ -57,6 +57,20 @@ def test_c51_is_torchrls_distributional_loss(batch: Any) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("diagnostics", [True, False])
+@pytest.mark.parametrize("reward", [float("inf"), -float("inf")])
+def test_an_infinite_reward_is_not_clipped_to_the_grid(batch: Any, reward: float, diagnostics: bool) -> None:
+    how: dict[str, Any] = {"value_min": -3.0, "value_max": 3.0, "spec": Categorical(ACTIONS)}
+    actor = CategoricalQActor(nn.Linear(4, ATOMS * ACTIONS), num_atoms=ATOMS, **how)
+    loss, data = CategoricalDQNLoss(actor, delay_value=False, reduction="none", diagnostics=diagnostics), batch(3)
+    loss.data_checks = "never"  # as after the first batch
+    expected = loss(data)["loss"]
+    data["next", "reward"][1] = reward
+    got = loss(data)["loss"]
+    assert got.isnan().tolist() == [False, True, False] and data["td_error"][1].isnan()
+    torch.testing.assert_close(got[::2], expected[::2], rtol=0, atol=0)
+
+
 def test_returns_at_the_ends_of_the_grid_are_not_clipped(batch: Any) -> None:
     """A reward of .7 for ever is worth .7 / (1 - gamma), in float32 a little more."""
     gamma, end = 0.97, 0.7 / (1 - 0.97)

@@ -10,7 +10,7 @@ from tabular_cases import table
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from torchrl_reg.objectives import Munchausen, QLearningLoss
+from torchrl_reg.objectives import AdvantageGap, Munchausen, QLearningLoss
 from torchrl_reg.objectives.value import RegularizedQLambdaEstimator
 from torchrl_reg.regularizers import Entropy, HardMax, Regularizer, Tsallis
 from torchrl_reg.tabular import (
@@ -119,8 +119,9 @@ def test_without_temperature_the_returns_are_the_corrected_ones_not_pengs(
 
 
 @pytest.mark.parametrize("lmbda", [0.5, 0.9])
+@pytest.mark.parametrize("correct", [True, False])  # an entropy's share of the cost is its correction
 def test_the_entropy_of_each_step_is_the_correction_off_the_fixed_point_too(
-    mdp: TabularMDP, q: Tensor, lmbda: float
+    mdp: TabularMDP, q: Tensor, lmbda: float, correct: bool
 ) -> None:
     """``G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda (G_{t+1} - tau ln pi(a_{t+1}|s_{t+1})))``, written out."""
     data = rollout(mdp, q, UNIFORM)
@@ -135,7 +136,7 @@ def test_the_entropy_of_each_step_is_the_correction_off_the_fixed_point_too(
             found.insert(0, reward[:, t] + GAMMA * ((1 - lmbda) * values[s] + lmbda * later))
         return torch.stack(found, 1)
 
-    got = targets(data, q, Entropy(TAU), lmbda)
+    got = targets(data, q, Entropy(TAU), lmbda, correct=correct)
     torch.testing.assert_close(got, returns(1.0), rtol=0, atol=1e-12)
     assert (got - returns(0.0)).abs().max() > 1  # what dropping the term costs
 
@@ -165,6 +166,36 @@ def test_the_ends_of_episodes(mdp: TabularMDP, q: Tensor) -> None:
     torch.testing.assert_close(found[:20, 4], reward[:20])
     torch.testing.assert_close(found[20:, 4], reward[20:] + GAMMA * value)
     torch.testing.assert_close(targets(data, q, Entropy(TAU), 0.8, time_limits_end=True)[:, 4], reward)
+
+
+def test_a_termination_that_is_not_called_done_ends_the_episode(mdp: TabularMDP, q: Tensor) -> None:
+    data = rollout(mdp, q, UNIFORM)
+    data["next", "terminated"][:20, 4] = True
+    found = targets(data, q, Entropy(TAU), 0.8)
+    data["next", "done"][:20, 4] = True
+    torch.testing.assert_close(found, targets(data, q, Entropy(TAU), 0.8), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("time_limits_end", [True, False])
+def test_the_persistent_gap_of_an_episode_that_ends_is_that_at_s(
+    mdp: TabularMDP, q: Tensor, time_limits_end: bool
+) -> None:
+    """At a time limit there is a next state, unless it is taken for an end; what was recorded there is another's."""
+    data = rollout(mdp, q, UNIFORM)
+    data["next", "done"][:, 4], data["next", "terminated"][:20, 4] = True, True  # rows from 20 on: a time limit
+    how: dict[str, Any] = {"shaping": AdvantageGap(0.5, persistent=True), "time_limits_end": time_limits_end}
+    found = targets(data, q, HardMax(), 0.8, **how)[:, 4] - data["next", "reward"][:, 4, 0]
+    s, following, action = (
+        data["observation"][:, 4].argmax(-1),
+        data["next", "observation"][:, 4].argmax(-1),
+        data["action"][:, 4],
+    )
+    here, there = (q[at].amax(-1) - q[at, action] for at in (s, following))
+    expected = -0.5 * here
+    if not time_limits_end:
+        expected[20:] = (GAMMA * q[following].amax(-1) - 0.5 * torch.minimum(here, there))[20:]
+    torch.testing.assert_close(found, expected)
+    assert (there < here)[20:].any()
 
 
 def test_each_step_bootstraps_on_its_own_next_state() -> None:

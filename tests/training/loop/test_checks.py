@@ -21,6 +21,8 @@ def _algo(**options: Any) -> ValueLearning:
         ("num_envs", 100_000, 100_000_000, "<= 100,000"),
         ("n_steps", 4, 0, "> 0"),
         ("gamma", 1.0, 1.1, r"in \[0, 1\]"),
+        ("priority_exponent", 1.0, 1000.0, r"in \[0, 1\]"),
+        ("importance_exponent", 0.0, 1.5, r"in \[0, 1\]"),
         ("adam_eps", 0.0, -0.1, ">= 0"),
         ("eps_off_frames", 0, -1, ">= 0, or null"),
         ("optimizer", "radam", "sgd", r"one of \('adam', 'radam', 'rmsprop'\)"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,16 @@ def test_radam_is_torchs_and_resumes_to_the_bit() -> None:
     for _ in range(2):
         step((ours, optimizer), (again, resumed))
     torch.testing.assert_close(ours, again, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight_decay", 0.1), ("maximize", True)])
+def test_what_flat_radam_does_not_have_is_refused(name: str, value: Any) -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match=rf"{name} must be .* in FlatRAdam .*, got {value}"):
+        FlatRAdam([{"params": [parameter], name: value}])
+    state = torch.optim.RAdam([parameter], **{name: value}).state_dict()
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        FlatRAdam([parameter]).load_state_dict(state)
 
 
 def test_a_clipped_step_is_torchs_clip_and_a_step() -> None:

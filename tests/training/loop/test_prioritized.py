@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -40,6 +42,12 @@ def test_one_row_from_each_of_equal_masses() -> None:
     for rows in draw_minibatches(replay, 20):
         assert rows["number"].tolist() == list(range(6))
     assert len(next(draw_minibatches(filled(0.5, batch_size=1), 1))) == 1
+
+
+def test_each_mass_has_a_random_number_of_its_own() -> None:
+    """Three masses of two rows each: any of the two, whatever the others."""
+    seen = {tuple((rows["number"] % 2).tolist()) for rows in draw_minibatches(filled(0.0, batch_size=3), 200)}
+    assert len(seen) == 8
 
 
 def test_weights_undo_the_priorities() -> None:
@@ -88,6 +96,24 @@ def test_the_trees_are_torchrls() -> None:
     assert ours.sampler.default_priority == theirs.sampler.default_priority == 7.0
     theirs.sampler.load_state_dict(ours.sampler.state_dict())
     assert theirs.sampler._max_priority == ours.sampler._max_priority
+
+
+@pytest.mark.parametrize(
+    ("index", "priority", "sentence"),
+    [
+        (torch.tensor([2, 1]), torch.tensor([0.5, torch.nan]), "priority must be finite and >= 0, got nan"),
+        (torch.tensor([2]), torch.tensor([[-1.0]]), "priority must be finite and >= 0, got -1.0"),
+        (2, torch.inf, "priority must be finite and >= 0, got inf"),
+        (torch.tensor([2, 8]), torch.tensor([0.5, 0.5]), "index must be below the capacity of 8, got 8"),
+        (10**7, 0.5, "index must be below the capacity of 8, got 10000000"),
+    ],
+)
+def test_what_the_trees_cannot_hold_is_refused(index: Any, priority: Any, sentence: str) -> None:
+    replay = filled(0.5)
+    with pytest.raises(ValueError, match=sentence):
+        replay.sampler.update_priority(index, priority)
+    kept = torch.as_tensor(replay.sampler._sum_tree[torch.arange(6)])
+    torch.testing.assert_close(kept, (PRIORITIES + 1e-8).sqrt())
 
 
 def test_other_storages_and_indices_are_torchrls_own() -> None:

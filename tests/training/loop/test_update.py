@@ -18,6 +18,7 @@ from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 from torchrl_reg.training import ConfigError, make_update
+from torchrl_reg.training.loop.prioritized import StratifiedSampler
 from torchrl_reg.training.loop.update import OptimizerStep, _as_cuda_graph, _gradient_step, worth_compiling
 
 
@@ -120,6 +121,17 @@ def test_priorities_reach_the_buffer_and_bad_data_is_refused(monkeypatch, compil
     leaves = torch.as_tensor(sampler._sum_tree[sample["index"]])
     assert torch.allclose(leaves, expected["td_error"][sample["index"]].reshape(-1), atol=1e-5)
     assert leaves.std() > 0
+
+
+def test_a_diverged_update_leaves_the_priorities_finite():
+    """The log row says what is not finite, or run.on_nan=continue lets the run go on."""
+    loss, sampler = _munchausen(), StratifiedSampler(10, alpha=1.0, beta=0.5)
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(10), sampler=sampler, batch_size=10)
+    replay.extend(_minibatch())
+    sample = replay.sample()
+    next(loss.parameters()).data[:] = torch.nan
+    assert make_update(loss, SGD(loss.parameters(), lr=0.0), replay=replay)(sample)["loss"].isnan()
+    assert torch.as_tensor(sampler._sum_tree[torch.arange(10)]).isfinite().all()
 
 
 def test_nothing_is_read_on_the_host(monkeypatch):

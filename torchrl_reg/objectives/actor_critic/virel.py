@@ -19,7 +19,7 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
 )
 from torchrl_reg.objectives.regularized_loss import LossFunction, batch_mean
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient, GuaranteedTemperature
-from torchrl_reg.regularizers.checks import check_number, check_temperature
+from torchrl_reg.regularizers.checks import check_number, check_rate, check_temperature
 
 
 class VIRELLoss(ActorCriticLoss):
@@ -223,6 +223,7 @@ def learnt_temperature(
     """
     check_number(exponent, "exponent", "the power of the Bellman error", positive=True)
     check_number(tau_min, "tau_min", "the floor of the temperature, in reward units", positive=True)
+    check_rate(rate)  # also where a fixed temperature has no use for it
     if not exponent >= 1:
         raise ValueError(f"exponent must be >= 1, got {exponent!r}.")
     if isinstance(tau, Coefficient):

@@ -47,11 +47,13 @@ class Categorical(Head):
         with torch.no_grad():
             p, masses = log_p.exp(), masses / masses.sum(-1, keepdim=True)
             projected = categorical_projection(values, masses, support).to(p.dtype)
+            mean = (masses * values).sum(-1)
             td_error = clipped = None
             if how["reports"]:
-                td_error = (p * support.to(p.dtype)).sum(-1) - (masses * values).sum(-1)
+                td_error = (p * support.to(p.dtype)).sum(-1) - mean
                 clipped = torch.where(_outside(values, support), masses, 0.0).sum(-1)
-        elementwise = -(projected * log_p).sum(-1)
+        # NaN for an infinite reward, which the grid would clip to its end, and the run would go on.
+        elementwise = -(projected * log_p).sum(-1) + (mean - mean)
         return Regression(elementwise, elementwise.detach().clone(), td_error, clipped)
 
 

@@ -64,14 +64,16 @@ def _signature(called: Any) -> inspect.Signature:
     if not isinstance(called, type):
         return inspect.signature(called)
     begins: Any = called
-    if begins.__init__ is nn.Module.__init__:  # written as taking anything, it takes nothing
+    bare = begins.__init__ is object.__init__ and begins.__new__ is object.__new__
+    if bare or begins.__init__ is nn.Module.__init__:  # written as taking anything, they take nothing
         return inspect.Signature()
     return inspect.signature(partial(begins.__init__, None))
 
 
 def _imported(path: Any, name: str) -> Any:
     module, colon, attribute = str(path).partition(":")
-    require(bool(module and colon and attribute), f"{name}.path", "an import path, written module:Name", path)
+    absolute = bool(module and colon and attribute) and not module.startswith(".")
+    require(absolute, f"{name}.path", "an import path, written module:Name", path)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -17,10 +17,10 @@ _POSITIVE = (
 _EXPONENTS = ("priority_exponent", "importance_exponent", "importance_exponent_end")
 _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (_POSITIVE, "> 0", lambda value: value > 0),
-    (("adam_eps", "learning_starts_frames", "eps_starts_frames", *_EXPONENTS), ">= 0", lambda value: value >= 0),
+    (("adam_eps", "learning_starts_frames", "eps_starts_frames"), ">= 0", lambda value: value >= 0),
     (("eps_off_frames",), ">= 0, or null", lambda value: value >= 0),
     (("max_grad_norm",), "> 0, or null", lambda value: value > 0),
-    (("gamma", "eps_start", "eps_end", "rms_decay"), "in [0, 1]", lambda value: 0 <= value <= 1),
+    (("gamma", "eps_start", "eps_end", "rms_decay", *_EXPONENTS), "in [0, 1]", lambda value: 0 <= value <= 1),
     (("target_rate",), "in (0, 1]", lambda value: 0 < value <= 1),
 )
 

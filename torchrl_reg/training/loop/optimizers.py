@@ -49,11 +49,18 @@ def make_optimizer(
 class FlatRAdam(RAdam):
     """torch's RAdam in a dozen operations, however many parameters there are; equal up to rounding.
 
-    The moments of a group lie side by side, those of a parameter are views of them, under their usual names. No weight
-    decay, no hooks.
+    The moments of a group lie side by side, those of a parameter are views of them, under their usual names. No hooks.
+
+    Raises:
+        ValueError: ``weight_decay`` or ``maximize``, which it does not have.
 
     Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020.
     """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        super().add_param_group(param_group)
+        _check_group(self.param_groups[-1])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -91,9 +98,17 @@ class FlatRAdam(RAdam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's."""
+        for group in state_dict["param_groups"]:
+            _check_group(group)
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group.pop("flat", None)
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    for name, without in (("weight_decay", 0), ("maximize", False)):
+        if group.get(name, without):
+            raise ValueError(f"{name} must be {without} in FlatRAdam (torch.optim.RAdam has it), got {group[name]!r}.")
 
 
 class _Flat:

@@ -57,12 +57,21 @@ class StratifiedSampler(PrioritizedSampler):
         return rows.to(device), {"priority_weight": weights.to(device)}
 
     def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
-        """Gives rows ``index [B]`` the priorities ``priority [B]``, which must be >= 0."""
-        plain = isinstance(index, Tensor) and index.ndim == 1 and isinstance(priority, Tensor)
-        if not (plain and 0 < priority.numel() == index.numel() and not self._max_priority_within_buffer):
-            return super().update_priority(index, priority, storage=storage)
-        rows, given = index.cpu().numpy(), priority.detach().reshape(-1).to("cpu", self.dtype).numpy()
-        if rows.min() < 0:  # rows that a writer has left out
+        """Gives rows ``index [B]`` the priorities ``priority [B]``; negative indices are rows that a writer left out.
+
+        Raises:
+            ValueError: a priority that is not finite and >= 0, or an index beyond the capacity.
+        """
+        rows = torch.as_tensor(index).cpu().numpy()
+        given = torch.as_tensor(priority).detach().reshape(-1).to("cpu", self.dtype).numpy()
+        if given.size and not (given.min() >= 0 and given.max() < np.inf):
+            bad = given[~((given >= 0) & (given < np.inf))][0]
+            raise ValueError(f"priority must be finite and >= 0, got {bad}.")
+        if rows.ndim < 2 and rows.size and rows.max() >= self._max_capacity:  # the trees would write out of bounds
+            raise ValueError(f"index must be below the capacity of {self._max_capacity}, got {rows.max()}.")
+        plain = isinstance(index, Tensor) and rows.ndim == 1 and isinstance(priority, Tensor)
+        plain = plain and 0 < given.size == rows.size and not self._max_priority_within_buffer
+        if not plain or rows.min() < 0:
             return super().update_priority(index, priority, storage=storage)
         place, largest = given.argmax(), self._max_priority[0]  # type: ignore[has-type]
         if largest is None or given[place] > largest:

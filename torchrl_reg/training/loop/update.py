@@ -93,7 +93,8 @@ def make_update(
             priority, index = scalars.pop("priority"), minibatch.get("index")
             if isinstance(replay.storage, FrameStackStorage):
                 index = replay.storage.rows_returned(index)
-            replay.update_priority(index, priority)
+            # A diverged run is stopped by its log row, which names what is not finite, and not by the sampler.
+            replay.update_priority(index, priority.nan_to_num(nan=0.0, posinf=0.0))
         return scalars
 
     return update
