@@ -91,7 +91,7 @@ def test_what_the_caller_trusts_is_imported(folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("trust", ["network_of_test", [3], ["no_such_module"]])
 def test_trust_is_a_list_of_modules(folder: Path, trust: Any) -> None:
-    with pytest.raises(AgentError, match="trust must (be a list of modules, such as|name a module in the working dir)"):
+    with pytest.raises(AgentError, match="trust (must be a list of modules|names .* cannot be imported)"):
         load_policy(folder, trust=trust)
 
 

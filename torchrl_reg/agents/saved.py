@@ -222,7 +222,7 @@ def read_policy(
         check_actions(said["policy"], spaces)
         policy.load_state_dict(weights)
     except Untrusted as error:
-        raise AgentError(f"{path}: {error}.") from None
+        raise AgentError(f"{path} {error}.") from None
     except Exception as error:  # whatever the content makes of the code that reads it
         reason = " ".join(str(error).split())[:200].removesuffix(".") or type(error).__name__
         reason = f"no {error}" if isinstance(error, KeyError) else reason
@@ -241,7 +241,7 @@ def _imported(trust: Any) -> tuple[str, ...]:
         try:
             trusted_module(name, named)
         except Untrusted as error:
-            raise AgentError(f"{error}.") from None
+            raise AgentError(f"trust {error}.") from None
     return named
 
 

@@ -27,14 +27,12 @@ def trusted_module(name: str, trust: Collection[str]) -> ModuleType:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # a module that it needs
-            where = "in the working directory or on PYTHONPATH"
-            raise Untrusted(f"trust must name a module {where}, got {name!r}") from None
+            where = "from the working directory and PYTHONPATH"
+            raise Untrusted(f"names the module {name!r}, which cannot be imported {where}: {error}") from None
     module = sys.modules.get(name)
     if module is None:
         raise Untrusted(
-            f"names the module {name!r}, which is not imported for a file's sake: if you trust it, pass "
+            f"names the module {name!r}, which nobody has imported here: if you trust it, pass "
             f"load_policy(..., trust=[{name!r}]), or --trust {name} to a command"
         )
     return module
