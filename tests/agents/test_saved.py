@@ -272,7 +272,7 @@ def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
 def test_a_later_version_and_a_missing_package_are_one_sentence(tmp_path: Path, monkeypatch) -> None:
     path = saved(tmp_path)
     monkeypatch.delattr("torchrl_reg.modules.q_network")
-    assert "cannot be built by this version of torchrl_reg: call must name what is imported before" in refused(path)
+    assert "cannot be built by this version of torchrl_reg: call must name something in its module" in refused(path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(AgentError, match="^A saved policy needs safetensors, got none: pip install"):
         load_policy(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -63,6 +65,19 @@ def test_an_unknown_name_is_refused_and_a_folder_of_that_name_comes_first(tmp_pa
     (tmp_path / "m_dqn/cartpole").mkdir(parents=True)
     with pytest.raises(AgentError, match=r"must be a run folder"):
         load_policy("m_dqn/cartpole")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "play"])
+def test_a_path_written_as_a_path_is_a_path(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("./m_dqn/cartpole", Path("m_dqn/cartpole")):
+        with pytest.raises(AgentError, match=r"must be a run folder"):
+            load_policy(path)
+    assert main([command, "./m_dqn/cartpole"]) == 1 and "must be a run folder" in capsys.readouterr().err
+
+
+def test_a_name_that_no_folder_can_have_is_refused() -> None:
+    with pytest.raises(AgentError, match=r"^x{200}\.\.\. could not be read: File name too long\.$"):
+        load_policy("x" * 5000)
 
 
 def test_videos_of_them_do_not_go_into_the_package(tmp_path, monkeypatch, capsys) -> None:

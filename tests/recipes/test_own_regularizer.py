@@ -56,19 +56,27 @@ def test_it_is_planned_with(log_barrier):
     assert (found.value - trees.root_value(Entropy(0.1))).abs().min() > 0.01
 
 
-def test_it_is_trained_and_evaluated_and_loaded_only_where_it_is_trusted(start, beside, monkeypatch, capsys):
+def test_it_is_trained_and_evaluated_and_loaded_only_where_it_is_trusted(start, beside, capsys):
     start(WORDS)
     assert "load_policy" not in capsys.readouterr().out
     assert main(["evaluate", "run", "--episodes", "2"]) == 0 and "sampled" in capsys.readouterr().out
-    assert type(load_policy("run").regularizer).__name__ == "LogBarrier"
+    assert type(load_policy("run").regularizer).__name__ == "LogBarrier"  # the caller has imported it
     del sys.modules["own_regularizer"]
-    proof = Path("run/provenance.json").rename("elsewhere")  # as in an exported folder, which may come from anybody
-    with pytest.raises(AgentError, match="call must name what is imported before the policy is read"):
+    with pytest.raises(AgentError, match="names the module 'own_regularizer', which nobody has imported"):
         load_policy("run")
-    proof.rename("run/provenance.json")
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(beside))])
-    with pytest.raises(AgentError, match="call must name what can be imported, from PYTHONPATH, got 'own_regularizer:"):
-        load_policy("run")
+    assert main(["evaluate", "run", "--episodes", "2"]) == 1 and "own_regularizer" not in sys.modules
+    assert main(["evaluate", "run", "--episodes", "2", "--trust", "own_regularizer"]) == 0
+
+
+def test_a_run_needs_no_trust_in_its_own_folder(start, beside):
+    """Not even for videos, which are made of its policy's file."""
+    pytest.importorskip("PIL.Image")
+    pytest.importorskip("pygame")
+    network = "class Network(nn.Linear):\n    def __init__(self, settings, env):\n        super().__init__(4, 2)\n"
+    (beside / "own_network.py").write_text(f"from torch import nn\n\n\n{network}")
+    words = f"{WORDS} head.network.path=own_network:Network run.video_every_frames=1000 env.max_episode_frames=6"
+    start(words)
+    assert len(list((beside / "run/videos").iterdir())) == 2
 
 
 def test_it_resumes(start, kill, beside):

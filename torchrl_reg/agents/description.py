@@ -2,14 +2,12 @@
 
 Modules that can be described keep the arguments they were made with, as :mod:`torchrl_reg.regularizers.recorded` and
 :mod:`torchrl_reg.modules.rebuilding` say. A description names what was called by import path. Reading one imports
-nothing, and calls only what says of itself that a file may name it; a run's own configuration may name more.
+nothing of its own accord, and calls only what says of itself that a file may name it. The caller may trust more.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +20,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchrl.data import TensorSpec
 from torchrl.modules import EGreedyModule, QValueActor
 
+from torchrl_reg.agents.trust import is_trusted, trusted_module
 from torchrl_reg.modules.rebuilding import Spaces, path_of, record
 from torchrl_reg.regularizers import Coefficient
 
 Description = dict[str, Any]
 _SPECS = ("Categorical", "OneHot")
+_LARGEST = 1_000_000  # integer in a description: larger sizes would fill the memory before their weights are counted
 
 
 class Undescribed(ValueError):
@@ -77,56 +77,84 @@ def _described(value: Any) -> Any:
     raise Undescribed(f"a policy that was built with a {type(value).__name__}")
 
 
-def built(description: Description, *, trusted: Collection[str] = ()) -> Any:
+def built(description: Description, *, trust: Collection[str] = ()) -> Any:
     """A module with this description (see :func:`described`), on the CPU, with weights of its own.
 
     The global generators are left as they were: a run builds one in the middle of its training.
 
     Args:
         description: plain JSON, of any origin.
-        trusted: import paths that may be imported as well, and called if they name a class of modules.
+        trust: modules that may be imported, and any class of networks in them called.
 
     Raises:
-        ValueError: a class or function that is not imported, or that no file may name.
+        Untrusted: it names a module that is neither imported nor trusted.
+        ValueError: a class or function that no file may name.
     """
+    for value in _within(description):
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"An integer must be at most {_LARGEST:,}, got {value:,}.")
     with torch.random.fork_rng(devices=[]):
-        return _built(description, trusted)
+        return _built(description, trust)
 
 
-def _built(said: Any, trusted: Collection[str]) -> Any:
+def _built(said: Any, trust: Collection[str]) -> Any:
     if isinstance(said, list):
-        return [_built(each, trusted) for each in said]
+        return [_built(each, trust) for each in said]
     if not isinstance(said, dict):
         return said
     if "spec" in said:
         if said["spec"] not in _SPECS:
             raise ValueError(f"spec must be one of {', '.join(_SPECS)}, got {said['spec']!r}.")
         return getattr(torchrl.data, said["spec"])(said["n"], dtype=torch.int64)
-    called = _named(said["call"], trusted)
+    called = _named(said["call"], trust)
     if "settings" in said:
         return called(**said["settings"])
-    args, kwargs = _built(said["args"], trusted), {k: _built(v, trusted) for k, v in said["kwargs"].items()}
+    args, kwargs = _built(said["args"], trust), {k: _built(v, trust) for k, v in said["kwargs"].items()}
     made = called(*args, **kwargs)
-    return record(made, said["call"], *args, **kwargs) if said["call"] in trusted else made
+    return record(made, said["call"], *args, **kwargs) if is_trusted(_module(said["call"]), trust) else made
 
 
-def _named(path: str, trusted: Collection[str]) -> Any:
-    module, _, name = path.partition(":")
-    is_trusted = path in trusted
-    if is_trusted:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise ValueError(f"call must name what can be imported, from PYTHONPATH, got {path!r}.") from None
-    found = getattr(sys.modules.get(module), name, None)
+def _named(path: str, trust: Collection[str]) -> Any:
+    module, name = _module(path), path.partition(":")[2]
+    # Not getattr: a module that imports what it offers when it is asked for would do so.
+    found = vars(trusted_module(module, trust)).get(name)
     if found is None:
-        raise ValueError(f"call must name what is imported before the policy is read, got {path!r}.")
-    # A run folder may be a stranger's, too: even what it trusts is a module of a network, and never `os:system`.
-    if is_trusted and isinstance(found, type) and issubclass(found, nn.Module):
+        raise ValueError(f"call must name something in its module, got {path!r}.")
+    # Even what the caller trusts is a module of a network, and never `os:system`.
+    is_network = isinstance(found, type) and issubclass(found, nn.Module)
+    if is_trusted(module, trust) and is_network:
         return found
     if not (getattr(found, "is_rebuildable", False) is True or found in _ARGUMENTS):
-        raise ValueError(f"call must name what says that a file may name it, got {path!r}.")
+        or_trusted = f", or a module of trust=[{module!r}] (--trust {module})" if is_network else ""
+        raise ValueError(f"call must name what says that a file may name it{or_trusted}, got {path!r}.")
     return found
+
+
+def _module(path: str) -> str:
+    return path.partition(":")[0]
+
+
+def modules_of(description: Description) -> set[str]:
+    """The modules that a description names."""
+    return {_module(value["call"]) for value in _within(description) if isinstance(value, dict) and "call" in value}
+
+
+def check_actions(description: Description, spaces: Spaces) -> None:
+    """Refuses a choice between other actions than those of the environment.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for value in _within(description):
+        if isinstance(value, dict) and value.get("spec") in _SPECS and value["n"] != spaces.num_actions:
+            raise ValueError(f"A choice must be between {spaces.num_actions} actions, got {value['n']}.")
+
+
+def _within(said: Any) -> Iterator[Any]:
+    """``said`` and everything nested in it."""
+    yield said
+    for value in said.values() if isinstance(said, dict) else said if isinstance(said, list) else ():
+        yield from _within(value)
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,19 @@ import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from torchrl_reg.agents.description import Undescribed, built, described, spaces_of, weights_of_at_most
+from torchrl_reg.agents.description import (
+    Undescribed,
+    built,
+    check_actions,
+    described,
+    modules_of,
+    spaces_of,
+    weights_of_at_most,
+)
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.packing import packed, unpacked
 from torchrl_reg.agents.trained import trained_agents
+from torchrl_reg.agents.trust import Untrusted, trusted_module
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
 from torchrl_reg.modules.rebuilding import Spaces
 from torchrl_reg.printable import printable
@@ -39,12 +47,14 @@ class SavedPolicy:
         facts: what its run recorded: ``env`` (settings), ``run`` (seed, evaluation episodes, threads) and
             ``evaluation`` (the row of ``metrics.jsonl`` it was saved at); none if it comes from :func:`save_policy`.
         spaces: the observations and actions it was built for.
+        trust: modules that the file may name.
     """
 
     path: Path
     policy: Any
     facts: dict[str, Any]
     spaces: Spaces
+    trust: tuple[str, ...] = ()
 
     @property
     def env_settings(self) -> EnvSettings:
@@ -88,11 +98,11 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any], *, small
         Undescribed: a module that could not be built again; the message says which.
         AgentError: weights that are not finite.
     """
-    policy = _whole(policies)
+    policy = whole(policies)
     description = described(policy)
     state = policy.state_dict()
     try:
-        again = built(description, trusted=_paths(json.dumps(description)))
+        again = built(description, trust=modules_of(description))
     except ValueError as error:
         raise Undescribed(str(error).removesuffix(".")) from None
     acts = {name: tensor.shape for name, tensor in again.state_dict().items()}
@@ -181,23 +191,21 @@ def check_finite(state: Mapping[str, Any], whose: str) -> None:
             raise AgentError(f"{whose} must have finite weights, got {value} in {name}.")
 
 
-def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> SavedPolicy:
+def read_policy(
+    run_folder: Path | str, *, device: torch.device | str = "cpu", trust: Collection[str] = ()
+) -> SavedPolicy:
     """The policy in a run folder, an exported folder, a file, or of a trained agent's name, with what is known of it.
 
-    Classes of one's own that a run's ``config.yaml`` names are imported, from PYTHONPATH. A policy that was exported
-    imports nothing: import them before.
+    Args:
+        run_folder: a string such as ``"m_dqn/cartpole"`` is the name of an agent where no such folder is.
+        device: where the weights go.
+        trust: modules that the policy may name, of one's own classes; others are not imported, see :func:`load_policy`.
 
     Raises:
         AgentError: there is none, it is damaged, not finite or another run's, or this version cannot build it.
     """
-    folder = Path(folder)
-    path = folder / POLICY_FILE if folder.is_dir() else folder
-    if not folder.exists():
-        path = trained_agents().get(folder.as_posix(), path)
-    if not path.is_file():
-        or_name = "" if folder.exists() else ", or the name of a trained agent (`torchrl-reg list`)"
-        meant = f"a run folder or an exported one, with a {POLICY_FILE} in it"
-        raise AgentError(f"{folder} must be {meant}{or_name}, got none.")
+    trust = _imported(trust)
+    path = _policy_file(run_folder)
     tensors, metadata, data = read(path)
     if metadata.get("format") != _FORMAT:
         raise AgentError(f"{path} must be of format {_FORMAT!r}, got {metadata.get('format')!r}.")
@@ -209,16 +217,50 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
         facts = _checked_facts(said["facts"])
         weights = unpacked(tensors)
         with weights_of_at_most(sum(weight.nbytes for weight in weights.values())):
-            policy = built(said["policy"], trusted=_paths_of_a_run(path.parent))
+            policy = built(said["policy"], trust=trust)
         spaces = spaces_of(policy)
+        check_actions(said["policy"], spaces)
         policy.load_state_dict(weights)
+    except Untrusted as error:
+        raise AgentError(f"{path} {error}.") from None
     except Exception as error:  # whatever the content makes of the code that reads it
         reason = " ".join(str(error).split())[:200].removesuffix(".") or type(error).__name__
         reason = f"no {error}" if isinstance(error, KeyError) else reason
         raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {printable(reason)}.") from None
     _check_owner(path, facts)
     check_finite(weights, str(path))
-    return SavedPolicy(path, policy.to(device).requires_grad_(False).eval(), facts, spaces)
+    return SavedPolicy(path, policy.to(device).requires_grad_(False).eval(), facts, spaces, trust)
+
+
+def _imported(trust: Any) -> tuple[str, ...]:
+    """The modules in ``trust``; they may also register the environment of the policy."""
+    named = () if isinstance(trust, str) else tuple(trust)
+    if isinstance(trust, str) or not all(isinstance(name, str) and name for name in named):
+        raise AgentError(f"trust must be a list of modules, such as ['my_module'], got {trust!r}.")
+    for name in named:
+        try:
+            trusted_module(name, named)
+        except Untrusted as error:
+            raise AgentError(f"trust {error}.") from None
+    return named
+
+
+def _policy_file(written: Path | str) -> Path:
+    """The file that is meant by a folder, a file, or a name, which only a string can be: ``./a/b`` is a path."""
+    folder = Path(written)
+    try:
+        exists = folder.exists()
+        path = folder / POLICY_FILE if folder.is_dir() else folder
+        if not exists and isinstance(written, str):
+            path = trained_agents().get(written, path)
+        if path.is_file():
+            return path
+    except OSError as error:  # a name too long, a folder that may not be entered
+        shown = str(folder) if len(str(folder)) <= 200 else f"{str(folder)[:200]}..."
+        raise AgentError(f"{shown} could not be read: {error.strerror}.") from None
+    or_name = "" if exists or not isinstance(written, str) else ", or the name of a trained agent (`torchrl-reg list`)"
+    meant = f"a run folder or an exported one, with a {POLICY_FILE} in it"
+    raise AgentError(f"{folder} must be {meant}{or_name}, got none.")
 
 
 def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +274,7 @@ def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -> Any:
+def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu", trust: Collection[str] = ()) -> Any:
     """The trained policy of a run as a TensorDict actor on ``device``, frozen; nothing is unpickled.
 
     It acts as its run evaluated it: greedily inside ``set_exploration_type(ExplorationType.DETERMINISTIC)``, and, as
@@ -242,6 +284,8 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -
         run_folder: of a run, an exported one, the file ``policy.safetensors`` itself, or the name of an agent that
             comes with the package, such as ``"m_dqn/minatar/breakout"``; ``torchrl-reg list`` shows them.
         device: where the weights go.
+        trust: modules of your own classes in it, such as ``["my_module"]``, in the working directory or on
+            ``PYTHONPATH``. A folder may come from anybody, and importing runs code: of what it names only these are.
 
     Raises:
         AgentError: there is no policy, it is damaged or not finite, or belongs to another run.
@@ -260,28 +304,16 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu") -
         >>> load_policy(file)(TensorDict({"observation": torch.zeros(8, 4)}, [8]))["action"].shape
         torch.Size([8])
     """
-    return read_policy(run_folder, device=device).policy
+    return read_policy(run_folder, device=device, trust=trust).policy
 
 
-def _paths_of_a_run(folder: Path) -> set[str]:
-    """Import paths in the configuration of a run; none in an exported folder, which may come from anybody."""
-    config = folder / "config.yaml"
-    if not (config.is_file() and (folder / "provenance.json").is_file()):
-        return set()
-    return _paths(config.read_text(encoding="utf-8"))
-
-
-def _paths(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w.])[A-Za-z_][\w.]*:[A-Za-z_]\w*", text))
-
-
-def _whole(policies: Mapping[str, Any]) -> nn.Module:
+def whole(policies: Mapping[str, Any]) -> nn.Module:
     """The one of ``policies`` that all others are, or are part of."""
-    for whole in policies.values():
-        if isinstance(whole, nn.Module):
-            parts = {id(module) for module in whole.modules()}
+    for one in policies.values():
+        if isinstance(one, nn.Module):
+            parts = {id(module) for module in one.modules()}
             if all(id(policy) in parts for policy in policies.values()):
-                return whole
+                return one
     raise Undescribed("no single module in what is evaluated: " + ", ".join(policies))
 
 

@@ -14,14 +14,21 @@ MODES = ("greedy", "sampled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``RUN``, ``--episodes``, ``--mode``, ``--seed`` and ``--device``."""
+    """Adds ``RUN``, ``--trust``, ``--episodes``, ``--mode``, ``--seed`` and ``--device``."""
     parser.add_argument(
-        "run_folder", type=Path, metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
+        "run_folder", metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
     )
+    add_trust(parser)
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--mode", choices=MODES, help="greedy or sampled (default: both)")
     parser.add_argument("--seed", type=int, help="of the episodes (default: the run's, to repeat its evaluation)")
     parser.add_argument("--device", default="cpu", help="where the policy computes (default: %(default)s)")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust``."""
+    what = "may be imported, though RUN names it: of your own classes (repeat it for more)"
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=what)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     from torchrl_reg.training.loop.evaluation import episode_returns
     from torchrl_reg.training.run.device import set_up_cpu
 
-    saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
+    device = checked_device(arguments.device)
+    saved = read_policy(arguments.run_folder, device=device, trust=arguments.trust)
     known = saved.facts.get("run", {})
     row = saved.facts.get("evaluation", {})
     set_up_cpu(known.get("threads", 1))  # as in the run

@@ -16,11 +16,13 @@ from torchrl_reg.analysis.errors import AnalysisError
 from torchrl_reg.analysis.record import is_number, metrics_rows
 from torchrl_reg.analysis.runs import RunRecord, read_run
 from torchrl_reg.analysis.tables import markdown_text
+from torchrl_reg.commands.evaluate import add_trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``RUN`` and ``DIR``."""
+    """Adds ``RUN``, ``--trust`` and ``DIR``."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run")
+    add_trust(parser)
     parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder")
 
 
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from torchrl_reg.agents.saved import read_policy
 
     folder: Path = arguments.folder
-    saved = read_policy(arguments.run_folder)
+    saved = read_policy(arguments.run_folder, trust=arguments.trust)
     if not (arguments.run_folder / "config.yaml").is_file():
         raise AnalysisError(f"RUN must be a run folder, which holds a config.yaml, got {arguments.run_folder}.")
     # What the policy knows of its run: reading config.yaml would take PyYAML.

@@ -6,14 +6,15 @@ import argparse
 from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.commands.evaluate import MODES, checked_device
+from torchrl_reg.commands.evaluate import MODES, add_trust, checked_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``RUN``, ``--out``, ``--mode``, ``--seed``, ``--max-steps`` and ``--device``."""
+    """Adds ``RUN``, ``--trust``, ``--out``, ``--mode``, ``--seed``, ``--max-steps`` and ``--device``."""
     parser.add_argument(
-        "run_folder", type=Path, metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
+        "run_folder", metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
     )
+    add_trust(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     from torchrl_reg.agents.saved import read_policy
     from torchrl_reg.agents.video import show_in_window, write_video
 
-    saved = read_policy(arguments.run_folder, device=checked_device(arguments.device))
+    device = checked_device(arguments.device)
+    saved = read_policy(arguments.run_folder, device=device, trust=arguments.trust)
     frames = episode_frames(
         saved, seed=arguments.seed, mode=arguments.mode, max_steps=arguments.max_steps, device=arguments.device
     )
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         count = show_in_window(str(arguments.run_folder), frames, frames_per_second(saved))
         print(f"{count} frames shown")
         return 0
-    beside = saved.path.parent if arguments.run_folder.exists() else Path()
+    beside = saved.path.parent if Path(arguments.run_folder).exists() else Path()
     path = arguments.out or beside / "videos" / f"{arguments.mode}-seed={arguments.seed}.gif"
     count = write_video(path, frames, frames_per_second(saved))
     print(f"{'' if arguments.out else 'no display, so written to '}{path}: {count} frames")

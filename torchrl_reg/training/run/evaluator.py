@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torchrl.envs import EnvBase
 
-from torchrl_reg.agents.description import Undescribed
+from torchrl_reg.agents.description import Undescribed, described, modules_of
 from torchrl_reg.agents.episode import episode_frames, frames_per_second
 from torchrl_reg.agents.errors import AgentError
 from torchrl_reg.agents.pictures import draw_without_display
-from torchrl_reg.agents.saved import POLICY_FILE, check_finite, policy_bytes, read_policy
+from torchrl_reg.agents.saved import POLICY_FILE, check_finite, policy_bytes, read_policy, whole
 from torchrl_reg.agents.video import write_video
 from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.loop.evaluation import Evaluated, Policy, evaluate, with_mode
@@ -37,6 +37,7 @@ class PolicyFile:
     def __init__(self, folder: Path, config: Any) -> None:
         self._path = folder / POLICY_FILE
         self._refused = False
+        self.modules: set[str] = set()  # that the file names, all of them imported by this run
         run = config.run
         self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
         env = getattr(config, "env", None)
@@ -52,6 +53,7 @@ class PolicyFile:
         facts = {**self._facts, "evaluation": json_row(strip_wall_clock(evaluation))}
         try:
             write_atomically(self._path, policy_bytes(policies, facts))
+            self.modules = modules_of(described(whole(policies)))
         except Undescribed as error:
             self._refused = True
             say(f"policy not saved: {error}, so evaluate, play and export will not work for this run")
@@ -116,7 +118,7 @@ class Evaluator:
         seed = stream_seed(self._settings.seed, "video")
         try:
             with forked_generators(seed):
-                saved = read_policy(self._path / POLICY_FILE)
+                saved = read_policy(self._path / POLICY_FILE, trust=self._file.modules)
                 shown = episode_frames(saved, seed=seed, max_steps=LONGEST)
                 write_video(self._path / "videos" / f"{frames:012d}.gif", shown, frames_per_second(saved))
         except AgentError as error:
