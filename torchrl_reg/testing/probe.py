@@ -220,7 +220,14 @@ class Probe:
         losses, grads, traces = [], [], []
         data = self.data(rows, **more)
         for row in range(len(rows)):
-            value = self.value(data[[row] * self.copies].clone())
+            try:
+                value = self.value(data[[row] * self.copies].clone())
+            except CheckError:
+                raise
+            except Exception as error:
+                where = f"s={int(rows.s[row])}, a={int(rows.a[row])}, r={rows.r[row].item():.3g}"
+                said = f"The loss must take every transition, got one that {raised(error)}, at {where}."
+                raise CheckError(said) from error
             losses.append(value.detach())
             grads.append(self._gradient(value))
             traces.append(self.trace)

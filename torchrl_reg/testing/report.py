@@ -57,6 +57,7 @@ def compared(
 
 def raised(error: Exception) -> str:
     """``raises ...``, in one line."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     said = (str(error).strip() or repr(error)).splitlines()[0]
     return f"raises {type(error).__name__}: {said[:80]}"
 
