@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torchrl.objectives import DQNLoss
-from wrong_distributions import AtomsWithinThree
 from wrong_losses import ALPHA, C51, DQN, GAMMA, LOW, NUMBERS, TAU, MunchausenDQN, NeverEnds, NStepDQN
 
+from torchrl_reg.objectives import MunchausenIQNLoss
 from torchrl_reg.testing import CheckError, Report, check_loss
 
 
@@ -167,8 +167,10 @@ def test_a_batch_that_raises_fails() -> None:
     assert check.status == "fail" and "raises RuntimeError: shape '[1]' is invalid" in check.note
 
 
-def test_atoms_that_are_clipped_within_the_grid() -> None:
-    assert statuses(of(AtomsWithinThree, "c51"))["one step"] == "fail"
+@pytest.mark.parametrize(("most", "name"), [(3, "one step"), (6.5, "one step"), (10, "large values")])
+def test_atoms_that_are_clipped_within_the_grid(most: float, name: str) -> None:
+    cls = type("Within", (C51,), {"clipped": lambda self, z: z.clamp(-most, most)})
+    assert statuses(of(cls, "c51"))[name] == "fail"
 
 
 class LargeRewardsRaise(DQN):
@@ -191,6 +193,15 @@ class RewardsBeyondTheAtomsRaise(C51):
 def test_rewards_beyond_the_atoms_may_not_raise() -> None:
     (check,) = (each for each in of(RewardsBeyondTheAtomsRaise, "c51").checks if each.name == "atoms on the grid")
     assert check.status == "fail" and check.note.startswith("raises AssertionError: beyond the atoms")
+
+
+def test_an_odd_number_of_fractions_is_not_compared() -> None:
+    def make(network: Any) -> Any:
+        loss = MunchausenIQNLoss(network, tau=TAU, alpha=ALPHA, clip_min=LOW, num_quantiles=7)
+        return loss.make_value_estimator(gamma=GAMMA)
+
+    report = check_loss(make, method="m_iqn")
+    assert report.passed and statuses(report)["quantiles"] == "n/a", str(report)
 
 
 def test_weights_of_a_loss_that_has_the_option() -> None:

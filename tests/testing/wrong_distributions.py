@@ -113,8 +113,3 @@ class MedianOnly(QRDQN):
 class MassLost(C51):
     def upper(self, low: Tensor, high: Tensor) -> Tensor:
         return high
-
-
-class AtomsWithinThree(C51):
-    def clipped(self, z: Tensor) -> Tensor:
-        return z.clamp(-3, 3)
