@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from torchrl.objectives import DiscreteSACLoss
-from wrong_actor_critics import GAMMA, TAU, WRONG, DiscreteSAC
+from wrong_actor_critics import GAMMA, TAU, WRONG, DiscreteSAC, LossPerCritic
 
 from torchrl_reg.testing import check_loss
 
@@ -17,8 +17,9 @@ def test_a_planted_error_is_named(cls: Any, name: str) -> None:
     assert not report.passed and report.errors == [name], str(report)
 
 
-def test_cleanrls_has_none() -> None:
-    report = check_loss(lambda *networks: DiscreteSAC(*networks), method="discrete_sac", tau=TAU, gamma=GAMMA)
+@pytest.mark.parametrize("cls", [DiscreteSAC, LossPerCritic])
+def test_cleanrls_has_none(cls: Any) -> None:
+    report = check_loss(lambda *networks: cls(*networks), method="discrete_sac", tau=TAU, gamma=GAMMA)
     assert report.passed and report.errors == [], str(report)
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from wrong_losses import ALPHA, DQN, GAMMA, LOW, NUMBERS, TAU, MunchausenDQN, NeverEnds
+from torchrl.objectives import DQNLoss
+from wrong_losses import ALPHA, C51, DQN, GAMMA, LOW, NUMBERS, TAU, MunchausenDQN, NeverEnds, NStepDQN
 
-from torchrl_reg.testing import Report, check_loss
+from torchrl_reg.objectives import MunchausenIQNLoss
+from torchrl_reg.testing import CheckError, Report, check_loss
 
 
 def of(cls: Any, method: str = "dqn", **more: Any) -> Report:
@@ -144,6 +146,95 @@ class BatchStatistics(DQN):
     def predicted(self, data: Any) -> Any:
         q = super().predicted(data)
         return q + (q - q.mean()).detach()
+
+
+class AtMostTwoSteps(NStepDQN):
+    def discount(self, data: Any) -> Any:
+        return GAMMA ** data.get("steps_to_next_obs", torch.ones(1, dtype=torch.int64)).squeeze(-1).clamp(max=2)
+
+
+def test_n_step_data_have_more_than_one_number_of_steps() -> None:
+    assert [name for name, status in statuses(of(AtMostTwoSteps)).items() if status == "fail"] == ["n steps"]
+    assert statuses(of(NStepDQN))["n steps"] == "pass"
+
+
+class TwoRowsOrMore(DQN):
+    """Takes no batch of one, so that every row is read twice."""
+
+    def forward(self, tensordict: Any) -> TensorDict:
+        assert len(tensordict) > 1, "two rows or more"
+        with torch.no_grad():
+            y = self.target(tensordict)
+        return TensorDict({"loss": self.reduced((self.predicted(tensordict) - y).square())}, [])
+
+    def reduced(self, loss: Any) -> Any:
+        return loss.mean()
+
+
+class SumOfTwoRowsOrMore(TwoRowsOrMore):
+    def reduced(self, loss: Any) -> Any:
+        return loss.sum()
+
+
+def test_rows_that_are_read_twice() -> None:
+    assert [n for n, status in statuses(of(TwoRowsOrMore)).items() if status == "fail"] == ["batch of one"]
+    assert of(SumOfTwoRowsOrMore).errors == ["sum for mean"]
+
+
+class OneRowAtATime(DQN):
+    def target(self, data: Any) -> Any:
+        return super().target(data).reshape(1)
+
+
+def test_a_batch_that_raises_fails() -> None:
+    (check,) = (each for each in of(OneRowAtATime).checks if each.name == "mean over a batch")
+    assert check.status == "fail" and "raises RuntimeError: shape '[1]' is invalid" in check.note
+
+
+@pytest.mark.parametrize(("most", "name"), [(3, "one step"), (5.5, "one step"), (10, "large values")])
+def test_atoms_that_are_clipped_within_the_grid(most: float, name: str) -> None:
+    cls = type("Within", (C51,), {"clipped": lambda self, z: z.clamp(-most, most)})
+    assert statuses(of(cls, "c51"))[name] == "fail"
+
+
+class LargeRewardsRaise(DQN):
+    def target(self, data: Any) -> Any:
+        assert data["next", "reward"].abs().max() < self.largest, f"rewards beyond {self.largest}"
+        return super().target(data)
+
+
+def test_a_transition_that_raises_is_named() -> None:
+    with pytest.raises(CheckError, match="got one that raises AssertionError: rewards beyond 9, at s=.*, r=.*[.]$"):
+        of(type("Raises", (LargeRewardsRaise,), {"largest": 9}))
+
+
+class RewardsBeyondTheAtomsRaise(C51):
+    def clipped(self, z: Any) -> Any:
+        assert z.max() < 14.5, "beyond the atoms"
+        return super().clipped(z)
+
+
+def test_rewards_beyond_the_atoms_may_not_raise() -> None:
+    (check,) = (each for each in of(RewardsBeyondTheAtomsRaise, "c51").checks if each.name == "atoms on the grid")
+    assert check.status == "fail" and check.note.startswith("raises AssertionError: beyond the atoms")
+
+
+def test_an_odd_number_of_fractions_is_not_compared() -> None:
+    def make(network: Any) -> Any:
+        loss = MunchausenIQNLoss(network, tau=TAU, alpha=ALPHA, clip_min=LOW, num_quantiles=7)
+        return loss.make_value_estimator(gamma=GAMMA)
+
+    report = check_loss(make, method="m_iqn")
+    assert report.passed and statuses(report)["quantiles"] == "n/a", str(report)
+
+
+def test_weights_of_a_loss_that_has_the_option() -> None:
+    class Ignoring(DQNLoss):
+        def _reduce_loss(self, loss: Any, **how: Any) -> Any:
+            return loss.mean()
+
+    assert "priority weights ignored" in check_loss(Ignoring).errors
+    assert statuses(of(DQN))["priority weights"] == "n/a"
 
 
 def test_rows_that_depend_on_each_other() -> None:

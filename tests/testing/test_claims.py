@@ -62,6 +62,21 @@ def sparse_munchausen(network: Any) -> Any:
     return objectives.SparseDQNLoss(network, tau=0.5, shaping=objectives.Munchausen(0.5))
 
 
+class NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *grads: torch.Tensor) -> Any:
+        raise RuntimeError("no way back")
+
+
+class BackwardRaises(DQN):
+    def predicted(self, data: Any) -> Any:
+        return NoWayBack.apply(super().predicted(data))
+
+
 class Answers(torch.nn.Module):
     """What is no loss: nothing, or a number without a gradient."""
 
@@ -92,6 +107,7 @@ class Answers(torch.nn.Module):
         (DQN, {"action_space": "box"}, "action_space must be one of categorical, one-hot, got 'box'"),
         (lambda network: Answers(network, None), {"gamma": 0.9, "method": "dqn"}, "entry named loss, got a NoneType"),
         (lambda network: Answers(network, torch.ones(())), {"gamma": 0.9, "method": "dqn"}, "got one that is detached"),
+        (BackwardRaises, {"gamma": 0.9, "method": "dqn"}, "whose backward pass raises RuntimeError: no way back.$"),
         (lambda network: 1 / 0, {"method": "dqn"}, "cannot be built or called: ZeroDivisionError"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import wrong_actor_critics
+import wrong_distributions
 import wrong_styles
 from torchrl.objectives import DistributionalDQNLoss, DQNLoss
 from wrong_losses import NUMBERS, PLANTED, RIGHT
@@ -37,7 +38,8 @@ OURS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "cls", "method"), NAMED, ids=[f"{name}-{cls.__name__}" for name, cls, _ in NAMED])
 def test_a_planted_error_is_named(name: str, cls: Any, method: str) -> None:
-    report = check_loss(lambda network: cls(network), method=method, masks=getattr(cls, "masks", False), **NUMBERS)
+    claims = {name: getattr(cls, name, False) for name in ("masks", "weights")}
+    report = check_loss(lambda network: cls(network), method=method, **claims, **NUMBERS)
     expected = [name]
     if getattr(cls, "masks", False):
         expected = ["padding counts"] if name == "padding counts" else ["action mask ignored", "padding counts"]
@@ -52,7 +54,9 @@ def test_the_planted_errors_are_all_that_a_loss_of_single_steps_can_have() -> No
 
 
 @pytest.mark.parametrize(
-    ("cls", "method"), (RIGHT | wrong_styles.RIGHT).items(), ids=lambda x: getattr(x, "__name__", x)
+    ("cls", "method"),
+    (RIGHT | wrong_styles.RIGHT | wrong_distributions.RIGHT).items(),
+    ids=lambda x: getattr(x, "__name__", x),
 )
 def test_a_plain_loss_has_none(cls: Any, method: str) -> None:
     report = check_loss(lambda network: cls(network), method=method, **NUMBERS)

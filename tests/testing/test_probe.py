@@ -28,6 +28,19 @@ def test_a_table_says_its_values(head: str) -> None:
         torch.testing.assert_close(said, q[data["observation"].argmax(-1)])
 
 
+def test_quantiles_are_lines() -> None:
+    widths = Q[0].abs()
+    for head, fractions in (("quantiles", [0.125, 0.375, 0.625, 0.875]), ("implicit", [0.25, 0.75])):
+        (network,) = networks(head, own=True, dtype=torch.float64)
+        probe = Probe(DQN(network), head, torch.float64)
+        probe.set(Values(Q[0], Q[1]), widths)
+        said = torch.eye(NUM_STATES).double()
+        levels = torch.tensor(fractions).double()
+        quantiles = network.module[0].module
+        z = quantiles.outputs(said) if head == "quantiles" else quantiles.network(said, levels.expand(NUM_STATES, -1))
+        torch.testing.assert_close(z, Q[0].unsqueeze(1) + (4 * levels.view(-1, 1) - 2) * widths.unsqueeze(1))
+
+
 def test_logarithms_of_probabilities_have_the_means_of_the_table() -> None:
     (network,) = networks("categorical", own=False, dtype=torch.float64)
     probe = Probe(DQN(network), "categorical", torch.float64)

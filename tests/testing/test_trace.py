@@ -41,3 +41,9 @@ def test_random_numbers_are_a_half() -> None:
     with Trace():
         assert torch.rand(2, 2).tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert torch.rand(50).std() > 0
+
+
+def test_or_a_quarter_and_three_quarters_in_turn() -> None:
+    with Trace(spread=True) as trace:
+        assert torch.rand(2, 3).tolist() == [[0.25, 0.75, 0.25], [0.75, 0.25, 0.75]] and not trace.odd
+        assert torch.rand(3, dtype=torch.float64).tolist() == [0.25, 0.75, 0.25] and trace.odd

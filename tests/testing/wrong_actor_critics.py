@@ -16,6 +16,8 @@ TAU, GAMMA = 0.4, 0.9
 class DiscreteSAC(LossModule):
     """CleanRL's sac_atari.py as a module: two critics, their targets, a categorical actor."""
 
+    through_the_policy = False
+
     def __init__(self, actor: Any, critic: Any) -> None:
         super().__init__()
         self.actor, self.qf1, self.qf2 = actor, critic, copy.deepcopy(critic)
@@ -38,20 +40,29 @@ class DiscreteSAC(LossModule):
 
     def actor_loss(self, state: Any) -> Tensor:
         pi, log_pi = self.policy(state)
-        q = torch.min(self.q(self.qf1, state), self.q(self.qf2, state)).detach()
+        q = self.judged(torch.min(self.q(self.qf1, state), self.q(self.qf2, state)))
         return self.actor_objective(pi, log_pi, q).sum(-1).mean()
+
+    def judged(self, q: Tensor) -> Tensor:
+        return q.detach()
 
     def actor_objective(self, pi: Tensor, log_pi: Tensor, q: Tensor) -> Tensor:
         return pi * (TAU * log_pi - q)
 
-    def forward(self, data: Any) -> TensorDict:
+    def trained(self) -> list[nn.Module]:
+        return [self.qf1, self.qf2]
+
+    def critic_losses(self, data: Any) -> list[Tensor]:
         following = data["next"]
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.through_the_policy):
             going = (~following["terminated"]).to(following["reward"].dtype).squeeze(-1)
             y = following["reward"].squeeze(-1) + GAMMA * going * self.value(following)
         action = data["action"].unsqueeze(-1)
-        taken = [self.q(critic, data).gather(-1, action).squeeze(-1) for critic in (self.qf1, self.qf2)]
-        loss = sum(((q - y) ** 2).mean() for q in taken)
+        taken = [self.q(critic, data).gather(-1, action).squeeze(-1) for critic in self.trained()]
+        return [((q - y) ** 2).mean() for q in taken]
+
+    def forward(self, data: Any) -> TensorDict:
+        loss = torch.stack(self.critic_losses(data)).sum()
         return TensorDict({"loss_qvalue": loss, "loss_actor": self.actor_loss(data)}, [])
 
 
@@ -97,7 +108,32 @@ class Descends(DiscreteSAC):
         return pi * (q - TAU * log_pi)
 
 
+class TrainsCritics(DiscreteSAC):
+    def judged(self, q: Tensor) -> Tensor:
+        return q
+
+
+class OneCriticTrained(DiscreteSAC):
+    def trained(self) -> list[nn.Module]:
+        return [self.qf1]
+
+
+class ActorInTheTarget(DiscreteSAC):
+    through_the_policy = True
+
+
+class LossPerCritic(DiscreteSAC):
+    """Right: a check reads the first, and sees that the other critic is trained, too."""
+
+    def forward(self, data: Any) -> TensorDict:
+        first, second = self.critic_losses(data)
+        return TensorDict({"loss_qf1": first, "loss_qf2": second, "loss_actor": self.actor_loss(data)}, [])
+
+
 WRONG = {
+    TrainsCritics: "actor's loss trains the critics",
+    OneCriticTrained: "critic left out",
+    ActorInTheTarget: "critics' loss trains the actor",
     FirstCritic: "minimum of the critics missing",
     LargestCritic: "minimum of the critics missing",
     EntropyMissing: "entropy missing",

@@ -112,24 +112,53 @@ class C51(LossModule):
     def ended(self, data: Any) -> Tensor:
         return data["next", "terminated"]
 
+    def clipped(self, z: Tensor) -> Tensor:
+        return z.clamp(self.atoms[0], self.atoms[-1])
+
+    def upper(self, low: Tensor, high: Tensor) -> Tensor:
+        return high + (low == high)
+
     def forward(self, data: Any) -> TensorDict:
         atoms, following = self.atoms, data["next"]
         with torch.no_grad():
             p = self.target_network(following.select("observation"))["action_value"].exp()
             greedy = (p * atoms.unsqueeze(-1)).sum(1).argmax(-1)
             next_p, step = p[torch.arange(len(greedy)), :, greedy], atoms[1] - atoms[0]
-            z = (following["reward"] + GAMMA * atoms * ~self.ended(data)).clamp(atoms[0], atoms[-1])
+            z = self.clipped(following["reward"] + GAMMA * atoms * ~self.ended(data))
             b = (z - atoms[0]) / step
             low, high = b.floor().clamp(0, len(atoms) - 1), b.ceil().clamp(0, len(atoms) - 1)
             projected = torch.zeros_like(next_p)
             for row in range(len(projected)):
-                projected[row].index_add_(0, low[row].long(), (high + (low == high) - b)[row] * next_p[row])
+                projected[row].index_add_(0, low[row].long(), (self.upper(low, high) - b)[row] * next_p[row])
                 projected[row].index_add_(0, high[row].long(), (b - low)[row] * next_p[row])
         cross_entropy = -(projected * self.log_p(self.q_network, data, data["action"])).sum(-1)
         return TensorDict({"loss": cross_entropy.mean()}, [])
 
 
+class WeightedDQN(DQN):
+    """Schaul et al.: the mean of w l."""
+
+    weights = True
+
+    def weighted(self, loss: Tensor, w: Tensor) -> Tensor:
+        return (w * loss).mean()
+
+    def forward(self, tensordict: Any) -> TensorDict:
+        with torch.no_grad():
+            y = self.target(tensordict)
+        loss = (self.predicted(tensordict) - y).square()
+        return TensorDict({"loss": self.weighted(loss, tensordict.get("priority_weight", torch.ones_like(loss)))}, [])
+
+
+class NormalizedDQN(WeightedDQN):
+    """TorchRL: the weighted mean."""
+
+    def weighted(self, loss: Tensor, w: Tensor) -> Tensor:
+        return (w * loss).sum() / w.sum()
+
+
 RIGHT = {DQN: "dqn", SoftDQN: "soft_dqn", MunchausenDQN: "m_dqn", NStepDQN: "dqn", OneHotDQN: "dqn", C51: "c51"}
+RIGHT |= {WeightedDQN: "dqn", NormalizedDQN: "dqn"}
 
 
 @planted("softmax without tau")
@@ -345,6 +374,53 @@ class AttachedBonus(MunchausenDQN):
             y = self.target(tensordict)
         attached = ALPHA * TAU * (online - online.detach())
         return TensorDict({"loss": F.mse_loss(self.predicted(tensordict), y + attached)}, [])
+
+
+@planted("rewards clipped", "dqn")
+class ClippedRewards(DQN):
+    def target(self, data: Any) -> Tensor:
+        data = data.clone()
+        data["next", "reward"] = data["next", "reward"].clamp(-1, 1)
+        return super().target(data)
+
+
+@planted("rewards clipped", "dqn")
+class SignsOfRewards(DQN):
+    def bonus(self, data: Any) -> Tensor | float:
+        r = data["next", "reward"].squeeze(-1)
+        return r.sign() - r
+
+
+@planted("overflow of large values", "soft_dqn")
+class LogSumExp(SoftDQN):
+    def bootstrap(self, data: Any) -> Tensor:
+        return TAU * (self.q(self.target_network, data["next"]) / TAU).exp().sum(-1).log()
+
+
+@planted("overflow of large values")
+class LogOfSoftmax(MunchausenDQN):
+    def bootstrap(self, data: Any) -> Tensor:
+        q = self.q(self.target_network, data["next"])
+        pi = F.softmax(q / TAU, -1)
+        return (pi * (q - TAU * pi.log())).sum(-1)
+
+
+@planted("priority weights ignored", "dqn")
+class WeightsIgnored(WeightedDQN):
+    def weighted(self, loss: Tensor, w: Tensor) -> Tensor:
+        return loss.mean()
+
+
+@planted("priority weights squared", "dqn")
+class WeightsSquared(WeightedDQN):
+    def weighted(self, loss: Tensor, w: Tensor) -> Tensor:
+        return (w**2 * loss).mean()
+
+
+@planted("priority weights squared", "dqn")
+class NormalizedSquares(WeightedDQN):
+    def weighted(self, loss: Tensor, w: Tensor) -> Tensor:
+        return (w**2 * loss).sum() / w.sum()
 
 
 @planted("sum for mean", "dqn")

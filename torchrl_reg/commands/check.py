@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lmbda", type=float, default=0.7, metavar="X", help="trace parameter (default: %(default)s)")
     parser.add_argument("--action-space", default="categorical", metavar="SPACE", help="categorical (default), one-hot")
     parser.add_argument("--masks", action="store_true", help="it claims to honour action masks and padding")
+    parser.add_argument("--weights", action="store_true", help="it claims to honour priority_weight")
     parser.add_argument("--compile", action="store_true", help="try torch.compile, too, which takes seconds")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

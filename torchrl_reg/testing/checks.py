@@ -25,7 +25,7 @@ from torchrl_reg.tabular import (
 from torchrl_reg.testing.distances import Distance, fitted
 from torchrl_reg.testing.mistakes import hypotheses, mistakes_of
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, SUPPORT, Probe, Reading
-from torchrl_reg.testing.report import Check, compared
+from torchrl_reg.testing.report import Check, compared, raised
 from torchrl_reg.testing.targets import Rows, Target, Values
 
 GROUPS = {"one step": 0, "terminated": 1, "truncated": 2, "n steps": 3}
@@ -105,21 +105,29 @@ class Case:
 def values_for(claim: Target, generator: torch.Generator, most: float = math.inf) -> Tensor:
     """Random values ``[S, A]``: gaps about ``tau`` in half of the states, and such as a clip acts on in the others.
 
-    Both are scaled to at most ``most``, which keeps them on a grid of atoms.
+    Both are scaled to at most ``most``, which keeps them on a grid of atoms; two states are worth much more and less,
+    which shows values that are clipped.
     """
     tight = claim.tau or 0.3
     wide = max(0.7, 1.5 * (abs(claim.clip_min) if math.isfinite(claim.clip_min) else 0.0))
     scale = torch.tensor([min(tight, most), min(wide, most)]).double().repeat_interleave(NUM_STATES // 2).unsqueeze(-1)
-    return 0.3 + scale * torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator, dtype=torch.float64)
+    worth = torch.tensor([0.3, 0.3, 5.0, 0.3, -5.0, 0.3], dtype=torch.float64).unsqueeze(-1)
+    return worth + scale * torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator, dtype=torch.float64)
 
 
-def transitions(generator: torch.Generator, *, n_step: bool, steps: int = 1) -> tuple[Rows, Tensor]:
-    """All states and actions, ending in no way, then each way, then after several steps; and the kind of each row."""
+def transitions(
+    generator: torch.Generator, *, n_step: bool, steps: int = 1, largest: float = 12.0
+) -> tuple[Rows, Tensor]:
+    """All states and actions, ending in no way, then each way, then after several steps; and the kind of each row.
+
+    Rewards of a third of the rows lie in [-1, 1], of another within 3, and of the last within ``largest``.
+    """
     kinds = 4 if n_step else 3
     s, a = torch.ones(NUM_STATES, NUM_ACTIONS).nonzero().repeat(kinds, 1).unbind(-1)
     group = torch.arange(kinds).repeat_interleave(NUM_STATES * NUM_ACTIONS)
     away = torch.randint(1, NUM_STATES, group.shape, generator=generator)
     r = 2 * torch.rand(group.shape, generator=generator, dtype=torch.float64) - 1
+    r = r * torch.tensor([1.0, min(3.0, largest), largest], dtype=torch.float64)[(s + a) % 3]
     count = torch.where(group == 3, 2 + away % 2, steps)
     rows = Rows(s, a, r, (s + away) % NUM_STATES, group == 1, group == 2, count)
     place = torch.arange(len(group))
@@ -132,9 +140,10 @@ def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1
     generator = torch.Generator().manual_seed(1)
     online, target = (values_for(claim, generator, 2.0 if probe.head == "categorical" else math.inf) for _ in range(2))
     extra = [torch.randn(2, *online.shape, generator=generator, dtype=torch.float64)] if probe.logits else []
+    largest = 3.0 if probe.head == "categorical" else 12.0
     values = Values(online, target if probe.target else online, *(part for pair in extra for part in pair))
     probe.set(values)
-    rows, group = transitions(generator, n_step=n_step, steps=steps)
+    rows, group = transitions(generator, n_step=n_step, steps=steps, largest=largest)
     more = {"steps_to_next_obs": rows.steps.unsqueeze(-1)} if n_step else {}
     reading = probe.read(rows, **more)
     return Case(probe, claim, values, rows, group, reading, more)
@@ -269,7 +278,11 @@ def batch_checks(case: Case) -> Iterator[Check]:
     """A batch is the mean of its rows, and its gradient that of its halves', as data parallelism takes them."""
     probe, count = case.probe, 12
     data, each = probe.data(case.rows, **case.more)[:count], case.reading.loss[:count]
-    got, errors = probe.value(data).detach().double(), []
+    try:
+        got, errors = probe.value(data).detach().double(), []
+    except Exception as error:
+        yield Check("mean over a batch", "fail", note=f"{raised(error)}, of {count} rows")
+        return
     if math.isclose(got, each.sum() / probe.copies, rel_tol=1e-5):
         errors.append("sum for mean")
     elif case.fitted and probe.head != "categorical":

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from torchrl_reg.testing import checks, variants
-from torchrl_reg.testing.actor import actor_check
+from torchrl_reg.testing.actor import actor_check, critics_check
 from torchrl_reg.testing.checks import Case
 from torchrl_reg.testing.claims import METHODS, CheckError, check_one_of, claim_of, guessed_head, guessed_method
+from torchrl_reg.testing.distributions import on_the_grid_check, quantiles_check
 from torchrl_reg.testing.lambda_returns import lambda_check
 from torchrl_reg.testing.probe import Probe, built, networks, seeded
 from torchrl_reg.testing.report import Check, Report
@@ -39,6 +40,7 @@ def check_loss(
     lmbda: float = 0.7,
     action_space: str = "categorical",
     masks: bool = False,
+    weights: bool = False,
     compile: bool = False,
 ) -> Report:
     """Hold a loss to the target ``y = r + bonus + gamma^n (1 - terminated) V(s')`` that it claims, and name its errors.
@@ -58,7 +60,8 @@ def check_loss(
         n_steps: the loss discounts by ``gamma^n_steps`` of its own accord.
         lmbda: trace parameter, where it takes TD(lambda).
         action_space: ``"categorical"`` or ``"one-hot"``: the actions it takes.
-        masks: it claims to honour action masks and padding. compile: try ``torch.compile`` too.
+        masks: it claims to honour action masks and padding. weights: and ``priority_weight``, as losses with an option
+            ``use_prioritized_weights`` do. compile: try ``torch.compile`` too.
 
     Returns:
         The report: print it, or read ``report.passed``, ``report.errors`` and ``report.checks``.
@@ -99,23 +102,32 @@ def check_loss(
         claim = claim_of(probe.loss, method, named, given)
         report = Report(getattr(loss_or_factory, "__name__", "loss"), _in_words(claim, head, n_steps))
         case = checks.explained(checks.case_of(probe, claim, n_step=_reads_steps(probe), steps=n_steps))
-        report.checks += _checks(case, partial(_again, make, probe), lmbda, masks, compile)
+        report.checks += _checks(case, partial(_again, make, probe), lmbda, masks, weights, compile)
     return report
 
 
-def _checks(case: Case, rebuild: Callable[..., Probe], lmbda: float, masks: bool, compiles: bool) -> Iterator[Check]:
+def _checks(
+    case: Case, rebuild: Callable[..., Probe], lmbda: float, masks: bool, weights: bool, compiles: bool
+) -> Iterator[Check]:
     yield from checks.target_checks(case)
     yield checks.fixed_point_check(case)
     yield from checks.trace_checks(case)
     yield checks.gradient_check(case)
     if case.claim.actor:
         yield actor_check(case)
+        yield critics_check(case)
+    if case.probe.head in ("quantiles", "implicit"):
+        yield quantiles_check(case)
+    if case.probe.head == "categorical":
+        yield on_the_grid_check(case)
+    yield variants.large_values_check(case, rebuild)
     yield from checks.batch_checks(case)
     yield variants.dtype_check(case, rebuild)
     if not case.probe.one_hot:
         yield variants.one_hot_check(case, rebuild)
     yield variants.action_mask_check(case, rebuild, claimed=masks)
     yield variants.padding_check(case, claimed=masks)
+    yield variants.weights_check(case, claimed=weights)
     yield variants.vmap_check(case)
     yield variants.compile_check(case, wanted=compiles)
     yield lambda_check(rebuild(), case, lmbda)

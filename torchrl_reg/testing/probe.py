@@ -20,6 +20,7 @@ from torchrl.modules import DistributionalQValueActor, OneHotCategorical, Probab
 
 from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, QuantileQActor
 from torchrl_reg.testing.claims import CheckError
+from torchrl_reg.testing.report import raised
 from torchrl_reg.testing.targets import Rows, Values
 from torchrl_reg.testing.trace import Trace
 
@@ -57,19 +58,20 @@ class AtomTable(QTable):
 
 
 class FractionTable(QTable):
-    """Quantiles ``[*B, N, A]`` that are the same at every fraction."""
+    """Quantiles ``[*B, N, A]`` that are lines: the values at fraction 1/2, and 1/4 of the slopes beside them."""
 
     def features(self, observation: Tensor) -> Tensor:
-        """Values ``[*B, A]``."""
+        """Values and slopes ``[*B, 2 A]``."""
         return observation @ self.q_table
 
     def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
-        """Those values, for each of ``fractions [*B, N]``."""
-        return features.unsqueeze(-2) + 0 * fractions.unsqueeze(-1)
+        """Quantiles at ``fractions [*B, N]``."""
+        q, widths = features.unsqueeze(-2).chunk(2, -1)
+        return q + (4 * fractions.unsqueeze(-1) - 2) * widths
 
     def forward(self, observation: Tensor, fractions: Tensor | None = None) -> Tensor:
         features = self.features(observation)
-        return features if fractions is None else self.quantiles(features, fractions)
+        return features.chunk(2, -1)[0] if fractions is None else self.quantiles(features, fractions)
 
 
 def networks(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False, masked: bool = False) -> list[Any]:
@@ -89,7 +91,7 @@ def networks(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False,
         return [DistributionalQValueActor(AtomTable(len(SUPPORT), dtype), support=SUPPORT.to(dtype), **how)]
     if head == "quantiles":
         return [FixedQuantileQActor(QTable(NUM_QUANTILES, dtype), num_quantiles=NUM_QUANTILES, **how)]
-    table: Any = FractionTable(1, dtype) if head == "implicit" else QTable(1, dtype)
+    table: Any = FractionTable(2, dtype) if head == "implicit" else QTable(1, dtype)
     return [(QuantileQActor if head == "implicit" else QValueActor)(table, **how)]
 
 
@@ -145,7 +147,7 @@ class Probe:
     def __init__(self, loss: nn.Module, head: str, dtype: torch.dtype, one_hot: bool = False) -> None:
         self.loss, self.head, self.dtype, self.one_hot = loss, head, dtype, one_hot
         self.copies = 1  # of each row, for losses that take no batch of one
-        self.trace = Trace()
+        self.trace, self.spread = Trace(), False  # spread: random fractions are 1/4 and 3/4, not 1/2
         entries = [*loss.named_parameters(), *loss.named_buffers()]
         tables = {n: p for n, p in entries if n.endswith("q_table")}
         is_target = {n: "target" in n.lower() or not p.requires_grad for n, p in tables.items()}
@@ -157,23 +159,34 @@ class Probe:
             advice = "the name of a target network must contain target"
             raise CheckError(f"The loss must hold its network once among its parameters, got {what}; {advice}.")
 
-    def set(self, values: Values) -> None:
-        """Set the values of the networks; of two target critics both are at least ``values.target``."""
+    @property
+    def fractions(self) -> Tensor:
+        """Those of fixed quantiles, or those that a spread probe draws."""
+        count = NUM_QUANTILES if self.head == "quantiles" else 2
+        return (torch.arange(count).double() + 0.5) / count
+
+    def set(self, values: Values, widths: Tensor | float = 0.0) -> None:
+        """Set the values of the networks; of two target critics both are at least ``values.target``.
+
+        Quantiles are lines: ``widths [S, A]`` below the value at fraction 1/4, and above it at 3/4.
+        """
         above: list[Any] = [0.0, 0.0]
         if values.spread is not None:
             above = [(-values.spread).clamp(min=0), values.spread.clamp(min=0)]
         for table in self.online:
-            table.data.copy_(self._entries(values.online))
+            table.data.copy_(self._entries(values.online, widths))
         for number, table in enumerate(self.target):
-            both = [self._entries(values.target + more) for more in above]
+            both = [self._entries(values.target + more, widths) for more in above]
             table.data.copy_(torch.stack(both) if table.ndim == 3 else both[number % 2])
         for table in self.logits:
             table.data.copy_(torch.zeros_like(table) if values.policy is None else values.policy)
 
-    def _entries(self, q: Tensor) -> Tensor:
+    def _entries(self, q: Tensor, widths: Tensor | float) -> Tensor:
         if self.head == "categorical":
             return _atoms(q).log().flatten(-2)
-        return q.repeat(1, NUM_QUANTILES) if self.head == "quantiles" else q
+        if self.head == "quantiles":
+            return torch.cat([q + (4 * fraction - 2) * widths for fraction in self.fractions], -1)
+        return torch.cat((q, widths + 0 * q), -1) if self.head == "implicit" else q
 
     def data(self, rows: Rows, **more: Tensor) -> TensorDict:
         """The transitions as TorchRL has them; ``more`` are entries ``[N, ...]`` to add."""
@@ -189,8 +202,8 @@ class Probe:
         return data
 
     def value(self, data: TensorDict) -> Tensor:
-        """The loss of a batch, its mean if it is not reduced; random numbers it draws are all 1/2."""
-        with Trace() as self.trace:
+        """The loss of a batch, its mean if it is not reduced; random numbers it draws are chosen by the trace."""
+        with Trace(self.spread) as self.trace:
             return total(self.loss(data), data.numel())
 
     def gradient(self, data: TensorDict) -> Tensor:
@@ -200,15 +213,21 @@ class Probe:
     def _gradient(self, value: Tensor) -> Tensor:
         if not value.requires_grad:
             raise CheckError("The loss must have a gradient with respect to its network, got one that is detached.")
-        grads = torch.autograd.grad(value, self.online)
-        return torch.stack([g.reshape(-1, *g.shape[-2:]).sum(0) for g in grads]).sum(0)
+        return torch.cat([g.reshape(-1, *g.shape[-2:]) for g in gradients(value, self.online)]).sum(0)
 
     def read(self, rows: Rows, **more: Tensor) -> Reading:
         """The loss and its gradient of every row by itself."""
         losses, grads, traces = [], [], []
         data = self.data(rows, **more)
         for row in range(len(rows)):
-            value = self.value(data[[row] * self.copies].clone())
+            try:
+                value = self.value(data[[row] * self.copies].clone())
+            except CheckError:
+                raise
+            except Exception as error:
+                where = f"s={int(rows.s[row])}, a={int(rows.a[row])}, r={rows.r[row].item():.3g}"
+                said = f"The loss must take every transition, got one that {raised(error)}, at {where}."
+                raise CheckError(said) from error
             losses.append(value.detach())
             grads.append(self._gradient(value))
             traces.append(self.trace)
@@ -233,6 +252,21 @@ def total(out: Any, rows: int) -> Tensor:
     if not names:
         raise CheckError(f"The loss must return an entry named loss, got {', '.join(entries) or 'none'}.")
     return total(out[next((name for name in ("loss", "loss_qvalue", "loss_critic") if name in names), names[0])], rows)
+
+
+def gradients(value: Tensor, over: list[Any]) -> list[Tensor]:
+    """Those of ``value`` with respect to each, 0 where it does not depend on it.
+
+    Raises:
+        CheckError: its backward pass raises.
+    """
+    if not value.requires_grad:
+        return [torch.zeros_like(each) for each in over]
+    try:
+        found = torch.autograd.grad(value, over, retain_graph=True, allow_unused=True)
+    except Exception as error:
+        raise CheckError(f"The loss must have a gradient, got one whose backward pass {raised(error)}.") from error
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(over, found, strict=True)]
 
 
 @contextmanager

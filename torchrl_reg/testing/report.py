@@ -40,13 +40,26 @@ class Check:
 
 
 def compared(
-    name: str, expected: Tensor, got: Tensor, errors: Sequence[str] = (), note: str = "", rtol: float = 1e-4
+    name: str,
+    expected: Tensor,
+    got: Tensor,
+    errors: Sequence[str] = (),
+    note: str = "",
+    rtol: float = 1e-4,
+    atol: float = 1e-6,
 ) -> Check:
-    """Passes if two tensors are equal to ``rtol`` (and 1e-6); has the numbers where they differ most."""
+    """Passes if two tensors are equal to ``rtol`` and ``atol``; has the numbers where they differ most."""
     expected, got = expected.detach().double().flatten(), got.detach().double().flatten()
-    worst, right = int((expected - got).abs().argmax()), torch.allclose(expected, got, rtol=rtol, atol=1e-6)
+    worst, right = int((expected - got).abs().argmax()), torch.allclose(expected, got, rtol=rtol, atol=atol)
     numbers = expected[worst].item(), got[worst].item()
     return Check(name, "pass", *numbers) if right else Check(name, "fail", *numbers, tuple(errors), note)
+
+
+def raised(error: Exception) -> str:
+    """``raises ...``, in one line."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    said = (str(error).strip() or repr(error)).splitlines()[0]
+    return f"raises {type(error).__name__}: {said[:80]}"
 
 
 def tried(name: str) -> Callable[[Callable[..., Check]], Callable[..., Check]]:
@@ -58,8 +71,7 @@ def tried(name: str) -> Callable[[Callable[..., Check]], Callable[..., Check]]:
             try:
                 return check(*args, **kwargs)
             except Exception as error:
-                said = (str(error).strip() or repr(error)).splitlines()[0]
-                return Check(name, "n/a", note=f"raises {type(error).__name__}: {said[:80]}")
+                return Check(name, "n/a", note=raised(error))
 
         return safe
 

@@ -53,6 +53,7 @@ class Target:
         alpha, clip_min, clips: weight, lower clip, and what is clipped (``"tau ln pi"``, ``"ln pi"``, ``"bonus"``).
         copies, bonus_state, bonus_net, bonus_action: how often, where, by which network, for which action.
         bonus_at_end, reward_at_end: whether they are paid before a terminal state.
+        rewards: as they are (``""``), ``"clipped"`` to [-1, 1], or their ``"signs"``.
         next_net: the network at s'. ends: which flag stops the bootstrap. gamma, power: discount and its exponent.
         actor: the policy is an actor's. critics: the ``"min"`` of two, their ``"mean"``, ``"max"``, or the ``"first"``.
     """
@@ -76,6 +77,7 @@ class Target:
     bonus_action: str = "stored"
     bonus_at_end: bool = True
     reward_at_end: bool = True
+    rewards: str = ""
     next_net: str = "target"
     ends: str = "terminated"
     gamma: float = 0.9
@@ -83,8 +85,8 @@ class Target:
     actor: bool = False
     critics: str = "min"
 
-    def __call__(self, rows: Rows, values: Values) -> Tensor:
-        """Targets ``[N]``."""
+    def __call__(self, rows: Rows, values: Values, shift: Tensor | float = 0.0, *, policy_too: bool = False) -> Tensor:
+        """Targets ``[N]``; ``shift [S, A]`` is added to the values at s', and with ``policy_too`` to its policy's."""
         online, target, policy, spread, mask = values
         if spread is not None:
             above = {"min": 0 * spread, "mean": spread.abs() / 2, "max": spread.abs(), "first": (-spread).clamp(min=0)}
@@ -95,14 +97,15 @@ class Target:
         at = rows.next_s if self.value_state == "next" else rows.s
         behind = online if self.double else nets[self.next_net]
         behind = behind if policy is None else self.tau * policy
-        q, behind = nets[self.next_net][at], behind[at]
+        q, behind = (nets[self.next_net] + shift)[at], (behind + shift if policy_too else behind)[at]
         value = self.state_value(*((behind, q) if self.swapped else (q, behind)))
         following = self.gamma ** self._exponent(rows.steps) * value
         ended = {"terminated": rows.terminated, "done": rows.terminated | rows.truncated, "never": rows.steps < 0}
         ended |= {"truncated": rows.truncated, "going": ~rows.terminated}
         following = following.masked_fill(ended[self.ends], 0.0)
         bonus = self.copies * self.bonus_of(rows, nets[self.bonus_net])
-        paid = rows.r if self.reward_at_end else rows.r.masked_fill(rows.terminated, 0.0)
+        paid = {"": rows.r, "clipped": rows.r.clamp(-1, 1), "signs": rows.r.sign()}[self.rewards]
+        paid = paid if self.reward_at_end else paid.masked_fill(rows.terminated, 0.0)
         return paid + following + (bonus if self.bonus_at_end else bonus.masked_fill(rows.terminated, 0.0))
 
     def _exponent(self, steps: Tensor) -> Tensor:

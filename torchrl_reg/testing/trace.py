@@ -21,12 +21,15 @@ _SOFTMAXES = {torch.ops.aten._softmax, torch.ops.aten._log_softmax, torch.ops.at
 class Trace(TorchDispatchMode):
     """Records the bounds of clips and the inputs of softmaxes; random numbers in [0, 1) are all 1/2.
 
+    Or, if ``spread``, 1/4 and 3/4 in turn: then so are any even number of them in a row, however they are shared out.
+
     ``tau ln pi <= 0``, so that a clip above 0 changes no target; and ``q - tau ln pi`` is the same for all actions, so
     that any policy gives it the same mean. Both are mistakes none the less, and errors elsewhere: the second in M-IQN.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spread: bool = False) -> None:
         super().__init__()
+        self.spread, self.odd = spread, False
         self.clips: list[tuple[float, float]] = []
         self.clipped: list[tuple[Tensor, dict[str, float]]] = []
         self.softmaxes: list[Tensor] = []
@@ -43,7 +46,13 @@ class Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         if bounds:
             self._clip(args[0], out, bounds)
-        return torch.full_like(out, 0.5) if packet is torch.ops.aten.rand else out
+        return self._chosen(out) if packet is torch.ops.aten.rand else out
+
+    def _chosen(self, drawn: Tensor) -> Tensor:
+        if not self.spread:
+            return torch.full_like(drawn, 0.5)
+        self.odd |= drawn.numel() % 2 == 1  # of which a half each is not to be had
+        return (0.25 + 0.5 * (torch.arange(drawn.numel()) % 2)).to(drawn).view_as(drawn)
 
     def _clip(self, given: Tensor, out: Tensor, bounds: dict[str, Any]) -> None:
         """One bound may come after the other."""
