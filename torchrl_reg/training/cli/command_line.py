@@ -35,6 +35,7 @@ from torchrl_reg.training.cli.overrides import default_folder, read_words, reada
 from torchrl_reg.training.cli.signals import stopped_by_signals
 from torchrl_reg.training.cli.typed_config import first_line, plain_defaults, typed
 from torchrl_reg.training.errors import Interrupted, stop_behind, user_sentence
+from torchrl_reg.training.run.polite_stop import STOP
 from torchrl_reg.training.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.seeds.seeds_together import train_seeds
 from torchrl_reg.training.settings import RecipeConfig, validate
@@ -84,7 +85,8 @@ class _CommandLine:
                 with stopped_by_signals():
                     entry()
             except (KeyboardInterrupt, Interrupted) as stop:
-                print(f"\nstopped; the same command continues: {command()}", file=sys.stderr)
+                said = STOP.words() if STOP.words else "stopped; the same command continues"
+                print(f"\n{said}: {command()}", file=sys.stderr)
                 sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
             finally:
                 os.environ["HYDRA_FULL_ERROR"] = "1" if self.full_errors else "0"

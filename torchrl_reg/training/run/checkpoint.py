@@ -158,6 +158,11 @@ class CheckpointFolder:
         raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}), {advice}")
 
 
+def last_checkpoint(folder: Path) -> int:
+    """The frame of the newest checkpoint in ``folder``; 0 without one."""
+    return max(map(_frames, folder.glob(f"{_PREFIX}-*.torchrl")), default=0)
+
+
 def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
     """TorchRL's archive of ``parts``, each given by its ``state_dict`` or ``load_state_dict``."""
     archive, adapter = Checkpoint(format="archive"), StateDictCheckpointAdapter(payload_format="torch")

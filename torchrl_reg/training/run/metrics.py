@@ -70,6 +70,15 @@ class MetricsFile:
             sync(self.path)
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
+    def keep_beside(self) -> Path | None:
+        """Moves the rows to ``metrics.previous.jsonl``, unless what is there is longer; None if there are no rows."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return None
+        kept = self.path.with_name("metrics.previous.jsonl")
+        if not kept.exists() or kept.stat().st_size <= self.path.stat().st_size:
+            os.replace(self.path, kept)
+        return kept
+
     def restart(self) -> None:
         """Drops every row."""
         self.continue_from({"bytes": 0, "sha256": sha256().hexdigest()})
