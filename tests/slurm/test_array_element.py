@@ -123,6 +123,7 @@ def test_a_run_that_is_being_saved_is_asked_once_and_its_workers_are_not(tmp_pat
     thread.start()
     wait_until(lambda: len(list((tmp_path / "r0").glob("ready*"))) == 2)
     one.ask_to_stop()
+    time.sleep(0.3)  # at once, the two would be one signal
     one.stop(grace_seconds=10.0)
     thread.join(10)
     assert (tmp_path / "r0/asked").read_text() == "x" and (tmp_path / "r0/done.json").exists()

@@ -91,6 +91,8 @@ class RunFolder:
 
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the folder."""
+        if self._lock is not None:
+            self._lock.remove_owner()
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
         if self._lock is not None:
             self._lock.release()
