@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep, or any folder of runs")
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two refreshes (default 5)")
     parser.add_argument("--once", action="store_true", help="print one frame and exit, as without a terminal")
-    parser.add_argument("--until-done", action="store_true", help="exit once no run of the sweeps is running or waiting")
+    parser.add_argument(
+        "--until-done", action="store_true", help="exit once no run of the sweeps is running or waiting"
+    )
     parser.add_argument("--runs", action="store_true", help="one line per run, not per method")
 
 

@@ -15,6 +15,8 @@ LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
 #: Environments stepped together: millions of them would be built for hours before anything fails.
 MOST_ENVS = 100_000
+#: CPU threads: with more than the system lets a process start, torch would end it without a word.
+MOST_THREADS = 1_024
 
 
 @dataclass
@@ -64,6 +66,7 @@ class RunSettings:
         for name in ("checkpoint_every_frames", "video_every_frames"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"run.{name}", "at least 1, or null", value)
+        require(self.threads <= MOST_THREADS, "run.threads", f"at most {MOST_THREADS:,}", self.threads)
         evaluable = 1 <= self.eval_episodes <= MOST_ENVS  # side by side
         require(evaluable, "run.eval_episodes", f"from 1 to {MOST_ENVS:,}", self.eval_episodes)
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)

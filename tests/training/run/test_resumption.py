@@ -102,6 +102,15 @@ def test_a_finished_run_keeps_its_weights_and_is_not_run_again(finish, tmp_path)
     assert finish(*arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert "already finished: done" in (tmp_path / "stdout.txt").read_text()
+    # Without a file that it had, it is not said to be finished.
+    for name in ("metrics.jsonl", "policy.safetensors", "checkpoints/checkpoint-000000000304.torchrl"):
+        if name in json.loads((folder / "done.json").read_text())["files"]:
+            (folder / name).rename(tmp_path / "away")
+            assert finish(*arguments) == 1
+            line = _last_line(tmp_path)
+            assert line.startswith(f"done holds a finished run without its {name}; left are checkpoints, command.txt")
+            (tmp_path / "away").rename(folder / name)
+    assert len(json.loads((folder / "done.json").read_text())["files"]) >= 2
     # A done.json that a crash emptied is written again.
     shutil.copytree(folder, tmp_path / "whole")
     said = json.loads((folder / "done.json").read_text())

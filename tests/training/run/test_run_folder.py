@@ -76,6 +76,14 @@ def test_a_kill_right_after_done_json_leaves_no_owner_behind(tmp_path, monkeypat
     assert folder.is_done and not (tmp_path / ".owner.json").exists()
 
 
+def test_a_start_whose_versions_are_no_table_is_no_traceback(tmp_path):
+    _open(_config(tmp_path)).close({})
+    (tmp_path / "provenance.json").write_text('{"starts": [{"versions": ["torch"], "user_code": 3, "commit": 7}]}')
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/checkpoint-000000000100.torchrl").touch()
+    assert len(_open(_config(tmp_path))._earlier_starts()) == 2
+
+
 def test_the_same_settings_may_return_and_cosmetic_ones_may_differ(tmp_path):
     _open(_config(tmp_path / "run")).close({})
     elsewhere = (tmp_path / "run").rename(tmp_path / "moved")

@@ -157,11 +157,12 @@ class _CommandLine:
             parent = Path(given.run.dir) if given.run.dir else self._folder(given, overrides).parent
             configs = [_of_seed(given, seed, parent) for seed in given.run.seeds]
         folders = [RunFolder(config) for config in configs]
-        for folder in folders:
-            if folder.is_done:
-                print(f"already finished: {folder.path}", flush=True)
-        if unfinished := [folder.config for folder in folders if not folder.is_done]:
+        done = [folder for folder in folders if folder.is_done]
+        if unfinished := [folder.config for folder in folders if folder not in done]:
             train_seeds(self.train, unfinished)
+        for folder in done:
+            folder.check_done()
+            print(f"already finished: {folder.path}", flush=True)
         found = [_objective(config) for config in configs]
         return sum(found) / len(found) if None not in found else None  # type: ignore[arg-type]
 

@@ -47,9 +47,8 @@ class FolderLock:
         self._owner, self._is_locked = owner, descriptor >= 0
         self.release = weakref.finalize(self, _release, descriptor, owner, beating)
 
-
     def remove_owner(self) -> None:
-        """Takes the name off a folder that stays locked, so that a kill before :meth:`release` leaves nothing behind."""
+        """Takes the name off a folder that stays locked: a kill before :meth:`release` then leaves nothing behind."""
         if self._is_locked:
             self._owner.unlink(missing_ok=True)
 
