@@ -45,7 +45,7 @@ def test_rows_that_vanish_while_the_run_goes_on_are_noticed_at_the_next_row_and_
     metrics.append({"frames": 2})
     damage(metrics.path)
     for ask in (metrics.mark, lambda: metrics.append({"frames": 3})):
-        with pytest.raises(RecordError, match=f"{said}.*while the run went on; put it back from a copy, or delete "):
+        with pytest.raises(RecordError, match=f"{said}.*while the run went on: put it back from a copy, or delete "):
             ask()
 
 

@@ -39,11 +39,8 @@ def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _put_back(path: Path) -> str:
-    return (
-        f"put it back from a copy, or delete {path.parent / 'checkpoints'} and run the same command to start from the "
-        "beginning."
-    )
+def _from_a_copy(path: Path) -> str:
+    return f"from a copy, or delete {path.parent / 'checkpoints'} and run the same command to start from the beginning."
 
 
 class MetricsFile:
@@ -84,7 +81,7 @@ class MetricsFile:
         if there < self._bytes:
             raise RecordError(
                 f"{self.path} holds {there:,} of the {self._bytes:,} bytes written: it was "
-                f"{'cut' if there else 'deleted'} while the run went on; {_put_back(self.path)}"
+                f"{'cut' if there else 'deleted'} while the run went on: put it back {_from_a_copy(self.path)}"
             )
 
     def keep_beside(self) -> Path | None:
@@ -113,7 +110,9 @@ class MetricsFile:
             known = f"the {expected:,} bytes that the checkpoint knows were changed"
             if len(rows) < expected:
                 known = f"{len(rows):,} bytes, of {expected:,} that the checkpoint knows"
-            raise RecordError(f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: {_put_back(self.path)}")
+            raise RecordError(
+                f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: put it back {_from_a_copy(self.path)}"
+            )
         self._bytes, self._digest = expected, digest
         if there:
             os.truncate(self.path, expected)
