@@ -104,7 +104,7 @@ def train(cfg: Config) -> Path:
                 logged_at = study.frames
                 told = {"root_value": value, "return_so_far": returns.mean().item(), "running": len(running)}
                 study.log("act", decision=decision + 1, **told)
-            if study.frames - kept_at >= cfg.run.checkpoint_every_frames and decision + 1 == len(made):
+            if study.frames - kept_at >= (cfg.run.checkpoint_every_frames or 200) and decision + 1 == len(made):
                 kept_at = study.frames
                 study.keep("decisions", {"decisions": made})
             if len(running) == 0:

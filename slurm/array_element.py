@@ -55,6 +55,7 @@ class Commands:
         retries: how often a process that a signal killed (out of memory, say) is started again at once.
         minutes: the time limit of the job.
         lock_seconds: how long to wait for a process of an earlier life of this element to let its run go.
+        grace_seconds: how long a run may take to finish its batch and write a checkpoint when it is stopped.
     """
 
     folder: str
@@ -65,6 +66,7 @@ class Commands:
     retries: int = 2
     minutes: float = 240
     lock_seconds: float = 60.0
+    grace_seconds: float = 60.0
 
 
 class ArrayElement:
@@ -101,7 +103,7 @@ class ArrayElement:
             raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:
-        """Stops the runs (work since their last checkpoint is lost) and asks to be requeued.
+        """Stops the runs, which write a checkpoint first, and asks to be requeued.
 
         Not for ever: three jobs that ran out of time without a checkpoint are followed by no fourth.
         """
@@ -117,15 +119,23 @@ class ArrayElement:
         self._note_failure([name for names, _ in self.commands.runs for name in names], 1, reason)
         return None
 
-    def stop(self, grace_seconds: float = 3.0) -> None:
-        """Ends the runs' processes, with SIGTERM first; reentrant."""
+    def ask_to_stop(self) -> None:
+        """Sends SIGTERM to the runs, once: a second signal would stop them before they are saved."""
         with self._starting:
-            self._stopping = True
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for child in list(self._children):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, number)  # its own workers, too
-            _lasts(grace_seconds, lambda: any(child.poll() is None for child in list(self._children)))
+            asked, self._stopping = self._stopping, True
+        for child in [] if asked else list(self._children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)  # not to its workers, which it needs to end its batch
+
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Ends the runs' processes, with SIGTERM first; reentrant."""
+        self.ask_to_stop()
+        grace = self.commands.grace_seconds if grace_seconds is None else grace_seconds
+        _lasts(grace, lambda: any(child.poll() is None for child in list(self._children)))
+        for child in list(self._children):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # its own workers, too
+        _lasts(3.0, lambda: any(child.poll() is None for child in list(self._children)))
 
     # ------------------------------------------------------------ one process
 

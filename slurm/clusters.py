@@ -36,7 +36,7 @@ class Cluster:
     threads: int = 1  # CPUs of each process
     memory_gb: float | None = None  # of the job; null: the partition's default
     minutes: int = 240  # of the job; what is not done by then is queued again
-    signal_seconds: int = 90  # how long before the end the runs are stopped
+    signal_seconds: int = 90  # how long before the end the runs are asked to write a checkpoint and stop
     requeues: int = 1000  # after time-outs
     retries: int = 2  # of a run that a signal killed, at once
     parallel_jobs: int = 256  # elements at a time (local: jobs at a time)
@@ -61,6 +61,8 @@ def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, 
     """``runs_per_job`` runs, of one seed or several, to an element of the array."""
     size = cluster.runs_per_job
     limits: dict[str, Any] = {name: getattr(cluster, name) for name in ("threads", "retries", "minutes")}
+    if cluster.kind == "slurm":  # the rest is for the requeue
+        limits["grace_seconds"] = max(3.0, cluster.signal_seconds - 30.0)
     processes = [(run.folders, command(run, folder, code)) for run in runs]
     return [
         ArrayElement(Commands(str(folder), str(code), commit, processes[start : start + size], **limits))

@@ -151,6 +151,11 @@ def waiting_notes(path: Path) -> list[str]:
     return [f"waiting: {note}" for note in _reasons(job.reason for job in queued.values() if job.state in _WAITING)]
 
 
+def is_over(path: Path) -> bool:
+    """Whether no run of the sweep in ``path`` runs or waits, or may do so while SLURM does not answer."""
+    return not any(run.state in ("running", "waiting", "unknown") for run in sweep_status(SweepFolder(path.resolve())))
+
+
 def _reasons(reasons: Iterable[str]) -> list[str]:
     """``4 for PartitionConfig: never starts: ...``, the most frequent first."""
     counts = Counter(reason for reason in reasons if reason not in ("", "None"))
@@ -234,7 +239,7 @@ def main() -> None:
     try:
         folder = SweepFolder(path.resolve())
         if arguments.watch and sys.stdout.isatty() and folder.read():
-            sys.exit(watch(["watch", str(path), "--every", str(arguments.every)]))
+            sys.exit(watch(["watch", str(path), "--every", str(arguments.every), "--until-done"]))
         while True:
             runs = sweep_status(folder)
             if arguments.json:

@@ -18,7 +18,8 @@ _TELL_SECONDS = 60.0
 
 
 def run_here(jobs: Sequence[ArrayElement], parallel: int, tell: Callable[[], str]) -> list[str]:
-    """Runs the jobs on this machine, ``parallel`` at a time; returns what failed. Ctrl-C stops them.
+    """Runs the jobs on this machine, ``parallel`` at a time; returns what failed. Ctrl-C stops them
+    once they are saved, a second one at once.
 
     Prints what ``tell`` says once a minute and at the end of every job.
     """
@@ -36,8 +37,15 @@ def run_here(jobs: Sequence[ArrayElement], parallel: int, tell: Callable[[], str
                 print(tell(), flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            print("stopping as soon as the runs are saved; Ctrl-C again stops them at once", flush=True)
             for job in jobs:
-                job.stop()
+                job.ask_to_stop()
+            try:
+                for job in jobs:
+                    job.stop()
+            except KeyboardInterrupt:
+                for job in jobs:
+                    job.stop(grace_seconds=0.0)
             print(tell(), flush=True)
             raise
     return failures

@@ -92,6 +92,16 @@ def test_what_comes_back_acts_alike_bit_by_bit_and_no_random_number_is_drawn(nam
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_metadata_stand_in_one_order_in_every_process(tmp_path: Path) -> None:
+    said = {name: f"{name}\u00e4" for name in "fbdace"}  # the package would shuffle them
+    content = encoded({"w": torch.arange(3.0), "b": torch.tensor([2.5], dtype=torch.float64)}, said)
+    end = 8 + int.from_bytes(content[:8], "little")
+    assert list(json.loads(content[8:end])["__metadata__"]) == sorted(said) and end % 8 == 0
+    (tmp_path / "file").write_bytes(content)
+    tensors, metadata, _ = read(tmp_path / "file")
+    assert metadata == said and tensors["w"].tolist() == [0, 1, 2] and tensors["b"].tolist() == [2.5]
+
+
 def with_layer() -> nn.Module:
     actor = q_actor()
     actor.module[0].module.append(nn.Linear(2, 2))

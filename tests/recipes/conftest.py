@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +18,8 @@ from hydra import compose, initialize_config_dir
 
 from torchrl_reg.training import read_metrics, recipe, strip_wall_clock
 from torchrl_reg.training.cli.typed_config import typed
-from torchrl_reg.training.run import metrics
+from torchrl_reg.training.run import metrics, run_folder
+from torchrl_reg.training.run.folder_lock import FolderLock
 from torchrl_reg.training.run.run_folder import RunFolder
 from torchrl_reg.training.settings import validate
 
@@ -116,4 +120,43 @@ def kill(start, monkeypatch, tmp_path) -> Callable[..., None]:
         gc.collect()  # of the run, whose lock goes with its process in real life
         assert not (tmp_path / folder / "done.json").exists()
 
+    return run
+
+
+@pytest.fixture
+def stop(start, monkeypatch, tmp_path) -> Callable[..., str]:
+    """``stop(words, folder, SIGINT, rows=3)`` sends the signal while the third row is written; what is said then.
+
+    ``times=2`` sends it again, late enough to count as a second wish.
+    """
+
+    def run(words: str, folder: str, number: int, rows: int, times: int = 1) -> str:
+        written, held, append, said = [], [], metrics.append, tmp_path / "stderr.txt"
+
+        def lock(folder: Path) -> FolderLock:
+            held.append(FolderLock(folder))
+            return held[-1]
+
+        def interrupt(path: Path, line: bytes) -> None:
+            append(path, line)
+            written.append(line)
+            if len(written) == rows:
+                os.kill(os.getpid(), number)
+                for _ in range(times - 1):
+                    time.sleep(0.6)
+                    os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patched, said.open("w") as stderr, pytest.raises(SystemExit) as stopped:
+            patched.setattr(metrics, "append", interrupt)
+            patched.setattr(sys, "stderr", stderr)
+            patched.setattr(run_folder, "FolderLock", lock)
+            start(words, folder)
+        assert stopped.value.code == 128 + number
+        for each, handler in before.items():  # left as they are in a process about to end
+            signal.signal(each, handler)
+        for lock in held:  # it goes with its process in real life
+            lock.release()
+        return " ".join(said.read_text().split())
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     return run

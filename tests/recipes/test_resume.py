@@ -8,6 +8,12 @@ annealing, exact target periods, single-frame storage.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +57,72 @@ def test_killed_and_restarted(words, checkpoint_every, kills, start, kill):
     for number in range(kills):
         kill(words, "killed", rows=1 + number % 2)  # which must be dropped and made again
     assert start(words, "killed") == whole and len(whole) > 10
+
+
+STOPPED = {
+    **{name: words for name, (words, *_) in RUNS.items()},
+    "m_dqn": f"m_dqn net.num_cells=[16] {LONG} algo.update_every_frames=16",
+    "pqn": f"pqn {LONG}",
+    "torchrl-collector": f"m_dqn net.num_cells=[16] {LONG} algo.update_every_frames=16 run.collector=torchrl",
+}
+QUICK_STOPPED = ("m_iqn-overlapped", "pqn")
+SIGNALLED = [pytest.param(STOPPED["m_dqn"], each, id=each.name) for each in (signal.SIGTERM, signal.SIGUSR1)]
+SIGNALLED += [
+    pytest.param(words, signal.SIGINT, id=name, marks=() if name in QUICK_STOPPED else pytest.mark.slow)
+    for name, words in STOPPED.items()
+]
+
+
+@pytest.mark.parametrize(("words", "number"), SIGNALLED)
+def test_stopped_by_a_signal_and_continued(words, number, start, stop, tmp_path):
+    """Between two rows, with the default interval: there is no checkpoint but that of the stop."""
+    whole, words = start(f"{words} {COMMON}", "whole"), f"{words} {COMMON}"
+    for rows in (3, 5):
+        said = stop(words, "stopped", number, rows)
+        (path,) = list((tmp_path / "stopped/checkpoints").glob("*.torchrl"))[-1:]
+        frames = max(int(path.stem[-12:]) for path in path.parent.glob("*.torchrl"))
+        assert f"stopped at frame {frames:,} with a checkpoint; the same command continues there: python " in said
+    assert start(words, "stopped") == whole and len(whole) > 10
+    assert not (tmp_path / "stopped/metrics.previous.jsonl").exists()
+
+
+def test_a_second_signal_stops_at_once_and_the_record_is_kept_beside(start, stop, tmp_path, capfd):
+    words = f"m_dqn net.num_cells=[16] algo.total_frames=1100 {COMMON}"
+    said = stop(words, "run", signal.SIGINT, rows=4, times=2)
+    assert "stopped before the first checkpoint; the same command starts again at frame 0: python" in said
+    record, folder = (tmp_path / "run/metrics.jsonl").read_bytes(), tmp_path / "run"
+    assert record.count(b"\n") == 4 and "stopping as soon as the run is saved; a second" in capfd.readouterr().err
+    assert len(start(words, "run")) > 4
+    assert (folder / "metrics.previous.jsonl").read_bytes() == record
+    assert f"{folder} has no checkpoint and starts again at frame 0" in " ".join(capfd.readouterr().err.split())
+
+
+def test_seeds_stop_at_the_same_frame_and_each_ends_like_one_that_was_not_stopped(start, stop, tmp_path):
+    words = f"m_dqn run.seeds=[0,1,2] net.num_cells=[16] algo.total_frames=3000 {COMMON}"
+    start(words, "whole")
+    said = stop(words, "both", signal.SIGTERM, rows=8)  # as the second seed writes, when the first has passed
+    (frames,) = {path.stem for path in (tmp_path / "both").glob("seed=*/checkpoints/*.torchrl")}
+    assert f"stopped at frame {int(frames[-12:]):,} with a checkpoint" in said
+    start(words, "both")
+    for seed in range(3):
+        one, other = (read_metrics(tmp_path / name / f"seed={seed}/metrics.jsonl") for name in ("whole", "both"))
+        assert [*map(strip_wall_clock, one)] == [*map(strip_wall_clock, other)] and len(one) > 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_signalled_ends_like_one_that_was_not(number, start, tmp_path):
+    words = f"m_dqn net.num_cells=[16] {LONG} algo.update_every_frames=16 {COMMON}"
+    whole, root = start(words, "whole"), Path(__file__).parents[2]
+    script, *settings = words.split()
+    command = [sys.executable, str(root / f"recipes/{script}.py"), *settings, f"run.dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3:
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and "with a checkpoint; the same command continues there" in said
+    assert start(words, "run") == whole
 
 
 SPLIT = {

@@ -115,6 +115,20 @@ def test_stop_ends_a_run_and_leaves_no_mark(tmp_path, on_sigterm):
     assert (tmp_path / "r0/polite").exists() == ("polite" in on_sigterm)
 
 
+def test_a_run_that_is_being_saved_is_asked_once_and_its_workers_are_not(tmp_path):
+    saves = "signal.signal(signal.SIGTERM, lambda *_: (run / 'asked').open('a').write('x')); "
+    body = f"os.fork(); {saves}(run / f'ready{{os.getpid()}}').touch(); time.sleep(1.5); {DONE}"
+    one = element(tmp_path, body)
+    thread = threading.Thread(target=one)
+    thread.start()
+    wait_until(lambda: len(list((tmp_path / "r0").glob("ready*"))) == 2)
+    one.ask_to_stop()
+    time.sleep(0.3)  # at once, the two would be one signal
+    one.stop(grace_seconds=10.0)
+    thread.join(10)
+    assert (tmp_path / "r0/asked").read_text() == "x" and (tmp_path / "r0/done.json").exists()
+
+
 def test_a_full_disk_at_the_log_is_one_failure(tmp_path):
     (tmp_path / "r0.log").symlink_to("/dev/full")
     with pytest.raises(RuntimeError, match="1 of 2 runs failed: r0: .*No space left on device"):

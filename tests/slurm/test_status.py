@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -236,6 +237,19 @@ def test_the_command_line(folder):
     refused = ask("nonsense", "--root", str(folder))
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert "nonsense must be the folder of a launched sweep, got one without sweep.yaml." in refused.stderr
+
+
+def test_on_a_terminal_watching_ends_with_the_last_run(folder):
+    there, terminal = os.openpty()
+    words = [sys.executable, str(SLURM / "status.py"), str(folder), "--watch", "--every", "0.1"]
+    with subprocess.Popen(words, stdout=terminal, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(terminal)
+        deadline, shown = time.monotonic() + 60, b""
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                shown += os.read(there, 65536)
+        process.kill()
+    assert process.returncode == 0 and shown
 
 
 def test_five_hundred_runs_are_read_quickly(folder):

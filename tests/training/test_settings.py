@@ -35,6 +35,8 @@ def test_numbers_are_finite(value: float) -> None:
     ("settings", "sentence"),
     [
         ({"seeds": [1, 1]}, "run.seeds must be different integers, each at least 0, got [1, 1]."),
+        ({"threads": 100_000}, "run.threads must be at most 1,024, got 100000."),
+        ({"checkpoint_every_frames": 0}, "run.checkpoint_every_frames must be at least 1, or null, got 0."),
         ({"seeds": []}, "run.seeds must be different integers, each at least 0, got []."),
         ({"seeds": [-1]}, "run.seeds must be different integers, each at least 0, got [-1]."),
         ({"seeds": [1, 2], "cudagraphs": True}, "run.cudagraphs must be false with run.seeds, got True."),

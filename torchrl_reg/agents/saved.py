@@ -126,7 +126,16 @@ def encoded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     """The bytes of a safetensors file with ``tensors`` (any device) and string ``metadata``."""
     # Cloned: the package refuses tensors that share memory.
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    return _safetensors().save(plain, dict(metadata))
+    content = _safetensors().save(plain, dict(metadata))
+    if len(metadata) < 2:
+        return content
+    # The package writes metadata in an order that changes from process to process; the same length keeps the offsets.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], memoryview]:

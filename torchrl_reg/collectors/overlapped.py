@@ -66,6 +66,11 @@ class OverlappedCollector:
         while (batch := self._next()) is not None:
             yield batch
 
+    @property
+    def stands_still(self) -> bool:
+        """True if no batch is being collected or waits to be handed out."""
+        return self._pending is None
+
     def wait(self) -> None:
         """Returns once nothing is being collected.
 

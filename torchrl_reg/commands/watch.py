@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep, or any folder of runs")
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two refreshes (default 5)")
     parser.add_argument("--once", action="store_true", help="print one frame and exit, as without a terminal")
+    parser.add_argument(
+        "--until-done", action="store_true", help="exit once no run of the sweeps is running or waiting"
+    )
     parser.add_argument("--runs", action="store_true", help="one line per run, not per method")
 
 
@@ -39,20 +42,22 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.every < float("inf"):
         raise AnalysisError(f"--every must be > 0 seconds, got {args.every:g}.")
     console, watcher = Console(), Watcher(args.folders)
-    asked, notes = -_ASK_SECONDS, list[str]()
+    asked, notes, is_over = -_ASK_SECONDS, list[str](), False
 
     def screen(height: int | None) -> RenderableType:
-        nonlocal asked, notes
+        nonlocal asked, notes, is_over
         watcher.refresh()
         if height is None or time.monotonic() - asked > _ASK_SECONDS:
             asked, notes = time.monotonic(), _queue_notes(args.folders)
+            is_over = args.until_done and all(map(sweep_module("status").is_over, args.folders))
         return watch_frame(watcher, single=args.runs, width=console.width, height=height, notes=notes)
 
     if not args.once and console.is_terminal:
         with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(screen(console.height), refresh=True)
+            live.update(screen(console.height), refresh=True)
+            while not is_over:
                 time.sleep(args.every)
+                live.update(screen(console.height), refresh=True)
     console.print(screen(None))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,6 +12,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial = partial_path(path)
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     publish(partial, path)
+
+
+def way_out(error: BaseException, folder: Path) -> str:
+    """What to do about an ``error`` of writing into a run's ``folder``."""
+    if not folder.exists():
+        return f"{folder} is gone, with its checkpoints: put it back from a copy, or the same command starts anew"
+    if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"earlier checkpoints are untouched, so make {folder} writable and run the same command to continue"
+    return "earlier checkpoints are intact, so free some space and run the same command to continue"
 
 
 def append(path: Path, data: bytes) -> None:

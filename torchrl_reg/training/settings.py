@@ -15,6 +15,8 @@ LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
 #: Environments stepped together: millions of them would be built for hours before anything fails.
 MOST_ENVS = 100_000
+#: CPU threads: with more than the system lets a process start, torch would end it without a word.
+MOST_THREADS = 1_024
 
 
 @dataclass
@@ -40,7 +42,7 @@ class RunSettings:
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
     evaluate_every_frames: int = 10_000  # and at the end
     eval_episodes: int = 10  # of each policy that is evaluated
-    checkpoint_every_frames: int = 50_000  # the most a killed run can lose
+    checkpoint_every_frames: int | None = None  # null: 10,000, once a minute at most; 50,000 where it ends episodes
     video_every_frames: int | None = None  # after each, the next evaluation records a greedy episode; null: never
     loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
     on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row
@@ -58,11 +60,13 @@ class RunSettings:
         require(not (others and self.overlap), "run.overlap", "false with run.seeds or run.cudagraphs", self.overlap)
         alone = self.collectors == 1 or not (self.seeds or self.overlap)
         require(alone, "run.collectors", "1 with run.seeds or run.overlap", self.collectors)
-        intervals = ("log_every_frames", "evaluate_every_frames", "checkpoint_every_frames")
+        intervals = ("log_every_frames", "evaluate_every_frames")
         for name in ("threads", "collectors", "diagnostics_every_updates", *intervals):
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        films = self.video_every_frames is None or self.video_every_frames >= 1
-        require(films, "run.video_every_frames", "at least 1, or null", self.video_every_frames)
+        for name in ("checkpoint_every_frames", "video_every_frames"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"run.{name}", "at least 1, or null", value)
+        require(self.threads <= MOST_THREADS, "run.threads", f"at most {MOST_THREADS:,}", self.threads)
         evaluable = 1 <= self.eval_episodes <= MOST_ENVS  # side by side
         require(evaluable, "run.eval_episodes", f"from 1 to {MOST_ENVS:,}", self.eval_episodes)
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)

@@ -36,6 +36,28 @@ def test_a_row_that_fits_in_part_is_an_error(metrics):
     assert read_metrics(metrics.path) == [{"frames": 1}]
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(os.unlink, "0 of the 28 bytes written: it was deleted"), (lambda p: os.truncate(p, 5), "was cut")],
+)
+def test_rows_that_vanish_while_the_run_goes_on_are_noticed_at_the_next_row_and_checkpoint(metrics, damage, said):
+    metrics.append({"frames": 1})
+    metrics.append({"frames": 2})
+    damage(metrics.path)
+    for ask in (metrics.mark, lambda: metrics.append({"frames": 3})):
+        with pytest.raises(RecordError, match=f"{said}.*while the run went on: put it back from a copy, or delete "):
+            ask()
+
+
+def test_of_a_folder_that_is_gone_nobody_says_that_its_checkpoints_are_intact(tmp_path):
+    metrics = MetricsFile(tmp_path / "run/metrics.jsonl")
+    with pytest.raises(RecordError, match="run is gone, with its checkpoints: put it back from a copy, or the same"):
+        metrics.append({"frames": 1})
+    (tmp_path / "run").touch()  # no folder
+    with pytest.raises(RecordError, match="untouched, so make .*run writable"):
+        metrics.append({"frames": 1})
+
+
 def test_values_that_json_has_no_word_for_become_null(metrics):
     metrics.append({"loss": float("nan"), "td_error": float("inf"), "return_mean": None})
     refuse = {"parse_constant": pytest.fail}  # NaN, Infinity

@@ -102,6 +102,15 @@ def test_a_finished_run_keeps_its_weights_and_is_not_run_again(finish, tmp_path)
     assert finish(*arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert "already finished: done" in (tmp_path / "stdout.txt").read_text()
+    # Without a file that it had, it is not said to be finished.
+    for name in ("metrics.jsonl", "policy.safetensors", "checkpoints/checkpoint-000000000304.torchrl"):
+        if name in json.loads((folder / "done.json").read_text())["files"]:
+            (folder / name).rename(tmp_path / "away")
+            assert finish(*arguments) == 1
+            line = _last_line(tmp_path)
+            assert line.startswith(f"done holds a finished run without its {name}; left are checkpoints, command.txt")
+            (tmp_path / "away").rename(folder / name)
+    assert len(json.loads((folder / "done.json").read_text())["files"]) >= 2
     # A done.json that a crash emptied is written again.
     shutil.copytree(folder, tmp_path / "whole")
     said = json.loads((folder / "done.json").read_text())
@@ -127,7 +136,9 @@ def test_a_signal_ends_the_run_with_one_line_that_says_how_to_go_on(start, tmp_p
     process.join(20)
     assert process.exitcode == 143
     line = _last_line(tmp_path)
-    assert line.startswith("stopped; the same command continues: python ")
+    frames = int(_checkpoints(tmp_path / "run")[-1].stem[-12:])  # none of the stop: it would end the episodes
+    assert frames % 100 < 16
+    assert line.startswith(f"stopped; the same command continues from frame {frames:,}, as a checkpoint in between ")
     assert "run.dir=run" in line and "tiny_dqn.py" in line
 
 

@@ -213,3 +213,21 @@ def test_a_buffer_with_a_storage_of_the_recipes_own_is_made_before_the_update(ma
     run._made["loss"] = object()
     with pytest.raises(ValueError, match="run.replay.. must come before run.make_update"):
         run.replay(60, 10)
+
+
+@pytest.mark.parametrize(
+    ("restorable", "quick", "expected"), [(True, True, [96]), (True, False, [32, 64]), (False, False, [48])]
+)
+def test_by_default_the_clock_decides_on_checkpoints_unless_they_end_episodes(
+    make_run, through, monkeypatch, restorable, quick, expected
+):
+    for name, value in (("CHECKPOINT_FRAMES", 32), ("ENDING_FRAMES", 48)):
+        monkeypatch.setattr(f"torchrl_reg.training.run.run.{name}", value)
+    monkeypatch.setattr("torchrl_reg.training.run.run.CHECKPOINT_SECONDS", 3600.0 if quick else 0.0)
+    env = make_env(EnvSettings("cartpole"), 4) if restorable else None
+    run, saved = make_run(evaluate_every_frames=10**6, log_every_frames=32), []
+    monkeypatch.setattr(
+        "torchrl_reg.training.run.resumption.Resumption.save", lambda self, frames: saved.append(frames)
+    )
+    through(run, 96, 16, env=env)
+    assert saved == [frames for frames in expected if frames < 96]

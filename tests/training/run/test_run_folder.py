@@ -61,6 +61,29 @@ def test_what_a_folder_says_about_its_run_and_its_starts(tmp_path, monkeypatch):
     assert {"commit", "host", "device", "slurm", "started_at"} <= starts[0].keys()
 
 
+def test_a_kill_right_after_done_json_leaves_no_owner_behind(tmp_path, monkeypatch):
+    from torchrl_reg.training.run import run_folder
+
+    def killed(path, content):
+        write(path, content)
+        if path.name == "done.json":
+            raise KeyboardInterrupt
+
+    folder, write = _open(_config(tmp_path)), run_folder.write_atomically
+    monkeypatch.setattr(run_folder, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.close({})
+    assert folder.is_done and not (tmp_path / ".owner.json").exists()
+
+
+def test_a_start_whose_versions_are_no_table_is_no_traceback(tmp_path):
+    _open(_config(tmp_path)).close({})
+    (tmp_path / "provenance.json").write_text('{"starts": [{"versions": ["torch"], "user_code": 3, "commit": 7}]}')
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/checkpoint-000000000100.torchrl").touch()
+    assert len(_open(_config(tmp_path))._earlier_starts()) == 2
+
+
 def test_the_same_settings_may_return_and_cosmetic_ones_may_differ(tmp_path):
     _open(_config(tmp_path / "run")).close({})
     elsewhere = (tmp_path / "run").rename(tmp_path / "moved")

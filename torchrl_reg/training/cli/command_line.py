@@ -35,6 +35,7 @@ from torchrl_reg.training.cli.overrides import default_folder, read_words, reada
 from torchrl_reg.training.cli.signals import stopped_by_signals
 from torchrl_reg.training.cli.typed_config import first_line, plain_defaults, typed
 from torchrl_reg.training.errors import Interrupted, stop_behind, user_sentence
+from torchrl_reg.training.run.polite_stop import STOP
 from torchrl_reg.training.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.training.seeds.seeds_together import train_seeds
 from torchrl_reg.training.settings import RecipeConfig, validate
@@ -84,7 +85,8 @@ class _CommandLine:
                 with stopped_by_signals():
                     entry()
             except (KeyboardInterrupt, Interrupted) as stop:
-                print(f"\nstopped; the same command continues: {command()}", file=sys.stderr)
+                said = STOP.words() if STOP.words else "stopped; the same command continues"
+                print(f"\n{said}: {command()}", file=sys.stderr)
                 sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
             finally:
                 os.environ["HYDRA_FULL_ERROR"] = "1" if self.full_errors else "0"
@@ -155,11 +157,12 @@ class _CommandLine:
             parent = Path(given.run.dir) if given.run.dir else self._folder(given, overrides).parent
             configs = [_of_seed(given, seed, parent) for seed in given.run.seeds]
         folders = [RunFolder(config) for config in configs]
-        for folder in folders:
-            if folder.is_done:
-                print(f"already finished: {folder.path}", flush=True)
-        if unfinished := [folder.config for folder in folders if not folder.is_done]:
+        done = [folder for folder in folders if folder.is_done]
+        if unfinished := [folder.config for folder in folders if folder not in done]:
             train_seeds(self.train, unfinished)
+        for folder in done:
+            folder.check_done()
+            print(f"already finished: {folder.path}", flush=True)
         found = [_objective(config) for config in configs]
         return sum(found) / len(found) if None not in found else None  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from torchrl.checkpoint import Checkpoint, StateDictCheckpointAdapter
 from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
 
 from torchrl_reg.training.errors import CheckpointError
-from torchrl_reg.training.files import partial_path, publish
+from torchrl_reg.training.files import partial_path, publish, way_out
 from torchrl_reg.training.loop.replay import ReplayChunks
 from torchrl_reg.training.packing import own_memory
 
@@ -65,7 +65,7 @@ class CheckpointFolder:
             self.remove_partial_files()
             raise CheckpointError(
                 f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); "
-                "earlier checkpoints are intact, so free some space and run the same command to continue."
+                f"{way_out(error, self.folder.parent)}."
             ) from error
         return path
 
@@ -156,6 +156,11 @@ class CheckpointFolder:
             raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}) {advice} beginning.")
         advice = f"but {intact} is intact: delete {newest} and run the same command to continue from the earlier one."
         raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}), {advice}")
+
+
+def last_checkpoint(folder: Path) -> int:
+    """The frame of the newest checkpoint in ``folder``; 0 without one."""
+    return max(map(_frames, folder.glob(f"{_PREFIX}-*.torchrl")), default=0)
 
 
 def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:

@@ -44,7 +44,13 @@ class FolderLock:
             threading.Thread(target=_beat, args=(owner, beating), daemon=True).start()
         else:
             write_atomically(owner, json.dumps(this_process()) + "\n")
+        self._owner, self._is_locked = owner, descriptor >= 0
         self.release = weakref.finalize(self, _release, descriptor, owner, beating)
+
+    def remove_owner(self) -> None:
+        """Takes the name off a folder that stays locked: a kill before :meth:`release` then leaves nothing behind."""
+        if self._is_locked:
+            self._owner.unlink(missing_ok=True)
 
 
 def _own(folder: Path) -> None:

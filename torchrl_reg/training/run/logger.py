@@ -170,8 +170,12 @@ class RunLogger:
         """Closes the progress line."""
         self._progress.end(self._seed)
 
-    def restart(self) -> None:
-        """Drops every row: no checkpoint was found, so all frames are run again."""
+    def restart(self, *, keep: bool = False) -> None:
+        """Drops every row: no checkpoint was found, so all frames are run again. ``keep``: beside, and says so."""
+        if keep and (kept := self._metrics.keep_beside()) is not None:
+            warn(
+                f"{self._path} has no checkpoint and starts again at frame 0; its earlier record is {kept.name} there."
+            )
         self._metrics.restart()
 
     def resume(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_reg.training.errors import RecordError
-from torchrl_reg.training.files import append, sync
+from torchrl_reg.training.files import append, sync, way_out
 
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
 """Columns that depend on the machine's speed (frames a second, seconds); two runs of one seed agree in all others."""
@@ -39,6 +39,10 @@ def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
+def _from_a_copy(path: Path) -> str:
+    return f"from a copy, or delete {path.parent / 'checkpoints'} and run the same command to start from the beginning."
+
+
 class MetricsFile:
     """Appends rows to ``metrics.jsonl``, drops those past a checkpoint, and notices what it did not write itself."""
 
@@ -51,24 +55,43 @@ class MetricsFile:
         """Writes one row in one system call; a value that is not finite becomes ``null``.
 
         Raises:
-            RecordError: it could not be written (a full disk).
+            RecordError: it could not be written (a full disk), or rows written before are gone.
         """
+        self._check_written()
         line = (json.dumps(json_row(row), allow_nan=False) + "\n").encode()
         try:
             append(self.path, line)
         except OSError as error:
             raise RecordError(
-                f"{self.path} could not be written ({error.strerror}); checkpoints are intact, so free some space "
-                "and run the same command to continue."
+                f"{self.path} could not be written ({error.strerror}); {way_out(error, self.path.parent)}."
             ) from error
         self._bytes += len(line)
         self._digest.update(line)
 
     def mark(self) -> dict[str, Any]:
         """Bytes and SHA-256 of the rows so far, which are then safely on disk; a checkpoint keeps them."""
+        self._check_written()
         if self.path.exists():
             sync(self.path)
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def _check_written(self) -> None:
+        """Raises ``RecordError`` if rows that this process wrote are there no longer."""
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there < self._bytes:
+            raise RecordError(
+                f"{self.path} holds {there:,} of the {self._bytes:,} bytes written: it was "
+                f"{'cut' if there else 'deleted'} while the run went on: put it back {_from_a_copy(self.path)}"
+            )
+
+    def keep_beside(self) -> Path | None:
+        """Moves the rows to ``metrics.previous.jsonl``, unless what is there is longer; None if there are no rows."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return None
+        kept = self.path.with_name("metrics.previous.jsonl")
+        if not kept.exists() or kept.stat().st_size <= self.path.stat().st_size:
+            os.replace(self.path, kept)
+        return kept
 
     def restart(self) -> None:
         """Drops every row."""
@@ -88,8 +111,7 @@ class MetricsFile:
             if len(rows) < expected:
                 known = f"{len(rows):,} bytes, of {expected:,} that the checkpoint knows"
             raise RecordError(
-                f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: put it back from a copy, or delete "
-                f"{self.path.parent / 'checkpoints'} and run the same command to start from the beginning."
+                f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: put it back {_from_a_copy(self.path)}"
             )
         self._bytes, self._digest = expected, digest
         if there:

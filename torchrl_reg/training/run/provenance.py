@@ -54,12 +54,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _telling(start: dict[str, Any]) -> dict[str, str | None]:
-    versions, users = start.get("versions") or {}, start.get("user_code") or {}
+    versions, users = (each if isinstance(each := start.get(name), dict) else {} for name in ("versions", "user_code"))
     return {
         "torch": versions.get("torch"),
         "torchrl": versions.get("torchrl"),
-        "commit": start.get("commit") and start["commit"][:10],
-        "the user's commit": users.get("commit") and users["commit"][:10],
+        "commit": start.get("commit") and str(start["commit"])[:10],
+        "the user's commit": users.get("commit") and str(users["commit"])[:10],
         "device": start.get("device"),
         "threads": start.get("threads"),
     }

@@ -73,7 +73,7 @@ class Resumption:
         environments = self._environments
         self.watch.start(frames)
         if not resumed:
-            self._logger.restart()
+            self._logger.restart(keep=True)
             seed_global_generators(stream_seed(self._seed, "actor", 0))
             if self._replay is not None:
                 self._replay._rng.manual_seed(stream_seed(self._seed, "replay", 0))
@@ -101,7 +101,7 @@ class Resumption:
     def finish(self, frames: int) -> None:
         """Writes the last checkpoint, which alone remains, without the replay buffer."""
         self._save(frames, with_replay=False)
-        _wait_for_all_seeds()  # until all have one: of a seed left alone nothing may remain to be computed
+        wait_for_all_seeds()  # until all have one: of a seed left alone nothing may remain to be computed
         self.checkpoints.keep_only_last()
 
     def is_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
@@ -115,7 +115,7 @@ class Resumption:
 
     def _save(self, frames: int, *, with_replay: bool = True) -> None:
         """A checkpoint of the state now, unless that is not finite: the last good one stays."""
-        _wait_for_all_seeds()  # so that they are never further apart than the checkpoints each keeps
+        wait_for_all_seeds()  # so that they are never further apart than the checkpoints each keeps
         if self.is_finite(frames, {}):
             self.checkpoints.save(frames, with_replay=with_replay)
 
@@ -123,7 +123,7 @@ class Resumption:
         self._environments.restart(stream_seed(self._seed, "train_env", frames))
 
 
-def _wait_for_all_seeds() -> None:
+def wait_for_all_seeds() -> None:
     """Waits until all seeds of this process have come as far; afterwards Python's ``random`` is this one's."""
     if (worker := current_worker()) is not None:
         worker.barrier("checkpoint", None, list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,18 +27,24 @@ from torchrl_reg.training.loop.evaluation import Evaluated, Policy
 from torchrl_reg.training.loop.frame_stack import FrameStackStorage
 from torchrl_reg.training.loop.replay import TransitionStorage, draw_minibatches
 from torchrl_reg.training.loop.update import Update, make_update
+from torchrl_reg.training.run.checkpoint import last_checkpoint
 from torchrl_reg.training.run.device import named_device
 from torchrl_reg.training.run.divergence import warn
 from torchrl_reg.training.run.env_state import EnvironmentState
 from torchrl_reg.training.run.evaluator import Evaluator
 from torchrl_reg.training.run.logger import ValueWatch
+from torchrl_reg.training.run.polite_stop import STOP, StopFrame
 from torchrl_reg.training.run.recorded import Recorded
-from torchrl_reg.training.run.resumption import Resumption
+from torchrl_reg.training.run.resumption import Resumption, wait_for_all_seeds
+from torchrl_reg.training.seeds.workers import current_worker
 from torchrl_reg.training.streams import seed_global_generators, stream_seed
 
 T = TypeVar("T")
 #: Share of the targets' mass outside a categorical network's grid from which on a run warns.
 MOST_CLIPPED = 0.01
+#: Frames between checkpoints where ``run.checkpoint_every_frames`` is null, and the least seconds between two of them;
+#: where a checkpoint ends the episodes, so that the clock must not matter, only frames count.
+CHECKPOINT_FRAMES, CHECKPOINT_SECONDS, ENDING_FRAMES = 10_000, 60.0, 50_000
 
 
 class Run(Recorded):
@@ -69,6 +76,8 @@ class Run(Recorded):
         self._values = ValueWatch(self.path)
         self._granted_updates = 0
         self._warned_of_clipping = False
+        self._saved_at = time.monotonic()
+        self._stop_frame = StopFrame()
         for name in ("torchrl", "tensordict"):  # which log every buffer they allocate
             logging.getLogger(name).setLevel(logging.WARNING)
         self.seed_networks()
@@ -166,7 +175,8 @@ class Run(Recorded):
 
         Starts where the newest checkpoint left off. Between batches it logs, evaluates and checkpoints
         as set by ``run.*_every_frames``. A checkpoint changes nothing unless the state of the environments
-        cannot be restored: then it ends their episodes, and the record counts them.
+        cannot be restored: then it ends their episodes, and the record counts them. Under :func:`recipe` a signal
+        is answered between two batches, with a checkpoint if that changes nothing.
 
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
@@ -200,7 +210,10 @@ class Run(Recorded):
         self._announce(resumed)
         try:
             self._resumption.begin(self.frames, resumed)
-            yield from self._loop(batches_of(ahead or collector), ahead, total_frames, frames_per_batch)
+            self._saved_at = time.monotonic()
+            STOP.words = partial(_way_on, self._resumption.checkpoints.folder, self._resumption.ends_episodes)
+            with STOP.awaited(not self._resumption.ends_episodes):
+                yield from self._loop(batches_of(ahead or collector), ahead, total_frames, frames_per_batch)
         finally:
             self._logger.stop()
             (ahead or collector).shutdown()
@@ -210,13 +223,20 @@ class Run(Recorded):
     ) -> Iterator[TensorDictBase]:
         next_batch, resumption = self._guarded(partial(next, batches)), self._resumption
         assert resumption is not None
-        while self.frames < total_frames:
+        if (worker := current_worker()) is not None:
+            self._stop_frame = worker.shared("stop", StopFrame)
+        while True:
+            # A batch that is being collected comes first: the environments stand still after it.
+            if self._stop_frame.is_reached(self.frames) and (ahead is None or ahead.stands_still):
+                self._stop()
+            if self.frames >= total_frames:
+                return
             before, after = self.frames, self.frames + frames_per_batch
             due = partial(_crosses, before, after)
             is_last = after >= total_frames
-            checkpoint_due = not is_last and due(self.settings.checkpoint_every_frames)
+            checkpoint_due = not is_last and self._checkpoint_is_due(after, due)
             if ahead is not None:
-                ahead.runs_ahead = not (is_last or checkpoint_due)
+                ahead.runs_ahead = not (is_last or checkpoint_due or STOP.asked is not None)
             batch = next_batch()
             self.frames = after
             self._logger.advance(after - before, finished_returns(batch))
@@ -232,6 +252,35 @@ class Run(Recorded):
                 self._evaluate()
             if checkpoint_due:
                 resumption.save(self.frames)
+                self._saved_at = time.monotonic()
+
+    def _checkpoint_is_due(self, after: int, due: Callable[[int], bool]) -> bool:
+        every, resumption = self.settings.checkpoint_every_frames, self._resumption
+        assert resumption is not None
+        if every is not None or resumption.ends_episodes:
+            return due(every or ENDING_FRAMES)
+
+        def long_ago() -> bool:
+            return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+
+        # Seeds wait for each other at a checkpoint, so what the first sees on the clock holds for all.
+        worker = current_worker()
+        return due(CHECKPOINT_FRAMES) and (
+            long_ago() if worker is None else worker.shared(f"checkpoint {after}", long_ago)
+        )
+
+    def _stop(self) -> None:
+        """Writes a checkpoint, of all seeds, and raises what the signal asked for."""
+        resumption = self._resumption
+        assert resumption is not None and STOP.asked is not None
+        folder = resumption.checkpoints.folder
+        if last_checkpoint(folder) < self.frames:
+            resumption.save(self.frames)
+        if last_checkpoint(folder) == self.frames > 0:
+            said = f"stopped at frame {self.frames:,} with a checkpoint; the same command continues there"
+            STOP.words = partial(str, said)
+        wait_for_all_seeds()  # the first that raises ends all
+        raise STOP.asked
 
     def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
         """Number of updates to make now for one update per ``update_every_frames`` frames.
@@ -263,14 +312,19 @@ class Run(Recorded):
 
     def finish(self) -> Path:
         """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
+        assert self._resumption is not None, "collect() comes before finish()"
+        with STOP.awaited(not self._resumption.ends_episodes):
+            return self._finish(self._resumption)
+
+    def _finish(self, resumption: Resumption) -> Path:
         self._log_row()
         if not self._logger.has_evaluation(self.frames):
             self._evaluate()
-        assert self._resumption is not None, "collect() comes before finish()"
-        self._resumption.finish(self.frames)
+        resumption.finish(self.frames)
         counts = {"updates": self.updates, "cut_episodes": self._logger.cut_episodes}
         bad = {"diverged_frames": self._values.diverged_frames}
-        self._close({**counts, **bad, "first_not_finite_frames": self._resumption.watch.first_bad_frames})
+        self._close({**counts, **bad, "first_not_finite_frames": resumption.watch.first_bad_frames})
+        STOP.words = None
         self._logger.draw_curves()  # last, so that nobody waiting for the run waits for a plot
         return self.path
 
@@ -336,7 +390,8 @@ class Run(Recorded):
         if resumed:
             self._logger.resume()
         if self._resumption is not None and self._resumption.ends_episodes:
-            ends = f"a checkpoint ends all episodes, every {self.settings.checkpoint_every_frames:,} frames"
+            every = self.settings.checkpoint_every_frames or ENDING_FRAMES
+            ends = f"a checkpoint ends all episodes, every {every:,} frames"
             of = "this environment's state" if self.settings.collectors == 1 else "the state of other processes"
             self.say(f"{of} cannot be stored: {ends}")
 
@@ -348,6 +403,15 @@ def finished_returns(batch: TensorDictBase) -> list[float]:
         return []
     returns, time = batch["next", EPISODE_RETURN], done.ndim - 2
     return returns.movedim(time, 0)[done.movedim(time, 0)].tolist()
+
+
+def _way_on(checkpoints: Path, ends_episodes: bool) -> str:
+    """What is said of a run that stops where it stands; holds nothing of the run, whose lock would go with it."""
+    frames = last_checkpoint(checkpoints)
+    said = f"stopped; the same command continues from frame {frames:,}"
+    if frames == 0:
+        said = "stopped before the first checkpoint; the same command starts again at frame 0"
+    return f"{said}, as a checkpoint in between would end all episodes" if ends_episodes else said
 
 
 def _crosses(before: int, after: int, every: int) -> bool:

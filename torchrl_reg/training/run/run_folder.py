@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg import run_endings
+from torchrl_reg.run_owner import OWNER, is_alive
 from torchrl_reg.training.errors import ConfigError
 from torchrl_reg.training.files import write_atomically
 from torchrl_reg.training.run.divergence import FAILED
@@ -91,9 +92,36 @@ class RunFolder:
 
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the folder."""
+        if self._lock is not None:
+            self._lock.remove_owner()
+        done = {**done, "files": [name for name in self._kept() if (self.path / name).exists()]}
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
         if self._lock is not None:
             self._lock.release()
+
+    def check_done(self) -> None:
+        """Removes the name of a dead owner from a finished run.
+
+        Raises:
+            ConfigError: files are gone that it had when it finished.
+        """
+        if (owner := self.path / OWNER).exists() and not is_alive(owner):
+            owner.unlink(missing_ok=True)
+        try:
+            files = json.loads((self.path / "done.json").read_text(encoding="utf-8")).get("files", [])
+        except (ValueError, AttributeError):
+            files = []
+        if gone := [name for name in files if not (self.path / name).exists()]:
+            left = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
+            raise ConfigError(
+                f"{self.path} holds a finished run without its {', '.join(gone)}; left are {left}: put back what is "
+                "gone from a copy, or delete the folder to run it again."
+            )
+
+    def _kept(self) -> list[str]:
+        """The files without which a finished run is not whole, if it ever had them."""
+        checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
+        return ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
 
     def _earlier_starts(self) -> list[dict[str, Any]]:
         path = self.path / "provenance.json"
