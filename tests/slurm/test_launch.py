@@ -68,7 +68,7 @@ NO_SBATCH = "cluster.kind=slurm needs sbatch on PATH, got none; cluster=local"
         ("sweep=naps sweep.grid.algo.checkpoint_every=[]", "sweep.grid.algo.checkpoint_every must hold at least one"),
         ("sweep=naps +sweep.base.algo.frmes=3", f"sweep does not fit {ROOT}/tests/slurm/sleeper.py: algo.frmes is not"),
         ("sweep=naps cluster.minuts=3", "cluster.minuts is not a setting here"),
-        ("sweep=naps cluster.minutes=soon", "cluster.minutes: Value 'soon' of type 'str'"),
+        ("sweep=naps cluster.minutes=soon", "cluster.minutes: "),
         ("sweep=naps cluster.minutes=0", "cluster.minutes must be at least 1, got 0."),
         ("sweep=naps cluster.retries=-1", "cluster.retries must be at least 0, got -1."),
         ("sweep=naps cluster.kind=cloud", "cluster.kind must be slurm, local or debug, got cloud."),
@@ -97,8 +97,8 @@ ONLY = "must hold only question, recipe, base, grid, variants, seeds, got "
     ("text", "expected"),
     [
         ("recipe: dqn\nseed: 3\n", ONLY + "seed; did you mean seeds?"),
-        ("recipe: [dqn\ngrid: {\n", "must be YAML, got a mistake in line 2: expected ',' or ']'"),
-        ("recipe: dqn\ngrid: 3\n", "does not fit: sweep.grid: Cannot assign int to Dict[str, Any]."),
+        ("recipe: [dqn\ngrid: {\n", "must be YAML, got a mistake in line 2: "),
+        ("recipe: dqn\ngrid: 3\n", "does not fit: sweep.grid: "),
         ("- a\n- b\n", ONLY + "Invalid type"),
     ],
 )
