@@ -17,7 +17,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -42,6 +43,8 @@ try:
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
     from torchrl_reg.analysis.errors import AnalysisError
+    from torchrl_reg.field_comments import descriptions
+    from torchrl_reg.invocation import as_typed
     from torchrl_reg.run_endings import is_done
 except ImportError as error:
     needs = f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'."
@@ -140,8 +143,7 @@ def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster,
 
 
 def _status_command(folder: SweepFolder) -> str:
-    here = "torchrl-reg status" if sys.argv[0].startswith("torchrl-reg") else "python slurm/status.py"
-    return f"{here} {shlex.quote(str(folder.path))}"
+    return f"{as_typed('python slurm/status.py')} {shlex.quote(str(folder.path))}"
 
 
 def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> list[PlannedRun]:
@@ -228,10 +230,44 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _help() -> str:
-    """What can be chosen; Hydra's own help would want a sweep first."""
-    choices = {group: sorted(path.stem for path in (_CONF / group).glob("*.yaml")) for group in ("sweep", "cluster")}
-    listed = "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
-    return f"{__doc__}\n{listed}\n\n--cfg job with a sweep shows every setting and its value."
+    """What can be chosen and set; Hydra's own help would want a sweep first."""
+    questions = {path.stem: yaml.safe_load(path.read_text()).get("question", "") for path in _files("sweep")}
+    sweeps = [(name, "".join(str(asked).partition("?")[:2])) for name, asked in questions.items()]
+    clusters = [(path.stem, path.read_text().partition("\n")[0].removeprefix("# ")) for path in _files("cluster")]
+    parts = [
+        as_typed("usage: python slurm/launch.py sweep=NAME cluster=NAME [NAME=VALUE ...]"),
+        as_typed(str(__doc__)).strip(),
+        _listed("Sweeps, written sweep=NAME:", sweeps),
+        _listed("Clusters, written cluster=NAME:", clusters),
+        _listed("Settings, written NAME=VALUE, with their defaults:", _settings(Launch, "", ("sweep", "cluster"))),
+        _listed("What runs, changed in the sweep's file or here:", _settings(Sweep, "sweep.")),
+        _listed("Where it runs:", _settings(Cluster, "cluster.")),
+        "--cfg job with a sweep shows every setting and the value it would have.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _files(group: str) -> list[Path]:
+    return sorted((_CONF / group).glob("*.yaml"))
+
+
+def _settings(kind: type, prefix: str, besides: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Each setting with its default, and what the source says of it."""
+    defaults, said = OmegaConf.structured(kind), descriptions(kind)
+    found = []
+    for each in fields(kind):
+        if each.name not in besides:
+            value = OmegaConf.create({"": defaults[each.name]})
+            shown = OmegaConf.to_yaml(value).partition(":")[2].strip()
+            found.append((f"{prefix}{each.name}={shown}", said.get(each.name, "")))
+    return found
+
+
+def _listed(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    lines = [title]
+    for name, said in rows:
+        lines += textwrap.wrap(f"{name:<31} {said}", 120, initial_indent="  ", subsequent_indent=" " * 34)
+    return "\n".join(lines)
 
 
 def main() -> None:

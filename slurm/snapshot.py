@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from slurm.sweep import SweepError
+from torchrl_reg import __version__
 
 # In a checkout recipes and slurm lie beside the package; where a wheel put them, they lie within it.
 _BESIDE = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ _DOCUMENTS = (".md", ".png")
 
 @dataclass(frozen=True)
 class Code:
-    """What runs: its commit, whether files differ from it, and a digest of all files that matter."""
+    """What runs: its commit (of a wheel the version), whether files differ from it, and a digest of all that matter."""
 
     commit: str
     uncommitted_changes: bool
@@ -100,7 +101,7 @@ def current_code(files: Mapping[str, Path]) -> Code:
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     # Installed below somebody's own repository, these files are in it and yet none of its files.
     if not _git("ls-files", "torchrl_reg/__init__.py"):
-        return Code("unknown", False, digest.hexdigest())
+        return Code(__version__, False, digest.hexdigest())
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return Code(_git("rev-parse", "HEAD"), bool(changes), digest.hexdigest())
 

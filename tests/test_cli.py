@@ -138,7 +138,7 @@ def test_help_names_every_command(ask, capsys):
     assert code == 0 and all(f"\n    {name} " in text for name in COMMANDS)
     for name in set(COMMANDS) - {"run"}:  # which lists recipes
         with pytest.raises(SystemExit, match="0"):
-            main([name, "--help"])
+            sys.exit(main([name, "--help"]))
         assert "usage: torchrl-reg " + name in capsys.readouterr().out
 
 

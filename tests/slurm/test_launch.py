@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
-from sweep_harness import ROOT, Sweep, launch_command, launch_environment, wait_until
+from sweep_harness import ROOT, SLURM, Sweep, launch_command, launch_environment, wait_until
 
 from slurm import launch
+from slurm.clusters import Cluster
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -127,8 +129,35 @@ def test_own_recipes_of_one_name_stay_apart_also_below_a_folder_with_a_space(tmp
 def test_help_needs_no_sweep(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["launch.py", "--help"])
     launch.main()
-    out = capsys.readouterr().out
-    assert "atari60_m_iqn, " in out and "cluster: debug, gpu, local, slurm" in out
+    lines = capsys.readouterr().out.splitlines()
+    known = [path.stem for path in (SLURM / "conf").glob("*/*.yaml")]
+    known += [f"cluster.{each.name}" for each in fields(Cluster)]
+    begun = {line.split()[0].partition("=")[0]: line for line in lines if line.startswith("  ") and line.strip()}
+    assert set(known) <= set(begun), set(known) - set(begun)
+    assert begun["cluster.minutes"].split()[:2] == ["cluster.minutes=240", "of"]
+    assert begun["gpu"].endswith("One GPU a job, shared by four small runs.")
+
+
+@pytest.mark.parametrize(
+    ("reason", "lower"),
+    [
+        ("Invalid job array specification", "raise cluster.runs_per_job"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "lower cluster.minutes"),
+        ("Memory specification can not be satisfied", "lower cluster.memory_gb"),
+        ("Requested node configuration is not available", "lower cluster.gpus, cluster.memory_gb, cluster.threads"),
+        ("Something new", "lower what your site does not allow"),
+    ],
+)
+def test_a_refused_array_repeats_what_was_asked_and_names_the_setting(reason, lower, refused, tmp_path, monkeypatch):
+    for name, body in (("sbatch", f"echo 'sbatch: error: {reason}' >&2; exit 1"), ("sinfo", "echo low"), ("srun", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked = "check=false cluster=slurm cluster.minutes=500 cluster.gpus=2 +cluster.extra.nodelist=n7"
+    said = refused("sweep=naps", f"root={tmp_path}/results", *asked.split())
+    assert said.startswith(f"SLURM refused the array: sbatch: error: {reason}; it asked for 4 jobs of cluster.gpus=2, ")
+    assert "cluster.minutes=500" in said and "cluster.extra.nodelist=n7" in said
+    assert lower in said.rpartition("; ")[2]
 
 
 def test_a_sweep_on_this_machine_runs_once_and_says_how_it_goes_and_what_it_was(local_sweep):

@@ -179,7 +179,7 @@ def test_an_error_of_an_element_shows_and_nobody_is_told_to_launch_it_again(fold
     assert runs[3].last_line == "its job ended (FAILED): ModuleNotFoundError: No module named 'scypy'"
     assert [run.own_error for run in runs] == [False, True, False, True]
     text = summary("x", runs)
-    assert ("launch.py with the same sweep submits" in text) == bool(others)
+    assert ("slurm/launch.py with the same sweep submits" in text) == bool(others)
     assert text.endswith(
         "2 failed by an error of their own and will fail again until its cause is removed; other code or another base "
         "needs another name=."

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-import re
 import sys
 import textwrap
 import typing
@@ -15,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_reg.field_comments import descriptions
+from torchrl_reg.invocation import as_typed
 from torchrl_reg.training.cli.choices import fitting, groups_of
 
 _WIDTH, _COLUMN = 120, 44
@@ -35,7 +35,7 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
         conf: where the groups' choices lie.
         config: the settings as the command line gives them, shown as defaults.
     """
-    about = inspect.getdoc(sys.modules[train.__module__]) or ""
+    about = as_typed(inspect.getdoc(sys.modules[train.__module__]) or "")
     parts = [about, "Settings, written NAME=VALUE, with the values they would have now:"]
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
@@ -69,37 +69,6 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) if value != "" else "''"
-
-
-@functools.cache
-def descriptions(kind: type) -> dict[str, str]:
-    """Descriptions of the fields: the comment behind each, else its entry under ``Args:`` in the docstring."""
-    found = _arguments(inspect.getdoc(kind) or "")
-    for parent in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(parent):
-            found |= _comments(parent)
-    return found
-
-
-def _comments(kind: type) -> dict[str, str]:
-    try:
-        lines, _ = inspect.getsourcelines(kind)
-    except (OSError, TypeError):  # no source here: a class made at run time
-        return {}
-    found, name = dict[str, str](), ""
-    for line in lines:
-        field = re.match(r"    (\w+): ", line)
-        name = field[1] if field else name
-        _, mark, comment = line.partition("  # ")
-        if mark and name:
-            found.setdefault(name, comment.strip())
-    return found
-
-
-def _arguments(text: str) -> dict[str, str]:
-    """``{"tau": "a temperature."}`` of the ``Args:`` of a docstring."""
-    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", text.partition("Args:\n")[2], re.MULTILINE)
-    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
 
 
 def _choices(config_class: type, conf: Path) -> Iterator[str]:
