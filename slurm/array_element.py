@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from slurm.code_digest import edited
 from torchrl_reg.run_endings import is_done, last_line
 from torchrl_reg.run_owner import LOCK, is_locked
 
@@ -55,6 +56,7 @@ class Commands:
         retries: how often a process that a signal killed (out of memory, say) is started again at once.
         minutes: the time limit of the job.
         lock_seconds: how long to wait for a process of an earlier life of this element to let its run go.
+        digest: of the code when the sweep was launched; empty: the snapshot is not checked.
     """
 
     folder: str
@@ -65,6 +67,7 @@ class Commands:
     retries: int = 2
     minutes: float = 240
     lock_seconds: float = 60.0
+    digest: str = ""
 
 
 class ArrayElement:
@@ -91,10 +94,13 @@ class ArrayElement:
         """Runs what is not done, side by side.
 
         Raises:
-            RuntimeError: runs failed; the others are done.
+            RuntimeError: runs failed, and the others are done; or the snapshot was changed.
         """
         self._begun, self._saved_before = time.monotonic(), self._saved()
         runs = self.commands.runs
+        if self.commands.digest and (problem := edited(Path(self.commands.code), self.commands.digest)):
+            self._note_failure([name for names, _ in runs for name in names], 1, problem)
+            raise RuntimeError(problem)
         with ThreadPoolExecutor(max(1, len(runs))) as pool:
             failed = list(filter(None, pool.map(lambda run: self._carry_through(*run), runs)))
         if failed and not self._stopping:

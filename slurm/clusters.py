@@ -15,7 +15,7 @@ from typing import Any
 import submitit
 
 from slurm.array_element import ArrayElement, Commands
-from slurm.snapshot import recipe_path
+from slurm.snapshot import Code, recipe_path
 from slurm.sweep import PlannedRun, SweepError, override
 
 _PLACE = ("partition", "account", "qos", "constraint")  # called the same by sbatch
@@ -57,13 +57,14 @@ class Cluster:
             )
 
 
-def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, cluster: Cluster) -> list[ArrayElement]:
+def elements(runs: Sequence[PlannedRun], folder: Path, copy: Path, code: Code, cluster: Cluster) -> list[ArrayElement]:
     """``runs_per_job`` runs, of one seed or several, to an element of the array."""
     size = cluster.runs_per_job
-    limits: dict[str, Any] = {name: getattr(cluster, name) for name in ("threads", "retries", "minutes")}
-    processes = [(run.folders, command(run, folder, code)) for run in runs]
+    more: dict[str, Any] = {name: getattr(cluster, name) for name in ("threads", "retries", "minutes")}
+    more["digest"] = code.digest
+    processes = [(run.folders, command(run, folder, copy)) for run in runs]
     return [
-        ArrayElement(Commands(str(folder), str(code), commit, processes[start : start + size], **limits))
+        ArrayElement(Commands(str(folder), str(copy), code.label, processes[start : start + size], **more))
         for start in range(0, len(runs), size)
     ]
 

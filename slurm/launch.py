@@ -37,7 +37,7 @@ try:
     from slurm.array_element import ArrayElement
     from slurm.clusters import Cluster, elements, sbatch_text, submit
     from slurm.slurm_queue import queued_runs, require_partition
-    from slurm.snapshot import Code, code_files, copy_code, current_code
+    from slurm.snapshot import Code, code_files, copy_code, current_code, require_whole
     from slurm.status import headline, sweep_status
     from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
@@ -113,6 +113,7 @@ def launch(config: Launch, sweep_name: str) -> int:
         try:
             if files:
                 copy_code(files, folder.copy_of(code))
+            require_whole(code, folder.copy_of(code))
             # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
             return _carry_out(missing, folder, config.cluster, code)
         except AnalysisError:
@@ -156,7 +157,7 @@ def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> lis
 
 def _jobs(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> list[ArrayElement]:
     processes = seeds_together(missing, cluster.seeds_per_run)
-    return elements(processes, folder.path, folder.copy_of(code), code.label, cluster)
+    return elements(processes, folder.path, folder.copy_of(code), code, cluster)
 
 
 def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:

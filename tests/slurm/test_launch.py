@@ -18,6 +18,7 @@ from sweep_harness import ROOT, SLURM, Sweep, launch_command, launch_environment
 
 from slurm import launch
 from slurm.clusters import Cluster
+from slurm.code_digest import digest, only_code
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -210,14 +211,34 @@ def test_another_base_is_refused_and_other_code_unless_the_sweeps_own_copy_goes_
     path = local_sweep.folder / "sweep.yaml"
     kept = yaml.safe_load(path.read_text())
     copy = f"{kept['code']['commit'][:7]}-{kept['code']['digest'][:8]}"
-    kept["code"]["digest"] = "0" * 64
+    code = local_sweep.folder / "code" / copy
+    with (code / "recipes/m_dqn.py").open("a") as file:
+        file.write("# edited")
+    for more in ((), ("kept_code=true",)):
+        edited = sentence(local_sweep.launch("sweep.seeds=2", *more, ok=False))
+        assert edited.startswith(f"{code} was changed after the sweep was launched: ")
+    other = digest(only_code({path.relative_to(code).as_posix(): path for path in code.rglob("*")}))
+    kept["code"]["digest"] = other
     path.write_text(yaml.safe_dump(kept))
     assert "belongs to a sweep of other code (commit " in sentence(local_sweep.launch("sweep.seeds=2", ok=False))
     lost = sentence(local_sweep.launch("sweep.seeds=2", "kept_code=true", ok=False))
-    assert lost.startswith("kept_code=true needs ") and lost.endswith("00000000, got none.")
-    (local_sweep.folder / "code" / copy).rename(local_sweep.folder / "code" / f"{copy[:8]}00000000")
+    assert lost.startswith("kept_code=true needs ") and lost.endswith(f"{other[:8]}, got none.")
+    code.rename(local_sweep.folder / "code" / f"{copy[:8]}{other[:8]}")
     assert "2 runs, 1 to run" in local_sweep.launch("sweep.seeds=2", "kept_code=true").stdout
     assert [local_sweep.starts(run) for run in local_sweep.finished()] == [[0], [0]]
+
+
+@pytest.mark.parametrize(
+    "code", [3, None, [], {"commit": 3, "uncommitted_changes": False, "digest": "0"}, {"commit": "a"}]
+)
+def test_a_sweep_yaml_without_its_code_is_one_sentence(code, refused, tmp_path):
+    (tmp_path / "naps").mkdir()
+    (tmp_path / "naps/sweep.yaml").write_text(yaml.safe_dump({"code": code}))
+    for more in ((), ("kept_code=true",)):
+        said = refused("sweep=naps", "sweep.recipe=null", "sweep.base={}", f"root={tmp_path}", "cluster=local", *more)
+        assert said.startswith(
+            f"{tmp_path}/naps/sweep.yaml must hold under code: commit, uncommitted_changes, digest, got "
+        )
 
 
 def test_debug_runs_in_this_process(local_sweep):
