@@ -71,6 +71,7 @@ class SweepFolder:
         found = read_yaml(self.path / "sweep.yaml")
         if not isinstance(found, dict):
             what = "one whose sweep.yaml is damaged" if self.is_launched else "one without sweep.yaml"
+            what = what if self.path.is_dir() else "no folder"
             raise SweepError(f"{self.path} must be the folder of a launched sweep, got {what}.")
         return found
 

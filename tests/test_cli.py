@@ -107,7 +107,7 @@ def test_ignored_settings_are_said_so(ask, runs, command):
 
 
 BAD = {
-    "table NO": "results must be an existing folder, got NO.",
+    "table NO": "results must be an existing folder, got no folder NO.",
     "table EMPTY": "results must hold runs (folders with a config.yaml), got none in EMPTY.",
     "table . --score worst": "score must be final, best, auc or last<k>, such as last5, got 'worst'.",
     "table . --normalize sac": "normalize=sac must be used with the MuJoCo tasks",

@@ -235,7 +235,7 @@ def test_the_command_line(folder):
     assert rows[0]["state"] == "done" and rows[0]["frames"] == 1000
     refused = ask("nonsense", "--root", str(folder))
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
-    assert "nonsense must be the folder of a launched sweep, got one without sweep.yaml." in refused.stderr
+    assert "nonsense must be the folder of a launched sweep, got no folder." in refused.stderr
 
 
 def test_five_hundred_runs_are_read_quickly(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import json
@@ -197,7 +198,9 @@ def read_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Sa
     if not path.is_file():
         or_name = "" if folder.exists() else ", or the name of a trained agent (`torchrl-reg list`)"
         meant = f"a run folder or an exported one, with a {POLICY_FILE} in it"
-        raise AgentError(f"{folder} must be {meant}{or_name}, got none.")
+        near = [] if folder.exists() else difflib.get_close_matches(folder.as_posix(), trained_agents(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise AgentError(f"{folder} must be {meant}{or_name}, got none{hint}")
     tensors, metadata, data = read(path)
     if metadata.get("format") != _FORMAT:
         raise AgentError(f"{path} must be of format {_FORMAT!r}, got {metadata.get('format')!r}.")

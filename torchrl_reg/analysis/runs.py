@@ -173,7 +173,7 @@ def find_runs(
     found: dict[Path, Path] = {}
     for each in map(Path, roots):
         if not each.is_dir():
-            raise AnalysisError(f"results must be an existing folder, got {each}.")
+            raise AnalysisError(f"results must be an existing folder, got no folder {each}.")
         for folder in run_folders(each):
             found.setdefault(folder.resolve(), folder)
     runs = []
