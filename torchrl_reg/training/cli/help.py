@@ -41,8 +41,10 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
     for item in dataclasses.fields(config_class):
         if isinstance(node := config.get(item.name), DictConfig):
             parts.append("\n".join([item.name, *_lines(hints[item.name], node, f"{item.name}.")]))
-    if choices := list(_choices(config_class, conf)):
-        parts.append("\n".join(["Choices, written GROUP=CHOICE:", *choices]))
+    env = OmegaConf.select(config, "env.name")
+    if choices := list(_choices(config_class, conf, env)):
+        those = f"; those written +GROUP=CHOICE are for env.name={env}" if env else ""
+        parts.append("\n".join([f"Choices, written GROUP=CHOICE{those}:", *choices]))
     return "\n\n".join([*parts, _FLAGS])
 
 
@@ -71,11 +73,11 @@ def _shown(value: Any) -> str:
     return str(value) if value != "" else "''"
 
 
-def _choices(config_class: type, conf: Path) -> Iterator[str]:
-    """The choices of every group that this recipe accepts; what a group starts from comes first."""
+def _choices(config_class: type, conf: Path, env: str | None) -> Iterator[str]:
+    """The choices of every group that this recipe accepts in ``env``; what a group starts from comes first."""
     defaults = getattr(config_class, "groups", {})
     for group in groups_of(conf, config_class):
-        first, found = defaults.get(group), fitting(conf, group, config_class)
+        first, found = defaults.get(group), fitting(conf, group, config_class, env)
         wrapped = textwrap.wrap(", ".join(f"{n} (default)" if n == first else n for n in found), _WIDTH - 14)
         for index, line in enumerate(wrapped):
             yield f"  {'' if index else f'{chr(43) * (first is None)}{group}=':<12}{line}"
