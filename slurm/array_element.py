@@ -22,7 +22,7 @@ from typing import Any
 
 import submitit
 
-from slurm.code_digest import edited
+from slurm.code_digest import is_edited
 from torchrl_reg.run_endings import is_done, last_line
 from torchrl_reg.run_owner import LOCK, is_locked
 
@@ -98,7 +98,8 @@ class ArrayElement:
         """
         self._begun, self._saved_before = time.monotonic(), self._saved()
         runs = self.commands.runs
-        if self.commands.digest and (problem := edited(Path(self.commands.code), self.commands.digest)):
+        if self.commands.digest and is_edited(Path(self.commands.code), self.commands.digest):
+            problem = f"{self.commands.code} must hold the code that was launched, got changed files"
             self._note_failure([name for names, _ in runs for name in names], 1, problem)
             raise RuntimeError(problem)
         with ThreadPoolExecutor(max(1, len(runs))) as pool:

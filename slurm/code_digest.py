@@ -32,9 +32,7 @@ def digest(files: Mapping[str, Path]) -> str:
     return found.hexdigest()
 
 
-def edited(copy: Path, launched: str) -> str | None:
-    """What is wrong with a copy of the code whose digest was ``launched``; None if it is what was launched."""
+def is_edited(copy: Path, launched: str) -> bool:
+    """Whether a copy of the code is no longer that whose digest was ``launched``."""
     files = {path.relative_to(copy).as_posix(): path for path in copy.rglob("*")}
-    if digest(only_code(files)) == launched:
-        return None
-    return f"{copy} was changed after the sweep was launched: put it back as it was, or choose another name="
+    return digest(only_code(files)) != launched

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from slurm.code_digest import digest, edited, only_code
+from slurm.code_digest import digest, is_edited, only_code
 from slurm.sweep import SweepError
 from torchrl_reg import __version__
 
@@ -99,8 +99,10 @@ def require_whole(code: Code, copy: Path) -> None:
     Raises:
         SweepError: it was changed.
     """
-    if problem := edited(copy, code.digest):
-        raise SweepError(f"{problem}.")
+    if is_edited(copy, code.digest):
+        raise SweepError(
+            f"{copy} must hold the code that was launched, got changed files: put them back, or choose another name=."
+        )
 
 
 def copy_code(files: Mapping[str, Path], folder: Path) -> Path:

@@ -133,6 +133,13 @@ def test_a_users_error_is_one_sentence(ask, runs, monkeypatch, words, sentence):
     assert (code, out) == (1, "") and sentence in err and err.startswith("torchrl-reg: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("word", "hint"), [("lanch", "; did you mean launch?"), ("zzz", ".")])
+def test_an_unknown_command_is_named(capsys, word, hint):
+    with pytest.raises(SystemExit, match="2"):
+        main([word, "results"])
+    assert capsys.readouterr().err.endswith(f"error: {word} is not a command{hint}\n")
+
+
 def test_help_names_every_command(ask, capsys):
     code, text, _ = ask()
     assert code == 0 and all(f"\n    {name} " in text for name in COMMANDS)

@@ -73,10 +73,10 @@ def test_an_element_runs_the_code_that_was_launched_and_no_other(tmp_path):
 
     call("r0")
     (copy / "recipes/m_dqn.py").write_text("tau = 0.9\n")
-    with pytest.raises(RuntimeError, match=f"^{copy} was changed after the sweep was launched"):
+    with pytest.raises(RuntimeError, match=f"^{copy} must hold the code that was launched"):
         call("r1")
     assert lives(tmp_path) == 1 and lives(tmp_path, "r1") == 0
-    assert "was changed after" in json.loads((tmp_path / "r1.failed").read_text())["last_line"]
+    assert "got changed files" in json.loads((tmp_path / "r1.failed").read_text())["last_line"]
 
 
 def test_a_killed_run_starts_again_a_few_times_and_an_error_does_not(tmp_path):

@@ -216,7 +216,7 @@ def test_another_base_is_refused_and_other_code_unless_the_sweeps_own_copy_goes_
         file.write("# edited")
     for more in ((), ("kept_code=true",)):
         edited = sentence(local_sweep.launch("sweep.seeds=2", *more, ok=False))
-        assert edited.startswith(f"{code} was changed after the sweep was launched: ")
+        assert edited.startswith(f"{code} must hold the code that was launched, got changed files: ")
     other = digest(only_code({path.relative_to(code).as_posix(): path for path in code.rglob("*")}))
     kept["code"]["digest"] = other
     path.write_text(yaml.safe_dump(kept))
