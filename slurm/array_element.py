@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from slurm.code_digest import is_edited
 from torchrl_reg.run_endings import is_done, last_line
 from torchrl_reg.run_owner import LOCK, is_locked
 
@@ -56,6 +57,7 @@ class Commands:
         minutes: the time limit of the job.
         lock_seconds: how long to wait for a process of an earlier life of this element to let its run go.
         grace_seconds: how long a run may take to finish its batch and write a checkpoint when it is stopped.
+        digest: of the code when the sweep was launched; empty: the snapshot is not checked.
     """
 
     folder: str
@@ -67,6 +69,7 @@ class Commands:
     minutes: float = 240
     lock_seconds: float = 60.0
     grace_seconds: float = 60.0
+    digest: str = ""
 
 
 class ArrayElement:
@@ -93,10 +96,14 @@ class ArrayElement:
         """Runs what is not done, side by side.
 
         Raises:
-            RuntimeError: runs failed; the others are done.
+            RuntimeError: runs failed, and the others are done; or the snapshot was changed.
         """
         self._begun, self._saved_before = time.monotonic(), self._saved()
         runs = self.commands.runs
+        if self.commands.digest and is_edited(Path(self.commands.code), self.commands.digest):
+            problem = f"{self.commands.code} must hold the code that was launched, got changed files"
+            self._note_failure([name for names, _ in runs for name in names], 1, problem)
+            raise RuntimeError(problem)
         with ThreadPoolExecutor(max(1, len(runs))) as pool:
             failed = list(filter(None, pool.map(lambda run: self._carry_through(*run), runs)))
         if failed and not self._stopping:

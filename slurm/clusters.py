@@ -15,7 +15,7 @@ from typing import Any
 import submitit
 
 from slurm.array_element import ArrayElement, Commands
-from slurm.snapshot import recipe_path
+from slurm.snapshot import Code, recipe_path
 from slurm.sweep import PlannedRun, SweepError, override
 
 _PLACE = ("partition", "account", "qos", "constraint")  # called the same by sbatch
@@ -26,9 +26,9 @@ class Cluster:
     """Where and with what; counts are per job, and a job is an element of the array."""
 
     kind: str = "slurm"  # slurm, local or debug
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: str | None = None  # null: SLURM's default
+    account: str | None = None  # that is charged
+    qos: str | None = None  # quality of service, which may set limits and priority
     constraint: str | None = None  # features a node must have
     gpus: int = 0
     runs_per_job: int = 1  # processes side by side in one job: several small runs fill a GPU
@@ -57,15 +57,16 @@ class Cluster:
             )
 
 
-def elements(runs: Sequence[PlannedRun], folder: Path, code: Path, commit: str, cluster: Cluster) -> list[ArrayElement]:
+def elements(runs: Sequence[PlannedRun], folder: Path, copy: Path, code: Code, cluster: Cluster) -> list[ArrayElement]:
     """``runs_per_job`` runs, of one seed or several, to an element of the array."""
     size = cluster.runs_per_job
-    limits: dict[str, Any] = {name: getattr(cluster, name) for name in ("threads", "retries", "minutes")}
+    more: dict[str, Any] = {name: getattr(cluster, name) for name in ("threads", "retries", "minutes")}
+    more["digest"] = code.digest
     if cluster.kind == "slurm":  # the rest is for the requeue
-        limits["grace_seconds"] = max(3.0, cluster.signal_seconds - 30.0)
-    processes = [(run.folders, command(run, folder, code)) for run in runs]
+        more["grace_seconds"] = max(3.0, cluster.signal_seconds - 30.0)
+    processes = [(run.folders, command(run, folder, copy)) for run in runs]
     return [
-        ArrayElement(Commands(str(folder), str(code), commit, processes[start : start + size], **limits))
+        ArrayElement(Commands(str(folder), str(copy), code.label, processes[start : start + size], **more))
         for start in range(0, len(runs), size)
     ]
 
@@ -90,9 +91,38 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
     except submitit.core.utils.FailedJobError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "error" in line.lower()), lines[0])
-        hint = "; raise cluster.runs_per_job" if "array specification" in reason else ""
-        raise SweepError(f"SLURM refused the array: {reason}{hint}") from None
+        said = f"{reason.rstrip('.')}; it asked for {_asked(len(jobs), cluster)}; {_change(reason)}."
+        raise SweepError(f"SLURM refused the array: {said}") from None
     return submitted[0].job_id.partition("_")[0]
+
+
+# Words of sbatch's error -> what to change.
+_CHANGES = {
+    "array specification": "raise cluster.runs_per_job, as the site allows fewer jobs",
+    "time limit": "lower cluster.minutes (sinfo -o '%P %l' shows the limits)",
+    "memory": "lower cluster.memory_gb",
+    "node configuration": "lower cluster.gpus, cluster.memory_gb, cluster.threads or cluster.runs_per_job",
+    "cpu count": "lower cluster.threads or cluster.runs_per_job",
+    "gres": "lower cluster.gpus",
+    "qos": "choose another cluster.qos, or ask for less with cluster.minutes or cluster.runs_per_job",
+    "account": "choose another cluster.account or cluster.partition",
+    "feature": "choose another cluster.constraint",
+    "partition": "choose another cluster.partition",
+}
+
+
+def _change(reason: str) -> str:
+    """Which setting to change, by what sbatch said."""
+    known = (change for words, change in _CHANGES.items() if words in reason.lower())
+    return next(known, "lower what your site does not allow")
+
+
+def _asked(jobs: int, cluster: Cluster) -> str:
+    """What the array asked for, by setting."""
+    named = ("gpus", "runs_per_job", "threads", "memory_gb", "minutes", *_PLACE)
+    chosen = {name: getattr(cluster, name) for name in named if getattr(cluster, name)} | cluster.extra
+    shown = (f"cluster.{'extra.' * (name in cluster.extra)}{name}={value}" for name, value in chosen.items())
+    return f"{jobs} {'job' if jobs == 1 else 'jobs'} of {', '.join(shown)}"
 
 
 def sbatch_text(number: int, folder: Path, name: str, cluster: Cluster, code: Path) -> str:

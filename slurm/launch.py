@@ -17,7 +17,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -36,12 +37,14 @@ try:
     from slurm.array_element import ArrayElement
     from slurm.clusters import Cluster, elements, sbatch_text, submit
     from slurm.slurm_queue import queued_runs, require_partition
-    from slurm.snapshot import Code, code_files, copy_code, current_code
+    from slurm.snapshot import Code, code_files, copy_code, current_code, require_whole
     from slurm.status import headline, sweep_status
     from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
     from torchrl_reg.analysis.errors import AnalysisError
+    from torchrl_reg.field_comments import descriptions
+    from torchrl_reg.invocation import as_typed
     from torchrl_reg.run_endings import is_done
 except ImportError as error:
     needs = f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'."
@@ -110,6 +113,7 @@ def launch(config: Launch, sweep_name: str) -> int:
         try:
             if files:
                 copy_code(files, folder.copy_of(code))
+            require_whole(code, folder.copy_of(code))
             # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
             return _carry_out(missing, folder, config.cluster, code)
         except AnalysisError:
@@ -140,8 +144,7 @@ def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster,
 
 
 def _status_command(folder: SweepFolder) -> str:
-    here = "torchrl-reg status" if sys.argv[0].startswith("torchrl-reg") else "python slurm/status.py"
-    return f"{here} {shlex.quote(str(folder.path))}"
+    return f"{as_typed('python slurm/status.py')} {shlex.quote(str(folder.path))}"
 
 
 def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> list[PlannedRun]:
@@ -154,7 +157,7 @@ def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> lis
 
 def _jobs(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> list[ArrayElement]:
     processes = seeds_together(missing, cluster.seeds_per_run)
-    return elements(processes, folder.path, folder.copy_of(code), code.label, cluster)
+    return elements(processes, folder.path, folder.copy_of(code), code, cluster)
 
 
 def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:
@@ -228,10 +231,44 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _help() -> str:
-    """What can be chosen; Hydra's own help would want a sweep first."""
-    choices = {group: sorted(path.stem for path in (_CONF / group).glob("*.yaml")) for group in ("sweep", "cluster")}
-    listed = "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
-    return f"{__doc__}\n{listed}\n\n--cfg job with a sweep shows every setting and its value."
+    """What can be chosen and set; Hydra's own help would want a sweep first."""
+    questions = {path.stem: yaml.safe_load(path.read_text()).get("question", "") for path in _files("sweep")}
+    sweeps = [(name, "".join(str(asked).partition("?")[:2])) for name, asked in questions.items()]
+    clusters = [(path.stem, path.read_text().partition("\n")[0].removeprefix("# ")) for path in _files("cluster")]
+    parts = [
+        as_typed("usage: python slurm/launch.py sweep=NAME cluster=NAME [NAME=VALUE ...]"),
+        as_typed(str(__doc__)).strip(),
+        _listed("Sweeps, written sweep=NAME:", sweeps),
+        _listed("Clusters, written cluster=NAME:", clusters),
+        _listed("Settings, written NAME=VALUE, with their defaults:", _settings(Launch, "", ("sweep", "cluster"))),
+        _listed("What runs, changed in the sweep's file or here:", _settings(Sweep, "sweep.")),
+        _listed("Where it runs:", _settings(Cluster, "cluster.")),
+        "--cfg job with a sweep shows every setting and the value it would have.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _files(group: str) -> list[Path]:
+    return sorted((_CONF / group).glob("*.yaml"))
+
+
+def _settings(kind: type, prefix: str, besides: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Each setting with its default, and what the source says of it."""
+    defaults, said = OmegaConf.structured(kind), descriptions(kind)
+    found = []
+    for each in fields(kind):
+        if each.name not in besides:
+            value = OmegaConf.create({"": defaults[each.name]})
+            shown = OmegaConf.to_yaml(value).partition(":")[2].strip()
+            found.append((f"{prefix}{each.name}={shown}", said.get(each.name, "")))
+    return found
+
+
+def _listed(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    lines = [title]
+    for name, said in rows:
+        lines += textwrap.wrap(f"{name:<31} {said}", 120, initial_indent="  ", subsequent_indent=" " * 34)
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -11,23 +11,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from slurm.code_digest import digest, is_edited, only_code
 from slurm.sweep import SweepError
+from torchrl_reg import __version__
 
 # In a checkout recipes and slurm lie beside the package; where a wheel put them, they lie within it.
 _BESIDE = Path(__file__).resolve().parents[1]
 _PACKAGE = _BESIDE / "torchrl_reg" if (_BESIDE / "torchrl_reg").is_dir() else _BESIDE
 ROOT = _PACKAGE.parent
 _FOLDERS = {"torchrl_reg": _PACKAGE, "recipes": _BESIDE / "recipes", "slurm": _BESIDE / "slurm"}
-_NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
-# Copied, since recipes may import it, but nothing here changes what a run computes.
-_READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py", "slurm/")
-_ELEMENT = "slurm/array_element.py"
-_DOCUMENTS = (".md", ".png")
 
 
 @dataclass(frozen=True)
 class Code:
-    """What runs: its commit, whether files differ from it, and a digest of all files that matter."""
+    """What runs: its commit (of a wheel the version), whether files differ from it, and a digest of all that matter."""
 
     commit: str
     uncommitted_changes: bool
@@ -83,26 +80,29 @@ def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[st
     for name in {match[1] for match in named if match} - set(_FOLDERS):
         for path in (Path(f"{name}.py"), *Path(name).glob("**/*.py")):
             files[str(path)] = path.resolve()
-    # Editors leave hidden files and dangling links about.
-    return {
-        name: path
-        for name, path in sorted(files.items())
-        if path.is_file() and "/." not in name and _NOT_CODE.isdisjoint(Path(name).parts)
-    }
+    return only_code(files)
 
 
 def current_code(files: Mapping[str, Path]) -> Code:
     """The code of these files as they are on disk."""
-    digest = sha256()
-    for name, path in files.items():
-        if name.endswith(_DOCUMENTS) or (name.startswith(_READS_RUNS) and name != _ELEMENT):
-            continue
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    found = digest(files)
     # Installed below somebody's own repository, these files are in it and yet none of its files.
     if not _git("ls-files", "torchrl_reg/__init__.py"):
-        return Code("unknown", False, digest.hexdigest())
+        return Code(__version__, False, found)
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return Code(_git("rev-parse", "HEAD"), bool(changes), digest.hexdigest())
+    return Code(_git("rev-parse", "HEAD"), bool(changes), found)
+
+
+def require_whole(code: Code, copy: Path) -> None:
+    """Refuses a copy that holds other code than was launched.
+
+    Raises:
+        SweepError: it was changed.
+    """
+    if is_edited(copy, code.digest):
+        raise SweepError(
+            f"{copy} must hold the code that was launched, got changed files: put them back, or choose another name=."
+        )
 
 
 def copy_code(files: Mapping[str, Path], folder: Path) -> Path:

@@ -32,6 +32,7 @@ from torchrl_reg.analysis.numbers import amount, duration
 from torchrl_reg.analysis.record import Row, Tail
 from torchrl_reg.analysis.sweep_files import failure
 from torchrl_reg.cli import main as watch
+from torchrl_reg.invocation import as_typed
 from torchrl_reg.printable import printable
 from torchrl_reg.run_endings import error_line, is_done, last_line
 from torchrl_reg.run_owner import LOCK, is_locked
@@ -135,7 +136,8 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
         lines += ["", f"{title}:", *(f"  {each}" for each in said)] if said else []
     own_errors = sum(run.own_error for run in runs)
     if counts["missing"] + counts["cancelled"] + counts["failed"] > own_errors:
-        lines += ["", "launch.py with the same sweep submits what is missing, cancelled or failed again."]
+        launch = as_typed("python slurm/launch.py")
+        lines += ["", f"{launch} with the same sweep submits what is missing, cancelled or failed again."]
     if own_errors:
         again = f"{own_errors} failed by an error of their own and will fail again until its cause is removed;"
         lines += ["", f"{again} other code or another base needs another name=."]
@@ -228,7 +230,8 @@ def _line(title: str, cells: Sequence[str], width: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    about = as_typed(str(__doc__))
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the sweep, or its folder")
     parser.add_argument("--root", default="results", help="folder of the sweeps (default: %(default)s)")
     parser.add_argument("--watch", action="store_true", help="refresh until all runs are done")

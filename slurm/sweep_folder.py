@@ -71,6 +71,7 @@ class SweepFolder:
         found = read_yaml(self.path / "sweep.yaml")
         if not isinstance(found, dict):
             what = "one whose sweep.yaml is damaged" if self.is_launched else "one without sweep.yaml"
+            what = what if self.path.is_dir() else "no folder"
             raise SweepError(f"{self.path} must be the folder of a launched sweep, got {what}.")
         return found
 
@@ -88,7 +89,7 @@ class SweepFolder:
             return current
         before = self.read()
         self._refuse_other_base(before, sweep)
-        first = Code(**before["code"])
+        first = self._launched_code(before.get("code"))
         if current is None:
             if not self.copy_of(first).is_dir():
                 raise SweepError(f"kept_code=true needs {self.copy_of(first)}, got none.")
@@ -162,8 +163,16 @@ class SweepFolder:
         earlier = (name for launch in self.launches() for element in launch.elements for name in element)
         return found | {name: () for name in earlier if name not in found}
 
+    def _launched_code(self, said: Any) -> Code:
+        named = said if isinstance(said, dict) else {}
+        kinds = {"commit": str, "uncommitted_changes": bool, "digest": str}
+        if named.keys() != kinds.keys() or not all(isinstance(named[name], kind) for name, kind in kinds.items()):
+            wanted = f"under code: {', '.join(kinds)}"
+            raise SweepError(f"{self.path}/sweep.yaml must hold {wanted}, got {str(said)[:80]}; choose another name=.")
+        return Code(**named)
+
     def _refuse_other_base(self, before: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
-        there, here = ({"recipe": each["recipe"], **flat(each["base"])} for each in (before, sweep))
+        there, here = ({"recipe": each.get("recipe"), **flat(each.get("base") or {})} for each in (before, sweep))
         pairs = {key: (there.get(key, "absent"), here.get(key, "absent")) for key in sorted(there.keys() | here.keys())}
         listed = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in pairs.items() if old != new)
         if listed:

@@ -107,7 +107,7 @@ def test_ignored_settings_are_said_so(ask, runs, command):
 
 
 BAD = {
-    "table NO": "results must be an existing folder, got NO.",
+    "table NO": "results must be an existing folder, got no folder NO.",
     "table EMPTY": "results must hold runs (folders with a config.yaml), got none in EMPTY.",
     "table . --score worst": "score must be final, best, auc or last<k>, such as last5, got 'worst'.",
     "table . --normalize sac": "normalize=sac must be used with the MuJoCo tasks",
@@ -133,12 +133,19 @@ def test_a_users_error_is_one_sentence(ask, runs, monkeypatch, words, sentence):
     assert (code, out) == (1, "") and sentence in err and err.startswith("torchrl-reg: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("word", "hint"), [("lanch", "; did you mean launch?"), ("zzz", ".")])
+def test_an_unknown_command_is_named(capsys, word, hint):
+    with pytest.raises(SystemExit, match="2"):
+        main([word, "results"])
+    assert capsys.readouterr().err.endswith(f"error: {word} is not a command{hint}\n")
+
+
 def test_help_names_every_command(ask, capsys):
     code, text, _ = ask()
     assert code == 0 and all(f"\n    {name} " in text for name in COMMANDS)
     for name in set(COMMANDS) - {"run"}:  # which lists recipes
         with pytest.raises(SystemExit, match="0"):
-            main([name, "--help"])
+            sys.exit(main([name, "--help"]))
         assert "usage: torchrl-reg " + name in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ Subcommands live in :mod:`torchrl_reg.commands` and are imported when named, so 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parser = _parser(words)
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            parser.error(f"{words[0]} is not a command{f'; did you mean {near[0]}?' if near else '.'}")
         parsed, unknown = parser.parse_known_args(words)
         if unknown and parsed.command not in _PASSED_ON:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -87,7 +91,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchrl-reg", description="What to do with runs of torchrl_reg.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, what in COMMANDS.items():
-        below = subparsers.add_parser(name, help=what, add_help=name != "run")
+        below = subparsers.add_parser(name, help=what, add_help=name not in _PASSED_ON)
         below.description = f"{what[0].upper()}{what[1:]}."
         if name in words[:1]:
             module = importlib.import_module(f"torchrl_reg.commands.{'scripts' if name in _PASSED_ON else name}")

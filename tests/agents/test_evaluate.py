@@ -55,5 +55,8 @@ def test_what_cannot_be_evaluated_is_one_sentence(make_run, tmp_path: Path, refu
     folder = make_run("cartpole")
     assert "must be a run folder or an exported one" in refusal("evaluate", tmp_path)
     assert "--episodes must be >= 1, got 0" in refusal("evaluate", folder, "--episodes", 0)
+    for command, seed in (("evaluate", -1), ("evaluate", 2**63), ("play", -1)):
+        assert f"--seed must be >= 0 and below 2**63, got {seed}." in refusal(command, folder, "--seed", seed)
+    assert refusal("evaluate", "m_dqn/cartpoel").endswith("got none; did you mean m_dqn/cartpole?\n")
     said = "--device must be a device of this machine, got 'cuda:77'"
     assert said in refusal("evaluate", folder, "--device", "cuda:77")

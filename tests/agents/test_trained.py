@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,11 @@ def test_a_name_is_enough_and_its_score_is_repeated(capsys: pytest.CaptureFixtur
 def test_every_score_is_repeated(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", name]) == 0
     assert capsys.readouterr().out.count("repeat the run's last evaluation exactly") == 2
+
+
+def test_the_list_needs_no_torch() -> None:
+    program = "import sys; sys.modules['torch'] = None; from torchrl_reg.cli import main; sys.exit(main(['list']))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
 def test_the_list_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,10 +37,11 @@ def test_a_run_that_only_began_is_a_run(make_run, tmp_path: Path) -> None:
 
 def test_commits_are_those_of_every_start(make_run, tmp_path: Path) -> None:
     starts = [{"commit": c, "uncommitted_changes": c == "b" * 40} for c in ("a" * 40, "b" * 40, "a" * 40, None)]
+    starts.append({"commit": None, "versions": {"torchrl_reg": "0.1.0"}})
     (make_run("x") / "provenance.json").write_text(json.dumps({"starts": [None, *starts]}))
     (run,) = find_runs(tmp_path)
-    assert run.commits == ("a" * 40, "b" * 40, "unknown")
-    assert run.short_commits == ("aaaaaaa", "bbbbbbb+", "unknown")
+    assert run.commits == ("a" * 40, "b" * 40, "unknown", "0.1.0")
+    assert run.short_commits == ("aaaaaaa", "bbbbbbb+", "unknown", "0.1.0")
 
 
 def test_snapshots_jobs_checkpoints_and_hidden_folders_hold_no_runs(make_run, tmp_path: Path) -> None:
@@ -88,6 +89,8 @@ def test_links_are_followed_once(make_run, tmp_path: Path) -> None:
         ("python /home/a/checkout/recipes/m_dqn.py", "recipes/m_dqn.py"),
         ("python ./own/0a1b2c3d/m_dqn.py", "own/0a1b2c3d/m_dqn.py"),
         ("python -m x ../mine/m_dqn.py", "../mine/m_dqn.py"),
+        ("torchrl-reg run m_dqn x=1", "recipes/m_dqn.py"),
+        ("torchrl-reg run ../mine/m_dqn.py x=1", "../mine/m_dqn.py"),
         ("python -c pass", ""),
     ],
 )

@@ -91,7 +91,7 @@ def test_what_cannot_be_grouped_or_read_or_drawn_is_shown_all_the_same(going, sh
 
 def test_bad_arguments(capsys) -> None:
     assert main(["watch", "absent"]) == 1
-    assert capsys.readouterr() == ("", "torchrl-reg: FOLDER must be an existing folder, got absent.\n")
+    assert capsys.readouterr() == ("", "torchrl-reg: FOLDER must be an existing folder, got no folder absent.\n")
     for every in ("0", "nan"):
         assert main(["watch", ".", "--every", every]) == 1
         assert capsys.readouterr() == ("", f"torchrl-reg: --every must be > 0 seconds, got {every}.\n")

@@ -84,18 +84,18 @@ def test_settings_of_another_kind_and_bad_num_envs():
 @pytest.mark.parametrize(
     ("settings", "modules", "sentence"),
     [
-        (EnvSettings("atari", game="pong"), ["ale_py", "ale_py.vector_env"], r"\.\[atari\]"),
-        (EnvSettings("minatar", game="freeway"), ["minatar"], r"\.\[recipes\]"),
-        (EnvSettings("lunarlander"), ["Box2D"], r"\.\[box2d\]"),
-        (EnvSettings("mujoco", game="ant"), ["mujoco"], r"\.\[mujoco\]"),
-        (EnvSettings("adroit", game="pen"), ["gymnasium_robotics"], r"\.\[adroit\]"),
-        (EnvSettings("adroit", game="pen"), ["mujoco"], r"\.\[adroit\]"),
+        (EnvSettings("atari", game="pong"), ["ale_py", "ale_py.vector_env"], r"torchrl_reg\[atari\]"),
+        (EnvSettings("minatar", game="freeway"), ["minatar"], r"torchrl_reg\[recipes\]"),
+        (EnvSettings("lunarlander"), ["Box2D"], r"torchrl_reg\[box2d\]"),
+        (EnvSettings("mujoco", game="ant"), ["mujoco"], r"torchrl_reg\[mujoco\]"),
+        (EnvSettings("adroit", game="pen"), ["gymnasium_robotics"], r"torchrl_reg\[adroit\]"),
+        (EnvSettings("adroit", game="pen"), ["mujoco"], r"torchrl_reg\[adroit\]"),
     ],
 )
 def test_a_missing_extra_is_named(monkeypatch, settings, modules, sentence):
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EnvError, match=f"got none: pip install -e .{sentence}"):
+    with pytest.raises(EnvError, match=f"got none: pip install .{sentence}"):
         make_env(settings, 1)
 
 

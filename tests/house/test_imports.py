@@ -20,14 +20,16 @@ ALLOWED = {
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "printable", "modules", "regularizers", "envs", "tabular"},
     "collectors": {"collectors", "modules", "regularizers", "torchrl_compat"},
-    "training": {"training", "collectors", "folder_names", "run_owner", "agents", "modules", "torchrl_compat"},
+    "training": {"training", "collectors", "field_comments", "folder_names", "invocation", "run_owner"}
+    | {"agents", "modules", "torchrl_compat"},
     "analysis": {"analysis", "printable", "run_endings"},
     "run_endings": {"run_endings", "printable"},
     "run_owner": {"run_owner"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
     "testing": {"testing", "tabular", "modules", "regularizers", "printable", "torchrl_compat"},
-    "commands": {"commands", "printable", "run_endings", "analysis", "doctor", "agents", "training", "envs", "testing"},
+    "commands": {"commands", "invocation", "printable", "run_endings", "analysis", "doctor", "agents", "training"}
+    | {"envs", "testing"},
 }
 #: Third-party packages that only the top floor may import.
 TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from torchrl_reg.analysis import find_runs
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
@@ -107,10 +109,8 @@ def test_recipes_and_sweeps_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert "already finished" in done.stdout
     (run, _) = sorted(tmp_path.glob("results/m_iqn/cartpole/*/seed=*"))
-    script, *words = (run / "command.txt").read_text().split()[1:]
-    assert Path(tmp_path, script).resolve() == next(
-        tmp_path.glob("venv/lib/*/site-packages/torchrl_reg/recipes/m_iqn.py")
-    )
+    assert (run / "command.txt").read_text().startswith("torchrl-reg run m_iqn algo.total_frames=600 ")
+    assert find_runs(run)[0].script == "recipes/m_iqn.py" and find_runs(run)[0].commits == ("0.1.0",)
     sweep = [f"+sweep.base.{word}" for word in few] + ["sweep.seeds=1", "sweep.grid.env=[cartpole]"]
     done = ask(python, "launch", "sweep=dqn_versus_m_dqn", "cluster=local", *sweep, where=tmp_path, seen=seen)
     assert done.returncode == 0, done.stderr
@@ -118,7 +118,7 @@ def test_recipes_and_sweeps_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
     status = ask(python, "status", "dqn_versus_m_dqn", where=tmp_path, seen=seen)
     assert status.returncode == 0 and "2 runs: 2 done" in status.stdout, status.stderr
     copied = next((tmp_path / "results/dqn_versus_m_dqn/code").iterdir())
-    assert copied.name.startswith("unknown-") and (copied / "recipes/m_dqn.py").is_file()
+    assert copied.name.startswith("0.1.0-") and (copied / "recipes/m_dqn.py").is_file()
     assert (copied / "slurm/array_element.py").is_file() and not (copied / "torchrl_reg/recipes").exists()
 
 

@@ -18,6 +18,7 @@ from torchrl_reg.analysis.protocols import published_scores
 from torchrl_reg.envs import make_env
 from torchrl_reg.modules import q_network, quantile_network
 from torchrl_reg.training import EpsilonSchedule, LinearSchedule, Run
+from torchrl_reg.training.cli.choices import environments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONF = RECIPES / "conf"
@@ -84,9 +85,19 @@ def test_every_choice_composes(name, composed):
         assert settings.env.max_episode_frames is not None  # resolved: config.yaml records what is in force
 
 
-@pytest.mark.parametrize("name", ["m_dqn", "iq"])
-def test_help_describes_every_setting_and_only_choices_that_fit(name, load, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help", "algo.tau=0.5"])
+@pytest.mark.parametrize(
+    ("name", "env", "presets"),
+    [
+        ("m_dqn", "cartpole", "cleanrl_classic vieillard2020_cartpole"),
+        ("m_dqn", "atari", "castro2018 clark2025 dabney2018 hessel2018 vieillard2020"),
+        ("iq", "mujoco/hopper", "tianshou_mujoco vieillard2021_mujoco"),
+    ],
+)
+def test_help_describes_every_setting_and_only_choices_that_fit(name, env, presets, load, monkeypatch, capsys):
+    for preset, (_, more) in PRESETS.items():
+        family = re.search(r"(?:env|plan)=(\w+)", more)[1]
+        assert family in environments(CONF / f"paper/{preset}.yaml"), f"{preset}.yaml must say: use with env={family}"
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help", "algo.tau=0.5", f"env={env}"])
     load(name).main()
     text = capsys.readouterr().out
     assert text.startswith(load(name).__doc__.splitlines()[0])
@@ -96,7 +107,7 @@ def test_help_describes_every_setting_and_only_choices_that_fit(name, load, monk
     assert "  algo.tau=0.5 " in text and "temperature, reward units" in text
     shown = set(re.split(r"[,\s]+", text.partition("Choices")[2].partition("Other words")[0]))
     assert shown & {*ENVS} == {env for env in ENVS if fits(name, env)}
-    assert shown & {*PRESETS} == {preset for preset, (names, _) in PRESETS.items() if name in names}
+    assert shown & {*PRESETS} == set(presets.split())
     assert "+plan=" not in text and "net: null" not in text and ("net=" in text) == (name == "m_dqn")
 
 

@@ -46,7 +46,7 @@ def test_a_setting_out_of_its_range_is_named(words, refused, tmp_path):
 BAD = {
     "m_dqn env=atari env.game=Brekout": "Did you mean 'breakout'?",
     "m_dqn env.name=pendulum": "env must have discrete actions (a categorical spec), got continuous ones",
-    "m_dqn env=mujoco/hopper": "does not go with this recipe: it sets policy, which this recipe does not have",
+    "m_dqn env=mujoco/hopper": "its actions are continuous; recipes for those are iq, pcl, sac, soft_q, virel.",
     "m_dqn net=nature": "NetSettings.name must fit observations of shape (4,), got 'nature'",
     "q_learning regularizer=sparsmax": "choose one of bellman_error, boltzmann, entropy, none, own",
     "q_learning regularizer=entropy regularizer.taau=1": "(regularizer.tau), got regularizer.tau, regularizer.taau.",
@@ -72,7 +72,7 @@ BAD = {
     "q_learning shaping.path=torchrl_reg.regularizers:HardMax": "shaping.path must be that of a Shaping",
     "q_learning +method=m_dqn bootstrap=double": "double_dqn must be False with a shaping",
     "q_learning head.network.path=math:pi": "head.network.path must name a class or a function",
-    "iq env=cartpole": "env=cartpole does not go with this recipe: it sets net, which this recipe does not have",
+    "iq env=cartpole": "its actions are discrete; recipes for those are m_dqn, m_iqn, mirl, pqn, q_learning.",
     "iq +paper=nachum2018": "paper=nachum2018 does not go with this recipe: it sets algo.lam",
     "iq env.name=cartpole": "bounded box of actions",
     "iq algo.target_entropy=1.0 policy=gaussian": "algo.target_entropy must be null unless policy=multicategorical",

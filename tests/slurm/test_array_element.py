@@ -19,6 +19,7 @@ import pytest
 from sweep_harness import wait_until
 
 from slurm.array_element import ArrayElement, Commands
+from slurm.code_digest import digest
 
 PROLOGUE = """
 import os, signal, sys, time
@@ -54,6 +55,28 @@ def test_runs_go_side_by_side_and_a_second_call_does_nothing(tmp_path):
     both()
     both()
     assert lives(tmp_path) == lives(tmp_path, "r1") == 1 and not (tmp_path / "r0.failed").exists()
+
+
+def test_an_element_runs_the_code_that_was_launched_and_no_other(tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "recipes").mkdir(parents=True)
+    (copy / "recipes/m_dqn.py").write_text("tau = 0.5\n")
+    launched = digest({"recipes/m_dqn.py": copy / "recipes/m_dqn.py"})
+    for name in ("recipes/__pycache__/m_dqn.pyc", "recipes/notes.md", "slurm/status.py", ".nfs01"):  # none of a run
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("x")
+    program = PROLOGUE + DONE
+
+    def call(run: str) -> None:
+        runs = [((run,), (sys.executable, "-c", program, str(tmp_path / run)))]
+        ArrayElement(Commands(str(tmp_path), str(copy), "abc", runs, digest=launched))()
+
+    call("r0")
+    (copy / "recipes/m_dqn.py").write_text("tau = 0.9\n")
+    with pytest.raises(RuntimeError, match=f"^{copy} must hold the code that was launched"):
+        call("r1")
+    assert lives(tmp_path) == 1 and lives(tmp_path, "r1") == 0
+    assert "got changed files" in json.loads((tmp_path / "r1.failed").read_text())["last_line"]
 
 
 def test_a_killed_run_starts_again_a_few_times_and_an_error_does_not(tmp_path):

@@ -180,7 +180,7 @@ def test_an_error_of_an_element_shows_and_nobody_is_told_to_launch_it_again(fold
     assert runs[3].last_line == "its job ended (FAILED): ModuleNotFoundError: No module named 'scypy'"
     assert [run.own_error for run in runs] == [False, True, False, True]
     text = summary("x", runs)
-    assert ("launch.py with the same sweep submits" in text) == bool(others)
+    assert ("slurm/launch.py with the same sweep submits" in text) == bool(others)
     assert text.endswith(
         "2 failed by an error of their own and will fail again until its cause is removed; other code or another base "
         "needs another name=."
@@ -236,7 +236,7 @@ def test_the_command_line(folder):
     assert rows[0]["state"] == "done" and rows[0]["frames"] == 1000
     refused = ask("nonsense", "--root", str(folder))
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
-    assert "nonsense must be the folder of a launched sweep, got one without sweep.yaml." in refused.stderr
+    assert "nonsense must be the folder of a launched sweep, got no folder." in refused.stderr
 
 
 def test_on_a_terminal_watching_ends_with_the_last_run(folder):

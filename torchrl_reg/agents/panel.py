@@ -60,7 +60,7 @@ class Panel:
         try:
             from PIL import ImageFont
         except ImportError:
-            raise AgentError("play needs Pillow, got none: pip install -e '.[play]'.") from None
+            raise AgentError("play needs Pillow, got none: pip install 'torchrl_reg[play]'.") from None
         self._title, self._actions = title, actions
         self._font = ImageFont.load_default(size=13)
         self._low, self._high = np.inf, -np.inf

@@ -154,4 +154,5 @@ def _needs(module: str, extra: str) -> None:
     try:
         __import__(module)
     except ImportError:
-        raise AgentError(f"play needs {module} for this environment, got none: pip install -e '.[{extra}]'.") from None
+        hint = f"pip install 'torchrl_reg[{extra}]'"
+        raise AgentError(f"play needs {module} for this environment, got none: {hint}.") from None

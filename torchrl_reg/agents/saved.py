@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import json
@@ -269,7 +270,9 @@ def _policy_file(written: Path | str) -> Path:
         raise AgentError(f"{shown} could not be read: {error.strerror}.") from None
     or_name = "" if exists or not isinstance(written, str) else ", or the name of a trained agent (`torchrl-reg list`)"
     meant = f"a run folder or an exported one, with a {POLICY_FILE} in it"
-    raise AgentError(f"{folder} must be {meant}{or_name}, got none.")
+    near = difflib.get_close_matches(str(written), trained_agents(), n=1) if or_name else []
+    hint = f"; did you mean {near[0]}?" if near else "."
+    raise AgentError(f"{folder} must be {meant}{or_name}, got none{hint}")
 
 
 def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:

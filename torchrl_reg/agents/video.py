@@ -47,7 +47,8 @@ def _write_mp4(path: Path, first: Picture, frames: Iterable[Picture], frames_per
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise AgentError("An MP4 needs imageio-ffmpeg, got none: pip install -e '.[play]'; a GIF does not.") from None
+        said = "An MP4 needs imageio-ffmpeg, got none: pip install 'torchrl_reg[play]'; a GIF does not."
+        raise AgentError(said) from None
     size = first.shape[1], first.shape[0]
     with closing(imageio_ffmpeg.write_frames(str(path), size, fps=frames_per_second, macro_block_size=2)) as writer:
         writer.send(None)
@@ -64,7 +65,7 @@ def show_in_window(title: str, frames: Iterable[Picture], frames_per_second: flo
     try:
         import pygame
     except ImportError:
-        raise AgentError("A window needs pygame, got none: pip install -e '.[recipes]', or use --out.") from None
+        raise AgentError("A window needs pygame, got none: pip install 'torchrl_reg[recipes]', or use --out.") from None
     shown, window, clock = 0, None, pygame.time.Clock()
     pygame.display.init()
     try:

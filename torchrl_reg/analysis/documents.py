@@ -78,7 +78,10 @@ def read_yaml(path: Path) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config, in Python 15
     try:
         if _UNUSUAL.search(text):  # checked first: deep nesting crashes the interpreter inside the C loader
-            _refuse_unbounded(yaml.parse(text, Loader=loader), path)
+            try:
+                _refuse_unbounded(yaml.parse(text, Loader=loader), path)
+            except yaml.YAMLError:  # since PyYAML 6.0.4 the C loader reads ahead and refuses deep nesting itself
+                _refuse_unbounded(yaml.parse(text, Loader=yaml.SafeLoader), path)
         return yaml.load(text, Loader=loader)
     except AnalysisError:
         raise

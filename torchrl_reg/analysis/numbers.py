@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def amount(value: float) -> str:
+def amount(value: float, digits: int = 3) -> str:
     """Three digits, with a letter for thousands and above.
 
     >>> amount(0), amount(950), amount(1500), amount(999_999), amount(200_000_000), amount(0.25)
@@ -13,8 +15,22 @@ def amount(value: float) -> str:
     """
     for unit, name in _UNITS:
         if abs(value) >= 0.9995 * unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
+            return f"{value / unit:.{digits}g}{name}"
+    return f"{value:.{digits}g}"
+
+
+def distinct(values: Sequence[float], text: Callable[[float, int], str]) -> list[str]:
+    """``text`` of each value, three digits or as many as tell all of them apart.
+
+    >>> distinct([2000, 2002.5, 2005], amount), distinct([0, 10], amount)
+    (['2k', '2.002k', '2.005k'], ['0', '10'])
+    """
+    found = [text(value, 3) for value in values]
+    for digits in range(4, 16):
+        if len(set(found)) == len(found):
+            break
+        found = [text(value, digits) for value in values]
+    return found
 
 
 def counted(count: int, noun: str) -> str:
@@ -26,14 +42,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """A value in few characters, with a minus sign.
 
     >>> number(-1234.5), number(0.25), number(0.000012), number(2_500_000)
     ('−1.23k', '0.25', '1.2e-5', '2.5M')
     """
     size = abs(value)
-    text = f"{size:.2g}".replace("e-0", "e-") if 0 < size < 0.001 else amount(size)
+    text = f"{size:.{digits - 1}g}".replace("e-0", "e-") if 0 < size < 0.001 else amount(size, digits)
     return f"−{text}" if value < 0 else text
 
 

@@ -17,7 +17,7 @@ from torchrl_reg.analysis.charts import GREY, LIGHT, Chart, Line, chart
 from torchrl_reg.analysis.curves import aggregate_curve, group_curve, profile_lines
 from torchrl_reg.analysis.errors import AnalysisError, one_of
 from torchrl_reg.analysis.groups import Group
-from torchrl_reg.analysis.numbers import amount, counted, number, percent
+from torchrl_reg.analysis.numbers import amount, counted, distinct, number, percent
 from torchrl_reg.analysis.protocols import Gap
 from torchrl_reg.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score
 from torchrl_reg.analysis.statistics import AGGREGATES
@@ -213,9 +213,9 @@ def _ink(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(chart.x_label, fontsize=9)
     axes.set_ylabel(chart.y_label, fontsize=9)
     x_ticks, y_ticks = chart.x.ticks(5), chart.y.ticks(5)
-    axes.set_yticks(y_ticks, map(number, y_ticks))
+    axes.set_yticks(y_ticks, distinct(y_ticks, number))
     if chart.ticks is None:
-        axes.set_xticks(x_ticks, map(amount, x_ticks))
+        axes.set_xticks(x_ticks, distinct(x_ticks, amount))
     else:
         axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=90 if len(chart.ticks) > 6 else 0)
     axes.minorticks_off()

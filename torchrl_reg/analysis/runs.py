@@ -71,7 +71,7 @@ class RunRecord:
 
     @property
     def commits(self) -> tuple[str, ...]:
-        """The distinct commits the run was started from, in order; ``"unknown"`` for one outside git."""
+        """The distinct commits the run was started from, in order; outside git the version of the package."""
         return tuple(dict.fromkeys(commit for _, commit in self._commits()))
 
     @property
@@ -81,7 +81,7 @@ class RunRecord:
         return tuple(dict.fromkeys(names))
 
     def _commits(self) -> list[tuple[dict[str, Any], str]]:
-        return [(start, printable(str(start.get("commit") or "unknown"))) for start in self.starts]
+        return [(start, printable(_code_of(start))) for start in self.starts]
 
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out.
@@ -173,7 +173,7 @@ def find_runs(
     found: dict[Path, Path] = {}
     for each in map(Path, roots):
         if not each.is_dir():
-            raise AnalysisError(f"results must be an existing folder, got {each}.")
+            raise AnalysisError(f"results must be an existing folder, got no folder {each}.")
         for folder in run_folders(each):
             found.setdefault(folder.resolve(), folder)
     runs = []
@@ -252,12 +252,20 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             yield Path(folder), below, files
 
 
+def _code_of(start: dict[str, Any]) -> str:
+    versions = start.get("versions")
+    version = versions.get("torchrl_reg") if isinstance(versions, dict) else None  # an installed wheel knows no commit
+    return str(start.get("commit") or version or "unknown")
+
+
 def _script(command: str) -> str:
     """The recipe's file in ``command``, alike for every checkout and for a sweep's copy of it; empty without one."""
     try:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
+    if words[:2] == ["torchrl-reg", "run"] and len(words) > 2 and not words[2].endswith(".py"):
+        return f"recipes/{words[2]}.py"
     path = next((os.path.normpath(word) for word in words if word.endswith(".py")), "")
     ours = re.search(r"(?:^|/)(recipes/[^/]+|own/[0-9a-f]{8}/[^/]+)$", path)
     return ours[1] if ours else path

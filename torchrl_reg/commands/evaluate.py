@@ -37,11 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     With the run's own seed the first episodes are those of its last evaluation, whose mean is compared.
 
     Raises:
-        AnalysisError: no episodes to run, or an unknown device.
+        AnalysisError: no episodes to run, a negative seed, or an unknown device.
         AgentError: no policy, a damaged one, or an environment that cannot be built here.
     """
     if arguments.episodes < 1:
         raise AnalysisError(f"--episodes must be >= 1, got {arguments.episodes}.")
+    if arguments.seed is not None:
+        checked_seed(arguments.seed)
     from torchrl.envs.utils import ExplorationType
 
     from torchrl_reg.agents.saved import read_policy
@@ -69,6 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
     env.close()
     _append(saved.path.parent, {"event": "evaluate", "frames": row.get("frames"), **columns})
     return 0
+
+
+def checked_seed(seed: int) -> int:
+    """``seed`` if torch's generators take it.
+
+    Raises:
+        AnalysisError: they do not.
+    """
+    if not 0 <= seed < 1 << 63:
+        raise AnalysisError(f"--seed must be >= 0 and below 2**63, got {seed}.")
+    return seed
 
 
 def checked_device(name: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.commands.evaluate import MODES, add_trust, checked_device
+from torchrl_reg.commands.evaluate import MODES, add_trust, checked_device, checked_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     from torchrl_reg.agents.saved import read_policy
     from torchrl_reg.agents.video import show_in_window, write_video
 
-    device = checked_device(arguments.device)
-    saved = read_policy(arguments.run_folder, device=device, trust=arguments.trust)
+    checked_seed(arguments.seed)
+    saved = read_policy(arguments.run_folder, device=checked_device(arguments.device), trust=arguments.trust)
     frames = episode_frames(
-        saved, seed=arguments.seed, mode=arguments.mode, max_steps=arguments.max_steps, device=arguments.device
+        saved,
+        seed=arguments.seed,
+        mode=arguments.mode,
+        max_steps=arguments.max_steps,
+        device=arguments.device,
     )
     if arguments.out is None and has_display():
         count = show_in_window(str(arguments.run_folder), frames, frames_per_second(saved))

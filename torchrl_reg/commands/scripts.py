@@ -11,24 +11,23 @@ import difflib
 import importlib
 import importlib.util
 import runpy
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from torchrl_reg.analysis.errors import AnalysisError
+from torchrl_reg.invocation import started_as
+from torchrl_reg.run_endings import is_done
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_USAGE = {
-    "launch": "torchrl-reg launch sweep=NAME cluster=NAME [name=value ...]",
-    "status": "torchrl-reg status NAME [--watch]",
-}
+# What a run that trained a policy ends with.
+_WHOLE = ("done.json", "metrics.jsonl", "policy.safetensors", "checkpoints")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None here: all words go to the script."""
-    name = (parser.prog or "").rpartition(" ")[2]
-    parser.epilog = f"What it takes: {_USAGE[name]}." if name in _USAGE else None
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """None here: all words go to the script, ``--help`` among them."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "run":
         return _run_recipe(args.words)
     sys.argv = [f"torchrl-reg {args.command}", *args.words]
-    sweep_module(args.command).main()
+    with started_as("torchrl-reg", args.command):
+        sweep_module(args.command).main()
     return 0
 
 
@@ -82,7 +82,39 @@ def _run_recipe(words: Sequence[str]) -> int:
         close = difflib.get_close_matches(name, recipes, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise AnalysisError(f"run needs one of {', '.join(recipes)}, or the path of a recipe, got {name}{hint}.")
+    if finished := _finished(words, path):
+        print(f"already finished: {finished}")
+        return 0
     sys.argv = [str(path), *words[1:]]
     sys.path.insert(0, str(path.parent))
-    runpy.run_path(str(path), run_name="__main__")
+    with started_as("torchrl-reg", "run", name):
+        runpy.run_path(str(path), run_name="__main__")
     return 0
+
+
+def _finished(words: Sequence[str], script: Path) -> Path | None:
+    """The folder of a finished run of this very command: to find it takes no torch, whose import takes seconds.
+
+    None also where the recipe has to say: several seeds, options, a run that is not whole, code newer than the run.
+    """
+    asked = dict(word.partition("=")[::2] for word in words[1:])
+    if "run.seeds" in asked or any(word.startswith("-") or "${" in word or "hydra" in word for word in words):
+        return None
+    there = [Path(asked["run.dir"])] if "run.dir" in asked else Path("results", script.stem).glob("*/*/seed=*")
+    command = shlex.join(["torchrl-reg", "run", *words])
+    try:
+        for folder in there:
+            whole = is_done(folder) and all((folder / name).exists() for name in _WHOLE)
+            if whole and (folder / "command.txt").read_text(encoding="utf-8").strip() == command:
+                done_at = (folder / "done.json").stat().st_mtime
+                return folder if all(path.stat().st_mtime < done_at for path in _code(script)) else None
+    except (OSError, ValueError):  # the recipe says what is wrong with it
+        return None
+    return None
+
+
+def _code(script: Path) -> Iterator[Path]:
+    """The files that say what a command means: the package, and what lies beside the recipe."""
+    yield from _PACKAGE.rglob("*.py")
+    yield from script.parent.glob("*.py")
+    yield from script.parent.glob("conf/**/*.yaml")

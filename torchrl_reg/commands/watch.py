@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """
     for folder in args.folders:
         if not folder.is_dir():
-            raise AnalysisError(f"FOLDER must be an existing folder, got {folder}.")
+            raise AnalysisError(f"FOLDER must be an existing folder, got no folder {folder}.")
     if not 0 < args.every < float("inf"):
         raise AnalysisError(f"--every must be > 0 seconds, got {args.every:g}.")
     console, watcher = Console(), Watcher(args.folders)

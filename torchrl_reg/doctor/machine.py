@@ -146,7 +146,7 @@ def _environments() -> Iterable[Finding]:
     """Imports each family, builds one environment and steps it, in a separate process."""
     for name, (module, package, extras, before, env) in _FAMILIES.items():
         code = _STEPS.format(before=before, env=env, package=package)
-        yield _probed(name, code, f'pip install -e ".[{extras}]"', module=module)
+        yield _probed(name, code, f'pip install "torchrl_reg[{extras}]"', module=module)
 
 
 def _probed(name: str, code: str, todo: str, *, module: str = "", essential: bool = False) -> Finding:
@@ -173,7 +173,7 @@ def _probed(name: str, code: str, todo: str, *, module: str = "", essential: boo
 def _optional_packages() -> Iterable[Finding]:
     for extra, packages in _OPTIONAL.items():
         for package in packages:
-            missing = Finding(package, "missing", "not installed", f'pip install -e ".[{extra}]"')
+            missing = Finding(package, "missing", "not installed", f'pip install "torchrl_reg[{extra}]"')
             yield Finding(package, "ok", version) if (version := _version(package)) else missing
 
 

@@ -232,7 +232,7 @@ def needing(packages: str, family: str, extra: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise EnvError(f'env.name={family} needs {packages}, got none: pip install -e ".[{extra}]".') from error
+        raise EnvError(f'env.name={family} needs {packages}, got none: pip install "torchrl_reg[{extra}]".') from error
 
 
 def _check_game(settings: EnvSettings, family: Family) -> None:

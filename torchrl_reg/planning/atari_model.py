@@ -124,7 +124,7 @@ def _rom(game: str) -> str:
     try:
         from ale_py import roms
     except ImportError:
-        raise ValueError('AtariModel needs ale_py, got none: pip install -e ".[atari]".') from None
+        raise ValueError('AtariModel needs ale_py, got none: pip install "torchrl_reg[atari]".') from None
     names = {name.replace("_", ""): name for name in roms.get_all_rom_ids()}
     wanted = game.replace("_", "").lower()
     if wanted not in names:

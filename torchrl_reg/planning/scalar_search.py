@@ -239,7 +239,7 @@ def _compiled(step: Callable[..., Any], leaf: Callable[..., Any]) -> tuple[Calla
     try:
         import numba
     except ImportError:
-        raise ValueError('search_tables needs numba, got none: pip install -e ".[planning]".') from None
+        raise ValueError('search_tables needs numba, got none: pip install "torchrl_reg[planning]".') from None
     from torchrl_reg.planning.scalar_kernel import grow
 
     one_tree = numba.njit(grow)

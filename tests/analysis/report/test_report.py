@@ -203,7 +203,7 @@ def test_many_environments_are_rows(tmp_path, write_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent"], "results must be an existing folder, got absent."),
+        (["absent"], "results must be an existing folder, got no folder absent."),
         (["empty"], "FOLDER must hold run folders, got empty with none."),
         (["sweep", "-o", "no/such/folder.html"], "--out must be a file that can be written, got no/such/folder.html"),
         (["sweep", "--column", "fps"], "--column must be an evaluation of the runs, got 'fps'; they have"),

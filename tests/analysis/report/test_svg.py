@@ -11,6 +11,13 @@ from torchrl_reg.analysis.report.svg import drawing
 X, Y = np.array([0.0, 100.0]), np.array([0.0, 10.0])
 
 
+def test_ticks_close_together_have_names_of_their_own() -> None:
+    x = np.array([2000.0, 2010.0])
+    found = drawing(chart("t", [Line("a", 11, x, x)]))
+    for texts in ([text for _, text in found["x_ticks"]], [text for _, text in found["y_ticks"]]):
+        assert len(texts) == len(set(texts)) > 2, texts
+
+
 def test_paths_ticks_and_data() -> None:
     line = Line("a", 11, X, Y, Y - 1, Y + 1, np.array([150.0, 200.0]), np.array([20.0, 20.0]))
     found = drawing(chart("t", [line], span=(-10.0, 30.0)))

@@ -130,7 +130,7 @@ def test_a_yaml_file_that_is_none_is_named_with_its_line(command, tmp_path):
     (tmp_path / "recipe/conf/env/broken.yaml").write_text("name: x\n  cells: [1\n")
     code, err, seen = command("env=broken", script=tmp_path / "recipe/tiny_dqn.py")
     assert (code, err.count("\n"), seen) == (1, 1, [])
-    assert "conf/env/broken.yaml, line 2 is not YAML: mapping values are not allowed here." in err
+    assert "conf/env/broken.yaml, line 2 is not YAML: " in err
 
 
 def test_a_sweep_runs_every_seed_in_its_own_folder(command):

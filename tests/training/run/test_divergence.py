@@ -182,7 +182,7 @@ def test_a_policy_that_can_no_longer_sample_ends_the_run_in_one_sentence(tmp_pat
 
 
 def test_an_error_of_a_finite_policy_stays_what_it_is(tmp_path):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error:
+    with pytest.raises(RuntimeError) as error:
         policy_run(tmp_path, "stop", SAMPLED, {48: spoil_shape}, samples=True)
     assert not isinstance(error.value, DivergedError)
     assert not (tmp_path / "failed.json").exists()

@@ -63,9 +63,30 @@ def test_plain_lines_where_there_is_no_terminal(capsys, clock):
     progress.evaluation(EVALUATION)
     progress.end()
     line = "frame 2,000 of 10,000: fps=500 left=0:00:16 return_mean=21.5 loss=0.125 kl=0.5"
-    evaluated = "frame 5,000 of 10,000: evaluated: return_greedy=200+-12"
+    evaluated = "frame 5,000 of 10,000: evaluated: return_greedy=200 +- 12.2"
     out, err = capsys.readouterr()
     assert out.splitlines() == [line, line, evaluated] and err == ""  # not the line one second later
+
+
+def test_plain_lines_of_several_seeds_show_mean_and_range(capsys, clock):
+    progress = begun(0, 0, 5_000, 0)
+    for seed, returned in enumerate((10.0, 30.0, 110.0, 50.0)):
+        clock[0] = 100.0 + 31 * (seed == 3)
+        progress.train(ROW | {"return_mean": returned, "kl": None}, seed)
+        progress.evaluation(EVALUATION | {"return_greedy_mean": returned}, seed) if seed != 2 else None
+        progress.evaluation(EVALUATION | {"frames": 6_000, "return_greedy_mean": returned}, seed) if seed < 3 else None
+    clock[0] = 200.0
+    progress.train(ROW | {"return_mean": 10.0, "kl": None})
+    progress.end(3)  # it failed: the others have all come to 6,000
+    for seed in range(3):
+        progress.frames[seed] = 10_000
+        progress.end(seed)
+    assert capsys.readouterr().out.splitlines() == [
+        "frame 2,000 of 10,000: fps=500 left=0:00:16 mean return=10 (10 to 10) loss=0.125 seeds=0/4",
+        "frame 5,000 of 10,000: evaluated 3 seeds: mean return_greedy=30 (10 to 50)",
+        "frame 2,000 of 10,000: fps=500 left=0:00:16 mean return=50 (10 to 110) loss=0.125 seeds=0/4",
+        "frame 6,000 of 10,000: evaluated 3 seeds: mean return_greedy=50 (10 to 110)",
+    ]
 
 
 def test_a_line_at_least_every_minute(capsys, clock):
@@ -134,7 +155,8 @@ def test_seeds_share_one_bar(terminal):
         progress.frames[seed] += frames
         progress.train(ROW | {"return_mean": returned}, seed)
     progress.tick()
-    assert " 73%|" in (line := drawn()[-1]) and "7.33k/10.0k" in line and "return=30 loss=0.125 seeds=2/3" in line
+    assert " 73%|" in (line := drawn()[-1]) and "7.33k/10.0k" in line
+    assert "mean return=30 (10 to 50) loss=0.125 seeds=2/3" in line
     progress.end(2)  # it failed
     progress.tick()
     assert "100%|" in (line := drawn()[-1]) and "seeds=2/2" in line
@@ -144,16 +166,15 @@ def test_seeds_share_one_bar(terminal):
     assert progress._closed.is_set()
 
 
-def test_of_plain_lines_the_first_seed_speaks_for_all(capsys, clock):
+def test_of_plain_lines_the_first_seed_begins_and_the_others_go_on_without_it(capsys, clock):
     progress = begun(0, 0)
     for seed in (1, 0):
         progress.train(ROW | {"return_mean": 10.0 * seed}, seed)
+    progress.end(0)  # it failed
     progress.evaluation(EVALUATION, 1)
-    progress.end(0)
-    progress.evaluation(EVALUATION, 1)  # the other failed
     progress.end(1)
     train, evaluation = capsys.readouterr().out.splitlines()
-    assert "return_mean=0 " in train and "evaluated" in evaluation
+    assert "mean return=5 (0 to 10)" in train and evaluation.endswith("evaluated: return_greedy=200 +- 12.2")
 
 
 def test_a_notebook_has_a_bar(capsys, monkeypatch):

@@ -124,7 +124,8 @@ def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("config.yaml", "algo: [", r"config.yaml is damaged \(while parsing"),
+        ("config.yaml", "algo: [", r"config.yaml is damaged \("),
+        ("config.yaml", "a: " + "[" * 900 + "]" * 900, r"config.yaml is damaged \("),
         ("config.yaml", "", r"config.yaml is damaged \(no settings in it\)"),
         ("config.yaml", "3", r"config.yaml is damaged \("),
         ("config.yaml", "algo: ${nothing}", r"config.yaml is damaged \("),

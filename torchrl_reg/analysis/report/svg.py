@@ -9,18 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from torchrl_reg.analysis.charts import Chart, Line
-from torchrl_reg.analysis.numbers import amount, number
+from torchrl_reg.analysis.numbers import amount, distinct, number
 from torchrl_reg.analysis.statistics import Array
 
 
 def drawing(chart: Chart) -> dict[str, Any]:
     """What the template of a chart needs: ticks, paths and data."""
-    x_ticks = (
-        enumerate(chart.ticks) if chart.ticks else ((x, amount(x)) for x in chart.x.ticks(3 if chart.small else 5))
-    )
+    x, y = chart.x.ticks(3 if chart.small else 5), chart.y.ticks(4 if chart.small else 5)
+    x_ticks = enumerate(chart.ticks) if chart.ticks else zip(x, distinct(x, amount), strict=True)
     return {
-        "y_ticks": [(float(100 - 100 * chart.y.place(y)), number(y)) for y in chart.y.ticks(4 if chart.small else 5)],
-        "x_ticks": [(float(100 * chart.x.place(x)), text) for x, text in x_ticks],
+        "y_ticks": [
+            (float(100 - 100 * chart.y.place(at)), text) for at, text in zip(y, distinct(y, number), strict=True)
+        ],
+        "x_ticks": [(float(100 * chart.x.place(at)), text) for at, text in x_ticks],
         "drawn": [(line.series, _paths(line, chart)) for line in chart.lines],
         "data": {
             "x": [chart.x.low, chart.x.high],

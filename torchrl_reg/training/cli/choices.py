@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,18 @@ def foreign_choice(conf: Path, group: str, choice: str, config_class: type) -> I
     """The sentence for a choice of ``conf`` that is for other recipes; Hydra knows of other folders."""
     known = (conf / group / f"{choice}.yaml").exists()
     for name in foreign_settings(conf, group, choice, config_class) if known else ():
-        yield f"{group}={choice} does not go with this recipe: it sets {name}, which this recipe does not have."
+        refused = f"{group}={choice} does not go with this recipe"
+        actions = {"policy": "continuous", "net": "discrete"}.get(name) if group == "env" else None
+        if actions and (others := _recipes_with(name, conf)):
+            yield f"{refused}: its actions are {actions}; recipes for those are {', '.join(others)}."
+        yield f"{refused}: it sets {name}, which this recipe does not have."
+
+
+def _recipes_with(name: str, conf: Path) -> list[str]:
+    """The recipes beside ``conf`` whose config has the settings ``name``, by their source, as imports take seconds."""
+    field = re.compile(rf"^    {name}: \w+Settings", re.MULTILINE)
+    scripts = sorted(conf.parent.glob("*.py"))
+    return [script.stem for script in scripts if field.search(script.read_text(encoding="utf-8"))]
 
 
 def unknown_choice(conf: Path, wanted: str, beside: Iterable[str]) -> str:
@@ -47,8 +59,19 @@ def foreign_settings(conf: Path, group: str, choice: str, config_class: type) ->
     return unknown_names(sorted(names, key=lambda name: "." in name), config_class)
 
 
-def fitting(conf: Path, group: str, config_class: type) -> list[str]:
-    """The choices of a group that this recipe accepts; what it starts from comes first."""
+def environments(path: Path) -> set[str]:
+    """What a preset is for: the environment that it sets, and those its comments say to use it with (``env=atari``)."""
+    text = path.read_text(encoding="utf-8")
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    sets = re.findall(r"^env:\n  name: (\w+)", text, re.MULTILINE)
+    return {*re.findall(r"\benv=([a-z]\w*)", comments), *sets}
+
+
+def fitting(conf: Path, group: str, config_class: type, env: str | None = None) -> list[str]:
+    """The choices of a group that this recipe accepts; what it starts from comes first.
+
+    Presets, which a recipe starts without, are left out if they are for other environments than ``env``.
+    """
     first, found = _groups(config_class).get(group), []
     for choice in options(conf, group):
         try:
@@ -57,7 +80,8 @@ def fitting(conf: Path, group: str, config_class: type) -> list[str]:
             only_env = {name.partition(".")[0] for name in _names_set(conf, group, choice)} == {"env"}
         except (yaml.YAMLError, OSError):
             continue
-        if fits and (first is not None or not only_env):
+        meant = environments(conf / group / f"{choice}.yaml") if first is None and env else set()
+        if fits and (first is not None or not only_env) and (not meant or env in meant):
             found.append(choice)
     return sorted(found, key=lambda choice: (choice != first, choice))
 

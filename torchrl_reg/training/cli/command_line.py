@@ -29,6 +29,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from torchrl_reg.invocation import typed_words
 from torchrl_reg.training.cli.choices import unknown_choice
 from torchrl_reg.training.cli.help import help_text
 from torchrl_reg.training.cli.overrides import default_folder, read_words, readable, telling
@@ -59,7 +60,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
 
 class _CommandLine:
     def __init__(self, config_class: type[RecipeConfig], train: Train) -> None:
-        self.config_class, self.train = config_class, train
+        self.config_class, self.train, self.typed = config_class, train, typed_words()
         self.script = Path(inspect.getfile(train)).resolve()
         self.name, self.conf = self.script.stem, self.script.parent / "conf"
         self.full_errors, self.main_process = os.environ.get("HYDRA_FULL_ERROR") == "1", os.getpid()
@@ -147,7 +148,7 @@ class _CommandLine:
         # As typed: read one by one, they are resolved in Hydra's own config, where ${algo.tau} is nothing.
         overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
         shown = os.path.relpath(self.script) if self.script.is_relative_to(Path.cwd()) else str(self.script)
-        COMMAND.set(shlex.join(["python", shown, *overrides]))
+        COMMAND.set(shlex.join([*(self.typed or ("python", shown)), *overrides]))
         given = typed(composed, self.config_class)
         validate(given)
         if given.run.seeds is None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-import re
 import sys
 import textwrap
 import typing
@@ -15,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_reg.field_comments import descriptions
+from torchrl_reg.invocation import as_typed
 from torchrl_reg.training.cli.choices import fitting, groups_of
 
 _WIDTH, _COLUMN = 120, 44
@@ -35,14 +35,16 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
         conf: where the groups' choices lie.
         config: the settings as the command line gives them, shown as defaults.
     """
-    about = inspect.getdoc(sys.modules[train.__module__]) or ""
+    about = as_typed(inspect.getdoc(sys.modules[train.__module__]) or "")
     parts = [about, "Settings, written NAME=VALUE, with the values they would have now:"]
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
         if isinstance(node := config.get(item.name), DictConfig):
             parts.append("\n".join([item.name, *_lines(hints[item.name], node, f"{item.name}.")]))
-    if choices := list(_choices(config_class, conf)):
-        parts.append("\n".join(["Choices, written GROUP=CHOICE:", *choices]))
+    env = OmegaConf.select(config, "env.name")
+    if choices := list(_choices(config_class, conf, env)):
+        those = f"; those written +GROUP=CHOICE are for env.name={env}" if env else ""
+        parts.append("\n".join([f"Choices, written GROUP=CHOICE{those}:", *choices]))
     return "\n\n".join([*parts, _FLAGS])
 
 
@@ -71,42 +73,11 @@ def _shown(value: Any) -> str:
     return str(value) if value != "" else "''"
 
 
-@functools.cache
-def descriptions(kind: type) -> dict[str, str]:
-    """Descriptions of the fields: the comment behind each, else its entry under ``Args:`` in the docstring."""
-    found = _arguments(inspect.getdoc(kind) or "")
-    for parent in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(parent):
-            found |= _comments(parent)
-    return found
-
-
-def _comments(kind: type) -> dict[str, str]:
-    try:
-        lines, _ = inspect.getsourcelines(kind)
-    except (OSError, TypeError):  # no source here: a class made at run time
-        return {}
-    found, name = dict[str, str](), ""
-    for line in lines:
-        field = re.match(r"    (\w+): ", line)
-        name = field[1] if field else name
-        _, mark, comment = line.partition("  # ")
-        if mark and name:
-            found.setdefault(name, comment.strip())
-    return found
-
-
-def _arguments(text: str) -> dict[str, str]:
-    """``{"tau": "a temperature."}`` of the ``Args:`` of a docstring."""
-    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", text.partition("Args:\n")[2], re.MULTILINE)
-    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
-
-
-def _choices(config_class: type, conf: Path) -> Iterator[str]:
-    """The choices of every group that this recipe accepts; what a group starts from comes first."""
+def _choices(config_class: type, conf: Path, env: str | None) -> Iterator[str]:
+    """The choices of every group that this recipe accepts in ``env``; what a group starts from comes first."""
     defaults = getattr(config_class, "groups", {})
     for group in groups_of(conf, config_class):
-        first, found = defaults.get(group), fitting(conf, group, config_class)
+        first, found = defaults.get(group), fitting(conf, group, config_class, env)
         wrapped = textwrap.wrap(", ".join(f"{n} (default)" if n == first else n for n in found), _WIDTH - 14)
         for index, line in enumerate(wrapped):
             yield f"  {'' if index else f'{chr(43) * (first is None)}{group}=':<12}{line}"

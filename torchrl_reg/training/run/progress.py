@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SILENT_SECONDS = 60.0
 class Progress:
     """Reports frames, speed, remaining time, last return, loss and the method's diagnostics.
 
-    Several seeds trained in one process share one: a bar shows their means; of plain lines the first speaks for all.
+    Several seeds trained in one process share one, which shows means over them, of returns the range, too.
 
     Args:
         total_frames: of each seed.
@@ -52,6 +52,8 @@ class Progress:
         self.total_frames, self.seeds = total_frames, seeds
         self.frames: Counter[int] = Counter()
         self._rows: dict[int, dict[str, float]] = {}  # the last number of each name
+        self._evaluated: dict[int, list[Mapping[str, Any]]] = {}  # at frames that seeds have yet to reach
+        self._begun: dict[int, int] = {}
         self._first_frames, self._ended = 0, 0
         self._bar: tqdm | None = None
         self._thread: threading.Thread | None = None
@@ -61,7 +63,7 @@ class Progress:
 
     def begin(self, frames: int, seed: int = 0) -> None:
         """Starts a seed, at ``frames`` if it resumes; with the first one the line appears."""
-        self.frames[seed] = frames
+        self.frames[seed] = self._begun[seed] = frames
         self._first_frames += frames // self.seeds
         if self._enabled and self._thread is None:
             if _is_notebook() or (sys.stderr.isatty() and sys.stdout.isatty()):
@@ -73,24 +75,29 @@ class Progress:
 
     def train(self, row: Mapping[str, Any], seed: int = 0) -> None:
         """Shows a training row: on the bar within a second, as a plain line now and then."""
-        if self._bar is not None:
+        if self._bar is not None or self.seeds > 1:
             known = {name: row[name] for name in SHOWN if row.get(name) is not None}
             losses = [row[name] for name in ("loss_qvalue", "loss_critic") if name in row]
             self._rows[seed] = {**self._rows.get(seed, {}), **({"loss": losses[0]} if losses else {}), **known}
-        elif self._speaks(seed) and time.monotonic() - self._last_plain >= PLAIN_EVERY_SECONDS:
+        if self._bar is None and self._speaks(seed) and time.monotonic() - self._last_plain >= PLAIN_EVERY_SECONDS:
             self._last_plain = time.monotonic()
             shown = " ".join(f"{name}={row[name]:.4g}" for name in SHOWN if row.get(name) is not None)
+            shown = shown if self.seeds == 1 else " ".join(self._numbers())
             remaining = max(0, self.total_frames - row["frames"]) / max(row["fps"], 1e-9)  # a last batch goes beyond
             self.say(f"{self._position(row['frames'])} fps={row['fps']:.0f} left={_clock(remaining)} {shown}")
 
     def evaluation(self, row: Mapping[str, Any], seed: int = 0) -> None:
-        """Shows an evaluation row as a line of its own."""
-        if self._speaks(seed):
-            policies = [
-                name.removesuffix("_mean") for name in row if name.startswith("return_") and name.endswith("_mean")
-            ]
-            returns = " ".join(f"{name}={row[f'{name}_mean']:.4g}+-{row[f'{name}_std']:.2g}" for name in policies)
-            self.say(f"{self._position(row['frames'])} evaluated: {returns}")
+        """Shows an evaluation row as a line of its own; one line of several seeds, once all have come so far."""
+        if self._enabled:
+            self._evaluated.setdefault(row["frames"], []).append(row)
+            self._say_evaluated()
+
+    def _say_evaluated(self) -> None:
+        for frames in sorted(self._evaluated):
+            due = sum(begun < frames or not frames for begun in self._begun.values())
+            if len(self._evaluated.get(frames, ())) >= max(1, due) and (rows := self._evaluated.pop(frames, None)):
+                whose = f"evaluated {len(rows)} seeds" if len(rows) > 1 else "evaluated"
+                self.say(f"{self._position(frames)} {whose}: {_returns(rows)}")
 
     def say(self, text: str) -> None:
         """Prints ``text`` without breaking the line of the bar."""
@@ -117,7 +124,9 @@ class Progress:
         """Ends a seed; after the last one the terminal is left on a fresh line."""
         if self.seeds > 1 and self.frames[seed] < self.total_frames:  # it failed; the others go on
             del self.frames[seed]
+            self._begun.pop(seed, None)
             self.seeds -= 1
+            self._say_evaluated()
         else:
             self._ended += 1
         if self._ended >= self.seeds:
@@ -141,7 +150,11 @@ class Progress:
         shown = []
         for name in SHOWN:
             if values := [row[name] for row in list(self._rows.values()) if name in row]:
-                shown.append(f"{name.removesuffix('_mean')}={_short(sum(values) / len(values))}")
+                mean = _short(sum(values) / len(values))
+                if self.seeds > 1 and name == "return_mean":
+                    shown.append(f"mean return={mean} ({_short(min(values))} to {_short(max(values))})")
+                else:
+                    shown.append(f"{name.removesuffix('_mean')}={mean}")
         if self.seeds > 1:
             done = sum(frames >= self.total_frames for frames in list(self.frames.values()))
             shown.insert(_NUMBERS - 1, f"seeds={done}/{self.seeds}")
@@ -181,6 +194,24 @@ def _fitted(state: dict[str, Any], numbers: list[str], drawn: Callable[..., str]
         if len(text) <= width:
             break
     return {**state, "bar_format": chosen}
+
+
+def _returns(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Each policy's return: mean and standard deviation over episodes, or mean and range over seeds.
+
+    >>> _returns([{"return_greedy_mean": 387.5, "return_greedy_std": 112.4}])
+    'return_greedy=388 +- 112'
+    >>> _returns([{"return_greedy_mean": mean, "return_greedy_std": 0.5} for mean in (9.5, 500.0)])
+    'mean return_greedy=255 (9.5 to 500)'
+    """
+    policies = [name.removesuffix("_mean") for name in rows[0] if name.startswith("return_") and name.endswith("_mean")]
+    found = []
+    for name in policies:
+        means = [row[f"{name}_mean"] for row in rows]
+        low, mean, high = (_short(value) for value in (min(means), sum(means) / len(means), max(means)))
+        one = f"{name}={mean} +- {_short(rows[0][f'{name}_std'])}"
+        found.append(one if len(rows) == 1 else f"mean {name}={mean} ({low} to {high})")
+    return " ".join(found)
 
 
 def _short(value: float) -> str:

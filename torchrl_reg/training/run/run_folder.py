@@ -166,7 +166,7 @@ def _saved_config(path: Path) -> Any:
         if not OmegaConf.is_dict(saved) or not saved:
             raise ValueError("no settings in it")
         OmegaConf.to_container(saved, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
         raise ConfigError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
     return saved

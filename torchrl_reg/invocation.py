@@ -1,0 +1,33 @@
+"""What the user typed to start a script: ``command.txt``, help and hints repeat it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_typed: tuple[str, ...] = ()
+
+
+@contextmanager
+def started_as(*words: str) -> Iterator[None]:
+    """Within it a script runs that was typed as these words: ``("torchrl-reg", "run", "m_dqn")``."""
+    global _typed
+    before, _typed = _typed, words
+    try:
+        yield
+    finally:
+        _typed = before
+
+
+def typed_words() -> tuple[str, ...]:
+    """These words; empty where the script was started by itself."""
+    return _typed
+
+
+def as_typed(text: str) -> str:
+    """``text`` with ``torchrl-reg launch`` for ``python slurm/launch.py`` where the user typed that."""
+    if not _typed:
+        return text
+    text = re.sub(r"python slurm/(\w+)\.py", r"torchrl-reg \1", text)
+    return re.sub(r"python recipes/(\w+)\.py", r"torchrl-reg run \1", text)
