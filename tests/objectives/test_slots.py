@@ -174,7 +174,7 @@ class Oracle:
         ended = bool(row["next", "terminated"])
         bonus = {
             "none": 0.0,
-            "munchausen": ALPHA * self.log(q, pi)[action].clamp(CLIP, 0.0),
+            "munchausen": ALPHA * self.log(q, pi)[action].clamp(min=CLIP),
             "gap": -ALPHA * gap,
             "persistent": -ALPHA * (gap if ended else torch.minimum(gap, next_gap)),
         }[self.cell[1]]

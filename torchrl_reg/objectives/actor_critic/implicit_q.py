@@ -180,10 +180,10 @@ class ImplicitQLoss(PolicyLoss):
         with torch.no_grad():
             reference = distribution(target_actor.network, data)
             tau_log_pi = tau * at_least_float32(log_prob(reference, action, data.batch_size))
-            bonus = munchausen_bonus(tau_log_pi, self.alpha, self.clip_min, density=True)
+            bonus = munchausen_bonus(tau_log_pi, self.alpha, self.clip_min)
             if not self.diagnostics:
                 return bonus, {}
-            clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
+            clipped = ((tau_log_pi < self.clip_min) & (self.alpha > 0)).to(bonus.dtype)
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
     def _learnt_loss(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
