@@ -65,7 +65,7 @@ def q_lambda_return(
     With ``c_t = q(s_t, a_t) - V(s_t)`` this is Q(lambda) with off-policy correction, whose fixed point is the optimal
     one whatever acts: of the soft value ``c_t = tau ln pi(a_t|s_t)``, of the maximum ``c_t`` is minus the advantage
     gap, its limit ``tau -> 0``. With ``c = 0`` and the maximum it is Peng's Q(lambda), which is biased
-    low by actions that are not greedy. It is :func:`lambda_return` in a few operations a step, for data without padding.
+    low by actions that are not greedy. It is :func:`lambda_return` in few operations a step, for data without padding.
     All in reward units.
 
     Source: Harutyunyan et al. 2016 (Q(lambda) with off-policy corrections), Peng and Williams 1996; Gallici et al. 2024
