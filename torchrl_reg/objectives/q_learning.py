@@ -22,7 +22,13 @@ from torchrl_reg.functional.munchausen import action_index, taken
 from torchrl_reg.objectives.binding import BoundQNetwork
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Prediction, TargetValues
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
+from torchrl_reg.objectives.regularized_loss import (
+    LossFunction,
+    Reduction,
+    RegularizedLoss,
+    WeightReduction,
+    batch_mean,
+)
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.estimator import terminated_flag
@@ -63,6 +69,8 @@ class QLearningLoss(RegularizedLoss):
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
+        weight_reduction: ``"normalized"``, TorchRL's ``sum(w l) / sum(w)`` of priority weights ``w`` and rows ``l``, or
+            ``"mean"``, the papers' ``mean(w l)``.
         diagnostics: also return scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
@@ -133,6 +141,7 @@ class QLearningLoss(RegularizedLoss):
         action_space: str | TensorSpec | None = None,
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
         diagnostics: bool = True,
         **head_options: Any,
     ) -> None:
@@ -140,6 +149,7 @@ class QLearningLoss(RegularizedLoss):
             loss_function=loss_function or "smooth_l1",
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
+            weight_reduction=weight_reduction,
             diagnostics=diagnostics,
         )
         _check_slot("regularizer", regularizer, Regularizer)

@@ -22,7 +22,7 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     log_prob,
     stored_action,
 )
-from torchrl_reg.objectives.regularized_loss import Reduction, batch_mean
+from torchrl_reg.objectives.regularized_loss import Reduction, WeightReduction, batch_mean
 from torchrl_reg.objectives.value.estimator import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
@@ -56,7 +56,7 @@ class PathConsistencyLoss(PolicyLoss):
             instead; this is the dual ascent of constrained policy optimization.
         delay_value: bootstrap on the lagged value network, without gradient (``use_target_values`` of the published
             code); by default on the online one, with its gradient.
-        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+        reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`RegularizedLoss`.
 
     Returns (in a TensorDict): ``loss``, with ``max_kl`` also ``loss_lam``, and detached scalars ``td_error`` (mean
     absolute one-step residual), ``path_error`` (mean absolute residual of all), ``value``, ``log_pi`` (nats, of the
@@ -106,12 +106,14 @@ class PathConsistencyLoss(PolicyLoss):
         delay_value: bool = False,
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
         diagnostics: bool = True,
     ) -> None:
         super().__init__(
             loss_function="l2",
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
+            weight_reduction=weight_reduction,
             diagnostics=diagnostics,
         )
         check_actor(actor_network)

@@ -27,7 +27,7 @@ class MunchausenDQNLoss(QLearningLoss):
         alpha: Munchausen weight in [0, 1]. Schedulable. It multiplies after the clip: the bonus is in
             ``[alpha * clip_min, 0]``.
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
-        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
             :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released code.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats), ``action_gap``, ``kl`` (online to

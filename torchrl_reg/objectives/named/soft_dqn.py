@@ -26,7 +26,7 @@ class SoftDQNLoss(QLearningLoss):
             ``loss.tau = 0.01``.
         double_dqn: let the online network choose the policy at s', which the target network evaluates:
             ``sum_a pi_online(a|s') (q_target(s', a) - tau ln pi_online(a|s'))``.
-        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
             :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released Munchausen code.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
