@@ -49,7 +49,7 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
     if loss.use_prioritized_weights:
         _check_numbers(tensordict, keys.priority_weight, 0)
     if hasattr(loss, "action_space"):
-        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims)
+        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims, rows)
         _check_range(action, loss.action_space, getattr(loss, "value_network", None))
     if "actor_network" in loss._network_names and action.is_floating_point():
         _check_box(action, loss.actor_network, keys.action)
@@ -76,9 +76,10 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
         )
 
 
-def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int) -> None:
+def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int, rows: Tensor) -> None:
     """Kind and shape of actions ``[*B]`` (or ``[*B, 1]``) or ``[*B, A]``; no value is read."""
-    one_hot = action.ndim > batch_dims and action.shape[-1] > 1
+    # An action for each reward, of N agents say, is an index however few dimensions the batch has.
+    one_hot = action.ndim > batch_dims and action.shape[-1] > 1 and action.shape != rows.shape
     shape = list(action.shape)
     if action_space == "one_hot" and not one_hot:
         raise ValueError(
