@@ -63,8 +63,8 @@ class QLearningLoss(RegularizedLoss):
         shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
         head: slot 3; None is the actor's.
         double_dqn: let the online network choose the policy at s', not with a shaping; the target network evaluates it.
-        loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``,
-            ``"half_l2"`` (half the square).
+        loss_function: distance of an expected value: ``"l2"`` (the default, as of TorchRL's DQNLoss), ``"half_l2"``
+            (half the square), ``"smooth_l1"`` (Huber, delta 1) or ``"l1"``.
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -146,7 +146,7 @@ class QLearningLoss(RegularizedLoss):
         **head_options: Any,
     ) -> None:
         super().__init__(
-            loss_function=loss_function or "smooth_l1",
+            loss_function=loss_function or "l2",
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
             weight_reduction=weight_reduction,

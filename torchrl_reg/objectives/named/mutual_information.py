@@ -37,7 +37,7 @@ class MutualInformationDQNLoss(QLearningLoss):
             trained on ``loss_prior = KL(pi || rho_phi)`` at s, the policy being constant. The states are those of the
             data, so a replay buffer's, not the current policy's.
         loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
-            :class:`QLearningLoss`. The default distance is Huber (delta 1); the paper uses the square.
+            :class:`QLearningLoss`. The paper's distance is the default, ``"l2"``.
 
     Returns (in a TensorDict): ``loss`` (and ``loss_prior``), the detached ``squared_td_error`` (mean of the plain
     square, whatever the distance), and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
