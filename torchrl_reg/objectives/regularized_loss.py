@@ -82,6 +82,8 @@ class RegularizedLoss(NetworkLoss):
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
     _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
+    #: Whether the rows of a batch have to be the successive steps of paths.
+    follows_paths: ClassVar[bool] = False
     #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
     _is_stack: bool = False
 

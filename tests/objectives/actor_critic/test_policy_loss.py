@@ -169,7 +169,7 @@ def test_a_learnt_coefficient_compiles(name: str) -> None:
 @BOTH
 def test_terminated_alone_says_where_episodes_end(name: str) -> None:
     case, data = CASES[name], CASES[name].batch(9)
-    data["next", "done"] = data["next", "terminated"].clone()
+    data["next", "terminated"] = data["next", "done"].clone()
     torch.testing.assert_close(
         value(case.loss(), data.exclude(("next", "done"))), value(case.loss(), data), rtol=0, atol=0
     )

@@ -65,7 +65,7 @@ class PathConsistencyLoss(PolicyLoss):
 
     Raises:
         ValueError: a coefficient out of range, an actor without ``get_dist``, a value network that is no TensorDict
-            module, sequences shorter than ``rollout`` (at the first call).
+            module, sequences shorter than ``rollout``, or rows that are none (at the first call).
         KeyError: the data lack the action as the actor stores it (at the first call).
 
     Source: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", NeurIPS 2017, eqs. (18) to (22);
@@ -81,9 +81,10 @@ class PathConsistencyLoss(PolicyLoss):
     >>> value = ValueOperator(torch.nn.Linear(4, 1), in_keys=["observation"])
     >>> loss = PathConsistencyLoss(actor, value, tau=0.1, lam=0.1, rollout=5).make_value_estimator(gamma=0.99)
     >>> target_update = PolyakTargetUpdate(loss, rate=0.01)
+    >>> states = torch.randn(8, 11, 4)
     >>> data = actor(TensorDict({
-    ...     "observation": torch.randn(8, 10, 4),
-    ...     "next": {"observation": torch.randn(8, 10, 4), "reward": torch.randn(8, 10, 1),
+    ...     "observation": states[:, :-1],
+    ...     "next": {"observation": states[:, 1:], "reward": torch.randn(8, 10, 1),
     ...              "done": torch.zeros(8, 10, 1, dtype=torch.bool),
     ...              "terminated": torch.zeros(8, 10, 1, dtype=torch.bool)}}, [8, 10]))
     >>> loss(data)["loss"].shape, data["td_error"].shape
@@ -91,6 +92,7 @@ class PathConsistencyLoss(PolicyLoss):
     """
 
     coefficient_names = ("tau", "lam")
+    follows_paths = True
     tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
     lam: Any = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
 
