@@ -61,7 +61,12 @@ def train(cfg: Config) -> Path:
 
     # What it learns: q(s, a) towards r + alpha [tau ln pi(a|s)] + gamma sum_a' pi(a'|s') (q - tau ln pi)(s', a').
     loss = MunchausenDQNLoss(
-        actor, tau=algo.tau, alpha=algo.alpha, clip_min=algo.clip_min, loss_function=algo.loss_function
+        actor,
+        tau=algo.tau,
+        alpha=algo.alpha,
+        clip_min=algo.clip_min,
+        loss_function=algo.loss_function,
+        weight_reduction=algo.weight_reduction,
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (sampled, ExplorationType.RANDOM)})

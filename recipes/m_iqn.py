@@ -78,6 +78,7 @@ def train(cfg: Config) -> Path:
         kappa=algo.kappa,
         reuse_quantiles=algo.reuse_quantiles,
         share_fractions=algo.share_fractions,
+        weight_reduction=algo.weight_reduction,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (sampled, ExplorationType.RANDOM)})

@@ -115,12 +115,11 @@ def train(cfg: Config) -> Path:
 
     # What it learns: q(s, a) towards r + gamma (1/beta) ln sum_a' rho(a') exp(beta q(s', a')) (DQN: the maximum);
     # rho towards the policy on the states visited; beta towards 1 / (mean squared TD error).
+    how: dict[str, Any] = {"loss_function": algo.loss_function, "weight_reduction": algo.weight_reduction}
     if algo.method == "dqn":
-        loss = QLearningLoss(actor, loss_function=algo.loss_function)  # type: ignore[arg-type]
+        loss = QLearningLoss(actor, **how)
     else:
-        loss = MutualInformationDQNLoss(
-            actor, prior=regularizer, prior_network=state_prior, loss_function=algo.loss_function
-        )
+        loss = MutualInformationDQNLoss(actor, prior=regularizer, prior_network=state_prior, **how)
     loss.make_value_estimator(gamma=algo.gamma)
     # A prior that learnt as fast as the values would follow its own exploration into one action (NEGATIVE_RESULTS.md).
     slow = [] if state_prior is None else list(state_prior.parameters())

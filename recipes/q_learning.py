@@ -93,6 +93,7 @@ def train(cfg: Config) -> Path:
         double_dqn=algo.double_dqn,
         delay_value=algo.delay_value,
         loss_function=algo.loss_function if cfg.head["name"] == "expected" else None,  # type: ignore[arg-type]
+        weight_reduction=algo.weight_reduction,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     explorer = TensorDictSequential(sampled if algo.explore == "sampled" else actor, egreedy)

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> float:
     spec = make().full_action_spec_unbatched["action"]
     actor = QValueActor(MLP(4, 2, num_cells=[128, 128], activation_class=torch.nn.ReLU), spec=spec)
     egreedy = EGreedyModule(spec, eps_init=1.0, eps_end=0.05, annealing_num_steps=10_000)
-    loss = MunchausenDQNLoss(actor, tau=0.03, alpha=0.9, clip_min=-1.0).make_value_estimator(gamma=0.99)
+    loss = MunchausenDQNLoss(actor, tau=0.03, alpha=0.9, clip_min=-1.0, loss_function="smooth_l1")
+    loss.make_value_estimator(gamma=0.99)
     here = {"num_cpus": 1 + chosen.collectors + chosen.learners, "include_dashboard": False, "log_to_driver": False}
     one, start = {"num_cpus": 1}, here if chosen.address is None else {"address": chosen.address}
     frames = {"frames_per_batch": 64, "total_frames": chosen.frames}  # -1, no end, ends Ray's collector at once

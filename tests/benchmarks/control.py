@@ -96,7 +96,9 @@ def update_calls() -> dict[str, Call]:
         }
         calls |= {f"{name}{note}": updater(loss, data.clone()) for name, loss in losses.items()}
     pcl = PathConsistencyLoss(*_binned(), diagnostics=False)
-    calls["PCL, rollout 10, as many steps"] = updater(pcl, torch.stack([minibatch(10) for _ in range(BATCH // 10)]))
+    paths = torch.stack([minibatch(10) for _ in range(BATCH // 10)])
+    paths["observation"][:, 1:] = paths["next", "observation"][:, :-1]
+    calls["PCL, rollout 10, as many steps"] = updater(pcl, paths)
     counts = {"K = M = 4": (4, 4), "K = 8, M = 4 (defaults)": (8, 4), "K = M = 16": (16, 16)}
     return calls | {f"soft Q-learning, {name}": updater(_soft_q(*c), data.clone()) for name, c in counts.items()}
 

@@ -52,7 +52,7 @@ def rainbow_of_ours(rows: TensorDict) -> Call:
     settings = NetSettings("minatar", num_cells=[128], dueling="mean", noise_sigma=0.5)
     network = q_network(settings, spaces((4, 10, 10)), values_per_action=ATOMS)
     actor = CategoricalQActor(network, num_atoms=ATOMS, value_min=-10, value_max=10, spec=Categorical(ACTIONS))
-    return _ours(QLearningLoss(actor, double_dqn=True, diagnostics=False), rows)
+    return _ours(QLearningLoss(actor, double_dqn=True, weight_reduction="mean", diagnostics=False), rows)
 
 
 def btr_of_ours(rows: TensorDict) -> Call:

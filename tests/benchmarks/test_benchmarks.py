@@ -129,7 +129,8 @@ def test_hand_written_munchausen_is_the_loss_where_the_clip_is_at_work() -> None
     torch.manual_seed(0)
     raw = update.Raw(update.mlp(8, update.ACTIONS), data := update.minibatch())
     raw.target[-1].weight.data *= 40
-    loss = MunchausenDQNLoss(QValueActor(raw.net, spec=update.SPEC), tau=0.03, alpha=0.9, clip_min=-1.0)
+    actor, how = QValueActor(raw.net, spec=update.SPEC), {"tau": 0.03, "alpha": 0.9, "clip_min": -1.0}
+    loss = MunchausenDQNLoss(actor, **how, loss_function="smooth_l1")
     loss.make_value_estimator(gamma=0.99)
     HardTargetUpdate(loss, period_updates=10)
     for parameter, other in zip(

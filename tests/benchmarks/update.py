@@ -118,7 +118,7 @@ def forward_calls() -> list[dict[str, Call]]:
     raw, actor = Raw(network, data), QValueActor(network, spec=SPEC)
     stock = DQNLoss(actor, loss_function="smooth_l1")
     HardUpdate(stock, value_network_update_interval=100)
-    call = partial(_forward, actor=actor, data=data)
+    call = partial(_forward, actor=actor, data=data, loss_function="smooth_l1")
     soft_dqn = call(objectives.SoftDQNLoss, diagnostics=False)
     m_dqn = call(objectives.MunchausenDQNLoss, diagnostics=False)
     with_diagnostics = "raw M-DQN with the diagnostics"

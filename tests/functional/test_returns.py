@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,6 +17,17 @@ def test_a_rollout_by_hand():
     # From behind: 8 + 40/2; 4, the end; 2 + (20 + (4 - 20 + 2)/4)/2; 1 + (10 + (10.25 - 10 + 1)/4)/2.
     returns = q_lambda_return(REWARD, NEXT_VALUE, CORRECTION, ENDS, gamma=0.5, lmbda=0.25)
     assert returns.tolist() == [6.15625, 10.25, 4.0, 28.0]
+
+
+def test_a_later_episode_leaves_the_returns_of_earlier_ones_alone():
+    """Whatever it holds: NaN rewards, values, corrections; and what follows the last step belongs to nobody."""
+    clean = q_lambda_return(REWARD, NEXT_VALUE, CORRECTION, ENDS, gamma=0.5, lmbda=0.25)
+    for bad in (math.nan, math.inf):
+        reward, value, correction = REWARD.clone(), NEXT_VALUE.clone(), CORRECTION.clone()
+        for each in (reward, value, correction):
+            each[3:] = bad
+        returns = q_lambda_return(reward, value, correction, ENDS, gamma=0.5, lmbda=0.25)
+        assert returns[:3].tolist() == clean[:3].tolist() and not returns[3].isfinite()
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 0.65, 1.0])

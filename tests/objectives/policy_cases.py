@@ -82,6 +82,9 @@ class PolicyCase(Buildable):
         """Actions of another policy; rows that end, and how. Sequences get a last dimension of 5 steps."""
         shape = (*shape, LENGTH) if self.sequences else shape
         data = transitions(*shape, seed=seed, dtype=dtype, actions="none")
+        if self.sequences:  # each step starts where the one before led, or anew
+            led, done = data["next", "observation"][..., :-1, :], data["next", "done"][..., :-1, :]
+            data["observation"][..., 1:, :] = torch.where(done, data["observation"][..., 1:, :], led)
         behaviour = make_actor(self.kind, seed=100).to(dtype)
         torch.manual_seed(seed)
         with torch.no_grad():

@@ -166,8 +166,9 @@ def test_nan_after_a_terminal_state_is_harmless(any_case: Any) -> None:
     assert_learns(any_case.loss(), data, expected)
 
 
+@pytest.mark.parametrize("weight_reduction", ["normalized", "mean"])
 @pytest.mark.parametrize("some_rows", [False, True])
-def test_priority_weights(any_case: Any, some_rows: bool) -> None:
+def test_priority_weights(any_case: Any, some_rows: bool, weight_reduction: Any) -> None:
     """They count for the critics alone where there is an actor, and may be NaN in rows that do not count."""
     if getattr(any_case, "em", False):
         pytest.skip("the literal M-step is no sum over rows")
@@ -178,10 +179,12 @@ def test_priority_weights(any_case: Any, some_rows: bool) -> None:
     data["priority_weight"] = weights.clone()
     if some_rows:
         masked(data)["priority_weight"][~MASK] = torch.nan
-    got = call(any_case.loss(), data)
+    got = call(any_case.loss(weight_reduction=weight_reduction), data)
     for name in any_case.losses:
         row = none[name][rows]
-        weighted = (weights[rows] * row).sum() / weights[rows].sum()
+        weighted = (weights[rows] * row).sum() / (
+            weights[rows].sum() if weight_reduction == "normalized" else row.numel()
+        )
         torch.testing.assert_close(got[name], weighted if name in (any_case.weighted, "loss_prior") else row.mean())
 
 

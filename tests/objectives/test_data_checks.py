@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
+from torchrl.objectives import DQNLoss
+
+from torchrl_reg.objectives import QLearningLoss
 
 
 def without(data: Any, *keys: Any) -> Any:
@@ -74,6 +80,32 @@ def test_bad_data(cases: Any, batch: Any, spoil: Any, error: Any, message: str) 
 def test_an_index_where_one_hot_is_expected(cases: Any, batch: Any) -> None:
     with pytest.raises(ValueError, match=r"must be one-hot \(\[\*B, A\]\) .* got shape \[9\]; give action_space='cat"):
         cases["m_dqn"].loss(cases["m_dqn"].actor(one_hot=True))(batch(9))
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (1, 2), (5, 4, 3)], ids=str)
+def test_actions_of_several_agents_are_taken_as_torchrl_takes_them(shape: tuple[int, ...]) -> None:
+    """Batch ``[B]`` (or ``[*B]``), integers ``[B, N]``; one-hot ones are refused all the same."""
+    keys: dict[str, Any] = {n: ("agents", n) for n in ("action", "action_value", "reward", "done", "terminated")}
+    how = {"in_keys": [("agents", "observation")], "action_value_key": keys["action_value"]}
+    actor = QValueActor(nn.Linear(4, 3), spec=Categorical(3), **how)
+    draw = torch.Generator().manual_seed(0)
+    states, ended = torch.randn(2, *shape, 4, generator=draw), torch.rand(*shape, 1, generator=draw) < 0.3
+    following = {"observation": states[1], "reward": torch.randn(*shape, 1, generator=draw)}
+    following |= {"done": ended, "terminated": ended}
+    acted = torch.randint(3, shape, generator=draw)
+    agents = {"observation": states[0], "action": acted}
+    data = TensorDict({"agents": agents, "next": {"agents": following}}, shape[:-1])
+    losses = [cls(actor, action_space="categorical", delay_value=False) for cls in (DQNLoss, QLearningLoss)]
+    found = []
+    for loss in losses:
+        loss.set_keys(**keys)
+        loss.make_value_estimator(gamma=0.9)
+        value = loss(data.clone())["loss"]
+        found.append((value, torch.autograd.grad(value, list(loss.parameters()))))
+    torch.testing.assert_close(found[1], found[0])
+    losses[1].data_checks = "always"
+    with pytest.raises(ValueError, match="must hold integers"):
+        losses[1](data.set(("agents", "action"), nn.functional.one_hot(acted, 3)))
 
 
 @pytest.mark.parametrize("row", [[0, 0, 0], [0, 1, 1], [2, 0, -1], [0, 2, 0]])

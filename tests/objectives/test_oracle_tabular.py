@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchrl_reg import objectives, tabular
 from torchrl_reg.modules import ActionPrior, PriorUpdate
+from torchrl_reg.regularizers import PriorKL
 from torchrl_reg.tabular import TabularMDP, random_mdp
 
 GAMMA, STATES, ACTIONS = 0.9, 6, 4
@@ -51,6 +52,30 @@ def test_minimizing_the_loss_finds_the_tabular_solution(cls: Any, solver: Any, s
     loss.make_value_estimator(gamma=GAMMA)
     learnt = minimize(loss, all_transitions(mdp), 0.45 * STATES * ACTIONS, 800, period=2)
     torch.testing.assert_close(learnt, solver(mdp, **settings).q, rtol=0, atol=1e-8)
+
+
+RHO = torch.tensor([0.1, 0.5, 0.25, 0.15], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("prior", [RHO, None], ids=["prior", "uniform"])
+def test_munchausen_over_a_prior_is_mirror_descent(prior: Tensor | None) -> None:
+    """Value and policy of a KL to the prior at (1 - alpha) tau, gaps over 1 - alpha; uniform: the entropy's policies.
+
+    With the likely actions' bonus clipped at 0 the policies would differ by .3.
+    """
+    tau, alpha = 0.5, 0.5
+    mdp = random_mdp(STATES, ACTIONS, GAMMA, seed=3, branching=3)
+    slots: Any = {"regularizer": PriorKL(tau, prior=prior), "shaping": objectives.Munchausen(alpha, None)}
+    loss = objectives.QLearningLoss(table(torch.zeros(STATES, ACTIONS)), **slots, loss_function="l2", diagnostics=False)
+    loss.make_value_estimator(gamma=GAMMA)
+    learnt = minimize(loss, all_transitions(mdp), 0.45 * STATES * ACTIONS, 800, period=2)
+    rho = torch.full_like(RHO, 1 / ACTIONS) if prior is None else prior
+    exact = tabular.soft_value_iteration(mdp, (1 - alpha) * tau, prior=rho)
+    v = exact.v.unsqueeze(-1)
+    torch.testing.assert_close(learnt, v + (exact.q - v) / (1 - alpha), rtol=0, atol=1e-8)
+    if prior is None:
+        entropy = tabular.munchausen_value_iteration(mdp, tau, alpha)
+        torch.testing.assert_close(loss.regularizer.policy(learnt), entropy.pi, rtol=0, atol=1e-8)
 
 
 # -- mutual information, the prior learnt ----------------------------------------------------------------------------

@@ -90,6 +90,14 @@ def test_diagnostics_under_masks(case: Any, batch: Any) -> None:
     assert all(out[name].isfinite() and out[name].abs() < 1e3 for name in out.keys())  # noqa: SIM118
 
 
+@pytest.mark.parametrize("name", ["m_dqn", "m_iqn", "m_c51"])
+def test_nothing_is_clipped_where_the_bonus_weighs_nothing(cases: Any, batch: Any, name: str) -> None:
+    loss, data = cases[name].loss(), batch(9)
+    assert loss(data)["bonus_clipped"] > 0.1
+    loss.alpha = 0.0
+    assert loss(data)["bonus_clipped"] == 0
+
+
 def test_bf16_autocast_keeps_targets_in_float32(cases: Any, batch: Any) -> None:
     for name, case in cases.items():
         data = batch(6)

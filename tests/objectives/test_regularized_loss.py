@@ -23,6 +23,7 @@ BAD = [
     ("m_dqn", {"clip_min": 0.5}, "clip_min must be <= 0"),
     ("al", {"alpha": -0.1}, "alpha must be"),
     ("m_dqn", {"loss_function": "l3"}, "loss_function must be"),
+    ("m_dqn", {"weight_reduction": "sum"}, "weight_reduction must be 'normalized' or 'mean', got 'sum'"),
     ("m_dqn", {"reduction": "median"}, "reduction must be"),
     ("m_dqn", {"use_prioritized_weights": "maybe"}, "use_prioritized_weights must be True, False or 'auto', got 'may"),
     ("m_dqn", {"delay_value": "no"}, "delay_value must be True or False, got 'no'"),

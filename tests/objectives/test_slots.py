@@ -174,7 +174,7 @@ class Oracle:
         ended = bool(row["next", "terminated"])
         bonus = {
             "none": 0.0,
-            "munchausen": ALPHA * self.log(q, pi)[action].clamp(CLIP, 0.0),
+            "munchausen": ALPHA * self.log(q, pi)[action].clamp(min=CLIP),
             "gap": -ALPHA * gap,
             "persistent": -ALPHA * (gap if ended else torch.minimum(gap, next_gap)),
         }[self.cell[1]]
@@ -190,7 +190,7 @@ class Oracle:
     def distance(self, row: Any, values: Tensor, masses: Tensor) -> Tensor:
         z = self.outputs(row["observation"], 5, "value_network_params")[:, int(row["action"])]
         if self.cell[2] == "expected":
-            return nn.functional.smooth_l1_loss(z[0], values[0])
+            return (z[0] - values[0]).square()
         if self.cell[2] == "atoms":
             projected = torch.zeros(7, dtype=torch.float64)
             for value, mass in zip(values, masses, strict=True):

@@ -158,6 +158,7 @@ def test_weights_and_masks_are_refused(cases: Any, batch: Any) -> None:
 #: What differs, and the two losses that do.
 DIFFERENT = {
     "loss_function": (munchausen, lambda: munchausen(loss_function="l1")),
+    "weight_reduction": (munchausen, lambda: munchausen(weight_reduction="mean")),
     "value_network": (munchausen, lambda: munchausen(nn.Tanh())),
     "double_dqn": (q_learning, lambda: q_learning(double_dqn=True)),
     "delay_value": (munchausen, lambda: munchausen(delay_value=False)),

@@ -178,7 +178,7 @@ RAINBOWS = {
 def test_rainbows_as_published_to_the_digit(words, composed):
     one, other, parameters = RAINBOWS[words]
     settings = composed(f"{words} env=atari")
-    expected = one | other
+    expected = one | other | {"weight_reduction": "mean"}
     assert {name: getattr(settings.algo, name) for name in expected} == expected
     assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
 

@@ -167,6 +167,16 @@ def test_presets_and_limits_are_the_recipes_written_out(one, other, start):
     assert rows == start(other + settings, "other") and len(rows) > 2
 
 
+@pytest.mark.parametrize("words", ["m_dqn", "m_iqn", "mirl", "mirl algo.method=dqn", "c51"])
+def test_the_reduction_of_priority_weights_reaches_the_loss(words, start):
+    settings = f"{words} {tiny('m_dqn').removeprefix('m_dqn')} algo.priority_exponent=0.6 algo.importance_exponent=1"
+    losses = [
+        [row["loss"] for row in start(f"{settings} algo.weight_reduction={which}", which) if "loss" in row]
+        for which in ("normalized", "mean")
+    ]
+    assert losses[0] and losses[0] != losses[1]
+
+
 def hand_written_qr_dqn(net, batches, every, rate, gamma):
     """Quantile regression as in Dabney et al. 2018: sum over the online quantiles of the mean over the target's."""
     target, quantiles = deepcopy(net), 8

@@ -10,6 +10,7 @@ import pytest
 #: A setting out of its range, which the sentence names: ``algo.tau must be ..., got -1``.
 OUT_OF_RANGE = {
     "m_dqn": "algo.tau=-1 algo.alpha=2 algo.clip_min=0.5 algo.gamma=1.5 algo.n_steps=0 algo.loss_function=l3 "
+    "algo.weight_reduction=sum "
     "algo.batch_size=0 algo.num_envs=0 algo.learning_rate=0 algo.target_period_updates=0 algo.update_every_frames=0 "
     "algo.total_frames=0 algo.eps_start=2 algo.adam_eps=-1 algo.learning_starts_frames=-5 "
     "algo.learning_starts_frames=60000 algo.update_every_frames=59001 algo.batch_size=100000000000000000000",

@@ -20,7 +20,8 @@ TAUS = (1e-4, 1e-3, 0.01, 0.1, 1.0)
 SHIPPED = sorted(path.stem for path in (SLURM / "conf/sweep").glob("*.yaml"))
 
 
-RAINBOW = "c51 algo.importance_exponent=0.5 algo.n_steps=3 algo.priority_exponent=0.5"  # Dopamine's
+#: Dopamine's.
+RAINBOW = "c51 algo.importance_exponent=0.5 algo.n_steps=3 algo.priority_exponent=0.5 algo.weight_reduction=mean"
 
 
 def sweep_of(name: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from functools import partial
 import pytest
 import torch
 
+from torchrl_reg.functional import munchausen_bonus
+from torchrl_reg.regularizers import PriorKL
 from torchrl_reg.tabular import (
     TabularMDP,
     advantage_learning,
@@ -51,6 +53,25 @@ def test_munchausen_implicit_q_and_mirror_descent_agree_at_every_iterate(alpha, 
         close(implicit[k].q, iterate.q, atol=4e-11)
         if k > 0:
             close(mirror[k].q, iterate.q - alpha * munchausen[k - 1].tau_log_pi, atol=4e-11)
+
+
+@pytest.mark.parametrize("rho", [[0.1, 0.5, 0.25, 0.15], [0.25] * 4], ids=["prior", "uniform"])
+@pytest.mark.parametrize(("alpha", "tau"), [(0.5, 0.5), (0.9, 0.5)])
+def test_munchausen_over_a_prior_is_mirror_descent_at_every_iterate(alpha, tau, rho):
+    """``argmax <pi, q'> - alpha tau KL(pi || pi_k) - (1 - alpha) tau KL(pi || rho)`` from ``pi_0 = rho``, by hand."""
+    kl, rho = PriorKL(tau, prior=rho), torch.tensor(rho, dtype=torch.float64)
+    q, mirror, previous = Q0, Q0, rho.expand(6, 4)
+    for _ in range(60):
+        pi = (mirror / tau + alpha * previous.log() + (1 - alpha) * rho.log()).softmax(-1)
+        close(kl.policy(q), pi, atol=1e-10)
+        v, tau_log_pi = kl.value_and_log_policy(q)
+        q = MDP.backup(v, munchausen_bonus(tau_log_pi, alpha, None))
+        from_previous, from_rho = ((pi * (pi / other).log()).sum(-1) for other in (previous, rho))
+        mirror = MDP.backup((pi * mirror).sum(-1) - alpha * tau * from_previous - (1 - alpha) * tau * from_rho)
+        previous = pi
+    if rho.unique().numel() == 1:
+        entropy = munchausen_value_iteration(MDP, tau, alpha, q0=Q0, num_iterations=60)
+        close(kl.policy(q), entropy.pi, atol=1e-10)
 
 
 @pytest.mark.parametrize("mdp", [MDP, GRID], ids=["random", "grid"])

@@ -26,22 +26,20 @@ def taken(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
-def munchausen_bonus(
-    tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None, *, density: bool = False
-) -> Tensor:
-    r"""Munchausen bonus :math:`\alpha [\tau \ln \pi(a|s)]_{l_0}^{0}`, in ``[alpha * clip_min, 0]``.
+def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None) -> Tensor:
+    r"""Munchausen bonus :math:`\alpha \max(\tau \ln \pi(a|s), l_0)`, at least ``alpha * clip_min``.
 
     The clip acts on ``tau * ln pi``, after the multiplication by ``tau``, and ``alpha`` multiplies
     what is left.
 
-    Source: Vieillard et al. 2020 (Munchausen RL). Google's M-DQN code clips to
-    ``[clip_min, 1]`` and its M-IQN code to ``[clip_min, 0]``; this is the latter, as printed.
+    Source: Vieillard et al. 2020 (Munchausen RL), who print :math:`[\tau \ln \pi(a|s)]_{l_0}^{0}`. The upper clip is
+    not a setting but the fact that ``ln pi <= 0``: ``ln (pi / rho)`` of a prior and the logarithm of a density
+    may be positive, and are not clipped there.
 
     Args:
         tau_log_pi_a: ``tau * ln pi`` of the taken actions ``[*B]``, in reward units.
         alpha: Munchausen weight, usually in [0, 1].
         clip_min: lower clip <= 0, in reward units; None does not clip.
-        density: no upper clip, for policies over continuous actions: the logarithm of a density may be positive.
 
     Returns:
         Bonus to add to the reward ``[*B]``, in reward units.
@@ -54,9 +52,8 @@ def munchausen_bonus(
         clipped = tau_log_pi_a
     elif isinstance(clip_min, Tensor):
         clipped = torch.maximum(tau_log_pi_a, clip_min.to(tau_log_pi_a.dtype))
-        clipped = clipped if density else clipped.clamp(max=0.0)
     elif clip_min <= 0.0:
-        clipped = tau_log_pi_a.clamp(clip_min, None if density else 0.0)
+        clipped = tau_log_pi_a.clamp(min=clip_min)
     else:
         raise ValueError(f"clip_min must be <= 0 or None, got {clip_min}.")
     return alpha * clipped

@@ -65,7 +65,7 @@ def q_lambda_return(
     With ``c_t = q(s_t, a_t) - V(s_t)`` this is Q(lambda) with off-policy correction, whose fixed point is the optimal
     one whatever acts: of the soft value ``c_t = tau ln pi(a_t|s_t)``, of the maximum ``c_t`` is minus the advantage
     gap, its limit ``tau -> 0``. With ``c = 0`` and the maximum it is Peng's Q(lambda), which is biased
-    low by actions that are not greedy. It is :func:`lambda_return` in two operations a step, for data without padding.
+    low by actions that are not greedy. It is :func:`lambda_return` in few operations a step, for data without padding.
     All in reward units.
 
     Source: Harutyunyan et al. 2016 (Q(lambda) with off-policy corrections), Peng and Williams 1996; Gallici et al. 2024
@@ -87,11 +87,13 @@ def q_lambda_return(
     """
     one_step = reward + gamma * next_value
     # What a later return adds: gamma lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}).
-    slope = (~ends * (gamma * lmbda)).to(reward.dtype)[..., :-1]
-    constants = one_step[..., :-1] - slope * (next_value[..., :-1] + correction[..., 1:])
+    # Selections, not products with 0: what lies behind an end may be NaN.
+    factor = torch.as_tensor(gamma * lmbda, dtype=reward.dtype, device=reward.device)
+    last, shift = ends[..., :-1], factor * (next_value[..., :-1] + correction[..., 1:])
+    constants = torch.where(last, one_step[..., :-1], one_step[..., :-1] - shift)
     returns = [one_step[..., -1]]
     # Time comes first where it is cut and joined: along the last dimension that takes as long as the arithmetic.
-    constants, slope = constants.movedim(-1, 0).contiguous(), slope.movedim(-1, 0).contiguous()
-    for constant, factor in zip(reversed(constants.unbind()), reversed(slope.unbind()), strict=True):
-        returns.append(torch.addcmul(constant, factor, returns[-1]))
+    constants, last = constants.movedim(-1, 0).contiguous(), last.movedim(-1, 0).contiguous()
+    for constant, end in zip(reversed(constants.unbind()), reversed(last.unbind()), strict=True):
+        returns.append(torch.where(end, constant, torch.addcmul(constant, factor, returns[-1])))
     return torch.stack(returns[::-1]).movedim(0, -1).contiguous()

@@ -14,6 +14,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor
 
+from torchrl_reg.objectives.value.estimator import done_flag
 from torchrl_reg.torchrl_compat import forget_updater_warning
 
 #: How far an action may lie beyond its box, in widths of the box, besides the rounding of its dtype.
@@ -27,7 +28,8 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
         TypeError: ``tensordict`` is none.
         KeyError: an entry is missing.
         ValueError: no rows, a reward or an action that is not finite, an action of another kind than the network's, or
-            outside the policy's box, steps < 1, weights that are negative or not finite.
+            outside the policy's box, steps < 1, weights that are negative or not finite, steps that do not follow one
+            another where paths are learnt from.
     """
     if not is_tensor_collection(tensordict):
         raise TypeError(
@@ -38,6 +40,8 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
     keys = loss.tensor_keys
     _check_entries(loss, tensordict)
     mask = loss._loss_mask(tensordict)
+    if loss.follows_paths and tensordict.batch_dims:
+        _check_paths(loss, tensordict, mask)
     if mask is not None:
         with contextlib.suppress(RuntimeError, NotImplementedError):  # where values cannot be read
             tensordict = tensordict[mask]
@@ -49,7 +53,7 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
     if loss.use_prioritized_weights:
         _check_numbers(tensordict, keys.priority_weight, 0)
     if hasattr(loss, "action_space"):
-        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims)
+        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims, rows)
         _check_range(action, loss.action_space, getattr(loss, "value_network", None))
     if "actor_network" in loss._network_names and action.is_floating_point():
         _check_box(action, loss.actor_network, keys.action)
@@ -76,9 +80,26 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
         )
 
 
-def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int) -> None:
+def _check_paths(loss: Any, tensordict: TensorDictBase, mask: Tensor | None) -> None:
+    """Each of the steps ``[*B, T]`` must start where the one before led, unless the episode ended there."""
+    follows, time = ~done_flag(tensordict, loss.tensor_keys).squeeze(-1), tensordict.batch_dims - 1
+    follows = follows if mask is None else follows & mask & mask.roll(-1, -1)
+    follows, count = follows[..., :-1], follows.shape[-1] - 1
+    for key in set(loss._states_read()) & set(loss._next_state_keys()):
+        led, here = tensordict.get(("next", key)).narrow(time, 0, count), tensordict.get(key).narrow(time, 1, count)
+        differ = (led != here) & (led == led) & (here == here)  # NaN says nothing
+        if _any(broken := follows & differ.reshape(*follows.shape, -1).any(-1)):
+            raise ValueError(
+                f"data must be sequences [*B, T] of successive steps, got {('next', key)!r} other than the next step's "
+                f"{key!r} in {int(broken.sum())} of {int(follows.sum())} places: sample slices of episodes with "
+                "TorchRL's SliceSampler and reshape them to [-1, T]."
+            )
+
+
+def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int, rows: Tensor) -> None:
     """Kind and shape of actions ``[*B]`` (or ``[*B, 1]``) or ``[*B, A]``; no value is read."""
-    one_hot = action.ndim > batch_dims and action.shape[-1] > 1
+    # An action for each reward, of N agents say, is an index however few dimensions the batch has.
+    one_hot = action.ndim > batch_dims and action.shape[-1] > 1 and action.shape != rows.shape
     shape = list(action.shape)
     if action_space == "one_hot" and not one_hot:
         raise ValueError(

@@ -22,7 +22,13 @@ from torchrl_reg.functional.munchausen import action_index, taken
 from torchrl_reg.objectives.binding import BoundQNetwork
 from torchrl_reg.objectives.heads import Head, head_of
 from torchrl_reg.objectives.heads.head import Prediction, TargetValues
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, RegularizedLoss, batch_mean
+from torchrl_reg.objectives.regularized_loss import (
+    LossFunction,
+    Reduction,
+    RegularizedLoss,
+    WeightReduction,
+    batch_mean,
+)
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.value.estimator import terminated_flag
@@ -57,12 +63,14 @@ class QLearningLoss(RegularizedLoss):
         shaping: slot 2, a bonus from the target network at s and the stored action; None is none.
         head: slot 3; None is the actor's.
         double_dqn: let the online network choose the policy at s', not with a shaping; the target network evaluates it.
-        loss_function: distance of an expected value: ``"smooth_l1"`` (Huber, delta 1, the default), ``"l2"``, ``"l1"``,
-            ``"half_l2"`` (half the square).
+        loss_function: distance of an expected value: ``"l2"`` (the default, as of TorchRL's DQNLoss), ``"half_l2"``
+            (half the square), ``"smooth_l1"`` (Huber, delta 1) or ``"l1"``.
         delay_value: keep a separate target network (True), or bootstrap on the detached online network.
         action_space: ``"categorical"``, ``"one-hot"`` or a spec; read from the network when it has one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
+        weight_reduction: ``"normalized"``, TorchRL's ``sum(w l) / sum(w)`` of priority weights ``w`` and rows ``l``, or
+            ``"mean"``, the papers' ``mean(w l)``.
         diagnostics: also return scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
@@ -133,13 +141,15 @@ class QLearningLoss(RegularizedLoss):
         action_space: str | TensorSpec | None = None,
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
         diagnostics: bool = True,
         **head_options: Any,
     ) -> None:
         super().__init__(
-            loss_function=loss_function or "smooth_l1",
+            loss_function=loss_function or "l2",
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
+            weight_reduction=weight_reduction,
             diagnostics=diagnostics,
         )
         _check_slot("regularizer", regularizer, Regularizer)

@@ -30,6 +30,7 @@ from torchrl_reg.torchrl_compat import VALUE_ESTIMATOR_REGISTRY, coerce_value_ty
 
 LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
+WeightReduction = Literal["normalized", "mean"]
 
 #: Names that a loss without such a coefficient would otherwise take and ignore.
 COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
@@ -42,6 +43,9 @@ class RegularizedLoss(NetworkLoss):
         loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
         reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
         use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
+        weight_reduction: what ``reduction="mean"`` makes of rows ``l`` with priority weights ``w``: ``"normalized"`` is
+            TorchRL's ``sum(w l) / sum(w)``, in which the scale of the weights cancels; ``"mean"`` is ``mean(w l)``, as
+            in Schaul et al. 2016, Rainbow, Dopamine and Beyond The Rainbow.
         diagnostics: also return the detached scalars listed by the subclass.
 
     Attributes:
@@ -78,6 +82,8 @@ class RegularizedLoss(NetworkLoss):
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
     _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
+    #: Whether the rows of a batch have to be the successive steps of paths.
+    follows_paths: ClassVar[bool] = False
     #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
     _is_stack: bool = False
 
@@ -93,6 +99,7 @@ class RegularizedLoss(NetworkLoss):
         loss_function: LossFunction,
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
         diagnostics: bool = True,
     ) -> None:
         super().__init__()
@@ -104,10 +111,13 @@ class RegularizedLoss(NetworkLoss):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
         if not isinstance(use_prioritized_weights, bool) and use_prioritized_weights != "auto":
             raise ValueError(f"use_prioritized_weights must be True, False or 'auto', got {use_prioritized_weights!r}.")
+        if weight_reduction not in ("normalized", "mean"):
+            raise ValueError(f"weight_reduction must be 'normalized' or 'mean', got {weight_reduction!r}.")
         self.data_checks = "first"
         self.loss_function = loss_function
         self.reduction = reduction
         self.use_prioritized_weights = use_prioritized_weights
+        self.weight_reduction = weight_reduction
         self.diagnostics = check_flag(diagnostics, "diagnostics")
 
     @property
@@ -340,6 +350,8 @@ class RegularizedLoss(NetworkLoss):
             return loss.mean(1)
         if mask is weights is None and self.reduction == "mean":
             return loss.mean()
+        if weights is not None and self.reduction == self.weight_reduction == "mean":
+            return masked_mean(weights.view_as(loss) * loss, mask)
         # TorchRL's reduction would look for the masks again; skipped where there are none.
         return self._reduce_loss(loss, tensordict=None if mask is None else data, weights=weights)
 

@@ -46,11 +46,13 @@ class Shaping(CoefficientOwner):
 
 
 class Munchausen(Shaping):
-    """``bonus = alpha [tau ln pi(a|s)]_{clip_min}^0 [*B]``, the scaled log-policy of the stored action (reward units).
+    """``bonus = alpha max(tau ln pi(a|s), clip_min) [*B]``, the scaled log-policy of the stored action (reward units).
 
     With a regularizer other than the entropy it is that regularizer's ``tau_log_pi``: with
-    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap. One that may be positive (a KL) is clipped at
-    0, too.
+    :class:`~torchrl_reg.regularizers.HardMax`, minus the advantage gap; with
+    :class:`~torchrl_reg.regularizers.PriorKL`, ``tau ln(pi / rho)``, which may be positive. A prior shifts what
+    ``clip_min`` clips by ``-tau ln rho(a)``, a uniform one by ``tau ln A``: the same clip is ``clip_min + tau ln A``
+    there. Without a clip a uniform prior gives the policies of the entropy.
 
     Args:
         alpha: weight in [0, 1]. clip_min: lower clip <= 0 in reward units, None for none. Both can be assigned.
@@ -86,8 +88,8 @@ class Munchausen(Shaping):
         return munchausen_bonus(taken(tau_log_pi, action), self.alpha, self.clip_min)
 
     def diagnostics(self, bonus: Tensor, tau_log_pi_a: Tensor) -> dict[str, Tensor]:
-        """``bonus``, and ``bonus_clipped``: 1 where a clip is active, below at ``clip_min`` or above at 0."""
-        clipped = (tau_log_pi_a < self.clip_min) | (tau_log_pi_a > 0)
+        """``bonus``, and ``bonus_clipped``: 1 where ``clip_min`` changes the bonus, so nowhere with ``alpha=0``."""
+        clipped = (tau_log_pi_a < self.clip_min) & (self.alpha > 0)
         return {"bonus": bonus, "bonus_clipped": clipped.to(bonus.dtype)}
 
 

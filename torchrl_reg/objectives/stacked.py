@@ -131,7 +131,7 @@ def _numbers(loss: QLearningLoss) -> dict[str, Tensor]:
 
 def _settings(loss: QLearningLoss) -> dict[str, Any]:
     """What is no tensor, and decides what a loss computes."""
-    names = ("loss_function", "reduction", "double_dqn", "delay_value", "action_space")
+    names = ("loss_function", "reduction", "weight_reduction", "double_dqn", "delay_value", "action_space")
     settings = {name: getattr(loss, name) for name in names} | {"tensor_keys": vars(loss.tensor_keys)}
     dtypes = [leaf.dtype for leaf in loss.value_network_params.values(True, True)]
     settings |= {"value_network": str(loss.value_network), "dtype": dtypes}

@@ -23,8 +23,8 @@ from torchrl_reg.regularizers.regularizer import Regularized, Regularizer
 class PriorKL(Regularizer):
     """``Omega(pi) = tau KL(pi || rho)``: ``pi ~ rho exp(q / tau)``, ``value = tau ln sum_a rho(a) exp(q(a) / tau)``.
 
-    ``tau_log_pi`` is ``tau ln (pi / rho)``, which may be positive: a Munchausen term is then clipped at 0, too. An
-    action mask does not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
+    ``tau_log_pi`` is ``tau ln (pi / rho)``, which may be positive, and so may a Munchausen term. An action mask does
+    not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
 
     Args:
         tau: temperature > 0 in reward units, ``"loss<=1%"`` (:class:`GuaranteedTemperature`; of the actions that the

@@ -61,6 +61,31 @@ def test_loss_is_the_equation(name: str, rows: int, masked: bool) -> None:
     torch.testing.assert_close(data["td_error"].squeeze(-1), rows_of_loss.detach(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["trust_pcl", "trust_pcl_unified"])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_rows_that_are_no_path_are_refused(name: str, rows: int) -> None:
+    """Shuffled steps, of sequences or flat; a reset, a step that does not count and a NaN say nothing of the order."""
+    data, draw = CASES[name].batch(rows), torch.Generator().manual_seed(0)
+    data["next", "done"][:] = data["next", "terminated"][:] = False
+    data["observation"][:, 1:] = data["next", "observation"][:, :-1]
+    shuffled = data[:, torch.randperm(5, generator=draw)]
+    for wrong in (shuffled, data.reshape(-1)[torch.randperm(5 * rows, generator=draw)]):
+        with pytest.raises(ValueError, match=r"successive steps, got .* in \d+ of \d+ places: .* SliceSampler"):
+            CASES[name].loss()(wrong)
+    for end in ("done", "terminated"):
+        ended = shuffled.clone()
+        ended["next", end][:] = True
+        CASES[name].loss()(ended if end == "done" else ended.exclude(("next", "done")))
+    left_out = data.clone()
+    left_out["observation"][:, 2] = torch.nan
+    left_out["collector", "mask"] = (torch.arange(5) != 2).expand(rows, 5).unsqueeze(-1)
+    left_out["next", "observation"][:, 2] = 7.0
+    assert CASES[name].loss()(left_out)["loss"].isfinite()
+    loss = CASES[name].loss()
+    loss(data)
+    loss(shuffled)  # the first batch alone is read
+
+
 def test_the_td_error_is_that_of_one_step() -> None:
     data = CASES["trust_pcl"].batch(6)
     out, one_step = (CASES["trust_pcl"].loss(rollout=rollout)(data) for rollout in (3, 1))

@@ -45,6 +45,12 @@ def test_diagnostics_are_those_of_the_batch(name: str) -> None:
     torch.testing.assert_close(found, {key: rows[key].double().mean() for key in found}, rtol=1e-5, atol=1e-6)
 
 
+def test_nothing_is_clipped_where_the_bonus_weighs_nothing() -> None:
+    loss, data = CASES["m_iq"].loss(), CASES["m_iq"].batch(9)
+    loss.alpha_coefficient.value.zero_()  # as on a GPU, where the loss does not know
+    assert loss(data)["bonus_clipped"] == 0
+
+
 @BOTH
 def test_value_key(name: str) -> None:
     case = CASES[name]
@@ -163,7 +169,7 @@ def test_a_learnt_coefficient_compiles(name: str) -> None:
 @BOTH
 def test_terminated_alone_says_where_episodes_end(name: str) -> None:
     case, data = CASES[name], CASES[name].batch(9)
-    data["next", "done"] = data["next", "terminated"].clone()
+    data["next", "terminated"] = data["next", "done"].clone()
     torch.testing.assert_close(
         value(case.loss(), data.exclude(("next", "done"))), value(case.loss(), data), rtol=0, atol=0
     )

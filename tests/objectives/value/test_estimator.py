@@ -40,7 +40,7 @@ def prior() -> ActionPrior:
 )
 def test_on_the_stock_dqn_loss(cases: Any, batch: Any, name: str, cls: Any, kwargs: Any) -> None:
     ours = cases[name].loss(**({} if kwargs() else {"tau": 0.03})).make_value_estimator(gamma=GAMMA)
-    stock = DQNLoss(cases[name].actor(), loss_function="smooth_l1")
+    stock = DQNLoss(cases[name].actor())
     PolyakTargetUpdate(stock, rate=0.5)
     stock.target_value_network_params.data.update_(ours.target_value_network_params.data)
     stock.make_value_estimator(cls.for_loss(stock, gamma=GAMMA, **kwargs()))

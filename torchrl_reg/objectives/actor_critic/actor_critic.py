@@ -61,7 +61,7 @@ class ActorCriticLoss(PolicyLoss):
         value_network: V(s), for the methods that have one.
         temperature: the coefficient behind ``loss.tau``.
         loss_function: distance between Q(s, a) and its target; summed over the critics.
-        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+        reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`RegularizedLoss`.
 
     Raises:
         ValueError: critics that are no TensorDict modules, or that do not read the action.

@@ -24,7 +24,7 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     log_prob,
     stored_action,
 )
-from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, batch_mean
+from torchrl_reg.objectives.regularized_loss import LossFunction, Reduction, WeightReduction, batch_mean
 from torchrl_reg.objectives.value.estimator import regularized_target
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
@@ -60,7 +60,7 @@ class ImplicitQLoss(PolicyLoss):
             (multicategorical, not a squashed Gaussian or a flow). Our addition: the paper keeps ``tau`` fixed.
         delay_actor, delay_value: keep target networks, or take the detached online ones.
         loss_function: ``"l2"`` (the paper), ``"smooth_l1"`` or ``"l1"``.
-        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+        reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`RegularizedLoss`.
 
     Returns (in a TensorDict): ``loss``, with ``target_entropy`` also ``loss_tau``, and detached scalars ``td_error``,
     ``value``, ``log_pi`` (nats, of the stored actions), ``entropy`` (nats, where it has a closed form), ``tau``, and
@@ -115,12 +115,14 @@ class ImplicitQLoss(PolicyLoss):
         loss_function: LossFunction = "l2",
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
         diagnostics: bool = True,
     ) -> None:
         super().__init__(
             loss_function=loss_function,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
+            weight_reduction=weight_reduction,
             diagnostics=diagnostics,
         )
         check_actor(actor_network)
@@ -180,10 +182,10 @@ class ImplicitQLoss(PolicyLoss):
         with torch.no_grad():
             reference = distribution(target_actor.network, data)
             tau_log_pi = tau * at_least_float32(log_prob(reference, action, data.batch_size))
-            bonus = munchausen_bonus(tau_log_pi, self.alpha, self.clip_min, density=True)
+            bonus = munchausen_bonus(tau_log_pi, self.alpha, self.clip_min)
             if not self.diagnostics:
                 return bonus, {}
-            clipped = (tau_log_pi < self.clip_min).to(bonus.dtype)
+            clipped = ((tau_log_pi < self.clip_min) & (self.alpha > 0)).to(bonus.dtype)
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
 
     def _learnt_loss(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> dict[str, Any]:

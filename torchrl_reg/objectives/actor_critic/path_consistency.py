@@ -22,7 +22,7 @@ from torchrl_reg.objectives.actor_critic.stochastic_actor import (
     log_prob,
     stored_action,
 )
-from torchrl_reg.objectives.regularized_loss import Reduction, batch_mean
+from torchrl_reg.objectives.regularized_loss import Reduction, WeightReduction, batch_mean
 from torchrl_reg.objectives.value.estimator import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
@@ -56,7 +56,7 @@ class PathConsistencyLoss(PolicyLoss):
             instead; this is the dual ascent of constrained policy optimization.
         delay_value: bootstrap on the lagged value network, without gradient (``use_target_values`` of the published
             code); by default on the online one, with its gradient.
-        reduction, use_prioritized_weights, diagnostics: see :class:`RegularizedLoss`.
+        reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`RegularizedLoss`.
 
     Returns (in a TensorDict): ``loss``, with ``max_kl`` also ``loss_lam``, and detached scalars ``td_error`` (mean
     absolute one-step residual), ``path_error`` (mean absolute residual of all), ``value``, ``log_pi`` (nats, of the
@@ -65,7 +65,7 @@ class PathConsistencyLoss(PolicyLoss):
 
     Raises:
         ValueError: a coefficient out of range, an actor without ``get_dist``, a value network that is no TensorDict
-            module, sequences shorter than ``rollout`` (at the first call).
+            module, sequences shorter than ``rollout``, or rows that are none (at the first call).
         KeyError: the data lack the action as the actor stores it (at the first call).
 
     Source: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", NeurIPS 2017, eqs. (18) to (22);
@@ -81,9 +81,10 @@ class PathConsistencyLoss(PolicyLoss):
     >>> value = ValueOperator(torch.nn.Linear(4, 1), in_keys=["observation"])
     >>> loss = PathConsistencyLoss(actor, value, tau=0.1, lam=0.1, rollout=5).make_value_estimator(gamma=0.99)
     >>> target_update = PolyakTargetUpdate(loss, rate=0.01)
+    >>> states = torch.randn(8, 11, 4)
     >>> data = actor(TensorDict({
-    ...     "observation": torch.randn(8, 10, 4),
-    ...     "next": {"observation": torch.randn(8, 10, 4), "reward": torch.randn(8, 10, 1),
+    ...     "observation": states[:, :-1],
+    ...     "next": {"observation": states[:, 1:], "reward": torch.randn(8, 10, 1),
     ...              "done": torch.zeros(8, 10, 1, dtype=torch.bool),
     ...              "terminated": torch.zeros(8, 10, 1, dtype=torch.bool)}}, [8, 10]))
     >>> loss(data)["loss"].shape, data["td_error"].shape
@@ -91,6 +92,7 @@ class PathConsistencyLoss(PolicyLoss):
     """
 
     coefficient_names = ("tau", "lam")
+    follows_paths = True
     tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
     lam: Any = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
 
@@ -106,12 +108,14 @@ class PathConsistencyLoss(PolicyLoss):
         delay_value: bool = False,
         reduction: Reduction | None = "mean",
         use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
         diagnostics: bool = True,
     ) -> None:
         super().__init__(
             loss_function="l2",
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
+            weight_reduction=weight_reduction,
             diagnostics=diagnostics,
         )
         check_actor(actor_network)

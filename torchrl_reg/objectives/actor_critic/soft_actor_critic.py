@@ -42,7 +42,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
             the number of action dimensions); None keeps ``tau``.
         straight_through: take a :class:`~torchrl_reg.modules.MulticategoricalActor`, too, whose samples are
             straight-through ones: their gradient is biased.
-        loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
+        loss_function, reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`ActorCriticLoss`.
 
     Returns (in a TensorDict): ``loss_actor``, ``loss_qvalue``, with a target entropy ``loss_alpha``; the detached
     scalars ``alpha`` (the temperature in force) and ``entropy`` (nats, estimated from one action per state), and with

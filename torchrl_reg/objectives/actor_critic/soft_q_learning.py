@@ -59,7 +59,7 @@ class SoftQLearningLoss(ActorCriticLoss):
             randomly shifted per state: 8 do as well as 16 independent ones in up to 3 dimensions), ``"uniform"`` or
             ``"actor"``.
         form: ``"exact"`` or ``"haarnoja2017"``.
-        loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
+        loss_function, reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`ActorCriticLoss`.
 
     Returns (in a TensorDict): ``loss_actor`` (its gradient is minus the Stein direction; its value is meaningless),
     ``loss_qvalue``, and detached scalars ``td_error`` (mean absolute), ``value`` (soft value of s'), ``ess`` (effective

@@ -60,7 +60,7 @@ class VIRELLoss(ActorCriticLoss):
         tau_min: floor of the temperature > 0.
         tau_max: its upper bound; ``"loss<=10%"`` follows the rewards that :meth:`observe_rewards` sees.
         mode: ``"td"`` or ``"em"``.
-        loss_function, reduction, use_prioritized_weights, diagnostics: see :class:`ActorCriticLoss`.
+        loss_function, reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`ActorCriticLoss`.
 
     Returns (in a TensorDict): ``loss_actor``, ``loss_qvalue``, with a value network ``loss_value``; the detached
     ``bellman_error`` (mean of ``|td_error|^p``); and detached scalars ``td_error`` (mean absolute), ``value`` (of the

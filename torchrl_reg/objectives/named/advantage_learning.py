@@ -22,8 +22,8 @@ class AdvantageLearningLoss(QLearningLoss):
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
         alpha: weight of the gap in [0, 1]; values near 1 widen the action gap by ``1 / (1 - alpha)``. Schedulable.
         persistent: persistent advantage learning.
-        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
-            :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released code.
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
+            :class:`QLearningLoss`. The released code's distance is ``"smooth_l1"``.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``bonus`` (``-alpha`` times the gap),
     ``td_error``, all in reward units.

@@ -17,7 +17,8 @@ class CategoricalDQNLoss(QLearningLoss):
         value_network: a :class:`~torchrl_reg.modules.CategoricalQActor`; the grid is its own.
         double_dqn: choose ``a*`` with the online network, as TorchRL's
             :class:`~torchrl.objectives.DistributionalDQNLoss` always does.
-        delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
+            diagnostics: see :class:`QLearningLoss`.
 
     Returns (in a TensorDict): ``loss`` (nats) and detached scalars ``action_gap``, ``td_error`` (mean absolute
     difference of the means, reward units), ``clipped_mass`` (share of the targets' mass outside the grid). The priority
@@ -61,7 +62,8 @@ class MunchausenCategoricalLoss(MunchausenDQNLoss):
         tau: temperature > 0, in reward units. Schedulable.
         alpha: Munchausen weight in [0, 1]. Schedulable.
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
-        delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
+            diagnostics: see :class:`QLearningLoss`.
 
     Returns (in a TensorDict): ``loss`` (nats), the detached scalars of :class:`MunchausenDQNLoss`, and
     ``clipped_mass`` (share of the targets' mass outside the grid). Writes the priority ``[*B, 1]``.

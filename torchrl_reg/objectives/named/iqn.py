@@ -22,7 +22,8 @@ class IQNLoss(QLearningLoss):
         double_dqn: choose ``a*`` with the online network.
         reuse_quantiles: choose ``a*`` from the M target quantiles already drawn, instead of K fresh ones (faster).
         share_fractions: draw one set of fractions for the whole batch (faster: one embedding for all rows).
-        delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
+            diagnostics: see :class:`QLearningLoss`.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``td_error`` (mean over rows of
     ``|mean_j target_j - mean_i z_i|``). The priority ``[*B, 1]`` is the row's quantile loss.

@@ -27,8 +27,8 @@ class MunchausenDQNLoss(QLearningLoss):
         alpha: Munchausen weight in [0, 1]. Schedulable. It multiplies after the clip: the bonus is in
             ``[alpha * clip_min, 0]``.
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
-        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
-            :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released code.
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
+            :class:`QLearningLoss`. The released code's distance is ``"smooth_l1"``.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats), ``action_gap``, ``kl`` (online to
     target policy at s), ``soft_gap``, ``bonus``, ``bonus_clipped`` (share of rows at the clip), ``td_error``, ``tau``.

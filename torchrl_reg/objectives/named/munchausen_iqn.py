@@ -19,7 +19,8 @@ class MunchausenIQNLoss(MunchausenDQNLoss):
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
         num_quantiles, num_target_quantiles, num_policy_quantiles: N, M, K.
         reuse_quantiles: at s', take the policy from the M target quantiles already drawn (about 0.87 of the cost).
-        kappa, share_fractions, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
+        kappa, share_fractions, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
+            diagnostics: see
             :class:`IQNLoss`. There is no double variant: Double Q-learning with a Munchausen term is undefined.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats), ``action_gap``, ``kl`` (online to

@@ -36,8 +36,8 @@ class MutualInformationDQNLoss(QLearningLoss):
         prior_network: a state-dependent prior: a TensorDict module from some observation keys to logits ``[*B, A]``,
             trained on ``loss_prior = KL(pi || rho_phi)`` at s, the policy being constant. The states are those of the
             data, so a replay buffer's, not the current policy's.
-        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
-            :class:`QLearningLoss`. The default distance is Huber (delta 1); the paper uses the square.
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
+            :class:`QLearningLoss`. The paper's distance is the default, ``"l2"``.
 
     Returns (in a TensorDict): ``loss`` (and ``loss_prior``), the detached ``squared_td_error`` (mean of the plain
     square, whatever the distance), and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
@@ -119,7 +119,8 @@ class MutualInformationIQNLoss(MutualInformationDQNLoss):
         value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
         prior, beta, prior_network: see :class:`MutualInformationDQNLoss`.
         num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles, kappa, share_fractions, delay_value,
-            action_space, reduction, use_prioritized_weights, diagnostics: see :class:`IQNLoss`. No double variant.
+            action_space, reduction, use_prioritized_weights, weight_reduction,
+            diagnostics: see :class:`IQNLoss`. No double variant.
 
     Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors (reward units) are those of the means
     over quantiles. Writes the priority ``[*B, 1]``, the row's quantile loss.

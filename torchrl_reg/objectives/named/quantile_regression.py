@@ -17,7 +17,8 @@ class QuantileRegressionDQNLoss(QLearningLoss):
         kappa: half-width of the Huber loss's quadratic part, in reward units; 0 is the quantile loss itself. With
             ``kappa > 0`` the minimizers are not the quantiles, but drawn towards the mean.
         double_dqn: choose ``a*`` with the online network.
-        delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
+            diagnostics: see :class:`QLearningLoss`.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``td_error`` (mean absolute difference of
     the means). The priority ``[*B, 1]`` is the row's quantile loss.

@@ -26,8 +26,8 @@ class SoftDQNLoss(QLearningLoss):
             ``loss.tau = 0.01``.
         double_dqn: let the online network choose the policy at s', which the target network evaluates:
             ``sum_a pi_online(a|s') (q_target(s', a) - tau ln pi_online(a|s'))``.
-        loss_function, delay_value, action_space, reduction, use_prioritized_weights, diagnostics: see
-            :class:`QLearningLoss`. The default distance is Huber (delta 1), as in the released Munchausen code.
+        loss_function, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction, diagnostics: see
+            :class:`QLearningLoss`. The released Munchausen code's distance is ``"smooth_l1"``.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
     ``kl`` (online to target policy at s), ``soft_gap`` (soft value minus max), ``td_error`` (mean absolute), ``tau``.

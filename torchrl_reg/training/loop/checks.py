@@ -45,6 +45,8 @@ def check_replay_learning(algo: Any) -> None:
     require(not uniform, "algo.importance_exponent", "0 where algo.priority_exponent is 0", weighted)
     decay = settings.get("eps_decay", "linear")
     require(decay in ("linear", "exponential"), "algo.eps_decay", "linear or exponential", decay)
+    reduction = settings.get("weight_reduction", "mean")
+    require(reduction in ("normalized", "mean"), "algo.weight_reduction", "normalized or mean", reduction)
     optimizer = settings.get("optimizer", "adam")
     require(optimizer in OPTIMIZERS, "algo.optimizer", f"one of {OPTIMIZERS}", optimizer)
     losses = ("smooth_l1", "l2", "half_l2", "l1")

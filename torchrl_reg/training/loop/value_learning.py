@@ -50,6 +50,7 @@ class ValueLearning:
     priority_exponent: float = 0.0  # of prioritized replay: probabilities follow priority ** this; 0 is uniform
     importance_exponent: float = 0.0  # of its weights, 0 is none, 1 corrects them in full
     importance_exponent_end: float | None = None  # reached linearly at the end of the run; null: constant
+    weight_reduction: str = "normalized"  # of rows l with those weights w: sum(w l) / sum(w); mean: mean(w l)
     learning_starts_frames: int = 1_000
     update_every_frames: float = 4  # frames per gradient update [C, D]
     target_period_updates: int = 50  # updates between target copies
