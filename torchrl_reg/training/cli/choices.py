@@ -32,6 +32,10 @@ def unknown_choice(conf: Path, wanted: str, beside: Iterable[str]) -> str:
         group, _, choice = wanted.rpartition("/")
         known = sorted(map(str, beside))
     near = difflib.get_close_matches(choice, known, n=1)
+    if group == "env":
+        from torchrl_reg.envs.settings import gym_words  # with torch, so only where something is wrong
+
+        near = [words] if (words := gym_words(choice)) else near
     hint = f" (did you mean {near[0]}?)" if near else ""
     if group == "hydra/launcher" and known == ["basic"]:
         hint = " (others come with the package hydra-submitit-launcher)"
