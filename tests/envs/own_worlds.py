@@ -59,8 +59,9 @@ WORLDS: dict[str, tuple[Space, Space]] = {
     "Unbounded": (Discrete(2), Box(-np.inf, np.inf, (1,), np.float32)),
 }
 WORLDS["Discrete96"] = (WORLDS["Large"][0], Discrete(2))
+make: Any = World
 for name, (observations, actions) in WORLDS.items():
     spaces = {"observations": observations, "actions": actions}
-    gymnasium.register(f"Own/{name}-v0", World, max_episode_steps=20, kwargs=spaces)
-gymnasium.register("Own/Endless-v0", World, kwargs={"observations": Discrete(2), "actions": Discrete(2)})
-gymnasium.register("Own/Random-v0", World, max_episode_steps=20, nondeterministic=True, kwargs=dict(spaces))
+    gymnasium.register(f"Own/{name}-v0", make, max_episode_steps=20, kwargs=spaces)
+gymnasium.register("Own/Endless-v0", make, kwargs={"observations": Discrete(2), "actions": Discrete(2)})
+gymnasium.register("Own/Random-v0", make, max_episode_steps=20, nondeterministic=True, kwargs=dict(spaces))

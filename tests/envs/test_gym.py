@@ -50,7 +50,7 @@ def test_observations_are_vectors_or_images_with_the_channels_first(name: str, s
                 moved = np.moveaxis(raw, -1, 0) if raw.ndim == 3 and name != "Stacked" else raw
                 expected = np.reshape(moved, shape).astype(row.numpy().dtype)
             else:
-                expected = gymnasium.spaces.flatten(space, raw).astype(np.float32)
+                expected = np.asarray(gymnasium.spaces.flatten(space, raw), np.float32)
             assert np.array_equal(row, expected)
 
 
@@ -104,7 +104,10 @@ def test_the_time_limit_is_that_of_the_id_or_of_the_settings(settings: EnvSettin
             "kwargs must be what 'CartPole-v1' takes, got {'x': 1}: T",
         ),
         (own("Vector", kwargs={"word": "new"}), "kwargs must be .*: KeyError: 'new'"),
-        (EnvSettings("gym", "CartPole-v1", kwargs=[1]), r"kwargs must be a mapping of .* got \[1\]"),
+        (
+            EnvSettings(**{"name": "gym", "game": "CartPole-v1", "kwargs": [1]}),
+            r"kwargs must be a mapping of .* got \[1\]",
+        ),
         (EnvSettings("cartpole", kwargs={"x": 1}), "kwargs must be empty for 'cartpole', got {'x': 1}"),
         (own("Dict"), "Box, Discrete, MultiDiscrete or MultiBinary space, got 'Own/Dict-v0' with Dict"),
         (own("Tuple"), "got 'Own/Tuple-v0' with Tuple: gymnasium.wrappers.FlattenObservation"),
