@@ -105,7 +105,7 @@ def test_the_time_limit_is_that_of_the_id_or_of_the_settings(settings: EnvSettin
         ),
         (own("Vector", kwargs={"word": "new"}), "kwargs must be .*: KeyError: 'new'"),
         (
-            EnvSettings(**{"name": "gym", "game": "CartPole-v1", "kwargs": [1]}),
+            own("Vector", kwargs=[1]),
             r"kwargs must be a mapping of .* got \[1\]",
         ),
         (EnvSettings("cartpole", kwargs={"x": 1}), "kwargs must be empty for 'cartpole', got {'x': 1}"),
