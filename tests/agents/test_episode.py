@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ Image = pytest.importorskip("PIL.Image")
 STEPS = 4
 #: Environment, and what it needs to be drawn here.
 WORLDS = {"cartpole": "pygame", "pendulum": "pygame", "minatar/breakout": "minatar", "atari/Pong": "ale_py"}
+WORLDS |= {"gym/FrozenLake-v1": "pygame", "gym/Pendulum-v1": "pygame"}
 WORLDS |= {"gridworld/grid": "torch", "gridworld/goals": "torch", "mujoco/hopper": "mujoco"}
 
 
@@ -42,7 +44,7 @@ def test_an_episode_becomes_a_gif(name: str, make_run, capsys, monkeypatch) -> N
         for index in range(image.n_frames):
             image.seek(index)
             shown.append(np.asarray(image.convert("RGB"))[:, : -PANEL_WIDTH - 1])
-    assert len(shown) == STEPS + 1 or "grid" in name  # GIFs merge frames that are the same
+    assert len(shown) == STEPS + 1 or "grid" in name or "Lake" in name  # GIFs merge frames that are the same
     assert all(picture.std() > 5 for picture in shown)
     assert any(not np.array_equal(shown[0], picture) for picture in shown[1:])
 
@@ -97,6 +99,12 @@ def test_what_cannot_be_shown_is_one_sentence(make_run, refusal) -> None:
     folder = make_run("cartpole")
     assert "A video must be a file ending in .gif or .mp4, got a.png" in refusal("play", folder, "--out", "a.png")
     assert "--max-steps must be >= 1, got 0" in refusal("play", folder, "--max-steps", 0)
+
+
+def test_an_environment_without_pictures_is_one_sentence(make_run, refusal, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "envs")
+    folder = make_run("gym", "Own/Vector-v0", import_module="own_worlds")
+    assert "draws itself (rgb_array), got 'Own/Vector-v0', which gives NotImplementedError" in refusal("play", folder)
 
 
 def test_the_density_of_a_continuous_policy_has_no_largest_entropy(make_run) -> None:

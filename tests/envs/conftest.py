@@ -33,6 +33,7 @@ SHORT = {
     "square": EnvSettings("gridworld", game="square", max_episode_frames=9),
     "goals": EnvSettings("gridworld", game="goals", max_episode_frames=9),
     **{game: EnvSettings("mujoco", game=game, max_episode_frames=25) for game in ("hopper", "humanoid")},
+    **{name: EnvSettings("gym", f"{name}-v1", max_episode_frames=13) for name in ("FrozenLake", "Pendulum")},
     "door": EnvSettings("adroit", game="door", max_episode_frames=9),
 }
 

@@ -60,7 +60,7 @@ POLICIES = {
 
 
 def fits(name: str, env: str) -> bool:
-    return env.startswith(CONTINUOUS_ENVS) == (name in CONTINUOUS)
+    return env == "gym" or env.startswith(CONTINUOUS_ENVS) == (name in CONTINUOUS)
 
 
 def choices(name: str) -> list[str]:
@@ -72,7 +72,8 @@ def choices(name: str) -> list[str]:
         policies = POLICIES.get(name, [path.stem for path in (CONF / "policy").glob("*.yaml")])
         found += [f"policy={policy}" for policy in policies]
     # Of q_learning.py and its methods one is enough for all environments.
-    return found + ["" if name in METHODS else f"env={env}" for env in ENVS if fits(name, env)]
+    games = {"gym": " env.game=FrozenLake-v1" if name not in CONTINUOUS else " env.game=Pendulum-v1"}
+    return found + ["" if name in METHODS else f"env={env}{games.get(env, '')}" for env in ENVS if fits(name, env)]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ ATARI += " algo.replay_capacity=300 algo.batch_size=8 env.max_episode_frames=200
 SMALL = "policy.num_cells=[16] algo.total_frames=1920 algo.batch_size=8 algo.learning_starts_frames=160"
 BRIEF = f"{SMALL} env.max_episode_frames=50 algo.replay_capacity=2000"
 MINATAR = f"m_dqn env=minatar/breakout {LONG} algo.learning_starts_frames=500 algo.replay_capacity=2000"
+GYM = f"{SMALL} env=gym env.game=Pendulum-v1 algo.replay_capacity=2000"
 # What runs, frames between checkpoints, and how often it is killed.
 RUNS = {
     "m_iqn-3-steps": (CARTPOLE, 1000, 1),
@@ -40,13 +41,15 @@ RUNS = {
     "m_dqn-minatar": (f"{MINATAR} algo.batch_size=8 algo.n_steps=3 env.max_episode_frames=300", 1000, 4),
     "iq-hopper": (f"iq env=mujoco/hopper {SMALL} algo.replay_capacity=1500", 300, 4),
     "dqn-gridworld": (f"q_learning +method=dqn env=gridworld/square {LONG} algo.n_steps=2", 1000, 4),
+    "gym-frozenlake": ("q_learning env=gym env.game=FrozenLake-v1 algo.total_frames=3000 net.num_cells=[16]", 600, 2),
+    "gym-pendulum": (f"sac {GYM}", 300, 2),
     "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
     "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
     "guaranteed": (f"m_dqn algo.tau=loss<=1% net.num_cells=[16] {LONG} algo.update_every_frames=16", 1000, 1),
     "pqn-guaranteed": (f"pqn regularizer=tsallis regularizer.tau=loss<=1% {LONG}", 1000, 1),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
-QUICK = ("m_iqn-3-steps", "rainbow", "guaranteed")  # the others only with -m slow
+QUICK = ("m_iqn-3-steps", "rainbow", "guaranteed", "gym-frozenlake", "gym-pendulum")  # the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 

@@ -89,7 +89,7 @@ def _classic_camera(env_id: str, angles: int) -> Camera:
 
 
 def _own_camera(settings: EnvSettings, env: EnvBase) -> Camera:
-    """Gymnasium's drawing of the environment itself: LunarLander, MuJoCo, Adroit."""
+    """Gymnasium's drawing of the environment itself: LunarLander, MuJoCo, Adroit, what has a gymnasium id."""
     games = getattr(getattr(getattr(env, "base_env", env), "_env", None), "envs", None)
     if not games:
         raise AgentError(f"play must know how to draw the environment, got {settings.name!r}.")
@@ -106,7 +106,18 @@ def _own_camera(settings: EnvSettings, env: EnvBase) -> Camera:
             ) from error
     else:
         _needs("pygame", "recipes")
-    return lambda state: np.asarray(game.render(), np.uint8)
+    return lambda state: _drawn(game, settings)
+
+
+def _drawn(game: Any, settings: EnvSettings) -> Picture:
+    try:
+        picture = np.asarray(game.render())
+    except Exception as error:  # whatever an environment throws that knows no rgb_array
+        picture = np.asarray(type(error).__name__)
+    if picture.ndim != 3:
+        shown, got = settings.game or settings.name, picture if picture.ndim == 0 else f"shape {list(picture.shape)}"
+        raise AgentError(f"play needs an environment that draws itself (rgb_array), got {shown!r}, which gives {got}.")
+    return picture.astype(np.uint8)
 
 
 def draw_without_display() -> None:

@@ -29,6 +29,7 @@ from torchrl_reg.agents.packing import packed, unpacked
 from torchrl_reg.agents.trained import trained_agents
 from torchrl_reg.agents.trust import Untrusted, trusted_module
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
+from torchrl_reg.envs.settings import check_imported
 from torchrl_reg.modules.rebuilding import Spaces
 from torchrl_reg.printable import printable
 
@@ -80,6 +81,7 @@ class SavedPolicy:
             AgentError: it is not known, cannot be built on this machine, or is not what the policy was built for.
         """
         try:
+            check_imported(self.env_settings)
             env = make_env(self.env_settings, num_envs)
         except EnvError as error:
             raise AgentError(str(error)) from None

@@ -9,6 +9,7 @@ from typing import Any
 from torchrl_reg.doctor.machine import Finding
 from torchrl_reg.doctor.records import numbers_in, read_rows
 from torchrl_reg.envs import EnvError, EnvSettings, make_env
+from torchrl_reg.envs.settings import check_imported
 
 #: Shares of the largest entropy from which on a policy counts as uniform, and up to which as greedy.
 UNIFORM_SHARE, GREEDY_SHARE = 0.95, 0.001
@@ -67,7 +68,9 @@ def largest_entropy(config: dict[str, Any]) -> tuple[float | None, str]:
     kind = str(policy.get("name", ""))
     if policy and kind not in _BINNED:
         return None, f"a {kind} density"
-    env = make_env(EnvSettings(**config["env"]), num_envs=1)
+    settings = EnvSettings(**config["env"])
+    check_imported(settings)
+    env = make_env(settings, num_envs=1)
     try:
         spec = env.full_action_spec_unbatched["action"]
     finally:

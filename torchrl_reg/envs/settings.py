@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import gymnasium
@@ -32,15 +36,17 @@ class EnvSettings:
     Args:
         name: discrete actions: ``"cartpole"``, ``"acrobot"``, ``"mountaincar"``, ``"lunarlander"``, ``"minatar"``,
             ``"atari"`` or ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``,
-            ``"multigoal"``, ``"mujoco"`` or ``"adroit"``.
+            ``"multigoal"``, ``"mujoco"`` or ``"adroit"``; either: ``"gym"``.
             An environment of your own goes by the name it was registered under, see :func:`register_env`.
         game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``, the world of ``"gridworld"``
             (corridor, square, grid, goals) or the task of ``"mujoco"`` (hopper, walker2d, halfcheetah, ant, humanoid,
             swimmer, reacher, inverted_pendulum, inverted_double_pendulum) or ``"adroit"`` (door, hammer, pen,
-            relocate); of ``"multigoal"`` the goals there are (``"right_up"``), all if empty.
+            relocate); of ``"multigoal"`` the goals there are (``"right_up"``), all if empty; of ``"gym"`` the id of any
+            gymnasium environment, ``"FrozenLake-v1"``.
         max_episode_frames: frames after which an episode is *truncated* (cartpole and acrobot 500, lunarlander
             1000, minatar 10 000, atari 108 000, pendulum, mountaincar, adroit and gridworld 200, multigoal 30,
-            mountaincar_continuous 999, mujoco 1000; MinAtar itself has no limit, and good agents rarely die).
+            mountaincar_continuous 999, mujoco 1000, gym that of the id; MinAtar itself has no limit, and good agents
+            rarely die).
         sticky_actions: probability of repeating the previous action (MinAtar .1 per step, Atari .25
             per emulator frame).
         frame_skip: emulator frames an action lasts (Atari 4); observations are the maximum of the
@@ -49,6 +55,8 @@ class EnvSettings:
         noop_max: upper bound of the random number of no-op frames at an episode's start (Atari 0).
         minimal_actions: only the actions that do something in the game (Atari, MinAtar: True).
         difficulty_ramping: enemies speed up with the score (MinAtar: True).
+        kwargs: arguments of the environment itself (gym).
+        import_module: imported first: a module that registers environments, with gymnasium or by :func:`register_env`.
     """
 
     name: str
@@ -60,6 +68,8 @@ class EnvSettings:
     noop_max: int | None = None
     minimal_actions: bool | None = None
     difficulty_ramping: bool | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    import_module: str = ""
 
     def validate(self) -> None:
         """Resolves the settings in place, so that the environment actually used is recorded; see :func:`resolve`."""
@@ -77,6 +87,8 @@ class Family:
         games: the settings name a game.
         defaults: the other fields of :class:`EnvSettings` that apply, with their defaults.
         needs_game: an empty name is none of its games.
+        takes_kwargs: ``build`` also takes the settings' ``kwargs``.
+        defaults_of: of settings, the defaults that depend on the game; raises an EnvError for a game there is not.
     """
 
     build: Builder
@@ -84,6 +96,8 @@ class Family:
     games: bool
     defaults: Mapping[str, bool | int | float]
     needs_game: bool = True
+    takes_kwargs: bool = False
+    defaults_of: Callable[[EnvSettings], Mapping[str, int]] | None = None
 
     @classmethod
     def declared_by(cls, build: Builder, *, vectorized: bool = True) -> Family:
@@ -95,13 +109,16 @@ class Family:
 
     def options(self, resolved: EnvSettings) -> dict[str, Any]:
         """The fields that apply, as keyword arguments of ``build``."""
-        return {name: getattr(resolved, name) for name in (*self.defaults, *(["game"] if self.games else []))}
+        others = ("game",) * self.games + ("kwargs",) * self.takes_kwargs
+        return {name: getattr(resolved, name) for name in (*self.defaults, *others)}
 
 
 #: By name; :mod:`torchrl_reg.envs.vectorized` lists ours, :func:`register_env` adds a user's.
 FAMILIES: dict[str, Family] = {}
 
-_OPTIONS = tuple(field.name for field in fields(EnvSettings) if field.name not in ("name", "game"))
+_OPTIONS = tuple(
+    each.name for each in fields(EnvSettings) if each.name not in ("name", "game", "kwargs", "import_module")
+)
 # The value of a field that leaves any environment as it is.
 _NEUTRAL = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
 _AT_LEAST = {"num_envs": 1, "max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
@@ -174,18 +191,21 @@ def resolve(settings: EnvSettings) -> EnvSettings:
 
     Raises:
         EnvError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to
-            the family, or a value of the wrong type or range.
+            the family, a value of the wrong type or range, or an ``import_module`` that is not found.
     """
     if not isinstance(settings, EnvSettings):
         raise EnvError(f"settings must be EnvSettings, such as EnvSettings('cartpole'), got {settings!r}.")
-    check_name("name", settings.name, FAMILIES)
+    _import(settings.import_module)
+    check_name("name", settings.name, FAMILIES, meant=gym_words(str(settings.name)))
     family = FAMILIES[settings.name]
     _check_game(settings, family)
+    _check_kwargs(settings, family)
+    defaults = dict(family.defaults) if family.defaults_of is None else family.defaults_of(settings)
     filled: dict[str, Any] = {}
     for name in _OPTIONS:
         value, neutral = getattr(settings, name), _NEUTRAL.get(name)
         if value is None:
-            filled[name] = family.defaults.get(name, neutral)
+            filled[name] = defaults.get(name, neutral)
             continue
         check_value(name, value)
         if name not in family.defaults and value != neutral:
@@ -203,12 +223,29 @@ def frame_stack(settings: EnvSettings) -> int:
     return resolve(settings).frame_stack or 1
 
 
-def check_name(argument: str, got: object, valid: Iterable[str]) -> None:
-    """Raises an EnvError with the nearest valid name and all of them, unless ``got`` is one."""
+def gym_words(name: str) -> str | None:
+    """What to write for an environment ``name`` that looks like a gymnasium id; None if it does not.
+
+    >>> gym_words("CartPole-v1")
+    'env=gym env.game=CartPole-v1'
+    """
+    return f"env=gym env.game={name}" if re.fullmatch(r"[\w./-]+-v\d+", name) else None
+
+
+def check_imported(settings: EnvSettings) -> None:
+    """Raises an EnvError if ``settings``, which a file holds that may be a stranger's, import anything new."""
+    module = settings.import_module
+    if module and module not in sys.modules:
+        trusted = f"imported already or trusted, by trust=[{module!r}] or --trust {module}"
+        raise EnvError(f"import_module of a saved policy must be a module that is {trusted}, got {module!r}.")
+
+
+def check_name(argument: str, got: object, valid: Iterable[str], *, meant: str | None = None) -> None:
+    """Raises an EnvError with all valid names, and what is ``meant`` or the nearest one, unless ``got`` is one."""
     names = sorted(valid)
     if got not in names:
-        near = difflib.get_close_matches(str(got).lower(), names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = [meant] if meant else list(map(repr, difflib.get_close_matches(str(got).lower(), names, n=1)))
+        hint = f" Did you mean {near[0]}?" if near else ""
         raise EnvError(f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}")
 
 
@@ -242,3 +279,27 @@ def _check_game(settings: EnvSettings, family: Family) -> None:
         raise EnvError(f"game must be the name of the {settings.name} game, got an empty string.")
     if settings.game and not family.games:
         raise EnvError(f"game must be empty for {settings.name!r}, got {settings.game!r}.")
+
+
+def _check_kwargs(settings: EnvSettings, family: Family) -> None:
+    if not isinstance(settings.kwargs, Mapping) or not all(isinstance(name, str) for name in settings.kwargs):
+        raise EnvError(f"kwargs must be a mapping of argument names to values, got {settings.kwargs!r}.")
+    if settings.kwargs and not family.takes_kwargs:
+        raise EnvError(f"kwargs must be empty for {settings.name!r}, got {dict(settings.kwargs)}.")
+
+
+def _import(module: str) -> None:
+    """Imports ``module``, from the working directory too."""
+    if not isinstance(module, str) or not (module == "" or all(part.isidentifier() for part in module.split("."))):
+        raise EnvError(f"import_module must be the name of a module, such as 'my_envs', got {module!r}.")
+    if not module or module in sys.modules:
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that it needs
+        wanted = "a module that is installed, in the working directory or on PYTHONPATH"
+        raise EnvError(f"import_module must be {wanted}, got {module!r}.") from None

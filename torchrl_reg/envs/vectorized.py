@@ -12,6 +12,7 @@ from torchrl_reg.envs.adroit import adroit_env
 from torchrl_reg.envs.atari import atari_vector_env
 from torchrl_reg.envs.batched import control_vector_env
 from torchrl_reg.envs.goal_gridworld import gridworld_env
+from torchrl_reg.envs.gym import defaults_of, gym_vector_env
 from torchrl_reg.envs.lunarlander import lunarlander_env
 from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.mujoco import mujoco_env
@@ -85,6 +86,15 @@ FAMILIES.update(
     gridworld=Family.declared_by(gridworld_env),
     # TorchRL hides its signature.
     multigoal=Family(MultiGoalEnv, True, True, {"max_episode_frames": 30}, needs_game=False),
+    gym=Family(
+        gym_vector_env,
+        vectorized=True,
+        games=True,
+        defaults={"max_episode_frames": 0},  # that of the id
+        needs_game=False,
+        takes_kwargs=True,
+        defaults_of=defaults_of,
+    ),
     lunarlander=Family.declared_by(lunarlander_env, vectorized=False),
     mujoco=Family.declared_by(mujoco_env, vectorized=False),
     adroit=Family.declared_by(adroit_env, vectorized=False),

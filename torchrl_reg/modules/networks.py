@@ -19,6 +19,8 @@ from torchrl_reg.modules.torsos import ImpalaCNN, MinAtarCNN, NatureCNN, initial
 
 #: Dimensions of an observation, by name of the torso.
 _DIMS = {"mlp": 1, "minatar": 3, "nature": 3, "impala": 3}
+#: Height and width of the images, by name of the torso.
+_SIDES = {"minatar": 10, "nature": 84, "impala": 84}
 _LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1}
 _LEAST |= {"num_atoms": 2, "impala_width": 1}
 
@@ -248,8 +250,12 @@ def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple
     settings.validate()
     if settings.name not in _DIMS:
         raise ValueError(f"NetSettings.name must be one of {', '.join(_DIMS)}, got {settings.name!r}.")
-    if len(shape) != _DIMS[settings.name]:
-        raise ValueError(f"NetSettings.name must fit observations of shape {tuple(shape)}, got {settings.name!r}.")
+    sides = [_SIDES[settings.name]] * 2 if settings.name in _SIDES else []
+    if len(shape) != _DIMS[settings.name] or list(shape[1:]) != sides:
+        fitting = " or ".join(f"net={name}" for name, side in _SIDES.items() if tuple(shape[1:]) == (side, side))
+        images = fitting or "images must be 10x10 (net=minatar) or 84x84 (net=nature, net=impala)"
+        hint = f": {images}." if len(shape) > 1 else "."
+        raise ValueError(f"NetSettings.name must fit observations of shape {tuple(shape)}, got {settings.name!r}{hint}")
     normalized = normalization(settings.layer_norm, settings.layer_norm_eps)
     if settings.name == "mlp":
         return _rescaling(settings, shape[0]) if rescaled else [], shape[0]

@@ -102,6 +102,8 @@ BAD = {
     "env=cartpol": "env=cartpol is not known; choose one of acrobot, cartpole, deep/acrobot (did you mean cartpole?).",
     "env=deep/acrobat": "env=deep/acrobat is not known; choose one of acrobot, cartpole, deep/acrobot "
     "(did you mean deep/acrobot?).",
+    "env=Own/Pole-v1": "env=Own/Pole-v1 is not known; choose one of acrobot, cartpole, deep/acrobot "
+    "(did you mean env=gym env.game=Own/Pole-v1?).",
     "net=zzz": "net=zzz is not known; choose one of small, wide.",
     "paper=quick": "paper has no default choice; to add one write +paper=<choice>.",
     "cartpole": "'cartpole' is not of the form name=value; did you mean env=cartpole?",

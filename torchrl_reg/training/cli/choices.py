@@ -44,6 +44,8 @@ def unknown_choice(conf: Path, wanted: str, beside: Iterable[str]) -> str:
         group, _, choice = wanted.rpartition("/")
         known = sorted(map(str, beside))
     near = difflib.get_close_matches(choice, known, n=1)
+    if group == "env" and re.fullmatch(r"[\w./-]+-v\d+", choice):  # a gymnasium id, as envs.settings.gym_words has it
+        near = [f"env=gym env.game={choice}"]
     hint = f" (did you mean {near[0]}?)" if near else ""
     if group == "hydra/launcher" and known == ["basic"]:
         hint = " (others come with the package hydra-submitit-launcher)"

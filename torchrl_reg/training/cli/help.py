@@ -53,7 +53,7 @@ def _lines(kind: Any, node: DictConfig, prefix: str) -> Iterator[str]:
     hints, said = (typing.get_type_hints(kind), descriptions(kind)) if known else ({}, {})
     for key in map(str, node):
         value = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and value:
             yield from _lines(hints.get(key), value, f"{prefix}{key}.")
             continue
         shown = f"  {prefix}{key}={_shown(value)}"
