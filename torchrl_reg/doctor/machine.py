@@ -115,14 +115,14 @@ def _pinned_packages() -> Iterable[Finding]:
         if version is None:
             yield Finding(name, "missing", "not installed", f'pip install "{name}{pin or ""}"', essential=True)
         elif pin is not None and not pin.contains(version, prereleases=True):
-            todo = f'pip install "{name}{pin}": the compiled sampler loads with the pinned pair only'
+            todo = f'pip install "{name}{pin}": no other version was tried'
             yield Finding(name, "warn", f"{version}, pinned {pin}", todo)
         else:
             yield Finding(name, "ok", f"{version}" + (f", pinned {pin}" if pin else ""))
 
 
 def _compiled_sampler() -> Iterable[Finding]:
-    todo = "reinstall the pinned pair: pip install --force-reinstall torch torchrl==0.14.1"
+    todo = "pip install --force-reinstall 'torch>=2.14' torchrl==0.14.1: with an older torch it does not load"
     yield _probed("compiled sampler", _SAMPLER, todo, essential=True)
 
 
