@@ -5,7 +5,7 @@
     python recipes/m_dqn.py env=atari env.game=Pong +paper=vieillard2020
 
 Source: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 [V20], and its released code [C].
-Expect an evaluation return above 475 on CartPole-v1 within 100k frames (recipes/RESULTS.md).
+On CartPole-v1 the greedy policy returned 475 or more at 80k frames with 20 of 20 seeds (recipes/RESULTS.md).
 """
 
 from __future__ import annotations
