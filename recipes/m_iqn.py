@@ -6,14 +6,13 @@
 
 Sources: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 [V20], and its released code [C];
 Dabney et al., "Implicit Quantile Networks", ICML 2018 [D18].
-Expect an evaluation return above 475 on CartPole-v1 within 100k frames (recipes/RESULTS.md).
+On CartPole-v1 the greedy policy returned 475 or more at 80k frames with 5 of 5 seeds (recipes/RESULTS.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
 
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
@@ -37,7 +36,7 @@ class Algo(ValueLearning):
     kappa: float = 1.0  # Huber width of the quantile regression, reward units [D18]
     reuse_quantiles: bool = False  # the policy at s' from the target quantiles: faster, not the papers'
     share_fractions: bool = False  # one set of fractions for the whole batch: faster, not the papers'
-    n_steps: int = 3  # of the return: the paper's M-IQN, reportedly; 1 in [C]
+    n_steps: int = 1  # of the return; the released code uses 1, the paper's M-IQN reportedly 3
 
     def validate(self) -> None:
         temperature(self.tau, "algo.tau")
@@ -48,8 +47,6 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {"algo": {"n_steps": 1}}  # and in papers' presets
-
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)
