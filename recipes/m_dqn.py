@@ -5,13 +5,14 @@
     python recipes/m_dqn.py env=atari env.game=Pong +paper=vieillard2020
 
 Source: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 [V20], and its released code [C].
-Expect an evaluation return above 475 on CartPole-v1 within 100k frames (recipes/RESULTS.md).
+On CartPole-v1 the greedy policy returned 475 or more at 80k frames with 20 of 20 seeds (recipes/RESULTS.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
@@ -28,6 +29,8 @@ from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearne
 class Algo(ValueLearning):
     """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
 
+    total_frames: int = 80_000  # environment frames, frame skip included
+    n_steps: int = 3  # of the return; 1 in [C]
     tau: float | str = 0.03  # temperature, reward units [V20]; or 'loss<=1%': what it may cost
     alpha: float = 0.9  # Munchausen weight; 0 is soft DQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
@@ -42,8 +45,13 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
+    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {  # than on CartPole, and in presets of papers
+        "net": {"layer_norm": "none"},
+        "algo": {"n_steps": 1, "total_frames": 60_000},
+    }
+
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
-    net: NetSettings = field(default_factory=NetSettings)
+    net: NetSettings = field(default_factory=lambda: NetSettings(layer_norm="image"))
     algo: Algo = field(default_factory=Algo)
 
 

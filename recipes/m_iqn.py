@@ -6,7 +6,7 @@
 
 Sources: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 [V20], and its released code [C];
 Dabney et al., "Implicit Quantile Networks", ICML 2018 [D18].
-Expect an evaluation return above 475 on CartPole-v1 within 100k frames (recipes/RESULTS.md).
+On CartPole-v1 the greedy policy returned 475 or more at 80k frames with 5 of 5 seeds (recipes/RESULTS.md).
 """
 
 from __future__ import annotations

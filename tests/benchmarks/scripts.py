@@ -186,7 +186,7 @@ def recipe(name: str, parts: dict, size: Size, *, log_every=1_000, per_step=1, s
     algo = {"total_frames": per_step * size.steps, "batch_size": size.batch}
     if name != "pqn":
         algo |= {"learning_starts_frames": per_step * size.starts, "update_every_frames": per_step * size.every}
-    algo |= {"eps_start": EPSILON, "eps_end": EPSILON} if name == "m_dqn" else {}
+    algo |= {"eps_start": EPSILON, "eps_end": EPSILON, "n_steps": 1} if name == "m_dqn" else {}
     settings = run | algo | {"log_every_frames": log_every, "device": size.device} | more
 
     def measure() -> float:

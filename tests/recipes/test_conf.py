@@ -214,6 +214,7 @@ def test_epsilon_of_the_presets(words, expected, composed):
 
 
 IQN = ("net.name", "net.num_quantiles", "algo.learning_rate")
+OURS = ("algo.n_steps", "net.layer_norm", "algo.total_frames")
 GRID = ("net.num_atoms", "net.value_min", "net.value_max")
 
 
@@ -223,6 +224,13 @@ GRID = ("net.num_atoms", "net.value_min", "net.value_max")
         ("m_iqn env=atari", (*IQN, "algo.total_frames"), ("nature", 64, 5e-5, 10_000_000)),
         ("m_iqn env=atari +paper=vieillard2020", ("algo.total_frames",), (200_000_000,)),
         ("m_iqn +paper=vieillard2020 env=atari algo.learning_rate=3 net=mlp", IQN[::2], ("mlp", 3)),
+        ("m_dqn", OURS, (3, "image", 80_000)),  # searched for on CartPole, and for nothing else
+        ("m_dqn env=acrobot", OURS, (1, "none", 60_000)),
+        ("m_dqn env=minatar/breakout algo.n_steps=2", OURS, (2, "none", 1_000_000)),
+        ("m_dqn env=cartpole +paper=cleanrl_classic", OURS, (1, "none", 500_000)),
+        ("m_dqn +bootstrap=n_step env=acrobot", OURS, (3, "none", 60_000)),
+        ("m_iqn", OURS, (1, "none", 80_000)),
+        ("q_learning +method=m_dqn", OURS, (1, "none", 60_000)),
         ("iq +paper=vieillard2021_mujoco env=mujoco/hopper", ("policy.name",), ("multicategorical",)),
         ("iq policy=flow +paper=vieillard2021_mujoco env=mujoco/hopper", ("policy.name",), ("flow",)),
         ("pcl +paper=nachum2018 env=mujoco/hopper", ("policy.name",), ("gaussian",)),

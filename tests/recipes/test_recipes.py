@@ -155,7 +155,8 @@ def test_whose_prior_is_learnt(method, start, monkeypatch):
     [
         (
             "m_dqn algo.tau=0.5 algo.alpha=0.5 algo.clip_min=-0.3",
-            "q_learning +method=m_dqn regularizer.tau=0.5 shaping.alpha=0.5 shaping.clip_min=-0.3",
+            "q_learning +method=m_dqn regularizer.tau=0.5 shaping.alpha=0.5 shaping.clip_min=-0.3"
+            " net.layer_norm=image bootstrap=n_step",
         ),
         ("m_iqn", "q_learning +method=m_iqn"),
         ("mirl algo.method=dqn", "dqn"),

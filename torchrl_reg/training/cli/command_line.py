@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.invocation import typed_words
-from torchrl_reg.training.cli.choices import unknown_choice
+from torchrl_reg.training.cli.choices import options, unknown_choice
 from torchrl_reg.training.cli.help import help_text
 from torchrl_reg.training.cli.overrides import default_folder, read_words, readable, telling
 from torchrl_reg.training.cli.signals import stopped_by_signals
@@ -65,11 +65,24 @@ class _CommandLine:
         self.name, self.conf = self.script.stem, self.script.parent / "conf"
         self.full_errors, self.main_process = os.environ.get("HYDRA_FULL_ERROR") == "1", os.getpid()
         # Hydra composes plain values; `typed` knows the types, and says in one sentence what does not fit.
+        plain, store = plain_defaults(config_class), ConfigStore.instance().store
         defaults: list[Any] = ["_self_", *({group: c} for group, c in config_class.groups.items())]
+        if config_class.elsewhere:  # behind the recipe's numbers, and before what the environment says
+            for choice in set(options(self.conf, "env")) - {config_class.groups["env"]}:
+                folder, _, leaf = f"{self.name}_elsewhere/{choice}".rpartition("/")
+                store(leaf, config_class.elsewhere, group=folder, package="_global_")
+            defaults.insert(1, {f"optional {self.name}_elsewhere": "${env}"})
         defaults += [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
         own = {"job": {"name": self.name}, "output_subdir": None, "run": {"dir": "."}}
         own["sweep"] = {"dir": f"results/multirun/{self.name}", "subdir": "."}  # no folders and logs of Hydra's
-        ConfigStore.instance().store(self.name, {**plain_defaults(config_class), "defaults": defaults, "hydra": own})
+        store(self.name, {**plain, "defaults": defaults, "hydra": own})
+        for group, values in config_class.elsewhere.items():
+            plain[group] = {**plain[group], **values}
+        store(f"{self.name}_of_a_paper", {**plain, "defaults": defaults, "hydra": own})
+
+    def _start(self, words: Sequence[str]) -> str:
+        """What Hydra starts from: a paper's preset knows nothing of the settings searched for on CartPole."""
+        return f"{self.name}_of_a_paper" if any(word.startswith("+paper=") for word in words) else self.name
 
     def main(self) -> None:
         """Does what ``sys.argv`` says."""
@@ -80,7 +93,8 @@ class _CommandLine:
             asked = read_words(sys.argv[1:], self.config_class, self.conf)
             if asked.help:
                 return print(help_text(self.config_class, self.train, self.conf, self._composed(asked.overrides)))
-            entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=self.name)(self._job)
+            start = self._start(asked.overrides)
+            entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=start)(self._job)
             try:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors over several lines, and exits
                 with stopped_by_signals():
@@ -122,7 +136,7 @@ class _CommandLine:
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
         begun = GlobalHydra().is_initialized()
         with nullcontext() if begun else hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
-            return hydra.compose(config_name=self.name, overrides=list(overrides))
+            return hydra.compose(config_name=self._start(overrides), overrides=list(overrides))
 
     def _explained(self, error: Exception) -> str | None:
         """The sentence for an error of Hydra's or of a YAML file; None for anything else."""
