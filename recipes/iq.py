@@ -18,9 +18,9 @@ from typing import ClassVar
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.lab import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 from torchrl_reg.modules import PolicySettings, policy, state_value_network
 from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
-from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass

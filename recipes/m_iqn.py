@@ -19,10 +19,10 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, QuantileQActor, quantile_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenIQNLoss
-from torchrl_reg.regularizers.guaranteed import temperature
-from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
+from torchrl_reg.regularizers.coefficients import temperature
 
 
 @dataclass

@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchrl_reg import tabular
-from torchrl_reg.analysis.charts import GREY, LIGHT
-from torchrl_reg.analysis.plots import new_figure, save
 from torchrl_reg.functional import kl_divergence, policy_entropy, soft_policy
+from torchrl_reg.lab.analysis.curves import GREY, LIGHT
+from torchrl_reg.lab.analysis.plots import new_figure, save
 from torchrl_reg.tabular import TabularMDP, policy_evaluation, random_mdp, soft_composition
 
 STATES, ACTIONS, GAMMA = 6, 4, 0.9

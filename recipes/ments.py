@@ -26,10 +26,10 @@ from torch import Tensor
 
 from torchrl_reg import load_policy, planning
 from torchrl_reg.envs import EnvSettings, MinAtar, frames_per_step
+from torchrl_reg.lab import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, EmulatorModel, Planner
 from torchrl_reg.regularizers import HardMax
 from torchrl_reg.tabular import MIRL_WORLDS, gridworld
-from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 
 PLANNERS = {"ments": MENTS, "rents": RENTS, "tents": TENTS, "uct": UCT, "puct": PUCT}
 GYM = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "LunarLander-v3", "pendulum": "Pendulum-v1"}

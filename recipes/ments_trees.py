@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import torch
 
 from torchrl_reg import planning
+from torchrl_reg.lab import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
+from torchrl_reg.lab.run.files import write_atomically
+from torchrl_reg.lab.studies.failures import draw_failures, failures_table
+from torchrl_reg.lab.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult, SyntheticTrees
 from torchrl_reg.regularizers import HardMax
-from torchrl_reg.studies.failures import draw_failures, failures_table
-from torchrl_reg.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
-from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
-from torchrl_reg.training.files import write_atomically
 
 PLANNERS = {"uct": UCT, "puct": PUCT, "ments": MENTS, "rents": RENTS, "tents": TENTS}
 #: Branching and mean rewards of the leaves of two problems, whose first action is best by .2 (softly by .17); ours.

@@ -21,6 +21,7 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 from torchrl_reg.modules import (
     ActionPrior,
     NetSettings,
@@ -32,7 +33,6 @@ from torchrl_reg.modules import (
 )
 from torchrl_reg.objectives import HardTargetUpdate, MutualInformationDQNLoss, QLearningLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
-from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 
 METHODS = ("dqn", "sql", "sql_m", "mirl")
 

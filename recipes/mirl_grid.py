@@ -23,10 +23,10 @@ from torch import Tensor
 
 from torchrl_reg import tabular
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.studies.gridworlds import draw_grid_curves, draw_priors, grid_table
+from torchrl_reg.lab import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
+from torchrl_reg.lab.run.files import write_atomically
+from torchrl_reg.lab.studies.gridworlds import draw_grid_curves, draw_priors, grid_table
 from torchrl_reg.tabular import METHODS, MIRL_WORLDS, TabularAgents, TabularMDP, episode_return, gridworld
-from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
-from torchrl_reg.training.files import write_atomically
 
 
 @dataclass

@@ -26,12 +26,12 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg import load_policy
-from torchrl_reg.analysis import AnalysisError, find_runs
-from torchrl_reg.analysis.charts import GREY, LIGHT
-from torchrl_reg.analysis.plots import new_figure, save
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.multigoal import GOALS
-from torchrl_reg.training import ConfigError, trained_critics
+from torchrl_reg.lab import ConfigError, trained_critics
+from torchrl_reg.lab.analysis import AnalysisError, find_runs
+from torchrl_reg.lab.analysis.curves import GREY, LIGHT
+from torchrl_reg.lab.analysis.plots import new_figure, save
 
 STEPS = 30
 

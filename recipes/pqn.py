@@ -22,10 +22,10 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.lab import RecipeConfig, RolloutLearner, RolloutLearning, Run, build, recipe, require
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import QLearningLoss, Shaping
 from torchrl_reg.regularizers import Regularizer
-from torchrl_reg.training import RecipeConfig, RolloutLearner, RolloutLearning, Run, build, recipe, require
 
 
 @dataclass

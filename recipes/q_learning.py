@@ -23,11 +23,11 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
+from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, build, recipe, require
 from torchrl_reg.modules import BoltzmannQActor, NetSettings
 from torchrl_reg.objectives import HardTargetUpdate, QLearningLoss, Shaping
 from torchrl_reg.objectives.heads import Head
 from torchrl_reg.regularizers import Regularizer
-from torchrl_reg.training import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, build, recipe, require
 
 
 @dataclass

@@ -26,8 +26,9 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.objectives import DiscreteSACLoss
 
 from torchrl_reg import load_policy
-from torchrl_reg.agents import AgentError
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.lab import ConfigError, PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
+from torchrl_reg.lab.agents import AgentError
 from torchrl_reg.modules import (
     LatentActionTransform,
     PolicySettings,
@@ -37,7 +38,6 @@ from torchrl_reg.modules import (
     state_action_value_network,
 )
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss
-from torchrl_reg.training import ConfigError, PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass

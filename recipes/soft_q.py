@@ -22,9 +22,7 @@ from typing import ClassVar
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
-from torchrl_reg.modules import PolicySettings, policy, state_action_value_network
-from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
-from torchrl_reg.training import (
+from torchrl_reg.lab import (
     PolicyLearner,
     PolicyLearning,
     RecipeConfig,
@@ -33,6 +31,8 @@ from torchrl_reg.training import (
     recipe,
     require,
 )
+from torchrl_reg.modules import PolicySettings, policy, state_action_value_network
+from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
 
 
 @dataclass

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from torchrl_reg import tabular
-from torchrl_reg.analysis.charts import LIGHT, Line, chart
-from torchrl_reg.analysis.plots import draw
-from torchrl_reg.analysis.statistics import mean_interval
+from torchrl_reg.lab import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
+from torchrl_reg.lab.analysis.curves import LIGHT, Line, chart
+from torchrl_reg.lab.analysis.plots import draw
+from torchrl_reg.lab.analysis.statistics import mean_interval
 from torchrl_reg.tabular import TabularMDP, random_mdp
-from torchrl_reg.training import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 
 STATES, ACTIONS, GAMMA, STEPS = 6, 4, 0.9, 10
 KINDS = ("independent", "alternating", "constant")

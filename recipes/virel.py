@@ -19,10 +19,10 @@ from typing import ClassVar
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
+from torchrl_reg.lab import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
 from torchrl_reg.objectives import PolyakTargetUpdate, VIRELLoss
 from torchrl_reg.regularizers import GuaranteedTemperature
-from torchrl_reg.training import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 
 
 @dataclass

@@ -8,7 +8,13 @@ from pathlib import Path
 
 _NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
 # Copied, since recipes may import it, but nothing here changes what a run computes.
-_READS_RUNS = ("torchrl_reg/analysis/", "torchrl_reg/commands/", "torchrl_reg/doctor/", "torchrl_reg/cli.py", "slurm/")
+_READS_RUNS = (
+    "torchrl_reg/analysis/",
+    "torchrl_reg/commands/",
+    "torchrl_reg/doctor/",
+    "torchrl_reg/lab/commands/main.py",
+    "slurm/",
+)
 _ELEMENT = "slurm/array_element.py"
 _DOCUMENTS = (".md", ".png")
 

@@ -42,10 +42,10 @@ try:
     from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
-    from torchrl_reg.analysis.errors import AnalysisError
-    from torchrl_reg.field_comments import descriptions
-    from torchrl_reg.invocation import as_typed
-    from torchrl_reg.run_endings import is_done
+    from torchrl_reg.lab.analysis.documents import AnalysisError
+    from torchrl_reg.lab.cli.field_comments import descriptions
+    from torchrl_reg.lab.cli.invocation import as_typed
+    from torchrl_reg.lab.run.folder import is_done
 except ImportError as error:
     needs = f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'."
     raise SystemExit(str(error) if getattr(error, "user_error", False) else needs) from None

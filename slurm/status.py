@@ -26,16 +26,15 @@ from pathlib import Path
 from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
 from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
-from torchrl_reg.analysis.documents import read_text
-from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.analysis.numbers import amount, duration
-from torchrl_reg.analysis.record import Row, Tail
-from torchrl_reg.analysis.sweep_files import failure
-from torchrl_reg.cli import main as watch
-from torchrl_reg.invocation import as_typed
-from torchrl_reg.printable import printable
-from torchrl_reg.run_endings import error_line, is_done, last_line
-from torchrl_reg.run_owner import LOCK, is_locked
+from torchrl_reg.lab.analysis.documents import AnalysisError, read_text
+from torchrl_reg.lab.analysis.numbers import amount, duration
+from torchrl_reg.lab.analysis.runs import Row, Tail
+from torchrl_reg.lab.analysis.sweeps import failure
+from torchrl_reg.lab.cli.invocation import as_typed
+from torchrl_reg.lab.commands.main import main as watch
+from torchrl_reg.lab.printable import printable
+from torchrl_reg.lab.run.folder import error_line, is_done, last_line
+from torchrl_reg.lab.run.run_owner import LOCK, is_locked
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

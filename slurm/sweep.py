@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.analysis.documents import flat as flat_settings
-from torchrl_reg.analysis.errors import AnalysisError
-from torchrl_reg.folder_names import folder_name
+from torchrl_reg.lab.analysis.documents import AnalysisError
+from torchrl_reg.lab.analysis.documents import flat as flat_settings
+from torchrl_reg.lab.run.folder import folder_name
 
 # In the path already, or of no consequence for its name.
 _UNNAMED = ("recipe", "+method", "env", "run.seed")

@@ -20,8 +20,8 @@ import yaml
 
 from slurm.snapshot import Code
 from slurm.sweep import SweepError, flat, planned_runs
-from torchrl_reg.analysis.documents import read_yaml
-from torchrl_reg.run_owner import fcntl, is_locked
+from torchrl_reg.lab.analysis.documents import read_yaml
+from torchrl_reg.lab.run.run_owner import fcntl, is_locked
 
 _LOCK = ".launch.lock"
 _OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)

@@ -28,6 +28,6 @@ def subnormal_numbers() -> None:
 @pytest.fixture(autouse=True)
 def undrawn_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process leave no ``curves.png``, a second each, but for the tests marked ``curves``."""
-    logger = sys.modules.get("torchrl_reg.training.run.logger")
+    logger = sys.modules.get("torchrl_reg.lab.run.logger")
     if logger is not None and request.node.get_closest_marker("curves") is None:
         monkeypatch.setattr(logger.RunLogger, "draw_curves", lambda self: None)

@@ -13,12 +13,12 @@ from torchrl.data import Categorical
 
 from tests.benchmarks.measure import Table, main, microseconds
 from tests.benchmarks.scripts import ALPHA, CLIP, GAMMA, TAU
+from torchrl_reg.lab.learners.update import make_update
 from torchrl_reg.modules import CategoricalQActor, NetSettings, QuantileQActor, q_network, quantile_network
 from torchrl_reg.modules.rebuilding import Spaces
 from torchrl_reg.objectives import HardTargetUpdate, Munchausen, QLearningLoss
 from torchrl_reg.objectives.heads import ImplicitQuantiles
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training.loop.update import make_update
 
 ACTIONS, ATOMS, FRACTIONS, STEPS = 6, 51, 8, 3
 Call = Callable[[], object]

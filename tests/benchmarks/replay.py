@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from tests.benchmarks.measure import Table, main, microseconds
-from torchrl_reg.training.loop.frame_stack import FrameStackStorage
+from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 
 NUM_ENVS, STACK, SIDE = 8, 4, 84
 

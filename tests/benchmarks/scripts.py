@@ -24,7 +24,7 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor, nn
 
 from tests.benchmarks.measure import Measure
-from torchrl_reg.training.seeds.seeds_together import train_seeds
+from torchrl_reg.lab.seeds.seeds_together import train_seeds
 
 TAU, ALPHA, CLIP, GAMMA, EPSILON = 0.03, 0.9, -1.0, 0.99, 0.1
 

@@ -15,7 +15,7 @@ from torchrl.modules import QValueActor
 
 from tests.benchmarks import cartpole, control, planning, pqn, replay, scripts, update
 from tests.benchmarks.measure import Table, main, measured
-from torchrl_reg.cli import main as command
+from torchrl_reg.lab.commands.main import main as command
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
 from torchrl_reg.planning import UCT, SyntheticTrees
 

@@ -14,6 +14,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.collectors import FastCollector, fast_vector, plain_policy
 from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.lab.learners.collection import make_collector
 from torchrl_reg.modules import (
     ActionPrior,
     BoltzmannQActor,
@@ -28,7 +29,6 @@ from torchrl_reg.modules import (
     q_network,
     quantile_network,
 )
-from torchrl_reg.training.loop.collection import make_collector
 
 plain = importlib.import_module("torchrl_reg.collectors.fast")  # the function hides the module
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl_reg.collectors import FastCollector, OverlappedCollector
 from torchrl_reg.collectors.own_generators import OwnGenerators
 from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.lab.learners.collection import make_collector
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, QuantileQActor, policy, quantile_network
 from torchrl_reg.regularizers import Entropy
-from torchrl_reg.training.loop.collection import make_collector
 
 FRAMES = 15  # of a batch: five steps
 ON_GPU = {"policy_device": "cuda", "storing_device": "cuda"}

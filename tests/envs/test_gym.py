@@ -12,8 +12,8 @@ import torch
 
 from torchrl_reg.envs import EnvError, EnvSettings, RecordedVectorEnv, make_env, resolve
 from torchrl_reg.envs.settings import check_imported
+from torchrl_reg.lab.run.checkpoint import restorable_part
 from torchrl_reg.modules import NetSettings, PolicySettings, policy, q_network
-from torchrl_reg.training.run.env_state import restorable_part
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from torchrl_reg.envs.minatar import GAMES, MinAtar, _minatar_environment
+from torchrl_reg.envs.minatar import GAMES, MinAtar, SpaceInvaders, _minatar_environment
 from torchrl_reg.envs.minatar_drawing import DRAWINGS
-from torchrl_reg.envs.space_invaders import SpaceInvaders
 
 
 class PackageGame(gymnasium.Env):

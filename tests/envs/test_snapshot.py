@@ -13,7 +13,7 @@ from torchrl.envs import GymEnv
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.atari import CallerResetAtari
 from torchrl_reg.envs.snapshot import RecordedVectorEnv
-from torchrl_reg.training.run.env_state import restorable_part
+from torchrl_reg.lab.run.checkpoint import restorable_part
 
 
 def test_what_follows_is_the_same(short: EnvSettings, walk: Any, through_a_file: Any, monkeypatch: Any) -> None:

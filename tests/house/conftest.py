@@ -11,8 +11,8 @@ import pytest
 @pytest.fixture
 def finished_run() -> Callable[[Path], Path]:
     """Makes a folder what scripts find of a run: its policy has random weights."""
-    from torchrl_reg.agents import save_policy
     from torchrl_reg.envs import EnvSettings, make_env
+    from torchrl_reg.lab.agents import save_policy
     from torchrl_reg.modules import NetSettings, QuantileQActor, quantile_network
 
     def make(folder: Path) -> Path:

@@ -19,13 +19,13 @@ from tests.house import simulated_device as sim
 from tests.objectives import conftest as VALUE
 from tests.objectives import test_slots as SLOTS
 from torchrl_reg import objectives
+from torchrl_reg.lab.learners.update import make_update
+from torchrl_reg.lab.run.logger import RunningMeans
+from torchrl_reg.lab.seeds.batched_update import StackedOptimizer
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, DualCoefficient, Entropy
-from torchrl_reg.training.loop.update import make_update
-from torchrl_reg.training.run.logger import RunningMeans
-from torchrl_reg.training.seeds.batched_update import StackedOptimizer
 
 
 @pytest.fixture(autouse=True)

@@ -14,20 +14,20 @@ ALLOWED = {
     "functional": {"functional"},
     "tabular": {"tabular", "functional"},
     "regularizers": {"regularizers", "functional"},
-    "modules": {"modules", "regularizers", "functional", "torchrl_compat"},
+    "modules": {"modules", "regularizers", "functional", "compat"},
     "envs": {"envs", "tabular"},
-    "objectives": {"objectives", "modules", "regularizers", "functional", "torchrl_compat"},
+    "objectives": {"objectives", "modules", "regularizers", "functional", "compat"},
     "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
     "agents": {"agents", "printable", "modules", "regularizers", "envs", "tabular"},
-    "collectors": {"collectors", "modules", "regularizers", "torchrl_compat"},
+    "collectors": {"collectors", "modules", "regularizers", "compat"},
     "training": {"training", "collectors", "field_comments", "folder_names", "invocation", "run_owner"}
-    | {"agents", "modules", "torchrl_compat"},
+    | {"agents", "modules", "compat"},
     "analysis": {"analysis", "printable", "run_endings"},
     "run_endings": {"run_endings", "printable"},
     "run_owner": {"run_owner"},
     "studies": {"studies", "analysis"},
     "doctor": {"doctor", "envs", "analysis"},
-    "testing": {"testing", "tabular", "modules", "regularizers", "printable", "torchrl_compat"},
+    "testing": {"testing", "tabular", "modules", "regularizers", "printable", "compat"},
     "commands": {"commands", "invocation", "printable", "run_endings", "analysis", "doctor", "agents", "training"}
     | {"envs", "testing"},
 }
@@ -81,6 +81,6 @@ def test_the_library_imports_without_any_extra() -> None:
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import torchrl_reg, torchrl_reg.functional, torchrl_reg.tabular, torchrl_reg.modules\n"
         "import torchrl_reg.envs, torchrl_reg.collectors, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
-        "import torchrl_reg.planning, torchrl_reg.agents, torchrl_reg.testing; torchrl_reg.load_policy\n"
+        "import torchrl_reg.planning, torchrl_reg.lab.agents, torchrl_reg.testing; torchrl_reg.load_policy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.cli import _parser
+from torchrl_reg.lab.commands.main import _parser
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("README.md", "recipes/README.md", "slurm/README.md", "tests/README.md", "torchrl_reg/README.md")
@@ -63,7 +63,7 @@ def test_the_scripts_are_short_and_run(name: str, tmp_path: Path, finished_run: 
     (tmp_path / "script.py").write_text(f"{place}\n{SCRIPTS[name]}\n{ENDINGS.get(name, '')}\n")
     # Forked where torch has been imported, which takes most of a script's time.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrl_reg.training.run.curves", "torchrl_reg.agents", "pandas"])
+    context.set_forkserver_preload(["torchrl_reg.lab.run.curves", "torchrl_reg.lab.agents", "pandas"])
     process = context.Process(target=runpy.run_path, args=(str(tmp_path / "script.py"), None, "__main__"))
     process.start()
     process.join(240)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from torchrl_reg.analysis import find_runs
+from torchrl_reg.lab.analysis import find_runs
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def installed(wheel: Path, folder: Path) -> Path:
 
 def ask(python: Path, *words: str, where: Path, seen: Path) -> subprocess.CompletedProcess[str]:
     """``torchrl-reg words``, with the packages in ``seen``."""
-    command = [str(python), "-m", "torchrl_reg.cli", *words]
+    command = [str(python), "-m", "torchrl_reg.lab.commands.main", *words]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(seen), "HOME": str(where)}
     return subprocess.run(command, capture_output=True, text=True, cwd=where, env=environment, timeout=280)
 

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
 from torch.distributions import Categorical, kl_divergence
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import A2CLoss, ClipPPOLoss, DiscreteSACLoss, SACLoss
+from torchrl.objectives.value import GAE
 
-from torchrl_reg.modules import ActionBins, Multicategorical
+from torchrl_reg.modules import ActionBins, Multicategorical, SingleDimensionActor
 
 LOW, HIGH = torch.tensor([-2.3, -1.0, 0.0]), torch.tensor([0.7, 1.0, 1e-3])
 BINS = {"equal": [4, 4, 4], "ragged": [3, 5, 2]}
@@ -172,3 +179,158 @@ def test_kl_needs_the_same_bins() -> None:
 
 def test_numbers_take_the_dimensions_from_the_logits() -> None:
     assert Multicategorical(torch.zeros(33), -1.0, 1.0, 11).event_shape == (3,)
+
+
+def test_the_mean_is_an_action_between_the_bins(make: Any, states: Any) -> None:
+    actor, td = make("multicategorical"), states(4)
+    dist = actor.get_dist(td)
+    with set_exploration_type(ExplorationType.MEAN):
+        actor(td)
+    torch.testing.assert_close(td["action"], dist.mean)
+    assert torch.equal(td["action_index"], dist.index(dist.mean))
+    torch.testing.assert_close(td["action_log_prob"], dist.log_prob(td["action_index"]))
+
+
+def transitions(actor: Any, *batch: int) -> TensorDict:
+    """What ``actor`` does at random states, and what follows."""
+    torch.manual_seed(1)
+    terminated = torch.rand(*batch, 1) < 0.3
+    ends = {"terminated": terminated, "done": terminated | (torch.rand(*batch, 1) < 0.3)}
+    following = {"observation": torch.randn(*batch, 4), "reward": torch.randn(*batch, 1), **ends}
+    with torch.no_grad():
+        return actor(TensorDict({"observation": torch.randn(*batch, 4), "next": following}, batch))
+
+
+def test_one_dimension_is_summed_over_exactly(make: Any) -> None:
+    """DiscreteSACLoss, whose actor term needs no sample."""
+    actor, alpha = make("multicategorical", 1), 0.3
+    data = transitions(actor, 6)
+    data["action_index"] = data["action_index"].squeeze(-1)
+    nets = [nn.Linear(4, 3) for _ in range(2)]
+    loss = DiscreteSACLoss(
+        SingleDimensionActor(actor),
+        [TensorDictModule(net, in_keys=["observation"], out_keys=["action_value"]) for net in nets],
+        action_space="categorical",
+        alpha_init=alpha,
+        fixed_alpha=True,
+        target_entropy=1.0,
+    )
+    loss.set_keys(action="action_index")
+    with pytest.warns(UserWarning, match="No target network updater"):
+        out = loss(data.clone())
+    log_pi = actor.logits(data).log_softmax(-1)
+    q = torch.minimum(*(net(data["observation"]) for net in nets))
+    torch.testing.assert_close(out["loss_actor"], (log_pi.exp() * (alpha * log_pi - q)).sum(-1).mean())
+    assert out["loss_qvalue"].isfinite()
+    with pytest.raises(ValueError, match="actor must have one action dimension, got 2"):
+        SingleDimensionActor(make("multicategorical", 2))
+
+
+def check_gradients(loss: torch.Tensor, network: nn.Module | Any) -> None:
+    gradients = torch.autograd.grad(loss, list(network), retain_graph=True, allow_unused=True)
+    assert all(g is None or g.isfinite().all() for g in gradients)
+    assert sum(g.abs().sum() for g in gradients if g is not None) > 0
+
+
+@pytest.mark.parametrize("kind", ["multicategorical", "flow"])
+def test_sac_differentiates_through_samples(kind: str, make: Any) -> None:
+    actor = make(kind, 2)
+    nets = [MLP(in_features=6, out_features=1, num_cells=[8]) for _ in range(2)]
+    critics = [ValueOperator(net, in_keys=["observation", "action"]) for net in nets]
+    loss = SACLoss(actor, critics, target_entropy=-2.0)
+    with pytest.warns(UserWarning, match="No target network updater"):
+        out = loss(transitions(actor, 16))
+    check_gradients(out["loss_actor"], loss.actor_network_params.parameters())
+
+
+@pytest.mark.parametrize("kind", ["flow", "autoregressive", "multicategorical"])
+@pytest.mark.parametrize("cls", [ClipPPOLoss, A2CLoss])
+def test_on_policy_losses_and_their_entropy_bonus(kind: str, cls: Any, make: Any) -> None:
+    actor, critic = make(kind, 2), ValueOperator(nn.Linear(4, 1), in_keys=["observation"])
+    with torch.no_grad():
+        data = GAE(gamma=0.9, lmbda=0.8, value_network=critic)(transitions(actor, 3, 6))
+    torch.manual_seed(2)
+    out = cls(actor, critic, entropy_coeff=0.1)(data)
+    torch.manual_seed(2)
+    dist = actor.get_dist(data)
+    sampled = -dist.rsample_and_log_prob((1,))[1] if kind == "flow" else dist.entropy()
+    torch.testing.assert_close(out["entropy"], sampled.mean().detach())
+    for name in ("loss_objective", "loss_entropy"):
+        check_gradients(out[name], actor.parameters())
+
+
+NUM_BINS = [[3, 3, 3], [3, 4, 2]]
+autoregressive_actor_both = pytest.mark.parametrize("num_bins", NUM_BINS, ids=["equal", "ragged"])
+
+
+@autoregressive_actor_both
+def test_conditionals_ignore_later_dimensions_and_see_earlier_ones(num_bins: list[int], make: Any, states: Any) -> None:
+    dist = make("autoregressive", num_bins=num_bins).get_dist(states())
+    for d in range(3):
+        for e in range(3):
+            index = torch.zeros(3, dtype=torch.int64)
+            before = dist.conditionals(index).probs[d]
+            index[e] = 1
+            changed = not torch.allclose(before, dist.conditionals(index).probs[d], atol=1e-4)
+            assert changed == (e < d)
+
+
+@autoregressive_actor_both
+def test_logits_see_the_units_of_their_own_dimension_and_of_earlier_ones(
+    num_bins: list[int], make: Any, states: Any
+) -> None:
+    actor, td, index = make("autoregressive", num_bins=num_bins), states(5), torch.ones(5, 3, dtype=torch.int64)
+    before = actor.get_dist(td).conditionals(index).log_pi.detach().unbind(-2)
+    for d in range(3):
+        changed = make("autoregressive", num_bins=num_bins)
+        with torch.no_grad():
+            changed.features.bias[16 * d : 16 * (d + 1)] += 1.0
+        after = changed.get_dist(td).conditionals(index).log_pi.unbind(-2)
+        assert [not torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [e >= d for e in range(3)]
+
+
+@autoregressive_actor_both
+def test_without_conditions_it_is_the_factorized_policy(
+    num_bins: list[int], make: Any, states: Any, all_indices: Any
+) -> None:
+    actor = make("autoregressive", num_bins=num_bins, condition=False)
+    td, index = states(5), all_indices(num_bins).unsqueeze(1)
+    dist = actor.get_dist(td)
+    hidden = actor.features(actor.network(td["observation"])).relu()
+    logits = nn.functional.linear(hidden, actor.output.weight * actor.output_mask, actor.output.bias)
+    factorized = Multicategorical(logits, bins=actor.bins())
+    torch.testing.assert_close(dist.log_prob(index), factorized.log_prob(index), rtol=0, atol=0)
+    assert torch.equal(dist.deterministic_sample, factorized.mode)
+    torch.testing.assert_close(dist.entropy_estimate(), factorized.entropy(), rtol=0, atol=0)
+
+
+def test_greedy_takes_the_likeliest_bin_of_each_conditional(make: Any, states: Any) -> None:
+    dist = make("autoregressive").get_dist(states(20))
+    index = dist.mode_index
+    assert torch.equal(dist.conditionals(index).mode_index, index)
+
+
+def test_the_torso_runs_once_per_action(make: Any, states: Any) -> None:
+    calls: list[int] = []
+    actor = make("autoregressive")
+    actor.network.register_forward_hook(lambda *_: calls.append(1))
+    actor(states(2))
+    assert len(calls) == 1
+
+
+def test_entropy_is_unbiased_in_value_and_gradient(make: Any, states: Any, all_indices: Any) -> None:
+    actor = make("autoregressive").double()
+    dist = actor.get_dist(states(1, dtype=torch.float64))
+    log_pi = dist.log_prob(all_indices(NUM_BINS[1]).unsqueeze(1))
+    exact = -(log_pi.exp() * log_pi).sum(0)
+    torch.manual_seed(0)
+    estimate = dist.entropy_estimate(20_000)
+    torch.testing.assert_close(estimate, exact, rtol=0, atol=0.02)
+    for weight in (actor.previous.weight, actor.features.weight):
+        wanted, got = (torch.autograd.grad(h.sum(), weight, retain_graph=True)[0] for h in (exact, estimate))
+        assert (got - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_logits_depend_on_the_action(make: Any, states: Any) -> None:
+    with pytest.raises(NotImplementedError, match="depend on the action"):
+        make("autoregressive").logits(states())

@@ -15,8 +15,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.modules import QuantileQActor
 from torchrl_reg.objectives import PolyakTargetUpdate
-from torchrl_reg.objectives.heads import ExpectedValue
-from torchrl_reg.objectives.heads.head import Regression
+from torchrl_reg.objectives.heads import ExpectedValue, Regression
 
 
 def value(loss: Any, data: Any, seed: int = 3) -> torch.Tensor:

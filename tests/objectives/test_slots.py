@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.objectives import AdvantageGap, Munchausen, QLearningLoss
-from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
-from torchrl_reg.objectives.heads.head import Prediction
+from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles, Prediction
 from torchrl_reg.regularizers import (
     ActionPrior,
     BellmanErrorCoefficient,

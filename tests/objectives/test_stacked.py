@@ -11,11 +11,11 @@ from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
+from torchrl_reg.compat import unchecked_tensordict
 from torchrl_reg.modules import MinAtarCNN
 from torchrl_reg.objectives import MunchausenDQNLoss, MunchausenIQNLoss, QLearningLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import BellmanErrorCoefficient, Entropy, PriorKL, Tsallis
-from torchrl_reg.torchrl_compat import unchecked_tensordict
 
 STACKABLE = ["soft_dqn", "m_dqn", "al", "pal", "c51", "m_c51", "qr", "qr_double", "sparse", "soft_double"]
 STACKABLE += ["iqn_double", "m_iqn", "m_iqn_reuse", "m_iqn_shared"]  # with the same random numbers

@@ -10,9 +10,9 @@ from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_reg.envs import TabularEnv
+from torchrl_reg.lab import evaluate
 from torchrl_reg.planning import MENTS, UCT, AtariModel, GymModel, ModelEnv, SearchActor, TabularModel
 from torchrl_reg.tabular import chain
-from torchrl_reg.training import evaluate
 
 
 def test_it_acts_in_a_collector_and_leaves_targets() -> None:

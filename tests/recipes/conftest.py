@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from torchrl_reg.training import read_metrics, recipe, strip_wall_clock
-from torchrl_reg.training.cli.typed_config import typed
-from torchrl_reg.training.run import metrics, run_folder
-from torchrl_reg.training.run.folder_lock import FolderLock
-from torchrl_reg.training.run.run_folder import RunFolder
-from torchrl_reg.training.settings import validate
+from torchrl_reg.lab import read_metrics, recipe, strip_wall_clock
+from torchrl_reg.lab.cli.typed_config import typed
+from torchrl_reg.lab.run import metrics
+from torchrl_reg.lab.run import ownership as run_folder
+from torchrl_reg.lab.run.ownership import FolderLock, RunFolder
+from torchrl_reg.lab.run.settings import validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 #: Presets of q_learning.py, as if each were a recipe; those with a recipe of their own are compared with it.

@@ -13,12 +13,12 @@ import pytest
 from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule
 
-from torchrl_reg.analysis.documents import flat
-from torchrl_reg.analysis.protocols import published_scores
 from torchrl_reg.envs import make_env
+from torchrl_reg.lab import EpsilonSchedule, LinearSchedule, Run
+from torchrl_reg.lab.analysis.documents import flat
+from torchrl_reg.lab.analysis.protocols import published_scores
+from torchrl_reg.lab.cli.help import environments
 from torchrl_reg.modules import q_network, quantile_network
-from torchrl_reg.training import EpsilonSchedule, LinearSchedule, Run
-from torchrl_reg.training.cli.choices import environments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONF = RECIPES / "conf"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchrl.modules import QValueActor
 
-from torchrl_reg.agents import save_policy
 from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.lab.agents import save_policy
 from torchrl_reg.modules import NetSettings, q_network
 
 TINY = "ments run.eval_episodes=2 algo.num_simulations=6 run.log_every_frames=8 run.checkpoint_every_frames=8"

@@ -13,8 +13,8 @@ import torch
 
 from slurm.snapshot import code_files
 from torchrl_reg import load_policy
-from torchrl_reg.agents import AgentError
-from torchrl_reg.cli import main
+from torchrl_reg.lab.agents import AgentError
+from torchrl_reg.lab.commands.main import main
 from torchrl_reg.planning import E2W, Planner, SyntheticTrees
 from torchrl_reg.regularizers import Entropy, check_regularizer
 

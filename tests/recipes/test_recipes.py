@@ -13,11 +13,11 @@ import pytest
 import torch
 from torchrl.envs.utils import ExplorationType
 
-from torchrl_reg.agents import read_policy
 from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.lab import ValueLearner, evaluate, strip_wall_clock
+from torchrl_reg.lab.agents import read_policy
 from torchrl_reg.modules import PriorUpdate
 from torchrl_reg.objectives import QLearningLoss
-from torchrl_reg.training import ValueLearner, evaluate, strip_wall_clock
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = {path.stem for path in (RECIPES / "conf/method").glob("*.yaml")} - {"m_dqn", "m_iqn"}

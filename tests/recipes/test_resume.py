@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.training import read_metrics, strip_wall_clock
+from torchrl_reg.lab import read_metrics, strip_wall_clock
 
 COMMON = "run.log_every_frames=128 run.evaluate_every_frames=2000 run.eval_episodes=2 run.progress=false"
 LONG = "algo.total_frames=6000"

@@ -31,7 +31,7 @@ def sweep_of(name: str) -> dict[str, Any]:
 
 @cache
 def config_of(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    from torchrl_reg.training.cli.typed_config import typed
+    from torchrl_reg.lab.cli.typed_config import typed
 
     config_class = importlib.import_module(f"recipes.{recipe}").Config  # its schema is in Hydra's store from then on
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "recipes/conf")):

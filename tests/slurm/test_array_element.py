@@ -207,5 +207,7 @@ def test_a_checkpoint_in_between_counts_whatever_the_file_servers_clock_says(tmp
 
 
 def test_it_imports_no_analysis_and_no_torch():
-    code = "import sys, slurm.array_element; print([m for m in sys.modules if m in ('torch', 'torchrl_reg.analysis')])"
+    code = (
+        "import sys, slurm.array_element; print([m for m in sys.modules if m in ('torch', 'torchrl_reg.lab.analysis')])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

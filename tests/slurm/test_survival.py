@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sweep_harness import Sweep, ask, wait_until
 
-from torchrl_reg.training import read_metrics, strip_wall_clock
+from torchrl_reg.lab import read_metrics, strip_wall_clock
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 

@@ -238,6 +238,6 @@ def test_bad_priors_are_refused(prior, sentence):
 def test_bad_rewards_and_no_convergence(monkeypatch):
     with pytest.raises(ValueError, match=r"r must have shape \[S, A\], got \[3\]"):
         blahut_arimoto(torch.ones(3), torch.ones(3) / 3, 1.0)
-    monkeypatch.setattr("torchrl_reg.tabular.solution.MAX_ITERATIONS", 2)
+    monkeypatch.setattr("torchrl_reg.tabular.dynamic_programming.MAX_ITERATIONS", 2)
     with pytest.raises(RuntimeError, match=r"2 prior updates did not converge to tol=1e-12: the KKT gap is"):
         mutual_information_iteration(MDP, 10.0)

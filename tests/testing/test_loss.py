@@ -8,7 +8,8 @@ import pytest
 import wrong_actor_critics
 import wrong_distributions
 import wrong_styles
-from torchrl.objectives import DistributionalDQNLoss, DQNLoss
+from torchrl.objectives import DiscreteSACLoss, DistributionalDQNLoss, DQNLoss
+from wrong_actor_critics import GAMMA, TAU, WRONG, DiscreteSAC, LossPerCritic
 from wrong_losses import NUMBERS, PLANTED, RIGHT
 
 from torchrl_reg import objectives
@@ -87,3 +88,22 @@ def test_torchrls_c51_has_none_but_takes_no_batch_of_one() -> None:
     assert report.errors == []
     assert [check.name for check in report.checks if check.status == "fail"] == ["batch of one"], str(report)
     assert check_loss(DistributionalDQNLoss, action_space="one-hot").passed
+
+
+@pytest.mark.parametrize(("cls", "name"), WRONG.items(), ids=lambda each: getattr(each, "__name__", each))
+def test_actor_a_planted_error_is_named(cls: Any, name: str) -> None:
+    report = check_loss(lambda *networks: cls(*networks), method="discrete_sac", tau=TAU, gamma=GAMMA)
+    assert not report.passed and report.errors == [name], str(report)
+
+
+@pytest.mark.parametrize("cls", [DiscreteSAC, LossPerCritic])
+def test_cleanrls_has_none(cls: Any) -> None:
+    report = check_loss(lambda *networks: cls(*networks), method="discrete_sac", tau=TAU, gamma=GAMMA)
+    assert report.passed and report.errors == [], str(report)
+
+
+@pytest.mark.parametrize("action_space", ["categorical", "one-hot"])
+def test_torchrls_has_none(action_space: str) -> None:
+    report = check_loss(DiscreteSACLoss, tau=TAU, action_space=action_space)
+    assert report.passed and report.errors == [], str(report)
+    assert [check.status for check in report.checks if check.name == "actor's gradient"] == ["pass"]

@@ -21,9 +21,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule
 from torchrl.modules.tensordict_module import SafeSequential
 
+from torchrl_reg.compat import call_hooks, is_listened_to, unchecked_tensordict
 from torchrl_reg.modules import BoltzmannQActor
 from torchrl_reg.modules.layers import layer_by_layer
-from torchrl_reg.torchrl_compat import call_hooks, is_listened_to, unchecked_tensordict
 
 State = dict[Any, Tensor]
 #: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.

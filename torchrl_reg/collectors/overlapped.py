@@ -13,7 +13,7 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_reg.collectors.own_generators import OwnGenerators
-from torchrl_reg.torchrl_compat import own_exploration_type
+from torchrl_reg.compat import own_exploration_type
 
 
 class OverlappedCollector:

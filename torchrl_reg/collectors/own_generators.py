@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_reg.torchrl_compat import TorchDispatchMode
+from torchrl_reg.compat import TorchDispatchMode
 
 
 class OwnGenerators(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """TorchRL environments, vectorized: classic control, MinAtar, Atari, MuJoCo, Adroit, gridworlds and tabular MDPs."""
 
-from torchrl_reg.envs.goal_gridworld import GoalGridworldEnv
+from torchrl_reg.envs.gridworld import GoalGridworldEnv, TabularEnv
 from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.multigoal import MultiGoalEnv
 from torchrl_reg.envs.settings import (
@@ -12,7 +12,6 @@ from torchrl_reg.envs.settings import (
     resolve,
 )
 from torchrl_reg.envs.snapshot import RecordedVectorEnv, Restorable
-from torchrl_reg.envs.tabular import TabularEnv
 from torchrl_reg.envs.vectorized import make_env
 
 __all__ = [

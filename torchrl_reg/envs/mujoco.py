@@ -1,10 +1,13 @@
-"""MuJoCo (Todorov et al., 2012; gymnasium's v5 tasks): locomotion and the small control tasks."""
+"""Continuous control: MuJoCo, Adroit, LunarLander."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,7 +15,7 @@ from gymnasium.wrappers import TimeLimit
 
 from torchrl_reg.envs.settings import check_name, needing
 
-GAMES = {
+MUJOCO_GAMES = {
     "hopper": "Hopper-v5",
     "walker2d": "Walker2d-v5",
     "halfcheetah": "HalfCheetah-v5",
@@ -34,8 +37,8 @@ def mujoco_env(*, game: str, max_episode_frames: int = 1_000) -> gymnasium.Env:
     Raises:
         EnvError: unknown game, or mujoco is not installed.
     """
-    check_name("game", game, GAMES)
-    make = partial(gymnasium.make, GAMES[game], disable_env_checker=True)
+    check_name("game", game, MUJOCO_GAMES)
+    make = partial(gymnasium.make, MUJOCO_GAMES[game], disable_env_checker=True)
     return float32_env(make, "mujoco", max_episode_frames=max_episode_frames)
 
 
@@ -66,3 +69,63 @@ def float32_env(make: Callable[[], gymnasium.Env], family: str, *, max_episode_f
 def _report(message: str) -> None:
     if "deprecated" not in message:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+# Palm minus object (door handle, hammer, ball) in metres, from an observation.
+_REACH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "door": lambda observation: observation[35:38],
+    "hammer": lambda observation: observation[33:36] - observation[36:39],
+    "relocate": lambda observation: observation[30:33],
+}
+ADROIT_GAMES = ("door", "hammer", "pen", "relocate")
+
+
+class ReachCost(gymnasium.Wrapper):
+    """Corrects the sign of the v1 rewards' reach term: ``-0.1 |palm - object|`` instead of ``+0.1``.
+
+    gymnasium-robotics 1.2.1 to 1.4.2 pay the hand for keeping *away* from door handle, hammer and ball, against
+    their own documentation and the original tasks (Gymnasium-Robotics pull request 220); v2 has it right.
+    """
+
+    def __init__(self, env: gymnasium.Env, reach: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(env)
+        self._reach = reach
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        distance = float(np.linalg.norm(self._reach(observation)))
+        return observation, float(reward) - 0.2 * distance, terminated, truncated, info
+
+
+def adroit_env(*, game: str, max_episode_frames: int = 200) -> gymnasium.Env:
+    """One Adroit task, cut at ``max_episode_frames`` steps; none ever terminates.
+
+    Raises:
+        EnvError: unknown game, or mujoco or gymnasium-robotics is not installed.
+    """
+    check_name("game", game, ADROIT_GAMES)
+    # Its import prints a notice about the reward that ReachCost corrects.
+    with needing("gymnasium-robotics and mujoco", "adroit", extra="adroit"), contextlib.redirect_stderr(io.StringIO()):
+        import gymnasium_robotics
+    gymnasium.register_envs(gymnasium_robotics)
+    name = f"AdroitHand{game.capitalize()}"
+    corrected = f"{name}-v2" in gymnasium.registry
+    make = partial(gymnasium.make, f"{name}-v{2 if corrected else 1}", disable_env_checker=True)
+    env = float32_env(make, "adroit", max_episode_frames=max_episode_frames)
+    return env if corrected or game not in _REACH else ReachCost(env, _REACH[game])
+
+
+def lunarlander_env(*, max_episode_frames: int = 1_000) -> gymnasium.Env:
+    """One LunarLander-v3, cut at ``max_episode_frames``.
+
+    Raises:
+        EnvError: Box2D is not installed.
+    """
+    with warnings.catch_warnings(), needing("Box2D", "lunarlander", extra="box2d"):
+        # Box2D's SWIG module warns while it is imported, and crashes the interpreter (a segmentation
+        # fault) when a filter turns that warning into an error.
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
+        import Box2D  # noqa: F401
+    # Only the environment and its time limit: the checking wrappers cost time at every step.
+    env = gymnasium.make("LunarLander-v3", disable_env_checker=True).unwrapped
+    return TimeLimit(env, max_episode_steps=max_episode_frames)

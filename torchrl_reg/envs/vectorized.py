@@ -8,14 +8,12 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torchrl.envs import DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 
-from torchrl_reg.envs.adroit import adroit_env
 from torchrl_reg.envs.atari import atari_vector_env
 from torchrl_reg.envs.batched import control_vector_env
-from torchrl_reg.envs.goal_gridworld import gridworld_env
+from torchrl_reg.envs.gridworld import gridworld_env
 from torchrl_reg.envs.gym import defaults_of, gym_vector_env
-from torchrl_reg.envs.lunarlander import lunarlander_env
 from torchrl_reg.envs.minatar import MinAtar
-from torchrl_reg.envs.mujoco import mujoco_env
+from torchrl_reg.envs.mujoco import adroit_env, lunarlander_env, mujoco_env
 from torchrl_reg.envs.multigoal import MultiGoalEnv
 from torchrl_reg.envs.settings import FAMILIES, EnvError, EnvSettings, Family, check_value, resolve
 from torchrl_reg.envs.snapshot import RecordedVectorEnv

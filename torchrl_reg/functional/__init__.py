@@ -5,17 +5,24 @@ Every function is pure, differentiable, works in float32 and float64 (half preci
 float32) and compiles without a graph break.
 """
 
-from torchrl_reg.functional.action_prior import averaged_prior, floored_log_prior
-from torchrl_reg.functional.bellman import bellman_temperature
-from torchrl_reg.functional.categorical import categorical_projection
-from torchrl_reg.functional.e2w import e2w_exploration, e2w_policy
-from torchrl_reg.functional.munchausen import action_gap, advantage_gap, munchausen_bonus, persistent_advantage_gap
-from torchrl_reg.functional.path_consistency import path_consistency
-from torchrl_reg.functional.quantile import quantile_huber_loss
-from torchrl_reg.functional.returns import lambda_return, q_lambda_return
-from torchrl_reg.functional.sampling import soft_value_importance, svgd_bandwidth, svgd_direction
+from torchrl_reg.functional.distributional import categorical_projection, quantile_huber_loss
+from torchrl_reg.functional.returns import lambda_return, path_consistency, q_lambda_return
+from torchrl_reg.functional.sampling import (
+    e2w_exploration,
+    e2w_policy,
+    soft_value_importance,
+    svgd_bandwidth,
+    svgd_direction,
+)
 from torchrl_reg.functional.soft import (
+    action_gap,
+    advantage_gap,
+    averaged_prior,
+    bellman_temperature,
+    floored_log_prior,
     kl_divergence,
+    munchausen_bonus,
+    persistent_advantage_gap,
     policy_entropy,
     scaled_log_policy,
     soft_gap,

@@ -1,12 +1,6 @@
-"""Entropy- and KL-regularized maximum: the soft value, its policy, and how random that policy is.
+"""Soft values and policies, Munchausen bonuses and action gaps, priors, Bellman temperatures.
 
-Shapes: ``*B`` batch, ``A`` actions. ``tau`` is a temperature in reward units, a Python number or a
-0-dimensional tensor. Every function subtracts the maximum before dividing by ``tau``, so results
-are right at any temperature, ``tau = 0`` included. ``q`` masks an action by ``-inf`` or by the
-smallest finite number, ``log_prior`` by ``-inf``; each row needs one action left. Half-precision
-inputs are computed and returned in float32.
-
-Gradients flow into ``q`` and ``log_prior``, and into a tensor ``tau`` where no action is masked.
+Shapes: ``*B`` batch, ``A`` actions.
 """
 
 from __future__ import annotations
@@ -275,3 +269,222 @@ def _supported(q: Tensor, log_prior: Tensor | None) -> tuple[Tensor, Tensor | No
         return q, None
     supported = log_prior > -math.inf
     return torch.where(supported, q, -math.inf), torch.where(supported, log_prior.to(q.dtype), 0.0)
+
+
+def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
+    """The action (``[*B]`` or ``[*B, 1]`` categorical, ``[*B, A]`` one-hot) as an index ``[*B]``.
+
+    ``batch_dims`` is the number of dimensions of ``*B``: it tells ``[*B, 1]`` from a batch that ends in 1.
+    """
+    if action_space == "one_hot":
+        return action.long().argmax(-1)  # long, because argmax takes no bool
+    return action.squeeze(-1) if action.ndim > batch_dims else action
+
+
+def taken(values: Tensor, index: Tensor) -> Tensor:
+    """Entries ``[*B]`` of ``values [*B, A]`` at the actions ``index [*B]``."""
+    return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None) -> Tensor:
+    r"""Munchausen bonus :math:`\alpha \max(\tau \ln \pi(a|s), l_0)`, at least ``alpha * clip_min``.
+
+    The clip acts on ``tau * ln pi``, after the multiplication by ``tau``, and ``alpha`` multiplies
+    what is left.
+
+    Source: Vieillard et al. 2020 (Munchausen RL), who print :math:`[\tau \ln \pi(a|s)]_{l_0}^{0}`. The upper clip is
+    not a setting but the fact that ``ln pi <= 0``: ``ln (pi / rho)`` of a prior and the logarithm of a density
+    may be positive, and are not clipped there.
+
+    Args:
+        tau_log_pi_a: ``tau * ln pi`` of the taken actions ``[*B]``, in reward units.
+        alpha: Munchausen weight, usually in [0, 1].
+        clip_min: lower clip <= 0, in reward units; None does not clip.
+
+    Returns:
+        Bonus to add to the reward ``[*B]``, in reward units.
+
+    Raises:
+        ValueError: if ``clip_min`` is a number that is positive or NaN.
+    """
+    tau_log_pi_a = at_least_float32(tau_log_pi_a)
+    if clip_min is None:
+        clipped = tau_log_pi_a
+    elif isinstance(clip_min, Tensor):
+        clipped = torch.maximum(tau_log_pi_a, clip_min.to(tau_log_pi_a.dtype))
+    elif clip_min <= 0.0:
+        clipped = tau_log_pi_a.clamp(min=clip_min)
+    else:
+        raise ValueError(f"clip_min must be <= 0 or None, got {clip_min}.")
+    return alpha * clipped
+
+
+def action_gap(q: Tensor) -> Tensor:
+    """Best minus second best action value, ``q_(1) - q_(2)``; 0 at a tie.
+
+    Source: Farahmand 2011; Bellemare et al. 2016 (Increasing the action gap).
+
+    Args:
+        q: action values ``[*B, A]`` with ``A >= 2``, in reward units.
+
+    Returns:
+        Gaps ``[*B]``, in reward units; infinite where a single action is unmasked.
+
+    Raises:
+        ValueError: if there are fewer than two actions.
+    """
+    if q.shape[-1] < 2:
+        raise ValueError(f"q must hold at least two actions, got shape {tuple(q.shape)}.")
+    best, second = at_least_float32(q).topk(2, dim=-1).values.unbind(-1)
+    return best - second
+
+
+def finite_action_gap(q: Tensor) -> Tensor:
+    """:func:`action_gap` of ``q [*B, A]``, ``[*B]``; 0 where a mask leaves one action."""
+    gap = action_gap(q)
+    return torch.where(gap < torch.finfo(gap.dtype).max / 16, gap, 0.0)
+
+
+def advantage_gap(q: Tensor, action: Tensor) -> Tensor:
+    r"""Advantage gap :math:`\max_{a'} q(a') - q(a) \ge 0`, which advantage learning subtracts.
+
+    Source: Baird 1999; Bellemare et al. 2016 (Increasing the action gap). Minus ``alpha``
+    times it is the limit of the Munchausen bonus at temperature 0.
+
+    Args:
+        q: action values ``[*B, A]``, in reward units.
+        action: indices ``[*B]``, int64.
+
+    Returns:
+        Gaps ``[*B]``, in reward units.
+
+    Raises:
+        ValueError: if ``action`` does not have the shape of ``q`` without its last dimension.
+    """
+    if action.shape != q.shape[:-1]:
+        raise ValueError(
+            f"action must have shape {tuple(q.shape[:-1])} (q without its last dimension), got {tuple(action.shape)}."
+        )
+    q = at_least_float32(q)
+    return q.amax(-1) - taken(q, action)
+
+
+def persistent_advantage_gap(q: Tensor, next_q: Tensor, action: Tensor, terminated: Tensor) -> Tensor:
+    r"""The smaller of the action's gaps at this and at the next state.
+
+    .. math:: \min(\max_{a'} q(s, a') - q(s, a), \max_{a'} q(s', a') - q(s', a))
+
+    A terminal next state has no values, so the first gap is used alone there.
+
+    Source: Bellemare et al. 2016 (Increasing the action gap), persistent advantage learning, in the
+    form of pfrl's PAL (the second gap is not discounted). pfrl does not mask terminal states.
+
+    Args:
+        q: action values at s ``[*B, A]``, in reward units.
+        next_q: action values at s' ``[*B, A]``, in reward units.
+        action: indices of the actions taken at s ``[*B]``, int64.
+        terminated: True where s' is terminal ``[*B]``, bool; truncation does not count.
+
+    Returns:
+        Gaps ``[*B]``, in reward units.
+
+    Raises:
+        ValueError: if ``action`` or ``terminated`` does not have the shape of ``q`` without its
+            last dimension, or ``next_q`` not that of ``q``.
+    """
+    if terminated.shape != action.shape or next_q.shape != q.shape:
+        raise ValueError(
+            f"terminated must have the shape of action {tuple(action.shape)} and next_q that of q "
+            f"{tuple(q.shape)}, got {tuple(terminated.shape)} and {tuple(next_q.shape)}."
+        )
+    gap = advantage_gap(q, action)
+    return torch.where(terminated, gap, torch.minimum(gap, advantage_gap(next_q, action)))
+
+
+def floored_log_prior(log_prior: Tensor, floor: float, *, dim: int = -1) -> Tensor:
+    r"""Log-probabilities of :math:`\max(\rho, floor) / \sum_a \max(\rho(a), floor)`.
+
+    A prior of exactly 0 would be absorbing: the policy could never choose that action again. Where no
+    probability is below the floor, this only normalizes.
+
+    Source: ours; Grau-Moya et al. 2019 (MIRL) leave the zeros open.
+
+    Args:
+        log_prior: logits ``[*B, A]``, normalized here first; ``-inf`` allowed.
+        floor: smallest probability before the last normalization, in (0, 1 / A).
+        dim: dimension of the actions.
+
+    Returns:
+        Log-probabilities ``[*B, A]``, finite.
+    """
+    prior = torch.softmax(at_least_float32(log_prior), dim).clamp(min=floor)
+    return prior.log() - prior.sum(dim, keepdim=True).log()
+
+
+def averaged_prior(prior: Tensor, policies: Tensor, rate: float, *, mask: Tensor | None = None) -> Tensor:
+    r"""The moving average :math:`\rho \leftarrow (1 - \alpha)\rho + \alpha \pi_i` after ``T x N`` steps.
+
+    The ``N`` steps taken at one time are exchangeable: each counts with their mean policy, so that
+    :math:`\rho_{t+1} = (1-\alpha)^N \rho_t + (1 - (1-\alpha)^N) \bar\pi_t`. For ``N = 1`` that is the
+    sequential rule to the last digit, given the policies.
+
+    Source: Grau-Moya et al. 2019 (MIRL), the update of the marginal policy.
+
+    Args:
+        prior: probabilities ``[A]``.
+        policies: probabilities of all actions at the visited states, in order of time ``[T, N, A]``.
+        rate: step size per environment step, in (0, 1].
+        mask: which steps were taken ``[T, N]``; None means all. Entries of the others are never read.
+
+    Returns:
+        Probabilities ``[A]``.
+    """
+    policies = policies.to(prior.dtype)
+    if mask is None:
+        mask = torch.ones(policies.shape[:2], dtype=torch.bool, device=policies.device)
+    counts = mask.sum(1)
+    summed = torch.where(mask.unsqueeze(-1), policies, policies.new_zeros(())).sum(1)
+    means = summed / counts.clamp(min=1).unsqueeze(-1)
+    keep = torch.pow(torch.full_like(counts, 1.0 - rate, dtype=prior.dtype), counts)
+    # The share that a step keeps after all later ones.
+    later = keep.flip(0).cumprod(0).flip(0)
+    shares = (1.0 - keep) * torch.cat((later[1:], later.new_ones(1)))
+    return later[0] * prior + shares @ means
+
+
+def bellman_temperature(
+    td_error: Tensor, scale: float | Tensor, *, exponent: float = 2.0, weights: Tensor | None = None
+) -> Tensor:
+    r"""Temperature :math:`\epsilon = \frac{c}{p} \frac{1}{B} \sum_b |\delta_b|^p` of a Q-function with TD errors delta.
+
+    It is 0 only when every error is; the policy ``softmax(Q / epsilon)`` is then greedy. Estimated from sampled
+    transitions, it is biased upwards by the variance of the target (with ``p = 2`` by ``c / 2`` of it), so it stays
+    above 0 where transitions are random. Scaling the rewards by ``k`` scales it by ``k^p``, but Q only by ``k``: the
+    policy keeps its shape if ``p = 1`` or if ``c`` is divided by ``k^(p - 1)``.
+
+    Source: Fellows et al. 2019 (VIREL), definition of the residual error. The released code takes ``p = 2`` and ``c =
+    2 beta_scale``, its port in softlearning ``c = beta_scale``.
+
+    Args:
+        td_error: ``delta = r + gamma V(s') - Q(s, a)`` ``[*B]``, in reward units.
+        scale: ``c > 0``, in reward units to the power ``1 - p``.
+        exponent: ``p >= 1``.
+        weights: weight of each row ``[*B]``, >= 0, for instance a mask; None weighs all equally.
+
+    Returns:
+        The temperature, 0-dimensional.
+
+    Raises:
+        ValueError: if ``scale`` is a number that is not finite and > 0, or ``exponent`` is below 1.
+    """
+    if not isinstance(scale, Tensor) and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a finite number > 0, got {scale}.")
+    if not 1 <= exponent < math.inf:
+        raise ValueError(f"exponent must be a finite number >= 1, got {exponent}.")
+    error = at_least_float32(td_error)
+    if weights is None:
+        return scale / exponent * error.abs().pow(exponent).mean()
+    # Rows of weight 0 may hold NaN, whose power would have a gradient of NaN.
+    power = torch.where(weights > 0, error, 0.0).abs().pow(exponent)
+    total = (weights * power).sum()
+    return scale / exponent * total / weights.sum().to(power.dtype).clamp(min=torch.finfo(power.dtype).tiny)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import MLP
 
-from torchrl_reg.modules.stacked import MANY_ROWS, StackedLayerNorm, StackedLinear, of_each_network
+from torchrl_reg.compat import call_hooks, has_global_module_hooks, own_compiled_call
+from torchrl_reg.modules.ensembles import MANY_ROWS, StackedLayerNorm, StackedLinear, of_each_network
 from torchrl_reg.regularizers.checks import as_number
-from torchrl_reg.torchrl_compat import call_hooks, has_global_module_hooks, own_compiled_call
 
 
 class NoisyLinear(nn.Linear):

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_reg.modules.autoregressive_actor import AutoregressiveMulticategoricalActor
-from torchrl_reg.modules.flow_actor import FlowActor
-from torchrl_reg.modules.gaussian_actor import gaussian_actor
-from torchrl_reg.modules.multicategorical_actor import MulticategoricalActor
+from torchrl_reg.modules.box_actor import gaussian_actor
+from torchrl_reg.modules.flow import FlowActor
+from torchrl_reg.modules.multicategorical import AutoregressiveMulticategoricalActor, MulticategoricalActor
+from torchrl_reg.modules.networks import initialize_weights
 from torchrl_reg.modules.rebuilding import rebuildable
 from torchrl_reg.modules.sampler_actor import StochasticSamplerActor
-from torchrl_reg.modules.torsos import initialize_weights
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 

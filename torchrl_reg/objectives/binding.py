@@ -21,10 +21,10 @@ from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
 
-from torchrl_reg.modules.critic_ensemble import is_plain
+from torchrl_reg.compat import BatchNorm, entry, held_tensordict, unwrap_inherited_forward
+from torchrl_reg.modules.ensembles import is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.regularizers.checks import exact_where_possible
-from torchrl_reg.torchrl_compat import BatchNorm, entry, held_tensordict, unwrap_inherited_forward
 
 
 class BoundNetwork:

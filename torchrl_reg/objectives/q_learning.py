@@ -18,25 +18,22 @@ from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.functional.munchausen import action_index, taken
-from torchrl_reg.objectives.binding import BoundQNetwork
-from torchrl_reg.objectives.heads import Head, head_of
-from torchrl_reg.objectives.heads.head import Prediction, TargetValues
-from torchrl_reg.objectives.regularized_loss import (
+from torchrl_reg.compat import entry, find_action_space
+from torchrl_reg.functional.soft import action_index, taken
+from torchrl_reg.objectives.base import (
     LossFunction,
     Reduction,
     RegularizedLoss,
     WeightReduction,
     batch_mean,
 )
+from torchrl_reg.objectives.binding import BoundQNetwork
+from torchrl_reg.objectives.heads import Head, Prediction, TargetValues, head_of
 from torchrl_reg.objectives.shaping import Shaping
-from torchrl_reg.objectives.value import RegValueEstimators
-from torchrl_reg.objectives.value.estimator import terminated_flag
+from torchrl_reg.objectives.value import RegValueEstimators, terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.checks import check_flag
-from torchrl_reg.regularizers.coefficient import Coefficient
-from torchrl_reg.regularizers.guaranteed import bind_guaranteed
-from torchrl_reg.torchrl_compat import entry, find_action_space
+from torchrl_reg.regularizers.coefficients import Coefficient, bind_guaranteed
 
 
 class _Policies(NamedTuple):

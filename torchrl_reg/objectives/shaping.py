@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
-from torchrl_reg.functional.munchausen import taken
+from torchrl_reg.functional.soft import taken
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
-from torchrl_reg.regularizers.coefficient import Coefficient, CoefficientOwner, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, made_coefficient
 
 
 class Shaping(CoefficientOwner):

@@ -13,7 +13,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 
-from torchrl_reg.modules.stacked import stack_as_views, stack_layers
+from torchrl_reg.modules.ensembles import stack_as_views, stack_layers
 from torchrl_reg.objectives.binding import inner_module
 from torchrl_reg.objectives.q_learning import QLearningLoss
 

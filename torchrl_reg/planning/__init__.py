@@ -4,18 +4,25 @@ Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mo
 :mod:`evaluation`) <- the named planners (:mod:`planners`), which work on any :class:`Model`.
 """
 
-from torchrl_reg.planning.atari_model import AtariModel
-from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
+from torchrl_reg.planning.atari import AtariModel
 from torchrl_reg.planning.bandit import BanditRun, softmax_bandit
-from torchrl_reg.planning.emulator_model import EmulatorModel, GymModel, Snapshot, VectorModel
-from torchrl_reg.planning.evaluation import QEvaluation, RandomRollout
+from torchrl_reg.planning.models import EmulatorModel, GymModel, Snapshot, SyntheticTrees, TabularModel, VectorModel
 from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult
 from torchrl_reg.planning.scalar_models import CompiledModel, PythonModel, Tables, search_tables
-from torchrl_reg.planning.search import Backup, Path, mcts, zero_evaluation
+from torchrl_reg.planning.search import (
+    E2W,
+    UCB1,
+    AverageReturns,
+    Backup,
+    Path,
+    PUCTRule,
+    QEvaluation,
+    RandomRollout,
+    RegularizedBackup,
+    mcts,
+    zero_evaluation,
+)
 from torchrl_reg.planning.search_actor import ModelEnv, SearchActor
-from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule
-from torchrl_reg.planning.synthetic_trees import SyntheticTrees
-from torchrl_reg.planning.tabular_model import TabularModel
 from torchrl_reg.planning.tree import Evaluation, Model, Nodes, Tree
 
 __all__ = [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import e2w_exploration, soft_policy, soft_value
-from torchrl_reg.planning.selection import drawn
+from torchrl_reg.planning.search import drawn
 from torchrl_reg.planning.tree import check_at_least
 
 

@@ -14,10 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from torchrl_reg.planning.backup import AverageReturns, RegularizedBackup
 from torchrl_reg.planning.scalar_search import scalar_tree
-from torchrl_reg.planning.search import Backup, check_search, mcts
-from torchrl_reg.planning.selection import E2W, UCB1, PUCTRule, Select
+from torchrl_reg.planning.search import (
+    E2W,
+    UCB1,
+    AverageReturns,
+    Backup,
+    PUCTRule,
+    RegularizedBackup,
+    Select,
+    check_search,
+    mcts,
+)
 from torchrl_reg.planning.tree import Model, Tree
 from torchrl_reg.regularizers import Entropy, PriorKL, Regularizer, Tsallis
 
@@ -49,7 +57,7 @@ class Planner(nn.Module):
     r"""Searches from states ``[B, *S]`` and chooses an action for each; values are in reward units.
 
     Args:
-        select: chooses actions at nodes, see :mod:`torchrl_reg.planning.selection`.
+        select: chooses actions at nodes, see :mod:`torchrl_reg.planning.search`.
         regularizer: any :class:`torchrl_reg.regularizers.Regularizer`, also of one's own with no more than ``forward``:
             its value is that of a node, its policy the one E2W follows; None averages returns.
         num_simulations: simulations of one search >= 1.

@@ -1,23 +1,124 @@
-"""Monte-Carlo tree search of many trees side by side; selection, evaluation and backup are passed in.
-
-Shapes: ``B`` trees, ``N`` nodes, ``A`` actions, ``K`` outcomes kept of an action, ``D`` depth of a simulation, ``*S``
-one state. Inside, nodes are rows ``b N + i`` of flat arrays and actions of nodes are edges ``row A + a``.
-"""
+"""The search of many trees side by side, and what is passed into it: selection, backup, evaluation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchrl_reg.planning.selection import Select, Uniform
-from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, allocate, check_at_least
+from torchrl_reg.functional import e2w_exploration, soft_policy
+from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, allocate, check_at_least, forgetting
+from torchrl_reg.regularizers import Regularizer
 from torchrl_reg.regularizers.checks import check_discount
+
+Uniform = Callable[[], Tensor]
+Select = Callable[[Nodes, Uniform], Tensor]
+
+
+@dataclass(frozen=True)
+class _Bonus:
+    """Base of the rules that add a bonus of width ``c`` to the action values."""
+
+    c: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.c < math.inf:
+            raise ValueError(f"c must be a finite number >= 0, got {self.c}.")
+
+
+@dataclass(frozen=True)
+class UCB1(_Bonus):
+    r"""The action with the largest :math:`q(a) + c \sqrt{\ln N / n(a)}`; untried ones come first, ties go to the first.
+
+    Of ``q [B, A]``, the current node of every tree.
+
+    Source: Kocsis and Szepesvari 2006 (UCT), with ``c`` as the width in reward units.
+
+    Args:
+        c: width of the bonus >= 0, in reward units.
+
+    Raises:
+        ValueError: if ``c`` is negative or not finite.
+    """
+
+    scalar_rule: ClassVar[str] = "ucb1"
+    c: float = math.sqrt(2)
+
+    def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
+        visits = nodes.visits
+        bonus = (visits.sum(-1, keepdim=True).log() / visits).sqrt()
+        return torch.where(visits == 0, math.inf, nodes.q + self.c * bonus).argmax(-1)
+
+
+@dataclass(frozen=True)
+class PUCTRule(_Bonus):
+    r"""The action with the largest :math:`q(a) + c \, \rho(a) \sqrt{N + 1} / (n(a) + 1)`; ties go to the first.
+
+    Of ``q [B, A]``. The prior :math:`\rho` is the evaluation's, else uniform. An untried action counts with the value
+    of its node, unless the evaluation gave it one.
+
+    Source: Silver et al. 2017 (AlphaGo Zero), as written in the code of Dam et al. 2021.
+
+    Args:
+        c: weight of the bonus >= 0, in reward units.
+
+    Raises:
+        ValueError: if ``c`` is negative or not finite.
+    """
+
+    scalar_rule: ClassVar[str] = "puct"
+    c: float = 1.5
+
+    def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
+        visits, q = nodes.visits, nodes.q
+        if not nodes.known:
+            q = torch.where(visits == 0, nodes.value.unsqueeze(-1), q)
+        prior = 1 / visits.shape[-1] if nodes.prior is None else nodes.prior
+        return (q + self.c * prior * (visits.sum(-1, keepdim=True) + 1).sqrt() / (visits + 1)).argmax(-1)
+
+
+@dataclass(frozen=True)
+class E2W:
+    r"""An action from :math:`(1 - \lambda) \pi + \lambda / A`, :math:`\lambda = \min(1, \epsilon A / \ln(N + 1))`.
+
+    :math:`\pi` (``[B, A]``) is the policy that the node's regularizer found at its last backup: the softmax makes it
+    E2W as in MENTS, the sparsemax TENTS.
+
+    Source: Xiao et al. 2019 (MENTS); see :func:`torchrl_reg.functional.e2w_policy` for small ``N``.
+
+    Args:
+        epsilon: exploration > 0, without unit; well below ``ln(simulations) / A``.
+
+    Raises:
+        ValueError: if ``epsilon`` is not a finite number > 0.
+    """
+
+    #: Read by :class:`torchrl_reg.planning.Planner`: the rule follows the policy of a regularizer.
+    follows_policy: ClassVar[bool] = True
+    scalar_rule: ClassVar[str] = "e2w"
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        e2w_exploration(torch.zeros(()), 1, self.epsilon)
+
+    def __call__(self, nodes: Nodes, uniform: Uniform) -> Tensor:
+        if nodes.pi is None:
+            raise ValueError("E2W needs a backup with a regularizer, whose policy it follows, got averaged returns.")
+        num_actions = nodes.pi.shape[-1]
+        lam = e2w_exploration(nodes.visits.sum(-1, keepdim=True), num_actions, self.epsilon)
+        return drawn(nodes.pi.lerp(lam.new_tensor(1 / num_actions), lam), uniform())
+
+
+def drawn(pi: Tensor, u: Tensor) -> Tensor:
+    """The action ``[B]`` that ``u [B]`` in [0, 1) draws from ``pi [B, A]``: the first with a larger cumulative sum."""
+    # Rounding may put u at the very end.
+    return (pi.cumsum(-1) <= u.unsqueeze(-1)).sum(-1).clamp(max=pi.shape[-1] - 1)
 
 
 @dataclass
@@ -115,8 +216,8 @@ def mcts(
         model: the model to plan in, see :class:`Model`.
         state: states to search from ``[B, *S]``; none is terminal.
         num_simulations: simulations of each tree >= 1.
-        select: chooses actions at nodes, see :mod:`torchrl_reg.planning.selection`.
-        backup: updates the path, see :mod:`torchrl_reg.planning.backup`.
+        select: chooses actions at nodes, see :mod:`torchrl_reg.planning.search`.
+        backup: updates the path, see :mod:`torchrl_reg.planning.search`.
         evaluate: values new states, see :class:`Evaluation`; by default they are worth 0.
         gamma: discount in [0, 1].
         max_depth: actions in one simulation at most; by default there is no limit.
@@ -269,3 +370,184 @@ class _Search:
         same = (there == state.unsqueeze(1)).flatten(2).all(-1) if state.ndim > 1 else there == state.unsqueeze(1)
         rank = 2 * (same & exists).long() + (~exists).long()
         return edge * self.outcomes + torch.where(rank.any(-1), rank.argmax(-1), self.outcomes - 1)
+
+
+class AverageReturns:
+    r"""``q(s, a)`` and ``v(s)`` are the mean of the returns that followed, as in UCT.
+
+    :math:`q \leftarrow q + (G - q) / n` with :math:`G_t = r_t + \gamma G_{t+1}` from the value of the leaf,
+    for the edges ``[D, B]`` of a path, in reward units.
+
+    Source: Kocsis and Szepesvari 2006.
+    """
+
+    keeps_policy = False
+
+    def __call__(self, flat: Tree, path: Path, gamma: float) -> None:
+        total, totals = path.leaf_value, []
+        for active, reward in zip(path.active.flip(0), path.reward.flip(0), strict=True):
+            total = torch.where(active, reward + gamma * total, total)
+            totals.append(total)
+        returns = torch.stack(totals[::-1]).flatten().index_select(0, path.taken)
+        edges, rows = path.taken_edges, path.taken_rows
+        q, visits = flat.q.view(-1), flat.visits.view(-1)
+        q.index_add_(0, edges, (returns - q.index_select(0, edges)) / visits.index_select(0, edges))
+        error = returns - flat.value.index_select(0, rows)
+        flat.value.index_add_(0, rows, error / flat.alive.index_select(0, rows))
+
+
+class RegularizedBackup:
+    r"""The value of a node is the regularized maximum of its action values, :math:`v = \max_\pi \pi q - \Omega(\pi)`.
+
+    :math:`q(s, a) = \bar r(s, a) + \gamma \sum_k (n_k / n) v(s_k)` over the outcomes ``k`` of the action, ``v`` being 0
+    after a termination. Actions without a value, never tried and not evaluated either, are left out. The policy that
+    attains the maximum is kept for E2W. Values are ``[B, A]``, in reward units.
+
+    Source: Xiao et al. 2019 (MENTS) for the entropy, Dam et al. 2021 for the others.
+
+    Args:
+        regularizer: one of :mod:`torchrl_reg.regularizers`: ``Entropy`` gives MENTS, ``Tsallis`` TENTS, ``HardMax`` the
+            maximum.
+        parent_prior: RENTS: the prior of a node, for a ``PriorKL``, is its parent's policy at the parent's last backup,
+            once each of the parent's actions has a value; before, and at the root, it is uniform.
+    """
+
+    keeps_policy = True
+
+    def __init__(self, regularizer: Regularizer, *, parent_prior: bool = False) -> None:
+        self.regularizer, self.parent_prior = regularizer, parent_prior
+
+    def __call__(self, flat: Tree, path: Path, gamma: float) -> None:
+        assert flat.pi is not None  # keeps_policy
+        future, targets, values, policies = path.leaf_value, [], [], []
+        for depth in reversed(range(len(path.nodes))):
+            node, edge, active = path.nodes[depth], path.edges[depth], path.active[depth]
+            if path.sampled:
+                future = torch.where(active, _mean_value(flat, path.root, edge), future)
+                reward = flat.reward.view(-1).index_select(0, edge)
+            else:
+                reward = path.reward[depth]
+            target = reward + gamma * future
+            action = path.actions[depth].unsqueeze(-1)
+            q = node.q.scatter(-1, action, target.unsqueeze(-1))
+            known = None if flat.known else (node.visits > 0).scatter(-1, action, True)
+            value, pi = self._best(path, depth, q, known)
+            future = torch.where(active, value, future)
+            if path.sampled:
+                flat.value[node.rows[active]] = future[active]
+            targets.append(target)
+            values.append(future)
+            policies.append(pi)
+        for held, at, found in (
+            (flat.q.view(-1), path.taken_edges, targets),
+            (flat.value, path.taken_rows, values),
+            (flat.pi, path.taken_rows, policies),
+        ):
+            held.index_copy_(0, at, torch.cat(found[::-1]).index_select(0, path.taken))
+
+    def _best(self, path: Path, depth: int, q: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The regularizer's value ``[B]`` and policy ``[B, A]`` at action values ``q [B, A]`` at that depth."""
+        if not self.parent_prior:
+            return self.regularizer.value_and_policy(q, mask=known)
+        log_prior = torch.full_like(q, -math.log(q.shape[-1]))
+        if depth > 0:
+            parent = path.nodes[depth - 1]
+            assert parent.pi is not None
+            # A policy may underflow, and a prior of 0 would exclude the action permanently.
+            pi = parent.pi.clamp(min=torch.finfo(q.dtype).tiny)
+            ready = (parent.visits > 0).all(-1, keepdim=True) | path.nodes[0].known
+            log_prior = torch.where(ready, pi.log(), log_prior)
+        best = self.regularizer(q, mask=known, log_prior=log_prior)
+        return best.value, best.pi
+
+
+def _mean_value(flat: Tree, root: Tensor, edge: Tensor) -> Tensor:
+    """Value of an action's outcomes ``[B]``, weighted by how often they came; 0 for those that terminated."""
+    children = flat.children.flatten(0, 1)[edge]
+    rows = (root.unsqueeze(-1) + children).clamp(min=0)
+    weight = torch.where(children >= 0, flat.alive[rows], 0.0)
+    return (weight * flat.value[rows]).sum(-1) / flat.visits.view(-1)[edge]
+
+
+class RandomRollout:
+    r"""The return :math:`\sum_t \gamma^t r_t` ``[M]`` of random actions until the episode ends or ``max_steps``.
+
+    The actions are uniform, the returns in reward units.
+
+    States that the model keeps on the way (snapshots of an emulator) are released at once.
+
+    Source: Kocsis and Szepesvari 2006.
+
+    Args:
+        model: the model to plan in.
+        max_steps: largest number of steps, >= 1.
+        gamma: discount in [0, 1].
+        generator: draws the actions; by default torch's own.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> from torchrl_reg.planning import TabularModel
+        >>> from torchrl_reg.tabular import gridworld
+        >>> RandomRollout(TabularModel(gridworld(["G."], 0.5)), max_steps=1, gamma=0.9)(torch.tensor([1])).value.shape
+        torch.Size([1])
+    """
+
+    def __init__(
+        self, model: Model, *, max_steps: int, gamma: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
+        check_at_least(1, max_steps=max_steps)
+        self.gamma = check_discount(gamma, "gamma")
+        self.model, self.max_steps, self.generator = model, max_steps, generator
+
+    def __call__(self, state: Tensor) -> Evaluation:
+        value = torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        index = torch.arange(len(state), device=state.device)
+        with forgetting(self.model):
+            for step in range(self.max_steps):
+                action = torch.randint(self.model.num_actions, (len(state),), generator=self.generator)
+                reward, state, ended = self.model.step(state, action.to(state.device))
+                value[index] += self.gamma**step * reward
+                state, index = state[~ended], index[~ended]
+                if len(index) == 0:
+                    break
+        return Evaluation(value)
+
+
+class QEvaluation:
+    r"""A Q-network's values: those of the untried actions, their regularized maximum for the leaf, and its policy.
+
+    Args:
+        q_network: observations ``[M, *O]`` -> action values ``[M, A]``.
+        regularizer: its value is that of the leaf, see :mod:`torchrl_reg.regularizers`.
+        prior_tau: temperature > 0 of the prior, softmax of the action values, in reward units; None is the
+            regularizer's policy.
+        observe: states ``[M, *S]`` -> observations; None where the state is the observation.
+        use_q: whether untried actions have the network's values; else it gives values and priors of nodes alone.
+
+    Example:
+        >>> from torchrl_reg.regularizers import Entropy
+        >>> evaluate = QEvaluation(nn.Linear(4, 2), Entropy(0.1))
+        >>> evaluate(torch.zeros(3, 4)).prior.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        q_network: Callable[[Tensor], Tensor],
+        regularizer: nn.Module,
+        *,
+        prior_tau: float | None = None,
+        observe: Callable[[Tensor], Tensor] | None = None,
+        use_q: bool = True,
+    ) -> None:
+        self.q_network, self.regularizer, self.observe, self.use_q = q_network, regularizer, observe, use_q
+        self.prior_tau = prior_tau
+
+    @torch.no_grad()
+    def __call__(self, state: Tensor) -> Evaluation:
+        q = self.q_network(state if self.observe is None else self.observe(state))
+        out = self.regularizer(q)
+        prior = out.pi if self.prior_tau is None else soft_policy(q, self.prior_tau)
+        return Evaluation(out.value, q if self.use_q else None, prior)

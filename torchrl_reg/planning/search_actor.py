@@ -14,7 +14,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
-from torchrl_reg.planning.emulator_model import EmulatorModel
+from torchrl_reg.planning.models import EmulatorModel
 from torchrl_reg.planning.planners import Planner
 from torchrl_reg.planning.search import zero_evaluation
 from torchrl_reg.planning.tree import Evaluate, Model, check_at_least, forgetting

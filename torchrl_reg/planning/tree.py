@@ -1,8 +1,4 @@
-"""Models, evaluations of leaves, and trees as arrays.
-
-Shapes: ``B`` trees searched side by side, ``N`` nodes of a tree, ``A`` actions, ``K`` outcomes kept of an action,
-``*S`` one state of the model, ``M`` any number of states.
-"""
+"""A batch of trees in tensors: their nodes, what is passed into a search (selection, backup, evaluation)."""
 
 from __future__ import annotations
 

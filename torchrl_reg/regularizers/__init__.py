@@ -1,14 +1,21 @@
 """Slot 1 as modules: each owns its coefficients, and one object serves loss, actor, exploration and planner."""
 
-from torchrl_reg.regularizers.action_prior import ActionPrior
-from torchrl_reg.regularizers.coefficient import Coefficient
-from torchrl_reg.regularizers.entropy import Boltzmann, Entropy
-from torchrl_reg.regularizers.guaranteed import GuaranteedTemperature
-from torchrl_reg.regularizers.hard_max import HardMax
-from torchrl_reg.regularizers.learnt import BellmanErrorCoefficient, DualCoefficient
-from torchrl_reg.regularizers.prior_kl import PriorKL
-from torchrl_reg.regularizers.regularizer import Regularized, Regularizer, check_regularizer
-from torchrl_reg.regularizers.tsallis import Tsallis
+from torchrl_reg.regularizers.coefficients import (
+    BellmanErrorCoefficient,
+    Coefficient,
+    DualCoefficient,
+    GuaranteedTemperature,
+)
+from torchrl_reg.regularizers.policies import (
+    Boltzmann,
+    Entropy,
+    HardMax,
+    Regularized,
+    Regularizer,
+    Tsallis,
+    check_regularizer,
+)
+from torchrl_reg.regularizers.prior import ActionPrior, PriorKL
 
 __all__ = [
     "ActionPrior",

@@ -1,4 +1,4 @@
-r"""How errors of the updates reach the policy: their average in Munchausen value iteration, their sum otherwise.
+"""How errors of the updates reach the policy: their average in Munchausen value iteration, their sum otherwise.
 
 Shapes: ``S`` states, ``A`` actions, ``K`` updates. Errors ``eps_1`` to ``eps_K`` are what a solver's ``noise`` adds.
 """
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import soft_policy
+from torchrl_reg.tabular.dynamic_programming import Iterate, policy_evaluation
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate
-from torchrl_reg.tabular.value_iteration import policy_evaluation
 
 
 def averaged_errors(errors: Tensor, alpha: float) -> Tensor:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from torchrl_reg.functional import soft_policy, soft_value, soft_value_and_log_policy
+from torchrl_reg.tabular.dynamic_programming import Iterate, Solution, check_loop, check_prior, expected_return, repeat
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Iterate, Solution, check_loop, check_prior, repeat
-from torchrl_reg.tabular.value_iteration import expected_return
 
 Occupancy = Literal["stationary", "discounted"]
 _FAILURE = "{done} prior updates did not converge to tol={tol}: the KKT gap is {residual}."

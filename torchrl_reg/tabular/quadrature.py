@@ -11,9 +11,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from torchrl_reg.tabular.dynamic_programming import Loop, Solution, iterate, soft_iterate
 from torchrl_reg.tabular.mdp import TabularMDP
-from torchrl_reg.tabular.solution import Loop, Solution, iterate
-from torchrl_reg.tabular.value_iteration import soft_iterate
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +71,7 @@ def continuous_soft_q_iteration(mdp: TabularMDP, weights: Tensor, tau: float, **
         mdp: the MDP, its actions in the order of the nodes.
         weights: weights of the nodes ``[N]``, see :func:`gauss_legendre`.
         tau: temperature > 0, in reward units.
-        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.solution.Loop`.
+        num_iterations, tol, q0, return_iterates, noise: see :class:`~torchrl_reg.tabular.dynamic_programming.Loop`.
 
     Returns:
         The solution.

@@ -22,11 +22,9 @@ from torchrl_reg.tabular import (
     soft_value_iteration,
     tsallis_value_iteration,
 )
-from torchrl_reg.testing.distances import Distance, fitted
-from torchrl_reg.testing.mistakes import hypotheses, mistakes_of
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, SUPPORT, Probe, Reading
-from torchrl_reg.testing.report import Check, compared, raised
-from torchrl_reg.testing.targets import Rows, Target, Values
+from torchrl_reg.testing.report import Check, compared, hypotheses, mistakes_of, raised
+from torchrl_reg.testing.targets import Distance, Rows, Target, Values, fitted
 
 GROUPS = {"one step": 0, "terminated": 1, "truncated": 2, "n steps": 3}
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_reg.testing.checks import Case
-from torchrl_reg.testing.claims import CheckError
 from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, Probe
 from torchrl_reg.testing.report import Check, Report, compared, tried
-from torchrl_reg.testing.targets import Rows
+from torchrl_reg.testing.targets import CheckError, Rows
 
 #: What a function's parameters may be called -> what they are given.
 _PARAMETERS = {

@@ -1,0 +1,55 @@
+"""Every family of environments is drawn without a display."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.lab.agents.pictures import camera
+
+
+def taken(*env: str, **state: torch.Tensor) -> np.ndarray:
+    return camera(EnvSettings(*env), make_env(EnvSettings(*env), 1))(TensorDict(state, [1]))
+
+
+def colours(picture: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+
+
+def test_gridworlds_show_walls_goal_and_agent() -> None:
+    pictures = [taken("gridworld", "goals", state=torch.tensor([s])) for s in (2, 27 + 2)]
+    assert pictures[0].shape == pictures[1].shape and not np.array_equal(*pictures)  # another goal
+    expected = {(60, 60, 60), (235, 235, 230), (60, 170, 90), (40, 90, 200)}
+    assert [colours(picture) for picture in pictures] == [expected] * 2
+
+
+def test_minatar_has_a_colour_for_every_channel() -> None:
+    pytest.importorskip("minatar")
+    channels = torch.zeros(1, 4, 10, 10, dtype=torch.uint8)
+    channels[0, range(4), 2, range(4)] = 1
+    assert len(colours(taken("minatar", "breakout", observation=channels))) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id", "angles"),
+    [
+        ("acrobot", "Acrobot-v1", (0.4, -1.1)),
+        ("pendulum", "Pendulum-v1", (2.0,)),
+        ("mountaincar", "MountainCar-v0", ()),
+    ],
+)
+def test_gymnasium_draws_the_state_behind_the_observation(name: str, env_id: str, angles: tuple[float, ...]) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("pygame")
+    game = gymnasium.make(env_id, render_mode="rgb_array").unwrapped
+    game.reset(seed=0)
+    rest = (0.3, -0.02)[: len(game.state) - len(angles)]
+    game.state = np.array([*angles, *rest])
+    seen = [part for angle in angles for part in (math.cos(angle), math.sin(angle))]
+    picture = taken(name, observation=torch.tensor([[*seen, *rest]], dtype=torch.float64))
+    assert np.array_equal(picture, game.render())

@@ -1,0 +1,69 @@
+"""One number a run, and the scales."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_reg.lab.analysis import RANDOM_RETURNS, SAC_ANCHORS, AnalysisError, find_runs, group_runs
+from torchrl_reg.lab.analysis.scores import Scoreboard, group_scores, normalized, run_score, scale_of
+
+
+def test_scores_by_hand(make_run, tmp_path: Path) -> None:
+    make_run("a", [0.0, 8.0, 4.0])
+    (run,) = find_runs(tmp_path)
+    got = {how: run_score(run, how) for how in ("final", "best", "last2", "last9", "auc")}
+    assert got == {"final": 4.0, "best": 8.0, "last2": 6.0, "last9": 4.0, "auc": 5.0}  # auc: (4 + 6) / 2
+    with pytest.raises(AnalysisError, match="evaluations of return_sampled_mean, got none"):
+        run_score(run, "final", "return_sampled_mean")
+    with pytest.raises(AnalysisError, match="score must be final, best, auc or last<k>"):
+        run_score(run, "last0")
+
+
+def test_runs_unfinished_or_without_a_finite_return_are_left_out_by_name(make_run, tmp_path: Path) -> None:
+    make_run("a", [1.0, 2.0]), make_run("b", [5.0], seed=1, done=False), make_run("c", [], seed=2)
+    make_run("d", [9.0, None], seed=3)
+    groups = group_runs(find_runs(tmp_path))
+    (scores,) = group_scores(groups)
+    assert scores.values.tolist() == [2.0] and scores.frames == (200,)
+    reasons = (
+        "b is not finished (100 frames",
+        "c has no evaluation",
+        "d is left out, as return_greedy_mean of its last",
+    )
+    assert all(f"/{reason}" in said for reason, said in zip(reasons, scores.left_out, strict=True))
+    (scores,) = group_scores(groups, unfinished=True)
+    assert scores.values.tolist() == [2.0, 5.0] and scores.frames == (200, 100)
+    with pytest.raises(AnalysisError, match="at least one run with a score, got none"):
+        group_scores(groups, column="return_sampled_mean")
+
+
+def test_scales_by_environment() -> None:
+    assert scale_of(["atari/Pong", "atari/SpaceInvaders"]) == "human" and scale_of(["mujoco/hopper"]) == "sac"
+    assert scale_of(["atari/Pong", "atari/AirRaid"]) == scale_of(["atari/Pong", "atari/AirRaid"], "human") == "human"
+    without = (["atari/Pong", "mujoco/hopper"], ["cartpole"], ["atari/AirRaid"])
+    assert {scale_of(envs) for envs in without} == {scale_of(["atari/Pong"], "none")} == {"none"}
+    assert scale_of(["minatar/breakout"]) == "none"  # shares names with Atari, not its scores
+    for envs in (["atari/AirRaid"], ["atari/Pong", "cartpole"]):
+        with pytest.raises(AnalysisError, match=f"normalize=human must be used with Atari games .* got {envs[-1]}"):
+            scale_of(envs, "human")
+    with pytest.raises(AnalysisError, match="normalize must be one of auto, human, sac, none, got 'min'"):
+        scale_of(["cartpole"], "min")
+
+
+def test_the_reference_is_one() -> None:
+    assert normalized("atari/Pong", np.array([-20.7, 14.6]), "human", 10**6).tolist() == [0.0, 1.0]
+    for frames, length in ((100, 1_000_000), (1_700_000, 1_000_000), (2_000_000, 3_200_000), (10**8, 3_200_000)):
+        ends = np.array([RANDOM_RETURNS["hopper"], SAC_ANCHORS[length]["hopper"]])
+        assert normalized("mujoco/hopper", ends, "sac", frames).tolist() == [0.0, 1.0]
+
+
+def test_the_range_of_an_environment_is_that_of_all_methods(make_run, tmp_path: Path) -> None:
+    for tau, final in ((0.1, 2.0), (0.2, 4.0), (0.3, 10.0)):
+        for seed in (0, 1):
+            make_run(f"{tau}/seed={seed}", [0.0, final + seed], seed=seed, algo__tau=tau)
+    board = Scoreboard(group_scores(group_runs(find_runs(tmp_path))), "range")
+    scaled = {method: values[0].tolist() for method, values in board.comparable().items()}
+    assert scaled["m_dqn tau=0.2"] == pytest.approx([2 / 9, 3 / 9]) and len(scaled) == 3

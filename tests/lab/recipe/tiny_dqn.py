@@ -1,0 +1,126 @@
+"""A recipe of plain TorchRL pieces: what the tests of ``torchrl_reg.lab`` run."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import gymnasium
+import torch
+from gymnasium.vector import AutoresetMode
+from omegaconf import MISSING
+from tensordict.nn import TensorDictSequential
+from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler
+from torchrl.envs import EnvBase, GymWrapper
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import MLP, EGreedyModule, QValueActor
+from torchrl.objectives import DQNLoss, HardUpdate
+
+from torchrl_reg.lab import RecipeConfig, Run, recipe, require
+
+
+@dataclass
+class Algo:
+    """Hyperparameters of the tiny DQN."""
+
+    total_frames: int = 1_200
+    num_envs: int = 4
+    frames_per_batch: int = 16
+    learning_starts_frames: int = 64
+    update_every_frames: int = 8
+    replay_capacity: int = 500  # transitions
+    batch_size: int = 16
+    lr: float = 1e-3
+    gamma: float = 0.99
+    prioritized: bool = False
+    max_grad_norm: float | None = None
+    nap_seconds: float = 0.0  # after every batch, for tests that disturb a run before it ends
+
+    def validate(self) -> None:
+        require(0 <= self.gamma <= 1, "algo.gamma", "in [0, 1]", self.gamma)
+
+
+@dataclass
+class EnvSettings:
+    """Which gymnasium environment."""
+
+    name: str = MISSING
+    max_episode_frames: int = 60
+
+
+@dataclass
+class NetSettings:
+    """Hidden layers of the Q-network."""
+
+    cells: list[int] = MISSING
+
+
+@dataclass
+class Config(RecipeConfig):
+    """All settings of a tiny run."""
+
+    groups: ClassVar[dict[str, str]] = {"net": "small", "env": "cartpole"}
+
+    algo: Algo = field(default_factory=Algo)
+    env: EnvSettings = MISSING
+    net: NetSettings = MISSING
+
+
+def make_env(settings: EnvSettings, num_envs: int) -> EnvBase:
+    vector = gymnasium.make_vec(
+        settings.name,
+        num_envs=num_envs,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+        max_episode_steps=settings.max_episode_frames,
+    )
+    return GymWrapper(vector, categorical_action_encoding=True)
+
+
+def train(cfg: Config) -> Path:
+    run = Run(cfg)
+    algo = cfg.algo
+
+    # What acts
+    env = make_env(cfg.env, algo.num_envs)
+    spec = env.action_spec_unbatched
+    net = MLP(
+        in_features=env.observation_spec["observation"].shape[-1],
+        out_features=spec.n,
+        num_cells=cfg.net.cells,
+    )
+    actor = QValueActor(net.to(run.device), in_keys=["observation"], spec=spec)
+    egreedy = EGreedyModule(spec, annealing_num_steps=1)
+    explorer = TensorDictSequential(actor, egreedy)
+    run.evaluate_with(
+        make_env(cfg.env, cfg.run.eval_episodes), {"greedy": actor, "sampled": (explorer, ExplorationType.RANDOM)}
+    )
+
+    # What it remembers
+    sampler = PrioritizedSampler(algo.replay_capacity, 0.6, 0.4) if algo.prioritized else None
+    replay = run.replay(algo.replay_capacity, algo.batch_size, sampler=sampler or RandomSampler())
+
+    # What it learns
+    loss = DQNLoss(actor, delay_value=True, double_dqn=False)
+    loss.make_value_estimator(gamma=algo.gamma)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=algo.lr, fused=True, capturable=run.cudagraphs)
+    target = HardUpdate(loss, value_network_update_interval=10)
+    update = run.make_update(loss, optimizer, target, max_grad_norm=algo.max_grad_norm)
+
+    # The loop
+    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=egreedy)
+    for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=algo.frames_per_batch):
+        replay.extend(batch.reshape(-1))
+        egreedy.eps.fill_(run.annealed(1.0, 0.05, 500))
+        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
+            run.record(update(minibatch))
+        time.sleep(algo.nap_seconds)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    recipe(Config, train)()

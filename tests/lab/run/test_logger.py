@@ -1,0 +1,83 @@
+"""Means over updates, and views and plots that never stand in a run's way."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_reg.lab import ConfigError, read_metrics
+from torchrl_reg.lab.run.logger import RunningMeans
+
+
+def added(means, *updates):
+    for update in updates:
+        means.add(TensorDict({name: torch.tensor(value) for name, value in update.items()}))
+    return means
+
+
+def test_means_of_updates_with_different_entries_go_on_from_their_state():
+    updates = [{"loss": 1.0, "kl": 3.0}, {"loss": 2.0, "kl": 5.0}, {"loss": 6.0}]
+    resumed = RunningMeans()
+    resumed.load_state_dict(added(RunningMeans(), *updates[:1]).state_dict())
+    for means in (added(RunningMeans(), *updates), added(resumed, *updates[1:])):
+        assert means.pop() == {"loss": 3.0, "kl": 4.0}
+        assert means.pop() == {}
+
+
+def test_the_sum_of_many_updates_keeps_its_digits():
+    means = added(RunningMeans(), *[{"loss": 0.1}] * 20_000)
+    # A float32 sum is off by 1e-5 here.
+    assert means.pop()["loss"] == pytest.approx(float(torch.tensor(0.1)), abs=1e-9)
+
+
+def test_missing_logger_packages_are_named(make_run, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "wandb" else found(n, *a))
+    with pytest.raises(ConfigError, match="needs the package wandb, got none: pip install"):
+        make_run(loggers=["wandb"])
+
+
+def test_tensorboard_sees_the_rows(make_run, through):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = make_run(loggers=["tensorboard"], log_every_frames=8)
+    path = through(run, 16, each=lambda _: run.record({"loss": torch.tensor(0.25)}))
+    events = EventAccumulator(str(path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(8, 0.25), (16, 0.25)]
+
+
+def test_a_view_that_fails_is_dropped_and_the_run_goes_on(make_run, through, monkeypatch, capsys):
+    class Broken:
+        def log_scalar(self, name, value, step):
+            raise OSError("no route to host")
+
+    monkeypatch.setattr("torchrl_reg.lab.run.logger._open_views", lambda names, path: [Broken()])
+    path = through(make_run(log_every_frames=8), 24)
+    assert len(read_metrics(path / "metrics.jsonl")) == 3
+    assert capsys.readouterr().err == "warning: Broken shows nothing from frame 8 on (OSError: no route to host).\n"
+
+
+@pytest.mark.curves
+def test_without_matplotlib_the_run_says_so_and_ends_well(make_run, through, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "torchrl_reg.lab.run.curves", raising=False)
+    path = through(make_run())
+    assert (path / "done.json").exists() and not (path / "curves.png").exists()
+    assert capsys.readouterr().err.startswith("no curves.png: matplotlib")
+
+
+@pytest.mark.curves
+def test_a_plot_that_fails_does_not_stand_between_a_run_and_its_end(make_run, through, monkeypatch, capsys):
+    def fail(folder):
+        raise ValueError("bad\nrow")
+
+    monkeypatch.setattr("torchrl_reg.lab.run.curves.draw_curves", fail)
+    assert (through(make_run()) / "done.json").exists()
+    assert capsys.readouterr().err == "no curves.png: ValueError: bad row.\n"

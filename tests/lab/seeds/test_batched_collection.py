@@ -1,0 +1,97 @@
+"""Collectors that act as one stacked network give the batches that each would have given, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict.nn import TensorDictSequential
+from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.objectives import HardUpdate
+
+from torchrl_reg.collectors import FastCollector
+from torchrl_reg.envs import EnvSettings, make_env
+from torchrl_reg.lab.seeds.batched_collection import StackedCollector, drawing
+from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
+from torchrl_reg.objectives import SoftDQNLoss
+from torchrl_reg.objectives.stacked import StackedLoss
+from torchrl_reg.regularizers import Entropy
+
+SETTINGS = {
+    "mlp": EnvSettings("cartpole", max_episode_frames=9),
+    "minatar": EnvSettings("minatar", game="breakout", max_episode_frames=9),
+}
+
+
+def collector(seed: int, epsilon: float = 0.4, net: str = "mlp") -> FastCollector:
+    env = make_env(SETTINGS[net], num_envs=3)
+    env.set_seed(seed)
+    torch.manual_seed(seed)
+    spec = env.full_action_spec_unbatched["action"]
+    actor = QValueActor(q_network(NetSettings(net, num_cells=[16]), env), spec=spec)
+    policy = TensorDictSequential(actor, EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon))
+    return FastCollector(env, policy, frames_per_batch=15)
+
+
+def stack(collectors: list[FastCollector]) -> StackedLoss:
+    losses = [SoftDQNLoss(collector.policy[0], tau=0.5) for collector in collectors]
+    for loss in losses:
+        HardUpdate(loss, value_network_update_interval=5)
+    return StackedLoss(losses)
+
+
+@pytest.mark.parametrize("net", SETTINGS)
+def test_the_batches_of_each(net: str) -> None:
+    alone, together = ([collector(seed, 0.2 * seed, net) for seed in range(1, 4)] for _ in range(2))
+    stacked, ended = StackedCollector(together, stack(together).parameter), 0
+    for batch in range(3):
+        expected, drawn = [], []
+        for seed, (one, other) in enumerate(zip(alone, together, strict=True)):
+            torch.manual_seed(10 * batch + seed)
+            expected.append(one.rollout())
+            state = torch.get_rng_state()
+            torch.manual_seed(10 * batch + seed)
+            drawn.append(drawing(other)())
+            assert torch.equal(torch.get_rng_state(), state)
+        for found, wanted in zip(stacked.batches(drawn).split(3), expected, strict=True):
+            ended += int(wanted["next", "done"].sum())
+            summed = ("action_value", "chosen_action_value")  # in another order
+            torch.testing.assert_close(found.select(*summed).to_dict(), wanted.select(*summed).to_dict())
+            exact = [each.exclude(*summed).to_dict() for each in (found, wanted)]
+            torch.testing.assert_close(*exact, rtol=0, atol=0)
+        assert all((one.carried == other.carried).all() for one, other in zip(alone, together, strict=True))
+    assert ended >= 9
+
+
+HOOKS = {
+    f"{hook} of the {part}": (hook, part)
+    for hook in ("register_forward_hook", "register_forward_pre_hook")
+    for part in ("network", "layer", "greedy", "exploration")
+}
+
+
+@pytest.mark.parametrize("name", ["greedy", "boltzmann", *HOOKS])
+def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
+    """What acts as one network calls none of theirs."""
+    made = collector(0)
+    actor, exploration = made.policy
+    network, greedy = actor.module
+    parts = {"network": network, "layer": network.module[0], "greedy": greedy, "exploration": exploration}
+    if name in HOOKS:
+        hook, part = HOOKS[name]
+        getattr(parts[part], hook)(lambda *_: None)
+    else:
+        made.policy = actor if name == "greedy" else BoltzmannQActor(actor, regularizer=Entropy(0.5))
+    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network of one observation, without"):
+        drawing(made)
+
+
+def test_hooks_put_on_later_end_the_collection_of_all() -> None:
+    collectors = [collector(seed) for seed in range(2)]
+    with pytest.raises(ValueError, match="parameter must be one of the losses' networks"):
+        StackedCollector(collectors, stack([collector(2)]).parameter)
+    stacked = StackedCollector(collectors, stack(collectors).parameter)
+    stacked.batches([drawing(each)() for each in collectors])
+    draws = [drawing(each)() for each in collectors]
+    collectors[1].policy[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="without hooks"):
+        stacked.batches(draws)

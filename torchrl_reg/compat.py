@@ -1,0 +1,253 @@
+"""Every private name of TorchRL, tensordict and torch that this package leans on, each with the reason.
+
+Nothing else here may import one. ``tests/house/test_compat.py`` fails by name for whichever of them a newer
+release moves, so that an upgrade starts with a list and not with a traceback from inside a loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictParams
+from tensordict.nn.probabilistic import _ContextManager as ExplorationTypeHolder
+from tensordict.nn.probabilistic import _interaction_type as exploration_type_holder
+from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
+from torch._utils import _flatten_dense_tensors as flatten_tensors
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.module import _has_any_global_hook as has_global_module_hooks
+from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map, tree_map_only
+from torchrl.data.utils import _find_action_space as find_action_space
+from torchrl.objectives.common import _updater_check_forward_prehook as updater_warning
+from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATOR_REGISTRY
+from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
+
+# Where the exploration type is: one object for all threads.
+
+# vmap and grad: one that is batched cannot be written into one that is not.
+
+# Tensors as one vector in one call, where a loop of views takes as long as a step of the optimizer.
+
+# A batch-statistics layer of any rank; torch has no public common base.
+
+# Hooks on every module: where there are some, a layer is called and not just run.
+
+# Hooks on every optimizer: where there are some, a step goes through optimizer.step().
+
+# Sees every operation of a thread, random ones among them.
+
+# Over dicts, lists and tuples of tensors, as checkpoints nest them; torch.utils has no public form of it.
+
+# "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
+
+# The hook that warns where a target network has no updater.
+
+# The registry behind make_value_estimator("name"): to refuse the estimators of another backup by name.
+
+# "td0" -> ValueEstimators.TD0, so that our stand-ins answer to TorchRL's names.
+
+__all__ = [
+    "BatchNorm",
+    "LOSS_MODULE_NAMES",
+    "TARGET_UPDATER_NAMES",
+    "TENSORDICT_MODULE_NAMES",
+    "TRANSFORM_NAMES",
+    "TorchDispatchMode",
+    "VALUE_ESTIMATOR_REGISTRY",
+    "allow_gradients_in_graphs",
+    "backward",
+    "call_hooks",
+    "coerce_value_type",
+    "entry",
+    "find_action_space",
+    "flatten_tensors",
+    "forget_updater_warning",
+    "has_global_module_hooks",
+    "has_step_hooks",
+    "held_tensordict",
+    "is_listened_to",
+    "is_transformed",
+    "own_compiled_call",
+    "own_exploration_type",
+    "shallow_copy",
+    "tree_map",
+    "tree_map_only",
+    "unchecked_tensordict",
+    "unwrap_inherited_forward",
+]
+
+#: What a subclass of LossModule has to call or override, though its name is private.
+LOSS_MODULE_NAMES = {
+    "_AcceptedKeys": "declares what set_keys accepts",
+    "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
+    "_default_device": "where coefficients are made",
+    "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
+    "_loss_mask_keys": "rows outside the mask must not send NaN through the target",
+    "_expand_loss_mask": "the same mask in the shape of a row's loss",
+    "_has_update_associated": "whether each target network has an updater",
+    "_clear_weakrefs": "called at the end of forward, for torch.compile",
+    "_apply": "overridden: bound networks follow a cast",
+}
+#: Of TargetNetUpdater: which parameters belong together.
+TARGET_UPDATER_NAMES = {
+    "_source_names": "names of the online parameters of each network",
+    "_target_names": "names of the target parameters of each network",
+}
+#: Of an instance of TensorDictModule: whether calling its inner module alone is the same computation.
+TENSORDICT_MODULE_NAMES = {
+    "_kwargs": "out-to-argument names, if the module is called with keywords",
+    "method": "the method it calls, if not forward",
+}
+#: Of TensorStorage: what writing rows leaves behind, for a storage that writes them itself.
+STORAGE_NAMES = {
+    "_storage": "the rows",
+    "_set_last_cursor": "where the last rows went",
+    "_get_new_len": "how many rows there are",
+    "_bump_mutation_revision": "that the rows are others now",
+}
+#: Of Collector: the batch of a process that another one reads.
+COLLECTOR_NAMES = {"_final_rollout": "filled in place with the rows of a FastCollector"}
+#: Of MultiSyncCollector: how it talks to its processes.
+MULTI_COLLECTOR_NAMES = {"_recv_and_check": "the answer to a seed that is ours, not TorchRL's"}
+#: Of Transform: what ReplayBuffer.extend calls.
+TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are made where data enter a buffer"}
+
+
+def held_tensordict(params: TensorDictBase) -> Any:
+    """The tensordict that ``params`` wraps: ``tensordict.to_module(loss)`` replaces it, and so is noticed."""
+    return params._param_td if isinstance(params, TensorDictParams) else params
+
+
+def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
+    """``tensordict.get(key, None)`` of a tensor, from the dict a TensorDict keeps: a tenth of the cost, ten a loss."""
+    found: Any = tensordict
+    for part in (key,) if isinstance(key, str) else key:
+        if type(found) is not TensorDict or not isinstance(part, str):
+            return tensordict.get(key, None)
+        found = found._tensordict.get(part)
+        if found is None:
+            return None
+    return found
+
+
+def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = (), device: Any = None) -> TensorDict:
+    """``TensorDict(entries, batch_size)`` of tensors that have been made right here, which need no check."""
+    made = TensorDict._new_unsafe(entries, torch.Size(batch_size))
+    # Given there, a device would be asked each time whether it is Apple's, at half of the cost.
+    made._device = device if device is None else torch.device(device)
+    return made
+
+
+def shallow_copy(tensordict: TensorDictBase) -> TensorDictBase:
+    """``tensordict.copy()``: the same tensors under entries, nested ones too, that may be set; a tenth of the cost."""
+    if type(tensordict) is not TensorDict:
+        return tensordict.copy()
+    entries = tensordict._tensordict.items()
+    copied = {key: shallow_copy(value) if isinstance(value, TensorDictBase) else value for key, value in entries}
+    made = unchecked_tensordict(copied, tensordict.batch_size, tensordict.device)
+    made.names = tensordict.names if tensordict._has_names() else None
+    return made
+
+
+def backward(total: torch.Tensor) -> None:
+    """``total.backward()`` of a scalar, straight to the engine: the checks on the way take some 30 us."""
+    one = (torch.ones_like(total),)
+    keep_graph, create_graph, inputs = False, False, ()
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((total,), one, keep_graph, create_graph, inputs, allow_unreachable=True, accumulate_grad=True)
+
+
+def forget_updater_warning(loss: Any) -> None:
+    """Take away the hook that warns of a target network without updater, once each has one: it costs every call."""
+    hooks = loss._forward_pre_hooks
+    if all(loss._has_update_associated.values()):
+        for key in [key for key, hook in hooks.items() if hook is updater_warning]:
+            del hooks[key]
+
+
+def unwrap_inherited_forward(cls: type) -> None:
+    """Take back the wrapper that LossModule's metaclass puts around each inherited ``forward``.
+
+    It wraps anew at every level of subclassing, some 10 us each, and with two bases the first one's copy would hide the
+    forward of the second. A ``forward`` that a class defines itself keeps its wrapper; should TorchRL no longer wrap
+    what is inherited, nothing is left to do here.
+    """
+    for level in reversed(cls.__mro__):
+        own = vars(level).get("forward")
+        if own is None or not hasattr(own, "__wrapped__"):
+            continue
+        written = inspect.unwrap(own)
+        bases = (vars(base).get("forward") for base in level.__mro__[1:])
+        if any(base is not None and inspect.unwrap(base) is written for base in bases):
+            del level.forward  # type: ignore[attr-defined]
+
+
+def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:
+    """The dicts, kept for the life of ``module``, of the hooks that a call of it runs besides its ``forward``."""
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+#: What a call of a module runs instead, once ``module.compile()`` has been called.
+own_compiled_call = attrgetter("_compiled_call_impl")
+
+
+def is_listened_to(module: torch.nn.Module) -> bool:
+    """Whether calling ``module`` does more than its ``forward``: hooks, or a compiled form."""
+    return any(call_hooks(module)) or own_compiled_call(module) is not None
+
+
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether somebody listens to ``optimizer.step()``: a hook, or a scheduler that counts its calls."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or global_pre_hooks or global_post_hooks or "step" in vars(optimizer))
+
+
+def allow_gradients_in_graphs() -> bool:
+    """Let ``torch.compile`` trace ``torch.autograd.grad``; False where this PyTorch's cannot."""
+    config = torch._dynamo.config
+    if not hasattr(config, "trace_autograd_ops"):
+        return False
+    config.trace_autograd_ops = True
+    return True
+
+
+class _HolderByThread(ExplorationTypeHolder):
+    """Answers the threads inside :func:`own_exploration_type` with their own type, and all others as ever."""
+
+    apart: dict[int, Any] = {}
+
+    def get_mode(self) -> Any:
+        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
+            return self.apart[threading.get_ident()]
+        return super().get_mode()
+
+    def set_mode(self, type: Any) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
+            self.apart[threading.get_ident()] = type
+        else:
+            super().set_mode(type)
+
+
+@contextmanager
+def own_exploration_type(kind: Any) -> Iterator[None]:
+    """Inside, the calling thread has the exploration type ``kind``, whatever the other threads set.
+
+    TorchRL has one for all threads, and each loss sets it while it is called: a policy that acts in a thread meanwhile
+    would be greedy or not by chance.
+    """
+    exploration_type_holder.__class__ = _HolderByThread
+    thread = threading.get_ident()
+    _HolderByThread.apart[thread] = kind
+    try:
+        yield
+    finally:
+        del _HolderByThread.apart[thread]

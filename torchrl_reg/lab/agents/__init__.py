@@ -1,0 +1,23 @@
+"""Trained agents, ready to use: saved, loaded elsewhere, evaluated, shown, exported.
+
+Needs torch, torchrl, gymnasium and safetensors: no Hydra, no recipe, and nothing here unpickles anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from torchrl_reg.lab.agents.saved import AgentError
+
+if TYPE_CHECKING:
+    from torchrl_reg.lab.agents.saved import SavedPolicy, load_policy, read_policy, save_policy
+
+__all__ = ["AgentError", "SavedPolicy", "load_policy", "read_policy", "save_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `torchrl-reg list` needs no torch.
+    if name in __all__:
+        return getattr(importlib.import_module("torchrl_reg.lab.agents.saved"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,258 @@
+"""Published scores beside ours where the protocol is the same, and what differs where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from torchrl_reg.lab.analysis import statistics
+from torchrl_reg.lab.analysis.documents import AnalysisError, flat, read_yaml
+from torchrl_reg.lab.analysis.groups import Group, short_name, shown
+from torchrl_reg.lab.analysis.numbers import amount, counted
+from torchrl_reg.lab.analysis.runs import RunRecord, is_number
+from torchrl_reg.lab.analysis.scores import EVALUATION, Scores, checked, scores_of
+from torchrl_reg.lab.analysis.statistics import Estimate, stratified_estimate
+from torchrl_reg.lab.analysis.tables import Row, Table, frames_text
+
+#: Metrics in words.
+_METRICS = {
+    EVALUATION: "greedy evaluation",
+    "return_sampled_mean": "sampled evaluation",
+    "return_last_100": "last 100 training episodes",
+    "return_mean": "training episodes since the row before",
+}
+_LIMIT = "env.max_episode_frames"
+#: Options that a published agent has only where its settings say so. One that a record lacks did not exist yet.
+_UNUSED: dict[str, Any] = {
+    "algo.eps_decay": "linear",
+    "algo.eps_off_frames": None,
+    "algo.random_until_learning": False,
+    "algo.delay_value": True,
+    "algo.reward_scale": 1.0,
+    "algo.max_grad_norm": None,
+    "algo.priority_exponent": 0.0,
+    "net.layer_norm": "none",
+    "net.dueling": "none",
+    "net.noise_sigma": 0.0,
+    "net.image_divisor": 1.0,
+    "net.input_low": [],
+    "algo.below": None,
+}
+_NOTE = (
+    "In brackets: 95% bootstrap interval over seeds. A published number stands here where the protocol is the same; it "
+    "meets ours if its mean ± spread and our interval share a point, else the gap is ours minus published."
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published score and its protocol.
+
+    Args:
+        name: whose it is, ``"CleanRL dqn.py"``.
+        source: where it stands.
+        method, env: ours, ``"dqn"`` and ``"cartpole"``.
+        frames: environment frames at the score, as ours are counted.
+        mean: over ``seeds``, in the unit of the returns.
+        spread, kind: what stands behind its ±, and what that is (``"sd"`` over seeds); None if none was published.
+        column: the return that was averaged, a column of evaluation or training rows.
+        every: frames between two training rows, where the column depends on it.
+        settings: those of a run that the score depends on, flat.
+        note: what no setting says.
+    """
+
+    name: str
+    source: str
+    method: str
+    env: str
+    frames: int
+    mean: float
+    seeds: int
+    column: str
+    settings: Mapping[str, Any]
+    spread: float | None = None
+    kind: str = ""
+    every: int | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" ± {self.spread:g}"
+        kind = f"{self.kind}, " if self.kind and spread else ""
+        return f"{self.name}: {self.mean:g}{spread} ({kind}{counted(self.seeds, 'seed')})"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Ours beside a published score.
+
+    Args:
+        scores: ours, one a run that counts.
+        column: the metric that they are of.
+        published: None where nobody published the method on the environment.
+        differs: what is not as published, ``"eps_end 0.1, not 0.05"``; empty where the protocol is the same.
+    """
+
+    scores: Scores
+    column: str
+    published: Published | None
+    differs: tuple[str, ...] = ()
+
+    @cached_property
+    def ours(self) -> Estimate:
+        """Our mean over the seeds and its 95% bootstrap interval.
+
+        Raises:
+            AnalysisError: no run has a score.
+        """
+        return stratified_estimate([self.scores.values], statistics.mean)
+
+    @property
+    def difference(self) -> float | None:
+        """Our mean minus the published one; None where the protocol differs."""
+        return None if self.published is None or self.differs else self.ours.value - self.published.mean
+
+    @property
+    def meets(self) -> bool:
+        """Whether the protocol is the same and our interval shares a point with the published mean ± spread."""
+        if self.published is None or self.differs:
+            return False
+        mean, reach = self.published.mean, self.published.spread or 0.0
+        return self.ours.low <= mean + reach and mean - reach <= self.ours.high
+
+    def __str__(self) -> str:
+        if self.differs:
+            return f"differs: {'; '.join(self.differs)}"
+        return "meets" if self.meets else "" if self.difference is None else f"{self.difference:+,.4g}"
+
+
+@cache
+def published_scores() -> tuple[Published, ...]:
+    """Every published score that is shipped, in the order of ``data/protocols.yaml``."""
+    entries = read_yaml(Path(str(files("torchrl_reg.lab.analysis").joinpath("data", "protocols.yaml"))))
+    return tuple(score for name in entries for score in _scores(name, _entry(entries, name)))
+
+
+def _entry(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    own = entries[name]
+    other = _entry(entries, own["like"]) if "like" in own else {}
+    return {**other, **own, "settings": other.get("settings", {}) | flat(own.get("settings", {}))}
+
+
+def _scores(name: str, entry: Mapping[str, Any]) -> Iterable[Published]:
+    shared = {key: entry[key] for key in ("source", "method", "seeds", "column", "every", "note") if key in entry}
+    for env, by_frames in entry["scores"].items():
+        settings = entry["settings"] | flat(entry.get("only", {}).get(env, {}))
+        for frames, (mean, *spread) in by_frames.items():
+            yield Published(
+                name=name,
+                env=env,
+                frames=frames,
+                mean=mean,
+                spread=spread[0] if spread else None,
+                kind=entry.get("spread", ""),
+                settings=MappingProxyType(settings),
+                **shared,
+            )
+
+
+def gap(record: Group, published: Published, column: str | None = None, *, unfinished: bool = False) -> Gap:
+    """Our score at the end of a record, beside a published one.
+
+    Args:
+        record: the seeds of a method.
+        published: one of :func:`published_scores`.
+        column: the metric; by default the published one, or the greedy evaluation where the record lacks it.
+        unfinished: score runs that are not finished, too.
+    """
+    column = column or _column_of(record, published.column)
+    scores = scores_of(record, "final", column, unfinished=unfinished)
+    return Gap(scores, column, published, _differences(record.runs[0], published, column, scores.frames))
+
+
+def _column_of(record: Group, column: str) -> str:
+    """``column`` where the record has it."""
+    return column if any(len(run.evaluations(column)[0]) for run in record.runs) else EVALUATION
+
+
+def _differences(run: RunRecord, published: Published, column: str, frames: Sequence[int]) -> tuple[str, ...]:
+    """What differs: method, environment, metric, frames, how often rows were written, settings."""
+    pairs = [
+        ("method", run.recipe, published.method),
+        ("environment", run.env, published.env),
+        ("metric", _METRICS.get(column, column), _METRICS.get(published.column, published.column)),
+    ]
+    # To three digits, as a last batch need not end at a round number.
+    pairs += [("frames", each, amount(published.frames)) for each in dict.fromkeys(map(amount, frames))]
+    if column == published.column and published.every is not None:
+        written = np.diff(run.evaluated_frames(column)[-2:], prepend=0)[-1:].tolist()
+        pairs += [("frames between rows", str(each), str(published.every)) for each in written]
+    compared = {**published.settings, **_UNUSED, **published.settings}  # what was published first
+    for key, theirs in compared.items():
+        value = run.config.get(key, "not recorded" if key in published.settings else theirs)
+        if key == _LIMIT and theirs is None and is_number(value) and value >= max(frames, default=0):
+            value = None
+        pairs.append((short_name(key, compared), shown(value), shown(theirs)))
+    return tuple(f"{name} {ours}, not {theirs}" for name, ours, theirs in pairs if ours != theirs)
+
+
+def gaps(groups: Sequence[Group], column: str | None = None, *, unfinished: bool = False) -> list[Gap]:
+    """The :func:`gap` of each method to each source that published it; one without a published score where nobody did.
+
+    Of the scores that a source gives at several lengths, the one whose protocol is nearest to ours.
+
+    Raises:
+        AnalysisError: nobody published any method here, or no run has a score.
+    """
+    found = [each for group in groups for each in _gaps(group, column, unfinished)]
+    if all(each.published is None for each in found):
+        known = ", ".join(dict.fromkeys(f"{each.method} on {each.env}" for each in published_scores()))
+        names = ", ".join(f"{group.method} on {group.env}" for group in groups)
+        raise AnalysisError(f"results must hold a method with a published score ({known}), got {names}.")
+    checked([each.scores for each in found])
+    return found
+
+
+def _gaps(group: Group, column: str | None, unfinished: bool) -> list[Gap]:
+    known = [each for each in published_scores() if each.env == group.env]
+    found: dict[str, list[Gap]] = {}
+    for each in known:
+        if each.method == group.runs[0].recipe:
+            found.setdefault(each.name, []).append(gap(group, each, column, unfinished=unfinished))
+    if found:
+        return [min(lengths, key=_far) for lengths in found.values()]
+    metric = column or (_column_of(group, known[0].column) if known else EVALUATION)
+    return [Gap(scores_of(group, "final", metric, unfinished=unfinished), metric, None)]
+
+
+def _far(each: Gap) -> tuple[int, int]:
+    """How many differences, and by how many frames."""
+    theirs = 0 if each.published is None else each.published.frames
+    return len(each.differs), max((abs(frames - theirs) for frames in each.scores.frames), default=0)
+
+
+def protocol_table(found: Sequence[Gap]) -> Table:
+    """A row for each of ``found`` that has a score of ours; a published number only where the protocol is the same."""
+    sources = {each.published.name: each.published for each in found if each.published is not None}
+    notes = [f"{name}: {each.source}{each.note and '; '}{each.note}." for name, each in sources.items()]
+    rows = tuple(_row(each) for each in found if len(each.scores.values))
+    return Table("published and ours", rows, ("published", "metric", "ours", "gap"), (_NOTE, *notes))
+
+
+def _row(each: Gap) -> Row:
+    published, group = each.published, each.scores.group
+    words = {"metric": _METRICS.get(each.column, each.column), "gap": str(each)}
+    numbers: dict[str, Estimate | float] = {"ours": each.ours.value if each.ours.is_flat else each.ours}
+    if published is not None:
+        words["published"] = published.name if each.differs else str(published)
+    if published is not None and not each.differs:
+        numbers["published mean"] = published.mean
+        numbers |= {} if published.spread is None else {f"published {published.kind}": published.spread}
+    frames = frames_text(each.scores.frames)
+    return Row(group.env, group.method, len(each.scores.values), frames, ", ".join(group.commits), numbers, words)

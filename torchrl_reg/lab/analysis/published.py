@@ -1,0 +1,253 @@
+"""Published numbers shipped with the package, and scores on the scale of a reference agent.
+
+Atari reference scores, Atari tables of two papers, SAC on MuJoCo.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from torchrl_reg.lab.analysis.documents import AnalysisError, hint, one_of
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table of a paper.
+
+    Args:
+        source: the paper.
+        unit: what the numbers are, ``"human-normalized %"`` or ``"return"``.
+        note: what to keep in mind beside numbers of one's own.
+        columns: methods, in the paper's order.
+        scores: by game (spelled as in ``env.game``) and method.
+        family: the environments whose games these are.
+    """
+
+    source: str
+    unit: str
+    note: str
+    columns: tuple[str, ...]
+    scores: MappingProxyType[str, MappingProxyType[str, float]]
+    family: str = "atari"
+
+    def of(self, game: str) -> MappingProxyType[str, float] | None:
+        """The row of ``game``, however spelled; None if the paper has none."""
+        return next((row for name, row in self.scores.items() if _key(name) == _key(game)), None)
+
+
+def _text(name: str) -> str:
+    return files("torchrl_reg.lab.analysis").joinpath("data", name).read_text(encoding="utf-8")
+
+
+@cache
+def _tables() -> dict[str, dict[str, str]]:
+    return json.loads(_text("published.json"))
+
+
+def published_names() -> tuple[str, ...]:
+    """Names of the tables :func:`published_table` knows."""
+    return tuple(_tables())
+
+
+@cache
+def published_table(name: str) -> PublishedTable:
+    """The table ``name``, one of :func:`published_names`.
+
+    Raises:
+        AnalysisError: another name.
+
+    >>> published_table("mirl").of("space_invaders")["mirl"]
+    164.79
+    """
+    one_of("published", name, published_names())
+    about = dict(_tables()[name])
+    rows = _read(about.pop("file"))
+    columns = tuple(key for key in rows[0] if key != "game")
+    scores = {row["game"]: MappingProxyType({key: float(row[key]) for key in columns}) for row in rows}
+    return PublishedTable(**about, columns=columns, scores=MappingProxyType(scores))
+
+
+@cache
+def atari_reference_scores() -> MappingProxyType[str, tuple[float, float]]:
+    """Random and human returns by game: no-op starts, episodes of 108k frames, 57 games (dqn_zoo's ``atari_data``).
+
+    VideoPinball's random return is 16256.9 in this table and 0 in that of Agent57, which rliable uses. That game alone
+    then moves the mean human-normalized score of 57 games by several hundred percent; medians and IQM hardly notice.
+    """
+    return MappingProxyType(
+        {row["game"]: (float(row["random"]), float(row["human"])) for row in _read("atari_reference_scores.csv")}
+    )
+
+
+def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
+    """``(score - random) / (human - random)`` on an Atari game: 0 is the random policy, 1 a human.
+
+    Args:
+        game: spelled as in ``env.game`` (``"SpaceInvaders"``) or with underscores.
+        score: returns ``[*B]``, of unclipped rewards, in points of the game.
+
+    Returns:
+        ``[*B]`` without unit, unbounded.
+
+    Source: Mnih et al. 2015, with the scores of :func:`atari_reference_scores`; the MIRL paper's table uses those of
+    2015.
+
+    Raises:
+        AnalysisError: a game without reference scores.
+
+    >>> float(human_normalized_score("SpaceInvaders", 1668.7))
+    1.0
+    """
+    names = _names()
+    if _key(game) not in names:
+        near = hint(game.lower(), names.values())
+        raise AnalysisError(f"game must be an Atari game with reference scores, got {game!r}.{near}")
+    return normalized_score(score, *atari_reference_scores()[names[_key(game)]])
+
+
+def has_human_score(game: str) -> bool:
+    """Whether :func:`human_normalized_score` knows ``game``."""
+    return _key(game) in _names()
+
+
+@cache
+def _names() -> dict[str, str]:
+    return {_key(name): name for name in atari_reference_scores()}
+
+
+def _key(game: str) -> str:
+    return "".join(letter for letter in game.lower() if letter.isalnum())
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(_text(name).splitlines()))
+
+
+SAC_ANCHORS: Mapping[int, Mapping[str, float]] = {
+    3_200_000: {"halfcheetah": 13570.0, "walker2d": 5269.0, "hopper": 3005.0, "ant": 5154.0, "humanoid": 6225.0},
+    1_000_000: {"halfcheetah": 11133.0, "walker2d": 4808.0, "hopper": 2738.0, "ant": 5210.0, "humanoid": 5321.0},
+}
+"""Returns of SAC (undiscounted, reward units) by environment frames and task.
+
+Source: Dopamine's JAX SAC (the baseline result files in github.com/google/dopamine, 5 seeds) on gym's MuJoCo v2 tasks.
+At 3.2M frames the mean of the last 5 evaluations, at 1M those near it. v2 and gymnasium's v5 differ a little (contact
+forces, Hopper's and Walker2d's rewards), so these say what order of return to expect; a table needs SAC run on the same
+version.
+"""
+
+RANDOM_RETURNS: Mapping[str, float] = MappingProxyType(
+    {"hopper": 16.7, "walker2d": 1.8, "halfcheetah": -283.2, "ant": -48.1, "humanoid": 112.6}
+)
+"""Mean return (reward units) of uniformly random actions on gymnasium's v5 tasks, by task.
+
+Source: ours, 100 episodes each (HalfCheetah 50; seeds 0, 1, ...); the standard errors are 1.8, 0.8, 8, 8 and 4.
+"""
+
+
+@dataclass(frozen=True)
+class NormalizedScores:
+    """Scores in percent: 0 is the random policy, 100 is SAC.
+
+    Args:
+        per_task: each task's score, averaged over seeds.
+        mean, median: over the tasks.
+    """
+
+    per_task: dict[str, float]
+    mean: float
+    median: float
+
+
+def normalized_score(score: ArrayLike, random: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """``(score - random) / (reference - random)``: 0 is the random policy, 1 the reference.
+
+    Args:
+        score, random, reference: returns ``[*B]``, broadcast against each other.
+
+    Returns:
+        ``[*B]`` without unit, unbounded: below 0 is worse than random, above 1 better than the reference.
+
+    Source: Mnih et al. 2015, with a human as the reference.
+
+    Raises:
+        ValueError: a value that is not a finite number, a reference not above random, or shapes that do not broadcast.
+
+    >>> normalized_score([20.0, 2000.0, 3980.0], random=20.0, reference=3980.0).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    score, random, reference = _finite("score", score), _finite("random", random), _finite("reference", reference)
+    try:
+        score, random, reference = np.broadcast_arrays(score, random, reference)
+    except ValueError:
+        shapes = f"{score.shape}, {random.shape} and {reference.shape}"
+        raise ValueError(f"score, random and reference must have shapes that broadcast, got {shapes}.") from None
+    low = reference <= random
+    if low.any():
+        raise ValueError(
+            f"reference must be above random, got reference={reference[low][0]:g} with random={random[low][0]:g}."
+        )
+    return (score - random) / (reference - random)
+
+
+def sac_normalized_scores(
+    scores: Mapping[str, ArrayLike], random: Mapping[str, float], sac: Mapping[str, float]
+) -> NormalizedScores:
+    """``100 (score - random) / (sac - random)`` per task, averaged over seeds; mean and median over tasks.
+
+    Source: Vieillard et al. 2021 (Implicitly regularized RL with implicit Q-values) compare IQ and M-IQ on this scale,
+    with SAC's best score within 20M frames as the reference.
+
+    Args:
+        scores: returns ``[seeds]``, or one number, by task.
+        random: the random policy's return by task; tasks not in ``scores`` are ignored.
+        sac: SAC's return by task, for instance ``SAC_ANCHORS[3_200_000]``; likewise.
+
+    Raises:
+        ValueError: no task, a task without seeds or without a reference, a value that is not a finite number, or
+            SAC not above random.
+
+    >>> random, sac = {"hopper": 20.0, "ant": -50.0}, {"hopper": 3020.0, "ant": 4950.0}
+    >>> sac_normalized_scores({"hopper": [3020.0, 1520.0], "ant": [4950.0, 4950.0]}, random, sac)
+    NormalizedScores(per_task={'hopper': 75.0, 'ant': 100.0}, mean=87.5, median=87.5)
+    """
+    if not scores:
+        raise ValueError("scores must name at least one task, got none.")
+    for name, given in (("random", random), ("sac", sac)):
+        if missing := ", ".join(sorted(set(scores) - set(given))):
+            known = ", ".join(sorted(given)) or "none"
+            raise ValueError(f"{name} must hold every task of scores, got none for {missing}; it has {known}.")
+    per_task = {task: _percent(task, returns, random[task], sac[task]) for task, returns in scores.items()}
+    values = list(per_task.values())
+    return NormalizedScores(per_task, mean=float(np.mean(values)), median=float(np.median(values)))
+
+
+def _percent(task: str, returns: ArrayLike, random: float, sac: float) -> float:
+    # Arrays named for their place, so that the message says which task is at fault.
+    score = np.atleast_1d(_finite(f"scores[{task!r}]", returns))
+    if score.ndim != 1 or score.size == 0:
+        raise ValueError(f"scores[{task!r}] must be one return per seed, got an array of shape {score.shape}.")
+    low, high = _finite(f"random[{task!r}]", random), _finite(f"sac[{task!r}]", sac)
+    if low.ndim or high.ndim:
+        raise ValueError(f"random[{task!r}] and sac[{task!r}] must be single numbers, got {random!r} and {sac!r}.")
+    if high <= low:
+        raise ValueError(f"sac[{task!r}] must be above random[{task!r}], got {high:g} with random {low:g}.")
+    return 100 * float(np.mean(normalized_score(score, low, high)))
+
+
+def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be finite numbers, got {values!r}.") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite numbers, got {array[~np.isfinite(array)][0]}.")
+    return array

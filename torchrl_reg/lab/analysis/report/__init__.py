@@ -1,0 +1,6 @@
+"""A sweep as one HTML file that needs nothing but a browser: ``torchrl-reg report``."""
+
+from torchrl_reg.lab.analysis.report.sections import report_html
+from torchrl_reg.lab.analysis.report.sweep import Sweep, read_sweep
+
+__all__ = ["Sweep", "read_sweep", "report_html"]

@@ -1,0 +1,488 @@
+"""Reads run folders and their records, of finished runs and of runs still going on, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_reg.lab.analysis.documents import AnalysisError, flat, opened, read_json, read_text, read_yaml
+from torchrl_reg.lab.printable import printable
+
+#: Environment frames and values; NaN where a row has null.
+Column = tuple[NDArray[np.int64], NDArray[np.float64]]
+Row = dict[str, Any]
+NO_POINTS: Column = (np.zeros(0, np.int64), np.zeros(0))
+
+#: Bytes read at a time, of one row, and columns of one event: a record beyond is damaged.
+_CHUNK, _LONGEST_ROW, _MOST_COLUMNS = 1 << 18, 1 << 20, 1000
+#: Points that a column of training rows keeps; from there on neighbours are averaged.
+LONGEST_CURVE = 2000
+#: Columns that count up or are means of their own: of rows put together the last value holds, not the mean.
+_LAST = frozenset({"updates", "wall_seconds", "return_last_100"})
+_REMEMBERED = 256
+#: Rows that are put together at once; a power of two, so that buckets hold equally many.
+_FOLDED = 1024
+
+
+class Tail:
+    """Reads a growing file of JSON lines; every row is returned once.
+
+    A resumed run cuts its file back to its last checkpoint and writes on: what lies before the place reached is then no
+    longer what was read, and :meth:`read` says so by starting over.
+
+    Args:
+        path: the file; it may not exist yet.
+        containing: only lines with this in them are parsed.
+        last: begin with that many bytes at the end of the file.
+    """
+
+    def __init__(self, path: Path, *, containing: str = "", last: int | None = None) -> None:
+        self.path = path
+        #: The first line that is no row, in words; None while all are.
+        self.problem: str | None
+        self._containing, self._last = containing.encode(), last
+        self._start_over()
+
+    def read(self) -> tuple[list[Row], bool]:
+        """The next new rows (none once all are read), and whether reading started over because the file was cut.
+
+        A last line still being written waits for its end. Passed over are rows without an event or a number of frames,
+        and with a note in ``problem`` lines that are no JSON object.
+        """
+        cut = False
+        while True:
+            before = self._offset
+            try:
+                with opened(self.path) as file:
+                    file.seek(self._offset - len(self._before))
+                    if file.read(len(self._before)) != self._before:
+                        self._start_over()
+                        cut, before = True, -1
+                    lines = self._lines(file)
+            except OSError as error:
+                cut = cut or self._offset > 0
+                self._start_over()
+                self.problem = None if isinstance(error, FileNotFoundError) else error.strerror
+                return [], cut
+            rows = [row for line in lines if (row := self._row(line)) is not None]
+            if rows or self._offset == before:
+                return rows, cut
+
+    def rows(self) -> Iterator[Row]:
+        """All new rows, read a chunk at a time."""
+        while rows := self.read()[0]:
+            yield from rows
+
+    def _start_over(self) -> None:
+        self._offset, self._line, self.problem = 0, 0, None
+        self._before = b""  # the last bytes in front of the offset
+
+    def _lines(self, file: BinaryIO) -> list[bytes]:
+        if self._last is not None and self._offset == 0:
+            self._offset = max(0, file.seek(0, 2) - self._last)
+            file.seek(self._offset)
+            self._offset += len(file.readline()) if self._offset else 0  # its beginning may be missing
+        file.seek(self._offset)
+        new = file.read(_CHUNK)
+        while b"\n" not in new and len(new) <= _LONGEST_ROW and (more := file.read(_CHUNK)):
+            new += more
+        whole = new[: new.rfind(b"\n") + 1]
+        if not whole and len(new) > _LONGEST_ROW:
+            self.problem = self.problem or f"a row longer than {_LONGEST_ROW} bytes in line {self._line + 1}"
+            whole = new
+        self._offset += len(whole)
+        self._before = (self._before + whole)[-_REMEMBERED:]
+        return whole.split(b"\n")[:-1]
+
+    def _row(self, line: bytes) -> Row | None:
+        self._line += 1
+        if self._containing not in line:
+            return None
+        try:
+            # A number that is not finite is None, as training writes it.
+            row = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            if line.strip() or self._last is None:
+                shown = line[:40].decode(errors="replace")
+                self.problem = self.problem or f"{shown!r} in line {self._line}"
+            return None
+        frames = row.get("frames")
+        there = isinstance(frames, int) and not isinstance(frames, bool) and 0 <= frames < 1 << 62
+        return row if there and isinstance(row.get("event"), str) else None
+
+
+def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
+    """Rows of ``metrics.jsonl`` in ``folder`` whose line has ``containing`` in it; none without the file.
+
+    Left out are a last line still being written (one without its line break) and rows without a name of an event or
+    a number of frames. A number that is not finite is None, as training writes it.
+
+    Raises:
+        AnalysisError: another line is no JSON object.
+    """
+    tail = Tail(folder / "metrics.jsonl", containing=containing)
+    for row in tail.rows():
+        if tail.problem is not None:
+            break
+        yield row
+    if tail.problem is not None:
+        raise AnalysisError(f"{tail.path} must hold one JSON object a line, got {tail.problem}.")
+
+
+class Columns:
+    """The numbers in the rows of each event, by column.
+
+    Evaluations are kept one by one; of other rows at most ``LONGEST_CURVE`` points a column, each the mean of a run of
+    neighbours at the frames of the last of them, as if the run had written fewer rows.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._events: dict[str, dict[str, _Points]] = {}
+        self.frames = 0
+        self.extend(rows)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Adds rows, in the order of the file.
+
+        Raises:
+            AnalysisError: more columns than a record has.
+        """
+        for row in rows:
+            event, frames = row["event"], row["frames"]
+            columns = self._events.setdefault(event, {})
+            self.frames = max(self.frames, frames)
+            for name, value in row.items():
+                if value is None or is_number(value):
+                    if (points := columns.get(name)) is None:
+                        if len(columns) >= _MOST_COLUMNS:
+                            raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
+                        points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _LAST)
+                    points.frames.append(frames)
+                    points.values.append(value)
+                    if len(points.frames) == _FOLDED:
+                        points.fold()
+
+    def of(self, event: str, name: str) -> Column:
+        """Frames and values of a column; empty if there is none."""
+        points = self._events.get(event, {}).get(name)
+        return NO_POINTS if points is None else points.arrays()
+
+    def all(self) -> dict[str, dict[str, Column]]:
+        """Every column of every event; columns with the same frames share them."""
+        found: dict[str, dict[str, Column]] = {}
+        shared: dict[bytes, NDArray[np.int64]] = {}
+        for event, columns in self._events.items():
+            arrays = {name: points.arrays() for name, points in columns.items()}
+            found[event] = {name: (shared.setdefault(x.tobytes(), x), y) for name, (x, y) in arrays.items()}
+        return found
+
+
+class _Points:
+    """A column: at most ``limit`` buckets of ``every`` rows each (frames of the last, sum, count), and rows to come."""
+
+    def __init__(self, limit: int | None, last: bool) -> None:
+        self.frames: list[int] = []
+        self.values: list[float | None] = []
+        self._limit, self._last, self._every = limit, last, 1
+        self._buckets: list[NDArray[Any]] = [np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)]
+
+    def fold(self) -> None:
+        """Moves the rows read so far into buckets."""
+        self._buckets, self._every = self._folded()
+        self.frames, self.values = [], []
+
+    def arrays(self) -> Column:
+        (frames, sums, counts), _ = self._folded()
+        return frames, np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+
+    def _folded(self) -> tuple[list[NDArray[Any]], int]:
+        # NaN for null and for integers too large for a float.
+        numbers = [math.nan if value is None or abs(value) > 1e308 else value for value in self.values]
+        values = np.array(numbers, np.float64)
+        there = np.isfinite(values)
+        rows = [np.array(self.frames, np.int64), np.where(there, values, 0.0), there.astype(np.int64)]
+        new = self._grouped(rows, self._every)
+        found, every = [np.concatenate(pair) for pair in zip(self._buckets, new, strict=True)], self._every
+        while self._limit is not None and len(found[0]) > self._limit:
+            found, every = self._grouped(found, 2), 2 * every
+        return found, every
+
+    def _grouped(self, rows: list[NDArray[Any]], size: int) -> list[NDArray[Any]]:
+        starts = np.arange(0, len(rows[0]), size)
+        if size == 1 or not len(starts):
+            return rows
+        ends = np.minimum(starts + size, len(rows[0])) - 1
+        sums = [each[ends] if self._last else np.add.reduceat(each, starts) for each in rows[1:]]
+        return [rows[0][ends], *sums]
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether ``value`` is an int or a float, not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(column: Column) -> Column:
+    """The points of ``column`` whose value is a number."""
+    frames, values = column
+    there = ~np.isnan(values)
+    return frames[there], values[there]
+
+
+#: Settings that say where a run is, what it shows and what it runs on, not what it computes.
+_NOT_SETTINGS = frozenset(
+    {"run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"}
+    | {"run.video_every_frames", "run.log_every_frames", "run.threads", "run.device"}
+)
+#: Returns that training rows hold, as every metric that no evaluation has.
+TRAINING_RETURNS = ("return_last_100", "return_mean")
+#: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
+NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run folder.
+
+    Args:
+        path: the folder; holds ``config.yaml`` and, once something happened, the other files.
+        recipe: its setting ``method`` (``"dqn"``), if it has one; else the stem of the script in ``command.txt``
+            (``"m_dqn"``); ``"unknown"`` without either.
+        env: name and game, ``"cartpole"`` or ``"atari/Pong"``.
+        seed: ``run.seed``.
+        config: every setting that makes the run what it is, flat (``{"algo.tau": 0.03, ...}``): all but the folder,
+            the seed, the progress line, the loggers and how often they are written to, the threads and the device.
+        starts: the starts of ``provenance.json``: commit, versions, host, device, SLURM ids.
+        done: ``done.json``; None while the run is not finished.
+        command: ``command.txt``.
+        script: which file the recipe is, so that two of one stem stay apart: ``recipes/m_dqn.py`` in any checkout.
+    """
+
+    path: Path
+    recipe: str
+    env: str
+    seed: int
+    config: dict[str, Any]
+    starts: tuple[dict[str, Any], ...]
+    done: dict[str, Any] | None
+    command: str
+    script: str = ""
+
+    @property
+    def total_frames(self) -> int | None:
+        """``algo.total_frames``; None where a recipe has none."""
+        total = self.config.get("algo.total_frames")
+        return int(total) if is_number(total) and math.isfinite(total) else None
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """The distinct commits the run was started from, in order; outside git the version of the package."""
+        return tuple(dict.fromkeys(commit for _, commit in self._commits()))
+
+    @property
+    def short_commits(self) -> tuple[str, ...]:
+        """Commits to show: seven digits, and ``+`` where there were uncommitted changes."""
+        names = [commit[:7] + "+" * bool(s.get("uncommitted_changes")) for s, commit in self._commits()]
+        return tuple(dict.fromkeys(names))
+
+    def _commits(self) -> list[tuple[dict[str, Any], str]]:
+        return [(start, printable(_code_of(start))) for start in self.starts]
+
+    def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out.
+
+        Those of the training rows if evaluations have no such column, and for ``TRAINING_RETURNS``.
+        """
+        return finite(self._scored(column))
+
+    def evaluated_frames(self, column: str = "return_greedy_mean") -> NDArray[np.int64]:
+        """Environment frames of the evaluation rows with ``column``, also where it is ``null``."""
+        return self._scored(column)[0]
+
+    def last_evaluation(self, column: str = "return_greedy_mean") -> int:
+        """Environment frames of the last evaluation; 0 without any."""
+        return int(self.evaluations(column)[0][-1:].sum())
+
+    def ends_without(self, column: str = "return_greedy_mean") -> bool:
+        """Whether ``column`` is ``null`` in the last evaluation row that has it: the return was not finite."""
+        _, values = self._scored(column)
+        return bool(np.isnan(values[-1:]).any())
+
+    def training(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Like :meth:`evaluations`, for training rows; beyond 2000 rows, neighbours are averaged."""
+        return finite(self._columns("train").get(column, NO_POINTS))
+
+    def names(self, event: str) -> list[str]:
+        """Columns of the rows of ``event`` (``eval``, ``train``) that hold a number or ``null`` anywhere."""
+        return [name for name in self._columns(event) if name not in ("event", "frames")]
+
+    def _scored(self, column: str) -> Column:
+        own = () if column in TRAINING_RETURNS else self._columns("eval")
+        return self._columns("eval" if column in own else "train").get(column, NO_POINTS)
+
+    @property
+    def diverged_frames(self) -> int | None:
+        """The frame at which values were first seen beyond what rewards allow; None if they never were."""
+        said = self.training("diverged_frames")[1] if self.done is None else [self.done.get("diverged_frames")]
+        return next((int(frames) for frames in said if is_number(frames) and math.isfinite(frames)), None)
+
+    @cached_property
+    def frames(self) -> int:
+        """Environment frames at the last row of any kind."""
+        last = [int(frames[-1]) for columns in self.all_columns.values() for frames, _ in columns.values()]
+        return max(last, default=0)
+
+    @cached_property
+    def wall_seconds(self) -> float:
+        """From ``done.json``, else from the last row that has them."""
+        total = (self.done or {}).get("wall_seconds")
+        if is_number(total) and math.isfinite(total):
+            return float(total)
+        found = [finite(columns.get("wall_seconds", NO_POINTS))[1] for columns in self.all_columns.values()]
+        return max((float(each.max()) for each in found if len(each)), default=0.0)
+
+    @cached_property
+    def all_columns(self) -> dict[str, dict[str, Column]]:
+        """Every column of every kind of row as arrays, read in one pass; later queries are answered from here."""
+        return Columns(metrics_rows(self.path)).all()
+
+    @cached_property
+    def _eval_columns(self) -> dict[str, Column]:
+        # Runs have a hundred training rows for one evaluation, so only lines that name the event are parsed.
+        return Columns(metrics_rows(self.path, '"eval"')).all().get("eval", {})
+
+    def _columns(self, event: str) -> dict[str, Column]:
+        if event == "eval" and "all_columns" not in self.__dict__:
+            return self._eval_columns
+        return self.all_columns.get(event, {})
+
+
+def find_runs(
+    root: Path | str | Sequence[Path | str], *, skipped: list[str] | None = None, training: bool = False
+) -> list[RunRecord]:
+    """Every run folder at or below ``root`` (one or several folders), sorted by path.
+
+    A run folder holds ``config.yaml``. Not looked into: hidden folders, and those named ``code``, ``checkpoints``,
+    ``jobs`` or ``videos``.
+
+    Args:
+        root: where to look.
+        skipped: takes a sentence on every folder that cannot be read, which is then left out as long as another can be.
+            Their evaluations are then read at once, as a damaged row is only found by reading.
+        training: with ``skipped``, training rows are read at once, too.
+
+    Raises:
+        AnalysisError: ``root`` is no folder, or a run folder cannot be read: any one, or with ``skipped`` every one.
+    """
+    roots = [root] if isinstance(root, str | Path) else root
+    found: dict[Path, Path] = {}
+    for each in map(Path, roots):
+        if not each.is_dir():
+            raise AnalysisError(f"results must be an existing folder, got no folder {each}.")
+        for folder in run_folders(each):
+            found.setdefault(folder.resolve(), folder)
+    runs = []
+    for folder in sorted(found.values()):
+        try:
+            run = read_run(folder)
+            if skipped is not None:
+                _ = run.all_columns if training else run.evaluated_frames()
+            runs.append(run)
+        except AnalysisError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+    if skipped and not runs:
+        raise AnalysisError(skipped[0])
+    return runs
+
+
+def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
+    """The run in ``folder``, with the settings ``config``: by default those of its ``config.yaml``.
+
+    Raises:
+        AnalysisError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
+    """
+    config = flat(read_yaml(folder / "config.yaml")) if config is None else config
+    config = {printable(str(key)): _printable(value) for key, value in config.items()}
+    starts = (read_json(folder / "provenance.json") or {}).get("starts")
+    if "env.name" not in config or "run.seed" not in config:
+        raise AnalysisError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")
+    seed = config["run.seed"]
+    if not isinstance(seed, int):
+        raise AnalysisError(f"{folder}/config.yaml must have an integer run.seed, got {str(seed)[:40]!r}.")
+    command = printable(read_text(folder / "command.txt").strip())
+    script = _script(command)
+    return RunRecord(
+        path=folder,
+        recipe=str(config.get("method") or Path(script).stem or "unknown"),
+        env="/".join(str(part) for part in (config["env.name"], config.get("env.game")) if part),
+        seed=seed,
+        config={key: value for key, value in config.items() if key not in _NOT_SETTINGS},
+        starts=tuple(start for start in (starts if isinstance(starts, list) else ()) if isinstance(start, dict)),
+        done=read_json(folder / "done.json"),
+        command=command,
+        script=script,
+    )
+
+
+def _printable(value: Any) -> Any:
+    """``value`` with texts that are safe on a terminal."""
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """The folders at or below ``root`` that hold a ``config.yaml``, as :func:`find_runs` looks for them."""
+    for folder, below, files in folders(root):
+        if "config.yaml" in files:
+            below.clear()
+            yield folder
+
+
+def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walks folders that may hold runs, each once, following links: folder, subfolders (clear to skip), files."""
+    seen: set[tuple[int, int]] = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = sorted(name for name in below if name not in NOT_RUNS and not name.startswith("."))
+        try:
+            status = os.stat(folder)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+        else:
+            seen.add((status.st_dev, status.st_ino))
+            yield Path(folder), below, files
+
+
+def _code_of(start: dict[str, Any]) -> str:
+    versions = start.get("versions")
+    version = versions.get("torchrl_reg") if isinstance(versions, dict) else None  # an installed wheel knows no commit
+    return str(start.get("commit") or version or "unknown")
+
+
+def _script(command: str) -> str:
+    """The recipe's file in ``command``, alike for every checkout and for a sweep's copy of it; empty without one."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    if words[:2] == ["torchrl-reg", "run"] and len(words) > 2 and not words[2].endswith(".py"):
+        return f"recipes/{words[2]}.py"
+    path = next((os.path.normpath(word) for word in words if word.endswith(".py")), "")
+    ours = re.search(r"(?:^|/)(recipes/[^/]+|own/[0-9a-f]{8}/[^/]+)$", path)
+    return ours[1] if ours else path

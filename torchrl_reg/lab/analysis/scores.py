@@ -1,0 +1,225 @@
+"""One score per run, and the scale on which scores of different tasks can be averaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchrl_reg.lab.analysis import published
+from torchrl_reg.lab.analysis.documents import AnalysisError, hint, one_of
+from torchrl_reg.lab.analysis.groups import Group
+from torchrl_reg.lab.analysis.runs import RunRecord
+from torchrl_reg.lab.analysis.statistics import Array
+
+#: Scales ``normalized`` knows; ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest.
+SCALES = ("auto", "human", "sac", "none")
+#: The metric where nothing says another.
+EVALUATION = "return_greedy_mean"
+#: What scores on a scale are, in words.
+SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one method on one environment.
+
+    Args:
+        group: the runs.
+        values: one score a run that has any, ``[n]``, in the unit of the returns.
+        frames: environment frames at the last evaluation of each of these runs.
+        left_out: runs that give no score, and why.
+    """
+
+    group: Group
+    values: Array
+    frames: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def run_score(run: RunRecord, how: str = "final", column: str = "return_greedy_mean") -> float:
+    """A run's score: its ``final`` or ``best`` evaluation, the mean of the ``last<k>``, or ``auc``.
+
+    ``auc`` is the mean height of the learning curve, ``integral of return d frames / (last - first frame)``
+    (trapezoids).
+
+    Raises:
+        AnalysisError: ``how`` is none of these, or the run has no such evaluations.
+    """
+    frames, values = run.evaluations(column)
+    if not len(values):
+        raise AnalysisError(f"{run.path} must hold evaluations of {column}, got none.")
+    if how == "best":
+        return float(values.max())
+    if how == "auc":
+        span = frames[-1] - frames[0]
+        return float(np.trapezoid(values, frames) / span) if span else float(values[0])
+    return float(values[-last_evaluations(how) :].mean())
+
+
+def last_evaluations(how: str) -> int:
+    """How many of the last evaluations the score ``how`` averages: 5 for ``last5``, 1 for those without a number.
+
+    Raises:
+        AnalysisError: ``how`` is no score.
+    """
+    if how in ("final", "best", "auc"):
+        return 1
+    found = re.fullmatch(r"last([1-9]\d*)", how)
+    if not found:
+        raise AnalysisError(f"score must be final, best, auc or last<k>, such as last5, got {how!r}.")
+    return int(found[1])
+
+
+def group_scores(
+    groups: Iterable[Group], how: str = "final", column: str = "return_greedy_mean", *, unfinished: bool = False
+) -> list[Scores]:
+    """The scores of every group; unfinished runs count only with ``unfinished``.
+
+    Raises:
+        AnalysisError: ``how`` is no score, or no run has any.
+    """
+    last_evaluations(how)
+    return checked([scores_of(group, how, column, unfinished=unfinished) for group in groups])
+
+
+def checked(found: Sequence[Scores]) -> list[Scores]:
+    """``found``.
+
+    Raises:
+        AnalysisError: no run has a score.
+    """
+    if not any(len(scores.values) for scores in found):
+        reasons = dict.fromkeys(reason for scores in found for reason in scores.left_out)
+        raise AnalysisError(
+            f"results must hold at least one run with a score, got none: {'; '.join(list(reasons)[:3])}."
+        )
+    return list(found)
+
+
+def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) -> Scores:
+    """The scores of one group, and why some of its runs have none."""
+    values, frames, left_out = [], [], []
+    for run in group.runs:
+        evaluated, _ = run.evaluations(column)
+        if not len(evaluated):
+            left_out.append(f"{run.path} has no evaluation of {column}")
+        elif run.ends_without(column):
+            left_out.append(f"{run.path} is left out, as {column} of its last evaluation is not a finite number")
+        elif run.done is None and not unfinished:
+            left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished takes it in)")
+        else:
+            values.append(run_score(run, how, column))
+            frames.append(int(evaluated[-1]))
+    return Scores(group, np.array(values), tuple(frames), tuple(left_out))
+
+
+def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
+    """The scale (``human``, ``sac`` or ``none``) for ``envs``.
+
+    ``human`` wants Atari games only, one of them with a human score; the few without one are in no average then
+    (:func:`on_scale`).
+
+    Raises:
+        AnalysisError: ``wanted`` is no scale, or does not suit one of ``envs``.
+    """
+    one_of("normalize", wanted, SCALES)
+    scored = any(has_score(env, "human") for env in envs)
+    suits = {
+        "human": lambda env: env.startswith("atari/") and (scored or not envs),
+        "sac": lambda env: has_score(env, "sac"),
+    }
+    if wanted == "auto":
+        return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
+    if unsuited := [env for env in envs if wanted in suits and not suits[wanted](env)]:
+        kind = "Atari games with a human score" if wanted == "human" else "the MuJoCo tasks with a SAC score"
+        raise AnalysisError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
+    return wanted
+
+
+def has_score(env: str, scale: str) -> bool:
+    """Whether ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
+    if scale == "human":
+        return env.startswith("atari/") and published.has_human_score(_task(env))
+    return scale in ("none", "range") or _task(env) in published.RANDOM_RETURNS
+
+
+def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
+    """``returns`` on ``scale``: 0 is the random policy, 1 a human or SAC; as they are for ``none``.
+
+    Args:
+        env: ``"atari/Pong"`` or ``"mujoco/hopper"``.
+        frames: length of the runs; SAC's returns are those of the nearer of its published lengths (:func:`sac_frames`).
+    """
+    if scale == "human":
+        return published.human_normalized_score(_task(env), returns)
+    if scale == "sac":
+        sac = published.SAC_ANCHORS[sac_frames(frames)][_task(env)]
+        return published.normalized_score(returns, published.RANDOM_RETURNS[_task(env)], sac)
+    return returns
+
+
+def sac_frames(frames: int) -> int:
+    """The published length of SAC's runs nearest (in ratio) to ``frames``."""
+    return min(published.SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
+
+
+class Scoreboard:
+    """Scores of methods on environments, and the scale on which environments can be averaged.
+
+    Args:
+        scores: of the groups to compare.
+        scale: ``human``, ``sac``, ``none``, or ``range``: 0 is the worst run of an environment here and 1 the best.
+
+    Attributes:
+        methods, envs: in the order of ``scores``.
+        frames: environment frames of the longest run.
+    """
+
+    def __init__(self, scores: Sequence[Scores], scale: str = "none") -> None:
+        self.scores, self.scale = scores, scale
+        self.methods = list(dict.fromkeys(each.group.method for each in scores))
+        self.envs = list(dict.fromkeys(each.group.env for each in scores))
+        self.frames = max((frames for each in scores for frames in each.frames), default=0)
+
+    def on_scale(self) -> Scoreboard:
+        """That of the environments with a reference score on the scale."""
+        return Scoreboard([each for each in self.scores if has_score(each.group.env, self.scale)], self.scale)
+
+    def of(self, method: str) -> dict[str, Array]:
+        """The scores of ``method`` on every environment where it has any.
+
+        Raises:
+            AnalysisError: no such method; the message names the nearest.
+        """
+        if method not in self.methods:
+            near = hint(method, self.methods, cutoff=0.4)
+            raise AnalysisError(f"method must be one of {', '.join(map(repr, self.methods))}, got {method!r}.{near}")
+        return {each.group.env: each.values for each in self.scores if each.group.method == method and len(each.values)}
+
+    def normalized(self, env: str, values: Array) -> Array:
+        """``values`` of ``env`` on the scale."""
+        if self.scale != "range":
+            return normalized(env, values, self.scale, self.frames)
+        every = np.concatenate([each.values for each in self.scores if each.group.env == env])
+        low, high = every.min(), every.max()
+        return (values - low) / (high - low) if high > low else np.ones(len(values))
+
+    def comparable(self) -> dict[str, list[Array]]:
+        """By method, one array of runs per environment on the scale: the input of averages over environments.
+
+        Methods that lack an environment are left out, and so are environments without a score on the scale.
+        """
+        board = self.on_scale()
+        runs = {method: board.of(method) for method in board.methods}
+        return {
+            method: [board.normalized(env, of[env]) for env in board.envs]
+            for method, of in runs.items()
+            if len(of) == len(board.envs)
+        }
+
+
+def _task(env: str) -> str:
+    return env.rpartition("/")[2]

@@ -1,0 +1,224 @@
+"""Aggregates over tasks and runs with stratified-bootstrap intervals (Agarwal et al., 2021).
+
+"Deep RL at the edge of the statistical precipice" and its library rliable define the estimators. They are ours here
+because rliable (1.2.0, August 2024, a source distribution) brings pandas, statsmodels and seaborn, wants the same
+number of runs on every task, and ignores the random state it is given; the tests hold them to rliable's numbers.
+
+Shapes: N runs over all tasks, T tasks, R resamples, K thresholds. Scores are given as one array of runs a task; tasks
+weigh the same however many runs each has, which for equal numbers of runs is rliable's weighting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from torchrl_reg.lab.analysis.documents import AnalysisError
+
+Array = NDArray[np.float64]
+#: Runs ``[R, N]``, task after task, and the number of runs of each task -> estimates ``[R]``.
+Estimator = Callable[[Array, Sequence[int]], Array]
+
+
+class Estimate(NamedTuple):
+    """A point estimate and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the interval has no width."""
+        return self.low == self.high == self.value
+
+
+def mean(runs: Array, sizes: Sequence[int]) -> Array:
+    """``mean_t mean_n x_tn``: the mean over tasks of the mean over runs.
+
+    >>> mean(np.array([[1.0, 3.0, 10.0]]), [2, 1]).tolist()
+    [6.0]
+    """
+    return _task_means(runs, sizes).mean(-1)
+
+
+def median(runs: Array, sizes: Sequence[int]) -> Array:
+    """``median_t mean_n x_tn``: the median over tasks of the mean over runs.
+
+    >>> median(np.array([[1.0, 3.0, 10.0, -8.0]]), [2, 1, 1]).tolist()
+    [2.0]
+    """
+    return np.median(_task_means(runs, sizes), axis=-1)
+
+
+def interquartile_mean(runs: Array, sizes: Sequence[int]) -> Array:
+    """Mean of the middle half of all runs of all tasks: ``floor(N / 4)`` runs are cut at either end.
+
+    Where tasks have unequal numbers of runs, a run weighs ``N / (T n_t)`` and the weight of ``floor(N / 4)`` runs is
+    cut at either end.
+
+    >>> interquartile_mean(np.array([[0.0, 2.0, 4.0, 7.0]]), [1, 3]).round(4).tolist()
+    [1.3333]
+    >>> interquartile_mean(np.array([[9.0, 1.0, 2.0, 100.0]]), [2, 2]).tolist()
+    [5.5]
+    """
+    counts = np.asarray(sizes, np.int64)
+    count, cut = counts.sum(), counts.sum() // 4
+    order = np.argsort(runs, axis=-1, kind="stable")
+    weights = np.repeat(count / (len(counts) * counts), counts)[order]
+    ends = weights.cumsum(-1)
+    kept = np.clip(np.minimum(ends, count - cut) - np.maximum(ends - weights, cut), 0, None)
+    return (np.take_along_axis(runs, order, axis=-1) * kept).sum(-1) / kept.sum(-1)
+
+
+def optimality_gap(runs: Array, sizes: Sequence[int], gamma: float = 1.0) -> Array:
+    """``gamma - mean_t mean_n min(x_tn, gamma)``: how far runs fall short of ``gamma``; lower is better.
+
+    >>> optimality_gap(np.array([[0.5, 3.0]]), [1, 1]).tolist()
+    [0.25]
+    """
+    return gamma - mean(np.minimum(runs, gamma), sizes)
+
+
+#: Aggregates of scores normalized so that 1 is the reference agent, in the order of the tables.
+AGGREGATES: dict[str, Estimator] = {
+    "IQM": interquartile_mean,
+    "median": median,
+    "mean": mean,
+    "optimality gap": optimality_gap,
+}
+
+
+def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, resamples: int = 10_000) -> Estimate:
+    """``estimator`` with its 95% percentile interval, resampling the runs within each task; always the same draws.
+
+    Args:
+        scores: one array of runs ``[n_t]`` a task.
+        estimator: of this module, or any function alike.
+        resamples: R.
+
+    Raises:
+        AnalysisError: no task, a task without runs, or a score that is not a finite number.
+    """
+    runs, sizes = _joined(scores)
+    band = stratified_bootstrap(runs[None], sizes, estimator, resamples=resamples)
+    return Estimate(*band[:, 0].tolist())
+
+
+def stratified_bootstrap(runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000) -> Array:
+    """Estimates ``[3, L]`` (value, low, high) for ``L`` sets of runs ``[L, N]``: frames of a curve, thresholds.
+
+    All sets see the same resamples, so a curve's band moves smoothly.
+    """
+    counts = np.asarray(sizes, np.int64)
+    # Places [R, N] of the runs drawn, each within its own task.
+    picks = np.random.default_rng(0).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
+    picks += np.repeat(_starts(sizes), counts)
+    bands = [_interval(estimator(each[picks], sizes)) for each in runs]
+    return np.concatenate((estimator(runs, sizes)[None], np.reshape(bands, (-1, 2)).T))
+
+
+def mean_interval(values: Array) -> Array:
+    """Mean over the seeds ``[S, ...]`` and the ends of its 95% percentile-bootstrap interval, ``[3, ...]``."""
+    picks = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
+    return np.stack((values.mean(0), *_interval(values[picks].mean(1))))
+
+
+def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[ArrayLike]) -> Estimate:
+    """``mean_t P(X_t > Y_t)`` over pairs of a run and a baseline's run, ties counted half (Mann-Whitney U / (n m)).
+
+    The runs of both are resampled, independently of each other, within each task.
+
+    Args:
+        scores, baseline: one array of runs a task, the same tasks in both; numbers of runs may differ.
+
+    Raises:
+        AnalysisError: unequal numbers of tasks, no task, a task without runs, or a score that is not a finite number.
+
+    >>> probability_of_improvement([[1.0, 2.0], [0.0]], [[0.0, 1.0], [5.0]]).value
+    0.4375
+    """
+    if len(scores) != len(baseline):
+        raise AnalysisError(f"scores and baseline must be of the same tasks, got {len(scores)} and {len(baseline)}.")
+    _joined(scores), _joined(baseline)
+    random, resamples = np.random.default_rng(0), 10_000
+    value, resampled = 0.0, np.zeros(resamples)
+    for one, other in zip(scores, baseline, strict=True):
+        x, y = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+        counts_x, counts_y = (random.multinomial(n, np.full(n, 1 / n), size=resamples) for n in wins.shape)
+        value += wins.mean() / len(scores)
+        resampled += ((counts_x @ wins) * counts_y).sum(-1) / (wins.size * len(scores))
+    return Estimate(float(value), *_interval(resampled).tolist())
+
+
+def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, resamples: int = 2_000) -> Array:
+    """Share of runs with a score above each threshold, averaged over tasks: the run-score distribution.
+
+    Args:
+        scores: one array of runs a task.
+        thresholds: ``[K]``.
+
+    Returns:
+        ``[3, K]``: the share and the ends of its interval, in [0, 1].
+
+    Raises:
+        AnalysisError: no task, a task without runs, or a score that is not a finite number.
+
+    >>> performance_profile([[0.2, 0.8], [1.5]], [0.0, 0.5, 1.0])[0].tolist()
+    [1.0, 0.75, 0.5]
+    """
+    runs, sizes = _joined(scores)
+    above = (runs > np.asarray(thresholds, np.float64)[:, None]).astype(np.float64)
+    return stratified_bootstrap(above, sizes, mean, resamples=resamples)
+
+
+def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 301) -> tuple[Array, float]:
+    """Thresholds ``[points]`` for a profile of all ``scores``, and the share of runs above the last one.
+
+    They end at the 90% quantile, at 8 at most on the human scale and at 1 at least: a few games have scores of
+    thousands of percent, and a profile is told by the rest.
+
+    >>> profile_thresholds([[0.0] * 19, [50.0]], "human", points=3)
+    (array([0. , 0.5, 1. ]), 0.05)
+    """
+    runs = np.concatenate([np.asarray(each, np.float64) for each in scores])
+    cap = float(np.quantile(runs, 0.9))
+    cap = max(1.0, min(cap, 8.0) if scale == "human" else cap)
+    return np.linspace(min(0.0, float(runs.min())), cap, points), float((runs > cap).mean())
+
+
+def beyond_note(share: float) -> str:
+    """A note on the runs beyond the right end of a profile.
+
+    >>> beyond_note(0.096), beyond_note(0.001)
+    ('10% of runs lie beyond', '<1% of runs lie beyond')
+    """
+    return f"{f'{100 * share:.0f}' if share >= 0.005 else '<1'}% of runs lie beyond"
+
+
+def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
+    tasks = [np.asarray(task, np.float64) for task in scores]
+    if not tasks or any(task.ndim != 1 or not len(task) for task in tasks):
+        raise AnalysisError(f"scores must hold one array of runs for each task, got {[t.shape for t in tasks]}.")
+    runs = np.concatenate(tasks)
+    if not np.isfinite(runs).all():
+        raise AnalysisError(f"scores must be finite numbers, got {runs[~np.isfinite(runs)][0]}.")
+    return runs, [len(task) for task in tasks]
+
+
+def _interval(resampled: Array) -> Array:
+    """The ends of the 95% percentile interval over the first axis."""
+    return np.quantile(resampled, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
+
+
+def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
+    return np.add.reduceat(runs, _starts(sizes), axis=-1) / np.asarray(sizes)
+
+
+def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
+    counts = np.asarray(sizes, np.int64)
+    return np.cumsum(counts) - counts

@@ -1,0 +1,389 @@
+"""Finished runs to tables in markdown, LaTeX and tidy CSV, with caveats for their readers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torchrl_reg.lab.analysis import statistics
+from torchrl_reg.lab.analysis.curves import group_curve
+from torchrl_reg.lab.analysis.documents import AnalysisError
+from torchrl_reg.lab.analysis.groups import Group
+from torchrl_reg.lab.analysis.numbers import amount, counted
+from torchrl_reg.lab.analysis.published import published_names, published_table
+from torchrl_reg.lab.analysis.runs import RunRecord
+from torchrl_reg.lab.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score, sac_frames
+from torchrl_reg.lab.analysis.statistics import Array, Estimate, probability_of_improvement, stratified_estimate
+
+
+def warnings(
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    *,
+    scale: str = "none",
+    baseline: str | None = None,
+    averaged: bool = True,
+) -> list[str]:
+    """Runs left out, diverged or of mixed commits, methods missing on some environments, settings hidden by a label.
+
+    Args:
+        groups, scores: what is shown.
+        scale: that of the averages; names the games without a score on it.
+        baseline: whose probability of improvement is shown.
+        averaged: whether something over all environments follows, so that it matters what is not in it.
+    """
+    found = [reason for each in scores for reason in each.left_out]
+    found += diverged_runs([run for group in groups for run in group.runs])
+    found += mixed_commits(groups) + moved_runs(groups)
+    if averaged:
+        there = {(each.group.method, each.group.env): len(each.values) > 0 for each in scores}
+        found += _average_notes(there, scale, baseline)
+    return found + label_notes(groups)
+
+
+def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
+    """The same for curves, ``averaged`` over environments on ``scale`` or not."""
+    found = _curve_notes(groups, column) + mixed_commits(groups)
+    if averaged:
+        found += _average_notes({(group.method, group.env): True for group in groups}, scale)
+    return found + label_notes(groups)
+
+
+def _curve_notes(groups: Sequence[Group], column: str) -> list[str]:
+    """What curves of ``groups`` hide: unfinished runs, runs without evaluations, seeds that went further."""
+    runs = [run for group in groups for run in group.runs]
+    found = []
+    if going := [str(run.path) for run in runs if run.done is None]:
+        are = "is" if len(going) == 1 else "are"
+        found.append(f"{len(going)} of {len(runs)} runs {are} not finished: {_first_three(going, ', ')}")
+    if empty := [run.path for run in runs if not len(run.evaluations(column)[0])]:
+        found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0]}")
+    short = []
+    for group in groups:
+        curve, longest = group_curve(group, column), max(run.last_evaluation(column) for run in group.runs)
+        if curve is not None and curve[0][-1] < longest:
+            short.append(f"{group.method} on {group.env} at {curve[0][-1]} of {longest} frames")
+    if short:
+        found.append(f"curves end where the shortest seed does: {_first_three(short)}")
+    return found
+
+
+def mixed_commits(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the groups whose seeds were run at several commits, if any."""
+    mixed = [f"{g.method} on {g.env} at {', '.join(g.commits)}" for g in groups if len(g.commits) > 1]
+    return [f"seeds were run at several commits: {_first_three(mixed)}"] if mixed else []
+
+
+def diverged_runs(runs: Sequence[RunRecord]) -> list[str]:
+    """A sentence on the runs whose values outgrew what rewards allow, if any."""
+    diverged = [f"{run.path} at frame {run.diverged_frames:,}" for run in runs if run.diverged_frames is not None]
+    return [f"values diverged in {_first_three(diverged, ', ')}"] if diverged else []
+
+
+def moved_runs(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the runs whose starts differ in torch, commit, device or threads, if any."""
+    runs = [run for group in groups for run in group.runs]
+    moved = [f"{run.path} ({' and '.join(changed)})" for run in runs if (changed := _changed(run))]
+    were = "1 run was" if len(moved) == 1 else f"{len(moved)} runs were"
+    which = f"{were} begun on one machine or code and resumed on another: {_first_three(moved)}"
+    return [which] if moved else []
+
+
+def _changed(run: RunRecord) -> list[str]:
+    starts = [{**start, "torch": (start.get("versions") or {}).get("torch")} for start in run.starts]
+    names = ("torch", "commit", "device", "threads")
+    return [name for name in names if len({str(s[name]) for s in starts if s.get(name) is not None}) > 1]
+
+
+def label_notes(groups: Sequence[Group]) -> list[str]:
+    """Settings that differ along with those a label names, so that readers do not credit the named one alone."""
+    found = {}
+    for group in groups:
+        named = {word.partition("=")[0] for word in group.method.split()[1:]}
+        hidden = [key for key in group.settings if not {key, key.rpartition(".")[2], key.removesuffix(".name")} & named]
+        if hidden:
+            found[group.recipe] = f"runs of {group.recipe} also differ in {', '.join(hidden)}, along with their label"
+    return list(found.values())
+
+
+def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
+    """A sentence on the environments that averages on ``scale`` leave out, if any."""
+    envs = list(dict.fromkeys(envs))
+    without = [env.removeprefix("atari/") for env in envs if not has_score(env, scale)]
+    have, them = ("has", "it") if len(without) == 1 else ("have", "them")
+    which = f"{len(without)} of {len(envs)} games {have} no human score: {', '.join(without)}"
+    return [f"{which}; averages over environments leave {them} out"] if without else []
+
+
+def _average_notes(there: Mapping[tuple[str, str], bool], scale: str, baseline: str | None = None) -> list[str]:
+    """What averages leave out: environments without a score, and methods that lack one on which others have runs.
+
+    ``there``: whether a method has any runs on an environment.
+    """
+    pairs = [pair for pair in there if has_score(pair[1], scale)]
+    envs = sorted({env for _, env in pairs})
+    lacking = {}
+    for method in dict.fromkeys(method for method, _ in pairs):
+        if gone := [env for env in envs if not there.get((method, env))]:
+            lacking[method] = ", ".join(gone) if len(gone) <= 6 else f"{', '.join(gone[:5])} and {len(gone) - 5} more"
+    found = unscored_note((env for _, env in there), scale)
+    if len(lacking) == 1:
+        found += [f"{method} is in no aggregate, as it lacks {gone}" for method, gone in lacking.items()]
+    elif lacking:
+        which = "; ".join(f"{method} lacks {gone}" for method, gone in lacking.items())
+        found.append(f"{len(lacking)} methods are in no aggregate: {which}")
+    if baseline in lacking:
+        found.append(f"there is no P(> {baseline}) over all environments, as {baseline} lacks some")
+    return found
+
+
+def _first_three(texts: Sequence[str], separator: str = "; ") -> str:
+    return separator.join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
+
+
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", **{c: rf"\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", ">": "$>$"}
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a method on an environment, or (``env="all"``) over all of them."""
+
+    env: str
+    method: str
+    runs: int
+    frames: str = ""
+    commits: str = ""
+    numbers: Mapping[str, Estimate | float] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with equal columns and what a reader must know about them.
+
+    Args:
+        title: one line.
+        rows: in the order to show.
+        columns: names of the numbers and words, in the order to show; a row may lack some, or have more, for files.
+        notes: sentences for below the table.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def environment_table(
+    scores: Sequence[Scores],
+    *,
+    scale: str = "none",
+    baseline: str | None = None,
+    published: str | None = None,
+    title: str = "final return",
+) -> Table:
+    """Mean and IQM over the seeds of every method on every environment, with bootstrap intervals.
+
+    Args:
+        scores: from :func:`torchrl_reg.lab.analysis.scores.group_scores`.
+        scale: ``human`` or ``sac`` add a column of the mean on that scale.
+        baseline: a method's label; adds the probability that a run beats one of its runs.
+        published: ``mirl``, ``ments`` or ``sac``; adds its columns, in the unit of the scale (percents as fractions).
+
+    Raises:
+        AnalysisError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
+    """
+    board = Scoreboard(scores, scale)
+    reference = {} if baseline is None else board.of(baseline)
+    scored = [each for each in scores if len(each.values)]
+    paper = _published_numbers(board.envs, published)
+    rows = []
+    for each in scored:
+        group = each.group
+        numbers: dict[str, Estimate | float] = {
+            "mean": stratified_estimate([each.values], statistics.mean),
+            "IQM": stratified_estimate([each.values], statistics.interquartile_mean),
+        }
+        if scale != "none" and has_score(group.env, scale):
+            scaled = board.normalized(group.env, each.values)
+            numbers[SCALE_NAMES[scale]] = stratified_estimate([scaled], statistics.mean)
+        if group.env in reference and group.method != baseline:
+            numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
+        numbers |= paper.get(group.env, {})
+        told = _honest(numbers, [each.values, *([reference[group.env]] if group.env in reference else [])])
+        rows.append(
+            Row(group.env, group.method, len(each.values), frames_text(each.frames), ", ".join(group.commits), told)
+        )
+    notes = _notes(board)
+    if published is not None:
+        table = published_table(published)
+        notes.append(f"({published}): {table.source}, {table.unit.replace(' %', '')}; {table.note}.")
+    return Table(title, tuple(rows), _columns(rows), tuple(notes))
+
+
+def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | None = None) -> Table | None:
+    """IQM, median, mean and optimality gap over all environments, and the probability of improving on ``baseline``.
+
+    Of every method that has runs on every environment with a score on ``scale``. A baseline that lacks one gives no
+    probability. None where nothing can be averaged: several environments without a common scale, and no baseline; or
+    one environment without a scale, where :func:`environment_table` says all.
+
+    Raises:
+        AnalysisError: ``baseline`` is no method.
+    """
+    board = Scoreboard(scores, scale)
+    found, envs = board.comparable(), board.on_scale().envs
+    reference = found.get(baseline) if baseline is not None and board.of(baseline) else None
+    rows = []
+    for method, runs in found.items():
+        numbers: dict[str, Estimate | float] = {}
+        if scale != "none":
+            numbers |= {name: stratified_estimate(runs, estimator) for name, estimator in statistics.AGGREGATES.items()}
+        if reference is not None and method != baseline:
+            numbers[f"P(> {baseline})"] = probability_of_improvement(runs, reference)
+        rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers, [*runs, *(reference or ())])))
+    if not any(row.numbers for row in rows) or (scale == "none" and len(envs) == 1):
+        return None
+    unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
+    over = counted(len(envs), "environment") if len(envs) > 1 else envs[0]
+    return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
+
+
+def _notes(board: Scoreboard) -> list[str]:
+    notes = ["In brackets: 95% stratified-bootstrap interval over runs; none where all runs are alike or there is one."]
+    if board.scale == "sac":
+        frames = amount(sac_frames(board.frames))
+        notes.append(f"SAC-normalized: random actions 0, Dopamine's SAC at {frames} frames (MuJoCo v2) 1.")
+    if any(env.lower() in ("atari/videopinball", "atari/video_pinball") for env in board.envs):
+        notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
+    return notes
+
+
+def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[str, float]]:
+    if name is None:
+        return {}
+    table = published_table(name)
+    unit = 100 if table.unit.endswith("%") else 1
+    found = {}
+    for env in envs:
+        family, _, game = env.partition("/")
+        if family == table.family and (row := table.of(game)):
+            found[env] = {f"{method} ({name})": number / unit for method, number in row.items()}
+    if not found:
+        raise AnalysisError(
+            f"published={name} must share a game of {table.family} with the results, got "
+            f"{', '.join(envs)}; it has {', '.join(table.scores)}."
+        )
+    return found
+
+
+def frames_text(frames: Sequence[int]) -> str:
+    """Lengths of runs, from the shortest to the longest.
+
+    >>> frames_text([60_000, 60_000]), frames_text([1_000, 60_000, 2_000])
+    ('60k', '1k to 60k')
+    """
+    return " to ".join(dict.fromkeys(map(amount, (min(frames), max(frames)))))
+
+
+def _honest(numbers: Mapping[str, Estimate | float], compared: Iterable[Array]) -> dict[str, Estimate | float]:
+    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty.
+
+    A probability of 1 keeps its own, ``[1, 1]``, where several unlike runs are ``compared``.
+    """
+    unlike = any(len(set(each.tolist())) > 1 for each in compared)
+    kept = [name for name in numbers if unlike and name.startswith("P(> ")]
+    return {
+        name: number.value if isinstance(number, Estimate) and number.is_flat and name not in kept else number
+        for name, number in numbers.items()
+    }
+
+
+def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
+    names = dict.fromkeys(name for row in rows for name in row.numbers)
+    # The papers' columns last, whichever row came first.
+    return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in published_names()))))
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """GitHub's markdown: numbers as ``mean [low, high]``."""
+    blocks = []
+    for table in tables:
+        header, *rows = _cells(table)
+        lines = [header, ["---"] * len(header), *rows]
+        text = "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
+        blocks.append("\n\n".join([f"**{table.title}**", text, *table.notes]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def markdown_text(name: str) -> str:
+    """``name`` as text of a table of markdown, which would read HTML in it.
+
+    >>> markdown_text("a|b <img>")
+    'a\\\\|b &lt;img>'
+    """
+    return name.replace("|", r"\|").replace("&", "&amp;").replace("<", "&lt;")
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """LaTeX tabulars for the booktabs package."""
+    blocks = []
+    for table in tables:
+        header, *rows = ([cell.translate(_LATEX) for cell in line] for line in _cells(table))
+        body = [" & ".join(line) + r" \\" for line in rows]
+        words = sum(1 for name in ("env", "method") if name in header)
+        begin = rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}"
+        head = [begin, r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+        notes = [f"% {note}" for note in (table.title, *table.notes)]
+        blocks.append("\n".join([*notes, *head, *body, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def tidy_csv(tables: Sequence[Table]) -> str:
+    """One row a number (``env, method, runs, frames, commits, statistic, value, low, high``), unrounded; words, too."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["env", "method", "runs", "frames", "commits", "statistic", "value", "low", "high"])
+    for table in tables:
+        for row in table.rows:
+            for name, value in (*row.numbers.items(), *row.words.items()):
+                ends = value if isinstance(value, Estimate) else (value, "", "")
+                writer.writerow([row.env, row.method, row.runs, row.frames, row.commits, name, *ends])
+    return out.getvalue()
+
+
+#: Formats of ``torchrl-reg table``.
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "latex": latex, "csv": tidy_csv}
+
+
+def number_text(number: Estimate | float | None) -> str:
+    """``value [low, high]``, all with as many decimals as the largest needs for about three digits.
+
+    >>> number_text(Estimate(0.5, -0.123, 0.9)), number_text(Estimate(499.6, 480.2, 500.0)), number_text(None)
+    ('0.50 [-0.12, 0.90]', '500 [480, 500]', '')
+    """
+    if number is None:
+        return ""
+    ends = number if isinstance(number, Estimate) else (number,)
+    largest = max(map(abs, ends))
+    decimals = 0 if largest >= 99.95 else 1 if largest >= 9.995 else 2
+    value, *interval = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)  # + 0: no -0.00
+    return f"{value} [{', '.join(interval)}]" if interval else value
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Header and lines; left out are columns without any text, and the environment where all rows are over all."""
+    runs = "seeds" if any(row.commits for row in table.rows) else "runs"
+    over_all = all(row.env == "all" for row in table.rows)
+    lines = [
+        {"env": "" if over_all else row.env, "method": row.method, runs: str(row.runs), "frames": row.frames}
+        | {name: row.words.get(name) or number_text(row.numbers.get(name)) for name in table.columns}
+        | {"commits": row.commits}
+        for row in table.rows
+    ]
+    header = [name for name in (lines or [{}])[0] if any(line[name] for line in lines)]
+    return [header, *([line[name] for name in header] for line in lines)]

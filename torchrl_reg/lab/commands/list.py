@@ -1,0 +1,30 @@
+"""``torchrl-reg list``: the trained agents that come with the package."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--env`` and ``--commands``."""
+    parser.add_argument("--env", metavar="NAME", help="only of this environment: cartpole, minatar/breakout")
+    parser.add_argument("--commands", action="store_true", help="print how each was trained, too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a row for each agent: greedy return, its 95% interval over episodes, and what every seed ended with."""
+    from torchrl_reg.lab.agents.saved import facts_of, trained_agents
+
+    print(f"{'agent':32} {'greedy return [95%]':>22} {'episodes':>8} {'frames':>11}  last return of every seed trained")
+    for name, file in trained_agents().items():
+        if arguments.env and name.partition("/")[2] != arguments.env:
+            continue
+        facts = facts_of(file)
+        row, training = facts["evaluation"], facts["training"]
+        mean, half = row["return_greedy_mean"], 1.96 * row["return_greedy_std"] / row["episodes"] ** 0.5
+        score = f"{mean:.4g} [{mean - half:.4g}, {mean + half:.4g}]"
+        scores = ", ".join(f"{final:.4g}" for final in training["scores"])
+        print(f"{name:32} {score:>22} {row['episodes']:>8} {training['frames']:>11,}  {scores}")
+        if arguments.commands:
+            print(f"    {training['command']}  # commit {training['commit']}")
+    return 0

@@ -1,0 +1,70 @@
+"""``torchrl-reg table``: scores of every method with intervals, as markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torchrl_reg.lab.analysis.documents import AnalysisError
+from torchrl_reg.lab.analysis.groups import Group
+from torchrl_reg.lab.analysis.protocols import protocol_table
+from torchrl_reg.lab.analysis.published import published_names
+from torchrl_reg.lab.analysis.scores import EVALUATION, Scoreboard, group_scores, scale_of
+from torchrl_reg.lab.analysis.tables import FORMATS, Table, aggregate_table, environment_table, warnings
+from torchrl_reg.lab.commands.selection import add_selection, selected_gaps, selected_groups, warn
+
+#: ``--published`` without a paper: every score whose protocol is shipped.
+_PROTOCOLS = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``torchrl-reg table``."""
+    add_selection(parser, folders="*")
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="(default: %(default)s)")
+    parser.add_argument(
+        "--published",
+        nargs="?",
+        const=_PROTOCOLS,
+        metavar="PAPER",
+        help="published scores beside ours where the protocol is the same, and what differs; or all numbers of mirl or "
+        "ments (Atari) or sac (MuJoCo)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the tables; warnings go to stderr."""
+    asked = arguments.published
+    if asked and asked not in published_names() and Path(asked).is_dir():
+        # argparse takes the folder that follows --published for its value.
+        arguments.published, arguments.results = _PROTOCOLS, [asked, *arguments.results]
+    if not arguments.results:
+        arguments.refuse("the following arguments are required: FOLDER")
+    if arguments.published == _PROTOCOLS:
+        tables = [_beside_published(arguments)]
+    else:
+        arguments.column = arguments.column or EVALUATION
+        tables = _tables(arguments, selected_groups(arguments))
+    print(FORMATS[arguments.format](tables), end="")
+    return 0
+
+
+def _tables(arguments: argparse.Namespace, groups: list[Group]) -> list[Table]:
+    scores = group_scores(groups, arguments.score, arguments.column, unfinished=arguments.unfinished)
+    envs = Scoreboard(scores).envs
+    scale = scale_of(envs, arguments.normalize)
+    title = f"{arguments.score} of {arguments.column}"
+    baseline, published = arguments.baseline, arguments.published
+    first = environment_table(scores, scale=scale, baseline=baseline, published=published, title=title)
+    second = aggregate_table(scores, scale=scale, baseline=baseline)
+    averaged = second is not None or (baseline is not None and len(envs) > 1)
+    warn(warnings(groups, scores, scale=scale, baseline=baseline, averaged=averaged))
+    return [first] if second is None else [first, second]
+
+
+def _beside_published(arguments: argparse.Namespace) -> Table:
+    """Scores as published: of the end of a run, unscaled, one method at a time."""
+    for name, taken in (("score", "final"), ("normalize", "auto"), ("baseline", None)):
+        if (value := getattr(arguments, name)) != taken:
+            raise AnalysisError(f"{name} must be left out with --published alone, got {value!r}.")
+    return protocol_table(selected_gaps(arguments))

@@ -1,0 +1,114 @@
+"""Where the batches of a run come from: the fast collector where it can, else TorchRL's; if asked, a batch ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs.utils import ExplorationType
+
+from torchrl_reg.collectors import FastCollector, OverlappedCollector, SplitCollector, fast_vector
+from torchrl_reg.collectors.split import maker
+from torchrl_reg.lab.errors import ConfigError, require
+from torchrl_reg.lab.run.evaluation import Policy
+from torchrl_reg.lab.seeds.batched_collection import batched_collection
+from torchrl_reg.lab.seeds.workers import current_worker
+
+EPISODE_RETURN = "episode_reward"
+AnyCollector: TypeAlias = Collector | FastCollector | SplitCollector
+
+
+def make_collector(
+    env: EnvBase,
+    policy: Policy,
+    *,
+    frames_per_batch: int,
+    frames_per_step: int,
+    device: torch.device,
+    storing_device: torch.device,
+    track_trajectories: bool,
+    kind: str = "fast",
+    processes: int = 1,
+) -> AnyCollector:
+    """An endless collector whose batches are ``[*env.batch_size, T]`` with ``T`` in the batch's frames.
+
+    ``kind`` is ``"fast"`` (a :class:`FastCollector` if it can step the environment, else TorchRL's) or ``"torchrl"``;
+    with ``processes`` > 1 it is a :class:`SplitCollector`.
+
+    Raises:
+        ConfigError: ``frames_per_batch`` is not a multiple of the frames of one vector step, or the environments cannot
+            be divided among the processes.
+    """
+    step_frames = max(1, env.batch_size.numel()) * frames_per_step
+    fits = frames_per_batch > 0 and frames_per_batch % step_frames == 0
+    multiple = f"a positive multiple of {step_frames} (environments x frames per step)"
+    require(fits, "frames_per_batch", multiple, frames_per_batch)
+    if EPISODE_RETURN not in list(env.observation_spec.keys()):
+        env = TransformedEnv(env, RewardSum(), auto_unwrap=False)
+    steps = frames_per_batch // frames_per_step
+    if processes > 1:
+        on_cpu = {device.type, storing_device.type} == {"cpu"}
+        require(on_cpu, "run.collectors", "1 on a GPU", processes)
+        require(not track_trajectories, "run.collectors", "1 where trajectories are numbered", processes)
+        return _split(env, policy, processes=processes, frames_per_batch=steps, fast=kind == "fast")
+    devices: dict[str, Any] = {"policy_device": device, "storing_device": storing_device}
+    if kind == "fast" and not track_trajectories and fast_vector(env) is not None:
+        return FastCollector(env, policy, frames_per_batch=steps, **devices)
+    # Given a device, the collector copies every step to it: name devices only when there are two.
+    several = {device.type, storing_device.type} != {"cpu"}
+    return Collector(
+        env,
+        policy,
+        frames_per_batch=steps,
+        total_frames=-1,
+        exploration_type=ExplorationType.RANDOM,
+        trust_policy=True,  # any function from state to state may act
+        track_traj_ids=track_trajectories,
+        # Each batch is stacked into fresh memory, so there is no buffer to copy out of.
+        use_buffers=False,
+        return_same_td=device.type == "cpu",
+        # The policies here are feed-forward: nothing to add to the environment (unset, TorchRL warns).
+        auto_register_policy_transforms=False,
+        **(devices if several else {}),
+    )
+
+
+def _split(env: EnvBase, policy: Policy, processes: int, **how: Any) -> SplitCollector:
+    name, count = "run.collectors", env.batch_size.numel()
+    require(maker(env) is not None, name, "1 where a recipe adds to its environment", processes)
+    require(count % processes == 0, name, f"a divisor of the {count} environments", processes)
+    if not isinstance(policy, nn.Module):
+        raise ConfigError(f"{name} must be 1 with a {type(policy).__name__}, which cannot be copied, got {processes}.")
+    return SplitCollector(env, policy, processes=processes, **how)
+
+
+def overlapped(make: Callable[[nn.Module], AnyCollector], policy: Policy, *, seed: int) -> OverlappedCollector:
+    """Collects with a copy of ``policy``, in a collector that ``make`` builds around it, one batch ahead.
+
+    Raises:
+        ConfigError: the policy cannot be copied.
+    """
+    copied = isinstance(policy, nn.Module)
+    require(copied, "run.overlap", f"false with a {type(policy).__name__}, which cannot be copied", True)
+    return OverlappedCollector(policy, make, seed=seed)
+
+
+def batches_of(collector: AnyCollector | OverlappedCollector) -> Iterator[TensorDictBase]:
+    """The batches of ``collector``: with ``run.seeds``, of all seeds in one pass where possible."""
+    worker = current_worker()
+    return iter(collector) if worker is None else batched_collection(worker, collector)
+
+
+def cut_episodes(batch: TensorDictBase) -> int:
+    """Marks the last step of ``batch`` as truncated and returns the number of episodes this ends."""
+    running = int((~batch["next", "done"][..., -1, :]).sum())
+    for key in ("truncated", "done"):
+        flags = batch.get(("next", key), None)
+        if flags is not None:
+            flags[..., -1, :] = True
+    return running

@@ -1,0 +1,122 @@
+"""Runs that are recorded: folder, rows and end, whatever happens in between; and those without a collector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.run.files import write_atomically
+from torchrl_reg.lab.run.logger import RunLogger
+from torchrl_reg.lab.run.ownership import RunFolder
+from torchrl_reg.lab.run.streams import set_up_cpu
+
+
+class Recorded:
+    """The folder and the record that a :class:`Run` (a loop over batches) and a :class:`Study` have in common.
+
+    Args:
+        config: a dataclass with a field ``run`` of type :class:`RunSettings`.
+        device: where it computes, for ``config.yaml`` and the provenance.
+
+    Attributes:
+        path: the run folder.
+        settings: ``config.run``.
+        device: as given.
+        frames: environment frames (of a study: the recipe's unit) counted so far.
+
+    Raises:
+        ConfigError: the folder belongs to another run or holds a finished one, or a logger is not installed.
+    """
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        self.settings, self.device, self.frames = config.run, device, 0
+        self._folder = RunFolder(config)
+        self.path: Path = self._folder.path
+        if self._folder.is_done:
+            raise ConfigError(f"run.dir={self.path} holds a finished run.")
+        self._logger = RunLogger(self.path, self.settings)
+        set_up_cpu(self.settings.threads)
+
+    def log(self, event: str, **columns: Any) -> None:
+        """Writes a row of the recipe's own: ``{"event": event, "frames": ..., **columns}``."""
+        self._logger.write({"event": event, "frames": self.frames, **columns})
+
+    def say(self, text: str) -> None:
+        """Prints a line where the progress is shown."""
+        self._logger.say(text)
+
+    def _close(self, facts: dict[str, Any]) -> Path:
+        """Writes ``done.json`` with the ``facts`` beside what every run says of its end."""
+        wall_seconds, evaluation = self._logger.wall_seconds(), self._logger.last_evaluation
+        self._folder.close({"frames": self.frames, "wall_seconds": wall_seconds, "evaluation": evaluation, **facts})
+        self.say(f"finished: {self.path}")
+        return self.path
+
+
+class Study(Recorded):
+    """The parts and rows of a recipe that collects nothing; ``with Study(cfg, total) as study: ...``.
+
+    A part is a JSON object that depends on the config alone. A run that was killed starts again with the same command:
+    it reads the parts that were finished from ``parts/``, computes the others, and writes the same ``metrics.jsonl`` as
+    a run that was never interrupted.
+
+    Args:
+        config: a dataclass with a field ``run`` of type :class:`RunSettings`.
+        total: what the progress line counts to, in the recipe's unit.
+
+    Raises:
+        ConfigError: the folder belongs to another run, or holds a finished one.
+    """
+
+    def __init__(self, config: Any, total: int) -> None:
+        super().__init__(config, torch.device("cpu"))
+        self._total = total
+
+    def __enter__(self) -> Study:
+        self._folder.open(self.device)
+        (self.path / "parts").mkdir(exist_ok=True)
+        self._logger.restart()
+        self._logger.start(self._total, 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.stop()
+
+    def part(self, name: str, compute: Callable[[], Mapping[str, Any]], *, frames: int = 0) -> dict[str, Any]:
+        """The result of ``compute()``, from the folder if it was computed before; ``frames`` more are then done."""
+        found = self.kept(name)
+        if found is None:
+            found = dict(compute())
+            self.keep(name, found)
+        self.advance(frames)
+        return found
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """The content kept under ``name``, or None."""
+        path = self._part(name)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def keep(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keeps ``content`` under ``name``, in place of what was there."""
+        write_atomically(self._part(name), json.dumps(content))
+
+    def advance(self, frames: int) -> None:
+        """Counts ``frames`` more."""
+        self.frames += frames
+        self._logger.advance(frames, [])
+
+    def evaluation(self, columns: Mapping[str, Any]) -> None:
+        """Writes an evaluation row, which reports and tables read; the last one stands in ``done.json``."""
+        self._logger.evaluation(self.frames, columns)
+
+    def finish(self, **facts: Any) -> Path:
+        """``done.json``, with the ``facts`` in it; returns the run folder."""
+        return self._close(facts)
+
+    def _part(self, name: str) -> Path:
+        return self.path / "parts" / f"{name}.json"

@@ -1,0 +1,420 @@
+"""Checkpoints of a run: what they hold, how they are written, and how a stopped run goes on from one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torchrl.checkpoint import Checkpoint, StateDictCheckpointAdapter
+from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
+from torchrl.collectors import Collector
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_reg.collectors import FastCollector, SplitCollector
+from torchrl_reg.lab.errors import CheckpointError
+from torchrl_reg.lab.learners.collection import cut_episodes
+from torchrl_reg.lab.learners.replay import ReplayChunks
+from torchrl_reg.lab.run.base_run import Recorded
+from torchrl_reg.lab.run.divergence import FiniteWatch
+from torchrl_reg.lab.run.files import (
+    own_memory,
+    pack_arrays,
+    pack_tensordict,
+    partial_path,
+    publish,
+    unpack_arrays,
+    unpack_tensordict,
+    way_out,
+)
+from torchrl_reg.lab.run.logger import RunLogger
+from torchrl_reg.lab.run.streams import seed_global_generators, stream_seed
+from torchrl_reg.lab.seeds.workers import current_worker
+
+
+def restorable_part(env: EnvBase) -> Any | None:
+    """The part of ``env`` that has ``snapshot()`` and ``restore()`` (:class:`torchrl_reg.envs.Restorable`), or None.
+
+    It is looked for in the environment that all transforms are around, then in the gymnasium environment inside it.
+    """
+    innermost = _layers(env)[-1]
+    for part in (innermost, getattr(innermost, "_env", None)):
+        if hasattr(type(part), "snapshot") and hasattr(type(part), "restore"):  # not what a wrapper forwards
+            return part
+    return None
+
+
+def _layers(env: EnvBase) -> list[Any]:
+    """The transforms around ``env``, outermost first, then the environment they are around."""
+    layers = []
+    while isinstance(env, TransformedEnv):
+        layers.append(env.transform)
+        env = env.base_env
+    return [*layers, env]
+
+
+class EnvironmentState:
+    """The component of a checkpoint that stands for a collector and its environments.
+
+    Args:
+        collector: the collector of the run; its environments have been reset.
+
+    Attributes:
+        is_transparent: True if the environments can be restored. Where they cannot, the caller ends all episodes
+            at every checkpoint, so that a resumed run starts them where an uninterrupted one does.
+        is_restored: False once loaded environments are not where they were (they compute differently on this machine);
+            the caller resets them.
+    """
+
+    def __init__(self, collector: Collector | FastCollector | SplitCollector) -> None:
+        self._collector: Any = collector
+        self._layers = _layers(collector.env)  # a closed collector has none
+        # Environments in other processes are seeded there, and not stored.
+        elsewhere = isinstance(collector, SplitCollector)
+        self._seeded: Any = collector if elsewhere else collector.env
+        self._part = None if elsewhere else restorable_part(collector.env)
+        self.is_transparent = self._part is not None
+        self.is_restored = True
+        self.count = max(1, collector.env.batch_size.numel())
+
+    def restart(self, seed: int) -> None:
+        """Begins a new episode everywhere, from ``seed``."""
+        self._seeded.set_seed(seed)
+        self._collector.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; of a closed collector only what its transforms have learnt."""
+        collector = self._collector
+        state: dict[str, Any] = {"layers": [layer.state_dict() for layer in self._layers]}
+        if collector.track_traj_ids:
+            state["trajectories"] = collector._traj_pool.state_dict()
+        if self._part is not None and not collector.closed:
+            state["environments"] = pack_arrays(self._part.snapshot())
+            state["carried"] = pack_tensordict(collector._carrier)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        collector = self._collector
+        for layer, learnt in zip(self._layers, state["layers"], strict=True):
+            layer.load_state_dict(learnt)
+        if collector.track_traj_ids:
+            collector._traj_pool.load_state_dict(state["trajectories"])
+        if self._part is None or "environments" not in state:
+            return
+        self.is_restored = self._part.restore(unpack_arrays(state["environments"]))
+        carried, fresh = unpack_tensordict(state["carried"]), collector._carrier
+        for key, value in fresh.items(include_nested=True, leaves_only=True):
+            carried.set(key, carried.get(key).to(value.device))
+        collector._carrier = carried if fresh.device is None else carried.to(fresh.device)
+
+
+class GeneratorStates:
+    """The component of a checkpoint that stands for the global generators and for ``named`` ones.
+
+    A run that resumes with another number of CUDA devices leaves the generators of these as they are.
+    """
+
+    def __init__(self, **named: torch.Generator) -> None:
+        self._named = named
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "numpy": pack_arrays(np.random.get_state(legacy=False)),
+            "python": random.getstate(),
+            "named": {name: generator.get_state() for name, generator in self._named.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        np.random.set_state(unpack_arrays(state["numpy"]))
+        random.setstate(state["python"])
+        for name, generator in self._named.items():
+            generator.set_state(state["named"][name])
+
+
+KEPT = 2
+_PREFIX = "checkpoint"
+# What reading a damaged archive raises, TorchRL's CheckpointError being a RuntimeError.
+_UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
+
+
+class CheckpointFolder:
+    """Writes, verifies, loads and prunes the checkpoints of one run.
+
+    Args:
+        folder: where they are stored; created when needed.
+        components: everything a checkpoint holds but the replay buffer, by name; each has
+            ``state_dict`` and ``load_state_dict``. The last is restored after all others and the replay buffer.
+        replay: the replay buffer's rows, if the run has one.
+    """
+
+    def __init__(self, folder: Path, components: Mapping[str, Any], replay: ReplayChunks | None = None) -> None:
+        self.folder = folder
+        self.components = dict(components)
+        self.replay = replay
+
+    def save(self, frames: int, *, with_replay: bool = True) -> Path:
+        """Writes the state at ``frames`` and prunes all but the last ``KEPT`` checkpoints.
+
+        Raises:
+            CheckpointError: it could not be written (a full disk); earlier ones are untouched.
+        """
+        states = {name: own_memory(part.state_dict()) for name, part in self.components.items()}
+        path = self.folder / f"{_PREFIX}-{frames:012d}.torchrl"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            if self.replay is not None and with_replay:
+                states["replay"] = self.replay.save()
+            chunks = states.get("replay", {"chunks": []})["chunks"]
+            parts = {name: {"state_dict": lambda state=state: state} for name, state in states.items()}
+            _archive(parts).save(partial_path(path), metadata={"frames": frames, "replay": chunks})
+            publish(partial_path(path), path)
+            self._prune()
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+            self.remove_partial_files()
+            raise CheckpointError(
+                f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); "
+                f"{way_out(error, self.folder.parent)}."
+            ) from error
+        return path
+
+    def load_latest(self) -> int | None:
+        """Restores the newest checkpoint and returns its frames; None when there is none.
+
+        Raises:
+            CheckpointError: the newest one is damaged; the message names it and what to do.
+        """
+        self.remove_partial_files()
+        path = self.newest()
+        if path is None:
+            return None
+        self._check(path)
+        parts = {name: {"load_state_dict": part.load_state_dict} for name, part in self.components.items()}
+        manifest, last = Checkpoint.manifest(path), list(parts)[-1]
+        if "replay" in manifest["components"] and self.replay is not None:
+            parts["replay"] = {"load_state_dict": self.replay.load}
+        archive = _archive(parts)
+        try:
+            for names in (parts.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
+                archive.load(path, components=names, map_location="cpu")
+        except TorchRLCheckpointError as error:
+            advice = f"run the version that wrote it, or delete {self.folder} to start from the beginning."
+            raise CheckpointError(f"{path} does not fit this program ({_first_line(error)}); {advice}") from error
+        return manifest["metadata"]["frames"]
+
+    def frames(self) -> set[int]:
+        """Where this run can go on: at a checkpoint, or at 0 where none has been pruned yet."""
+        found = {_frames(path) for path in self._paths()}
+        return found | {0} if len(found) < KEPT else found
+
+    def go_back(self, frames: int) -> None:
+        """Deletes the checkpoints past ``frames``."""
+        for path in self._paths():
+            if _frames(path) > frames:
+                path.unlink()
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        return next(reversed(self._paths()), None)
+
+    def keep_only_last(self) -> None:
+        """Reduces a finished run to its last archive, without the replay buffer."""
+        for path in self._paths()[:-1]:
+            path.unlink()
+        if self.replay is not None:
+            shutil.rmtree(self.replay.folder, ignore_errors=True)
+
+    def remove_partial_files(self) -> None:
+        """Deletes what a killed or failed save left behind."""
+        for path in [*self.folder.glob(".*"), *self.folder.glob("*/.*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        """All checkpoints, oldest first, readable or not."""
+        return sorted(self.folder.glob(f"{_PREFIX}-*.torchrl"))
+
+    def _prune(self) -> None:
+        for path in self._paths()[:-KEPT]:
+            path.unlink()
+        if self.replay is not None:
+            self.replay.keep_only([chunk for path in self._paths() for chunk in _chunks(path)])
+
+    def _damage(self, path: Path) -> str | None:
+        """Why ``path`` cannot be trusted, or None: every checksum of every file is verified."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                member = archive.testzip()
+            if member is not None:
+                return f"checksum of {member}"
+            chunk = self.replay.damaged(_chunks(path)) if self.replay is not None else None
+        except _UNREADABLE as error:
+            return _first_line(error)
+        return None if chunk is None else f"its replay file {chunk} is missing or damaged"
+
+    def _check(self, newest: Path) -> None:
+        """Raises ``CheckpointError`` if ``newest`` is damaged."""
+        reason = self._damage(newest)
+        if reason is None:
+            return
+        intact = next((p for p in reversed(self._paths()[:-1]) if self._damage(p) is None), None)
+        if intact is None:
+            advice = f"and no earlier one is intact: delete {self.folder} and run the same command to start from the"
+            raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}) {advice} beginning.")
+        advice = f"but {intact} is intact: delete {newest} and run the same command to continue from the earlier one."
+        raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}), {advice}")
+
+
+def last_checkpoint(folder: Path) -> int:
+    """The frame of the newest checkpoint in ``folder``; 0 without one."""
+    return max(map(_frames, folder.glob(f"{_PREFIX}-*.torchrl")), default=0)
+
+
+def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    """TorchRL's archive of ``parts``, each given by its ``state_dict`` or ``load_state_dict``."""
+    archive, adapter = Checkpoint(format="archive"), StateDictCheckpointAdapter(payload_format="torch")
+    for name, methods in parts.items():
+        archive.register(name, SimpleNamespace(**methods), adapter=adapter)
+    return archive
+
+
+def _chunks(path: Path) -> list[Any]:
+    return Checkpoint.manifest(path)["metadata"]["replay"]
+
+
+def _frames(path: Path) -> int:
+    return int(path.stem.removeprefix(f"{_PREFIX}-"))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Resumption:
+    """Saves everything that was tracked, and restores it when the run starts again.
+
+    Args:
+        run: whose folder it is; its counters are part of a checkpoint.
+        logger: of the run; it counts episodes that a checkpoint ends.
+        tracked: the recipe's parts, by name.
+        replay: the replay buffer, if it is one of them.
+        environments: those that are collected from.
+
+    Attributes:
+        checkpoints: those of the run folder.
+        watch: stops a run whose numbers are not finite.
+        ends_episodes: True if a checkpoint ends all episodes, because the environments' state cannot be stored.
+    """
+
+    def __init__(
+        self,
+        run: Recorded,
+        logger: RunLogger,
+        tracked: Mapping[str, Any],
+        replay: TensorDictReplayBuffer | None,
+        environments: EnvironmentState,
+    ) -> None:
+        self.watch = FiniteWatch(run.path, run.settings.on_nan)
+        self.ends_episodes = not environments.is_transparent
+        self._seed, self._logger, self._tracked, self._replay = run.settings.seed, logger, tracked, replay
+        self._environments = environments
+        parts = {k: v for k, v in tracked.items() if v is not replay}
+        folder = run.path / "checkpoints"
+        named, chunks = {}, None
+        if replay is not None:  # "if replay" would be false for an empty buffer
+            chunks = ReplayChunks(folder / "replay", replay)
+            named["replay"] = replay._rng
+        # The generators come last: restoring environments may draw from the global ones.
+        parts |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
+        self.checkpoints = CheckpointFolder(folder, parts, chunks)
+
+    def load(self) -> bool:
+        """Loads the newest checkpoint, of several seeds the newest that all have; False where there is none."""
+        worker = current_worker()
+        if worker is not None:
+            self.checkpoints.go_back(worker.barrier("resume", self.checkpoints.frames(), _newest_of_all))
+        resumed = self.checkpoints.load_latest() is not None
+        if worker is not None:
+            worker.prepare()
+        return resumed
+
+    def begin(self, frames: int, resumed: bool) -> None:
+        """Seeds every stream of a new run; of a resumed one, restarts environments that could not be restored."""
+        environments = self._environments
+        self.watch.start(frames)
+        if not resumed:
+            self._logger.restart(keep=True)
+            seed_global_generators(stream_seed(self._seed, "actor", 0))
+            if self._replay is not None:
+                self._replay._rng.manual_seed(stream_seed(self._seed, "replay", 0))
+        elif environments.is_transparent and environments.is_restored:
+            return
+        elif environments.is_transparent:
+            self._logger.say("this machine computes the environments differently: their episodes end here")
+            self._logger.cut_episodes += environments.count
+            for part in self._tracked.values():
+                if hasattr(part, "cut_episodes"):
+                    part.cut_episodes()
+        self._restart_environments(frames)
+
+    def cut(self, batch: TensorDictBase) -> None:
+        """Ends the episodes of ``batch``, which a checkpoint follows, where the environments cannot be stored."""
+        if self.ends_episodes:
+            self._logger.cut_episodes += cut_episodes(batch)
+
+    def save(self, frames: int) -> None:
+        """Writes a checkpoint between two batches."""
+        self._save(frames)
+        if self.ends_episodes:
+            self._restart_environments(frames)
+
+    def finish(self, frames: int) -> None:
+        """Writes the last checkpoint, which alone remains, without the replay buffer."""
+        self._save(frames, with_replay=False)
+        wait_for_all_seeds()  # until all have one: of a seed left alone nothing may remain to be computed
+        self.checkpoints.keep_only_last()
+
+    def is_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
+        """True if the means in ``row`` and all that learns are finite.
+
+        Raises:
+            DivergedError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
+        """
+        optimizers = [part for part in self._tracked.values() if isinstance(part, torch.optim.Optimizer)]
+        return self.watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
+
+    def _save(self, frames: int, *, with_replay: bool = True) -> None:
+        """A checkpoint of the state now, unless that is not finite: the last good one stays."""
+        wait_for_all_seeds()  # so that they are never further apart than the checkpoints each keeps
+        if self.is_finite(frames, {}):
+            self.checkpoints.save(frames, with_replay=with_replay)
+
+    def _restart_environments(self, frames: int) -> None:
+        self._environments.restart(stream_seed(self._seed, "train_env", frames))
+
+
+def wait_for_all_seeds() -> None:
+    """Waits until all seeds of this process have come as far; afterwards Python's ``random`` is this one's."""
+    if (worker := current_worker()) is not None:
+        worker.barrier("checkpoint", None, list)
+
+
+def _newest_of_all(frames: Sequence[set[int]]) -> list[int]:
+    """Of what each seed has, the newest that all have; the newest of each if there is none, as one failed long ago."""
+    common = max(set.intersection(*frames), default=None)
+    return [max(each) if common is None else common for each in frames]

@@ -1,0 +1,248 @@
+"""Evaluations of a run: returns of frozen policies in environments of their own, and what each leaves in the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+
+from torchrl_reg.collectors import fast_vector, plain_policy
+from torchrl_reg.collectors.fast import restarted
+from torchrl_reg.lab.agents.description import Undescribed, described, modules_of
+from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
+from torchrl_reg.lab.agents.pictures import draw_without_display
+from torchrl_reg.lab.agents.saved import POLICY_FILE, AgentError, check_finite, policy_bytes, read_policy, whole
+from torchrl_reg.lab.agents.video import write_video
+from torchrl_reg.lab.run.files import write_atomically
+from torchrl_reg.lab.run.logger import RunLogger
+from torchrl_reg.lab.run.metrics import json_row, strip_wall_clock
+from torchrl_reg.lab.run.streams import forked_generators, stream_seed
+
+Policy = Callable[[TensorDictBase], TensorDictBase]
+#: A policy, evaluated at its mode, or beside it the way in which it acts.
+Evaluated = Policy | tuple[Policy, ExplorationType]
+
+
+def evaluate(
+    env: EnvBase,
+    policies: Mapping[str, Evaluated],
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Columns ``return_<name>_mean`` and ``return_<name>_std`` over ``episodes`` episodes each.
+
+    A return is the undiscounted sum of the rewards of ``env``. A policy acts with ``ExplorationType.DETERMINISTIC``, or
+    as it is paired: ``{"sampled": (policy, ExplorationType.RANDOM)}``. All see the same episodes (seeds depend only on
+    ``seed``), and the global generators are left as they were.
+    """
+    started = time.perf_counter()
+    columns: dict[str, Any] = {}
+    for name, evaluated in policies.items():
+        policy, kind = with_mode(evaluated)
+        returns = episode_returns(env, policy, kind, episodes=episodes, seed=seed, device=device)
+        columns[f"return_{name}_mean"] = returns.mean().item()
+        columns[f"return_{name}_std"] = returns.std(correction=0).item()
+    columns["episodes"] = episodes
+    columns["eval_seconds"] = time.perf_counter() - started
+    return columns
+
+
+def with_mode(evaluated: Evaluated) -> tuple[Policy, ExplorationType]:
+    """The policy and how it acts: at its mode, unless said otherwise."""
+    return evaluated if isinstance(evaluated, tuple) else (evaluated, ExplorationType.DETERMINISTIC)
+
+
+def episode_returns(
+    env: EnvBase,
+    policy: Policy,
+    kind: ExplorationType,
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Undiscounted returns ``[episodes]`` (float64, in reward units) of ``policy`` acting with ``kind``.
+
+    Environments are reused in rounds if there are fewer of them than episodes. The episodes depend only on ``seed`` and
+    the number of environments, and the first ones do not depend on how many follow.
+    """
+    rounds = []
+    forked = forked_generators(stream_seed(seed, "eval_actor"))
+    with forked, torch.no_grad(), set_exploration_type(kind), in_eval_mode(policy):
+        for start in range(0, episodes, env.batch_size.numel()):
+            env.set_seed(stream_seed(seed, "eval_env", start))
+            rounds.append(_first_episode_returns(env, policy, torch.device(device)))
+    return torch.cat(rounds)[:episodes]
+
+
+@contextmanager
+def in_eval_mode(policy: Policy) -> Iterator[None]:
+    """Inside, the policy's modules are in eval mode: no noise in its weights, no batch statistics of its own."""
+    modules = policy.modules() if isinstance(policy, nn.Module) else ()
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -> Tensor:
+    """The return of the first episode of every sub-environment, so that short episodes do not count more often.
+
+    Nothing but the running sums is kept, so the length of an episode costs no memory.
+    """
+    state = env.reset()
+    returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
+    running = torch.ones_like(returns, dtype=torch.bool)
+    vector = fast_vector(env, sums_rewards=False)
+    fast = vector is not None and device.type == "cpu"
+    steps = _fast_steps(env, vector, policy, state) if fast else _steps(env, policy, state, device)
+    while running.any():
+        reward, done = next(steps)
+        returns += torch.where(running, reward.to(returns), 0.0)
+        running &= ~done
+    return returns
+
+
+def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rewards and ends of episodes ``[N]`` of every step from ``state`` on."""
+    moves = device.type != "cpu" and env.device != device
+    while True:
+        acted = policy(state.to(device)).to(env.device) if moves else policy(state)
+        step, state = env.step_and_maybe_reset(acted)
+        yield step["next", "reward"].reshape(-1), step["next", "done"].reshape(-1).cpu()
+
+
+def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same on a CPU, without a TensorDict at every step."""
+    explores = exploration_type() == ExplorationType.RANDOM
+    act = plain_policy(policy, vector.num_envs, torch.device("cpu"), explores=explores)
+    observation, dtype = state["observation"], env.observation_spec["observation"].dtype
+    action_spec = env.full_action_spec["action"]
+    flags = {name: state[name] for name in ("done", "terminated", "truncated")}
+    while True:
+        now = {"observation": observation, **flags}
+        act(now)
+        found, reward, terminated, truncated, _ = vector.step(action_spec.to_numpy(now["action"], safe=False))
+        observation, done = torch.as_tensor(found, dtype=dtype), terminated | truncated
+        yield torch.from_numpy(np.asarray(reward).astype(np.float32)), torch.from_numpy(done)
+        if done.any():
+            observation = restarted(vector, observation, done)
+
+
+LONGEST = 2_000  # steps of an episode that are filmed
+
+
+class PolicyFile:
+    """Keeps ``policy.safetensors`` of a run at its last evaluation; see :func:`torchrl_reg.load_policy`.
+
+    Args:
+        folder: of the run.
+        config: the recipe's; its ``env`` and ``run`` are stored for whoever evaluates the policy again.
+    """
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self._path = folder / POLICY_FILE
+        self._refused = False
+        self.modules: set[str] = set()  # that the file names, all of them imported by this run
+        run = config.run
+        self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
+        env = getattr(config, "env", None)
+        if dataclasses.is_dataclass(env) and not isinstance(env, type):
+            self._facts["env"] = dataclasses.asdict(env)
+
+    def write(
+        self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any], say: Callable[[str], None] = print
+    ) -> None:
+        """Writes the file; says once if the policies are of a kind that could not be loaded."""
+        if self._refused:
+            return
+        facts = {**self._facts, "evaluation": json_row(strip_wall_clock(evaluation))}
+        try:
+            write_atomically(self._path, policy_bytes(policies, facts))
+            self.modules = modules_of(described(whole(policies)))
+        except Undescribed as error:
+            self._refused = True
+            say(f"policy not saved: {error}, so evaluate, play and export will not work for this run")
+
+
+class Evaluator:
+    """Evaluates the policies it was given; without any it does nothing.
+
+    Args:
+        path: the run folder.
+        config: the recipe's.
+        logger: gets the rows.
+        device: of the policies.
+    """
+
+    def __init__(self, path: Path, config: Any, logger: RunLogger, device: torch.device) -> None:
+        self._path, self._settings, self._logger, self._device = path, config.run, logger, device
+        self._file = PolicyFile(path, config)
+        self._env: EnvBase | None = None
+        self._policies: Mapping[str, Evaluated] = {}
+        self._refused = False
+        self._film_every, self._filmed_at = self._settings.video_every_frames, 0
+        if self._film_every is not None:
+            draw_without_display()  # before the recipe builds its environments: MuJoCo looks once
+
+    def use(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
+        """Sets which policies are evaluated, and in which environments."""
+        self._env, self._policies = env, policies
+
+    def evaluate(self, frames: int) -> None:
+        """Writes the row of an evaluation at ``frames``, then ``policy.safetensors`` and the video, if one is due.
+
+        Policies that are not finite are not evaluated, and so leave the last good one where it is.
+        """
+        acting = {name: with_mode(evaluated)[0] for name, evaluated in self._policies.items()}
+        if self._env is None or not self._are_finite(acting.values(), frames):
+            return
+        shared = {"episodes": self._settings.eval_episodes, "seed": self._settings.seed, "device": self._device}
+        self._logger.evaluation(frames, evaluate(self._env, self._policies, **shared))
+        self._file.write(acting, self._logger.last_evaluation or {}, self._logger.say)
+        self._film(frames)
+
+    def _are_finite(self, policies: Iterable[Policy], frames: int) -> bool:
+        try:
+            for policy in policies:
+                check_finite(policy.state_dict() if isinstance(policy, nn.Module) else {}, "an evaluated policy")
+        except AgentError as error:
+            if not self._refused:
+                self._logger.say(f"no evaluation from frame {frames:,} on: {error}")
+            self._refused = True
+            return False
+        return True
+
+    def _film(self, frames: int) -> None:
+        """Films a greedy episode if it is time, always from the same first state; a failure is reported once.
+
+        The episode is in an environment of its own, and the run's random streams are left as they were.
+        """
+        if self._film_every is None or frames // self._film_every <= self._filmed_at // self._film_every:
+            return
+        self._filmed_at = frames
+        seed = stream_seed(self._settings.seed, "video")
+        try:
+            with forked_generators(seed):
+                saved = read_policy(self._path / POLICY_FILE, trust=self._file.modules)
+                shown = episode_frames(saved, seed=seed, max_steps=LONGEST)
+                write_video(self._path / "videos" / f"{frames:012d}.gif", shown, frames_per_second(saved))
+        except AgentError as error:
+            self._film_every = None
+            self._logger.say(f"no videos: {error}")

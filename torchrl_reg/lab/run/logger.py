@@ -1,0 +1,336 @@
+"""Reports a run: rows of ``metrics.jsonl``, their warnings, the progress line, TensorBoard and W&B as extra views."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.record.loggers import Logger, get_logger
+
+from torchrl_reg.compat import entry
+from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.run.divergence import warn
+from torchrl_reg.lab.run.metrics import MetricsFile
+from torchrl_reg.lab.run.progress import Progress
+from torchrl_reg.lab.run.settings import RunSettings
+from torchrl_reg.lab.seeds.workers import current_worker
+
+#: Attributes of a logger that a checkpoint holds as they are.
+_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
+#: Episodes in ``return_last_100``.
+_WINDOW = 100
+#: Updates whose scalars are summed at once.
+_TOGETHER = 64
+#: Values this many times beyond their bound have diverged; to overestimate by less is common, and often heals.
+FACTOR = 10.0
+#: Nats a step where a loss reports a temperature and no entropy: the entropy of 22,000 actions.
+_NATS = 10.0
+
+
+class RunLogger:
+    """Accumulates means and returns between training rows and writes each row to all outputs.
+
+    A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
+    ``return_mean`` (over these, null if none), from the first finished episode on ``return_last_100`` (over the last
+    100 episodes of training, or as many as there are), the means of what :meth:`record` was given, ``fps``
+    and ``wall_seconds``.
+
+    Raises:
+        ConfigError: the package of an extra logger is not installed.
+    """
+
+    def __init__(self, path: Path, settings: RunSettings) -> None:
+        for name in settings.loggers:
+            if importlib.util.find_spec(name) is None:
+                raise ConfigError(f"run.loggers=[{name}] needs the package {name}, got none: pip install {name}.")
+        self.updates = 0
+        self.cut_episodes = 0
+        self.last_evaluation: dict[str, Any] | None = None
+        self._settings = settings
+        self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._mark: Mapping[str, Any] = {}
+        self._path = path
+        self._views: list[Logger] = []
+        self._means = RunningMeans()
+        self._returns: list[float] = []
+        self._recent: list[float] = []  # of the last episodes, across rows
+        self._logged_at = self._evaluated_at = 0
+        self._progress, self._seed = Progress(0, enabled=False), 0
+        self._wall_before, self._wall_start = 0.0, time.perf_counter()
+        self._speed_mark = (0, self._wall_start)
+
+    def start(self, total_frames: int, frames: int) -> None:
+        """Opens the extra loggers and the progress line; speed is measured from here."""
+        self._views = _open_views(self._settings.loggers, self._path)
+        worker, make = current_worker(), partial(Progress, total_frames, enabled=self._settings.progress)
+        if worker is None:
+            self._progress = make()
+        else:
+            self._progress = worker.shared("progress", partial(make, seeds=worker.companions))
+            self._seed = worker.number
+        self._progress.begin(frames, self._seed)
+        self._speed_mark = (frames, time.perf_counter())
+        every = min(self._settings.log_every_frames, self._settings.evaluate_every_frames)
+        first = min((frames // every + 1) * every, total_frames)
+        begins = f"resuming {self._path} at frame {frames:,}, next" if frames else f"starting {self._path}, first"
+        self.say(f"{begins} row at {first:,} of {total_frames:,} frames")
+
+    def advance(self, frames: int, returns: list[float]) -> None:
+        """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
+        self._returns.extend(returns)
+        self._progress.frames[self._seed] += frames
+
+    def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
+        """Counts an update and averages its scalars into the next training row."""
+        self.updates += 1
+        self._means.add(scalars)
+
+    def train(self, frames: int, judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}) -> dict[str, Any]:
+        """Writes a training row unless there is one at ``frames`` already; returns it, with any non-finite numbers.
+
+        ``judge(row)`` gives columns to add.
+        """
+        if self._logged_at == frames:
+            return {}
+        now = time.perf_counter()
+        then_frames, then = self._speed_mark
+        self._logged_at, self._speed_mark = frames, (frames, now)
+        returns, self._returns = self._returns, []
+        self._recent = recent = [*self._recent, *returns][-_WINDOW:]
+        every = self._settings.diagnostics_every_updates
+        row = {
+            "event": "train",
+            "frames": frames,
+            "updates": self.updates,
+            "episodes": len(returns),
+            "return_mean": sum(returns) / len(returns) if returns else None,
+            **({"return_last_100": sum(recent) / len(recent)} if recent else {}),
+            **({"cut_episodes": self.cut_episodes} if self.cut_episodes else {}),
+            **self._means.pop(),
+            **({"diagnostics_every_updates": every} if every > 1 else {}),
+            "fps": (frames - then_frames) / max(now - then, 1e-9),
+            "wall_seconds": self.wall_seconds(),
+        }
+        row |= judge(row)
+        self.write(row)
+        self._progress.train(row, self._seed)
+        return row
+
+    def has_evaluation(self, frames: int) -> bool:
+        """True if the policies were already evaluated at ``frames``."""
+        return self._evaluated_at == frames
+
+    def evaluation(self, frames: int, columns: Mapping[str, Any]) -> None:
+        """Writes an evaluation row."""
+        row = {"event": "eval", "frames": frames, "updates": self.updates, **columns}
+        self._evaluated_at, self.last_evaluation = frames, row
+        self.write(row)
+        self._progress.evaluation(row, self._seed)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends ``row`` to ``metrics.jsonl`` and sends its numbers to the extra loggers."""
+        self._metrics.append(row)
+        for view in list(self._views):
+            try:
+                for name, value in row.items():
+                    if isinstance(value, int | float) and name != "frames":
+                        view.log_scalar(f"{row['event']}/{name}", value, step=row["frames"])
+            except Exception as error:  # a view (its server, its disk) must never stop a run
+                self._views.remove(view)
+                lost = f"{type(view).__name__} shows nothing from frame {row['frames']:,} on"
+                warn(f"{lost} ({type(error).__name__}: {error}).")
+
+    def say(self, text: str) -> None:
+        """Prints a line where progress is shown."""
+        if self._settings.progress:
+            self._progress.say(text)
+
+    def draw_curves(self) -> None:
+        """Draws ``curves.png``; if that fails, the run is done all the same."""
+        try:
+            from torchrl_reg.lab.run.curves import draw_curves
+
+            draw_curves(self._path)
+        except ModuleNotFoundError as error:
+            print(f"no curves.png: {error.name} is not installed.", file=sys.stderr)
+        except Exception as error:
+            print(f"no curves.png: {type(error).__name__}: {' '.join(str(error).split())}.", file=sys.stderr)
+
+    def stop(self) -> None:
+        """Closes the progress line."""
+        self._progress.end(self._seed)
+
+    def restart(self, *, keep: bool = False) -> None:
+        """Drops every row: no checkpoint was found, so all frames are run again. ``keep``: beside, and says so."""
+        if keep and (kept := self._metrics.keep_beside()) is not None:
+            warn(
+                f"{self._path} has no checkpoint and starts again at frame 0; its earlier record is {kept.name} there."
+            )
+        self._metrics.restart()
+
+    def resume(self) -> None:
+        """Drops the rows past the checkpoint that was loaded.
+
+        Raises:
+            RecordError: the rows up to that point are not those that were written.
+        """
+        self._metrics.continue_from(self._mark)
+
+    def wall_seconds(self) -> float:
+        """Seconds this run has taken; earlier processes count up to their last checkpoint."""
+        return self._wall_before + time.perf_counter() - self._wall_start
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in _KEPT}
+        parts = {"means": self._means.state_dict(), "metrics": self._metrics.mark()}
+        return {**state, **parts, "wall_seconds": self.wall_seconds()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self._means.load_state_dict(state["means"])
+        self._mark, self._wall_before = state["metrics"], state["wall_seconds"]
+
+
+class RunningMeans:
+    """Means of detached scalars, summed on their device and read once a log row.
+
+    ``add`` takes a TensorDict of scalars; updates need not all return the same entries.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._waiting: dict[tuple[str, ...], list[Tensor]] = {}
+
+    def add(self, scalars: TensorDictBase | Mapping[str, Tensor]) -> None:
+        names = tuple(scalars.keys())
+        if not names:
+            return
+        waiting = self._waiting.setdefault(names, [])
+        waiting.append(torch.stack(list(scalars.values())))  # a copy: coefficients change, CUDA graphs write again
+        if len(waiting) >= _TOGETHER:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Adds what waits to the sums, one update after the other, in a few operations."""
+        for names, waiting in self._waiting.items():
+            values = torch.stack(waiting)
+            if names in self._sums:
+                values = torch.cat([self._sums[names].to(values.device).unsqueeze(0), values])
+            # Double precision: a float32 sum of 10^5 losses would lose their last three digits.
+            self._sums[names] = values.double().cumsum(0)[-1]
+            self._counts[names] += len(waiting)
+        self._waiting = {}
+
+    def pop(self) -> dict[str, float]:
+        """The mean of every entry since the last call."""
+        self._sum()
+        totals: dict[str, float] = {}
+        seen: Counter[str] = Counter()
+        for names, sums in self._sums.items():
+            for name, value in zip(names, sums.tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + value
+                seen[name] += self._counts[names]
+        self._sums, self._counts = {}, Counter()
+        return {name: total / seen[name] for name, total in totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        self._sum()
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._counts = dict(state["sums"]), Counter(state["counts"])
+
+
+def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
+    # The same id on resume continues the same W&B run.
+    identity = "-".join(path.resolve().parts[-4:]).replace("=", "_").replace(",", "_")[-100:]
+    views = []
+    for name in names:
+        (path / name).mkdir(parents=True, exist_ok=True)
+        shown_as = path.name if name == "wandb" else name
+        ours = {"id": identity, "project": "torchrl_reg"}
+        views.append(cast(Logger, get_logger(name, str(path), shown_as, wandb_kwargs=ours)))  # type: ignore[arg-type]
+    return views
+
+
+class ValueWatch:
+    """Compares the values in the training rows, and those the policy chose by, to a bound, and warns once.
+
+    No value of a policy exceeds ``(max |r| + c) / (1 - gamma)``, ``c`` being what regularizer and shaping add to a
+    reward: ``tau`` times the entropy, and a bonus that is clipped (one that is not widens gaps and leaves the best
+    action's value). Beyond ``FACTOR`` times that, or times 1 where it is less (untrained networks), they have diverged.
+    All of it is read at log rows; of a batch, its largest reward and where its values are.
+
+    Args:
+        path: the run folder, for the warning.
+
+    Attributes:
+        diverged_frames: the frame of the first row beyond the bound; None so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.diverged_frames: int | None = None
+        self._path = path
+        self._reward, self._cost = torch.zeros(()), 0.0
+        self._chosen: Tensor | None = None
+
+    def see(self, batch: TensorDictBase) -> None:
+        """Notes a batch whose rewards are those that are learnt from; waits for no device."""
+        reward = entry(batch, ("next", "reward"))
+        if reward is not None:
+            largest = torch.linalg.vector_norm(reward, math.inf, dtype=torch.float32)
+            self._reward = torch.maximum(self._reward, largest)
+        self._chosen = entry(batch, "chosen_action_value")
+
+    def judge(self, row: Mapping[str, Any], gamma: float | None) -> dict[str, int]:
+        """Columns to add to a training row: ``diverged_frames``, from the first row on whose values are too large."""
+        if self.diverged_frames is None and gamma is not None and gamma < 1 and row["updates"]:
+            self._cost = max(self._cost, _added(row))
+            reward = float(self._reward)
+            bound = max((reward + self._cost) / (1 - gamma), 1.0)
+            # Actor-critics of TorchRL report no value, but the mean of -Q as the actor's loss.
+            names = ("value" if "value" in row else "loss_actor", "td_error")
+            values = {name: abs(row[name]) for name in names if row.get(name) is not None}
+            # At most squared errors; the only sign where values lie on a grid (C51).
+            losses = [name for name in row if name.startswith("loss") and name != "loss_actor"]
+            values |= {f"the root of {name}": abs(row[name]) ** 0.5 for name in losses}
+            if self._chosen is not None:
+                values["chosen_action_value"] = float(self._chosen.abs().mean())
+            name = max(values, key=lambda name: values[name], default="")
+            if name and values[name] > FACTOR * bound:
+                self.diverged_frames = row["frames"]
+                warn(
+                    f"{self._path} diverges: {name} is {values[name]:.3g} at frame {row['frames']:,}, where rewards "
+                    f"of at most {reward:.3g} allow {bound:.3g}; lower the learning rate, say, or copy the target "
+                    "less often."
+                )
+        return {} if self.diverged_frames is None else {"diverged_frames": self.diverged_frames}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reward": self._reward, "cost": self._cost, "diverged_frames": self.diverged_frames}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._reward, self._cost = state["reward"], state["cost"]
+        self.diverged_frames = state["diverged_frames"]
+
+
+def _added(row: Mapping[str, Any]) -> float:
+    """The amount that regularizer and shaping add to a reward, at most or on average."""
+    tau = row.get("tau", row.get("alpha"))
+    # A temperature that is the Bellman error grows with what diverges, and its entropy is in no value.
+    follows_error = not {"bellman_error", "squared_td_error"}.isdisjoint(row)
+    entropy = 0.0 if tau is None or follows_error else tau * abs(row.get("entropy", _NATS))
+    bonus = abs(row["bonus"]) if row.get("bonus_clipped") else 0.0
+    return entropy + bonus if math.isfinite(entropy + bonus) else 0.0

@@ -1,0 +1,118 @@
+"""``metrics.jsonl``, the record of a run: one JSON object per line, one line per event."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torchrl_reg.lab.errors import RecordError
+from torchrl_reg.lab.run.files import append, sync, way_out
+
+WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
+"""Columns that depend on the machine's speed (frames a second, seconds); two runs of one seed agree in all others."""
+
+
+def strip_wall_clock(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row`` without the columns in which two identical runs differ.
+
+    >>> strip_wall_clock({"event": "train", "frames": 100, "fps": 7150.2})
+    {'event': 'train', 'frames': 100}
+    """
+    return {name: value for name, value in row.items() if name not in WALL_CLOCK_COLUMNS}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a last line still being written is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row`` with ``None`` for values that are not finite, which JSON has no word for."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _from_a_copy(path: Path) -> str:
+    return f"from a copy, or delete {path.parent / 'checkpoints'} and run the same command to start from the beginning."
+
+
+class MetricsFile:
+    """Appends rows to ``metrics.jsonl``, drops those past a checkpoint, and notices what it did not write itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = 0
+        self._digest = sha256()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes one row in one system call; a value that is not finite becomes ``null``.
+
+        Raises:
+            RecordError: it could not be written (a full disk), or rows written before are gone.
+        """
+        self._check_written()
+        line = (json.dumps(json_row(row), allow_nan=False) + "\n").encode()
+        try:
+            append(self.path, line)
+        except OSError as error:
+            raise RecordError(
+                f"{self.path} could not be written ({error.strerror}); {way_out(error, self.path.parent)}."
+            ) from error
+        self._bytes += len(line)
+        self._digest.update(line)
+
+    def mark(self) -> dict[str, Any]:
+        """Bytes and SHA-256 of the rows so far, which are then safely on disk; a checkpoint keeps them."""
+        self._check_written()
+        if self.path.exists():
+            sync(self.path)
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def _check_written(self) -> None:
+        """Raises ``RecordError`` if rows that this process wrote are there no longer."""
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there < self._bytes:
+            raise RecordError(
+                f"{self.path} holds {there:,} of the {self._bytes:,} bytes written: it was "
+                f"{'cut' if there else 'deleted'} while the run went on: put it back {_from_a_copy(self.path)}"
+            )
+
+    def keep_beside(self) -> Path | None:
+        """Moves the rows to ``metrics.previous.jsonl``, unless what is there is longer; None if there are no rows."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return None
+        kept = self.path.with_name("metrics.previous.jsonl")
+        if not kept.exists() or kept.stat().st_size <= self.path.stat().st_size:
+            os.replace(self.path, kept)
+        return kept
+
+    def restart(self) -> None:
+        """Drops every row."""
+        self.continue_from({"bytes": 0, "sha256": sha256().hexdigest()})
+
+    def continue_from(self, mark: Mapping[str, Any]) -> None:
+        """Drops everything past ``mark``: rows of frames that will be run again.
+
+        Raises:
+            RecordError: the rows up to there are not those that were written.
+        """
+        there, expected = self.path.exists(), mark["bytes"]
+        rows = self.path.read_bytes() if there else b""
+        digest = sha256(rows[:expected])
+        if len(rows) < expected or digest.hexdigest() != mark["sha256"]:
+            known = f"the {expected:,} bytes that the checkpoint knows were changed"
+            if len(rows) < expected:
+                known = f"{len(rows):,} bytes, of {expected:,} that the checkpoint knows"
+            raise RecordError(
+                f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: put it back {_from_a_copy(self.path)}"
+            )
+        self._bytes, self._digest = expected, digest
+        if there:
+            os.truncate(self.path, expected)

@@ -1,0 +1,414 @@
+"""One run of a recipe: its folder, seeds, clock, rows, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.data.replay_buffers import Sampler, TensorStorage
+from torchrl.envs import EnvBase, Transform
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+from torchrl_reg.collectors import OverlappedCollector
+from torchrl_reg.compat import entry
+from torchrl_reg.lab.errors import require
+from torchrl_reg.lab.learners.checks import planned_updates, settings_of, without_effect
+from torchrl_reg.lab.learners.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
+from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
+from torchrl_reg.lab.learners.replay import TransitionStorage, draw_minibatches
+from torchrl_reg.lab.learners.update import Update, make_update
+from torchrl_reg.lab.run.base_run import Recorded
+from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint, wait_for_all_seeds
+from torchrl_reg.lab.run.divergence import warn
+from torchrl_reg.lab.run.evaluation import Evaluated, Evaluator, Policy
+from torchrl_reg.lab.run.logger import ValueWatch
+from torchrl_reg.lab.run.stop import STOP, StopFrame
+from torchrl_reg.lab.run.streams import named_device, seed_global_generators, stream_seed
+from torchrl_reg.lab.seeds.workers import current_worker
+
+T = TypeVar("T")
+#: Share of the targets' mass outside a categorical network's grid from which on a run warns.
+MOST_CLIPPED = 0.01
+#: Frames between checkpoints where ``run.checkpoint_every_frames`` is null, and the least seconds between two of them;
+#: where a checkpoint ends the episodes, so that the clock must not matter, only frames count.
+CHECKPOINT_FRAMES, CHECKPOINT_SECONDS, ENDING_FRAMES = 10_000, 60.0, 50_000
+
+
+class Run(Recorded):
+    """Everything a method needs around its own code; see any recipe for the order of the calls.
+
+    Args:
+        config: a dataclass with a field ``run`` of type :class:`RunSettings`.
+        frames_per_step: environment frames per environment step (Atari: 4).
+
+    Attributes:
+        path: the run folder.
+        frames: environment frames collected so far, frame skip included.
+        frames_per_step: frames per step of one environment.
+        device: where the networks belong.
+        cudagraphs: whether updates are captured in CUDA graphs; the optimizer then needs ``capturable=True``.
+
+    Raises:
+        ConfigError: the folder belongs to another run, or a setting does not fit this machine.
+    """
+
+    def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
+        super().__init__(config, named_device(config.run.device))
+        self.cudagraphs = self.settings.cudagraphs
+        self.frames_per_step = frames_per_step
+        self._evaluator = Evaluator(self.path, config, self._logger, self.device)
+        self._made: dict[str, Any] = {}  # for the recipe: a checkpoint without one of it is refused
+        self._tracked: dict[str, Any] = {}
+        self._resumption: Resumption | None = None
+        self._values = ValueWatch(self.path)
+        self._granted_updates = 0
+        self._warned_of_clipping = False
+        self._saved_at = time.monotonic()
+        self._stop_frame = StopFrame()
+        for name in ("torchrl", "tensordict"):  # which log every buffer they allocate
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.seed_networks()
+
+    @property
+    def updates(self) -> int:
+        """Updates recorded so far."""
+        return self._logger.updates
+
+    # ------------------------------------------------------------ what a recipe builds with
+
+    def seed_networks(self) -> None:
+        """Seeds the global generators from the stream ``"network"``; done once at construction."""
+        seed_global_generators(stream_seed(self.settings.seed, "network"))
+
+    def replay(
+        self,
+        capacity: int,
+        batch_size: int,
+        *,
+        storage: TensorStorage | None = None,
+        frame_stack: int = 1,
+        num_envs: int = 1,
+        sampler: Sampler | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str | None = None,
+    ) -> TensorDictReplayBuffer:
+        """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
+
+        They are kept on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
+        trajectories needs a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
+        ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
+        ``num_envs`` environments in time order.
+        """
+        if "loss" in self._made:
+            raise ValueError("run.replay() must come before run.make_update(), got it after: that writes priorities.")
+        require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
+        if frame_stack > 1:
+            least = 2 * frame_stack * num_envs
+            require(capacity >= least, "replay capacity", f"at least 2 * frame_stack * num_envs = {least}", capacity)
+            capacity -= capacity % num_envs
+            storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device or self.device)
+        elif storage is None:
+            storage = TransitionStorage(capacity, device=device or self.device)
+        require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
+        parts = {"storage": storage, "sampler": sampler, "transform": transform}
+        generator = torch.Generator(storage.device)
+        self._made["replay"] = TensorDictReplayBuffer(**parts, batch_size=batch_size, generator=generator)
+        return self._made["replay"]
+
+    def make_update(
+        self,
+        loss: LossModule,
+        optimizer: torch.optim.Optimizer,
+        target: TargetNetUpdater | None = None,
+        *,
+        max_grad_norm: float | None = None,
+    ) -> Update:
+        """:func:`make_update` with this run's device, replay buffer and compilation settings."""
+        every = self.settings.diagnostics_every_updates
+        self._made |= {"loss": loss, "optimizer": optimizer, **({} if target is None else {"target": target})}
+        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in ("compile", "bf16", "cudagraphs")}
+        settings |= {"replay": self._made.get("replay"), "device": self.device, "max_grad_norm": max_grad_norm}
+        settings["updates"] = planned_updates(settings_of(getattr(self._folder.config, "algo", None)))
+        settings["wants_diagnostics"] = None if every == 1 else lambda: self.updates % every == 0
+        return self._guarded(make_update(loss, optimizer, target, **settings))
+
+    def track(self, **components: Any) -> None:
+        """Names what a checkpoint holds: everything that learns, counts or anneals.
+
+        Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
+        """
+        self._tracked.update({k: v for k, v in components.items() if v is not None})
+
+    def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
+        """Sets which policies are evaluated, in which environment, every ``run.evaluate_every_frames`` and at the end.
+
+        ``{"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}`` gives ``return_greedy_mean``,
+        ``return_sampled_mean`` and so on; see :func:`torchrl_reg.lab.evaluate`.
+        """
+        self._evaluator.use(env, policies)
+
+    # ------------------------------------------------------------ the loop
+
+    def collect(
+        self,
+        env: EnvBase,
+        policy: Policy,
+        *,
+        total_frames: int,
+        frames_per_batch: int,
+        track_trajectories: bool = False,
+    ) -> Iterator[TensorDictBase]:
+        """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
+
+        Starts where the newest checkpoint left off. Between batches it logs, evaluates and checkpoints
+        as set by ``run.*_every_frames``. A checkpoint changes nothing unless the state of the environments
+        cannot be restored: then it ends their episodes, and the record counts them. Under :func:`recipe` a signal
+        is answered between two batches, with a checkpoint if that changes nothing.
+
+        Raises:
+            ConfigError: ``frames_per_batch`` does not fit the environments.
+            CheckpointError: the newest checkpoint is damaged, or one cannot be written.
+            DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
+        """
+        untracked = [k for k, part in self._made.items() if id(part) not in map(id, self._tracked.values())]
+        if untracked:
+            raise ValueError(f"run.track() must name all that a resumed run needs, got none of {', '.join(untracked)}.")
+        # The collector itself resets the environments once, and running statistics remember that.
+        env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
+        replay = self._made.get("replay")
+        storing_device = self.device if replay is None else replay.storage.device
+        made: dict[str, Any] = {"device": self.device, "storing_device": storing_device}
+        made |= {"frames_per_batch": frames_per_batch, "frames_per_step": self.frames_per_step}
+        made |= {"kind": self.settings.collector, "track_trajectories": track_trajectories}
+        made["processes"] = self.settings.collectors
+
+        def make(acting: Policy) -> AnyCollector:
+            return make_collector(env, acting, **made)
+
+        ahead = None
+        if self.settings.overlap:
+            ahead = overlapped(make, policy, seed=stream_seed(self.settings.seed, "collector", 0))
+            self.track(collector=ahead)
+        collector = make(policy) if ahead is None else ahead.collector
+        self._resumption = Resumption(self, self._logger, self._tracked, replay, EnvironmentState(collector))
+        self._folder.open(self.device)
+        resumed = self._resumption.load()
+        self._logger.start(total_frames, self.frames)
+        self._announce(resumed)
+        try:
+            self._resumption.begin(self.frames, resumed)
+            self._saved_at = time.monotonic()
+            STOP.words = partial(_way_on, self._resumption.checkpoints.folder, self._resumption.ends_episodes)
+            with STOP.awaited(not self._resumption.ends_episodes):
+                yield from self._loop(batches_of(ahead or collector), ahead, total_frames, frames_per_batch)
+        finally:
+            self._logger.stop()
+            (ahead or collector).shutdown()
+
+    def _loop(
+        self, batches: Iterator[Any], ahead: OverlappedCollector | None, total_frames: int, frames_per_batch: int
+    ) -> Iterator[TensorDictBase]:
+        next_batch, resumption = self._guarded(partial(next, batches)), self._resumption
+        assert resumption is not None
+        if (worker := current_worker()) is not None:
+            self._stop_frame = worker.shared("stop", StopFrame)
+        while True:
+            # A batch that is being collected comes first: the environments stand still after it.
+            if self._stop_frame.is_reached(self.frames) and (ahead is None or ahead.stands_still):
+                self._stop()
+            if self.frames >= total_frames:
+                return
+            before, after = self.frames, self.frames + frames_per_batch
+            due = partial(_crosses, before, after)
+            is_last = after >= total_frames
+            checkpoint_due = not is_last and self._checkpoint_is_due(after, due)
+            if ahead is not None:
+                ahead.runs_ahead = not (is_last or checkpoint_due or STOP.asked is not None)
+            batch = next_batch()
+            self.frames = after
+            self._logger.advance(after - before, finished_returns(batch))
+            if checkpoint_due:
+                resumption.cut(batch)
+            yield batch
+            self._values.see(batch)
+            if due(self.settings.log_every_frames):
+                self._log_row()
+            if due(self.settings.evaluate_every_frames):
+                if ahead is not None:
+                    ahead.wait()
+                self._evaluate()
+            if checkpoint_due:
+                resumption.save(self.frames)
+                self._saved_at = time.monotonic()
+
+    def _checkpoint_is_due(self, after: int, due: Callable[[int], bool]) -> bool:
+        every, resumption = self.settings.checkpoint_every_frames, self._resumption
+        assert resumption is not None
+        if every is not None or resumption.ends_episodes:
+            return due(every or ENDING_FRAMES)
+
+        def long_ago() -> bool:
+            return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+
+        # Seeds wait for each other at a checkpoint, so what the first sees on the clock holds for all.
+        worker = current_worker()
+        return due(CHECKPOINT_FRAMES) and (
+            long_ago() if worker is None else worker.shared(f"checkpoint {after}", long_ago)
+        )
+
+    def _stop(self) -> None:
+        """Writes a checkpoint, of all seeds, and raises what the signal asked for."""
+        resumption = self._resumption
+        assert resumption is not None and STOP.asked is not None
+        folder = resumption.checkpoints.folder
+        if last_checkpoint(folder) < self.frames:
+            resumption.save(self.frames)
+        if last_checkpoint(folder) == self.frames > 0:
+            said = f"stopped at frame {self.frames:,} with a checkpoint; the same command continues there"
+            STOP.words = partial(str, said)
+        wait_for_all_seeds()  # the first that raises ends all
+        raise STOP.asked
+
+    def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
+        """Number of updates to make now for one update per ``update_every_frames`` frames.
+
+        Frames before ``learning_starts_frames`` earn none. Remainders are carried over, so the ratio
+        is exact in the long run; call it once per batch.
+        """
+        earned = int(max(0, self.frames - learning_starts_frames) // update_every_frames)
+        due, self._granted_updates = earned - self._granted_updates, earned
+        return due
+
+    def minibatches(
+        self,
+        replay: TensorDictReplayBuffer,
+        update_every_frames: float,
+        learning_starts_frames: int = 0,
+    ) -> Iterator[TensorDictBase]:
+        """A minibatch for each of the :meth:`updates_due`, gathered in one go where that is exact."""
+        return draw_minibatches(replay, self.updates_due(update_every_frames, learning_starts_frames))
+
+    def annealed(self, start: float, end: float, over_frames: int, after_frames: int = 0) -> float:
+        """``start`` for ``after_frames`` frames, then linear to ``end`` over ``over_frames`` frames, then ``end``."""
+        passed = (self.frames - after_frames) / over_frames
+        return start + (end - start) * min(1.0, max(0.0, passed))
+
+    def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
+        """Counts one update and averages its detached scalars into the next training row."""
+        self._logger.record(scalars)
+
+    def finish(self) -> Path:
+        """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
+        assert self._resumption is not None, "collect() comes before finish()"
+        with STOP.awaited(not self._resumption.ends_episodes):
+            return self._finish(self._resumption)
+
+    def _finish(self, resumption: Resumption) -> Path:
+        self._log_row()
+        if not self._logger.has_evaluation(self.frames):
+            self._evaluate()
+        resumption.finish(self.frames)
+        counts = {"updates": self.updates, "cut_episodes": self._logger.cut_episodes}
+        bad = {"diverged_frames": self._values.diverged_frames}
+        self._close({**counts, **bad, "first_not_finite_frames": resumption.watch.first_bad_frames})
+        STOP.words = None
+        self._logger.draw_curves()  # last, so that nobody waiting for the run waits for a plot
+        return self.path
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters and the unfinished averages."""
+        return {
+            "frames": self.frames,
+            "granted_updates": self._granted_updates,
+            "values": self._values.state_dict(),
+            "logger": self._logger.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.frames = state["frames"]
+        self._granted_updates = state["granted_updates"]
+        self._values.load_state_dict(state["values"])
+        self._logger.load_state_dict(state["logger"])
+
+    def _log_row(self) -> None:
+        row = self._logger.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        self._check_finite(row)
+        if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
+            self._warned_of_clipping = True
+            warn(
+                f"{row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
+                "grid of returns and is clipped to its ends; a recipe's grid is net.value_min to net.value_max."
+            )
+
+    def _check_finite(self, row: Mapping[str, Any], *, can_go_on: bool = True) -> None:
+        if self._resumption is not None:  # None: an update before the first batch
+            self._resumption.is_finite(self.frames, row, can_go_on=can_go_on)
+
+    def _evaluate(self) -> None:
+        """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
+        self._check_finite({})
+        self._guarded(self._evaluator.evaluate)(self.frames)
+
+    def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
+        """``call``, whose errors are reported as divergence where what learns is not finite."""
+
+        def guarded(*args: Any, **kwargs: Any) -> T:
+            try:
+                return call(*args, **kwargs)
+            except (RuntimeError, ValueError):
+                self._check_finite({}, can_go_on=False)
+                raise
+
+        return guarded
+
+    @property
+    def _gamma(self) -> float | None:
+        """The loss's discount, if it has a value estimator."""
+        estimator = getattr(self._made.get("loss"), "_value_estimator", None)
+        gamma = getattr(estimator, "gamma", None)
+        return None if gamma is None else float(gamma)
+
+    def _announce(self, resumed: bool) -> None:
+        for sentence in without_effect(getattr(self._folder.config, "algo", None)):
+            warn(f"{sentence}.")
+        if resumed:
+            self._logger.resume()
+        if self._resumption is not None and self._resumption.ends_episodes:
+            every = self.settings.checkpoint_every_frames or ENDING_FRAMES
+            ends = f"a checkpoint ends all episodes, every {every:,} frames"
+            of = "this environment's state" if self.settings.collectors == 1 else "the state of other processes"
+            self.say(f"{of} cannot be stored: {ends}")
+
+
+def finished_returns(batch: TensorDictBase) -> list[float]:
+    """Undiscounted returns of the episodes that end in ``batch``, in the order in which they end."""
+    done = entry(batch, ("next", "done"))
+    if not done.any():
+        return []
+    returns, time = batch["next", EPISODE_RETURN], done.ndim - 2
+    return returns.movedim(time, 0)[done.movedim(time, 0)].tolist()
+
+
+def _way_on(checkpoints: Path, ends_episodes: bool) -> str:
+    """What is said of a run that stops where it stands; holds nothing of the run, whose lock would go with it."""
+    frames = last_checkpoint(checkpoints)
+    said = f"stopped; the same command continues from frame {frames:,}"
+    if frames == 0:
+        said = "stopped before the first checkpoint; the same command starts again at frame 0"
+    return f"{said}, as a checkpoint in between would end all episodes" if ends_episodes else said
+
+
+def _crosses(before: int, after: int, every: int) -> bool:
+    return after // every > before // every

@@ -1,0 +1,125 @@
+"""Settings that every recipe shares, and the dataclass its config derives from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torchrl_reg.lab.errors import require
+
+COLLECTORS = ("fast", "torchrl")
+LOGGERS = ("tensorboard", "wandb")
+ON_NAN = ("stop", "continue")
+#: Environments stepped together: millions of them would be built for hours before anything fails.
+MOST_ENVS = 100_000
+#: CPU threads: with more than the system lets a process start, torch would end it without a word.
+MOST_THREADS = 1_024
+
+
+@dataclass
+class RunSettings:
+    """How one run is carried out, whatever the method.
+
+    Frames are environment frames, frame skip included. A checkpoint changes nothing unless the state of an environment
+    cannot be restored: then it ends all episodes, which the run announces at its start.
+    """
+
+    dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>
+    seed: int = 0  # of networks, exploration, replay sampling and environments
+    seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
+    device: str = "auto"  # "auto" is cuda if available
+    threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
+    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays off
+    bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
+    cudagraphs: bool = False  # the whole gradient step as one CUDA graph
+    overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
+    collectors: int = 1  # processes that step the environments, a share of them each; pays where these are slow
+    collector: str = "fast"  # steps vector environments directly, bit for bit the same; torchrl: TorchRL's Collector
+    diagnostics_every_updates: int = 10  # diagnostics are computed on every n-th update only; rows say so
+    log_every_frames: int = 1_000  # a training row of metrics.jsonl
+    evaluate_every_frames: int = 10_000  # and at the end
+    eval_episodes: int = 10  # of each policy that is evaluated
+    checkpoint_every_frames: int | None = None  # null: 10,000, once a minute at most; 50,000 where it ends episodes
+    video_every_frames: int | None = None  # after each, the next evaluation records a greedy episode; null: never
+    loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
+    on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row
+    progress: bool = True  # a progress line on a terminal; plain lines elsewhere
+
+    def validate(self) -> None:
+        """Raises ``ConfigError`` for values no run can use."""
+        require(self.dir != "", "run.dir", "a folder, or null for one named after the settings", self.dir)
+        require(self.seed >= 0, "run.seed", "at least 0", self.seed)
+        seeds = self.seeds or [0]
+        distinct = self.seeds != [] and min(seeds) >= 0 and len(set(seeds)) == len(seeds)
+        require(distinct, "run.seeds", "different integers, each at least 0", self.seeds)
+        require(not (self.seeds and self.cudagraphs), "run.cudagraphs", "false with run.seeds", self.cudagraphs)
+        others = self.seeds or self.cudagraphs
+        require(not (others and self.overlap), "run.overlap", "false with run.seeds or run.cudagraphs", self.overlap)
+        alone = self.collectors == 1 or not (self.seeds or self.overlap)
+        require(alone, "run.collectors", "1 with run.seeds or run.overlap", self.collectors)
+        intervals = ("log_every_frames", "evaluate_every_frames")
+        for name in ("threads", "collectors", "diagnostics_every_updates", *intervals):
+            require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        for name in ("checkpoint_every_frames", "video_every_frames"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"run.{name}", "at least 1, or null", value)
+        require(self.threads <= MOST_THREADS, "run.threads", f"at most {MOST_THREADS:,}", self.threads)
+        evaluable = 1 <= self.eval_episodes <= MOST_ENVS  # side by side
+        require(evaluable, "run.eval_episodes", f"from 1 to {MOST_ENVS:,}", self.eval_episodes)
+        require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
+        require(self.collector in COLLECTORS, "run.collector", f"one of {', '.join(COLLECTORS)}", self.collector)
+        for logger in self.loggers:
+            require(logger in LOGGERS, "run.loggers", f"a list of values from {list(LOGGERS)}", logger)
+
+
+@dataclass
+class RecipeConfig:
+    """Base of a recipe's config; the recipe adds ``algo`` and may type ``env`` and ``net``.
+
+    ``groups`` maps each config group (a folder of ``conf/``) to the choice the recipe starts from.
+    Later groups override earlier ones, so ``env`` comes last: an environment may bring its network.
+    ``elsewhere`` are settings with any other ``env=`` than that of ``groups``, and with a paper's preset.
+    ``objective`` is the column of the last evaluation that a search over settings (Hydra's sweepers) is told.
+    """
+
+    groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
+    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {}
+    objective: ClassVar[str] = "return_greedy_mean"
+
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def validate(config: Any) -> None:
+    """Rejects inf and nan anywhere, then calls ``validate()`` on every dataclass that has one, outermost first.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    for name, value in _numbers(config, ""):
+        require(math.isfinite(value), name, "a finite number", value)
+        require(isinstance(value, float) or abs(value) < 2**63, name, "an integer below 2^63", value)
+    _validate(config)
+
+
+def _validate(config: Any) -> None:
+    if hasattr(config, "validate"):
+        config.validate()
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            _validate(value)
+
+
+def _numbers(node: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Every number in ``node``, with its dotted name."""
+    if isinstance(node, int | float):
+        yield name, node
+    elif isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from _numbers(item, f"{name}[{index}]")
+    elif isinstance(node, dict) or dataclasses.is_dataclass(node):
+        for key, item in node.items() if isinstance(node, dict) else vars(node).items():
+            yield from _numbers(item, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,207 @@
+"""Batches collected for all seeds in one pass: their environments as one, their Q-networks as one stacked network.
+
+Shapes: ``S`` collectors of ``N`` environments each, ``T`` steps per environment in a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.modules import EGreedyModule, QValueModule
+
+from torchrl_reg.collectors.fast import FastCollector, State, epsilon_draws, policy_parts
+from torchrl_reg.compat import is_listened_to
+from torchrl_reg.lab.seeds.batched_update import shared_stack
+from torchrl_reg.lab.seeds.workers import Worker
+from torchrl_reg.modules.ensembles import stack_layers
+from torchrl_reg.modules.layers import layer_by_layer
+
+#: The random numbers ``[T, N]`` of one collector's batch: where it explores, and the action if so.
+Draws = tuple[Tensor, Tensor]
+_Share = tuple[FastCollector, Draws]
+
+
+def batched_collection(worker: Worker, collector: Any) -> Iterator[TensorDictBase]:
+    """The batches of ``collector``, collected together with those of the other workers where that is possible."""
+    batched = worker.shared("collection", lambda: _BatchedCollection(worker))
+    batches, draw = iter(collector), None
+    while True:
+        batch = None
+        if isinstance(collector, FastCollector) and batched.is_possible(collector):
+            state = torch.get_rng_state()
+            draw = draw or drawing(collector)
+            batch = worker.barrier("collection", (collector, draw()), batched)
+            if batch is None:
+                torch.set_rng_state(state)
+        else:
+            worker.take_python_generator()  # environments may draw from it
+        yield next(batches) if batch is None else batch
+
+
+class _BatchedCollection:
+    """Collects for all workers, as long as none has finished and all losses are stacked."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._stack = worker, shared_stack(worker)  # any worker will do: each knows how many there are
+        self._refused = False
+        self._made: tuple[object, StackedCollector] | None = None  # with the stack that its network is of
+
+    def is_possible(self, collector: FastCollector) -> bool:
+        """True where it is worth waiting for the others."""
+        possible = not self._refused and self._stack.stacked is not None and self._worker.companions > 1
+        if possible and self._made is None:
+            try:
+                drawing(collector)
+            except ValueError:
+                self._refused = True
+        return possible and not self._refused
+
+    def __call__(self, shares: list[_Share]) -> Sequence[TensorDictBase | None]:
+        """The batch of each worker; None for those that must collect on their own."""
+        collectors, stacked = [collector for collector, _ in shares], self._stack.stacked
+        if len(shares) == self._worker.companions == len(self._stack.losses):
+            try:
+                if self._made is None or self._made[0] is not stacked or self._made[1].collectors != collectors:
+                    self._made = stacked, StackedCollector(collectors, stacked.parameter)
+                return self._made[1].batches([draws for _, draws in shares]).split(collectors[0].num_envs)
+            except ValueError:
+                self._refused = True
+        return [None] * len(shares)
+
+
+class _Explorer(NamedTuple):
+    """The parts of epsilon-greedy exploration around a Q-network."""
+
+    network: Any
+    greedy: Any
+    exploration: Any
+
+
+def drawing(collector: FastCollector) -> Callable[[], Draws]:
+    """A function that draws the random numbers for the next batch of ``collector`` as its policy would draw them.
+
+    Raises:
+        ValueError: its policy is not epsilon-greedy in a Q-network.
+    """
+    draw = epsilon_draws(_explorer(collector).exploration, collector.num_envs)
+    steps = collector.frames_per_batch // collector.num_envs
+
+    def batch() -> Draws:
+        explores, actions = zip(*[draw() for _ in range(steps)], strict=True)
+        return torch.stack(explores), torch.stack(actions)
+
+    return batch
+
+
+class StackedCollector(FastCollector):
+    """Collects for several collectors at once; each continues as if it had collected on its own.
+
+    Args:
+        collectors: alike, with epsilon-greedy policies.
+        whole: gives the parameter ``[S, ...]`` of which a policy's is a view
+            (:meth:`~torchrl_reg.objectives.stacked.StackedLoss.parameter`).
+
+    Raises:
+        ValueError: a policy's parameters are not among the stacked ones, or it is no epsilon-greedy one.
+    """
+
+    def __init__(self, collectors: Sequence[FastCollector], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
+        vars(self).update(vars(collectors[0]))  # devices, types
+        self.collectors, self._hooks = list(collectors), [hooks for each in collectors for hooks in each._hooks]
+        self._bind_policy()
+        self.num_envs = sum(collector.num_envs for collector in collectors)
+        self.frames_per_batch = sum(collector.frames_per_batch for collector in collectors)
+        self._vector: Any = _Group([collector._vector for collector in collectors])
+        self._network = layer_by_layer(_stacked_network(self._explorer.network.module, whole))
+
+    def _bind_policy(self) -> None:
+        """Takes the parts of the policies; hooks that were put on one since are refused."""
+        self._explorer = [_explorer(each) for each in self.collectors][0]
+        self._listened, self._act = list(map(len, self._hooks)), self._act_for_all
+
+    def batches(self, draws: Sequence[Draws]) -> TensorDict:
+        """``[S * N, T]``, collector by collector, made with the random numbers ``draws``."""
+        self._draws = zip(*(torch.cat(column, 1) for column in zip(*draws, strict=True)), strict=True)
+        self._observation = torch.cat([collector._observation for collector in self.collectors])
+        self._returns = np.concatenate([collector._returns for collector in self.collectors])
+        with self._vector:
+            batch = self.rollout()
+        for collector, rows in zip(self.collectors, self._vector.rows, strict=True):
+            collector._observation, collector._returns = self._observation[rows], self._returns[rows]
+        return batch
+
+    def _act_for_all(self, state: State) -> None:
+        q_key, (action_key, _, chosen_key) = self._explorer.greedy.in_keys[0], self._explorer.greedy.out_keys
+        inputs = state[self._explorer.network.in_keys[0]]
+        q = self._network(inputs.unflatten(0, (len(self.collectors), -1))).flatten(0, 1)
+        greedy, (explores, random) = q.argmax(-1), next(self._draws)
+        state[q_key], state[chosen_key] = q, q.gather(-1, greedy.unsqueeze(-1))
+        state[action_key] = torch.where(explores, random, greedy)
+
+
+class _Group:
+    """Vector environments as one: stepped in turn or, those that can be ``joined``, together inside ``with``."""
+
+    def __init__(self, vectors: Sequence[VectorEnv]) -> None:
+        bounds = np.cumsum([0, *(vector.num_envs for vector in vectors)]).tolist()
+        self.vectors, self.rows = vectors, [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
+        kinds = {type(vector) for vector in vectors}
+        self._join: Any = getattr(kinds.pop(), "joined", None) if len(kinds) == 1 else None
+        self._joint: Any = None
+
+    def __enter__(self) -> None:
+        if self._join is not None:
+            self._joint = self._join(self.vectors)
+
+    def __exit__(self, *_: object) -> None:
+        if self._joint is not None:
+            self._joint.part(self.vectors)
+        self._joint = None
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        if self._joint is not None:
+            return self._joint.step(actions)
+        stepped = [vector.step(actions[rows])[:4] for vector, rows in zip(self.vectors, self.rows, strict=True)]
+        return (*(np.concatenate(column) for column in zip(*stepped, strict=True)), {})
+
+    def reset(self, *, options: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
+        if self._joint is not None:
+            return self._joint.reset(options=options)
+        mask, first = options["reset_mask"], np.zeros(0)
+        for vector, rows in zip(self.vectors, self.rows, strict=True):
+            if mask[rows].any():
+                observation, _ = vector.reset(options={"reset_mask": mask[rows].copy()})
+                if not first.size:
+                    first = np.zeros((len(mask), *observation.shape[1:]), observation.dtype)
+                first[rows] = observation
+        return first, {}
+
+
+def _explorer(collector: FastCollector) -> _Explorer:
+    parts = policy_parts(collector.policy)
+    kinds = [type(part) for part in parts]
+    hooked = any(is_listened_to(module) for part in parts if isinstance(part, nn.Module) for module in part.modules())
+    drawing = any(getattr(module, "draws", False) for module in parts[0].modules()) if len(parts) == 3 else True
+    if drawing or kinds[1:] != [QValueModule, EGreedyModule] or len(parts[0].in_keys) != 1 or hooked:
+        raise ValueError("policy must be epsilon-greedy in a Q-network of one observation, without hooks, got another.")
+    greedy, exploration = parts[1:]
+    masked = greedy.action_mask_key is not None or exploration.action_mask_key is not None
+    if masked or greedy.action_space != "categorical" or list(parts[0].out_keys) != list(greedy.in_keys):
+        raise ValueError("policy must choose among all actions, by their number, got another.")
+    return _Explorer(*parts)
+
+
+def _stacked_network(network: nn.Module, whole: Callable[[nn.Parameter], nn.Parameter]) -> nn.Module:
+    """``network`` with stacked layers that hold the stacked parameters."""
+    stacked = copy.deepcopy(network)
+    stack_layers(stacked)
+    for name, parameter in network.named_parameters():
+        stacked.get_parameter(name).data = whole(parameter).data
+    return stacked

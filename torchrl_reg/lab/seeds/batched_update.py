@@ -1,0 +1,267 @@
+"""One gradient step for all seeds, if their losses can be stacked.
+
+Shapes: ``S`` seeds, ``B`` rows of each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer, RAdam
+
+from torchrl_reg.compat import entry, has_step_hooks, unchecked_tensordict
+from torchrl_reg.lab.learners.optimizers import FlatRAdam
+from torchrl_reg.lab.seeds.workers import Worker
+from torchrl_reg.modules.ensembles import stack_as_views
+
+Step = Callable[[TensorDictBase], Any]
+_SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
+#: What steps for several of a kind.
+_TOGETHER: dict[type[Optimizer], type[Optimizer]] = {Adam: Adam, AdamW: AdamW, RAdam: RAdam, FlatRAdam: FlatRAdam}
+
+
+class SharedStack:
+    """Stacks the losses of all workers (``loss.stacked_with``) and keeps the stack as long as they stay the same.
+
+    Attributes:
+        stacked: the stack; None before there is one.
+        losses: those in it.
+        refused: whether the losses cannot be stacked.
+    """
+
+    def __init__(self) -> None:
+        self.stacked: Any = None
+        self.losses: list[Any] = []
+        self.refused = False
+
+    def holds(self, losses: Sequence[Any]) -> bool:
+        """True if ``losses`` are stacked, which is done now if necessary."""
+        if list(map(id, losses)) == list(map(id, self.losses)) and self.stacked.is_current():
+            return True
+        try:
+            if not hasattr(losses[0], "stacked_with"):
+                raise ValueError(f"loss must have a stacked form, got a {type(losses[0]).__name__}.")
+            self.stacked, self.losses = losses[0].stacked_with(losses[1:]), list(losses)
+        except ValueError as error:
+            self.refuse(error)
+        return not self.refused
+
+    def refuse(self, reason: Exception) -> None:
+        """Leaves each worker to itself from now on, with a message."""
+        self.refused, self.stacked = True, None
+        print(f"run.seeds: each seed is updated separately: {reason}", file=sys.stderr, flush=True)
+
+
+def shared_stack(worker: Worker) -> SharedStack:
+    """The one stack of all workers."""
+    return worker.shared("stack", SharedStack)
+
+
+class _Share(NamedTuple):
+    """A worker's part of a batched step."""
+
+    loss: Any
+    parameters: Sequence[nn.Parameter]
+    optimizer: Optimizer
+    minibatch: TensorDictBase
+    drawn: Mapping[str, Tensor]
+
+
+def batched_step(
+    worker: Worker,
+    alone: Step,
+    make_gradients: Callable[[Any, Sequence[Any]], Callable[[TensorDictBase], Mapping[str, Tensor]]],
+    loss: Any,
+    parameters: Sequence[nn.Parameter],
+    optimizer: Optimizer,
+    max_grad_norm: float | None = None,
+) -> Step:
+    """``alone``, or the same step for all workers at once if their losses can be stacked (``loss.stacked_with``).
+
+    It returns detached scalars, equal to those of ``alone`` up to the order of summation. Where the batched step
+    fails, as by one seed that is not finite, each steps alone, and only that one fails.
+    """
+    stack = shared_stack(worker)
+    batched = worker.shared("gradient step", lambda: _BatchedStep(worker, make_gradients, max_grad_norm))
+    check = getattr(loss, "check_data", lambda _: None)
+    draw: Callable[[int], dict[str, Tensor]] = getattr(loss, "drawn", lambda _: {})
+
+    def step(minibatch: TensorDictBase) -> Any:
+        if stack.refused or worker.companions == 1:
+            return alone(minibatch)
+        check(minibatch)
+        kind = ("gradient step", getattr(loss, "diagnostics", None))
+        drawn = draw(len(minibatch))  # in this worker's turn, from its own stream
+        scalars = worker.barrier(kind, _Share(loss, parameters, optimizer, minibatch, drawn), batched, brief=True)
+        if scalars is not None:
+            return scalars
+        return alone(_with_entries(minibatch, drawn) if drawn else minibatch)
+
+    def stack_all(losses: list[Any]) -> list[None]:
+        if not stack.refused and 1 < len(losses) == worker.companions:
+            stack.holds(losses)
+        return [None] * len(losses)
+
+    worker.prepare = lambda: worker.barrier("stack", loss, stack_all)
+    return step
+
+
+class _BatchedStep:
+    """Steps for all workers; they step on their own while some are at another kind of update."""
+
+    def __init__(self, worker: Worker, make_gradients: Callable[..., Any], max_grad_norm: float | None) -> None:
+        self._worker, self._stack = worker, shared_stack(worker)  # any worker will do: each knows how many there are
+        self._make_gradients, self._max_grad_norm = make_gradients, max_grad_norm
+        self._stacked: Any = None  # of which the gradients are
+        self._optimizer: StackedOptimizer | None = None
+        self._shared: list[Tensor] = []  # gradients [S, ...], of which the workers' own are views
+        self._firsts: list[Tensor | None] = []  # that of each worker's first parameter
+
+    def __call__(self, shares: list[_Share]) -> Sequence[Mapping[str, Tensor] | None]:
+        """The scalars of each worker; None for those that must step on their own."""
+        alone, losses = [None] * len(shares), [share.loss for share in shares]
+        if len(shares) < self._worker.companions or not self._stack.holds(losses):
+            return alone
+        stacked = self._stack.stacked
+        if stacked is not self._stacked:
+            try:
+                self._parameters = [stacked.parameter(parameter) for parameter in shares[0].parameters]
+            except ValueError as error:
+                self._stack.refuse(error)
+                return alone
+            self._gradients = self._make_gradients(stacked.loss, self._parameters)
+            self._stacked, self._optimizer = stacked, None
+        stacked.loss.diagnostics = losses[0].diagnostics  # the workers toggle theirs between updates
+        try:
+            rows = _stacked_rows([share.minibatch for share in shares])
+            drawn = {name: torch.stack([share.drawn[name] for share in shares]) for name in shares[0].drawn}
+            entries = self._gradients(_with_entries(rows, drawn) if drawn else rows)
+        except (RuntimeError, ValueError):
+            return alone
+        if self._max_grad_norm is not None:
+            entries = {**entries, "grad_norm": self._clip(self._max_grad_norm)}
+        self._share_gradients(shares)
+        self._step([share.optimizer for share in shares])
+        return _of_each(entries, len(shares))
+
+    def _clip(self, max_norm: float) -> Tensor:
+        """Scales the gradients of each worker to the norm ``max_norm`` at most; the norms ``[S]`` before that."""
+        gradients = [whole.grad for whole in self._parameters]
+        norms = torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
+        factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+        return norms
+
+    def _share_gradients(self, shares: list[_Share]) -> None:
+        """Copies the gradients to where those of each worker's parameters lie side by side."""
+        firsts = [share.parameters[0].grad for share in shares]
+        if list(map(id, firsts)) != list(map(id, self._firsts)):
+            self._shared = [torch.empty_like(whole) for whole in self._parameters]
+            for position, shared in enumerate(self._shared):
+                for share, gradient in zip(shares, shared.unbind(), strict=True):
+                    share.parameters[position].grad = gradient
+            self._firsts = [share.parameters[0].grad for share in shares]
+        torch._foreach_copy_(self._shared, [whole.grad for whole in self._parameters])
+
+    def _step(self, optimizers: list[Optimizer]) -> None:
+        if self._optimizer is None or not self._optimizer.is_current():
+            self._optimizer = StackedOptimizer.of(optimizers, self._stacked.parameter)
+        for optimizer in optimizers if self._optimizer is None else [self._optimizer]:
+            optimizer.step()
+
+
+def _stacked_rows(minibatches: list[TensorDictBase]) -> TensorDict:
+    """``[S, B]`` from S minibatches ``[B]``."""
+    stacked: dict[Any, Any] = {}
+    for name, first in minibatches[0].items():
+        if name == "index":  # its place in the replay buffer
+            continue
+        rows = [entry(minibatch, name) for minibatch in minibatches]
+        stacked[name] = torch.stack(rows) if isinstance(first, Tensor) else _stacked_rows(rows)
+    size = [len(minibatches), *minibatches[0].batch_size]
+    return unchecked_tensordict(stacked, size, device=minibatches[0].device)
+
+
+def _with_entries(data: TensorDictBase, more: Mapping[str, Tensor]) -> TensorDict:
+    """``data`` with entries that need not have a row for each of its."""
+    return unchecked_tensordict({**dict(data.items()), **more}, list(data.batch_size), device=data.device)
+
+
+def _of_each(entries: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Splits entries ``[S]`` into S dicts of scalars; a scalar entry goes to all."""
+    columns = {name: value.detach().unbind() if value.ndim else [value] * count for name, value in entries.items()}
+    return [{name: column[number] for name, column in columns.items()} for number in range(count)]
+
+
+class StackedOptimizer:
+    """The step of several Adams or RAdams in one, on parameters ``[S, ...]`` of which those of each are views.
+
+    Their moments become views of stacked tensors, too, so each optimizer still holds its own state, and the steps that
+    it counts are counted.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
+        self._optimizers, first = list(optimizers), optimizers[0]
+        groups = [
+            {**{name: group[name] for name in group if name != "flat"}, "params": [whole(p) for p in group["params"]]}
+            for group in first.param_groups
+        ]
+        self._together = _TOGETHER[type(first)](groups)  # type: ignore[call-arg]
+        self._states = [optimizer.state for optimizer in optimizers]
+        counts: list[Tensor] = []
+        held: list[tuple[list[Any], Any]] = []  # of each parameter: the states of all optimizers, and the joint one
+        for position in zip(*[_parameters(optimizer) for optimizer in optimizers], strict=True):
+            states = [optimizer.state[p] for optimizer, p in zip(optimizers, position, strict=True)]
+            counts += [state["step"] for state in states]
+            stacked = {name: torch.stack([s[name] for s in states]) for name in states[0] if name != "step"}
+            joint = self._together.state[whole(position[0])] = {"step": states[0]["step"].clone(), **stacked}
+            held.append((states, joint))
+        if isinstance(self._together, FlatRAdam):
+            self._together.flat_moments()  # now, because this moves them
+        for states, joint in held:
+            for name in joint.keys() - {"step"}:
+                for state, view in zip(states, joint[name].unbind(), strict=True):
+                    state[name].data = view
+        self._counts = stack_as_views(counts)
+        firsts = [_parameters(optimizer)[0] for optimizer in optimizers]
+        self._moments = [(state[p], state[p]["exp_avg"]) for state, p in zip(self._states, firsts, strict=True)]
+
+    @classmethod
+    def of(
+        cls, optimizers: Sequence[Optimizer], whole: Callable[[nn.Parameter], nn.Parameter]
+    ) -> StackedOptimizer | None:
+        """The step of all ``optimizers``; None where they have no state yet, or differ, so that each has to step."""
+        alike = len({type(optimizer) for optimizer in optimizers}) == 1 and _agree(optimizers)
+        if not alike or type(optimizers[0]) not in _TOGETHER or any(map(has_step_hooks, optimizers)):
+            return None
+        counts = {tuple(int(o.state.get(p, {}).get("step", -1)) for p in _parameters(o)) for o in optimizers}
+        return cls(optimizers, whole) if len(counts) == 1 and -1 not in counts.pop() else None
+
+    def is_current(self) -> bool:
+        """True while all optimizers hold what was stacked, and have the same settings."""
+        held = all(o.state is state for o, state in zip(self._optimizers, self._states, strict=True))
+        held = held and all(state["exp_avg"] is moment for state, moment in self._moments)  # else one stepped alone
+        return held and not any(map(has_step_hooks, self._optimizers)) and _agree(self._optimizers)
+
+    def step(self) -> None:
+        """Steps for all optimizers."""
+        for group, settings in zip(self._together.param_groups, self._optimizers[0].param_groups, strict=True):
+            group.update((name, settings[name]) for name in _SETTINGS)
+        self._together.step()
+        with torch.no_grad():
+            self._counts.add_(1)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _agree(optimizers: Sequence[Optimizer]) -> bool:
+    settings = [[[group[name] for name in _SETTINGS] for group in o.param_groups] for o in optimizers]
+    return all(each == settings[0] for each in settings)

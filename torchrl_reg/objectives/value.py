@@ -1,0 +1,556 @@
+"""Slot 4: value estimators whose backup carries a regularizer, registered under string names with TorchRL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.objectives import DQNLoss, LossModule
+from torchrl.objectives.utils import register_value_estimator
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_reg.compat import entry, find_action_space
+from torchrl_reg.functional.returns import lambda_return, q_lambda_return
+from torchrl_reg.functional.soft import action_index, taken
+from torchrl_reg.objectives.binding import action_values, inner_module
+from torchrl_reg.objectives.shaping import Munchausen, Shaping
+from torchrl_reg.regularizers import ActionPrior, Entropy, HardMax, PriorKL, Regularizer
+from torchrl_reg.regularizers.checks import exact_scalar
+
+
+class RegValueEstimators(Enum):
+    """Keys of the registry; the lower-case name works as a string: ``make_value_estimator("munchausen_td0")``.
+
+    TorchRL's own ``ValueEstimators`` enum has members and so cannot be extended.
+    """
+
+    REGULARIZED_TD0 = "regularized TD(0)"
+    REGULARIZED_TD1 = "regularized TD(1)"
+    REGULARIZED_TDLAMBDA = "regularized TD(lambda)"
+    REGULARIZED_QLAMBDA = "regularized Q(lambda)"
+    SOFT_TD0 = "soft TD(0)"
+    SOFT_TDLAMBDA = "soft TD(lambda)"
+    MUNCHAUSEN_TD0 = "Munchausen TD(0)"
+    PRIOR_SOFT_TD0 = "prior-regularized soft TD(0)"
+
+
+def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
+    """Whether s' is terminal, ``[*B, 1]``; ``done`` where the data do not tell termination from truncation."""
+    terminated = entry(tensordict, ("next", keys.terminated))
+    return tensordict.get(("next", keys.done)) if terminated is None else terminated
+
+
+def done_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
+    """Whether the episode ends with s', ``[*B, 1]``; ``terminated`` where the data do not say more."""
+    done = entry(tensordict, ("next", keys.done))
+    return tensordict.get(("next", keys.terminated)) if done is None else done
+
+
+def check_single_steps(tensordict: TensorDictBase, keys: Any, what: str) -> None:
+    """Refuse n-step transitions where ``what`` is made of single ones."""
+    if entry(tensordict, keys.steps_to_next_obs) is not None:
+        raise ValueError(
+            f"data must hold single steps for {what}, got n-step transitions (they have an entry "
+            f"{keys.steps_to_next_obs!r})."
+        )
+
+
+def regularized_target(
+    tensordict: TensorDictBase,
+    keys: Any,
+    next_value: Tensor,
+    *,
+    gamma: Tensor,
+    lmbda: Tensor | None = None,
+    bonus: Tensor | None = None,
+    action_cost: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """``r + bonus + gamma^n (1 - terminated) next_value``, or with ``lmbda`` the lambda-return; like ``next_value``.
+
+    ``n`` is 1, or ``steps_to_next_obs`` where the data have it (TorchRL's MultiStep). A lambda-return bootstraps where
+    an episode is truncated, where the data end and where padding begins.
+
+    Args:
+        tensordict: the data; ``keys`` names its entries.
+        next_value: ``V(s') [*B, M]``. bonus: of the shaping ``[*B]``. All in reward units.
+        action_cost: the stored action's share of the regularizer ``[*B]``, for lambda-returns.
+        mask: the rows ``[*B]`` that count, for lambda-returns; None: all.
+
+    Raises:
+        RuntimeError: the reward is not ``[*B, 1]``.
+        ValueError: n-step transitions for a lambda-return.
+    """
+    reward, terminated = entry(tensordict, ("next", keys.reward)), terminated_flag(tensordict, keys)
+    if not reward.shape == terminated.shape == (*next_value.shape[:-1], 1):
+        raise RuntimeError(
+            f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "
+            f"{tuple(terminated.shape)}."
+        )
+    # A fill, not a product as in TorchRL: what follows a terminal state, NaN included, must not reach the target.
+    next_value = next_value.masked_fill(terminated, 0.0)
+    if lmbda is None:
+        steps = entry(tensordict, keys.steps_to_next_obs)
+        if steps is not None:
+            gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
+        target = reward + gamma * next_value
+        return target if bonus is None else target + bonus.unsqueeze(-1).to(target.dtype)
+    check_single_steps(tensordict, keys, "a lambda-return")
+    if bonus is not None:
+        reward = reward + bonus.unsqueeze(-1).to(reward.dtype)
+    ends = done_flag(tensordict, keys) | terminated
+    if mask is not None:  # the last step before padding ends its sequence, as a truncation does
+        mask = mask.reshape(ends.shape)
+        ends = ends | ~mask.roll(-1, -2)
+        reward, next_value = reward.masked_fill(~mask, 0.0), next_value.masked_fill(~mask, 0.0)
+    cost = None if action_cost is None else action_cost.unsqueeze(-1).to(reward.dtype)
+    return lambda_return(reward, next_value.to(reward.dtype), ends, gamma=gamma, lmbda=lmbda, action_cost=cost)
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})
+class RegularizedTD0Estimator(ValueEstimatorBase):
+    """``r + bonus + gamma^n (1 - terminated) (<pi, q(s', .)> - Omega(pi))``, ``[*B, 1]``, or ``[*B, M]`` for a head.
+
+    In reward units. ``n`` is 1, or ``steps_to_next_obs`` where the data have it. ``pi``, ``Omega`` and the bonus come
+    from the target network. Without a shaping it needs only the next state, so it also serves TorchRL's stock
+    :class:`~torchrl.objectives.DQNLoss`. Build it with ``Estimator.for_loss(loss, gamma=...)`` and hand it to
+    ``loss.make_value_estimator``. A loss of this package shares its regularizer and shaping with it.
+
+    Source: Geist et al. 2019 (A theory of regularized MDPs), the regularized Bellman operator.
+
+    Args:
+        gamma: discount in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        regularizer: slot 1; None is :class:`~torchrl_reg.regularizers.HardMax`.
+        shaping: slot 2; None adds nothing to the reward.
+        lmbda: trace parameter in [0, 1] of a lambda-return (:class:`RegularizedTDLambdaEstimator`); None: one step.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl.objectives import DQNLoss
+    >>> from torchrl_reg.regularizers import Entropy
+    >>> loss = DQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
+    >>> estimator = RegularizedTD0Estimator.for_loss(loss, gamma=0.99, regularizer=Entropy(0.03))
+    >>> _ = loss.make_value_estimator(estimator)
+    """
+
+    # ValueEstimatorBase.set_keys looks in this class's own __dict__: inherited fields would be refused.
+    @dataclass
+    class _AcceptedKeys:
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "chosen_action_value"
+        action_value: NestedKey = "action_value"
+        action: NestedKey = "action"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+        sample_log_prob: NestedKey = "sample_log_prob"
+
+    default_keys = _AcceptedKeys  # type: ignore[assignment]
+    action_space: str = "categorical"
+    #: Whether targets are made once per rollout, by calling the estimator, and a loss reads them from its minibatches.
+    precomputed: ClassVar[bool] = False
+    #: Whether the target reads the policy at s whatever the shaping.
+    needs_policy: ClassVar[bool] = False
+    gamma: Tensor
+    lmbda: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor = 0.99,
+        lmbda: float | Tensor | None = None,
+        value_network: TensorDictModuleBase,
+        regularizer: Regularizer | None = None,
+        shaping: Shaping | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(value_network=value_network, **kwargs)
+        # In float64: a float32 gamma of 0.9 is wrong by 1e-8.
+        self.register_buffer("gamma", exact_scalar(float(gamma), self._device))
+        self.register_buffer("lmbda", None if lmbda is None else exact_scalar(float(lmbda), self._device))
+        self.regularizer = HardMax() if regularizer is None else regularizer
+        self.shaping = shaping
+
+    @classmethod
+    def for_loss(cls, loss_module: LossModule, **hyperparams: Any) -> RegularizedTD0Estimator:
+        """An estimator wired to the value network, keys, action space and device of ``loss_module``.
+
+        Raises:
+            ValueError: the loss has no Q-network, hides the stored action that this estimator needs, or makes its own
+                next value.
+        """
+        network = hyperparams.pop("value_network", None) or getattr(loss_module, "value_network", None)
+        if network is None:
+            raise ValueError(
+                f"{cls.__name__} needs a loss with a value_network that writes Q-values, got "
+                f"{type(loss_module).__name__}."
+            )
+        estimator = cls(value_network=network, **{"device": loss_module._default_device, **hyperparams})
+        if isinstance(getattr(loss_module, "regularizer", None), Regularizer):
+            for name in ("regularizer", "shaping"):  # not as submodules, which would save them twice
+                estimator._modules.pop(name, None)
+                estimator.__dict__[name] = getattr(loss_module, name)
+        estimator._check_loss(loss_module, network)
+        estimator.action_space = find_action_space(loss_module.action_space)
+        keys = loss_module.tensor_keys
+        names = [n for n in cls._AcceptedKeys.__dataclass_fields__ if hasattr(keys, n)]
+        estimator.set_keys(**{n: getattr(keys, n) for n in names})
+        return estimator
+
+    def _check_loss(self, loss_module: LossModule, network: TensorDictModuleBase) -> None:
+        """Refuse a loss with which this estimator would be silently wrong."""
+        if not isinstance(loss_module, DQNLoss):
+            return
+        if loss_module.double_dqn:
+            raise ValueError(
+                f"{type(self).__name__} needs a DQNLoss without Double Q-learning, got double_dqn=True: that hands in "
+                "the hard value of its own greedy action, and the regularized value would never be used."
+            )
+        reads_action = self.shaping is not None or self.needs_policy
+        if reads_action and loss_module.tensor_keys.action in network.out_keys:
+            raise ValueError(
+                f"{type(self).__name__} needs the stored action, got TorchRL's DQNLoss, which overwrites it with its "
+                "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
+            )
+
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        *,
+        bonus: Tensor | None = None,
+        action_cost: Tensor | None = None,
+        mask: Tensor | None = None,
+        q: Tensor | None = None,
+        next_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes.
+
+        A loss hands in ``next_value [*B, M]``, the ``bonus`` and ``action_cost`` ``[*B]``, and the ``mask [*B]``; by
+        itself, the estimator reads ``("collector", "mask")``.
+        """
+        if next_value is None:
+            next_q = self._q_values(tensordict.get("next"), target_params) if next_q is None else next_q
+            next_value = self.regularizer.value_and_log_policy(next_q)[0].unsqueeze(-1)
+            bonus, action_cost = self._at_s(tensordict, target_params, q, next_q)
+            mask = entry(tensordict, ("collector", "mask"))
+        parts: dict[str, Any] = {"bonus": bonus, "action_cost": action_cost, "mask": mask}
+        return regularized_target(tensordict, self.tensor_keys, next_value, gamma=self.gamma, lmbda=self.lmbda, **parts)
+
+    def set_keys(self, **kwargs: Any) -> None:
+        """As in TorchRL, but a ``value`` that the network does not write is no error: the Q-values are read instead."""
+        value = kwargs.pop("value", None)
+        super().set_keys(**kwargs)
+        if value is not None:
+            self.tensor_keys.value = value
+
+    def _q_values(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
+        return action_values(self.value_network, tensordict, params, self.tensor_keys.action_value)
+
+    def _at_s(
+        self, tensordict: TensorDictBase, params: TensorDictBase | None, q: Tensor | None, next_q: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The bonus ``[*B]`` and the stored action's share of the cost ``[*B]``, where they are needed."""
+        if self.shaping is None and not self.needs_policy:
+            return None, None
+        q = self._q_values(tensordict, params) if q is None else q
+        _, tau_log_pi = self.regularizer.value_and_log_policy(q)
+        index = action_index(tensordict.get(self.tensor_keys.action), self.action_space, q.ndim - 1)
+        bonus = None
+        if self.shaping is not None:
+            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
+            bonus = self.shaping(q, tau_log_pi, index, next_q=next_q, terminated=terminated)
+        return bonus, taken(self.regularizer.step_cost(tau_log_pi), index)
+
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        params: TensorDictBase | None = None,
+        target_params: TensorDictBase | None = None,
+    ) -> TensorDictBase:
+        """Write ``value_target`` and ``advantage = value_target - regularized value``, each ``[*B, 1]``."""
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            value, _ = self.regularizer.value_and_log_policy(self._q_values(tensordict, params))
+            target = self.value_estimate(tensordict, target_params=params if target_params is None else target_params)
+        tensordict.set(self.tensor_keys.advantage, target - value.unsqueeze(-1))
+        tensordict.set(self.tensor_keys.value_target, target)
+        return tensordict
+
+
+_DEFAULTS = {"gamma": 0.99, "differentiable": True}
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TDLAMBDA, default_kwargs=_DEFAULTS | {"lmbda": 0.95})
+class RegularizedTDLambdaEstimator(RegularizedTD0Estimator):
+    """TD(lambda) on ``[*B, T]`` sequences with the regularizer's cost at every step.
+
+    With the value ``V`` and the stored action's share of the cost ``c_t`` (``tau ln pi(a_t|s_t)`` for the entropy, 0
+    for the maximum), the target is
+
+        G_t = r_t + m_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))
+
+    where ``m_t`` is the shaping's bonus. ``lambda = 0`` is the one-step target, ``lambda = 1`` the (regularized) Monte
+    Carlo return up to the end of the data. As in plain TD(lambda), ``done`` cuts the recursion and ``terminated`` drops
+    the bootstrap; padding (the loss mask) cuts it, too. Policy and values are the target network's. There are no
+    importance weights: data should be near on-policy.
+
+    It needs the stored actions, so it refuses TorchRL's stock :class:`~torchrl.objectives.DQNLoss`. Everything is in
+    reward units.
+
+    Source: Sutton 1988 (TD(lambda)); ours for the cost of the stored actions, which is that of Nachum et al. 2017
+    (PCL).
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network, regularizer, shaping: see :class:`RegularizedTD0Estimator`.
+    """
+
+    needs_policy = True
+
+    def __init__(self, *, lmbda: float | Tensor = 0.95, **kwargs: Any) -> None:
+        super().__init__(lmbda=lmbda, **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs=_DEFAULTS)
+class RegularizedTD1Estimator(RegularizedTDLambdaEstimator):
+    """:class:`RegularizedTDLambdaEstimator` with ``lambda = 1``: returns to the end of the episode or of the data.
+
+    ``G_t = r_t + m_t + gamma (G_{t+1} - c_{t+1})``, ``[*B, T, 1]`` in reward units.
+
+    Source: Sutton 1988; the cost of the stored actions as in Nachum et al. 2017 (PCL).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(lmbda=1.0, **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.SOFT_TD0, default_kwargs=_DEFAULTS)
+class SoftTD0Estimator(RegularizedTD0Estimator):
+    """``r + gamma^n (1 - terminated) tau logsumexp(q(s', .) / tau)``: :class:`RegularizedTD0Estimator` with an entropy.
+
+    The target is ``[*B, 1]``.
+
+    Args:
+        gamma: discount in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        tau: temperature > 0 in reward units.
+
+    Raises:
+        ValueError: ``tau`` not a finite number > 0.
+
+    Source: Haarnoja et al., "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017, eq. (3).
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl.objectives import DQNLoss
+    >>> from torchrl_reg.objectives.value import SoftTD0Estimator
+    >>> loss = DQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
+    >>> estimator = SoftTD0Estimator.for_loss(loss, gamma=0.99, tau=0.03)
+    >>> _ = loss.make_value_estimator(estimator)
+    """
+
+    def __init__(self, *, tau: float = 0.03, **kwargs: Any) -> None:
+        super().__init__(regularizer=Entropy(tau), **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.MUNCHAUSEN_TD0, default_kwargs=_DEFAULTS)
+class MunchausenTD0Estimator(RegularizedTD0Estimator):
+    """``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma^n (1 - terminated) tau logsumexp(q(s', .) / tau)``.
+
+    ``[*B, 1]``; ``pi = softmax(q / tau)`` and ``q`` come from the target network. Refuses TorchRL's stock
+    :class:`~torchrl.objectives.DQNLoss`, which hides the stored action (see :meth:`for_loss`).
+
+    Args:
+        gamma: discount in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        tau: temperature > 0 in reward units.
+        alpha: Munchausen weight in [0, 1].
+        clip_min: lower clip <= 0 of ``tau ln pi`` in reward units; None for no clip.
+
+    Raises:
+        ValueError: a coefficient out of range.
+
+    Source: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020, eq. (2).
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import MunchausenDQNLoss
+    >>> loss = MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), alpha=0.5)
+    >>> type(loss.make_value_estimator("munchausen_td0", gamma=0.9).value_estimator).__name__
+    'MunchausenTD0Estimator'
+    """
+
+    def __init__(self, *, tau: float = 0.03, alpha: float = 0.9, clip_min: float | None = -1.0, **kwargs: Any) -> None:
+        super().__init__(regularizer=Entropy(tau), shaping=Munchausen(alpha, clip_min), **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.PRIOR_SOFT_TD0, default_kwargs=_DEFAULTS)
+class PriorSoftTD0Estimator(RegularizedTD0Estimator):
+    """One-step target ``r + gamma^n (1 - terminated) (1/beta) ln sum_a rho(a) exp(beta q(s', a))``, ``[*B, 1]``.
+
+    In reward units. Needs only the next state, so it also serves TorchRL's stock :class:`~torchrl.objectives.DQNLoss`.
+
+    Args:
+        gamma: discount in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        prior: ``rho`` and ``beta``, shared, not copied; None is the uniform prior with ``beta = 1``.
+
+    Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl.objectives import DQNLoss
+    >>> from torchrl_reg.modules import ActionPrior
+    >>> from torchrl_reg.objectives.value import PriorSoftTD0Estimator
+    >>> loss = DQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)))
+    >>> estimator = PriorSoftTD0Estimator.for_loss(loss, gamma=0.99, prior=ActionPrior(3, beta=2.0))
+    >>> _ = loss.make_value_estimator(estimator)
+    """
+
+    def __init__(self, *, prior: ActionPrior | None = None, **kwargs: Any) -> None:
+        super().__init__(regularizer=PriorKL(1.0) if prior is None else PriorKL(prior=prior), **kwargs)
+
+
+@register_value_estimator(RegValueEstimators.SOFT_TDLAMBDA, default_kwargs=_DEFAULTS | {"lmbda": 0.95})
+class SoftTDLambdaEstimator(RegularizedTDLambdaEstimator):
+    """Entropy-regularized TD(lambda): :class:`RegularizedTDLambdaEstimator` with an entropy and a Munchausen term.
+
+    With ``l_t = tau ln pi(a_t|s_t)``: ``G_t = r_t + alpha [l_t]_{clip_min}^0 + gamma ((1 - lambda) V(s_{t+1}) + lambda
+    (G_{t+1} - l_{t+1}))``. ``lambda = 0`` is soft TD(0) (M-DQN's target with ``alpha > 0``). As ``tau -> 0`` it does
+    not become plain TD(lambda) on actions that are not greedy: ``l_t -> q(s, a_t) - max q``, and the trace is corrected
+    by that gap. Targets are ``[*B, T, 1]``.
+
+    Source: Nachum et al. 2017 (PCL) for the traces, Vieillard et al. 2020 (Munchausen RL) for the bonus.
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        value_network: a TensorDict Q-network; :meth:`for_loss` takes the loss's.
+        tau: temperature > 0 in reward units.
+        alpha, clip_min: Munchausen weight in [0, 1], 0 for no bonus, and lower clip <= 0 (None: no clip).
+
+    Raises:
+        ValueError: a coefficient out of range.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import MunchausenDQNLoss
+    >>> loss = MunchausenDQNLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), alpha=0.5)
+    >>> type(loss.make_value_estimator("soft_tdlambda", gamma=0.9, lmbda=0.8).value_estimator).__name__
+    'SoftTDLambdaEstimator'
+    """
+
+    def __init__(self, *, tau: float = 0.03, alpha: float = 0.0, clip_min: float | None = None, **kwargs: Any) -> None:
+        super().__init__(regularizer=Entropy(tau), shaping=Munchausen(alpha, clip_min), **kwargs)
+
+
+@register_value_estimator(
+    RegValueEstimators.REGULARIZED_QLAMBDA, default_kwargs={"gamma": 0.99, "lmbda": 0.65, "differentiable": False}
+)
+class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
+    """Q(lambda) on rollouts ``[*B, T]``, once for each, from the Q-values that were recorded while acting.
+
+    ``G_t = r_t + m_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}))``, ``c_t = q(s_t, a_t) - V(s_t)``,
+    where ``V`` is the regularizer's value and ``m_t`` the shaping's bonus. The correction ``c_t`` makes the
+    regularized optimum the fixed point whatever acts: of the entropy it is ``tau ln pi(a_t|s_t)``, so this is soft
+    TD(lambda), and as ``tau -> 0`` it becomes the corrected hard form, not Peng's. All in reward units.
+
+    ``estimator(rollout)`` writes ``value_target [*B, T, 1]``; a :class:`~torchrl_reg.objectives.QLearningLoss` with
+    this estimator reads it from minibatches of the rows, and needs neither rewards nor next states there. The network
+    is called for the states after the rollout's last steps alone, and after steps at which a time limit ended an
+    episode; everything else was recorded.
+
+    Source: Gallici et al., "Simplifying Deep Temporal Difference Learning", ICLR 2025 (PQN), whose published form is
+    ``correct=False`` with :class:`~torchrl_reg.regularizers.HardMax` and ``time_limits_end=True``; Harutyunyan et al.
+    2016 for the correction. Ours with a regularizer or a shaping.
+
+    Args:
+        gamma, lmbda: discount and trace parameter in [0, 1].
+        correct: correct the trace for the actions taken. False takes ``c_t`` to be their share of the cost, which is 0
+            for the maximum: Peng's Q(lambda), biased low by every action that is not greedy.
+        time_limits_end: drop the bootstrap where an episode is truncated, too.
+        value_network, regularizer, shaping: see :class:`RegularizedTD0Estimator`.
+
+    >>> import torch
+    >>> from torchrl.data import Categorical
+    >>> from torchrl.modules import QValueActor
+    >>> from torchrl_reg.objectives import QLearningLoss
+    >>> loss = QLearningLoss(QValueActor(torch.nn.Linear(4, 3), spec=Categorical(3)), delay_value=False)
+    >>> type(loss.make_value_estimator("regularized_qlambda", gamma=0.9, lmbda=0.5).value_estimator).__name__
+    'RegularizedQLambdaEstimator'
+    """
+
+    precomputed = True
+
+    def __init__(self, *, correct: bool = True, time_limits_end: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.correct, self.time_limits_end = correct, time_limits_end
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase, **params: Any) -> TensorDictBase:
+        """Write ``value_target [*B, T, 1]``."""
+        tensordict.set(self.tensor_keys.value_target, self.value_estimate(tensordict, **params))
+        return tensordict
+
+    def value_estimate(  # type: ignore[override]
+        self, tensordict: TensorDictBase, params: TensorDictBase | None = None, **_: Any
+    ) -> Tensor:
+        """The targets ``[*B, T, 1]``."""
+        keys, regularizer = self.tensor_keys, self.regularizer
+        check_single_steps(tensordict, keys, "a lambda-return")
+        q = entry(tensordict, keys.action_value)
+        if q is None:
+            q = self._q_values(tensordict, params)
+        terminated, done = terminated_flag(tensordict, keys).squeeze(-1), done_flag(tensordict, keys).squeeze(-1)
+        ends = done | terminated
+        dropped = ends if self.time_limits_end else terminated
+        next_q = self._next_q(tensordict, q, ends, dropped, params)
+        values, logs = regularizer.value_and_log_policy(torch.stack((q, next_q)))
+        action = action_index(tensordict.get(keys.action), self.action_space, q.ndim - 1)
+        correction = taken(q, action) - values[0] if self.correct else taken(regularizer.step_cost(logs[0]), action)
+        reward = entry(tensordict, ("next", keys.reward)).squeeze(-1)
+        if self.shaping is not None:
+            reward = reward + self.shaping(q, logs[0], action, next_q=next_q, terminated=dropped)
+        next_value = values[1].masked_fill(dropped, 0.0)
+        return q_lambda_return(
+            reward,
+            next_value,
+            correction,
+            ends,
+            gamma=self.gamma,
+            lmbda=self.lmbda,  # type: ignore[arg-type]
+        ).unsqueeze(-1)
+
+    def _next_q(
+        self, tensordict: TensorDictBase, q: Tensor, ends: Tensor, dropped: Tensor, params: TensorDictBase | None
+    ) -> Tensor:
+        """Q-values at s' ``[*B, T, A]``: those recorded one step later; of the network where an episode was cut."""
+        next_q = q.roll(-1, -2)
+        asks = ends.clone()
+        asks[..., -1] = True
+        asks &= ~dropped  # behind a termination nothing counts
+        if bool(asks.any()):
+            following = entry(tensordict, "next")
+            states = {key: entry(following, key)[asks] for key in self.value_network.in_keys}
+            inner = inner_module(self.value_network, self.tensor_keys.action_value) if params is None else None
+            if inner is not None:  # a third of the cost
+                asked = inner(*states.values())
+            else:
+                asked = self._q_values(TensorDict(states, [int(asks.sum())]), params)
+            next_q[asks] = asked.to(q.dtype)
+        return next_q
