@@ -9,10 +9,9 @@ from pathlib import Path
 _NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
 # Copied, since recipes may import it, but nothing here changes what a run computes.
 _READS_RUNS = (
-    "torchrl_reg/analysis/",
-    "torchrl_reg/commands/",
-    "torchrl_reg/doctor/",
-    "torchrl_reg/lab/commands/main.py",
+    "torchrl_reg/lab/analysis/",
+    "torchrl_reg/lab/commands/",
+    "torchrl_reg/lab/doctor/",
     "slurm/",
 )
 _ELEMENT = "slurm/array_element.py"

@@ -1,4 +1,4 @@
-"""Who may import whom (design: each floor stands on those below it)."""
+"""Who may import whom: science above, the laboratory below one door, no circles."""
 
 from __future__ import annotations
 
@@ -6,81 +6,98 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "torchrl_reg"
+SCIENCE = {"functional", "tabular", "regularizers", "modules", "objectives", "planning", "envs", "collectors"}
+#: Beside its own modules and those that its rooms may import.
 ALLOWED = {
-    "functional": {"functional"},
-    "tabular": {"tabular", "functional"},
-    "regularizers": {"regularizers", "functional"},
-    "modules": {"modules", "regularizers", "functional", "compat"},
-    "envs": {"envs", "tabular"},
-    "objectives": {"objectives", "modules", "regularizers", "functional", "compat"},
-    "planning": {"planning", "modules", "regularizers", "tabular", "functional"},
-    "agents": {"agents", "printable", "modules", "regularizers", "envs", "tabular"},
-    "collectors": {"collectors", "modules", "regularizers", "compat"},
-    "training": {"training", "collectors", "field_comments", "folder_names", "invocation", "run_owner"}
-    | {"agents", "modules", "compat"},
-    "analysis": {"analysis", "printable", "run_endings"},
-    "run_endings": {"run_endings", "printable"},
-    "run_owner": {"run_owner"},
-    "studies": {"studies", "analysis"},
-    "doctor": {"doctor", "envs", "analysis"},
-    "testing": {"testing", "tabular", "modules", "regularizers", "printable", "compat"},
-    "commands": {"commands", "invocation", "printable", "run_endings", "analysis", "doctor", "agents", "training"}
-    | {"envs", "testing"},
+    "functional": set(),
+    "tabular": {"functional"},
+    "regularizers": {"functional"},
+    "modules": {"regularizers", "functional", "compat"},
+    "envs": {"regularizers", "tabular"},
+    "collectors": {"modules", "regularizers", "compat"},
+    "objectives": {"modules", "regularizers", "functional", "compat"},
+    "planning": {"modules", "regularizers", "tabular", "functional"},
+    "testing": {*SCIENCE, "compat"},
+    # Never objectives or planning: a run takes any loss.
+    "lab": {"envs", "collectors", "modules", "regularizers", "tabular", "testing", "compat"},
 }
-#: Third-party packages that only the top floor may import.
-TOP_FLOOR_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}
+#: Third-party packages that only the laboratory may import.
+LAB_ONLY = {"hydra", "omegaconf", "submitit", "matplotlib", "tqdm", "wandb"}
 OPTIONAL = {"ale_py", "minatar", "Box2D", "mujoco", "gymnasium_robotics", "numba"}
+PATHS = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, *, when_loaded: bool = False) -> Iterator[str]:
+    """Every module that ``path`` imports; ``when_loaded``: not within functions, nor for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    blocks = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    nodes = [part for node in blocks for part in (ast.walk(node) if isinstance(node, ast.If | ast.Try) else [node])]
+    for node in nodes if when_loaded else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
-    return found
-
-
-def files() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {name if name in MODULES else str(node.module) for name in names}
 
 
 def forbidden(path: Path) -> Iterator[str]:
-    """What ``path`` imports and its floor may not."""
-    floor = path.relative_to(PACKAGE).parts[0]
-    if floor not in ALLOWED:
-        return
+    """What ``path`` imports and its room may not."""
+    room, *below = path.relative_to(PACKAGE).with_suffix("").parts
     for name in imports(path):
-        top, *below = name.split(".")
+        top, *inside = name.split(".")
         third_party = top not in sys.stdlib_module_names and top not in ("torch", "torchrl_reg")
         if (
-            (top == "torchrl_reg" and below and below[0] not in ALLOWED[floor])
-            or (top in TOP_FLOOR_ONLY and floor not in ("training", "analysis", "studies", "commands"))
-            or (third_party and floor in ("functional", "tabular"))
-            or (top == "torch" and floor == "analysis")
+            (top == "torchrl_reg" and inside and room in ALLOWED and inside[0] not in {room, *ALLOWED[room]})
+            or (top in LAB_ONLY and room != "lab")
+            or (third_party and room in ("functional", "tabular"))
+            or (top == "torch" and below[:1] == ["analysis"])
         ):
             yield name
 
 
-def test_floors() -> None:
-    found = {str(path.relative_to(ROOT)): names for path in files() if (names := list(forbidden(path)))}
-    assert not found
+def test_rooms_import_only_what_stands_below_them() -> None:
+    assert {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} - {"__init__", "__pycache__"} == {
+        *SCIENCE,
+        "compat",
+        "testing",
+        "lab",
+    }
+    assert {str(path.relative_to(ROOT)): names for path in PATHS if (names := list(forbidden(path)))} == {}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: (set(imports(path, when_loaded=True)) & set(MODULES)) - {name} for name, path in MODULES.items()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_the_library_imports_without_any_extra() -> None:
-    """torch, torchrl and gymnasium are enough for everything below the training floor."""
-    blocked = sorted(TOP_FLOOR_ONLY | OPTIONAL)
+    """torch, torchrl and gymnasium are enough for everything above the laboratory."""
+    blocked = sorted(LAB_ONLY | OPTIONAL)
+    modules = ", ".join(f"torchrl_reg.{room}" for room in sorted({*SCIENCE, "testing", "lab.agents"}))
     code = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
-        "import torchrl_reg, torchrl_reg.functional, torchrl_reg.tabular, torchrl_reg.modules\n"
-        "import torchrl_reg.envs, torchrl_reg.collectors, torchrl_reg.objectives, torchrl_reg.objectives.value\n"
-        "import torchrl_reg.planning, torchrl_reg.lab.agents, torchrl_reg.testing; torchrl_reg.load_policy\n"
+        f"import torchrl_reg, {modules}, torchrl_reg.objectives.value; torchrl_reg.load_policy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_top_level_is_fixed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    allowed = {"pyproject.toml", "torchrl_reg", "recipes", "slurm", "tests", "README.md", "LICENSE"}
+    assert {name for name in top if not name.startswith(".")} <= allowed

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
@@ -24,7 +25,7 @@ from torchrl_reg.objectives.trainer_configs import LOSSES, loss_from_config, reg
 @pytest.fixture
 def composed(tmp_path):
     """``composed(yaml, *overrides)`` -> what Hydra makes of a file that chooses one of our losses."""
-    register_loss_configs()
+    register_loss_configs(ConfigStore.instance())
 
     def compose_from(yaml: str, *overrides: str) -> Any:
         (tmp_path / "train.yaml").write_text(yaml)

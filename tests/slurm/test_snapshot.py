@@ -25,7 +25,7 @@ def test_a_copy_of_the_code_holds_every_file_and_no_results(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("recipes/README.md", False), ("slurm/status.py", False), ("torchrl_reg/analysis/data/published.json", False)]
+    [("recipes/README.md", False), ("slurm/status.py", False), ("torchrl_reg/lab/analysis/data/published.json", False)]
     + [("slurm/array_element.py", True), ("torchrl_reg/envs/new.json", True)],
 )
 def test_what_changes_no_run_does_not_make_other_code(name, counts, tmp_path):

@@ -1,39 +1,74 @@
-"""Everything one run needs that is the same for every method; recipes pass in what differs.
+"""Everything around a run that is the same for every method; recipes pass in what differs.
 
-The modules below know no loss, no equation and no environment of this package.
+The modules below know no loss and no equation.
 """
 
-import importlib.util
-import sys
+from __future__ import annotations
 
-# TensorDict looks for pandas at every entry a module writes; where there is none the search costs
-# 40 to 100 microseconds each time, unless the absence is on record.
-if importlib.util.find_spec("pandas") is None:
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from torchrl_reg.lab.cli.extras import check_extras
+if TYPE_CHECKING:
+    from torchrl_reg.lab.cli.command_line import recipe as recipe
+    from torchrl_reg.lab.cli.typed_config import build as build
+    from torchrl_reg.lab.errors import CheckpointError as CheckpointError
+    from torchrl_reg.lab.errors import ConfigError as ConfigError
+    from torchrl_reg.lab.errors import require as require
+    from torchrl_reg.lab.learners.checks import check_replay_learning as check_replay_learning
+    from torchrl_reg.lab.learners.policy_learning import PolicyLearner as PolicyLearner
+    from torchrl_reg.lab.learners.policy_learning import PolicyLearning as PolicyLearning
+    from torchrl_reg.lab.learners.replay import StratifiedSampler as StratifiedSampler
+    from torchrl_reg.lab.learners.rollout_learning import RolloutLearner as RolloutLearner
+    from torchrl_reg.lab.learners.rollout_learning import RolloutLearning as RolloutLearning
+    from torchrl_reg.lab.learners.update import make_update as make_update
+    from torchrl_reg.lab.learners.value_learning import EpsilonSchedule as EpsilonSchedule
+    from torchrl_reg.lab.learners.value_learning import LinearSchedule as LinearSchedule
+    from torchrl_reg.lab.learners.value_learning import NStep as NStep
+    from torchrl_reg.lab.learners.value_learning import ValueLearner as ValueLearner
+    from torchrl_reg.lab.learners.value_learning import ValueLearning as ValueLearning
+    from torchrl_reg.lab.run.base_run import Study as Study
+    from torchrl_reg.lab.run.critics import composed_critics as composed_critics
+    from torchrl_reg.lab.run.critics import trained_critics as trained_critics
+    from torchrl_reg.lab.run.evaluation import evaluate as evaluate
+    from torchrl_reg.lab.run.metrics import WALL_CLOCK_COLUMNS as WALL_CLOCK_COLUMNS
+    from torchrl_reg.lab.run.metrics import read_metrics as read_metrics
+    from torchrl_reg.lab.run.metrics import strip_wall_clock as strip_wall_clock
+    from torchrl_reg.lab.run.run import Run as Run
+    from torchrl_reg.lab.run.settings import RecipeConfig as RecipeConfig
+    from torchrl_reg.lab.run.settings import RunSettings as RunSettings
+    from torchrl_reg.lab.run.streams import stream_seed as stream_seed
 
-check_extras()
-
-from torchrl_reg.lab.cli.command_line import recipe
-from torchrl_reg.lab.cli.typed_config import build
-from torchrl_reg.lab.errors import CheckpointError, ConfigError, require
-from torchrl_reg.lab.learners.checks import check_replay_learning
-from torchrl_reg.lab.learners.policy_learning import PolicyLearner, PolicyLearning
-from torchrl_reg.lab.learners.replay import StratifiedSampler
-from torchrl_reg.lab.learners.rollout_learning import RolloutLearner, RolloutLearning
-from torchrl_reg.lab.learners.update import make_update
-from torchrl_reg.lab.learners.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
-from torchrl_reg.lab.run.base_run import Study
-from torchrl_reg.lab.run.critics import composed_critics, trained_critics
-from torchrl_reg.lab.run.evaluation import evaluate
-from torchrl_reg.lab.run.metrics import WALL_CLOCK_COLUMNS, read_metrics, strip_wall_clock
-from torchrl_reg.lab.run.run import Run
-from torchrl_reg.lab.run.settings import RecipeConfig, RunSettings
-from torchrl_reg.lab.run.streams import stream_seed
-
+_MODULES = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "EpsilonSchedule": "learners.value_learning",
+    "LinearSchedule": "learners.value_learning",
+    "NStep": "learners.value_learning",
+    "PolicyLearner": "learners.policy_learning",
+    "PolicyLearning": "learners.policy_learning",
+    "RecipeConfig": "run.settings",
+    "RolloutLearner": "learners.rollout_learning",
+    "RolloutLearning": "learners.rollout_learning",
+    "Run": "run.run",
+    "RunSettings": "run.settings",
+    "StratifiedSampler": "learners.replay",
+    "Study": "run.base_run",
+    "ValueLearner": "learners.value_learning",
+    "ValueLearning": "learners.value_learning",
+    "WALL_CLOCK_COLUMNS": "run.metrics",
+    "build": "cli.typed_config",
+    "check_replay_learning": "learners.checks",
+    "composed_critics": "run.critics",
+    "evaluate": "run.evaluation",
+    "make_update": "learners.update",
+    "read_metrics": "run.metrics",
+    "recipe": "cli.command_line",
+    "require": "errors",
+    "stream_seed": "run.streams",
+    "strip_wall_clock": "run.metrics",
+    "trained_critics": "run.critics",
+}
 __all__ = [
-    "WALL_CLOCK_COLUMNS",
     "CheckpointError",
     "ConfigError",
     "EpsilonSchedule",
@@ -50,6 +85,7 @@ __all__ = [
     "Study",
     "ValueLearner",
     "ValueLearning",
+    "WALL_CLOCK_COLUMNS",
     "build",
     "check_replay_learning",
     "composed_critics",
@@ -62,3 +98,13 @@ __all__ = [
     "strip_wall_clock",
     "trained_critics",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: tables and reports (lab.analysis) need no torch.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torchrl_reg.lab.cli.extras import check_extras
+
+    check_extras()
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

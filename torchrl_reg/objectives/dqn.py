@@ -13,7 +13,6 @@ from torchrl_reg.objectives.shaping import AdvantageGap, Munchausen
 from torchrl_reg.objectives.value import RegValueEstimators
 from torchrl_reg.objectives.virel import learnt_temperature
 from torchrl_reg.regularizers import Coefficient, Entropy, HardMax, Tsallis
-from torchrl_reg.regularizers.coefficients import Coefficient
 from torchrl_reg.regularizers.policies import Boltzmann
 
 

@@ -1,4 +1,13 @@
-"""Losses built from plain settings, such as those of a YAML file."""
+"""Losses from plain settings: by name, and as configs for TorchRL's trainers (``loss: dqn``).
+
+``register_loss_configs(ConfigStore.instance())`` before ``hydra.main`` adds :data:`LOSSES` to group ``loss``::
+
+    defaults:
+      - loss@loss_module: munchausen_dqn
+    loss_module:
+      tau: 0.03
+      gamma: 0.99
+"""
 
 from __future__ import annotations
 
@@ -41,8 +50,6 @@ def loss_from_config(
     >>> type(loss).__name__, loss.tensor_keys.reward
     ('MunchausenDQNLoss', ('r', 'x'))
     """
-    import torchrl_reg.objectives as objectives
-
     cls = getattr(objectives, loss, None) if loss in objectives.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, RegularizedLoss)):
         known = [n for n in objectives.__all__ if n.endswith("Loss")]
@@ -104,9 +111,7 @@ LOSSES: dict[str, Any] = {
 }
 
 
-def register_loss_configs() -> None:
-    """Adds :data:`LOSSES` to Hydra's config store; needs the extra ``recipes``."""
-    from hydra.core.config_store import ConfigStore
-
+def register_loss_configs(store: Any) -> None:
+    """Adds :data:`LOSSES` to ``store``, which is Hydra's ``ConfigStore.instance()``."""
     for name, config in LOSSES.items():
-        ConfigStore.instance().store(group="loss", name=name, node=config)
+        store.store(group="loss", name=name, node=config)

@@ -1,8 +1,8 @@
 """Finite MDPs and exact regularized dynamic programming in float64: the oracle of the losses.
 
 Every solver takes ``(mdp, ..., num_iterations, tol, q0, return_iterates, noise)``, the last five as
-:class:`~torchrl_reg.tabular.dynamic_programming.Loop` describes them, and returns a :class:`Solution`. Iterate k holds the action
-values ``q_k`` with the policy that is greedy to them (``pi_{k+1}`` in the papers) and the value of both.
+:class:`~torchrl_reg.tabular.dynamic_programming.Loop` describes them, and returns a :class:`Solution`. Iterate k holds
+the action values ``q_k`` with the policy that is greedy to them (``pi_{k+1}`` in the papers) and the value of both.
 :class:`TabularAgents` learn from samples instead.
 """
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_reg.lab.printable import printable
 from torchrl_reg.testing.targets import Target
 
 
@@ -275,7 +274,7 @@ class Report:
             return "" if value is None else f"{value:.6g}"
 
         return [
-            (c.name, c.status, number(c.expected), number(c.got), printable("; ".join([*c.errors, c.note]).strip("; ")))
+            (c.name, c.status, number(c.expected), number(c.got), _one_line("; ".join([*c.errors, c.note]).strip("; ")))
             for c in self.checks
         ]
 
@@ -309,3 +308,8 @@ class Report:
         console = Console(file=io.StringIO(), width=120)
         console.print(drawn)
         return f"{console.file.getvalue()}{self.summary()}"  # type: ignore[attr-defined]
+
+
+def _one_line(text: str) -> str:
+    # An error message of the loss under test may hold terminal control codes.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -21,7 +21,7 @@ from torchrl.data import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg import load_policy, modules
+from torchrl_reg import modules
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.agents import AgentError, load_policy, read_policy, save_policy
 from torchrl_reg.lab.agents.saved import encoded, facts_of, packed, read, trained_agents, unpacked
@@ -361,7 +361,10 @@ def test_every_score_is_repeated(name: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_list_needs_no_torch() -> None:
-    program = "import sys; sys.modules['torch'] = None; from torchrl_reg.lab.commands.main import main; sys.exit(main(['list']))"
+    program = (
+        "import sys; sys.modules['torch'] = None; "
+        "from torchrl_reg.lab.commands.main import main; sys.exit(main(['list']))"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 

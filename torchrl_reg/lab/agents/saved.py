@@ -1,4 +1,4 @@
-"""Saved policies, one file each: how to make it, its weights and what is known of it; those that come with the package."""
+"""Saved policies, one file each: how to make it, its weights, its scores; and those that come with the package."""
 
 from __future__ import annotations
 
