@@ -60,6 +60,9 @@ WORLDS: dict[str, tuple[Space, Space]] = {
 }
 WORLDS["Discrete96"] = (WORLDS["Large"][0], Discrete(2))
 make: Any = World
+# Imported again by a test that forgot it: gymnasium warns of an id that is registered twice.
+for own in [name for name in gymnasium.registry if name.startswith("Own/")]:
+    del gymnasium.registry[own]
 for name, (observations, actions) in WORLDS.items():
     spaces = {"observations": observations, "actions": actions}
     gymnasium.register(f"Own/{name}-v0", make, max_episode_steps=20, kwargs=spaces)

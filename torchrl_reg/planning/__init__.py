@@ -4,7 +4,7 @@ Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mo
 :mod:`evaluation`) <- the named planners (:mod:`planners`), which work on any :class:`Model`.
 """
 
-from torchrl_reg.planning.atari import AtariModel
+from torchrl_reg.planning.atari_model import AtariModel
 from torchrl_reg.planning.bandit import BanditRun, softmax_bandit
 from torchrl_reg.planning.models import EmulatorModel, GymModel, Snapshot, SyntheticTrees, TabularModel, VectorModel
 from torchrl_reg.planning.planners import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult

@@ -63,7 +63,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(make_run, tmp_path: Path, refu
     for command, seed in (("evaluate", -1), ("evaluate", 2**63), ("play", -1)):
         assert f"--seed must be >= 0 and below 2**63, got {seed}." in refusal(command, folder, "--seed", seed)
     assert refusal("evaluate", "m_dqn/cartpoel").endswith("got none; did you mean m_dqn/cartpole?\n")
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "envs")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "envs")
     shutil.rmtree(folder)
     folder = make_run("gym", "Own/Vector-v0", import_module="own_worlds")
     assert main(["evaluate", str(folder), "--episodes", "3"]) == 0

@@ -137,7 +137,7 @@ def test_what_cannot_be_shown_is_one_sentence(make_run, refusal) -> None:
 
 
 def test_an_environment_without_pictures_is_one_sentence(make_run, refusal, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "envs")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "envs")
     folder = make_run("gym", "Own/Vector-v0", import_module="own_worlds")
     assert "draws itself (rgb_array), got 'Own/Vector-v0', which gives NotImplementedError" in refusal("play", folder)
 

@@ -10,7 +10,7 @@ import pytest
 
 from torchrl_reg.lab.commands.main import main
 
-LOSSES = Path(__file__).parents[1] / "testing/wrong_losses.py"
+LOSSES = Path(__file__).parents[2] / "testing/wrong_losses.py"
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_one_bar_for_all_seeds(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     drawn = [line for line in re.split(r"[\r\n]", out) if "%|" in line]
     assert "seeds=0/3" in drawn[0] and "100%|" in drawn[-1] and "600/600" in drawn[-1]
-    assert "return=20 seeds=2/2" in drawn[-1] and err == "warning: seed 2 is odd.\n"
+    assert "mean return=20 (10 to 30) seeds=2/2" in drawn[-1] and err == "warning: seed 2 is odd.\n"
 
 
 # ------------------------------------------------------------ recipes whose losses are stacked

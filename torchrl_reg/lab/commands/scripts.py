@@ -21,7 +21,7 @@ from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.cli.invocation import started_as
 from torchrl_reg.lab.run.folder import is_done
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 # What a run that trained a policy ends with.
 _WHOLE = ("done.json", "metrics.jsonl", "policy.safetensors", "checkpoints")
 
