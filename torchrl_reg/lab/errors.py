@@ -13,6 +13,12 @@ class ConfigError(ValueError):
     user_error = True
 
 
+class AgentError(ValueError):
+    """A saved agent that is missing, damaged, foreign or unusable as asked; the message is one sentence."""
+
+    user_error = True
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message says what to do about it."""
 

@@ -24,7 +24,8 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl_reg import modules
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.agents import AgentError, load_policy, read_policy, save_policy
-from torchrl_reg.lab.agents.saved import encoded, facts_of, packed, read, trained_agents, unpacked
+from torchrl_reg.lab.agents.saved import encoded, packed, read, unpacked
+from torchrl_reg.lab.agents.trained import facts_of, trained_agents
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.modules import ActionPrior, BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.modules.rebuilding import Spaces

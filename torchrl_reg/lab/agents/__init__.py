@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from torchrl_reg.lab.agents.saved import AgentError
+from torchrl_reg.lab.errors import AgentError
 
 if TYPE_CHECKING:
     from torchrl_reg.lab.agents.saved import SavedPolicy, load_policy, read_policy, save_policy

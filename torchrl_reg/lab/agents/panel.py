@@ -24,7 +24,8 @@ from torchrl_reg.lab.agents.pictures import (
     camera,
     draw_without_display,
 )
-from torchrl_reg.lab.agents.saved import AgentError, SavedPolicy
+from torchrl_reg.lab.agents.saved import SavedPolicy
+from torchrl_reg.lab.errors import AgentError
 from torchrl_reg.modules import BoltzmannQActor, PriorEGreedyModule
 
 WIDTH = 260  # pixels of the panel

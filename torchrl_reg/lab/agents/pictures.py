@@ -20,7 +20,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.envs.gridworld import TWO_ROOMS
-from torchrl_reg.lab.agents.saved import AgentError
+from torchrl_reg.lab.errors import AgentError
 from torchrl_reg.tabular import MIRL_WORLDS, gridworld_cells
 
 Picture = NDArray[np.uint8]

@@ -28,15 +28,10 @@ from torchrl_reg.lab.agents.description import (
     trusted_module,
     weights_of_at_most,
 )
+from torchrl_reg.lab.agents.trained import trained_agents
+from torchrl_reg.lab.errors import AgentError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.modules.rebuilding import Spaces
-
-
-class AgentError(ValueError):
-    """A saved agent that is missing, damaged, foreign or unusable as asked; the message is one sentence."""
-
-    user_error = True
-
 
 _SCALE = ".scale"
 _LEAST = 4_096  # numbers of a tensor that is worth it
@@ -389,23 +384,3 @@ def _shapes(spaces: Spaces) -> str:
     shape, _ = spaces.observations.get("observation", ([], ""))
     actions = f"{len(spaces.low)} action dimensions" if spaces.num_actions is None else f"{spaces.num_actions} actions"
     return f"observations {list(shape)} and {actions}"
-
-
-_FOLDER = Path(__file__).parent / "trained"
-_SUFFIX = ".safetensors"
-
-
-def trained_agents() -> dict[str, Path]:
-    """The file of each, by name: method and environment."""
-    files = sorted(_FOLDER.rglob(f"*{_SUFFIX}"))
-    return {file.relative_to(_FOLDER).as_posix().removesuffix(_SUFFIX): file for file in files}
-
-
-def facts_of(file: Path) -> dict[str, Any]:
-    """What is known of an agent, without reading its weights: ``env``, ``run``, ``evaluation`` and ``training``.
-
-    ``training`` holds its ``command``, ``commit``, ``frames``, and the last greedy evaluation of each seed, ``scores``.
-    """
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return dict(json.loads(header["__metadata__"]["content"])["facts"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from torchrl_reg.lab.agents.pictures import Picture
-from torchrl_reg.lab.agents.saved import AgentError
+from torchrl_reg.lab.errors import AgentError
 
 FORMATS = (".gif", ".mp4")
 

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a row for each agent: greedy return, its 95% interval over episodes, and what every seed ended with."""
-    from torchrl_reg.lab.agents.saved import facts_of, trained_agents
+    from torchrl_reg.lab.agents.trained import facts_of, trained_agents
 
     print(f"{'agent':32} {'greedy return [95%]':>22} {'episodes':>8} {'frames':>11}  last return of every seed trained")
     for name, file in trained_agents().items():

@@ -21,8 +21,9 @@ from torchrl_reg.collectors.fast import restarted
 from torchrl_reg.lab.agents.description import Undescribed, described, modules_of
 from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
 from torchrl_reg.lab.agents.pictures import draw_without_display
-from torchrl_reg.lab.agents.saved import POLICY_FILE, AgentError, check_finite, policy_bytes, read_policy, whole
+from torchrl_reg.lab.agents.saved import POLICY_FILE, check_finite, policy_bytes, read_policy, whole
 from torchrl_reg.lab.agents.video import write_video
+from torchrl_reg.lab.errors import AgentError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.metrics import json_row, strip_wall_clock
