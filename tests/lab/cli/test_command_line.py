@@ -104,7 +104,7 @@ def test_errors_meant_for_users_are_one_sentence_and_bugs_keep_their_traceback(c
 
 def test_missing_packages_are_one_sentence():
     modules = ["hydra", "omegaconf", "yaml", "tqdm", "greenlet", "safetensors", "filelock"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({modules})); import torchrl_reg.lab"
+    code = f"import sys; sys.modules.update(dict.fromkeys({modules})); from torchrl_reg.lab import Run"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     packages = "hydra-core, omegaconf, pyyaml, tqdm, greenlet, safetensors, filelock"
     sentence = f"torchrl_reg.lab needs {packages}, got none: pip install 'torchrl_reg[recipes]'.\n"
