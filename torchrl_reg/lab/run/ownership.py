@@ -1,4 +1,4 @@
-"""The folder of a run: its one owner, its settings, and where it was computed."""
+"""The folder of a run: its settings, where it was computed, and the files it ended with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import BaseFileLock
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,10 +31,15 @@ RESUMABLE = frozenset(
         *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
     }
 )
-#: Settings that differ, told in one refusal.
+#: Differing settings named in one refusal.
 _SHOWN = 6
 #: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
 COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+def command() -> str:
+    """The shell command that starts this run again."""
+    return COMMAND.get() or shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 class RunFolder:
@@ -53,9 +57,8 @@ class RunFolder:
             raise ConfigError("run.dir must be the folder of the run, got None.")
         self.path = Path(config.run.dir)
         self.config = config
-        self._lock: BaseFileLock | None = None
-        with _one_sentence(self.path, "used"):
-            self._check_owner()
+        with _one_sentence(self.path):
+            self._check_settings()
 
     @property
     def is_done(self) -> bool:
@@ -68,17 +71,12 @@ class RunFolder:
         Called once all of the recipe's objects could be built, so that a config that cannot run
         leaves no folder behind.
         """
-        with _one_sentence(self.path, "made"):
+        with _one_sentence(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with _one_sentence(self.path, "used"):
-            self._open(device)
-
-    def _open(self, device: torch.device) -> None:
-        try:
             self._lock = acquire(self.path / LOCK)
-        except LockedError as owner:
-            advice = "wait for it, end it, or choose another run.dir."
-            raise ConfigError(f"{self.path} is being written by {owner}; {advice}") from None
+            self._write_start(device)
+
+    def _write_start(self, device: torch.device) -> None:
         # The first file: any folder with something in it has a config, whenever the run was killed.
         if not (self.path / "config.yaml").exists():
             resolved = _plain(self.config)
@@ -96,11 +94,12 @@ class RunFolder:
 
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the folder."""
-        done = {**done, "files": [name for name in self._kept() if (self.path / name).exists()]}
+        checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
+        names = ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
+        done = {**done, "files": [name for name in names if (self.path / name).exists()]}
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
-        if self._lock is not None:
-            (self.path / LOCK).unlink(missing_ok=True)  # while it is held, so that it is not another process's
-            self._lock.release()
+        (self.path / LOCK).unlink(missing_ok=True)  # while it is held, so that it is not another process's
+        self._lock.release()
 
     def check_done(self) -> None:
         """Raises ``ConfigError`` if files are gone that the run had when it finished."""
@@ -115,11 +114,6 @@ class RunFolder:
                 "gone from a copy, or delete the folder to run it again."
             )
 
-    def _kept(self) -> list[str]:
-        """The files without which a finished run is not whole, if it ever had them."""
-        checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
-        return ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
-
     def _earlier_starts(self) -> list[dict[str, Any]]:
         path = self.path / "provenance.json"
         try:
@@ -130,7 +124,7 @@ class RunFolder:
             ) from None
         return [start for start in starts if isinstance(start, dict)]
 
-    def _check_owner(self) -> None:
+    def _check_settings(self) -> None:
         saved = self.path / "config.yaml"
         if saved.exists():
             _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(_plain(self.config)))
@@ -146,12 +140,15 @@ class RunFolder:
 
 
 @contextmanager
-def _one_sentence(path: Path, what: str) -> Iterator[None]:
-    """Reports a folder that cannot be read or written as an error the user can fix."""
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Reports a folder that is locked, or cannot be read or written, as an error the user can fix."""
     try:
         yield
+    except LockedError as owner:
+        advice = "wait for it, end it, or choose another run.dir."
+        raise ConfigError(f"{path} is being written by {owner}; {advice}") from None
     except OSError as error:
-        raise ConfigError(f"run.dir={path} cannot be {what}: {error.strerror or error}.") from error
+        raise ConfigError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
 
 
 def _saved_config(path: Path) -> Any:
@@ -167,11 +164,6 @@ def _saved_config(path: Path) -> Any:
         damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
         raise ConfigError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
     return saved
-
-
-def command() -> str:
-    """The shell command that starts this run again."""
-    return COMMAND.get() or shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def _plain(config: Any) -> Any:
