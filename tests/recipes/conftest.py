@@ -18,10 +18,9 @@ from filelock import BaseFileLock
 
 from torchrl_reg.lab import read_metrics, recipe, strip_wall_clock
 from torchrl_reg.lab.cli.typed_config import typed
-from torchrl_reg.lab.run import metrics
-from torchrl_reg.lab.run import ownership as run_folder
+from torchrl_reg.lab.run import metrics, run_folder
 from torchrl_reg.lab.run.lock import acquire
-from torchrl_reg.lab.run.ownership import RunFolder
+from torchrl_reg.lab.run.run_folder import RunFolder
 from torchrl_reg.lab.run.settings import validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -47,7 +47,7 @@ def error_line(log: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a log ends with, safe to print: the exception of a traceback, else its last line (blank ones and srun's aside)."""
+    """What a log ends with, safe to print: the exception of a traceback, else its last line but for those of srun."""
     lines = (line.strip() for line in reversed(_tail(log)))
     return error_line(log) or printable(next((line for line in lines if line and not _SRUN.match(line)), ""))
 

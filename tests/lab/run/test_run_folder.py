@@ -16,7 +16,7 @@ import yaml
 
 from torchrl_reg.lab import ConfigError, RecipeConfig, RunSettings
 from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire, is_locked
-from torchrl_reg.lab.run.ownership import COMMAND, RunFolder
+from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_a_folder_has_one_owner_until_its_run_has_ended_and_then_no_lock(tmp_pat
 
 
 def test_a_lock_goes_after_done_json_and_one_left_by_a_kill_in_between_is_nothing(tmp_path, monkeypatch):
-    from torchrl_reg.lab.run import ownership as run_folder
+    from torchrl_reg.lab.run import run_folder
 
     def killed(path, content):
         write(path, content)
@@ -122,7 +122,7 @@ def test_other_settings_are_refused_with_the_difference(closed):
 
 
 def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, capsys):
-    from torchrl_reg.lab.run import ownership as run_folder
+    from torchrl_reg.lab.run import run_folder
 
     elsewhere = {"versions": {"torch": "2.11.0"}, "commit": "a" * 40, "device": "x86_64", "threads": 1}
     here = {"versions": {"torch": "2.14.0"}, "commit": "b" * 40, "device": "NVIDIA H200", "threads": 8}
@@ -175,7 +175,7 @@ def test_a_write_that_fails_is_one_sentence(tmp_path, monkeypatch):
     def fail(path, text):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr("torchrl_reg.lab.run.ownership.write_atomically", fail)
+    monkeypatch.setattr("torchrl_reg.lab.run.run_folder.write_atomically", fail)
     with pytest.raises(ConfigError, match="cannot be used: Read-only file system"):
         _open(_config(tmp_path / "run"))
 
