@@ -24,7 +24,7 @@ import submitit
 
 from slurm.code_digest import is_edited
 from torchrl_reg.lab.run.folder import is_done, last_line
-from torchrl_reg.lab.run.run_owner import LOCK, is_locked
+from torchrl_reg.lab.run.lock import LOCK, is_locked
 
 # What a run begins as, both kept over exec. It does not outlive its element, whichever way that ends (Linux:
 # prctl(PR_SET_PDEATHSIG, SIGKILL)), and ignores the signal that SLURM sends to all processes of a job, as the element

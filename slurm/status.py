@@ -34,7 +34,7 @@ from torchrl_reg.lab.cli.invocation import as_typed
 from torchrl_reg.lab.commands.main import main as watch
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import error_line, is_done, last_line
-from torchrl_reg.lab.run.run_owner import LOCK, is_locked
+from torchrl_reg.lab.run.lock import LOCK, is_locked
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

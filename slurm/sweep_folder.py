@@ -21,10 +21,10 @@ import yaml
 from slurm.snapshot import Code
 from slurm.sweep import SweepError, flat, planned_runs
 from torchrl_reg.lab.analysis.documents import read_yaml
-from torchrl_reg.lab.run.run_owner import fcntl, is_locked
+from torchrl_reg.lab.run.lock import LockedError, acquire, is_locked
 
 _LOCK = ".launch.lock"
-_OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK)
+_OURS = ("sweep.yaml", "jobs.jsonl", "code", "jobs", _LOCK, f"{_LOCK}.soft")
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,14 @@ class SweepFolder:
     def lock(self) -> Iterator[None]:
         """Two launches of one sweep at once would submit its runs twice."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SweepError(f"{self.path} is being launched by another process.") from None
-            except OSError:
-                pass  # a file system without locks
+        try:
+            lock = acquire(self.path / _LOCK)
+        except LockedError as owner:
+            raise SweepError(f"{self.path} is being launched by {owner}.") from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def is_being_launched(self) -> bool:
         """Whether a process of this machine launches it: on a workstation that is until its runs are done."""

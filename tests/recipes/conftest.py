@@ -14,12 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import BaseFileLock
 
 from torchrl_reg.lab import read_metrics, recipe, strip_wall_clock
 from torchrl_reg.lab.cli.typed_config import typed
-from torchrl_reg.lab.run import metrics
-from torchrl_reg.lab.run import ownership as run_folder
-from torchrl_reg.lab.run.ownership import FolderLock, RunFolder
+from torchrl_reg.lab.run import metrics, run_folder
+from torchrl_reg.lab.run.lock import acquire
+from torchrl_reg.lab.run.run_folder import RunFolder
 from torchrl_reg.lab.run.settings import validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -132,8 +133,8 @@ def stop(start, monkeypatch, tmp_path) -> Callable[..., str]:
     def run(words: str, folder: str, number: int, rows: int, times: int = 1) -> str:
         written, held, append, said = [], [], metrics.append, tmp_path / "stderr.txt"
 
-        def lock(folder: Path) -> FolderLock:
-            held.append(FolderLock(folder))
+        def keep(path: Path) -> BaseFileLock:
+            held.append(acquire(path))
             return held[-1]
 
         def interrupt(path: Path, line: bytes) -> None:
@@ -148,7 +149,7 @@ def stop(start, monkeypatch, tmp_path) -> Callable[..., str]:
         with monkeypatch.context() as patched, said.open("w") as stderr, pytest.raises(SystemExit) as stopped:
             patched.setattr(metrics, "append", interrupt)
             patched.setattr(sys, "stderr", stderr)
-            patched.setattr(run_folder, "FolderLock", lock)
+            patched.setattr(run_folder, "acquire", keep)
             start(words, folder)
         assert stopped.value.code == 128 + number
         for each, handler in before.items():  # left as they are in a process about to end

@@ -18,6 +18,7 @@ import yaml
 from sweep_harness import SLURM
 
 from slurm.status import RunStatus, headline, summary, sweep_status
+from slurm.sweep import SweepError
 from slurm.sweep_folder import Submitted, SweepFolder
 
 RUNS = "dqn/cartpole/default"
@@ -201,6 +202,11 @@ def test_a_run_that_stopped_by_itself_failed_and_what_is_being_launched_waits(fo
     (folder / RUNS / "seed=2/failed.json").write_text(json.dumps({"last_line": "loss is not finite from frame 80 on"}))
     with SweepFolder(folder).lock():
         assert states(folder) == ["done", "failed", "failed", "waiting"]
+        with (
+            pytest.raises(SweepError, match=rf"^{folder} is being launched by process {os.getpid()} on .* since 20"),
+            SweepFolder(folder).lock(),
+        ):
+            pass
     assert states(folder)[-1] == "missing"
     assert sweep_status(SweepFolder(folder))[2].last_line == "loss is not finite from frame 80 on"
 

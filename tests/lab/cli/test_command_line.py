@@ -103,10 +103,10 @@ def test_errors_meant_for_users_are_one_sentence_and_bugs_keep_their_traceback(c
 
 
 def test_missing_packages_are_one_sentence():
-    modules = ["hydra", "omegaconf", "yaml", "tqdm", "greenlet", "safetensors"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({modules})); import torchrl_reg.lab"
+    modules = ["hydra", "omegaconf", "yaml", "tqdm", "greenlet", "safetensors", "filelock"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({modules})); from torchrl_reg.lab import Run"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    packages = "hydra-core, omegaconf, pyyaml, tqdm, greenlet, safetensors"
+    packages = "hydra-core, omegaconf, pyyaml, tqdm, greenlet, safetensors, filelock"
     sentence = f"torchrl_reg.lab needs {packages}, got none: pip install 'torchrl_reg[recipes]'.\n"
     assert (done.returncode, done.stderr) == (1, sentence)
 
@@ -121,7 +121,7 @@ def test_windows_is_refused_in_one_sentence(words, tmp_path):
         [sys.executable, "-W", "ignore", *words.split()], cwd=root, env=env, capture_output=True, text=True
     )
     start = "torchrl-reg: " if words.startswith("-m") else ""
-    assert done.stderr.startswith(f"{start}Runs and sweeps need POSIX file locks") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{start}Runs and sweeps need POSIX signals") and done.stderr.count("\n") == 1
     assert done.returncode == 1 and "use WSL" in done.stderr
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,16 +27,21 @@ def run_tiny_recipe(arguments: list[str], folder: str) -> None:
     recipe(tiny_dqn.Config, tiny_dqn.train)()
 
 
-def hold_folder(folder: str, has_locks: bool, told: Connection) -> None:
-    """Owns the run folder, on a file system with or without ``flock``, until the process is killed."""
-    from torchrl_reg.lab.run.ownership import FolderLock
+def failing_flock(number: int) -> Callable[..., None]:
+    """``fcntl.flock`` of a file system without locks."""
 
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    if not has_locks:
-        fcntl.flock = no_locks
-    lock = FolderLock(Path(folder))
+    return flock
+
+
+def hold_lock(path: str, error: int | None, told: Connection) -> None:
+    """Holds the lock, on a file system where ``flock`` fails with ``error``, until the process is killed."""
+    from torchrl_reg.lab.run.lock import acquire
+
+    if error:
+        fcntl.flock = failing_flock(error)
+    _held = acquire(Path(path))
     told.send("held")
     told.recv()
-    lock.release()

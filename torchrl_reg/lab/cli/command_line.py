@@ -33,7 +33,7 @@ from torchrl_reg.lab.cli.invocation import typed_words
 from torchrl_reg.lab.cli.overrides import default_folder, read_words, readable, telling
 from torchrl_reg.lab.cli.typed_config import first_line, plain_defaults, typed
 from torchrl_reg.lab.errors import Interrupted, stop_behind, user_sentence
-from torchrl_reg.lab.run.ownership import COMMAND, RunFolder, command
+from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.lab.run.settings import RecipeConfig, validate
 from torchrl_reg.lab.run.stop import STOP
 from torchrl_reg.lab.seeds.seeds_together import train_seeds

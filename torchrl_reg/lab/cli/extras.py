@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 
 #: Module -> the package that brings it.
 NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml", "tqdm": "tqdm", "greenlet": "greenlet"}
-NEEDED |= {"safetensors": "safetensors"}
+NEEDED |= {"safetensors": "safetensors", "filelock": "filelock"}
 
 
 class MissingExtraError(ImportError):
@@ -16,17 +17,26 @@ class MissingExtraError(ImportError):
     user_error = True
 
 
+def check_posix() -> None:
+    """Raises ``MissingExtraError`` on Windows."""
+    if not hasattr(signal, "SIGUSR1"):
+        said = (
+            "Runs and sweeps need POSIX signals, which Windows lacks: use WSL. Losses, modules, environments, planning "
+        )
+        raise MissingExtraError(f"{said}and load_policy work without.")
+
+
 def check_extras() -> None:
     """Raises ``MissingExtraError`` unless all of ``NEEDED`` is there; a script that lets it pass prints one line."""
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
-    said = f"torchrl_reg.lab needs {', '.join(missing)}, got none: pip install 'torchrl_reg[recipes]'."
     try:
-        import torchrl_reg.lab.run.run_owner  # noqa: F401
-    except ImportError as error:  # of Windows
-        missing, said = ["POSIX"], str(error)
-    if missing:
+        check_posix()
+        if missing:
+            needs = f"torchrl_reg.lab needs {', '.join(missing)}, got none"
+            raise MissingExtraError(f"{needs}: pip install 'torchrl_reg[recipes]'.")
+    except MissingExtraError:
         shown = sys.excepthook
         sys.excepthook = lambda kind, error, trace: (
             print(error, file=sys.stderr) if isinstance(error, MissingExtraError) else shown(kind, error, trace)
         )
-        raise MissingExtraError(said)
+        raise

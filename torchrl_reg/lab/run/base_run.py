@@ -12,7 +12,7 @@ import torch
 from torchrl_reg.lab.errors import ConfigError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
-from torchrl_reg.lab.run.ownership import RunFolder
+from torchrl_reg.lab.run.run_folder import RunFolder
 from torchrl_reg.lab.run.streams import set_up_cpu
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from torchrl_reg.lab.printable import printable
 
-_LONGEST = 120
+_MAX_NAME = 120
+_TAIL_BYTES = 16_384
+# srun's own lines come after the last line of whatever failed, and would hide it.
+_SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Terminating|Job step aborted)")
 
 
 def folder_name(text: str) -> str:
@@ -22,18 +25,13 @@ def folder_name(text: str) -> str:
     ('algo.tau=0.1,net.num_cells=-64,-64-', 120)
     """
     name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", text)
-    if len(name) <= _LONGEST:
+    if len(name) <= _MAX_NAME:
         return name
-    return f"{name[: _LONGEST - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
-
-
-_TAIL_BYTES = 16_384
-# Follows the last words of whatever failed, and says less.
-_SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Terminating|Job step aborted)")
+    return f"{name[: _MAX_NAME - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def is_done(run: Path) -> bool:
-    """Whether the run has come to its end; a ``done.json`` that a crash emptied does not say so."""
+    """Whether the run has come to its end; an empty ``done.json``, left by a crash, does not count."""
     done = run / "done.json"
     return done.is_file() and done.stat().st_size > 0
 
@@ -49,13 +47,13 @@ def error_line(log: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a log ends with, safe to print: the exception of a traceback, else its last line that says something."""
+    """What a log ends with, safe to print: the exception of a traceback, else its last line but for those of srun."""
     lines = (line.strip() for line in reversed(_tail(log)))
     return error_line(log) or printable(next((line for line in lines if line and not _SRUN.match(line)), ""))
 
 
 def _tail(log: Path) -> list[str]:
-    """The last lines of a log, of the latest life of its run (``=== ...`` begins one)."""
+    """The last lines of a log since its run was last started (``=== ...``)."""
     try:
         if not log.is_file():  # a pipe need not have an end
             return []

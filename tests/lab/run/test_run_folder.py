@@ -1,28 +1,22 @@
-"""Two processes never share a run folder, with flock and without."""
+"""A run folder belongs to one run and one process; what it holds of its settings, starts and end."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import gc
 import json
 import os
 import shutil
-import socket
-import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import child
 import pytest
 import torch
 import yaml
 
 from torchrl_reg.lab import ConfigError, RecipeConfig, RunSettings
-from torchrl_reg.lab.run import ownership as folder_lock
-from torchrl_reg.lab.run import run_owner
-from torchrl_reg.lab.run.ownership import COMMAND, FolderLock, RunFolder
-from torchrl_reg.lab.run.run_owner import OWNER, is_alive, is_locked
+from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire, is_locked
+from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder
 
 CPU = torch.device("cpu")
 
@@ -72,19 +66,36 @@ def test_what_a_folder_says_about_its_run_and_its_starts(tmp_path, monkeypatch):
     assert {"commit", "host", "device", "slurm", "started_at"} <= starts[0].keys()
 
 
-def test_a_kill_right_after_done_json_leaves_no_owner_behind(tmp_path, monkeypatch):
-    from torchrl_reg.lab.run import ownership as run_folder
+def test_a_folder_has_one_owner_until_its_run_has_ended_and_then_no_lock(tmp_path):
+    first = _open(_config(tmp_path))
+    sentence = rf"^{tmp_path} is being written by process {os.getpid()} on .* since 20.*; wait for it, end it, or "
+    with pytest.raises(ConfigError, match=sentence):
+        _open(_config(tmp_path))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    _open(_config(tmp_path / "copy"))
+    first.close({})
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_lock_goes_after_done_json_and_one_left_by_a_kill_in_between_is_nothing(tmp_path, monkeypatch):
+    from torchrl_reg.lab.run import run_folder
 
     def killed(path, content):
         write(path, content)
         if path.name == "done.json":
+            with pytest.raises(LockedError):
+                acquire(tmp_path / LOCK)
             raise KeyboardInterrupt
 
     folder, write = _open(_config(tmp_path)), run_folder.write_atomically
     monkeypatch.setattr(run_folder, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         folder.close({})
-    assert folder.is_done and not (tmp_path / ".owner.json").exists()
+    del folder
+    gc.collect()  # of the run, whose lock goes with its process in real life
+    again = RunFolder(_config(tmp_path))
+    again.check_done()
+    assert again.is_done and not is_locked(tmp_path / LOCK)
 
 
 def test_a_start_whose_versions_are_no_table_is_no_traceback(tmp_path):
@@ -111,7 +122,7 @@ def test_other_settings_are_refused_with_the_difference(closed):
 
 
 def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, capsys):
-    from torchrl_reg.lab.run import ownership as run_folder
+    from torchrl_reg.lab.run import run_folder
 
     elsewhere = {"versions": {"torch": "2.11.0"}, "commit": "a" * 40, "device": "x86_64", "threads": 1}
     here = {"versions": {"torch": "2.14.0"}, "commit": "b" * 40, "device": "NVIDIA H200", "threads": 8}
@@ -164,7 +175,7 @@ def test_a_write_that_fails_is_one_sentence(tmp_path, monkeypatch):
     def fail(path, text):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr("torchrl_reg.lab.run.ownership.write_atomically", fail)
+    monkeypatch.setattr("torchrl_reg.lab.run.run_folder.write_atomically", fail)
     with pytest.raises(ConfigError, match="cannot be used: Read-only file system"):
         _open(_config(tmp_path / "run"))
 
@@ -181,8 +192,8 @@ def test_a_folder_killed_before_its_config_was_written_can_be_used(tmp_path):
     [
         (".", "no config.yaml but holds thesis.tex"),
         ("thesis.tex", "got the file"),
-        ("thesis.tex/run", r"cannot be made: Not a directory\.$"),
-        ("x" * 300, r"cannot be (used|made): File name too long\.$"),
+        ("thesis.tex/run", r"cannot be used: Not a directory\.$"),
+        ("x" * 300, r"cannot be used: File name too long\.$"),
     ],
 )
 def test_an_impossible_place_is_refused(tmp_path, place, sentence):
@@ -194,111 +205,3 @@ def test_an_impossible_place_is_refused(tmp_path, place, sentence):
 def test_a_run_needs_a_folder():
     with pytest.raises(ConfigError, match="run.dir must be the folder"):
         RunFolder(_Config())
-
-
-def without_locks(*_):
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-@pytest.fixture
-def no_flock(monkeypatch):
-    """A file system without locks."""
-    monkeypatch.setattr(fcntl, "flock", without_locks)
-
-
-@pytest.mark.parametrize("flock", [fcntl.flock, without_locks], ids=["with", "without"])
-def test_a_folder_has_one_owner_whose_name_is_told(tmp_path, processes, flock, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", flock)
-    here, there = processes.Pipe()
-    other = processes.Process(target=child.hold_folder, args=(str(tmp_path), flock is not without_locks, there))
-    other.start()
-    try:
-        assert here.poll(200) and here.recv() == "held"
-        sentence = rf"is being written by process {other.pid} on {socket.gethostname()} since 20.*; wait for it, "
-        with pytest.raises(ConfigError, match=sentence):
-            FolderLock(tmp_path)
-        assert is_locked(tmp_path / ".lock")
-        assert json.loads((tmp_path / OWNER).read_text())["pid"] == other.pid  # the refused one left it alone
-    finally:
-        other.kill()
-        other.join()
-    assert not is_locked(tmp_path / ".lock")
-    lock = FolderLock(tmp_path)  # a killed process holds no lock
-    assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
-    lock.release()
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    FolderLock(tmp_path)  # forgotten at once, and so free again
-    FolderLock(tmp_path).release()
-
-
-def _owner(folder: Path, age: float, **said) -> Path:
-    fields = {"host": "far", "pid": os.getpid(), "since": "today", "began": "1", "place": "far pid:[1]"}
-    (folder / OWNER).write_text(json.dumps({**fields, **said}))
-    os.utime(folder / OWNER, (time.time() - age, time.time() - age))
-    return folder / OWNER
-
-
-@pytest.mark.parametrize(("age", "alive"), [(10.0, True), (run_owner.STALE_SECONDS + 20, False)])
-def test_far_away_the_heartbeat_decides(tmp_path, no_flock, age, alive):
-    (tmp_path / ".lock").touch()
-    owner = _owner(tmp_path, age)
-    assert is_alive(owner) == alive == is_locked(tmp_path / ".lock")
-    if alive:
-        with pytest.raises(ConfigError, match="by process .* on far since today"):
-            FolderLock(tmp_path)
-    else:
-        _held = FolderLock(tmp_path)
-        assert json.loads(owner.read_text())["host"] == socket.gethostname()
-
-
-@pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
-def test_heartbeats_are_judged_by_the_clock_of_the_file_system(tmp_path, monkeypatch, wrong_by):
-    """Which writes them; that of this machine may be wrong."""
-    ages = {10.0: True, run_owner.STALE_SECONDS + 20: False}
-    owners = {}
-    for age in ages:
-        (tmp_path / str(age)).mkdir()
-        owners[age] = _owner(tmp_path / str(age), age)
-    now = time.time
-    monkeypatch.setattr(run_owner.time, "time", lambda: now() + wrong_by)
-    assert {age: is_alive(owner) for age, owner in owners.items()} == ages
-    assert [path.name for owner in owners.values() for path in owner.parent.iterdir()] == [OWNER, OWNER]
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
-@pytest.mark.parametrize("name", ["sleep", "a) S 1 2 (b", "((", "x )"])
-def test_when_a_process_began_is_read_whatever_its_name_is(tmp_path, no_flock, name):
-    (tmp_path / ".lock").touch()
-    (tmp_path / name).symlink_to(shutil.which("sleep"))
-    process = subprocess.Popen([tmp_path / name, "60"])
-    try:
-        stat, head = Path(f"/proc/{process.pid}/stat"), f"{process.pid} ({name}) "
-        while not (text := stat.read_text()).startswith(head):  # not the program yet
-            time.sleep(0.01)
-        began = text.removeprefix(head).split()[22 - 3]  # fields are counted from 1, and two are gone
-        assert run_owner.began(process.pid) == began
-        owner = _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": process.pid, "began": began})
-        assert is_alive(owner) and is_locked(tmp_path / ".lock")
-        _owner(tmp_path, 0, **{**run_owner.this_process(), "pid": process.pid, "began": str(int(began) - 1)})
-        assert not is_alive(owner) and not is_locked(tmp_path / ".lock")
-    finally:
-        process.kill()
-        process.wait()
-    assert run_owner.began(process.pid) is None
-
-
-def test_an_owner_file_still_being_written_counts_as_an_owner(tmp_path, no_flock):
-    (tmp_path / OWNER).write_text('{"ho')
-    with pytest.raises(ConfigError, match="is being written by another process; wait"):
-        FolderLock(tmp_path)
-
-
-def test_the_heart_beats(tmp_path, no_flock, monkeypatch):
-    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.01)
-    lock = FolderLock(tmp_path)
-    os.utime(tmp_path / OWNER, (0, 0))
-    end = time.monotonic() + 60
-    while (tmp_path / OWNER).stat().st_mtime == 0 and time.monotonic() < end:
-        time.sleep(0.01)
-    assert (tmp_path / OWNER).stat().st_mtime > 0
-    lock.release()

@@ -1,16 +1,11 @@
-"""The folder of a run: its one owner, its settings, and where it was computed."""
+"""The folder of a run: its settings, where it was computed, and the files it ended with."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shlex
 import sys
-import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,83 +21,8 @@ from torchrl_reg.lab.errors import ConfigError
 from torchrl_reg.lab.run.divergence import FAILED
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import is_done
+from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire
 from torchrl_reg.lab.run.provenance import differences, provenance
-from torchrl_reg.lab.run.run_owner import LOCK, OWNER, is_alive, read_owner, this_process
-
-HEARTBEAT_SECONDS = 20.0
-
-
-class FolderLock:
-    """Held until :meth:`release`, until the object is forgotten, or until its process ends, however that happens.
-
-    Raises:
-        ConfigError: another process holds ``folder``; the sentence names it.
-        OSError: the lock file cannot be made.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        descriptor = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)
-        owner, beating = folder / OWNER, threading.Event()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ConfigError(_refusal(folder)) from None
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            descriptor = -1
-            _own(folder)
-            threading.Thread(target=_beat, args=(owner, beating), daemon=True).start()
-        else:
-            write_atomically(owner, json.dumps(this_process()) + "\n")
-        self._owner, self._is_locked = owner, descriptor >= 0
-        self.release = weakref.finalize(self, _release, descriptor, owner, beating)
-
-    def remove_owner(self) -> None:
-        """Takes the name off a folder that stays locked: a kill before :meth:`release` then leaves nothing behind."""
-        if self._is_locked:
-            self._owner.unlink(missing_ok=True)
-
-
-def _own(folder: Path) -> None:
-    """Makes the owner file, which only one of several processes can."""
-    owner = folder / OWNER
-    if owner.exists() and not is_alive(owner):
-        # Moved away under a name of our own: of several that see it stale, one gets it.
-        stale = folder / f"{OWNER}.{os.getpid()}"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(owner, stale)
-            if is_alive(stale):  # another process was quicker, and this is its file
-                with contextlib.suppress(FileExistsError):
-                    os.link(stale, owner)
-            stale.unlink()
-    try:
-        with open(owner, "x", encoding="utf-8") as file:
-            file.write(json.dumps(this_process()) + "\n")
-    except FileExistsError:
-        raise ConfigError(_refusal(folder)) from None
-
-
-def _beat(owner: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(owner)
-
-
-def _release(descriptor: int, owner: Path, beating: threading.Event) -> None:
-    beating.set()
-    if read_owner(owner) == this_process():
-        with contextlib.suppress(OSError):
-            owner.unlink()
-    if descriptor >= 0:
-        os.close(descriptor)
-
-
-def _refusal(folder: Path) -> str:
-    said = read_owner(folder / OWNER)
-    who = f"process {said['pid']} on {said['host']} since {said['since']}" if said else "another process"
-    return f"{folder} is being written by {who}; wait for it, end it, or choose another run.dir."
-
 
 #: Settings that may differ when a run resumes: they change what is shown, or (device, threads) the last digits at most.
 RESUMABLE = frozenset(
@@ -111,10 +31,15 @@ RESUMABLE = frozenset(
         *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
     }
 )
-#: Settings that differ, told in one refusal.
+#: Differing settings named in one refusal.
 _SHOWN = 6
 #: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
 COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+def command() -> str:
+    """The shell command that starts this run again."""
+    return COMMAND.get() or shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 class RunFolder:
@@ -132,9 +57,8 @@ class RunFolder:
             raise ConfigError("run.dir must be the folder of the run, got None.")
         self.path = Path(config.run.dir)
         self.config = config
-        self._lock: FolderLock | None = None
-        with _one_sentence(self.path, "used"):
-            self._check_owner()
+        with _one_sentence(self.path):
+            self._check_settings()
 
     @property
     def is_done(self) -> bool:
@@ -147,13 +71,12 @@ class RunFolder:
         Called once all of the recipe's objects could be built, so that a config that cannot run
         leaves no folder behind.
         """
-        with _one_sentence(self.path, "made"):
+        with _one_sentence(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with _one_sentence(self.path, "used"):
-            self._open(device)
+            self._lock = acquire(self.path / LOCK)
+            self._write_start(device)
 
-    def _open(self, device: torch.device) -> None:
-        self._lock = FolderLock(self.path)
+    def _write_start(self, device: torch.device) -> None:
         # The first file: any folder with something in it has a config, whenever the run was killed.
         if not (self.path / "config.yaml").exists():
             resolved = _plain(self.config)
@@ -171,21 +94,15 @@ class RunFolder:
 
     def close(self, done: dict[str, Any]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the folder."""
-        if self._lock is not None:
-            self._lock.remove_owner()
-        done = {**done, "files": [name for name in self._kept() if (self.path / name).exists()]}
+        checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
+        names = ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
+        done = {**done, "files": [name for name in names if (self.path / name).exists()]}
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
-        if self._lock is not None:
-            self._lock.release()
+        (self.path / LOCK).unlink(missing_ok=True)  # while it is held, so that it is not another process's
+        self._lock.release()
 
     def check_done(self) -> None:
-        """Removes the name of a dead owner from a finished run.
-
-        Raises:
-            ConfigError: files are gone that it had when it finished.
-        """
-        if (owner := self.path / OWNER).exists() and not is_alive(owner):
-            owner.unlink(missing_ok=True)
+        """Raises ``ConfigError`` if files are gone that the run had when it finished."""
         try:
             files = json.loads((self.path / "done.json").read_text(encoding="utf-8")).get("files", [])
         except (ValueError, AttributeError):
@@ -197,11 +114,6 @@ class RunFolder:
                 "gone from a copy, or delete the folder to run it again."
             )
 
-    def _kept(self) -> list[str]:
-        """The files without which a finished run is not whole, if it ever had them."""
-        checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
-        return ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
-
     def _earlier_starts(self) -> list[dict[str, Any]]:
         path = self.path / "provenance.json"
         try:
@@ -212,7 +124,7 @@ class RunFolder:
             ) from None
         return [start for start in starts if isinstance(start, dict)]
 
-    def _check_owner(self) -> None:
+    def _check_settings(self) -> None:
         saved = self.path / "config.yaml"
         if saved.exists():
             _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(_plain(self.config)))
@@ -228,12 +140,15 @@ class RunFolder:
 
 
 @contextmanager
-def _one_sentence(path: Path, what: str) -> Iterator[None]:
-    """Reports a folder that cannot be read or written as an error the user can fix."""
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Reports a folder that is locked, or cannot be read or written, as an error the user can fix."""
     try:
         yield
+    except LockedError as owner:
+        advice = "wait for it, end it, or choose another run.dir."
+        raise ConfigError(f"{path} is being written by {owner}; {advice}") from None
     except OSError as error:
-        raise ConfigError(f"run.dir={path} cannot be {what}: {error.strerror or error}.") from error
+        raise ConfigError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
 
 
 def _saved_config(path: Path) -> Any:
@@ -249,11 +164,6 @@ def _saved_config(path: Path) -> Any:
         damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
         raise ConfigError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
     return saved
-
-
-def command() -> str:
-    """The shell command that starts this run again."""
-    return COMMAND.get() or shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def _plain(config: Any) -> Any:
