@@ -3,8 +3,8 @@
     python slurm/status.py munchausen_ablation
     python slurm/status.py munchausen_ablation --watch
 
-Reads files and calls ``squeue`` once; also works for sweeps on a workstation. On a terminal ``--watch`` shows the
-screen of ``torchrl-reg watch``.
+Reads files and calls ``squeue`` once; also works for sweeps on a workstation. ``--watch`` says it again until no run is
+running or waiting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,16 +28,17 @@ from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
 from torchrl_reg.lab.analysis.documents import AnalysisError, read_text
 from torchrl_reg.lab.analysis.numbers import amount, duration
-from torchrl_reg.lab.analysis.runs import Row, Tail
+from torchrl_reg.lab.analysis.runs import Row, last_rows
 from torchrl_reg.lab.analysis.sweeps import failure
 from torchrl_reg.lab.cli.invocation import as_typed
-from torchrl_reg.lab.commands.main import main as watch
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import error_line, is_done, last_line
 from torchrl_reg.lab.run.lock import LOCK, is_locked
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+# An unknown one may run, too, while SLURM does not answer.
+_GOING_ON = ("running", "waiting", "unknown")
 _ORDER = ("done", "running", "waiting", "unknown", "failed", "cancelled", "missing")
 
 
@@ -93,7 +94,7 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
         elif state == "gone":
             state, line, own_error = _ending(path, endings().get(name, ""), logs[name])
         reason = job.reason if job is not None and state == "waiting" else ""
-        rows = list(Tail(path / "metrics.jsonl", last=_TAIL_BYTES).rows())
+        rows = last_rows(path, _TAIL_BYTES)
         frames, total = max((row["frames"] for row in rows), default=0), _total_frames(path, overrides)
         fps = [0.0, *(row["fps"] for row in rows if row.get("fps") and state == "running")][-1]
         last_return = [None, *(value for row in rows if (value := _return_of(row)) is not None)][-1]
@@ -128,7 +129,7 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
         _line("settings", ("done", "run", "wait", "fail", "frames", "last return"), width),
     ]
     lines += [_group_line(group, members, width) for group, members in groups.items()]
-    sections = {"waiting": _reasons(run.reason for run in runs)}
+    sections = {"waiting": _reasons(runs)}
     for state in ("failed", "cancelled", "unknown"):
         sections[state] = [f"{run.folder}: {run.last_line}" for run in runs if run.state == state]
     for title, said in sections.items():
@@ -143,23 +144,9 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
     return "\n".join(lines)
 
 
-def waiting_notes(path: Path) -> list[str]:
-    """Why runs of the sweep in ``path`` wait in SLURM's queue, or that it fails; nothing for other folders."""
-    try:
-        queued = queued_runs(SweepFolder(path.resolve())) if (path / "sweep.yaml").exists() else {}
-    except AnalysisError as error:
-        return [str(error)]
-    return [f"waiting: {note}" for note in _reasons(job.reason for job in queued.values() if job.state in _WAITING)]
-
-
-def is_over(path: Path) -> bool:
-    """Whether no run of the sweep in ``path`` runs or waits, or may do so while SLURM does not answer."""
-    return not any(run.state in ("running", "waiting", "unknown") for run in sweep_status(SweepFolder(path.resolve())))
-
-
-def _reasons(reasons: Iterable[str]) -> list[str]:
+def _reasons(runs: Sequence[RunStatus]) -> list[str]:
     """``4 for PartitionConfig: never starts: ...``, the most frequent first."""
-    counts = Counter(reason for reason in reasons if reason not in ("", "None"))
+    counts = Counter(run.reason for run in runs if run.reason not in ("", "None"))
     return [f"{n} for {why}{': ' * bool(advice(why))}{advice(why)}" for why, n in counts.most_common()]
 
 
@@ -233,24 +220,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the sweep, or its folder")
     parser.add_argument("--root", default="results", help="folder of the sweeps (default: %(default)s)")
-    parser.add_argument("--watch", action="store_true", help="refresh until all runs are done")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two refreshes")
+    parser.add_argument("--watch", action="store_true", help="say it again until no run is running or waiting")
+    every = "with --watch, between two looks, each of which asks SLURM (default: %(default)g)"
+    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help=every)
     parser.add_argument("--json", action="store_true", help="one JSON object a run")
     arguments = parser.parse_args()
+    if not 0 < arguments.every < float("inf"):
+        parser.error(f"--every must be > 0 seconds, got {arguments.every:g}")
     path = Path(arguments.name) if "/" in arguments.name else Path(arguments.root) / arguments.name
     try:
         folder = SweepFolder(path.resolve())
-        if arguments.watch and sys.stdout.isatty() and folder.read():
-            sys.exit(watch(["watch", str(path), "--every", str(arguments.every), "--until-done"]))
         while True:
             runs = sweep_status(folder)
             if arguments.json:
                 print("\n".join(json.dumps(vars(run)) for run in runs))
             else:
                 print(summary(folder.path.name, runs), flush=True)
-            if not arguments.watch or not any(run.state in ("running", "waiting") for run in runs):
+            if not arguments.watch or not any(run.state in _GOING_ON for run in runs):
                 return
             time.sleep(arguments.every)
+            print()
     except AnalysisError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from sweep_harness import SLURM
 
-from slurm.status import RunStatus, headline, summary, sweep_status
+from slurm.status import RunStatus, headline, main, summary, sweep_status
 from slurm.sweep import SweepError
 from slurm.sweep_folder import Submitted, SweepFolder
 
@@ -245,17 +245,19 @@ def test_the_command_line(folder):
     assert "nonsense must be the folder of a launched sweep, got no folder." in refused.stderr
 
 
-def test_on_a_terminal_watching_ends_with_the_last_run(folder):
-    there, terminal = os.openpty()
-    words = [sys.executable, str(SLURM / "status.py"), str(folder), "--watch", "--every", "0.1"]
-    with subprocess.Popen(words, stdout=terminal, env={**os.environ, "TERM": "xterm"}) as process:
-        os.close(terminal)
-        deadline, shown = time.monotonic() + 60, b""
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                shown += os.read(there, 65536)
-        process.kill()
-    assert process.returncode == 0 and shown
+def test_watching_repeats_until_nothing_goes_on(folder, monkeypatch, capsys):
+    slept, going_on = [], contextlib.ExitStack()
+    going_on.enter_context(SweepFolder(folder).lock())  # while it is being launched, a run waits
+    monkeypatch.setattr(sys, "argv", ["status.py", str(folder), "--watch"])
+    monkeypatch.setattr("slurm.status.time.sleep", lambda seconds: slept.append(seconds) or going_on.close())
+    main()
+    shown = capsys.readouterr().out
+    assert slept == [30.0] and shown.count(" runs: ") == 2
+    assert "waiting" in shown.partition("\n\nmunchausen")[0] and "0 waiting" not in shown
+    monkeypatch.setattr(sys, "argv", ["status.py", str(folder), "--every", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--every must be > 0 seconds, got 0" in capsys.readouterr().err
 
 
 def test_five_hundred_runs_are_read_quickly(folder):

@@ -65,18 +65,3 @@ def write_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
         return make_run(path / f"seed={seed}", scores, train=train, **who, **algo)
 
     return write
-
-
-@pytest.fixture
-def going(make_run: Callable[..., Path]) -> Callable[..., Path]:
-    """A run of 400 frames without evaluations and with training rows at ``frames``, of 10 frames a second.
-
-    Its returns are a tenth of the frames, and the seed.
-    """
-
-    def make(folder: str, *, frames=(100, 200), seed: int = 0, **more: Any) -> Path:
-        rows = [{"frames": f, "return_mean": f / 10 + seed, "fps": 10.0, "wall_seconds": f / 10} for f in frames]
-        more = {"algo__total_frames": 400, "done": False, **more}
-        return make_run(folder, (), train=[{"event": "train", **row} for row in rows], seed=seed, **more)
-
-    return make

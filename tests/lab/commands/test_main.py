@@ -153,7 +153,6 @@ def test_help_names_every_command(ask, capsys):
 MISSING = {
     "table RUNS": ("numpy", "report"),
     "plot curves RUNS": ("matplotlib", "report"),
-    "watch RUNS": ("rich", "report"),
     "report RUNS": ("jinja2", "report"),
     "evaluate RUNS": ("torch", "recipes"),
 }

@@ -69,7 +69,7 @@ class Scale:
 
     def ticks(self, count: int) -> list[float]:
         """About ``count`` round numbers within the limits."""
-        from matplotlib.ticker import LogLocator, MaxNLocator  # tables and watch do without
+        from matplotlib.ticker import LogLocator, MaxNLocator  # tables do without
 
         locator: Any = LogLocator(numticks=5) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
         return [float(tick) for tick in locator.tick_values(self.low, self.high) if self.low <= tick <= self.high]

@@ -9,9 +9,9 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,104 +24,14 @@ Column = tuple[NDArray[np.int64], NDArray[np.float64]]
 Row = dict[str, Any]
 NO_POINTS: Column = (np.zeros(0, np.int64), np.zeros(0))
 
-#: Bytes read at a time, of one row, and columns of one event: a record beyond is damaged.
-_CHUNK, _LONGEST_ROW, _MOST_COLUMNS = 1 << 18, 1 << 20, 1000
+#: Bytes of one row, and columns of one event: a record beyond is damaged.
+_LONGEST_ROW, _MOST_COLUMNS = 1 << 20, 1000
 #: Points that a column of training rows keeps; from there on neighbours are averaged.
 LONGEST_CURVE = 2000
 #: Columns that count up or are means of their own: of rows put together the last value holds, not the mean.
 _LAST = frozenset({"updates", "wall_seconds", "return_last_100"})
-_REMEMBERED = 256
 #: Rows that are put together at once; a power of two, so that buckets hold equally many.
 _FOLDED = 1024
-
-
-class Tail:
-    """Reads a growing file of JSON lines; every row is returned once.
-
-    A resumed run cuts its file back to its last checkpoint and writes on: what lies before the place reached is then no
-    longer what was read, and :meth:`read` says so by starting over.
-
-    Args:
-        path: the file; it may not exist yet.
-        containing: only lines with this in them are parsed.
-        last: begin with that many bytes at the end of the file.
-    """
-
-    def __init__(self, path: Path, *, containing: str = "", last: int | None = None) -> None:
-        self.path = path
-        #: The first line that is no row, in words; None while all are.
-        self.problem: str | None
-        self._containing, self._last = containing.encode(), last
-        self._start_over()
-
-    def read(self) -> tuple[list[Row], bool]:
-        """The next new rows (none once all are read), and whether reading started over because the file was cut.
-
-        A last line still being written waits for its end. Passed over are rows without an event or a number of frames,
-        and with a note in ``problem`` lines that are no JSON object.
-        """
-        cut = False
-        while True:
-            before = self._offset
-            try:
-                with opened(self.path) as file:
-                    file.seek(self._offset - len(self._before))
-                    if file.read(len(self._before)) != self._before:
-                        self._start_over()
-                        cut, before = True, -1
-                    lines = self._lines(file)
-            except OSError as error:
-                cut = cut or self._offset > 0
-                self._start_over()
-                self.problem = None if isinstance(error, FileNotFoundError) else error.strerror
-                return [], cut
-            rows = [row for line in lines if (row := self._row(line)) is not None]
-            if rows or self._offset == before:
-                return rows, cut
-
-    def rows(self) -> Iterator[Row]:
-        """All new rows, read a chunk at a time."""
-        while rows := self.read()[0]:
-            yield from rows
-
-    def _start_over(self) -> None:
-        self._offset, self._line, self.problem = 0, 0, None
-        self._before = b""  # the last bytes in front of the offset
-
-    def _lines(self, file: BinaryIO) -> list[bytes]:
-        if self._last is not None and self._offset == 0:
-            self._offset = max(0, file.seek(0, 2) - self._last)
-            file.seek(self._offset)
-            self._offset += len(file.readline()) if self._offset else 0  # its beginning may be missing
-        file.seek(self._offset)
-        new = file.read(_CHUNK)
-        while b"\n" not in new and len(new) <= _LONGEST_ROW and (more := file.read(_CHUNK)):
-            new += more
-        whole = new[: new.rfind(b"\n") + 1]
-        if not whole and len(new) > _LONGEST_ROW:
-            self.problem = self.problem or f"a row longer than {_LONGEST_ROW} bytes in line {self._line + 1}"
-            whole = new
-        self._offset += len(whole)
-        self._before = (self._before + whole)[-_REMEMBERED:]
-        return whole.split(b"\n")[:-1]
-
-    def _row(self, line: bytes) -> Row | None:
-        self._line += 1
-        if self._containing not in line:
-            return None
-        try:
-            # A number that is not finite is None, as training writes it.
-            row = json.loads(line, parse_constant=lambda _: None)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            if line.strip() or self._last is None:
-                shown = line[:40].decode(errors="replace")
-                self.problem = self.problem or f"{shown!r} in line {self._line}"
-            return None
-        frames = row.get("frames")
-        there = isinstance(frames, int) and not isinstance(frames, bool) and 0 <= frames < 1 << 62
-        return row if there and isinstance(row.get("event"), str) else None
 
 
 def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
@@ -133,61 +43,87 @@ def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
     Raises:
         AnalysisError: another line is no JSON object.
     """
-    tail = Tail(folder / "metrics.jsonl", containing=containing)
-    for row in tail.rows():
-        if tail.problem is not None:
-            break
-        yield row
-    if tail.problem is not None:
-        raise AnalysisError(f"{tail.path} must hold one JSON object a line, got {tail.problem}.")
+    path, wanted = folder / "metrics.jsonl", containing.encode()
+    try:
+        with opened(path) as file:
+            for number, line in enumerate(iter(partial(file.readline, _LONGEST_ROW + 1), b""), 1):
+                if len(line) > _LONGEST_ROW:
+                    raise _damaged(path, f"a row longer than {_LONGEST_ROW} bytes in line {number}")
+                if not line.endswith(b"\n") or wanted not in line:
+                    continue
+                if (row := _json_object(line)) is None:
+                    shown = line.removesuffix(b"\n")[:40].decode(errors="replace")
+                    raise _damaged(path, f"{shown!r} in line {number}")
+                if _is_row(row):
+                    yield row
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _damaged(path, error.strerror) from None
 
 
-class Columns:
-    """The numbers in the rows of each event, by column.
+def last_rows(folder: Path, size: int) -> list[Row]:
+    """Rows in the last ``size`` bytes of ``metrics.jsonl`` in ``folder``, without lines that are no row."""
+    try:
+        with opened(folder / "metrics.jsonl") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            lines = file.read(size).split(b"\n")[:-1]
+    except OSError:
+        return []
+    found = (_json_object(line) for line in lines[start > 0 :])  # of the first line the beginning may be missing
+    return [row for row in found if row is not None and _is_row(row)]
+
+
+def _damaged(path: Path, problem: str | None) -> AnalysisError:
+    return AnalysisError(f"{path} must hold one JSON object a line, got {problem}.")
+
+
+def _json_object(line: bytes) -> Row | None:
+    try:
+        # A number that is not finite is None, as training writes it.
+        found = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_row(row: Row) -> bool:
+    frames = row.get("frames")
+    there = isinstance(frames, int) and not isinstance(frames, bool) and 0 <= frames < 1 << 62
+    return there and isinstance(row.get("event"), str)
+
+
+def read_columns(rows: Iterable[Row]) -> dict[str, dict[str, Column]]:
+    """The numbers in the rows of each event, by column; columns with the same frames share them.
 
     Evaluations are kept one by one; of other rows at most ``LONGEST_CURVE`` points a column, each the mean of a run of
     neighbours at the frames of the last of them, as if the run had written fewer rows.
+
+    Raises:
+        AnalysisError: more columns than a record has.
     """
+    events: dict[str, dict[str, _Points]] = {}
+    for row in rows:
+        event, frames = row["event"], row["frames"]
+        columns = events.setdefault(event, {})
+        for name, value in row.items():
+            if value is None or is_number(value):
+                if (points := columns.get(name)) is None:
+                    if len(columns) >= _MOST_COLUMNS:
+                        raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
+                    points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _LAST)
+                points.frames.append(frames)
+                points.values.append(value)
+                if len(points.frames) == _FOLDED:
+                    points.fold()
+    shared: dict[bytes, NDArray[np.int64]] = {}
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self._events: dict[str, dict[str, _Points]] = {}
-        self.frames = 0
-        self.extend(rows)
+    def arrays(points: _Points) -> Column:
+        frames, values = points.arrays()
+        return shared.setdefault(frames.tobytes(), frames), values
 
-    def extend(self, rows: Iterable[Row]) -> None:
-        """Adds rows, in the order of the file.
-
-        Raises:
-            AnalysisError: more columns than a record has.
-        """
-        for row in rows:
-            event, frames = row["event"], row["frames"]
-            columns = self._events.setdefault(event, {})
-            self.frames = max(self.frames, frames)
-            for name, value in row.items():
-                if value is None or is_number(value):
-                    if (points := columns.get(name)) is None:
-                        if len(columns) >= _MOST_COLUMNS:
-                            raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
-                        points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _LAST)
-                    points.frames.append(frames)
-                    points.values.append(value)
-                    if len(points.frames) == _FOLDED:
-                        points.fold()
-
-    def of(self, event: str, name: str) -> Column:
-        """Frames and values of a column; empty if there is none."""
-        points = self._events.get(event, {}).get(name)
-        return NO_POINTS if points is None else points.arrays()
-
-    def all(self) -> dict[str, dict[str, Column]]:
-        """Every column of every event; columns with the same frames share them."""
-        found: dict[str, dict[str, Column]] = {}
-        shared: dict[bytes, NDArray[np.int64]] = {}
-        for event, columns in self._events.items():
-            arrays = {name: points.arrays() for name, points in columns.items()}
-            found[event] = {name: (shared.setdefault(x.tobytes(), x), y) for name, (x, y) in arrays.items()}
-        return found
+    return {event: {name: arrays(points) for name, points in columns.items()} for event, columns in events.items()}
 
 
 class _Points:
@@ -356,12 +292,12 @@ class RunRecord:
     @cached_property
     def all_columns(self) -> dict[str, dict[str, Column]]:
         """Every column of every kind of row as arrays, read in one pass; later queries are answered from here."""
-        return Columns(metrics_rows(self.path)).all()
+        return read_columns(metrics_rows(self.path))
 
     @cached_property
     def _eval_columns(self) -> dict[str, Column]:
         # Runs have a hundred training rows for one evaluation, so only lines that name the event are parsed.
-        return Columns(metrics_rows(self.path, '"eval"')).all().get("eval", {})
+        return read_columns(metrics_rows(self.path, '"eval"')).get("eval", {})
 
     def _columns(self, event: str) -> dict[str, Column]:
         if event == "eval" and "all_columns" not in self.__dict__:

@@ -23,7 +23,6 @@ COMMANDS = {
     "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
     "launch": "starts a sweep: one array on SLURM, or the same runs on this machine",
     "status": "how a sweep is doing: done, running, waiting and why, failed and why, time left",
-    "watch": "live curves, progress and time left of running runs in the terminal",
     "list": "the trained agents that come with the package, with their scores",
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "play": "an episode of a trained policy, in a window or as a GIF or MP4",
