@@ -8,12 +8,7 @@ from pathlib import Path
 
 _NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
 # Copied, since recipes may import it, but nothing here changes what a run computes.
-_READS_RUNS = (
-    "torchrl_reg/lab/analysis/",
-    "torchrl_reg/lab/commands/",
-    "torchrl_reg/lab/doctor/",
-    "slurm/",
-)
+_READS_RUNS = ("torchrl_reg/lab/analysis/", "torchrl_reg/lab/commands/", "slurm/")
 _ELEMENT = "slurm/array_element.py"
 _DOCUMENTS = (".md", ".png")
 

@@ -29,7 +29,6 @@ COMMANDS = {
     "export": "a trained policy in a folder of its own: weights, settings, scores, licence",
     "bench": "says where the benchmarks are: in the source, tests/benchmarks",
     "check": "holds a loss of anybody's to the target that it claims, and names its error",
-    "doctor": "checks this machine, or judges runs: numbers, values, bonus, exploration, target network, tau",
 }
 #: Commands whose words go to a script as they are; their module is ``torchrl_reg.lab.commands.scripts``.
 _PASSED_ON = ("run", "launch", "status")
