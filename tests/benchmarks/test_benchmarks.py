@@ -15,7 +15,6 @@ from torchrl.modules import QValueActor
 
 from tests.benchmarks import cartpole, control, planning, pqn, replay, scripts, update
 from tests.benchmarks.measure import Table, main, measured
-from torchrl_reg.lab.commands.main import main as command
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
 from torchrl_reg.planning import UCT, SyntheticTrees
 
@@ -54,8 +53,6 @@ def test_options_json_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(tables, words)
         assert words[0] in capsys.readouterr().err
-    assert command(["bench", "replay", "--rounds", "2"]) == 1
-    assert "python -m tests.benchmarks.replay" in capsys.readouterr().err
 
 
 def test_cartpole_collects_and_learns() -> None:

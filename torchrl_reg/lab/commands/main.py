@@ -1,6 +1,6 @@
 """The ``torchrl-reg`` command: ``torchrl-reg table results/NAME``.
 
-Subcommands live in :mod:`torchrl_reg.commands` and are imported when named, so ``torchrl-reg --help`` is quick and
+Subcommands live in :mod:`torchrl_reg.lab.commands` and are imported when named, so ``torchrl-reg --help`` is quick and
 ``torchrl-reg table`` needs no torch.
 """
 
@@ -27,7 +27,6 @@ COMMANDS = {
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "play": "an episode of a trained policy, in a window or as a GIF or MP4",
     "export": "a trained policy in a folder of its own: weights, settings, scores, licence",
-    "bench": "says where the benchmarks are: in the source, tests/benchmarks",
     "check": "holds a loss of anybody's to the target that it claims, and names its error",
 }
 #: Commands whose words go to a script as they are; their module is ``torchrl_reg.lab.commands.scripts``.
