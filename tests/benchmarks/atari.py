@@ -17,7 +17,7 @@ from torchrl_reg.modules import NetSettings
 SKIP = 4  # frames a step
 
 
-def tables(steps: int = 640, device: str = "cpu") -> list[Table]:
+def table(steps: int = 640, device: str = "cpu") -> Table:
     """Steps/s on Atari Breakout, four frames a step and four stacked."""
     size = Size(steps, starts=192, every=4, batch=32, device=device)
     cases = {"CleanRL's loop of dqn_atari.py, written again": lambda: cleanrl_dqn(breakout(), Nature, size)}
@@ -31,7 +31,7 @@ def tables(steps: int = 640, device: str = "cpu") -> list[Table]:
         ways["the same with run.overlap and run.bf16"] = {"overlap": True, "bf16": True}
     for name, run in ways.items():
         cases[name] = recipe("m_dqn", parts, size, log_every=512, per_step=SKIP, replay_capacity=10_000, **run)
-    return [Table("Atari Breakout, 1 update per 4 steps, batch 32", "steps/s", cases)]
+    return Table("Atari Breakout, 1 update per 4 steps, batch 32", "steps/s", cases)
 
 
 def breakout() -> SyncVectorEnv:
@@ -64,4 +64,4 @@ class Nature(nn.Module):
 
 
 if __name__ == "__main__":
-    main(tables)
+    main(table)

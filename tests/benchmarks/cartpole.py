@@ -28,27 +28,24 @@ from torchrl_reg.envs import EnvSettings
 from torchrl_reg.modules import NetSettings
 
 STARTS = 1_000  # frames before the first update
-RATIOS = [(10, 128), (4, 32)]  # frames per update, transitions per update
 
 
-def tables(frames: int = 6_000, device: str = "cpu") -> list[Table]:
-    """Steps/s on CartPole; one table per ratio of updates to frames, and every run collects ``frames`` frames."""
-    return [compared(Size(frames, STARTS, *ratio, device)) for ratio in RATIOS]
+def table(frames: int = 6_000, every: int = 4, batch: int = 32, device: str = "cpu") -> Table:
+    """Steps/s on CartPole, an update of ``batch`` transitions every ``every`` frames.
 
-
-def compared(size: Size) -> Table:
+    The time to compile, mostly from PyTorch's cache, is not counted.
+    """
+    size = Size(frames, STARTS, every, batch, device)
     cases = by_hand(size)
-    if size.device == "cpu":
+    if device == "cpu":
         cases["TorchRL's own parts, 1 environment"] = partial(torchrl_parts, size)
     for n in (1, 8, 32):
         cases[f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}"] = ours(size, n)
+    for n in (8, 32):
+        cases[f"recipes/m_dqn.py compiled, {n} environments"] = ours(size, n, compile=True)
     if find_spec("stable_baselines3"):
         cases["stable-baselines3 DQN"] = partial(stable_baselines, size)
-    return table(size, cases)
-
-
-def table(size: Size, cases: dict[str, Measure]) -> Table:
-    return Table(f"CartPole, 1 update per {size.every} frames, batch {size.batch}", "steps/s", cases)
+    return Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)
 
 
 def by_hand(size: Size) -> dict[str, Measure]:
@@ -132,4 +129,4 @@ def ours(size: Size, num_envs: int, **more: Any) -> Measure:
 
 
 if __name__ == "__main__":
-    main(tables)
+    main(table)

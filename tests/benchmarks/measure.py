@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import inspect
 import json
+import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from timeit import timeit
 from typing import Any
 
 import torch
 
+from torchrl_reg.lab.run.provenance import provenance
+
 Measure = Callable[[], float]
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -46,29 +50,30 @@ def measured(table: Table, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def microseconds(call: Callable[[], object], calls: int = 30) -> Measure:
-    """Measures a call by the mean of ``calls`` in a row, garbage collection included."""
-    return lambda: 1e6 * timeit(call, gc.enable, number=calls) / calls
-
-
-def main(tables: Callable[..., Sequence[Table]], arguments: Sequence[str] | None = None) -> None:
-    """Measures ``tables()`` and prints them; its parameters (``frames``, ``device``) are options of the command."""
-    parser = argparse.ArgumentParser(description=tables.__doc__)
+def main(table: Callable[..., Table], arguments: Sequence[str] | None = None) -> None:
+    """Measures ``table()``, prints its rows and saves them; its parameters are options of the command."""
+    topic = Path(inspect.getfile(table)).stem
+    parser = argparse.ArgumentParser(description=table.__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="that medians are taken over (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of tables")
-    for name, parameter in inspect.signature(tables).parameters.items():
+    parser.add_argument("--save", type=Path, default=RESULTS / f"{topic}.json", help="JSON file (default: %(default)s)")
+    for name, parameter in inspect.signature(table).parameters.items():
         default = parameter.default
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
     options = vars(parser.parse_args(arguments))
-    rounds, as_json = options.pop("rounds"), options.pop("json")
+    rounds, path = options.pop("rounds"), options.pop("save")
     if rounds < 1:
         parser.error(f"--rounds must be at least 1, got {rounds}")
-    rows = []
-    for table in tables(**options):
-        rows += (found := measured(table, rounds))
-        if not as_json:
-            print(f"{table.title} ({table.unit}, medians of {rounds} interleaved rounds, one thread)")
-            for row in found:
-                print("  {name:42s} {amount:10.0f}  x{ratio:.2f} of {reference}".format_map(row), flush=True)
-    if as_json:
-        print(json.dumps(rows, indent=2))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = measured(table(**options), rounds)
+    print(f"{rows[0]['table']} ({rows[0]['unit']}, medians of {rounds} interleaved rounds, one thread)")
+    for row in rows:
+        print("  {name:50s} {amount:10.0f}  x{ratio:.2f} of {reference}".format_map(row))
+    machine = {"options": options, **_machine()}
+    path.write_text("[\n" + ",\n".join(json.dumps(row | machine) for row in rows) + "\n]\n", encoding="utf-8")
+
+
+def _machine() -> dict[str, Any]:
+    start, cpuinfo = provenance(torch.device("cpu"), Table), Path("/proc/cpuinfo")
+    models = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    code = {name: start[name] for name in ("started_at", "commit", "uncommitted_changes")}
+    return {**code, "torch": torch.__version__, "processor": models[1] if models else platform.processor()}

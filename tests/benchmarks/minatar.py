@@ -1,4 +1,7 @@
-"""How fast is a whole run on MinAtar Breakout? Ours beside hand-written M-DQN; one convolution, 128 hidden units."""
+"""How fast is a whole run on MinAtar Breakout? Ours, also without replay, beside hand-written M-DQN.
+
+One convolution and 128 hidden units; PQN by the settings of purejaxql.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import numpy as np
 from torch import nn
 
 from tests.benchmarks.measure import Table, main
-from tests.benchmarks.scripts import Size, m_dqn, recipe
+from tests.benchmarks.scripts import PENG, Size, m_dqn, recipe
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.modules import NetSettings
 
+PQN_NET = {"layer_norm": "channels", "layer_norm_eps": 1e-6, "initialization": "he_normal", "image_divisor": 255.0}
 
-def tables(frames: int = 3_000, device: str = "cpu") -> list[Table]:
+
+def table(frames: int = 3_000, device: str = "cpu") -> Table:
     """Steps/s on MinAtar Breakout."""
     size = Size(frames, starts=500, every=4, batch=32, device=device)
     cases = {"hand-written M-DQN, 8 environments": lambda: m_dqn(Breakouts(8), network, size, period=250)}
@@ -19,7 +24,11 @@ def tables(frames: int = 3_000, device: str = "cpu") -> list[Table]:
     for n in (8, 32):
         ours = recipe("m_dqn", parts, size, log_every=500, num_envs=n, replay_capacity=10_000)
         cases[f"recipes/m_dqn.py, {n} environments"] = ours
-    return [Table("MinAtar Breakout, 1 update per 4 steps, batch 32", "steps/s", cases)]
+    rollouts = Size(10 * frames, starts=0, every=4, batch=128, device=device)
+    parts |= {"net": NetSettings("minatar", num_cells=[128], **PQN_NET)}
+    how = {"num_envs": 128, "collect_steps": 32, "epochs": 2, "loss_function": "half_l2", **PENG}
+    cases["recipes/pqn.py, 128 environments"] = recipe("pqn", parts, rollouts, log_every=4_096, **how)
+    return Table("MinAtar Breakout, M-DQN with 1 update per 4 steps, batch 32", "steps/s", cases)
 
 
 def network() -> nn.Sequential:
@@ -54,4 +63,4 @@ class Breakouts:
 
 
 if __name__ == "__main__":
-    main(tables)
+    main(table)

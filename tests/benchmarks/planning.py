@@ -1,4 +1,4 @@
-"""How fast is tree search? Beside mctx and plain Python on synthetic trees; cost by number and depth; share on Atari.
+"""How fast is tree search on synthetic trees? Ours beside mctx and plain Python, on one tree or many.
 
 Trees of 8 actions and depth 4. If mctx (JAX) is installed, its MuZero policy searches the same trees, on one thread.
 """
@@ -13,122 +13,47 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
-from typing import Any
 
-import torch
-from torch import nn
-
-from tests.benchmarks.measure import Measure, Table, main, microseconds
-from torchrl_reg.modules import NatureCNN
+from tests.benchmarks.measure import Table, main
 from torchrl_reg.planning import (
     MENTS,
     UCT,
-    AtariModel,
-    Planner,
     PythonModel,
-    QEvaluation,
     SyntheticTrees,
     search_tables,
 )
-from torchrl_reg.regularizers import HardMax
 
 
-def tables(simulations: int = 1_000, trees: int = 1_024, decisions: int = 2) -> list[Table]:
-    """Simulations/s on one tree and on many, cost and memory of a simulation, and the share of the search on Atari."""
-    atari = [atari_table(decisions)] if find_spec("ale_py") else []
-    many = max(2, simulations * 64 // 1_000)
-    return [speed_table(1, simulations), speed_table(trees, many), *cost_tables(simulations), memory_table(), *atari]
-
-
-def speed_table(num_trees: int, simulations: int) -> Table:
-    """Simulations per second of each implementation on the same trees; mctx is the reference if it is installed."""
-    trees = SyntheticTrees(branching=8, depth=4, num_trees=num_trees, seed=0)
+def table(simulations: int = 1_000, trees: int = 1) -> Table:
+    """Simulations/s of each implementation on the same trees; mctx is the reference if it is installed."""
+    same = SyntheticTrees(branching=8, depth=4, num_trees=trees, seed=0)
     uct, ments = UCT(num_simulations=simulations), MENTS(num_simulations=simulations)
     searches: dict[str, Callable[[], object]] = {}
     if find_spec("mctx"):
-        searches["mctx, MuZero policy (JAX)"] = mctx_search(trees, simulations)
-    if num_trees == 1:
-        searches["UCT, plain Python lists"] = lambda: scalar_uct(trees, simulations)
-        searches["MENTS, plain Python lists"] = lambda: scalar_ments(trees, simulations)
-        walk = PythonModel(partial(_walk, trees.leaf_mean[0].tolist(), trees.num_actions, trees.num_inner), 8)
+        searches["mctx, MuZero policy (JAX)"] = mctx_search(same, simulations)
+    if trees == 1:
+        searches["UCT, plain Python lists"] = lambda: scalar_uct(same, simulations)
+        searches["MENTS, plain Python lists"] = lambda: scalar_ments(same, simulations)
+        walk = PythonModel(partial(_walk, same.leaf_mean[0].tolist(), same.num_actions, same.num_inner), 8)
         searches["UCT, PythonModel"] = lambda: uct(walk, [0])
         searches["MENTS, PythonModel"] = lambda: ments(walk, [0])
     if find_spec("numba"):
-        lists = trees.tables()
+        lists = same.tables()
         for planner in (uct, ments):
-            search_tables(type(planner)(num_simulations=2), lists, trees.roots())  # compiles
+            search_tables(type(planner)(num_simulations=2), lists, same.roots())  # compiles
             name = f"{type(planner).__name__}, compiled on tables"
-            searches[name] = partial(search_tables, planner, lists, trees.roots())
-    noisy = SyntheticTrees(branching=8, depth=4, num_trees=num_trees, noise=1e-9, seed=0)  # steps at every node
+            searches[name] = partial(search_tables, planner, lists, same.roots())
+    noisy = SyntheticTrees(branching=8, depth=4, num_trees=trees, noise=1e-9, seed=0)  # steps at every node
     searches["UCT side by side, stochastic"] = lambda: uct(noisy, noisy.roots())
     searches["MENTS side by side, stochastic"] = lambda: ments(noisy, noisy.roots())
 
     def rate(search: Callable[[], object]) -> float:
-        return 1e6 * num_trees * simulations / microseconds(search, 1)()
+        start = time.perf_counter()
+        search()
+        return trees * simulations / (time.perf_counter() - start)
 
     cases = {name: partial(rate, search) for name, search in searches.items()}
-    return Table(f"Tree search: {num_trees} trees of {simulations} simulations", "simulations/s", cases)
-
-
-def cost_tables(simulations: int) -> list[Table]:
-    """Time of one simulation of 64 trees, by number of simulations and by depth; the ratios show if it is linear."""
-
-    def cost(count: int, **shape: int) -> Measure:
-        trees = SyntheticTrees(num_trees=64, seed=0, **shape)
-        search = partial(UCT(num_simulations=count), trees, trees.roots())
-        return lambda: microseconds(search, 1)() / count
-
-    counts = [max(2, simulations * n // 10) for n in (1, 2, 4)]
-    depths = [max(2, simulations * n // 1_000) for n in (16, 32, 64)]
-    title = "UCT, 64 trees: one simulation of each, by"
-    return [
-        Table(f"{title} number", "us", {f"{n} simulations": cost(n, branching=8, depth=4) for n in counts}),
-        Table(f"{title} depth", "us", {f"depth {n}": cost(2 * depths[-1], branching=1, depth=n) for n in depths}),
-    ]
-
-
-def memory_table() -> Table:
-    """Bytes per node of 8 actions, including its state (one int64)."""
-    trees = SyntheticTrees(branching=8, depth=2, num_trees=1, seed=0)
-    planners = {"UCT": UCT(num_simulations=5), "MENTS": MENTS(num_simulations=5)}
-    planners["MENTS, float32"] = MENTS(num_simulations=5, dtype=torch.float32)
-
-    def node(planner: Planner) -> float:
-        return float(planner(trees, trees.roots()).tree.bytes_per_node())
-
-    return Table("A node of 8 actions", "bytes", {name: partial(node, planner) for name, planner in planners.items()})
-
-
-def atari_table(decisions: int, episodes: int = 16, simulations: int = 50, game: str = "SpaceInvaders") -> Table:
-    """Time of one simulation in all episodes: in emulator and network (random weights), and in the search itself."""
-    planner = MENTS(num_simulations=simulations, tau=0.8, gamma=0.99)
-    spent = {"inner": 0.0, "all": 0.0}
-
-    def timed(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            spent[what] += time.perf_counter() - start
-            return result
-
-        return wrapped
-
-    def play() -> float:
-        model = AtariModel(game)
-        network = nn.Sequential(NatureCNN(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, model.num_actions))
-        evaluate = timed(QEvaluation(network, HardMax(), prior_tau=0.8, observe=model.observation), "inner")
-        state, step = model.reset(episodes, seed=0), model.step
-        model.step = timed(step, "inner")
-        spent.update(dict.fromkeys(spent, 0.0))
-        for _ in range(decisions):
-            found = timed(planner, "all")(model, state, evaluate=evaluate)
-            _, state, _ = step(state, found.action)
-            model.release(0, keep=state)
-        return 1e6 * spent["inner"] / (decisions * simulations)
-
-    own = {"the search itself": lambda: 1e6 * (spent["all"] - spent["inner"]) / (decisions * simulations)}
-    title = f"Atari, MENTS of {simulations} simulations, Nature network, {episodes} episodes side by side"
-    return Table(title, "us", {"emulator and network": play, **own})
+    return Table(f"Tree search: {trees} trees of {simulations} simulations", "simulations/s", cases)
 
 
 def scalar_uct(trees: SyntheticTrees, simulations: int, c: float = math.sqrt(2)) -> list[int]:
@@ -220,4 +145,4 @@ def mctx_search(trees: SyntheticTrees, simulations: int) -> Callable[[], object]
 
 
 if __name__ == "__main__":
-    main(tables)
+    main(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import gymnasium
 import numpy as np
@@ -13,37 +12,28 @@ from torch import Tensor, nn
 
 from tests.benchmarks import cartpole
 from tests.benchmarks.measure import Table, main
-from tests.benchmarks.scripts import GAMMA, Size, recipe
+from tests.benchmarks.scripts import GAMMA, PENG, TRACE, Size, recipe
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.envs.batched import control_vector_env
 from torchrl_reg.modules import NetSettings
 
-ENVS, STEPS, BATCH, EPOCHS, TRACE = 4, 128, 128, 4, 0.65
+ENVS, STEPS, BATCH, EPOCHS = 4, 128, 128, 4
 NET = {"layer_norm": "image", "layer_norm_eps": 1e-5, "initialization": "orthogonal"}
-IMAGES = {"layer_norm": "channels", "layer_norm_eps": 1e-6, "initialization": "he_normal", "image_divisor": 255.0}
-PENG = {"lmbda": TRACE, "correct": False, "time_limits_end": True, "optimizer": "radam", "max_grad_norm": 10.0}
 
 
-def tables(frames: int = 20_480) -> list[Table]:
-    """Steps/s on CartPole (CleanRL's settings) and MinAtar Breakout (purejaxql's)."""
+def table(frames: int = 20_480) -> Table:
+    """Steps/s on CartPole by CleanRL's settings."""
     size = Size(frames, starts=0, every=4, batch=BATCH)
     parts = {"env": EnvSettings("cartpole"), "net": NetSettings(num_cells=[120, 84], **NET)}
-    ours = partial(
-        recipe, "pqn", parts, size, log_every=2_048, num_envs=ENVS, collect_steps=STEPS, epochs=EPOCHS, **PENG
-    )
-    replayed = Size(frames // 2, cartpole.STARTS, every=4, batch=32)
-    cases = {"CleanRL's loop of pqn.py, written again": lambda: cleanrl_pqn(frames), "recipes/pqn.py": ours()}
-    cases |= {"PQN in as few calls as we know": lambda: least_pqn(frames)}
-    cases |= {"recipes/pqn.py, ten seeds together": ours(seeds=10), "recipes/m_dqn.py": cartpole.ours(replayed, 8)}
-    minatar = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
-    images = minatar | {"net": NetSettings("minatar", num_cells=[128], **IMAGES)}
-    replayed = Size(4_000, 1_000, every=4, batch=32)
-    large = Size(2 * frames, starts=0, every=4, batch=BATCH)
-    games = {"recipes/m_dqn.py": recipe("m_dqn", minatar, replayed, log_every=500, num_envs=8, replay_capacity=10_000)}
-    games["recipes/pqn.py"] = recipe(
-        "pqn", images, large, log_every=4_096, num_envs=128, collect_steps=32, epochs=2, loss_function="half_l2", **PENG
-    )
-    return [Table("CartPole, PQN", "steps/s", cases), Table("MinAtar Breakout, PQN", "steps/s", games)]
+    how = {"log_every": 2_048, "num_envs": ENVS, "collect_steps": STEPS, "epochs": EPOCHS, **PENG}
+    cases = {
+        "CleanRL's loop of pqn.py, written again": lambda: cleanrl_pqn(frames),
+        "PQN in as few calls as we know": lambda: least_pqn(frames),
+        "recipes/pqn.py": recipe("pqn", parts, size, **how),
+        "recipes/pqn.py, ten seeds together": recipe("pqn", parts, size, seeds=10, **how),
+        "recipes/m_dqn.py": cartpole.ours(Size(frames // 2, cartpole.STARTS, every=4, batch=32), 8),
+    }
+    return Table("CartPole, PQN", "steps/s", cases)
 
 
 def cleanrl_pqn(frames: int) -> float:
@@ -173,4 +163,4 @@ def _network() -> nn.Sequential:
 
 
 if __name__ == "__main__":
-    main(tables)
+    main(table)

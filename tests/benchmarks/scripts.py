@@ -27,6 +27,9 @@ from tests.benchmarks.measure import Measure
 from torchrl_reg.lab.seeds.seeds_together import train_seeds
 
 TAU, ALPHA, CLIP, GAMMA, EPSILON = 0.03, 0.9, -1.0, 0.99, 0.1
+TRACE = 0.65
+#: PQN as CleanRL and purejaxql run it: Peng's lambda-returns.
+PENG = {"lmbda": TRACE, "correct": False, "time_limits_end": True, "optimizer": "radam", "max_grad_norm": 10.0}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +14,12 @@ from torch.distributions import AffineTransform, Normal, TanhTransform, Transfor
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
-from tests.benchmarks import cartpole, control, planning, pqn, replay, scripts, update
+from tests.benchmarks import atari, cartpole, control, minatar, planning, pqn, scripts, seeds
 from tests.benchmarks.measure import Table, main, measured
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss, QLearningLoss
 from torchrl_reg.planning import UCT, SyntheticTrees
 
-ON_DEVICES = ("cartpole", "compile", "seeds", "minatar", "atari")
-
-
-def tables_of(topic: str, *arguments: object, **options: object) -> list[Table]:
-    return import_module(f"tests.benchmarks.{topic}").tables(*arguments, **options)
+ON_DEVICES = (cartpole, seeds, minatar, atari)
 
 
 def test_medians_and_ratios_are_those_of_the_rounds() -> None:
@@ -39,19 +36,20 @@ def test_medians_and_ratios_are_those_of_the_rounds() -> None:
     assert (second["amount"], second["ratio"]) == (4.0, 1.5)  # the median of 1.5, 5 and .5, not of 4 / 4
 
 
-def test_options_json_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
-    def tables(frames: int = 5) -> list[Table]:
+def test_options_rows_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def table(frames: int = 5) -> Table:
         """Frames."""
-        return [Table("t", "us", {"a": lambda: float(frames)})]
+        return Table("t", "us", {"a": lambda: float(frames)})
 
-    main(tables, ["--rounds", "2", "--json", "--frames", "7"])
-    row = {"table": "t", "name": "a", "amount": 7.0, "ratio": 1.0, "unit": "us", "reference": "a", "rounds": 2}
-    assert json.loads(capsys.readouterr().out) == [row]
-    main(tables, ["--rounds", "1"])
+    path = tmp_path / "new/rows.json"
+    main(table, ["--rounds", "2", "--frames", "7", "--save", str(path)])
     assert "x1.00 of a" in capsys.readouterr().out
-    for words in (["--rounds", "0"], ["--device", "cuda"]):  # no network of these tables is on a device
+    (row,) = json.loads(path.read_text())
+    expected = {"table": "t", "name": "a", "amount": 7.0, "ratio": 1.0, "unit": "us", "reference": "a", "rounds": 2}
+    assert row == row | expected | {"options": {"frames": 7}, "torch": torch.__version__} and "processor" in row
+    for words in (["--rounds", "0"], ["--device", "cuda"]):  # no network of this table is on a device
         with pytest.raises(SystemExit):
-            main(tables, words)
+            main(table, words)
         assert words[0] in capsys.readouterr().err
 
 
@@ -65,22 +63,23 @@ def test_cartpole_collects_and_learns() -> None:
 
 def test_minatar_and_hopper_collect_and_learn() -> None:
     pytest.importorskip("minatar"), pytest.importorskip("mujoco")
-    assert all(measure() > 0 for measure in list(tables_of("minatar", 1_600)[0].cases.values())[:2])
+    assert all(measure() > 0 for measure in list(minatar.table(1_600).cases.values())[:2])
     assert control.cleanrl_sac(scripts.Size(48, 32, 1, 16)) > 0
-    names = list(cases := control.hopper_table(256, starts=96).cases)
-    assert [name.split(",")[0] for name in names[1:]] == ["recipes/sac.py", "recipes/iq.py", "recipes/iq.py"]
-    assert cases[names[2]]() > 0
+    names = list(cases := control.table(256, starts=96).cases)
+    assert [name.split(",")[0] for name in names[1:]] == [
+        f"recipes/{name}.py" for name in ("sac", "iq", "iq", "virel", "soft_q")
+    ]
+    assert cases[names[2]]() > 0 and cases[names[-1]]() > 0
 
 
-def test_rainbow_and_rollouts_are_measured() -> None:
-    for small, large in zip(*(table.cases.items() for table in tables_of("rainbow", 2)), strict=True):
-        assert small[1]() > 0 and large[1]() > 0
-    assert import_module("tests.benchmarks.pqn").cleanrl_pqn(1_024) > 0
+def test_rollouts_are_measured() -> None:
+    assert pqn.cleanrl_pqn(1_024) > 0 and pqn.least_pqn(1_024) > 0
+    assert list(minatar.table(1_000).cases.values())[-1]() > 0
 
 
 def test_hand_written_returns_are_those_of_the_estimator() -> None:
     torch.manual_seed(0)
-    pqn, q = import_module("tests.benchmarks.pqn"), torch.nn.Linear(4, 2)
+    q = torch.nn.Linear(4, 2)
     o, rewards, dones = torch.randn(129, 4, 4), torch.randn(128, 4), (torch.rand(129, 4) < 0.1).float()
     values = q(o).max(-1).values.detach()
     returns = pqn._returns(q, o[-1], dones[-1], rewards, dones[:-1], values[:-1])
@@ -97,8 +96,8 @@ def test_hand_written_returns_are_those_of_the_estimator() -> None:
 @pytest.mark.slow
 def test_atari_and_compiled_recipes_are_measured() -> None:
     pytest.importorskip("ale_py"), pytest.importorskip("cv2")
-    cases = tables_of("atari")[0].cases | tables_of("compile", 6_000)[0].cases
-    assert all(measure() > 0 for name, measure in cases.items() if "hand-written" not in name)
+    compiled = [measure for name, measure in cartpole.table().cases.items() if "compiled" in name]
+    assert compiled and all(measure() > 0 for measure in (*atari.table().cases.values(), *compiled))
 
 
 def test_hand_written_sac_learns_as_cleanrl_does() -> None:
@@ -124,28 +123,20 @@ def test_hand_written_sac_learns_as_cleanrl_does() -> None:
 
 def test_hand_written_munchausen_is_the_loss_where_the_clip_is_at_work() -> None:
     torch.manual_seed(0)
-    raw = update.Raw(update.mlp(8, update.ACTIONS), data := update.minibatch())
-    raw.target[-1].weight.data *= 40
-    actor, how = QValueActor(raw.net, spec=update.SPEC), {"tau": 0.03, "alpha": 0.9, "clip_min": -1.0}
-    loss = MunchausenDQNLoss(actor, **how, loss_function="smooth_l1")
-    loss.make_value_estimator(gamma=0.99)
+    q, batch = control.mlp(8, 4), 32
+    rows = torch.randn(batch, 8), torch.randn(batch, 8), torch.randint(4, (batch,)), torch.randn(batch)
+    ended = torch.rand(batch, 1) < 0.1
+    after = {"observation": rows[1], "reward": rows[3].unsqueeze(-1), "done": ended, "terminated": ended}
+    data = TensorDict({"observation": rows[0], "action": rows[2], "next": after}, [batch])
+    actor, how = QValueActor(q, spec=Categorical(4)), {"tau": 0.03, "alpha": 0.9, "clip_min": -1.0}
+    loss = MunchausenDQNLoss(actor, **how, loss_function="smooth_l1").make_value_estimator(gamma=0.99)
     HardTargetUpdate(loss, period_updates=10)
-    for parameter, other in zip(
-        loss.target_value_network_params.values(True, True), raw.target.parameters(), strict=True
-    ):
+    target = copy.deepcopy(q)
+    target[-1].weight.data *= 40
+    for parameter, other in zip(loss.target_value_network_params.values(True, True), target.parameters(), strict=True):
         parameter.data.copy_(other)
-    expected = loss(data)["loss"]
-    torch.testing.assert_close(raw.m_dqn()[0], expected)
-    rows = raw.o, raw.o2, raw.a.squeeze(-1), raw.r, 1 - raw.alive.float()
-    torch.testing.assert_close(scripts.munchausen(raw.net, raw.target, *rows), expected)
-
-
-def test_hand_written_losses_equal_ours() -> None:
-    """Raw and ours share the network and the data; the target network is a copy of it."""
-    torch.manual_seed(0)
-    for raw, ours in (tuple(group.values()) for group in update.forward_calls()):
-        by_hand = raw()
-        torch.testing.assert_close(ours()["loss"], by_hand[0] if isinstance(by_hand, tuple) else by_hand)
+    by_hand = scripts.munchausen(q, target, *rows, ended.squeeze(-1).float())
+    torch.testing.assert_close(by_hand, loss(data)["loss"])
 
 
 @pytest.mark.parametrize("kind", [scripts.Ring, scripts.NumpyRing])
@@ -158,20 +149,10 @@ def test_rings_keep_the_newest_rows_whole(kind: type) -> None:
     assert all(torch.equal(each, numbers.float()) for each in (seen[:, 1], -following[:, 1], rewards, ended))
 
 
-def test_replay_and_updates_are_measured() -> None:
-    sampling, memory = (measured(table, 1) for table in replay.tables(capacity=400, samples=1))
-    assert all(row["amount"] > 0 for row in sampling)
-    assert memory[0]["amount"] > 56_000 and memory[1]["ratio"] < 0.2
-    for group in (update.quantile_calls(), update.target_calls(), control.update_calls()):
-        for call in group.values():
-            call()
-
-
-def test_searches_are_measured() -> None:
-    pytest.importorskip("numba"), pytest.importorskip("ale_py")
-    for table in (*planning.tables(9, 3, 1)[:-1], planning.atari_table(1, episodes=2, simulations=3)):
-        assert all(row["amount"] > 0 for row in measured(table, 1)), table.title
-    assert [row["amount"] for row in measured(planning.memory_table(), 1)] == [288.0, 352.0, 212.0]
+@pytest.mark.parametrize("trees", [1, 3])
+def test_searches_are_measured(trees: int) -> None:
+    pytest.importorskip("numba")
+    assert all(row["amount"] > 0 for row in measured(planning.table(9, trees), 1))
 
 
 def test_the_plain_search_is_uct() -> None:
@@ -188,20 +169,21 @@ def test_the_device_reaches_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
         given.append(size.device)
         return lambda: 1.0
 
-    for module in (import_module(f"tests.benchmarks.{topic}") for topic in ON_DEVICES):
+    for module in ON_DEVICES:
         for name in {"cleanrl_dqn", "m_dqn", "recipe"} & set(vars(module)):
             monkeypatch.setattr(module, name, device_of)
-    monkeypatch.setattr(import_module("tests.benchmarks.atari"), "breakout", lambda: None)
-    for table in (table for topic in ON_DEVICES for table in tables_of(topic, device="cuda:1")):
-        for measure in (measure for name, measure in table.cases.items() if not name.startswith("stable")):
-            measure()
-    assert set(given) == {"cuda:1"} and len(given) > 20
+    monkeypatch.setattr(atari, "breakout", lambda: None)
+    for module in ON_DEVICES:
+        for name, measure in module.table(device="cuda:1").cases.items():
+            if not name.startswith("stable"):
+                measure()
+    assert set(given) == {"cuda:1"} and len(given) > 15
 
 
 @pytest.mark.gpu
 def test_scripts_and_recipe_learn_on_a_gpu() -> None:
     assert all(measure() > 0 for measure in cartpole.by_hand(scripts.Size(1_100, 1_000, 4, 8, "cuda")).values())
-    assert all(measure() > 0 for measure in list(tables_of("minatar", 1_600, "cuda")[0].cases.values())[:2])
+    assert all(measure() > 0 for measure in list(minatar.table(1_600, "cuda").cases.values())[:2])
 
 
 def test_the_gradients_of_the_least_pqn_are_autograds() -> None:

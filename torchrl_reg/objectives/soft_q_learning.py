@@ -44,9 +44,6 @@ class SoftQLearningLoss(ActorCriticLoss):
     The sampler finds the modes, but their masses only where modes touch: the score, which is all a Stein direction
     knows of the density, does not tell how mass divides among separated modes (measured in ``NEGATIVE_RESULTS.md``).
 
-    An update with the default K and M takes 1.9 times as long as TorchRL's ``SACLoss``, with 16 of each 5.0 times
-    (``python -m tests.benchmarks.control``: one thread, 2x256 units, batch 256, 6 action dimensions).
-
     Args:
         actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a
             :class:`~torchrl_reg.modules.FlowActor`.
