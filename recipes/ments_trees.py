@@ -24,8 +24,6 @@ import torch
 from torchrl_reg import planning
 from torchrl_reg.lab import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.lab.run.files import write_atomically
-from torchrl_reg.lab.studies.failures import draw_failures, failures_table
-from torchrl_reg.lab.studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, Planner, SearchResult, SyntheticTrees
 from torchrl_reg.regularizers import HardMax
 
@@ -94,6 +92,10 @@ def train(cfg: Config) -> Path:
                 name = f"{method}-{'-'.join(map(str, kind))}"
                 row = study.part(name, lambda m=method, k=kind: searched(cfg, m, *k), frames=simulations)  # type: ignore[misc]
                 study.log("trees", **row)
+        # Here, and not above: what a launcher pickles must not name a module that its worker does not find.
+        from studies.failures import draw_failures, failures_table
+        from studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
+
         draw_trees(study.path, study.path / "trees.png")
         draw_trees(study.path, study.path / "regret.png", "regret")
         if algo.bandit_repetitions:

@@ -25,7 +25,6 @@ from torchrl_reg import tabular
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import RecipeConfig, RunSettings, Study, recipe, require, stream_seed
 from torchrl_reg.lab.run.files import write_atomically
-from torchrl_reg.lab.studies.gridworlds import draw_grid_curves, draw_priors, grid_table
 from torchrl_reg.tabular import METHODS, MIRL_WORLDS, TabularAgents, TabularMDP, episode_return, gridworld
 
 
@@ -97,6 +96,9 @@ def train(cfg: Config) -> Path:
     with Study(cfg, algo.total_frames * len(algo.worlds)) as study:
         for world in algo.worlds:
             learn_in(world, cfg, study)
+        # Here, and not above: what a launcher pickles must not name a module that its worker does not find.
+        from studies.gridworlds import draw_grid_curves, draw_priors, grid_table
+
         draw_grid_curves(study.path, study.path / "curves.png")
         if "mirl" in algo.methods:
             draw_priors(study.path, study.path / "priors.png")

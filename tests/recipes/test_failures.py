@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from torchrl_reg.lab.studies.failures import draw_failures, failures_table, fitted
+from studies.failures import draw_failures, failures_table, fitted
 
 TIME = np.unique(np.geomspace(4, 1000, 40).round())
 
@@ -62,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_figure_has_each_method_and_its_law(folder: Path, monkeypatch) -> None:
     drawn = {}
-    monkeypatch.setattr("torchrl_reg.lab.studies.failures.draw", lambda charts, path, **more: drawn.update(c=charts))
+    monkeypatch.setattr("studies.failures.draw", lambda charts, path, **more: drawn.update(c=charts))
     draw_failures(folder, folder / "x.png")
     (chart,) = drawn["c"]
     uct, uct_law, ments, ments_law = chart.lines

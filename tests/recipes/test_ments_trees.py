@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
+from studies.failures import failures_table
+from studies.synthetic_trees import differences_table, draw_bandit, read_searches, trees_table
 
 from torchrl_reg.lab import read_metrics
-from torchrl_reg.lab.studies.failures import failures_table
-from torchrl_reg.lab.studies.synthetic_trees import differences_table, draw_bandit, read_searches, trees_table
 
 TINY = "ments_trees algo.num_trees=3 algo.num_simulations=30 algo.branching=[2,3] algo.depth=[2] algo.noise=[0.1]"
 TINY += " algo.bandit_repetitions=5 algo.bandit_pulls=20 algo.failure_repetitions=4 algo.failure_simulations=12"

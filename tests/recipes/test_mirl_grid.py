@@ -6,8 +6,7 @@ import json
 
 import numpy as np
 import pytest
-
-from torchrl_reg.lab.studies.gridworlds import (
+from studies.gridworlds import (
     SOLVED_FOR,
     SOLVED_WITHIN,
     draw_grid_curves,

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from torchrl_reg.lab.studies.synthetic_trees import differences, draw_trees, read_searches
+from studies.synthetic_trees import differences, draw_trees, read_searches
 
 
 @pytest.fixture
@@ -33,9 +32,7 @@ def test_differences_early_and_at_the_end(folder: Path) -> None:
 
 def test_the_figure_has_a_point_a_kind_of_tree(folder: Path, monkeypatch) -> None:
     drawn = {}
-    monkeypatch.setattr(
-        "torchrl_reg.lab.studies.synthetic_trees.draw", lambda charts, path, **more: drawn.update(c=charts)
-    )
+    monkeypatch.setattr("studies.synthetic_trees.draw", lambda charts, path, **more: drawn.update(c=charts))
     draw_trees(folder, folder / "x.png", "regret")
     early, late = drawn["c"]
     assert (early.title, late.title) == ("after 2 simulations", "after 40 simulations")

@@ -155,6 +155,7 @@ class _CommandLine:
     def _job(self, composed: DictConfig) -> float | None:
         if os.getpid() != self.main_process and self.config_class.__module__ == "__main__":
             # A launcher pickles the classes of a script without what the script imports: here they are its own again.
+            sys.path.insert(0, str(self.script.parent))  # where the script finds what lies beside it
             spec = cast(Any, importlib.util.spec_from_file_location(self.name, self.script))
             script = sys.modules[self.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(script)

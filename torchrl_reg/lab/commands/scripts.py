@@ -117,4 +117,5 @@ def _code(script: Path) -> Iterator[Path]:
     """The files that say what a command means: the package, and what lies beside the recipe."""
     yield from _PACKAGE.rglob("*.py")
     yield from script.parent.glob("*.py")
+    yield from script.parent.glob("studies/*.py")
     yield from script.parent.glob("conf/**/*.yaml")

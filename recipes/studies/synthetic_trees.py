@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from studies import cell
 from torchrl_reg.lab.analysis.curves import Chart, Line, chart
 from torchrl_reg.lab.analysis.plots import draw
 from torchrl_reg.lab.analysis.runs import metrics_rows
 from torchrl_reg.lab.analysis.statistics import mean_interval
-from torchrl_reg.lab.studies import cell
 
 LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "tents": "TENTS"}
 

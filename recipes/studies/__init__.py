@@ -1,4 +1,4 @@
-"""Figures and tables of the recipes that are studies of their own, from their record."""
+"""Figures and tables of ``mirl_grid.py`` and ``ments_trees.py``, from the record of a run."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from studies.synthetic_trees import LABELS
 from torchrl_reg.lab.analysis.curves import LIGHT, Line, chart
 from torchrl_reg.lab.analysis.plots import draw
 from torchrl_reg.lab.analysis.runs import metrics_rows
 from torchrl_reg.lab.analysis.statistics import Array
-from torchrl_reg.lab.studies.synthetic_trees import LABELS
 
 #: A bound is fitted to probabilities that at least this many failures show, from this many simulations on.
 FAILURES, SIMULATIONS = 5, 20

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from studies import cell
 from torchrl_reg.lab.analysis.curves import LIGHT, Line, chart
 from torchrl_reg.lab.analysis.plots import draw, new_figure, save, styled
 from torchrl_reg.lab.analysis.runs import metrics_rows
 from torchrl_reg.lab.analysis.statistics import mean_interval
-from torchrl_reg.lab.studies import cell
 
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
 #: Greedy return, in reward units, below that of the optimal policy that counts as solved.
