@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -287,27 +286,10 @@ class Report:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        header = ("check", "status", "expected", "got", "known error, or note")
-        title = f"{self.loss} as {self.claim}"
-        try:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-        except ImportError:
-            table = [header, *self.rows()]
-            widths = [max(len(row[i]) for row in table) for i in range(4)]
-            lines = [
-                "  ".join([f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)] + [row[4]]) for row in table
-            ]
-            return "\n".join([title, *(line.rstrip() for line in lines), self.summary()])
-        drawn = Table(title=title, title_justify="left")
-        for name in header:
-            drawn.add_column(name, justify="right" if name in ("expected", "got") else "left")
-        for row in self.rows():
-            drawn.add_row(*(Text(cell) for cell in row))
-        console = Console(file=io.StringIO(), width=120)
-        console.print(drawn)
-        return f"{console.file.getvalue()}{self.summary()}"  # type: ignore[attr-defined]
+        table = [("check", "status", "expected", "got", "known error, or note"), *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(4)] + [0]
+        lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
+        return "\n".join([f"{self.loss} as {self.claim}", *(line.rstrip() for line in lines), self.summary()])
 
 
 def _one_line(text: str) -> str:
