@@ -33,7 +33,7 @@ from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators, terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.checks import check_flag
-from torchrl_reg.regularizers.coefficients import Coefficient, bind_guaranteed
+from torchrl_reg.regularizers.coefficients import Coefficient
 
 
 class _Policies(NamedTuple):
@@ -164,7 +164,6 @@ class QLearningLoss(RegularizedLoss):
         parts = self._coefficients()
         self._learnt: dict[str, Any] = {name: part for name, part in parts.items() if part.is_learnt}
         self._reports_error = any(part.follows_error for part in parts.values())
-        bind_guaranteed(parts.values(), self.regularizer.cost_range, getattr(network, "spec", None))
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
