@@ -292,10 +292,10 @@ class QLearningLoss(RegularizedLoss):
         """Target values ``[*B, M]`` and their masses, the policies they are made of, and diagnostic rows ``[*B]``."""
         head, estimator, regularizer = self.head, self.value_estimator, self.regularizer
         from_online = self.shaping is not None and self.shaping.online
-        here_counts = self._reads_target_here or estimator.needs_policy
-        # The policies at s are compared for the diagnostics, where that needs no random numbers of its own.
-        compares = self._watches and regularizer.compares and not head.draws
-        says = head.target(target, data, here=here_counts or compares, here_counts=here_counts)
+        # The policies at s are compared for the diagnostics, where a pass for them alone draws no random numbers and
+        # moves no batch statistics.
+        compares = self._watches and regularizer.compares and not (head.draws or target.mixes_rows)
+        says = head.target(target, data, here=self._reads_target_here or estimator.needs_policy or compares)
         q = head.q_values(prediction.z, online, data) if self._watches or from_online else None
         if from_online:
             says = says._replace(q=q)
