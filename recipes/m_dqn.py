@@ -10,6 +10,7 @@ On CartPole-v1 the greedy policy returned 475 or more at 80k frames with 20 of 2
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,6 @@ from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
-from torchrl_reg.regularizers.coefficients import temperature
 
 
 @dataclass
@@ -31,13 +31,13 @@ class Algo(ValueLearning):
 
     total_frames: int = 80_000  # environment frames, frame skip included
     n_steps: int = 3  # of the return; 1 in [C]
-    tau: float | str = 0.03  # temperature, reward units [V20]; or 'loss<=1%': what it may cost
+    tau: float = 0.03  # temperature, reward units [V20]
     alpha: float = 0.9  # Munchausen weight; 0 is soft DQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
     loss_function: str = "smooth_l1"  # Huber, delta 1 [C]; also l2, l1
 
     def validate(self) -> None:
-        temperature(self.tau, "algo.tau")
+        require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
         require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
         require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
         super().validate()

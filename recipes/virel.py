@@ -22,7 +22,6 @@ from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.lab import PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
 from torchrl_reg.modules import PolicySettings, policy, state_action_value_network, state_value_network
 from torchrl_reg.objectives import PolyakTargetUpdate, VIRELLoss
-from torchrl_reg.regularizers import GuaranteedTemperature
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Algo(PolicyLearning):
     error_rate: float = 0.01  # of the running average of the Bellman error, per update; 1 in [C]: the last batch alone
     error_batch: int | None = None  # transitions the error is estimated on; null: those of the update. 4096 in [C]
     tau_min: float = 1e-3  # floor of the temperature, reward units; ours
-    tau_max: float | str = 1e30  # its upper bound; 'loss<=10%' follows the rewards; ours
+    tau_max: float = 1e30  # its upper bound; ours
     value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
 
@@ -47,10 +46,7 @@ class Algo(PolicyLearning):
         require(0 < self.error_rate <= 1, "algo.error_rate", "in (0, 1]", self.error_rate)
         require(self.error_batch is None or self.error_batch >= 1, "algo.error_batch", ">= 1 or null", self.error_batch)
         require(0 < self.tau_min < math.inf, "algo.tau_min", "finite and > 0", self.tau_min)
-        if isinstance(self.tau_max, str):
-            GuaranteedTemperature(self.tau_max, name="algo.tau_max")
-        else:
-            require(self.tau_max >= self.tau_min, "algo.tau_max", f">= {self.tau_min}, or 'loss<=10%'", self.tau_max)
+        require(self.tau_max >= self.tau_min, "algo.tau_max", f">= {self.tau_min}", self.tau_max)
         require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
         super().validate()
 

@@ -161,18 +161,6 @@ def test_batch_norm_network(batch: Any, cases: Any) -> None:
         torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_old_style_weight_norm(case: Any, batch: Any) -> None:
-    plain, actor = case.actor(), case.actor()
-    for module in list(actor.modules()):
-        if isinstance(module, nn.Linear):
-            with pytest.warns(FutureWarning, match="weight_norm"):
-                nn.utils.weight_norm(module)
-    loss = case.loss(actor, perturb=False)
-    torch.testing.assert_close(value(loss, batch(9)), value(case.loss(plain, perturb=False), batch(9)))
-    value(loss, batch(9)).backward()
-    assert all(p.grad is not None for p in loss.value_network_params.parameters())
-
-
 def test_a_module_called_by_another_method(batch: Any, cases: Any) -> None:
     class Twice(nn.Linear):
         def scores(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ annealing, exact target periods, single-frame storage.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
@@ -45,11 +44,9 @@ RUNS = {
     "gym-pendulum": (f"sac {GYM}", 300, 2),
     "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
     "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
-    "guaranteed": (f"m_dqn algo.tau=loss<=1% net.num_cells=[16] {LONG} algo.update_every_frames=16", 1000, 1),
-    "pqn-guaranteed": (f"pqn regularizer=tsallis regularizer.tau=loss<=1% {LONG}", 1000, 1),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
-QUICK = ("m_iqn-3-steps", "rainbow", "guaranteed", "gym-frozenlake", "gym-pendulum")  # the others only with -m slow
+QUICK = ("m_iqn-3-steps", "rainbow", "gym-frozenlake", "gym-pendulum")  # the others only with -m slow
 CASES = [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in RUNS.items()]
 
 
@@ -126,13 +123,3 @@ def test_a_process_that_is_signalled_ends_like_one_that_was_not(number, start, t
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number and "with a checkpoint; the same command continues there" in said
     assert start(words, "run") == whole
-
-
-def test_a_guaranteed_temperature_of_each_seed_is_that_of_a_run_by_itself(start, tmp_path):
-    words = "m_dqn algo.tau=loss<=1% net.num_cells=[16] algo.total_frames=2000 algo.reward_scale=0.3 algo.n_steps=3"
-    words = f"{words} {COMMON}"
-    alone = start(f"{words} run.seed=1", "alone")
-    start(f"{words} run.seeds=[0,1]", "both")
-    rows = [strip_wall_clock(row) for row in read_metrics(tmp_path / "both/seed=1/metrics.jsonl")]
-    assert rows == alone
-    assert [row["tau"] for row in alone if "tau" in row][-1] == pytest.approx(0.003 / math.log(2))

@@ -11,23 +11,20 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torchrl.data import Categorical, Composite
 
 from torchrl_reg.functional import munchausen_bonus
 from torchrl_reg.regularizers import (
-    ActionPrior,
     BellmanErrorCoefficient,
     Boltzmann,
     Coefficient,
     DualCoefficient,
     Entropy,
-    GuaranteedTemperature,
     PriorKL,
     Regularizer,
     Tsallis,
+    guaranteed_temperature,
 )
 from torchrl_reg.regularizers.checks import check_weight
-from torchrl_reg.regularizers.coefficients import bind_guaranteed
 from torchrl_reg.tabular import random_mdp, soft_value_iteration
 
 
@@ -196,16 +193,9 @@ def values(mdps: MDPs, regularizer: Regularizer, q: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", KINDS)
 def test_no_policy_of_1000_random_mdps_loses_more_than_its_share(name: str) -> None:
     make, k = KINDS[name]
-    mdps, regularizer = (
-        MDPs(*(part[: 100 if name == "tsallis-1.5" else 1_000] for part in thousand())),
-        make("loss<=20%"),
-    )
-    tau: Any = regularizer.tau_coefficient
-    assert regularizer.cost_range(4) == pytest.approx(k, rel=1e-14)
-    tau.bind(regularizer.cost_range(4))
-    tau.observe_rewards(mdps.r)
+    mdps = MDPs(*(part[: 100 if name == "tsallis-1.5" else 1_000] for part in thousand()))
     spread = float(mdps.r.max() - mdps.r.min())
-    assert float(regularizer.tau) == pytest.approx(0.2 * spread / k, rel=1e-14)
+    regularizer = make(guaranteed_temperature(0.2, reward_range=spread, cost_range=k))
     q = mdps.fixed_point(lambda q: regularizer(q).value)
     settled = (q - mdps.backup(regularizer(q).value)).abs().amax((1, 2)) < 1e-10
     assert settled.all() or (name == "boltzmann" and settled.double().mean() > 0.9)  # that one is no contraction
@@ -225,16 +215,18 @@ def test_the_policies_are_those_of_the_oracle() -> None:
 def test_in_any_unit_of_the_rewards_it_loses_the_same_and_a_fixed_one_does_not(scale: float) -> None:
     whole, worst = thousand(), {}
     mdps = MDPs(whole.P[:200], scale * whole.r[:200], whole.gamma[:200])
-    for tau in ("loss<=1%", 0.3):
+    spread = float(mdps.r.max() - mdps.r.min())
+    for name, tau in {
+        "1%": guaranteed_temperature(0.01, reward_range=spread, cost_range=math.log(4)),
+        "fixed": 0.3,
+    }.items():
         regularizer = Entropy(tau)
-        bind_guaranteed([regularizer.tau_coefficient], regularizer.cost_range, Composite(action=Categorical(4)))
-        regularizer.tau_coefficient.observe_rewards(mdps.r)
         q = mdps.fixed_point(lambda q, regularizer=regularizer: regularizer(q).value)
         lost = scale * best_values()[:200] - mdps.value_of(regularizer.policy(q))
-        spread = mdps.r.max() - mdps.r.min()
-        worst[tau] = float((lost * (1 - mdps.gamma.squeeze(-1)) / spread).max())
-    assert worst["loss<=1%"] == pytest.approx(0.00198, abs=2e-5)
-    assert worst[0.3] > 0.5 if scale == 0.1 else 0.05 < worst[0.3] < 0.1 if scale == 1 else worst[0.3] < 0.0005
+        worst[name] = float((lost * (1 - mdps.gamma.squeeze(-1)) / spread).max())
+    assert worst["1%"] == pytest.approx(0.00198, abs=2e-5)
+    fixed = worst["fixed"]
+    assert fixed > 0.5 if scale == 0.1 else 0.05 < fixed < 0.1 if scale == 1 else fixed < 0.0005
 
 
 @pytest.mark.parametrize(("alpha", "clip_min"), [(0.5, -math.inf), (0.9, -0.3), (0.9, -1e-3)])
@@ -271,113 +263,24 @@ def test_the_bound_is_met_to_half_a_percent(name: str) -> None:
     assert share.min() > 0.995 and share.max() <= 1.0
 
 
-def test_an_action_that_the_prior_forbids_is_left_out_of_the_guarantee() -> None:
-    assert PriorKL("loss<=1%", prior=[0.0, 0.25, 0.75]).cost_range(3) == pytest.approx(math.log(4))
-    with pytest.raises(ValueError, match="needs a fixed prior, got an ActionPrior"):
-        PriorKL(prior=ActionPrior(3, beta=2.0)).cost_range(3)
-
-
-def seen(*batches: Any, share: Any = 0.1, k: float = 2.0) -> GuaranteedTemperature:
-    tau = GuaranteedTemperature(share, cost_range=k)
-    for rewards, *ended in batches:
-        tau.observe_rewards(torch.tensor(rewards), *map(torch.tensor, ended))
-    return tau
+def test_the_temperature_of_a_share() -> None:
+    """By hand: rewards in [-2, 3], three actions, 10% of 5 / (1 - gamma) to lose at ``tau ln 3 / (1 - gamma)``."""
+    assert guaranteed_temperature(0.1, reward_range=5.0, cost_range=math.log(3)) == pytest.approx(
+        0.4551196133, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
-    ("batches", "spread"),
+    ("share", "reward_range", "cost_range", "sentence"),
     [
-        ([([-2.0, 3.0],)], 5.0),
-        ([([[-2.0], [3.0]], [[False], [False]])], 5.0),
-        ([([2.0, 3.0], [False, False])], 1.0),
-        ([([2.0, 3.0], [False, True])], 3.0),  # a terminal state is followed by rewards of 0
-        ([([-2.0, -2.0], [True, False])], 2.0),
-        ([([1.0, 4.0],), ([2.0, 3.0],)], 3.0),  # never less than before
-        ([([1.0],), ([4.0],)], 3.0),
-        ([([1.0, math.nan, math.inf, -math.inf, 4.0],)], 3.0),
-        ([([math.nan], [True])], 0.0),
-        ([([7], [False]), ([9], [False])], 2.0),  # integers
+        (0.0, 1.0, 0.7, "share must be a finite number > 0"),
+        (1.0, 1.0, 0.7, "share must be below 1, got 1.0"),
+        (math.nan, 1.0, 0.7, "share must be a finite number > 0"),
+        (0.1, 0.0, 0.7, "reward_range must be a finite number > 0"),
+        (0.1, math.inf, 0.7, "reward_range must be a finite number > 0"),
+        (0.1, 1.0, math.log(1), "cost_range must be a finite number > 0"),
     ],
 )
-def test_the_spread_of_the_rewards(batches: Any, spread: float) -> None:
-    tau = seen(*batches)
-    expected = 0.1 * spread / 2.0 if spread else GuaranteedTemperature.least
-    assert float(tau.value) == pytest.approx(expected, rel=1e-15) and bool(tau.known) == (spread > 0)
-
-
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
-def test_scaled_rewards_scale_it(scale: float) -> None:
-    rewards = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    one, other = (GuaranteedTemperature(0.03, cost_range=1.5) for _ in range(2))
-    one.observe_rewards(rewards)
-    other.observe_rewards(scale * rewards)
-    assert float(other.value) == pytest.approx(scale * float(one.value), rel=1e-14)
-
-
-def test_written_as_a_loss_or_as_a_share() -> None:
-    values = [float(seen(([0.0, 4.0],), share=share).value) for share in ("loss<=2.5%", " loss <= 2.5e0 % ", 0.025)]
-    assert values == [0.025 * 4.0 / 2.0] * 3
-
-
-@pytest.mark.parametrize(
-    "bad",
-    ["loss<=abc", "loss<=0%", "loss<=100%", "loss<=-1%", "loss<=nan%", "loss<=1", "loss<1%", "1%", 0.0, 1.0, True],
-)
-def test_what_is_no_loss_is_refused(bad: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"tau must be a number > 0 \(in reward units\) or 'loss<=1%', above .*, got"
-    ) as told:
-        GuaranteedTemperature(bad)
-    assert repr(bad) in str(told.value)
-    if isinstance(bad, str):
-        with pytest.raises(ValueError, match="'loss<=1%'"):
-            Tsallis(bad)
-
-
-def test_what_it_needs_is_named() -> None:
-    with pytest.raises(ValueError, match="tau must be given its cost_range first"):
-        GuaranteedTemperature(0.1).observe_rewards(torch.ones(2))
-    with pytest.raises(ValueError, match="cost_range must be a finite number > 0 .* got 0.0: with one action"):
-        GuaranteedTemperature(0.1, cost_range=Entropy(1.0).cost_range(1))
-
-    class Own(Regularizer):
-        pass
-
-    with pytest.raises(
-        ValueError, match=r"tau must be a number where Own has no cost_range\(num_actions\), got a loss"
-    ):
-        Own().cost_range(3)
-
-
-def test_it_is_saved_copied_and_stays_exact() -> None:
-    tau = seen(([0.0, 0.3],))
-    other = GuaranteedTemperature(0.1, cost_range=2.0)
-    other.load_state_dict(tau.state_dict())
-    held = other.value.data_ptr()
-    for each in (other.float(), copy.deepcopy(tau).half()):
-        assert each.value.dtype == each.ends.dtype == torch.float64
-        each.observe_rewards(torch.tensor([0.1, 0.2]))
-        assert float(each.value) == float(tau.value)
-    other.observe_rewards(torch.tensor([1.0]))
-    assert float(other.value) == 0.05 and other.value.data_ptr() == held
-    other.assign(0.7)  # until rewards are seen again
-    assert float(other.value) == 0.7
-
-
-def test_a_bellman_error_stays_below_it() -> None:
-    tau = BellmanErrorCoefficient(1.0, rate=0.5, low=1e-3, high="loss<=10%")
-    assert tau.follows_rewards and tau.follows_error and tau.cost_range is None
-    tau.bind(2.0)
-    tau.observe(torch.tensor(99.0))
-    assert float(tau.value) == 50.0  # nothing is known of the rewards yet
-    tau.observe_rewards(torch.tensor([-40.0, 0.0]))
-    assert float(tau.value) == 2.0
-    tau.observe(torch.tensor(99.0))
-    assert float(tau.value) == 2.0
-    tau.observe(torch.tensor(1.0))
-    assert float(tau.value) == 1.5
-    other = BellmanErrorCoefficient(1.0, rate=0.5, high="loss<=10%")
-    other.load_state_dict(tau.state_dict())
-    assert float(other.value) == 1.5 and float(other.ceiling.value) == 2.0
-    with pytest.raises(ValueError, match="high must be a number > 0"):
-        BellmanErrorCoefficient(1.0, rate=0.5, high="loss<=0%")
+def test_no_temperature_without_a_scale(share: float, reward_range: float, cost_range: float, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        guaranteed_temperature(share, reward_range=reward_range, cost_range=cost_range)

@@ -354,21 +354,6 @@ class RegularizedLoss(NetworkLoss):
         """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
         return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
-    def observe_rewards(self, tensordict: TensorDictBase) -> None:
-        """Lets temperatures with a guarantee follow the rewards of steps as they were collected (of one step each).
-
-        The others stay.
-        """
-        following = [each for each in self._coefficients().values() if each.follows_rewards]
-        if following:
-            rewards = RegularizedLoss._rewards(self, tensordict)  # also where targets are made once per rollout
-            mask = self._loss_mask(tensordict, rewards)
-            ended = terminated_flag(tensordict, self.tensor_keys).view_as(rewards)
-            if mask is not None:
-                rewards, ended = torch.where(mask, rewards, torch.nan), ended & mask
-            for coefficient in following:
-                coefficient.observe_rewards(rewards, ended)
-
     def _assignable(self) -> dict[str, Coefficient] | None:
         """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
         ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None

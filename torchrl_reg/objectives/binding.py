@@ -1,4 +1,4 @@
-"""The networks of a loss, bound once to its parameters, and bound again where others take their place.
+"""Networks with their parameters written in once, instead of ``to_module`` in every call.
 
 ``params.to_module(network)`` costs about 100 us a call, more than a small network's forward pass. A Q-network whose
 actor adds nothing to the module inside is called on plain tensors.
@@ -9,8 +9,7 @@ Shapes: ``*B`` batch, ``A`` actions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -35,12 +34,10 @@ class BoundNetwork:
 
     def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
         self.template, self._held = template, held_tensordict(params)
-        self._stand_in: Self | None = None
         self.mixes_rows = any(isinstance(module, (BatchNorm, BatchRenorm1d)) for module in template.modules())
-        network = _copied(template) if private else template
-        # A deep-copied loss has a template of its own, whose tensors are not the copied parameters.
-        if private or not _shares_tensors(template, params):
-            params.to_module(network)
+        network = copy.deepcopy(template) if private else template
+        # Also into the template: that of a deep-copied or cast loss holds other tensors than ``params``.
+        params.to_module(network)
         if private:
             network.requires_grad_(False)
         self._use(network)
@@ -50,30 +47,25 @@ class BoundNetwork:
 
     @property
     def network(self) -> Any:
-        """The network, in the train or eval mode of its template: a copy does not see ``actor.eval()``."""
-        if self._network.training != self.template.training:
-            self._network.train(self.template.training)
+        """The network, in the train or eval mode of its template."""
+        self._follow_mode()
         return self._network
 
+    def _follow_mode(self) -> None:
+        # A copy does not see `actor.eval()`.
+        if self._network.training != self.template.training:
+            self._network.train(self.template.training)
+
     def at(self, params: TensorDictBase) -> Self:
-        """This network if ``params`` are those it holds, else one for this pass only, bound to them (by vmap, say)."""
+        """This network if ``params`` are those it holds, else a copy with them, for this pass (under vmap, say)."""
         held = held_tensordict(params)
         if held is self._held or _same_tensors(held, self._held):
             self._held = held  # after a swap, what is restored is another tensordict with the same tensors
             return self
-        if self._stand_in is None:
-            self._stand_in = copy.copy(self)
-            self._stand_in._use(_copied(self.template))
-        params.to_module(self._stand_in._network, preserve_module_state=False)
-        return self._stand_in
-
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Inside, calls leave batch statistics as they are: for passes that only report."""
-        buffers = [(buffer, buffer.clone()) for buffer in self._network.buffers()] if self.mixes_rows else []
-        yield
-        for buffer, value in buffers:
-            buffer.copy_(value)
+        other, network = copy.copy(self), copy.deepcopy(self.template)
+        params.to_module(network, preserve_module_state=False)
+        other._use(network)
+        return other
 
 
 def inner_module(network: nn.Module, action_value_key: NestedKey) -> nn.Module | None:
@@ -119,7 +111,8 @@ class BoundQNetwork(BoundNetwork):
     @property
     def inner(self) -> Any:
         """The module behind the Q-values: what gives quantiles or atoms."""
-        assert self.network is not None and self._first is not None
+        self._follow_mode()
+        assert self._first is not None
         return self._first.module
 
     def inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
@@ -139,24 +132,18 @@ class BoundQNetwork(BoundNetwork):
             return self._plain(*self.inputs(tensordict))
         return network(tensordict.select(*network.in_keys, strict=False)).get(self._action_value_key)
 
-    def both(
-        self, tensordict: TensorDictBase, *, here_counts: bool, call: Callable[..., Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """``call(*observations)``, by default Q-values, at s and at s'; in one pass where that is exact.
-
-        ``here_counts=False`` says that those at s only report: batch statistics stay as if that pass had not been made.
-        """
+    def both(self, tensordict: TensorDictBase, *, call: Callable[..., Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """``call(*observations)``, by default Q-values, at s and at s'; in one pass where that is exact."""
         following = entry(tensordict, "next")
-        if call is None:  # asked so, as torch 2.11 does not trace the truth of a method
-            call = self._plain and self.network and self._plain
+        if call is None and self._plain is not None:
+            self._follow_mode()
+            call = self._plain
         if call is not None and tensordict.batch_dims and not self.mixes_rows:
             pairs = zip(self.inputs(tensordict), self.inputs(following), strict=True)
             first, second = call(*[torch.cat(pair, self._rows_dim) for pair in pairs]).chunk(2, self._rows_dim)
             return first, second
         at = self.__call__ if call is None else lambda states: call(*self.inputs(states))
-        with nullcontext() if here_counts else self.undisturbed():
-            here = at(tensordict)
-        return here, at(following)
+        return at(tensordict), at(following)
 
 
 class NetworkLoss(LossModule):
@@ -254,16 +241,3 @@ def _same_tensors(one: TensorDictBase, other: TensorDictBase) -> bool:
     """Whether two tensordicts hold the very same tensors."""
     tensors = dict(other.items(True, True))
     return all(tensors.get(key) is tensor for key, tensor in one.items(True, True))
-
-
-def _copied(network: TensorDictModuleBase) -> TensorDictModuleBase:
-    """A deep copy, also of modules that keep a computed tensor among their attributes (old-style ``weight_norm``)."""
-    attributes = [value for module in network.modules() for value in vars(module).values()]
-    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in computed})
-
-
-def _shares_tensors(network: nn.Module, params: TensorDictBase) -> bool:
-    # Buffers too: a cast of the loss gives it new ones, and leaves the network its own (the bounds of an actor, say).
-    held = params.flatten_keys(".")
-    return all(held.get(name) is t for name, t in (*network.named_parameters(), *network.named_buffers()))

@@ -25,7 +25,7 @@ class SoftDQNLoss(QLearningLoss):
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        tau: temperature > 0, in reward units, or what it may cost, ``"loss<=1%"``. Schedulable:
+        tau: temperature > 0, in reward units. Schedulable:
             ``loss.tau = 0.01``.
         double_dqn: let the online network choose the policy at s', which the target network evaluates:
             ``sum_a pi_online(a|s') (q_target(s', a) - tau ln pi_online(a|s'))``.
@@ -63,7 +63,7 @@ class SoftDQNLoss(QLearningLoss):
     }
 
     def __init__(
-        self, value_network: QValueActor | nn.Module, *, tau: float | str | Coefficient = 0.03, **kwargs: Any
+        self, value_network: QValueActor | nn.Module, *, tau: float | Coefficient = 0.03, **kwargs: Any
     ) -> None:
         super().__init__(value_network, regularizer=Entropy(tau), **kwargs)
 
@@ -77,7 +77,7 @@ class MunchausenDQNLoss(QLearningLoss):
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        tau: temperature > 0, in reward units, or what it may cost, ``"loss<=1%"``. Schedulable.
+        tau: temperature > 0, in reward units. Schedulable.
         alpha: Munchausen weight in [0, 1]. Schedulable. It multiplies after the clip: the bonus is in
             ``[alpha * clip_min, 0]``.
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
@@ -121,7 +121,7 @@ class MunchausenDQNLoss(QLearningLoss):
         self,
         value_network: QValueActor | nn.Module,
         *,
-        tau: float | str | Coefficient = 0.03,
+        tau: float | Coefficient = 0.03,
         alpha: float = 0.9,
         clip_min: float | None = -1.0,
         **kwargs: Any,
@@ -183,7 +183,7 @@ class SparseDQNLoss(QLearningLoss):
 
     Args:
         value_network: a :class:`~torchrl.modules.QValueActor` (or module with ``action_space``), ``[*B, A]`` values.
-        tau: temperature > 0, in reward units, or what it may cost, ``"loss<=1%"``; half the
+        tau: temperature > 0, in reward units; half the
             weight of ``1 - sum pi^2``. Schedulable.
         **kwargs: those of :class:`QLearningLoss`, a ``shaping`` among them.
 
@@ -213,7 +213,7 @@ class SparseDQNLoss(QLearningLoss):
     """
 
     def __init__(
-        self, value_network: QValueActor | nn.Module, *, tau: float | str | Coefficient = 0.03, **kwargs: Any
+        self, value_network: QValueActor | nn.Module, *, tau: float | Coefficient = 0.03, **kwargs: Any
     ) -> None:
         super().__init__(value_network, regularizer=Tsallis(tau), **kwargs)
 
@@ -232,7 +232,7 @@ class DiscreteVIRELLoss(QLearningLoss):
         beta_scale: ``c`` of ``epsilon = c / 2 E|td_error|^2``, in 1 / reward units; None keeps ``tau``.
         rate: step size of the running average, per :meth:`~QLearningLoss.observe`.
         tau_min: floor of the temperature > 0.
-        tau_max: its upper bound; ``"loss<=1%"`` follows the rewards (:meth:`~QLearningLoss.observe_rewards`).
+        tau_max: its upper bound.
         kwargs: of :class:`QLearningLoss`, except the regularizer.
 
     Returns (in a TensorDict): ``loss``, with ``beta_scale`` the detached ``squared_td_error``, and the detached scalars
@@ -271,7 +271,7 @@ class DiscreteVIRELLoss(QLearningLoss):
         beta_scale: float | None = None,
         rate: float = 0.01,
         tau_min: float = 1e-4,
-        tau_max: float | str = 1e30,
+        tau_max: float = 1e30,
         **kwargs: Any,
     ) -> None:
         bounds: Any = {"tau_min": tau_min, "tau_max": tau_max}

@@ -105,15 +105,13 @@ class Head:
         """Q-values ``[*B, A]`` of outputs ``z`` at ``tensordict``, forbidden actions masked."""
         return bound.allowed(bound.inner.mean(z.detach()), tensordict)
 
-    def target(
-        self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool, here_counts: bool
-    ) -> TargetValues:
-        """What the target network says at s' and, with ``here``, at s (for more than diagnostics: ``here_counts``)."""
+    def target(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetValues:
+        """What the target network says at s' and, with ``here``, at s."""
         following, outputs = entry(tensordict, "next"), bound.inner.outputs
         if not here:
             next_z = outputs(*bound.inputs(following))
             return TargetValues(None, self.q_values(next_z, bound, following), next_z)
-        z, next_z = bound.both(tensordict, here_counts=here_counts, call=outputs)
+        z, next_z = bound.both(tensordict, call=outputs)
         return TargetValues(self.q_values(z, bound, tensordict), self.q_values(next_z, bound, following), next_z)
 
     def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
@@ -173,11 +171,11 @@ class ExpectedValue(Head):
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return z.detach()
 
-    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool, here_counts: bool) -> TargetValues:
+    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetValues:
         if not here:
             next_q = bound(entry(tensordict, "next"))
             return TargetValues(None, next_q, next_q)
-        q, next_q = bound.both(tensordict, here_counts=here_counts)
+        q, next_q = bound.both(tensordict)
         return TargetValues(q, next_q, next_q)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
@@ -379,12 +377,9 @@ class ImplicitQuantiles(Quantiles):
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return bound.allowed(z.detach().mean(-2), tensordict)
 
-    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool, here_counts: bool) -> TargetValues:
+    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetValues:
         net, following = bound.inner.network, entry(tensordict, "next")
-        if here:
-            states = bound.both(tensordict, here_counts=here_counts, call=net.features)
-        else:
-            states = (net.features(*bound.inputs(following)),)
+        states = bound.both(tensordict, call=net.features) if here else (net.features(*bound.inputs(following)),)
         # At s' those of the target come first, then those behind the policy.
         count, extra = self.num_target_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
         counts = (self.num_policy_quantiles, count + extra)[-len(states) :]

@@ -33,7 +33,7 @@ from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.value import RegValueEstimators, terminated_flag
 from torchrl_reg.regularizers import HardMax, Regularized, Regularizer
 from torchrl_reg.regularizers.checks import check_flag
-from torchrl_reg.regularizers.coefficients import Coefficient, bind_guaranteed
+from torchrl_reg.regularizers.coefficients import Coefficient
 
 
 class _Policies(NamedTuple):
@@ -164,7 +164,6 @@ class QLearningLoss(RegularizedLoss):
         parts = self._coefficients()
         self._learnt: dict[str, Any] = {name: part for name, part in parts.items() if part.is_learnt}
         self._reports_error = any(part.follows_error for part in parts.values())
-        bind_guaranteed(parts.values(), self.regularizer.cost_range, getattr(network, "spec", None))
         self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
@@ -293,10 +292,10 @@ class QLearningLoss(RegularizedLoss):
         """Target values ``[*B, M]`` and their masses, the policies they are made of, and diagnostic rows ``[*B]``."""
         head, estimator, regularizer = self.head, self.value_estimator, self.regularizer
         from_online = self.shaping is not None and self.shaping.online
-        here_counts = self._reads_target_here or estimator.needs_policy
-        # The policies at s are compared for the diagnostics, where that needs no random numbers of its own.
-        compares = self._watches and regularizer.compares and not head.draws
-        says = head.target(target, data, here=here_counts or compares, here_counts=here_counts)
+        # The policies at s are compared for the diagnostics, where a pass for them alone draws no random numbers and
+        # moves no batch statistics.
+        compares = self._watches and regularizer.compares and not (head.draws or target.mixes_rows)
+        says = head.target(target, data, here=self._reads_target_here or estimator.needs_policy or compares)
         q = head.q_values(prediction.z, online, data) if self._watches or from_online else None
         if from_online:
             says = says._replace(q=q)

@@ -102,7 +102,6 @@ def _check(losses: Sequence[Any]) -> None:
         if type(loss) is not type(first) or not isinstance(loss, QLearningLoss):
             raise ValueError(f"losses must be Q-learning losses of one class, got a {type(loss).__name__}.")
     plain = vars(type(first.regularizer)).get("stackable", False) and not (first._learnt or first._reports_error)
-    plain = plain and not any(each.follows_rewards for each in first._coefficients().values())
     if not plain or not first.head.stackable or _needs_sequences(first) or first.reduction != "mean":
         raise ValueError(
             "losses must have a regularizer without a state, coefficients that are not learnt, a head that can be "

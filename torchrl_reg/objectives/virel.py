@@ -16,10 +16,9 @@ from torchrl_reg.objectives.actor_critic import (
     check_actor,
     distribution,
     reparametrized,
-    stored_action,
 )
 from torchrl_reg.objectives.base import LossFunction, batch_mean
-from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient, GuaranteedTemperature
+from torchrl_reg.regularizers import BellmanErrorCoefficient, Coefficient
 from torchrl_reg.regularizers.checks import check_number, check_rate, check_temperature
 
 
@@ -59,7 +58,7 @@ class VIRELLoss(ActorCriticLoss):
         exponent: ``p >= 1``. At 1 the policy does not depend on the scale of the rewards.
         rate: step size of the running average, per :meth:`observe`; 1 has no memory.
         tau_min: floor of the temperature > 0.
-        tau_max: its upper bound; ``"loss<=10%"`` follows the rewards that :meth:`observe_rewards` sees.
+        tau_max: its upper bound.
         mode: ``"td"`` or ``"em"``.
         loss_function, reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`ActorCriticLoss`.
 
@@ -106,7 +105,7 @@ class VIRELLoss(ActorCriticLoss):
         exponent: float = 2.0,
         rate: float = 0.01,
         tau_min: float = 1e-4,
-        tau_max: float | str = 1e30,
+        tau_max: float = 1e30,
         mode: Literal["td", "em"] = "td",
         loss_function: LossFunction = "l2",
         **kwargs: Any,
@@ -129,20 +128,6 @@ class VIRELLoss(ActorCriticLoss):
             raise ValueError("beta_scale must be given where mode='em' differentiates the temperature, got None.")
         if mode == "em" and value_network is not None:
             raise ValueError("value_network must be None where mode='em', got one.")
-
-    def observe_rewards(self, tensordict: TensorDictBase) -> None:
-        """Let an upper bound follow the rewards of steps as they were collected: ``tau <= share (r_max - r_min) / D``.
-
-        Where Q(s, .) is concave in the ``D`` dimensions of the action, ``softmax(Q / tau)`` loses at most ``tau D`` a
-        step, and so that share of ``(r_max - r_min) / (1 - gamma)`` in all; elsewhere it is a scale, not a guarantee.
-
-        Source: Kalai and Vempala, "Simulated Annealing for Convex Optimization", 2006, lemma 4.1 for linear functions.
-        """
-        if self.temperature.follows_rewards:
-            action = stored_action(tensordict, self.tensor_keys.action)
-            if self.temperature.cost_range is None:  # type: ignore[attr-defined]
-                self.temperature.bind(float(action.shape[-1]))  # type: ignore[attr-defined, operator]
-        super().observe_rewards(tensordict)
 
     def observe(self, statistic: Tensor | Mapping[str, Tensor] | TensorDictBase | float) -> None:
         """Let the temperature follow a Bellman error: what :meth:`bellman_error` or a forward pass returned.
@@ -215,7 +200,7 @@ def learnt_temperature(
     exponent: float,
     rate: float,
     tau_min: float,
-    tau_max: float | str = 1e30,
+    tau_max: float = 1e30,
 ) -> Coefficient:
     """The coefficient behind VIREL's temperature: ``beta_scale / exponent`` of an error, or fixed.
 
@@ -239,7 +224,7 @@ def learnt_temperature(
         rate=rate,
         scale=beta_scale / exponent,
         low=tau_min,
-        high=GuaranteedTemperature(tau_max, name="tau_max") if isinstance(tau_max, str) else tau_max,
+        high=tau_max,
         error_floor=1e-30,
         name="tau",
         check=check_temperature,

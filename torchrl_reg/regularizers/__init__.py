@@ -4,7 +4,7 @@ from torchrl_reg.regularizers.coefficients import (
     BellmanErrorCoefficient,
     Coefficient,
     DualCoefficient,
-    GuaranteedTemperature,
+    guaranteed_temperature,
 )
 from torchrl_reg.regularizers.policies import (
     Boltzmann,
@@ -24,11 +24,11 @@ __all__ = [
     "Coefficient",
     "DualCoefficient",
     "Entropy",
-    "GuaranteedTemperature",
     "HardMax",
     "PriorKL",
     "Regularized",
     "Regularizer",
     "Tsallis",
     "check_regularizer",
+    "guaranteed_temperature",
 ]

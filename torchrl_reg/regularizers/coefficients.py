@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from torch import distributed as dist
 
 from torchrl_reg.regularizers.checks import (
     ExactBuffers,
-    as_number,
     check_number,
     check_rate,
     check_temperature,
@@ -32,13 +30,6 @@ def summed_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total
-
-
-def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise largest of every rank's ``tensor``, without gradient."""
-    largest = tensor.detach().clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest
 
 
 def gathered_from_ranks(tensor: Tensor, dim: int) -> Tensor:
@@ -87,8 +78,6 @@ class Coefficient(ExactBuffers):
     is_learnt: ClassVar[bool] = False
     #: True if it follows the error that :meth:`observe` is given.
     follows_error: ClassVar[bool] = False
-    #: True if it follows the rewards that :meth:`observe_rewards` is given.
-    follows_rewards: bool = False
 
     def __init__(
         self,
@@ -152,9 +141,6 @@ class Coefficient(ExactBuffers):
 
     def observe(self, statistic: Tensor | float) -> None:
         """Follow a statistic of the last update; does nothing by default."""
-
-    def observe_rewards(self, rewards: Tensor, terminated: Tensor | None = None) -> None:
-        """Follow the rewards of steps as they were collected; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
         super()._apply(fn, recurse)
@@ -305,8 +291,7 @@ class BellmanErrorCoefficient(Coefficient):
         rate: step size per call, in (0, 1].
         scale: weight of the error > 0.
         inverse: follow the reciprocal.
-        low, high: bounds of the value, ``0 < low <= high``; of a temperature ``high`` may be ``"loss<=1%"``, which
-            follows the rewards (:class:`GuaranteedTemperature`) and prevails over ``low``.
+        low, high: bounds of the value, ``0 < low <= high``.
         error_floor: smallest ``L`` that counts, > 0.
         name, check, device: see :class:`Coefficient`.
 
@@ -332,20 +317,16 @@ class BellmanErrorCoefficient(Coefficient):
         scale: float = 1.0,
         inverse: bool = False,
         low: float = 1e-2,
-        high: float | str | GuaranteedTemperature = 1e3,
+        high: float = 1e3,
         error_floor: float = 1e-6,
         name: str = "coefficient",
         check: Check = check_positive,
         device: torch.device | str | None = None,
     ) -> None:
-        if isinstance(high, str):
-            high = GuaranteedTemperature(high, name="high", device=device)
-        ceiling, most = (high, math.inf) if isinstance(high, GuaranteedTemperature) else (None, high)
-        if not 0 < low <= most < math.inf and ceiling is None:
+        if not 0 < low <= high < math.inf:
             raise ValueError(f"The bounds must satisfy 0 < low <= high, finite, got {low!r} and {high!r}.")
         super().__init__(value, name=name, check=check, device=device)
-        self.ceiling, self.follows_rewards = ceiling, ceiling is not None
-        self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, most
+        self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, high
         self.scale = check_number(scale, "scale", "the weight of the error", positive=True)
         self.error_floor = check_number(error_floor, "error_floor", "the smallest error that counts", positive=True)
 
@@ -359,24 +340,7 @@ class BellmanErrorCoefficient(Coefficient):
         floored = error.clamp(min=self.error_floor)
         goal = self.scale / floored if self.inverse else self.scale * floored
         moved = torch.where(error.isfinite(), torch.lerp(self.value, goal, self.rate), self.value)
-        moved = moved.clamp(self.low, self.high)
-        self._write(moved if self.ceiling is None else self.ceiling.limited(moved))
-
-    @property
-    def cost_range(self) -> float | None:
-        """``k`` of an upper bound that follows the rewards, once it has one."""
-        return None if self.ceiling is None else self.ceiling.cost_range
-
-    def bind(self, cost_range: float) -> None:
-        """As :meth:`GuaranteedTemperature.bind`, of the upper bound."""
-        assert self.ceiling is not None, "a bound that is a number needs no cost_range"
-        self.ceiling.bind(cost_range)
-
-    @torch.no_grad()
-    def observe_rewards(self, rewards: Tensor, terminated: Tensor | None = None) -> None:
-        if self.ceiling is not None:
-            self.ceiling.observe_rewards(rewards, terminated)
-            self._write(self.ceiling.limited(self.value))
+        self._write(moved.clamp(self.low, self.high))
 
 
 def learnt_at_target(value: Any, target: float | None, *, target_name: str, rises: str, **how: Any) -> Coefficient:
@@ -402,143 +366,35 @@ def entropy_temperature(tau: Any, target_entropy: float | None, **how: Any) -> C
     return learnt_at_target(tau, target_entropy, target_name="target_entropy", **how)
 
 
-_WRITTEN = re.compile(r"\s*loss\s*<=\s*([0-9.eE+-]+)\s*%\s*")
-
-
-class GuaranteedTemperature(Coefficient):
+def guaranteed_temperature(share: float, *, reward_range: float, cost_range: float) -> float:
     r"""``tau = share (r_max - r_min) / k``: regularization costs at most this share of what returns can differ by.
 
     .. math:: V^* - V^{\pi_\tau} \le \frac{\tau k}{1 - \gamma} = share \cdot \frac{r_{max} - r_{min}}{1 - \gamma}
 
-    in every state, for the optimum ``pi_tau`` of the regularized problem, and for its greedy policy ``argmax q`` too.
-    ``k = (max Omega - min Omega) / tau`` (:meth:`Regularizer.cost_range`) is ``ln A`` for the entropy, ``(A - 1) / 2A``
-    for the sparsemax, ``max -ln rho`` for the KL to a prior.
+    in every state, for the optimum ``pi_tau`` of the regularized problem, and for its greedy policy ``argmax q`` too;
+    ``gamma`` cancels. The guarantee is that of the exact optimum: a network's errors come on top.
 
     Proof: ``pi_tau`` is at least as good as ``pi*`` once both pay ``Omega``; so it loses at most what ``pi*`` pays more
     than it, ``max Omega - min Omega`` a step, and ``1 / (1 - gamma)`` discounted steps. A Munchausen term, clipped or
     not, keeps the bound for the entropy: its fixed point has ``V* <= V <= V^pi + tau ln A / (1 - gamma)``.
 
-    ``r_min`` and ``r_max`` are those of all rewards ``[*B]`` seen, the 0 that follows a terminal state among them, so
-    the share is of ``(r_max - r_min) / (1 - gamma)``: no two returns differ by more. Rewards scaled by ``c`` scale
-    ``tau`` by ``c``, and so change no optimal policy. The guarantee is that of the exact optimum: a network's errors
-    come on top. Until two rewards differ there is no scale, and ``tau`` is :attr:`least`, practically a maximum.
-
     Args:
-        share: what may be lost, in (0, 1); or ``"loss<=1%"``.
-        cost_range: ``k`` > 0; None: whoever makes the loss gives it (:meth:`bind`).
-        name, check, device: see :class:`Coefficient`.
+        share: what may be lost, in (0, 1), of ``(r_max - r_min) / (1 - gamma)``: no two returns differ by more.
+        reward_range: ``r_max - r_min`` > 0 of all rewards, the 0 that follows a terminal state among them.
+        cost_range: ``k = (max Omega - min Omega) / tau`` > 0 over the policies of ``A`` actions: ``ln A`` for
+            :class:`Entropy` and :class:`Boltzmann`, ``(1 - A^(1 - q)) / (q (q - 1))`` for :class:`Tsallis` (``(A - 1) /
+            2A`` at ``q = 2``), ``max -ln rho`` over the actions that the prior allows for :class:`PriorKL`.
 
     Raises:
-        ValueError: a share out of range, another text.
+        ValueError: an argument out of range.
 
     Source: Geist, Scherrer, Pietquin, "A Theory of Regularized MDPs", ICML 2019, proposition 3; the scale is ours.
 
-    >>> tau = GuaranteedTemperature("loss<=1%", cost_range=math.log(2))
-    >>> tau.observe_rewards(torch.tensor([1.0, 1.0]), torch.tensor([False, True]))  # as of CartPole
-    >>> round(float(tau.value), 6)
+    >>> tau = guaranteed_temperature(0.01, reward_range=1.0, cost_range=math.log(2))  # of CartPole
+    >>> round(tau, 6)
     0.014427
     """
-
-    follows_rewards = True
-    exact_buffers = ("current", "ends")
-    #: The temperature before two rewards differ, in reward units.
-    least = 1e-8
-
-    def __init__(
-        self,
-        share: Any,
-        *,
-        cost_range: float | None = None,
-        name: str = "tau",
-        check: Check = check_temperature,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(self.least, name=name, check=check, device=device)
-        self.share = _share(share, name)
-        self.cost_range: float | None = None
-        # -r_min and r_max, so that both only rise.
-        self.register_buffer("ends", torch.full_like(self.value, -math.inf).repeat(2))
-        if cost_range is not None:
-            self.bind(cost_range)
-
-    def bind(self, cost_range: float) -> None:
-        """Take ``k = (max Omega - min Omega) / tau`` of what this weighs.
-
-        Raises:
-            ValueError: not a finite number > 0.
-        """
-        if not 0 < cost_range < math.inf:
-            why = "with one action, or a cost without bounds, there is nothing to guarantee"
-            raise ValueError(f"cost_range must be a finite number > 0 (in units of tau), got {cost_range!r}: {why}.")
-        self.cost_range = float(cost_range)
-
-    @torch.no_grad()
-    def observe_rewards(self, rewards: Tensor, terminated: Tensor | None = None) -> None:
-        """Take in ``rewards`` of single steps, and where they ended an episode (same shape); not finite: ignored.
-
-        In a process group those of all ranks, which must make the same calls.
-
-        Raises:
-            ValueError: ``k`` was never given.
-        """
-        if self.cost_range is None:
-            raise ValueError(f"{self.name} must be given its cost_range first, by a loss or by bind(k), got none.")
-        ends: Tensor = self.ends  # type: ignore[assignment]
-        seen = rewards.detach().to(ends).flatten()
-        if terminated is not None:
-            seen = torch.cat((seen, seen.masked_fill(terminated.to(ends.device).flatten(), 0.0)))
-        both = torch.stack((-seen, seen)).nan_to_num(-math.inf, -math.inf, -math.inf).amax(-1)
-        ends.copy_(torch.maximum(ends, largest_over_ranks(both) if in_process_group() else both))
-        self._write(torch.where(self.known, self.share / self.cost_range * ends.sum(), self.least))
-
-    @property
-    def known(self) -> Tensor:
-        """True once two rewards have differed; 0-dimensional."""
-        return self.ends.sum() > 0  # type: ignore[operator]
-
-    def limited(self, value: Tensor) -> Tensor:
-        """``value``, but at most this temperature once there is a scale."""
-        return torch.where(self.known, torch.minimum(value, self.value), value)
-
-
-def _share(value: Any, name: str) -> float:
-    """``value``, or the number in ``"loss<=1%"``, as a share in (0, 1), else ValueError."""
-    share = as_number(value)
-    if isinstance(value, str) and (written := _WRITTEN.fullmatch(value)):
-        try:
-            share = float(written[1]) / 100
-        except ValueError:
-            share = None
-    if share is None or not 0 < share < 1:
-        expected = "a number > 0 (in reward units) or 'loss<=1%', above 0% and below 100%"
-        raise ValueError(f"{name} must be {expected}, got {value!r}.")
-    return share
-
-
-def temperature(tau: Any, name: str = "tau") -> Coefficient:
-    """``tau`` as a coefficient: a number > 0, a text such as ``"loss<=1%"``, or the coefficient that it is.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(tau, str):
-        return GuaranteedTemperature(tau, name=name)
-    return made_coefficient(tau, name=name, check=check_temperature)
-
-
-def bind_guaranteed(coefficients: Iterable[Any], cost_range: Callable[[int], float], spec: Any) -> None:
-    """Give those of ``coefficients`` that follow rewards, and have no ``k`` yet, that of the actions of ``spec``.
-
-    Raises:
-        ValueError: ``spec`` does not tell the number of actions, or there is no ``k``.
-    """
-    for each in coefficients:
-        if each.follows_rewards and each.cost_range is None:
-            leaves = [] if spec is None else spec.values(True, True)
-            sizes = [n for leaf in leaves if (n := getattr(getattr(leaf, "space", None), "n", None)) is not None]
-            if not sizes:
-                raise ValueError(
-                    f"value_network must have a spec that tells the number of actions where {each.name} is a loss (or "
-                    "give it as GuaranteedTemperature(0.01, cost_range=math.log(num_actions))), got none."
-                )
-            each.bind(cost_range(int(sizes[0])))
+    if not check_number(share, "share", "what may be lost, below 1", positive=True) < 1:
+        raise ValueError(f"share must be below 1, got {share!r}.")
+    spread = check_number(reward_range, "reward_range", "r_max - r_min", positive=True)
+    return float(share) * spread / check_number(cost_range, "cost_range", "in units of tau", positive=True)

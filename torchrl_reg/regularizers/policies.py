@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from torchrl_reg.functional import soft_policy, soft_value_and_log_policy, soft_value_and_policy
 from torchrl_reg.functional.soft import finite_action_gap, masked_values, temperature_and_divisor
-from torchrl_reg.regularizers.checks import check_number
-from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, temperature
+from torchrl_reg.regularizers.checks import check_number, check_temperature
+from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, made_coefficient
 
 
 class Recorded:
@@ -82,16 +81,6 @@ class Regularizer(Recorded, CoefficientOwner):
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``mask [*B, A]`` is True where an action is allowed."""
         raise NotImplementedError
-
-    def cost_range(self, num_actions: int) -> float:
-        """``(max Omega - min Omega) / tau`` over all policies ``[A]``, which a temperature with a guarantee needs.
-
-        Raises:
-            ValueError: this regularizer does not say.
-        """
-        raise ValueError(
-            f"tau must be a number where {type(self).__name__} has no cost_range(num_actions), got a loss."
-        )
 
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Only ``value [*B]`` and ``tau_log_pi [*B, A]``."""
@@ -235,8 +224,8 @@ class Entropy(Regularizer):
     """``Omega(pi) = -tau H(pi)``: ``pi = softmax(q / tau)``, ``value = tau logsumexp(q / tau)``, of ``q [*B, A]``.
 
     Args:
-        tau: temperature > 0 in reward units; a loss to stay within, as ``"loss<=1%"`` (:class:`GuaranteedTemperature`);
-            or a :class:`Coefficient` that learns it. ``regularizer.tau = 0.01`` assigns to it.
+        tau: temperature > 0 in reward units, or a :class:`Coefficient` that learns it. ``regularizer.tau = 0.01``
+            assigns to it.
 
     Raises:
         ValueError: ``tau`` not a finite number > 0.
@@ -254,19 +243,15 @@ class Entropy(Regularizer):
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
     scalar_form = "entropy"
 
-    def __init__(self, tau: float | str | Coefficient = 0.03) -> None:
+    def __init__(self, tau: float | Coefficient = 0.03) -> None:
         super().__init__()
-        self.tau_coefficient = temperature(tau)
+        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         value, tau_log_pi = self.value_and_log_policy(masked_values(q, mask))
         pi = (tau_log_pi / temperature_and_divisor(self.tau, tau_log_pi.dtype)[1]).exp()
         action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
-
-    def cost_range(self, num_actions: int) -> float:
-        """``ln A``."""
-        return math.log(num_actions)
 
     def policy(self, q: Tensor) -> Tensor:
         return soft_policy(q, self.tau)
@@ -342,8 +327,7 @@ class Tsallis(Regularizer):
     For ``q = 2`` it lies in ``[-tau, 0]``, so a clip at or below ``-tau`` never acts.
 
     Args:
-        tau: temperature > 0 in reward units, ``"loss<=1%"`` (:class:`GuaranteedTemperature`), or a
-            :class:`Coefficient`.
+        tau: temperature > 0 in reward units, or a :class:`Coefficient`.
         q: entropic index > 1.
 
     Raises:
@@ -361,9 +345,9 @@ class Tsallis(Regularizer):
     stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
-    def __init__(self, tau: float | str | Coefficient = 0.03, q: float = 2.0) -> None:
+    def __init__(self, tau: float | Coefficient = 0.03, q: float = 2.0) -> None:
         super().__init__()
-        self.tau_coefficient = temperature(tau)
+        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
         self.q = check_number(q, "q", "the entropic index, above 1")
         if self.q <= 1:
             raise ValueError(f"q must be > 1 (its limit 1 is Entropy), got {q!r}.")
@@ -372,10 +356,6 @@ class Tsallis(Regularizer):
     def scalar_form(self) -> str | None:
         """See :mod:`torchrl_reg.planning.scalar_search`."""
         return "sparsemax" if self.q == 2 else None
-
-    def cost_range(self, num_actions: int) -> float:
-        """``(1 - A^{1 - q}) / (q (q - 1))``: ``(A - 1) / (2 A)`` of the sparsemax."""
-        return (1 - num_actions ** (1 - self.q)) / (self.q * (self.q - 1))
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         x = masked_values(q, mask)

@@ -20,7 +20,7 @@ from torchrl_reg.regularizers.checks import (
     check_temperature,
     exact_where_possible,
 )
-from torchrl_reg.regularizers.coefficients import Coefficient, coefficient, made_coefficient, temperature
+from torchrl_reg.regularizers.coefficients import Coefficient, coefficient, made_coefficient
 from torchrl_reg.regularizers.policies import Recorded, Regularized, Regularizer
 
 
@@ -31,9 +31,8 @@ class PriorKL(Regularizer):
     not renormalize ``rho``: the value then pays ``-tau ln rho(allowed)``.
 
     Args:
-        tau: temperature > 0 in reward units, ``"loss<=1%"`` (:class:`GuaranteedTemperature`; of the actions that the
-            prior allows), or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has its
-            own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
+        tau: temperature > 0 in reward units, or a :class:`Coefficient`; not with an :class:`ActionPrior`, which has
+            its own inverse temperature. ``regularizer.tau = 0.1`` sets it in either case.
         prior: an :class:`ActionPrior`, shared with everything else that holds or learns it; probabilities ``[A]``; or
             None for the uniform prior over however many actions there are. An action of probability 0 is never taken;
             where it was stored, its ``tau_log_pi`` is ``-inf``.
@@ -57,7 +56,7 @@ class PriorKL(Regularizer):
 
     def __init__(
         self,
-        tau: float | str | Coefficient | None = None,
+        tau: float | Coefficient | None = None,
         *,
         prior: ActionPrior | PriorLike | None = None,
         network: TensorDictModuleBase | None = None,
@@ -73,7 +72,7 @@ class PriorKL(Regularizer):
         self.register_buffer("log_rho", own)
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
-            self.tau_coefficient = temperature(tau)
+            self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
         self.network = network
         if network is not None:
             self.in_keys, self.own_out_keys = list(network.in_keys), ["loss_prior"]
@@ -137,15 +136,6 @@ class PriorKL(Regularizer):
         if given.shape[-1] != q.shape[-1]:
             raise ValueError(f"The prior must be over the network's {q.shape[-1]} actions, got {given.shape[-1]}.")
         return given
-
-    def cost_range(self, num_actions: int) -> float:
-        """``max -ln rho`` over the actions that the prior allows, which the guarantee is about; uniform: ``ln A``."""
-        if self.prior is not None:
-            raise ValueError(
-                "A temperature with a guarantee needs a fixed prior, got an ActionPrior, which has a beta."
-            )
-        log_prior = self.log_prior(torch.zeros(num_actions))
-        return -float(log_prior[log_prior > -math.inf].min())
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""

@@ -29,7 +29,6 @@ _UNNAMED = (
 _FLAGS = (["--help", "-h"], ["--hydra-help"], ["--version"], ["--resolve"], ["--run", "-r"], ["--multirun", "-m"])
 _OPTIONS = (["--package", "-p"], ["--config-path", "-cp"], ["--config-name", "-cn"], ["--config-dir", "-cd"])
 # A temperature by the loss it may cost: = and < are Hydra's own language.
-_LOSS = re.compile(r"([=,])(loss\s*<=[^,'\"]*)")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -61,7 +60,7 @@ class _Options(argparse.ArgumentParser):
 
 
 def readable(words: Sequence[str], config_class: type) -> list[str]:
-    """``words`` as Hydra can read them: a path with ``=`` is quoted, as is ``loss<=1%``.
+    """``words`` as Hydra can read them: a path with ``=`` is quoted.
 
     What a part of the config without a schema has yet to hold needs no ``+``: its class says what it takes.
 
@@ -73,7 +72,6 @@ def readable(words: Sequence[str], config_class: type) -> list[str]:
     kinds = field_kinds(config_class)
     free = tuple(f"{name}." for name, kind in kinds.items() if typing.get_origin(kind) is dict)
     words = [f"++{word}" if free and word.startswith(free) else word for word in words]
-    words = [_LOSS.sub(r"\1'\2'", word) for word in words]
     return [_quoted(word, sweeping) if word.lstrip("+").startswith("run.dir=") else word for word in words]
 
 

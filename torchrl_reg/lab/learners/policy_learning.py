@@ -15,7 +15,6 @@ from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.checks import check_replay_learning
 from torchrl_reg.lab.learners.optimizers import make_optimizer
 from torchrl_reg.lab.learners.replay import store
-from torchrl_reg.lab.learners.value_learning import observe_rewards
 from torchrl_reg.lab.run.evaluation import Policy
 from torchrl_reg.lab.run.run import Run
 
@@ -115,7 +114,6 @@ class PolicyLearner:
 
     def store(self, batch: TensorDictBase) -> None:
         """Stores what the loss reads from ``batch``, in order of time; of a binned action the bins."""
-        observe_rewards(self.loss, batch)
         rows = batch.select(*self.loss.in_keys)
         store(self.replay, rows if self.sequences else rows.transpose(0, 1).reshape(-1))
 

@@ -17,7 +17,7 @@ from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.checks import check_replay_learning
 from torchrl_reg.lab.learners.network_diagnostics import with_network_diagnostics
 from torchrl_reg.lab.learners.optimizers import make_optimizer
-from torchrl_reg.lab.learners.value_learning import LinearSchedule, observe_rewards
+from torchrl_reg.lab.learners.value_learning import LinearSchedule
 from torchrl_reg.lab.run.evaluation import Policy
 from torchrl_reg.lab.run.run import Run
 
@@ -122,7 +122,6 @@ class RolloutLearner:
             batch["next", "reward"].clamp_(-1, 1)
         if algo.reward_scale != 1:
             batch["next", "reward"].mul_(algo.reward_scale)
-        observe_rewards(self.loss, batch)
         self.loss.value_estimator(batch)
         rows = {key: batch.get(key).flatten(0, 1) for key in self.loss.in_keys}
         count = algo.num_envs * algo.collect_steps

@@ -273,17 +273,11 @@ class ValueLearner:
             batch["next", "reward"].clamp_(-1, 1)
         if self.algo.reward_scale != 1:
             batch["next", "reward"].mul_(self.algo.reward_scale)
-        observe_rewards(self.loss, batch)
         store(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""
         return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
-
-
-def observe_rewards(loss: Any, batch: TensorDictBase) -> None:
-    """Shows ``loss`` the rewards of a batch that was collected, if it looks at them (``loss.observe_rewards``)."""
-    getattr(loss, "observe_rewards", lambda _: None)(batch)
 
 
 def _step(schedule: Any, run: Any, frames: int) -> None:
