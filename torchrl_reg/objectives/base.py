@@ -32,7 +32,7 @@ from torchrl_reg.regularizers.coefficients import in_process_group, summed_over_
 def cleaned(
     tensordict: TensorDictBase,
     mask: Tensor | None,
-    ended: Tensor,
+    ended: Tensor | None,
     *,
     action: NestedKey,
     here: Iterable[NestedKey] = (),
@@ -40,8 +40,8 @@ def cleaned(
 ) -> TensorDictBase:
     """A shallow copy with zeros (True in masks of actions) in entries that do not count.
 
-    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also behind the end
-    ``[*B, 1]`` of an episode. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
+    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also where
+    ``ended [*B, 1]``. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
     are replaced only where they are not finite, so that batch statistics are those of the data.
     """
     out = shallow_copy(tensordict)
@@ -49,10 +49,10 @@ def cleaned(
         _blank(out, action, ~mask, whole=True)  # an index out of range, a point outside the box
         for key in here:
             _blank(out, key, ~mask)
-    unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask
-    following = out.get("next")
-    for key in next_states:
-        _blank(following, key, unused)
+    if ended is not None:
+        unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask
+        for key in next_states:
+            _blank(out.get("next"), key, unused)
     return out
 
 
@@ -397,11 +397,18 @@ class RegularizedLoss(NetworkLoss):
 
     def _set_in_keys(self) -> None:
         keys, self._state_keys = self.tensor_keys, self._states_read()
-        following = [keys.reward, keys.done, keys.terminated, *self._next_state_keys()]
-        self._in_keys = list(dict.fromkeys([keys.action, *self._state_keys, *[("next", key) for key in following]]))
+        found, next_states = [keys.action, *self._state_keys, self._reward_key], self._next_state_keys()
+        if next_states:
+            found += [("next", key) for key in (keys.done, keys.terminated, *next_states)]
+        self._in_keys = list(dict.fromkeys(found))
+
+    @property
+    def _reward_key(self) -> NestedKey:
+        """The entry ``[*B, 1]`` that targets are made of."""
+        return ("next", self.tensor_keys.reward)
 
     def _next_state_keys(self) -> Sequence[NestedKey]:
-        """What the networks read of s'."""
+        """What the networks read of s'; nothing where targets are made before the rows are sampled."""
         return self._state_keys
 
     @property
@@ -486,11 +493,12 @@ class RegularizedLoss(NetworkLoss):
                 mask = found if mask is None else mask & found
         return mask
 
-    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
-        """The reward of each row, ``[*B]``."""
-        reward = entry(tensordict, ("next", self.tensor_keys.reward))
+    def _rewards(self, tensordict: TensorDictBase, key: NestedKey | None = None) -> Tensor:
+        """The reward of each row, ``[*B]``, or another such entry."""
+        key = ("next", self.tensor_keys.reward) if key is None else key
+        reward = entry(tensordict, key)
         if reward is None:
-            raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
+            raise KeyError(f"data must have {key!r}, the reward of each step, got none.")
         return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
 
     def _clean(self, tensordict: TensorDictBase, *, next_too: bool = True) -> tuple[TensorDictBase, Tensor | None]:
@@ -502,9 +510,10 @@ class RegularizedLoss(NetworkLoss):
         keys, mask = self.tensor_keys, self._loss_mask(tensordict)
         if mask is None and not next_too:
             return tensordict, None
-        here = [keys.priority_weight, ("next", keys.reward), *self._state_keys]
-        where: dict[str, Any] = {"here": here, "next_states": self._next_state_keys()}
-        return cleaned(tensordict, mask, terminated_flag(tensordict, keys), action=keys.action, **where), mask
+        next_states = self._next_state_keys()
+        ended = terminated_flag(tensordict, keys) if next_states else None
+        here = [keys.priority_weight, self._reward_key, *self._state_keys]
+        return cleaned(tensordict, mask, ended, action=keys.action, here=here, next_states=next_states), mask
 
     # -- what it ends with --------------------------------------------------------------------------------------
 
