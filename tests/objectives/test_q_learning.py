@@ -201,9 +201,9 @@ def test_a_head_without_a_gradient_is_refused(batch: Any, cases: Any) -> None:
     """``q_values`` is what one finds first, and detached: nothing would be learnt."""
 
     class Own(ExpectedValue):
-        def regress(self, prediction: Any, action: torch.Tensor, values: torch.Tensor, masses: Any, **how: Any) -> Any:
-            q = self.q_values(prediction.z, how["bound"], TensorDict()).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-            error = q - values.squeeze(-1)
+        def regress(self, prediction: Any, action: torch.Tensor, target: Any, *, bound: Any, **_: Any) -> Any:
+            q = self.q_values(prediction.z, bound, TensorDict()).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            error = q - target.values.squeeze(-1)
             return Regression(error.square(), error.square(), error)
 
     loss = cases["m_dqn"].loss()

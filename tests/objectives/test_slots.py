@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.objectives import AdvantageGap, Munchausen, QLearningLoss
-from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles, Prediction
+from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
 from torchrl_reg.regularizers import (
     ActionPrior,
     BellmanErrorCoefficient,
@@ -280,10 +280,11 @@ def test_persistent_gap_where_the_action_is_forbidden_at_the_next_state(
     next_q = torch.tensor([[forbidden, 2.0, 0.0], [torch.nan] * 3, [forbidden, 2.0, 1.5]])
     online, target = loss._bound(data)
     monkeypatch.setattr(target, "both", lambda *_, **__: (q, next_q))
-    values, _, _, rows = loss._target(data, Prediction(q), torch.arange(3), None, online, target)
-    torch.testing.assert_close(rows["bonus"], torch.tensor([-1.0, -2.0, -0.25]))
+    how: dict[str, Any] = {"online": online, "target_network": target}
+    found = loss.value_estimator.target(loss.head, data, torch.arange(3), **how)
+    torch.testing.assert_close(found.bonus, torch.tensor([-1.0, -2.0, -0.25]))
     # gamma .9 times the best next value, minus half the gap
-    torch.testing.assert_close(values.squeeze(-1), torch.tensor([1.8 - 1.0, -2.0, 1.8 - 0.25]))
+    torch.testing.assert_close(found.values.squeeze(-1), torch.tensor([1.8 - 1.0, -2.0, 1.8 - 0.25]))
 
 
 def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
@@ -340,7 +341,7 @@ def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: A
         torch.testing.assert_close(out["squared_td_error"], data["td_error"][mask].mean())
     else:
         tau = loss.regularizer.tau_coefficient
-        torch.testing.assert_close(out["loss_tau"], tau.objective(out[loss.regularizer.controlled]))
+        torch.testing.assert_close(out["loss_tau"], tau.objective(out[loss.regularizer.dual_statistic]))
     loss.diagnostics = False
     expected = {name: out[name] for name in {"loss"} | told - {"mutual_information"}}
     torch.testing.assert_close(dict(loss(data).items()), expected)

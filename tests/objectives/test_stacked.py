@@ -28,17 +28,17 @@ def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def assert_as_alone(losses: Any, batches: Any, stack: StackedLoss | None = None) -> StackedLoss:
-    outs, gradients, drawn = [], [], []
+    outs, gradients, fractions = [], [], []
     for seed, (loss, data) in enumerate(zip(losses, batches, strict=True)):
         torch.manual_seed(seed)
-        drawn.append(loss.drawn(len(data)))
+        fractions.append(loss.sample_fractions(len(data)))
         state = torch.get_rng_state()
         torch.manual_seed(seed)
         outs.append(dict(loss(data.copy()).items()))
-        assert torch.equal(torch.get_rng_state(), state)  # as many were drawn
+        assert torch.equal(torch.get_rng_state(), state)  # as many were sampled
         gradients.append(torch.autograd.grad(outs[-1]["loss"], list(loss.parameters())))
     stack, data = stack or StackedLoss(losses), torch.stack(batches).contiguous()
-    out = dict(stack.loss(unchecked_tensordict({**dict(data.items()), **stacked(drawn)}, data.batch_size)).items())
+    out = dict(stack.loss(unchecked_tensordict({**dict(data.items()), **stacked(fractions)}, data.batch_size)).items())
     found = {name: value.expand(len(losses)) if value.ndim == 0 else value for name, value in out.items()}
     wholes = [stack.parameter(parameter) for parameter in losses[0].parameters()]
     whole = [*torch.autograd.grad(out["loss"].sum(), wholes)]

@@ -432,3 +432,17 @@ def test_a_loss_reads_the_targets_and_nothing_behind_them(mdp: TabularMDP, q: Te
     where = (rows["observation"].argmax(-1), rows["action"])
     expected.index_put_(where, errors / errors.numel(), accumulate=True)
     torch.testing.assert_close(gradient, expected.T)
+
+
+def test_rows_of_a_rollout_that_do_not_count(cases: Any, batch: Any) -> None:
+    """Not even where their targets are NaN."""
+    data = batch(6).set("value_target", torch.rand(6, 1))
+    loss = cases["soft_dqn"].loss().make_value_estimator("regularized_qlambda", gamma=GAMMA, lmbda=LAMBDA)
+    counts = torch.tensor([True, True, False, True, False, True])
+    rows = data.select(*loss.in_keys).set(("collector", "mask"), counts.unsqueeze(-1))
+    rows["value_target"][~counts] = torch.nan
+    outs = [loss(each) for each in (rows, data.select(*loss.in_keys)[counts])]
+    gradients = [torch.autograd.grad(out["loss"], list(loss.parameters())) for out in outs]
+    torch.testing.assert_close(dict(outs[0].items()), dict(outs[1].items()))
+    torch.testing.assert_close(*gradients)
+    assert "td_error" not in rows  # there is no replay that would read priorities

@@ -1,4 +1,4 @@
-"""What every loss shares: clean data, checks of the data, keys, reduction, diagnostics."""
+"""What every loss shares: coefficients, keys, a value estimator, clean and checked data, reduction, diagnostics."""
 
 from __future__ import annotations
 
@@ -28,11 +28,370 @@ from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_scalar
 from torchrl_reg.regularizers.coefficients import in_process_group, summed_over_ranks
 
+LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
+Reduction = Literal["none", "mean", "sum"]
+WeightReduction = Literal["normalized", "mean"]
+
+#: Names that a loss without such a coefficient would otherwise take and ignore.
+COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
+
+
+class RegularizedLoss(NetworkLoss):
+    """Base of the losses of this package.
+
+    Args:
+        loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
+        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
+        use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
+        weight_reduction: what ``reduction="mean"`` makes of rows ``l`` with priority weights ``w``: ``"normalized"`` is
+            TorchRL's ``sum(w l) / sum(w)``, in which the scale of the weights cancels; ``"mean"`` is ``mean(w l)``, as
+            in Schaul et al. 2016, Rainbow, Dopamine and Beyond The Rainbow.
+        diagnostics: also return the detached scalars listed by the subclass.
+
+    Attributes:
+        data_checks: which batches are checked for missing entries, NaN and actions of the wrong kind, which waits for
+            the device: ``"first"``, ``"always"``, or ``"never"`` (``"first"`` turns into that after one batch).
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys that ``set_keys`` accepts, and their defaults (those of :class:`~torchrl.objectives.DQNLoss`)."""
+
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "chosen_action_value"
+        action_value: NestedKey = "action_value"
+        action: NestedKey = "action"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+        priority_weight: NestedKey = "priority_weight"
+
+    tensor_keys: Any
+    default_keys: Any = _AcceptedKeys
+    out_keys = ["loss"]
+    value_network: TensorDictModule
+
+    #: Names of the coefficients that the loss itself owns.
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
+    tau: Any
+    default_value_estimator: Any = ValueEstimators.TD0
+    #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
+    _stand_ins: ClassVar[dict[Any, Any]] = {}
+    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
+    _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
+    #: Whether the rows of a batch have to be the successive steps of paths.
+    follows_paths: ClassVar[bool] = False
+    #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
+    _is_stack: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_stand_ins" in vars(cls) and "SUPPORTED_VALUE_ESTIMATORS" not in vars(cls):
+            own = (*cls._stand_ins, *cls._stand_ins.values())
+            cls.SUPPORTED_VALUE_ESTIMATORS = tuple(dict.fromkeys((*own, *cls.SUPPORTED_VALUE_ESTIMATORS)))
+
+    def __init__(
+        self,
+        *,
+        loss_function: LossFunction,
+        reduction: Reduction | None = "mean",
+        use_prioritized_weights: bool | Literal["auto"] = "auto",
+        weight_reduction: WeightReduction = "normalized",
+        diagnostics: bool = True,
+    ) -> None:
+        super().__init__()
+        if loss_function not in self._loss_functions:
+            *others, last = map(repr, self._loss_functions)
+            raise ValueError(f"loss_function must be {', '.join(others)} or {last}, got {loss_function!r}.")
+        reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        if not isinstance(use_prioritized_weights, bool) and use_prioritized_weights != "auto":
+            raise ValueError(f"use_prioritized_weights must be True, False or 'auto', got {use_prioritized_weights!r}.")
+        if weight_reduction not in ("normalized", "mean"):
+            raise ValueError(f"weight_reduction must be 'normalized' or 'mean', got {weight_reduction!r}.")
+        self.data_checks = "first"
+        self.loss_function = loss_function
+        self.reduction = reduction
+        self.use_prioritized_weights = use_prioritized_weights
+        self.weight_reduction = weight_reduction
+        self.diagnostics = check_flag(diagnostics, "diagnostics")
+
+    @property
+    def data_checks(self) -> Literal["first", "always", "never"]:
+        """Which batches are checked: ``"first"``, ``"always"`` or ``"never"``."""
+        return self.__dict__["_data_checks"]
+
+    @data_checks.setter
+    def data_checks(self, which: Literal["first", "always", "never"]) -> None:
+        self.__dict__["_data_checks"] = which
+        # A hook, even one that does nothing, takes a module off the fast path of its call.
+        hooks = self._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is check_before_forward]:
+            del hooks[key]
+        if which != "never":
+            self.register_forward_pre_hook(check_before_forward)
+
+    def check_data(self, tensordict: TensorDictBase) -> None:
+        """Raise if the loss cannot learn from ``tensordict``, as :attr:`data_checks` says; forward does it by itself.
+
+        For compiled losses, whose graphs do not contain these checks.
+        """
+        check_before_forward(self, (tensordict,))
+
+    # -- coefficients -------------------------------------------------------------------------------------------
+
+    def _coefficients(self) -> dict[str, Coefficient]:
+        """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
+        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
+
+    def _assignable(self) -> dict[str, Coefficient] | None:
+        """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
+        ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
+        return self._coefficients() if ready else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = None if hasattr(type(self), name) else self._assignable()
+        if held is not None and name in held:
+            held[name].assign(value)
+            return
+        kept = isinstance(value, nn.Module | nn.Parameter) or name not in COEFFICIENT_NAMES
+        if held is not None and not kept and not hasattr(self, name):
+            raise AttributeError(
+                f"{type(self).__name__} has no coefficient {name!r} to assign, only {', '.join(held) or 'none'}; gamma "
+                "and lmbda are given to make_value_estimator, and an attribute of one's own is declared in its class."
+            )
+        super().__setattr__(name, value)
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def _states_read(self) -> list[NestedKey]:
+        """What the networks read of a state."""
+        networks = [getattr(self, name) for name in self._network_names]
+        keys = dict.fromkeys(key for network in networks for key in network.in_keys)
+        return [key for key in keys if key != self.tensor_keys.action]
+
+    def _set_in_keys(self) -> None:
+        keys, self._state_keys = self.tensor_keys, self._states_read()
+        found, next_states = [keys.action, *self._state_keys, self._reward_key], self._next_state_keys()
+        if next_states:
+            found += [("next", key) for key in (keys.done, keys.terminated, *next_states)]
+        self._in_keys = list(dict.fromkeys(found))
+
+    @property
+    def _reward_key(self) -> NestedKey:
+        """The entry ``[*B, 1]`` that targets are made of."""
+        return ("next", self.tensor_keys.reward)
+
+    def _next_state_keys(self) -> Sequence[NestedKey]:
+        """What the networks read of s'; nothing where targets are made before the rows are sampled."""
+        return self._state_keys
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries read from the input (as keyword arguments: joined with ``_``)."""
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, keys: list[NestedKey]) -> None:
+        self._in_keys = keys
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        estimator = self._value_estimator
+        if estimator is not None:
+            accepted = estimator._AcceptedKeys.__dataclass_fields__
+            names = ["advantage", "value_target", "value", "reward", "done", "terminated"]
+            names += ["steps_to_next_obs", "action", "action_value"]
+            estimator.set_keys(**{n: getattr(self.tensor_keys, n) for n in names if n in accepted})
+        self._set_in_keys()
+        self._bind()
+
+    # -- value estimator ----------------------------------------------------------------------------------------
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
+        """Choose the value estimator by name, enum, class or instance; returns the loss.
+
+        Coefficients of the loss or its parts given here (``tau``, ``alpha``, ...) are assigned to them: that is where
+        they live, and the estimator is handed them at every call.
+        """
+        given = self.default_value_estimator if value_type is None else value_type
+        kind = given if isinstance(given, type) else type(given)
+        named = not issubclass(kind, ValueEstimatorBase)
+        if named:
+            given = coerce_value_type(given)
+            given = self._stand_ins.get(given, given)
+            kind = get_value_estimator_entry(given).cls if given in self.SUPPORTED_VALUE_ESTIMATORS else kind
+        if issubclass(kind, ValueEstimatorBase):  # before anything is changed
+            self._check_estimator(kind)
+        given_to = {c: hyperparams.pop(n) for n, c in self._coefficients().items() if n in hyperparams}
+        values = {c: c.checked(value) for c, value in given_to.items()}
+        for name in ("gamma", "lmbda"):
+            if name in hyperparams:
+                hyperparams[name] = check_discount(hyperparams[name], name)
+        if named:
+            hyperparams.setdefault("device", self._default_device)
+            dispatch_value_estimator(self, given, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
+        else:
+            if given is kind:
+                hyperparams.setdefault("gamma", 0.99)
+                given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
+            self._value_estimator, self.value_type = given, kind
+        for coefficient, value in values.items():
+            coefficient.assign(value)
+        self._keep_exact(hyperparams)
+        self._forward_value_estimator_keys()
+        return self
+
+    def _check_estimator(self, estimator: type) -> None:
+        """Refuse estimators of another backup: this loss would use them in part, or not at all."""
+        own = {get_value_estimator_entry(self._stand_ins.get(v, v)).cls for v in self.SUPPORTED_VALUE_ESTIMATORS}
+        registered = {entry.cls for entry in VALUE_ESTIMATOR_REGISTRY.values()}
+        if estimator not in own and (estimator in registered or not issubclass(estimator, tuple(own))):
+            names = " or ".join(sorted(cls.__name__ for cls in own))
+            raise NotImplementedError(f"{type(self).__name__} takes a {names}, got {estimator.__name__}.")
+
+    def _keep_exact(self, hyperparams: dict[str, Any]) -> None:
+        # Estimators register float32 buffers; in float64 a gamma of 0.9 would then be wrong by 1e-8.
+        for name in ("gamma", "lmbda"):
+            if name in hyperparams:
+                buffer = getattr(self._value_estimator, name)
+                self._value_estimator.register_buffer(name, exact_scalar(hyperparams[name], buffer.device))
+
+    # -- how a forward pass begins ------------------------------------------------------------------------------
+
+    def _loss_mask(self, tensordict: TensorDictBase, rewards: Tensor | None = None) -> Tensor | None:
+        """The rows ``[*B]`` that count, or None if all do."""
+        mask = None
+        for key in self._loss_mask_keys():
+            found = entry(tensordict, key)
+            if found is not None:
+                found = self._expand_loss_mask(found, self._rewards(tensordict) if rewards is None else rewards)
+                mask = found if mask is None else mask & found
+        return mask
+
+    def _rewards(self, tensordict: TensorDictBase, key: NestedKey | None = None) -> Tensor:
+        """The reward of each row, ``[*B]``, or another such entry."""
+        key = ("next", self.tensor_keys.reward) if key is None else key
+        reward = entry(tensordict, key)
+        if reward is None:
+            raise KeyError(f"data must have {key!r}, the reward of each step, got none.")
+        return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
+
+    def _clean(self, tensordict: TensorDictBase, *, next_too: bool = True) -> tuple[TensorDictBase, Tensor | None]:
+        """The data with zeros in what must not count, and the mask of the rows that do.
+
+        ``next_too=False`` leaves out what follows a terminal state, where nothing but the target could see it, which
+        drops it anyway.
+        """
+        keys, mask = self.tensor_keys, self._loss_mask(tensordict)
+        if mask is None and not next_too:
+            return tensordict, None
+        next_states = self._next_state_keys()
+        ended = terminated_flag(tensordict, keys) if next_states else None
+        here = [keys.priority_weight, self._reward_key, *self._state_keys]
+        return cleaned(tensordict, mask, ended, action=keys.action, here=here, next_states=next_states), mask
+
+    # -- what it ends with --------------------------------------------------------------------------------------
+
+    def _write_priority(self, tensordict: TensorDictBase, priority: Tensor, mask: Tensor | None) -> None:
+        """Write the priorities ``[*B]``, 0 in rows that do not count."""
+        priority = (priority if mask is None else torch.where(mask, priority, 0.0)).unsqueeze(-1)
+        if tensordict.device is not None:
+            priority = priority.to(tensordict.device)
+        held = entry(tensordict, self.tensor_keys.priority)
+        if held is not None and (held.shape, held.dtype) == (priority.shape, priority.dtype):
+            held.copy_(priority)
+        else:
+            tensordict.set(self.tensor_keys.priority, priority, inplace=True)
+
+    def _reported(self) -> dict[str, Tensor]:
+        """The current coefficients that are reported beside the means of the rows."""
+        return {"tau": self.tau}
+
+    def _output(
+        self,
+        data: TensorDictBase,
+        losses: dict[str, Tensor],
+        mask: Tensor | None,
+        rows: dict[str, Tensor],
+        terms: dict[str, Tensor],
+        weighted: Sequence[str] = ("loss",),
+    ) -> TensorDict:
+        """The ``losses [*B]`` reduced, further ``terms``, the means of the ``rows [*B]``, and the coefficients.
+
+        The weights of a prioritized sample apply to the losses named in ``weighted``.
+        """
+        weights = entry(data, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
+        if mask is not None and weights is not None:
+            weights = torch.where(mask.view_as(weights), weights, 0.0)
+        out = {n: self._reduced(data, x, mask, weights if n in weighted else None) for n, x in losses.items()} | terms
+        if self.diagnostics:
+            dtype = next(iter(out.values())).dtype
+            out |= _means(rows, mask, dtype, 1 if self._is_stack else 0)
+            out |= {name: value.to(dtype, copy=True) for name, value in self._reported().items()}
+        made = unchecked_tensordict(out)
+        params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
+        self._clear_weakrefs(data, made, *params)
+        return made
+
+    def _reduced(self, data: TensorDictBase, loss: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
+        if self._is_stack:
+            if weights is not None or mask is not None:
+                raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
+            return loss.mean(1)
+        if mask is weights is None and self.reduction == "mean":
+            return loss.mean()
+        if weights is not None and self.reduction == self.weight_reduction == "mean":
+            return masked_mean(weights.view_as(loss) * loss, mask)
+        # TorchRL's reduction would look for the masks again; skipped where there are none.
+        return self._reduce_loss(loss, tensordict=None if mask is None else data, weights=weights)
+
+
+# -- means ------------------------------------------------------------------------------------------------------------
+
+
+def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of ``rows`` over those of ``mask``, or all."""
+    return rows.mean() if mask is None else torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def batch_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`masked_mean` for a coefficient, without gradient: of the batches of all ranks, where there are several."""
+    if not in_process_group():
+        return masked_mean(rows.detach(), mask)
+    kept, count = (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
+    total, number = summed_over_ranks(torch.stack((kept.sum(), count.sum()))).unbind()
+    return total / number.clamp(min=1)
+
+
+def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:
+    """Means of equally shaped rows over all but the first ``kept`` dimensions, in one reduction and in ``dtype``.
+
+    Over the rows of ``mask`` if there is one.
+    """
+    # For one transition without batch dimensions a row is 0-dimensional, too, and a float64 coefficient has made it
+    # float64.
+    if not rows:
+        return {}
+    stacked = torch.stack([row.detach() for row in rows.values()]).to(dtype)
+    stacked = stacked.reshape(*stacked.shape[: 1 + kept], -1)
+    if mask is None:
+        means = stacked.mean(-1)
+    else:
+        means = torch.where(mask.reshape(-1), stacked, 0.0).sum(1) / mask.sum().clamp(min=1)
+    return dict(zip(rows, means.unbind(), strict=True))
+
+
+# -- clean data -------------------------------------------------------------------------------------------------------
+
 
 def cleaned(
     tensordict: TensorDictBase,
     mask: Tensor | None,
-    ended: Tensor,
+    ended: Tensor | None,
     *,
     action: NestedKey,
     here: Iterable[NestedKey] = (),
@@ -40,8 +399,8 @@ def cleaned(
 ) -> TensorDictBase:
     """A shallow copy with zeros (True in masks of actions) in entries that do not count.
 
-    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also behind the end
-    ``[*B, 1]`` of an episode. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
+    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also where
+    ``ended [*B, 1]``. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
     are replaced only where they are not finite, so that batch statistics are those of the data.
     """
     out = shallow_copy(tensordict)
@@ -49,10 +408,10 @@ def cleaned(
         _blank(out, action, ~mask, whole=True)  # an index out of range, a point outside the box
         for key in here:
             _blank(out, key, ~mask)
-    unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask
-    following = out.get("next")
-    for key in next_states:
-        _blank(following, key, unused)
+    if ended is not None:
+        unused = ended.squeeze(-1) if mask is None else ended.squeeze(-1) | ~mask
+        for key in next_states:
+            _blank(out.get("next"), key, unused)
     return out
 
 
@@ -66,6 +425,21 @@ def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: b
     # An all-False action mask would produce NaN, so it is filled with True.
     fill = found.dtype == torch.bool and not whole
     tensordict.set(key, found.masked_fill(rows, fill))
+
+
+# -- checks of the data -----------------------------------------------------------------------------------------------
+
+
+def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
+    """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
+    if torch.compiler.is_compiling() or loss.data_checks == "never" or not args or isinstance(args[0], Tensor):
+        return
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    forget_updater_warning(loss)
+    check_data(loss, args[0])
+    if loss.data_checks == "first":  # until one has passed
+        loss.data_checks = "never"
 
 
 #: How far an action may lie beyond its box, in widths of the box, besides the rounding of its dtype.
@@ -220,360 +594,3 @@ def _any(condition: Tensor) -> bool:
     with contextlib.suppress(RuntimeError, NotImplementedError):
         return bool(condition.any())
     return False
-
-
-def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
-    """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
-    if torch.compiler.is_compiling() or loss.data_checks == "never" or not args or isinstance(args[0], Tensor):
-        return
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return
-    forget_updater_warning(loss)
-    check_data(loss, args[0])
-    if loss.data_checks == "first":  # until one has passed
-        loss.data_checks = "never"
-
-
-LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
-Reduction = Literal["none", "mean", "sum"]
-WeightReduction = Literal["normalized", "mean"]
-
-#: Names that a loss without such a coefficient would otherwise take and ignore.
-COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
-
-
-class RegularizedLoss(NetworkLoss):
-    """Base of the losses of this package.
-
-    Args:
-        loss_function: distance between prediction and target: ``"smooth_l1"`` (Huber, delta 1), ``"l2"``, ``"l1"``.
-        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
-        use_prioritized_weights: as in :class:`~torchrl.objectives.DQNLoss`.
-        weight_reduction: what ``reduction="mean"`` makes of rows ``l`` with priority weights ``w``: ``"normalized"`` is
-            TorchRL's ``sum(w l) / sum(w)``, in which the scale of the weights cancels; ``"mean"`` is ``mean(w l)``, as
-            in Schaul et al. 2016, Rainbow, Dopamine and Beyond The Rainbow.
-        diagnostics: also return the detached scalars listed by the subclass.
-
-    Attributes:
-        data_checks: which batches are checked for missing entries, NaN and actions of the wrong kind, which waits for
-            the device: ``"first"``, ``"always"``, or ``"never"`` (``"first"`` turns into that after one batch).
-    """
-
-    @dataclass
-    class _AcceptedKeys:
-        """Keys that ``set_keys`` accepts, and their defaults (those of :class:`~torchrl.objectives.DQNLoss`)."""
-
-        advantage: NestedKey = "advantage"
-        value_target: NestedKey = "value_target"
-        value: NestedKey = "chosen_action_value"
-        action_value: NestedKey = "action_value"
-        action: NestedKey = "action"
-        priority: NestedKey = "td_error"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-        steps_to_next_obs: NestedKey = "steps_to_next_obs"
-        priority_weight: NestedKey = "priority_weight"
-
-    tensor_keys: Any
-    default_keys: Any = _AcceptedKeys
-    out_keys = ["loss"]
-    value_network: TensorDictModule
-
-    #: Names of the coefficients that the loss itself owns.
-    coefficient_names: ClassVar[tuple[str, ...]] = ()
-    tau: Any
-    default_value_estimator: Any = ValueEstimators.TD0
-    #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
-    _stand_ins: ClassVar[dict[Any, Any]] = {}
-    SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
-    _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
-    #: Whether the rows of a batch have to be the successive steps of paths.
-    follows_paths: ClassVar[bool] = False
-    #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
-    _is_stack: bool = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "_stand_ins" in vars(cls) and "SUPPORTED_VALUE_ESTIMATORS" not in vars(cls):
-            own = (*cls._stand_ins, *cls._stand_ins.values())
-            cls.SUPPORTED_VALUE_ESTIMATORS = tuple(dict.fromkeys((*own, *cls.SUPPORTED_VALUE_ESTIMATORS)))
-
-    def __init__(
-        self,
-        *,
-        loss_function: LossFunction,
-        reduction: Reduction | None = "mean",
-        use_prioritized_weights: bool | Literal["auto"] = "auto",
-        weight_reduction: WeightReduction = "normalized",
-        diagnostics: bool = True,
-    ) -> None:
-        super().__init__()
-        if loss_function not in self._loss_functions:
-            *others, last = map(repr, self._loss_functions)
-            raise ValueError(f"loss_function must be {', '.join(others)} or {last}, got {loss_function!r}.")
-        reduction = "mean" if reduction is None else reduction  # as TorchRL's losses read None
-        if reduction not in ("none", "mean", "sum"):
-            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
-        if not isinstance(use_prioritized_weights, bool) and use_prioritized_weights != "auto":
-            raise ValueError(f"use_prioritized_weights must be True, False or 'auto', got {use_prioritized_weights!r}.")
-        if weight_reduction not in ("normalized", "mean"):
-            raise ValueError(f"weight_reduction must be 'normalized' or 'mean', got {weight_reduction!r}.")
-        self.data_checks = "first"
-        self.loss_function = loss_function
-        self.reduction = reduction
-        self.use_prioritized_weights = use_prioritized_weights
-        self.weight_reduction = weight_reduction
-        self.diagnostics = check_flag(diagnostics, "diagnostics")
-
-    @property
-    def data_checks(self) -> Literal["first", "always", "never"]:
-        """Which batches are checked: ``"first"``, ``"always"`` or ``"never"``."""
-        return self.__dict__["_data_checks"]
-
-    @data_checks.setter
-    def data_checks(self, which: Literal["first", "always", "never"]) -> None:
-        self.__dict__["_data_checks"] = which
-        # A hook, even one that does nothing, takes a module off the fast path of its call.
-        hooks = self._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if hook is check_before_forward]:
-            del hooks[key]
-        if which != "never":
-            self.register_forward_pre_hook(check_before_forward)
-
-    def check_data(self, tensordict: TensorDictBase) -> None:
-        """Raise if the loss cannot learn from ``tensordict``, as :attr:`data_checks` says; forward does it by itself.
-
-        For compiled losses, whose graphs do not contain these checks.
-        """
-        check_before_forward(self, (tensordict,))
-
-    # -- coefficients -------------------------------------------------------------------------------------------
-
-    def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
-        return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
-
-    def _assignable(self) -> dict[str, Coefficient] | None:
-        """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
-        ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
-        return self._coefficients() if ready else None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        held = None if hasattr(type(self), name) else self._assignable()
-        if held is not None and name in held:
-            held[name].assign(value)
-            return
-        kept = isinstance(value, nn.Module | nn.Parameter) or name not in COEFFICIENT_NAMES
-        if held is not None and not kept and not hasattr(self, name):
-            raise AttributeError(
-                f"{type(self).__name__} has no coefficient {name!r} to assign, only {', '.join(held) or 'none'}; gamma "
-                "and lmbda are given to make_value_estimator, and an attribute of one's own is declared in its class."
-            )
-        super().__setattr__(name, value)
-
-    # -- keys ---------------------------------------------------------------------------------------------------
-
-    def _states_read(self) -> list[NestedKey]:
-        """What the networks read of a state."""
-        networks = [getattr(self, name) for name in self._network_names]
-        keys = dict.fromkeys(key for network in networks for key in network.in_keys)
-        return [key for key in keys if key != self.tensor_keys.action]
-
-    def _set_in_keys(self) -> None:
-        keys, self._state_keys = self.tensor_keys, self._states_read()
-        following = [keys.reward, keys.done, keys.terminated, *self._next_state_keys()]
-        self._in_keys = list(dict.fromkeys([keys.action, *self._state_keys, *[("next", key) for key in following]]))
-
-    def _next_state_keys(self) -> Sequence[NestedKey]:
-        """What the networks read of s'."""
-        return self._state_keys
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries read from the input (as keyword arguments: joined with ``_``)."""
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, keys: list[NestedKey]) -> None:
-        self._in_keys = keys
-
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        estimator = self._value_estimator
-        if estimator is not None:
-            accepted = estimator._AcceptedKeys.__dataclass_fields__
-            names = ["advantage", "value_target", "value", "reward", "done", "terminated"]
-            names += ["steps_to_next_obs", "action", "action_value"]
-            estimator.set_keys(**{n: getattr(self.tensor_keys, n) for n in names if n in accepted})
-        self._set_in_keys()
-        self._bind()
-
-    # -- value estimator ----------------------------------------------------------------------------------------
-
-    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
-        """Choose the value estimator by name, enum, class or instance; returns the loss.
-
-        Coefficients of the loss or its parts given here (``tau``, ``alpha``, ...) are assigned to them: that is where
-        they live, and the estimator is handed them at every call.
-        """
-        given = self.default_value_estimator if value_type is None else value_type
-        kind = given if isinstance(given, type) else type(given)
-        named = not issubclass(kind, ValueEstimatorBase)
-        if named:
-            given = coerce_value_type(given)
-            given = self._stand_ins.get(given, given)
-            kind = get_value_estimator_entry(given).cls if given in self.SUPPORTED_VALUE_ESTIMATORS else kind
-        if issubclass(kind, ValueEstimatorBase):  # before anything is changed
-            self._check_estimator(kind)
-        given_to = {c: hyperparams.pop(n) for n, c in self._coefficients().items() if n in hyperparams}
-        values = {c: c.checked(value) for c, value in given_to.items()}
-        for name in ("gamma", "lmbda"):
-            if name in hyperparams:
-                hyperparams[name] = check_discount(hyperparams[name], name)
-        if named:
-            hyperparams.setdefault("device", self._default_device)
-            dispatch_value_estimator(self, given, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
-        else:
-            if given is kind:
-                hyperparams.setdefault("gamma", 0.99)
-                given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
-            self._value_estimator, self.value_type = given, kind
-        for coefficient, value in values.items():
-            coefficient.assign(value)
-        self._keep_exact(hyperparams)
-        self._forward_value_estimator_keys()
-        return self
-
-    def _check_estimator(self, estimator: type) -> None:
-        """Refuse estimators of another backup: this loss would use them in part, or not at all."""
-        own = {get_value_estimator_entry(self._stand_ins.get(v, v)).cls for v in self.SUPPORTED_VALUE_ESTIMATORS}
-        registered = {entry.cls for entry in VALUE_ESTIMATOR_REGISTRY.values()}
-        if estimator not in own and (estimator in registered or not issubclass(estimator, tuple(own))):
-            names = " or ".join(sorted(cls.__name__ for cls in own))
-            raise NotImplementedError(f"{type(self).__name__} takes a {names}, got {estimator.__name__}.")
-
-    def _keep_exact(self, hyperparams: dict[str, Any]) -> None:
-        # Estimators register float32 buffers; in float64 a gamma of 0.9 would then be wrong by 1e-8.
-        for name in ("gamma", "lmbda"):
-            if name in hyperparams:
-                buffer = getattr(self._value_estimator, name)
-                self._value_estimator.register_buffer(name, exact_scalar(hyperparams[name], buffer.device))
-
-    # -- how a forward pass begins ------------------------------------------------------------------------------
-
-    def _loss_mask(self, tensordict: TensorDictBase, rewards: Tensor | None = None) -> Tensor | None:
-        """The rows ``[*B]`` that count, or None if all do."""
-        mask = None
-        for key in self._loss_mask_keys():
-            found = entry(tensordict, key)
-            if found is not None:
-                found = self._expand_loss_mask(found, self._rewards(tensordict) if rewards is None else rewards)
-                mask = found if mask is None else mask & found
-        return mask
-
-    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
-        """The reward of each row, ``[*B]``."""
-        reward = entry(tensordict, ("next", self.tensor_keys.reward))
-        if reward is None:
-            raise KeyError(f"data must have {('next', self.tensor_keys.reward)!r}, the reward of each step, got none.")
-        return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
-
-    def _clean(self, tensordict: TensorDictBase, *, next_too: bool = True) -> tuple[TensorDictBase, Tensor | None]:
-        """The data with zeros in what must not count, and the mask of the rows that do.
-
-        ``next_too=False`` leaves out what follows a terminal state, where nothing but the target could see it, which
-        drops it anyway.
-        """
-        keys, mask = self.tensor_keys, self._loss_mask(tensordict)
-        if mask is None and not next_too:
-            return tensordict, None
-        here = [keys.priority_weight, ("next", keys.reward), *self._state_keys]
-        where: dict[str, Any] = {"here": here, "next_states": self._next_state_keys()}
-        return cleaned(tensordict, mask, terminated_flag(tensordict, keys), action=keys.action, **where), mask
-
-    # -- what it ends with --------------------------------------------------------------------------------------
-
-    def _write_priority(self, tensordict: TensorDictBase, priority: Tensor, mask: Tensor | None) -> None:
-        """Write the priorities ``[*B]``, 0 in rows that do not count."""
-        priority = (priority if mask is None else torch.where(mask, priority, 0.0)).unsqueeze(-1)
-        if tensordict.device is not None:
-            priority = priority.to(tensordict.device)
-        held = entry(tensordict, self.tensor_keys.priority)
-        if held is not None and (held.shape, held.dtype) == (priority.shape, priority.dtype):
-            held.copy_(priority)
-        else:
-            tensordict.set(self.tensor_keys.priority, priority, inplace=True)
-
-    def _reported(self) -> dict[str, Tensor]:
-        """The current coefficients that are reported beside the means of the rows."""
-        return {"tau": self.tau}
-
-    def _output(
-        self,
-        data: TensorDictBase,
-        losses: dict[str, Tensor],
-        mask: Tensor | None,
-        rows: dict[str, Tensor],
-        terms: dict[str, Tensor],
-        weighted: Sequence[str] = ("loss",),
-    ) -> TensorDict:
-        """The ``losses [*B]`` reduced, further ``terms``, the means of the ``rows [*B]``, and the coefficients.
-
-        The weights of a prioritized sample apply to the losses named in ``weighted``.
-        """
-        weights = entry(data, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
-        if mask is not None and weights is not None:
-            weights = torch.where(mask.view_as(weights), weights, 0.0)
-        out = {n: self._reduced(data, x, mask, weights if n in weighted else None) for n, x in losses.items()} | terms
-        if self.diagnostics:
-            dtype = next(iter(out.values())).dtype
-            out |= _means(rows, mask, dtype, 1 if self._is_stack else 0)
-            out |= {name: value.to(dtype, copy=True) for name, value in self._reported().items()}
-        made = unchecked_tensordict(out)
-        params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
-        self._clear_weakrefs(data, made, *params)
-        return made
-
-    def _reduced(self, data: TensorDictBase, loss: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
-        if self._is_stack:
-            if weights is not None or mask is not None:
-                raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
-            return loss.mean(1)
-        if mask is weights is None and self.reduction == "mean":
-            return loss.mean()
-        if weights is not None and self.reduction == self.weight_reduction == "mean":
-            return masked_mean(weights.view_as(loss) * loss, mask)
-        # TorchRL's reduction would look for the masks again; skipped where there are none.
-        return self._reduce_loss(loss, tensordict=None if mask is None else data, weights=weights)
-
-
-def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of ``rows`` over those of ``mask``, or all."""
-    return rows.mean() if mask is None else torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def batch_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`masked_mean` for a coefficient, without gradient: of the batches of all ranks, where there are several."""
-    if not in_process_group():
-        return masked_mean(rows.detach(), mask)
-    kept, count = (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
-    total, number = summed_over_ranks(torch.stack((kept.sum(), count.sum()))).unbind()
-    return total / number.clamp(min=1)
-
-
-def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:
-    """Means of equally shaped rows over all but the first ``kept`` dimensions, in one reduction and in ``dtype``.
-
-    Over the rows of ``mask`` if there is one.
-    """
-    # For one transition without batch dimensions a row is 0-dimensional, too, and a float64 coefficient has made it
-    # float64.
-    if not rows:
-        return {}
-    stacked = torch.stack([row.detach() for row in rows.values()]).to(dtype)
-    stacked = stacked.reshape(*stacked.shape[: 1 + kept], -1)
-    if mask is None:
-        means = stacked.mean(-1)
-    else:
-        means = torch.where(mask.reshape(-1), stacked, 0.0).sum(1) / mask.sum().clamp(min=1)
-    return dict(zip(rows, means.unbind(), strict=True))

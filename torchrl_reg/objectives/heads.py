@@ -19,11 +19,11 @@ from torchrl_reg.regularizers import Regularized
 from torchrl_reg.regularizers.checks import as_number, check_flag
 
 
-class TargetValues(NamedTuple):
-    """What the target network says."""
+class TargetOutputs(NamedTuple):
+    """Outputs of the target network."""
 
     q: Tensor | None
-    """Q-values ``[*B, A]`` at s, if they were asked for."""
+    """Q-values ``[*B, A]`` at s; None where it was not read there."""
     next_q: Tensor
     """Q-values behind the policy at s' ``[*B, A]``."""
     next_z: Tensor
@@ -39,6 +39,19 @@ class Prediction(NamedTuple):
     """Quantile fractions of the N, if they were drawn."""
 
 
+class Target(NamedTuple):
+    """What a prediction is regressed to, and what it was made of at s."""
+
+    values: Tensor
+    """``[*B, M]``, in reward units."""
+    masses: Tensor | None = None
+    """Probabilities ``[*B, M]`` of the values; None: equal."""
+    bonus: Tensor | None = None
+    """Of the shaping ``[*B]``, in reward units."""
+    tau_log_pi: Tensor | None = None
+    """Scaled log-policy at s ``[*B, A]`` that the bonus or the trace was made of."""
+
+
 class Regression(NamedTuple):
     """How far the prediction lies from its target."""
 
@@ -47,13 +60,13 @@ class Regression(NamedTuple):
     priority: Tensor
     """Priorities ``[*B]``, detached."""
     td_error: Tensor | None
-    """Difference of the means ``[*B]``, detached; None where nobody asked and it would have cost something."""
+    """Difference of the means ``[*B]``, detached; None where it is not reported and would cost something."""
     clipped_mass: Tensor | None = None
-    """Share of the target's mass that lies outside the grid ``[*B]``; None without a grid, or where nobody asked."""
+    """Share of the target's mass that lies outside the grid ``[*B]``; None without a grid, or where not reported."""
 
 
 class Head:
-    """Base of the heads: reads what the network says at (s, a), backs up values from s', and measures the distance.
+    """Base of the heads: reads the network at (s, a), backs up values from s', and measures the distance.
 
     As written here it reads networks with ``outputs(observation) [*B, N, A]``.
     """
@@ -63,20 +76,20 @@ class Head:
     #: Whether reading it draws random numbers.
     draws: ClassVar[bool] = False
     #: Whether values at successive steps can be mixed in a lambda-return.
-    traces: ClassVar[bool] = True
+    supports_lambda_returns: ClassVar[bool] = True
     #: Whether the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
 
     @property
     def stackable(self) -> bool:
-        """True if several losses may be computed as one; a head that draws then has its own :meth:`drawn`."""
+        """True if several losses may be computed as one; a head that draws then overrides :meth:`sample_fractions`."""
         return not self.draws
 
-    def drawn(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
+    def sample_fractions(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
         """The random numbers of one pass over ``rows`` rows, in its order; it takes them from data that have them.
 
-        ``here`` and ``double`` say whether the target network is read at s, and the online network at s', too;
-        ``like`` has their dtype and device.
+        ``here``: the target network is read at s, too; ``double``: the online network is read at s', too; ``like`` has
+        their dtype and device.
         """
         return {}
 
@@ -97,34 +110,34 @@ class Head:
                 f"loss_function must be None, as the distance is that of {type(self).__name__}, got {loss_function!r}."
             )
 
-    def online(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Prediction:
-        """The online network's outputs at s."""
+    def outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Prediction:
+        """The online network's outputs at the states of ``tensordict``."""
         return Prediction(bound.inner.outputs(*bound.inputs(tensordict)))
 
     def q_values(self, z: Tensor, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` of outputs ``z`` at ``tensordict``, forbidden actions masked."""
         return bound.allowed(bound.inner.mean(z.detach()), tensordict)
 
-    def target(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetValues:
-        """What the target network says at s' and, with ``here``, at s."""
+    def target_outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
+        """The target network's outputs at s' and, with ``here``, at s."""
         following, outputs = entry(tensordict, "next"), bound.inner.outputs
         if not here:
             next_z = outputs(*bound.inputs(following))
-            return TargetValues(None, self.q_values(next_z, bound, following), next_z)
+            return TargetOutputs(None, self.q_values(next_z, bound, following), next_z)
         z, next_z = bound.both(tensordict, call=outputs)
-        return TargetValues(self.q_values(z, bound, tensordict), self.q_values(next_z, bound, following), next_z)
+        return TargetOutputs(self.q_values(z, bound, tensordict), self.q_values(next_z, bound, following), next_z)
 
     def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` of the online network at s', for double Q-learning."""
         following = entry(tensordict, "next")
-        return self.q_values(self.online(bound, following).z, bound, following)
+        return self.q_values(self.outputs(bound, following).z, bound, following)
 
     def backup(
         self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork, *, greedy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """``sum_a pi(a|s') (z(s', a) - cost(a))`` as values ``[*B, M]`` and their masses (None: equal).
 
-        ``greedy`` says that the policy is all on one action.
+        ``greedy``: the policy is all on one action.
         """
         raise NotImplementedError
 
@@ -132,17 +145,16 @@ class Head:
         self,
         prediction: Prediction,
         action: Tensor,
-        values: Tensor,
-        masses: Tensor | None,
+        target: Target,
         *,
         bound: BoundQNetwork,
         loss_function: str,
         reports: bool,
     ) -> Regression:
-        """Distance of the outputs at the indices ``action [*B]`` from target ``values [*B, M]`` with their ``masses``.
+        """Distance of the outputs at the indices ``action [*B]`` from ``target``; ``bound`` is the target network.
 
-        ``loss_function`` names the distance of an expected value; distributions have their own. ``reports`` says that
-        the TD error is wanted.
+        ``loss_function`` names the distance of an expected value; distributions have their own. ``reports``: the TD
+        error is wanted.
         """
         raise NotImplementedError
 
@@ -165,35 +177,35 @@ class ExpectedValue(Head):
     def check(self, network: Any, loss_function: str | None) -> None:
         """Any network that writes Q-values will do, and any distance."""
 
-    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+    def outputs(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
         return Prediction(bound(tensordict))
 
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return z.detach()
 
-    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetValues:
+    def target_outputs(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
         if not here:
             next_q = bound(entry(tensordict, "next"))
-            return TargetValues(None, next_q, next_q)
+            return TargetOutputs(None, next_q, next_q)
         q, next_q = bound.both(tensordict)
-        return TargetValues(q, next_q, next_q)
+        return TargetOutputs(q, next_q, next_q)
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
         return ((policy.pi * next_z).sum(-1) - policy.cost).unsqueeze(-1), None
 
     def regress(
-        self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
+        self, prediction: Prediction, action: Tensor, target: Target, *, loss_function: str, **_: Any
     ) -> Regression:
         # Targets and priorities keep float32 where the network computes in half precision.
         value = at_least_float32(taken(prediction.z, action))
-        goal = values.squeeze(-1).to(value.dtype)
-        if how["loss_function"] in ("l2", "half_l2"):
+        goal = target.values.squeeze(-1).to(value.dtype)
+        if loss_function in ("l2", "half_l2"):
             difference = value - goal
             square = difference.square()
-            loss = square if how["loss_function"] == "l2" else 0.5 * square
+            loss = square if loss_function == "l2" else 0.5 * square
             return Regression(loss, square.detach(), difference.detach())
         td_error = value.detach() - goal
-        return Regression(distance_loss(value, goal, how["loss_function"]), td_error.square(), td_error)
+        return Regression(distance_loss(value, goal, loss_function), td_error.square(), td_error)
 
 
 class Categorical(Head):
@@ -209,7 +221,7 @@ class Categorical(Head):
     """
 
     actor_type = CategoricalQActor
-    traces = False
+    supports_lambda_returns = False
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
         support = bound.inner.support
@@ -221,17 +233,17 @@ class Categorical(Head):
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(
-        self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
+        self, prediction: Prediction, action: Tensor, target: Target, *, bound: Any, reports: bool, **_: Any
     ) -> Regression:
-        assert masses is not None
-        support = how["bound"].inner.support
+        assert target.masses is not None
+        values, masses, support = target.values, target.masses, bound.inner.support
         log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
         with torch.no_grad():
             p, masses = log_p.exp(), masses / masses.sum(-1, keepdim=True)
             projected = categorical_projection(values, masses, support).to(p.dtype)
             mean = (masses * values).sum(-1)
             td_error = clipped = None
-            if how["reports"]:
+            if reports:
                 td_error = (p * support.to(p.dtype)).sum(-1) - mean
                 clipped = torch.where(_outside(values, support), masses, 0.0).sum(-1)
         # NaN for an infinite reward, which the grid would clip to its end, and the run would go on.
@@ -245,10 +257,10 @@ def _outside(values: Tensor, support: Tensor) -> Tensor:
     return (values < support[0] - slack) | (values > support[-1] + slack)
 
 
-#: Entries of data that hold fractions ``[*B, N]`` (or ``[1, N]``) drawn before: of the online and target networks.
+#: Entries of data that hold fractions ``[*B, N]`` (or ``[1, N]``) sampled before: of the online and target networks.
 ONLINE, HERE, NEXT, DOUBLE = "_fractions_online", "_fractions_here", "_fractions_next", "_fractions_double"
 #: With more fractions than that, computing several losses together is no faster (tests/README.md).
-MOST_STACKED = 16
+MAX_STACKED_FRACTIONS = 16
 
 
 class Quantiles(Head):
@@ -272,14 +284,12 @@ class Quantiles(Head):
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
-    def regress(
-        self, prediction: Prediction, action: Tensor, values: Tensor, masses: Tensor | None, **how: Any
-    ) -> Regression:
-        z, fractions = of_action(prediction.z, action), prediction.fractions
+    def regress(self, prediction: Prediction, action: Tensor, target: Target, *, reports: bool, **_: Any) -> Regression:
+        z, fractions, values = of_action(prediction.z, action), prediction.fractions, target.values
         if fractions is None:
             count, dtype = z.shape[-1], at_least_float32(z).dtype
             fractions = (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count
-        td_error = z.detach().mean(-1) - values.mean(-1) if how["reports"] else None
+        td_error = z.detach().mean(-1) - values.mean(-1) if reports else None
         elementwise = quantile_huber_loss(z, fractions.expand_as(z), values, self.kappa)
         priority = elementwise.detach().clone()
         if self.absolute_priority:
@@ -324,7 +334,7 @@ class ImplicitQuantiles(Quantiles):
 
     actor_type = QuantileQActor
     draws = True
-    traces = False
+    supports_lambda_returns = False
 
     def __init__(
         self,
@@ -346,9 +356,9 @@ class ImplicitQuantiles(Quantiles):
 
     @property
     def stackable(self) -> bool:
-        return max(self.num_quantiles, self.num_target_quantiles) <= MOST_STACKED
+        return max(self.num_quantiles, self.num_target_quantiles) <= MAX_STACKED_FRACTIONS
 
-    def drawn(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
+    def sample_fractions(self, rows: int, *, here: bool, double: bool, like: Tensor) -> dict[str, Tensor]:
         policy, extra = self.num_policy_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
         counts = {ONLINE: self.num_quantiles, HERE: policy * here, NEXT: self.num_target_quantiles + extra}
         counts[DOUBLE] = policy * double
@@ -368,7 +378,7 @@ class ImplicitQuantiles(Quantiles):
         given = entry(tensordict, name)
         return self.fractions(features, count) if given is None else given
 
-    def online(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+    def outputs(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
         net = bound.inner.network
         features = net.features(*bound.inputs(tensordict))
         fractions = self._fractions(tensordict, ONLINE, features, self.num_quantiles)
@@ -377,20 +387,20 @@ class ImplicitQuantiles(Quantiles):
     def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
         return bound.allowed(z.detach().mean(-2), tensordict)
 
-    def target(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetValues:
+    def target_outputs(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
         net, following = bound.inner.network, entry(tensordict, "next")
         states = bound.both(tensordict, call=net.features) if here else (net.features(*bound.inputs(following)),)
         # At s' those of the target come first, then those behind the policy.
         count, extra = self.num_target_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
         counts = (self.num_policy_quantiles, count + extra)[-len(states) :]
         parts = zip((HERE, NEXT)[-len(states) :], states, counts, strict=True)
-        drawn = [self._fractions(tensordict, name, features, n) for name, features, n in parts]
+        fractions = [self._fractions(tensordict, name, features, n) for name, features, n in parts]
         # Layers with batch statistics have to see the states apart, and a network of the user's may know no other way.
         apart = bound.mixes_rows or not hasattr(net, "quantiles_of")
-        *at_s, z = map(net.quantiles, states, drawn) if apart else net.quantiles_of(states, drawn)
+        *at_s, z = map(net.quantiles, states, fractions) if apart else net.quantiles_of(states, fractions)
         next_z, behind = (z, z) if self.reuse_quantiles else z.split((count, extra), -2)
         q = self.q_values(at_s[0], bound, tensordict) if at_s else None
-        return TargetValues(q, self.q_values(behind, bound, following), next_z)
+        return TargetOutputs(q, self.q_values(behind, bound, following), next_z)
 
     def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
         net, following = bound.inner.network, entry(tensordict, "next")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
@@ -28,23 +28,13 @@ from torchrl_reg.objectives.base import (
     batch_mean,
 )
 from torchrl_reg.objectives.binding import BoundQNetwork
-from torchrl_reg.objectives.heads import Head, Prediction, TargetValues, head_of
+from torchrl_reg.objectives.heads import Head, Prediction, Regression, Target, head_of
 from torchrl_reg.objectives.shaping import Shaping
-from torchrl_reg.objectives.value import RegValueEstimators, terminated_flag
-from torchrl_reg.regularizers import HardMax, Regularized, Regularizer
+from torchrl_reg.objectives.stacked import StackedLoss
+from torchrl_reg.objectives.value import OnlinePolicy, RegValueEstimators
+from torchrl_reg.regularizers import HardMax, Regularizer
 from torchrl_reg.regularizers.checks import check_flag
 from torchrl_reg.regularizers.coefficients import Coefficient
-
-
-class _Policies(NamedTuple):
-    """The policies that are needed: at s' its value or all of it, at s the scaled log-policies."""
-
-    next_value: Tensor | None = None
-    following: Regularized | None = None
-    here: Tensor | None = None
-    online: Tensor | None = None
-    given: dict[str, Tensor] = {}
-    """What the policies at s depend on beside q."""
 
 
 class QLearningLoss(RegularizedLoss):
@@ -156,7 +146,7 @@ class QLearningLoss(RegularizedLoss):
             raise ValueError(f"double_dqn must be False with a shaping, got True: Double Q-learning {why}.")
         self.delay_value, self.double_dqn = check_flag(delay_value, "delay_value"), check_flag(double_dqn, "double_dqn")
         network = _q_value_actor(value_network, action_space)
-        self.head = self._made_head(network, head, head_options)
+        self.head = self._make_head(network, head, head_options)
         self.head.check(network, loss_function)
         self.convert_to_functional(network, "value_network", create_target_params=delay_value)
         self.regularizer = (HardMax() if regularizer is None else regularizer).to(self._default_device)
@@ -169,7 +159,7 @@ class QLearningLoss(RegularizedLoss):
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
         self.make_value_estimator()
 
-    def _made_head(self, network: Any, head: Head | None, options: dict[str, Any]) -> Head:
+    def _make_head(self, network: Any, head: Head | None, options: dict[str, Any]) -> Head:
         _check_slot("head", head, Head)
         if head is not None:
             if options:
@@ -193,20 +183,20 @@ class QLearningLoss(RegularizedLoss):
             raise ValueError(f"action_space must be 'categorical' or 'one-hot', got {resolved!r}.")
         return resolved
 
-    def stacked_with(self, others: Sequence[QLearningLoss]) -> Any:
-        """This loss and ``others`` as one :class:`~torchrl_reg.objectives.stacked.StackedLoss`.
+    def stacked_with(self, others: Sequence[QLearningLoss]) -> StackedLoss:
+        """This loss and ``others`` as one.
 
         Raises:
             ValueError: they cannot be stacked.
         """
-        from torchrl_reg.objectives.stacked import StackedLoss
-
         return StackedLoss([self, *others])
 
-    def drawn(self, rows: int) -> dict[str, Tensor]:
-        """The random numbers of a forward pass over ``rows`` rows, drawn now; that pass takes them from its data."""
-        how: dict[str, Any] = {"here": self._reads_target_here, "double": self.double_dqn}
-        return self.head.drawn(rows, **how, like=next(self.parameters())) if self.head.draws else {}
+    def sample_fractions(self, rows: int) -> dict[str, Tensor]:
+        """The random numbers of a forward pass over ``rows`` rows, sampled now; that pass takes them from its data."""
+        if not self.head.draws:
+            return {}
+        here, like = self.shaping is not None and not self.shaping.online, next(self.parameters())
+        return self.head.sample_fractions(rows, here=here, double=self.double_dqn, like=like)
 
     def observe(self, statistic: Mapping[str, Tensor] | TensorDictBase | Tensor | float) -> None:
         """Lets coefficients follow a mean squared TD error: a number, or the ``squared_td_error`` of a forward pass.
@@ -225,8 +215,13 @@ class QLearningLoss(RegularizedLoss):
         return {name: c for part in parts for name, c in part.coefficients().items()}
 
     def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> Any:
-        how: dict[str, Any] = {"action_value_key": self.tensor_keys.action_value, "rows_dim": int(self._is_stack)}
-        return BoundQNetwork(self.value_network, params, private=private, **how)
+        return BoundQNetwork(
+            self.value_network,
+            params,
+            private=private,
+            action_value_key=self.tensor_keys.action_value,
+            rows_dim=int(self._is_stack),
+        )
 
     def _states_read(self) -> list[NestedKey]:
         own = self.regularizer.in_keys if "regularizer" in self._modules else ()
@@ -234,152 +229,102 @@ class QLearningLoss(RegularizedLoss):
 
     def _check_estimator(self, estimator: Any) -> None:
         super()._check_estimator(estimator)
-        if getattr(estimator, "precomputed", False) and not self.head.expected:
-            raise NotImplementedError(
-                f"Targets of a rollout are expected values, so the head must be, got {type(self.head).__name__}."
-            )
-        if getattr(estimator, "needs_policy", False) and not self.head.traces:
-            raise NotImplementedError(
-                "A lambda-return mixes values of successive steps, which must mean the same at each: expected values "
-                f"or fixed quantiles, got {type(self.head).__name__}."
-            )
+        estimator.check_head(self.head)
+
+    @property
+    def _reward_key(self) -> NestedKey:
+        return self.value_estimator.reward_key
+
+    def _next_state_keys(self) -> Sequence[NestedKey]:
+        return self.value_estimator.next_state_keys(self._state_keys)
+
+    def _rewards(self, tensordict: TensorDictBase, key: NestedKey | None = None) -> Tensor:
+        return super()._rewards(tensordict, self._reward_key if key is None else key)
 
     # -- forward ------------------------------------------------------------------------------------------------
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
-        online, target = self._bound(tensordict)
-        precomputed = self.value_estimator.precomputed
-        data, mask = tensordict, None
-        if not precomputed:
-            data, mask = self._clean(tensordict, next_too=bool(self.regularizer.in_keys) or online.mixes_rows)
-        prediction = self.head.online(online, data)
+        estimator, (online, target_network) = self.value_estimator, self._bound(tensordict)
+        data, mask = self._clean(tensordict, next_too=bool(self.regularizer.in_keys) or online.mixes_rows)
+        prediction = self.head.outputs(online, data)
         batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
         action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
         with torch.no_grad():
-            if precomputed:
-                values, masses, policies, rows = self._read_target(data, prediction, online)
-            else:
-                values, masses, policies, rows = self._target(data, prediction, action, mask, online, target)
-        reports = self.diagnostics or self._reports_error
-        how: dict[str, Any] = {"bound": target, "loss_function": self.loss_function, "reports": reports}
-        regression = self.head.regress(prediction, action, values, masses, **how)
-        if prediction.z.requires_grad and torch.is_grad_enabled() and not regression.elementwise.requires_grad:
-            raise ValueError(
-                f"elementwise of {type(self.head).__name__}.regress must have a gradient, got none: compute it from "
-                "prediction.z, as q_values() is detached."
+            policy = self._online_policy(prediction, online, data)
+            target = estimator.target(
+                self.head,
+                data,
+                action,
+                online=online,
+                target_network=target_network,
+                online_policy=policy,
+                mask=mask,
+                double_dqn=self.double_dqn,
+                reports_target_kl=self._diagnoses
+                and self.regularizer.reports_target_kl
+                # A pass for the diagnostics alone must draw no random numbers and move no batch statistics.
+                and not (self.head.draws or target_network.mixes_rows),
             )
-        if not precomputed:  # rows of a rollout, which nobody samples again
+            rows = self._diagnostics(policy, target, action, mask)
+        reports = self.diagnostics or self._reports_error
+        regression = self.head.regress(
+            prediction, action, target, bound=target_network, loss_function=self.loss_function, reports=reports
+        )
+        self._check_gradient(prediction, regression)
+        if estimator.has_priorities:
             self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}
-        if policies.online is not None and self.regularizer.own_out_keys:
-            losses |= self.regularizer.own_losses(data, policies.online, **policies.given)
+        if policy is not None:
+            losses |= self.regularizer.own_losses(data, policy.tau_log_pi, **policy.states)
         if self.diagnostics and regression.clipped_mass is not None:
             rows["clipped_mass"] = regression.clipped_mass
         terms = self._terms(rows, regression.td_error if reports else None, mask)
         return self._output(data, losses, mask, rows, terms, weighted=tuple(losses))
 
-    def _target(
-        self,
-        data: TensorDictBase,
-        prediction: Prediction,
-        action: Tensor,
-        mask: Tensor | None,
-        online: Any,
-        target: Any,
-    ) -> tuple[Tensor, Tensor | None, _Policies, dict[str, Tensor]]:
-        """Target values ``[*B, M]`` and their masses, the policies they are made of, and diagnostic rows ``[*B]``."""
-        head, estimator, regularizer = self.head, self.value_estimator, self.regularizer
+    @property
+    def _diagnoses(self) -> bool:
+        """Whether the regularizer's diagnostics are needed: reported, or held at a target by a learnt coefficient."""
+        return self.diagnostics or bool(self._learnt)
+
+    @property
+    def _needs_online_policy(self) -> bool:
+        """Whether the online policy at s is needed: for diagnostics, a prior network's loss, or the bonus."""
         from_online = self.shaping is not None and self.shaping.online
-        # The policies at s are compared for the diagnostics, where a pass for them alone draws no random numbers and
-        # moves no batch statistics.
-        compares = self._watches and regularizer.compares and not (head.draws or target.mixes_rows)
-        says = head.target(target, data, here=self._reads_target_here or estimator.needs_policy or compares)
-        q = head.q_values(prediction.z, online, data) if self._watches or from_online else None
-        if from_online:
-            says = says._replace(q=q)
-        states: Any = ({}, {})
-        if regularizer.in_keys:
-            states = regularizer.at_states(data), regularizer.at_states(entry(data, "next"))
-        policies = self._policies(says, q, *states)
-        if policies.next_value is not None:
-            next_value, masses = policies.next_value.unsqueeze(-1), None
-        else:
-            policy = policies.following or regularizer(head.next_online_q(online, data), **states[1])
-            next_value, masses = head.backup(says.next_z, policy, target, greedy=regularizer.greedy_policy)
+        return self._diagnoses or from_online or bool(self.regularizer.in_keys)
+
+    def _online_policy(self, prediction: Prediction, online: Any, data: TensorDictBase) -> OnlinePolicy | None:
+        if not self._needs_online_policy:
+            return None
+        q, states = self.head.q_values(prediction.z, online, data), self.regularizer.at_states(data)
+        return OnlinePolicy(q, self.regularizer.value_and_log_policy(q, **states)[1], states)
+
+    def _diagnostics(
+        self, policy: OnlinePolicy | None, target: Target, action: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Rows ``[*B]`` of the regularizer and of the shaping."""
         rows: dict[str, Tensor] = {}
-        bonus = cost = None
-        if self.shaping is not None:
-            assert says.q is not None and policies.here is not None
-            ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if self.shaping.reads_terminated else None
-            bonus = self.shaping(says.q, policies.here, action, next_q=says.next_q, terminated=ended)
-            if self.diagnostics:
-                rows = self.shaping.diagnostics(bonus, taken(policies.here, action))
-        if estimator.needs_policy and policies.here is not None:
-            cost = taken(regularizer.step_cost(policies.here), action)
-        values = estimator.value_estimate(data, next_value=next_value, bonus=bonus, action_cost=cost, mask=mask)
-        if masses is not None:  # all lie on the reward there, whatever the network says of a NaN
-            masses = masses.masked_fill(terminated_flag(data, self.tensor_keys) & masses.isnan(), 1.0)
-        if q is not None and policies.online is not None:
-            reference = None if from_online else policies.here
-            rows = regularizer.diagnostics(q, policies.online, reference=reference, rows=mask, **states[0]) | rows
-        return values, masses, policies, rows
+        if policy is not None and self._diagnoses:
+            reference = None if self.shaping is not None and self.shaping.online else target.tau_log_pi
+            rows |= self.regularizer.diagnostics(
+                policy.q, policy.tau_log_pi, reference=reference, rows=mask, **policy.states
+            )
+        if self.diagnostics and target.bonus is not None:
+            assert self.shaping is not None and target.tau_log_pi is not None
+            rows |= self.shaping.diagnostics(target.bonus, taken(target.tau_log_pi, action))
+        return rows
 
-    def _read_target(
-        self, data: TensorDictBase, prediction: Prediction, online: Any
-    ) -> tuple[Tensor, None, _Policies, dict[str, Tensor]]:
-        """As :meth:`_target`, of targets that the value estimator wrote into the rollout that ``data`` are rows of."""
-        values = entry(data, self.tensor_keys.value_target)
-        if not self._watches:
-            return values, None, _Policies(), {}
-        q, here = self.head.q_values(prediction.z, online, data), self.regularizer.at_states(data)
-        _, logs = self.regularizer.value_and_log_policy(q, **here)
-        rows = self.regularizer.diagnostics(q, logs, **here) if self.diagnostics else {}
-        return values, None, _Policies(online=logs, given=here), rows
-
-    def _set_in_keys(self) -> None:
-        super()._set_in_keys()
-        if getattr(self._value_estimator, "precomputed", False):
-            self._in_keys = [self.tensor_keys.action, *self._state_keys, self.tensor_keys.value_target]
-
-    def _rewards(self, tensordict: TensorDictBase) -> Tensor:
-        if self.value_estimator.precomputed:
-            return entry(tensordict, self.tensor_keys.value_target).squeeze(-1)
-        return super()._rewards(tensordict)
-
-    @property
-    def _reads_target_here(self) -> bool:  # for the bonus
-        return self.shaping is not None and not self.shaping.online
-
-    @property
-    def _watches(self) -> bool:  # whether the online policy at s is needed
-        return self.diagnostics or bool(self._learnt or self.regularizer.in_keys)
-
-    def _policies(
-        self, says: TargetValues, q: Tensor | None, here: dict[str, Tensor], following: dict[str, Tensor]
-    ) -> _Policies:
-        """All in one kernel; at s' not with Double Q-learning. The dicts are what the regularizer takes beside q."""
-        wanted = {"next": None if self.double_dqn else says.next_q, "here": says.q, "online": q}
-        given = {name: values for name, values in wanted.items() if values is not None}
-        if not given:
-            return _Policies()
-        stacked = torch.stack(list(given.values()))
-        also = {key: torch.stack([following[key] if n == "next" else here[key] for n in given]) for key in here}
-        next_value = policy = None
-        if self.double_dqn or self.head.expected:
-            values, logs = self.regularizer.value_and_log_policy(stacked, **also)
-            next_value = None if self.double_dqn else values[0]
-        else:
-            made = self.regularizer(stacked, **also)
-            policy = Regularized._make(part[0] for part in made)
-            logs = made.tau_log_pi
-        log_of = dict(zip(given, logs.unbind(), strict=True))
-        return _Policies(next_value, policy, log_of.get("here"), log_of.get("online"), here)
+    def _check_gradient(self, prediction: Prediction, regression: Regression) -> None:
+        if prediction.z.requires_grad and torch.is_grad_enabled() and not regression.elementwise.requires_grad:
+            raise ValueError(
+                f"elementwise of {type(self.head).__name__}.regress must have a gradient, got none: compute it from "
+                "prediction.z, as q_values() is detached."
+            )
 
     def _terms(self, rows: dict[str, Tensor], td_error: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
         """``loss_*`` of learnt coefficients, and what is returned also without diagnostics."""
-        held = batch_mean(rows[self.regularizer.controlled], mask) if self._learnt else torch.empty(0)
+        held = batch_mean(rows[self.regularizer.dual_statistic], mask) if self._learnt else torch.empty(0)
         terms = {f"loss_{name}": learnt.objective(held) for name, learnt in self._learnt.items()}
         if td_error is not None:
             rows["td_error"] = td_error.abs()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from torchrl_reg.modules.ensembles import stack_as_views, stack_layers
 from torchrl_reg.objectives.binding import inner_module
-from torchrl_reg.objectives.q_learning import QLearningLoss
 
 
 class StackedLoss:
@@ -44,7 +43,7 @@ class StackedLoss:
     [torch.Size([5, 3, 4]), torch.Size([5, 3])]
     """
 
-    def __init__(self, losses: Sequence[QLearningLoss]) -> None:
+    def __init__(self, losses: Sequence[Any]) -> None:
         _check(losses)
         first = losses[0]
         self.loss = copy.deepcopy(first)
@@ -99,10 +98,10 @@ def _check(losses: Sequence[Any]) -> None:
         raise ValueError("losses must be one or more, got none.")
     first = losses[0]
     for loss in losses:
-        if type(loss) is not type(first) or not isinstance(loss, QLearningLoss):
+        if type(loss) is not type(first) or not hasattr(loss, "stacked_with"):
             raise ValueError(f"losses must be Q-learning losses of one class, got a {type(loss).__name__}.")
     plain = vars(type(first.regularizer)).get("stackable", False) and not (first._learnt or first._reports_error)
-    if not plain or not first.head.stackable or _needs_sequences(first) or first.reduction != "mean":
+    if not plain or not first.head.stackable or first.value_estimator.needs_sequences or first.reduction != "mean":
         raise ValueError(
             "losses must have a regularizer without a state, coefficients that are not learnt, a head that can be "
             f"stacked, one-step targets and reduction='mean', got {type(first).__name__}."
@@ -117,18 +116,14 @@ def _check(losses: Sequence[Any]) -> None:
                 raise ValueError(f"losses must agree in {name}, got {expected[name]} and {number}.")
 
 
-def _needs_sequences(loss: QLearningLoss) -> bool:
-    return loss.value_estimator.needs_policy and not loss.value_estimator.precomputed
-
-
-def _numbers(loss: QLearningLoss) -> dict[str, Tensor]:
+def _numbers(loss: Any) -> dict[str, Tensor]:
     """Every tensor of the loss that its networks have not learnt: coefficients, the discount, a grid of atoms."""
     numbers = {name: buffer for name, buffer in loss.named_buffers() if "value_network_params" not in name}
     networks = loss.value_network_params.items(True, True)
     return numbers | {str(name): leaf for name, leaf in networks if not leaf.requires_grad}
 
 
-def _settings(loss: QLearningLoss) -> dict[str, Any]:
+def _settings(loss: Any) -> dict[str, Any]:
     """What is no tensor, and decides what a loss computes."""
     names = ("loss_function", "reduction", "weight_reduction", "double_dqn", "delay_value", "action_space")
     settings = {name: getattr(loss, name) for name in names} | {"tensor_keys": vars(loss.tensor_keys)}

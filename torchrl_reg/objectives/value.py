@@ -1,10 +1,14 @@
-"""Slot 4: value estimators whose backup carries a regularizer, registered under string names with TorchRL."""
+"""Slot 4: value estimators, the one place where targets are made, registered under string names with TorchRL.
+
+Shapes: ``*B`` batch (``[*B, T]`` for lambda-returns), ``A`` actions, ``M`` target values of the head.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -18,6 +22,7 @@ from torchrl_reg.compat import entry, find_action_space
 from torchrl_reg.functional.returns import lambda_return, q_lambda_return
 from torchrl_reg.functional.soft import action_index, taken
 from torchrl_reg.objectives.binding import action_values, inner_module
+from torchrl_reg.objectives.heads import ExpectedValue, Head, Target, TargetOutputs
 from torchrl_reg.objectives.shaping import Munchausen, Shaping
 from torchrl_reg.regularizers import ActionPrior, Entropy, HardMax, PriorKL, Regularizer
 from torchrl_reg.regularizers.checks import exact_scalar
@@ -112,6 +117,17 @@ def regularized_target(
     return lambda_return(reward, next_value.to(reward.dtype), ends, gamma=gamma, lmbda=lmbda, action_cost=cost)
 
 
+class OnlinePolicy(NamedTuple):
+    """The online network's policy at s, without gradient."""
+
+    q: Tensor
+    """Q-values ``[*B, A]``."""
+    tau_log_pi: Tensor
+    """Scaled log-policy ``[*B, A]``."""
+    states: dict[str, Tensor]
+    """What it depends on beside q: :meth:`~torchrl_reg.regularizers.Regularizer.at_states`."""
+
+
 @register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})
 class RegularizedTD0Estimator(ValueEstimatorBase):
     """``r + bonus + gamma^n (1 - terminated) (<pi, q(s', .)> - Omega(pi))``, ``[*B, 1]``, or ``[*B, M]`` for a head.
@@ -156,10 +172,12 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
 
     default_keys = _AcceptedKeys  # type: ignore[assignment]
     action_space: str = "categorical"
-    #: Whether targets are made once per rollout, by calling the estimator, and a loss reads them from its minibatches.
-    precomputed: ClassVar[bool] = False
     #: Whether the target reads the policy at s whatever the shaping.
     needs_policy: ClassVar[bool] = False
+    #: Whether a loss has to be given sequences ``[*B, T]``.
+    needs_sequences: ClassVar[bool] = False
+    #: Whether a loss writes priorities for the replay buffer.
+    has_priorities: ClassVar[bool] = True
     gamma: Tensor
     lmbda: Tensor | None
 
@@ -222,31 +240,103 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
                 "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
             )
 
-    def value_estimate(
-        self,
-        tensordict: TensorDictBase,
-        target_params: TensorDictBase | None = None,
-        next_value: Tensor | None = None,
-        *,
-        bonus: Tensor | None = None,
-        action_cost: Tensor | None = None,
-        mask: Tensor | None = None,
-        q: Tensor | None = None,
-        next_q: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The target ``[*B, 1]``; ``q`` and ``next_q`` (``[*B, A]``, target network) save two passes.
+    @classmethod
+    def check_head(cls, head: Head) -> None:
+        """Refuse a head whose values this estimator cannot back up.
 
-        A loss hands in ``next_value [*B, M]``, the ``bonus`` and ``action_cost`` ``[*B]``, and the ``mask [*B]``; by
-        itself, the estimator reads ``("collector", "mask")``.
+        Raises:
+            NotImplementedError: there is none for a one-step target.
         """
-        if next_value is None:
-            next_q = self._q_values(tensordict.get("next"), target_params) if next_q is None else next_q
-            next_value = self.regularizer.value_and_log_policy(next_q)[0].unsqueeze(-1)
-            bonus, action_cost = self._at_s(tensordict, target_params, q, next_q)
-            mask = entry(tensordict, ("collector", "mask"))
-        parts: dict[str, Any] = {"bonus": bonus, "action_cost": action_cost, "mask": mask}
-        return regularized_target(tensordict, self.tensor_keys, next_value, gamma=self.gamma, lmbda=self.lmbda, **parts)
+
+    @property
+    def reward_key(self) -> NestedKey:
+        """The entry ``[*B, 1]`` of data that targets are made of."""
+        return ("next", self.tensor_keys.reward)
+
+    def next_state_keys(self, states: Sequence[NestedKey]) -> Sequence[NestedKey]:
+        """Which of the entries ``states`` are read of s', too."""
+        return states
+
+    def target(
+        self,
+        head: Head,
+        data: TensorDictBase,
+        action: Tensor | None,
+        *,
+        online: Any,
+        target_network: Any,
+        online_policy: OnlinePolicy | None = None,
+        mask: Tensor | None = None,
+        double_dqn: bool = False,
+        reports_target_kl: bool = False,
+    ) -> Target:
+        """What the head's prediction at ``data [*B]`` is regressed to.
+
+        Args:
+            head: reads the networks and backs up their values.
+            action: indices of the stored actions ``[*B]``; None where neither a shaping nor a trace reads them.
+            online, target_network: the networks, bound to their parameters.
+            online_policy: for a shaping with ``online=True``, which without it takes the target network's.
+            mask: the rows ``[*B]`` that count, for lambda-returns; None: all.
+            double_dqn: the online network chooses the policy at s'.
+            reports_target_kl: the target network's policy at s is wanted, too, for the diagnostics.
+        """
+        shaping = self.shaping
+        from_online = shaping is not None and shaping.online and online_policy is not None
+        here = not from_online and (shaping is not None or self.needs_policy or reports_target_kl)
+        outputs = head.target_outputs(target_network, data, here=here)
+        q, tau_log_pi = outputs.q, None
+        if from_online:
+            q, tau_log_pi, _ = online_policy  # type: ignore[misc]
+        elif q is not None:
+            tau_log_pi = self.regularizer.value_and_log_policy(q, **self.regularizer.at_states(data))[1]
+        bonus = cost = None
+        if shaping is not None:
+            ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if shaping.reads_terminated else None
+            bonus = shaping(q, tau_log_pi, action, next_q=outputs.next_q, terminated=ended)
+        if self.needs_policy:
+            cost = taken(self.regularizer.step_cost(tau_log_pi), action)  # type: ignore[arg-type]
+        next_value, masses = self._next_value(head, data, outputs, target_network, online if double_dqn else None)
+        values = regularized_target(
+            data,
+            self.tensor_keys,
+            next_value,
+            gamma=self.gamma,
+            lmbda=self.lmbda,
+            bonus=bonus,
+            action_cost=cost,
+            mask=mask,
+        )
+        if masses is not None:  # all values lie on the reward there, even if the network's masses are NaN
+            masses = masses.masked_fill(terminated_flag(data, self.tensor_keys) & masses.isnan(), 1.0)
+        return Target(values, masses, bonus, tau_log_pi)
+
+    def _next_value(
+        self, head: Head, data: TensorDictBase, outputs: TargetOutputs, target_network: Any, choosing: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values ``[*B, M]`` backed up from s' and their masses; the policy there is that of ``choosing``, if given."""
+        regularizer = self.regularizer
+        states = regularizer.at_states(entry(data, "next"))
+        if head.expected and choosing is None:
+            return regularizer.value_and_log_policy(outputs.next_q, **states)[0].unsqueeze(-1), None
+        q = outputs.next_q if choosing is None else head.next_online_q(choosing, data)
+        policy = regularizer(q, **states)
+        return head.backup(outputs.next_z, policy, target_network, greedy=regularizer.greedy_policy)
+
+    def value_estimate(  # type: ignore[override]
+        self, tensordict: TensorDictBase, target_params: TensorDictBase | None = None, **_: Any
+    ) -> Tensor:
+        """The target ``[*B, 1]`` of expected values, by the value network with ``target_params``.
+
+        For TorchRL's losses, and for an estimator by itself; rows outside ``("collector", "mask")`` do not count.
+        """
+        network, action = _CalledNetwork(self, target_params), None
+        if self.shaping is not None or self.needs_policy:
+            batch_dims = entry(tensordict, self.reward_key).ndim - 1
+            action = action_index(tensordict.get(self.tensor_keys.action), self.action_space, batch_dims)
+        mask = entry(tensordict, ("collector", "mask"))
+        target = self.target(_EXPECTED, tensordict, action, online=network, target_network=network, mask=mask)
+        return target.values
 
     def set_keys(self, **kwargs: Any) -> None:
         """As in TorchRL, but a ``value`` that the network does not write is no error: the Q-values are read instead."""
@@ -257,21 +347,6 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
 
     def _q_values(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
         return action_values(self.value_network, tensordict, params, self.tensor_keys.action_value)
-
-    def _at_s(
-        self, tensordict: TensorDictBase, params: TensorDictBase | None, q: Tensor | None, next_q: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The bonus ``[*B]`` and the stored action's share of the cost ``[*B]``, where they are needed."""
-        if self.shaping is None and not self.needs_policy:
-            return None, None
-        q = self._q_values(tensordict, params) if q is None else q
-        _, tau_log_pi = self.regularizer.value_and_log_policy(q)
-        index = action_index(tensordict.get(self.tensor_keys.action), self.action_space, q.ndim - 1)
-        bonus = None
-        if self.shaping is not None:
-            terminated = terminated_flag(tensordict, self.tensor_keys).squeeze(-1)
-            bonus = self.shaping(q, tau_log_pi, index, next_q=next_q, terminated=terminated)
-        return bonus, taken(self.regularizer.step_cost(tau_log_pi), index)
 
     def forward(
         self,
@@ -287,6 +362,22 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         tensordict.set(self.tensor_keys.advantage, target - value.unsqueeze(-1))
         tensordict.set(self.tensor_keys.value_target, target)
         return tensordict
+
+
+_EXPECTED = ExpectedValue()
+
+
+class _CalledNetwork:
+    """The value network of an estimator, with ``params`` written in at each call: no loss has bound it."""
+
+    def __init__(self, estimator: RegularizedTD0Estimator, params: TensorDictBase | None) -> None:
+        self._estimator, self._params = estimator, params
+
+    def __call__(self, tensordict: TensorDictBase) -> Tensor:
+        return self._estimator._q_values(tensordict, self._params)
+
+    def both(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        return self(tensordict), self(tensordict.get("next"))
 
 
 _DEFAULTS = {"gamma": 0.99, "differentiable": True}
@@ -317,10 +408,18 @@ class RegularizedTDLambdaEstimator(RegularizedTD0Estimator):
         value_network, regularizer, shaping: see :class:`RegularizedTD0Estimator`.
     """
 
-    needs_policy = True
+    needs_policy = needs_sequences = True
 
     def __init__(self, *, lmbda: float | Tensor = 0.95, **kwargs: Any) -> None:
         super().__init__(lmbda=lmbda, **kwargs)
+
+    @classmethod
+    def check_head(cls, head: Head) -> None:
+        if not head.supports_lambda_returns:
+            raise NotImplementedError(
+                "A lambda-return mixes values of successive steps, which must mean the same at each: expected values "
+                f"or fixed quantiles, got {type(head).__name__}."
+            )
 
 
 @register_value_estimator(RegValueEstimators.REGULARIZED_TD1, default_kwargs=_DEFAULTS)
@@ -495,11 +594,30 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
     'RegularizedQLambdaEstimator'
     """
 
-    precomputed = True
+    needs_sequences = False  # a loss is given the rows of rollouts in any order
+    has_priorities = False  # no replay
 
     def __init__(self, *, correct: bool = True, time_limits_end: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.correct, self.time_limits_end = correct, time_limits_end
+
+    @classmethod
+    def check_head(cls, head: Head) -> None:
+        if not head.expected:
+            raise NotImplementedError(
+                f"Targets of a rollout are expected values, so the head must be, got {type(head).__name__}."
+            )
+
+    @property
+    def reward_key(self) -> NestedKey:
+        return self.tensor_keys.value_target
+
+    def next_state_keys(self, states: Sequence[NestedKey]) -> Sequence[NestedKey]:
+        return ()
+
+    def target(self, head: Head, data: TensorDictBase, action: Tensor | None, **_: Any) -> Target:
+        """The ``value_target [*B, 1]`` that calling this estimator wrote into the rollout."""
+        return Target(entry(data, self.tensor_keys.value_target))
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, **params: Any) -> TensorDictBase:
@@ -541,16 +659,16 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
     ) -> Tensor:
         """Q-values at s' ``[*B, T, A]``: those recorded one step later; of the network where an episode was cut."""
         next_q = q.roll(-1, -2)
-        asks = ends.clone()
-        asks[..., -1] = True
-        asks &= ~dropped  # behind a termination nothing counts
-        if bool(asks.any()):
+        cut = ends.clone()
+        cut[..., -1] = True
+        cut &= ~dropped  # behind a termination nothing counts
+        if bool(cut.any()):
             following = entry(tensordict, "next")
-            states = {key: entry(following, key)[asks] for key in self.value_network.in_keys}
+            states = {key: entry(following, key)[cut] for key in self.value_network.in_keys}
             inner = inner_module(self.value_network, self.tensor_keys.action_value) if params is None else None
             if inner is not None:  # a third of the cost
-                asked = inner(*states.values())
+                found = inner(*states.values())
             else:
-                asked = self._q_values(TensorDict(states, [int(asks.sum())]), params)
-            next_q[asks] = asked.to(q.dtype)
+                found = self._q_values(TensorDict(states, [int(cut.sum())]), params)
+            next_q[cut] = found.to(q.dtype)
         return next_q

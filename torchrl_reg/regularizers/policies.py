@@ -67,9 +67,9 @@ class Regularizer(Recorded, CoefficientOwner):
     #: True if the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
     #: The diagnostic that a learnt coefficient holds at a target, in nats.
-    controlled: ClassVar[str] = "entropy"
+    dual_statistic: ClassVar[str] = "entropy"
     #: True if the diagnostics compare with the target network's policy at s.
-    compares: ClassVar[bool] = False
+    reports_target_kl: ClassVar[bool] = False
     #: True if rows ``[S, B, A]`` of several losses may be computed at once: no state but the coefficients, and no
     #: diagnostic row that depends on another. A subclass says it anew.
     stackable: ClassVar[bool] = False
@@ -126,7 +126,7 @@ class Regularizer(Recorded, CoefficientOwner):
     ) -> dict[str, Tensor]:
         """Diagnostic rows ``[*B]`` at s, of the online ``q`` and its ``tau_log_pi`` (``[*B, A]``).
 
-        ``reference`` is the ``tau_log_pi`` of the target network, where :attr:`compares` asks for it; ``rows [*B]``
+        ``reference`` is the ``tau_log_pi`` of the target network, given where :attr:`reports_target_kl`; ``rows [*B]``
         marks those that count (None: all); ``log_prior`` is that of a state-dependent prior.
         """
         out = self(q)
@@ -239,7 +239,7 @@ class Entropy(Regularizer):
     """
 
     coefficient_names = ("tau",)
-    compares = stackable = True
+    reports_target_kl = stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
     scalar_form = "entropy"
 

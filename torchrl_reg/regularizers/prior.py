@@ -51,7 +51,7 @@ class PriorKL(Regularizer):
 
     prior: ActionPrior | None
     log_rho: Tensor | None
-    controlled = "kl"
+    dual_statistic = "kl"
     exact_buffers = ("log_rho",)
 
     def __init__(

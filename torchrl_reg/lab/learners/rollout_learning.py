@@ -75,7 +75,7 @@ class RolloutLearner:
     Args:
         run: the run, whose checkpoints hold everything created here.
         algo: the hyperparameters.
-        loss: a loss whose value estimator is ``precomputed``, as :class:`RegularizedQLambdaEstimator` is.
+        loss: a loss whose value estimator makes the targets of a rollout (``regularized_qlambda``).
         exploration: the epsilon-greedy module, which is annealed from the first frame on.
 
     Attributes:

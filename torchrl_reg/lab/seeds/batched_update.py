@@ -69,7 +69,7 @@ class _Share(NamedTuple):
     parameters: Sequence[nn.Parameter]
     optimizer: Optimizer
     minibatch: TensorDictBase
-    drawn: Mapping[str, Tensor]
+    fractions: Mapping[str, Tensor]
 
 
 def batched_step(
@@ -89,18 +89,18 @@ def batched_step(
     stack = shared_stack(worker)
     batched = worker.shared("gradient step", lambda: _BatchedStep(worker, make_gradients, max_grad_norm))
     check = getattr(loss, "check_data", lambda _: None)
-    draw: Callable[[int], dict[str, Tensor]] = getattr(loss, "drawn", lambda _: {})
+    sample_fractions: Callable[[int], dict[str, Tensor]] = getattr(loss, "sample_fractions", lambda _: {})
 
     def step(minibatch: TensorDictBase) -> Any:
         if stack.refused or worker.companions == 1:
             return alone(minibatch)
         check(minibatch)
         kind = ("gradient step", getattr(loss, "diagnostics", None))
-        drawn = draw(len(minibatch))  # in this worker's turn, from its own stream
-        scalars = worker.barrier(kind, _Share(loss, parameters, optimizer, minibatch, drawn), batched, brief=True)
+        fractions = sample_fractions(len(minibatch))  # in this worker's turn, from its own stream
+        scalars = worker.barrier(kind, _Share(loss, parameters, optimizer, minibatch, fractions), batched, brief=True)
         if scalars is not None:
             return scalars
-        return alone(_with_entries(minibatch, drawn) if drawn else minibatch)
+        return alone(_with_entries(minibatch, fractions) if fractions else minibatch)
 
     def stack_all(losses: list[Any]) -> list[None]:
         if not stack.refused and 1 < len(losses) == worker.companions:
@@ -139,8 +139,9 @@ class _BatchedStep:
         stacked.loss.diagnostics = losses[0].diagnostics  # the workers toggle theirs between updates
         try:
             rows = _stacked_rows([share.minibatch for share in shares])
-            drawn = {name: torch.stack([share.drawn[name] for share in shares]) for name in shares[0].drawn}
-            entries = self._gradients(_with_entries(rows, drawn) if drawn else rows)
+            names = shares[0].fractions
+            fractions = {name: torch.stack([share.fractions[name] for share in shares]) for name in names}
+            entries = self._gradients(_with_entries(rows, fractions) if fractions else rows)
         except (RuntimeError, ValueError):
             return alone
         if self._max_grad_norm is not None:
