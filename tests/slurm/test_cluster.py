@@ -210,7 +210,7 @@ def test_five_hundred_runs_are_one_array_and_status_is_quick(sweep):
 
 def test_a_multirun_of_a_recipe_goes_to_slurm_without_a_sweep(cluster, tmp_path):
     tmp_path.chmod(0o755)
-    recipe = str(ROOT / "tests/training/recipe/tiny_dqn.py")
+    recipe = str(ROOT / "tests/lab/recipe/tiny_dqn.py")
     command = [sys.executable, recipe, "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=5"]
     command += ["hydra.launcher.partition=low", "run.seed=0,1", "algo.total_frames=200", "run.progress=false"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -1,4 +1,4 @@
-"""Two processes never share a run folder, with flock and without."""
+"""What a run folder holds of its run and refuses, and that two processes never share one."""
 
 from __future__ import annotations
 
