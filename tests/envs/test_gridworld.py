@@ -1,4 +1,4 @@
-"""A finite MDP as a TorchRL environment, and the gridworlds made of it."""
+"""A finite MDP as a TorchRL environment, the gridworlds made of it, and the one whose goal is observed."""
 
 from __future__ import annotations
 
@@ -88,13 +88,16 @@ def test_a_state_of_probability_zero_is_not_drawn_even_at_the_ends(u, monkeypatc
         ({"start": torch.tensor([0.5, 0.0, 0.5])}, "start must be 0 at terminal states"),
     ],
 )
-def test_bad_arguments(options, sentence):
+def test_bad_arguments_of_a_tabular_environment(options, sentence):
     arguments = {"num_envs": 1, "max_episode_frames": 5} | options
     with pytest.raises(EnvError, match=sentence):
         TabularEnv(gridworld(["..G"], 0.9), **arguments)
 
 
-def test_specs_and_parts() -> None:
+# -- goals that are observed ----------------------------------------------------------------------------------------
+
+
+def test_specs_and_parts_of_a_goal_gridworld() -> None:
     env = make_env(EnvSettings("gridworld", game="goals", max_episode_frames=10), 4)
     check_env_specs(env)
     data = env.rollout(40, break_when_any_done=False)
@@ -131,6 +134,6 @@ def test_only_the_goal_of_the_episode_ends_it() -> None:
         ({"starts": (0, 0)}, "starts must be columns with a free cell"),
     ],
 )
-def test_goal_gridworld_bad_arguments(options: dict, sentence: str) -> None:
+def test_bad_arguments_of_a_goal_gridworld(options: dict, sentence: str) -> None:
     with pytest.raises(EnvError, match=sentence):
         GoalGridworldEnv(1, **options)

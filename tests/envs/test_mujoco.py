@@ -1,4 +1,4 @@
-"""What building MuJoCo's tasks leaves behind."""
+"""What building MuJoCo's tasks leaves behind, and the sign of Adroit's reaching term."""
 
 from __future__ import annotations
 

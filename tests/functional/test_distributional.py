@@ -1,4 +1,4 @@
-"""Projection onto atoms, and the quantile Huber loss."""
+"""The projection onto atoms against its definition, and the quantile Huber loss against a loop."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torchrl_reg.functional import categorical_projection, quantile_huber_loss
 GRID = torch.linspace(-2.0, 3.0, 11, dtype=torch.float64)
 
 
-def random(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_atoms(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     values = 6 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 2.5
     masses = torch.rand(*shape, generator=generator, dtype=torch.float64)
     return values, masses / masses.sum(-1, keepdim=True)
 
 
-def test_it_is_the_triangle_of_the_definition() -> None:
-    values, masses = random(4, 3, 8)
+def test_the_projection_is_the_triangle_of_the_definition() -> None:
+    values, masses = random_atoms(4, 3, 8)
     near = (values.clamp(-2, 3).unsqueeze(-1) - GRID).abs() / 0.5
     expected = ((1 - near).clamp(min=0) * masses.unsqueeze(-1)).sum(-2)
     torch.testing.assert_close(categorical_projection(values, masses, GRID), expected, rtol=0, atol=1e-14)
@@ -34,7 +34,7 @@ def test_atoms_on_the_grid_stay_and_those_outside_go_to_its_ends() -> None:
 
 
 def test_nan_stays_in_its_row() -> None:
-    values, masses = random(3, 4)
+    values, masses = random_atoms(3, 4)
     values[1, 2] = torch.nan
     out = categorical_projection(values, masses, GRID)
     assert out[1].isnan().any() and out[[0, 2]].isfinite().all()
@@ -44,6 +44,9 @@ def test_values_and_masses_of_two_precisions_meet_in_the_higher() -> None:
     values, support = torch.tensor([[0.2, 1.1]], dtype=torch.float64), torch.linspace(0, 2, 3)
     projected = categorical_projection(values, torch.tensor([[0.25, 0.75]]), support)
     torch.testing.assert_close(projected, torch.tensor([[0.2, 0.725, 0.075]], dtype=torch.float64))
+
+
+# -- quantile Huber loss --------------------------------------------------------------------------------------------
 
 
 def loss_by_loops(z, fractions, z_target, kappa):
@@ -62,7 +65,7 @@ def loss_by_loops(z, fractions, z_target, kappa):
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1e-6, 0.3, 1.0, 2.5])
-def test_agrees_with_the_formula_at_unequal_counts(kappa):
+def test_the_quantile_huber_loss_agrees_with_the_formula_at_unequal_counts(kappa):
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
     fractions = torch.rand(2, 3, 5, generator=generator, dtype=torch.float64)

@@ -1,4 +1,7 @@
-"""Lambda-returns and path consistency."""
+"""Returns by hand and in both forms, and path-consistency residuals against an explicit loop.
+
+That the residuals vanish at the optimum is a test of the loss.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +48,15 @@ def test_both_forms_of_the_return_are_one(lmbda):
     torch.testing.assert_close(found, explicit, rtol=1e-14, atol=1e-14)
 
 
+# -- path consistency -----------------------------------------------------------------------------------------------
+
+
 GAMMA, TAU, LAM = 0.9, 0.5, 0.3
 SETTINGS: dict[str, Any] = {"tau": TAU, "lam": LAM, "gamma": GAMMA, "rollout": 3}
 NAMES = ("reward", "value", "next_value", "log_pi", "log_pi_reference")
 
 
-def slow(x: dict[str, Tensor], rollout: int, tau: float, lam: float) -> tuple[Tensor, Tensor]:
+def residuals_by_loops(x: dict[str, Tensor], rollout: int, tau: float, lam: float) -> tuple[Tensor, Tensor]:
     """The definition, one sub-trajectory and one step at a time."""
     rows, length = x["reward"].shape
     out = torch.zeros(rows, length, rollout, dtype=torch.float64)
@@ -87,11 +93,11 @@ def sequences(rows: int, length: int, seed: int, masked: float = 0.15) -> dict[s
 
 @pytest.mark.parametrize("rollout", [1, 3, 7])
 @pytest.mark.parametrize("rows", [1, 12])
-def test_is_the_explicit_loop(rollout: int, rows: int) -> None:
+def test_path_consistency_is_the_explicit_loop(rollout: int, rows: int) -> None:
     for seed in range(5):
         x = sequences(rows, 7, seed)
         found = path_consistency(**x, **SETTINGS | {"rollout": rollout})
-        torch.testing.assert_close(found, slow(x, rollout, TAU, LAM), rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, residuals_by_loops(x, rollout, TAU, LAM), rtol=0, atol=1e-12)
     assert rows == 1 or 0.1 < found[1].double().mean() < 0.95
 
 
@@ -100,7 +106,7 @@ def test_without_reference_and_mask_and_with_tensor_coefficients() -> None:
     plain = {k: v for k, v in x.items() if k not in ("mask", "log_pi_reference")}
     tensors = {"tau": torch.tensor(TAU), "gamma": torch.tensor(GAMMA, dtype=torch.float64)}
     found = path_consistency(**plain, **tensors, rollout=3)
-    torch.testing.assert_close(found, slow(x, 3, TAU, 0.0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, residuals_by_loops(x, 3, TAU, 0.0), rtol=0, atol=1e-12)
 
 
 def test_nan_that_does_not_count_sends_no_gradient() -> None:
@@ -124,6 +130,6 @@ X = sequences(2, 4, 0)
         ({"log_pi_reference": None}, "log_pi_reference"),
     ],
 )
-def test_refuses_what_does_not_fit(changed: dict[str, Any], sentence: str) -> None:
+def test_path_consistency_refuses_what_does_not_fit(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         path_consistency(**X | SETTINGS | changed)

@@ -1,4 +1,7 @@
-"""Importance-sampled soft value and the Stein direction: numbers by hand, identities, extremes."""
+"""Importance-sampled soft value, the Stein direction, and the weight and mixture of E2W.
+
+Numbers by hand, identities, extremes.
+"""
 
 from __future__ import annotations
 
@@ -110,17 +113,20 @@ def test_direction_is_the_kernel_average_by_autograd() -> None:
     close(svgd_direction(fixed, score, updated, h), expected)
 
 
+# -- E2W ------------------------------------------------------------------------------------------------------------
+
+
 Q = torch.tensor([0.3, -0.2, 0.9, 0.1], dtype=torch.float64)
 
 
-def test_the_weight_is_that_of_the_formula_once_it_is_a_probability() -> None:
+def test_the_weight_of_e2w_is_that_of_the_formula_once_it_is_a_probability() -> None:
     visits = torch.tensor([0.0, 1.0, 3.0, 4.0, 100.0, 1e6], dtype=torch.float64)
     lam = e2w_exploration(visits, 4, 0.4)
     expected = [1.0, 1.0, 1.0, *(1.6 / math.log(n + 1) for n in (4, 100, 1e6))]  # 1.6 / ln 4 is still more than one
     torch.testing.assert_close(lam, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-def test_the_policy_is_the_mixture_of_the_visits_of_all_actions() -> None:
+def test_the_policy_of_e2w_is_the_mixture_of_the_visits_of_all_actions() -> None:
     lam = 1.6 / math.log(51)
     pi = (1 - lam) * soft_policy(Q, 0.5) + lam / 4
     for visits in (torch.tensor(50), torch.tensor([20, 5, 24, 1])):

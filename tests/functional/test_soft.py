@@ -1,4 +1,7 @@
-"""Soft value, policy and scaled log-policy, entropy and KL divergence: literal numbers, identities, extremes."""
+"""Soft values and policies, entropy, divergence, gaps, bonuses and the Bellman temperature.
+
+Literal numbers, identities, extremes.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +186,10 @@ def test_kl_with_zero_probabilities():
         assert gradient[0].isfinite().all()
 
 
-MUNCHAUSEN_Q = torch.tensor([[1.0, 4.0, 2.0], [0.0, -1.0, -5.0]])
+# -- gaps, bonus and the action taken -------------------------------------------------------------------------------
+
+
+Q_BY_STATE = torch.tensor([[1.0, 4.0, 2.0], [0.0, -1.0, -5.0]])
 NEXT_Q = torch.tensor([[3.0, 2.0, 2.5], [7.0, 8.0, 6.0]])
 ACTION = torch.tensor([2, 1])
 
@@ -200,18 +206,18 @@ def test_bonus_clips_before_alpha(alpha, clip_min):
 def test_gaps_by_hand():
     q = torch.tensor([[1.0, 4.0, 2.5], [3.0, 3.0, 0.0], [-math.inf, -1.0, -2.0]])
     assert action_gap(q.expand(2, 3, 3)).tolist() == [[1.5, 0.0, 1.0]] * 2
-    assert advantage_gap(MUNCHAUSEN_Q.expand(5, 2, 3), ACTION.expand(5, 2)).tolist() == [[2.0, 1.0]] * 5
-    assert advantage_gap(MUNCHAUSEN_Q, MUNCHAUSEN_Q.argmax(-1)).tolist() == [0.0, 0.0]
+    assert advantage_gap(Q_BY_STATE.expand(5, 2, 3), ACTION.expand(5, 2)).tolist() == [[2.0, 1.0]] * 5
+    assert advantage_gap(Q_BY_STATE, Q_BY_STATE.argmax(-1)).tolist() == [0.0, 0.0]
 
 
 def test_persistent_gap_is_the_smaller_one_unless_terminated():
     # Gaps here: 2 and 1; at the next state: 3 - 2.5 and 8 - 8, or 9 times that.
     going_on, ended = torch.tensor([False, False]), torch.tensor([True, False])
-    assert persistent_advantage_gap(MUNCHAUSEN_Q, NEXT_Q, ACTION, going_on).tolist() == [0.5, 0.0]
-    assert persistent_advantage_gap(MUNCHAUSEN_Q, 9 * NEXT_Q, ACTION, going_on).tolist() == [2.0, 0.0]
+    assert persistent_advantage_gap(Q_BY_STATE, NEXT_Q, ACTION, going_on).tolist() == [0.5, 0.0]
+    assert persistent_advantage_gap(Q_BY_STATE, 9 * NEXT_Q, ACTION, going_on).tolist() == [2.0, 0.0]
     garbage = NEXT_Q.clone()
     garbage[0] = math.nan
-    assert persistent_advantage_gap(MUNCHAUSEN_Q, garbage, ACTION, ended).tolist() == [2.0, 0.0]
+    assert persistent_advantage_gap(Q_BY_STATE, garbage, ACTION, ended).tolist() == [2.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (4, 1)])
@@ -225,6 +231,9 @@ def test_every_way_to_store_an_action_is_the_same_index(shape: tuple[int, ...]) 
     for action, space in stored:
         assert torch.equal(action_index(action, space, len(shape)), index)
         assert torch.equal(taken(q, action_index(action, space, len(shape))), q.amax(-1))
+
+
+# -- the Bellman error as a temperature -----------------------------------------------------------------------------
 
 
 DELTA = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
@@ -254,6 +263,6 @@ def test_an_error_of_weight_0_may_be_nan_and_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.5, float("nan")])
-def test_bad_exponents(exponent: float) -> None:
+def test_exponents_below_1_are_refused(exponent: float) -> None:
     with pytest.raises(ValueError, match=f"exponent must be a finite number >= 1, got {exponent}"):
         bellman_temperature(DELTA, 1.0, exponent=exponent)

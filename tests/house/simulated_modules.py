@@ -109,7 +109,8 @@ def test_actors(name: str, kind: Any) -> None:
     for where in ("sim", "cpu"):
         torch.manual_seed(0)
         with sim.host_may_wait():
-            actor, state = ACTORS[name](where).to(where), VALUE.make_batch(6).select("observation").to(where)
+            actor = ACTORS[name](where).to(where)
+            state = VALUE.critic_cases.transitions(6).select("observation").to(where)
             actor(state.clone())  # what is kept for each device is made
             plain = plain_policy(actor, 6, state.device)
         torch.manual_seed(1)

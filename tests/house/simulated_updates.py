@@ -152,11 +152,10 @@ def made(case: Any, device: str, **kwargs: Any) -> Any:
 def batches(case: Any, device: str) -> list[TensorDict]:
     """Plain rows; rows with weights; rows of which some do not count (and of several steps each)."""
     torch.manual_seed(2)
-    value = isinstance(case, VALUE.LossCase)
-    plain, weighted, masked = (VALUE.make_batch(6, seed=n) if value else case.batch(6, seed=n) for n in (1, 2, 3))
+    plain, weighted, masked = (case.batch(6, seed=n) for n in (1, 2, 3))
     weighted["priority_weight"] = torch.linspace(0.2, 2.0, weighted.numel()).reshape(weighted.shape)
     masked["collector", "mask"] = (torch.arange(masked.numel()) % 5 > 0).reshape(*masked.shape, 1)
-    if value:
+    if isinstance(case, VALUE.LossCase):
         masked["steps_to_next_obs"] = torch.tensor([[1], [2], [3]] * 2)
     with sim.host_may_wait():
         return [batch.to(device) for batch in (plain, weighted, masked)]
@@ -216,7 +215,7 @@ def test_traces_on_sequences() -> None:
         loss = made(case, where)
         PolyakTargetUpdate(loss, rate=0.5)
         with sim.host_may_wait():
-            data = VALUE.make_batch(3, 5).to(where)
+            data = VALUE.critic_cases.transitions(3, 5).to(where)
         loss.data_checks = "never"
         loss.value_estimator.vectorized = False
         out = loss(data)
@@ -230,7 +229,7 @@ def test_a_minibatch_on_the_cpu_is_moved_without_waiting() -> None:
     loss.data_checks = "never"
     PolyakTargetUpdate(loss, rate=0.5)
     update = make_update(loss, Adam(loss.parameters(), fused=True), device="sim")
-    assert update(VALUE.make_batch(6))["loss"].device.type == "sim"
+    assert update(VALUE.critic_cases.transitions(6))["loss"].device.type == "sim"
 
 
 def test_coefficients_assigned_between_updates() -> None:
@@ -250,7 +249,7 @@ def test_losses_side_by_side() -> None:
     optimizers = [Adam(loss.parameters(), fused=True) for loss in losses]
     with sim.host_may_wait():
         stack = StackedLoss(losses)
-        data = torch.stack([VALUE.make_batch(6, seed=n) for n in range(3)]).to("sim")
+        data = torch.stack([VALUE.critic_cases.transitions(6, seed=n) for n in range(3)]).to("sim")
     step = None
     for _ in range(3):
         stack.loss(data)["loss"].sum().backward()

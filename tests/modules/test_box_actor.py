@@ -1,4 +1,7 @@
-"""What every actor on a box keeps: keys, densities, exploration, dtypes, compilation, and what it refuses."""
+"""What every actor on a box keeps: keys, densities, exploration, dtypes, compilation, and what it refuses.
+
+The tanh-normal actor is TorchRL's own, with bounds that are moved and compared once.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +225,10 @@ def test_what_is_no_network_is_refused_when_it_is_given(build: Any, network: Any
         build(network)
 
 
-def test_it_keeps_its_bounds_and_follows_its_network(make: Any, states: Any) -> None:
+# -- the tanh-normal actor ------------------------------------------------------------------------------------------
+
+
+def test_the_tanh_normal_keeps_its_bounds_and_follows_its_network(make: Any, states: Any) -> None:
     actor = make("gaussian", 2)
     with torch.inference_mode():  # what is made here has no gradient later
         actor(states(5))
@@ -241,7 +247,7 @@ def test_it_keeps_its_bounds_and_follows_its_network(make: Any, states: Any) -> 
         assert not sample.requires_grad
 
 
-def test_keys_and_scales(make: Any, states: Any) -> None:
+def test_keys_and_scales_of_the_tanh_normal(make: Any, states: Any) -> None:
     actor = make("gaussian", scale_lb=0.3, action_key=("agent", "action"))
     td = states(50)
     td["observation"] *= 1e3

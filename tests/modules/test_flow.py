@@ -1,4 +1,7 @@
-"""The flow policy: its beginning, its layers, and how it is reset; its density: test_box_actor.py."""
+"""The flow policy: its beginning, its layers, how it is reset; its density: test_box_actor.py.
+
+And policies in the latent space of frozen flows: exact densities of the stack.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,9 @@ def test_reset_parameters_recursive_reaches_the_couplings(functional: bool, make
         after = dict(actor.named_parameters())
     assert not any(after[name].equal(p) for name, p in before.items())
     assert not after["weight_out"].any() and not after["bias_out"].any()
+
+
+# -- policies above a flow ------------------------------------------------------------------------------------------
 
 
 BOX = {"low": [-1.0, -2.0], "high": [1.0, 3.0]}

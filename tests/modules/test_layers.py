@@ -1,4 +1,4 @@
-"""Layers run one by one: the network's own answer, whatever was done to it."""
+"""Layers run one by one, noisy layers and dueling streams: their bits, their laws, and what losses see of them."""
 
 from __future__ import annotations
 
@@ -131,6 +131,9 @@ def test_stacked_layer_norms_are_those_of_each_network(rows: int) -> None:
     torch.testing.assert_close(list(found), [torch.stack(column) for column in zip(*alone, strict=True)])
 
 
+# -- noisy layers ---------------------------------------------------------------------------------------------------
+
+
 def transitions(rows: int = 6) -> TensorDict:
     flags = torch.arange(rows).unsqueeze(-1)
     following = {
@@ -155,9 +158,6 @@ def noisy_actor(head: str) -> Any:
     if head == "expected":
         return QValueActor(network, spec=spec)
     return CategoricalQActor(network, num_atoms=atoms, value_min=-3, value_max=3, spec=spec)
-
-
-# ------------------------------------------------------------ the layer
 
 
 def test_variance_of_the_outputs() -> None:
@@ -198,7 +198,7 @@ def test_refused_sigmas(sigma: Any) -> None:
         NoisyLinear(2, 2, sigma=sigma)
 
 
-# ------------------------------------------------------------ dueling
+# -- dueling streams ------------------------------------------------------------------------------------------------
 
 
 def test_streams_of_atoms() -> None:
@@ -258,7 +258,7 @@ def test_the_maximum_is_the_limit_of_implicit_q_values() -> None:
         Dueling(value, advantage, num_actions=3, baseline="median")
 
 
-# ------------------------------------------------------------ in a loss
+# -- noise in a loss ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", ["expected", "categorical", "implicit"])
@@ -314,7 +314,7 @@ def test_each_step_of_acting_draws_anew(head: str) -> None:
         actor.eval()
 
 
-# ------------------------------------------------------------ Beyond The Rainbow
+# -- Beyond The Rainbow ---------------------------------------------------------------------------------------------
 
 
 def btr_loss(tau: float, alpha: float, **options: Any) -> QLearningLoss:

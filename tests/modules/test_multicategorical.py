@@ -1,4 +1,4 @@
-"""The distribution over bins of a box."""
+"""Bins of a box: their distribution, and the factorized and autoregressive actors, also in TorchRL's losses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BINS = {"equal": [4, 4, 4], "ragged": [3, 5, 2]}
 both = pytest.mark.parametrize("kind", BINS)
 
 
-def make(kind: str, *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Multicategorical:
+def distribution(kind: str, *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Multicategorical:
     logits = 2 * torch.randn(*batch, sum(BINS[kind]), generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return Multicategorical(logits.requires_grad_(), LOW.to(dtype), HIGH.to(dtype), BINS[kind])
 
@@ -62,7 +62,7 @@ def test_the_border_between_two_bins_is_half_way(num_bins: int) -> None:
 @both
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)])
 def test_log_prob_is_the_sum_over_dimensions(kind: str, batch: tuple[int, ...]) -> None:
-    dist = make(kind, *batch)
+    dist = distribution(kind, *batch)
     index = dist.sample_index((5,))
     assert index.shape == (5, *batch, 3) and index.dtype == torch.int64
     expected = sum(d.log_prob(index[..., k]) for k, d in enumerate(per_dimension(dist)))
@@ -74,7 +74,7 @@ def test_log_prob_is_the_sum_over_dimensions(kind: str, batch: tuple[int, ...]) 
 
 @both
 def test_moments_mode_and_entropy(kind: str) -> None:
-    dist, parts = make(kind, 3), per_dimension(make(kind, 3))
+    dist, parts = distribution(kind, 3), per_dimension(distribution(kind, 3))
     values = [torch.linspace(float(LOW[d]), float(HIGH[d]), count) for d, count in enumerate(BINS[kind])]
     pairs = list(zip(parts, values, strict=True))
     mean = torch.stack([part.probs @ x for part, x in pairs], -1)
@@ -94,7 +94,7 @@ def test_moments_mode_and_entropy(kind: str) -> None:
 
 @both
 def test_kl_is_the_expected_log_ratio(kind: str, all_indices: Any) -> None:
-    p, q = make(kind), make(kind, seed=1)
+    p, q = distribution(kind), distribution(kind, seed=1)
     index = all_indices(BINS[kind])
     expected = (p.log_prob(index).exp() * (p.log_prob(index) - q.log_prob(index))).sum()
     torch.testing.assert_close(kl_divergence(p, q), expected)
@@ -105,7 +105,7 @@ def test_extreme_logits_leave_no_nan(kind: str) -> None:
     logits = torch.zeros(sum(BINS[kind]))
     logits[0], logits[1] = 1e4, -torch.inf
     dist = Multicategorical(logits.requires_grad_(), LOW, HIGH, BINS[kind])
-    total = dist.entropy() + kl_divergence(dist, make(kind)) + dist.log_prob(dist.mode) + dist.mean.sum()
+    total = dist.entropy() + kl_divergence(dist, distribution(kind)) + dist.log_prob(dist.mode) + dist.mean.sum()
     (gradient,) = torch.autograd.grad(total, logits)
     assert total.isfinite() and gradient.isfinite().all()
 
@@ -116,7 +116,7 @@ def test_extreme_logits_leave_no_nan(kind: str) -> None:
 @both
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_straight_through(kind: str, temperature: float) -> None:
-    dist = make(kind, 4)
+    dist = distribution(kind, 4)
     dist.straight_through_temperature = temperature
     torch.manual_seed(0)
     action = dist.rsample((7,))
@@ -166,7 +166,7 @@ def test_relaxed_log_prob_has_the_gradient_of_the_entropy(bins: tuple[int, int])
         ({"low": None}, "needs low, high and num_bins, or bins, got neither"),
     ],
 )
-def test_bad_arguments(arguments: dict, sentence: str) -> None:
+def test_bad_arguments_of_the_distribution(arguments: dict, sentence: str) -> None:
     defaults = {"logits": torch.zeros(5, 6), "low": [-1.0, -1.0], "high": [1.0, 1.0], "num_bins": 3}
     with pytest.raises(ValueError, match=sentence):
         Multicategorical(**(defaults | arguments))
@@ -174,11 +174,14 @@ def test_bad_arguments(arguments: dict, sentence: str) -> None:
 
 def test_kl_needs_the_same_bins() -> None:
     with pytest.raises(ValueError, match=r"got num_bins=\[4, 4, 4\] and \[3, 5, 2\]"):
-        kl_divergence(make("equal"), make("ragged"))
+        kl_divergence(distribution("equal"), distribution("ragged"))
 
 
 def test_numbers_take_the_dimensions_from_the_logits() -> None:
     assert Multicategorical(torch.zeros(33), -1.0, 1.0, 11).event_shape == (3,)
+
+
+# -- the factorized actor, and actors in TorchRL's losses -----------------------------------------------------------
 
 
 def test_the_mean_is_an_action_between_the_bins(make: Any, states: Any) -> None:
@@ -259,11 +262,14 @@ def test_on_policy_losses_and_their_entropy_bonus(kind: str, cls: Any, make: Any
         check_gradients(out[name], actor.parameters())
 
 
+# -- the autoregressive actor: dimensions that depend on each other -------------------------------------------------
+
+
 NUM_BINS = [[3, 3, 3], [3, 4, 2]]
-autoregressive_actor_both = pytest.mark.parametrize("num_bins", NUM_BINS, ids=["equal", "ragged"])
+both_widths = pytest.mark.parametrize("num_bins", NUM_BINS, ids=["equal", "ragged"])
 
 
-@autoregressive_actor_both
+@both_widths
 def test_conditionals_ignore_later_dimensions_and_see_earlier_ones(num_bins: list[int], make: Any, states: Any) -> None:
     dist = make("autoregressive", num_bins=num_bins).get_dist(states())
     for d in range(3):
@@ -275,7 +281,7 @@ def test_conditionals_ignore_later_dimensions_and_see_earlier_ones(num_bins: lis
             assert changed == (e < d)
 
 
-@autoregressive_actor_both
+@both_widths
 def test_logits_see_the_units_of_their_own_dimension_and_of_earlier_ones(
     num_bins: list[int], make: Any, states: Any
 ) -> None:
@@ -289,7 +295,7 @@ def test_logits_see_the_units_of_their_own_dimension_and_of_earlier_ones(
         assert [not torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [e >= d for e in range(3)]
 
 
-@autoregressive_actor_both
+@both_widths
 def test_without_conditions_it_is_the_factorized_policy(
     num_bins: list[int], make: Any, states: Any, all_indices: Any
 ) -> None:

@@ -1,4 +1,4 @@
-"""Sizes of the published networks, what they normalize, and where they are noisy."""
+"""Published networks: their sizes, torsos written out, norms, where they are noisy, and how weights begin."""
 
 from __future__ import annotations
 
@@ -89,6 +89,9 @@ def test_norms_stand_before_each_relu_with_their_epsilon() -> None:
     assert {layer.eps for layer in layers if isinstance(layer, nn.LayerNorm)} == {1e-6}
 
 
+# -- torsos ---------------------------------------------------------------------------------------------------------
+
+
 def pixels(*batch, channels=4):
     shape = (*batch, channels, 84, 84)
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -167,10 +170,10 @@ def test_same_padding_is_tensorflows():
     assert found == [(21, 36, 36), (11, 9, 4), (11, 4, 4)] and torso.out_features == 7744
 
 
-SAME, TORSOS_MINATAR = (NatureCNN(padding="same"), pixels(6)), (MinAtarCNN(5), torch.rand(6, 5, 10, 10) < 0.3)
+SAME_PADDING, MINATAR_IMAGES = (NatureCNN(padding="same"), pixels(6)), (MinAtarCNN(5), torch.rand(6, 5, 10, 10) < 0.3)
 
 
-@pytest.mark.parametrize(("torso", "images"), [(NatureCNN(), pixels(6)), SAME, TORSOS_MINATAR])
+@pytest.mark.parametrize(("torso", "images"), [(NatureCNN(), pixels(6)), SAME_PADDING, MINATAR_IMAGES])
 def test_leading_dimensions(torso, images):
     flat, shape = torso(images), images.shape[1:]
     torch.testing.assert_close(torso(images[0]), flat[0])
@@ -178,7 +181,7 @@ def test_leading_dimensions(torso, images):
     assert torso(images[:0].reshape(4, 0, *shape)).shape == (4, 0, torso.out_features)
 
 
-@pytest.mark.parametrize(("torso", "images"), [SAME, TORSOS_MINATAR])
+@pytest.mark.parametrize(("torso", "images"), [SAME_PADDING, MINATAR_IMAGES])
 def test_no_graph_break(torso, images):
     compiled = torch.compile(torso, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images[:2]), torso(images[:2]))
@@ -192,6 +195,9 @@ def test_channels_are_normalized_at_each_place():
     centered = x - x.mean(1, keepdim=True)
     expected = centered / (x.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected * torch.arange(5.0).reshape(-1, 1, 1) + 0.5)
+
+
+# -- how weights begin ----------------------------------------------------------------------------------------------
 
 
 # Largest weight and standard deviation of a layer that is not the last.

@@ -1,4 +1,7 @@
-"""Actors on Q-values: a regularizer's policy, means of atoms and of quantiles."""
+"""Actors on Q-values: a regularizer's policy, means of atoms and of quantiles.
+
+And quantile values are those of the formula, to the last bit, wherever their memory comes from.
+"""
 
 from __future__ import annotations
 
@@ -131,6 +134,9 @@ def test_arguments_that_do_not_fit(make: Any, sentence: str) -> None:
         make()
 
 
+# -- quantile values ------------------------------------------------------------------------------------------------
+
+
 def network(cls: type[ImplicitQuantileNetwork] = ImplicitQuantileNetwork) -> ImplicitQuantileNetwork:
     torch.manual_seed(0)
     return cls(nn.Linear(4, 16), num_features=16, num_actions=3, num_cosines=7, num_cells=32)
@@ -144,7 +150,7 @@ def formula(net: ImplicitQuantileNetwork, features: Tensor, fractions: Tensor) -
 
 @pytest.mark.parametrize("count", [(8, 5), (1, 5), (5,)])  # by row, one row for all, one set for all
 @pytest.mark.parametrize("gradients", [True, False])
-def test_values_and_gradients_are_those_of_the_formula(count: tuple[int, ...], gradients: bool) -> None:
+def test_quantile_values_and_gradients_are_those_of_the_formula(count: tuple[int, ...], gradients: bool) -> None:
     net, results = network(), []
     for call in (net.quantiles, lambda *inputs: formula(net, *inputs)):
         torch.manual_seed(1)
@@ -173,7 +179,7 @@ def test_what_a_hook_saw_stays_as_it_was() -> None:
 
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0)])
-def test_vmap(gradients: bool, dims: tuple[int | None, int | None]) -> None:
+def test_quantile_values_under_vmap(gradients: bool, dims: tuple[int | None, int | None]) -> None:
     net = network()
     features, fractions = torch.randn(6, 16), torch.rand(6, 5)
     inputs = [x if dim == 0 else x[0] for x, dim in zip((features, fractions), dims, strict=True)]

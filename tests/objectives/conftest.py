@@ -28,8 +28,6 @@ import critic_cases
 import policy_cases
 from critic_cases import NUM_ACTIONS, NUM_OBSERVATIONS
 
-make_batch = critic_cases.transitions
-
 
 @dataclass
 class LossCase(critic_cases.Buildable):
@@ -71,7 +69,7 @@ class LossCase(critic_cases.Buildable):
         return [self.actor(seed=seed, **keys)]
 
     def batch(self, *shape: int, **how: Any) -> TensorDict:
-        return make_batch(*shape, **how)
+        return critic_cases.transitions(*shape, **how)
 
     def actor(self, *, one_hot: bool = False, seed: int = 0, in_key: Any = "observation", **kwargs: Any) -> QValueActor:
         torch.manual_seed(seed)
@@ -155,7 +153,7 @@ def cases() -> dict[str, LossCase]:
 
 @pytest.fixture
 def batch() -> Callable[..., TensorDict]:
-    return make_batch
+    return critic_cases.transitions
 
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -1,4 +1,7 @@
-"""Arguments of the losses over Q-values: which are refused and how, and what users of TorchRL and numpy hand in."""
+"""What a loss refuses, in one sentence: arguments, and data that it cannot learn from.
+
+What users of TorchRL and numpy hand in is taken; rows that do not count may hold anything.
+"""
 
 from __future__ import annotations
 
@@ -153,6 +156,9 @@ def test_a_loss_moved_to_where_there_is_no_float64(case: Any, batch: Any) -> Non
     assert {b.dtype for name, b in loss.named_buffers() if not name.startswith(exact)} == {torch.float32}
     torch.manual_seed(3)
     torch.testing.assert_close(loss(batch(9))["loss"], expected)
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
 
 
 def without(data: Any, *keys: Any) -> Any:

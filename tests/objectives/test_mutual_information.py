@@ -1,4 +1,7 @@
-"""MIRL's losses: numbers at extreme values, one prior in many hands, diagnostics, state-dependent priors."""
+"""MIRL's losses: numbers at extreme values, one prior in many hands, diagnostics, state-dependent priors.
+
+And a prior that does not see the goal carries what all goals share to a new one.
+"""
 
 from __future__ import annotations
 
@@ -180,6 +183,9 @@ def test_exploration_with_a_prior_network(cases: Any, batch: Any, name: str) -> 
         out = explorer(data)
     logits = out["log_prior"].log_softmax(-1) + 2.0 * out["action_value"]
     assert (out["action"] == logits.argmax(-1)).all()
+
+
+# -- transfer to a new goal -----------------------------------------------------------------------------------------
 
 
 GAMMA, BETA = 0.95, 2.0

@@ -1,4 +1,7 @@
-"""Value estimators: on our losses, on TorchRL's, by name, and alone; their equations are in test_slots.py."""
+"""Value estimators: on our losses, on TorchRL's, by name, and alone; their equations are in test_slots.py.
+
+Q(lambda) targets of rollouts: what theory says of them, and a loss that reads them.
+"""
 
 from __future__ import annotations
 
@@ -154,11 +157,11 @@ def test_alone_with_nothing_but_a_network(cases: Any, batch: Any) -> None:
     torch.testing.assert_close(uniform.value_estimate(data), given.value_estimate(data))
 
 
-# -- lambda-returns ---------------------------------------------------------------------------------------------------
+# -- lambda-returns -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["soft_dqn", "m_dqn"])
-def test_no_trace_and_a_full_one(cases: Any, batch: Any, name: str) -> None:
+def test_lambda_returns_without_a_trace_and_with_a_full_one(cases: Any, batch: Any, name: str) -> None:
     def result(how: Any, **kwargs: Any) -> torch.Tensor:
         return cases[name].loss().double().make_value_estimator(how, gamma=GAMMA, **kwargs)(sequence(batch))["loss"]
 
@@ -222,7 +225,10 @@ def test_a_subclass_may_take_fewer_estimators(cases: Any) -> None:
         OneStep(cases["m_dqn"].actor()).make_value_estimator("tdlambda", gamma=GAMMA, lmbda=LAMBDA)
 
 
-Q_LAMBDA_GAMMA, Q_LAMBDA_TAU, STATES, ACTIONS, STEPS, ENVS = 0.9, 0.4, 6, 3, 12, 40
+# -- Q(lambda) of rollouts ------------------------------------------------------------------------------------------
+
+
+TABLE_TAU, STATES, ACTIONS, STEPS, ENVS = 0.4, 6, 3, 12, 40
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +237,7 @@ def mdp() -> TabularMDP:
     draw = torch.Generator().manual_seed(3)
     following = torch.randint(STATES, (STATES, ACTIONS), generator=draw)
     P = nn.functional.one_hot(following, STATES).double()
-    return TabularMDP(P, torch.randn(STATES, ACTIONS, generator=draw, dtype=torch.float64), Q_LAMBDA_GAMMA)
+    return TabularMDP(P, torch.randn(STATES, ACTIONS, generator=draw, dtype=torch.float64), GAMMA)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +270,7 @@ def rollout(mdp: TabularMDP, q: Tensor, behaviour: Tensor, seed: int = 0) -> Ten
 def targets(data: TensorDict, q: Tensor, regularizer: Regularizer, lmbda: float, **options: Any) -> Tensor:
     shaping = options.pop("shaping", None)
     loss = QLearningLoss(table(q), regularizer=regularizer, shaping=shaping, delay_value=False)
-    estimator = RegularizedQLambdaEstimator.for_loss(loss, gamma=Q_LAMBDA_GAMMA, lmbda=lmbda, **options)
+    estimator = RegularizedQLambdaEstimator.for_loss(loss, gamma=GAMMA, lmbda=lmbda, **options)
     loss.make_value_estimator(estimator)
     return estimator(data.clone())["value_target"].squeeze(-1)
 
@@ -282,13 +288,13 @@ UNIFORM = torch.full((STATES, ACTIONS), 1 / ACTIONS, dtype=torch.float64)
     ("regularizer", "shaping", "iteration"),
     [
         (HardMax(), None, value_iteration),
-        (Entropy(Q_LAMBDA_TAU), None, lambda mdp: soft_value_iteration(mdp, Q_LAMBDA_TAU)),
+        (Entropy(TABLE_TAU), None, lambda mdp: soft_value_iteration(mdp, TABLE_TAU)),
         (
-            Tsallis(Q_LAMBDA_TAU),
+            Tsallis(TABLE_TAU),
             None,
-            lambda mdp: tsallis_value_iteration(mdp, Q_LAMBDA_TAU),
+            lambda mdp: tsallis_value_iteration(mdp, TABLE_TAU),
         ),  # also for actions off its support
-        (Entropy(Q_LAMBDA_TAU), Munchausen(0.9, None), lambda mdp: munchausen_value_iteration(mdp, Q_LAMBDA_TAU, 0.9)),
+        (Entropy(TABLE_TAU), Munchausen(0.9, None), lambda mdp: munchausen_value_iteration(mdp, TABLE_TAU, 0.9)),
     ],
 )
 def test_the_optimum_is_the_fixed_point_whatever_acts(
@@ -331,28 +337,28 @@ def test_the_entropy_of_each_step_is_the_correction_off_the_fixed_point_too(
     """``G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda (G_{t+1} - tau ln pi(a_{t+1}|s_{t+1})))``, written out."""
     data = rollout(mdp, q, UNIFORM)
     reward, following = data["next", "reward"].squeeze(-1), data["next", "observation"].argmax(-1)
-    values, log_pi = Q_LAMBDA_TAU * (q / Q_LAMBDA_TAU).logsumexp(-1), Q_LAMBDA_TAU * (q / Q_LAMBDA_TAU).log_softmax(-1)
+    values, log_pi = TABLE_TAU * (q / TABLE_TAU).logsumexp(-1), TABLE_TAU * (q / TABLE_TAU).log_softmax(-1)
 
     def returns(entropy: float) -> Tensor:
-        found = [reward[:, -1] + Q_LAMBDA_GAMMA * values[following[:, -1]]]
+        found = [reward[:, -1] + GAMMA * values[following[:, -1]]]
         for t in reversed(range(STEPS - 1)):
             s = following[:, t]
             later = found[0] - entropy * log_pi[s, data["action"][:, t + 1]]
-            found.insert(0, reward[:, t] + Q_LAMBDA_GAMMA * ((1 - lmbda) * values[s] + lmbda * later))
+            found.insert(0, reward[:, t] + GAMMA * ((1 - lmbda) * values[s] + lmbda * later))
         return torch.stack(found, 1)
 
-    got = targets(data, q, Entropy(Q_LAMBDA_TAU), lmbda, correct=correct)
+    got = targets(data, q, Entropy(TABLE_TAU), lmbda, correct=correct)
     torch.testing.assert_close(got, returns(1.0), rtol=0, atol=1e-12)
     assert (got - returns(0.0)).abs().max() > 1  # what dropping the term costs
 
 
-def test_q_lambda_no_trace_and_a_full_one(mdp: TabularMDP, q: Tensor) -> None:
+def test_q_lambda_without_a_trace_and_with_a_full_one(mdp: TabularMDP, q: Tensor) -> None:
     data = rollout(mdp, q, UNIFORM)
     reward = data["next", "reward"].squeeze(-1)
     best = q[data["next", "observation"].argmax(-1)].amax(-1)
-    torch.testing.assert_close(targets(data, q, HardMax(), 0.0), reward + Q_LAMBDA_GAMMA * best)
-    discounts = Q_LAMBDA_GAMMA ** torch.arange(STEPS, dtype=torch.float64)
-    whole = (reward * discounts).sum(1) + Q_LAMBDA_GAMMA**STEPS * best[:, -1]
+    torch.testing.assert_close(targets(data, q, HardMax(), 0.0), reward + GAMMA * best)
+    discounts = GAMMA ** torch.arange(STEPS, dtype=torch.float64)
+    whole = (reward * discounts).sum(1) + GAMMA**STEPS * best[:, -1]
     torch.testing.assert_close(targets(data, q, HardMax(), 1.0, correct=False)[:, 0], whole)
 
 
@@ -361,24 +367,24 @@ def test_the_ends_of_episodes(mdp: TabularMDP, q: Tensor) -> None:
     data["next", "done"][:, 4], data["next", "terminated"][:20, 4] = True, True  # rows from 20 on: a time limit
     # What the collector recorded at step 5 belongs to another episode; s' of step 4 is where this one ended.
     data["next", "observation"][:, 4] = nn.functional.one_hot(torch.tensor(2), STATES).double()
-    found = targets(data, q, Entropy(Q_LAMBDA_TAU), 0.8)
+    found = targets(data, q, Entropy(TABLE_TAU), 0.8)
     other = data.clone()
     other["next", "reward"][:, 5:] += 100.0
     other["action_value"][:, 5:] += 100.0
-    torch.testing.assert_close(targets(other, q, Entropy(Q_LAMBDA_TAU), 0.8)[:, :5], found[:, :5], rtol=0, atol=0)
+    torch.testing.assert_close(targets(other, q, Entropy(TABLE_TAU), 0.8)[:, :5], found[:, :5], rtol=0, atol=0)
     reward = data["next", "reward"][:, 4, 0]
-    value = Entropy(Q_LAMBDA_TAU)(q).value[2]
+    value = Entropy(TABLE_TAU)(q).value[2]
     torch.testing.assert_close(found[:20, 4], reward[:20])
-    torch.testing.assert_close(found[20:, 4], reward[20:] + Q_LAMBDA_GAMMA * value)
-    torch.testing.assert_close(targets(data, q, Entropy(Q_LAMBDA_TAU), 0.8, time_limits_end=True)[:, 4], reward)
+    torch.testing.assert_close(found[20:, 4], reward[20:] + GAMMA * value)
+    torch.testing.assert_close(targets(data, q, Entropy(TABLE_TAU), 0.8, time_limits_end=True)[:, 4], reward)
 
 
 def test_a_termination_that_is_not_called_done_ends_the_episode(mdp: TabularMDP, q: Tensor) -> None:
     data = rollout(mdp, q, UNIFORM)
     data["next", "terminated"][:20, 4] = True
-    found = targets(data, q, Entropy(Q_LAMBDA_TAU), 0.8)
+    found = targets(data, q, Entropy(TABLE_TAU), 0.8)
     data["next", "done"][:20, 4] = True
-    torch.testing.assert_close(found, targets(data, q, Entropy(Q_LAMBDA_TAU), 0.8), rtol=0, atol=0)
+    torch.testing.assert_close(found, targets(data, q, Entropy(TABLE_TAU), 0.8), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("time_limits_end", [True, False])
@@ -398,7 +404,7 @@ def test_the_persistent_gap_of_an_episode_that_ends_is_that_at_s(
     here, there = (q[at].amax(-1) - q[at, action] for at in (s, following))
     expected = -0.5 * here
     if not time_limits_end:
-        expected[20:] = (Q_LAMBDA_GAMMA * q[following].amax(-1) - 0.5 * torch.minimum(here, there))[20:]
+        expected[20:] = (GAMMA * q[following].amax(-1) - 0.5 * torch.minimum(here, there))[20:]
     torch.testing.assert_close(found, expected)
     assert (there < here)[20:].any()
 
@@ -418,8 +424,8 @@ def test_each_step_bootstraps_on_its_own_next_state() -> None:
 
 def test_a_loss_reads_the_targets_and_nothing_behind_them(mdp: TabularMDP, q: Tensor) -> None:
     data = rollout(mdp, q, UNIFORM)
-    how: dict[str, Any] = {"regularizer": Entropy(Q_LAMBDA_TAU), "delay_value": False, "loss_function": "half_l2"}
-    loss = QLearningLoss(table(q), **how).make_value_estimator("regularized_qlambda", gamma=Q_LAMBDA_GAMMA, lmbda=0.7)
+    how: dict[str, Any] = {"regularizer": Entropy(TABLE_TAU), "delay_value": False, "loss_function": "half_l2"}
+    loss = QLearningLoss(table(q), **how).make_value_estimator("regularized_qlambda", gamma=GAMMA, lmbda=0.7)
     assert set(loss.in_keys) == {"observation", "action", "value_target"}
     rows = loss.value_estimator(data).reshape(-1).select(*loss.in_keys)
     out = loss(rows)

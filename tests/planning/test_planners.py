@@ -1,4 +1,7 @@
-"""Planners: a regularizer of a user's own with no more than ``forward``, the action taken, and what is refused."""
+"""Planners: a regularizer of a user's own with no more than ``forward``, the action taken, and what is refused.
+
+RENTS with an evaluation: a parent whose untried actions have values already is a prior for its child.
+"""
 
 from __future__ import annotations
 
@@ -123,6 +126,9 @@ def test_bad_input_is_one_sentence(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+# -- the parent as a prior ------------------------------------------------------------------------------------------
 
 
 class Line:

@@ -1,4 +1,4 @@
-"""The search itself: exact values, batches, chance nodes, cost."""
+"""The search itself: exact values, batches, chance nodes, cost; and what values its leaves."""
 
 from __future__ import annotations
 
@@ -307,6 +307,9 @@ def test_bytes_of_a_node() -> None:
     assert (uct.bytes_per_node(), ments.bytes_per_node()) == (32 * 5 + 24 + 8, 40 * 5 + 24 + 8)
     total = sum(x.nbytes for x in vars(ments).values() if isinstance(x, Tensor))
     assert total == 2 * 10 * ments.bytes_per_node()
+
+
+# -- values of leaves -----------------------------------------------------------------------------------------------
 
 
 def test_a_rollout_is_the_discounted_return_until_the_end() -> None:

@@ -42,7 +42,6 @@ def log_barrier(beside):
 
 
 def test_it_is_a_regularizer(log_barrier):
-    assert len(SOURCE.read_text().split("import torch\n")[1].strip().splitlines()) <= 30
     check_regularizer(log_barrier(0.3), tolerance=1e-6)
 
 

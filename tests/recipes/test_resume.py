@@ -1,6 +1,6 @@
 """The shipped recipes, killed and started again, end like runs that were never interrupted and had no checkpoint.
 
-tests/training does the same with SIGKILL, at the worst moments, with a tiny recipe whose environments cannot be stored;
+tests/lab/run does the same with SIGKILL, at the worst moments, with a tiny recipe whose environments cannot be stored;
 here it is about those that can, and about what a recipe itself carries from batch to batch: waiting n-step rows,
 annealing, exact target periods, single-frame storage.
 """

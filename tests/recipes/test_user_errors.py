@@ -43,7 +43,7 @@ def test_a_setting_out_of_its_range_is_named(words, refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-#: What is typed -> what the sentence holds. What is the same for any recipe is tested in tests/training/cli.
+#: What is typed -> what the sentence holds. What is the same for any recipe is tested in tests/lab/cli.
 BAD = {
     "m_dqn env=atari env.game=Brekout": "Did you mean 'breakout'?",
     "m_dqn env.name=pendulum": "env must have discrete actions (a categorical spec), got continuous ones",

@@ -1,4 +1,4 @@
-"""Coefficients that are fixed, or scheduled by assignment."""
+"""Coefficients that are fixed, scheduled by assignment, learnt by dual ascent, or follow the Bellman error."""
 
 from __future__ import annotations
 

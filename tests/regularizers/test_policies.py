@@ -270,15 +270,11 @@ def test_its_policy_is_saved_and_read(tmp_path: Path, regularizer: Regularizer) 
     torch.testing.assert_close(read.policy(q), regularizer.policy(q), rtol=0, atol=0)
 
 
-TSALLIS_TAU = 0.5
-
-
-def tsallis_q_values(rows: int) -> Tensor:
-    return torch.randn(rows, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+# -- sparse policies; the projection itself: tests/tabular ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("q", [1.0, 0.5, float("nan")])
-def test_bad_indices(q: float) -> None:
+def test_bad_indices_of_tsallis_entropies(q: float) -> None:
     with pytest.raises(ValueError, match="q must be"):
         Tsallis(0.5, q=q)
 
@@ -292,10 +288,10 @@ def test_the_gradient_of_a_sparse_value_is_its_policy(q: float) -> None:
 
 @pytest.mark.parametrize("q", [1.5, 2.0, 3.0])
 def test_nan_stays_in_its_row_of_a_sparse_policy(q: float) -> None:
-    x = tsallis_q_values(4)
-    expected = Tsallis(TSALLIS_TAU, q=q)(x)
+    x = q_values(4)
+    expected = Tsallis(TAU, q=q)(x)
     x[1, 2] = x[2] = torch.nan
-    out = Tsallis(TSALLIS_TAU, q=q)(x)
+    out = Tsallis(TAU, q=q)(x)
     for part, whole in zip(out, expected, strict=True):
         torch.testing.assert_close(part[[0, 3]], whole[[0, 3]], rtol=0, atol=0)
     assert out.value[1:3].isnan().all() and out.pi[1:3].isnan().any(-1).all()

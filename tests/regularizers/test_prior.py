@@ -1,4 +1,4 @@
-"""KL to a prior, fixed or averaged."""
+"""KL divergence to a prior, fixed, shared or of the state; the action prior, floored, exact, assigned in place."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("make", "sentence"), BAD)
-def test_bad_input(make: Any, sentence: str) -> None:
+def test_bad_divergences(make: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()
 
 
-ACTION_PRIOR_RHO = [0.7, 0.2, 0.1]
+# -- the action prior -----------------------------------------------------------------------------------------------
 
 
 def test_a_zero_is_floored_and_the_rest_normalized() -> None:
@@ -68,11 +68,10 @@ def test_a_zero_is_floored_and_the_rest_normalized() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_prior_keeps_its_precision(dtype: torch.dtype) -> None:
-    holder = nn.ModuleList([nn.Linear(2, 2), ActionPrior(3, probabilities=ACTION_PRIOR_RHO, beta=0.1)]).to(dtype)
+    rho = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    holder = nn.ModuleList([nn.Linear(2, 2), ActionPrior(3, probabilities=rho.tolist(), beta=0.1)]).to(dtype)
     assert holder[0].weight.dtype == dtype
-    torch.testing.assert_close(
-        holder[1].log_prior.exp(), torch.tensor(ACTION_PRIOR_RHO, dtype=torch.float64), rtol=0, atol=1e-15
-    )
+    torch.testing.assert_close(holder[1].log_prior.exp(), rho, rtol=0, atol=1e-15)
     assert float(holder[1].beta) == 0.1
 
 
@@ -96,12 +95,12 @@ def test_the_greedy_action_of_a_uniform_prior_is_that_of_q() -> None:
         ({"floor": 0.4}, "floor must be in"),
     ],
 )
-def test_bad_priors(kwargs: dict[str, Any], message: str) -> None:
+def test_bad_action_priors(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ActionPrior(**{"num_actions": 3} | kwargs)
 
 
-def test_both_are_assigned_not_replaced() -> None:
+def test_prior_and_beta_are_assigned_not_replaced() -> None:
     prior = ActionPrior(3)
     with pytest.raises(AttributeError, match="prior.assign"):
         prior.log_prior = torch.zeros(3)

@@ -1,4 +1,4 @@
-"""Exact regularized dynamic programming."""
+"""The exact solvers: what they share, each by hand or against its theory, and how they agree."""
 
 from __future__ import annotations
 
@@ -100,6 +100,9 @@ def test_no_convergence_is_an_error(monkeypatch):
         value_iteration(MDP)
 
 
+# -- soft value iteration and policy evaluation ---------------------------------------------------------------------
+
+
 def test_soft_value_iteration_by_hand():
     # One state, two actions, both ending: q = r, v = tau ln(e^(1/tau) + e^(2/tau)) at tau = 0.5.
     P = torch.tensor([[[0.0, 1.0]] * 2] * 2)
@@ -135,6 +138,9 @@ def test_the_fixed_point_is_the_value_of_its_policy_and_no_other_has_more(tau, m
         assert (policy_evaluation(mdp, other, tau).v <= soft.v).all()
     excess = soft.v - value_iteration(mdp).v  # T7 of the algorithm notes
     assert (excess >= 0).all() and (excess <= tau * math.log(4) / (1 - mdp.gamma)).all()
+
+
+# -- Munchausen, mirror descent, implicit Q, advantage learning -----------------------------------------------------
 
 
 Q0 = 2 * torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -184,7 +190,7 @@ def test_munchausen_over_a_prior_is_mirror_descent_at_every_iterate(alpha, tau, 
 
 @pytest.mark.parametrize("mdp", [MDP, GRID], ids=["random", "grid"])
 @pytest.mark.parametrize(("alpha", "tau"), [(0.3, 0.5), (0.5, 1.5), (0.9, 0.2)])
-def test_fixed_points(alpha, tau, mdp):
+def test_fixed_points_are_those_of_soft_value_iteration(alpha, tau, mdp):
     # T2 to T4: value and policy of soft value iteration at (1 - alpha) tau, and its gaps over 1 - alpha.
     soft = soft_value_iteration(mdp, (1 - alpha) * tau)
     v = soft.v.unsqueeze(-1)
@@ -247,19 +253,19 @@ def test_clipped_gaps_widen_by_at_most_alpha_times_the_clip(alpha, clip_min):
     assert (gaps(warm.q) - gaps(MDP.backup(warm.v))).max().item() == pytest.approx(-alpha * clip_min, abs=1e-6)
 
 
-tsallis_close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-10)
+# -- Tsallis entropies ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("index", "tau"), [(1.5, 0.3), (2.0, 0.05), (2.0, 0.5), (3.0, 0.3)])
 def test_the_fixed_point_solves_the_sparse_bellman_equation(index, tau):
     """``v`` is the greatest ``<pi, q> - Omega(pi)``, at ``pi``; and the regularizer finds the same."""
     solution = tsallis_value_iteration(MDP, tau, index=index)
-    tsallis_close(solution.q, MDP.backup(solution.v))
+    close(solution.q, MDP.backup(solution.v), atol=1e-10)
 
     def objective(pi):
         return (pi * solution.q).sum(-1) - tau * (pi.pow(index).sum(-1) - 1) / (index * (index - 1))
 
-    tsallis_close(solution.v, objective(solution.pi))
+    close(solution.v, objective(solution.pi), atol=1e-10)
     generator = torch.Generator().manual_seed(0)
     others = torch.randn(300, 6, 4, dtype=torch.float64, generator=generator)
     for spread in (0.03, 1.0, 10.0):
@@ -267,14 +273,14 @@ def test_the_fixed_point_solves_the_sparse_bellman_equation(index, tau):
         assert (objective(pi) <= solution.v + 1e-12).all()
     out = Tsallis(tau, q=index)(solution.q)
     for name in ("value", "pi", "tau_log_pi"):
-        tsallis_close(getattr(out, name), getattr(solution, "v" if name == "value" else name))
+        close(getattr(out, name), getattr(solution, "v" if name == "value" else name), atol=1e-10)
 
 
-def test_limits():
+def test_limits_of_the_tsallis_entropies():
     """Temperature to 0: the maximum. Index to 1: the soft value. And the published bound."""
     q0 = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     greedy = partial(tsallis_value_iteration, MDP, q0=q0, num_iterations=0)
-    tsallis_close(greedy(1e-9).v, q0.amax(-1), atol=1e-8)
-    tsallis_close(greedy(0.3, index=1.001).v, soft_value_iteration(MDP, 0.3, q0=q0, num_iterations=0).v, atol=1e-3)
+    close(greedy(1e-9).v, q0.amax(-1), atol=1e-8)
+    close(greedy(0.3, index=1.001).v, soft_value_iteration(MDP, 0.3, q0=q0, num_iterations=0).v, atol=1e-3)
     above = tsallis_value_iteration(MDP, 0.3).v - value_iteration(MDP).v
     assert (above >= 0).all() and (above <= 0.3 * (1 - 1 / 4) / (2 * (1 - MDP.gamma))).all()

@@ -1,4 +1,8 @@
-"""Messages against every trajectory of a small MDP, written out; and the two directions of the KL divergence."""
+"""Messages, VIREL, compositions and soft Q-iteration over a box, in tables.
+
+Messages against every trajectory of a small MDP, written out, and the two directions of the KL divergence; VIREL's
+temperature is the Bellman error and anneals by itself; composed policies keep their bounds.
+"""
 
 from __future__ import annotations
 
@@ -153,24 +157,26 @@ def test_risk_seeking_where_transitions_are_random_and_only_there(tau: float) ->
                 assert gain[0].min() > 1e-3 and (luck.pi - soft.pi).abs().max() > 1e-4
 
 
-def test_refusals() -> None:
+def test_bad_input_of_messages() -> None:
     for arguments, sentence in (((0.0, 3), "tau must be"), ((0.5, 0), "num_steps must be >= 1, got 0")):
         with pytest.raises(ValueError, match=sentence):
             optimality_messages(small(), *arguments)
 
 
+# -- VIREL ----------------------------------------------------------------------------------------------------------
+
+
 MDP = random_mdp(6, 4, 0.9, seed=1)
 GRID = gridworld(["...", ".#.", "..G"], 0.8, slip=0.3)
 Q0 = 2 * torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-D = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25], dtype=torch.float64)
-virel_close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-9)
+START = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 2.0])
 def test_the_error_counts_states_by_their_weight(exponent: float) -> None:
     error = MDP.backup(Q0.amax(-1)) - Q0
-    got = virel_iteration(MDP, 0.7, exponent=exponent, q0=Q0, state_distribution=D, num_iterations=0).tau
-    assert got == pytest.approx((0.7 / exponent * (D @ error.abs().pow(exponent).mean(-1))).item(), rel=1e-12)
+    got = virel_iteration(MDP, 0.7, exponent=exponent, q0=Q0, state_distribution=START, num_iterations=0).tau
+    assert got == pytest.approx((0.7 / exponent * (START @ error.abs().pow(exponent).mean(-1))).item(), rel=1e-12)
 
 
 def test_two_steps_written_out() -> None:
@@ -181,20 +187,20 @@ def test_two_steps_written_out() -> None:
     q = MDP.r + 0.9 * MDP.P @ (pi * Q0).sum(-1)
     next_tau = 0.35 * (MDP.r + 0.9 * MDP.P @ (pi * q).sum(-1) - q).square().mean()
     assert (first.tau, second.tau) == (pytest.approx(tau.item()), pytest.approx(next_tau.item()))
-    virel_close(first.pi, pi, atol=1e-12)
-    virel_close(second.q, q, atol=1e-12)
-    virel_close(second.pi, (q / next_tau).softmax(-1), atol=1e-12)
+    close(first.pi, pi)
+    close(second.q, q)
+    close(second.pi, (q / next_tau).softmax(-1))
 
 
 @pytest.mark.parametrize("tau", [0.3, 2.0])
 def test_the_objective_is_log_partition_minus_kl_minus_entropy_of_the_states(tau: float) -> None:
     pi = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).softmax(-1)
     log_p = (Q0 / tau).flatten().log_softmax(-1)
-    kl = kl_divergence((D.unsqueeze(-1) * pi).log().flatten(), log_p)
-    expected = (Q0 / tau).flatten().logsumexp(-1) - kl - policy_entropy(D)
-    assert virel_objective(Q0, pi, tau, D) == pytest.approx(expected.item(), abs=1e-10)
+    kl = kl_divergence((START.unsqueeze(-1) * pi).log().flatten(), log_p)
+    expected = (Q0 / tau).flatten().logsumexp(-1) - kl - policy_entropy(START)
+    assert virel_objective(Q0, pi, tau, START) == pytest.approx(expected.item(), abs=1e-10)
     with pytest.raises(ValueError, match="tau must be > 0"):
-        virel_objective(Q0, pi, 0.0, D)
+        virel_objective(Q0, pi, 0.0, START)
 
 
 @pytest.mark.parametrize("mdp", [MDP, GRID], ids=["random", "grid"])
@@ -206,17 +212,17 @@ def test_the_temperature_anneals_by_itself_and_the_policy_becomes_greedy(
     run = virel_iteration(mdp, beta_scale, exponent=exponent, q0=Q0 if mdp is MDP else None, return_iterates=True)
     taus = [iterate.tau for iterate in run.iterates]
     assert taus[0] > 0.01 and max(taus[len(taus) // 2 :]) < 0.1 * taus[0] and taus[-1] <= 1e-10
-    virel_close(run.q, best.q)
-    virel_close(run.v, best.v)
-    virel_close(policy_evaluation(mdp, run.pi).v, best.v)
+    close(run.q, best.q, atol=1e-9)
+    close(run.v, best.v, atol=1e-9)
+    close(policy_evaluation(mdp, run.pi).v, best.v, atol=1e-9)
 
 
 def test_a_fixed_temperature_ends_at_the_softmax_operator() -> None:
     """``pi = softmax(Q^pi / tau)``, where Q^pi has no entropy term: worse than the optimum, and not the soft one."""
     run = virel_iteration(MDP, 1.0, tau=0.5)
     assert run.tau == 0.5
-    virel_close(run.pi, soft_policy(run.q, 0.5), atol=1e-12)
-    virel_close(run.q, policy_evaluation(MDP, run.pi).q)
+    close(run.pi, soft_policy(run.q, 0.5))
+    close(run.q, policy_evaluation(MDP, run.pi).q, atol=1e-9)
     assert (run.q < value_iteration(MDP).q - 1e-3).all()
 
 
@@ -226,27 +232,27 @@ def test_it_goes_on_while_the_temperature_changes() -> None:
     error = MDP.backup(q0.amax(-1)) - q0
     run = virel_iteration(MDP, (0.1 / error.abs().mean()).item(), exponent=1.0, q0=q0, return_iterates=True)
     first, second = run.iterates[:2]
-    virel_close(second.q, first.q, atol=1e-13)
+    close(second.q, first.q, atol=1e-13)
     assert (first.tau, second.tau) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12))
-    virel_close(run.q, value_iteration(MDP).q)
+    close(run.q, value_iteration(MDP).q, atol=1e-9)
 
 
-BAD = [
+BAD_VIREL = [
     ({"beta_scale": 0.0}, "scale must be a finite number > 0, got 0.0"),
     ({"exponent": 0.0}, "exponent must be a finite number >= 1, got 0.0"),
     ({"tau": -1.0}, "tau must be a finite temperature >= 0 or None, got -1.0"),
     ({"tol": 0.0}, "tol must be > 0"),
-    ({"state_distribution": math.pi * D}, "start must be a probability distribution"),
+    ({"state_distribution": math.pi * START}, "start must be a probability distribution"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), BAD)
-def test_bad_input(arguments: dict, sentence: str) -> None:
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_VIREL)
+def test_bad_input_of_virel(arguments: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         virel_iteration(MDP, **{"beta_scale": 1.0, **arguments})
 
 
-composition_close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-10)
+# -- compositions, and a box of actions -----------------------------------------------------------------------------
 
 
 def two_tasks(gamma: float, seed: int, terminal: bool = False) -> tuple[TabularMDP, TabularMDP]:
@@ -275,16 +281,16 @@ def test_the_bounds_are_fixed_points_of_half_a_renyi_divergence() -> None:
     c = soft_composition(first, second, tau)
     pi_1, pi_2 = (soft_value_iteration(task, tau).pi for task in (first, second))
     delta = -tau * (pi_1 * pi_2).sqrt().sum(-1).log()
-    composition_close(c.value_bound, 0.8 * first.P @ (delta + c.value_bound.amax(-1)))
-    composition_close(c.policy_bound, 0.8 * first.P @ (c.pi_average * (c.value_bound + c.policy_bound)).sum(-1))
+    close(c.value_bound, 0.8 * first.P @ (delta + c.value_bound.amax(-1)), atol=1e-10)
+    close(c.policy_bound, 0.8 * first.P @ (c.pi_average * (c.value_bound + c.policy_bound)).sum(-1), atol=1e-10)
 
 
 def test_composition_is_exact_for_one_task_twice_and_for_bandits() -> None:
     first, _ = two_tasks(0.8, 3)
     for c in (soft_composition(first, first, 0.7), soft_composition(*two_tasks(0.0, 3), 0.7)):
-        composition_close(c.value_bound, torch.zeros_like(first.r))
-        composition_close(c.q_average, c.q_optimal)
-        composition_close(c.q_executed, c.q_optimal)
+        close(c.value_bound, torch.zeros_like(first.r), atol=1e-10)
+        close(c.q_average, c.q_optimal, atol=1e-10)
+        close(c.q_executed, c.q_optimal, atol=1e-10)
 
 
 @pytest.mark.parametrize(("num_points", "dims"), [(1, 1), (4, 1), (5, 2), (3, 3)])
@@ -293,7 +299,7 @@ def test_gauss_legendre_integrates_polynomials(num_points: int, dims: int) -> No
     assert rule.nodes.shape == (num_points**dims, dims)
     for power in range(2 * num_points):
         integral = torch.tensor(0.0 if power % 2 else 2 / (power + 1), dtype=torch.float64)
-        composition_close(rule.weights @ rule.nodes.pow(power).prod(-1), integral**dims)
+        close(rule.weights @ rule.nodes.pow(power).prod(-1), integral**dims, atol=1e-10)
 
 
 def box_mdp(rule, gamma: float) -> TabularMDP:
@@ -317,13 +323,13 @@ def test_continuous_soft_q_iteration_of_a_bandit_by_hand() -> None:
 def test_continuous_soft_q_iteration_does_not_depend_on_the_nodes() -> None:
     few, many = gauss_legendre(20), gauss_legendre(40)
     runs = [continuous_soft_q_iteration(box_mdp(rule, 0.8), rule.weights, 0.5) for rule in (few, many)]
-    composition_close(runs[0].v, runs[1].v)
-    composition_close(runs[1].q, box_mdp(many, 0.8).backup(runs[1].v))
+    close(runs[0].v, runs[1].v, atol=1e-10)
+    close(runs[1].q, box_mdp(many, 0.8).backup(runs[1].v), atol=1e-10)
 
 
 FIRST = two_tasks(0.8, 3)[0]
 BOX = box_mdp(gauss_legendre(4), 0.8)
-COMPOSITION_BAD = [
+BAD_COMPOSITION = [
     (soft_composition, (FIRST, TabularMDP(FIRST.P, FIRST.r, 0.5), 1.0), "first and second must share P, gamma"),
     (soft_composition, (FIRST, TabularMDP(FIRST.P.flip(0), FIRST.r, 0.8), 1.0), "share P, gamma and terminal"),
     (soft_composition, (FIRST, two_tasks(0.8, 3, terminal=True)[0], 1.0), "share P, gamma and terminal"),
@@ -335,7 +341,7 @@ COMPOSITION_BAD = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "sentence"), COMPOSITION_BAD)
-def test_composition_bad_input(function, arguments: tuple[Tensor, ...], sentence: str) -> None:
+@pytest.mark.parametrize(("function", "arguments", "sentence"), BAD_COMPOSITION)
+def test_bad_input_of_compositions(function, arguments: tuple[Tensor, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         function(*arguments)

@@ -1,4 +1,7 @@
-"""Every known error is named where it is planted, and none in a loss that is right."""
+"""Every known error is named where it is planted, and none in a loss that is right.
+
+Discrete soft actor-critics: the planted errors are named, TorchRL's and CleanRL's have none.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def test_a_plain_loss_has_none(cls: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "numbers"), OURS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(OURS)])
-def test_ours_have_none(name: str, numbers: dict[str, Any]) -> None:
+def test_our_losses_have_none(name: str, numbers: dict[str, Any]) -> None:
     report = check_loss(getattr(objectives, name), **numbers)
     assert report.passed and report.errors == [], str(report)
 
@@ -90,20 +93,23 @@ def test_torchrls_c51_has_none_but_takes_no_batch_of_one() -> None:
     assert check_loss(DistributionalDQNLoss, action_space="one-hot").passed
 
 
+# -- actor-critics --------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("cls", "name"), WRONG.items(), ids=lambda each: getattr(each, "__name__", each))
-def test_actor_a_planted_error_is_named(cls: Any, name: str) -> None:
+def test_a_planted_error_of_an_actor_critic_is_named(cls: Any, name: str) -> None:
     report = check_loss(lambda *networks: cls(*networks), method="discrete_sac", tau=TAU, gamma=GAMMA)
     assert not report.passed and report.errors == [name], str(report)
 
 
 @pytest.mark.parametrize("cls", [DiscreteSAC, LossPerCritic])
-def test_cleanrls_has_none(cls: Any) -> None:
+def test_cleanrls_actor_critic_has_none(cls: Any) -> None:
     report = check_loss(lambda *networks: cls(*networks), method="discrete_sac", tau=TAU, gamma=GAMMA)
     assert report.passed and report.errors == [], str(report)
 
 
 @pytest.mark.parametrize("action_space", ["categorical", "one-hot"])
-def test_torchrls_has_none(action_space: str) -> None:
+def test_torchrls_actor_critic_has_none(action_space: str) -> None:
     report = check_loss(DiscreteSACLoss, tau=TAU, action_space=action_space)
     assert report.passed and report.errors == [], str(report)
     assert [check.status for check in report.checks if check.name == "actor's gradient"] == ["pass"]

@@ -1,4 +1,4 @@
-"""Tables as networks, and what is read of a loss over them."""
+"""Tables as networks, what is read of a loss over them, and what is seen of its operations."""
 
 from __future__ import annotations
 
@@ -113,6 +113,9 @@ def test_random_numbers_of_the_caller_stay() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+# -- operations -----------------------------------------------------------------------------------------------------
+
+
 def test_clips_with_both_bounds() -> None:
     x = torch.tensor([-2.0, 0.5])
     with Trace() as trace:
@@ -143,13 +146,13 @@ def test_softmaxes_are_known_up_to_a_shift() -> None:
         assert not trace.softmax_of(q[0].double())
 
 
-def test_random_numbers_are_a_half() -> None:
+def test_traced_random_numbers_are_a_half() -> None:
     with Trace():
         assert torch.rand(2, 2).tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert torch.rand(50).std() > 0
 
 
-def test_or_a_quarter_and_three_quarters_in_turn() -> None:
+def test_traced_random_numbers_are_a_quarter_and_three_quarters_in_turn() -> None:
     with Trace(spread=True) as trace:
         assert torch.rand(2, 3).tolist() == [[0.25, 0.75, 0.25], [0.75, 0.25, 0.75]] and not trace.odd
         assert torch.rand(3, dtype=torch.float64).tolist() == [0.25, 0.75, 0.25] and trace.odd

@@ -1,4 +1,7 @@
-"""What is printed of a check."""
+"""What is printed of a check.
+
+And the errors that it can name: each is explained, and no two change the same targets.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,9 @@ def test_nothing_failed() -> None:
     report = Report("MyLoss", "dqn", CHECKS[2:])
     assert report.passed and report.errors == [] and "0 pass, 0 fail, 1 n/a" in str(report)
     assert "No known errors" in str(Report("MyLoss", "dqn", [Check("one step", "fail", 0.0, 1.0)]))
+
+
+# -- known errors ---------------------------------------------------------------------------------------------------
 
 
 NUMBERS = {"tau": 0.5, "alpha": 0.6, "clip_min": -0.4, "gamma": 0.9}

@@ -1,4 +1,7 @@
-"""Targets by hand, and that the mistakes differ from them and from each other."""
+"""Targets by hand, and that the mistakes differ from them and from each other.
+
+Which distance a loss measures is found from its values, and what it claims from its name and its numbers.
+"""
 
 from __future__ import annotations
 
@@ -98,6 +101,9 @@ def test_mistaken_parts_by_hand() -> None:
     torch.testing.assert_close(soft(one_row(), VALUES)[0], expected)
 
 
+# -- distances ------------------------------------------------------------------------------------------------------
+
+
 ERROR = torch.linspace(-3, 2, 30, dtype=torch.float64)
 LOSSES: dict[str, Any] = {
     "squared": lambda d: 0.5 * d.square(),
@@ -111,7 +117,7 @@ LOSSES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_each_is_known_by_its_values(name: str) -> None:
+def test_each_distance_is_known_by_its_values(name: str) -> None:
     error = ERROR.clone().requires_grad_()
     loss = LOSSES[name](error)
     (slope,) = torch.autograd.grad(loss.sum(), error)
@@ -121,9 +127,12 @@ def test_each_is_known_by_its_values(name: str) -> None:
     assert fitted(ERROR + 0.01, loss.detach(), slope, 1e-6) is None
 
 
-def test_others_are_not() -> None:
+def test_other_distances_are_not_known() -> None:
     assert fitted(ERROR, ERROR.abs() ** 1.5, ERROR, 1e-6) is None
     assert fitted(ERROR, 0 * ERROR, 0 * ERROR, 1e-6) is None
+
+
+# -- claims ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,12 +145,12 @@ def test_others_are_not() -> None:
         ("SoftDQNLoss", "soft_dqn", "expected"),
     ],
 )
-def test_ours_are_known_by_their_names(name: str, method: str, head: str) -> None:
+def test_our_losses_are_known_by_their_names(name: str, method: str, head: str) -> None:
     loss = getattr(objectives, name)
     assert (guessed_method(loss), guessed_head(loss, method)) == (method, head)
 
 
-def test_torchrls_and_plain_ones() -> None:
+def test_torchrls_losses_and_plain_ones_are_known_too() -> None:
     assert guessed_method(DQNLoss) == guessed_method(DQN) == "dqn"
     assert guessed_method(DistributionalDQNLoss) == "c51"
     assert guessed_method(int) is None

@@ -61,7 +61,7 @@ class BatchedEnv(VectorEnv):
         self,
         num_envs: int,
         observation_space: gymnasium.spaces.Box,
-        action_space: gymnasium.Space,
+        action_space: gymnasium.Space[Any],
         max_episode_frames: int,
     ) -> None:
         self.num_envs = num_envs

@@ -24,8 +24,9 @@ _SHOT_COOL_DOWN, _MOVE_INTERVAL, _SHOT_INTERVAL = 5, 12, 10
 
 
 class SpaceInvaders:
-    """One game, equal step by step to ``minatar.environments.space_invaders.Env``, and with the attributes that MinAtar
-    expects.
+    """One game, equal step by step to ``minatar.environments.space_invaders.Env``.
+
+    It has the attributes that MinAtar expects.
 
     Args:
         ramping: each wave of aliens is faster than the one before, down to 6 steps a move.

@@ -23,11 +23,10 @@ class Restorable(Protocol):
     """
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that determines the future, random generators included, in plain data that later steps leave
-        alone.
+        """Everything that determines the future, random generators included, in plain data.
 
-        Plain data are numbers, strings, ``None``, NumPy arrays, tensors, and lists, tuples and dicts of them. The
-        state of a NumPy generator is such a dict: ``generator.bit_generator.state``.
+        Later steps leave it alone. Plain data are numbers, strings, ``None``, NumPy arrays, tensors, and lists, tuples
+        and dicts of them. The state of a NumPy generator is such a dict: ``generator.bit_generator.state``.
         """
         ...
 

@@ -17,9 +17,9 @@ def lambda_return(
     lmbda: float | Tensor,
     action_cost: Tensor | None = None,
 ) -> Tensor:
-    r"""``G_t = r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))``, and ``r_t + gamma V(s_{t+1})``
-    where the sequence ends.
+    r"""``G_t = r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda (G_{t+1} - c_{t+1}))``.
 
+    Where the sequence ends it is ``r_t + gamma V(s_{t+1})``.
     ``lambda = 0`` is the one-step return, ``lambda = 1`` the sum up to the end. All in reward units.
 
     Source: Sutton 1988 (TD(lambda)); Nachum et al. 2017 (PCL) for the cost of the stored actions.
@@ -58,9 +58,9 @@ def q_lambda_return(
     gamma: float | Tensor,
     lmbda: float | Tensor,
 ) -> Tensor:
-    r"""``G_t = r_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}))``, and ``r_t + gamma V(s_{t+1})``
-    where the sequence ends.
+    r"""``G_t = r_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}))``.
 
+    Where the sequence ends it is ``r_t + gamma V(s_{t+1})``.
     With ``c_t = q(s_t, a_t) - V(s_t)`` this is Q(lambda) with off-policy correction, whose fixed point is the optimal
     one whatever acts: of the soft value ``c_t = tau ln pi(a_t|s_t)``, of the maximum ``c_t`` is minus the advantage
     gap, its limit ``tau -> 0``. With ``c = 0`` and the maximum it is Peng's Q(lambda), which is biased

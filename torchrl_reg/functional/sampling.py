@@ -122,8 +122,9 @@ def svgd_bandwidth(fixed: Tensor, updated: Tensor | None = None, *, smallest: fl
 
 
 def svgd_direction(fixed: Tensor, score: Tensor, updated: Tensor, bandwidth: Tensor) -> Tensor:
-    r"""Stein variational direction :math:`\Delta(y) = \frac{1}{J} \sum_j \kappa(x_j, y) \nabla \ln p(x_j) +
-    \nabla_{x_j} \kappa(x_j, y)`, with :math:`\kappa(x, y) = \exp(-|x - y|^2 / h)`.
+    r"""Stein variational direction, with :math:`\kappa(x, y) = \exp(-|x - y|^2 / h)`.
+
+    .. math:: \Delta(y) = \frac{1}{J} \sum_j \kappa(x_j, y) \nabla \ln p(x_j) + \nabla_{x_j} \kappa(x_j, y)
 
     The steepest ascent, in the kernel's function space, of ``-KL(particles || p)``: the first term pulls the particles
     up the density, the second pushes them apart.

@@ -6,10 +6,10 @@ import re
 
 
 def printable(text: str) -> str:
-    """``text`` without terminal control: colours are removed, other control codes shown escaped.
+    r"""``text`` without terminal control: colours are removed, other control codes shown escaped.
 
-    >>> printable("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07 \\x9b2J")
-    'red \\\\x1b]0;title\\\\x07 \\\\x9b2J'
+    >>> printable("\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J")
+    'red \\x1b]0;title\\x07 \\x9b2J'
     """
     if text.isprintable():
         return text

@@ -243,8 +243,10 @@ class FlowActor(BoxActor):
         return FlowDistribution(couplings, self.low, self.high)
 
     def particles(self, tensordict: TensorDictBase, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` samples ``u`` before the squash at each state ``[*B, count, D]``, and the log-densities ``[*B,
-        count]`` (nats) of ``tanh(u)`` on ``[-1, 1]^D``."""
+        """``count`` samples ``u`` before the squash at each state, and their log-densities.
+
+        ``[*B, count, D]`` and ``[*B, count]`` (nats); the density is that of ``tanh(u)`` on ``[-1, 1]^D``.
+        """
         dist = self.get_dist(tensordict)
         z = torch.randn(count, *dist.batch_shape, len(self.low), dtype=self.low.dtype, device=self.low.device)
         u, log_det = dist.before_squash(z)

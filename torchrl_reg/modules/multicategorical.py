@@ -408,8 +408,10 @@ class AutoregressiveMulticategorical(BinDistribution):
 
     @property
     def mode_index(self) -> Tensor:
-        """Bins ``[*B, D]`` chosen greedily one dimension at a time, as ``deterministic_sample`` does. **Not the
-        mode** of the joint policy: the likeliest first bin may lead to unlikely pairs."""
+        """Bins ``[*B, D]`` chosen greedily one dimension at a time, as ``deterministic_sample`` does.
+
+        **Not the mode** of the joint policy: the likeliest first bin may lead to unlikely pairs.
+        """
         return self._draw((), greedy=True)
 
     @property

@@ -221,7 +221,6 @@ class PythonModel:
 
     def scalar(self, evaluate: Evaluate) -> Scalar:
         """For searches tree by tree."""
-
         one_step, value = self.one_step, self.value
 
         def step(data: Any, states: list[Any], at: int, action: int, node: int) -> tuple[float, bool]:

@@ -30,8 +30,9 @@ class Recorded:
 
 
 class Regularized(NamedTuple):
-    """The policy ``[*B, A]`` that maximizes ``<pi, q> - Omega(pi)``, and what it is worth; in reward units, except for
-    ``pi``.
+    """The policy ``[*B, A]`` that maximizes ``<pi, q> - Omega(pi)``, and what it is worth.
+
+    All but ``pi`` is in reward units.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs), whose ``Omega*`` is the value.
     """

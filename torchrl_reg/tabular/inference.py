@@ -107,8 +107,9 @@ def state_visits(mdp: TabularMDP, pi: Tensor, P: Tensor, first: Tensor) -> Tenso
 
 
 def forward_messages(mdp: TabularMDP, tau: float, num_steps: int, *, start: Tensor | None = None) -> Tensor:
-    r"""Logarithms ``[T + 1, S]`` of :math:`\alpha_t(s) = p(s_t = s, O_{0:t-1})`, so that :math:`p(s_t | O) \propto
-    \alpha_t \beta_t`:
+    r"""Logarithms ``[T + 1, S]`` of :math:`\alpha_t(s) = p(s_t = s, O_{0:t-1})`.
+
+    With the backward messages, :math:`p(s_t | O) \propto \alpha_t \beta_t`:
 
     .. math:: \alpha_{t + 1}(s') = \sum_{s, a} \alpha_t(s) \tfrac1A \exp(r / \tau) P(s' | s, a)
 
@@ -175,8 +176,10 @@ def virel_iteration(
     q0: Tensor | None = None,
     return_iterates: bool = False,
 ) -> VIRELSolution:
-    r"""Alternates :math:`\pi = softmax(q / \epsilon)` with :math:`q \leftarrow T^\pi q = r + \gamma P \langle \pi, q
-    \rangle`, at the temperature :math:`\epsilon = \frac{c}{p} E_{s, a} |T^\pi q - q|^p`.
+    r"""Alternates :math:`\pi = softmax(q / \epsilon)` with :math:`q \leftarrow T^\pi q`.
+
+    Here :math:`T^\pi q = r + \gamma P \langle \pi, q \rangle`, and the temperature is
+    :math:`\epsilon = \frac{c}{p} E_{s, a} |T^\pi q - q|^p`.
 
     The policy in the error is the one before the update of the temperature (at first the greedy one); the evaluation
     has no entropy term. ``q*`` with the greedy policy is the only fixed point; elsewhere the temperature is positive,

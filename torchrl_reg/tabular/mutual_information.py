@@ -77,8 +77,10 @@ def mutual_information_iteration(
     accelerate: bool = True,
     return_iterates: bool = False,
 ) -> PriorSolution:
-    r"""Alternates :math:`v(s) = \frac{1}{\beta} \ln \sum_a \rho(a) e^{\beta q(s,a)}` and :math:`\rho(a) = \sum_s
-    \mu(s) \pi(a|s)`.
+    r"""Alternates the soft fixed point for a prior with the prior of its policy.
+
+    .. math::
+        v(s) = \frac{1}{\beta} \ln \sum_a \rho(a) e^{\beta q(s,a)}, \qquad \rho(a) = \sum_s \mu(s) \pi(a|s)
 
     ``mu`` is either the *stationary* distribution of the policy, as in the paper, whose agent updates its prior in
     the states it visits; or the *discounted* occupancy :math:`\sum_t \gamma^t \nu_t(s)`, normalized. Only the
@@ -186,8 +188,9 @@ def blahut_arimoto(
 
 
 def mutual_information(pi: Tensor, occupancy: Tensor) -> Tensor:
-    r"""Mutual information :math:`I(S; A) = \sum_s \mu(s) KL(\pi(\cdot|s) \| \rho)` with :math:`\rho = \sum_s \mu(s)
-    \pi(\cdot|s)`.
+    r"""Mutual information :math:`I(S; A) = \sum_s \mu(s) KL(\pi(\cdot|s) \| \rho)`.
+
+    Here :math:`\rho = \sum_s \mu(s) \pi(\cdot|s)`.
 
     Source: the definition.
 

@@ -1,4 +1,7 @@
-"""The panel shows the values, the choice and the entropy of a moment."""
+"""The panel shows the values, the choice and the entropy of a moment.
+
+``torchrl-reg play`` draws every family of environments with the policy beside it.
+"""
 
 from __future__ import annotations
 

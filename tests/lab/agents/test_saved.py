@@ -1,4 +1,7 @@
-"""A policy comes back bit by bit, or is refused in one sentence."""
+"""Saved policies: they come back bit by bit, or are refused in one sentence.
+
+Their weights in 8 bits; and the agents that come with the package: small, whole, and as good as they say.
+"""
 
 from __future__ import annotations
 
@@ -212,12 +215,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(encoded(tensors, {**metadata, "content": text, "sha256": digest}))
 
 
-def actor(said: dict[str, Any]) -> dict[str, Any]:
-    return said["policy"]["args"][0]
-
-
 def network(said: dict[str, Any]) -> dict[str, Any]:
-    return actor(said)["args"][0]
+    return said["policy"]["args"][0]["args"][0]
 
 
 def settings(said: dict[str, Any], place: int) -> dict[str, Any]:
@@ -237,7 +236,9 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "wide layers": lambda said: settings(said, 0).update(num_cells=[20_000, 20_000]),
     "endless layers": lambda said: settings(said, 0).update(num_cells=[10**12]),
     "a function of ours": lambda said: network(said).update(call="torchrl_reg.lab.run.files:write_atomically"),
-    "a spec of another kind": lambda said: actor(said)["kwargs"].update(spec={"spec": "Composite", "n": 2}),
+    "a spec of another kind": lambda said: said["policy"]["args"][0]["kwargs"].update(
+        spec={"spec": "Composite", "n": 2}
+    ),
     "name of another": lambda said: settings(said, 0).update(name="\x1b[31m"),
 }
 
@@ -292,6 +293,9 @@ def test_a_later_version_and_a_missing_package_are_one_sentence(tmp_path: Path, 
         load_policy(path)
 
 
+# -- weights in 8 bits ----------------------------------------------------------------------------------------------
+
+
 def test_rows_keep_their_largest_weight_and_the_rest_to_half_a_level() -> None:
     torch.manual_seed(0)
     weight = torch.randn(16, 8, 8, 8) * torch.logspace(-3, 3, 16).reshape(-1, 1, 1, 1)
@@ -323,17 +327,20 @@ def test_a_small_file_holds_nearly_the_same_policy(tmp_path) -> None:
     assert 0 < (whole - small).abs().max() < 0.02 * whole.abs().max()
 
 
+# -- the agents that come with the package --------------------------------------------------------------------------
+
+
 AGENTS = trained_agents()
 
 
-def test_their_size_is_bounded() -> None:
+def test_the_size_of_the_agents_is_bounded() -> None:
     assert {"m_dqn/cartpole", "m_dqn/minatar/breakout", "sac/mujoco/reacher"} <= AGENTS.keys()  # at any depth
     sizes = [file.stat().st_size for file in AGENTS.values()]
     assert len(sizes) >= 40 and max(sizes) <= 200_000 and sum(sizes) <= 8_000_000
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_each_acts_and_says_where_it_comes_from(name: str) -> None:
+def test_each_agent_acts_and_says_where_it_comes_from(name: str) -> None:
     saved, facts = read_policy(name), facts_of(AGENTS[name])
     assert facts == saved.facts and set(facts["training"]) == {"command", "commit", "frames", "scores"}
     assert facts["training"]["command"].startswith("python recipes/") and "/root" not in facts["training"]["command"]
@@ -345,7 +352,7 @@ def test_each_acts_and_says_where_it_comes_from(name: str) -> None:
     assert saved.policy(env.reset())["action"].shape[0] == 2
 
 
-def test_a_name_is_enough_and_its_score_is_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_name_of_an_agent_is_enough_and_its_score_is_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     rows = TensorDict({"observation": torch.zeros(3, 4)}, [3])
     assert load_policy("m_dqn/cartpole")(rows)["action"].shape == (3,)
     assert main(["evaluate", "dqn/acrobot", "--mode", "greedy"]) == 0
@@ -356,12 +363,12 @@ def test_a_name_is_enough_and_its_score_is_repeated(capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
-def test_every_score_is_repeated(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_agents_score_is_repeated(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", name]) == 0
     assert capsys.readouterr().out.count("repeat the run's last evaluation exactly") == 2
 
 
-def test_the_list_needs_no_torch() -> None:
+def test_the_list_of_agents_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; "
         "from torchrl_reg.lab.commands.main import main; sys.exit(main(['list']))"
@@ -369,7 +376,7 @@ def test_the_list_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
-def test_the_list_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_of_agents_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--env", "cartpole", "--commands"]) == 0
     told = capsys.readouterr().out
     assert "m_dqn/cartpole" in told and "500 [500, 500]" in told and "dqn/acrobot" not in told
@@ -398,7 +405,7 @@ def test_a_name_that_no_folder_can_have_is_refused() -> None:
         load_policy("x" * 5000)
 
 
-def test_videos_of_them_do_not_go_into_the_package(tmp_path, monkeypatch, capsys) -> None:
+def test_videos_of_agents_do_not_go_into_the_package(tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("pygame")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DISPLAY", raising=False)

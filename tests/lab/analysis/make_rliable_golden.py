@@ -2,7 +2,7 @@
 
 In a scratch environment, because rliable needs an older pandas than its own dependencies install (arch 7.2.0 does not
 import under pandas 3): ``pip install rliable==1.2.0 "pandas<3"`` (then arch 7.2.0, numpy 2.4.6, scipy 1.17.1), and
-``python tests/analysis/make_rliable_golden.py`` with ``torchrl_reg`` not needed.
+``python tests/lab/analysis/make_rliable_golden.py`` with ``torchrl_reg`` not needed.
 """
 
 from __future__ import annotations

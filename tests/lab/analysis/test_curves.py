@@ -1,4 +1,4 @@
-"""Learning curves as arrays."""
+"""Learning curves as arrays; limits, ticks and what is left out of a chart, in a page and in a file alike."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def test_the_mean_curve_holds_at_each_frame_the_runs_that_span_it() -> None:
     curves = [(np.array(x), np.array(y)) for x, y in (([0, 10], [0.0, 10.0]), ([5, 20], [20.0, 50.0]))]
     frames, values = mean_curve(curves)
     assert frames.tolist() == [0, 5, 10, 20] and values.tolist() == [0, (5 + 20) / 2, (10 + 30) / 2, 50]
+
+
+# -- charts ---------------------------------------------------------------------------------------------------------
 
 
 def line(x: list, y: list, **more: list) -> Line:

@@ -1,4 +1,7 @@
-"""What is read from run folders, whatever state they are in."""
+"""What is read from run folders, whatever state they are in.
+
+Damaged and very large records: what is left out is named, what is left is read, and memory stays bounded.
+"""
 
 from __future__ import annotations
 

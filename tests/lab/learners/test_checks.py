@@ -1,3 +1,5 @@
+"""Settings of Q-learning from replay that cannot learn are refused before a run begins."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""How many frames a batch holds, who collects it, and the returns of the episodes in it."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,7 @@
-"""Stacks rebuilt from single frames equal the stacks that were written, or the batch is refused."""
+"""Stacks rebuilt from single frames equal the stacks that were written, or the batch is refused.
+
+The first images of episodes stay what they were while their memory turns and grows.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Optimizers begin as their papers say; the flat RAdam is torch's, clipped or not."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,7 @@
-"""Replay: rows are held and given as TorchRL's storage does, drawn as its samples are, and saved as files."""
+"""Replay: rows are held and given as TorchRL's storage does, drawn as its samples are, and saved as files.
+
+Prioritized replay: the law of its draws, its weights, and TorchRL's own trees.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def test_rows_that_bring_priorities_keep_them() -> None:
     assert torch.equal(*(torch.as_tensor(b.sampler.state_dict()["_sum_tree"][torch.arange(8)]) for b in (stock, ours)))
 
 
-# ------------------------------------------------------------ the storage
+# -- the storage ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [[8] * 20, [50, 50], [1, 49, 7, 50, 3], [60], [8]], ids=str)
@@ -106,7 +109,7 @@ def test_rows_of_another_structure_are_torchrl_s_business(name: str, value: torc
     assert one == other if isinstance(one, type) else assert_same(one, other) is None
 
 
-# ------------------------------------------------------------ minibatches
+# -- minibatches ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stack", [1, 4])
@@ -143,7 +146,7 @@ def test_rows_in_time_are_in_the_order_of_the_steps():
     assert found["a"].tolist() == [0, 3, 1, 4, 2, 5]
 
 
-# ------------------------------------------------------------ files
+# -- files ----------------------------------------------------------------------------------------------------------
 
 
 def assert_restored(replay: TensorDictReplayBuffer, restored: TensorDictReplayBuffer, shape: tuple[int, ...]) -> None:
@@ -221,10 +224,13 @@ def test_only_new_rows_are_written_and_damage_is_found(tmp_path):
     assert chunks.damaged(state["chunks"]) == path
 
 
+# -- priorities -----------------------------------------------------------------------------------------------------
+
+
 PRIORITIES = torch.tensor([0.1, 2.0, 0.5, 0.0, 4.0, 1.0])
 
 
-def filled(
+def with_priorities(
     alpha: float, beta: float = 0.0, batch_size: int = 64, cls: type = StratifiedSampler
 ) -> TensorDictReplayBuffer:
     sampler = cls(8, alpha, beta)
@@ -238,29 +244,29 @@ def filled(
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_law_of_the_draws(alpha: float) -> None:
-    drawn = torch.cat([rows["number"] for rows in draw_minibatches(filled(alpha), 2_000)])
+def test_law_of_the_prioritized_draws(alpha: float) -> None:
+    drawn = torch.cat([rows["number"] for rows in draw_minibatches(with_priorities(alpha), 2_000)])
     expected = (PRIORITIES + 1e-8) ** alpha
     shares = drawn.bincount(minlength=6) / len(drawn)
     torch.testing.assert_close(shares, expected / expected.sum(), atol=2e-3, rtol=0)
 
 
 def test_one_row_from_each_of_equal_masses() -> None:
-    replay = filled(0.0, batch_size=6)
+    replay = with_priorities(0.0, batch_size=6)
     for rows in draw_minibatches(replay, 20):
         assert rows["number"].tolist() == list(range(6))
-    assert len(next(draw_minibatches(filled(0.5, batch_size=1), 1))) == 1
+    assert len(next(draw_minibatches(with_priorities(0.5, batch_size=1), 1))) == 1
 
 
 def test_each_mass_has_a_random_number_of_its_own() -> None:
     """Three masses of two rows each: any of the two, whatever the others."""
-    seen = {tuple((rows["number"] % 2).tolist()) for rows in draw_minibatches(filled(0.0, batch_size=3), 200)}
+    seen = {tuple((rows["number"] % 2).tolist()) for rows in draw_minibatches(with_priorities(0.0, batch_size=3), 200)}
     assert len(seen) == 8
 
 
 def test_weights_undo_the_priorities() -> None:
     """``(N P)^-beta`` over the minibatch's largest: at beta 1 a row counts as often as it should be drawn."""
-    replay = filled(0.5, beta=0.7)
+    replay = with_priorities(0.5, beta=0.7)
     replay.update_priority(torch.tensor([3]), torch.tensor([0.3]))
     rows = next(draw_minibatches(replay, 1))
     p = PRIORITIES.index_put((torch.tensor([3]),), torch.tensor(0.3))[rows["index"]].sqrt()
@@ -276,7 +282,7 @@ def test_weights_undo_the_priorities() -> None:
     [(0.2, 0.0, 0.2), (0.2, 0.2, 0.16), (0.5, 0.5, 0.25), (0.5, 1.0, 0.0)],  # BTR's two releases, Dopamine, corrected
 )
 def test_rows_count_by_their_priority_to_the_power_alpha_times_one_minus_beta(alpha, beta, exponent) -> None:
-    replay, counted = filled(alpha, beta), torch.zeros(6)
+    replay, counted = with_priorities(alpha, beta), torch.zeros(6)
     replay.update_priority(torch.tensor([3]), torch.tensor([0.3]))
     for rows in draw_minibatches(replay, 1_000):
         counted.index_add_(0, rows["number"], rows["priority_weight"])
@@ -286,14 +292,14 @@ def test_rows_count_by_their_priority_to_the_power_alpha_times_one_minus_beta(al
 
 
 def test_new_rows_have_the_largest_priority_so_far() -> None:
-    replay = filled(1.0, batch_size=4096)
+    replay = with_priorities(1.0, batch_size=4096)
     replay.extend(TensorDict({"number": torch.tensor([6])}, [1]))
     shares = replay.sample()["number"].bincount(minlength=7) / 4096
     assert shares[6].item() == pytest.approx(shares[4].item(), abs=2e-3) and shares[6] > 0.3
 
 
 def test_the_trees_are_torchrls() -> None:
-    ours, theirs = (filled(0.6, cls=cls) for cls in (StratifiedSampler, PrioritizedSampler))
+    ours, theirs = (with_priorities(0.6, cls=cls) for cls in (StratifiedSampler, PrioritizedSampler))
     for replay in (ours, theirs):
         replay.update_priority(torch.tensor([5, 1]), torch.tensor([[7.0], [0.2]]))
         replay.extend(TensorDict({"number": torch.tensor([6, 7, 8])}, [3]))
@@ -317,7 +323,7 @@ def test_the_trees_are_torchrls() -> None:
     ],
 )
 def test_what_the_trees_cannot_hold_is_refused(index: Any, priority: Any, sentence: str) -> None:
-    replay = filled(0.5)
+    replay = with_priorities(0.5)
     with pytest.raises(ValueError, match=sentence):
         replay.sampler.update_priority(index, priority)
     kept = torch.as_tensor(replay.sampler._sum_tree[torch.arange(6)])

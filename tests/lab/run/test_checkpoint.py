@@ -1,4 +1,8 @@
-"""Environments, what is carried from batch to batch, and random generators come back as they were."""
+"""Checkpoints: whole or named as damaged, and a run that was stopped goes on as if it had not been.
+
+Environments, what is carried from batch to batch, and random generators come back as they were; a run stopped at any
+instant and started again ends like one that was never interrupted, and says so meanwhile.
+"""
 
 from __future__ import annotations
 

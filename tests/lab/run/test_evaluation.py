@@ -1,4 +1,7 @@
-"""The evaluated policy in the run folder."""
+"""Evaluations: first episodes only, the same ones each time, and training goes on as if there had been none.
+
+And the evaluated policy in the run folder.
+"""
 
 from __future__ import annotations
 

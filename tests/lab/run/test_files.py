@@ -1,4 +1,4 @@
-"""None"""
+"""Arrays, generators and tensordicts as a checkpoint packs them."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Rows on disk: whole, finite, and those that a checkpoint knows."""
+
 from __future__ import annotations
 
 import json

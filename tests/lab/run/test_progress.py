@@ -1,3 +1,5 @@
+"""What a run prints meanwhile: plain lines, a bar, or nothing."""
+
 from __future__ import annotations
 
 import fcntl

@@ -1,4 +1,4 @@
-"""None"""
+"""Random streams of a run, and generators that come back as they were."""
 
 from __future__ import annotations
 

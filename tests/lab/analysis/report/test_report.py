@@ -1,3 +1,5 @@
+"""The report: its table against a hand computation, what it names and warns of, and what is missing or hostile."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""None"""
+"""Responses of a score to settings, and heat maps of two."""
 
 from __future__ import annotations
 
