@@ -138,7 +138,7 @@ def train(cfg: Config) -> Path:
     for batch in learner.collect(env, explorer):
         if prior_update is not None and run.frames > algo.learning_starts_frames:
             prior_update(batch)
-        learner.remember(batch)
+        learner.store(batch)
         for minibatch in learner.minibatches():
             scalars = learner.update(minibatch)
             if algo.method != "dqn":

@@ -37,7 +37,7 @@ OTHERS: dict[tuple[str, ...], str] = {
     ("formula", "units", "source"): "BellmanErrorCoefficient DualCoefficient PolyakTargetUpdate",
     ("units", "source"): "HardTargetUpdate RANDOM_RETURNS SAC_ANCHORS",
     ("units",): """
-        NormalizedScores EnvSettings RecordedVectorEnv frames_per_step Snapshot NStep Run RunSettings WALL_CLOCK_COLUMNS
+        NormalizedScores EnvSettings RecordedVectorEnv frames_per_step Snapshot Run RunSettings WALL_CLOCK_COLUMNS
         EpsilonSchedule LinearSchedule PolicyLearner PolicyLearning RolloutLearner RolloutLearning
         ValueLearner ValueLearning
     """,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torchrl_reg.lab.learners.update import make_update as make_update
     from torchrl_reg.lab.learners.value_learning import EpsilonSchedule as EpsilonSchedule
     from torchrl_reg.lab.learners.value_learning import LinearSchedule as LinearSchedule
-    from torchrl_reg.lab.learners.value_learning import NStep as NStep
     from torchrl_reg.lab.learners.value_learning import ValueLearner as ValueLearner
     from torchrl_reg.lab.learners.value_learning import ValueLearning as ValueLearning
     from torchrl_reg.lab.run.base_run import Study as Study
@@ -43,7 +42,6 @@ _MODULES = {
     "ConfigError": "errors",
     "EpsilonSchedule": "learners.value_learning",
     "LinearSchedule": "learners.value_learning",
-    "NStep": "learners.value_learning",
     "PolicyLearner": "learners.policy_learning",
     "PolicyLearning": "learners.policy_learning",
     "RecipeConfig": "run.settings",
@@ -73,7 +71,6 @@ __all__ = [
     "ConfigError",
     "EpsilonSchedule",
     "LinearSchedule",
-    "NStep",
     "PolicyLearner",
     "PolicyLearning",
     "RecipeConfig",

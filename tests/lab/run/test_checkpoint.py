@@ -25,10 +25,11 @@ from torchrl.data.replay_buffers import SliceSampler
 from torchrl.envs import TransformedEnv, VecNormV2
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import CheckpointError, NStep, read_metrics, strip_wall_clock
+from torchrl_reg.lab import CheckpointError, read_metrics, strip_wall_clock
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run import files
 from torchrl_reg.lab.run.checkpoint import CheckpointFolder, restorable_part
+from torchrl_reg.modules import NStepTransform
 
 
 class _Training:
@@ -217,11 +218,11 @@ def test_environments_that_come_out_otherwise_on_another_machine_lose_their_epis
     batches = []
 
     def collect(stop_at: int | None = None) -> None:
-        run, n_step = make_run("moved", progress=True, checkpoint_every_frames=24), NStep(3, 0.9)
+        run, n_step = make_run("moved", progress=True, checkpoint_every_frames=24), NStepTransform(3, 0.9)
         run.track(n_step=n_step)
 
         def each(batch):
-            batches.append(n_step(batch))
+            batches.append(n_step.inv(batch))
             if run.frames == stop_at:
                 raise Stop
 

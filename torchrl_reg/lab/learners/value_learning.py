@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,6 @@ from torchrl_reg.lab.learners.network_diagnostics import with_network_diagnostic
 from torchrl_reg.lab.learners.optimizers import make_optimizer
 from torchrl_reg.lab.learners.replay import StratifiedSampler, rows_in_time, store
 from torchrl_reg.lab.run.evaluation import Policy
-from torchrl_reg.lab.run.files import pack_tensordict, unpack_tensordict
 from torchrl_reg.lab.run.run import Run
 from torchrl_reg.modules.n_step import NStepTransform
 
@@ -141,49 +140,11 @@ class EpsilonSchedule(LinearSchedule):
             super().step(run)
 
 
-class NStep:
-    """A :class:`~torchrl_reg.modules.NStepTransform` called on each batch ``[N, T]`` that was collected.
-
-    A checkpoint holds the rows whose window is not complete yet (``run.track(n_step=...)``).
-
-    Args:
-        n: number of steps, >= 1; 1 passes batches through.
-        gamma: discount.
-
-    Raises:
-        ConfigError: ``n`` < 1, or a first batch of fewer than n steps.
-    """
-
-    def __init__(self, n: int, gamma: float) -> None:
-        require(n >= 1, "algo.n_steps", ">= 1", n)
-        self.transform = NStepTransform(n, gamma)
-
-    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
-        if self.transform.n == 1:
-            return batch
-        rows = self.transform.inv(batch)
-        require(rows is not None, "algo.collect_steps", f"at least algo.n_steps={self.transform.n}", batch.shape[-1])
-        return rows
-
-    def cut_episodes(self) -> None:
-        """Ends the episodes of the waiting rows: what the next batch brings is not their continuation."""
-        self.transform.cut_episodes()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows that wait for the rest of their window, packed."""
-        waiting = self.transform.waiting
-        return {"waiting": None if waiting is None else pack_tensordict(waiting)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues with the rows of a :meth:`state_dict`."""
-        self.transform.waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])
-
-
 class ValueLearner:
-    """Collects, remembers and learns with any loss on Q-values, as set by ``algo``. The loop stays in the recipe::
+    """Collects, stores and learns with any loss on Q-values, as set by ``algo``. The loop stays in the recipe::
 
         for batch in learner.collect(env, explorer):
-            learner.remember(batch)
+            learner.store(batch)
             for minibatch in learner.minibatches():
                 run.record(learner.update(minibatch))
 
@@ -222,7 +183,7 @@ class ValueLearner:
         if algo.priority_exponent:
             kept["sampler"] = StratifiedSampler(algo.replay_capacity, algo.priority_exponent, algo.importance_exponent)
         self.replay = run.replay(algo.replay_capacity, algo.batch_size, **kept)
-        self.n_step = NStep(algo.n_steps, algo.gamma)
+        self.n_step = NStepTransform(algo.n_steps, algo.gamma) if algo.n_steps > 1 else None
         self.optimizer = make_optimizer(
             algo.optimizer,
             loss.parameters() if parameters is None else parameters,
@@ -267,14 +228,20 @@ class ValueLearner:
     def _assign_rate(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
 
-    def remember(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads from ``batch``, in time order; clips and scales the rewards in place."""
+    def store(self, batch: TensorDictBase) -> None:
+        """Stores what the loss reads from ``batch``, in time order; clips and scales the rewards in place.
+
+        Raises:
+            ConfigError: a first batch of fewer than ``algo.n_steps`` steps.
+        """
         if self.algo.clip_rewards:
             batch["next", "reward"].clamp_(-1, 1)
         if self.algo.reward_scale != 1:
             batch["next", "reward"].mul_(self.algo.reward_scale)
         observe_rewards(self.loss, batch)
-        store(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
+        rows = batch if self.n_step is None else self.n_step.inv(batch)
+        require(rows is not None, "algo.collect_steps", f">= {self.algo.n_steps}, algo.n_steps", batch.shape[-1])
+        store(self.replay, rows_in_time(rows, [*self.loss.in_keys, "steps_to_next_obs"]))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now."""

@@ -22,7 +22,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import FastCollector, SplitCollector
 from torchrl_reg.lab.errors import CheckpointError
-from torchrl_reg.lab.learners.collection import cut_episodes
+from torchrl_reg.lab.learners.collection import truncate_episodes
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run.base_run import Recorded
 from torchrl_reg.lab.run.divergence import FiniteWatch
@@ -368,14 +368,14 @@ class Resumption:
             self._logger.say("this machine computes the environments differently: their episodes end here")
             self._logger.cut_episodes += environments.count
             for part in self._tracked.values():
-                if hasattr(part, "cut_episodes"):
-                    part.cut_episodes()
+                if hasattr(part, "truncate_episodes"):
+                    part.truncate_episodes()
         self._restart_environments(frames)
 
-    def cut(self, batch: TensorDictBase) -> None:
+    def truncate_episodes(self, batch: TensorDictBase) -> None:
         """Ends the episodes of ``batch``, which a checkpoint follows, where the environments cannot be stored."""
         if self.ends_episodes:
-            self._logger.cut_episodes += cut_episodes(batch)
+            self._logger.cut_episodes += truncate_episodes(batch)
 
     def save(self, frames: int) -> None:
         """Writes a checkpoint between two batches."""

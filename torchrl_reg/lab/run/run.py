@@ -28,9 +28,8 @@ from torchrl_reg.lab.learners.replay import TransitionStorage, draw_minibatches
 from torchrl_reg.lab.learners.update import Update, make_update
 from torchrl_reg.lab.run.base_run import Recorded
 from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint, wait_for_all_seeds
-from torchrl_reg.lab.run.divergence import warn
+from torchrl_reg.lab.run.divergence import ValueWatch, warn
 from torchrl_reg.lab.run.evaluation import Evaluated, Evaluator, Policy
-from torchrl_reg.lab.run.logger import ValueWatch
 from torchrl_reg.lab.run.stop import STOP, StopFrame
 from torchrl_reg.lab.run.streams import named_device, seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
@@ -237,9 +236,9 @@ class Run(Recorded):
             self.frames = after
             self._logger.advance(after - before, finished_returns(batch))
             if checkpoint_due:
-                resumption.cut(batch)
+                resumption.truncate_episodes(batch)
             yield batch
-            self._values.see(batch)
+            self._values.observe(batch)
             if due(self.settings.log_every_frames):
                 self._log_row()
             if due(self.settings.evaluate_every_frames):
@@ -343,7 +342,7 @@ class Run(Recorded):
         self._logger.load_state_dict(state["logger"])
 
     def _log_row(self) -> None:
-        row = self._logger.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        row = self._logger.train(self.frames, lambda row: self._values.check_divergence(row, self._gamma))
         self._check_finite(row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True
