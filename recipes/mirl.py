@@ -129,7 +129,6 @@ def train(cfg: Config) -> Path:
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
     schedule = EpsilonSchedule(exploration, algo)
     learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env), parameters=groups)
-    run.track(uniform=uniform, prior=learnt)
     prior_update = None
     if behaviour is learnt and state_prior is None:
         prior_update = PriorUpdate(learnt, rate=algo.prior_rate)

@@ -49,8 +49,8 @@ OTHERS: dict[tuple[str, ...], str] = {
         AnalysisError Group RunRecord find_runs group_runs
         fast_vector EnvError Restorable frame_stack resolve NetSettings PolicySettings num_actions
         RegValueEstimators Head head_of Coefficient Method gridworld_cells
-        CheckpointError ConfigError RecipeConfig Study check_replay_learning evaluate make_update read_metrics recipe
-        require strip_wall_clock build composed_critics trained_critics
+        CheckpointError ConfigError RecipeConfig Study Learner Learning make_replay evaluate make_update read_metrics
+        recipe require strip_wall_clock build composed_critics trained_critics
     """,
 }
 DEMANDED = {name: parts for parts, names in OTHERS.items() for name in names.split()}

@@ -18,7 +18,8 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import ConfigError, Run, RunSettings
-from torchrl_reg.lab.learners.value_learning import EpsilonSchedule, LinearSchedule, ValueLearner, ValueLearning
+from torchrl_reg.lab.learners.schedules import EpsilonSchedule, LinearSchedule
+from torchrl_reg.lab.learners.value_learning import ValueLearner, ValueLearning
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, SoftDQNLoss
 
@@ -81,7 +82,6 @@ def test_where_epsilon_starts_to_fall(options, expected):
     algo = ValueLearning(learning_starts_frames=20, eps_frames=20, eps_end=0.5, **options)
     module = EGreedyModule(Categorical(2), eps_init=algo.eps_start, eps_end=algo.eps_end)
     schedule, run = EpsilonSchedule(module, algo), SimpleNamespace(frames=0)
-    run.annealed = partial(Run.annealed, run)
     seen = [module.eps.item()]
     for run.frames in (10, 20, 30, 40):
         schedule.step(run)
@@ -96,7 +96,9 @@ def test_each_counts_in_its_own_unit_and_takes_the_place_of_those_of_the_setting
     rate = StepLR(learner.optimizer, step_size=2, gamma=0.1)
     temperature = LinearSchedule(regularizer.coefficients()["tau"].assign, 0.5, 0.1, 32, after_frames=16)
     seen = []
-    for batch in collect([rate, egreedy, temperature]):
+    learner.schedules = [rate, egreedy, temperature]
+    assert learner.parts()["schedule_0"] is rate and "schedule_2" not in learner.parts()
+    for batch in collect():
         learner.store(batch)
         for minibatch in learner.minibatches():
             run.record(learner.update(minibatch))
@@ -106,6 +108,13 @@ def test_each_counts_in_its_own_unit_and_takes_the_place_of_those_of_the_setting
     assert epsilons == pytest.approx([1, 0.8, 0.6, 0.4, 0.4, 0.4], abs=1e-5)
     assert temperatures == pytest.approx([0.5, 0.5, 0.3, 0.1, 0.1, 0.1])
     run.finish()
+
+
+def test_a_checkpoint_holds_all_that_the_learner_owns(tmp_path):
+    learner, egreedy, _ = _learner(tmp_path, True, n_steps=3)
+    learner.mine = torch.nn.Linear(2, 2)
+    owned = {"loss", "optimizer", "target", "replay", "n_step", "exploration", "mine"}
+    assert learner.parts().keys() == owned and learner.parts()["exploration"] is egreedy
 
 
 def test_windows_longer_than_the_first_batch_are_refused(tmp_path):

@@ -120,8 +120,8 @@ def policy_run(path: Path, on_nan: str, evaluated: dict, at: dict[int, Callable]
     greedy = QValueActor(network, spec=env.full_action_spec_unbatched["action"])
     actor = BoltzmannQActor(greedy, tau=0.5)
     run.evaluate_with(make_env(EnvSettings("cartpole"), 2), {k: (actor, kind) for k, kind in evaluated.items()})
-    run.track(optimizer=torch.optim.SGD(network.parameters(), lr=0.1))
-    for _ in run.collect(env, actor if samples else greedy, total_frames=128, frames_per_batch=16):
+    parts = {"optimizer": torch.optim.SGD(network.parameters(), lr=0.1)}
+    for _ in run.collect(env, actor if samples else greedy, total_frames=128, frames_per_batch=16, parts=parts):
         at.get(run.frames, lambda *_: None)(network, actor)
     run.finish()
 
