@@ -88,7 +88,7 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, explorer):
-        learner.remember(batch)
+        learner.store(batch)
         for minibatch in learner.minibatches():
             run.record(learner.update(minibatch))
     return run.finish()

@@ -129,7 +129,6 @@ def train(cfg: Config) -> Path:
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
     schedule = EpsilonSchedule(exploration, algo)
     learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env), parameters=groups)
-    run.track(uniform=uniform, prior=learnt)
     prior_update = None
     if behaviour is learnt and state_prior is None:
         prior_update = PriorUpdate(learnt, rate=algo.prior_rate)
@@ -138,7 +137,7 @@ def train(cfg: Config) -> Path:
     for batch in learner.collect(env, explorer):
         if prior_update is not None and run.frames > algo.learning_starts_frames:
             prior_update(batch)
-        learner.remember(batch)
+        learner.store(batch)
         for minibatch in learner.minibatches():
             scalars = learner.update(minibatch)
             if algo.method != "dqn":

@@ -88,7 +88,8 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, explorer):
-        for minibatch in learner.minibatches(batch):
+        learner.store(batch)
+        for minibatch in learner.minibatches():
             scalars = learner.update(minibatch)
             loss.observe(scalars)
             run.record(scalars)

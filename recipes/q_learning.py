@@ -105,7 +105,7 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, explorer):
-        learner.remember(batch)
+        learner.store(batch)
         for minibatch in learner.minibatches():
             scalars = learner.update(minibatch)
             loss.observe(scalars)

@@ -20,7 +20,7 @@ from tests.objectives import conftest as VALUE
 from tests.objectives import test_slots as SLOTS
 from torchrl_reg import objectives
 from torchrl_reg.lab.learners.update import make_update
-from torchrl_reg.lab.run.logger import RunningMeans
+from torchrl_reg.lab.run.metrics import RunningMeans
 from torchrl_reg.lab.seeds.batched_update import StackedOptimizer
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.objectives import HardTargetUpdate, PolyakTargetUpdate

@@ -63,6 +63,21 @@ def test_windows_are_those_of_a_loop_in_a_buffer_too(piece: int) -> None:
         assert dict(zip(rows["observation"].flatten().tolist(), zip(*columns, strict=True), strict=True)) == wanted
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("extra", [0, 3])
+def test_windows_depend_neither_on_the_lengths_of_batches_nor_on_checkpoints(n: int, extra: int) -> None:
+    data, found, transform = stream(2, 28), [], NStepTransform(n, GAMMA)
+    data["next", "done"][:, -1] = True
+    before = data.clone()
+    for piece in data.split(n + extra, 1):  # the last one may be short: only the first one must hold a window
+        found.append(transform.inv(piece))
+        state, transform = transform.state_dict(), NStepTransform(n, GAMMA)
+        transform.load_state_dict(state)
+    expected = NStepTransform(n, GAMMA).inv(data)
+    torch.testing.assert_close(torch.cat(found, 1).to_dict(), expected.to_dict())
+    assert transform.waiting is None and (data == before).all()
+
+
 def ones(length: int) -> TensorDict:
     """Steps with a reward of one that end nothing."""
     flags = torch.zeros(length, 1, dtype=torch.bool)
@@ -88,7 +103,7 @@ def test_waiting_rows_are_saved_and_may_be_cut() -> None:
     state = torch.load(buffer, weights_only=True)
     second.load_state_dict(state)
     cut.load_state_dict(state)
-    cut.cut_episodes()
+    cut.truncate_episodes()
     expected = first.inv(ones(3))
     assert (second.inv(ones(3)) == expected).all() and len(expected) == 3
     assert cut.inv(ones(3))["steps_to_next_obs"].squeeze(-1).tolist() == [2, 1, 3]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule
 
 from torchrl_reg.envs import make_env
-from torchrl_reg.lab import EpsilonSchedule, LinearSchedule, Run
+from torchrl_reg.lab import EpsilonSchedule, LinearSchedule
 from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.analysis.protocols import published_scores
 from torchrl_reg.lab.cli.help import environments
@@ -206,7 +205,6 @@ def test_epsilon_of_the_presets(words, expected, composed):
     else:
         schedule = EpsilonSchedule(module, algo)
     run, found = SimpleNamespace(frames=0), {0: module.eps.item()}
-    run.annealed = partial(Run.annealed, run)
     for run.frames in sorted(expected)[0 if 0 not in expected else 1 :]:
         schedule.step(run)
         found[run.frames] = module.eps.item()

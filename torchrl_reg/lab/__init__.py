@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from torchrl_reg.lab.errors import CheckpointError as CheckpointError
     from torchrl_reg.lab.errors import ConfigError as ConfigError
     from torchrl_reg.lab.errors import require as require
-    from torchrl_reg.lab.learners.checks import check_replay_learning as check_replay_learning
+    from torchrl_reg.lab.learners.learner import Learner as Learner
+    from torchrl_reg.lab.learners.learner import Learning as Learning
     from torchrl_reg.lab.learners.policy_learning import PolicyLearner as PolicyLearner
     from torchrl_reg.lab.learners.policy_learning import PolicyLearning as PolicyLearning
     from torchrl_reg.lab.learners.replay import StratifiedSampler as StratifiedSampler
+    from torchrl_reg.lab.learners.replay import make_replay as make_replay
     from torchrl_reg.lab.learners.rollout_learning import RolloutLearner as RolloutLearner
     from torchrl_reg.lab.learners.rollout_learning import RolloutLearning as RolloutLearning
+    from torchrl_reg.lab.learners.schedules import EpsilonSchedule as EpsilonSchedule
+    from torchrl_reg.lab.learners.schedules import LinearSchedule as LinearSchedule
     from torchrl_reg.lab.learners.update import make_update as make_update
-    from torchrl_reg.lab.learners.value_learning import EpsilonSchedule as EpsilonSchedule
-    from torchrl_reg.lab.learners.value_learning import LinearSchedule as LinearSchedule
-    from torchrl_reg.lab.learners.value_learning import NStep as NStep
     from torchrl_reg.lab.learners.value_learning import ValueLearner as ValueLearner
     from torchrl_reg.lab.learners.value_learning import ValueLearning as ValueLearning
     from torchrl_reg.lab.run.base_run import Study as Study
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
-    "EpsilonSchedule": "learners.value_learning",
-    "LinearSchedule": "learners.value_learning",
-    "NStep": "learners.value_learning",
+    "EpsilonSchedule": "learners.schedules",
+    "Learner": "learners.learner",
+    "Learning": "learners.learner",
+    "LinearSchedule": "learners.schedules",
     "PolicyLearner": "learners.policy_learning",
     "PolicyLearning": "learners.policy_learning",
     "RecipeConfig": "run.settings",
@@ -57,9 +59,9 @@ _MODULES = {
     "ValueLearning": "learners.value_learning",
     "WALL_CLOCK_COLUMNS": "run.metrics",
     "build": "cli.typed_config",
-    "check_replay_learning": "learners.checks",
     "composed_critics": "run.critics",
     "evaluate": "run.evaluation",
+    "make_replay": "learners.replay",
     "make_update": "learners.update",
     "read_metrics": "run.metrics",
     "recipe": "cli.command_line",
@@ -72,8 +74,9 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EpsilonSchedule",
+    "Learner",
+    "Learning",
     "LinearSchedule",
-    "NStep",
     "PolicyLearner",
     "PolicyLearning",
     "RecipeConfig",
@@ -87,9 +90,9 @@ __all__ = [
     "ValueLearning",
     "WALL_CLOCK_COLUMNS",
     "build",
-    "check_replay_learning",
     "composed_critics",
     "evaluate",
+    "make_replay",
     "make_update",
     "read_metrics",
     "recipe",

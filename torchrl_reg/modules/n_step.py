@@ -28,7 +28,7 @@ class NStepTransform(Transform):
     It acts when data enter a buffer, ``ReplayBuffer(transform=NStepTransform(3, 0.99))``, or when they leave a
     collector, ``Collector(..., postproc=NStepTransform(3, 0.99).inv)``; sampled data pass through unchanged. The
     batches of one stream must follow each other: where environments were reset between two without a ``done``, call
-    :meth:`cut_episodes`.
+    :meth:`truncate_episodes`.
 
     Source: Watkins 1989 (n-step returns, without importance weights).
 
@@ -90,7 +90,7 @@ class NStepTransform(Transform):
             tensordict = accumulated[..., :complete]
         return tensordict.reshape(-1) if self.flatten else tensordict
 
-    def cut_episodes(self) -> None:
+    def truncate_episodes(self) -> None:
         """End the episodes of the waiting rows: what the next batch brings is not their continuation."""
         if self.waiting is not None:
             for key in ("truncated", self.done_key):

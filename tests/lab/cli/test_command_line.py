@@ -69,7 +69,6 @@ def test_a_signal_may_come_three_times_and_ends_the_process_if_it_hangs(command,
         ("run.device=meta", "run.device must be auto, cpu, cuda or cuda:<n>, got 'meta'."),
         ("run.device=cuda:99", "run.device=cuda:99 needs a CUDA device, got "),
         ("run.device=cpu run.cudagraphs=true", "run.cudagraphs=true needs a CUDA device"),
-        ("algo.frames_per_batch=18", "frames_per_batch must be a positive multiple of 4"),
         ("algo.max_grad_norm=0", "max_grad_norm must be positive, got 0"),
         ("algo.batch_size=900", "replay capacity must be at least 900, got 500."),
         # The allocator refuses the first, and the second has no size that fits 64 bits.

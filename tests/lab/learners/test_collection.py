@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.lab import ConfigError
-from torchrl_reg.lab.learners.collection import cut_episodes, make_collector
+from torchrl_reg.lab.learners.collection import make_collector, truncate_episodes
 from torchrl_reg.lab.run.run import finished_returns
 
 
@@ -43,6 +43,6 @@ def test_a_cut_marks_the_last_step_as_truncated_and_not_as_terminated():
     flags = {key: torch.zeros(2, 3, 1, dtype=torch.bool) for key in ("done", "truncated", "terminated")}
     batch = TensorDict({"next": flags}, [2, 3])
     for running in (2, 0):  # episodes that end by it
-        assert cut_episodes(batch) == running
+        assert truncate_episodes(batch) == running
         for key, expected in (("done", True), ("truncated", True), ("terminated", False)):
             assert batch["next", key].squeeze(-1).tolist() == [[False, False, expected]] * 2

@@ -15,7 +15,7 @@ from torchrl.data import Categorical, LazyTensorStorage, PrioritizedSampler, Ten
 from torchrl.modules import QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab.learners.collection import cut_episodes, make_collector
+from torchrl_reg.lab.learners.collection import make_collector, truncate_episodes
 from torchrl_reg.lab.learners.frame_stack import EpisodeStarts, FrameStackStorage
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.learners.update import make_update
@@ -105,7 +105,7 @@ def test_every_row_comes_back_while_the_ring_turns(padding):
     for turn in range(100):
         batch = games.batch((1, 4, 2, 7, 20)[turn % 5])
         if games.chance(0.2).any():  # as at a checkpoint
-            cut_episodes(batch)
+            truncate_episodes(batch)
             games.reset()
         extend((single, plain), batch)
         rows, lost = expected_rows(games)
@@ -206,7 +206,7 @@ def test_breakout_comes_back_and_takes_one_frame_a_transition():
         for name in ends:
             ends[name] += int(batch["next", name].sum())
         if turn == 7:  # a checkpoint
-            cut_episodes(batch)
+            truncate_episodes(batch)
             collector.reset()
         keys = ["observation", "action", *(("next", key) for key in ("observation", "reward", "done", "terminated"))]
         extend((single, plain), batch.select(*keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,23 +15,31 @@ from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import ConfigError, PolicyLearner, PolicyLearning
 
 
+def bare(**attributes: Any) -> PolicyLearner:
+    """A learner of which there is nothing but what a test needs."""
+    learner = object.__new__(PolicyLearner)
+    vars(learner).update(schedules=[], frames_per_batch=8, **attributes)
+    return learner
+
+
 @pytest.mark.parametrize(("sequences", "expected"), [(False, [0, 3, 1, 4, 2, 5]), (True, [[0, 1, 2], [3, 4, 5]])])
 def test_rows_are_stored_in_order_of_time_or_as_sequences(sequences: bool, expected: list) -> None:
     replay = TensorDictReplayBuffer(storage=LazyTensorStorage(6), batch_size=1)
     batch = TensorDict({"action": torch.arange(6).reshape(2, 3), "unread": torch.ones(2, 3)}, [2, 3])
-    learner = SimpleNamespace(loss=SimpleNamespace(in_keys=["action"]), replay=replay, sequences=sequences)
-    PolicyLearner.store(learner, batch)
+    bare(loss=SimpleNamespace(in_keys=["action"]), replay=replay, sequences=sequences).store(batch)
     assert replay[:]["action"].tolist() == expected and "unread" not in list(replay[:].keys())
 
 
 def test_actions_are_uniform_until_learning_starts() -> None:
     torch.manual_seed(0)
     env = make_env(EnvSettings("pendulum"), 2)
-    run = SimpleNamespace(frames=0, frames_per_step=1, collect=lambda env, policy, **_: policy)
+    acting: list[Any] = []
+    run = SimpleNamespace(frames=0, frames_per_step=1)
+    run.collect = lambda env, policy, **_: acting.append(policy) or iter(())
     algo = PolicyLearning(learning_starts_frames=5, random_until_learning=True)
-    learner = SimpleNamespace(run=run, algo=algo, loss=SimpleNamespace(in_keys=["action"]))
     fixed = TensorDictModule(lambda seen: (torch.full((len(seen), 1), 9.0), seen), ["observation"], ["action", "other"])
-    policy = PolicyLearner.collect(learner, env, fixed)
+    assert list(bare(run=run, algo=algo, loss=SimpleNamespace(in_keys=["action"])).collect(env, fixed)) == []
+    (policy,) = acting
     state = env.reset()
     early = torch.stack([policy(state.clone())["action"] for _ in range(2000)])
     assert early.abs().max() <= 2 and abs(early.std() - 4 / 12**0.5) < 0.03 and "other" in policy(state.clone())
@@ -40,6 +49,6 @@ def test_actions_are_uniform_until_learning_starts() -> None:
 
 def test_an_index_of_a_bin_refuses_uniform_actions() -> None:
     algo = PolicyLearning(random_until_learning=True)
-    learner = SimpleNamespace(run=None, algo=algo, loss=SimpleNamespace(in_keys=["action_index"]))
+    learner = bare(run=None, algo=algo, loss=SimpleNamespace(in_keys=["action_index"]))
     with pytest.raises(ConfigError, match=r"^algo\.random_until_learning must be false where the loss reads the index"):
-        PolicyLearner.collect(learner, None, None)
+        learner.collect(None, None)

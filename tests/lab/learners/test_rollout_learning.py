@@ -42,7 +42,8 @@ def collected(path: Path, **options: Any) -> tuple[RolloutLearner, list[torch.Te
     for batch in collect():
         values, rates = [], []
         batch["next", "reward"].mul_(2)
-        for minibatch in learner.minibatches(batch):
+        learner.store(batch)
+        for minibatch in learner.minibatches():
             values.append(minibatch["value_target"].squeeze(-1))
             rates.append(learner.optimizer.param_groups[0]["lr"])
             run.record(learner.update(minibatch))
@@ -89,7 +90,8 @@ def test_gradients_are_clipped(tmp_path: Path, most: float) -> None:
     )
     parameters = list(learner.loss.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    norm = learner.update(next(learner.minibatches(next(collect()))))["grad_norm"]
+    learner.store(next(collect()))
+    norm = learner.update(next(learner.minibatches()))["grad_norm"]
     step = nn.utils.get_total_norm([new.detach() - old for new, old in zip(parameters, before, strict=True)])
     assert norm > 0.05 and step.item() == pytest.approx(0.5 * min(most, norm.item()), rel=1e-3)
 

@@ -1,4 +1,4 @@
-"""What the value-based recipes share: schedules, n-step windows, everything around the loss."""
+"""What the value-based recipes share: schedules, everything around the loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import tiny_dqn
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch.optim.lr_scheduler import StepLR
 from torchrl.data import Categorical
@@ -19,8 +18,9 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import ConfigError, Run, RunSettings
-from torchrl_reg.lab.learners.value_learning import EpsilonSchedule, LinearSchedule, NStep, ValueLearner, ValueLearning
-from torchrl_reg.modules import NetSettings, NStepTransform, q_network
+from torchrl_reg.lab.learners.schedules import EpsilonSchedule, LinearSchedule
+from torchrl_reg.lab.learners.value_learning import ValueLearner, ValueLearning
+from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.objectives import HardTargetUpdate, SoftDQNLoss
 
 GAMMA = 0.9
@@ -57,7 +57,7 @@ def test_epsilon_follows_the_schedule_given_and_nothing_else(tmp_path, scheduled
     for batch in collect():
         seen.append(egreedy.eps.item())
         batch["next", "reward"].mul_(-3)
-        learner.remember(batch)
+        learner.store(batch)
         if steps:
             egreedy.step(16)
     assert seen == pytest.approx(expected, abs=1e-5)
@@ -82,7 +82,6 @@ def test_where_epsilon_starts_to_fall(options, expected):
     algo = ValueLearning(learning_starts_frames=20, eps_frames=20, eps_end=0.5, **options)
     module = EGreedyModule(Categorical(2), eps_init=algo.eps_start, eps_end=algo.eps_end)
     schedule, run = EpsilonSchedule(module, algo), SimpleNamespace(frames=0)
-    run.annealed = partial(Run.annealed, run)
     seen = [module.eps.item()]
     for run.frames in (10, 20, 30, 40):
         schedule.step(run)
@@ -97,8 +96,10 @@ def test_each_counts_in_its_own_unit_and_takes_the_place_of_those_of_the_setting
     rate = StepLR(learner.optimizer, step_size=2, gamma=0.1)
     temperature = LinearSchedule(regularizer.coefficients()["tau"].assign, 0.5, 0.1, 32, after_frames=16)
     seen = []
-    for batch in collect([rate, egreedy, temperature]):
-        learner.remember(batch)
+    learner.schedules = [rate, egreedy, temperature]
+    assert learner.parts()["schedule_0"] is rate and "schedule_2" not in learner.parts()
+    for batch in collect():
+        learner.store(batch)
         for minibatch in learner.minibatches():
             run.record(learner.update(minibatch))
         seen.append((learner.optimizer.param_groups[0]["lr"], egreedy.eps.item(), regularizer.tau.item()))
@@ -109,47 +110,17 @@ def test_each_counts_in_its_own_unit_and_takes_the_place_of_those_of_the_setting
     run.finish()
 
 
-def stream(length: int, ends: float = 0.15) -> TensorDict:
-    """Two environments, whose observations count their steps."""
-    generator = torch.Generator().manual_seed(0)
-    time = (torch.arange(length) + 100 * torch.arange(2)[:, None]).unsqueeze(-1)
-    terminated, truncated = torch.rand(2, 2, length, 1, generator=generator) < ends
-    reward = torch.randn(2, length, 1, generator=generator, dtype=torch.float64)
-    following = {"observation": time + 1, "reward": reward, "terminated": terminated, "truncated": truncated}
-    return TensorDict({"observation": time, "next": {**following, "done": terminated | truncated}}, [2, length])
+def test_a_checkpoint_holds_all_that_the_learner_owns(tmp_path):
+    learner, egreedy, _ = _learner(tmp_path, True, n_steps=3)
+    learner.mine = torch.nn.Linear(2, 2)
+    owned = {"loss", "optimizer", "target", "replay", "n_step", "exploration", "mine"}
+    assert learner.parts().keys() == owned and learner.parts()["exploration"] is egreedy
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize("extra", [0, 2, 5])
-def test_n_step_windows_depend_neither_on_the_lengths_of_batches_nor_on_checkpoints(n, extra):
-    """Their numbers: tests/modules/test_n_step.py."""
-    data, found = stream(28), []
-    data["next", "done"][:, -1] = data["next", "truncated"][:, -1] = True
-    before, n_step = data.clone(), NStep(n, GAMMA)
-    for piece in data.split(n + extra, 1):  # the last one may be short: only the first one must hold a window
-        found.append(n_step(piece))
-        state, n_step = n_step.state_dict(), NStep(n, GAMMA)
-        n_step.load_state_dict(state)
-    expected = data if n == 1 else NStepTransform(n, GAMMA).inv(data)
-    torch.testing.assert_close(torch.cat(found, 1).to_dict(), expected.to_dict())
-    assert n_step.transform.waiting is None and (data == before).all()
-
-
-def test_cut_episodes_do_not_reach_into_the_next_batch():
-    data, n_step = stream(10, ends=0.0), NStep(4, GAMMA)
-    n_step(data[:, :5])
-    n_step.cut_episodes()
-    rows = n_step(data[:, 5:])
-    assert rows["steps_to_next_obs"].squeeze(-1).tolist() == [[3, 2, 1, 4, 4]] * 2
-    assert rows["next", "truncated"].squeeze(-1).tolist() == [[True, True, True, False, False]] * 2
-    assert not rows["next", "terminated"].any()
-
-
-def test_windows_that_no_batch_holds_are_refused():
-    with pytest.raises(ConfigError, match="algo.collect_steps"):
-        NStep(3, GAMMA)(stream(2))
-    with pytest.raises(ConfigError, match="algo.n_steps"):
-        NStep(0, GAMMA)
+def test_windows_longer_than_the_first_batch_are_refused(tmp_path):
+    learner, _, collect = _learner(tmp_path, False, n_steps=5)
+    with pytest.raises(ConfigError, match=r"^algo\.collect_steps must be >= 5, algo\.n_steps, got 4\.$"):
+        learner.store(next(collect()))
 
 
 def test_priorities_come_from_the_settings_and_their_correction_is_annealed(tmp_path):
@@ -158,7 +129,7 @@ def test_priorities_come_from_the_settings_and_their_correction_is_annealed(tmp_
     )
     sampler, seen = learner.replay.sampler, []
     for batch in collect():
-        learner.remember(batch)
+        learner.store(batch)
         seen.append(sampler.beta)
     total = learner.algo.total_frames
     assert sampler.alpha == 0.6 and seen[0] == 0.4

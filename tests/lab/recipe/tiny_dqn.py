@@ -19,7 +19,7 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import MLP, EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 
-from torchrl_reg.lab import RecipeConfig, Run, recipe, require
+from torchrl_reg.lab import Learner, LinearSchedule, RecipeConfig, Run, make_replay, recipe, require
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Algo:
 
     total_frames: int = 1_200
     num_envs: int = 4
-    frames_per_batch: int = 16
+    collect_steps: int = 4
     learning_starts_frames: int = 64
     update_every_frames: int = 8
     replay_capacity: int = 500  # transitions
@@ -101,22 +101,22 @@ def train(cfg: Config) -> Path:
 
     # What it remembers
     sampler = PrioritizedSampler(algo.replay_capacity, 0.6, 0.4) if algo.prioritized else None
-    replay = run.replay(algo.replay_capacity, algo.batch_size, sampler=sampler or RandomSampler())
+    replay = make_replay(algo.replay_capacity, algo.batch_size, device=run.device, sampler=sampler or RandomSampler())
 
     # What it learns
     loss = DQNLoss(actor, delay_value=True, double_dqn=False)
     loss.make_value_estimator(gamma=algo.gamma)
     optimizer = torch.optim.Adam(loss.parameters(), lr=algo.lr, fused=True, capturable=run.cudagraphs)
     target = HardUpdate(loss, value_network_update_interval=10)
-    update = run.make_update(loss, optimizer, target, max_grad_norm=algo.max_grad_norm)
+    learner = Learner(run, algo, loss, optimizer, target, replay=replay, max_grad_norm=algo.max_grad_norm)
+    learner.exploration = egreedy
+    learner.schedules.append(LinearSchedule(egreedy.eps.fill_, 1.0, 0.05, 500))
 
     # The loop
-    run.track(loss=loss, optimizer=optimizer, target=target, replay=replay, exploration=egreedy)
-    for batch in run.collect(env, explorer, total_frames=algo.total_frames, frames_per_batch=algo.frames_per_batch):
+    for batch in learner.collect(env, explorer):
         replay.extend(batch.reshape(-1))
-        egreedy.eps.fill_(run.annealed(1.0, 0.05, 500))
-        for minibatch in run.minibatches(replay, algo.update_every_frames, algo.learning_starts_frames):
-            run.record(update(minibatch))
+        for minibatch in learner.minibatches():
+            run.record(learner.update(minibatch))
         time.sleep(algo.nap_seconds)
     return run.finish()
 

@@ -37,9 +37,10 @@ def push_right() -> Callable:
 def through(cartpole, push_right) -> Callable[..., Path]:
     """``through(run, total_frames, frames_per_batch, each)`` collects, calls ``each(batch)``, and finishes the run."""
 
-    def collect(run: Run, total_frames: int = 8, frames_per_batch: int = 8, each=lambda batch: None, env=None) -> Path:
-        run.track()
-        settings = {"total_frames": total_frames, "frames_per_batch": frames_per_batch}
+    def collect(
+        run: Run, total_frames: int = 8, frames_per_batch: int = 8, each=lambda batch: None, env=None, parts=None
+    ) -> Path:
+        settings = {"total_frames": total_frames, "frames_per_batch": frames_per_batch, "parts": parts}
         for batch in run.collect(env or cartpole(), push_right, **settings):
             each(batch)
         return run.finish()

@@ -29,10 +29,11 @@ from torchrl.data.replay_buffers import SliceSampler
 from torchrl.envs import TransformedEnv, VecNormV2
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import CheckpointError, NStep, read_metrics, strip_wall_clock
+from torchrl_reg.lab import CheckpointError, make_replay, read_metrics, strip_wall_clock
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run import files
 from torchrl_reg.lab.run.checkpoint import CheckpointFolder, restorable_part
+from torchrl_reg.modules import NStepTransform
 
 
 class _Training:
@@ -221,15 +222,14 @@ def test_environments_that_come_out_otherwise_on_another_machine_lose_their_epis
     batches = []
 
     def collect(stop_at: int | None = None) -> None:
-        run, n_step = make_run("moved", progress=True, checkpoint_every_frames=24), NStep(3, 0.9)
-        run.track(n_step=n_step)
+        run, n_step = make_run("moved", progress=True, checkpoint_every_frames=24), NStepTransform(3, 0.9)
 
         def each(batch):
-            batches.append(n_step(batch))
+            batches.append(n_step.inv(batch))
             if run.frames == stop_at:
                 raise Stop
 
-        through(run, 48, 12, each, storable())
+        through(run, 48, 12, each, storable(), {"n_step": n_step})
 
     stopped(collect, 36)
     monkeypatch.setattr(type(restorable_part(storable())), "restore", lambda *_: False)
@@ -250,14 +250,14 @@ def test_trajectories_statistics_and_slices_resume_exactly(make_run, cartpole, s
         run = make_run(name, log_every_frames=36, checkpoint_every_frames=96)
         env = TransformedEnv(cartpole(), VecNormV2(in_keys=["observation"], decay=0.9))
         sampler = SliceSampler(slice_len=4, traj_key=("collector", "traj_ids"), strict_length=False)
-        replay = run.replay(120, 24, storage=LazyTensorStorage(120, ndim=2), sampler=sampler)
+        replay = make_replay(120, 24, storage=LazyTensorStorage(120, ndim=2), sampler=sampler)
         net = torch.nn.Linear(4, 1)
 
         def policy(state):
             return state.set("action", (net(state["observation"]).squeeze(-1) > torch.randn(4)).long())
 
-        run.track(replay=replay, net=net)
-        for batch in run.collect(env, policy, total_frames=360, frames_per_batch=12, track_trajectories=True):
+        how = {"parts": {"replay": replay, "net": net}, "track_trajectories": True}
+        for batch in run.collect(env, policy, total_frames=360, frames_per_batch=12, **how):
             replay.extend(batch)
             sample = replay.sample()
             ids = sample["collector", "traj_ids"].double().sum()
@@ -291,8 +291,7 @@ class DrawsWhenLoaded:
 def test_generators_are_restored_after_all_that_draws_from_them(make_run, through, stopped, monkeypatch):
     def collect(name: str, stop_at: int | None = None) -> list:
         run, drawn = make_run(name, checkpoint_every_frames=24), []
-        replay = run.replay(64, 4)
-        run.track(zeroes=DrawsWhenLoaded(), replay=replay)
+        replay = make_replay(64, 4)
 
         def each(batch):
             replay.extend(batch.reshape(-1))
@@ -300,7 +299,7 @@ def test_generators_are_restored_after_all_that_draws_from_them(make_run, throug
             if run.frames == stop_at:
                 raise Stop
 
-        through(run, 72, 12, each, storable())
+        through(run, 72, 12, each, storable(), {"zeroes": DrawsWhenLoaded(), "replay": replay})
         return drawn
 
     kind = type(restorable_part(storable()))

@@ -19,8 +19,7 @@ from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import Run, RunSettings, read_metrics, strip_wall_clock
 from torchrl_reg.lab.agents import load_policy
 from torchrl_reg.lab.errors import DivergedError
-from torchrl_reg.lab.run.divergence import FiniteWatch
-from torchrl_reg.lab.run.logger import ValueWatch
+from torchrl_reg.lab.run.divergence import FiniteWatch, ValueWatch
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 
 #: Finite until the updates begin, and never again; a checkpoint comes before.
@@ -121,8 +120,8 @@ def policy_run(path: Path, on_nan: str, evaluated: dict, at: dict[int, Callable]
     greedy = QValueActor(network, spec=env.full_action_spec_unbatched["action"])
     actor = BoltzmannQActor(greedy, tau=0.5)
     run.evaluate_with(make_env(EnvSettings("cartpole"), 2), {k: (actor, kind) for k, kind in evaluated.items()})
-    run.track(optimizer=torch.optim.SGD(network.parameters(), lr=0.1))
-    for _ in run.collect(env, actor if samples else greedy, total_frames=128, frames_per_batch=16):
+    parts = {"optimizer": torch.optim.SGD(network.parameters(), lr=0.1)}
+    for _ in run.collect(env, actor if samples else greedy, total_frames=128, frames_per_batch=16, parts=parts):
         at.get(run.frames, lambda *_: None)(network, actor)
     run.finish()
 
@@ -196,10 +195,10 @@ def judged(path: Path, row: dict[str, Any], gamma: float | None = 0.9, scale: fl
     rewards = scale * torch.tensor([[[0.5], [-2.0]], [[0.0], [1.0]]])
     watch = ValueWatch(path)
     for reward in (rewards, 0.5 * rewards):
-        watch.see(TensorDict({"next": {"reward": reward}, **batch}, [2, 2]))
-    found = watch.judge({"frames": 30, "updates": 4} | row, gamma)
-    assert watch.judge({"frames": 40, "updates": 4} | row, gamma) == found
-    assert watch.judge({"frames": 50, "updates": 4}, gamma) == found
+        watch.observe(TensorDict({"next": {"reward": reward}, **batch}, [2, 2]))
+    found = watch.check_divergence({"frames": 30, "updates": 4} | row, gamma)
+    assert watch.check_divergence({"frames": 40, "updates": 4} | row, gamma) == found
+    assert watch.check_divergence({"frames": 50, "updates": 4}, gamma) == found
     return found
 
 
@@ -246,8 +245,8 @@ def test_the_values_the_policy_chose_by_count_once_there_are_updates(tmp_path):
     for chosen, updates, found in ((-199.0, 3, {}), (-201.0, 3, BEYOND), (math.nan, 3, {})):
         assert judged(tmp_path, {"updates": updates}, chosen_action_value=torch.full((2, 2, 1), chosen)) == found
     watch = ValueWatch(tmp_path)
-    watch.see(TensorDict({"chosen_action_value": torch.full((2, 2, 1), -201.0)}, [2, 2]))
-    assert watch.judge({"frames": 30, "updates": 0}, 0.9) == {}
+    watch.observe(TensorDict({"chosen_action_value": torch.full((2, 2, 1), -201.0)}, [2, 2]))
+    assert watch.check_divergence({"frames": 30, "updates": 0}, 0.9) == {}
     # Where no reward was seen, those of an untrained network are no divergence.
     assert judged(tmp_path, {"td_error": 9.9}, scale=0.0) == {}
     assert judged(tmp_path, {"td_error": 10.1}, scale=0.0) == BEYOND
@@ -255,12 +254,12 @@ def test_the_values_the_policy_chose_by_count_once_there_are_updates(tmp_path):
 
 def test_the_largest_entropy_and_reward_count_and_are_restored(tmp_path):
     watch, again = ValueWatch(tmp_path), ValueWatch(tmp_path)
-    watch.see(TensorDict({"next": {"reward": torch.full((2, 2, 1), -2.0)}}, [2, 2]))
-    assert not watch.judge({"frames": 10, "updates": 1, "tau": 0.5, "entropy": 1.2}, 0.9)
+    watch.observe(TensorDict({"next": {"reward": torch.full((2, 2, 1), -2.0)}}, [2, 2]))
+    assert not watch.check_divergence({"frames": 10, "updates": 1, "tau": 0.5, "entropy": 1.2}, 0.9)
     again.load_state_dict(watch.state_dict())
     row = {"frames": 20, "updates": 2, "tau": 0.5, "entropy": 0.0}
-    assert not again.judge(row | {"value": 259.0}, 0.9)
-    assert again.judge(row | {"value": 261.0}, 0.9) == {"diverged_frames": 20}
+    assert not again.check_divergence(row | {"value": 259.0}, 0.9)
+    assert again.check_divergence(row | {"value": 261.0}, 0.9) == {"diverged_frames": 20}
 
 
 def test_each_run_says_so_once_and_resumes_to_the_same_rows(start, finish, kill_when, tmp_path):

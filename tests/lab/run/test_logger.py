@@ -1,4 +1,4 @@
-"""Means over updates, and views and plots that never stand in a run's way."""
+"""Views and plots that never stand in a run's way."""
 
 from __future__ import annotations
 
@@ -7,31 +7,8 @@ import sys
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from torchrl_reg.lab import ConfigError, read_metrics
-from torchrl_reg.lab.run.logger import RunningMeans
-
-
-def added(means, *updates):
-    for update in updates:
-        means.add(TensorDict({name: torch.tensor(value) for name, value in update.items()}))
-    return means
-
-
-def test_means_of_updates_with_different_entries_go_on_from_their_state():
-    updates = [{"loss": 1.0, "kl": 3.0}, {"loss": 2.0, "kl": 5.0}, {"loss": 6.0}]
-    resumed = RunningMeans()
-    resumed.load_state_dict(added(RunningMeans(), *updates[:1]).state_dict())
-    for means in (added(RunningMeans(), *updates), added(resumed, *updates[1:])):
-        assert means.pop() == {"loss": 3.0, "kl": 4.0}
-        assert means.pop() == {}
-
-
-def test_the_sum_of_many_updates_keeps_its_digits():
-    means = added(RunningMeans(), *[{"loss": 0.1}] * 20_000)
-    # A float32 sum is off by 1e-5 here.
-    assert means.pop()["loss"] == pytest.approx(float(torch.tensor(0.1)), abs=1e-9)
 
 
 def test_missing_logger_packages_are_named(make_run, monkeypatch):

@@ -6,9 +6,11 @@ import json
 import os
 
 import pytest
+import torch
+from tensordict import TensorDict
 
 from torchrl_reg.lab.errors import RecordError
-from torchrl_reg.lab.run.metrics import MetricsFile, read_metrics, strip_wall_clock
+from torchrl_reg.lab.run.metrics import MetricsFile, RunningMeans, read_metrics, strip_wall_clock
 
 
 @pytest.fixture
@@ -108,3 +110,24 @@ def test_rows_that_are_not_those_written_are_noticed(metrics, damage, said):
         MetricsFile(metrics.path).continue_from(mark)
     assert str(refusal.value).count("checkpoints and run the same command to start from the beginning.") == 1
     assert (metrics.path.read_bytes() if metrics.path.exists() else None) == before
+
+
+def added(means, *updates):
+    for update in updates:
+        means.add(TensorDict({name: torch.tensor(value) for name, value in update.items()}))
+    return means
+
+
+def test_means_of_updates_with_different_entries_go_on_from_their_state():
+    updates = [{"loss": 1.0, "kl": 3.0}, {"loss": 2.0, "kl": 5.0}, {"loss": 6.0}]
+    resumed = RunningMeans()
+    resumed.load_state_dict(added(RunningMeans(), *updates[:1]).state_dict())
+    for means in (added(RunningMeans(), *updates), added(resumed, *updates[1:])):
+        assert means.pop() == {"loss": 3.0, "kl": 4.0}
+        assert means.pop() == {}
+
+
+def test_the_sum_of_many_updates_keeps_its_digits():
+    means = added(RunningMeans(), *[{"loss": 0.1}] * 20_000)
+    # A float32 sum is off by 1e-5 here.
+    assert means.pop()["loss"] == pytest.approx(float(torch.tensor(0.1)), abs=1e-9)

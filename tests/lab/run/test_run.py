@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import ConfigError, read_metrics
@@ -20,20 +19,14 @@ def rows_of(path, event="train"):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(4, 202), (7, 115), (0.5, 1620), (3.2, 253), (10_000, 0)])
-def test_updates_due_keep_the_exact_ratio(make_run, every, expected):
+def test_what_is_due_keeps_the_exact_ratio(make_run, every, expected):
     run, due = make_run(), []
     for run.frames in range(12, 901, 24):
-        due.append(run.updates_due(every, learning_starts_frames=90))
+        due.append(run.due(every, after_frames=90))
+        run._before = run.frames
     assert sum(due) == expected == int((run.frames - 90) // every)
     assert due[:4] == [0, 0, 0, 0]  # frames 12 to 84
     assert max(due) - min(due[5:]) <= 1  # carried over, never in bursts
-
-
-def test_annealing_is_linear_and_stops(make_run):
-    run, values = make_run(), []
-    for run.frames in (0, 50, 100, 300, 500, 900):
-        values.append(run.annealed(1.0, 0.2, over_frames=400, after_frames=100))
-    assert values == pytest.approx([1.0, 1.0, 1.0, 0.6, 0.2, 0.2])
 
 
 def test_frames_count_the_frame_skip_and_rows_follow_the_schedules(make_run, cartpole, push_right, through):
@@ -119,12 +112,11 @@ def test_an_overlapped_run_is_one_batch_behind_in_what_acts_and_in_nothing_else(
         run = make_run(f"overlap={overlap}", overlap=overlap, evaluate_every_frames=32, checkpoint_every_frames=10**6)
         number = CountingPolicy(push_right)
         run.evaluate_with(cartpole(2), {"greedy": push_right_alone})
-        run.track(policy=number)
-        updates, acted[overlap] = 0, []
-        for batch in run.collect(cartpole(), number, total_frames=160, frames_per_batch=16):
+        parts, updates, acted[overlap] = {"policy": number}, 0, []
+        for batch in run.collect(cartpole(), number, total_frames=160, frames_per_batch=16, parts=parts):
             acted[overlap].append(batch["batches_seen"].unique().item())
             number.seen += 1
-            updates += run.updates_due(6, learning_starts_frames=20)
+            updates += run.due(6, after_frames=20)
         assert run.frames == 160 and updates == (160 - 20) // 6
         assert list(rows_of(run.finish(), "eval")) == [32, 64, 96, 128, 160]
     assert acted == {False: list(range(10)), True: [0, *range(9)]}
@@ -146,7 +138,6 @@ def test_a_run_whose_environments_cannot_be_stored_says_so_at_its_start(make_run
 
 def test_the_first_line_says_when_the_first_row_comes(make_run, cartpole, push_right, capsys):
     run = make_run(progress=True, log_every_frames=300, evaluate_every_frames=500)
-    run.track()
     batches = run.collect(cartpole(), push_right, total_frames=1_000, frames_per_batch=8)
     next(batches)
     batches.close()
@@ -161,16 +152,6 @@ def test_mass_that_a_grid_clips_is_warned_of_once_above_one_percent(make_run, th
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == warned
     assert lines[0].startswith("warning: 1.3% of the targets' mass at frame 16 lies outside the grid of returns")
-
-
-def test_what_is_not_tracked_is_named(make_run, through):
-    run = make_run()
-    replay = run.replay(100, 10)
-    run.track(target=None)
-    with pytest.raises(ValueError, match=r"run\.track\(\) must name all .* got none of replay"):
-        through(run)
-    run.track(replay=replay)
-    through(run)
 
 
 @pytest.mark.curves
@@ -202,17 +183,6 @@ def test_a_run_has_one_thread_a_device_and_takes_subnormal_numbers_for_zero(make
     torch.set_num_threads(2)
     assert make_run().device.type in ("cpu", "cuda")
     assert torch.get_num_threads() == 1 and not (tiny * 0.5).any()
-
-
-def test_a_buffer_with_a_storage_of_the_recipes_own_is_made_before_the_update(make_run):
-    run, storage = make_run(), LazyTensorStorage(60, ndim=2)
-    replay = run.replay(60, 10, storage=storage)
-    assert replay.storage is storage and replay.batch_size == 10
-    with pytest.raises(ConfigError, match="replay capacity must be that of its storage, 60, got 50"):
-        run.replay(50, 10, storage=storage)
-    run._made["loss"] = object()
-    with pytest.raises(ValueError, match="run.replay.. must come before run.make_update"):
-        run.replay(60, 10)
 
 
 @pytest.mark.parametrize(

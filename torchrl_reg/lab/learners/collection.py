@@ -86,7 +86,7 @@ def batches_of(collector: AnyCollector | OverlappedCollector) -> Iterator[Tensor
     return iter(collector) if worker is None else batched_collection(worker, collector)
 
 
-def cut_episodes(batch: TensorDictBase) -> int:
+def truncate_episodes(batch: TensorDictBase) -> int:
     """Marks the last step of ``batch`` as truncated and returns the number of episodes this ends."""
     running = int((~batch["next", "done"][..., -1, :]).sum())
     for key in ("truncated", "done"):

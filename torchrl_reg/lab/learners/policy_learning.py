@@ -12,15 +12,14 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.lab.errors import require
-from torchrl_reg.lab.learners.checks import check_replay_learning
-from torchrl_reg.lab.learners.optimizers import make_optimizer
-from torchrl_reg.lab.learners.replay import store
+from torchrl_reg.lab.learners.learner import Learner, Learning, optimizer_of
+from torchrl_reg.lab.learners.replay import make_replay, store
 from torchrl_reg.lab.run.evaluation import Policy
 from torchrl_reg.lab.run.run import Run
 
 
 @dataclass
-class PolicyLearning:
+class PolicyLearning(Learning):
     """Hyperparameters of learning a policy from replay, in frames and updates: default, unit, source; for Pendulum.
 
     A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [S]
@@ -46,7 +45,7 @@ class PolicyLearning:
         Raises:
             ConfigError: a value out of range; the sentence names it.
         """
-        check_replay_learning(self)
+        super().validate()
 
 
 class _UniformFirst(nn.Module):
@@ -61,26 +60,16 @@ class _UniformFirst(nn.Module):
         return tensordict.set("action", self.spec.rand(tensordict.batch_size)) if self.is_early() else tensordict
 
 
-class PolicyLearner:
-    """Collects frames, stores them and learns with any loss of a policy, as set by ``algo``. The loop is the recipe's::
-
-        for batch in learner.collect(env, actor):
-            learner.store(batch)
-            for minibatch in learner.minibatches():
-                run.record(learner.update(minibatch))
+class PolicyLearner(Learner):
+    """A learner of a policy from replay, with any loss, as set by ``algo``.
 
     Args:
-        run: the run, whose checkpoints hold everything created here.
-        algo: the hyperparameters.
-        loss: a loss with a value estimator.
-        target: the updater of its target networks; None where there are none.
-        max_grad_norm: of all gradients together; None: no clip.
+        run, algo, loss, target, max_grad_norm: see :class:`Learner`.
         sequences: store the ``collect_steps`` steps of an environment as one row, instead of single transitions.
 
     Attributes:
         replay: sampled uniformly.
         optimizer: Adam.
-        update: ``update(minibatch)``, see :func:`~torchrl_reg.lab.make_update`.
     """
 
     def __init__(
@@ -93,14 +82,11 @@ class PolicyLearner:
         max_grad_norm: float | None = None,
         sequences: bool = False,
     ) -> None:
-        self.run, self.algo, self.loss, self.sequences = run, algo, loss, sequences
         rows = algo.replay_capacity // (algo.collect_steps if sequences else 1)
-        self.replay = run.replay(rows, algo.batch_size)
-        self.optimizer = make_optimizer(
-            "adam", loss.parameters(), learning_rate=algo.learning_rate, eps=algo.adam_eps, capturable=run.cudagraphs
-        )
-        self.update = run.make_update(loss, self.optimizer, target, max_grad_norm=max_grad_norm)
-        run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
+        replay = make_replay(rows, algo.batch_size, device=run.device)
+        optimizer = optimizer_of(algo, loss.parameters(), run)
+        super().__init__(run, algo, loss, optimizer, target, replay=replay, max_grad_norm=max_grad_norm)
+        self.sequences = sequences
 
     def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
         """Batches ``[num_envs, collect_steps]`` of the run."""
@@ -109,14 +95,10 @@ class PolicyLearner:
             taken = [key for key in self.loss.in_keys if key == "action_index"]
             require(not taken, "algo.random_until_learning", "false where the loss reads the index of a bin", True)
             policy = _UniformFirst(policy, env, lambda: run.frames < algo.learning_starts_frames)
-        frames = algo.num_envs * algo.collect_steps * run.frames_per_step
-        return run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames)
+        return super().collect(env, policy)
 
     def store(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads from ``batch``, in order of time; of a binned action the bins."""
-        rows = batch.select(*self.loss.in_keys)
-        store(self.replay, rows if self.sequences else rows.transpose(0, 1).reshape(-1))
-
-    def minibatches(self) -> Iterator[TensorDictBase]:
-        """A minibatch for each update due now."""
-        return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
+        """Stores what the loss reads from ``batch``, in order of time, or as sequences; of a binned action the bins."""
+        if not self.sequences:
+            return super().store(batch)
+        store(self.replay, batch.select(*self.loss.in_keys))

@@ -12,10 +12,12 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, TensorStorage
+from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, Sampler, TensorStorage
 from torchrl.data.replay_buffers.storages import Storage
+from torchrl.envs import Transform
 
 from torchrl_reg.compat import entry, unchecked_tensordict
+from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.run.files import partial_path, publish
 
@@ -23,6 +25,40 @@ from torchrl_reg.lab.run.files import partial_path, publish
 CHUNK_BYTES = 256 * 2**20
 # Minibatches gathered by one indexing operation (each at an eighth of the cost, on small networks).
 MINIBATCHES_PER_GATHER = 16
+
+
+def make_replay(
+    capacity: int,
+    batch_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    storage: TensorStorage | None = None,
+    frame_stack: int = 1,
+    num_envs: int = 1,
+    sampler: Sampler | None = None,
+    transform: Transform | None = None,
+) -> TensorDictReplayBuffer:
+    """A replay buffer of ``capacity`` transitions with a random generator of its own, which a run seeds.
+
+    They are kept on ``device``, or in a ``storage`` of that capacity. A sampler over trajectories needs a
+    two-dimensional storage, or ``run.collect(track_trajectories=True)``. Observations that stack ``frame_stack`` > 1
+    images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of ``num_envs`` environments
+    in time order.
+
+    Raises:
+        ConfigError: a capacity that does not hold a minibatch or a stack, or is not that of the storage.
+    """
+    require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
+    if frame_stack > 1:
+        least = 2 * frame_stack * num_envs
+        require(capacity >= least, "replay capacity", f"at least 2 * frame_stack * num_envs = {least}", capacity)
+        capacity -= capacity % num_envs
+        storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device)
+    elif storage is None:
+        storage = TransitionStorage(capacity, device=device)
+    require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
+    parts = {"storage": storage, "sampler": sampler, "transform": transform}
+    return TensorDictReplayBuffer(**parts, batch_size=batch_size, generator=torch.Generator(storage.device))
 
 
 def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[TensorDictBase]:

@@ -8,24 +8,21 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
+from torch import Tensor
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import LossModule
 
 from torchrl_reg.compat import unchecked_tensordict
 from torchrl_reg.lab.errors import require
-from torchrl_reg.lab.learners.checks import check_replay_learning
-from torchrl_reg.lab.learners.network_diagnostics import with_network_diagnostics
-from torchrl_reg.lab.learners.optimizers import make_optimizer
-from torchrl_reg.lab.learners.value_learning import LinearSchedule
-from torchrl_reg.lab.run.evaluation import Policy
+from torchrl_reg.lab.learners.learner import Learner, Learning, optimizer_of, scale_rewards
+from torchrl_reg.lab.learners.schedules import LinearSchedule
 from torchrl_reg.lab.run.run import Run
 
 ANNEALED_BY = ("update", "rollout")
 
 
 @dataclass
-class RolloutLearning:
+class RolloutLearning(Learning):
     """Hyperparameters of learning Q-values without replay, in frames and updates: default, unit; for CartPole.
 
     The defaults are CleanRL's of classic control (``+paper=cleanrl_pqn``).
@@ -57,81 +54,49 @@ class RolloutLearning:
         Raises:
             ConfigError: a value out of range; the sentence names it.
         """
-        check_replay_learning(self)
-        for name in ("epochs", "max_grad_norm", "reward_scale"):
-            require(getattr(self, name) > 0, f"algo.{name}", "> 0", getattr(self, name))
+        super().validate()
         require(self.anneal_by in ANNEALED_BY, "algo.anneal_by", f"one of {ANNEALED_BY}", self.anneal_by)
         rows = self.num_envs * self.collect_steps
         require(rows % self.batch_size == 0, "algo.batch_size", f"a divisor of the {rows} rows", self.batch_size)
 
 
-class RolloutLearner:
-    """Collects rollouts and learns from each with a loss whose targets are made once, as set by ``algo``::
-
-        for batch in learner.collect(env, explorer):
-            for minibatch in learner.minibatches(batch):
-                run.record(learner.update(minibatch))
+class RolloutLearner(Learner):
+    """A learner from rollouts, with a loss whose targets are made once a rollout, as set by ``algo``.
 
     Args:
-        run: the run, whose checkpoints hold everything created here.
-        algo: the hyperparameters.
+        run, algo: see :class:`Learner`.
         loss: a loss whose value estimator makes the targets of a rollout (``regularized_qlambda``).
         exploration: the epsilon-greedy module, which is annealed from the first frame on.
 
     Attributes:
         optimizer: the one that ``algo`` names.
-        update: ``update(minibatch)``, see :func:`~torchrl_reg.lab.make_update`.
     """
 
     def __init__(self, run: Run, algo: RolloutLearning, loss: LossModule, exploration: EGreedyModule) -> None:
-        self.run, self.algo, self.loss = run, algo, loss
-        self.optimizer = make_optimizer(
-            algo.optimizer,
-            loss.parameters(),
-            learning_rate=algo.learning_rate,
-            eps=algo.adam_eps,
-            decay=algo.rms_decay,
-            capturable=run.cudagraphs,
-        )
-        self.update = run.make_update(loss, self.optimizer, max_grad_norm=algo.max_grad_norm)
-        if algo.network_diagnostics:
-            every = run.settings.diagnostics_every_updates
-            self.update = with_network_diagnostics(self.update, loss.value_network, lambda: run.updates % every == 0)
-        run.track(loss=loss, optimizer=self.optimizer, exploration=exploration)
-        self._rollout_frames = algo.num_envs * algo.collect_steps * run.frames_per_step
+        optimizer = optimizer_of(algo, loss.parameters(), run)
+        super().__init__(run, algo, loss, optimizer, max_grad_norm=algo.max_grad_norm)
+        self.exploration = exploration
+        self._rows: dict[Any, Tensor] = {}
         per_rollout = algo.epochs * (algo.num_envs * algo.collect_steps // algo.batch_size)
-        self._planned_updates = -(-algo.total_frames // self._rollout_frames) * per_rollout
-        #: What :meth:`collect` steps.
-        self.schedules = [LinearSchedule(exploration.eps.fill_, algo.eps_start, algo.eps_end, algo.eps_frames)]
+        self._planned_updates = -(-algo.total_frames // self.frames_per_batch) * per_rollout
+        self.schedules.append(LinearSchedule(exploration.eps.fill_, algo.eps_start, algo.eps_end, algo.eps_frames))
         if algo.anneal_learning_rate and algo.anneal_by == "rollout":
-            self.schedules.append(LinearSchedule(self._assign_rate, algo.learning_rate, 0.0, algo.total_frames))
+            self.anneal_learning_rate()
 
-    def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
-        """Rollouts ``[num_envs, collect_steps]`` of the run; the schedules are stepped after each."""
-        frames = self.algo.total_frames
-        for batch in self.run.collect(env, policy, total_frames=frames, frames_per_batch=self._rollout_frames):
-            yield batch
-            for schedule in self.schedules:
-                schedule.step(self.run)
-
-    def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        """The rows of a rollout with their targets, in ``epochs`` orders, a minibatch after the other."""
-        algo = self.algo
-        by_update = algo.anneal_learning_rate and algo.anneal_by == "update"
-        if algo.clip_rewards:
-            batch["next", "reward"].clamp_(-1, 1)
-        if algo.reward_scale != 1:
-            batch["next", "reward"].mul_(algo.reward_scale)
+    def store(self, batch: TensorDictBase) -> None:
+        """Keeps the rows of a rollout, in place of the last one, with their targets; clips and scales its rewards."""
+        scale_rewards(self.algo, batch)
         self.loss.value_estimator(batch)
-        rows = {key: batch.get(key).flatten(0, 1) for key in self.loss.in_keys}
-        count = algo.num_envs * algo.collect_steps
+        self._rows = {key: batch.get(key).flatten(0, 1) for key in self.loss.in_keys}
+
+    def minibatches(self) -> Iterator[TensorDictBase]:
+        """The rows of the rollout in ``epochs`` orders, a minibatch after the other."""
+        algo, rows = self.algo, self._rows
+        by_update = algo.anneal_learning_rate and algo.anneal_by == "update"
         for _ in range(algo.epochs):
-            order = torch.randperm(count)
+            order = torch.randperm(algo.num_envs * algo.collect_steps)
             parts = [values[order].split(algo.batch_size) for values in rows.values()]
             for part in zip(*parts, strict=True):
                 if by_update:
-                    self._assign_rate(algo.learning_rate * (1 - self.run.updates / self._planned_updates))
+                    self.assign_learning_rate(algo.learning_rate * (1 - self.run.updates / self._planned_updates))
                 yield unchecked_tensordict(dict(zip(rows, part, strict=True)), [algo.batch_size])
-
-    def _assign_rate(self, rate: float) -> Any:
-        self.optimizer.param_groups[0]["lr"] = rate

@@ -1,34 +1,27 @@
-"""What the value-based recipes share: their hyperparameters, schedules, and everything around the loss."""
+"""What the value-based recipes share: their hyperparameters, and everything around the loss."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tensordict import TensorDictBase
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.lab.errors import require
-from torchrl_reg.lab.learners.checks import check_replay_learning
-from torchrl_reg.lab.learners.network_diagnostics import with_network_diagnostics
-from torchrl_reg.lab.learners.optimizers import make_optimizer
-from torchrl_reg.lab.learners.replay import StratifiedSampler, rows_in_time, store
-from torchrl_reg.lab.run.evaluation import Policy
-from torchrl_reg.lab.run.files import pack_tensordict, unpack_tensordict
+from torchrl_reg.lab.learners.learner import Learner, Learning, optimizer_of, scale_rewards
+from torchrl_reg.lab.learners.replay import StratifiedSampler, make_replay, rows_in_time, store
+from torchrl_reg.lab.learners.schedules import EpsilonSchedule, LinearSchedule
 from torchrl_reg.lab.run.run import Run
 from torchrl_reg.modules.n_step import NStepTransform
 
 
 @dataclass
-class ValueLearning:
+class ValueLearning(Learning):
     """Hyperparameters of learning Q-values from replay, in frames and updates: default, unit, source; for CartPole.
 
     A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [C]
@@ -72,126 +65,21 @@ class ValueLearning:
         Raises:
             ConfigError: a value out of range; the sentence names it.
         """
-        check_replay_learning(self)
+        super().validate()
+        steps, weighted = self.collect_steps, self.importance_exponent or self.importance_exponent_end
+        require(self.n_steps <= steps, "algo.collect_steps", f">= {self.n_steps}", steps)
+        uniform = weighted and not self.priority_exponent
+        require(not uniform, "algo.importance_exponent", "0 where algo.priority_exponent is 0", weighted)
+        for name, choices in (("eps_decay", ("linear", "exponential")), ("weight_reduction", ("normalized", "mean"))):
+            require(getattr(self, name) in choices, f"algo.{name}", " or ".join(choices), getattr(self, name))
 
 
-class LinearSchedule:
-    """Anneals any number linearly: a rate of exploration, a learning rate, a temperature.
-
-    It keeps no state, so a resumed run needs none. Anything else with ``step(run)`` will do in its place.
-
-    Args:
-        assign: takes the number that is due, e.g. ``loss.regularizer.coefficient.assign`` or ``egreedy.eps.fill_``.
-        start, end: the numbers before and after.
-        over_frames: frames from one to the other.
-        after_frames: frames before that.
-
-    >>> from types import SimpleNamespace
-    >>> run = SimpleNamespace(annealed=lambda start, end, over, after: start + (end - start) * 0.5)  # half is over
-    >>> seen = []
-    >>> LinearSchedule(seen.append, 1.0, 0.1, over_frames=1_000).step(run)
-    >>> seen
-    [0.55]
-    """
-
-    def __init__(
-        self, assign: Callable[[float], Any], start: float, end: float, over_frames: int, after_frames: int = 0
-    ) -> None:
-        self.assign, self.start, self.end = assign, start, end
-        self.over_frames, self.after_frames = over_frames, after_frames
-
-    def step(self, run: Any) -> None:
-        """Assigns what is due at ``run.frames``."""
-        self.assign(run.annealed(self.start, self.end, self.over_frames, self.after_frames))
-
-
-class EpsilonSchedule(LinearSchedule):
-    """Anneals the ``eps`` of an exploration module linearly, as set by ``algo``.
+class ValueLearner(Learner):
+    """A learner of Q-values, with any loss, as set by ``algo``.
 
     Args:
-        module: an epsilon-greedy module.
-        algo: the hyperparameters: ``eps_start`` to ``eps_end`` over ``eps_frames``, from ``eps_starts_frames`` on; with
-            ``random_until_learning`` it is 1 before ``learning_starts_frames``; with ``eps_decay="exponential"`` it is
-            ``eps_end + (eps_start - eps_end) exp(-frames / eps_frames)``; 0 from ``eps_off_frames`` on.
-    """
-
-    def __init__(self, module: EGreedyModule, algo: ValueLearning) -> None:
-        self.module = module
-        starts, self.random_frames = algo.eps_starts_frames, 0
-        self.algo, self.after = algo, algo.learning_starts_frames if starts is None else starts
-        after = self.after
-        super().__init__(lambda eps: module.eps.fill_(eps), algo.eps_start, algo.eps_end, algo.eps_frames, after)
-        if algo.random_until_learning and algo.learning_starts_frames > 0:
-            self.random_frames = algo.learning_starts_frames
-            self.assign(1.0)
-        elif algo.eps_off_frames == 0:
-            self.assign(0.0)
-
-    def step(self, run: Any) -> None:
-        """Assigns the epsilon that is due at ``run.frames``."""
-        algo = self.algo
-        if run.frames < self.random_frames:
-            self.assign(1.0)
-        elif algo.eps_off_frames is not None and run.frames >= algo.eps_off_frames:
-            self.assign(0.0)
-        elif algo.eps_decay == "exponential":
-            left = math.exp(-max(0, run.frames - self.after) / algo.eps_frames)
-            self.assign(algo.eps_end + (algo.eps_start - algo.eps_end) * left)
-        else:
-            super().step(run)
-
-
-class NStep:
-    """A :class:`~torchrl_reg.modules.NStepTransform` called on each batch ``[N, T]`` that was collected.
-
-    A checkpoint holds the rows whose window is not complete yet (``run.track(n_step=...)``).
-
-    Args:
-        n: number of steps, >= 1; 1 passes batches through.
-        gamma: discount.
-
-    Raises:
-        ConfigError: ``n`` < 1, or a first batch of fewer than n steps.
-    """
-
-    def __init__(self, n: int, gamma: float) -> None:
-        require(n >= 1, "algo.n_steps", ">= 1", n)
-        self.transform = NStepTransform(n, gamma)
-
-    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
-        if self.transform.n == 1:
-            return batch
-        rows = self.transform.inv(batch)
-        require(rows is not None, "algo.collect_steps", f"at least algo.n_steps={self.transform.n}", batch.shape[-1])
-        return rows
-
-    def cut_episodes(self) -> None:
-        """Ends the episodes of the waiting rows: what the next batch brings is not their continuation."""
-        self.transform.cut_episodes()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows that wait for the rest of their window, packed."""
-        waiting = self.transform.waiting
-        return {"waiting": None if waiting is None else pack_tensordict(waiting)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues with the rows of a :meth:`state_dict`."""
-        self.transform.waiting = None if state["waiting"] is None else unpack_tensordict(state["waiting"])
-
-
-class ValueLearner:
-    """Collects, remembers and learns with any loss on Q-values, as set by ``algo``. The loop stays in the recipe::
-
-        for batch in learner.collect(env, explorer):
-            learner.remember(batch)
-            for minibatch in learner.minibatches():
-                run.record(learner.update(minibatch))
-
-    Args:
-        run: the run, whose checkpoints hold everything created here.
-        algo: the hyperparameters.
-        loss: a loss with a value estimator.
-        target: the updater of its target network.
+        run, algo, loss: see :class:`Learner`.
+        target: the updater of its target network; None where there is none.
         exploration: the schedule of the epsilon-greedy module; or a module alone, which is checkpointed, and annealed
             by nobody but the caller.
         frame_stack: images stacked in one observation. With one-step returns they are stored one at a time, in a
@@ -202,7 +90,7 @@ class ValueLearner:
     Attributes:
         replay: single transitions, or n-step ones, sampled uniformly, or by priority.
         optimizer: the one that ``algo`` names.
-        update: ``update(minibatch)``, see :func:`~torchrl_reg.lab.make_update`.
+        n_step: makes transitions of n steps; None where n is 1.
     """
 
     def __init__(
@@ -210,86 +98,43 @@ class ValueLearner:
         run: Run,
         algo: ValueLearning,
         loss: LossModule,
-        target: TargetNetUpdater,
+        target: TargetNetUpdater | None,
         exploration: EpsilonSchedule | EGreedyModule,
         *,
         frame_stack: int = 1,
         parameters: Iterable[Any] | None = None,
     ) -> None:
-        self.run, self.algo, self.loss = run, algo, loss
-        stack = frame_stack if algo.n_steps == 1 else 1
-        kept: dict[str, Any] = {"frame_stack": stack, "num_envs": algo.num_envs}
+        sampler = None
         if algo.priority_exponent:
-            kept["sampler"] = StratifiedSampler(algo.replay_capacity, algo.priority_exponent, algo.importance_exponent)
-        self.replay = run.replay(algo.replay_capacity, algo.batch_size, **kept)
-        self.n_step = NStep(algo.n_steps, algo.gamma)
-        self.optimizer = make_optimizer(
-            algo.optimizer,
-            loss.parameters() if parameters is None else parameters,
-            learning_rate=algo.learning_rate,
-            eps=algo.adam_eps,
-            decay=algo.rms_decay,
-            capturable=run.cudagraphs,
+            sampler = StratifiedSampler(algo.replay_capacity, algo.priority_exponent, algo.importance_exponent)
+        replay = make_replay(
+            algo.replay_capacity,
+            algo.batch_size,
+            device=run.device,
+            frame_stack=frame_stack if algo.n_steps == 1 else 1,
+            num_envs=algo.num_envs,
+            sampler=sampler,
         )
-        self.update = run.make_update(loss, self.optimizer, target, max_grad_norm=algo.max_grad_norm)
-        if algo.network_diagnostics:
-            every = run.settings.diagnostics_every_updates
-            self.update = with_network_diagnostics(self.update, loss.value_network, lambda: run.updates % every == 0)
-        run.track(loss=loss, optimizer=self.optimizer, target=target, replay=self.replay)
-        scheduled = isinstance(exploration, EpsilonSchedule)
-        run.track(n_step=self.n_step, exploration=exploration.module if scheduled else exploration)
-        #: What :meth:`collect` steps by itself.
-        self.schedules: list[Any] = [exploration] if scheduled else []
+        optimizer = optimizer_of(algo, loss.parameters() if parameters is None else parameters, run)
+        super().__init__(run, algo, loss, optimizer, target, replay=replay, max_grad_norm=algo.max_grad_norm)
+        self.n_step = NStepTransform(algo.n_steps, algo.gamma) if algo.n_steps > 1 else None
+        if isinstance(exploration, EpsilonSchedule):
+            self.schedules.append(exploration)
+            exploration = exploration.module
+        self.exploration = exploration
         if algo.anneal_learning_rate:
-            self.schedules.append(LinearSchedule(self._assign_rate, algo.learning_rate, 0.0, algo.total_frames))
-        if algo.priority_exponent and algo.importance_exponent_end is not None:
+            self.anneal_learning_rate()
+        if sampler is not None and algo.importance_exponent_end is not None:
             exponents = (algo.importance_exponent, algo.importance_exponent_end)
-            assign = partial(setattr, self.replay.sampler, "beta")
-            self.schedules.append(LinearSchedule(assign, *exponents, algo.total_frames))
+            self.schedules.append(LinearSchedule(partial(setattr, sampler, "beta"), *exponents, algo.total_frames))
 
-    def collect(self, env: EnvBase, policy: Policy, schedules: Iterable[Any] | None = None) -> Iterator[TensorDictBase]:
-        """Batches ``[num_envs, collect_steps]`` of the run.
+    def store(self, batch: TensorDictBase) -> None:
+        """Stores what the loss reads from ``batch``, in order of time; clips and scales the rewards in place.
 
-        After each, the ``schedules`` are stepped, in place of those that ``algo`` asks for: a
-        :class:`LinearSchedule` of a temperature, torch's learning-rate schedulers (by a batch, once learning has
-        started), TorchRL's exploration modules (by the frames of a batch), or anything with ``step(run)``. To add one,
-        give ``[*learner.schedules, one]``. Those with a ``state_dict`` are checkpointed.
+        Raises:
+            ConfigError: a first batch of fewer than ``algo.n_steps`` steps.
         """
-        run, algo = self.run, self.algo
-        used = self.schedules if schedules is None else list(schedules)
-        run.track(**{f"schedule_{i}": one for i, one in enumerate(used) if hasattr(one, "state_dict")})
-        frames = algo.num_envs * algo.collect_steps * run.frames_per_step
-        for batch in run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames):
-            yield batch
-            for schedule in used:
-                _step(schedule, run, frames)
-
-    def _assign_rate(self, rate: float) -> None:
-        self.optimizer.param_groups[0]["lr"] = rate
-
-    def remember(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads from ``batch``, in time order; clips and scales the rewards in place."""
-        if self.algo.clip_rewards:
-            batch["next", "reward"].clamp_(-1, 1)
-        if self.algo.reward_scale != 1:
-            batch["next", "reward"].mul_(self.algo.reward_scale)
-        store(self.replay, rows_in_time(self.n_step(batch), [*self.loss.in_keys, "steps_to_next_obs"]))
-
-    def minibatches(self) -> Iterator[TensorDictBase]:
-        """A minibatch for each update due now."""
-        return self.run.minibatches(self.replay, self.algo.update_every_frames, self.algo.learning_starts_frames)
-
-
-def _step(schedule: Any, run: Any, frames: int) -> None:
-    """Steps ``schedule`` by one batch of ``frames`` frames.
-
-    torch's learning-rate schedulers count batches from the first update on, TorchRL's exploration modules count frames;
-    others, like ours, are given the run.
-    """
-    if isinstance(schedule, LRScheduler):
-        if run.updates:  # before the first it would warn
-            schedule.step()
-    elif isinstance(schedule, nn.Module):
-        schedule.step(frames)  # type: ignore[operator]
-    else:
-        schedule.step(run)
+        scale_rewards(self.algo, batch)
+        rows = batch if self.n_step is None else self.n_step.inv(batch)
+        require(rows is not None, "algo.collect_steps", f">= {self.algo.n_steps}, algo.n_steps", batch.shape[-1])
+        store(self.replay, rows_in_time(rows, [*self.loss.in_keys, "steps_to_next_obs"]))

@@ -22,7 +22,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import FastCollector
 from torchrl_reg.lab.errors import CheckpointError
-from torchrl_reg.lab.learners.collection import cut_episodes
+from torchrl_reg.lab.learners.collection import truncate_episodes
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run.base_run import Recorded
 from torchrl_reg.lab.run.divergence import FiniteWatch
@@ -303,12 +303,12 @@ def _first_line(error: BaseException) -> str:
 
 
 class Resumption:
-    """Saves everything that was tracked, and restores it when the run starts again.
+    """Saves everything that learns, counts or anneals, and restores it when the run starts again.
 
     Args:
         run: whose folder it is; its counters are part of a checkpoint.
         logger: of the run; it counts episodes that a checkpoint ends.
-        tracked: the recipe's parts, by name.
+        parts: what the learner owns, by name.
         replay: the replay buffer, if it is one of them.
         environments: those that are collected from.
 
@@ -322,23 +322,23 @@ class Resumption:
         self,
         run: Recorded,
         logger: RunLogger,
-        tracked: Mapping[str, Any],
+        parts: Mapping[str, Any],
         replay: TensorDictReplayBuffer | None,
         environments: EnvironmentState,
     ) -> None:
         self.watch = FiniteWatch(run.path, run.settings.on_nan)
         self.ends_episodes = not environments.is_transparent
-        self._seed, self._logger, self._tracked, self._replay = run.settings.seed, logger, tracked, replay
+        self._seed, self._logger, self._parts, self._replay = run.settings.seed, logger, parts, replay
         self._environments = environments
-        parts = {k: v for k, v in tracked.items() if v is not replay}
+        components = {name: part for name, part in parts.items() if part is not replay}
         folder = run.path / "checkpoints"
         named, chunks = {}, None
         if replay is not None:  # "if replay" would be false for an empty buffer
             chunks = ReplayChunks(folder / "replay", replay)
             named["replay"] = replay._rng
         # The generators come last: restoring environments may draw from the global ones.
-        parts |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
-        self.checkpoints = CheckpointFolder(folder, parts, chunks)
+        components |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
+        self.checkpoints = CheckpointFolder(folder, components, chunks)
 
     def load(self) -> bool:
         """Loads the newest checkpoint, of several seeds the newest that all have; False where there is none."""
@@ -364,15 +364,15 @@ class Resumption:
         elif environments.is_transparent:
             self._logger.say("this machine computes the environments differently: their episodes end here")
             self._logger.cut_episodes += environments.count
-            for part in self._tracked.values():
-                if hasattr(part, "cut_episodes"):
-                    part.cut_episodes()
+            for part in self._parts.values():
+                if hasattr(part, "truncate_episodes"):
+                    part.truncate_episodes()
         self._restart_environments(frames)
 
-    def cut(self, batch: TensorDictBase) -> None:
+    def truncate_episodes(self, batch: TensorDictBase) -> None:
         """Ends the episodes of ``batch``, which a checkpoint follows, where the environments cannot be stored."""
         if self.ends_episodes:
-            self._logger.cut_episodes += cut_episodes(batch)
+            self._logger.cut_episodes += truncate_episodes(batch)
 
     def save(self, frames: int) -> None:
         """Writes a checkpoint between two batches."""
@@ -392,7 +392,7 @@ class Resumption:
         Raises:
             DivergedError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
         """
-        optimizers = [part for part in self._tracked.values() if isinstance(part, torch.optim.Optimizer)]
+        optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
         return self.watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
 
     def _save(self, frames: int, *, with_replay: bool = True) -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.record.loggers import Logger, get_logger
 
-from torchrl_reg.compat import entry
 from torchrl_reg.lab.errors import ConfigError
 from torchrl_reg.lab.run.divergence import warn
-from torchrl_reg.lab.run.metrics import MetricsFile
+from torchrl_reg.lab.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.lab.run.progress import Progress
 from torchrl_reg.lab.run.settings import RunSettings
 from torchrl_reg.lab.seeds.workers import current_worker
@@ -29,12 +25,6 @@ from torchrl_reg.lab.seeds.workers import current_worker
 _KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
 #: Episodes in ``return_last_100``.
 _WINDOW = 100
-#: Updates whose scalars are summed at once.
-_TOGETHER = 64
-#: Values this many times beyond their bound have diverged; to overestimate by less is common, and often heals.
-FACTOR = 10.0
-#: Nats a step where a loss reports a temperature and no entropy: the entropy of 22,000 actions.
-_NATS = 10.0
 
 
 class RunLogger:
@@ -202,57 +192,6 @@ class RunLogger:
         self._mark, self._wall_before = state["metrics"], state["wall_seconds"]
 
 
-class RunningMeans:
-    """Means of detached scalars, summed on their device and read once a log row.
-
-    ``add`` takes a TensorDict of scalars; updates need not all return the same entries.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._counts: Counter[tuple[str, ...]] = Counter()
-        self._waiting: dict[tuple[str, ...], list[Tensor]] = {}
-
-    def add(self, scalars: TensorDictBase | Mapping[str, Tensor]) -> None:
-        names = tuple(scalars.keys())
-        if not names:
-            return
-        waiting = self._waiting.setdefault(names, [])
-        waiting.append(torch.stack(list(scalars.values())))  # a copy: coefficients change, CUDA graphs write again
-        if len(waiting) >= _TOGETHER:
-            self._sum()
-
-    def _sum(self) -> None:
-        """Adds what waits to the sums, one update after the other, in a few operations."""
-        for names, waiting in self._waiting.items():
-            values = torch.stack(waiting)
-            if names in self._sums:
-                values = torch.cat([self._sums[names].to(values.device).unsqueeze(0), values])
-            # Double precision: a float32 sum of 10^5 losses would lose their last three digits.
-            self._sums[names] = values.double().cumsum(0)[-1]
-            self._counts[names] += len(waiting)
-        self._waiting = {}
-
-    def pop(self) -> dict[str, float]:
-        """The mean of every entry since the last call."""
-        self._sum()
-        totals: dict[str, float] = {}
-        seen: Counter[str] = Counter()
-        for names, sums in self._sums.items():
-            for name, value in zip(names, sums.tolist(), strict=True):
-                totals[name] = totals.get(name, 0.0) + value
-                seen[name] += self._counts[names]
-        self._sums, self._counts = {}, Counter()
-        return {name: total / seen[name] for name, total in totals.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        self._sum()
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums, self._counts = dict(state["sums"]), Counter(state["counts"])
-
-
 def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
     # The same id on resume continues the same W&B run.
     identity = "-".join(path.resolve().parts[-4:]).replace("=", "_").replace(",", "_")[-100:]
@@ -263,74 +202,3 @@ def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
         ours = {"id": identity, "project": "torchrl_reg"}
         views.append(cast(Logger, get_logger(name, str(path), shown_as, wandb_kwargs=ours)))  # type: ignore[arg-type]
     return views
-
-
-class ValueWatch:
-    """Compares the values in the training rows, and those the policy chose by, to a bound, and warns once.
-
-    No value of a policy exceeds ``(max |r| + c) / (1 - gamma)``, ``c`` being what regularizer and shaping add to a
-    reward: ``tau`` times the entropy, and a bonus that is clipped (one that is not widens gaps and leaves the best
-    action's value). Beyond ``FACTOR`` times that, or times 1 where it is less (untrained networks), they have diverged.
-    All of it is read at log rows; of a batch, its largest reward and where its values are.
-
-    Args:
-        path: the run folder, for the warning.
-
-    Attributes:
-        diverged_frames: the frame of the first row beyond the bound; None so far.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.diverged_frames: int | None = None
-        self._path = path
-        self._reward, self._cost = torch.zeros(()), 0.0
-        self._chosen: Tensor | None = None
-
-    def see(self, batch: TensorDictBase) -> None:
-        """Notes a batch whose rewards are those that are learnt from; waits for no device."""
-        reward = entry(batch, ("next", "reward"))
-        if reward is not None:
-            largest = torch.linalg.vector_norm(reward, math.inf, dtype=torch.float32)
-            self._reward = torch.maximum(self._reward, largest)
-        self._chosen = entry(batch, "chosen_action_value")
-
-    def judge(self, row: Mapping[str, Any], gamma: float | None) -> dict[str, int]:
-        """Columns to add to a training row: ``diverged_frames``, from the first row on whose values are too large."""
-        if self.diverged_frames is None and gamma is not None and gamma < 1 and row["updates"]:
-            self._cost = max(self._cost, _added(row))
-            reward = float(self._reward)
-            bound = max((reward + self._cost) / (1 - gamma), 1.0)
-            # Actor-critics of TorchRL report no value, but the mean of -Q as the actor's loss.
-            names = ("value" if "value" in row else "loss_actor", "td_error")
-            values = {name: abs(row[name]) for name in names if row.get(name) is not None}
-            # At most squared errors; the only sign where values lie on a grid (C51).
-            losses = [name for name in row if name.startswith("loss") and name != "loss_actor"]
-            values |= {f"the root of {name}": abs(row[name]) ** 0.5 for name in losses}
-            if self._chosen is not None:
-                values["chosen_action_value"] = float(self._chosen.abs().mean())
-            name = max(values, key=lambda name: values[name], default="")
-            if name and values[name] > FACTOR * bound:
-                self.diverged_frames = row["frames"]
-                warn(
-                    f"{self._path} diverges: {name} is {values[name]:.3g} at frame {row['frames']:,}, where rewards "
-                    f"of at most {reward:.3g} allow {bound:.3g}; lower the learning rate, say, or copy the target "
-                    "less often."
-                )
-        return {} if self.diverged_frames is None else {"diverged_frames": self.diverged_frames}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reward": self._reward, "cost": self._cost, "diverged_frames": self.diverged_frames}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._reward, self._cost = state["reward"], state["cost"]
-        self.diverged_frames = state["diverged_frames"]
-
-
-def _added(row: Mapping[str, Any]) -> float:
-    """The amount that regularizer and shaping add to a reward, at most or on average."""
-    tau = row.get("tau", row.get("alpha"))
-    # A temperature that is the Bellman error grows with what diverges, and its entropy is in no value.
-    follows_error = not {"bellman_error", "squared_td_error"}.isdisjoint(row)
-    entropy = 0.0 if tau is None or follows_error else tau * abs(row.get("entropy", _NATS))
-    bonus = abs(row["bonus"]) if row.get("bonus_clipped") else 0.0
-    return entropy + bonus if math.isfinite(entropy + bonus) else 0.0

@@ -1,20 +1,27 @@
-"""``metrics.jsonl``, the record of a run: one JSON object per line, one line per event."""
+"""``metrics.jsonl``, the record of a run: one JSON object per line, one line per event; and means for its rows."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
 
 from torchrl_reg.lab.errors import RecordError
 from torchrl_reg.lab.run.files import append, sync, way_out
 
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
 """Columns that depend on the machine's speed (frames a second, seconds); two runs of one seed agree in all others."""
+#: Updates whose scalars are summed at once.
+_TOGETHER = 64
 
 
 def strip_wall_clock(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,3 +123,54 @@ class MetricsFile:
         self._bytes, self._digest = expected, digest
         if there:
             os.truncate(self.path, expected)
+
+
+class RunningMeans:
+    """Means of detached scalars, summed on their device and read once a log row.
+
+    ``add`` takes a TensorDict of scalars; updates need not all return the same entries.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._waiting: dict[tuple[str, ...], list[Tensor]] = {}
+
+    def add(self, scalars: TensorDictBase | Mapping[str, Tensor]) -> None:
+        names = tuple(scalars.keys())
+        if not names:
+            return
+        waiting = self._waiting.setdefault(names, [])
+        waiting.append(torch.stack(list(scalars.values())))  # a copy: coefficients change, CUDA graphs write again
+        if len(waiting) >= _TOGETHER:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Adds what waits to the sums, one update after the other, in a few operations."""
+        for names, waiting in self._waiting.items():
+            values = torch.stack(waiting)
+            if names in self._sums:
+                values = torch.cat([self._sums[names].to(values.device).unsqueeze(0), values])
+            # Double precision: a float32 sum of 10^5 losses would lose their last three digits.
+            self._sums[names] = values.double().cumsum(0)[-1]
+            self._counts[names] += len(waiting)
+        self._waiting = {}
+
+    def pop(self) -> dict[str, float]:
+        """The mean of every entry since the last call."""
+        self._sum()
+        totals: dict[str, float] = {}
+        seen: Counter[str] = Counter()
+        for names, sums in self._sums.items():
+            for name, value in zip(names, sums.tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + value
+                seen[name] += self._counts[names]
+        self._sums, self._counts = {}, Counter()
+        return {name: total / seen[name] for name, total in totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        self._sum()
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._counts = dict(state["sums"]), Counter(state["counts"])

@@ -9,28 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.data.replay_buffers import Sampler, TensorStorage
-from torchrl.envs import EnvBase, Transform
-from torchrl.objectives import LossModule
-from torchrl.objectives.utils import TargetNetUpdater
+from torchrl.envs import EnvBase
 
 from torchrl_reg.collectors import OverlappedCollector
 from torchrl_reg.compat import entry
-from torchrl_reg.lab.errors import require
-from torchrl_reg.lab.learners.checks import planned_updates, settings_of, without_effect
 from torchrl_reg.lab.learners.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
-from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
-from torchrl_reg.lab.learners.replay import TransitionStorage, draw_minibatches
-from torchrl_reg.lab.learners.update import Update, make_update
 from torchrl_reg.lab.run.base_run import Recorded
 from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint, wait_for_all_seeds
-from torchrl_reg.lab.run.divergence import warn
+from torchrl_reg.lab.run.divergence import ValueWatch, warn
 from torchrl_reg.lab.run.evaluation import Evaluated, Evaluator, Policy
-from torchrl_reg.lab.run.logger import ValueWatch
 from torchrl_reg.lab.run.stop import STOP, StopFrame
 from torchrl_reg.lab.run.streams import named_device, seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
@@ -66,17 +56,16 @@ class Run(Recorded):
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._logger, self.device)
-        self._made: dict[str, Any] = {}  # for the recipe: a checkpoint without one of it is refused
-        self._tracked: dict[str, Any] = {}
+        self._before = 0  # the frames before the last batch
+        self._parts: dict[str, Any] = {}
         self._resumption: Resumption | None = None
         self._values = ValueWatch(self.path)
-        self._granted_updates = 0
         self._warned_of_clipping = False
         self._saved_at = time.monotonic()
         self._stop_frame = StopFrame()
         for name in ("torchrl", "tensordict"):  # which log every buffer they allocate
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.seed_networks()
+        seed_global_generators(stream_seed(self.settings.seed, "network"))
 
     @property
     def updates(self) -> int:
@@ -84,69 +73,6 @@ class Run(Recorded):
         return self._logger.updates
 
     # ------------------------------------------------------------ what a recipe builds with
-
-    def seed_networks(self) -> None:
-        """Seeds the global generators from the stream ``"network"``; done once at construction."""
-        seed_global_generators(stream_seed(self.settings.seed, "network"))
-
-    def replay(
-        self,
-        capacity: int,
-        batch_size: int,
-        *,
-        storage: TensorStorage | None = None,
-        frame_stack: int = 1,
-        num_envs: int = 1,
-        sampler: Sampler | None = None,
-        transform: Transform | None = None,
-        device: torch.device | str | None = None,
-    ) -> TensorDictReplayBuffer:
-        """A replay buffer of ``capacity`` transitions that samples from the stream ``"replay"``.
-
-        They are kept on ``device`` (default: the run's), or in a ``storage`` of that capacity. A sampler over
-        trajectories needs a two-dimensional storage, or ``collect(track_trajectories=True)``. Observations that stack
-        ``frame_stack`` > 1 images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of
-        ``num_envs`` environments in time order.
-        """
-        if "loss" in self._made:
-            raise ValueError("run.replay() must come before run.make_update(), got it after: that writes priorities.")
-        require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
-        if frame_stack > 1:
-            least = 2 * frame_stack * num_envs
-            require(capacity >= least, "replay capacity", f"at least 2 * frame_stack * num_envs = {least}", capacity)
-            capacity -= capacity % num_envs
-            storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device or self.device)
-        elif storage is None:
-            storage = TransitionStorage(capacity, device=device or self.device)
-        require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
-        parts = {"storage": storage, "sampler": sampler, "transform": transform}
-        generator = torch.Generator(storage.device)
-        self._made["replay"] = TensorDictReplayBuffer(**parts, batch_size=batch_size, generator=generator)
-        return self._made["replay"]
-
-    def make_update(
-        self,
-        loss: LossModule,
-        optimizer: torch.optim.Optimizer,
-        target: TargetNetUpdater | None = None,
-        *,
-        max_grad_norm: float | None = None,
-    ) -> Update:
-        """:func:`make_update` with this run's device, replay buffer and compilation settings."""
-        every = self.settings.diagnostics_every_updates
-        self._made |= {"loss": loss, "optimizer": optimizer, **({} if target is None else {"target": target})}
-        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in ("compile", "bf16", "cudagraphs")}
-        settings |= {"replay": self._made.get("replay"), "device": self.device, "max_grad_norm": max_grad_norm}
-        settings["updates"] = planned_updates(settings_of(getattr(self._folder.config, "algo", None)))
-        settings["wants_diagnostics"] = None if every == 1 else lambda: self.updates % every == 0
-        return self._guarded(make_update(loss, optimizer, target, **settings))
-
-    def track(self, **components: Any) -> None:
-        """Names what a checkpoint holds: everything that learns, counts or anneals.
-
-        Each component has ``state_dict`` and ``load_state_dict``; ``None`` is skipped.
-        """
-        self._tracked.update({k: v for k, v in components.items() if v is not None})
 
     def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
         """Sets which policies are evaluated, in which environment, every ``run.evaluate_every_frames`` and at the end.
@@ -165,6 +91,7 @@ class Run(Recorded):
         *,
         total_frames: int,
         frames_per_batch: int,
+        parts: Mapping[str, Any] | None = None,
         track_trajectories: bool = False,
     ) -> Iterator[TensorDictBase]:
         """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
@@ -174,17 +101,18 @@ class Run(Recorded):
         cannot be restored: then it ends their episodes, and the record counts them. Under :func:`recipe` a signal
         is answered between two batches, with a checkpoint if that changes nothing.
 
+        ``parts`` is what a checkpoint holds beside the run itself: all that learns, counts or anneals, by name
+        (:meth:`~torchrl_reg.lab.Learner.parts`), each with ``state_dict`` and ``load_state_dict``.
+
         Raises:
             ConfigError: ``frames_per_batch`` does not fit the environments.
             CheckpointError: the newest checkpoint is damaged, or one cannot be written.
             DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
-        untracked = [k for k, part in self._made.items() if id(part) not in map(id, self._tracked.values())]
-        if untracked:
-            raise ValueError(f"run.track() must name all that a resumed run needs, got none of {', '.join(untracked)}.")
+        self._parts = dict(parts or {})
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
-        replay = self._made.get("replay")
+        replay = next((part for part in self._parts.values() if isinstance(part, TensorDictReplayBuffer)), None)
         storing_device = self.device if replay is None else replay.storage.device
         made: dict[str, Any] = {"device": self.device, "storing_device": storing_device}
         made |= {"frames_per_batch": frames_per_batch, "frames_per_step": self.frames_per_step}
@@ -196,9 +124,9 @@ class Run(Recorded):
         ahead = None
         if self.settings.overlap:
             ahead = overlapped(make, policy, seed=stream_seed(self.settings.seed, "collector", 0))
-            self.track(collector=ahead)
+            self._parts["collector"] = ahead
         collector = make(policy) if ahead is None else ahead.collector
-        self._resumption = Resumption(self, self._logger, self._tracked, replay, EnvironmentState(collector))
+        self._resumption = Resumption(self, self._logger, self._parts, replay, EnvironmentState(collector))
         self._folder.open(self.device)
         resumed = self._resumption.load()
         self._logger.start(total_frames, self.frames)
@@ -216,7 +144,7 @@ class Run(Recorded):
     def _loop(
         self, batches: Iterator[Any], ahead: OverlappedCollector | None, total_frames: int, frames_per_batch: int
     ) -> Iterator[TensorDictBase]:
-        next_batch, resumption = self._guarded(partial(next, batches)), self._resumption
+        next_batch, resumption = self.guarded(partial(next, batches)), self._resumption
         assert resumption is not None
         if (worker := current_worker()) is not None:
             self._stop_frame = worker.shared("stop", StopFrame)
@@ -233,12 +161,12 @@ class Run(Recorded):
             if ahead is not None:
                 ahead.runs_ahead = not (is_last or checkpoint_due or STOP.asked is not None)
             batch = next_batch()
-            self.frames = after
+            self._before, self.frames = before, after
             self._logger.advance(after - before, finished_returns(batch))
             if checkpoint_due:
-                resumption.cut(batch)
+                resumption.truncate_episodes(batch)
             yield batch
-            self._values.see(batch)
+            self._values.observe(batch)
             if due(self.settings.log_every_frames):
                 self._log_row()
             if due(self.settings.evaluate_every_frames):
@@ -277,29 +205,13 @@ class Run(Recorded):
         wait_for_all_seeds()  # the first that raises ends all
         raise STOP.asked
 
-    def updates_due(self, update_every_frames: float, learning_starts_frames: int = 0) -> int:
-        """Number of updates to make now for one update per ``update_every_frames`` frames.
+    def due(self, every_frames: float, after_frames: int = 0) -> int:
+        """How often what is due every ``every_frames`` frames, from ``after_frames`` on, is due after this batch.
 
-        Frames before ``learning_starts_frames`` earn none. Remainders are carried over, so the ratio
-        is exact in the long run; call it once per batch.
+        Remainders are carried over to the next batch, so the ratio is exact in the long run.
         """
-        earned = int(max(0, self.frames - learning_starts_frames) // update_every_frames)
-        due, self._granted_updates = earned - self._granted_updates, earned
-        return due
-
-    def minibatches(
-        self,
-        replay: TensorDictReplayBuffer,
-        update_every_frames: float,
-        learning_starts_frames: int = 0,
-    ) -> Iterator[TensorDictBase]:
-        """A minibatch for each of the :meth:`updates_due`, gathered in one go where that is exact."""
-        return draw_minibatches(replay, self.updates_due(update_every_frames, learning_starts_frames))
-
-    def annealed(self, start: float, end: float, over_frames: int, after_frames: int = 0) -> float:
-        """``start`` for ``after_frames`` frames, then linear to ``end`` over ``over_frames`` frames, then ``end``."""
-        passed = (self.frames - after_frames) / over_frames
-        return start + (end - start) * min(1.0, max(0.0, passed))
+        before, now = (int(max(0, frames - after_frames) // every_frames) for frames in (self._before, self.frames))
+        return now - before
 
     def record(self, scalars: Mapping[str, Tensor] | TensorDictBase) -> None:
         """Counts one update and averages its detached scalars into the next training row."""
@@ -329,7 +241,6 @@ class Run(Recorded):
         """The counters and the unfinished averages."""
         return {
             "frames": self.frames,
-            "granted_updates": self._granted_updates,
             "values": self._values.state_dict(),
             "logger": self._logger.state_dict(),
         }
@@ -337,12 +248,11 @@ class Run(Recorded):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.frames = state["frames"]
-        self._granted_updates = state["granted_updates"]
         self._values.load_state_dict(state["values"])
         self._logger.load_state_dict(state["logger"])
 
     def _log_row(self) -> None:
-        row = self._logger.train(self.frames, lambda row: self._values.judge(row, self._gamma))
+        row = self._logger.train(self.frames, lambda row: self._values.check_divergence(row, self._gamma))
         self._check_finite(row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True
@@ -358,9 +268,9 @@ class Run(Recorded):
     def _evaluate(self) -> None:
         """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
         self._check_finite({})
-        self._guarded(self._evaluator.evaluate)(self.frames)
+        self.guarded(self._evaluator.evaluate)(self.frames)
 
-    def _guarded(self, call: Callable[..., T]) -> Callable[..., T]:
+    def guarded(self, call: Callable[..., T]) -> Callable[..., T]:
         """``call``, whose errors are reported as divergence where what learns is not finite."""
 
         def guarded(*args: Any, **kwargs: Any) -> T:
@@ -375,13 +285,11 @@ class Run(Recorded):
     @property
     def _gamma(self) -> float | None:
         """The loss's discount, if it has a value estimator."""
-        estimator = getattr(self._made.get("loss"), "_value_estimator", None)
+        estimator = getattr(self._parts.get("loss"), "_value_estimator", None)
         gamma = getattr(estimator, "gamma", None)
         return None if gamma is None else float(gamma)
 
     def _announce(self, resumed: bool) -> None:
-        for sentence in without_effect(getattr(self._folder.config, "algo", None)):
-            warn(f"{sentence}.")
         if resumed:
             self._logger.resume()
         if self._resumption is not None and self._resumption.ends_episodes:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from torchrl_reg.lab import ConfigError, ValueLearning, check_replay_learning
-from torchrl_reg.lab.learners.checks import without_effect
+from torchrl_reg.lab import ConfigError, ValueLearning
+from torchrl_reg.lab.learners.learner import unreachable_settings
 
 
 def _algo(**options: Any) -> ValueLearning:
@@ -31,9 +31,9 @@ def _algo(**options: Any) -> ValueLearning:
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, possible: Any, impossible: Any, expected: str) -> None:
-    check_replay_learning(_algo(**{name: possible}))
+    _algo(**{name: possible}).validate()
     with pytest.raises(ConfigError, match=rf"^algo\.{name} must be {expected}, got {impossible!r}\.$"):
-        check_replay_learning(_algo(**{name: impossible}))
+        _algo(**{name: impossible}).validate()
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,5 @@ def test_settings_out_of_range_are_refused(name: str, possible: Any, impossible:
     ],
 )
 def test_settings_that_a_run_is_too_short_for(options: dict[str, Any], begin: list[str]) -> None:
-    found = without_effect(_algo(**options))
+    found = unreachable_settings(vars(_algo(**options)))
     assert [said[: len(start)] for said, start in zip(found, begin, strict=True)] == begin
-    assert without_effect(None) == []
