@@ -137,7 +137,8 @@ class Learner:
         max_grad_norm: float | None = None,
     ) -> None:
         self.run, self.algo, self.loss = run, algo, loss
-        self.optimizer, self.target, self.replay = optimizer, target, replay
+        self.optimizer, self.target = optimizer, target
+        self.replay: Any = replay  # None: a learner that stores nothing
         self.frames_per_batch = algo.num_envs * algo.collect_steps * run.frames_per_step
         every = run.settings.diagnostics_every_updates
 
@@ -184,12 +185,12 @@ class Learner:
 
     def store(self, batch: TensorDictBase) -> None:
         """Stores what the loss reads from ``batch``, in order of time."""
-        store(self.replay, rows_in_time(batch, self.loss.in_keys))  # type: ignore[arg-type]
+        store(self.replay, rows_in_time(batch, self.loss.in_keys))
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """A minibatch for each update due now: one every ``update_every_frames`` frames, once learning has started."""
         due = self.run.due(self.algo.update_every_frames, self.algo.learning_starts_frames)
-        return draw_minibatches(self.replay, due)  # type: ignore[arg-type]
+        return draw_minibatches(self.replay, due)
 
     def anneal_learning_rate(self) -> None:
         """Adds the schedule of the learning rate of the first group: linear to 0 over the run."""
