@@ -114,10 +114,6 @@ STORAGE_NAMES = {
     "_get_new_len": "how many rows there are",
     "_bump_mutation_revision": "that the rows are others now",
 }
-#: Of Collector: the batch of a process that another one reads.
-COLLECTOR_NAMES = {"_final_rollout": "filled in place with the rows of a FastCollector"}
-#: Of MultiSyncCollector: how it talks to its processes.
-MULTI_COLLECTOR_NAMES = {"_recv_and_check": "the answer to a seed that is ours, not TorchRL's"}
 #: Of Transform: what ReplayBuffer.extend calls.
 TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are made where data enter a buffer"}
 

@@ -17,9 +17,8 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
-from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import GymEnv, Transform
+from torchrl.envs import Transform
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
 
@@ -78,8 +77,6 @@ HOLDERS: dict[str, Callable[[], Any]] = {
     "TARGET_UPDATER_NAMES": lambda: SoftUpdate(DQNLoss(actor(), delay_value=True), eps=0.9),
     "TENSORDICT_MODULE_NAMES": lambda: TensorDictModule(nn.Linear(4, 3), {"input": "x"}, ["y"], method="forward"),
     "STORAGE_NAMES": lambda: replay().storage,
-    "COLLECTOR_NAMES": lambda: Collector(GymEnv("CartPole-v1"), frames_per_batch=1, total_frames=1, use_buffers=True),
-    "MULTI_COLLECTOR_NAMES": lambda: MultiSyncCollector,
     "TRANSFORM_NAMES": lambda: Transform,
 }
 FILLED = ("TARGET_UPDATER_NAMES", "TENSORDICT_MODULE_NAMES")

@@ -20,7 +20,7 @@ PARTS = ("formula", "shapes", "units", "source")
 OTHERS: dict[tuple[str, ...], str] = {
     # Tensors in, tensors out, or tensors held: environments, models, collectors, networks, records.
     ("shapes", "units"): """
-        FastCollector OverlappedCollector SplitCollector GoalGridworldEnv MinAtar TabularEnv make_env register_env
+        FastCollector OverlappedCollector GoalGridworldEnv MinAtar TabularEnv make_env register_env
         ActionBins CriticEnsemble SingleDimensionActor bin_value_network policy prior_network q_network quantile_network
         state_action_value_network state_value_network
         Shaping Regularizer

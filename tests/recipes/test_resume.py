@@ -128,26 +128,6 @@ def test_a_process_that_is_signalled_ends_like_one_that_was_not(number, start, t
     assert start(words, "run") == whole
 
 
-SPLIT = {
-    "m_dqn-3-steps": ("m_dqn algo.n_steps=3 algo.total_frames=3000 net.num_cells=[16]", 1000),
-    "m_dqn-atari": (ATARI, 512),
-    "sac-hopper": (f"sac env=mujoco/hopper {SMALL} algo.replay_capacity=1500", 480),
-}
-
-
-@pytest.mark.parametrize(
-    ("words", "checkpoint_every"),
-    [pytest.param(*case, id=name, marks=() if "3" in name else pytest.mark.slow) for name, case in SPLIT.items()],
-)
-def test_killed_and_restarted_in_two_processes(words, checkpoint_every, start, kill, capsys):
-    """A checkpoint ends all episodes; else a run that was killed is one that was not, which is the same every time."""
-    words = f"{words} {COMMON} run.progress=true run.collectors=2 run.checkpoint_every_frames={checkpoint_every}"
-    whole = start(words, "whole")
-    assert "the state of other processes cannot be stored: a checkpoint ends all episodes" in capsys.readouterr().out
-    kill(words, "killed", rows=1)
-    assert start(words, "killed") == whole and len(whole) > 10
-
-
 def test_a_guaranteed_temperature_of_each_seed_is_that_of_a_run_by_itself(start, tmp_path):
     words = "m_dqn algo.tau=loss<=1% net.num_cells=[16] algo.total_frames=2000 algo.reward_scale=0.3 algo.n_steps=3"
     words = f"{words} {COMMON}"

@@ -67,8 +67,6 @@ BAD = {
     "virel algo.tau_max=1e-4": "algo.tau_max must be >= 0.001, or 'loss<=10%', got 0.0001",
     "pqn algo.reward_scale=0": "algo.reward_scale must be > 0, got 0",
     "m_dqn algo.reward_scale=-1": "algo.reward_scale must be > 0, got -1",
-    "m_dqn run.collectors=3": "run.collectors must be a divisor of the 8 environments, got 3",
-    "sac algo.random_until_learning=true run.collectors=2": "false with run.collectors > 1, got True",
     "q_learning regularizer=own": "regularizer.path must have a value, got none",
     "q_learning regularizer=own regularizer.path=nothing:Own": "must name a module in the working directory",
     "q_learning regularizer=own regularizer.path=math:Own": "must name something in math, got 'Own'",

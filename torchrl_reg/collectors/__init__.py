@@ -2,8 +2,7 @@
 
 from torchrl_reg.collectors.fast import FastCollector, fast_vector, plain_policy
 from torchrl_reg.collectors.overlapped import OverlappedCollector
-from torchrl_reg.collectors.split import SplitCollector
 
 LeanCollector, lean_vector = FastCollector, fast_vector  # as they were called in 0.1
 
-__all__ = ["FastCollector", "OverlappedCollector", "SplitCollector", "fast_vector", "plain_policy"]
+__all__ = ["FastCollector", "OverlappedCollector", "fast_vector", "plain_policy"]

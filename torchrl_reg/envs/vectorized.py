@@ -54,7 +54,6 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
         env = TransformedEnv(GymWrapper(built, categorical_action_encoding=True, device="cpu"), RewardSum())
         if device != torch.device("cpu"):
             env.append_transform(DeviceCastTransform(device, "cpu"))
-    env.made_by = partial(make_env, settings)  # for processes that each step some of its sub-environments
     return env
 
 

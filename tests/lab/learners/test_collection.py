@@ -4,9 +4,7 @@ import pytest
 import tiny_dqn
 import torch
 from tensordict import TensorDict
-from torchrl.envs import StepCounter, TransformedEnv
 
-from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import ConfigError
 from torchrl_reg.lab.learners.collection import cut_episodes, make_collector
 from torchrl_reg.lab.run.run import finished_returns
@@ -27,28 +25,6 @@ def test_a_batch_holds_the_frames_asked_for():
     for frames in (0, -12, 13):
         with pytest.raises(ConfigError, match=rf"a positive multiple of 12 .* got {frames}\.$"):
             _collector(frames)
-
-
-def test_what_several_processes_cannot_collect():
-    """Where a recipe adds to its environment, where the policy cannot be copied, where trajectories are numbered."""
-    cpu = torch.device("cpu")
-    settings = {"frames_per_batch": 8, "frames_per_step": 1, "device": cpu, "storing_device": cpu, "processes": 2}
-    env, policy = make_env(EnvSettings("cartpole"), 4), torch.nn.Identity()
-    for expected, given, acting, numbered in (
-        (
-            "1 where a recipe adds to its environment",
-            TransformedEnv(env, StepCounter(), auto_unwrap=False),
-            policy,
-            False,
-        ),
-        ("1 with a function, which cannot be copied", env, lambda state: state, False),
-        ("1 where trajectories are numbered", env, policy, True),
-    ):
-        with pytest.raises(ConfigError, match=rf"^run\.collectors must be {expected}, got 2\.$"):
-            make_collector(given, acting, **settings, track_trajectories=numbered)
-    settings["device"] = torch.device("meta")
-    with pytest.raises(ConfigError, match=r"^run\.collectors must be 1 on a GPU, got 2\.$"):
-        make_collector(env, policy, **settings, track_trajectories=False)
 
 
 def test_returns_of_finished_episodes_only():

@@ -26,8 +26,7 @@ def test_rows_are_stored_in_order_of_time_or_as_sequences(sequences: bool, expec
 def test_actions_are_uniform_until_learning_starts() -> None:
     torch.manual_seed(0)
     env = make_env(EnvSettings("pendulum"), 2)
-    settings = SimpleNamespace(collectors=1)
-    run = SimpleNamespace(frames=0, frames_per_step=1, settings=settings, collect=lambda env, policy, **_: policy)
+    run = SimpleNamespace(frames=0, frames_per_step=1, collect=lambda env, policy, **_: policy)
     algo = PolicyLearning(learning_starts_frames=5, random_until_learning=True)
     learner = SimpleNamespace(run=run, algo=algo, loss=SimpleNamespace(in_keys=["action"]))
     fixed = TensorDictModule(lambda seen: (torch.full((len(seen), 1), 9.0), seen), ["observation"], ["action", "other"])

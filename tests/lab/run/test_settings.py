@@ -41,9 +41,6 @@ def test_numbers_are_finite(value: float) -> None:
         ({"seeds": [-1]}, "run.seeds must be different integers, each at least 0, got [-1]."),
         ({"seeds": [1, 2], "cudagraphs": True}, "run.cudagraphs must be false with run.seeds, got True."),
         ({"seeds": [1, 2], "overlap": True}, "run.overlap must be false with run.seeds or run.cudagraphs, got True."),
-        ({"collectors": 0}, "run.collectors must be at least 1, got 0."),
-        ({"collectors": 2, "seeds": [1, 2]}, "run.collectors must be 1 with run.seeds or run.overlap, got 2."),
-        ({"collectors": 2, "overlap": True}, "run.collectors must be 1 with run.seeds or run.overlap, got 2."),
         ({"on_nan": "ignore"}, "run.on_nan must be one of stop, continue, got 'ignore'."),
     ],
 )

@@ -12,15 +12,14 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
-from torchrl_reg.collectors import FastCollector, OverlappedCollector, SplitCollector, fast_vector
-from torchrl_reg.collectors.split import maker
-from torchrl_reg.lab.errors import ConfigError, require
+from torchrl_reg.collectors import FastCollector, OverlappedCollector, fast_vector
+from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.run.evaluation import Policy
 from torchrl_reg.lab.seeds.batched_collection import batched_collection
 from torchrl_reg.lab.seeds.workers import current_worker
 
 EPISODE_RETURN = "episode_reward"
-AnyCollector: TypeAlias = Collector | FastCollector | SplitCollector
+AnyCollector: TypeAlias = Collector | FastCollector
 
 
 def make_collector(
@@ -33,16 +32,13 @@ def make_collector(
     storing_device: torch.device,
     track_trajectories: bool,
     kind: str = "fast",
-    processes: int = 1,
 ) -> AnyCollector:
     """An endless collector whose batches are ``[*env.batch_size, T]`` with ``T`` in the batch's frames.
 
-    ``kind`` is ``"fast"`` (a :class:`FastCollector` if it can step the environment, else TorchRL's) or ``"torchrl"``;
-    with ``processes`` > 1 it is a :class:`SplitCollector`.
+    ``kind`` is ``"fast"`` (a :class:`FastCollector` if it can step the environment, else TorchRL's) or ``"torchrl"``.
 
     Raises:
-        ConfigError: ``frames_per_batch`` is not a multiple of the frames of one vector step, or the environments cannot
-            be divided among the processes.
+        ConfigError: ``frames_per_batch`` is not a multiple of the frames of one vector step.
     """
     step_frames = max(1, env.batch_size.numel()) * frames_per_step
     fits = frames_per_batch > 0 and frames_per_batch % step_frames == 0
@@ -51,11 +47,6 @@ def make_collector(
     if EPISODE_RETURN not in list(env.observation_spec.keys()):
         env = TransformedEnv(env, RewardSum(), auto_unwrap=False)
     steps = frames_per_batch // frames_per_step
-    if processes > 1:
-        on_cpu = {device.type, storing_device.type} == {"cpu"}
-        require(on_cpu, "run.collectors", "1 on a GPU", processes)
-        require(not track_trajectories, "run.collectors", "1 where trajectories are numbered", processes)
-        return _split(env, policy, processes=processes, frames_per_batch=steps, fast=kind == "fast")
     devices: dict[str, Any] = {"policy_device": device, "storing_device": storing_device}
     if kind == "fast" and not track_trajectories and fast_vector(env) is not None:
         return FastCollector(env, policy, frames_per_batch=steps, **devices)
@@ -76,15 +67,6 @@ def make_collector(
         auto_register_policy_transforms=False,
         **(devices if several else {}),
     )
-
-
-def _split(env: EnvBase, policy: Policy, processes: int, **how: Any) -> SplitCollector:
-    name, count = "run.collectors", env.batch_size.numel()
-    require(maker(env) is not None, name, "1 where a recipe adds to its environment", processes)
-    require(count % processes == 0, name, f"a divisor of the {count} environments", processes)
-    if not isinstance(policy, nn.Module):
-        raise ConfigError(f"{name} must be 1 with a {type(policy).__name__}, which cannot be copied, got {processes}.")
-    return SplitCollector(env, policy, processes=processes, **how)
 
 
 def overlapped(make: Callable[[nn.Module], AnyCollector], policy: Policy, *, seed: int) -> OverlappedCollector:

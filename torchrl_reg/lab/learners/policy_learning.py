@@ -109,8 +109,6 @@ class PolicyLearner:
         if algo.random_until_learning:
             taken = [key for key in self.loss.in_keys if key == "action_index"]
             require(not taken, "algo.random_until_learning", "false where the loss reads the index of a bin", True)
-            alone = run.settings.collectors == 1
-            require(alone, "algo.random_until_learning", "false with run.collectors > 1", True)
             policy = _UniformFirst(policy, env, lambda: run.frames < algo.learning_starts_frames)
         frames = algo.num_envs * algo.collect_steps * run.frames_per_step
         return run.collect(env, policy, total_frames=algo.total_frames, frames_per_batch=frames)

@@ -20,7 +20,7 @@ from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_reg.collectors import FastCollector, SplitCollector
+from torchrl_reg.collectors import FastCollector
 from torchrl_reg.lab.errors import CheckpointError
 from torchrl_reg.lab.learners.collection import cut_episodes
 from torchrl_reg.lab.learners.replay import ReplayChunks
@@ -75,20 +75,17 @@ class EnvironmentState:
             the caller resets them.
     """
 
-    def __init__(self, collector: Collector | FastCollector | SplitCollector) -> None:
+    def __init__(self, collector: Collector | FastCollector) -> None:
         self._collector: Any = collector
         self._layers = _layers(collector.env)  # a closed collector has none
-        # Environments in other processes are seeded there, and not stored.
-        elsewhere = isinstance(collector, SplitCollector)
-        self._seeded: Any = collector if elsewhere else collector.env
-        self._part = None if elsewhere else restorable_part(collector.env)
+        self._part = restorable_part(collector.env)
         self.is_transparent = self._part is not None
         self.is_restored = True
         self.count = max(1, collector.env.batch_size.numel())
 
     def restart(self, seed: int) -> None:
         """Begins a new episode everywhere, from ``seed``."""
-        self._seeded.set_seed(seed)
+        self._collector.env.set_seed(seed)
         self._collector.reset()
 
     def state_dict(self) -> dict[str, Any]:

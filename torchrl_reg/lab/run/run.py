@@ -189,7 +189,6 @@ class Run(Recorded):
         made: dict[str, Any] = {"device": self.device, "storing_device": storing_device}
         made |= {"frames_per_batch": frames_per_batch, "frames_per_step": self.frames_per_step}
         made |= {"kind": self.settings.collector, "track_trajectories": track_trajectories}
-        made["processes"] = self.settings.collectors
 
         def make(acting: Policy) -> AnyCollector:
             return make_collector(env, acting, **made)
@@ -388,8 +387,7 @@ class Run(Recorded):
         if self._resumption is not None and self._resumption.ends_episodes:
             every = self.settings.checkpoint_every_frames or ENDING_FRAMES
             ends = f"a checkpoint ends all episodes, every {every:,} frames"
-            of = "this environment's state" if self.settings.collectors == 1 else "the state of other processes"
-            self.say(f"{of} cannot be stored: {ends}")
+            self.say(f"this environment's state cannot be stored: {ends}")
 
 
 def finished_returns(batch: TensorDictBase) -> list[float]:

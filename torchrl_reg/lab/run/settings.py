@@ -36,7 +36,6 @@ class RunSettings:
     bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
-    collectors: int = 1  # processes that step the environments, a share of them each; pays where these are slow
     collector: str = "fast"  # steps vector environments directly, bit for bit the same; torchrl: TorchRL's Collector
     diagnostics_every_updates: int = 10  # diagnostics are computed on every n-th update only; rows say so
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
@@ -58,10 +57,8 @@ class RunSettings:
         require(not (self.seeds and self.cudagraphs), "run.cudagraphs", "false with run.seeds", self.cudagraphs)
         others = self.seeds or self.cudagraphs
         require(not (others and self.overlap), "run.overlap", "false with run.seeds or run.cudagraphs", self.overlap)
-        alone = self.collectors == 1 or not (self.seeds or self.overlap)
-        require(alone, "run.collectors", "1 with run.seeds or run.overlap", self.collectors)
         intervals = ("log_every_frames", "evaluate_every_frames")
-        for name in ("threads", "collectors", "diagnostics_every_updates", *intervals):
+        for name in ("threads", "diagnostics_every_updates", *intervals):
             require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         for name in ("checkpoint_every_frames", "video_every_frames"):
             value = getattr(self, name)
