@@ -352,29 +352,29 @@ class Singles(BatchedEnv):
     """
 
     def __init__(self, build: Callable[[], gymnasium.Env], num_envs: int, *, max_episode_frames: int) -> None:
-        self._envs: list[Any] = [build() for _ in range(num_envs)]
-        first = self._envs[0]
+        self.envs: list[Any] = [build() for _ in range(num_envs)]
+        first = self.envs[0]
         super().__init__(num_envs, first.observation_space, first.action_space, max_episode_frames)
-        for env, generator in zip(self._envs, self._generators, strict=True):
+        for env, generator in zip(self.envs, self._generators, strict=True):
             env.np_random = generator
 
     def _seed(self, i: int, seed: int | None) -> None:
         super()._seed(i, seed)
-        self._envs[i].np_random = self._generators[i]
+        self.envs[i].np_random = self._generators[i]
 
     def _begin(self, i: int) -> np.ndarray:
-        return self._envs[i].reset()[0]
+        return self.envs[i].reset()[0]
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        stepped = [env.step(action) for env, action in zip(self._envs, actions, strict=True)]
+        stepped = [env.step(action) for env, action in zip(self.envs, actions, strict=True)]
         observation, reward, terminated, _, _ = zip(*stepped, strict=True)
         return np.array(observation), np.array(reward, np.float32), np.array(terminated, np.bool_)
 
     def _held(self) -> dict[str, Any]:
-        return {"states": [copy(env.state) for env in self._envs]} | super()._held()
+        return {"states": [copy(env.state) for env in self.envs]} | super()._held()
 
     def _hold(self, held: dict[str, Any]) -> None:
-        for env, state in zip(self._envs, held["states"], strict=True):
+        for env, state in zip(self.envs, held["states"], strict=True):
             env.reset()  # CartPole remembers an end
             env.state = copy(state)
         super()._hold(held)
