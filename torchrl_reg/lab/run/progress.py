@@ -7,28 +7,14 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-#: Shown next to the speed where a method reports them, the most telling first.
-SHOWN = (
-    *("return_mean", "loss", "entropy", "td_error", "tau", "action_gap", "kl"),
-    *("bonus", "bonus_clipped", "clipped_mass", "soft_gap"),
-)
-#: What a bar's line begins with, the fullest first, and the columns that its bar takes at least.
-_LINES = (
-    ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_noinv_fmt} {remaining} left", 10),
-    ("{percentage:3.0f}%|{bar}| {rate_noinv_fmt} {remaining} left", 5),
-    ("{percentage:3.0f}%|{bar}| {rate_noinv_fmt} {remaining}", 3),
-    ("{percentage:3.0f}% {rate_noinv_fmt} {remaining}", 0),
-)
-#: Numbers that a line shows if it can, at any width from 60 columns on.
-_NUMBERS = 3
-#: Taken for the width of a notebook.
-_NOTEBOOK_COLUMNS = 100
+#: Shown next to the speed are the first three of these that a method reports; with several seeds, two and their number.
+SHOWN = ("return_mean", "loss", "entropy", "td_error", "tau", "action_gap", "kl")
 # Without a bar a log file grows by at most one training line in this time.
 PLAIN_EVERY_SECONDS = 30.0
 # And by at least one line in this time, whatever the run is busy with.
@@ -36,7 +22,7 @@ SILENT_SECONDS = 60.0
 
 
 class Progress:
-    """Reports frames, speed, remaining time, last return, loss and the method's diagnostics.
+    """Reports frames, speed, remaining time and three numbers: last return, loss, a diagnostic of the method.
 
     Several seeds trained in one process share one, which shows means over them, of returns the range, too.
 
@@ -66,8 +52,9 @@ class Progress:
         self.frames[seed] = self._begun[seed] = frames
         self._first_frames += frames // self.seeds
         if self._enabled and self._thread is None:
-            if _is_notebook() or (sys.stderr.isatty() and sys.stdout.isatty()):
-                self._bar = _bar(self.total_frames, self._numbers)
+            in_notebook = "ipykernel.zmqshell" in sys.modules
+            if in_notebook or (sys.stderr.isatty() and sys.stdout.isatty()):
+                self._bar = _bar(self.total_frames)
             self._thread = threading.Thread(target=self._keep_up, daemon=True)
             self._thread.start()
         if self._bar is not None:
@@ -75,16 +62,14 @@ class Progress:
 
     def train(self, row: Mapping[str, Any], seed: int = 0) -> None:
         """Shows a training row: on the bar within a second, as a plain line now and then."""
-        if self._bar is not None or self.seeds > 1:
-            known = {name: row[name] for name in SHOWN if row.get(name) is not None}
-            losses = [row[name] for name in ("loss_qvalue", "loss_critic") if name in row]
-            self._rows[seed] = {**self._rows.get(seed, {}), **({"loss": losses[0]} if losses else {}), **known}
+        known = {name: row[name] for name in SHOWN if row.get(name) is not None}
+        losses = [row[name] for name in ("loss_qvalue", "loss_critic") if name in row]
+        self._rows[seed] = {**self._rows.get(seed, {}), **({"loss": losses[0]} if losses else {}), **known}
         if self._bar is None and self._speaks(seed) and time.monotonic() - self._last_plain >= PLAIN_EVERY_SECONDS:
             self._last_plain = time.monotonic()
-            shown = " ".join(f"{name}={row[name]:.4g}" for name in SHOWN if row.get(name) is not None)
-            shown = shown if self.seeds == 1 else " ".join(self._numbers())
             remaining = max(0, self.total_frames - row["frames"]) / max(row["fps"], 1e-9)  # a last batch goes beyond
-            self.say(f"{self._position(row['frames'])} fps={row['fps']:.0f} left={_clock(remaining)} {shown}")
+            speed = f"fps={row['fps']:.0f} left={_clock(remaining)}"
+            self.say(f"{self._position(row['frames'])} {speed} {self._numbers()}")
 
     def evaluation(self, row: Mapping[str, Any], seed: int = 0) -> None:
         """Shows an evaluation row as a line of its own; one line of several seeds, once all have come so far."""
@@ -111,6 +96,7 @@ class Progress:
         """Moves the bar; without one, says where the run is if nothing was said for a minute (a long evaluation)."""
         now = time.monotonic()
         if self._bar is not None:
+            self._bar.set_postfix_str(self._numbers(), refresh=False)
             moved = min(self._mean_frames(), self.total_frames) - self._bar.n
             # Without frames no update, or tqdm would not count the time that passes.
             if not (moved and self._bar.update(moved)):
@@ -145,8 +131,8 @@ class Progress:
     def _mean_frames(self) -> int:
         return sum(list(self.frames.values())) // self.seeds
 
-    def _numbers(self) -> list[str]:
-        """Means over the seeds, and how many seeds are done."""
+    def _numbers(self) -> str:
+        """Three numbers: means over the seeds, of returns the range, too; and how many seeds are done."""
         shown = []
         for name in SHOWN:
             if values := [row[name] for row in list(self._rows.values()) if name in row]:
@@ -157,43 +143,21 @@ class Progress:
                     shown.append(f"{name.removesuffix('_mean')}={mean}")
         if self.seeds > 1:
             done = sum(frames >= self.total_frames for frames in list(self.frames.values()))
-            shown.insert(_NUMBERS - 1, f"seeds={done}/{self.seeds}")
-        return shown
+            shown.insert(2, f"seeds={done}/{self.seeds}")
+        return " ".join(shown[:3])
 
     def _position(self, frames: int) -> str:
         return f"frame {frames:,} of {self.total_frames:,}:"
 
 
-def _is_notebook() -> bool:
-    return "ipykernel.zmqshell" in sys.modules  # tqdm's own question
-
-
-def _bar(total_frames: int, numbers: Callable[[], list[str]]) -> tqdm:
+def _bar(total_frames: int) -> tqdm:
     """A widget in a notebook that has ipywidgets, else a line of text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no ipywidgets
         from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        @property
-        def format_dict(self) -> dict[str, Any]:
-            return _fitted(super().format_dict, numbers(), self.format_meter)
-
+    line = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_noinv_fmt} {remaining} left{postfix}"
     scale: dict[str, Any] = {"total": total_frames, "unit": "", "unit_scale": True, "smoothing": 0.05}
-    return Bar(**scale, file=sys.stdout, dynamic_ncols=True, mininterval=0.5, miniters=0)
-
-
-def _fitted(state: dict[str, Any], numbers: list[str], drawn: Callable[..., str]) -> dict[str, Any]:
-    """The ``state`` of a bar with the fullest format that its width holds, so that nothing is cut off."""
-    width = state["ncols"] if isinstance(state["ncols"], int) else _NOTEBOOK_COLUMNS
-    tries = [(_LINES[0], count) for count in range(len(numbers), _NUMBERS, -1)]
-    tries += [(line, _NUMBERS) for line in _LINES] + [(_LINES[-1], count) for count in range(_NUMBERS - 1, -1, -1)]
-    for (line, columns), count in tries:
-        chosen = " ".join([line, *numbers[:count]])
-        text = drawn(**{**state, "bar_format": chosen.replace("{bar}", columns * "#"), "ncols": None})
-        if len(text) <= width:
-            break
-    return {**state, "bar_format": chosen}
+    return tqdm(**scale, bar_format=line, file=sys.stdout, dynamic_ncols=True, mininterval=0.5, miniters=0)
 
 
 def _returns(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -215,17 +179,12 @@ def _returns(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _short(value: float) -> str:
-    """``value`` in at most six characters.
+    """``value`` to three digits, or to the next integer.
 
-    >>> [_short(value) for value in (0.125, -0.00123, 21.456, -1234.5, 123_456, -2e-5)]
-    ['0.125', '-0.001', '21.5', '-1234', '123k', '-2e-05']
+    >>> [_short(value) for value in (0.125, -0.0012345, 21.456, -1234.5, 123_456, 2e-5)]
+    ['0.125', '-0.00123', '21.5', '-1234', '123456', '2e-05']
     """
-    size = abs(value)
-    if not 1e-3 <= size < 1e6:
-        return f"{value:.0e}" if value else "0"
-    if size >= 99_999:
-        return f"{value / 1e3:.0f}k"
-    return f"{value:.0f}" if size >= 100 else f"{round(value, 3):.3g}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _clock(seconds: float) -> str:
