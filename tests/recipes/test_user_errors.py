@@ -13,7 +13,7 @@ OUT_OF_RANGE = {
     "algo.weight_reduction=sum "
     "algo.batch_size=0 algo.num_envs=0 algo.learning_rate=0 algo.target_period_updates=0 algo.update_every_frames=0 "
     "algo.total_frames=0 algo.eps_start=2 algo.adam_eps=-1 algo.learning_starts_frames=-5 "
-    "algo.learning_starts_frames=60000 algo.update_every_frames=59001 algo.batch_size=100000000000000000000",
+    "algo.learning_starts_frames=80000 algo.update_every_frames=79001 algo.batch_size=100000000000000000000",
     "q_learning": "algo.explore=boldly",
     "iq": "algo.tau=0 algo.alpha=-1 algo.target_rate=0 algo.num_envs=100000000 policy.num_bins=1 policy.num_cells=[]",
     "pcl": "algo.rollout=13 algo.replay_capacity=20",
