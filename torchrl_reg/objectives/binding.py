@@ -36,7 +36,7 @@ class BoundNetwork:
         self.template, self._held = template, held_tensordict(params)
         self.mixes_rows = any(isinstance(module, (BatchNorm, BatchRenorm1d)) for module in template.modules())
         network = copy.deepcopy(template) if private else template
-        # Also into the template: that of a deep-copied or cast loss holds other tensors than ``params``.
+        # Also into the template: that of a stacked loss holds other parameters, that of a cast one other buffers.
         params.to_module(network)
         if private:
             network.requires_grad_(False)
