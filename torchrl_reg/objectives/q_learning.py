@@ -167,7 +167,7 @@ class QLearningLoss(RegularizedLoss):
                 raise TypeError(f"{', '.join(options)} must be given to the head where head is given, got both.")
             return head
         kind = self.head_type or head_of(network)
-        for name in options.keys() - inspect.signature(kind).parameters.keys():  # as Python says it
+        for name in options.keys() - inspect.signature(kind).parameters.keys():  # in Python's own words
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
         return kind(**options)
 
@@ -204,8 +204,8 @@ class QLearningLoss(RegularizedLoss):
 
         Those that do not follow it stay.
         """
-        told = isinstance(statistic, Mapping | TensorDictBase)
-        error: Any = statistic.get("squared_td_error", None) if told else statistic  # type: ignore[union-attr]
+        given = isinstance(statistic, Mapping | TensorDictBase)
+        error: Any = statistic.get("squared_td_error", None) if given else statistic  # type: ignore[union-attr]
         for coefficient in self._coefficients().values() if error is not None else ():
             coefficient.observe(error)
 
