@@ -19,7 +19,7 @@ from torchrl.modules.tensordict_module.common import ensure_tensordict_compatibl
 from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_reg.compat import entry, find_action_space
-from torchrl_reg.functional.soft import action_index, taken
+from torchrl_reg.functional.soft import action_index, gather_action
 from torchrl_reg.objectives.base import (
     LossFunction,
     Reduction,
@@ -311,7 +311,7 @@ class QLearningLoss(RegularizedLoss):
             )
         if self.diagnostics and target.bonus is not None:
             assert self.shaping is not None and target.tau_log_pi is not None
-            rows |= self.shaping.diagnostics(target.bonus, taken(target.tau_log_pi, action))
+            rows |= self.shaping.diagnostics(target.bonus, gather_action(target.tau_log_pi, action))
         return rows
 
     def _check_gradient(self, prediction: Prediction, regression: Regression) -> None:
