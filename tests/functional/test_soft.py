@@ -26,7 +26,7 @@ from torchrl_reg.functional import (
     soft_value_and_log_policy,
     soft_value_and_policy,
 )
-from torchrl_reg.functional.soft import action_index, taken
+from torchrl_reg.functional.soft import action_index, gather_action
 
 Q = torch.tensor([1.0, 2.0], dtype=torch.float64)
 LOG_PRIOR = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
@@ -230,7 +230,7 @@ def test_every_way_to_store_an_action_is_the_same_index(shape: tuple[int, ...]) 
     stored += [(one_hot, "one_hot"), (one_hot.bool(), "one_hot"), (one_hot.float(), "one_hot")]
     for action, space in stored:
         assert torch.equal(action_index(action, space, len(shape)), index)
-        assert torch.equal(taken(q, action_index(action, space, len(shape))), q.amax(-1))
+        assert torch.equal(gather_action(q, action_index(action, space, len(shape))), q.amax(-1))
 
 
 # -- the Bellman error as a temperature -----------------------------------------------------------------------------

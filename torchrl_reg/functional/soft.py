@@ -281,7 +281,7 @@ def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
     return action.squeeze(-1) if action.ndim > batch_dims else action
 
 
-def taken(values: Tensor, index: Tensor) -> Tensor:
+def gather_action(values: Tensor, index: Tensor) -> Tensor:
     """Entries ``[*B]`` of ``values [*B, A]`` at the actions ``index [*B]``."""
     return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
@@ -366,7 +366,7 @@ def advantage_gap(q: Tensor, action: Tensor) -> Tensor:
             f"action must have shape {tuple(q.shape[:-1])} (q without its last dimension), got {tuple(action.shape)}."
         )
     q = at_least_float32(q)
-    return q.amax(-1) - taken(q, action)
+    return q.amax(-1) - gather_action(q, action)
 
 
 def persistent_advantage_gap(q: Tensor, next_q: Tensor, action: Tensor, terminated: Tensor) -> Tensor:

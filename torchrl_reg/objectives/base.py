@@ -512,7 +512,7 @@ def _check_paths(loss: Any, tensordict: TensorDictBase, mask: Tensor | None) -> 
     follows, count = follows[..., :-1], follows.shape[-1] - 1
     for key in set(loss._states_read()) & set(loss._next_state_keys()):
         led, here = tensordict.get(("next", key)).narrow(time, 0, count), tensordict.get(key).narrow(time, 1, count)
-        differ = (led != here) & (led == led) & (here == here)  # NaN says nothing
+        differ = (led != here) & (led == led) & (here == here)  # not where either is NaN
         if _any(broken := follows & differ.reshape(*follows.shape, -1).any(-1)):
             raise ValueError(
                 f"data must be sequences [*B, T] of successive steps, got {('next', key)!r} other than the next step's "
@@ -561,7 +561,7 @@ def _check_numbers(tensordict: TensorDictBase, key: NestedKey, least: int) -> No
 
 
 def _check_box(action: Tensor, actor: Any, key: NestedKey) -> None:
-    """Values of actions ``[*B, D]``: finite, and within the bounds of ``actor`` where it says them."""
+    """Values of actions ``[*B, D]``: finite, and within the bounds of ``actor`` where it has them."""
     if _any(~action.isfinite()):
         raise ValueError(f"The action {key!r} must be finite, got NaN or infinity.")
     box = _bounds(actor)

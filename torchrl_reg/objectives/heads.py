@@ -12,7 +12,7 @@ from torchrl.objectives.utils import distance_loss
 
 from torchrl_reg.compat import entry
 from torchrl_reg.functional import categorical_projection, quantile_huber_loss
-from torchrl_reg.functional.soft import at_least_float32, taken
+from torchrl_reg.functional.soft import at_least_float32, gather_action
 from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, QuantileQActor
 from torchrl_reg.objectives.binding import BoundQNetwork
 from torchrl_reg.regularizers import Regularized
@@ -197,7 +197,7 @@ class ExpectedValue(Head):
         self, prediction: Prediction, action: Tensor, target: Target, *, loss_function: str, **_: Any
     ) -> Regression:
         # Targets and priorities keep float32 where the network computes in half precision.
-        value = at_least_float32(taken(prediction.z, action))
+        value = at_least_float32(gather_action(prediction.z, action))
         goal = target.values.squeeze(-1).to(value.dtype)
         if loss_function in ("l2", "half_l2"):
             difference = value - goal

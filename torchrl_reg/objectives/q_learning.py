@@ -19,7 +19,7 @@ from torchrl.modules.tensordict_module.common import ensure_tensordict_compatibl
 from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_reg.compat import entry, find_action_space
-from torchrl_reg.functional.soft import action_index, taken
+from torchrl_reg.functional.soft import action_index, gather_action
 from torchrl_reg.objectives.base import (
     LossFunction,
     Reduction,
@@ -166,7 +166,7 @@ class QLearningLoss(RegularizedLoss):
                 raise TypeError(f"{', '.join(options)} must be given to the head where head is given, got both.")
             return head
         kind = self.head_type or head_of(network)
-        for name in options.keys() - inspect.signature(kind).parameters.keys():  # as Python says it
+        for name in options.keys() - inspect.signature(kind).parameters.keys():  # in Python's own words
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
         return kind(**options)
 
@@ -203,8 +203,8 @@ class QLearningLoss(RegularizedLoss):
 
         Those that do not follow it stay.
         """
-        told = isinstance(statistic, Mapping | TensorDictBase)
-        error: Any = statistic.get("squared_td_error", None) if told else statistic  # type: ignore[union-attr]
+        given = isinstance(statistic, Mapping | TensorDictBase)
+        error: Any = statistic.get("squared_td_error", None) if given else statistic  # type: ignore[union-attr]
         for coefficient in self._coefficients().values() if error is not None else ():
             coefficient.observe(error)
 
@@ -312,7 +312,7 @@ class QLearningLoss(RegularizedLoss):
             )
         if self.diagnostics and target.bonus is not None:
             assert self.shaping is not None and target.tau_log_pi is not None
-            rows |= self.shaping.diagnostics(target.bonus, taken(target.tau_log_pi, action))
+            rows |= self.shaping.diagnostics(target.bonus, gather_action(target.tau_log_pi, action))
         return rows
 
     def _check_gradient(self, prediction: Prediction, regression: Regression) -> None:

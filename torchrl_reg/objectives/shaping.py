@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
-from torchrl_reg.functional.soft import taken
+from torchrl_reg.functional.soft import gather_action
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
 from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, made_coefficient
 
@@ -85,7 +85,7 @@ class Munchausen(Shaping):
         self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip)
 
     def forward(self, q: Tensor, tau_log_pi: Tensor, action: Tensor, **_: Any) -> Tensor:
-        return munchausen_bonus(taken(tau_log_pi, action), self.alpha, self.clip_min)
+        return munchausen_bonus(gather_action(tau_log_pi, action), self.alpha, self.clip_min)
 
     def diagnostics(self, bonus: Tensor, tau_log_pi_a: Tensor) -> dict[str, Tensor]:
         """``bonus``, and ``bonus_clipped``: 1 where ``clip_min`` changes the bonus, so nowhere with ``alpha=0``."""

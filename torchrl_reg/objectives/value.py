@@ -20,7 +20,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.compat import entry, find_action_space
 from torchrl_reg.functional.returns import lambda_return, q_lambda_return
-from torchrl_reg.functional.soft import action_index, taken
+from torchrl_reg.functional.soft import action_index, gather_action
 from torchrl_reg.objectives.binding import action_values, inner_module
 from torchrl_reg.objectives.heads import ExpectedValue, Head, Target, TargetOutputs
 from torchrl_reg.objectives.shaping import Munchausen, Shaping
@@ -295,7 +295,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
             ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if shaping.reads_terminated else None
             bonus = shaping(q, tau_log_pi, action, next_q=outputs.next_q, terminated=ended)
         if self.needs_policy:
-            cost = taken(self.regularizer.step_cost(tau_log_pi), action)  # type: ignore[arg-type]
+            cost = gather_action(self.regularizer.step_cost(tau_log_pi), action)  # type: ignore[arg-type]
         next_value, masses = self._next_value(head, data, outputs, target_network, online if double_dqn else None)
         values = regularized_target(
             data,
@@ -640,7 +640,11 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         next_q = self._next_q(tensordict, q, ends, dropped, params)
         values, logs = regularizer.value_and_log_policy(torch.stack((q, next_q)))
         action = action_index(tensordict.get(keys.action), self.action_space, q.ndim - 1)
-        correction = taken(q, action) - values[0] if self.correct else taken(regularizer.step_cost(logs[0]), action)
+        correction = (
+            gather_action(q, action) - values[0]
+            if self.correct
+            else gather_action(regularizer.step_cost(logs[0]), action)
+        )
         reward = entry(tensordict, ("next", keys.reward)).squeeze(-1)
         if self.shaping is not None:
             reward = reward + self.shaping(q, logs[0], action, next_q=next_q, terminated=dropped)
