@@ -33,6 +33,8 @@ def test_frames_count_the_frame_skip_and_rows_follow_the_schedules(make_run, car
     run, seen = make_run(log_every_frames=50, evaluate_every_frames=120, checkpoint_every_frames=100), []
     run.frames_per_step = 4
     run.evaluate_with(cartpole(2), {"greedy": push_right})
+    called: list[int] = []
+    run.every(70, lambda: called.append(run.frames))
 
     def each(batch):
         assert batch.batch_size == (4, 2)
@@ -45,7 +47,7 @@ def test_frames_count_the_frame_skip_and_rows_follow_the_schedules(make_run, car
     rows = rows_of(path)
     assert seen == list(range(32, 257, 32))
     assert list(rows) == [64, 128, 160, 224, 256]  # the first batch at or past each multiple, and the end
-    assert list(rows_of(path, "eval")) == [128, 256]
+    assert list(rows_of(path, "eval")) == [128, 256] and called == [96, 160, 224]
     assert rows[64]["loss"] == (32 + 64) / 2 and rows[160]["loss"] == 160 and rows[256]["updates"] == 8
     assert read_metrics(path / "metrics.jsonl")[0] == {"event": "search", "frames": 32, "simulations": 50}
 

@@ -198,13 +198,18 @@ class Evaluator:
         self._env: EnvBase | None = None
         self._policies: Mapping[str, Evaluated] = {}
         self._refused = False
-        self._film_every, self._filmed_at = self._settings.video_every_frames, 0
-        if self._film_every is not None:
+        self._films = self._settings.video_every_frames is not None
+        self._film_is_due = False
+        if self._films:
             draw_without_display()  # before the recipe builds its environments: MuJoCo looks once
 
     def use(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
         """Sets which policies are evaluated, and in which environments."""
         self._env, self._policies = env, policies
+
+    def film_next(self) -> None:
+        """Has the next evaluation record a greedy episode."""
+        self._film_is_due = self._films
 
     def evaluate(self, frames: int) -> None:
         """Writes the row of an evaluation at ``frames``, then ``policy.safetensors`` and the video, if one is due.
@@ -231,13 +236,13 @@ class Evaluator:
         return True
 
     def _film(self, frames: int) -> None:
-        """Films a greedy episode if it is time, always from the same first state; a failure is reported once.
+        """Films a greedy episode if one is due, always from the same first state; a failure is reported once.
 
         The episode is in an environment of its own, and the run's random streams are left as they were.
         """
-        if self._film_every is None or frames // self._film_every <= self._filmed_at // self._film_every:
+        if not self._film_is_due:
             return
-        self._filmed_at = frames
+        self._film_is_due = False
         seed = stream_seed(self._settings.seed, "video")
         try:
             with forked_generators(seed):
@@ -245,5 +250,5 @@ class Evaluator:
                 shown = episode_frames(saved, seed=seed, max_steps=LONGEST)
                 write_video(self._path / "videos" / f"{frames:012d}.gif", shown, frames_per_second(saved))
         except AgentError as error:
-            self._film_every = None
+            self._films = False
             self._logger.say(f"no videos: {error}")

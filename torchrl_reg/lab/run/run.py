@@ -57,8 +57,10 @@ class Run(Recorded):
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._logger, self.device)
         self._before = 0  # the frames before the last batch
+        self._registered: list[tuple[int, Callable[[], Any]]] = []
         self._parts: dict[str, Any] = {}
         self._resumption: Resumption | None = None
+        self._ahead: OverlappedCollector | None = None
         self._values = ValueWatch(self.path)
         self._warned_of_clipping = False
         self._saved_at = time.monotonic()
@@ -110,6 +112,11 @@ class Run(Recorded):
             DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
         self._parts = dict(parts or {})
+        settings = self.settings
+        self.every(settings.log_every_frames, self._log_row)
+        if settings.video_every_frames is not None:
+            self.every(settings.video_every_frames, self._evaluator.film_next)
+        self.every(settings.evaluate_every_frames, self._evaluate)
         # The collector itself resets the environments once, and running statistics remember that.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
         replay = next((part for part in self._parts.values() if isinstance(part, TensorDictReplayBuffer)), None)
@@ -125,7 +132,7 @@ class Run(Recorded):
         if self.settings.overlap:
             ahead = overlapped(make, policy, seed=stream_seed(self.settings.seed, "collector", 0))
             self._parts["collector"] = ahead
-        collector = make(policy) if ahead is None else ahead.collector
+        collector, self._ahead = (make(policy) if ahead is None else ahead.collector), ahead
         self._resumption = Resumption(self, self._logger, self._parts, replay, EnvironmentState(collector))
         self._folder.open(self.device)
         resumed = self._resumption.load()
@@ -155,9 +162,9 @@ class Run(Recorded):
             if self.frames >= total_frames:
                 return
             before, after = self.frames, self.frames + frames_per_batch
-            due = partial(_crosses, before, after)
             is_last = after >= total_frames
-            checkpoint_due = not is_last and self._checkpoint_is_due(after, due)
+            # Known before the batch: the environments stand still after it, or their episodes end with it.
+            checkpoint_due = not is_last and self._checkpoint_is_due(before, after)
             if ahead is not None:
                 ahead.runs_ahead = not (is_last or checkpoint_due or STOP.asked is not None)
             batch = next_batch()
@@ -167,30 +174,28 @@ class Run(Recorded):
                 resumption.truncate_episodes(batch)
             yield batch
             self._values.observe(batch)
-            if due(self.settings.log_every_frames):
-                self._log_row()
-            if due(self.settings.evaluate_every_frames):
-                if ahead is not None:
-                    ahead.wait()
-                self._evaluate()
+            for frames, call in self._registered:
+                if self.due(frames):
+                    call()
             if checkpoint_due:
                 resumption.save(self.frames)
                 self._saved_at = time.monotonic()
 
-    def _checkpoint_is_due(self, after: int, due: Callable[[int], bool]) -> bool:
+    def _checkpoint_is_due(self, before: int, after: int) -> bool:
         every, resumption = self.settings.checkpoint_every_frames, self._resumption
         assert resumption is not None
-        if every is not None or resumption.ends_episodes:
-            return due(every or ENDING_FRAMES)
+        by_frames = every is not None or resumption.ends_episodes
+        every = every or (ENDING_FRAMES if by_frames else CHECKPOINT_FRAMES)
+        reached = after // every > before // every
+        if by_frames or not reached:
+            return reached
 
         def long_ago() -> bool:
             return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
 
         # Seeds wait for each other at a checkpoint, so what the first sees on the clock holds for all.
         worker = current_worker()
-        return due(CHECKPOINT_FRAMES) and (
-            long_ago() if worker is None else worker.shared(f"checkpoint {after}", long_ago)
-        )
+        return long_ago() if worker is None else worker.shared(f"checkpoint {after}", long_ago)
 
     def _stop(self) -> None:
         """Writes a checkpoint, of all seeds, and raises what the signal asked for."""
@@ -204,6 +209,10 @@ class Run(Recorded):
             STOP.words = partial(str, said)
         wait_for_all_seeds()  # the first that raises ends all
         raise STOP.asked
+
+    def every(self, frames: int, call: Callable[[], Any]) -> None:
+        """Registers ``call()``, made after each batch that reaches a multiple of ``frames``, in that order."""
+        self._registered.append((frames, call))
 
     def due(self, every_frames: float, after_frames: int = 0) -> int:
         """How often what is due every ``every_frames`` frames, from ``after_frames`` on, is due after this batch.
@@ -267,6 +276,8 @@ class Run(Recorded):
 
     def _evaluate(self) -> None:
         """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
+        if self._ahead is not None:
+            self._ahead.wait()
         self._check_finite({})
         self.guarded(self._evaluator.evaluate)(self.frames)
 
@@ -314,7 +325,3 @@ def _way_on(checkpoints: Path, ends_episodes: bool) -> str:
     if frames == 0:
         said = "stopped before the first checkpoint; the same command starts again at frame 0"
     return f"{said}, as a checkpoint in between would end all episodes" if ends_episodes else said
-
-
-def _crosses(before: int, after: int, every: int) -> bool:
-    return after // every > before // every
