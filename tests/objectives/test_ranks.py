@@ -16,7 +16,7 @@ from unittest import mock
 
 import critic_cases
 import torch
-from conftest import ALL
+from q_cases import ALL
 from tensordict import TensorDict
 from torch import Tensor
 from torch import distributed as dist
