@@ -49,7 +49,7 @@ def test_a_lock_has_one_owner_whose_name_is_told_and_a_killed_one_has_gone(tmp_p
     acquire(path).release()
 
 
-@pytest.mark.parametrize("process", [1, os.getpid()])
+@pytest.mark.parametrize("process", [1, os.getpid()], ids=["of init", "of this process"])
 def test_without_flock_a_process_of_another_machine_is_not_taken_for_dead(tmp_path, monkeypatch, process):
     monkeypatch.setattr(fcntl, "flock", child.failing_flock(errno.ENOLCK))
     path = tmp_path / LOCK
