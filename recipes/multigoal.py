@@ -28,8 +28,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_reg import load_policy
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.multigoal import GOALS
-from torchrl_reg.lab import ConfigError, trained_critics
-from torchrl_reg.lab.analysis import AnalysisError, find_runs
+from torchrl_reg.lab import UserError, trained_critics
+from torchrl_reg.lab.analysis import find_runs
 from torchrl_reg.lab.analysis.curves import GREY, LIGHT
 from torchrl_reg.lab.analysis.plots import new_figure, save
 
@@ -60,13 +60,13 @@ def read(folder: Path) -> Trained:
     """The policy of a finished run.
 
     Raises:
-        AnalysisError: no run on ``env=multigoal`` of a recipe with critics, or one without a checkpoint.
+        UserError: no run on ``env=multigoal`` of a recipe with critics, or one without a checkpoint.
     """
     record = next((each for each in find_runs(folder) if each.env.partition("/")[0] == "multigoal"), None)
     checkpoints = [] if record is None else sorted((record.path / "checkpoints").glob("checkpoint-*.torchrl"))
     if record is None or not checkpoints or record.recipe not in ("soft_q", "sac", "virel"):
         found = "none" if record is None else f"{record.recipe} with {len(checkpoints)} checkpoints"
-        raise AnalysisError(f"{folder} must hold a finished run of soft_q, sac or virel on env=multigoal, got {found}.")
+        raise UserError(f"{folder} must hold a finished run of soft_q, sac or virel on env=multigoal, got {found}.")
     return Trained(folder.resolve().name, load_policy(record.path), trained_critics(record.path))
 
 
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         trained = [read(folder) for folder in chosen.runs]
-    except (AnalysisError, ConfigError) as error:
+    except UserError as error:
         parser.error(str(error))
     names = ("right", "left", "up", "down", "none")
     for each, ends in zip(trained, draw(trained, chosen.episodes, chosen.out), strict=True):

@@ -27,8 +27,7 @@ from torchrl.objectives import DiscreteSACLoss
 
 from torchrl_reg import load_policy
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
-from torchrl_reg.lab import ConfigError, PolicyLearner, PolicyLearning, RecipeConfig, Run, recipe, require
-from torchrl_reg.lab.agents import AgentError
+from torchrl_reg.lab import PolicyLearner, PolicyLearning, RecipeConfig, Run, UserError, recipe, require
 from torchrl_reg.modules import (
     LatentActionTransform,
     PolicySettings,
@@ -73,8 +72,8 @@ def layer_below(run: str) -> LatentActionTransform:
     """The flow of a finished run as a layer between a policy and the environment."""
     try:
         return LatentActionTransform(load_policy(run))
-    except (AgentError, ValueError):
-        raise ConfigError(f"algo.below must be the folder of a finished run with policy=flow, got {run}.") from None
+    except ValueError:
+        raise UserError(f"algo.below must be the folder of a finished run with policy=flow, got {run}.") from None
 
 
 def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SoftActorCriticLoss | DiscreteSACLoss:

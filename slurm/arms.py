@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slurm.snapshot import ROOT, recipe_source
-from slurm.sweep import PlannedRun, SweepError, flat
+from slurm.sweep import PlannedRun, flat
+from torchrl_reg.lab.errors import UserError
 
 _NO_MATTER = frozenset({"run.seed", "run.dir"})
 _SLOTS = frozenset({"method", "regularizer", "shaping", "head"})
@@ -37,7 +38,7 @@ def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
     """The flattened config of each run, by run folder; recipes that cannot print theirs are left out.
 
     Raises:
-        SweepError: a recipe refuses a run, in its own sentence.
+        UserError: a recipe refuses a run, in its own sentence.
     """
     by_recipe: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -53,7 +54,7 @@ def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise SweepError(f"sweep does not fit {recipe}: {last}")
+            raise UserError(f"sweep does not fit {recipe}: {last}")
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if len(lines) == len(planned):
             found |= {run.folder: flat(json.loads(line)) for run, line in zip(planned, lines, strict=True)}

@@ -16,7 +16,8 @@ import submitit
 
 from slurm.array_element import ArrayElement, Commands
 from slurm.snapshot import Code, recipe_path
-from slurm.sweep import PlannedRun, SweepError, override
+from slurm.sweep import PlannedRun, override
+from torchrl_reg.lab.errors import UserError
 
 _PLACE = ("partition", "account", "qos", "constraint")  # called the same by sbatch
 
@@ -45,13 +46,13 @@ class Cluster:
 
     def validate(self) -> None:
         if self.kind not in ("slurm", "local", "debug"):
-            raise SweepError(f"cluster.kind must be slurm, local or debug, got {self.kind}.")
+            raise UserError(f"cluster.kind must be slurm, local or debug, got {self.kind}.")
         least = dict.fromkeys(("runs_per_job", "seeds_per_run", "threads", "minutes", "parallel_jobs"), 1)
         for name, limit in (least | dict.fromkeys(("gpus", "signal_seconds", "requeues", "retries"), 0)).items():
             if getattr(self, name) < limit:
-                raise SweepError(f"cluster.{name} must be at least {limit}, got {getattr(self, name)}.")
+                raise UserError(f"cluster.{name} must be at least {limit}, got {getattr(self, name)}.")
         if self.kind == "slurm" and self.signal_seconds > 30 * self.minutes:
-            raise SweepError(
+            raise UserError(
                 f"cluster.signal_seconds must be at most half of cluster.minutes, got {self.signal_seconds} s "
                 f"of {60 * self.minutes} s."
             )
@@ -81,7 +82,7 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
     """Submits one array and returns its id.
 
     Raises:
-        SweepError: sbatch refused it.
+        UserError: sbatch refused it.
     """
     executor = _executor(folder, name, cluster, Path(jobs[0].commands.code))
     try:
@@ -92,7 +93,7 @@ def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Clust
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "error" in line.lower()), lines[0])
         said = f"{reason.rstrip('.')}; it asked for {_asked(len(jobs), cluster)}; {_change(reason)}."
-        raise SweepError(f"SLURM refused the array: {said}") from None
+        raise UserError(f"SLURM refused the array: {said}") from None
     return submitted[0].job_id.partition("_")[0]
 
 

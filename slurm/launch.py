@@ -39,16 +39,16 @@ try:
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code, require_whole
     from slurm.status import headline, sweep_status
-    from slurm.sweep import PlannedRun, SweepError, named_settings, planned_runs, seeds_together
+    from slurm.sweep import PlannedRun, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
     from slurm.this_machine import run_here, run_in_process
-    from torchrl_reg.lab.analysis.documents import AnalysisError
     from torchrl_reg.lab.cli.field_comments import descriptions
     from torchrl_reg.lab.cli.invocation import as_typed
+    from torchrl_reg.lab.errors import UserError
     from torchrl_reg.lab.run.folder import is_done
 except ImportError as error:
     needs = f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'."
-    raise SystemExit(str(error) if getattr(error, "user_error", False) else needs) from None
+    raise SystemExit(str(error) if error.name is None else needs) from None
 
 _CONF = Path(__file__).resolve().parent / "conf"
 
@@ -82,12 +82,12 @@ def launch(config: Launch, sweep_name: str) -> int:
     """Submits what is missing; returns the exit code.
 
     Raises:
-        AnalysisError: the sweep cannot be launched; nothing was submitted.
+        UserError: the sweep cannot be launched; nothing was submitted.
     """
     config.cluster.validate()
     name = config.name or sweep_name.rpartition("/")[2]
     if "/" in name or name.startswith("."):
-        raise SweepError(f"name must be that of a folder below root, got {name}.")
+        raise UserError(f"name must be that of a folder below root, got {name}.")
     folder = SweepFolder(Path(config.root).resolve() / name)
     sweep = asdict(config.sweep)
     runs = planned_runs(sweep)
@@ -116,7 +116,7 @@ def launch(config: Launch, sweep_name: str) -> int:
             require_whole(code, folder.copy_of(code))
             # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
             return _carry_out(missing, folder, config.cluster, code)
-        except AnalysisError:
+        except UserError:
             if is_new:
                 folder.remove()
             raise
@@ -290,7 +290,7 @@ def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_errors  # the runs inherit it
         if chosen:  # not with --help or --cfg
             sys.exit(launch(*chosen[0]))
-    except (AnalysisError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _fail(_sentence(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command continues.")

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
+from torchrl_reg.lab.errors import UserError
 
 Found = TypeVar("Found")
 _ANSWER_SECONDS = 20  # with the controller down, SLURM's commands retry for very long
@@ -66,21 +66,21 @@ def require_partition(name: str | None) -> None:
     """Refuses a machine without SLURM and a partition that does not exist.
 
     Raises:
-        SweepError: one sentence.
+        UserError: one sentence.
     """
     if not has_slurm():
         instead = "cluster=local runs the same sweep on this machine."
-        raise SweepError(f"cluster.kind=slurm needs sbatch on PATH, got none; {instead}")
+        raise UserError(f"cluster.kind=slurm needs sbatch on PATH, got none; {instead}")
     known = sorted({line.strip() for line in _ask("sinfo", "-h", "-a", "-o", "%R").splitlines()})
     if name is not None and not set(name.split(",")) <= set(known):
-        raise SweepError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")
+        raise UserError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")
 
 
 def queued_runs(folder: SweepFolder) -> dict[str, Queued]:
     """Each run whose element is in the queue, by run folder.
 
     Raises:
-        SweepError: SLURM does not answer.
+        UserError: SLURM does not answer.
     """
     if not _arrays(folder) or not has_slurm():
         return {}
@@ -95,7 +95,7 @@ def ended_runs(folder: SweepFolder) -> dict[str, str]:
     Empty where there is no accounting.
     """
     lines: list[str] = []
-    with suppress(SweepError):
+    with suppress(UserError):
         if arrays := _arrays(folder):
             lines = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State").splitlines()
     return _by_run(folder, dict(line.split("|", 1) for line in lines if "|" in line))
@@ -116,8 +116,8 @@ def _ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, env=plain)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SweepError(f"{command[0]} failed: {error}.") from None
+        raise UserError(f"{command[0]} failed: {error}.") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-        raise SweepError(f"{command[0]} failed: {reason.rstrip('.')}.")
+        raise UserError(f"{command[0]} failed: {reason.rstrip('.')}.")
     return done.stdout

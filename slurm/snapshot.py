@@ -12,8 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from slurm.code_digest import digest, is_edited, only_code
-from slurm.sweep import SweepError
 from torchrl_reg import __version__
+from torchrl_reg.lab.errors import UserError
 
 # In a checkout recipes and slurm lie beside the package; where a wheel put them, they lie within it.
 _BESIDE = Path(__file__).resolve().parents[1]
@@ -52,12 +52,12 @@ def recipe_source(recipe: str) -> Path:
     """The file of a recipe on disk.
 
     Raises:
-        SweepError: there is none.
+        UserError: there is none.
     """
     path = Path(recipe).resolve() if recipe.endswith(".py") else _FOLDERS["recipes"] / f"{recipe}.py"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in _FOLDERS["recipes"].glob("*.py")))
-        raise SweepError(f"sweep.recipe must be one of {known}, or the path of a recipe, got {recipe}.")
+        raise UserError(f"sweep.recipe must be one of {known}, or the path of a recipe, got {recipe}.")
     return path
 
 
@@ -97,10 +97,10 @@ def require_whole(code: Code, copy: Path) -> None:
     """Refuses a copy that holds other code than was launched.
 
     Raises:
-        SweepError: it was changed.
+        UserError: it was changed.
     """
     if is_edited(copy, code.digest):
-        raise SweepError(
+        raise UserError(
             f"{copy} must hold the code that was launched, got changed files: put them back, or choose another name=."
         )
 

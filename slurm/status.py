@@ -24,13 +24,13 @@ from functools import cache
 from pathlib import Path
 
 from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
-from slurm.sweep import SweepError
 from slurm.sweep_folder import SweepFolder
-from torchrl_reg.lab.analysis.documents import AnalysisError, read_text
+from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.numbers import amount, duration
 from torchrl_reg.lab.analysis.runs import Row, last_rows
 from torchrl_reg.lab.analysis.sweeps import failure
 from torchrl_reg.lab.cli.invocation import as_typed
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import error_line, is_done, last_line
 from torchrl_reg.lab.run.lock import LOCK, is_locked
@@ -72,12 +72,12 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
     """The state of every run that the sweep in ``folder`` holds or once launched.
 
     Raises:
-        AnalysisError: it is not the folder of a sweep.
+        UserError: it is not the folder of a sweep.
     """
     queued: dict[str, Queued] | None = None
     try:
         queued = queued_runs(folder)
-    except SweepError as error:
+    except UserError as error:
         print(f"{error} What is not known from files is shown as unknown.", file=sys.stderr)
     jobs = folder.path / "jobs"
     logs = {name: jobs / f"{job}_0_log.out" for launch in folder.launches() for name, job in launch.jobs()}
@@ -189,7 +189,7 @@ def _return_of(row: Row) -> float | None:
 
 def _total_frames(path: Path, overrides: Sequence[str]) -> int:
     given = [text.partition("=")[2] for text in overrides if text.startswith("algo.total_frames=")]
-    with suppress(AnalysisError, ValueError, OverflowError):
+    with suppress(ValueError, OverflowError):
         # Not parsed as YAML: that would take a second for 500 runs.
         given = given or re.findall(r"^  total_frames: (\d+)", read_text(path / "config.yaml"), re.MULTILINE)
         return int(float(given[0])) if given else 0
@@ -240,7 +240,7 @@ def main() -> None:
                 return
             time.sleep(arguments.every)
             print()
-    except AnalysisError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -11,16 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.documents import flat as flat_settings
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
 
 # In the path already, or of no consequence for its name.
 _UNNAMED = ("recipe", "+method", "env", "run.seed")
-
-
-class SweepError(AnalysisError):
-    """A sweep that cannot be launched; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
     A variant may have a ``grid`` of its own, which is crossed with that of the sweep.
 
     Raises:
-        SweepError: an empty grid, an axis that is not a list, a run named twice, no recipe, or a setting that is the
+        UserError: an empty grid, an axis that is not a list, a run named twice, no recipe, or a setting that is the
             sweep's to choose (``run.seed``, ``run.dir``).
 
     >>> sweep = {"recipe": "m_dqn", "base": {"env": "acrobot"}, "grid": {"algo": {"tau": [0.1, 1]}}, "seeds": 2}
@@ -65,7 +61,7 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
     axes = _axes(sweep.get("grid") or {}, "grid")
     variants = sweep.get("variants") or []
     if not axes and not variants:
-        raise SweepError(
+        raise UserError(
             "sweep.grid must hold at least one list of settings (or sweep.variants one set), got an empty grid; "
             "sweep.variants=[{}] runs the base alone."
         )
@@ -78,17 +74,17 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
         _refuse_chosen(place, settings)
         twice = sorted(settings.keys() & (axes.keys() | own.keys()) | axes.keys() & own.keys())
         if twice:
-            raise SweepError(f"sweep.{place} must not set what sweep.grid varies, got {twice[0]} in both.")
+            raise UserError(f"sweep.{place} must not set what sweep.grid varies, got {twice[0]} in both.")
         varied = axes | own
         for point in itertools.product(*varied.values()):
             chosen = settings | dict(zip(varied, point, strict=True))
             recipe = {"recipe": sweep.get("recipe"), **base, **chosen}["recipe"]
             if not recipe:
-                raise SweepError("sweep.recipe must name a recipe (or each variant one), got none.")
+                raise UserError("sweep.recipe must name a recipe (or each variant one), got none.")
             runs += [_planned(str(recipe), base, chosen, seed) for seed in seeds]
     (folder, times), *_ = Counter(run.folder for run in runs).most_common(1)
     if times > 1:
-        raise SweepError(f"the runs of a sweep must differ, got {folder} twice.")
+        raise UserError(f"the runs of a sweep must differ, got {folder} twice.")
     return runs
 
 
@@ -121,7 +117,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """``{"algo": {"tau": 1}}`` and ``{"algo.tau": 1}`` alike to ``{"algo.tau": 1}``; what is written last wins.
 
     Raises:
-        AnalysisError: more settings than any sweep has.
+        UserError: more settings than any sweep has.
     """
     return {key: value for key, value in flat_settings(settings).items() if value != {}}
 
@@ -151,7 +147,7 @@ def _refuse_chosen(place: str, settings: Iterable[str]) -> None:
     ours = {"run.seed": "sweep.seeds=[0,1,2] chooses seeds", "run.dir": "root= and name= choose the folder"}
     for key in settings:
         if key in ours:
-            raise SweepError(f"sweep.{place}.{key} must not be set, got a value; {ours[key]}.")
+            raise UserError(f"sweep.{place}.{key} must not be set, got a value; {ours[key]}.")
 
 
 def _axes(grid: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
@@ -159,16 +155,16 @@ def _axes(grid: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
     _refuse_chosen(place, axes)
     for key, values in axes.items():
         if not isinstance(values, list | tuple):
-            raise SweepError(f"sweep.{place}.{key} must be a list of values, got {values!r}.")
+            raise UserError(f"sweep.{place}.{key} must be a list of values, got {values!r}.")
         if not values:
-            raise SweepError(f"sweep.{place}.{key} must hold at least one value, got an empty list.")
+            raise UserError(f"sweep.{place}.{key} must hold at least one value, got an empty list.")
     return {key: list(values) for key, values in axes.items()}
 
 
 def _seeds(seeds: Any) -> list[int]:
     listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if not isinstance(listed, list) or not listed or not all(isinstance(s, int) and s >= 0 for s in listed):
-        raise SweepError(f"sweep.seeds must be a number of seeds or a list of them, got {seeds!r}.")
+        raise UserError(f"sweep.seeds must be a number of seeds or a list of them, got {seeds!r}.")
     return listed
 
 

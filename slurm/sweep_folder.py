@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from slurm.snapshot import Code
-from slurm.sweep import SweepError, flat, planned_runs
+from slurm.sweep import flat, planned_runs
 from torchrl_reg.lab.analysis.documents import read_yaml
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.lock import LockedError, acquire, is_locked
 
 _LOCK = ".launch.lock"
@@ -45,14 +46,14 @@ class SweepFolder:
     """``path`` may not exist yet.
 
     Raises:
-        SweepError: a path that PYTHONPATH or sbatch would take apart.
+        UserError: a path that PYTHONPATH or sbatch would take apart.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         bad = [character for character in ":%\n" if character in str(path)]
         if bad:
-            raise SweepError(f"root and name must not contain {bad[0]!r}, got {path}.")
+            raise UserError(f"root and name must not contain {bad[0]!r}, got {path}.")
 
     @property
     def is_launched(self) -> bool:
@@ -66,36 +67,36 @@ class SweepFolder:
         """The sweep as it was last launched.
 
         Raises:
-            AnalysisError: it never was, or its sweep.yaml is damaged.
+            UserError: it never was, or its sweep.yaml is damaged.
         """
         found = read_yaml(self.path / "sweep.yaml")
         if not isinstance(found, dict):
             what = "one whose sweep.yaml is damaged" if self.is_launched else "one without sweep.yaml"
             what = what if self.path.is_dir() else "no folder"
-            raise SweepError(f"{self.path} must be the folder of a launched sweep, got {what}.")
+            raise UserError(f"{self.path} must be the folder of a launched sweep, got {what}.")
         return found
 
     def code_for(self, sweep: Mapping[str, Any], current: Code | None) -> Code:
         """The code that the sweep's runs belong to: ``current``, or with None the code it was launched with.
 
         Raises:
-            SweepError: the folder belongs to something else, to other code, or to a sweep with another base.
+            UserError: the folder belongs to something else, to other code, or to a sweep with another base.
         """
         if not self.is_launched:
             foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _OURS) if self.path.is_dir() else []
             if foreign or current is None:
                 what = f"one without sweep.yaml{' that holds ' + foreign[0] if foreign else ''}"
-                raise SweepError(f"{self.path} must be a new folder or that of a sweep, got {what}.")
+                raise UserError(f"{self.path} must be a new folder or that of a sweep, got {what}.")
             return current
         before = self.read()
         self._refuse_other_base(before, sweep)
         first = self._launched_code(before.get("code"))
         if current is None:
             if not self.copy_of(first).is_dir():
-                raise SweepError(f"kept_code=true needs {self.copy_of(first)}, got none.")
+                raise UserError(f"kept_code=true needs {self.copy_of(first)}, got none.")
             return first
         if first.digest != current.digest:
-            raise SweepError(
+            raise UserError(
                 f"{self.path} belongs to a sweep of other code (commit {first.commit[:7]} there, {current.commit[:7]} "
                 "and the files on disk here); kept_code=true continues with the sweep's own copy, name=... starts anew."
             )
@@ -126,7 +127,7 @@ class SweepFolder:
         try:
             lock = acquire(self.path / _LOCK)
         except LockedError as owner:
-            raise SweepError(f"{self.path} is being launched by {owner}.") from None
+            raise UserError(f"{self.path} is being launched by {owner}.") from None
         try:
             yield
         finally:
@@ -168,7 +169,7 @@ class SweepFolder:
         kinds = {"commit": str, "uncommitted_changes": bool, "digest": str}
         if named.keys() != kinds.keys() or not all(isinstance(named[name], kind) for name, kind in kinds.items()):
             wanted = f"under code: {', '.join(kinds)}"
-            raise SweepError(f"{self.path}/sweep.yaml must hold {wanted}, got {str(said)[:80]}; choose another name=.")
+            raise UserError(f"{self.path}/sweep.yaml must hold {wanted}, got {str(said)[:80]}; choose another name=.")
         return Code(**named)
 
     def _refuse_other_base(self, before: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
@@ -176,4 +177,4 @@ class SweepFolder:
         pairs = {key: (there.get(key, "absent"), here.get(key, "absent")) for key in sorted(there.keys() | here.keys())}
         listed = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in pairs.items() if old != new)
         if listed:
-            raise SweepError(f"{self.path} belongs to a sweep with another base ({listed}); choose another name=.")
+            raise UserError(f"{self.path} belongs to a sweep with another base ({listed}); choose another name=.")

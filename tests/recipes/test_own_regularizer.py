@@ -13,8 +13,8 @@ import torch
 
 from slurm.snapshot import code_files
 from torchrl_reg import load_policy
-from torchrl_reg.lab.agents import AgentError
 from torchrl_reg.lab.commands.main import main
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.planning import E2W, Planner, SyntheticTrees
 from torchrl_reg.regularizers import Entropy, check_regularizer
 
@@ -61,7 +61,7 @@ def test_it_is_trained_and_evaluated_and_loaded_only_where_it_is_trusted(start, 
     assert main(["evaluate", "run", "--episodes", "2"]) == 0 and "sampled" in capsys.readouterr().out
     assert type(load_policy("run").regularizer).__name__ == "LogBarrier"  # the caller has imported it
     del sys.modules["own_regularizer"]
-    with pytest.raises(AgentError, match="names the module 'own_regularizer', which nobody has imported"):
+    with pytest.raises(UserError, match="names the module 'own_regularizer', which nobody has imported"):
         load_policy("run")
     assert main(["evaluate", "run", "--episodes", "2"]) == 1 and "own_regularizer" not in sys.modules
     assert main(["evaluate", "run", "--episodes", "2", "--trust", "own_regularizer"]) == 0

@@ -18,8 +18,8 @@ import yaml
 from sweep_harness import SLURM
 
 from slurm.status import RunStatus, headline, main, summary, sweep_status
-from slurm.sweep import SweepError
 from slurm.sweep_folder import Submitted, SweepFolder
+from torchrl_reg.lab.errors import UserError
 
 RUNS = "dqn/cartpole/default"
 
@@ -203,7 +203,7 @@ def test_a_run_that_stopped_by_itself_failed_and_what_is_being_launched_waits(fo
     with SweepFolder(folder).lock():
         assert states(folder) == ["done", "failed", "failed", "waiting"]
         with (
-            pytest.raises(SweepError, match=rf"^{folder} is being launched by process {os.getpid()} on .* since 20"),
+            pytest.raises(UserError, match=rf"^{folder} is being launched by process {os.getpid()} on .* since 20"),
             SweepFolder(folder).lock(),
         ):
             pass

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slurm.sweep import SweepError, flat, override, planned_runs
+from slurm.sweep import flat, override, planned_runs
+from torchrl_reg.lab.errors import UserError
 
 
 def test_every_seed_of_every_point_of_every_variant():
@@ -48,7 +49,7 @@ def test_long_settings_are_cut_and_stay_distinct():
     ],
 )
 def test_bad_sweeps_get_one_sentence(changed, sentence):
-    with pytest.raises(SweepError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         planned_runs({"recipe": "iq", "grid": {"env": ["a"]}, "seeds": 1} | changed)
 
 

@@ -4,7 +4,6 @@ from torchrl_reg.envs.gridworld import GoalGridworldEnv, TabularEnv
 from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.multigoal import MultiGoalEnv
 from torchrl_reg.envs.settings import (
-    EnvError,
     EnvSettings,
     frame_stack,
     frames_per_step,
@@ -15,7 +14,6 @@ from torchrl_reg.envs.snapshot import RecordedVectorEnv, Restorable
 from torchrl_reg.envs.vectorized import make_env
 
 __all__ = [
-    "EnvError",
     "EnvSettings",
     "GoalGridworldEnv",
     "MinAtar",

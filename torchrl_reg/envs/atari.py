@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
-from torchrl_reg.envs.settings import EnvError, check_name, needing
+from torchrl_reg.envs.settings import check_name, needing
 
 # Entries of the record that are not actions: a game that was reset, and one that was left alone meanwhile.
 _RESET, _NOTHING = -1, -2
@@ -71,7 +71,7 @@ class CallerResetAtari(VectorWrapper):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._restarted.any():
-            raise EnvError(
+            raise ValueError(
                 f"step must follow a reset of the finished games {self._restarted.nonzero()[0].tolist()}, got an "
                 "action for them."
             )
@@ -148,7 +148,7 @@ def atari_vector_env(
     no FIRE at the start. ``max_episode_frames`` counts emulator frames and truncates.
 
     Raises:
-        EnvError: unknown game, or ale_py is not installed.
+        ValueError: unknown game, or ale_py is not installed.
     """
     with needing("ale_py", "atari", extra="atari"):
         from ale_py.roms import get_all_rom_ids

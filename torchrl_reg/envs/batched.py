@@ -28,8 +28,6 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from torchrl_reg.envs.settings import EnvError
-
 
 class BatchedEnv(VectorEnv):
     """``N`` copies of an environment with arrays for state, equal number by number to a ``SyncVectorEnv`` of singles.
@@ -98,10 +96,10 @@ class BatchedEnv(VectorEnv):
         """Observations ``[N, ...]``, rewards (float32), terminated and truncated (bool), each ``[N]``, and ``{}``.
 
         Raises:
-            EnvError: a copy has finished and was not reset.
+            ValueError: a copy has finished and was not reset.
         """
         if np.count_nonzero(self._ended):  # a tenth of the time of any()
-            raise EnvError(
+            raise ValueError(
                 f"step must follow a reset of the finished copies {np.flatnonzero(self._ended).tolist()}, got an "
                 "action for them."
             )
@@ -120,10 +118,12 @@ class BatchedEnv(VectorEnv):
         """Continues from where :meth:`snapshot` was taken.
 
         Raises:
-            EnvError: it is that of another number of copies.
+            ValueError: it is that of another number of copies.
         """
         if len(snapshot["elapsed"]) != self.num_envs:
-            raise EnvError(f"snapshot must be that of {self.num_envs} copies, got that of {len(snapshot['elapsed'])}.")
+            raise ValueError(
+                f"snapshot must be that of {self.num_envs} copies, got that of {len(snapshot['elapsed'])}."
+            )
         for name in self.arrays:
             setattr(self, f"_{name}", snapshot[name].copy())
         self._hold(snapshot["copies"])
@@ -155,12 +155,12 @@ def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence
     """The seed of each copy: consecutive ones from an int on, as gymnasium's vector environments take it.
 
     Raises:
-        EnvError: another number of seeds.
+        ValueError: another number of seeds.
     """
     seeds = [None] * num_envs if seed is None else seed
     seeds = range(int(seeds), int(seeds) + num_envs) if isinstance(seeds, int | np.integer) else seeds
     if len(seeds) != num_envs:
-        raise EnvError(f"seed must be an int or {num_envs} of them, got {len(seeds)}.")
+        raise ValueError(f"seed must be an int or {num_envs} of them, got {len(seeds)}.")
     return seeds
 
 

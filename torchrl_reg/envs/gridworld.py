@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Categorical, TensorSpec, Unbounded
 
-from torchrl_reg.envs.settings import EnvError, check_name
+from torchrl_reg.envs.settings import check_name
 from torchrl_reg.envs.tensor_env import TensorEnv
 from torchrl_reg.tabular import MIRL_WORLDS, TabularMDP, gridworld, gridworld_cells
 
@@ -35,7 +35,7 @@ class TabularEnv(TensorEnv):
         device: where the tensors live and the steps are computed.
 
     Raises:
-        EnvError: ``num_envs`` or ``max_episode_frames`` below 1, or ``start`` is no distribution over the states that
+        ValueError: ``num_envs`` or ``max_episode_frames`` below 1, or ``start`` is no distribution over the states that
             are not terminal.
 
     Example:
@@ -98,7 +98,7 @@ def _start_distribution(mdp: TabularMDP, start: Tensor | None) -> Tensor:
     try:
         return mdp.start_distribution(start)
     except ValueError as error:
-        raise EnvError(str(error)) from None
+        raise ValueError(str(error)) from None
 
 
 def _cumulative(probabilities: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class GoalGridworldEnv(TabularEnv):
         device: where the tensors live.
 
     Raises:
-        EnvError: a goal that the layout does not have.
+        ValueError: a goal that the layout does not have.
 
     Example:
         >>> env = GoalGridworldEnv(4, goals=[0, 1], max_episode_frames=10)
@@ -164,9 +164,9 @@ class GoalGridworldEnv(TabularEnv):
         worlds = [gridworld(free[:i] + "G" + free[i + 1 :], gamma=0.0) for i, mark in enumerate(text) if mark == "G"]
         chosen = list(range(len(worlds))) if goals is None else list(goals)
         if not worlds:
-            raise EnvError("layout must have at least one G, got none.")
+            raise ValueError("layout must have at least one G, got none.")
         if not chosen or not set(chosen) <= set(range(len(worlds))):
-            raise EnvError(f"goals must be some of 0 to {len(worlds) - 1}, got {chosen}.")
+            raise ValueError(f"goals must be some of 0 to {len(worlds) - 1}, got {chosen}.")
         self.num_cells, self.num_goals = len(cells), len(worlds)
         first, last = (0, len(text)) if starts is None else starts
         inside = torch.tensor([first <= column <= last for _, column in cells])
@@ -174,7 +174,7 @@ class GoalGridworldEnv(TabularEnv):
         for goal in chosen:
             start[goal] = (inside & ~worlds[goal].terminal).double()
         if not start.any():
-            raise EnvError(f"starts must be columns with a free cell in the layout, got {starts}.")
+            raise ValueError(f"starts must be columns with a free cell in the layout, got {starts}.")
         size = start.numel()
         mdp = TabularMDP(
             torch.block_diag(*[world.P.reshape(-1, len(cells)) for world in worlds]).reshape(size, 4, size),
@@ -205,7 +205,7 @@ def gridworld_env(
     (terminal, so nothing is bootstrapped there) is our reading of "restart"; the time limit is ours.
 
     Raises:
-        EnvError: unknown game.
+        ValueError: unknown game.
     """
     check_name("game", game, (*MIRL_WORLDS, "goals"))
     if game == "goals":

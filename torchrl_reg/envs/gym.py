@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, flatten,
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformAction, TransformObservation
 
-from torchrl_reg.envs.settings import EnvError, EnvSettings
+from torchrl_reg.envs.settings import EnvSettings
 from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 Make = Callable[[], gymnasium.Env]
@@ -33,7 +33,7 @@ def gym_vector_env(num_envs: int, *, game: str, kwargs: Mapping[str, Any], max_e
     reset; else nothing can restore them.
 
     Raises:
-        EnvError: an unknown id, ``kwargs`` it does not take, other spaces, or a package that is not installed.
+        ValueError: an unknown id, ``kwargs`` it does not take, other spaces, or a package that is not installed.
     """
     make = partial(_one, game, kwargs, max_episode_frames)
     if _is_repeatable(game, kwargs, max_episode_frames):
@@ -45,11 +45,11 @@ def defaults_of(settings: EnvSettings) -> dict[str, int]:
     """The time limit that the id was registered with.
 
     Raises:
-        EnvError: an unknown id, or one without a limit where the settings have none.
+        ValueError: an unknown id, or one without a limit where the settings have none.
     """
     limit, given = _spec(settings.game).max_episode_steps, settings.max_episode_frames
     if limit is None and given is None:
-        raise EnvError(f"max_episode_frames must be set for {settings.game!r}, which has no time limit, got None.")
+        raise ValueError(f"max_episode_frames must be set for {settings.game!r}, which has no time limit, got None.")
     return {} if limit is None else {"max_episode_frames": limit}
 
 
@@ -58,7 +58,7 @@ def _spec(game: str) -> EnvSpec:
         namespace = game.rpartition("/")[0]
         near = difflib.get_close_matches(game, [i for i in gymnasium.registry if i.rpartition("/")[0] == namespace], 1)
         hint = f" Did you mean {near[0]!r}?" if near else " A package that registers it goes in env.import_module."
-        raise EnvError(f"game must be a gymnasium id, such as 'CartPole-v1', got {game!r}.{hint}")
+        raise ValueError(f"game must be a gymnasium id, such as 'CartPole-v1', got {game!r}.{hint}")
     return gymnasium.registry[game]
 
 
@@ -66,11 +66,11 @@ def _one(game: str, kwargs: Mapping[str, Any], limit: int) -> gymnasium.Env:
     try:
         env = gymnasium.make(game, max_episode_steps=limit, disable_env_checker=True, **kwargs)
     except (ImportError, gymnasium.error.Error) as error:
-        raise EnvError(f"game must be an environment that can be built here, got {game!r}: {_line(error)}") from error
+        raise ValueError(f"game must be an environment that can be built here, got {game!r}: {_line(error)}") from error
     except Exception as error:
         if not kwargs:
             raise
-        raise EnvError(f"kwargs must be what {game!r} takes, got {dict(kwargs)}: {_line(error)}") from error
+        raise ValueError(f"kwargs must be what {game!r} takes, got {dict(kwargs)}: {_line(error)}") from error
     return _acting(_observed(env, game), game)
 
 
@@ -85,7 +85,7 @@ def _observed(env: gymnasium.Env, game: str) -> gymnasium.Env:
         return TransformObservation(env, *_as_image(space))
     if not isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
         kinds = "Box, Discrete, MultiDiscrete or MultiBinary"
-        raise EnvError(
+        raise ValueError(
             f"game must have observations in a {kinds} space, got {game!r} with {type(space).__name__}: "
             "gymnasium.wrappers.FlattenObservation, where the id is registered, makes them vectors."
         )
@@ -121,7 +121,7 @@ def _acting(env: gymnasium.Env, game: str) -> gymnasium.Env:
         first, plain = space.start, Discrete(int(space.n))
         return env if first == 0 else TransformAction(env, lambda action: action + first, plain)
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
-        raise EnvError(f"game must have Discrete actions or a Box of real ones, got {game!r} with {space}.")
+        raise ValueError(f"game must have Discrete actions or a Box of real ones, got {game!r} with {space}.")
     if len(space.shape) == 1 and space.dtype == np.float32:
         return env
 

@@ -124,7 +124,7 @@ class MinAtar(BatchedEnv):
     ``Environment`` after ``seed(seed)`` with ``last_action = 0``.
 
     Raises:
-        EnvError: unknown game, or MinAtar is not installed.
+        ValueError: unknown game, or MinAtar is not installed.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ def mujoco_env(*, game: str, max_episode_frames: int = 1_000) -> gymnasium.Env:
     ``reacher`` cannot fall.
 
     Raises:
-        EnvError: unknown game, or mujoco is not installed.
+        ValueError: unknown game, or mujoco is not installed.
     """
     check_name("game", game, MUJOCO_GAMES)
     make = partial(gymnasium.make, MUJOCO_GAMES[game], disable_env_checker=True)
@@ -49,7 +49,7 @@ def float32_env(make: Callable[[], gymnasium.Env], family: str, *, max_episode_f
     environment, and append it to a MUJOCO_LOG.TXT where the run was started.
 
     Raises:
-        EnvError: mujoco is not installed; the message names ``family``.
+        ValueError: mujoco is not installed; the message names ``family``.
     """
     with needing("mujoco", family, extra=family):
         import mujoco
@@ -101,7 +101,7 @@ def adroit_env(*, game: str, max_episode_frames: int = 200) -> gymnasium.Env:
     """One Adroit task, cut at ``max_episode_frames`` steps; none ever terminates.
 
     Raises:
-        EnvError: unknown game, or mujoco or gymnasium-robotics is not installed.
+        ValueError: unknown game, or mujoco or gymnasium-robotics is not installed.
     """
     check_name("game", game, ADROIT_GAMES)
     # Its import prints a notice about the reward that ReachCost corrects.
@@ -119,7 +119,7 @@ def lunarlander_env(*, max_episode_frames: int = 1_000) -> gymnasium.Env:
     """One LunarLander-v3, cut at ``max_episode_frames``.
 
     Raises:
-        EnvError: Box2D is not installed.
+        ValueError: Box2D is not installed.
     """
     with warnings.catch_warnings(), needing("Box2D", "lunarlander", extra="box2d"):
         # Box2D's SWIG module warns while it is imported, and crashes the interpreter (a segmentation

@@ -12,7 +12,6 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded
 
-from torchrl_reg.envs.settings import EnvError
 from torchrl_reg.envs.tensor_env import TensorEnv
 
 #: Where the goals lie ``[4, 2]``.
@@ -36,7 +35,7 @@ class MultiGoalEnv(TensorEnv):
         device: where the tensors live.
 
     Raises:
-        EnvError: a goal of another name.
+        ValueError: a goal of another name.
 
     Source: Haarnoja et al. 2017 (soft Q-learning), the released ``multigoal`` environment; paths of 30 steps.
 
@@ -49,7 +48,7 @@ class MultiGoalEnv(TensorEnv):
     def __init__(self, num_envs: int, *, max_episode_frames: int = 30, game: str = "", device: Any = "cpu") -> None:
         names = game.split("_") if game else DIRECTIONS
         if not set(names) <= set(DIRECTIONS):
-            raise EnvError(f"game must join names of {', '.join(DIRECTIONS)} by _, got {game!r}.")
+            raise ValueError(f"game must join names of {', '.join(DIRECTIONS)} by _, got {game!r}.")
         place, push = (Bounded(-limit, limit, (2,), dtype=torch.float32) for limit in (7.0, 1.0))
         super().__init__(num_envs, {"observation": place}, push, max_episode_frames=max_episode_frames, device=device)
         self._generator.manual_seed(0)

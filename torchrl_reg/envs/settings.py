@@ -18,12 +18,6 @@ import gymnasium
 Builder = Callable[..., Any]
 
 
-class EnvError(ValueError):
-    """An environment that cannot be built as asked: a wrong setting, game name or missing extra."""
-
-    user_error = True
-
-
 @dataclass
 class EnvSettings:
     """Names an environment and what a paper may change in it; ``None`` means the family's default.
@@ -88,7 +82,7 @@ class Family:
         defaults: the other fields of :class:`EnvSettings` that apply, with their defaults.
         needs_game: an empty name is none of its games.
         takes_kwargs: ``build`` also takes the settings' ``kwargs``.
-        defaults_of: of settings, the defaults that depend on the game; raises an EnvError for a game there is not.
+        defaults_of: of settings, the defaults that depend on the game; raises an ValueError for a game there is not.
     """
 
     build: Builder
@@ -151,7 +145,7 @@ def register_env(
     its state by :class:`Restorable`, or its episodes end at every checkpoint.
 
     Raises:
-        EnvError: a name that is taken, a ``build`` that cannot be called with these options, an unknown field or a
+        ValueError: a name that is taken, a ``build`` that cannot be called with these options, an unknown field or a
             default out of range.
 
     >>> import gymnasium
@@ -162,9 +156,9 @@ def register_env(
     5000
     """
     if not isinstance(name, str) or not name or name in FAMILIES:
-        raise EnvError(f"name must be one that no environment has yet, got {name!r}.")
+        raise ValueError(f"name must be one that no environment has yet, got {name!r}.")
     if not callable(build):
-        raise EnvError(f"build must be a function that returns an environment, got {build!r}.")
+        raise ValueError(f"build must be a function that returns an environment, got {build!r}.")
     options = {"max_episode_frames": max_episode_frames, **defaults}
     for option, value in options.items():
         check_name("defaults", option, _OPTIONS)
@@ -174,7 +168,7 @@ def register_env(
 
 
 def _check_signature(build: Builder, first: list[str], options: list[str]) -> None:
-    """Raises an EnvError unless ``build(*first, option=..., ...)`` can be called."""
+    """Raises an ValueError unless ``build(*first, option=..., ...)`` can be called."""
     try:
         signature = inspect.signature(build)
     except ValueError:  # some written in C have none
@@ -183,18 +177,18 @@ def _check_signature(build: Builder, first: list[str], options: list[str]) -> No
         signature.bind(*first, **dict.fromkeys(options))
     except TypeError:
         wanted = ", ".join([*first, *(f"{option}=" for option in options)])
-        raise EnvError(f"build must take ({wanted}), got a function of {signature}.") from None
+        raise ValueError(f"build must take ({wanted}), got a function of {signature}.") from None
 
 
 def resolve(settings: EnvSettings) -> EnvSettings:
     """The same settings with every ``None`` that applies replaced by the family's default.
 
     Raises:
-        EnvError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to
+        ValueError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to
             the family, a value of the wrong type or range, or an ``import_module`` that is not found.
     """
     if not isinstance(settings, EnvSettings):
-        raise EnvError(f"settings must be EnvSettings, such as EnvSettings('cartpole'), got {settings!r}.")
+        raise ValueError(f"settings must be EnvSettings, such as EnvSettings('cartpole'), got {settings!r}.")
     _import(settings.import_module)
     check_name("name", settings.name, FAMILIES, meant=gym_words(str(settings.name)))
     family = FAMILIES[settings.name]
@@ -209,7 +203,7 @@ def resolve(settings: EnvSettings) -> EnvSettings:
             continue
         check_value(name, value)
         if name not in family.defaults and value != neutral:
-            raise EnvError(f"{name} must be unset for {settings.name!r}, got {value!r}.")
+            raise ValueError(f"{name} must be unset for {settings.name!r}, got {value!r}.")
     return replace(settings, **filled)
 
 
@@ -233,24 +227,24 @@ def gym_words(name: str) -> str | None:
 
 
 def check_imported(settings: EnvSettings) -> None:
-    """Raises an EnvError if ``settings``, which a file holds that may be a stranger's, import anything new."""
+    """Raises an ValueError if ``settings``, which a file holds that may be a stranger's, import anything new."""
     module = settings.import_module
     if module and module not in sys.modules:
         trusted = f"imported already or trusted, by trust=[{module!r}] or --trust {module}"
-        raise EnvError(f"import_module of a saved policy must be a module that is {trusted}, got {module!r}.")
+        raise ValueError(f"import_module of a saved policy must be a module that is {trusted}, got {module!r}.")
 
 
 def check_name(argument: str, got: object, valid: Iterable[str], *, meant: str | None = None) -> None:
-    """Raises an EnvError with all valid names, and what is ``meant`` or the nearest one, unless ``got`` is one."""
+    """Raises an ValueError with all valid names, and what is ``meant`` or the nearest one, unless ``got`` is one."""
     names = sorted(valid)
     if got not in names:
         near = [meant] if meant else list(map(repr, difflib.get_close_matches(str(got).lower(), names, n=1)))
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise EnvError(f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}")
+        raise ValueError(f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}")
 
 
 def check_value(name: str, value: object) -> None:
-    """Raises an EnvError unless ``value`` has the type and range of the setting ``name``."""
+    """Raises an ValueError unless ``value`` has the type and range of the setting ``name``."""
     if name in _AT_LEAST:
         wanted = f"an int >= {_AT_LEAST[name]}"
         fits = isinstance(value, int) and not isinstance(value, bool) and value >= _AT_LEAST[name]
@@ -260,38 +254,40 @@ def check_value(name: str, value: object) -> None:
     else:
         wanted, fits = "True or False", isinstance(value, bool)
     if not fits:
-        raise EnvError(f"{name} must be {wanted}, got {value!r}.")
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
 
 
 @contextmanager
 def needing(packages: str, family: str, extra: str) -> Iterator[None]:
-    """Turns a failed import into an EnvError that names the extra to install."""
+    """Turns a failed import into an ValueError that names the extra to install."""
     try:
         yield
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise EnvError(f'env.name={family} needs {packages}, got none: pip install "torchrl_reg[{extra}]".') from error
+        raise ValueError(
+            f'env.name={family} needs {packages}, got none: pip install "torchrl_reg[{extra}]".'
+        ) from error
 
 
 def _check_game(settings: EnvSettings, family: Family) -> None:
     if not isinstance(settings.game, str):
-        raise EnvError(f"game must be a string, got {settings.game!r}.")
+        raise ValueError(f"game must be a string, got {settings.game!r}.")
     if family.games and family.needs_game and not settings.game:
-        raise EnvError(f"game must be the name of the {settings.name} game, got an empty string.")
+        raise ValueError(f"game must be the name of the {settings.name} game, got an empty string.")
     if settings.game and not family.games:
-        raise EnvError(f"game must be empty for {settings.name!r}, got {settings.game!r}.")
+        raise ValueError(f"game must be empty for {settings.name!r}, got {settings.game!r}.")
 
 
 def _check_kwargs(settings: EnvSettings, family: Family) -> None:
     if not isinstance(settings.kwargs, Mapping) or not all(isinstance(name, str) for name in settings.kwargs):
-        raise EnvError(f"kwargs must be a mapping of argument names to values, got {settings.kwargs!r}.")
+        raise ValueError(f"kwargs must be a mapping of argument names to values, got {settings.kwargs!r}.")
     if settings.kwargs and not family.takes_kwargs:
-        raise EnvError(f"kwargs must be empty for {settings.name!r}, got {dict(settings.kwargs)}.")
+        raise ValueError(f"kwargs must be empty for {settings.name!r}, got {dict(settings.kwargs)}.")
 
 
 def _import(module: str) -> None:
     """Imports ``module``, from the working directory too."""
     if not isinstance(module, str) or not (module == "" or all(part.isidentifier() for part in module.split("."))):
-        raise EnvError(f"import_module must be the name of a module, such as 'my_envs', got {module!r}.")
+        raise ValueError(f"import_module must be the name of a module, such as 'my_envs', got {module!r}.")
     if not module or module in sys.modules:
         return
     if os.getcwd() not in sys.path:
@@ -302,4 +298,4 @@ def _import(module: str) -> None:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # a module that it needs
         wanted = "a module that is installed, in the working directory or on PYTHONPATH"
-        raise EnvError(f"import_module must be {wanted}, got {module!r}.") from None
+        raise ValueError(f"import_module must be {wanted}, got {module!r}.") from None

@@ -32,7 +32,7 @@ class TensorEnv(EnvBase):
         device: where the tensors live and the steps are computed.
 
     Raises:
-        EnvError: ``num_envs`` or ``max_episode_frames`` below 1.
+        ValueError: ``num_envs`` or ``max_episode_frames`` below 1.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from torchrl_reg.envs.gym import defaults_of, gym_vector_env
 from torchrl_reg.envs.minatar import MinAtar
 from torchrl_reg.envs.mujoco import adroit_env, lunarlander_env, mujoco_env
 from torchrl_reg.envs.multigoal import MultiGoalEnv
-from torchrl_reg.envs.settings import FAMILIES, EnvError, EnvSettings, Family, check_value, resolve
+from torchrl_reg.envs.settings import FAMILIES, EnvSettings, Family, check_value, resolve
 from torchrl_reg.envs.snapshot import RecordedVectorEnv
 
 
@@ -35,7 +35,7 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     and draw from one generator for all sub-environments.
 
     Raises:
-        EnvError: bad ``settings`` or ``num_envs``, a missing extra, or an unavailable ``device``.
+        ValueError: bad ``settings`` or ``num_envs``, a missing extra, or an unavailable ``device``.
 
     >>> env = make_env(EnvSettings("cartpole"), num_envs=2)
     >>> batch = env.rollout(3)
@@ -46,7 +46,7 @@ def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str
     check_value("num_envs", num_envs)
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise EnvError(f"device must be an available device, got {str(device)!r} without CUDA.")
+        raise ValueError(f"device must be an available device, got {str(device)!r} without CUDA.")
     built = _build(resolved, num_envs)
     if isinstance(built, EnvBase):
         env = TransformedEnv(built.to(device), RewardSum())
@@ -66,9 +66,9 @@ def _build(resolved: EnvSettings, num_envs: int) -> VectorEnv | EnvBase:
     if isinstance(built, EnvBase):
         return built
     if not isinstance(built, VectorEnv):
-        raise EnvError(f"build must return a gymnasium VectorEnv or a TorchRL EnvBase, got {built!r}.")
+        raise ValueError(f"build must return a gymnasium VectorEnv or a TorchRL EnvBase, got {built!r}.")
     if built.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
-        raise EnvError(f"build must return a VectorEnv with AutoresetMode.DISABLED, got {built!r}.")
+        raise ValueError(f"build must return a VectorEnv with AutoresetMode.DISABLED, got {built!r}.")
     return built
 
 

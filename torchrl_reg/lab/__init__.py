@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchrl_reg.lab.cli.command_line import recipe as recipe
     from torchrl_reg.lab.cli.typed_config import build as build
-    from torchrl_reg.lab.errors import CheckpointError as CheckpointError
-    from torchrl_reg.lab.errors import ConfigError as ConfigError
+    from torchrl_reg.lab.errors import UserError as UserError
     from torchrl_reg.lab.errors import require as require
     from torchrl_reg.lab.learners.learner import Learner as Learner
     from torchrl_reg.lab.learners.learner import Learning as Learning
@@ -40,8 +39,7 @@ if TYPE_CHECKING:
     from torchrl_reg.lab.run.streams import stream_seed as stream_seed
 
 _MODULES = {
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
+    "UserError": "errors",
     "EpsilonSchedule": "learners.schedules",
     "Learner": "learners.learner",
     "Learning": "learners.learner",
@@ -71,8 +69,7 @@ _MODULES = {
     "trained_critics": "run.critics",
 }
 __all__ = [
-    "CheckpointError",
-    "ConfigError",
+    "UserError",
     "EpsilonSchedule",
     "Learner",
     "Learning",

@@ -7,34 +7,8 @@ import errno
 from typing import Any
 
 
-class ConfigError(ValueError):
-    """A setting, or a combination of settings, that cannot be run; the message is one sentence."""
-
-    user_error = True
-
-
-class AgentError(ValueError):
-    """A saved agent that is missing, damaged, foreign or unusable as asked; the message is one sentence."""
-
-    user_error = True
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; the message says what to do about it."""
-
-    user_error = True
-
-
-class RecordError(RuntimeError):
-    """``metrics.jsonl`` cannot be written; the message says what to do about it."""
-
-    user_error = True
-
-
-class DivergedError(RuntimeError):
-    """The loss, a gradient or a parameter is not finite; the message says where, and where it last was."""
-
-    user_error = True
+class UserError(ValueError):
+    """What the user can mend: a setting, a damaged file, a run that diverged; the message is one sentence."""
 
 
 class Interrupted(BaseException):
@@ -58,26 +32,26 @@ def stop_behind(error: BaseException) -> KeyboardInterrupt | Interrupted | None:
 
 
 def require(condition: bool, setting: str, expected: str, got: Any) -> None:
-    """Raises ``ConfigError`` "<setting> must be <expected>, got <got>." unless ``condition`` holds.
+    """Raises ``UserError`` "<setting> must be <expected>, got <got>." unless ``condition`` holds.
 
     >>> require(0.03 > 0, "algo.tau", "positive (temperature, reward units)", 0.03)
     >>> require(-1 > 0, "algo.tau", "positive (temperature, reward units)", -1)
     Traceback (most recent call last):
-    torchrl_reg.lab.errors.ConfigError: algo.tau must be positive (temperature, reward units), \
+    torchrl_reg.lab.errors.UserError: algo.tau must be positive (temperature, reward units), \
 got -1.
     """
     if not condition:
-        raise ConfigError(f"{setting} must be {expected}, got {got!r}.")
+        raise UserError(f"{setting} must be {expected}, got {got!r}.")
 
 
 def user_sentence(error: BaseException) -> str | None:
     """The sentence shown to the user for an ``error`` that they can fix; None for a bug, which keeps its traceback.
 
-    These are: exceptions whose class says ``user_error = True``; a ``ValueError`` that this package below the training
-    floor raises by a ``raise`` of its own (its rule for bad arguments), and not one that Python or torch raises inside
-    it; a full disk; and settings that do not fit the memory.
+    These are: a :class:`UserError`; a ``ValueError`` that a ``raise`` of this package outside ``lab`` raises (its rule
+    for bad arguments), and not one that Python or torch raises inside it; a full disk; and settings that do not fit the
+    memory.
     """
-    if getattr(error, "user_error", False):
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         return str(error) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
@@ -88,7 +62,7 @@ def user_sentence(error: BaseException) -> str | None:
 
 
 def _raised_below(error: BaseException) -> bool:
-    """True if a ``raise`` statement of this package, outside ``training``, is where ``error`` comes from."""
+    """True if a ``raise`` statement of this package, outside ``lab``, is where ``error`` comes from."""
     traceback = error.__traceback__
     if traceback is None:
         return False

@@ -228,8 +228,6 @@ def _candidates(error: Tensor, loss: Tensor, slope: Tensor) -> Iterator[tuple[st
 class CheckError(ValueError):
     """A loss that cannot be checked as asked; the message is one sentence."""
 
-    user_error = True
-
 
 #: Method -> (value, bonus, head): the parts of the target, and what the network represents.
 METHODS = {

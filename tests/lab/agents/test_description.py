@@ -12,10 +12,11 @@ import pytest
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
-from torchrl_reg.lab.agents import AgentError, description, load_policy, read_policy, save_policy
+from torchrl_reg.lab.agents import description, load_policy, read_policy, save_policy
 from torchrl_reg.lab.agents.description import Untrusted, built, trusted_module
 from torchrl_reg.lab.cli.typed_config import build
 from torchrl_reg.lab.commands.main import main
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.modules.rebuilding import Spaces
 
@@ -58,7 +59,7 @@ def test_a_folder_has_nothing_imported_that_the_caller_does_not_name(folder, com
     """Whatever stands in its config.yaml, which is a stranger's, too."""
     more = [str(folder.parent / "exported")] * (command == "export")
     monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
-    with pytest.raises(AgentError, match=r"names the module 'network_of_test'.*load_policy\(..., trust=\['network_of"):
+    with pytest.raises(UserError, match=r"names the module 'network_of_test'.*load_policy\(..., trust=\['network_of"):
         load_policy(folder)
     with pytest.raises(Untrusted, match="names the module 'network_of_test'"):
         trusted_module("network_of_test", ["os", "network", "network_of_test.below"])
@@ -84,13 +85,13 @@ def test_what_the_caller_trusts_is_imported(folder: Path, tmp_path: Path) -> Non
     for command, *more in (["evaluate", "--episodes", "1"], played, ["export", str(tmp_path / "exported")]):
         sys.modules.pop("network_of_test", None)
         assert main([command, str(folder), *more, "--trust", "network_of_test"]) == 0
-    with pytest.raises(AgentError, match=r"or a module of trust=\['network_of_test'\] \(--trust network_of_test\)"):
+    with pytest.raises(UserError, match=r"or a module of trust=\['network_of_test'\] \(--trust network_of_test\)"):
         load_policy(folder)  # imported by now, but the class does not say that a file may name it
 
 
 @pytest.mark.parametrize("trust", ["network_of_test", [3], ["no_such_module"]])
 def test_trust_is_a_list_of_modules(folder: Path, trust: Any) -> None:
-    with pytest.raises(AgentError, match="trust (must be a list of modules|names .* cannot be imported)"):
+    with pytest.raises(UserError, match="trust (must be a list of modules|names .* cannot be imported)"):
         load_policy(folder, trust=trust)
 
 
@@ -111,5 +112,5 @@ def test_a_choice_is_between_the_actions_of_the_environment(tmp_path: Path, n: i
     with monkeypatch.context() as patch:
         patch.setattr(description, "_LARGEST", 10**11)
         save_policy(tmp_path / "p", QValueActor(network, spec=Categorical(n)))
-    with pytest.raises(AgentError, match=said):
+    with pytest.raises(UserError, match=said):
         load_policy(tmp_path / "p")

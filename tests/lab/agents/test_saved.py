@@ -26,10 +26,11 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg import modules
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab.agents import AgentError, load_policy, read_policy, save_policy
+from torchrl_reg.lab.agents import load_policy, read_policy, save_policy
 from torchrl_reg.lab.agents.saved import encoded, packed, read, unpacked
 from torchrl_reg.lab.agents.trained import facts_of, trained_agents
 from torchrl_reg.lab.commands.main import main
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.modules import ActionPrior, BoltzmannQActor, NetSettings, q_network
 from torchrl_reg.modules.rebuilding import Spaces
 
@@ -135,7 +136,7 @@ def with_hook(place: str, kind: str) -> nn.Module:
     ],
 )
 def test_a_module_that_could_not_be_built_again_is_refused(make: Callable, said: str, tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match=said):
+    with pytest.raises(UserError, match=said):
         save_policy(tmp_path / "policy.safetensors", make())
 
 
@@ -163,7 +164,7 @@ def saved(tmp_path: Path, **facts: Any) -> Path:
 
 
 def refused(path: Path) -> str:
-    with pytest.raises(AgentError) as caught:
+    with pytest.raises(UserError) as caught:
         load_policy(path)
     text = str(caught.value)
     assert text.endswith(".") and text.isprintable() and str(path.parent if path.is_file() else path) in text
@@ -196,7 +197,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(value: float, 
     policy = boltzmann()
     with torch.no_grad():
         next(policy.parameters())[0, 1] = value
-    with pytest.raises(AgentError, match=rf"^policy must have finite weights, got {value} in .*weight\.$"):
+    with pytest.raises(UserError, match=rf"^policy must have finite weights, got {value} in .*weight\.$"):
         save_policy(tmp_path / "policy.safetensors", policy)
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patched:
@@ -289,7 +290,7 @@ def test_a_later_version_and_a_missing_package_are_one_sentence(tmp_path: Path, 
     monkeypatch.delattr("torchrl_reg.modules.q_network")
     assert "cannot be built by this version of torchrl_reg: call must name something in its module" in refused(path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(AgentError, match="^A saved policy needs safetensors, got none: pip install"):
+    with pytest.raises(UserError, match="^A saved policy needs safetensors, got none: pip install"):
         load_policy(path)
 
 
@@ -384,24 +385,24 @@ def test_the_list_of_agents_has_a_row_for_each(capsys: pytest.CaptureFixture[str
 
 
 def test_an_unknown_name_is_refused_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch) -> None:
-    with pytest.raises(AgentError, match="or the name of a trained agent"):
+    with pytest.raises(UserError, match="or the name of a trained agent"):
         load_policy("m_dqn/nowhere")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m_dqn/cartpole").mkdir(parents=True)
-    with pytest.raises(AgentError, match=r"must be a run folder"):
+    with pytest.raises(UserError, match=r"must be a run folder"):
         load_policy("m_dqn/cartpole")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "play"])
 def test_a_path_written_as_a_path_is_a_path(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("./m_dqn/cartpole", Path("m_dqn/cartpole")):
-        with pytest.raises(AgentError, match=r"must be a run folder"):
+        with pytest.raises(UserError, match=r"must be a run folder"):
             load_policy(path)
     assert main([command, "./m_dqn/cartpole"]) == 1 and "must be a run folder" in capsys.readouterr().err
 
 
 def test_a_name_that_no_folder_can_have_is_refused() -> None:
-    with pytest.raises(AgentError, match=r"^x{200}\.\.\. could not be read: File name too long\.$"):
+    with pytest.raises(UserError, match=r"^x{200}\.\.\. could not be read: File name too long\.$"):
         load_policy("x" * 5000)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.lab.agents import AgentError
 from torchrl_reg.lab.agents.video import show_in_window, write_video
+from torchrl_reg.lab.errors import UserError
 
 FRAMES = [np.full((40, 60, 3), 20 * i, np.uint8) for i in range(3)]
 
@@ -35,5 +35,5 @@ def test_an_mp4_and_a_window_show_every_frame(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("name", "frames", "said"), [("a.png", FRAMES, "in .gif or .mp4"), ("a.gif", [], "got none")])
 def test_what_is_no_video_is_refused(name: str, frames: list[np.ndarray], said: str, tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match=said):
+    with pytest.raises(UserError, match=said):
         write_video(tmp_path / name, frames, 10)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.lab.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.lab.analysis import find_runs, group_runs
 from torchrl_reg.lab.analysis.curves import Line, Scale, aggregate_curve, chart, group_curve, mean_curve
 from torchrl_reg.lab.analysis.statistics import mean
+from torchrl_reg.lab.errors import UserError
 
 
 def test_a_groups_curve_holds_the_frames_at_which_every_seed_has_a_return(make_run, tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_a_groups_curve_holds_the_frames_at_which_every_seed_has_a_return(make_r
     assert frames.tolist() == [100, 300] and values.tolist() == [[1.0, 3.0], [5.0, 7.0]]
     assert group_curve(group, "return_sampled_mean") is None
     make_run("d", seed=3, every=70)
-    with pytest.raises(AnalysisError, match="same frames, got different ones in .*/a and .*/d"):
+    with pytest.raises(UserError, match="same frames, got different ones in .*/a and .*/d"):
         group_curve(group_runs(find_runs(tmp_path))[0])
 
 

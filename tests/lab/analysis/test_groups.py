@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.lab.analysis import AnalysisError, Group, find_runs, group_runs
+from torchrl_reg.lab.analysis import Group, find_runs, group_runs
 from torchrl_reg.lab.analysis.groups import without_repetitions, without_settings
+from torchrl_reg.lab.errors import UserError
 
 
 @pytest.fixture
@@ -51,9 +52,7 @@ def test_settings_that_change_together_are_named_once_or_as_asked(groups) -> Non
     assert [group.method for group in found] == ["m_dqn policy=flow", "m_dqn policy=gaussian"]
     assert set(found[0].settings) == {"algo.tau", "policy.name"}
     assert [group.method for group in groups(by=["algo.tau"])] == ["m_dqn tau=0.1", "m_dqn tau=0.2"]
-    with pytest.raises(
-        AnalysisError, match=r"must differ in algo.tau alone, got different algo.alpha \(0.9 in .*/1, 0 "
-    ):
+    with pytest.raises(UserError, match=r"must differ in algo.tau alone, got different algo.alpha \(0.9 in .*/1, 0 "):
         groups({"algo__tau": 0.2, "policy__name": "gaussian", "algo__alpha": 0.0}, by=["algo.tau"])
 
 
@@ -72,10 +71,10 @@ def test_values_compare_as_settings_do(groups) -> None:
 
 def test_a_seed_twice_and_unequal_seeds_beside_each_other_are_refused(groups) -> None:
     with pytest.raises(
-        AnalysisError, match="each seed of m_dqn on cartpole must be there once, got seed 0 in .*/0 and .*/1"
+        UserError, match="each seed of m_dqn on cartpole must be there once, got seed 0 in .*/0 and .*/1"
     ):
         groups({}, {})
-    with pytest.raises(AnalysisError, match=r"sticky_actions \(absent in .*/m/seed=0, 0.1 in .*/m/seed=1\)"):
+    with pytest.raises(UserError, match=r"sticky_actions \(absent in .*/m/seed=0, 0.1 in .*/m/seed=1\)"):
         groups({"folder": "m/seed=0"}, {"folder": "m/seed=1", "seed": 1, "env__sticky_actions": 0.1})
 
 
@@ -93,10 +92,10 @@ def test_ignored_settings_and_those_of_the_machine_make_no_method(make_run, tmp_
     make_run("x/seed=0", run__device="cpu", run__threads=1, run__log_every_frames=1, algo__note=1)
     make_run("x/seed=1", seed=1, run__device="cuda", run__threads=2, run__log_every_frames=2, algo__note=2)
     runs = find_runs(tmp_path)
-    with pytest.raises(AnalysisError, match=r"got different algo.note \(1 in [^ ]*, 2 in [^ ]*\)\.$"):
+    with pytest.raises(UserError, match=r"got different algo.note \(1 in [^ ]*, 2 in [^ ]*\)\.$"):
         group_runs(runs)
     assert labels(group_runs(without_settings(runs, ["algo.note"]))) == ["cartpole m_dqn (0, 1)"]
-    with pytest.raises(AnalysisError, match="ignore must name a setting of the runs, got 'algo.not'. Did you mean"):
+    with pytest.raises(UserError, match="ignore must name a setting of the runs, got 'algo.not'. Did you mean"):
         without_settings(runs, ["algo.not"])
 
 

@@ -13,8 +13,9 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.colors import to_hex
 
-from torchrl_reg.lab.analysis import AnalysisError, find_runs, group_runs, plots
+from torchrl_reg.lab.analysis import find_runs, group_runs, plots
 from torchrl_reg.lab.analysis.curves import LIGHT, Line, chart
+from torchrl_reg.lab.errors import UserError
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def test_improvement_is_relative_to_the_higher_of_baseline_and_reference() -> No
 
 def test_what_cannot_be_drawn_is_one_sentence(make_run, tmp_path: Path) -> None:
     make_run("a", env="atari/Pong"), make_run("b", recipe="dqn", env="atari/Boxing")
-    with pytest.raises(AnalysisError, match="a method with runs on all of atari/Boxing, atari/Pong, got none"):
+    with pytest.raises(UserError, match="a method with runs on all of atari/Boxing, atari/Pong, got none"):
         plots.draw_aggregate_curves(group_runs(find_runs(tmp_path)), tmp_path / "x.png", scale="human")
-    with pytest.raises(AnalysisError, match="mean return on e must not be 0"):
+    with pytest.raises(UserError, match="mean return on e must not be 0"):
         plots._improvement("e", 1.0, 0.0, "none")
 
 

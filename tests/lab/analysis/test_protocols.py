@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from torchrl_reg.lab.analysis import AnalysisError, find_runs, group_runs
+from torchrl_reg.lab.analysis import find_runs, group_runs
 from torchrl_reg.lab.analysis.protocols import Gap, Published, gap, gaps, protocol_table, published_scores
 from torchrl_reg.lab.analysis.tables import markdown, tidy_csv
 from torchrl_reg.lab.commands.main import main
+from torchrl_reg.lab.errors import UserError
 
 Seeds = Callable[..., Path]
 
@@ -160,13 +161,13 @@ def test_published_takes_folders_on_either_side(seeds: Seeds, capsys, monkeypatc
 
 
 def test_what_has_no_score_of_ours_or_of_anybody_is_one_sentence(seeds: Seeds, make_run, tmp_path, capsys) -> None:
-    with pytest.raises(AnalysisError, match="results must hold a method with a published score .*, got m_dqn on cart"):
+    with pytest.raises(UserError, match="results must hold a method with a published score .*, got m_dqn on cart"):
         gaps(group_runs(find_runs(make_run("m_dqn/seed=0"))))
     assert main(["table", str(tmp_path), "--published", "--score", "best"]) == 1
     assert "score must be left out with --published alone, got 'best'." in capsys.readouterr().err
     folder = seeds(returns=(500.0,)) / "dqn"
     (folder / "seed=0/done.json").unlink()
-    with pytest.raises(AnalysisError, match="at least one run with a score, got none: .* is not finished"):
+    with pytest.raises(UserError, match="at least one run with a score, got none: .* is not finished"):
         gaps(group_runs(find_runs(folder)))
     assert gaps(group_runs(find_runs(folder)), unfinished=True)[0].meets
 

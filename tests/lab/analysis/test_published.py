@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from torchrl_reg.envs.mujoco import MUJOCO_GAMES as GAMES
-from torchrl_reg.lab.analysis import SAC_ANCHORS, AnalysisError, human_normalized_score, normalized_score, published
+from torchrl_reg.lab.analysis import SAC_ANCHORS, human_normalized_score, normalized_score, published
 from torchrl_reg.lab.analysis.published import published_table
+from torchrl_reg.lab.errors import UserError
 
 
 def test_neither_torch_nor_a_table_is_read_before_it_is_asked_for() -> None:
@@ -34,7 +35,7 @@ def test_games_are_found_as_the_environments_spell_them() -> None:
 
 def test_an_unknown_game_is_one_sentence_with_the_nearest() -> None:
     said = r"^game must be an Atari game with reference scores, got 'SpaceInvader'. Did you mean 'space_invaders'\?$"
-    with pytest.raises(AnalysisError, match=said):
+    with pytest.raises(UserError, match=said):
         human_normalized_score("SpaceInvader", 1.0)
 
 

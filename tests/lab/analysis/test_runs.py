@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.lab.analysis import AnalysisError, find_runs
+from torchrl_reg.lab.analysis import find_runs
 from torchrl_reg.lab.analysis.documents import flat, read_json, read_yaml
 from torchrl_reg.lab.analysis.runs import LONGEST_CURVE, last_rows, metrics_rows, read_columns
 from torchrl_reg.lab.commands.main import main
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 
 
@@ -215,7 +216,7 @@ def test_a_large_record_is_read_in_little_memory(tmp_path: Path) -> None:
 
 def test_a_million_columns_are_refused() -> None:
     rows = ({"event": "train", "frames": i, f"x{i}": 1.0} for i in range(2_000))
-    with pytest.raises(AnalysisError, match="at most 1000 columns"):
+    with pytest.raises(UserError, match="at most 1000 columns"):
         read_columns(rows)
 
 
@@ -231,7 +232,7 @@ def test_half_a_line_at_the_end_is_no_row_yet(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('ain", "frames": 200}\nnot json\n[1]\n')
     assert [row["frames"] for row in last_rows(tmp_path, 200)] == [100, 200]
-    with pytest.raises(AnalysisError, match="got 'not json' in line 3"):
+    with pytest.raises(UserError, match="got 'not json' in line 3"):
         list(metrics_rows(tmp_path))
     assert [row["frames"] for row in metrics_rows(tmp_path, "train")] == [100, 200]
 
@@ -246,7 +247,7 @@ def test_the_end_of_a_record(tmp_path: Path) -> None:
 
 
 def test_flat_and_documents(tmp_path: Path) -> None:
-    with pytest.raises(AnalysisError, match="at most 10000 settings"):
+    with pytest.raises(UserError, match="at most 10000 settings"):
         flat({str(i): i for i in range(10_001)})
     (tmp_path / "x.yaml").write_text("a: 'is * a star?'\nb: [[1, 2], {c: [3]}]\n")
     assert read_yaml(tmp_path / "x.yaml") == {"a": "is * a star?", "b": [[1, 2], {"c": [3]}]}

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.lab.analysis import RANDOM_RETURNS, SAC_ANCHORS, AnalysisError, find_runs, group_runs
+from torchrl_reg.lab.analysis import RANDOM_RETURNS, SAC_ANCHORS, find_runs, group_runs
 from torchrl_reg.lab.analysis.scores import Scoreboard, group_scores, normalized, run_score, scale_of
+from torchrl_reg.lab.errors import UserError
 
 
 def test_scores_by_hand(make_run, tmp_path: Path) -> None:
@@ -16,9 +17,9 @@ def test_scores_by_hand(make_run, tmp_path: Path) -> None:
     (run,) = find_runs(tmp_path)
     got = {how: run_score(run, how) for how in ("final", "best", "last2", "last9", "auc")}
     assert got == {"final": 4.0, "best": 8.0, "last2": 6.0, "last9": 4.0, "auc": 5.0}  # auc: (4 + 6) / 2
-    with pytest.raises(AnalysisError, match="evaluations of return_sampled_mean, got none"):
+    with pytest.raises(UserError, match="evaluations of return_sampled_mean, got none"):
         run_score(run, "final", "return_sampled_mean")
-    with pytest.raises(AnalysisError, match="score must be final, best, auc or last<k>"):
+    with pytest.raises(UserError, match="score must be final, best, auc or last<k>"):
         run_score(run, "last0")
 
 
@@ -36,7 +37,7 @@ def test_runs_unfinished_or_without_a_finite_return_are_left_out_by_name(make_ru
     assert all(f"/{reason}" in said for reason, said in zip(reasons, scores.left_out, strict=True))
     (scores,) = group_scores(groups, unfinished=True)
     assert scores.values.tolist() == [2.0, 5.0] and scores.frames == (200, 100)
-    with pytest.raises(AnalysisError, match="at least one run with a score, got none"):
+    with pytest.raises(UserError, match="at least one run with a score, got none"):
         group_scores(groups, column="return_sampled_mean")
 
 
@@ -47,9 +48,9 @@ def test_scales_by_environment() -> None:
     assert {scale_of(envs) for envs in without} == {scale_of(["atari/Pong"], "none")} == {"none"}
     assert scale_of(["minatar/breakout"]) == "none"  # shares names with Atari, not its scores
     for envs in (["atari/AirRaid"], ["atari/Pong", "cartpole"]):
-        with pytest.raises(AnalysisError, match=f"normalize=human must be used with Atari games .* got {envs[-1]}"):
+        with pytest.raises(UserError, match=f"normalize=human must be used with Atari games .* got {envs[-1]}"):
             scale_of(envs, "human")
-    with pytest.raises(AnalysisError, match="normalize must be one of auto, human, sac, none, got 'min'"):
+    with pytest.raises(UserError, match="normalize must be one of auto, human, sac, none, got 'min'"):
         scale_of(["cartpole"], "min")
 
 

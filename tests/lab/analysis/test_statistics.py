@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.lab.analysis import AnalysisError
 from torchrl_reg.lab.analysis import statistics as ours
 from torchrl_reg.lab.analysis.statistics import mean, mean_interval, stratified_bootstrap, stratified_estimate
+from torchrl_reg.lab.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("make_rliable_golden.py"))
 golden = importlib.util.module_from_spec(_spec)
@@ -81,7 +81,7 @@ def test_probability_of_improvement_counts_ties_half_and_mirrors() -> None:
     assert got.value == pytest.approx(((0 + 0.5 + 1) / 3 + 0.5) / 2)
     assert ours.probability_of_improvement(y, x).value == pytest.approx(1 - got.value)
     assert ours.probability_of_improvement([[5.0, 6.0]], [[1.0, 2.0]]) == (1.0, 1.0, 1.0)
-    with pytest.raises(AnalysisError, match="same tasks, got 1 and 2"):
+    with pytest.raises(UserError, match="same tasks, got 1 and 2"):
         ours.probability_of_improvement([[1.0]], [[1.0], [2.0]])
 
 
@@ -99,7 +99,7 @@ def test_bad_scores_end_in_one_sentence(scores: list, words: str) -> None:
         (ours.performance_profile, [0.0]),
         (ours.probability_of_improvement, scores),
     ):
-        with pytest.raises(AnalysisError, match=words):
+        with pytest.raises(UserError, match=words):
             call(scores, other)
 
 

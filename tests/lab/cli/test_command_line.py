@@ -18,7 +18,7 @@ from tensordict import TensorDict
 
 from torchrl_reg.lab import RecipeConfig, recipe
 from torchrl_reg.lab.cli import command_line as signals
-from torchrl_reg.lab.errors import Interrupted
+from torchrl_reg.lab.errors import Interrupted, UserError
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)])
@@ -83,11 +83,8 @@ def test_settings_that_do_not_fit_together_leave_no_folder(command, tmp_path, wo
 
 
 def test_errors_meant_for_users_are_one_sentence_and_bugs_keep_their_traceback(command, monkeypatch):
-    class Refusal(ValueError):
-        user_error = True
-
     def refuse(cfg):
-        raise Refusal("tau: expected a number > 0,\n got -1.")
+        raise UserError("tau: expected a number > 0,\n got -1.")
 
     assert command(train=refuse)[:2] == (1, "tau: expected a number > 0, got -1.\n")
 

@@ -7,7 +7,7 @@ import tiny_dqn
 import torch
 from tensordict import TensorDict
 
-from torchrl_reg.lab import ConfigError
+from torchrl_reg.lab import UserError
 from torchrl_reg.lab.learners.collection import make_collector, truncate_episodes
 from torchrl_reg.lab.run.run import finished_returns
 
@@ -25,7 +25,7 @@ def _collector(frames_per_batch: int, frames_per_step: int = 4):
 def test_a_batch_holds_the_frames_asked_for():
     assert next(iter(_collector(24))).batch_size == (3, 2)  # 3 environments x 2 steps x 4 frames
     for frames in (0, -12, 13):
-        with pytest.raises(ConfigError, match=rf"a positive multiple of 12 .* got {frames}\.$"):
+        with pytest.raises(UserError, match=rf"a positive multiple of 12 .* got {frames}\.$"):
             _collector(frames)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from torchrl_reg.lab import ConfigError, ValueLearning
+from torchrl_reg.lab import UserError, ValueLearning
 from torchrl_reg.lab.learners.learner import unreachable_settings
 
 
@@ -32,7 +32,7 @@ def _algo(**options: Any) -> ValueLearning:
 )
 def test_settings_out_of_range_are_refused(name: str, possible: Any, impossible: Any, expected: str) -> None:
     _algo(**{name: possible}).validate()
-    with pytest.raises(ConfigError, match=rf"^algo\.{name} must be {expected}, got {impossible!r}\.$"):
+    with pytest.raises(UserError, match=rf"^algo\.{name} must be {expected}, got {impossible!r}\.$"):
         _algo(**{name: impossible}).validate()
 
 

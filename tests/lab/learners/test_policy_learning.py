@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import ConfigError, PolicyLearner, PolicyLearning
+from torchrl_reg.lab import PolicyLearner, PolicyLearning, UserError
 
 
 def bare(**attributes: Any) -> PolicyLearner:
@@ -50,5 +50,5 @@ def test_actions_are_uniform_until_learning_starts() -> None:
 def test_an_index_of_a_bin_refuses_uniform_actions() -> None:
     algo = PolicyLearning(random_until_learning=True)
     learner = bare(run=None, algo=algo, loss=SimpleNamespace(in_keys=["action_index"]))
-    with pytest.raises(ConfigError, match=r"^algo\.random_until_learning must be false where the loss reads the index"):
+    with pytest.raises(UserError, match=r"^algo\.random_until_learning must be false where the loss reads the index"):
         learner.collect(None, None)

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler
 
-from torchrl_reg.lab import ConfigError, make_replay
+from torchrl_reg.lab import UserError, make_replay
 from torchrl_reg.lab.learners import replay as replay_module
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.learners.replay import (
@@ -348,5 +348,5 @@ def test_a_buffer_has_the_capacity_of_its_storage_and_a_generator_of_its_own():
     assert replay.storage is storage and replay.batch_size == 10
     assert replay._rng is not None and replay._rng is not make_replay(60, 10)._rng
     for capacity, sentence in ((50, "that of its storage, 60"), (9, "at least 10")):
-        with pytest.raises(ConfigError, match=f"^replay capacity must be {sentence}, got {capacity}"):
+        with pytest.raises(UserError, match=f"^replay capacity must be {sentence}, got {capacity}"):
             make_replay(capacity, 10, storage=storage)

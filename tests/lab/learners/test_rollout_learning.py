@@ -14,7 +14,7 @@ from torch import nn
 from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import ConfigError, RolloutLearner, RolloutLearning, Run, RunSettings
+from torchrl_reg.lab import RolloutLearner, RolloutLearning, Run, RunSettings, UserError
 from torchrl_reg.modules import NetSettings, q_network
 from torchrl_reg.objectives import QLearningLoss
 
@@ -107,5 +107,5 @@ def test_rewards_are_scaled_for_learning_alone(tmp_path: Path, options: dict[str
 
 
 def test_rows_that_do_not_fill_minibatches_are_refused() -> None:
-    with pytest.raises(ConfigError, match="algo.batch_size must be a divisor of the 32 rows, got 10"):
+    with pytest.raises(UserError, match="algo.batch_size must be a divisor of the 32 rows, got 10"):
         RolloutLearning(**SMALL | {"batch_size": 10}).validate()

@@ -16,7 +16,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler
 from torchrl.modules import MLP, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 
-from torchrl_reg.lab import ConfigError, make_update
+from torchrl_reg.lab import UserError, make_update
 from torchrl_reg.lab.learners.replay import StratifiedSampler
 from torchrl_reg.lab.learners.update import OptimizerStep, _as_cuda_graph, _gradient_step, worth_compiling
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
@@ -214,7 +214,7 @@ class _NoTerms(_TwoTerms):
     ],
 )
 def test_bad_arguments_are_one_sentence(make, options, sentence):
-    with pytest.raises(ConfigError if options else ValueError, match=sentence):
+    with pytest.raises(UserError if options else ValueError, match=sentence):
         make_update(loss := make(), SGD(loss.parameters(), lr=0.1), **options)(TensorDict())
 
 

@@ -17,7 +17,7 @@ from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import ConfigError, Run, RunSettings
+from torchrl_reg.lab import Run, RunSettings, UserError
 from torchrl_reg.lab.learners.schedules import EpsilonSchedule, LinearSchedule
 from torchrl_reg.lab.learners.value_learning import ValueLearner, ValueLearning
 from torchrl_reg.modules import NetSettings, q_network
@@ -119,7 +119,7 @@ def test_a_checkpoint_holds_all_that_the_learner_owns(tmp_path):
 
 def test_windows_longer_than_the_first_batch_are_refused(tmp_path):
     learner, _, collect = _learner(tmp_path, False, n_steps=5)
-    with pytest.raises(ConfigError, match=r"^algo\.collect_steps must be >= 5, algo\.n_steps, got 4\.$"):
+    with pytest.raises(UserError, match=r"^algo\.collect_steps must be >= 5, algo\.n_steps, got 4\.$"):
         learner.store(next(collect()))
 
 

@@ -29,7 +29,7 @@ from torchrl.data.replay_buffers import SliceSampler
 from torchrl.envs import TransformedEnv, VecNormV2
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import CheckpointError, make_replay, read_metrics, strip_wall_clock
+from torchrl_reg.lab import UserError, make_replay, read_metrics, strip_wall_clock
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run import files
 from torchrl_reg.lab.run.checkpoint import CheckpointFolder, restorable_part
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_offered(tmp_path, har
     harmed = {"flip": content, "cut": content[:-40], "empty": b"", "garbage": b"x" * 500}
     newest.write_bytes(harmed[harm])
     before = _names(tmp_path)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(UserError) as caught:
         _Training(tmp_path).folder.load_latest()
     sentence = str(caught.value)
     assert str(newest) in sentence and "checkpoint-000000000100.torchrl is intact" in sentence
@@ -132,7 +132,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path, frames, name, net, said
         file = tmp_path / "checkpoints" / name
         file.write_bytes(file.read_bytes()[:-1])
     training.folder.components["net"] = net or training.net
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(UserError, match=said):
         training.folder.load_latest()
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_no_litter(tmp_path, monk
         _sync(path)
 
     monkeypatch.setattr(files, "sync", fail)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(UserError) as caught:
         training.folder.save(300)
     monkeypatch.undo()
     assert "No space left on device" in str(caught.value) and "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from torchrl.modules import QValueActor
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import Run, RunSettings, read_metrics, strip_wall_clock
 from torchrl_reg.lab.agents import load_policy
-from torchrl_reg.lab.errors import DivergedError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.divergence import FiniteWatch, ValueWatch
 from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
 
@@ -58,7 +58,7 @@ def test_what_is_not_finite_is_named(tmp_path, row, parameters, gradients, named
     large = {"loss": 3e38, "soft_gap": math.inf, "return_mean": None}  # other columns may be anything
     assert watch.is_finite(150, {}, [], None)
     assert watch.is_finite(200, large, [optimizer([3e38, 3e38], [3e38, -3e38])], None)
-    with pytest.raises(DivergedError) as stop:
+    with pytest.raises(UserError) as stop:
         watch.is_finite(300, row, [optimizer(parameters, gradients)], tmp_path / "checkpoint-200")
     sentence = str(stop.value)
     assert sentence.startswith(f"{named} at frame 300 (finite at 200), so the run stopped; ")
@@ -79,7 +79,7 @@ def test_an_infinite_moment_of_the_optimizer_is_seen(tmp_path):
         return FiniteWatch(tmp_path).is_finite(1, {"loss": 0.5}, [adam], None)
 
     assert is_finite_after(1e18)
-    with pytest.raises(DivergedError, match="^the largest moment of the optimizer is inf at frame 1 "):
+    with pytest.raises(UserError, match="^the largest moment of the optimizer is inf at frame 1 "):
         is_finite_after(1e22)
 
 
@@ -147,7 +147,7 @@ def evaluations(path: Path) -> list[int]:
 def test_the_last_good_policy_survives_an_evaluation_before_the_next_row(tmp_path, evaluated):
     saved = []
     at = {48: lambda *_: saved.append((tmp_path / "policy.safetensors").read_bytes()), 64: spoil_weight}
-    with pytest.raises(DivergedError, match=r"^the largest parameter is nan at frame 64 \(finite at 32\), so the run"):
+    with pytest.raises(UserError, match=r"^the largest parameter is nan at frame 64 \(finite at 32\), so the run"):
         policy_run(tmp_path, "stop", evaluated, at)
     assert saved == [(tmp_path / "policy.safetensors").read_bytes()]
     assert load_policy(tmp_path) is not None and evaluations(tmp_path) == [32]
@@ -173,7 +173,7 @@ def test_a_run_that_goes_on_keeps_the_last_good_policy_and_evaluates_no_other(tm
     ],
 )
 def test_a_policy_that_can_no_longer_sample_ends_the_run_in_one_sentence(tmp_path, on_nan, said):
-    with pytest.raises(DivergedError) as stop:
+    with pytest.raises(UserError) as stop:
         policy_run(tmp_path, on_nan, SAMPLED, {48: spoil_weight}, samples=True)
     sentence = str(stop.value)
     assert sentence.startswith("the largest parameter is nan at frame 48 (finite at 32), so the run stopped; ")
@@ -183,7 +183,7 @@ def test_a_policy_that_can_no_longer_sample_ends_the_run_in_one_sentence(tmp_pat
 def test_an_error_of_a_finite_policy_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError) as error:
         policy_run(tmp_path, "stop", SAMPLED, {48: spoil_shape}, samples=True)
-    assert not isinstance(error.value, DivergedError)
+    assert not isinstance(error.value, UserError)
     assert not (tmp_path / "failed.json").exists()
 
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from torchrl_reg.lab import ConfigError, read_metrics
+from torchrl_reg.lab import UserError, read_metrics
 
 
 def test_missing_logger_packages_are_named(make_run, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "wandb" else found(n, *a))
-    with pytest.raises(ConfigError, match="needs the package wandb, got none: pip install"):
+    with pytest.raises(UserError, match="needs the package wandb, got none: pip install"):
         make_run(loggers=["wandb"])
 
 

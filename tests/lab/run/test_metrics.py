@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_reg.lab.errors import RecordError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.metrics import MetricsFile, RunningMeans, read_metrics, strip_wall_clock
 
 
@@ -33,7 +33,7 @@ def test_a_row_that_fits_in_part_is_an_error(metrics):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.mark()["bytes"] + 5, hard))
     try:
-        with pytest.raises(RecordError, match=r"metrics.jsonl could not be written \(File too large\)"):
+        with pytest.raises(UserError, match=r"metrics.jsonl could not be written \(File too large\)"):
             metrics.append({"frames": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -49,16 +49,16 @@ def test_rows_that_vanish_while_the_run_goes_on_are_noticed_at_the_next_row_and_
     metrics.append({"frames": 2})
     damage(metrics.path)
     for ask in (metrics.mark, lambda: metrics.append({"frames": 3})):
-        with pytest.raises(RecordError, match=f"{said}.*while the run went on: put it back from a copy, or delete "):
+        with pytest.raises(UserError, match=f"{said}.*while the run went on: put it back from a copy, or delete "):
             ask()
 
 
 def test_of_a_folder_that_is_gone_nobody_says_that_its_checkpoints_are_intact(tmp_path):
     metrics = MetricsFile(tmp_path / "run/metrics.jsonl")
-    with pytest.raises(RecordError, match="run is gone, with its checkpoints: put it back from a copy, or the same"):
+    with pytest.raises(UserError, match="run is gone, with its checkpoints: put it back from a copy, or the same"):
         metrics.append({"frames": 1})
     (tmp_path / "run").touch()  # no folder
-    with pytest.raises(RecordError, match="untouched, so make .*run writable"):
+    with pytest.raises(UserError, match="untouched, so make .*run writable"):
         metrics.append({"frames": 1})
 
 
@@ -106,7 +106,7 @@ def test_rows_that_are_not_those_written_are_noticed(metrics, damage, said):
     metrics.append({"frames": 3})
     damage(metrics.path)
     before = metrics.path.read_bytes() if metrics.path.exists() else None
-    with pytest.raises(RecordError, match=said) as refusal:
+    with pytest.raises(UserError, match=said) as refusal:
         MetricsFile(metrics.path).continue_from(mark)
     assert str(refusal.value).count("checkpoints and run the same command to start from the beginning.") == 1
     assert (metrics.path.read_bytes() if metrics.path.exists() else None) == before

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab import ConfigError, read_metrics
+from torchrl_reg.lab import UserError, read_metrics
 
 
 def rows_of(path, event="train"):
@@ -125,7 +125,7 @@ def test_an_overlapped_run_is_one_batch_behind_in_what_acts_and_in_nothing_else(
 
 
 def test_an_overlapped_run_needs_a_policy_that_can_be_copied(make_run, through):
-    with pytest.raises(ConfigError, match="run.overlap must be false with a function, which cannot be copied"):
+    with pytest.raises(UserError, match="run.overlap must be false with a function, which cannot be copied"):
         through(make_run(overlap=True))
 
 
@@ -166,7 +166,7 @@ def test_done_says_where_it_ended_and_the_folder_is_closed(make_run, cartpole, p
     done = json.loads((path / "done.json").read_text())
     assert done["frames"] == 4 and done["evaluation"]["return_greedy_mean"] > 0
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="holds a finished run"):
+    with pytest.raises(UserError, match="holds a finished run"):
         make_run()
 
 

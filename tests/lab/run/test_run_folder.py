@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from torchrl_reg.lab import ConfigError, RecipeConfig, RunSettings
+from torchrl_reg.lab import RecipeConfig, RunSettings, UserError
 from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire, is_locked
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder
 
@@ -69,7 +69,7 @@ def test_what_a_folder_says_about_its_run_and_its_starts(tmp_path, monkeypatch):
 def test_a_folder_has_one_owner_until_its_run_has_ended_and_then_no_lock(tmp_path):
     first = _open(_config(tmp_path))
     sentence = rf"^{tmp_path} is being written by process {os.getpid()} on .* since 20.*; wait for it, end it, or "
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         _open(_config(tmp_path))
     shutil.copytree(tmp_path, tmp_path / "copy")
     _open(_config(tmp_path / "copy"))
@@ -116,7 +116,7 @@ def test_the_same_settings_may_return_and_cosmetic_ones_may_differ(tmp_path):
 def test_other_settings_are_refused_with_the_difference(closed):
     before = {path: path.read_bytes() for path in closed.iterdir()}
     differences = r"settings \(algo.tau: 0.03 there, 0.5 here; run.seed: 0 there, 2 here\); choose[^\n]*$"
-    with pytest.raises(ConfigError, match=differences):
+    with pytest.raises(UserError, match=differences):
         RunFolder(_config(closed, tau=0.5, seed=2))
     assert {path: path.read_bytes() for path in closed.iterdir()} == before
 
@@ -159,14 +159,14 @@ def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, cap
 )
 def test_damaged_files_are_named(closed, name, content, sentence):
     (closed / name).write_text(content)
-    with pytest.raises(ConfigError, match=sentence) as refusal:
+    with pytest.raises(UserError, match=sentence) as refusal:
         _open(_config(closed))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_long_difference_is_shortened(tmp_path):
     (tmp_path / "config.yaml").write_text("".join(f"setting_{i}: 1\n" for i in range(30)))
-    with pytest.raises(ConfigError, match="; and [0-9]+ more") as refusal:
+    with pytest.raises(UserError, match="; and [0-9]+ more") as refusal:
         _open(_config(tmp_path))
     assert len(str(refusal.value)) < 600
 
@@ -176,7 +176,7 @@ def test_a_write_that_fails_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr("torchrl_reg.lab.run.run_folder.write_atomically", fail)
-    with pytest.raises(ConfigError, match="cannot be used: Read-only file system"):
+    with pytest.raises(UserError, match="cannot be used: Read-only file system"):
         _open(_config(tmp_path / "run"))
 
 
@@ -198,10 +198,10 @@ def test_a_folder_killed_before_its_config_was_written_can_be_used(tmp_path):
 )
 def test_an_impossible_place_is_refused(tmp_path, place, sentence):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         _open(_config(tmp_path / place))
 
 
 def test_a_run_needs_a_folder():
-    with pytest.raises(ConfigError, match="run.dir must be the folder"):
+    with pytest.raises(UserError, match="run.dir must be the folder"):
         RunFolder(_Config())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from torchrl_reg.lab import ConfigError, RecipeConfig, RunSettings
+from torchrl_reg.lab import RecipeConfig, RunSettings, UserError
 from torchrl_reg.lab.run.settings import validate
 
 
@@ -27,7 +27,7 @@ class Config(RecipeConfig):
 def test_numbers_are_finite(value: float) -> None:
     validate(Config())
     for algo, name in ((Algo(rate=value), "rate"), (Algo(rates=[1.0, value]), r"rates\[1\]")):
-        with pytest.raises(ConfigError, match=rf"^algo\.{name} must be a finite number, got "):
+        with pytest.raises(UserError, match=rf"^algo\.{name} must be a finite number, got "):
             validate(Config(algo=algo))
 
 
@@ -45,6 +45,6 @@ def test_numbers_are_finite(value: float) -> None:
     ],
 )
 def test_settings_of_a_run(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         validate(Config(run=RunSettings(**settings)))
     assert str(error.value) == sentence

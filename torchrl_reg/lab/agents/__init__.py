@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from torchrl_reg.lab.errors import AgentError
+from torchrl_reg.lab.errors import UserError
 
 if TYPE_CHECKING:
     from torchrl_reg.lab.agents.saved import SavedPolicy, load_policy, read_policy, save_policy
 
-__all__ = ["AgentError", "SavedPolicy", "load_policy", "read_policy", "save_policy"]
+__all__ = ["UserError", "SavedPolicy", "load_policy", "read_policy", "save_policy"]
 
 
 def __getattr__(name: str) -> Any:

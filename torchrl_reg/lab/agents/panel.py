@@ -25,7 +25,7 @@ from torchrl_reg.lab.agents.pictures import (
     draw_without_display,
 )
 from torchrl_reg.lab.agents.saved import SavedPolicy
-from torchrl_reg.lab.errors import AgentError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.modules import BoltzmannQActor, PriorEGreedyModule
 
 WIDTH = 260  # pixels of the panel
@@ -69,14 +69,14 @@ class Panel:
         actions: name of each discrete action.
 
     Raises:
-        AgentError: Pillow is not installed.
+        UserError: Pillow is not installed.
     """
 
     def __init__(self, title: str, actions: tuple[str, ...]) -> None:
         try:
             from PIL import ImageFont
         except ImportError:
-            raise AgentError("play needs Pillow, got none: pip install 'torchrl_reg[play]'.") from None
+            raise UserError("play needs Pillow, got none: pip install 'torchrl_reg[play]'.") from None
         self._title, self._actions = title, actions
         self._font = ImageFont.load_default(size=13)
         self._low, self._high = np.inf, -np.inf
@@ -152,7 +152,7 @@ def episode_frames(
         device: where the policy computes.
 
     Raises:
-        AgentError: the environment cannot be built or drawn here.
+        UserError: the environment cannot be built or drawn here.
     """
     draw_without_display()
     settings, env = saved.env_settings, saved.make_env(1)

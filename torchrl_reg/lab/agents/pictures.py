@@ -18,7 +18,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_reg.envs import EnvSettings
 from torchrl_reg.envs.gridworld import TWO_ROOMS
-from torchrl_reg.lab.errors import AgentError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.tabular import MIRL_WORLDS, gridworld_cells
 
 Picture = NDArray[np.uint8]
@@ -41,7 +41,7 @@ def camera(settings: EnvSettings, env: EnvBase) -> Camera:
     """What takes pictures of ``env``, one environment built from ``settings``.
 
     Raises:
-        AgentError: there is no way to draw this environment.
+        UserError: there is no way to draw this environment.
     """
     if settings.name == "minatar":
         return lambda state: _channels(state["observation"][0].numpy())
@@ -52,7 +52,7 @@ def camera(settings: EnvSettings, env: EnvBase) -> Camera:
         return lambda state: _grid(layout, int(state["state"][0]))
     singles = getattr(getattr(getattr(env, "base_env", env), "_env", None), "envs", None)
     if not singles:
-        raise AgentError(f"play must know how to draw the environment, got {settings.name!r}.")
+        raise UserError(f"play must know how to draw the environment, got {settings.name!r}.")
     game: Any = singles[0].unwrapped
     game.render_mode = "rgb_array"
     return lambda state: _rendered(game, settings)
@@ -85,7 +85,7 @@ def _rendered(game: Any, settings: EnvSettings) -> Picture:
         picture, got = np.zeros(0), " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
     if picture.ndim != 3:
         hint = " Without a display it needs EGL (libegl1) or OSMesa (libosmesa6, with MUJOCO_GL=osmesa)."
-        raise AgentError(
+        raise UserError(
             f"play needs an environment that draws itself (rgb_array), got {settings.game or settings.name!r}, which "
             f"gives {got}.{hint if hasattr(game, 'mujoco_renderer') else ''}"
         )

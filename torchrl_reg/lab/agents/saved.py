@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from torchrl_reg.envs import EnvError, EnvSettings, make_env
+from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.envs.settings import check_imported
 from torchrl_reg.lab.agents.description import (
     Undescribed,
@@ -29,7 +29,7 @@ from torchrl_reg.lab.agents.description import (
     weights_of_at_most,
 )
 from torchrl_reg.lab.agents.trained import trained_agents
-from torchrl_reg.lab.errors import AgentError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.modules.rebuilding import Spaces
 
@@ -96,32 +96,32 @@ class SavedPolicy:
         """The settings of the environment that the policy was evaluated in.
 
         Raises:
-            AgentError: the file does not say.
+            UserError: the file does not say.
         """
         if "env" not in self.facts:
-            raise AgentError(f"{self.path} must say which environment its policy acts in, got none.")
+            raise UserError(f"{self.path} must say which environment its policy acts in, got none.")
         try:
             settings = EnvSettings(**self.facts["env"])
             hash(settings.name)  # a list or an object in its place is none
             return settings
         except TypeError:
-            raise AgentError(f"{self.path} must name an environment of torchrl_reg, got {self.facts['env']}.") from None
+            raise UserError(f"{self.path} must name an environment of torchrl_reg, got {self.facts['env']}.") from None
 
     def make_env(self, num_envs: int) -> EnvBase:
         """``num_envs`` of these environments on the CPU.
 
         Raises:
-            AgentError: it is not known, cannot be built on this machine, or is not what the policy was built for.
+            UserError: it is not known, cannot be built on this machine, or is not what the policy was built for.
         """
         try:
             check_imported(self.env_settings)
             env = make_env(self.env_settings, num_envs)
-        except EnvError as error:
-            raise AgentError(str(error)) from None
+        except ValueError as error:
+            raise UserError(str(error)) from None
         there, here = (_shapes(spaces) for spaces in (Spaces.of(env), self.spaces))
         if there != here:
             name = self.env_settings.name
-            raise AgentError(f"{self.path} must hold a policy for {name}, which has {there}, got one for {here}.")
+            raise UserError(f"{self.path} must hold a policy for {name}, which has {there}, got one for {here}.")
         return env
 
 
@@ -132,7 +132,7 @@ def policy_bytes(policies: Mapping[str, Any], facts: Mapping[str, Any], *, small
 
     Raises:
         Undescribed: a module that could not be built again; the message says which.
-        AgentError: weights that are not finite.
+        UserError: weights that are not finite.
     """
     policy = whole(policies)
     description = described(policy)
@@ -178,21 +178,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], memoryview]:
     """Tensors on the CPU, metadata, and the raw bytes of the tensors; reading a safetensors file executes nothing.
 
     Raises:
-        AgentError: it cannot be read, is too large, or damaged.
+        UserError: it cannot be read, is too large, or damaged.
     """
     package = _safetensors()
     try:
         size = path.stat().st_size
         if size > _LARGEST:
-            raise AgentError(f"{path} must be at most {_LARGEST >> 30} GiB, got {size:,} bytes.")
+            raise UserError(f"{path} must be at most {_LARGEST >> 30} GiB, got {size:,} bytes.")
         content = path.read_bytes()
     except OSError as error:
-        raise AgentError(f"{path} could not be read: {error.strerror}.") from None
+        raise UserError(f"{path} could not be read: {error.strerror}.") from None
     try:
         tensors = package.load(content)
     except Exception as error:  # SafetensorError, or a dtype that this torch does not have
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise AgentError(f"{path} is damaged or no safetensors file: {reason}.") from None
+        raise UserError(f"{path} is damaged or no safetensors file: {reason}.") from None
     end = 8 + int.from_bytes(content[:8], "little")
     return tensors, json.loads(content[8:end]).get("__metadata__", {}), memoryview(content)[end:]
 
@@ -201,7 +201,7 @@ def _safetensors() -> Any:
     try:
         return importlib.import_module("safetensors.torch")
     except ImportError:
-        raise AgentError("A saved policy needs safetensors, got none: pip install 'torchrl_reg[recipes]'.") from None
+        raise UserError("A saved policy needs safetensors, got none: pip install 'torchrl_reg[recipes]'.") from None
 
 
 def save_policy(
@@ -215,12 +215,12 @@ def save_policy(
     on top of them can be saved, and any :class:`~torchrl_reg.regularizers.Regularizer`, also of one's own.
 
     Raises:
-        AgentError: another module is in it, or its weights are not finite.
+        UserError: another module is in it, or its weights are not finite.
     """
     try:
         content = policy_bytes({"policy": policy}, facts or {}, small=small)
     except Undescribed as error:
-        raise AgentError(f"policy must be made of this package's networks and actors, got {error}.") from None
+        raise UserError(f"policy must be made of this package's networks and actors, got {error}.") from None
     Path(path).write_bytes(content)
 
 
@@ -228,12 +228,12 @@ def check_finite(state: Mapping[str, Any], whose: str) -> None:
     """Refuses a ``state_dict`` with NaN or an infinite number in it.
 
     Raises:
-        AgentError: there is one; the sentence names it.
+        UserError: there is one; the sentence names it.
     """
     for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
             value = tensor[~tensor.isfinite()][0].item()
-            raise AgentError(f"{whose} must have finite weights, got {value} in {name}.")
+            raise UserError(f"{whose} must have finite weights, got {value} in {name}.")
 
 
 def read_policy(
@@ -247,16 +247,16 @@ def read_policy(
         trust: modules that the policy may name, of one's own classes; others are not imported, see :func:`load_policy`.
 
     Raises:
-        AgentError: there is none, it is damaged, not finite or another run's, or this version cannot build it.
+        UserError: there is none, it is damaged, not finite or another run's, or this version cannot build it.
     """
     trust = _imported(trust)
     path = _policy_file(run_folder)
     tensors, metadata, data = read(path)
     if metadata.get("format") != _FORMAT:
-        raise AgentError(f"{path} must be of format {_FORMAT!r}, got {metadata.get('format')!r}.")
+        raise UserError(f"{path} must be of format {_FORMAT!r}, got {metadata.get('format')!r}.")
     text = metadata.get("content", "")
     if hashlib.sha256(text.encode() + data).hexdigest() != metadata.get("sha256"):
-        raise AgentError(f"{path} is damaged: its checksum does not fit its content.")
+        raise UserError(f"{path} is damaged: its checksum does not fit its content.")
     try:
         said = json.loads(text)
         facts = _checked_facts(said["facts"])
@@ -267,11 +267,11 @@ def read_policy(
         check_actions(said["policy"], spaces)
         policy.load_state_dict(weights)
     except Untrusted as error:
-        raise AgentError(f"{path} {error}.") from None
+        raise UserError(f"{path} {error}.") from None
     except Exception as error:  # whatever the content makes of the code that reads it
         reason = " ".join(str(error).split())[:200].removesuffix(".") or type(error).__name__
         reason = f"no {error}" if isinstance(error, KeyError) else reason
-        raise AgentError(f"{path} cannot be built by this version of torchrl_reg: {printable(reason)}.") from None
+        raise UserError(f"{path} cannot be built by this version of torchrl_reg: {printable(reason)}.") from None
     _check_owner(path, facts)
     check_finite(weights, str(path))
     return SavedPolicy(path, policy.to(device).requires_grad_(False).eval(), facts, spaces, trust)
@@ -281,12 +281,12 @@ def _imported(trust: Any) -> tuple[str, ...]:
     """The modules in ``trust``; they may also register the environment of the policy."""
     named = () if isinstance(trust, str) else tuple(trust)
     if isinstance(trust, str) or not all(isinstance(name, str) and name for name in named):
-        raise AgentError(f"trust must be a list of modules, such as ['my_module'], got {trust!r}.")
+        raise UserError(f"trust must be a list of modules, such as ['my_module'], got {trust!r}.")
     for name in named:
         try:
             trusted_module(name, named)
         except Untrusted as error:
-            raise AgentError(f"trust {error}.") from None
+            raise UserError(f"trust {error}.") from None
     return named
 
 
@@ -302,12 +302,12 @@ def _policy_file(written: Path | str) -> Path:
             return path
     except OSError as error:  # a name too long, a folder that may not be entered
         shown = str(folder) if len(str(folder)) <= 200 else f"{str(folder)[:200]}..."
-        raise AgentError(f"{shown} could not be read: {error.strerror}.") from None
+        raise UserError(f"{shown} could not be read: {error.strerror}.") from None
     or_name = "" if exists or not isinstance(written, str) else ", or the name of a trained agent (`torchrl-reg list`)"
     meant = f"a run folder or an exported one, with a {POLICY_FILE} in it"
     near = difflib.get_close_matches(str(written), trained_agents(), n=1) if or_name else []
     hint = f"; did you mean {near[0]}?" if near else "."
-    raise AgentError(f"{folder} must be {meant}{or_name}, got none{hint}")
+    raise UserError(f"{folder} must be {meant}{or_name}, got none{hint}")
 
 
 def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu", t
             ``PYTHONPATH``. A folder may come from anybody, and importing runs code: of what it names only these are.
 
     Raises:
-        AgentError: there is no policy, it is damaged or not finite, or belongs to another run.
+        UserError: there is no policy, it is damaged or not finite, or belongs to another run.
 
     Example:
         >>> import tempfile
@@ -372,12 +372,12 @@ def _check_owner(path: Path, facts: Mapping[str, Any]) -> None:
     try:
         last = dict(json.loads(done.read_text())["evaluation"] or {})
     except (OSError, ValueError, KeyError, TypeError):
-        raise AgentError(f"{done} must hold what a finished run ended with, got something else.") from None
+        raise UserError(f"{done} must hold what a finished run ended with, got something else.") from None
     for name, there in facts["evaluation"].items():
         here = last.get(name)
         # A return that was not finite is None in the policy's file and may be NaN in the run's.
         if here != there and not (there is None and here != here):
-            raise AgentError(f"{path} belongs to another run than {done}: {name} is {there} there and {here} here.")
+            raise UserError(f"{path} belongs to another run than {done}: {name} is {there} there and {here} here.")
 
 
 def _shapes(spaces: Spaces) -> str:

@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_reg.lab.agents.pictures import Picture
-from torchrl_reg.lab.errors import AgentError
+from torchrl_reg.lab.errors import UserError
 
 
 def write_video(path: Path, frames: Iterable[Picture], frames_per_second: float) -> int:
     """Writes ``frames`` (uint8 ``[H, W, 3]``, all of one size) to a ``.gif`` or ``.mp4``; returns how many.
 
     Raises:
-        AgentError: another suffix, no frame, or what writes this format is not installed.
+        UserError: another suffix, no frame, or what writes this format is not installed.
     """
     # A GIF is written at its end: reduced to 128 colours, a frame waits for that in a third of its memory.
     gif = {"duration": round(1000 / frames_per_second), "loop": 0, "bits": 7}
     options: dict[str, dict[str, Any]] = {".gif": gif, ".mp4": {"fps": frames_per_second, "macro_block_size": 2}}
     if path.suffix not in options:
-        raise AgentError(f"A video must be a file ending in {' or '.join(options)}, got {path.name}.")
+        raise UserError(f"A video must be a file ending in {' or '.join(options)}, got {path.name}.")
     try:
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise AgentError(f"A video needs {error.name}, got none: pip install 'torchrl_reg[play]'.") from None
+        raise UserError(f"A video needs {error.name}, got none: pip install 'torchrl_reg[play]'.") from None
     frames = iter(frames)
     first = next(frames, None)  # before there is a file: it may be refused
     if first is None:
-        raise AgentError(f"{path} must have at least one frame, got none.")
+        raise UserError(f"{path} must have at least one frame, got none.")
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     writer: Any = imageio.get_writer(path, **options[path.suffix])
@@ -44,12 +44,12 @@ def show_in_window(title: str, frames: Iterable[Picture], frames_per_second: flo
     """Shows ``frames`` in a window until they end or it is closed; returns how many were shown.
 
     Raises:
-        AgentError: pygame is not installed.
+        UserError: pygame is not installed.
     """
     try:
         import pygame
     except ImportError:
-        raise AgentError("A window needs pygame, got none: pip install 'torchrl_reg[recipes]', or use --out.") from None
+        raise UserError("A window needs pygame, got none: pip install 'torchrl_reg[recipes]', or use --out.") from None
     shown, window, clock = 0, None, pygame.time.Clock()
     pygame.display.init()
     try:

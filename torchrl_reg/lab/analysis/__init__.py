@@ -1,6 +1,5 @@
 """Turns finished runs into statistics, tables and figures, with numpy and (for figures) matplotlib; no torch."""
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.groups import Group, group_runs
 from torchrl_reg.lab.analysis.published import (
     RANDOM_RETURNS,
@@ -11,11 +10,12 @@ from torchrl_reg.lab.analysis.published import (
     sac_normalized_scores,
 )
 from torchrl_reg.lab.analysis.runs import RunRecord, find_runs
+from torchrl_reg.lab.errors import UserError
 
 __all__ = [
     "RANDOM_RETURNS",
     "SAC_ANCHORS",
-    "AnalysisError",
+    "UserError",
     "Group",
     "NormalizedScores",
     "RunRecord",

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_reg.lab.analysis import statistics
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.runs import Column
 from torchrl_reg.lab.analysis.scores import normalized
 from torchrl_reg.lab.analysis.statistics import Array, Estimator
+from torchrl_reg.lab.errors import UserError
 
 # Colours after Okabe and Ito, safe for colour-blind readers.
 
@@ -161,14 +161,14 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
     Seeds that have no evaluation yet are left out. An evaluation that is null for one seed is left out for all.
 
     Raises:
-        AnalysisError: seeds evaluated at different frames.
+        UserError: seeds evaluated at different frames.
     """
     runs = [run for run in group.runs if len(run.evaluations(column)[0])]
     for run in runs[1:]:
         frames_of = [each.evaluated_frames(column) for each in (runs[0], run)]  # nulls count as evaluated
         both = min(map(len, frames_of))
         if not np.array_equal(frames_of[0][:both], frames_of[1][:both]):
-            raise AnalysisError(
+            raise UserError(
                 f"seeds of {group.method} on {group.env} must be evaluated at the same frames, got different ones in "
                 f"{runs[0].path} and {run.path}."
             )
@@ -203,17 +203,15 @@ def aggregate_curve(
         frames: length of the experiment, which SAC's reference returns depend on.
 
     Raises:
-        AnalysisError: an environment without evaluations, or none in common.
+        UserError: an environment without evaluations, or none in common.
     """
     curves = [(group, group_curve(group, column)) for group in groups]
     if missing := [group.env for group, curve in curves if curve is None]:
-        raise AnalysisError(
-            f"{groups[0].method} must have evaluations of {column} everywhere, got none on {missing[0]}."
-        )
+        raise UserError(f"{groups[0].method} must have evaluations of {column} everywhere, got none on {missing[0]}.")
     found = [(group.env, *curve) for group, curve in curves if curve is not None]
     start, stop = max(each[0] for _, each, _ in found), min(each[-1] for _, each, _ in found)
     if start > stop:
-        raise AnalysisError(f"{groups[0].method} must be evaluated at frames that overlap, got none in common.")
+        raise UserError(f"{groups[0].method} must be evaluated at frames that overlap, got none in common.")
     common = np.linspace(start, stop, min(50, max(len(each) for _, each, _ in found)))
     runs = [
         np.stack([np.interp(common, each, normalized(env, seed, scale, frames)) for seed in values])

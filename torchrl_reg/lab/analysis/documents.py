@@ -10,21 +10,17 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-
-class AnalysisError(ValueError):
-    """A request about finished runs cannot be met; the message says in one sentence what to change."""
-
-    user_error = True
+from torchrl_reg.lab.errors import UserError
 
 
 def one_of(name: str, value: str, known: Collection[str]) -> str:
     """``value`` if it is ``known``.
 
     Raises:
-        AnalysisError: it is not; the message says that of ``name``.
+        UserError: it is not; the message says that of ``name``.
     """
     if value not in known:
-        raise AnalysisError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     return value
 
 
@@ -55,33 +51,33 @@ def read_text(path: Path) -> str:
     """The text of ``path``; empty without the file.
 
     Raises:
-        AnalysisError: it cannot be read, or is larger than 4 MiB.
+        UserError: it cannot be read, or is larger than 4 MiB.
     """
     try:
         with opened(path) as file:
             found = file.read(_LARGEST + 1)
         if len(found) > _LARGEST:
-            raise AnalysisError(f"{path} must be at most {_LARGEST >> 20} MiB, got more.")
+            raise UserError(f"{path} must be at most {_LARGEST >> 20} MiB, got more.")
         return found.decode()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"{path} could not be read: {error}.") from None
+        raise UserError(f"{path} could not be read: {error}.") from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None without the file.
 
     Raises:
-        AnalysisError: it holds something else.
+        UserError: it holds something else.
     """
     text = read_text(path)
     try:
         found = json.loads(text) if text else None
     except (ValueError, RecursionError):
-        raise AnalysisError(f"{path} must be JSON, got {text[:40]!r}.") from None
+        raise UserError(f"{path} must be JSON, got {text[:40]!r}.") from None
     if found is not None and not isinstance(found, dict):
-        raise AnalysisError(f"{path} must hold a JSON object, got {text[:40]!r}.")
+        raise UserError(f"{path} must hold a JSON object, got {text[:40]!r}.")
     return found
 
 
@@ -91,12 +87,12 @@ def read_yaml(path: Path) -> Any:
     Aliases (``*name``) are refused: a few lines of them can stand for billions of values, and none are written here.
 
     Raises:
-        AnalysisError: it is no YAML, holds aliases or nests too deeply, or PyYAML is not installed.
+        UserError: it is no YAML, holds aliases or nests too deeply, or PyYAML is not installed.
     """
     try:
         import yaml
     except ImportError as error:
-        raise AnalysisError("reading run folders needs PyYAML, got none: pip install 'torchrl_reg[report]'.") from error
+        raise UserError("reading run folders needs PyYAML, got none: pip install 'torchrl_reg[report]'.") from error
     text = read_text(path)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config, in Python 15
     try:
@@ -106,10 +102,10 @@ def read_yaml(path: Path) -> Any:
             except yaml.YAMLError:  # since PyYAML 6.0.4 the C loader reads ahead and refuses deep nesting itself
                 _refuse_unbounded(yaml.parse(text, Loader=yaml.SafeLoader), path)
         return yaml.load(text, Loader=loader)
-    except AnalysisError:
+    except UserError:
         raise
     except (yaml.YAMLError, ValueError, TypeError):  # ValueError: 0001-99-99 is a date to YAML
-        raise AnalysisError(f"{path} must be YAML, got something else.") from None
+        raise UserError(f"{path} must be YAML, got something else.") from None
 
 
 def _refuse_unbounded(events: Iterator[Any], path: Path) -> None:
@@ -118,16 +114,16 @@ def _refuse_unbounded(events: Iterator[Any], path: Path) -> None:
         kind = type(event).__name__
         depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
         if kind == "AliasEvent":
-            raise AnalysisError(f"{path} must be YAML without aliases, got one.")
+            raise UserError(f"{path} must be YAML without aliases, got one.")
         if depth > _DEEPEST:
-            raise AnalysisError(f"{path} must nest at most {_DEEPEST} levels, got more.")
+            raise UserError(f"{path} must nest at most {_DEEPEST} levels, got more.")
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """``{"algo": {"tau": 1}}`` as ``{"algo.tau": 1}``; empty sections are kept, and the later of two duplicates wins.
 
     Raises:
-        AnalysisError: more than 10,000 settings.
+        UserError: more than 10,000 settings.
 
     >>> flat({"algo": {"tau": 1, "more": {}}, "algo.tau": 2})
     {'algo.tau': 2, 'algo.more': {}}
@@ -137,5 +133,5 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
         if len(found) > _MOST_SETTINGS:
-            raise AnalysisError(f"a config must hold at most {_MOST_SETTINGS} settings, got more.")
+            raise UserError(f"a config must hold at most {_MOST_SETTINGS} settings, got more.")
     return found

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from torchrl_reg.lab.analysis.documents import AnalysisError, hint
+from torchrl_reg.lab.analysis.documents import hint
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number
+from torchrl_reg.lab.errors import UserError
 
 _ABSENT = "absent"
 _COEFFICIENTS = ("algo.", "regularizer.", "shaping.", "head.")
@@ -62,7 +63,7 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
         Groups sorted by environment, recipe and values of the settings.
 
     Raises:
-        AnalysisError: ``by`` names no setting; or runs that cannot be told apart: seeds beside each other (``seed=0``,
+        UserError: ``by`` names no setting; or runs that cannot be told apart: seeds beside each other (``seed=0``,
             ``seed=1``) with unequal settings, settings ``by`` leaves unnamed, or one seed of one method twice.
     """
     runs = list(runs)
@@ -86,7 +87,7 @@ def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[
     """``runs`` without the settings ``ignored``, so that runs which differ in these alone are one method.
 
     Raises:
-        AnalysisError: a name that is no setting of the runs.
+        UserError: a name that is no setting of the runs.
     """
     _refuse_unknown(ignored, runs, "ignore")
     return [
@@ -128,7 +129,7 @@ def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | No
         label = _label(recipe, named, members[0])
         for one, other in pairwise(members):
             if one.seed == other.seed:
-                raise AnalysisError(
+                raise UserError(
                     f"each seed of {label} on {one.env} must be there once, got seed {one.seed} in {one.path} and in "
                     f"{other.path}."
                 )
@@ -238,11 +239,11 @@ def _refuse_different(
             there, here = (shown(each.config.get(keys[0], _ABSENT)) for each in (one, run))
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             example = f"{keys[0]} ({there} in {one.path}, {here} in {run.path}){more}"
-            raise AnalysisError(f"{who} must {rule}, got different {example}.")
+            raise UserError(f"{who} must {rule}, got different {example}.")
 
 
 def _refuse_unknown(by: Iterable[str], runs: Iterable[RunRecord], name: str = "by") -> None:
     known = sorted({key for run in runs for key in run.config})
     for key in by:
         if key not in known:
-            raise AnalysisError(f"{name} must name a setting of the runs, got {key!r}.{hint(key, known)}")
+            raise UserError(f"{name} must name a setting of the runs, got {key!r}.{hint(key, known)}")

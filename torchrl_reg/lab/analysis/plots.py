@@ -14,12 +14,13 @@ from matplotlib.lines import Line2D
 
 from torchrl_reg.lab.analysis import statistics
 from torchrl_reg.lab.analysis.curves import GREY, LIGHT, Chart, Line, aggregate_curve, chart, group_curve, profile_lines
-from torchrl_reg.lab.analysis.documents import AnalysisError, one_of
+from torchrl_reg.lab.analysis.documents import one_of
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.numbers import amount, counted, distinct, number, percent
 from torchrl_reg.lab.analysis.protocols import Gap
 from torchrl_reg.lab.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score
 from torchrl_reg.lab.analysis.statistics import AGGREGATES
+from torchrl_reg.lab.errors import UserError
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Methods a legend above the panels holds, and inches a row of it takes.
@@ -37,7 +38,7 @@ def draw_learning_curves(
     """One panel an environment, one curve a method: mean or IQM (``center``) of its seeds with a 95% interval.
 
     Raises:
-        AnalysisError: no evaluations at all, seeds evaluated at different frames, or a bad ``center`` or suffix.
+        UserError: no evaluations at all, seeds evaluated at different frames, or a bad ``center`` or suffix.
     """
     estimator = _CENTERS[one_of("center", center, _CENTERS)]
     methods = list(dict.fromkeys(group.method for group in groups))
@@ -48,7 +49,7 @@ def draw_learning_curves(
             lines[group.env].append(Line(group.method, methods.index(group.method), curve[0], *band))
     charts = [found for env, of in lines.items() if (found := chart(env, of, x_label=""))]
     if not charts:
-        raise AnalysisError(f"results must hold evaluations of {column}, got none.")
+        raise UserError(f"results must hold evaluations of {column}, got none.")
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
     y_label = f"{name} return" if column.startswith("return_") else name
     return draw(charts, path, columns=4 if len(charts) > 4 else 3, x_label=_FRAMES, y_label=y_label)
@@ -62,7 +63,7 @@ def draw_aggregate_curves(
     Only methods with runs on every environment are drawn.
 
     Raises:
-        AnalysisError: no common scale, no such method, or a bad ``aggregate`` or suffix.
+        UserError: no common scale, no such method, or a bad ``aggregate`` or suffix.
     """
     _scaled(scale)
     one_of("aggregate", aggregate, AGGREGATES)
@@ -71,7 +72,7 @@ def draw_aggregate_curves(
     of = {group.method: [each for each in groups if each.method == group.method] for group in groups}
     complete = {method: found for method, found in of.items() if {group.env for group in found} == envs}
     if not complete:
-        raise AnalysisError(f"results must hold a method with runs on all of {', '.join(sorted(envs))}, got none.")
+        raise UserError(f"results must hold a method with runs on all of {', '.join(sorted(envs))}, got none.")
     frames = max(run.last_evaluation(column) for group in groups for run in group.runs)
     lines = []
     for series, (method, found) in enumerate(complete.items()):
@@ -87,13 +88,13 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
     Only methods with runs on every environment are drawn.
 
     Raises:
-        AnalysisError: no common scale, no such method, or a bad suffix.
+        UserError: no common scale, no such method, or a bad suffix.
     """
     _scaled(scale)
     board = Scoreboard(scores, scale).on_scale()
     lines, beyond = profile_lines(board.comparable(), scale, resamples=1_000)
     if not lines:
-        raise AnalysisError(f"results must hold a method with runs on all of {', '.join(board.envs)}, got none.")
+        raise UserError(f"results must hold a method with runs on all of {', '.join(board.envs)}, got none.")
     note = statistics.beyond_note(beyond) if beyond else ""
     found = chart("", lines, note=note, x_label="", span=(0.0, 1.0), steps=True)
     y_label = f"share of runs with a score above s ({counted(len(board.envs), 'environment')})"
@@ -107,7 +108,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     is higher (Wang et al., 2016). Without a scale ``100 (x - b) / |b|`` of mean returns.
 
     Raises:
-        AnalysisError: unknown methods, no environment in common, a baseline of 0 without a scale, or a bad suffix.
+        UserError: unknown methods, no environment in common, a baseline of 0 without a scale, or a bad suffix.
     """
     board = Scoreboard(scores, scale)
     ours, theirs = board.of(method), board.of(baseline)
@@ -115,7 +116,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     means = {env: [float(board.normalized(env, of[env]).mean()) for of in (ours, theirs)] for env in shared}
     found = {env: _improvement(env, score, other, scale) for env, (score, other) in means.items()}
     if not found:
-        raise AnalysisError(f"{method} and {baseline} must share an environment, got none.")
+        raise UserError(f"{method} and {baseline} must share an environment, got none.")
     envs = sorted(found, key=lambda env: found[env])
     values = np.array([found[env] for env in envs])
     figure = new_figure(6.4, 1.1 + 0.19 * max(len(envs), 3))
@@ -145,7 +146,7 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
     Published scores under another protocol are left out. Returns are undiscounted, in reward units.
 
     Raises:
-        AnalysisError: as :func:`save`.
+        UserError: as :func:`save`.
     """
     rows: dict[str, dict[str, list[Gap]]] = {}
     for each in found:
@@ -186,7 +187,7 @@ def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_labe
     """Writes ``charts`` side by side, in rows of ``columns``, under one legend; labels are of all of them.
 
     Raises:
-        AnalysisError: as :func:`save`.
+        UserError: as :func:`save`.
     """
     found = [each for each in charts if each is not None]
     columns = min(len(found), columns)
@@ -244,13 +245,13 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
     if scale != "none":
         return 100 * (score - baseline) / max(1.0, baseline)
     if baseline == 0:
-        raise AnalysisError(f"the baseline's mean return on {env} must not be 0 without a scale, got 0.")
+        raise UserError(f"the baseline's mean return on {env} must not be 0 without a scale, got 0.")
     return 100 * (score - baseline) / abs(baseline)
 
 
 def _scaled(scale: str) -> None:
     if scale not in ("human", "sac"):
-        raise AnalysisError(
+        raise UserError(
             "normalize must be human or sac to average environments, got none; returns of different environments "
             "have no common scale."
         )
@@ -299,7 +300,7 @@ def save(figure: Figure, path: Path) -> Path:
     """Writes ``figure`` to ``path``: PNG, SVG or PDF by its suffix.
 
     Raises:
-        AnalysisError: another suffix, or a folder that cannot be written.
+        UserError: another suffix, or a folder that cannot be written.
     """
     checked_path(path)
     try:
@@ -309,7 +310,7 @@ def save(figure: Figure, path: Path) -> Path:
         with rc_context({"svg.hashsalt": "torchrl_reg"}):
             figure.savefig(path, dpi=130, metadata=metadata)
     except OSError as error:
-        raise AnalysisError(f"out must be a file that can be written, got {path}: {error.strerror}.") from None
+        raise UserError(f"out must be a file that can be written, got {path}: {error.strerror}.") from None
     return path
 
 
@@ -317,8 +318,8 @@ def checked_path(path: Path) -> Path:
     """``path`` if its suffix is one that can be written.
 
     Raises:
-        AnalysisError: it is not.
+        UserError: it is not.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise AnalysisError(f"out must end in {', '.join(SUFFIXES)}, got {str(path)!r}.")
+        raise UserError(f"out must end in {', '.join(SUFFIXES)}, got {str(path)!r}.")
     return path

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from torchrl_reg.lab.analysis import statistics
-from torchrl_reg.lab.analysis.documents import AnalysisError, flat, read_yaml
+from torchrl_reg.lab.analysis.documents import flat, read_yaml
 from torchrl_reg.lab.analysis.groups import Group, short_name, shown
 from torchrl_reg.lab.analysis.numbers import amount, counted
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number
 from torchrl_reg.lab.analysis.scores import EVALUATION, Scores, checked, scores_of
 from torchrl_reg.lab.analysis.statistics import Estimate, stratified_estimate
 from torchrl_reg.lab.analysis.tables import Row, Table, frames_text
+from torchrl_reg.lab.errors import UserError
 
 #: Metrics in words.
 _METRICS = {
@@ -109,7 +110,7 @@ class Gap:
         """Our mean over the seeds and its 95% bootstrap interval.
 
         Raises:
-            AnalysisError: no run has a score.
+            UserError: no run has a score.
         """
         return stratified_estimate([self.scores.values], statistics.mean)
 
@@ -208,13 +209,13 @@ def gaps(groups: Sequence[Group], column: str | None = None, *, unfinished: bool
     Of the scores that a source gives at several lengths, the one whose protocol is nearest to ours.
 
     Raises:
-        AnalysisError: nobody published any method here, or no run has a score.
+        UserError: nobody published any method here, or no run has a score.
     """
     found = [each for group in groups for each in _gaps(group, column, unfinished)]
     if all(each.published is None for each in found):
         known = ", ".join(dict.fromkeys(f"{each.method} on {each.env}" for each in published_scores()))
         names = ", ".join(f"{group.method} on {group.env}" for group in groups)
-        raise AnalysisError(f"results must hold a method with a published score ({known}), got {names}.")
+        raise UserError(f"results must hold a method with a published score ({known}), got {names}.")
     checked([each.scores for each in found])
     return found
 

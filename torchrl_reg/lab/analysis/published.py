@@ -16,7 +16,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torchrl_reg.lab.analysis.documents import AnalysisError, hint, one_of
+from torchrl_reg.lab.analysis.documents import hint, one_of
+from torchrl_reg.lab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def published_table(name: str) -> PublishedTable:
     """The table ``name``, one of :func:`published_names`.
 
     Raises:
-        AnalysisError: another name.
+        UserError: another name.
 
     >>> published_table("mirl").of("space_invaders")["mirl"]
     164.79
@@ -102,7 +103,7 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
     2015.
 
     Raises:
-        AnalysisError: a game without reference scores.
+        UserError: a game without reference scores.
 
     >>> float(human_normalized_score("SpaceInvaders", 1668.7))
     1.0
@@ -110,7 +111,7 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
     names = _names()
     if _key(game) not in names:
         near = hint(game.lower(), names.values())
-        raise AnalysisError(f"game must be an Atari game with reference scores, got {game!r}.{near}")
+        raise UserError(f"game must be an Atari game with reference scores, got {game!r}.{near}")
     return normalized_score(score, *atari_reference_scores()[names[_key(game)]])
 
 

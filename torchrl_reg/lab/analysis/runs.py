@@ -16,7 +16,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_reg.lab.analysis.documents import AnalysisError, flat, opened, read_json, read_text, read_yaml
+from torchrl_reg.lab.analysis.documents import flat, opened, read_json, read_text, read_yaml
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 
 #: Environment frames and values; NaN where a row has null.
@@ -41,7 +42,7 @@ def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
     a number of frames. A number that is not finite is None, as training writes it.
 
     Raises:
-        AnalysisError: another line is no JSON object.
+        UserError: another line is no JSON object.
     """
     path, wanted = folder / "metrics.jsonl", containing.encode()
     try:
@@ -75,8 +76,8 @@ def last_rows(folder: Path, size: int) -> list[Row]:
     return [row for row in found if row is not None and _is_row(row)]
 
 
-def _damaged(path: Path, problem: str | None) -> AnalysisError:
-    return AnalysisError(f"{path} must hold one JSON object a line, got {problem}.")
+def _damaged(path: Path, problem: str | None) -> UserError:
+    return UserError(f"{path} must hold one JSON object a line, got {problem}.")
 
 
 def _json_object(line: bytes) -> Row | None:
@@ -101,7 +102,7 @@ def read_columns(rows: Iterable[Row]) -> dict[str, dict[str, Column]]:
     neighbours at the frames of the last of them, as if the run had written fewer rows.
 
     Raises:
-        AnalysisError: more columns than a record has.
+        UserError: more columns than a record has.
     """
     events: dict[str, dict[str, _Points]] = {}
     for row in rows:
@@ -111,7 +112,7 @@ def read_columns(rows: Iterable[Row]) -> dict[str, dict[str, Column]]:
             if value is None or is_number(value):
                 if (points := columns.get(name)) is None:
                     if len(columns) >= _MOST_COLUMNS:
-                        raise AnalysisError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
+                        raise UserError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
                     points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _LAST)
                 points.frames.append(frames)
                 points.values.append(value)
@@ -320,13 +321,13 @@ def find_runs(
         training: with ``skipped``, training rows are read at once, too.
 
     Raises:
-        AnalysisError: ``root`` is no folder, or a run folder cannot be read: any one, or with ``skipped`` every one.
+        UserError: ``root`` is no folder, or a run folder cannot be read: any one, or with ``skipped`` every one.
     """
     roots = [root] if isinstance(root, str | Path) else root
     found: dict[Path, Path] = {}
     for each in map(Path, roots):
         if not each.is_dir():
-            raise AnalysisError(f"results must be an existing folder, got no folder {each}.")
+            raise UserError(f"results must be an existing folder, got no folder {each}.")
         for folder in run_folders(each):
             found.setdefault(folder.resolve(), folder)
     runs = []
@@ -336,12 +337,12 @@ def find_runs(
             if skipped is not None:
                 _ = run.all_columns if training else run.evaluated_frames()
             runs.append(run)
-        except AnalysisError as error:
+        except UserError as error:
             if skipped is None:
                 raise
             skipped.append(str(error))
     if skipped and not runs:
-        raise AnalysisError(skipped[0])
+        raise UserError(skipped[0])
     return runs
 
 
@@ -349,16 +350,16 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
     """The run in ``folder``, with the settings ``config``: by default those of its ``config.yaml``.
 
     Raises:
-        AnalysisError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
+        UserError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
     """
     config = flat(read_yaml(folder / "config.yaml")) if config is None else config
     config = {printable(str(key)): _printable(value) for key, value in config.items()}
     starts = (read_json(folder / "provenance.json") or {}).get("starts")
     if "env.name" not in config or "run.seed" not in config:
-        raise AnalysisError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")
+        raise UserError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")
     seed = config["run.seed"]
     if not isinstance(seed, int):
-        raise AnalysisError(f"{folder}/config.yaml must have an integer run.seed, got {str(seed)[:40]!r}.")
+        raise UserError(f"{folder}/config.yaml must have an integer run.seed, got {str(seed)[:40]!r}.")
     command = printable(read_text(folder / "command.txt").strip())
     script = _script(command)
     return RunRecord(

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchrl_reg.lab.analysis import published
-from torchrl_reg.lab.analysis.documents import AnalysisError, hint, one_of
+from torchrl_reg.lab.analysis.documents import hint, one_of
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.runs import RunRecord
 from torchrl_reg.lab.analysis.statistics import Array
+from torchrl_reg.lab.errors import UserError
 
 #: Scales ``normalized`` knows; ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest.
 SCALES = ("auto", "human", "sac", "none")
@@ -46,11 +47,11 @@ def run_score(run: RunRecord, how: str = "final", column: str = "return_greedy_m
     (trapezoids).
 
     Raises:
-        AnalysisError: ``how`` is none of these, or the run has no such evaluations.
+        UserError: ``how`` is none of these, or the run has no such evaluations.
     """
     frames, values = run.evaluations(column)
     if not len(values):
-        raise AnalysisError(f"{run.path} must hold evaluations of {column}, got none.")
+        raise UserError(f"{run.path} must hold evaluations of {column}, got none.")
     if how == "best":
         return float(values.max())
     if how == "auc":
@@ -63,13 +64,13 @@ def last_evaluations(how: str) -> int:
     """How many of the last evaluations the score ``how`` averages: 5 for ``last5``, 1 for those without a number.
 
     Raises:
-        AnalysisError: ``how`` is no score.
+        UserError: ``how`` is no score.
     """
     if how in ("final", "best", "auc"):
         return 1
     found = re.fullmatch(r"last([1-9]\d*)", how)
     if not found:
-        raise AnalysisError(f"score must be final, best, auc or last<k>, such as last5, got {how!r}.")
+        raise UserError(f"score must be final, best, auc or last<k>, such as last5, got {how!r}.")
     return int(found[1])
 
 
@@ -79,7 +80,7 @@ def group_scores(
     """The scores of every group; unfinished runs count only with ``unfinished``.
 
     Raises:
-        AnalysisError: ``how`` is no score, or no run has any.
+        UserError: ``how`` is no score, or no run has any.
     """
     last_evaluations(how)
     return checked([scores_of(group, how, column, unfinished=unfinished) for group in groups])
@@ -89,13 +90,11 @@ def checked(found: Sequence[Scores]) -> list[Scores]:
     """``found``.
 
     Raises:
-        AnalysisError: no run has a score.
+        UserError: no run has a score.
     """
     if not any(len(scores.values) for scores in found):
         reasons = dict.fromkeys(reason for scores in found for reason in scores.left_out)
-        raise AnalysisError(
-            f"results must hold at least one run with a score, got none: {'; '.join(list(reasons)[:3])}."
-        )
+        raise UserError(f"results must hold at least one run with a score, got none: {'; '.join(list(reasons)[:3])}.")
     return list(found)
 
 
@@ -123,7 +122,7 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     (:func:`on_scale`).
 
     Raises:
-        AnalysisError: ``wanted`` is no scale, or does not suit one of ``envs``.
+        UserError: ``wanted`` is no scale, or does not suit one of ``envs``.
     """
     one_of("normalize", wanted, SCALES)
     scored = any(has_score(env, "human") for env in envs)
@@ -135,7 +134,7 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
         return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
     if unsuited := [env for env in envs if wanted in suits and not suits[wanted](env)]:
         kind = "Atari games with a human score" if wanted == "human" else "the MuJoCo tasks with a SAC score"
-        raise AnalysisError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
+        raise UserError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
     return wanted
 
 
@@ -192,11 +191,11 @@ class Scoreboard:
         """The scores of ``method`` on every environment where it has any.
 
         Raises:
-            AnalysisError: no such method; the message names the nearest.
+            UserError: no such method; the message names the nearest.
         """
         if method not in self.methods:
             near = hint(method, self.methods, cutoff=0.4)
-            raise AnalysisError(f"method must be one of {', '.join(map(repr, self.methods))}, got {method!r}.{near}")
+            raise UserError(f"method must be one of {', '.join(map(repr, self.methods))}, got {method!r}.{near}")
         return {each.group.env: each.values for each in self.scores if each.group.method == method and len(each.values)}
 
     def normalized(self, env: str, values: Array) -> Array:

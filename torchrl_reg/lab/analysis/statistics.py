@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
+from torchrl_reg.lab.errors import UserError
 
 Array = NDArray[np.float64]
 #: Runs ``[R, N]``, task after task, and the number of runs of each task -> estimates ``[R]``.
@@ -101,7 +101,7 @@ def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, re
         resamples: R.
 
     Raises:
-        AnalysisError: no task, a task without runs, or a score that is not a finite number.
+        UserError: no task, a task without runs, or a score that is not a finite number.
     """
     runs, sizes = _joined(scores)
     band = stratified_bootstrap(runs[None], sizes, estimator, resamples=resamples)
@@ -136,13 +136,13 @@ def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[A
         scores, baseline: one array of runs a task, the same tasks in both; numbers of runs may differ.
 
     Raises:
-        AnalysisError: unequal numbers of tasks, no task, a task without runs, or a score that is not a finite number.
+        UserError: unequal numbers of tasks, no task, a task without runs, or a score that is not a finite number.
 
     >>> probability_of_improvement([[1.0, 2.0], [0.0]], [[0.0, 1.0], [5.0]]).value
     0.4375
     """
     if len(scores) != len(baseline):
-        raise AnalysisError(f"scores and baseline must be of the same tasks, got {len(scores)} and {len(baseline)}.")
+        raise UserError(f"scores and baseline must be of the same tasks, got {len(scores)} and {len(baseline)}.")
     _joined(scores), _joined(baseline)
     random, resamples = np.random.default_rng(0), 10_000
     value, resampled = 0.0, np.zeros(resamples)
@@ -166,7 +166,7 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, r
         ``[3, K]``: the share and the ends of its interval, in [0, 1].
 
     Raises:
-        AnalysisError: no task, a task without runs, or a score that is not a finite number.
+        UserError: no task, a task without runs, or a score that is not a finite number.
 
     >>> performance_profile([[0.2, 0.8], [1.5]], [0.0, 0.5, 1.0])[0].tolist()
     [1.0, 0.75, 0.5]
@@ -203,10 +203,10 @@ def beyond_note(share: float) -> str:
 def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
     tasks = [np.asarray(task, np.float64) for task in scores]
     if not tasks or any(task.ndim != 1 or not len(task) for task in tasks):
-        raise AnalysisError(f"scores must hold one array of runs for each task, got {[t.shape for t in tasks]}.")
+        raise UserError(f"scores must hold one array of runs for each task, got {[t.shape for t in tasks]}.")
     runs = np.concatenate(tasks)
     if not np.isfinite(runs).all():
-        raise AnalysisError(f"scores must be finite numbers, got {runs[~np.isfinite(runs)][0]}.")
+        raise UserError(f"scores must be finite numbers, got {runs[~np.isfinite(runs)][0]}.")
     return runs, [len(task) for task in tasks]
 
 

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.lab.analysis.documents import AnalysisError, opened, read_json
+from torchrl_reg.lab.analysis.documents import opened, read_json
 from torchrl_reg.lab.analysis.runs import folders
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import last_line
 
@@ -59,7 +60,7 @@ def failure(run: Path) -> dict[str, str] | None:
     said: dict[str, Any] = {}
     found = _marks(run)
     for mark in reversed(found):
-        with suppress(AnalysisError):  # half written
+        with suppress(UserError):  # half written
             said |= read_json(mark) or {}
     if not found:
         return None

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from torchrl_reg.lab.analysis import statistics
 from torchrl_reg.lab.analysis.curves import group_curve
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.numbers import amount, counted
 from torchrl_reg.lab.analysis.published import published_names, published_table
 from torchrl_reg.lab.analysis.runs import RunRecord
 from torchrl_reg.lab.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score, sac_frames
 from torchrl_reg.lab.analysis.statistics import Array, Estimate, probability_of_improvement, stratified_estimate
+from torchrl_reg.lab.errors import UserError
 
 
 def warnings(
@@ -195,7 +195,7 @@ def environment_table(
         published: ``mirl``, ``ments`` or ``sac``; adds its columns, in the unit of the scale (percents as fractions).
 
     Raises:
-        AnalysisError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
+        UserError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
     """
     board = Scoreboard(scores, scale)
     reference = {} if baseline is None else board.of(baseline)
@@ -233,7 +233,7 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
     one environment without a scale, where :func:`environment_table` says all.
 
     Raises:
-        AnalysisError: ``baseline`` is no method.
+        UserError: ``baseline`` is no method.
     """
     board = Scoreboard(scores, scale)
     found, envs = board.comparable(), board.on_scale().envs
@@ -274,7 +274,7 @@ def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[
         if family == table.family and (row := table.of(game)):
             found[env] = {f"{method} ({name})": number / unit for method, number in row.items()}
     if not found:
-        raise AnalysisError(
+        raise UserError(
             f"published={name} must share a game of {table.family} with the results, got "
             f"{', '.join(envs)}; it has {', '.join(table.scores)}."
         )

@@ -17,7 +17,7 @@ from hydra.errors import OverrideParseException
 
 from torchrl_reg.lab.cli.help import foreign_choice
 from torchrl_reg.lab.cli.typed_config import converted, field_kinds, misfit, unknown_names, unknown_setting
-from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
 
 # Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
@@ -36,12 +36,12 @@ def read_words(words: Sequence[str], config_class: type, conf: Path) -> argparse
     """Hydra's options, and ``overrides``, which are all other words, unless Hydra would misread or refuse them.
 
     Raises:
-        ConfigError: for ``--tau=1``, ``~env``, ``algo.taau=1``, ``-m algo.lr=1,x`` and the like.
+        UserError: for ``--tau=1``, ``~env``, ``algo.taau=1``, ``-m algo.lr=1,x`` and the like.
     """
     asked, rest = _Options().parse_known_args(words)
     asked.overrides = rest
     for sentence in chain(_of_options(asked), _of_overrides(asked, config_class, conf)):
-        raise ConfigError(sentence)
+        raise UserError(sentence)
     return asked
 
 
@@ -56,7 +56,7 @@ class _Options(argparse.ArgumentParser):
         self.add_argument("--info", "-i", nargs="?", const="all", choices=_INFO)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message + ".")
+        raise UserError(message + ".")
 
 
 def readable(words: Sequence[str], config_class: type) -> list[str]:
@@ -128,7 +128,7 @@ def _of_override(override: Override, word: str, config_class: type, conf: Path) 
         for value in values:  # each, before the first is run
             try:
                 converted(getattr(value, "text", value), kinds[name], name)
-            except ConfigError:
+            except UserError:
                 yield misfit(name, (kinds[name],), text)
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from torchrl_reg.lab.errors import ConfigError, require
+from torchrl_reg.lab.errors import UserError, require
 from torchrl_reg.modules.rebuilding import record
 
 
@@ -37,13 +37,13 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
         What that call returns.
 
     Raises:
-        ConfigError: there is nothing at that path, or it takes other arguments.
+        UserError: there is nothing at that path, or it takes other arguments.
 
     >>> build({"path": "fractions:Fraction", "numerator": 3, "denominator": 4}, "ratio")
     Fraction(3, 4)
     >>> build({"path": "fractions:Fractoin"}, "ratio")
     Traceback (most recent call last):
-    torchrl_reg.lab.errors.ConfigError: ratio.path must name something in fractions, got 'Fractoin'.
+    torchrl_reg.lab.errors.UserError: ratio.path must name something in fractions, got 'Fractoin'.
     """
     path = settings.get("path")
     if path is None:
@@ -54,14 +54,14 @@ def build(settings: Mapping[str, Any], name: str, *arguments: Any, **more: Any) 
             options[key] = build(value, f"{name}.{key}")
     called = _imported(path, name)
     if not callable(called):
-        raise ConfigError(f"{name}.path must name a class or a function, got {path!r}.")
+        raise UserError(f"{name}.path must name a class or a function, got {path!r}.")
     signature = _signature(called)
     try:
         signature.bind(*arguments, **options, **more)
     except TypeError:
         own = [each for each in list(signature.parameters)[len(arguments) :] if each not in more]
         takes, got = (", ".join(f"{name}.{each}" for each in names) or "none" for names in (own, options))
-        raise ConfigError(f"{name} must have the settings that {path} takes ({takes}), got {got}.") from None
+        raise UserError(f"{name} must have the settings that {path} takes ({takes}), got {got}.") from None
     made = called(*arguments, **options, **more)
     return record(made, path, *arguments, **options, **more) if isinstance(made, nn.Module) else made
 
@@ -88,11 +88,11 @@ def _imported(path: Any, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # a module that it needs
-        raise ConfigError(
+        raise UserError(
             f"{name}.path must name a module in the working directory or on PYTHONPATH, got {path!r}."
         ) from None
     if not hasattr(found, attribute):
-        raise ConfigError(f"{name}.path must name something in {module}, got {attribute!r}.")
+        raise UserError(f"{name}.path must name something in {module}, got {attribute!r}.")
     return getattr(found, attribute)
 
 
@@ -123,15 +123,15 @@ def typed(composed: DictConfig, config_class: type) -> Any:
         config_class: the recipe's.
 
     Raises:
-        ConfigError: a setting does not exist, has a wrong type or refers to nothing.
+        UserError: a setting does not exist, has a wrong type or refers to nothing.
     """
     try:
         plain = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} cannot be resolved: {first_line(error)}.") from None
+        raise UserError(f"{error.full_key} cannot be resolved: {first_line(error)}.") from None
     for name in unknown_names(dotted_names(plain), config_class):
         if name not in learning_settings():  # an environment's, for other recipes; those typed are refused before
-            raise ConfigError(unknown_setting(name, config_class))
+            raise UserError(unknown_setting(name, config_class))
         del plain["algo"][name.removeprefix("algo.")]
     return converted(plain, config_class, "")
 
@@ -149,12 +149,12 @@ def converted(value: Any, kind: Any, name: str) -> Any:
     """``value`` as a ``kind``: a whole 1e6 is an integer, ``yes`` is true.
 
     Raises:
-        ConfigError: it is none: "``name`` must be <kind>, got <value>."
+        UserError: it is none: "``name`` must be <kind>, got <value>."
     """
     if value == _MISSING:
-        raise ConfigError(f"{name} must have a value, got none; set it, {name}=<value>.")
+        raise UserError(f"{name} must have a value, got none; set it, {name}=<value>.")
     if value is None and kind is not Any and types.NoneType not in typing.get_args(kind):
-        raise ConfigError(f"{name} must have a value, got null.")
+        raise UserError(f"{name} must have a value, got null.")
     if value is None:
         return None
     kinds = _alternatives(kind)
@@ -164,7 +164,7 @@ def converted(value: Any, kind: Any, name: str) -> Any:
     if form is list:
         if not isinstance(value, list):
             sentence = f"{name} must be a list, written [a,b]."
-            raise ConfigError(sentence)
+            raise UserError(sentence)
         (item,) = typing.get_args(kind)
         return [converted(each, item, f"{name}[{index}]") for index, each in enumerate(value)]
     if isinstance(value, dict) and form in (dict, Any):
@@ -175,7 +175,7 @@ def converted(value: Any, kind: Any, name: str) -> Any:
 def _instance(value: Any, kind: type, name: str) -> Any:
     if not isinstance(value, dict):
         sentence = f"{name} is a group of settings; set one of them, {name}.<name>=<value>."
-        raise ConfigError(sentence)
+        raise UserError(sentence)
     hints, prefix = typing.get_type_hints(kind), name and f"{name}."
     return kind(**{key: converted(each, hints[key], f"{prefix}{key}") for key, each in value.items()})
 
@@ -191,7 +191,7 @@ def _leaf(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
         with suppress(ValueError, TypeError):
             return _read(value, kind)
     bare = bool in kinds and not isinstance(value, str)
-    raise ConfigError(misfit(name, kinds, str(value) if bare else repr(str(value))))
+    raise UserError(misfit(name, kinds, str(value) if bare else repr(str(value))))
 
 
 def misfit(name: str, kinds: Any, shown: str) -> str:

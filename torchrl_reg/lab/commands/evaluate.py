@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.commands.selection import warn
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 
 MODES = ("greedy", "sampled")
@@ -37,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     With the run's own seed the first episodes are those of its last evaluation, whose mean is compared.
 
     Raises:
-        AnalysisError: no episodes to run, a negative seed, or an unknown device.
-        AgentError: no policy, a damaged one, or an environment that cannot be built here.
+        UserError: no episodes to run, a negative seed, or an unknown device.
+        UserError: no policy, a damaged one, or an environment that cannot be built here.
     """
     if arguments.episodes < 1:
-        raise AnalysisError(f"--episodes must be >= 1, got {arguments.episodes}.")
+        raise UserError(f"--episodes must be >= 1, got {arguments.episodes}.")
     if arguments.seed is not None:
         checked_seed(arguments.seed)
     from torchrl.envs.utils import ExplorationType
@@ -77,10 +77,10 @@ def checked_seed(seed: int) -> int:
     """``seed`` if torch's generators take it.
 
     Raises:
-        AnalysisError: they do not.
+        UserError: they do not.
     """
     if not 0 <= seed < 1 << 63:
-        raise AnalysisError(f"--seed must be >= 0 and below 2**63, got {seed}.")
+        raise UserError(f"--seed must be >= 0 and below 2**63, got {seed}.")
     return seed
 
 
@@ -88,14 +88,14 @@ def checked_device(name: str) -> str:
     """``name`` if torch knows such a device here.
 
     Raises:
-        AnalysisError: it does not.
+        UserError: it does not.
     """
     import torch
 
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError):  # a torch without CUDA asserts
-        raise AnalysisError(f"--device must be a device of this machine, got {name!r}.") from None
+        raise UserError(f"--device must be a device of this machine, got {name!r}.") from None
     return name
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torchrl_reg
-from torchrl_reg.lab.analysis.documents import AnalysisError, flat
+from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number, metrics_rows, read_run
 from torchrl_reg.lab.analysis.tables import markdown_text
 from torchrl_reg.lab.commands.evaluate import add_trust
+from torchrl_reg.lab.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,23 +29,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes weights (safetensors), ``config.yaml``, a README with the scores, and the licence.
 
     Raises:
-        AnalysisError: RUN is no run folder, or DIR holds something.
-        AgentError: RUN has no policy, or a damaged one.
+        UserError: RUN is no run folder, or DIR holds something.
+        UserError: RUN has no policy, or a damaged one.
     """
     from torchrl_reg.lab.agents.saved import read_policy
 
     folder: Path = arguments.folder
     saved = read_policy(arguments.run_folder, trust=arguments.trust)
     if not (arguments.run_folder / "config.yaml").is_file():
-        raise AnalysisError(f"RUN must be a run folder, which holds a config.yaml, got {arguments.run_folder}.")
+        raise UserError(f"RUN must be a run folder, which holds a config.yaml, got {arguments.run_folder}.")
     # What the policy knows of its run: reading config.yaml would take PyYAML.
     record = read_run(arguments.run_folder, flat({"env": saved.facts.get("env"), "run": saved.facts.get("run")}))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AnalysisError(f"DIR must be a new or empty folder, got {folder}.")
+        raise UserError(f"DIR must be a new or empty folder, got {folder}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AnalysisError(f"DIR={folder} cannot be made: {error.strerror}.") from None
+        raise UserError(f"DIR={folder} cannot be made: {error.strerror}.") from None
     shutil.copyfile(saved.path, folder / saved.path.name)
     shutil.copyfile(arguments.run_folder / "config.yaml", folder / "config.yaml")
     (folder / "README.md").write_text(_readme(record, saved.facts), encoding="utf-8")

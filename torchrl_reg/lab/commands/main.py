@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from torchrl_reg.lab.errors import user_sentence
 from torchrl_reg.lab.printable import printable
 
 #: Subcommand -> what it does; its module is ``torchrl_reg.lab.commands.<name>``.
@@ -64,17 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except ImportError as error:
         missing = (error.name or "torchrl_reg").partition(".")[0]
-        if missing in ("torchrl_reg", "slurm") and not getattr(error, "user_error", False):
+        if missing in ("torchrl_reg", "slurm") and error.name is not None:
             raise
         extras = _EXTRAS.get(words[0], "report")
         needs = f"{words[0]} needs {missing}, got none: pip install 'torchrl_reg[{extras}]'."
-        print(f"torchrl-reg: {error if getattr(error, 'user_error', False) else needs}", file=sys.stderr)
+        # Without a name it is lab/cli/extras.py that says what to install.
+        print(f"torchrl-reg: {error if error.name is None else needs}", file=sys.stderr)
         return 1
     except ValueError as error:
         # What is not meant for a user is a bug of ours and keeps its traceback.
-        if not getattr(error, "user_error", False):
+        said = user_sentence(error)
+        if said is None:
             raise
-        print(f"torchrl-reg: {printable(str(error))}", file=sys.stderr)
+        print(f"torchrl-reg: {printable(said)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader (head, less) has gone; what is still buffered must not raise again at exit.

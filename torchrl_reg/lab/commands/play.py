@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.commands.evaluate import MODES, add_trust, checked_device, checked_seed
+from torchrl_reg.lab.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Shows one episode and prints where, and how many frames it has.
 
     Raises:
-        AnalysisError: no steps to show, or an unknown device.
-        AgentError: no policy, or an environment that cannot be built or drawn here.
+        UserError: no steps to show, or an unknown device.
+        UserError: no policy, or an environment that cannot be built or drawn here.
     """
     if arguments.max_steps is not None and arguments.max_steps < 1:
-        raise AnalysisError(f"--max-steps must be >= 1, got {arguments.max_steps}.")
+        raise UserError(f"--max-steps must be >= 1, got {arguments.max_steps}.")
     from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
     from torchrl_reg.lab.agents.pictures import has_display
     from torchrl_reg.lab.agents.saved import read_policy

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from torchrl_reg.lab.analysis import plots
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.scores import EVALUATION, group_scores, scale_of
 from torchrl_reg.lab.analysis.tables import curve_warnings, unscored_note, warnings
 from torchrl_reg.lab.commands.selection import add_selection, selected_gaps, selected_groups, warn
+from torchrl_reg.lab.errors import UserError
 
 KINDS = {
     "curves": "learning curves, a panel an environment",
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             warn(unscored_note((group.env for group in groups), scale))
             for name in ("of", "baseline"):
                 if getattr(arguments, name) is None:
-                    raise AnalysisError(f"{name} must name a method to draw improvement, got none.")
+                    raise UserError(f"{name} must name a method to draw improvement, got none.")
             path = plots.draw_improvement(scores, out, method=arguments.of, baseline=arguments.baseline, scale=scale)
     print(path)
     return 0

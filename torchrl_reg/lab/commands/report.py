@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.report import read_sweep, report_html
 from torchrl_reg.lab.commands.selection import add_ignore, warn
+from torchrl_reg.lab.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the report and prints its path.
 
     Raises:
-        AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or a file that cannot be written.
+        UserError: no such folder, nothing in it, runs that cannot be told apart, or a file that cannot be written.
     """
     out = args.out or args.folder / "report.html"
     sweep = read_sweep(args.folder, column=args.column, ignore=args.ignore or ())
@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         out.write_text(html, encoding="utf-8")
     except OSError as error:
-        raise AnalysisError(f"--out must be a file that can be written, got {out}: {error.strerror}.") from None
+        raise UserError(f"--out must be a file that can be written, got {out}: {error.strerror}.") from None
     print(out)
     return 0

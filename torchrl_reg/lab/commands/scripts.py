@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.cli.invocation import started_as
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the script with the words after the command.
 
     Raises:
-        AnalysisError: there is no such recipe.
+        UserError: there is no such recipe.
     """
     if args.command == "run":
         return _run_recipe(args.words)
@@ -81,7 +81,7 @@ def _run_recipe(words: Sequence[str]) -> int:
     if path is None or not path.is_file():
         close = difflib.get_close_matches(name, recipes, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise AnalysisError(f"run needs one of {', '.join(recipes)}, or the path of a recipe, got {name}{hint}.")
+        raise UserError(f"run needs one of {', '.join(recipes)}, or the path of a recipe, got {name}{hint}.")
     if finished := _finished(words, path):
         print(f"already finished: {finished}")
         return 0

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from typing import TypeVar
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.groups import Group, group_runs, shown, without_repetitions, without_settings
 from torchrl_reg.lab.analysis.protocols import Gap, gaps
 from torchrl_reg.lab.analysis.runs import TRAINING_RETURNS, RunRecord, find_runs
 from torchrl_reg.lab.analysis.scores import EVALUATION
 from torchrl_reg.lab.analysis.tables import warnings
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 
 Item = TypeVar("Item")
@@ -44,7 +44,7 @@ def ignoring(runs: list[RunRecord], ignored: list[str] | None) -> list[RunRecord
     """``runs`` without the settings ``ignored``; what was ignored goes to stderr.
 
     Raises:
-        AnalysisError: a name that is no setting of the runs.
+        UserError: a name that is no setting of the runs.
     """
     if not ignored:
         return runs
@@ -59,14 +59,14 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
     """The methods the arguments choose.
 
     Raises:
-        AnalysisError: no runs there, none chosen, or runs that cannot be told apart.
+        UserError: no runs there, none chosen, or runs that cannot be told apart.
     """
     skipped: list[str] = []
     evaluated = (arguments.column or "").startswith(("return_greedy", "return_sampled"))
     runs = find_runs(arguments.results, skipped=skipped, training=not evaluated)
     warn(f"left out: {sentence.removesuffix('.')}" for sentence in skipped)
     if not runs:
-        raise AnalysisError(
+        raise UserError(
             f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."
         )
     # Environments are chosen before methods are named, so that labels say what differs on those chosen.
@@ -84,7 +84,7 @@ def _matching(name: str, patterns: list[str] | None, items: list[Item], of: Call
     found = [item for item in items if any(of(item) == each or fnmatch(of(item), each) for each in patterns)]
     if not found:
         there = sorted({of(item) for item in items})
-        raise AnalysisError(f"{name} must match one of {_listed(there)}, got {_listed(patterns)}.")
+        raise UserError(f"{name} must match one of {_listed(there)}, got {_listed(patterns)}.")
     return found
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchrl_reg.lab.analysis.documents import AnalysisError
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.protocols import protocol_table
 from torchrl_reg.lab.analysis.published import published_names
 from torchrl_reg.lab.analysis.scores import EVALUATION, Scoreboard, group_scores, scale_of
 from torchrl_reg.lab.analysis.tables import FORMATS, Table, aggregate_table, environment_table, warnings
 from torchrl_reg.lab.commands.selection import add_selection, selected_gaps, selected_groups, warn
+from torchrl_reg.lab.errors import UserError
 
 #: ``--published`` without a paper: every score whose protocol is shipped.
 _PROTOCOLS = ""
@@ -66,5 +66,5 @@ def _beside_published(arguments: argparse.Namespace) -> Table:
     """Scores as published: of the end of a run, unscaled, one method at a time."""
     for name, taken in (("score", "final"), ("normalize", "auto"), ("baseline", None)):
         if (value := getattr(arguments, name)) != taken:
-            raise AnalysisError(f"{name} must be left out with --published alone, got {value!r}.")
+            raise UserError(f"{name} must be left out with --published alone, got {value!r}.")
     return protocol_table(selected_gaps(arguments))

@@ -38,7 +38,7 @@ def make_collector(
     ``kind`` is ``"fast"`` (a :class:`FastCollector` if it can step the environment, else TorchRL's) or ``"torchrl"``.
 
     Raises:
-        ConfigError: ``frames_per_batch`` is not a multiple of the frames of one vector step.
+        UserError: ``frames_per_batch`` is not a multiple of the frames of one vector step.
     """
     step_frames = max(1, env.batch_size.numel()) * frames_per_step
     fits = frames_per_batch > 0 and frames_per_batch % step_frames == 0
@@ -73,7 +73,7 @@ def overlapped(make: Callable[[nn.Module], AnyCollector], policy: Policy, *, see
     """Collects with a copy of ``policy``, in a collector that ``make`` builds around it, one batch ahead.
 
     Raises:
-        ConfigError: the policy cannot be copied.
+        UserError: the policy cannot be copied.
     """
     copied = isinstance(policy, nn.Module)
     require(copied, "run.overlap", f"false with a {type(policy).__name__}, which cannot be copied", True)

@@ -130,7 +130,7 @@ class FrameStackStorage(LazyTensorStorage):
         device: where the rows lie.
 
     Raises:
-        ConfigError: a bad argument.
+        UserError: a bad argument.
 
     >>> from torchrl.data import TensorDictReplayBuffer
     >>> stacks = torch.arange(6, dtype=torch.uint8).expand(2, 6).unfold(1, 2, 1)[..., None, None]
@@ -165,7 +165,7 @@ class FrameStackStorage(LazyTensorStorage):
         """Writes transitions ``[B]`` at the consecutive rows ``cursor``, the ones after those written last.
 
         Raises:
-            ConfigError: the batch does not continue what was written before, step by step.
+            UserError: the batch does not continue what was written before, step by step.
         """
         self._check_images(data)
         self._check_cursor(cursor, len(data), set_cursor)

@@ -51,7 +51,7 @@ class Learning:
         """Checks the ranges of those that there are, and that the run is long enough to learn.
 
         Raises:
-            ConfigError: a value out of range; the sentence names it.
+            UserError: a value out of range; the sentence names it.
         """
         settings = vars(self)
         for names, expected, holds in _RANGES:

@@ -43,7 +43,7 @@ class PolicyLearning(Learning):
         """Checks the ranges.
 
         Raises:
-            ConfigError: a value out of range; the sentence names it.
+            UserError: a value out of range; the sentence names it.
         """
         super().validate()
 

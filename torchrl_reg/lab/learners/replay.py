@@ -46,7 +46,7 @@ def make_replay(
     in time order.
 
     Raises:
-        ConfigError: a capacity that does not hold a minibatch or a stack, or is not that of the storage.
+        UserError: a capacity that does not hold a minibatch or a stack, or is not that of the storage.
     """
     require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
     if frame_stack > 1:

@@ -52,7 +52,7 @@ class RolloutLearning(Learning):
         """Checks the ranges.
 
         Raises:
-            ConfigError: a value out of range; the sentence names it.
+            UserError: a value out of range; the sentence names it.
         """
         super().validate()
         require(self.anneal_by in ANNEALED_BY, "algo.anneal_by", f"one of {ANNEALED_BY}", self.anneal_by)

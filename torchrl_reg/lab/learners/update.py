@@ -19,7 +19,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.compat import allow_gradients_in_graphs, backward, has_step_hooks
-from torchrl_reg.lab.errors import ConfigError, require
+from torchrl_reg.lab.errors import UserError, require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.learners.optimizers import FlatRAdam
 from torchrl_reg.lab.seeds.batched_update import batched_step
@@ -63,7 +63,7 @@ def make_update(
     ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect with the next update, captured or not.
 
     Raises:
-        ConfigError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
+        UserError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
             with an optimizer that was not built with ``capturable=True``.
     """
     device = torch.device(device)
@@ -136,9 +136,9 @@ def _gradient_step(
 
 def _as_cuda_graph(step: Update, optimizer: Optimizer, device: torch.device) -> Update:
     if device.type != "cuda":
-        raise ConfigError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
+        raise UserError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
     if not optimizer.defaults.get("capturable", False):
-        raise ConfigError("run.cudagraphs=true needs an optimizer built with capturable=True, got another.")
+        raise UserError("run.cudagraphs=true needs an optimizer built with capturable=True, got another.")
     graph = CudaGraphModule(lambda data: TensorDict(step(data)), in_keys=[], out_keys=[], warmup=5, device=device)
     # A graph reads the memory it was captured with, and bakes in Python numbers. Fused optimizers read float32.
     rates = [

@@ -63,7 +63,7 @@ class ValueLearning(Learning):
         """Checks the ranges.
 
         Raises:
-            ConfigError: a value out of range; the sentence names it.
+            UserError: a value out of range; the sentence names it.
         """
         super().validate()
         steps, weighted = self.collect_steps, self.importance_exponent or self.importance_exponent_end
@@ -132,7 +132,7 @@ class ValueLearner(Learner):
         """Stores what the loss reads from ``batch``, in order of time; clips and scales the rewards in place.
 
         Raises:
-            ConfigError: a first batch of fewer than ``algo.n_steps`` steps.
+            UserError: a first batch of fewer than ``algo.n_steps`` steps.
         """
         scale_rewards(self.algo, batch)
         rows = batch if self.n_step is None else self.n_step.inv(batch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.run_folder import RunFolder
@@ -30,7 +30,7 @@ class Recorded:
         frames: environment frames (of a study: the recipe's unit) counted so far.
 
     Raises:
-        ConfigError: the folder belongs to another run or holds a finished one, or a logger is not installed.
+        UserError: the folder belongs to another run or holds a finished one, or a logger is not installed.
     """
 
     def __init__(self, config: Any, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Recorded:
         self._folder = RunFolder(config)
         self.path: Path = self._folder.path
         if self._folder.is_done:
-            raise ConfigError(f"run.dir={self.path} holds a finished run.")
+            raise UserError(f"run.dir={self.path} holds a finished run.")
         self._logger = RunLogger(self.path, self.settings)
         set_up_cpu(self.settings.threads)
 
@@ -70,7 +70,7 @@ class Study(Recorded):
         total: what the progress line counts to, in the recipe's unit.
 
     Raises:
-        ConfigError: the folder belongs to another run, or holds a finished one.
+        UserError: the folder belongs to another run, or holds a finished one.
     """
 
     def __init__(self, config: Any, total: int) -> None:

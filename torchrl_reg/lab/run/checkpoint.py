@@ -21,7 +21,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import FastCollector
-from torchrl_reg.lab.errors import CheckpointError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.learners.collection import truncate_episodes
 from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run.base_run import Recorded
@@ -144,7 +144,7 @@ class GeneratorStates:
 
 KEPT = 2
 _PREFIX = "checkpoint"
-# What reading a damaged archive raises, TorchRL's CheckpointError being a RuntimeError.
+# What reading a damaged archive raises, TorchRL's UserError being a RuntimeError.
 _UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
 
 
@@ -167,7 +167,7 @@ class CheckpointFolder:
         """Writes the state at ``frames`` and prunes all but the last ``KEPT`` checkpoints.
 
         Raises:
-            CheckpointError: it could not be written (a full disk); earlier ones are untouched.
+            UserError: it could not be written (a full disk); earlier ones are untouched.
         """
         states = {name: own_memory(part.state_dict()) for name, part in self.components.items()}
         path = self.folder / f"{_PREFIX}-{frames:012d}.torchrl"
@@ -182,7 +182,7 @@ class CheckpointFolder:
             self._prune()
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
             self.remove_partial_files()
-            raise CheckpointError(
+            raise UserError(
                 f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); "
                 f"{way_out(error, self.folder.parent)}."
             ) from error
@@ -192,7 +192,7 @@ class CheckpointFolder:
         """Restores the newest checkpoint and returns its frames; None when there is none.
 
         Raises:
-            CheckpointError: the newest one is damaged; the message names it and what to do.
+            UserError: the newest one is damaged; the message names it and what to do.
         """
         self.remove_partial_files()
         path = self.newest()
@@ -209,7 +209,7 @@ class CheckpointFolder:
                 archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             advice = f"run the version that wrote it, or delete {self.folder} to start from the beginning."
-            raise CheckpointError(f"{path} does not fit this program ({_first_line(error)}); {advice}") from error
+            raise UserError(f"{path} does not fit this program ({_first_line(error)}); {advice}") from error
         return manifest["metadata"]["frames"]
 
     def frames(self) -> set[int]:
@@ -265,16 +265,16 @@ class CheckpointFolder:
         return None if chunk is None else f"its replay file {chunk} is missing or damaged"
 
     def _check(self, newest: Path) -> None:
-        """Raises ``CheckpointError`` if ``newest`` is damaged."""
+        """Raises ``UserError`` if ``newest`` is damaged."""
         reason = self._damage(newest)
         if reason is None:
             return
         intact = next((p for p in reversed(self._paths()[:-1]) if self._damage(p) is None), None)
         if intact is None:
             advice = f"and no earlier one is intact: delete {self.folder} and run the same command to start from the"
-            raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}) {advice} beginning.")
+            raise UserError(f"Checkpoint {newest} is damaged ({reason}) {advice} beginning.")
         advice = f"but {intact} is intact: delete {newest} and run the same command to continue from the earlier one."
-        raise CheckpointError(f"Checkpoint {newest} is damaged ({reason}), {advice}")
+        raise UserError(f"Checkpoint {newest} is damaged ({reason}), {advice}")
 
 
 def last_checkpoint(folder: Path) -> int:
@@ -390,7 +390,7 @@ class Resumption:
         """True if the means in ``row`` and all that learns are finite.
 
         Raises:
-            DivergedError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
+            UserError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
         """
         optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
         return self.watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)

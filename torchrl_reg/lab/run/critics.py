@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torchrl.checkpoint import Checkpoint
 
-from torchrl_reg.lab.agents import AgentError, read_policy
-from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.agents import read_policy
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.modules import AveragedCritics, PolicySettings, state_action_value_network
 
 
@@ -25,7 +25,7 @@ def trained_critics(run: Path | str, setting: str = "run") -> list[Any]:
         The critics; where the run composed others, their one average.
 
     Raises:
-        ConfigError: no such run, or one without a checkpoint.
+        UserError: no such run, or one without a checkpoint.
     """
     run = Path(run)
     checkpoints = sorted((run / "checkpoints").glob("checkpoint-*.torchrl"))
@@ -34,9 +34,9 @@ def trained_critics(run: Path | str, setting: str = "run") -> list[Any]:
         config = OmegaConf.load(run / "config.yaml")
         settings = PolicySettings(**config.policy)
         path = checkpoints[-1]
-    except (AgentError, AttributeError, IndexError, OSError):
+    except (UserError, AttributeError, IndexError, OSError):
         wanted = "the folder of a finished run with critics (soft_q, sac, virel) and a checkpoint"
-        raise ConfigError(f"{setting} must be {wanted}, got {run}.") from None
+        raise UserError(f"{setting} must be {wanted}, got {run}.") from None
     if config.algo.get("compose"):
         return [composed_critics(config.algo.compose, setting)]
     weights = _Weights()

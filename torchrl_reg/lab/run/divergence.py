@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from torchrl_reg.compat import entry
-from torchrl_reg.lab.errors import DivergedError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 
 #: Beside ``metrics.jsonl`` once a run has stopped because of a number that is not finite.
@@ -69,7 +69,7 @@ class FiniteWatch:
         """True if the means in ``row`` and all that ``optimizers`` train are finite, at ``frames``.
 
         Raises:
-            DivergedError: they are not, and ``on_nan`` is ``"stop"`` or the run cannot go on.
+            UserError: they are not, and ``on_nan`` is ``"stop"`` or the run cannot go on.
         """
         bad = {k: v for k, v in _watched(row, list(optimizers)).items() if v is not None and not math.isfinite(v)}
         if not bad:
@@ -85,7 +85,7 @@ class FiniteWatch:
             warn(f"{said}; as run.on_nan=continue the run goes on, without further checkpoints.")
         return False
 
-    def _stopped(self, said: str, failure: dict[str, Any], last_checkpoint: Path | None) -> DivergedError:
+    def _stopped(self, said: str, failure: dict[str, Any], last_checkpoint: Path | None) -> UserError:
         """Writes ``failed.json``; returns the error."""
         kept = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
         regardless = "or go on regardless with run.on_nan=continue"
@@ -97,7 +97,7 @@ class FiniteWatch:
         failure |= {"last_finite_frames": self._last_good_frames, "last_checkpoint": checkpoint}
         failure |= {"returncode": 1, "last_line": sentence, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_atomically(self.path / FAILED, json.dumps(failure, indent=2) + "\n")
-        return DivergedError(sentence)
+        return UserError(sentence)
 
 
 def _watched(row: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:

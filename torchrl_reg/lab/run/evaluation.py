@@ -23,7 +23,7 @@ from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
 from torchrl_reg.lab.agents.pictures import draw_without_display
 from torchrl_reg.lab.agents.saved import POLICY_FILE, check_finite, policy_bytes, read_policy, whole
 from torchrl_reg.lab.agents.video import write_video
-from torchrl_reg.lab.errors import AgentError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.metrics import json_row, strip_wall_clock
@@ -228,7 +228,7 @@ class Evaluator:
         try:
             for policy in policies:
                 check_finite(policy.state_dict() if isinstance(policy, nn.Module) else {}, "an evaluated policy")
-        except AgentError as error:
+        except UserError as error:
             if not self._refused:
                 self._logger.say(f"no evaluation from frame {frames:,} on: {error}")
             self._refused = True
@@ -249,6 +249,6 @@ class Evaluator:
                 saved = read_policy(self._path / POLICY_FILE, trust=self._file.modules)
                 shown = episode_frames(saved, seed=seed, max_steps=LONGEST)
                 write_video(self._path / "videos" / f"{frames:012d}.gif", shown, frames_per_second(saved))
-        except AgentError as error:
+        except UserError as error:
             self._films = False
             self._logger.say(f"no videos: {error}")

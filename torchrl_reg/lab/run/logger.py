@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.record.loggers import Logger, get_logger
 
-from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.divergence import warn
 from torchrl_reg.lab.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.lab.run.progress import Progress
@@ -36,13 +36,13 @@ class RunLogger:
     and ``wall_seconds``.
 
     Raises:
-        ConfigError: the package of an extra logger is not installed.
+        UserError: the package of an extra logger is not installed.
     """
 
     def __init__(self, path: Path, settings: RunSettings) -> None:
         for name in settings.loggers:
             if importlib.util.find_spec(name) is None:
-                raise ConfigError(f"run.loggers=[{name}] needs the package {name}, got none: pip install {name}.")
+                raise UserError(f"run.loggers=[{name}] needs the package {name}, got none: pip install {name}.")
         self.updates = 0
         self.cut_episodes = 0
         self.last_evaluation: dict[str, Any] | None = None
@@ -172,7 +172,7 @@ class RunLogger:
         """Drops the rows past the checkpoint that was loaded.
 
         Raises:
-            RecordError: the rows up to that point are not those that were written.
+            UserError: the rows up to that point are not those that were written.
         """
         self._metrics.continue_from(self._mark)
 

@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_reg.lab.errors import RecordError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import append, sync, way_out
 
 WALL_CLOCK_COLUMNS = frozenset({"fps", "wall_seconds", "eval_seconds"})
@@ -62,14 +62,14 @@ class MetricsFile:
         """Writes one row in one system call; a value that is not finite becomes ``null``.
 
         Raises:
-            RecordError: it could not be written (a full disk), or rows written before are gone.
+            UserError: it could not be written (a full disk), or rows written before are gone.
         """
         self._check_written()
         line = (json.dumps(json_row(row), allow_nan=False) + "\n").encode()
         try:
             append(self.path, line)
         except OSError as error:
-            raise RecordError(
+            raise UserError(
                 f"{self.path} could not be written ({error.strerror}); {way_out(error, self.path.parent)}."
             ) from error
         self._bytes += len(line)
@@ -83,10 +83,10 @@ class MetricsFile:
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def _check_written(self) -> None:
-        """Raises ``RecordError`` if rows that this process wrote are there no longer."""
+        """Raises ``UserError`` if rows that this process wrote are there no longer."""
         there = self.path.stat().st_size if self.path.exists() else 0
         if there < self._bytes:
-            raise RecordError(
+            raise UserError(
                 f"{self.path} holds {there:,} of the {self._bytes:,} bytes written: it was "
                 f"{'cut' if there else 'deleted'} while the run went on: put it back {_from_a_copy(self.path)}"
             )
@@ -108,7 +108,7 @@ class MetricsFile:
         """Drops everything past ``mark``: rows of frames that will be run again.
 
         Raises:
-            RecordError: the rows up to there are not those that were written.
+            UserError: the rows up to there are not those that were written.
         """
         there, expected = self.path.exists(), mark["bytes"]
         rows = self.path.read_bytes() if there else b""
@@ -117,7 +117,7 @@ class MetricsFile:
             known = f"the {expected:,} bytes that the checkpoint knows were changed"
             if len(rows) < expected:
                 known = f"{len(rows):,} bytes, of {expected:,} that the checkpoint knows"
-            raise RecordError(
+            raise UserError(
                 f"{self.path} {f'is damaged ({known})' if there else 'is gone'}: put it back {_from_a_copy(self.path)}"
             )
         self._bytes, self._digest = expected, digest

@@ -48,7 +48,7 @@ class Run(Recorded):
         cudagraphs: whether updates are captured in CUDA graphs; the optimizer then needs ``capturable=True``.
 
     Raises:
-        ConfigError: the folder belongs to another run, or a setting does not fit this machine.
+        UserError: the folder belongs to another run, or a setting does not fit this machine.
     """
 
     def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
@@ -107,9 +107,9 @@ class Run(Recorded):
         (:meth:`~torchrl_reg.lab.Learner.parts`), each with ``state_dict`` and ``load_state_dict``.
 
         Raises:
-            ConfigError: ``frames_per_batch`` does not fit the environments.
-            CheckpointError: the newest checkpoint is damaged, or one cannot be written.
-            DivergedError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
+            UserError: ``frames_per_batch`` does not fit the environments.
+            UserError: the newest checkpoint is damaged, or one cannot be written.
+            UserError: a loss, gradient or parameter is not finite at a log row, an evaluation or a checkpoint.
         """
         self._parts = dict(parts or {})
         settings = self.settings

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from torchrl_reg.lab.errors import ConfigError
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.divergence import FAILED
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import is_done
@@ -49,12 +49,12 @@ class RunFolder:
         config: a recipe's config dataclass; ``config.run.dir`` names the folder.
 
     Raises:
-        ConfigError: ``run.dir`` is not set, or the folder belongs to something else.
+        UserError: ``run.dir`` is not set, or the folder belongs to something else.
     """
 
     def __init__(self, config: Any) -> None:
         if not config.run.dir:
-            raise ConfigError("run.dir must be the folder of the run, got None.")
+            raise UserError("run.dir must be the folder of the run, got None.")
         self.path = Path(config.run.dir)
         self.config = config
         with _one_sentence(self.path):
@@ -102,14 +102,14 @@ class RunFolder:
         self._lock.release()
 
     def check_done(self) -> None:
-        """Raises ``ConfigError`` if files are gone that the run had when it finished."""
+        """Raises ``UserError`` if files are gone that the run had when it finished."""
         try:
             files = json.loads((self.path / "done.json").read_text(encoding="utf-8")).get("files", [])
         except (ValueError, AttributeError):
             files = []
         if gone := [name for name in files if not (self.path / name).exists()]:
             left = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
-            raise ConfigError(
+            raise UserError(
                 f"{self.path} holds a finished run without its {', '.join(gone)}; left are {left}: put back what is "
                 "gone from a copy, or delete the folder to run it again."
             )
@@ -119,7 +119,7 @@ class RunFolder:
         try:
             starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
+            raise UserError(
                 f"{path} is damaged ({type(error).__name__}): delete it and run the same command to continue."
             ) from None
         return [start for start in starts if isinstance(start, dict)]
@@ -131,12 +131,12 @@ class RunFolder:
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:
-                raise ConfigError(
+                raise UserError(
                     f"run.dir must be an empty or new folder, or that of the same run, got "
                     f"{self.path}, which has no config.yaml but holds {', '.join(foreign[:3])}."
                 )
         elif self.path.exists():
-            raise ConfigError(f"run.dir must be a folder, got the file {self.path}.")
+            raise UserError(f"run.dir must be a folder, got the file {self.path}.")
 
 
 @contextmanager
@@ -146,9 +146,9 @@ def _one_sentence(path: Path) -> Iterator[None]:
         yield
     except LockedError as owner:
         advice = "wait for it, end it, or choose another run.dir."
-        raise ConfigError(f"{path} is being written by {owner}; {advice}") from None
+        raise UserError(f"{path} is being written by {owner}; {advice}") from None
     except OSError as error:
-        raise ConfigError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
+        raise UserError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
 
 
 def _saved_config(path: Path) -> Any:
@@ -162,7 +162,7 @@ def _saved_config(path: Path) -> Any:
         OmegaConf.to_container(saved, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
-        raise ConfigError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
+        raise UserError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
     return saved
 
 
@@ -191,4 +191,4 @@ def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]
     if different:
         shown = [*different[:_SHOWN], *([f"and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else [])]
         advice = "choose another run.dir, or the same settings to resume it."
-        raise ConfigError(f"run.dir={path} belongs to a run with other settings ({'; '.join(shown)}); {advice}")
+        raise UserError(f"run.dir={path} belongs to a run with other settings ({'; '.join(shown)}); {advice}")

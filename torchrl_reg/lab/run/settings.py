@@ -48,7 +48,7 @@ class RunSettings:
     progress: bool = True  # a progress line on a terminal; plain lines elsewhere
 
     def validate(self) -> None:
-        """Raises ``ConfigError`` for values no run can use."""
+        """Raises ``UserError`` for values no run can use."""
         require(self.dir != "", "run.dir", "a folder, or null for one named after the settings", self.dir)
         require(self.seed >= 0, "run.seed", "at least 0", self.seed)
         seeds = self.seeds or [0]
@@ -93,7 +93,7 @@ def validate(config: Any) -> None:
     """Rejects inf and nan anywhere, then calls ``validate()`` on every dataclass that has one, outermost first.
 
     Raises:
-        ConfigError: a setting is out of range.
+        UserError: a setting is out of range.
     """
     for name, value in _numbers(config, ""):
         require(math.isfinite(value), name, "a finite number", value)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from torchrl_reg.lab.errors import ConfigError, require
+from torchrl_reg.lab.errors import UserError, require
 
 # Vectorized environments seed their i-th member with seed + i and ALE takes 31 bits.
 _SEEDS = 2**31 - 2**16
@@ -53,7 +53,7 @@ def named_device(name: str) -> torch.device:
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
 
     Raises:
-        ConfigError: another name, or a device that this machine does not have.
+        UserError: another name, or a device that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +63,7 @@ def named_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= count:
         shown = f"only {count}" if count else "none"
-        raise ConfigError(f"run.device={name} needs a CUDA device, got {shown} on this machine.")
+        raise UserError(f"run.device={name} needs a CUDA device, got {shown} on this machine.")
     # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
     return torch.empty(0, device=name).device
 

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torchrl_reg.lab.analysis.documents import AnalysisError, read_yaml
+from torchrl_reg.lab.analysis.documents import read_yaml
 from torchrl_reg.lab.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.lab.analysis.runs import RunRecord, find_runs
 from torchrl_reg.lab.analysis.scores import Scores, scores_of
 from torchrl_reg.lab.analysis.sweeps import failure, marked, not_begun
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 
 _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
@@ -99,7 +100,7 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
         column: the evaluation to score by; by default ``return_greedy_mean``, else the first there is.
 
     Raises:
-        AnalysisError: no such folder, nothing in it, runs that cannot be told apart, or no evaluation named ``column``.
+        UserError: no such folder, nothing in it, runs that cannot be told apart, or no evaluation named ``column``.
     """
     skipped: list[str] = []
     runs = find_runs(folder, skipped=skipped, training=True)
@@ -110,7 +111,7 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
     unbegun |= set(failures) - {_relative(run.path, folder) for run in runs}
     if not runs and not unbegun:
-        raise AnalysisError(f"FOLDER must hold run folders, got {folder} with none.")
+        raise UserError(f"FOLDER must hold run folders, got {folder} with none.")
     plan = _plan(folder)
     name, question = str(plan.pop("name", "") or folder.resolve().name), str(plan.pop("question", "") or "")
     groups = tuple(group_runs(runs))
@@ -122,7 +123,7 @@ def _column(runs: list[RunRecord], asked: str | None) -> str:
     found = sorted({name for run in runs for name in run.names("eval")})
     found = [key for key in found if key.startswith("return_") and key.endswith("_mean")]
     if asked is not None and asked not in found:
-        raise AnalysisError(f"--column must be an evaluation of the runs, got {asked!r}; they have {found or 'none'}.")
+        raise UserError(f"--column must be an evaluation of the runs, got {asked!r}; they have {found or 'none'}.")
     return asked or next((name for name in (*_PREFERRED, *found) if name in found), _PREFERRED[0])
 
 
@@ -130,7 +131,7 @@ def _plan(folder: Path) -> dict[str, Any]:
     path = folder / "sweep.yaml"
     loaded = read_yaml(path) if path.exists() else {}
     if not isinstance(loaded, dict):
-        raise AnalysisError(f"{path} must hold name, question, recipe, grid and seeds, got {type(loaded).__name__}.")
+        raise UserError(f"{path} must hold name, question, recipe, grid and seeds, got {type(loaded).__name__}.")
     return loaded
 
 
