@@ -155,6 +155,7 @@ MISSING = {
     "plot curves RUNS": ("matplotlib", "report"),
     "report RUNS": ("jinja2", "report"),
     "evaluate RUNS": ("torch", "recipes"),
+    "export RUNS DIR": ("torch", "recipes"),
 }
 WITHOUT = f"""
 import sys

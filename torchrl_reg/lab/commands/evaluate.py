@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         returns = episode_returns(
             env, saved.policy, kind, episodes=arguments.episodes, seed=seed, device=arguments.device
         )
-        columns |= _told(mode, returns)
+        columns |= _print_summary(mode, returns)
         if seed == known.get("seed") and at_once == known.get("eval_episodes"):
             _compare(mode, returns[:at_once].mean().item(), row.get(f"return_{mode}_mean"), at_once)
     env.close()
@@ -99,7 +99,7 @@ def checked_device(name: str) -> str:
     return name
 
 
-def _told(mode: str, returns: Any) -> dict[str, float]:
+def _print_summary(mode: str, returns: Any) -> dict[str, float]:
     from torchrl_reg.lab.analysis.statistics import mean, stratified_estimate
     from torchrl_reg.lab.analysis.tables import number_text
 

@@ -37,8 +37,8 @@ _EXTRAS = {
     "run": "recipes",
     "launch": "recipes,slurm,report",
     "status": "recipes,slurm,report",
-    "list": "recipes",
     "evaluate": "recipes",
+    "export": "recipes",
     "play": "play",
 }
 
