@@ -381,7 +381,7 @@ def guaranteed_temperature(share: float, *, reward_range: float, cost_range: flo
     Args:
         share: what may be lost, in (0, 1), of ``(r_max - r_min) / (1 - gamma)``: no two returns differ by more.
         reward_range: ``r_max - r_min`` > 0 of all rewards, the 0 that follows a terminal state among them.
-        cost_range: ``k = (max Omega - min Omega) / tau`` > 0 over the policies of ``A`` actions: ``ln A`` for
+        cost_range: ``k = (max Omega - min Omega) / tau`` > 0 over the policies ``pi [A]``: ``ln A`` for
             :class:`Entropy` and :class:`Boltzmann`, ``(1 - A^(1 - q)) / (q (q - 1))`` for :class:`Tsallis` (``(A - 1) /
             2A`` at ``q = 2``), ``max -ln rho`` over the actions that the prior allows for :class:`PriorKL`.
 
