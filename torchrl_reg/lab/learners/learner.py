@@ -106,7 +106,7 @@ class Learner:
                 run.record(learner.update(minibatch))
 
     A checkpoint holds all that it owns: every attribute and every schedule with ``state_dict`` and ``load_state_dict``,
-    whoever set it.
+    whoever set it before :meth:`collect`.
 
     Args:
         run: clock, folder and record.
