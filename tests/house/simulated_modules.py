@@ -16,7 +16,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
 from tests.house import simulated_device as sim
-from tests.objectives import conftest as VALUE
+from tests.objectives import conftest  # noqa: F401  # which lets the tables of losses be imported
+from tests.objectives import q_cases as VALUE
 from torchrl_reg import modules, regularizers
 from torchrl_reg.collectors.fast import plain_policy
 from torchrl_reg.modules import ActionPrior

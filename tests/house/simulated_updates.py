@@ -16,7 +16,8 @@ from torch.optim import Adam
 from torchrl.objectives import LossModule
 
 from tests.house import simulated_device as sim
-from tests.objectives import conftest as VALUE
+from tests.objectives import conftest  # noqa: F401  # which lets the tables of losses be imported
+from tests.objectives import q_cases as VALUE
 from tests.objectives import test_slots as SLOTS
 from torchrl_reg import objectives
 from torchrl_reg.lab.learners.update import make_update

@@ -54,7 +54,7 @@ class Progress:
         if self._enabled and self._thread is None:
             in_notebook = "ipykernel.zmqshell" in sys.modules
             if in_notebook or (sys.stderr.isatty() and sys.stdout.isatty()):
-                self._bar = _bar(self.total_frames)
+                self._bar = _bar(self.total_frames, self._numbers())
             self._thread = threading.Thread(target=self._keep_up, daemon=True)
             self._thread.start()
         if self._bar is not None:
@@ -150,13 +150,19 @@ class Progress:
         return f"frame {frames:,} of {self.total_frames:,}:"
 
 
-def _bar(total_frames: int) -> tqdm:
-    """A widget in a notebook that has ipywidgets, else a line of text."""
+def _bar(total_frames: int, numbers: str) -> tqdm:
+    """A widget in a notebook that has ipywidgets, else a line of text, which ends with ``numbers``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no ipywidgets
         from tqdm.auto import tqdm
     line = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_noinv_fmt} {remaining} left{postfix}"
-    scale: dict[str, Any] = {"total": total_frames, "unit": "", "unit_scale": True, "smoothing": 0.05}
+    scale: dict[str, Any] = {
+        "total": total_frames,
+        "postfix": numbers,
+        "unit": "",
+        "unit_scale": True,
+        "smoothing": 0.05,
+    }
     return tqdm(**scale, bar_format=line, file=sys.stdout, dynamic_ncols=True, mininterval=0.5, miniters=0)
 
 
