@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from torchrl_reg.envs import (
     EnvSettings,
     MultiGoalEnv,
-    ValueError,
     frame_stack,
     frames_per_step,
     make_env,

@@ -46,6 +46,8 @@ def load() -> Callable[[str], ModuleType]:
             spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name.removeprefix('recipes_')}.py")
             sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
+        # TorchRL's trainer configs, imported by another test, hold every env=gym of this process to their schema.
+        ConfigStore.instance().repo.get("env", {}).pop("gym.yaml", None)
         return sys.modules[name]
 
     return module
@@ -74,10 +76,7 @@ def start(load, monkeypatch, tmp_path) -> Callable[..., list[dict]]:
     def run(words: str, folder: str = "run") -> list[dict]:
         script, overrides = _script(words)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", f"run.dir={tmp_path / folder}", *overrides])
-        main = load(script).main
-        # TorchRL's trainer configs, imported by another test, hold every env=gym of this process to their schema.
-        ConfigStore.instance().repo.get("env", {}).pop("gym.yaml", None)
-        main()
+        load(script).main()
         return [strip_wall_clock(row) for row in read_metrics(tmp_path / folder / "metrics.jsonl")]
 
     return run
