@@ -152,7 +152,7 @@ def test_whose_prior_is_learnt(method, start, monkeypatch):
             "q_learning +method=m_dqn regularizer.tau=0.5 shaping.alpha=0.5 shaping.clip_min=-0.3"
             " net.layer_norm=image bootstrap=n_step",
         ),
-        ("m_iqn", "q_learning +method=m_iqn"),
+        ("m_iqn", "q_learning +method=m_iqn bootstrap=n_step"),
         ("mirl algo.method=dqn", "dqn"),
     ],
 )
