@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -112,6 +113,16 @@ def test_a_mistake_in_a_sweeps_file_is_one_sentence(text, expected, refused, tmp
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep/mine.yaml").write_text(text)
     assert f"sweep/mine.yaml {expected}" in refused("sweep=mine", "dry=true", conf=tmp_path)
+
+
+def test_the_readmes_sweep_is_planned(tmp_path):
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", (SLURM / "README.md").read_text(), re.S | re.M)
+    (tmp_path / "my/conf/sweep").mkdir(parents=True)
+    (tmp_path / "my/conf/sweep/mine.yaml").write_text(example)
+    command = [sys.executable, str(SLURM / "launch.py"), "sweep=mine", "--config-dir", "my/conf", "dry=true"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=launch_environment())
+    assert done.returncode == 0, done.stderr
+    assert "mine: 30 runs, 30 to submit." in done.stdout and "\n! " not in done.stdout
 
 
 def test_own_recipes_of_one_name_stay_apart_also_below_a_folder_with_a_space(tmp_path):
