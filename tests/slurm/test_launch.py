@@ -119,7 +119,7 @@ def test_the_readmes_sweep_is_planned(tmp_path):
     (example,) = re.findall(r"^```yaml\n(.*?)^```", (SLURM / "README.md").read_text(), re.S | re.M)
     (tmp_path / "my/conf/sweep").mkdir(parents=True)
     (tmp_path / "my/conf/sweep/mine.yaml").write_text(example)
-    command = [sys.executable, str(SLURM / "launch.py"), "sweep=mine", "--config-dir", "my/conf", "dry=true"]
+    command = [sys.executable, str(SLURM / "launch.py"), "sweep=mine", "dry=true", "--config-dir", "my/conf"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=launch_environment())
     assert done.returncode == 0, done.stderr
     assert "mine: 30 runs, 30 to submit." in done.stdout and "\n! " not in done.stdout
