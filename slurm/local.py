@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -39,7 +40,11 @@ def run_local(jobs: Sequence[ArrayElement], parallel: int, progress: Callable[[]
     Prints ``progress()`` once a minute and at the end of every job. Ctrl-C stops the runs once they are saved, a second
     one at once.
     """
-    with TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as scratch:
+    place = Path(jobs[0].commands.folder, "jobs")  # not /tmp, where files of a long sweep would be cleaned up
+    place.mkdir(exist_ok=True)
+    for old in place.glob("local-*"):  # of a launcher that was killed
+        shutil.rmtree(old, ignore_errors=True)
+    with TemporaryDirectory(prefix="local-", dir=place, ignore_cleanup_errors=True) as scratch:
         lock = acquire(Path(scratch, "launcher"))
         executor = _local_executor(Path(scratch))
         waiting = deque(ArrayElement(replace(job.commands, launcher=str(Path(scratch, "launcher")))) for job in jobs)
