@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict.nn import TensorDictSequential
-from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import HardUpdate
 
 from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.seeds.batched_collection import StackedCollector, drawing
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
+from torchrl_reg.modules import ActorSequential, BoltzmannQActor, EpsilonGreedyModule, NetSettings, QActor, q_network
 from torchrl_reg.objectives import SoftDQNLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import Entropy
@@ -27,8 +25,8 @@ def collector(seed: int, epsilon: float = 0.4, net: str = "mlp") -> FastCollecto
     env.set_seed(seed)
     torch.manual_seed(seed)
     spec = env.full_action_spec_unbatched["action"]
-    actor = QValueActor(q_network(NetSettings(net, num_cells=[16]), env), spec=spec)
-    policy = TensorDictSequential(actor, EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon))
+    actor = QActor(q_network(NetSettings(net, num_cells=[16]), env), spec=spec)
+    policy = ActorSequential(actor, EpsilonGreedyModule(spec, eps_init=epsilon, eps_end=epsilon))
     return FastCollector(env, policy, frames_per_batch=15)
 
 
@@ -81,7 +79,7 @@ def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
         getattr(parts[part], hook)(lambda *_: None)
     else:
         made.policy = actor if name == "greedy" else BoltzmannQActor(actor, regularizer=Entropy(0.5))
-    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network of one observation, without"):
+    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network, without hooks, got another"):
         drawing(made)
 
 

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.collectors import fast_vector, plain_policy
 from torchrl_reg.collectors.fast import restarted
@@ -131,8 +131,7 @@ def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> It
 
 def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase) -> Iterator[tuple[Tensor, Tensor]]:
     """The same on a CPU, without a TensorDict at every step."""
-    explores = exploration_type() == ExplorationType.RANDOM
-    act = plain_policy(policy, vector.num_envs, torch.device("cpu"), explores=explores)
+    act = plain_policy(policy)
     observation, dtype = state["observation"], env.observation_spec["observation"].dtype
     action_spec = env.full_action_spec["action"]
     flags = {name: state[name] for name in ("done", "terminated", "truncated")}
