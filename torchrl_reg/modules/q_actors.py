@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -230,14 +231,20 @@ class EpsilonGreedyModule(Recorded, EGreedyModule):
     torch.Size([8])
     """
 
+    #: For which spec and number of environments there is which function that gives random actions.
+    _random: tuple[Any, int, Callable[[], Tensor]] = (None, 0, torch.empty)
+
     def draw(self, num_envs: int) -> tuple[Tensor, Tensor]:
         """Whether to explore (bool ``[num_envs]``), and the action if so, drawn in the order of :meth:`forward`."""
-        spec, eps = self.spec[self.action_key], self.eps
-        explores = torch.rand(num_envs, device=eps.device) < eps
-        if type(spec) is Categorical and spec.mask is None and spec.shape == () and spec.space.n > 0:
-            # What spec.rand() amounts to, in under half of its time.
-            return explores, torch.randint(spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
-        return explores, spec.expand(num_envs, *spec.shape).rand()
+        eps, (composite, count, random) = self.eps, self._random
+        if composite is not self._spec or count != num_envs:
+            spec = self.spec[self.action_key]
+            random = spec.expand(num_envs, *spec.shape).rand
+            if type(spec) is Categorical and spec.mask is None and spec.shape == () and spec.space.n > 0:
+                # What spec.rand() amounts to, in under half of its time.
+                random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
+            self._random = self._spec, num_envs, random
+        return torch.rand(num_envs, device=eps.device) < eps, random()
 
     def plain(self, state: State, drawn: tuple[Tensor, Tensor] | None = None) -> None:
         """:meth:`forward` on a dict of tensors; with the random numbers ``drawn`` before by :meth:`draw`, if given."""
