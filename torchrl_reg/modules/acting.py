@@ -36,7 +36,9 @@ def plain_policy(policy: Callable[..., Any]) -> PlainPolicy:
     ['observation', 'action_value', 'action', 'chosen_action_value']
     """
     hooked = isinstance(policy, nn.Module) and any(map(is_listened_to, policy.modules()))
-    return partial(act_through_tensordict if hooked else act, policy)
+    if has_plain(type(policy)) and not hooked:  # type: ignore[arg-type]
+        return policy.plain  # type: ignore[attr-defined]
+    return partial(act_through_tensordict, policy)
 
 
 def act(policy: Any, state: State) -> None:
@@ -76,10 +78,17 @@ class ActorSequential(Recorded, TensorDictSequential):
     torch.Size([8])
     """
 
+    def __init__(self, *modules: Any, **kwargs: Any) -> None:
+        super().__init__(*modules, **kwargs)
+        self._all_plain = all(has_plain(type(part)) for part in self.module)  # type: ignore[arg-type]
+
     def plain(self, state: State) -> None:
         """:meth:`forward` on a dict of tensors."""
         if self._select_before_return or self.partial_tolerant:
             act_through_tensordict(self, state)
             return
         for part in self._modules["module"]._modules.values():  # type: ignore[union-attr]
-            act(part, state)
+            if self._all_plain:
+                part.plain(state)  # type: ignore[operator, union-attr]
+            else:
+                act(part, state)

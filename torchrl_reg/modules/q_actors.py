@@ -236,7 +236,7 @@ class EpsilonGreedyModule(Recorded, EGreedyModule):
 
     def draw(self, num_envs: int) -> tuple[Tensor, Tensor]:
         """Whether to explore (bool ``[num_envs]``), and the action if so, drawn in the order of :meth:`forward`."""
-        eps, (composite, count, random) = self.eps, self._random
+        eps, (composite, count, random) = self._buffers["eps"], self._random
         if composite is not self._spec or count != num_envs:
             spec = self.spec[self.action_key]
             random = spec.expand(num_envs, *spec.shape).rand
@@ -244,15 +244,15 @@ class EpsilonGreedyModule(Recorded, EGreedyModule):
                 # What spec.rand() amounts to, in under half of its time.
                 random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
             self._random = self._spec, num_envs, random
-        return torch.rand(num_envs, device=eps.device) < eps, random()
+        return torch.rand(num_envs, device=eps.device) < eps, random()  # type: ignore[union-attr, operator]
 
     def plain(self, state: State, drawn: tuple[Tensor, Tensor] | None = None) -> None:
         """:meth:`forward` on a dict of tensors; with the random numbers ``drawn`` before by :meth:`draw`, if given."""
         if self.action_mask_key is not None or not isinstance(self.action_key, str):
             act_through_tensordict(self, state)
-        elif drawn is not None or explores():
+        elif drawn is not None or exploration_type() in _EXPLORING:
             action = state[self.action_key]
-            here, random = self.draw(len(action)) if drawn is None else drawn
+            here, random = self.draw(action.shape[0]) if drawn is None else drawn
             if action.ndim > 1:
                 here = here.reshape(-1, *[1] * (action.ndim - 1))
             state[self.action_key] = torch.where(here, random, action)
