@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictSequential
+from torchrl.data import Categorical
 from torchrl.objectives import HardUpdate
 
+from torchrl_reg import modules
 from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.seeds.batched_collection import StackedCollector, drawing
@@ -67,7 +73,29 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["greedy", "boltzmann", *HOOKS])
+class Inverted(QActor):
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return super().forward(tensordict).apply(torch.neg)
+
+
+def other(name: str, actor: QActor, exploration: EpsilonGreedyModule) -> Any:
+    spec, made = Categorical(2), modules.quantile_network(NetSettings(num_cells=[16]), make_env(SETTINGS["mlp"], 1))
+    return {
+        "function": lambda: lambda state: state,
+        "greedy": lambda: actor,
+        "boltzmann": lambda: BoltzmannQActor(actor, regularizer=Entropy(0.5)),
+        "quantiles": lambda: ActorSequential(modules.QuantileQActor(made, spec=spec), exploration),
+        "prior": lambda: ActorSequential(actor, modules.PriorEGreedyModule(spec, modules.ActionPrior(2))),
+        "torchrl": lambda: TensorDictSequential(actor, exploration),
+        "masked": lambda: ActorSequential(actor, EpsilonGreedyModule(spec, action_mask_key="mask")),
+        "own forward": lambda: ActorSequential(Inverted(actor.network, spec=spec), exploration),
+    }[name]()
+
+
+OTHERS = ["function", "greedy", "boltzmann", "quantiles", "prior", "torchrl", "masked", "own forward"]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *HOOKS])
 def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
     """What acts as one network calls none of theirs."""
     made = collector(0)
@@ -78,8 +106,8 @@ def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
         hook, part = HOOKS[name]
         getattr(parts[part], hook)(lambda *_: None)
     else:
-        made.policy = actor if name == "greedy" else BoltzmannQActor(actor, regularizer=Entropy(0.5))
-    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network, without hooks, got another"):
+        made.policy = other(name, actor, exploration)
+    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network, without masks"):
         drawing(made)
 
 
@@ -91,5 +119,5 @@ def test_hooks_put_on_later_end_the_collection_of_all() -> None:
     stacked.batches([drawing(each)() for each in collectors])
     draws = [drawing(each)() for each in collectors]
     collectors[1].policy[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="without hooks"):
+    with pytest.raises(ValueError, match="without masks or hooks"):
         stacked.batches(draws)

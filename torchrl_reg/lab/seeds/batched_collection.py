@@ -192,11 +192,9 @@ def _parts(collector: FastCollector) -> tuple[Any, Any]:
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     parts = list(getattr(policy, "module", ())) if modules else []
     plain = len(parts) == 2 and all(has_plain(type(each)) for each in (policy, *parts))  # type: ignore[arg-type]
-    separate = plain and hasattr(parts[0], "network") and hasattr(parts[1], "draw")
+    separate = plain and hasattr(parts[0], "network") and hasattr(parts[1], "draw") and not parts[1].action_mask_key
     if not separate or any(is_listened_to(each) or getattr(each, "draws", False) for each in modules):
-        raise ValueError("policy must be epsilon-greedy in a Q-network, without hooks, got another.")
-    if parts[1].action_mask_key is not None:
-        raise ValueError("policy must explore among all actions, got an action_mask_key.")
+        raise ValueError("policy must be epsilon-greedy in a Q-network, without masks or hooks, got another.")
     return parts[0], parts[1]
 
 
