@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.collectors import fast_vector, plain_policy
-from torchrl_reg.collectors.fast import restarted
+from torchrl_reg.collectors.fast import restart_finished
 from torchrl_reg.lab.agents.description import Undescribed, described, modules_of
 from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
 from torchrl_reg.lab.agents.pictures import draw_without_display
@@ -142,7 +142,7 @@ def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase
         observation, done = torch.as_tensor(found, dtype=dtype), terminated | truncated
         yield torch.from_numpy(np.asarray(reward).astype(np.float32)), torch.from_numpy(done)
         if done.any():
-            observation = restarted(vector, observation, done)
+            observation = restart_finished(vector, observation, done)
 
 
 LONGEST = 2_000  # steps of an episode that are filmed

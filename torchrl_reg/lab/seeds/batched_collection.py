@@ -49,14 +49,14 @@ class _BatchedCollection:
     """Collects for all workers, as long as none has finished and all losses are stacked."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker, self._stack = worker, shared_stack(worker)  # any worker will do: each knows how many there are
+        self._worker, self._stack = worker, shared_stack(worker)  # that of any worker: each has the number of all
         self._refused = False
-        self._made: tuple[object, StackedCollector] | None = None  # with the stack that its network is of
+        self._held: tuple[object, StackedCollector] | None = None  # with the stack that its network is of
 
     def is_possible(self, collector: FastCollector) -> bool:
         """True where it is worth waiting for the others."""
         possible = not self._refused and self._stack.stacked is not None and self._worker.companions > 1
-        if possible and self._made is None:
+        if possible and self._held is None:
             try:
                 drawing(collector)
             except ValueError:
@@ -68,9 +68,9 @@ class _BatchedCollection:
         collectors, stacked = [collector for collector, _ in shares], self._stack.stacked
         if len(shares) == self._worker.companions == len(self._stack.losses):
             try:
-                if self._made is None or self._made[0] is not stacked or self._made[1].collectors != collectors:
-                    self._made = stacked, StackedCollector(collectors, stacked.parameter)
-                return self._made[1].batches([draws for _, draws in shares]).split(collectors[0].num_envs)
+                if self._held is None or self._held[0] is not stacked or self._held[1].collectors != collectors:
+                    self._held = stacked, StackedCollector(collectors, stacked.parameter)
+                return self._held[1].batches([draws for _, draws in shares]).split(collectors[0].num_envs)
             except ValueError:
                 self._refused = True
         return [None] * len(shares)
@@ -110,7 +110,7 @@ class StackedCollector(FastCollector):
         self._bind_policy()
         self.num_envs = sum(collector.num_envs for collector in collectors)
         self.frames_per_batch = sum(collector.frames_per_batch for collector in collectors)
-        self._vector: Any = _Group([collector._vector for collector in collectors])
+        self._vector: Any = _VectorGroup([collector._vector for collector in collectors])
         actor, self._exploration = _parts(collectors[0])
         stacked = _ForEachSeed(_stacked_network(actor.network, whole), len(collectors))
         self._actor = copy.deepcopy(actor, {id(actor.network): stacked})  # with that network in place of its own
@@ -119,7 +119,7 @@ class StackedCollector(FastCollector):
         """Refuses hooks that were put on a policy since."""
         for each in self.collectors:
             _parts(each)
-        self._listened, self._act = list(map(len, self._hooks)), self._act_for_all
+        self._hook_counts, self._act = list(map(len, self._hooks)), self._act_for_all
 
     def batches(self, draws: Sequence[Draws]) -> TensorDict:
         """``[S * N, T]``, collector by collector, made with the random numbers ``draws``."""
@@ -148,7 +148,7 @@ class _ForEachSeed(nn.Module):
         return self._call(*(x.unflatten(0, (self._seeds, -1)) for x in inputs)).flatten(0, 1)
 
 
-class _Group:
+class _VectorGroup:
     """Vector environments as one: stepped in turn or, those that can be ``joined``, together inside ``with``."""
 
     def __init__(self, vectors: Sequence[VectorEnv]) -> None:
