@@ -14,7 +14,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.learner import Learner, Learning, optimizer_of, scale_rewards
-from torchrl_reg.lab.learners.replay import StratifiedSampler, make_replay, rows_in_time, store
+from torchrl_reg.lab.learners.replay import StratifiedSampler, make_replay, rows_in_time, select, store
 from torchrl_reg.lab.learners.schedules import EpsilonSchedule, LinearSchedule
 from torchrl_reg.lab.run.run import Run
 from torchrl_reg.modules.n_step import NStepTransform
@@ -135,6 +135,8 @@ class ValueLearner(Learner):
             UserError: a first batch of fewer than ``algo.n_steps`` steps.
         """
         scale_rewards(self.algo, batch)
-        rows = batch if self.n_step is None else self.n_step.inv(batch)
-        require(rows is not None, "algo.collect_steps", f">= {self.algo.n_steps}, algo.n_steps", batch.shape[-1])
-        store(self.replay, rows_in_time(rows, [*self.loss.in_keys, "steps_to_next_obs"]))
+        rows, keys = batch, [*self.loss.in_keys, "steps_to_next_obs"]
+        if self.n_step is not None:
+            rows = self.n_step.complete(select(batch, [*keys, ("next", "reward"), ("next", "done")]))
+            require(rows is not None, "algo.collect_steps", f">= {self.algo.n_steps}, algo.n_steps", batch.shape[-1])
+        store(self.replay, rows_in_time(rows, keys))
