@@ -223,6 +223,18 @@ def test_cleanrls_presets_have_the_settings_of_its_published_scores(name, more, 
     assert len(scores) in (3, 6)
 
 
+def test_young_and_tians_preset_has_the_settings_of_their_curve(composed):
+    """But for the cap of an episode."""
+    scores = [each for each in published_scores() if each.name.startswith("Young")]
+    for published in scores:
+        rate = published.settings["algo.learning_rate"]
+        words = f"dqn env={published.env} +paper=young2019_minatar algo.learning_rate={rate}"
+        ours, theirs = flat(asdict(composed(words))), dict(published.settings)
+        assert theirs.pop("env.max_episode_frames") is None and ours["env.max_episode_frames"] == 10_000
+        assert {key: ours[key] for key in theirs} == theirs
+    assert len(scores) == 20
+
+
 def built(settings: Any) -> Any:
     """The network that ``settings`` describe."""
     values = settings.net.num_atoms if getattr(settings, "head", {}).get("name") == "categorical" else 1
@@ -247,34 +259,20 @@ def test_pqn_as_published_to_the_digit(words, updates, parameters, composed):
     assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
 
 
-#: Of the two Rainbows and of Beyond The Rainbow: settings (algorithms_next.md 2b, 3b), and the parameters of 4 actions.
-RAINBOWS = {
-    "rainbow +paper=hessel2018": (
-        {"priority_exponent": 0.5, "importance_exponent": 0.4, "importance_exponent_end": 1.0, "double_dqn": True},
-        {"learning_rate": 6.25e-5, "adam_eps": 0.005 / 32, "max_grad_norm": 10.0, "n_steps": 3, "eps_off_frames": 0},
-        # Convolutions of 3136 features; each stream has 512 hidden units; sigmas beside all that is noisy.
-        77_984 + 2 * (2 * (3136 + 1) * 512 + (512 + 1) * 51 * 5),
-    ),
-    "rainbow_compact +paper=castro2018": (
-        {"priority_exponent": 0.5, "importance_exponent": 0.5, "importance_exponent_end": None, "double_dqn": False},
-        {"learning_rate": 6.25e-5, "adam_eps": 1.5e-4, "max_grad_norm": None, "n_steps": 3, "eps_off_frames": None},
-        77_984 + (7744 + 1) * 512 + (512 + 1) * 51 * 4,
-    ),
-    "btr +paper=clark2025": (
-        {"priority_exponent": 0.2, "importance_exponent": 0.0, "importance_exponent_end": None, "gamma": 0.997},
-        {"learning_rate": 1e-4, "adam_eps": 0.005 / 256, "max_grad_norm": 10.0, "n_steps": 3, "batch_size": 256},
-        389_024 + 149_760 + 2 * (2 * (2304 + 1) * 512 + (512 + 1) * 5),
-    ),
+#: Of the two Rainbows, of Beyond The Rainbow and of Revisiting Rainbow's DQN: parameters of 4 actions, of 6 in MinAtar.
+PARAMETERS = {
+    # Convolutions of 3136 features; each stream has 512 hidden units; sigmas beside all that is noisy.
+    "rainbow env=atari +paper=hessel2018": 77_984 + 2 * (2 * (3136 + 1) * 512 + (512 + 1) * 51 * 5),
+    "rainbow_compact env=atari +paper=castro2018": 77_984 + (7744 + 1) * 512 + (512 + 1) * 51 * 4,
+    "btr env=atari +paper=clark2025": 389_024 + 149_760 + 2 * (2 * (2304 + 1) * 512 + (512 + 1) * 5),
+    "dqn env=minatar/breakout +paper=obando2021_minatar": 592 + (1600 + 1) * 6,
 }
 
 
-@pytest.mark.parametrize("words", RAINBOWS)
-def test_rainbows_as_published_to_the_digit(words, composed):
-    one, other, parameters = RAINBOWS[words]
-    settings = composed(f"{words} env=atari")
-    expected = one | other | {"weight_reduction": "mean"}
-    assert {name: getattr(settings.algo, name) for name in expected} == expected
-    assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
+@pytest.mark.parametrize("words", PARAMETERS)
+def test_networks_of_the_presets_have_as_many_parameters_as_published(words, composed):
+    network = built(composed(words))
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[words]
 
 
 @pytest.mark.parametrize(

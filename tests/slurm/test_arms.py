@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,12 @@ AS_PRESETS = [
         "q_learning +method=dqn env=atari +paper=vieillard2020",
         "env.sticky_actions env.noop_max",
     ),
-    ("dqn_minatar", "dqn", "q_learning +method=dqn env=minatar/asterix +paper=young2019_minatar", "algo.total_frames"),
+    (
+        "dqn_minatar",
+        "dqn",
+        "q_learning +method=dqn env=minatar/asterix +paper=young2019_minatar",
+        "algo.total_frames algo.learning_rate",
+    ),
     ("virel_mujoco", "virel", "virel env=mujoco/hopper +paper=fellows2019", "algo.total_frames env.max_episode_frames"),
     ("soft_q_mujoco", "soft_q", "soft_q env=mujoco/hopper +paper=haarnoja2017", ""),
     ("iq_mujoco", "iq algo.alpha=0.9", "iq env=mujoco/hopper +paper=vieillard2021_mujoco", "algo.total_frames"),
@@ -101,6 +107,12 @@ def test_a_shipped_sweep_asks_a_question_and_its_arms_differ_only_where_its_file
 @pytest.mark.parametrize("name", RUNS)
 def test_a_sweep_has_as_many_runs_as_its_source_has_cells(name: str) -> None:
     assert len(planned_runs(sweep_of(name))) == RUNS[name]
+
+
+def test_sweeps_of_the_sources_figures_are_there() -> None:
+    text = (ROOT / "torchrl_reg/METHODS.md").read_text().partition("## The sources' systems and figures")[2]
+    named = set(re.findall(r"sweep=(\w+)", text))
+    assert named <= {*RUNS} and named <= {*SHIPPED} and len(named) >= 12
 
 
 @pytest.mark.parametrize(("name", "arm", "words", "own"), AS_PRESETS)
