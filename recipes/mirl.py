@@ -136,7 +136,7 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, explorer):
-        if prior_update is not None and run.frames > algo.learning_starts_frames:
+        if prior_update is not None:  # at every step, before learning too (algorithm 1, line 5)
             prior_update(batch)
         learner.store(batch)
         for minibatch in learner.minibatches():

@@ -49,6 +49,7 @@ class Config(RecipeConfig):
         **{"regularizer": "none", "shaping": "none", "head": "expected", "bootstrap": "one_step"},
         "env": "cartpole",
     }
+    paper_needs: ClassVar[tuple[str, ...]] = ("method", "regularizer", "shaping", "head")
 
     method: str = ""  # of the paper; set by +method
     regularizer: dict[str, Any] = field(default_factory=dict)

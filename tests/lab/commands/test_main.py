@@ -119,7 +119,7 @@ BAD = {
     "table . --by algo.tua": "by must name a setting of the runs, got 'algo.tua'. Did you mean 'algo.tau'?",
     "plot curves . --out x.gif": "out must end in .png, .svg, .pdf, got 'x.gif'.",
     "plot curves . --center mode": "center must be one of mean, iqm, got 'mode'.",
-    "plot aggregate . --normalize none": "normalize must be human or sac to average",
+    "plot aggregate . --normalize none": "normalize must be human, sac or own_sac to average",
     "plot aggregate . --aggregate max": "aggregate must be one of IQM, median",
     "plot improvement . --of dqn": "baseline must name a method",
 }

@@ -66,6 +66,8 @@ def draw_aggregate_curves(
         UserError: no common scale, no such method, or a bad ``aggregate`` or suffix.
     """
     _scaled(scale)
+    if scale == "own_sac":
+        raise UserError("normalize must be human or sac for aggregate curves, got own_sac, a score of finished runs.")
     one_of("aggregate", aggregate, AGGREGATES)
     groups = [group for group in groups if has_score(group.env, scale)]
     envs = {group.env for group in groups}
@@ -250,10 +252,10 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
 
 
 def _scaled(scale: str) -> None:
-    if scale not in ("human", "sac"):
+    if scale not in ("human", "sac", "own_sac"):
         raise UserError(
-            "normalize must be human or sac to average environments, got none; returns of different environments "
-            "have no common scale."
+            "normalize must be human, sac or own_sac to average environments, got none; returns of different "
+            "environments have no common scale."
         )
 
 

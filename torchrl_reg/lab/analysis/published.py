@@ -146,11 +146,15 @@ version.
 """
 
 RANDOM_RETURNS: Mapping[str, float] = MappingProxyType(
-    {"hopper": 16.7, "walker2d": 1.8, "halfcheetah": -283.2, "ant": -48.1, "humanoid": 112.6}
+    {
+        **{"hopper": 16.7, "walker2d": 1.8, "halfcheetah": -283.2, "ant": -48.1, "humanoid": 112.6},
+        **{"door": -56.7, "hammer": -275.8, "pen": -620.3},
+    }
 )
-"""Mean return (reward units) of uniformly random actions on gymnasium's v5 tasks, by task.
+"""Mean return (reward units) of uniformly random actions on gymnasium's v5 tasks and on ``env=adroit/``, by task.
 
-Source: ours, 100 episodes each (HalfCheetah 50; seeds 0, 1, ...); the standard errors are 1.8, 0.8, 8, 8 and 4.
+Source: ours, 100 episodes each (HalfCheetah 50; seeds 0, 1, ...); the standard errors are 1.8, 0.8, 8, 8 and 4, and of
+Adroit's 0.1, 0.6 and 28.
 """
 
 

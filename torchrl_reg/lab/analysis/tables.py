@@ -248,7 +248,7 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
         rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers, [*runs, *(reference or ())])))
     if not any(row.numbers for row in rows) or (scale == "none" and len(envs) == 1):
         return None
-    unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
+    unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "own_sac": ", 1 is SAC here", "none": ""}[scale]
     over = counted(len(envs), "environment") if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
 
@@ -258,6 +258,8 @@ def _notes(board: Scoreboard) -> list[str]:
     if board.scale == "sac":
         frames = amount(sac_frames(board.frames))
         notes.append(f"SAC-normalized: random actions 0, Dopamine's SAC at {frames} frames (MuJoCo v2) 1.")
+    if board.scale == "own_sac":
+        notes.append("own-SAC-normalized: random actions 0, the mean of the best SAC among these runs 1.")
     if any(env.lower() in ("atari/videopinball", "atari/video_pinball") for env in board.envs):
         notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
     return notes

@@ -40,7 +40,9 @@ def read_words(words: Sequence[str], config_class: type, conf: Path) -> argparse
     """
     asked, rest = _Options().parse_known_args(words)
     asked.overrides = rest
-    for sentence in chain(_of_options(asked), _of_overrides(asked, config_class, conf)):
+    for sentence in chain(
+        _of_options(asked), _of_overrides(asked, config_class, conf), _of_preset(asked.overrides, config_class)
+    ):
         raise UserError(sentence)
     return asked
 
@@ -130,6 +132,17 @@ def _of_override(override: Override, word: str, config_class: type, conf: Path) 
                 converted(getattr(value, "text", value), kinds[name], name)
             except UserError:
                 yield misfit(name, (kinds[name],), text)
+
+
+def _of_preset(overrides: Sequence[str], config_class: type) -> Iterator[str]:
+    """For a preset of methods, given without one."""
+    chosen = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in overrides}
+    needed = getattr(config_class, "paper_needs", ())
+    if "paper" in chosen and needed and chosen.isdisjoint(needed):
+        method, *slots = needed
+        paper = next(word for word in overrides if word.lstrip("+").startswith("paper="))
+        slots = ", ".join(slots)
+        yield f"{paper} must come with +{method}=<choice>, which its file names, or a choice of {slots}, got none."
 
 
 def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: int) -> Path:

@@ -36,7 +36,7 @@ class ValueLearning(Learning):
     anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
     rms_decay: float = 0.95  # of the running averages of rmsprop, per update
     adam_eps: float = 1e-5  # of any; 3.125e-4 in [C, D]: slower and less steady at 1e-3 (recipes/NEGATIVE_RESULTS.md)
-    batch_size: int = 32  # transitions [C, D]
+    batch_size: int = 32  # transitions [D]; 128 in [C]
     max_grad_norm: float | None = None  # clip of the gradients' global norm; null: none
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     priority_exponent: float = 0.0  # of prioritized replay: probabilities follow priority ** this; 0 is uniform

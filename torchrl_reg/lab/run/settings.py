@@ -79,11 +79,13 @@ class RecipeConfig:
     ``groups`` maps each config group (a folder of ``conf/``) to the choice the recipe starts from.
     Later groups override earlier ones, so ``env`` comes last: an environment may bring its network.
     ``elsewhere`` are settings with any other ``env=`` than that of ``groups``, and with a paper's preset.
+    ``paper_needs`` are groups of which one must be chosen beside a paper's preset: else it would be the default method.
     ``objective`` is the column of the last evaluation that a search over settings (Hydra's sweepers) is told.
     """
 
     groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
     elsewhere: ClassVar[dict[str, dict[str, Any]]] = {}
+    paper_needs: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = "return_greedy_mean"
 
     run: RunSettings = field(default_factory=RunSettings)
