@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from torchrl_reg.lab.analysis import statistics as ours
-from torchrl_reg.lab.analysis.statistics import mean, mean_interval, stratified_bootstrap, stratified_estimate
+from torchrl_reg.lab.analysis.statistics import interval_band, mean, mean_interval, stratified_estimate
 from torchrl_reg.lab.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("make_rliable_golden.py"))
@@ -69,9 +69,9 @@ def test_equal_scores_give_equal_intervals_and_single_runs_have_none() -> None:
 
 def test_curves_are_bootstrapped_frame_by_frame_with_the_same_resamples() -> None:
     runs = np.random.default_rng(0).normal(size=(4, 7))
-    band = stratified_bootstrap(runs, [3, 4], mean)
+    band = interval_band(runs, [3, 4], mean)
     np.testing.assert_allclose(band[0], (runs[:, :3].mean(1) + runs[:, 3:].mean(1)) / 2)
-    shifted = stratified_bootstrap(np.stack([runs[0], runs[0] + 10]), [3, 4], mean)
+    shifted = interval_band(np.stack([runs[0], runs[0] + 10]), [3, 4], mean)
     np.testing.assert_allclose(shifted[:, 1] - shifted[:, 0], 10)
 
 

@@ -26,7 +26,7 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Methods a legend above the panels holds, and inches a row of it takes.
 _MOST_ABOVE, _LEGEND_ROW = 12, 0.19
 SUFFIXES = (".png", ".svg", ".pdf")
-#: Ours where it meets every published score of its protocol, where it does not, and where nobody published one.
+#: Ours where it differs from no published score of its protocol, where it does, and where nobody published one.
 _MEETS, _MISSES, _ALONE = LIGHT[2], LIGHT[1], LIGHT[0]
 _CENTERS = {"mean": statistics.mean, "iqm": statistics.interquartile_mean}
 _FRAMES = "environment frames"
@@ -45,7 +45,7 @@ def draw_learning_curves(
     lines: dict[str, list[Line]] = {group.env: [] for group in groups}
     for group in groups:
         if (curve := group_curve(group, column)) is not None:
-            band = statistics.stratified_bootstrap(curve[1].T, [len(curve[1])], estimator)
+            band = statistics.interval_band(curve[1].T, [len(curve[1])], estimator)
             lines[group.env].append(Line(group.method, methods.index(group.method), curve[0], *band))
     charts = [found for env, of in lines.items() if (found := chart(env, of, x_label=""))]
     if not charts:
@@ -165,14 +165,25 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
         for row, gaps in enumerate(methods.values()):
             _draw_row(axes, row, gaps)
     figure.supxlabel("return", fontsize=9)
-    looks = {"ours, meets": _MEETS, "ours, does not": _MISSES, "ours, none published": _ALONE, "published": GREY}
+    looks = {
+        "ours, not shown to differ": _MEETS,
+        "ours, differs": _MISSES,
+        "ours, none published": _ALONE,
+        "published": GREY,
+    }
     add_legend(figure, {label: {"color": color} for label, color in looks.items()})
     return save(figure, path)
 
 
 def _draw_row(axes: Axes, row: int, gaps: Sequence[Gap]) -> None:
     same = [gap for gap in gaps if gap.difference is not None]
-    color = _ALONE if not same else _MEETS if all(gap.meets for gap in same) else _MISSES
+    color = (
+        _ALONE
+        if not same
+        else _MISSES
+        if any(gap.verdict and gap.verdict.word in ("above", "below") for gap in same)
+        else _MEETS
+    )
     look: dict[str, Any] = {"fmt": "o", "markersize": 4, "linewidth": 2, "clip_on": False}
     ours = gaps[0].ours
     ends = [[ours.value - ours.low], [ours.high - ours.value]]

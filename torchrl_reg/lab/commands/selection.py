@@ -29,7 +29,7 @@ def add_selection(parser: argparse.ArgumentParser, folders: str = "+") -> None:
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
     parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
     parser.add_argument("--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default)")
-    parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
+    parser.add_argument("--baseline", metavar="METHOD", help="the method that the others are compared with")
     parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
 
 
