@@ -184,8 +184,7 @@ class RunLogger:
     def cpu_seconds(self) -> float:
         """This run's share of the processor time, alike for all seeds of a process; earlier processes as above."""
         worker = current_worker()
-        seeds = 1 if worker is None else worker.companions
-        return self._cpu_before + (time.process_time() - self._cpu_start) / seeds
+        return self._cpu_before + (time.process_time() - self._cpu_start) / (1 if worker is None else worker.count)
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in _KEPT}
