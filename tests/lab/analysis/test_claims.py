@@ -13,6 +13,7 @@ pytest.importorskip("yaml")
 
 from torchrl_reg.lab.analysis.claims import Finding, judged, solved_share
 from torchrl_reg.lab.analysis.documents import read_yaml
+from torchrl_reg.lab.errors import UserError
 
 CLAIMS = {each["id"]: each for each in read_yaml(Path(__file__).parents[3] / "recipes/claims.yaml")["claims"]}
 Rows = dict[str, list[dict[str, Any]]]
@@ -73,6 +74,13 @@ def test_no_verdict_before_every_seed_has_run() -> None:
     assert "sweep=answers_minatar_search" in found.numbers
     short = runs("m_dqn_over_dqn", lambda arm, task: 9.0 * (arm == "m_dqn"), frames=500_000)
     assert of("m_dqn_over_dqn", short).word == "not run yet", "of 1M frames"
+
+
+def test_a_seed_counts_once() -> None:
+    rows = runs("m_dqn_over_dqn", lambda arm, task: 9.0 * (arm == "m_dqn"))
+    rows["answers_minatar"].append(rows["answers_minatar"][0] | {"commit": "another"})
+    with pytest.raises(UserError, match="must hold each seed of dqn on asterix once, at one setting, got several"):
+        of("m_dqn_over_dqn", rows)
 
 
 def test_shares_that_solve_are_compared_in_the_claimed_order() -> None:

@@ -24,7 +24,7 @@ def runs(make_run: Callable[..., Path], tmp_path: Path) -> Path:
             | {"episodes": 3, "td_error": None if f < 100 else 0.123456}
             for f in range(10, 401, 10)
         ]
-        more = {"algo__tau": 0.05} if recipe == "dqn" else {"algo__only": [1, 2]}
+        more = {"algo__tau": 0.05, "commit": "b" * 40} if recipe == "dqn" else {"algo__only": [1, 2]}
         path = make_run(
             f"runs/{recipe}/seed={seed}", recipe=recipe, seed=seed, every=200, returns=(1.5, 7.25), train=train, **more
         )
@@ -70,11 +70,11 @@ def test_two_rows_of_one_run_that_differ_are_shown(runs: Path, tmp_path: Path) -
     write_rows(path, [row])
     before = path.read_text()
     other = row | {"scores": row["scores"] | {"greedy": [9.75, 10]}}
-    said = r"two of method=dqn, .*, seed=0, commit=aaaaaaa: \{'scores': .*7.25.*\} and \{'scores': .*9.75"
+    said = r"two of method=dqn, .*, seed=0, commit=bbbbbbb\+: \{'scores': .*7.25.*\} and \{'scores': .*9.75"
     with pytest.raises(UserError, match=said):
         write_rows(path, [other])
     assert path.read_text() == before
-    write_rows(path, [other | {"commit": "b" * 7}])  # of another commit both stand
+    write_rows(path, [other | {"commit": "c" * 7}])  # of another commit both stand
     assert len(read_rows(path)) == 2
 
 

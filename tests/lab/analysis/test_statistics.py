@@ -61,6 +61,23 @@ def test_intervals_are_those_of_the_normal_distribution_for_many_runs() -> None:
     np.testing.assert_allclose([high - value, value - low], [1.96 * values.std(0) / 20] * 2, rtol=0.1)
 
 
+@pytest.mark.parametrize(("tasks", "seeds", "covers"), [(5, 5, 0.90), (5, 10, 0.92)])
+def test_bootstraps_over_tasks_cover_nearly_what_they_state(tasks: int, seeds: int, covers: float) -> None:
+    """Of 25 runs and more, which is why fewer have none."""
+    random, hits, trials = np.random.default_rng(0), 0, 300
+    centres = np.linspace(0.2, 2.0, tasks)
+    truth = ours.interquartile_mean(
+        np.sort(random.normal(centres[:, None], 0.4, (tasks, 20_000)).reshape(1, -1)), [20_000] * tasks
+    )
+    for _ in range(trials):
+        runs = random.normal(centres[:, None], 0.4, (tasks, seeds))
+        _, low, high = stratified_estimate(list(runs), ours.interquartile_mean, resamples=400)
+        hits += low <= truth[0] <= high
+    assert abs(hits / trials - covers) < 0.04
+    fewer = stratified_estimate(list(random.normal(size=(6, 4))), ours.interquartile_mean)
+    assert fewer.is_flat
+
+
 def test_equal_scores_give_equal_intervals_and_single_runs_have_none() -> None:
     assert stratified_estimate(SCORES["x"], mean) == stratified_estimate(SCORES["x"], mean)
     assert stratified_estimate([[2.0], [4.0]], ours.interquartile_mean) == (3.0, 3.0, 3.0)

@@ -13,6 +13,7 @@ from torchrl_reg.lab.analysis.inference import Difference, Sample, Verdict, fish
 from torchrl_reg.lab.analysis.numbers import hours
 from torchrl_reg.lab.analysis.rows import Row
 from torchrl_reg.lab.analysis.statistics import Array, Estimate, interquartile_mean, stratified_estimate
+from torchrl_reg.lab.errors import UserError
 
 #: Rows by the file that they are in.
 Rows = Mapping[str, Sequence[Row]]
@@ -64,20 +65,28 @@ def _judged(claim: Claim, rows: Rows) -> Finding:
 
 
 def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
-    """Scores of the seeds that are judged, ``[n]``; empty where none ran."""
+    """Scores of the seeds that are judged, ``[n]``; empty where none ran.
+
+    Raises:
+        UserError: a seed is there twice, at two settings or commits.
+    """
     experiment, frames = claim["experiment"], claim["experiment"].get("frames")
     wanted = _ARMS.get(arm, {"method": arm})
     if arm == "dqn" and "mirl" in claim["arms"]:
         wanted = {"algo.method": "dqn"}
     found = [
-        row["scores"][SCORES[claim["score"]]][0]
+        row
         for row in rows.get(experiment["judge"], ())
         if row["env"].rpartition("/")[2] == task
         and row["seed"] in claim["seeds"]
         and (frames is None or row["frames"] >= 0.99 * frames)
         and all((row["config"] | row).get(key) == value for key, value in wanted.items())
     ]
-    return np.array(found, np.float64)
+    if len({row["seed"] for row in found}) < len(found):
+        raise UserError(
+            f"{experiment['judge']} must hold each seed of {arm} on {task} once, at one setting, got several."
+        )
+    return np.array([row["scores"][SCORES[claim["score"]]][0] for row in found], np.float64)
 
 
 def _not_run(claim: Claim, rows: Rows) -> Finding:

@@ -211,14 +211,16 @@ def record_of(row: Row, path: Path) -> RunRecord:
     if "last_row" in scores:
         value, every = scores["last_row"]
         train["return_mean"] = column([frames - every, frames], [None, value])
-    start = {"commit": row["commit"], "versions": row["versions"], "processor": row["processor"]}
+    machine = {"versions": row["versions"], "processor": row["processor"]}
+    commits = [(commit.removesuffix("+"), commit.endswith("+")) for commit in row["commit"].split()]
+    starts = tuple({"commit": commit, "uncommitted_changes": changed, **machine} for commit, changed in commits)
     run = RunRecord(
         path=path / f"{row['method']}/{row['env']}/{row['digest']}/seed={row['seed']}",
         recipe=row["method"],
         env=row["env"],
         seed=row["seed"],
         config=row["config"],
-        starts=(start,),
+        starts=starts,
         done={"frames": frames, "wall_seconds": row["wall_seconds"]},
         command=row["settings"],
         script=row["script"],

@@ -23,7 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from torchrl_reg.lab.analysis.distributions import t_quantile
 from torchrl_reg.lab.errors import UserError
 
-#: Runs over all tasks from which on an aggregate has a bootstrap interval.
+#: Runs over all tasks from which on an aggregate has a bootstrap interval: where .95 is stated of the IQM over five
+#: tasks it covers .87 at 15 runs, .90 at 25 and .93 at 50 (normal scores).
 BOOTSTRAP_RUNS = 25
 Array = NDArray[np.float64]
 #: Runs ``[R, N]``, task after task, and the number of runs of each task -> estimates ``[R]``.
