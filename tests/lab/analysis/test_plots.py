@@ -114,4 +114,9 @@ def test_green_differs_from_none_orange_does_blue_stands_alone(figures: list, tm
     (axes,) = figures[0].axes
     dots = [(to_hex(line.get_color()), *line.get_xdata()) for line in axes.get_lines()]
     grey, green, orange, blue = "#6b6b6b", *(LIGHT[i].lower() for i in (2, 1, 0))
-    assert dots == [(green, 2.0), (grey, 3.0), (orange, 2.0), (grey, 3.0), (grey, 9.0), (blue, 2.0)]
+    assert dots == [(green, 2.0), (grey, 3.0), (orange, 2.0), (grey, 3.0), (blue, 2.0)]
+    assert axes.get_title(loc="left") == "CartPole"
+    plots.draw_published([gap("dqn", None, "")], tmp_path / "x.png")
+    (axes,) = figures[1].axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["DQN"]
+    assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["ours, none published"]

@@ -257,12 +257,21 @@ def _exact(claim: Claim, rows: Rows) -> Finding:
         return Finding(OPEN, "`python -m recipes.studies.exact recipes/results/exact.jsonl`")
     if claim["id"] == "munchausen_is_kl":
         holds = max(values.values()) < 1e-10
+        losses = [row for row in _study(rows, "theory_errors") if row["errors"] == "independent"]
+        at += [f"loss under independent errors, {row['method']}: {row['mean']:.3g}" for row in losses]
     elif claim["id"] == "soft_q_iteration":
         holds = values["largest ratio of distances", None] <= 0.9 and min(values.values()) > -1e-9
     else:
+        gambles = _study(rows, "theory_gamble")
+        at += [
+            f"pseudo-likelihood takes a bet of no gain with probability {r['mean']:g} (tau {r['tau']:g})"
+            for r in gambles
+        ]
         entropies = [values["entropy over ln A", scale] for scale in (0.1, 1.0, 10.0)]
         holds = (
-            entropies[0] > entropies[1] + 0.1 > entropies[2] + 0.2 and values["VIREL's entropy in the end", None] < 0.01
+            entropies[0] > entropies[1] + 0.1 > entropies[2] + 0.2
+            and values["VIREL's entropy in the end", None] < 0.01
+            and all(row["mean"] > 0.5 for row in gambles)
         )
     return Finding("shown" if holds else "contradicted", f"in tables: {'; '.join(at)}")
 
