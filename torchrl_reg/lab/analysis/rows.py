@@ -1,8 +1,9 @@
 """Rows: what a finished run leaves for documents, one JSON object a line, small enough for the repository.
 
-A file begins with one line for every recipe in it, ``{"base": "recipes/pqn.py", "config": {...}, ...}``: the resolved
-settings and the machine of the first run saved. Every other line is a run and holds what differs from its base, so that
-a line stays short and a file is whole by itself. Lines are sorted, whatever the order in which runs were saved.
+A file begins with a line for every recipe in it, ``{"base": "recipes/pqn.py", "config": {...}, ...}``: the resolved
+settings and the machine of the first run saved. Then comes a line for every method and task, ``{"group": DIGEST}``,
+whose ``config`` holds what differs from the base, and below it its runs, a line each, with what differs from both. So
+lines stay short, and a file is whole by itself; their order is the same in whatever order runs were saved.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ Row = dict[str, Any]
 POINTS = 20
 _CURVES = {"return": ("return_last_100",), "td_error": ("td_error",), "entropy": ("entropy",), "gap": ("action_gap",)}
 #: What tells runs apart; two rows that agree in these are one run and must agree in everything.
-KEY = ("method", "script", "env", "digest", "seed", "commit")
+KEY = ("method", "env", "digest", "seed", "commit")
 #: What a base line holds for the runs of its recipe that do not hold another.
-_OF_BASE = ("versions", "processor", "device", "threads", "config")
+_OF_BASE = ("versions", "processor", "device", "threads", "compiled", "config")
+#: What a line of a method and task holds for its runs.
+_OF_GROUP = ("method", "script", "env", "settings")
+_ORDER = (
+    *("digest", *_OF_GROUP, "seed", "commit", "frames", *_OF_BASE[:-1]),
+    *("wall_seconds", "cpu_seconds", "scores", "curve", "config"),
+)
 _VERSIONS = ("python", "torch", "torchrl", "tensordict", "numpy", "gymnasium")
 #: Overrides that name a place or a display, not what is computed.
 _NOT_TYPED = ("run.dir", "run.seed", "run.seeds", "run.progress", "run.threads", "run.device", "run.loggers")
@@ -60,12 +67,18 @@ def row_of(run: RunRecord) -> Row:
     versions = start.get("versions") or {}
     commits = run.short_commits
     row: Row = {"method": run.recipe, "script": run.script, "env": run.env, "settings": _typed(run.command)}
-    row |= {"digest": digest(run.config), "seed": run.seed, "commit": " ".join(commits), "frames": run.frames}
+    row |= {
+        "digest": digest(run.config | {"script": run.script}),
+        "seed": run.seed,
+        "commit": " ".join(commits),
+        "frames": run.frames,
+    }
     row |= {"versions": {name: versions[name] for name in _VERSIONS if name in versions}}
     row |= {name: start.get(name) for name in ("processor", "device", "threads")}
     row |= {"compiled": run.done.get("compiled"), "wall_seconds": _short(run.wall_seconds)}
     row |= {"cpu_seconds": _short(run.done.get("cpu_seconds")), "scores": _scores(run), "curve": _curves(run)}
-    return row | {"config": run.config}
+    row["config"] = run.config
+    return {name: row[name] for name in _ORDER}
 
 
 def _typed(command: str) -> str:
@@ -120,31 +133,48 @@ def _curves(run: RunRecord) -> dict[str, list[float | None]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, their configs whole; none without the file.
+    """The rows of a file, whole; none without the file.
 
     Raises:
-        UserError: a line is no row, or lacks its base.
+        UserError: a line is no row, or lacks its base or group.
     """
-    bases: dict[str, dict[str, Any]] = {}
+    bases, groups, rows = _parsed(path)
+    found = []
+    for row in rows:
+        if "digest" in row:
+            group = groups[row["digest"]]
+            base = bases[group["script"]]
+            merged = base["config"] | group["config"]
+            config = {key: value for key, value in merged.items() if value != _ABSENT}
+            row = {name: (base | group | row | {"config": config})[name] for name in _ORDER}
+        found.append(row)
+    return found
+
+
+#: Stands for a setting that the base has and a run lacks.
+_ABSENT = "(absent)"
+Lines = dict[str, Row]
+
+
+def _parsed(path: Path) -> tuple[Lines, Lines, list[Row]]:
+    """Bases by script, groups by digest, and the other lines."""
+    bases: Lines = {}
+    groups: Lines = {}
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = json.loads(line)
             if "base" in row:
                 bases[row.pop("base")] = row
-                continue
-            if "config" in row:
-                base = bases[row["script"]]
-                merged = base["config"] | row["config"]
-                row = base | row | {"config": {key: value for key, value in merged.items() if value != _ABSENT}}
-            rows.append(row)
+            elif "group" in row:
+                _ = bases[row["script"]]
+                groups[row.pop("group")] = row
+            else:
+                _ = groups[row["digest"]] if "digest" in row else row
+                rows.append(row)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} must hold a row a line, got {line[:60]!r} in line {number} ({error!r}).") from None
-    return rows
-
-
-#: Stands for a setting that the base has and a run lacks.
-_ABSENT = "(absent)"
+    return bases, groups, rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -154,42 +184,38 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         UserError: two rows of one run and commit differ; the message shows both.
     """
     found: dict[tuple[Any, ...], Row] = {}
-    bases = _bases(path)
+    bases, groups, _ = _parsed(path)
     for row in (*read_rows(path), *rows):
-        key = tuple(row.get(name) for name in KEY) if "config" in row else (json.dumps(row),)
+        if "digest" not in row:
+            raise UserError(f"{path} must hold rows of runs alone to take more of them, got another: {row}.")
+        key = tuple(row[name] for name in KEY)
         known = found.setdefault(key, row)
         if known != row:
             names = [name for name in (known | row) if known.get(name) != row.get(name)]
             one, other = ({name: each.get(name) for name in names} for each in (known, row))
             who = ", ".join(f"{name}={value}" for name, value in zip(KEY, key, strict=True))
             raise UserError(f"{path} must hold one row of each run and commit, got two of {who}: {one} and {other}.")
-        if "config" in row:
-            bases.setdefault(row["script"], {name: row[name] for name in _OF_BASE})
-    lines = [{"base": script, **base} for script, base in sorted(bases.items())]
-    lines += [
-        _against(bases, row) for _, row in sorted(found.items(), key=lambda item: [str(part) for part in item[0]])
-    ]
+        base = bases.setdefault(row["script"], {name: row[name] for name in _OF_BASE})
+        named = {name: row[name] for name in _OF_GROUP} | {"config": _against(base["config"], row["config"])}
+        groups.setdefault(row["digest"], named)
+    lines: list[Row] = [{"base": script, **base} for script, base in sorted(bases.items())]
+    last = None
+    for _, row in sorted(found.items(), key=lambda item: [str(part) for part in item[0]]):
+        group = groups[row["digest"]]
+        if row["digest"] != last:
+            lines.append({"group": row["digest"], **group})
+        shared, last = bases[row["script"]] | group | {"config": row["config"]}, row["digest"]
+        lines.append({name: value for name, value in row.items() if name not in shared or shared[name] != value})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    partial.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
     os.replace(partial, path)
 
 
-def _bases(path: Path) -> dict[str, dict[str, Any]]:
-    lines = (json.loads(line) for line in read_text(path).splitlines())
-    return {line.pop("base"): line for line in lines if "base" in line}
-
-
-def _against(bases: Mapping[str, dict[str, Any]], row: Row) -> Row:
-    if "config" not in row:
-        return row
-    base, config = bases[row["script"]], row["config"]
-    absent = {key: _ABSENT for key in base["config"] if key not in config}
-    differing = {k: v for k, v in config.items() if k not in base["config"] or base["config"][k] != v} | absent
-    own = {name: value for name, value in row.items() if name not in _OF_BASE}
-    own |= {name: row[name] for name in _OF_BASE if row[name] != base[name]}
-    own.pop("config", None)
-    return own | {"config": dict(sorted(differing.items()))}
+def _against(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``config`` differs from ``base``, sorted."""
+    absent = {key: _ABSENT for key in base if key not in config}
+    return dict(sorted(({k: v for k, v in config.items() if k not in base or base[k] != v} | absent).items()))
 
 
 def record_of(row: Row, path: Path) -> RunRecord:
