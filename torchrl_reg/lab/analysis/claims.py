@@ -191,7 +191,8 @@ def _solved(claim: Claim, rows: Rows) -> Finding:
     against = any(sign < 0 for *_, sign in signs)
     ahead = any(sign > 0 for one, other, sign in signs if (one, other) == ("m_iqn", "iqn"))
     word = "contradicted" if against else "shown" if ahead else "undecided at this scale"
-    return Finding(word, "; ".join(texts))
+    means = _compared(claim, rows, [pair for pair in pairs if pair[-1] == "acrobot"])  # which has no cap
+    return Finding(word, "; ".join([*texts, *([_lines(means)] if means else [])]))
 
 
 def _pqn(claim: Claim, rows: Rows) -> Finding:
@@ -217,7 +218,8 @@ def _pqn(claim: Claim, rows: Rows) -> Finding:
     word = (
         "shown" if "shown" in words else "contradicted" if set(words) == {"contradicted"} else "undecided at this scale"
     )
-    return Finding(word, "IQM over plain PQN: " + "; ".join(texts))
+    term = _compared(claim, rows, [("munchausen_corrected", "entropy_corrected", game) for game in games])
+    return Finding(word, f"IQM over plain PQN: {'; '.join(texts)}; what the term adds: {_lines(term or ())}")
 
 
 def _tau_over_alpha(claim: Claim, rows: Rows) -> Finding:
