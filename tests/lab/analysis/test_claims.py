@@ -88,6 +88,7 @@ def test_shares_that_solve_are_compared_in_the_claimed_order() -> None:
     order = {"m_iqn": 0.0, "rainbow": 0.0, "iqn": -400.0, "dqn": 0.0, "m_dqn": 0.0}
     shown = of(claim, runs(claim, lambda arm, task: solved[task] + order[arm]))
     assert shown.word == "shown" and "m_iqn 20/20, iqn 0/20 on cartpole" in shown.numbers
+    assert "rainbow - iqn on acrobot: +" in shown.numbers and "iqn on cartpole: " not in shown.numbers
     against = of(claim, runs(claim, lambda arm, task: solved[task] - 400 * (arm == "m_iqn")))
     assert against.word == "contradicted"
     assert of(claim, runs(claim, lambda arm, task: solved[task])).word == "undecided at this scale"
@@ -100,6 +101,7 @@ def test_pqn_is_judged_over_all_games() -> None:
     assert (
         found.word == "shown" and "munchausen_peng 1.50" in found.numbers and "entropy_corrected 1.0" in found.numbers
     )
+    assert found.numbers.count("munchausen_corrected - entropy_corrected on") == 5
     for value, word in ((60.0, "contradicted"), (100.0, "undecided at this scale")):
         rows = runs("pqn_regularized", lambda arm, task, v=value: 100.0 if arm in ("peng", "corrected") else v)
         assert of("pqn_regularized", rows).word == word
