@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.lab.analysis import RANDOM_RETURNS, SAC_ANCHORS, find_runs, group_runs
+from torchrl_reg.lab.analysis import find_runs, group_runs, random_returns, sac_returns
 from torchrl_reg.lab.analysis.scores import Scoreboard, group_scores, normalized, run_score, scale_of
 from torchrl_reg.lab.errors import UserError
 
@@ -57,13 +57,13 @@ def test_scales_by_environment() -> None:
 def test_the_reference_is_one() -> None:
     assert normalized("atari/Pong", np.array([-20.7, 14.6]), "human", 10**6).tolist() == [0.0, 1.0]
     for frames, length in ((100, 1_000_000), (1_700_000, 1_000_000), (2_000_000, 3_200_000), (10**8, 3_200_000)):
-        ends = np.array([RANDOM_RETURNS["hopper"], SAC_ANCHORS[length]["hopper"]])
+        ends = np.array([random_returns()["hopper"], sac_returns()[length]["hopper"]])
         assert normalized("mujoco/hopper", ends, "sac", frames).tolist() == [0.0, 1.0]
 
 
 def test_the_own_sac_of_a_sweep_is_one(make_run, tmp_path: Path) -> None:
     """On Adroit, too, of which no SAC is published; random actions are 0."""
-    low = RANDOM_RETURNS["door"]
+    low = random_returns()["door"]
     for recipe, above in (("sac", 400.0), ("iq", 100.0)):
         for seed in (0, 1):
             how = {"recipe": recipe, "seed": seed, "env": "adroit/door"}

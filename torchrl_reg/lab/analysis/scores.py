@@ -19,6 +19,8 @@ from torchrl_reg.lab.errors import UserError
 SCALES = ("auto", "human", "sac", "own_sac", "none")
 #: The metric where nothing says another.
 EVALUATION = "return_greedy_mean"
+#: Lengths of SAC's runs whose returns are 1 on the scale ``sac``.
+SAC_LENGTHS = (3_200_000, 1_000_000)
 #: What scores on a scale are, in words.
 SCALE_NAMES = {
     **{"human": "human-normalized", "sac": "SAC-normalized", "own_sac": "own-SAC-normalized"},
@@ -147,7 +149,7 @@ def has_score(env: str, scale: str) -> bool:
     """Whether ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
     if scale == "human":
         return env.startswith("atari/") and published.has_human_score(_task(env))
-    reference = published.SAC_ANCHORS[1_000_000] if scale == "sac" else published.RANDOM_RETURNS
+    reference = published.sac_returns()[1_000_000] if scale == "sac" else published.random_returns()
     return scale in ("none", "range") or _task(env) in reference
 
 
@@ -161,14 +163,14 @@ def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
     if scale == "human":
         return published.human_normalized_score(_task(env), returns)
     if scale == "sac":
-        sac = published.SAC_ANCHORS[sac_frames(frames)][_task(env)]
-        return published.normalized_score(returns, published.RANDOM_RETURNS[_task(env)], sac)
+        sac = published.sac_returns()[sac_frames(frames)][_task(env)]
+        return published.normalized_score(returns, published.random_returns()[_task(env)], sac)
     return returns
 
 
 def sac_frames(frames: int) -> int:
     """The published length of SAC's runs nearest (in ratio) to ``frames``."""
-    return min(published.SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
+    return min(SAC_LENGTHS, key=lambda length: abs(np.log(length / max(frames, 1))))
 
 
 class Scoreboard:
@@ -216,7 +218,7 @@ class Scoreboard:
             own = [float(each.values.mean()) for each in of if each.group.recipe == "sac"]
             if not own:
                 raise UserError(f"normalize=own_sac must be used with runs of sac.py on every task, got none on {env}.")
-            return published.normalized_score(values, published.RANDOM_RETURNS[_task(env)], max(own))
+            return published.normalized_score(values, published.random_returns()[_task(env)], max(own))
         if self.scale != "range":
             return normalized(env, values, self.scale, self.frames)
         every = np.concatenate([each.values for each in self.scores if each.group.env == env])
