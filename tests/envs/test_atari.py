@@ -61,7 +61,7 @@ def test_a_finished_game_must_be_reset_before_it_is_played_on():
     games.step(still)
     *_, truncated, _ = games.step(still)
     assert truncated.all()
-    with pytest.raises(match=r"step must follow a reset of the finished games \[0, 1\]"):
+    with pytest.raises(match=r"games \[0, 1\] must be reset before the next step"):
         games.step(still)
     games.reset(options={"reset_mask": truncated})
     games.step(still)

@@ -101,7 +101,7 @@ def test_the_time_limit_is_that_of_the_id_or_of_the_settings(settings: EnvSettin
         (EnvSettings("gym", "CartPole-v1", frame_stack=4), "frame_stack must be unset for 'gym', got 4"),
         (
             EnvSettings("gym", "CartPole-v1", kwargs={"x": 1}),
-            "kwargs must be what 'CartPole-v1' takes, got {'x': 1}: T",
+            "kwargs must be arguments of 'CartPole-v1', got {'x': 1}: T",
         ),
         (own("Vector", kwargs={"word": "new"}), "kwargs must be .*: KeyError: 'new'"),
         (
