@@ -13,7 +13,7 @@ from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
 from torchrl_reg.lab.agents import description, load_policy, read_policy, save_policy
-from torchrl_reg.lab.agents.description import Untrusted, built, trusted_module
+from torchrl_reg.lab.agents.description import Untrusted, rebuild, trusted_module
 from torchrl_reg.lab.cli.typed_config import build
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
@@ -49,8 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_file_has_a_command_run(tmp_path: Path, trust: list[str]) -> None:
     """Not even where the caller trusts the module: it is no network."""
     said = {"call": "os:system", "args": [f"touch {tmp_path / 'run'}"], "kwargs": {}}
-    with pytest.raises(ValueError, match="must name what says that a file may name it"):
-        built(said, trust=trust)
+    with pytest.raises(ValueError, match="must name a class or function with is_rebuildable = True"):
+        rebuild(said, trust=trust)
     assert not (tmp_path / "run").exists()
 
 
@@ -99,8 +99,8 @@ def test_a_module_that_imports_what_it_is_asked_for_is_not_asked(monkeypatch: py
     lazy, asked = types.ModuleType("lazy_module_of_test"), []
     lazy.__getattr__ = asked.append  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, lazy.__name__, lazy)
-    with pytest.raises(ValueError, match="call must name something in its module"):
-        built({"call": "lazy_module_of_test:Network", "args": [], "kwargs": {}})
+    with pytest.raises(ValueError, match="call must name an attribute of its module"):
+        rebuild({"call": "lazy_module_of_test:Network", "args": [], "kwargs": {}})
     assert "Network" not in asked
 
 
@@ -110,7 +110,7 @@ def test_a_module_that_imports_what_it_is_asked_for_is_not_asked(monkeypatch: py
 def test_a_choice_is_between_the_actions_of_the_environment(tmp_path: Path, n: int, said: str, monkeypatch) -> None:
     network = q_network(NetSettings(num_cells=[3]), SPACES)
     with monkeypatch.context() as patch:
-        patch.setattr(description, "_LARGEST", 10**11)
+        patch.setattr(description, "_MAX_INTEGER", 10**11)
         save_policy(tmp_path / "p", QValueActor(network, spec=Categorical(n)))
     with pytest.raises(UserError, match=said):
         load_policy(tmp_path / "p")
