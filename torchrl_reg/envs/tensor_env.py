@@ -55,7 +55,7 @@ class TensorEnv(EnvBase):
         self.action_spec_unbatched = action.to(self.device)
         self.reward_spec_unbatched = Unbounded(1, dtype=torch.float32, device=self.device)
         flags = {name: flag.clone() for name in ("done", "terminated", "truncated")}
-        self.done_spec_unbatched = Composite(**flags).to(self.device)
+        self.done_spec_unbatched = Composite(flags).to(self.device)
 
     @abstractmethod
     def _begin(self) -> dict[str, Tensor]:

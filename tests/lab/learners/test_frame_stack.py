@@ -252,7 +252,7 @@ def skipped_step(batch):
         (skipped_step, r"observation must be rows in order of time .*"),
         (
             lambda batch: batch["next", "observation"][2, 1, 2].add_(1),
-            r"next observation must be the observation moved on by one frame, .*",
+            r"next observation must be the observation shifted by one frame, .*",
         ),
         (lambda batch: batch.transpose(0, 1).reshape(3, 4), "observation must be rows in order of time"),
         (lambda batch: batch[:2], r"batch must be whole steps of num_envs=3 .*, got 8\."),
@@ -281,7 +281,7 @@ def test_rows_are_written_one_after_another(written_steps):
     for shift in (-3, 1, 3):
         with pytest.raises(ValueError, match=f"{sentence} last, got"):
             single.storage.set((right + shift) % CAPACITY, step)
-    with pytest.raises(ValueError, match=f"{sentence} last, as extend gives them, got slice"):
+    with pytest.raises(ValueError, match=f"{sentence} last, as passed by extend, got slice"):
         single[:3] = step
     single.storage.set(right, step)
 
