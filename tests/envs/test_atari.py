@@ -43,7 +43,7 @@ def test_only_game_over_terminates_and_the_final_frames_are_kept(restart, walk):
 
 def test_noop_starts_and_sticky_actions_reach_the_game(restart, walk):
     def copies_differ(**settings):
-        # the ball appears after FIRE, and where it is then tells for how long the game has run
+        # the ball appears after FIRE, at a position that depends on the time since the reset
         env = make_env(EnvSettings("atari", game="breakout", **settings), 4)
         actions = torch.tensor([1, *[2, 3] * 6]).unsqueeze(-1).expand(-1, 4)
         seen = walk(env, restart(env, 0), actions)[0]["next", "observation"]

@@ -147,7 +147,7 @@ def test_what_a_file_names_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> N
         (EnvSettings("gym", "Pendulum-v1"), True),
         (own("Vector"), True),
         (own("Vector", kwargs={"draws_from": "own"}), False),
-        (own("Vector", kwargs={"draws_from": "seeded"}), False),  # a reset without a seed goes on in it
+        (own("Vector", kwargs={"draws_from": "seeded"}), False),  # a reset without a seed continues it
         (own("Vector", kwargs={"draws_from": "seeded", "length": 99}), False),
         (own("Random"), False),
     ],

@@ -1,4 +1,4 @@
-"""What an environment is: settings, their checks, and environments of a user's own."""
+"""Environment settings, their checks, and environments registered by a user."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_settings_serve_as_a_hydra_schema():
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """Removes the environments that a test registers."""
     before = dict(FAMILIES)
     yield
     FAMILIES.clear()

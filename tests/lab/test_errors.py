@@ -10,7 +10,7 @@ from torchrl_reg.lab.errors import user_sentence
 
 
 def sentence(text: str, module: str) -> str | None:
-    """What a user is told of the error that ``text`` raises in a module of this name."""
+    """The message for the error that ``text`` raises in a module of this name."""
     try:
         exec(text, {"__name__": module})
     except Exception as error:

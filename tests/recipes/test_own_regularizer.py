@@ -1,4 +1,4 @@
-"""A class of one's own is trained, saved, evaluated, resumed, swept and planned with as ours are."""
+"""A user's class works like ours in training, saving, evaluation, resuming, sweeps and planning."""
 
 from __future__ import annotations
 

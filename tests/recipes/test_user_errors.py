@@ -1,4 +1,4 @@
-"""What a user of a recipe can do wrong is told in one sentence that names the setting."""
+"""Errors of a recipe's user are one sentence that names the setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions of policies, read from anybody's files."""
+"""Descriptions of policies, read from untrusted files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Network(nn.Linear):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with a network of its own, whose module is not imported any more and can be."""
+    """A run with a user's network, whose module can be imported but is not."""
     folder = tmp_path / "run"
     folder.mkdir()
     (tmp_path / "network_of_test.py").write_text(NETWORK)
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("trust", [[], ["os"]])
 def test_no_file_has_a_command_run(tmp_path: Path, trust: list[str]) -> None:
-    """Not even where the caller trusts the module: it is no network."""
+    """Not even from a trusted module: only networks are built."""
     said = {"call": "os:system", "args": [f"touch {tmp_path / 'run'}"], "kwargs": {}}
     with pytest.raises(ValueError, match="must name a class or function with is_rebuildable = True"):
         rebuild(said, trust=trust)
@@ -56,7 +56,7 @@ def test_no_file_has_a_command_run(tmp_path: Path, trust: list[str]) -> None:
 
 @pytest.mark.parametrize("command", ["evaluate", "play", "export"])
 def test_a_folder_has_nothing_imported_that_the_caller_does_not_name(folder, command, capsys, monkeypatch) -> None:
-    """Whatever stands in its config.yaml, which is a stranger's, too."""
+    """Names in its config.yaml are not imported either."""
     more = [str(folder.parent / "exported")] * (command == "export")
     monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
     with pytest.raises(UserError, match=r"names the module 'network_of_test'.*load_policy\(..., trust=\['network_of"):
@@ -68,7 +68,7 @@ def test_a_folder_has_nothing_imported_that_the_caller_does_not_name(folder, com
 
 
 class Refusing:
-    """Fails where the module is looked for at all."""
+    """Fails when the module is looked up."""
 
     def find_spec(self, name: str, *_: object) -> None:
         assert name != "network_of_test"

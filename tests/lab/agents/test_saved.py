@@ -282,7 +282,7 @@ def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
     row = {"event": "eval", "frames": 192, "return_greedy_mean": 12.5, "return_sampled_mean": None}
     path, done = saved(tmp_path, evaluation=row), tmp_path / "done.json"
     ended = {**row, "eval_seconds": 1.0, "return_sampled_mean": float("nan")}
-    for content in (json.dumps({"frames": 192, "evaluation": ended}), ""):  # empty by a crash: the run goes on
+    for content in (json.dumps({"frames": 192, "evaluation": ended}), ""):  # empty after a crash: the run continues
         done.write_text(content)
         assert read_policy(tmp_path).facts["evaluation"] == row
     done.write_text(json.dumps({"evaluation": {**ended, "return_greedy_mean": 12.25}}))

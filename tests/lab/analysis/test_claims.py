@@ -42,7 +42,7 @@ def runs(claim: str, mean: Callable[[str, str], float], spread: float = 1.0, **m
     }
     for task in experiment.get("games") or experiment["tasks"]:
         for arm in CLAIMS[claim]["arms"]:
-            for seed in (*CLAIMS[claim]["seeds"], 99):  # the last is judged by nobody
+            for seed in (*CLAIMS[claim]["seeds"], 99):  # the last one has no verdict
                 value = random.normal(mean(arm, task), spread) if seed != 99 else 1e6
                 config = arms.get(arm, {"algo.method": arm})
                 script = "recipes/iq.py" if "iq" in arm.split("_") + arm.split() else "recipes/x.py"

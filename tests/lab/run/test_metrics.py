@@ -1,4 +1,4 @@
-"""Rows on disk: whole, finite, and those that a checkpoint knows."""
+"""Rows on disk: complete, finite, and dropped after the checkpoint on resume."""
 
 from __future__ import annotations
 

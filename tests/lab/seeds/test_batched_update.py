@@ -27,7 +27,7 @@ OPTIMIZERS = {
 
 
 class Seeds:
-    """``count`` optimizers of two parameters, views of stacked ones, each in a group of its own; and the same alone."""
+    """``count`` optimizers of two parameters (views of stacked ones, one per group), and of separate ones."""
 
     def __init__(self, make: Any, count: int) -> None:
         torch.manual_seed(0)

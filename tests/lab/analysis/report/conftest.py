@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging protocol: what a page asks for, logs, shows and does."""
+"""Headless Chromium over its debugging protocol: requests, logs, content and behaviour of a page."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Browser:
 
 
 def waited_for(look: Callable[[], Any]) -> Any:
-    """What ``look`` finds, within a minute."""
+    """The result of ``look`` as soon as there is one, within a minute."""
     deadline = time.monotonic() + 60
     while not (found := look()):
         assert time.monotonic() < deadline, "it never came"
