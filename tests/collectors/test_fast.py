@@ -1,4 +1,4 @@
-"""The fast collector gives the batches of TorchRL's, bit for bit, and leaves alone what it does not know."""
+"""The fast collector's batches equal those of TorchRL's, bit for bit; unsupported environments are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atari as training sees it: names, frames, ends and starts."""
+"""Atari: names, frames, ends and starts of episodes."""
 
 from __future__ import annotations
 

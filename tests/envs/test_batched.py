@@ -1,4 +1,4 @@
-"""Batched environments against gymnasium's singles in a SyncVectorEnv: every number, bit for bit."""
+"""Batched environments against gymnasium's single ones in a SyncVectorEnv, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device on the CPU, "sim", whose host pays for nothing unnoticed: what would wait for a GPU raises.
+"""A device on the CPU, "sim", on which operations that would make the host wait for a GPU raise.
 
 Its tensors compute on the CPU, so that results can be compared with the CPU's own; but they say that they lie on "sim",
 and every operation on them comes by :func:`_run`.

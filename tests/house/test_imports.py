@@ -1,4 +1,4 @@
-"""Who may import whom: science above, the laboratory below one door, no circles."""
+"""Allowed imports between folders: none from ``lab`` outside of it, no cycles."""
 
 from __future__ import annotations
 

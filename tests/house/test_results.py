@@ -1,4 +1,4 @@
-"""The pages' tables are those that the rows in recipes/results give, and no row or table changes unseen."""
+"""The tables of the pages equal those generated from recipes/results, and rows do not change unnoticed."""
 
 from __future__ import annotations
 

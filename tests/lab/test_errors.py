@@ -1,4 +1,4 @@
-"""Which errors are a user's, and end in one sentence, and which are bugs, and keep their traceback."""
+"""User errors end in one sentence; bugs keep their traceback."""
 
 from __future__ import annotations
 

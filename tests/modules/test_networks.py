@@ -1,4 +1,4 @@
-"""Published networks: their sizes, torsos written out, norms, where they are noisy, and how weights begin."""
+"""Published networks: sizes, torsos, norms, noisy layers, initialization."""
 
 from __future__ import annotations
 

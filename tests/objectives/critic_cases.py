@@ -1,4 +1,4 @@
-"""Losses over an actor and critics, at values where a wrong sign or a forgotten factor shows."""
+"""Losses over an actor and critics, at values where a wrong sign or a missing factor is visible."""
 
 from __future__ import annotations
 

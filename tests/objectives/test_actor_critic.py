@@ -1,4 +1,4 @@
-"""Losses over an actor and critics: whom each loss teaches, and critics that are moved or do more than most."""
+"""Losses over an actor and critics: parameters that each loss trains, and unusual critics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search by plain loops grows the trees of the search side by side, number by number, in Python and compiled."""
+"""The scalar search grows the same trees as the batched search, bit for bit, in Python and compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search itself: exact values, batches, chance nodes, cost; and what values its leaves."""
+"""The search: exact values, batches, chance nodes, cost, evaluation of leaves."""
 
 from __future__ import annotations
 

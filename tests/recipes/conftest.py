@@ -1,4 +1,4 @@
-"""Recipes in this process, by the words that a user types: ``"m_dqn algo.tau=0.5"``."""
+"""Recipes in this process, by their command line: ``"m_dqn algo.tau=0.5"``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every regularizer, and one of a user's own: its policy is the best one, its value what that is worth."""
+"""Every regularizer, and a user's: its policy maximizes, and its value is the maximum."""
 
 from __future__ import annotations
 

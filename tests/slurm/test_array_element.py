@@ -1,4 +1,4 @@
-"""One element of the array, without SLURM: what it starts again, what it gives up, how it stops."""
+"""One element of the array, without SLURM: retries, giving up, stopping."""
 
 from __future__ import annotations
 

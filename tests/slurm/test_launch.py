@@ -1,4 +1,4 @@
-"""``slurm/launch.py`` without a cluster: what it shows, refuses and runs on this machine."""
+"""``slurm/launch.py`` without a cluster: output, errors, and local runs."""
 
 from __future__ import annotations
 

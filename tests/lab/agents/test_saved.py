@@ -1,4 +1,4 @@
-"""Saved policies: they come back bit by bit, or are refused in one sentence.
+"""Saved policies: restored bit for bit, or refused in one sentence.
 
 Their weights in 8 bits; and the agents that come with the package: small, whole, and as good as they say.
 """

@@ -1,4 +1,4 @@
-"""Which runs are seeds of one method, what it is called, and what is refused."""
+"""Grouping runs into methods: seeds, names, errors."""
 
 from __future__ import annotations
 

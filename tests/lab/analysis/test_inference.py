@@ -1,4 +1,4 @@
-"""Quantiles against known values, and by simulation what intervals cover and how often verdicts are wrong."""
+"""Quantiles against known values; coverage of intervals and error rates of verdicts by simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ours beside a published score, from run folders: the same protocol, and each way in which one may differ."""
+"""Comparison of run folders with published scores: equal protocols, and each possible difference."""
 
 from __future__ import annotations
 

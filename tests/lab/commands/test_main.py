@@ -1,4 +1,4 @@
-"""``torchrl-reg`` from the outside: what it prints, refuses and imports."""
+"""The command ``torchrl-reg``: output, errors and imports."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ class Scaled(nn.Module):
 
 
 def test_priorities_go_to_the_rows_that_were_read() -> None:
-    """In a buffer that has wrapped, rows with overwritten stacks are replaced by later ones, and keep their priority."""
+    """In a full ring, rows with overwritten stacks are replaced by later ones, and keep their priority."""
     storage = FrameStackStorage(CAPACITY, stack=STACK, num_envs=3)
     sampler = PrioritizedSampler(CAPACITY, alpha=1.0, beta=1.0, eps=0.0)
     replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=40 * CAPACITY, priority_key="td_error")

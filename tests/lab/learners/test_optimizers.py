@@ -1,4 +1,4 @@
-"""Optimizers begin as their papers say; the flat RAdam is torch's, clipped or not."""
+"""Optimizers have the settings of the papers; the flat RAdam equals torch's, with and without clipping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replay: rows are held and given as TorchRL's storage does, drawn as its samples are, and saved as files.
+"""Replay: storage and samples equal TorchRL's, and rows are saved incrementally.
 
 Prioritized replay: the law of its draws, its weights, and TorchRL's own trees.
 """

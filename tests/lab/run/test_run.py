@@ -1,4 +1,4 @@
-"""A run in this process: its clock, its rows, and what it insists on."""
+"""A run in this process: its clock, its rows, its checks."""
 
 from __future__ import annotations
 

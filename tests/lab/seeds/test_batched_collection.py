@@ -1,4 +1,4 @@
-"""Collectors that act as one stacked network give the batches that each would have given, bit for bit."""
+"""Batches of collectors that share one stacked network equal those of separate collectors, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of a stacked optimizer is that of each optimizer, to the last bit; one of a stacked loss, of each loss."""
+"""One step of a stacked optimizer or loss equals the steps of the single ones, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers take turns, meet for what is computed together, and keep their random generators apart."""
+"""Workers run in turn, synchronize at barriers, and have separate random generators."""
 
 from __future__ import annotations
 
