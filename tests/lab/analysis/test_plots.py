@@ -108,3 +108,7 @@ def test_green_meets_all_orange_does_not_blue_stands_alone(figures: list, tmp_pa
     dots = [(to_hex(line.get_color()), *line.get_xdata()) for line in axes.get_lines()]
     grey, green, orange, blue = "#6b6b6b", *(LIGHT[i].lower() for i in (2, 1, 0))
     assert dots == [(green, 2.0), (grey, 3.0), (orange, 2.0), (grey, 3.0), (grey, 9.0), (blue, 2.0)]
+    plots.draw_published(found[-1:], tmp_path / "x.png")
+    names = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in figures]
+    alone = "ours, none published"
+    assert names == [["ours, meets", "ours, does not", alone, "published"], [alone]]
