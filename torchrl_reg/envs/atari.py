@@ -175,7 +175,7 @@ def atari_action_names(game: str, *, minimal_actions: bool = True) -> tuple[str,
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
-    ale.loadROM(get_rom_path(_rom_id(game)))
+    ale.loadROM(str(get_rom_path(_rom_id(game))))
     actions = ale.getMinimalActionSet() if minimal_actions else ale.getLegalActionSet()
     return tuple(action.name.lower() for action in actions)
 
