@@ -105,7 +105,8 @@ OWN += ("head.path=my_module:Expectile +head.kappa=0.7",)
 def test_the_guides_own_parts_train_together_and_its_sweep_is_planned(tmp_path: Path) -> None:
     guide, scripts = "torchrl_reg/GUIDE.md", blocks("torchrl_reg/GUIDE.md", "python")
     assert all(words in (ROOT / guide).read_text() for words in OWN)
-    parts = [re.split(r"\n(?:env = |check_)", script)[0] for script in scripts[2:6]]
+    own = [script for script in scripts if re.search(r"^class (Dueling|Towards|Expectile|SoftGap)\b", script, re.M)]
+    parts = [re.split(r"\n(?:env = |check_)", script)[0] for script in own]
     parts.append("def my_network(settings, env):\n    return Dueling(4, 2)\n")
     (tmp_path / "my_module.py").write_text("\n".join(parts))
     (tmp_path / "my/conf/sweep").mkdir(parents=True)
