@@ -456,7 +456,8 @@ class CategoricalQActor(DistributionalActor):
     Args:
         network: maps the observation to ``[*B, num_atoms * A]`` logits, the atoms of all actions together by atom.
         num_atoms: N >= 2. value_min, value_max: ends of the grid, in units of return; returns beyond them are clipped.
-        spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
+        spec, in_keys: as for :class:`~torchrl.modules.QValueActor`.
+        **kwargs: its other arguments.
 
     TorchRL's :class:`~torchrl.modules.DistributionalQValueActor` writes log-probabilities where every other actor
     writes Q-values; this one writes Q-values, so that exploration modules and Boltzmann policies take it as it is.
@@ -498,7 +499,8 @@ class FixedQuantileQActor(DistributionalActor):
     Args:
         network: maps the observation to ``[*B, num_quantiles * A]`` quantiles, by quantile, in reward units.
         num_quantiles: N >= 1.
-        spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
+        spec, in_keys: as for :class:`~torchrl.modules.QValueActor`.
+        **kwargs: its other arguments.
 
     Raises:
         ValueError: no network, or ``num_quantiles`` < 1.

@@ -118,9 +118,9 @@ class MutualInformationIQNLoss(MutualInformationDQNLoss):
     Args:
         value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
         prior, beta, prior_network: see :class:`MutualInformationDQNLoss`.
-        num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles, kappa, share_fractions, delay_value,
-            action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see :class:`IQNLoss`. No double variant.
+        num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles: see :class:`IQNLoss`.
+        kappa, share_fractions, delay_value, action_space, reduction: see there; no double variant.
+        use_prioritized_weights, weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors (reward units) are those of the means
     over quantiles. Writes the priority ``[*B, 1]``, the row's quantile loss.
