@@ -6,7 +6,6 @@ release moves, so that an upgrade starts with a list and not with a traceback fr
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +81,6 @@ __all__ = [
     "tree_map",
     "tree_map_only",
     "unchecked_tensordict",
-    "unwrap_inherited_forward",
 ]
 
 #: What a subclass of LossModule has to call or override, though its name is private.
@@ -168,23 +166,6 @@ def forget_updater_warning(loss: Any) -> None:
     if all(loss._has_update_associated.values()):
         for key in [key for key, hook in hooks.items() if hook is updater_warning]:
             del hooks[key]
-
-
-def unwrap_inherited_forward(cls: type) -> None:
-    """Take back the wrapper that LossModule's metaclass puts around each inherited ``forward``.
-
-    It wraps anew at every level of subclassing, some 10 us each, and with two bases the first one's copy would hide the
-    forward of the second. A ``forward`` that a class defines itself keeps its wrapper; should TorchRL no longer wrap
-    what is inherited, nothing is left to do here.
-    """
-    for level in reversed(cls.__mro__):
-        own = vars(level).get("forward")
-        if own is None or not hasattr(own, "__wrapped__"):
-            continue
-        written = inspect.unwrap(own)
-        bases = (vars(base).get("forward") for base in level.__mro__[1:])
-        if any(base is not None and inspect.unwrap(base) is written for base in bases):
-            del level.forward  # type: ignore[attr-defined]
 
 
 def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:

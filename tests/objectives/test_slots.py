@@ -288,11 +288,7 @@ def test_persistent_gap_where_the_action_is_forbidden_at_the_next_state(
 
 
 def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
-    """A regularizer's own name, a prior's, a discount; and what a subclass keeps for itself."""
-
-    class Warm(Entropy):
-        def coefficients(self) -> dict[str, Any]:
-            return {"warmth": self.tau_coefficient}
+    """A prior's, a discount, one that no part owns; and what a subclass keeps for itself."""
 
     class Weighted(QLearningLoss):
         alpha: float = 0.0
@@ -302,18 +298,19 @@ def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
             self.alpha, self.lam, self.margin = 0.5, nn.Parameter(torch.ones(())), 2.0
 
     actor = cases["m_dqn"].actor()
-    loss = Weighted(actor, regularizer=Warm(TAU))
-    loss.warmth = 0.25
-    assert float(loss.regularizer.tau) == 0.25 == float(copy.deepcopy(loss).warmth)
-    assert (loss.alpha, loss.margin) == (0.5, 2.0) and "lam" in dict(loss.named_parameters())
+    loss = Weighted(actor, regularizer=Entropy(TAU))
+    loss.tau = 0.25
+    assert float(loss.regularizer.tau) == 0.25 == float(copy.deepcopy(loss).tau)
+    assert (loss.alpha, loss.margin) == (0.5, 2.0) and dict(loss.named_parameters())["lam"] is loss.lam
     prior = ActionPrior(3, beta=2.0)
     loss = QLearningLoss(actor, regularizer=PriorKL(prior=prior))
     loss.beta = 0.5
     assert float(prior.beta) == 0.5
-    with pytest.raises(AttributeError, match="has no coefficient 'tau' to assign, only beta; gamma"):
+    with pytest.raises(AttributeError, match="QLearningLoss has no coefficient 'tau', only beta"):
         loss.tau = 0.3
-    with pytest.raises(AttributeError, match=r"'gamma' to assign, .* are given to make_value_estimator"):
+    with pytest.raises(AttributeError, match="gamma is a hyperparameter of make_value_estimator"):
         loss.gamma = 0.9
+    assert not any(hasattr(loss, name) for name in ("tau", "alpha", "lam", "gamma", "lmbda"))
 
 
 def learnt(kind: str) -> Any:

@@ -185,6 +185,7 @@ class FlowActor(BoxActor):
     (torch.Size([8, 2]), torch.Size([8]))
     """
 
+    distribution_class = FlowDistribution
     kept: Tensor
 
     def __init__(

@@ -278,6 +278,7 @@ class MulticategoricalActor(BoxActor):
     (torch.Size([8, 2]), torch.Size([8, 2]), torch.Size([8]))
     """
 
+    distribution_class: type[Distribution] = Multicategorical
     torso_name = "network"
 
     def __init__(
@@ -487,6 +488,7 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
     (torch.Size([8, 3]), torch.Size([8]))
     """
 
+    distribution_class = AutoregressiveMulticategorical
     previous_mask: Tensor
     output_mask: Tensor
     starts: Tensor

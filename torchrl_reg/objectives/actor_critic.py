@@ -58,6 +58,10 @@ class PolicyLoss(RegularizedLoss):
             self.convert_to_functional(network, name, create_target_params=delayed)
         self.set_keys(action=stored_action_key(actor), **({} if value is None else {"value": value.out_keys[0]}))
 
+    def _diagnostic_keys(self) -> list[str]:
+        entropy = ["entropy"] if has_closed_entropy(self.actor_network) else []
+        return ["td_error", "value", "log_pi", *entropy, "tau"]
+
     def _state_value(self, network: Any, states: TensorDictBase) -> Tensor:
         """``V [*B]`` of a bound value network."""
         return state_value(network.network, states, self.tensor_keys.value)
@@ -152,6 +156,14 @@ def closed_entropy(dist: Distribution) -> Tensor | None:
             return dist.entropy()
         except NotImplementedError:
             return None
+
+
+def has_closed_entropy(actor: Any) -> bool:
+    """Whether :func:`closed_entropy` of the actor's distributions is one; True where the actor names no class."""
+    kinds = [module.distribution_class for module in actor.modules() if hasattr(module, "distribution_class")]
+    kind = kinds[-1] if kinds else None
+    estimated = getattr(kind, "entropy_is_estimated", False)
+    return not estimated and getattr(kind, "entropy", None) is not Distribution.entropy
 
 
 def kl_or_estimate(dist: Distribution, reference: Distribution) -> Tensor:
@@ -252,6 +264,12 @@ class ActorCriticLoss(PolicyLoss):
 
     def _coefficients(self) -> dict[str, Coefficient]:
         return {"tau": self.temperature}
+
+    def _loss_keys(self) -> list[str]:
+        return ["loss_actor", "loss_qvalue"]
+
+    def _diagnostic_keys(self) -> list[str]:
+        return ["td_error", "value", "tau"]
 
     # -- networks -----------------------------------------------------------------------------------------------
 

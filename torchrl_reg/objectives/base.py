@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
@@ -32,8 +32,26 @@ LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
 WeightReduction = Literal["normalized", "mean"]
 
-#: Names that a loss without such a coefficient would otherwise take and ignore.
-COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
+
+def _coefficient_of_part(name: str, doc: str) -> Any:
+    """A property of a loss that reads and assigns the coefficient of whichever part owns one of that name."""
+
+    def get(loss: RegularizedLoss) -> Tensor:
+        return loss._coefficient(name).value
+
+    def put(loss: RegularizedLoss, value: Any) -> None:
+        loss._coefficient(name).assign(value)
+
+    return property(get, put, doc=doc)
+
+
+def _set_by_make_value_estimator(name: str) -> Any:
+    """A property without a value that refuses assignment, which would have no effect."""
+
+    def refuse(loss: RegularizedLoss, value: Any = None) -> None:
+        raise AttributeError(f"{name} is a hyperparameter of make_value_estimator({name}=...), got an assignment.")
+
+    return property(refuse, refuse)
 
 
 class RegularizedLoss(NetworkLoss):
@@ -71,12 +89,17 @@ class RegularizedLoss(NetworkLoss):
 
     tensor_keys: Any
     default_keys: Any = _AcceptedKeys
-    out_keys = ["loss"]
     value_network: TensorDictModule
 
     #: Names of the coefficients that the loss itself owns.
     coefficient_names: ClassVar[tuple[str, ...]] = ()
-    tau: Any
+    tau: Any = _coefficient_of_part("tau", "The current temperature, in reward units.")
+    alpha: Any = _coefficient_of_part("alpha", "The current weight of the reward shaping.")
+    clip_min: Any = _coefficient_of_part("clip_min", "The current lower clip, in reward units; -inf is none.")
+    beta: Any = _coefficient_of_part("beta", "The current inverse temperature, per unit of reward.")
+    lam: Any = _coefficient_of_part("lam", "The current weight of a KL divergence, in reward units.")
+    gamma: Any = _set_by_make_value_estimator("gamma")
+    lmbda: Any = _set_by_make_value_estimator("lmbda")
     default_value_estimator: Any = ValueEstimators.TD0
     #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
@@ -103,6 +126,7 @@ class RegularizedLoss(NetworkLoss):
         diagnostics: bool = True,
     ) -> None:
         super().__init__()
+        self._selected_keys: list[str] | None = None
         if loss_function not in self._loss_functions:
             *others, last = map(repr, self._loss_functions)
             raise ValueError(f"loss_function must be {', '.join(others)} or {last}, got {loss_function!r}.")
@@ -145,26 +169,15 @@ class RegularizedLoss(NetworkLoss):
     # -- coefficients -------------------------------------------------------------------------------------------
 
     def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
+        """Every coefficient of the loss and its parts, by name."""
         return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
-    def _assignable(self) -> dict[str, Coefficient] | None:
-        """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
-        ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
-        return self._coefficients() if ready else None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        held = None if hasattr(type(self), name) else self._assignable()
-        if held is not None and name in held:
-            held[name].assign(value)
-            return
-        kept = isinstance(value, nn.Module | nn.Parameter) or name not in COEFFICIENT_NAMES
-        if held is not None and not kept and not hasattr(self, name):
-            raise AttributeError(
-                f"{type(self).__name__} has no coefficient {name!r} to assign, only {', '.join(held) or 'none'}; gamma "
-                "and lmbda are given to make_value_estimator, and an attribute of one's own is declared in its class."
-            )
-        super().__setattr__(name, value)
+    def _coefficient(self, name: str) -> Coefficient:
+        found = self._coefficients()
+        if name not in found:
+            names = ", ".join(found) or "none"
+            raise AttributeError(f"{type(self).__name__} has no coefficient {name!r}, only {names}.")
+        return found[name]
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -198,6 +211,27 @@ class RegularizedLoss(NetworkLoss):
     @in_keys.setter
     def in_keys(self, keys: list[NestedKey]) -> None:
         self._in_keys = keys
+
+    @property
+    def out_keys(self) -> list[str]:
+        """All entries that a forward pass returns, or those that ``select_out_keys`` chose."""
+        if self._selected_keys is not None:
+            return self._selected_keys
+        return [*self._loss_keys(), *(self._diagnostic_keys() if self.diagnostics else ())]
+
+    @out_keys.setter
+    def out_keys(self, keys: Sequence[str] | None) -> None:
+        self._selected_keys = None
+        if keys is not None and list(keys) != self.out_keys:  # reset_out_keys gives back the list it found
+            self._selected_keys = list(keys)
+
+    def _loss_keys(self) -> list[str]:
+        """Losses, and what is returned without diagnostics, too."""
+        return ["loss"]
+
+    def _diagnostic_keys(self) -> list[str]:
+        """What is returned with diagnostics."""
+        return ["td_error", "tau"]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         estimator = self._value_estimator
@@ -332,10 +366,10 @@ class RegularizedLoss(NetworkLoss):
             dtype = next(iter(out.values())).dtype
             out |= _means(rows, mask, dtype, 1 if self._is_stack else 0)
             out |= {name: value.to(dtype, copy=True) for name, value in self._reported().items()}
-        made = unchecked_tensordict(out)
+        result = unchecked_tensordict(out)
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
-        self._clear_weakrefs(data, made, *params)
-        return made
+        self._clear_weakrefs(data, result, *params)
+        return result
 
     def _reduced(self, data: TensorDictBase, loss: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
         if self._is_stack:

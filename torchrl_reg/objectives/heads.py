@@ -73,6 +73,8 @@ class Head:
 
     #: The actor whose network this head reads.
     actor_type: ClassVar[type] = QValueActor
+    #: Names of what it reports besides the TD error.
+    diagnostic_keys: ClassVar[tuple[str, ...]] = ()
     #: Whether reading it draws random numbers.
     draws: ClassVar[bool] = False
     #: Whether values at successive steps can be mixed in a lambda-return.
@@ -221,6 +223,7 @@ class Categorical(Head):
     """
 
     actor_type = CategoricalQActor
+    diagnostic_keys = ("clipped_mass",)
     supports_lambda_returns = False
 
     def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:

@@ -28,7 +28,7 @@ from torchrl_reg.objectives.base import LossFunction, Reduction, WeightReduction
 from torchrl_reg.objectives.value import regularized_target
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
-from torchrl_reg.regularizers.coefficients import coefficient, entropy_temperature, made_coefficient
+from torchrl_reg.regularizers.coefficients import as_coefficient, coefficient, entropy_temperature
 
 
 class ImplicitQLoss(PolicyLoss):
@@ -134,12 +134,18 @@ class ImplicitQLoss(PolicyLoss):
         self.residual = residual
         where = {"device": self._default_device}
         self.tau_coefficient = entropy_temperature(tau, target_entropy, **where)
-        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, **where)
-        self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip, **where)
+        self.alpha_coefficient = as_coefficient(alpha, name="alpha", check=check_weight, **where)
+        self.clip_min_coefficient = as_coefficient(clip_min, name="clip_min", check=check_clip, **where)
         if self.tau_coefficient.is_learnt:
             _check_reachable(self.tau_coefficient.target, self.actor_network)  # type: ignore[arg-type]
-            self.out_keys = ["loss", "loss_tau"]
         self.make_value_estimator()
+
+    def _loss_keys(self) -> list[str]:
+        return ["loss", *(["loss_tau"] if self.tau_coefficient.is_learnt else [])]
+
+    def _diagnostic_keys(self) -> list[str]:
+        bonus = ["bonus", "bonus_clipped", "kl"] if self.alpha_coefficient.is_on else []
+        return [*super()._diagnostic_keys(), *bonus]
 
     def _next_state_keys(self) -> Sequence[NestedKey]:
         return self.value_network.in_keys

@@ -26,7 +26,7 @@ from torchrl_reg.objectives.base import Reduction, WeightReduction, batch_mean
 from torchrl_reg.objectives.value import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
-from torchrl_reg.regularizers.coefficients import coefficient, learnt_at_target, made_coefficient
+from torchrl_reg.regularizers.coefficients import as_coefficient, coefficient, learnt_at_target
 
 
 class PathConsistencyLoss(PolicyLoss):
@@ -135,12 +135,16 @@ class PathConsistencyLoss(PolicyLoss):
         if max_kl is not None:
             check_number(max_kl, "max_kl", "nats", positive=True)
         how = {"check": check_kl_weight, "device": self._default_device}
-        self.tau_coefficient = made_coefficient(tau, name="tau", **how)
+        self.tau_coefficient = as_coefficient(tau, name="tau", **how)
         self.lam_coefficient = learnt_at_target(lam, max_kl, target_name="max_kl", rises="above", name="lam", **how)
         if not (self.tau_coefficient.is_on or self.lam_coefficient.is_on):
             raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
-        if self.lam_coefficient.is_learnt:
-            self.out_keys = ["loss", "loss_lam"]
+
+    def _loss_keys(self) -> list[str]:
+        return ["loss", *(["loss_lam"] if self.lam_coefficient.is_learnt else [])]
+
+    def _diagnostic_keys(self) -> list[str]:
+        return [*super()._diagnostic_keys(), "path_error", *(["kl", "lam"] if self.lam_coefficient.is_on else [])]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:

@@ -176,8 +176,9 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
     needs_policy: ClassVar[bool] = False
     #: Whether a loss has to be given sequences ``[*B, T]``.
     needs_sequences: ClassVar[bool] = False
-    #: Whether a loss writes priorities for the replay buffer.
-    has_priorities: ClassVar[bool] = True
+    #: Whether a call of the estimator writes the targets into a rollout, where a loss reads them; no replay, so no
+    #: priorities.
+    writes_targets: ClassVar[bool] = False
     gamma: Tensor
     lmbda: Tensor | None
 
@@ -233,8 +234,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
                 f"{type(self).__name__} needs a DQNLoss without Double Q-learning, got double_dqn=True: that hands in "
                 "the hard value of its own greedy action, and the regularized value would never be used."
             )
-        reads_action = self.shaping is not None or self.needs_policy
-        if reads_action and loss_module.tensor_keys.action in network.out_keys:
+        if self.reads_policy and loss_module.tensor_keys.action in network.out_keys:
             raise ValueError(
                 f"{type(self).__name__} needs the stored action, got TorchRL's DQNLoss, which overwrites it with its "
                 "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
@@ -247,6 +247,11 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         Raises:
             NotImplementedError: there is none for a one-step target.
         """
+
+    @property
+    def reads_policy(self) -> bool:
+        """Whether a target needs the policy at s."""
+        return self.shaping is not None or self.needs_policy
 
     @property
     def reward_key(self) -> NestedKey:
@@ -283,7 +288,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         """
         shaping = self.shaping
         from_online = shaping is not None and shaping.online and online_policy is not None
-        here = not from_online and (shaping is not None or self.needs_policy or reports_target_kl)
+        here = not from_online and (self.reads_policy or reports_target_kl)
         outputs = head.target_outputs(target_network, data, here=here)
         q, tau_log_pi = outputs.q, None
         if from_online:
@@ -331,7 +336,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         For TorchRL's losses, and for an estimator by itself; rows outside ``("collector", "mask")`` do not count.
         """
         network, action = _CalledNetwork(self, target_params), None
-        if self.shaping is not None or self.needs_policy:
+        if self.reads_policy:
             batch_dims = entry(tensordict, self.reward_key).ndim - 1
             action = action_index(tensordict.get(self.tensor_keys.action), self.action_space, batch_dims)
         mask = entry(tensordict, ("collector", "mask"))
@@ -595,7 +600,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
     """
 
     needs_sequences = False  # a loss is given the rows of rollouts in any order
-    has_priorities = False  # no replay
+    writes_targets = True
 
     def __init__(self, *, correct: bool = True, time_limits_end: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)

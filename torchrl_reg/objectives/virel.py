@@ -117,8 +117,13 @@ class VIRELLoss(ActorCriticLoss):
         how: Any = {"temperature": temperature, "loss_function": loss_function, **kwargs}
         super().__init__(actor_network, qvalue_network, value_network, **how)
         self.exponent, self.beta_scale, self.tau_min, self.mode = float(exponent), beta_scale, tau_min, mode
-        self.out_keys = ["loss_actor", "loss_qvalue", *([] if value_network is None else ["loss_value"])]
         self.make_value_estimator()
+
+    def _loss_keys(self) -> list[str]:
+        return [*super()._loss_keys(), *([] if self.value_network is None else ["loss_value"]), "bellman_error"]
+
+    def _diagnostic_keys(self) -> list[str]:
+        return [*super()._diagnostic_keys(), "entropy"]
 
     @staticmethod
     def _check_mode(mode: str, beta_scale: float | None, value_network: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl_reg.functional import soft_policy, soft_value_and_log_policy, soft_value_and_policy
 from torchrl_reg.functional.soft import finite_action_gap, masked_values, temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_number, check_temperature
-from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, as_coefficient, coefficient
 
 
 class Recorded:
@@ -67,6 +67,8 @@ class Regularizer(Recorded, CoefficientOwner):
 
     #: True if the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
+    #: Names of the :meth:`diagnostics`, besides ``kl`` where :attr:`reports_target_kl`.
+    diagnostic_keys: ClassVar[tuple[str, ...]] = ("entropy", "action_gap", "soft_gap")
     #: The diagnostic that a learnt coefficient holds at a target, in nats.
     dual_statistic: ClassVar[str] = "entropy"
     #: True if the diagnostics compare with the target network's policy at s.
@@ -126,6 +128,8 @@ class Regularizer(Recorded, CoefficientOwner):
         log_prior: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Diagnostic rows ``[*B]`` at s, of the online ``q`` and its ``tau_log_pi`` (``[*B, A]``).
+
+        An override that returns others lists them in :attr:`diagnostic_keys`.
 
         ``reference`` is the ``tau_log_pi`` of the target network, given where :attr:`reports_target_kl`; ``rows [*B]``
         marks those that count (None: all); ``log_prior`` is that of a state-dependent prior.
@@ -199,6 +203,7 @@ class HardMax(Regularizer):
     """
 
     greedy_policy = stackable = True
+    diagnostic_keys = ("action_gap",)
     scalar_form = "hard_max"
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
@@ -246,7 +251,7 @@ class Entropy(Regularizer):
 
     def __init__(self, tau: float | Coefficient = 0.03) -> None:
         super().__init__()
-        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.tau_coefficient = as_coefficient(tau, name="tau", check=check_temperature)
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         value, tau_log_pi = self.value_and_log_policy(masked_values(q, mask))
@@ -343,12 +348,13 @@ class Tsallis(Regularizer):
     """
 
     coefficient_names = ("tau",)
+    diagnostic_keys = (*Regularizer.diagnostic_keys, "support")
     stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(self, tau: float | Coefficient = 0.03, q: float = 2.0) -> None:
         super().__init__()
-        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.tau_coefficient = as_coefficient(tau, name="tau", check=check_temperature)
         self.q = check_number(q, "q", "the entropic index, above 1")
         if self.q <= 1:
             raise ValueError(f"q must be > 1 (its limit 1 is Entropy), got {q!r}.")

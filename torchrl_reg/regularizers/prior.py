@@ -20,7 +20,7 @@ from torchrl_reg.regularizers.checks import (
     check_temperature,
     exact_where_possible,
 )
-from torchrl_reg.regularizers.coefficients import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, as_coefficient, coefficient
 from torchrl_reg.regularizers.policies import Recorded, Regularized, Regularizer
 
 
@@ -52,6 +52,7 @@ class PriorKL(Regularizer):
     prior: ActionPrior | None
     log_rho: Tensor | None
     dual_statistic = "kl"
+    diagnostic_keys = (*Regularizer.diagnostic_keys, "kl", "prior_entropy", "mutual_information")
     exact_buffers = ("log_rho",)
 
     def __init__(
@@ -72,7 +73,7 @@ class PriorKL(Regularizer):
         self.register_buffer("log_rho", own)
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
-            self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+            self.tau_coefficient = as_coefficient(tau, name="tau", check=check_temperature)
         self.network = network
         if network is not None:
             self.in_keys, self.own_out_keys = list(network.in_keys), ["loss_prior"]
@@ -242,12 +243,7 @@ class ActionPrior(Recorded, ExactBuffers):
         self.register_buffer(
             "log_prior", exact_where_possible(lambda x: x.to(device))(floored_log_prior(rho.log(), floor))
         )
-        self.beta_coefficient = made_coefficient(beta, name="beta", check=check_beta, device=device)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "log_prior" and name in self.__dict__.get("_buffers", ()):
-            raise AttributeError("log_prior is shared and cannot be replaced: set it with prior.assign(probabilities).")
-        super().__setattr__(name, value)
+        self.beta_coefficient = as_coefficient(beta, name="beta", check=check_beta, device=device)
 
     @property
     def num_actions(self) -> int:
