@@ -6,17 +6,13 @@ release moves, so that an upgrade starts with a list and not with a traceback fr
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
-from tensordict.nn.probabilistic import _ContextManager as ExplorationTypeHolder
-from tensordict.nn.probabilistic import _interaction_type as exploration_type_holder
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 from torch._utils import _flatten_dense_tensors as flatten_tensors
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -29,8 +25,6 @@ from torchrl.data.utils import _find_action_space as find_action_space
 from torchrl.objectives.common import _updater_check_forward_prehook as updater_warning
 from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATOR_REGISTRY
 from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
-
-# Where the exploration type is: one object for all threads.
 
 # vmap and grad: one that is batched cannot be written into one that is not.
 
@@ -76,7 +70,6 @@ __all__ = [
     "is_listened_to",
     "is_transformed",
     "own_compiled_call",
-    "own_exploration_type",
     "shallow_copy",
     "tree_map",
     "tree_map_only",
@@ -195,36 +188,3 @@ def allow_gradients_in_graphs() -> bool:
         return False
     config.trace_autograd_ops = True
     return True
-
-
-class _HolderByThread(ExplorationTypeHolder):
-    """Answers the threads inside :func:`own_exploration_type` with their own type, and all others as ever."""
-
-    apart: dict[int, Any] = {}
-
-    def get_mode(self) -> Any:
-        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
-            return self.apart[threading.get_ident()]
-        return super().get_mode()
-
-    def set_mode(self, type: Any) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
-            self.apart[threading.get_ident()] = type
-        else:
-            super().set_mode(type)
-
-
-@contextmanager
-def own_exploration_type(kind: Any) -> Iterator[None]:
-    """Inside, the calling thread has the exploration type ``kind``, whatever the other threads set.
-
-    TorchRL has one for all threads, and each loss sets it while it is called: a policy that acts in a thread meanwhile
-    would be greedy or not by chance.
-    """
-    exploration_type_holder.__class__ = _HolderByThread
-    thread = threading.get_ident()
-    _HolderByThread.apart[thread] = kind
-    try:
-        yield
-    finally:
-        del _HolderByThread.apart[thread]

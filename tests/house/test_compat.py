@@ -134,7 +134,7 @@ def test_a_forward_is_inherited_and_an_own_one_is_wrapped(objectives: ModuleType
         def forward(self, tensordict: Any) -> Any:
             return exploration_type()
 
-    with set_exploration_type(ExplorationType.RANDOM):
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
         assert Own(actor(), delay_value=False).forward(TensorDict()) == Own.deterministic_sampling_mode
     assert ["forward" in vars(cls) for cls in Own.__mro__[:3]] == [True, False, False]
     assert "forward" in vars(LossModule) and "forward" in vars(DQNLoss)

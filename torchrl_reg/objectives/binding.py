@@ -16,6 +16,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
@@ -173,6 +174,8 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
 
     _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
     _bound_networks: dict[str, tuple[Any, Any]] | None
+    #: The exploration type inside ``forward``, one for all threads: a policy that acts in another one explores.
+    deterministic_sampling_mode = ExplorationType.RANDOM
 
     def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> Any:
         return BoundNetwork(getattr(self, name), params, private=private)

@@ -61,8 +61,8 @@ class QLearningLoss(RegularizedLoss):
         diagnostics: also return scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
-    The coefficients of the slots are attributes of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...; one of your
-    own is reached at its part, ``loss.regularizer.NAME``.
+    The coefficients of the slots are attributes of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...; a custom
+    one is reached at its part, ``loss.regularizer.name``.
 
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
     ``[*B, T]`` sequences (expected values and fixed quantiles only), ``"regularized_qlambda"`` for targets made once
