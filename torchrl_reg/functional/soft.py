@@ -208,7 +208,8 @@ def policy_entropy(pi: Tensor, *, dim: int = -1) -> Tensor:
     """
     pi = at_least_float32(pi)
     # The floor keeps the gradient at a probability of 0 finite; ln 0 would make it infinite.
-    return torch.special.entr(pi.clamp(min=torch.finfo(pi.dtype).tiny)).sum(dim)
+    entropy: Tensor = torch.special.entr(pi.clamp(min=torch.finfo(pi.dtype).tiny)).sum(dim)
+    return entropy
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:

@@ -125,7 +125,7 @@ class StackedConv2d(nn.Conv2d):
         side_by_side = x.reshape(count, -1, channels, height, width).transpose(0, 1).flatten(1, 2)
         bias = None if self.bias is None else self.bias.flatten()
         weight = self.weight.flatten(0, 1)
-        out = F.conv2d(side_by_side, weight, bias, self.stride, self.padding, self.dilation, groups=count)  # type: ignore[arg-type]
+        out = F.conv2d(side_by_side, weight, bias, self.stride, self.padding, self.dilation, groups=count)
         return out.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
 
 

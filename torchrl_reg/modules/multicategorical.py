@@ -53,7 +53,7 @@ class BinDistribution(Distribution):
         """The bins ``[*B, D]`` that deterministic exploration takes."""
         raise NotImplementedError
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sampled actions ``[*S, *B, D]``."""
         return self.action(self.sample_index(sample_shape))
 
@@ -168,7 +168,7 @@ class Multicategorical(BinDistribution):
         with torch.no_grad():
             return self._perturbed(sample_shape).argmax(-1)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Straight-through Gumbel-softmax: a sampled action forward, the gradient of the relaxed one backward.
 
         The relaxed action is the mean of the bins under ``softmax((logits + Gumbel) / straight_through_temperature)``.

@@ -39,7 +39,13 @@ class PolicyLoss(RegularizedLoss):
     target_value_network_params: TensorDictParams
 
     def _take_networks(
-        self, actor: Any, value: Any = None, *, critics: Any = None, delay_actor: bool = False, delay_value: bool = True
+        self,
+        actor: Any,
+        value: TensorDictModuleBase | None = None,
+        *,
+        critics: CriticEnsemble | None = None,
+        delay_actor: bool = False,
+        delay_value: bool = True,
     ) -> None:
         """Make the networks that are given functional, with target networks of the critics and where ``delay_*`` says.
 
@@ -47,7 +53,7 @@ class PolicyLoss(RegularizedLoss):
             ValueError: a value network that is no TensorDict module.
         """
         if value is None:
-            self.value_network = None  # type: ignore[assignment]
+            self.value_network = None
         else:
             check_value_network(value)
         networks = {"actor_network": (actor, delay_actor), "qvalue_network": (critics, True)}
@@ -62,7 +68,7 @@ class PolicyLoss(RegularizedLoss):
         entropy = ["entropy"] if has_closed_entropy(self.actor_network) else []
         return ["td_error", "value", "log_pi", *entropy, "tau"]
 
-    def _state_value(self, network: Any, states: TensorDictBase) -> Tensor:
+    def _state_value(self, network: BoundNetwork, states: TensorDictBase) -> Tensor:
         """``V [*B]`` of a bound value network."""
         return state_value(network.network, states, self.tensor_keys.value)
 
@@ -237,7 +243,7 @@ class ActorCriticLoss(PolicyLoss):
     qvalue_network_params: TensorDictParams
     _detached: Any
     target_qvalue_network_params: TensorDictParams
-    tau: Any = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
+    tau = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
@@ -28,12 +28,15 @@ from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_scalar
 from torchrl_reg.regularizers.coefficients import in_process_group, summed_over_ranks
 
+if TYPE_CHECKING:
+    from torchrl_reg.regularizers.coefficients import CoefficientProperty
+
 LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
 WeightReduction = Literal["normalized", "mean"]
 
 
-def _coefficient_of_part(name: str, doc: str) -> Any:
+def _coefficient_of_part(name: str, doc: str) -> CoefficientProperty:
     """A property of a loss that reads and assigns the coefficient of whichever part owns one of that name."""
 
     def get(loss: RegularizedLoss) -> Tensor:
@@ -42,10 +45,10 @@ def _coefficient_of_part(name: str, doc: str) -> Any:
     def put(loss: RegularizedLoss, value: Any) -> None:
         loss._coefficient(name).assign(value)
 
-    return property(get, put, doc=doc)
+    return property(get, put, doc=doc)  # type: ignore[return-value]
 
 
-def _set_by_make_value_estimator(name: str) -> Any:
+def _set_by_make_value_estimator(name: str) -> property:
     """A property without a value that refuses assignment, which would have no effect."""
 
     def refuse(loss: RegularizedLoss, value: Any = None) -> None:
@@ -93,13 +96,13 @@ class RegularizedLoss(NetworkLoss):
 
     #: Names of the coefficients that the loss itself owns.
     coefficient_names: ClassVar[tuple[str, ...]] = ()
-    tau: Any = _coefficient_of_part("tau", "The current temperature, in reward units.")
-    alpha: Any = _coefficient_of_part("alpha", "The current weight of the reward shaping.")
-    clip_min: Any = _coefficient_of_part("clip_min", "The current lower clip, in reward units; -inf is none.")
-    beta: Any = _coefficient_of_part("beta", "The current inverse temperature, per unit of reward.")
-    lam: Any = _coefficient_of_part("lam", "The current weight of a KL divergence, in reward units.")
-    gamma: Any = _set_by_make_value_estimator("gamma")
-    lmbda: Any = _set_by_make_value_estimator("lmbda")
+    tau = _coefficient_of_part("tau", "The current temperature, in reward units.")
+    alpha = _coefficient_of_part("alpha", "The current weight of the reward shaping.")
+    clip_min = _coefficient_of_part("clip_min", "The current lower clip, in reward units; -inf is none.")
+    beta = _coefficient_of_part("beta", "The current inverse temperature, per unit of reward.")
+    lam = _coefficient_of_part("lam", "The current weight of a KL divergence, in reward units.")
+    gamma = _set_by_make_value_estimator("gamma")
+    lmbda = _set_by_make_value_estimator("lmbda")
     default_value_estimator: Any = ValueEstimators.TD0
     #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
@@ -271,7 +274,7 @@ class RegularizedLoss(NetworkLoss):
         else:
             if given is kind:
                 hyperparams.setdefault("gamma", 0.99)
-                given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
+                given = kind.for_loss(self, **hyperparams)
             self._value_estimator, self.value_type = given, kind
         for coefficient, value in values.items():
             coefficient.assign(value)
@@ -464,7 +467,7 @@ def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: b
 # -- checks of the data -----------------------------------------------------------------------------------------------
 
 
-def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
+def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
     """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
     if torch.compiler.is_compiling() or loss.data_checks == "never" or not args or isinstance(args[0], Tensor):
         return
@@ -480,7 +483,7 @@ def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
 BOX_TOLERANCE = 1e-5
 
 
-def check_data(loss: Any, tensordict: TensorDictBase) -> None:
+def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     """Raise if ``loss`` cannot learn from ``tensordict``; rows outside the loss mask may hold anything.
 
     Raises:
@@ -518,7 +521,7 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
         _check_box(action, loss.actor_network, keys.action)
 
 
-def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
+def _check_entries(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     keys = loss.tensor_keys
     flags = [("next", keys.terminated), ("next", keys.done)]
     missing = [key for key in loss.in_keys if key not in flags and tensordict.get(key, None) is None]
@@ -539,7 +542,7 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
         )
 
 
-def _check_paths(loss: Any, tensordict: TensorDictBase, mask: Tensor | None) -> None:
+def _check_paths(loss: RegularizedLoss, tensordict: TensorDictBase, mask: Tensor | None) -> None:
     """Each of the steps ``[*B, T]`` must start where the one before led, unless the episode ended there."""
     follows, time = ~done_flag(tensordict, loss.tensor_keys).squeeze(-1), tensordict.batch_dims - 1
     follows = follows if mask is None else follows & mask & mask.roll(-1, -1)

@@ -162,7 +162,7 @@ class _InheritsForward(type(LossModule)):  # type: ignore[misc]
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
         super().__init__(name, bases, namespace)
         if "forward" not in namespace and "forward" in vars(cls):
-            del cls.forward  # type: ignore[attr-defined]
+            del cls.forward
 
 
 class NetworkLoss(LossModule, metaclass=_InheritsForward):
@@ -195,7 +195,7 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
         params = self._modules.get(f"target_{name}_params")
         if params is None:
             return getattr(self, f"{name}_params").apply(lambda tensor: tensor.detach())
-        return getattr(self, f"target_{name}_params") if getattr(params, "uninitialized_keys", None) else params  # type: ignore[return-value]
+        return getattr(self, f"target_{name}_params") if getattr(params, "uninitialized_keys", None) else params
 
     def _bound(self, tensordict: TensorDictBase, name: str = "value_network") -> tuple[Any, Any]:
         if self._bound_networks is None:  # lazy: one pass gives the parameters their shapes

@@ -226,7 +226,9 @@ class Categorical(Head):
     diagnostic_keys = ("clipped_mass",)
     supports_lambda_returns = False
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
+    def backup(
+        self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork, *, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         support = bound.inner.support
         if greedy:  # A times less to project
             masses = at_least_float32(of_action(next_z, policy.pi.argmax(-1))).softmax(-1)
@@ -236,7 +238,7 @@ class Categorical(Head):
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, *, bound: Any, reports: bool, **_: Any
+        self, prediction: Prediction, action: Tensor, target: Target, *, bound: BoundQNetwork, reports: bool, **_: Any
     ) -> Regression:
         assert target.masses is not None
         values, masses, support = target.values, target.masses, bound.inner.support
@@ -283,7 +285,9 @@ class Quantiles(Head):
             raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
         self.kappa, self.absolute_priority = number, check_flag(absolute_priority, "absolute_priority")
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
+    def backup(
+        self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork, *, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
@@ -381,16 +385,16 @@ class ImplicitQuantiles(Quantiles):
         given = entry(tensordict, name)
         return self.fractions(features, count) if given is None else given
 
-    def outputs(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+    def outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Prediction:
         net = bound.inner.network
         features = net.features(*bound.inputs(tensordict))
         fractions = self._fractions(tensordict, ONLINE, features, self.num_quantiles)
         return Prediction(net.quantiles(features, fractions), fractions)
 
-    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+    def q_values(self, z: Tensor, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         return bound.allowed(z.detach().mean(-2), tensordict)
 
-    def target_outputs(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
+    def target_outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
         net, following = bound.inner.network, entry(tensordict, "next")
         states = bound.both(tensordict, call=net.features) if here else (net.features(*bound.inputs(following)),)
         # At s' those of the target come first, then those behind the policy.
@@ -405,7 +409,7 @@ class ImplicitQuantiles(Quantiles):
         q = self.q_values(at_s[0], bound, tensordict) if at_s else None
         return TargetOutputs(q, self.q_values(behind, bound, following), next_z)
 
-    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+    def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         net, following = bound.inner.network, entry(tensordict, "next")
         features = net.features(*bound.inputs(following))
         z = net.quantiles(features, self._fractions(tensordict, DOUBLE, features, self.num_policy_quantiles))

@@ -95,9 +95,9 @@ class ImplicitQLoss(PolicyLoss):
     """
 
     coefficient_names = ("tau", "alpha", "clip_min")
-    tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
-    alpha: Any = coefficient("alpha_coefficient", "The current Munchausen weight.")
-    clip_min: Any = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
+    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
+    alpha = coefficient("alpha_coefficient", "The current Munchausen weight.")
+    clip_min = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
 
     def __init__(
         self,
@@ -128,14 +128,12 @@ class ImplicitQLoss(PolicyLoss):
         check_value_network(value_network)  # None, too
         for name, flag in (("residual", residual), ("delay_actor", delay_actor), ("delay_value", delay_value)):
             check_flag(flag, name)
-        # The residual form never reads a target value network.
-        delays: Any = {"delay_actor": delay_actor, "delay_value": delay_value and not residual}
-        self._take_networks(actor_network, value_network, **delays)
-        self.residual = residual
-        where = {"device": self._default_device}
-        self.tau_coefficient = entropy_temperature(tau, target_entropy, **where)
-        self.alpha_coefficient = as_coefficient(alpha, name="alpha", check=check_weight, **where)
-        self.clip_min_coefficient = as_coefficient(clip_min, name="clip_min", check=check_clip, **where)
+        delay_value = delay_value and not residual  # the residual form never reads a target value network
+        self._take_networks(actor_network, value_network, delay_actor=delay_actor, delay_value=delay_value)
+        self.residual, device = residual, self._default_device
+        self.tau_coefficient = entropy_temperature(tau, target_entropy, device=device)
+        self.alpha_coefficient = as_coefficient(alpha, name="alpha", check=check_weight, device=device)
+        self.clip_min_coefficient = as_coefficient(clip_min, name="clip_min", check=check_clip, device=device)
         if self.tau_coefficient.is_learnt:
             _check_reachable(self.tau_coefficient.target, self.actor_network)  # type: ignore[arg-type]
         self.make_value_estimator()

@@ -114,7 +114,7 @@ class QLearningLoss(RegularizedLoss):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if cls.head_type is not None:
-            cls.__signature__ = _with_options(cls.__init__, cls.head_type)  # type: ignore[attr-defined]
+            cls.__signature__ = _with_options(cls.__init__, cls.head_type)
 
     def __init__(
         self,
@@ -340,8 +340,10 @@ class QLearningLoss(RegularizedLoss):
 
     def _terms(self, rows: dict[str, Tensor], td_error: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
         """``loss_*`` of learnt coefficients, and what is returned also without diagnostics."""
-        held = batch_mean(rows[self.regularizer.dual_statistic], mask) if self._learnt else torch.empty(0)
-        terms = {f"loss_{name}": learnt.objective(held) for name, learnt in self._learnt.items()}
+        terms: dict[str, Tensor] = {}
+        statistic = batch_mean(rows[self.regularizer.dual_statistic], mask) if self._learnt else None
+        for name, learnt in self._learnt.items():
+            terms[f"loss_{name}"] = learnt.objective(statistic)
         if td_error is not None:
             rows["td_error"] = td_error.abs()
             if self._reports_error:

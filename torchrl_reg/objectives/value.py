@@ -170,7 +170,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         steps_to_next_obs: NestedKey = "steps_to_next_obs"
         sample_log_prob: NestedKey = "sample_log_prob"
 
-    default_keys = _AcceptedKeys  # type: ignore[assignment]
+    default_keys = _AcceptedKeys
     action_space: str = "categorical"
     #: Whether the target reads the policy at s whatever the shaping.
     needs_policy: ClassVar[bool] = False
@@ -328,7 +328,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         policy = regularizer(q, **states)
         return head.backup(outputs.next_z, policy, target_network, greedy=regularizer.greedy_policy)
 
-    def value_estimate(  # type: ignore[override]
+    def value_estimate(
         self, tensordict: TensorDictBase, target_params: TensorDictBase | None = None, **_: Any
     ) -> Tensor:
         """The target ``[*B, 1]`` of expected values, by the value network with ``target_params``.

@@ -118,6 +118,6 @@ class ExactBuffers(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         exact = {name: self._buffers.pop(name) for name in self.exact_buffers if name in self._buffers}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._buffers.update({k: None if v is None else moved_exactly(v, fn) for k, v in exact.items()})
         return self

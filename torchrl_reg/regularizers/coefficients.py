@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from torchrl_reg.regularizers.checks import (
     ExactBuffers,
+    Number,
     check_number,
     check_rate,
     check_temperature,
@@ -159,7 +160,16 @@ def as_coefficient(
     return value if isinstance(value, Coefficient) else Coefficient(value, name=name, check=check, device=device)
 
 
-def coefficient(name: str, doc: str) -> Any:
+if TYPE_CHECKING:
+
+    class CoefficientProperty:
+        """Is read as a tensor and assigned a number."""
+
+        def __get__(self, owner: Any, kind: type | None = None) -> Tensor: ...
+        def __set__(self, owner: Any, value: Number | None) -> None: ...
+
+
+def coefficient(name: str, doc: str) -> CoefficientProperty:
     """A property that reads and assigns the owner's submodule ``name``, a :class:`Coefficient`.
 
     In a constructor, where there is none yet, assigning a number > 0 makes it.
@@ -175,7 +185,7 @@ def coefficient(name: str, doc: str) -> Any:
         else:
             held.assign(value)  # type: ignore[operator]
 
-    return property(get, put, doc=doc)
+    return property(get, put, doc=doc)  # type: ignore[return-value]
 
 
 class CoefficientOwner(ExactBuffers):
@@ -276,10 +286,10 @@ class DualCoefficient(Coefficient):
 
 
 def _with_logarithm(value: Any, name: str, check: Check) -> float:
-    value = check(value, name)
-    if not value > 0:
-        raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {value!r}.")
-    return value
+    number = check(value, name)
+    if not number > 0:
+        raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {number!r}.")
+    return number
 
 
 class BellmanErrorCoefficient(Coefficient):
@@ -347,27 +357,46 @@ class BellmanErrorCoefficient(Coefficient):
         self._write(moved.clamp(self.low, self.high))
 
 
-def learnt_at_target(value: Any, target: float | None, *, target_name: str, rises: str, **how: Any) -> Coefficient:
+def learnt_at_target(
+    value: Any,
+    target: float | None,
+    *,
+    target_name: str,
+    rises: str,
+    name: str,
+    check: Check,
+    device: torch.device | str | None = None,
+) -> Coefficient:
     """``value`` as a fixed coefficient, or, where a ``target`` is given, a :class:`DualCoefficient` that starts there.
 
     Raises:
         ValueError: a ``target`` for a ``value`` that is a coefficient already, or out of range.
     """
     if target is None:
-        return as_coefficient(value, **how)
+        return as_coefficient(value, name=name, check=check, device=device)
     if isinstance(value, Coefficient):
-        raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient already, got {target!r}.")
-    return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
+        raise ValueError(f"{target_name} must be None where {name} is a coefficient already, got {target!r}.")
+    target = check_number(target, target_name, "nats")
+    return DualCoefficient(value, target=target, rises=rises, name=name, check=check, device=device)
 
 
-def entropy_temperature(tau: Any, target_entropy: float | None, **how: Any) -> Coefficient:
+def entropy_temperature(
+    tau: Any, target_entropy: float | None, *, device: torch.device | str | None = None
+) -> Coefficient:
     """A temperature that is fixed, or rises while the policy's entropy is below ``target_entropy`` nats.
 
     Raises:
         ValueError: as :func:`learnt_at_target`.
     """
-    how |= {"name": "tau", "check": check_temperature, "rises": "below"}
-    return learnt_at_target(tau, target_entropy, target_name="target_entropy", **how)
+    return learnt_at_target(
+        tau,
+        target_entropy,
+        target_name="target_entropy",
+        rises="below",
+        name="tau",
+        check=check_temperature,
+        device=device,
+    )
 
 
 def guaranteed_temperature(share: float, *, reward_range: float, cost_range: float) -> float:

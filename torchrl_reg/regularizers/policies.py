@@ -112,7 +112,8 @@ class Regularizer(Recorded, CoefficientOwner):
 
     def policy(self, q: Tensor) -> Tensor:
         """Probabilities ``[*B, A]``."""
-        return self(q).pi
+        pi: Tensor = self(q).pi
+        return pi
 
     def greedy(self, q: Tensor) -> Tensor:
         """The likeliest action ``[*B]``."""
@@ -278,7 +279,7 @@ class Entropy(Regularizer):
         logs = (both / self.tau).clamp(min=floor)
         log_pi = logs[0]
         pi = log_pi.exp()
-        rows: dict[str, Any] = {"entropy": -(pi * log_pi).sum(-1), "action_gap": finite_action_gap(q)}
+        rows = {"entropy": -(pi * log_pi).sum(-1), "action_gap": finite_action_gap(q)}
         if reference is not None:
             rows["kl"] = (pi * (log_pi - logs[1])).sum(-1)
         return rows | {"soft_gap": -tau_log_pi.amax(-1)}

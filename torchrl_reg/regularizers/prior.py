@@ -86,7 +86,8 @@ class PriorKL(Regularizer):
 
     def _logits(self, tensordict: TensorDictBase) -> Tensor:
         assert self.network is not None
-        return self.network(tensordict.select(*self.network.in_keys)).get(self.network.out_keys[-1])
+        logits: Tensor = self.network(tensordict.select(*self.network.in_keys)).get(self.network.out_keys[-1])
+        return logits
 
     @torch.no_grad()
     def at_states(self, tensordict: TensorDictBase) -> dict[str, Tensor]:

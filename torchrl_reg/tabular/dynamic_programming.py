@@ -294,7 +294,8 @@ def policy_evaluation(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Solution
 def expected_return(mdp: TabularMDP, pi: Tensor, reward: Tensor) -> Tensor:
     """Solution ``[S]`` of ``v = reward + gamma P_pi v`` for rewards ``[S]``."""
     transition = torch.einsum("sa,sat->st", pi, mdp.P) * (~mdp.terminal).to(pi).unsqueeze(-1)
-    return torch.linalg.solve(torch.eye(mdp.num_states).to(pi) - mdp.gamma * transition, reward)
+    value: Tensor = torch.linalg.solve(torch.eye(mdp.num_states).to(pi) - mdp.gamma * transition, reward)
+    return value
 
 
 def soft_iterate(mdp: TabularMDP, q: Tensor, tau: float, log_prior: Tensor | None = None) -> Iterate:

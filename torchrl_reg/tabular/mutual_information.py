@@ -203,7 +203,8 @@ def mutual_information(pi: Tensor, occupancy: Tensor) -> Tensor:
     """
     joint = occupancy.unsqueeze(-1) * pi
     marginal_entropy = torch.special.entr(joint.sum(-2)).sum(-1)
-    return marginal_entropy - (occupancy * torch.special.entr(pi).sum(-1)).sum(-1)
+    information: Tensor = marginal_entropy - (occupancy * torch.special.entr(pi).sum(-1)).sum(-1)
+    return information
 
 
 def state_occupancy(
@@ -234,7 +235,7 @@ def state_occupancy(
     transition = torch.einsum("sa,sat->st", pi, mdp.P) * living * living.unsqueeze(-1)
     identity = torch.eye(mdp.num_states).to(pi)
     if occupancy == "discounted":
-        visits = torch.linalg.solve((identity - mdp.gamma * transition).T, first)
+        visits: Tensor = torch.linalg.solve((identity - mdp.gamma * transition).T, first)
         return visits / visits.sum()
     restarting = transition + (1 - transition.sum(-1, keepdim=True)) * first
     # mu (P - 1) = 0, whose equations add up to 0: one of them is replaced by sum mu = 1.

@@ -32,7 +32,7 @@ from torchrl_reg.testing.targets import (
 )
 
 #: Error -> the factors of ``<pi, ln pi>`` and of ``<pi, q>`` in the loss that has it, given tau; "" has none.
-_LOSSES = {
+_LOSSES: dict[str, Callable[[float], tuple[float, float]]] = {
     "": lambda tau: (tau, -1.0),
     "entropy missing in the actor's loss": lambda tau: (0.0, -1.0),
     "sign of the entropy in the actor's loss": lambda tau: (-tau, -1.0),

@@ -39,7 +39,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, spread: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.spread, self.odd = spread, False
         self.clips: list[tuple[float, float]] = []
         self.clipped: list[tuple[Tensor, dict[str, float]]] = []
@@ -138,23 +138,28 @@ class FractionTable(QTable):
 
 def networks(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False, masked: bool = False) -> list[Any]:
     """A Q-value actor over a table, or an actor and a critic; ``own`` takes this package's actor of distributions."""
-    how: dict[str, Any] = {"spec": OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS)}
-    if masked:
-        how["action_mask_key"] = "action_mask"
+    spec, mask_key = OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS), "action_mask" if masked else None
     if head == "actor":
         logits = TensorDictModule(LogitTable(dtype), ["observation"], ["logits"])
         kind = OneHotCategorical if one_hot else torch.distributions.Categorical
-        actor = ProbabilisticActor(logits, spec=how["spec"], in_keys=["logits"], distribution_class=kind)
+        actor = ProbabilisticActor(logits, spec=spec, in_keys=["logits"], distribution_class=kind)
         return [actor, TensorDictModule(QTable(1, dtype), ["observation"], ["action_value"])]
     if head == "categorical" and own:
-        ends = {"value_min": SUPPORT[0].item(), "value_max": SUPPORT[-1].item()}
-        return [CategoricalQActor(QTable(len(SUPPORT), dtype), num_atoms=len(SUPPORT), **ends, **how)]
+        low, high = SUPPORT[0].item(), SUPPORT[-1].item()
+        net, atoms = QTable(len(SUPPORT), dtype), len(SUPPORT)
+        return [
+            CategoricalQActor(net, num_atoms=atoms, value_min=low, value_max=high, spec=spec, action_mask_key=mask_key)
+        ]
     if head == "categorical":
-        return [DistributionalQValueActor(AtomTable(len(SUPPORT), dtype), support=SUPPORT.to(dtype), **how)]
+        table, support = AtomTable(len(SUPPORT), dtype), SUPPORT.to(dtype)
+        return [DistributionalQValueActor(table, support=support, spec=spec, action_mask_key=mask_key)]
     if head == "quantiles":
-        return [FixedQuantileQActor(QTable(NUM_QUANTILES, dtype), num_quantiles=NUM_QUANTILES, **how)]
-    table: Any = FractionTable(2, dtype) if head == "implicit" else QTable(1, dtype)
-    return [(QuantileQActor if head == "implicit" else QValueActor)(table, **how)]
+        net = QTable(NUM_QUANTILES, dtype)
+        return [FixedQuantileQActor(net, num_quantiles=NUM_QUANTILES, spec=spec, action_mask_key=mask_key)]
+    if head == "implicit":
+        drawn: Any = FractionTable(2, dtype)
+        return [QuantileQActor(drawn, spec=spec, action_mask_key=mask_key)]
+    return [QValueActor(QTable(1, dtype), spec=spec, action_mask_key=mask_key)]
 
 
 def built(make: Callable[..., Any], over: Sequence[Any], given: Mapping[str, Any]) -> nn.Module:
