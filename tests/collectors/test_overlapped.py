@@ -214,9 +214,7 @@ def test_another_exploration_type_during_a_batch_is_refused() -> None:
     """As a loss of TorchRL sets it, which would make the policy greedy by chance."""
     _, collector = acting_by(Slow())
     batches = iter(collector)
-    with pytest.raises(
-        RuntimeError, match="exploration type must stay RANDOM .*, got deterministic: set"
-    ):
+    with pytest.raises(RuntimeError, match="exploration type must stay RANDOM .*, got deterministic: set"):
         for _ in range(2):
             next(batches)
             with set_exploration_type(ExplorationType.DETERMINISTIC):

@@ -1,4 +1,4 @@
-"""What the losses with an actor share."""
+"""Bases and helpers of the losses with an actor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PolicyLoss(RegularizedLoss):
         delay_actor: bool = False,
         delay_value: bool = True,
     ) -> None:
-        """Make the networks that are given functional, with target networks of the critics and where ``delay_*`` says.
+        """Make the given networks functional, with target networks of the critics and where ``delay_*`` is True.
 
         Raises:
             ValueError: a value network that is no TensorDict module.
@@ -165,7 +165,7 @@ def closed_entropy(dist: Distribution) -> Tensor | None:
 
 
 def has_closed_entropy(actor: Any) -> bool:
-    """Whether :func:`closed_entropy` of the actor's distributions is one; True where the actor names no class."""
+    """True if the actor's distributions have an entropy in closed form, or if it declares no ``distribution_class``."""
     kinds = [module.distribution_class for module in actor.modules() if hasattr(module, "distribution_class")]
     kind = kinds[-1] if kinds else None
     estimated = getattr(kind, "entropy_is_estimated", False)
@@ -205,7 +205,7 @@ class BoundCritics(BoundNetwork):
 
     def _use(self, network: Any) -> None:
         super()._use(network)
-        # A critic with hooks or extra behaviour is called whole.
+        # A critic with hooks or extra behaviour is called as a module.
         self._runs = [layer_by_layer(critic.module) if is_plain(critic) else None for critic in network.critics]
 
     def values(self, states: TensorDictBase, action_key: NestedKey, action: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ class ActorCriticLoss(PolicyLoss):
             states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])
         return at_least_float32(bound.values(states, self.tensor_keys.action, action))
 
-    # -- what a forward pass is made of -------------------------------------------------------------------------
+    # -- parts of a forward pass --------------------------------------------------------------------------------
 
     def _one_step_target(self, data: TensorDictBase, next_value: Tensor) -> Tensor:
         """``r + gamma V(s') [*B]`` from ``next_value [*B]``."""

@@ -1,4 +1,4 @@
-"""What every loss shares: coefficients, keys, a value estimator, clean and checked data, reduction, diagnostics."""
+"""Base of all losses: coefficients, keys, a value estimator, clean and checked data, reduction, diagnostics."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ class RegularizedLoss(NetworkLoss):
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
     _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
-    #: Whether the rows of a batch have to be the successive steps of paths.
+    #: True if the rows of a batch have to be the successive steps of paths.
     follows_paths: ClassVar[bool] = False
-    #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
+    #: True if this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
     _is_stack: bool = False
 
     def __init_subclass__(cls) -> None:
@@ -163,7 +163,7 @@ class RegularizedLoss(NetworkLoss):
             self.register_forward_pre_hook(check_before_forward)
 
     def check_data(self, tensordict: TensorDictBase) -> None:
-        """Raise if the loss cannot learn from ``tensordict``, as :attr:`data_checks` says; forward does it by itself.
+        """Raise if the loss cannot learn from ``tensordict``, subject to :attr:`data_checks`; forward calls it.
 
         For compiled losses, whose graphs do not contain these checks.
         """
@@ -185,7 +185,7 @@ class RegularizedLoss(NetworkLoss):
     # -- keys ---------------------------------------------------------------------------------------------------
 
     def _states_read(self) -> list[NestedKey]:
-        """What the networks read of a state."""
+        """Entries of a state that the networks read."""
         networks = [getattr(self, name) for name in self._network_names]
         keys = dict.fromkeys(key for network in networks for key in network.in_keys)
         return [key for key in keys if key != self.tensor_keys.action]
@@ -199,11 +199,11 @@ class RegularizedLoss(NetworkLoss):
 
     @property
     def _reward_key(self) -> NestedKey:
-        """The entry ``[*B, 1]`` that targets are made of."""
+        """The entry ``[*B, 1]`` that targets are computed from."""
         return ("next", self.tensor_keys.reward)
 
     def _next_state_keys(self) -> Sequence[NestedKey]:
-        """What the networks read of s'; nothing where targets are made before the rows are sampled."""
+        """Entries of s' that the networks read; none where targets are computed before the rows are sampled."""
         return self._state_keys
 
     @property
@@ -229,11 +229,11 @@ class RegularizedLoss(NetworkLoss):
             self._selected_keys = list(keys)
 
     def _loss_keys(self) -> list[str]:
-        """Losses, and what is returned without diagnostics, too."""
+        """Names of the losses, and of scalars returned with and without diagnostics."""
         return ["loss"]
 
     def _diagnostic_keys(self) -> list[str]:
-        """What is returned with diagnostics."""
+        """Names of the diagnostics."""
         return ["td_error", "tau"]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
@@ -297,7 +297,7 @@ class RegularizedLoss(NetworkLoss):
                 buffer = getattr(self._value_estimator, name)
                 self._value_estimator.register_buffer(name, exact_scalar(hyperparams[name], buffer.device))
 
-    # -- how a forward pass begins ------------------------------------------------------------------------------
+    # -- data ---------------------------------------------------------------------------------------------------
 
     def _loss_mask(self, tensordict: TensorDictBase, rewards: Tensor | None = None) -> Tensor | None:
         """The rows ``[*B]`` that count, or None if all do."""
@@ -318,10 +318,10 @@ class RegularizedLoss(NetworkLoss):
         return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
 
     def _clean(self, tensordict: TensorDictBase, *, next_too: bool = True) -> tuple[TensorDictBase, Tensor | None]:
-        """The data with zeros in what must not count, and the mask of the rows that do.
+        """The data with masked rows and states after termination zeroed, and the mask of the rows.
 
-        ``next_too=False`` leaves out what follows a terminal state, where nothing but the target could see it, which
-        drops it anyway.
+        ``next_too=False`` leaves states after termination as they are, where only the target reads them, which drops
+        them anyway.
         """
         keys, mask = self.tensor_keys, self._loss_mask(tensordict)
         if mask is None and not next_too:
@@ -331,7 +331,7 @@ class RegularizedLoss(NetworkLoss):
         here = [keys.priority_weight, self._reward_key, *self._state_keys]
         return cleaned(tensordict, mask, ended, action=keys.action, here=here, next_states=next_states), mask
 
-    # -- what it ends with --------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------
 
     def _write_priority(self, tensordict: TensorDictBase, priority: Tensor, mask: Tensor | None) -> None:
         """Write the priorities ``[*B]``, 0 in rows that do not count."""
@@ -399,13 +399,15 @@ def batch_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     """:func:`masked_mean` for a coefficient, without gradient: of the batches of all ranks, where there are several."""
     if not in_process_group():
         return masked_mean(rows.detach(), mask)
-    kept, count = (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
-    total, number = summed_over_ranks(torch.stack((kept.sum(), count.sum()))).unbind()
+    unmasked, count = (
+        (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
+    )
+    total, number = summed_over_ranks(torch.stack((unmasked.sum(), count.sum()))).unbind()
     return total / number.clamp(min=1)
 
 
-def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:
-    """Means of equally shaped rows over all but the first ``kept`` dimensions, in one reduction and in ``dtype``.
+def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, lead_dims: int = 0) -> dict[str, Tensor]:
+    """Means of equally shaped rows over all but the first ``lead_dims`` dimensions, in one reduction and in ``dtype``.
 
     Over the rows of ``mask`` if there is one.
     """
@@ -414,7 +416,7 @@ def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kep
     if not rows:
         return {}
     stacked = torch.stack([row.detach() for row in rows.values()]).to(dtype)
-    stacked = stacked.reshape(*stacked.shape[: 1 + kept], -1)
+    stacked = stacked.reshape(*stacked.shape[: 1 + lead_dims], -1)
     if mask is None:
         means = stacked.mean(-1)
     else:
@@ -434,11 +436,11 @@ def cleaned(
     here: Iterable[NestedKey] = (),
     next_states: Iterable[NestedKey] = (),
 ) -> TensorDictBase:
-    """A shallow copy with zeros (True in masks of actions) in entries that do not count.
+    """Zeroes masked rows and states after termination, so that a NaN there reaches no gradient.
 
-    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also where
-    ``ended [*B, 1]``. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
-    are replaced only where they are not finite, so that batch statistics are those of the data.
+    A shallow copy; masks of actions become True. Masked are the rows outside ``mask [*B]``; ``next_states``, keys below
+    ``"next"``, are also zeroed where ``ended [*B, 1]``. Floats are replaced only where they are not finite, so that
+    batch statistics are those of the data.
     """
     out = shallow_copy(tensordict)
     if mask is not None:
@@ -468,7 +470,7 @@ def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: b
 
 
 def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
-    """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
+    """The forward pre-hook: checks the first batch or all, by ``loss.data_checks``; never while compiling."""
     if torch.compiler.is_compiling() or loss.data_checks == "never" or not args or isinstance(args[0], Tensor):
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -479,7 +481,7 @@ def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
         loss.data_checks = "never"
 
 
-#: How far an action may lie beyond its box, in widths of the box, besides the rounding of its dtype.
+#: Tolerance for actions beyond their box, in widths of the box, besides the rounding of their dtype.
 BOX_TOLERANCE = 1e-5
 
 
@@ -487,7 +489,7 @@ def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     """Raise if ``loss`` cannot learn from ``tensordict``; rows outside the loss mask may hold anything.
 
     Raises:
-        TypeError: ``tensordict`` is none.
+        TypeError: ``tensordict`` is no TensorDict.
         KeyError: an entry is missing.
         ValueError: no rows, a reward or an action that is not finite, an action of another kind than the network's, or
             outside the policy's box, steps < 1, weights that are negative or not finite, steps that do not follow one
@@ -590,11 +592,11 @@ def _check_range(action: Tensor, action_space: str, network: Any) -> None:
         raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(action[wrong][0])}.")
 
 
-def _check_numbers(tensordict: TensorDictBase, key: NestedKey, least: int) -> None:
-    """An entry of a number in each row, where there is one: finite, and ``least`` or more."""
+def _check_numbers(tensordict: TensorDictBase, key: NestedKey, low: int) -> None:
+    """An entry of a number in each row, where there is one: finite, and ``low`` or more."""
     values = tensordict.get(key, None)
-    if values is not None and _any(wrong := ~(values.isfinite() & (values >= least))):
-        raise ValueError(f"The entry {key!r} must be finite and >= {least}, got {values[wrong][0].item()}.")
+    if values is not None and _any(wrong := ~(values.isfinite() & (values >= low))):
+        raise ValueError(f"The entry {key!r} must be finite and >= {low}, got {values[wrong][0].item()}.")
 
 
 def _check_box(action: Tensor, actor: Any, key: NestedKey) -> None:
@@ -627,7 +629,7 @@ def _bounds(actor: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _any(condition: Tensor) -> bool:
-    """Whether any entry is true; False where values cannot be read (under vmap, on the meta device)."""
+    """True if any entry is true; False where values cannot be read (under vmap, on the meta device)."""
     with contextlib.suppress(RuntimeError, NotImplementedError):
         return bool(condition.any())
     return False

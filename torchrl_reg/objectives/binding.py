@@ -28,7 +28,7 @@ from torchrl_reg.regularizers.checks import exact_where_possible
 
 
 def mixes_rows(network: nn.Module) -> bool:
-    """Whether a row's output depends on the other rows of its batch (batch normalization)."""
+    """True if a row's output depends on the other rows of its batch (batch normalization)."""
     return any(isinstance(module, (BatchNorm, BatchRenorm1d)) for module in network.modules())
 
 
@@ -42,7 +42,7 @@ class BoundNetwork:
         self.template, self._held = template, held_tensordict(params)
         self.mixes_rows = mixes_rows(template)
         network = copy.deepcopy(template) if private else template
-        # Also into the template: that of a stacked loss holds other parameters, that of a cast one other buffers.
+        # Also into the template: a stacked loss has other parameters there, a cast one other buffers.
         params.to_module(network)
         if private:
             network.requires_grad_(False)
@@ -166,7 +166,7 @@ class _InheritsForward(type(LossModule)):  # type: ignore[misc]
 
 
 class NetworkLoss(LossModule, metaclass=_InheritsForward):
-    """A loss that names its networks in ``_network_names`` (each made by ``convert_to_functional``).
+    """A loss that names its networks in ``_network_names`` (each after ``convert_to_functional``).
 
     ``online, target = self._bound(tensordict, name)`` are they, for this forward pass: with other tensors, where
     ``params.to_module(loss)``, an assignment or ``torch.vmap`` has put them in place.
@@ -220,7 +220,7 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bind()  # a copy holds tensors of its own
+        self._bind()  # a copy has its own tensors
 
 
 def action_values(
@@ -238,6 +238,6 @@ def pointers(tensors: list[Tensor]) -> list[int]:
 
 
 def _same_tensors(one: TensorDictBase, other: TensorDictBase) -> bool:
-    """Whether two tensordicts hold the very same tensors."""
+    """True if two tensordicts hold the very same tensors."""
     tensors = dict(other.items(True, True))
     return all(tensors.get(key) is tensor for key, tensor in one.items(True, True))

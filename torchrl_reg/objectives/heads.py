@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a prediction is regressed to, and what it was made of at s."""
+    """The regression target, and the terms at s that it was computed from."""
 
     values: Tensor
     """``[*B, M]``, in reward units."""
@@ -49,11 +49,11 @@ class Target(NamedTuple):
     bonus: Tensor | None = None
     """Of the shaping ``[*B]``, in reward units."""
     tau_log_pi: Tensor | None = None
-    """Scaled log-policy at s ``[*B, A]`` that the bonus or the trace was made of."""
+    """Scaled log-policy at s ``[*B, A]`` behind the bonus or the trace."""
 
 
 class Regression(NamedTuple):
-    """How far the prediction lies from its target."""
+    """Distance of the prediction from its target."""
 
     elementwise: Tensor
     """Losses ``[*B]``."""
@@ -75,11 +75,11 @@ class Head:
     actor_type: ClassVar[type] = QValueActor
     #: Names of what it reports besides the TD error.
     diagnostic_keys: ClassVar[tuple[str, ...]] = ()
-    #: Whether reading it draws random numbers.
+    #: True if reading it draws random numbers.
     draws: ClassVar[bool] = False
-    #: Whether values at successive steps can be mixed in a lambda-return.
+    #: True if values at successive steps can be mixed in a lambda-return.
     supports_lambda_returns: ClassVar[bool] = True
-    #: Whether the value is one number, so that the regularizer's own value is the backup.
+    #: True if the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
 
     @property
@@ -96,7 +96,7 @@ class Head:
         return {}
 
     def check(self, network: Any, loss_function: str | None) -> None:
-        """Refuse a network that is not this head's, or a distance of numbers where it has one of its own.
+        """Refuse a network of another head, or a ``loss_function`` where the head has its own distance.
 
         Raises:
             ValueError: the network is of another kind.
@@ -161,7 +161,7 @@ class Head:
         raise NotImplementedError
 
 
-def of_action(z: Tensor, action: Tensor) -> Tensor:
+def gather_outputs(z: Tensor, action: Tensor) -> Tensor:
     """Entries ``[*B, N]`` of ``z [*B, N, A]`` at the indices ``action [*B]``."""
     return z.gather(-1, action[..., None, None].expand(*z.shape[:-1], 1)).squeeze(-1)
 
@@ -231,7 +231,7 @@ class Categorical(Head):
     ) -> tuple[Tensor, Tensor | None]:
         support = bound.inner.support
         if greedy:  # A times less to project
-            masses = at_least_float32(of_action(next_z, policy.pi.argmax(-1))).softmax(-1)
+            masses = at_least_float32(gather_outputs(next_z, policy.pi.argmax(-1))).softmax(-1)
             return support.to(masses.dtype).expand_as(masses), masses
         masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)
         atoms = support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
@@ -242,7 +242,7 @@ class Categorical(Head):
     ) -> Regression:
         assert target.masses is not None
         values, masses, support = target.values, target.masses, bound.inner.support
-        log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
+        log_p = at_least_float32(gather_outputs(prediction.z, action)).log_softmax(-1)
         with torch.no_grad():
             p, masses = log_p.exp(), masses / masses.sum(-1, keepdim=True)
             projected = categorical_projection(values, masses, support).to(p.dtype)
@@ -269,7 +269,7 @@ MAX_STACKED_FRACTIONS = 16
 
 
 class Quantiles(Head):
-    """What both quantile heads share: the average over actions and the quantile Huber loss.
+    """Base of the quantile heads: the average over actions and the quantile Huber loss.
 
     Args:
         kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
@@ -292,7 +292,7 @@ class Quantiles(Head):
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
     def regress(self, prediction: Prediction, action: Tensor, target: Target, *, reports: bool, **_: Any) -> Regression:
-        z, fractions, values = of_action(prediction.z, action), prediction.fractions, target.values
+        z, fractions, values = gather_outputs(prediction.z, action), prediction.fractions, target.values
         if fractions is None:
             count, dtype = z.shape[-1], at_least_float32(z).dtype
             fractions = (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count
@@ -417,6 +417,6 @@ class ImplicitQuantiles(Quantiles):
 
 
 def head_of(network: Any) -> type[Head]:
-    """The kind of head that reads a Q-value actor; an expected value for any other network."""
+    """The class of head that reads a Q-value actor; an expected value for any other network."""
     kinds = (ImplicitQuantiles, FixedQuantiles, Categorical)
     return next((kind for kind in kinds if isinstance(network, kind.actor_type)), ExpectedValue)

@@ -206,9 +206,9 @@ class ImplicitQLoss(PolicyLoss):
 def _check_reachable(target_entropy: float, actor: Any) -> None:
     """Bins have an entropy between 0 and the sum of their ``ln K``: outside, the temperature would never settle."""
     if hasattr(actor, "bins"):
-        most = sum(math.log(k) for k in actor.bins.num_bins)
-        if not 0 < target_entropy < most:
+        max_entropy = sum(math.log(k) for k in actor.bins.num_bins)
+        if not 0 < target_entropy < max_entropy:
             raise ValueError(
-                f"target_entropy must lie between 0 and {most:.3f} nats (ln of the number of actions), got "
+                f"target_entropy must lie between 0 and {max_entropy:.3f} nats (ln of the number of actions), got "
                 f"{target_entropy!r}."
             )

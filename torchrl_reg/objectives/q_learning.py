@@ -301,12 +301,12 @@ class QLearningLoss(RegularizedLoss):
 
     @property
     def _diagnoses(self) -> bool:
-        """Whether the regularizer's diagnostics are needed: reported, or held at a target by a learnt coefficient."""
+        """True if the regularizer's diagnostics are needed: reported, or held at a target by a learnt coefficient."""
         return self.diagnostics or bool(self._learnt)
 
     @property
     def _needs_online_policy(self) -> bool:
-        """Whether the online policy at s is needed: for diagnostics, a prior network's loss, or the bonus."""
+        """True if the online policy at s is needed: for diagnostics, a prior network's loss, or the bonus."""
         from_online = self.shaping is not None and self.shaping.online
         return self._diagnoses or from_online or bool(self.regularizer.in_keys)
 

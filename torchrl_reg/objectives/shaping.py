@@ -23,9 +23,9 @@ class Shaping(CoefficientOwner):
 
     #: Names of the :meth:`diagnostics`.
     diagnostic_keys: ClassVar[tuple[str, ...]] = ("bonus",)
-    #: Whether it needs to know where episodes terminate.
+    #: True if it needs to know where episodes terminate.
     reads_terminated: bool = True
-    #: Whether the policy at s is the online network's, detached, rather than the target network's.
+    #: True if the policy at s is the online network's, detached, rather than the target network's.
     online: bool = False
 
     def forward(

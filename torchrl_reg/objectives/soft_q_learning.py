@@ -41,8 +41,8 @@ class SoftQLearningLoss(ActorCriticLoss):
     code: the same correction, but gradients and kernel in action space, where the stationary density is instead
     ``exp(Q / tau) prod (1 - a_i^2)``, away from the bounds; its bandwidth is that between both halves.
 
-    The sampler finds the modes, but their masses only where modes touch: the score, which is all a Stein direction
-    knows of the density, does not tell how mass divides among separated modes (measured in ``NEGATIVE_RESULTS.md``).
+    The sampler finds the modes, but their masses only where modes touch: the score, all that a Stein direction
+    uses of the density, does not determine how mass divides among separated modes (see ``NEGATIVE_RESULTS.md``).
 
     Args:
         actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a

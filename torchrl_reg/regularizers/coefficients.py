@@ -51,7 +51,7 @@ def check_positive(value: Any, name: str) -> float:
 class Coefficient(ExactBuffers):
     """A scalar that is fixed, or scheduled by assignment: ``coefficient.assign(0.01)``.
 
-    It is kept in float64 whatever the networks compute in: a published value stays exact in double precision, a small
+    It is kept in float64 for networks of any dtype: a published value stays exact in double precision, a small
     step is not lost, and a 0-dimensional tensor never promotes the data it multiplies.
 
     Args:
@@ -75,7 +75,7 @@ class Coefficient(ExactBuffers):
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("current",)
-    #: True if it has a loss of its own (:meth:`objective`), which an optimizer descends.
+    #: True if it has its own loss (:meth:`objective`), which an optimizer minimizes.
     is_learnt: ClassVar[bool] = False
     #: True if it follows the error that :meth:`observe` is given.
     follows_error: ClassVar[bool] = False
@@ -132,7 +132,7 @@ class Coefficient(ExactBuffers):
         return on or self._buffers.get("current") is not tensor
 
     def _note(self, value: Tensor | float) -> None:
-        """Remember whether ``value`` is other than 0, and the tensor that holds it."""
+        """Store whether ``value`` is nonzero, and the tensor that holds it."""
         unread = isinstance(value, Tensor) and value.device.type != "cpu"
         self._noted = (unread or bool(value != 0), self._buffers.get("current"))
 
@@ -141,7 +141,7 @@ class Coefficient(ExactBuffers):
         return None
 
     def observe(self, statistic: Tensor | float) -> None:
-        """Follow a statistic of the last update; does nothing by default."""
+        """Update from a statistic of the last batch; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
         super()._apply(fn, recurse)

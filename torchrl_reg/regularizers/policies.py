@@ -1,4 +1,4 @@
-"""Slot 1 as objects: the maximum, entropy, Tsallis, and a policy whose entropy counts for nothing."""
+"""Slot 1 as objects: the maximum, entropy, Tsallis, and a Boltzmann policy whose value has no entropy term."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner,
 
 
 class Recorded:
-    """Mixin of modules that a saved policy may be made of: it is read by making them again with these arguments."""
+    """Mixin that stores the constructor's arguments, from which ``load_policy`` builds the module again."""
 
-    #: Says that a file may name this class.
+    #: A saved policy may name this class.
     is_rebuildable: ClassVar[bool] = True
     #: The arguments of the constructor, positional and by name.
     built_with: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__new__(cls)
-        made.__dict__["built_with"] = (args, kwargs)
-        return made
+        instance = super().__new__(cls)
+        instance.__dict__["built_with"] = (args, kwargs)
+        return instance
 
 
 class Regularized(NamedTuple):
@@ -57,7 +57,7 @@ class Regularizer(Recorded, CoefficientOwner):
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
     planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs only :meth:`forward`, and
     ``coefficient_names = ("tau",)`` with ``self.tau = tau`` in its constructor if it has a temperature; it may override
-    whatever it can compute more cheaply. :func:`check_regularizer` tests it.
+    methods that it can compute more cheaply. :func:`check_regularizer` tests it.
 
     Of every regularizer ``tau_log_pi = grad Omega(pi) - (<pi, grad Omega(pi)> - Omega(pi))``, so that ``<pi,
     tau_log_pi> = Omega(pi)`` and ``q - value = tau_log_pi`` on the support of ``pi``; off it, where the gradient is a
@@ -74,7 +74,7 @@ class Regularizer(Recorded, CoefficientOwner):
     #: True if the diagnostics compare with the target network's policy at s.
     reports_target_kl: ClassVar[bool] = False
     #: True if rows ``[S, B, A]`` of several losses may be computed at once: no state but the coefficients, and no
-    #: diagnostic row that depends on another. A subclass says it anew.
+    #: diagnostic row that depends on another. Not inherited by subclasses.
     stackable: ClassVar[bool] = False
     #: Entries of a state that the policy depends on beside q, and the names of the losses it adds for a network of its
     #: own.
@@ -104,7 +104,7 @@ class Regularizer(Recorded, CoefficientOwner):
         return {}
 
     def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor, **also: Tensor) -> dict[str, Tensor]:
-        """Losses ``[*B]`` of a network of its own, from the states and the online ``tau_log_pi [*B, A]`` there.
+        """Losses ``[*B]`` of its own network, from the states and the online ``tau_log_pi [*B, A]`` there.
 
         ``also`` is what :meth:`at_states` gave there.
         """
@@ -145,7 +145,7 @@ def check_regularizer(regularizer: Regularizer, *, num_actions: int = 4, toleran
 
     ``<pi, q> - cost = value``, ``<pi, tau_log_pi> = cost``, ``q - value = tau_log_pi`` on the support of ``pi`` and at
     most that off it, ``action_cost`` is ``tau_log_pi`` on the support and 0 off it, the short forms agree, and a masked
-    action has probability 0; all in float64. For the test of a regularizer of one's own.
+    action has probability 0; all in float64. For the tests of custom regularizers.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs).
 

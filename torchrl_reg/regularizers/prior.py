@@ -197,7 +197,7 @@ PriorLike = Sequence[float] | Tensor
 class ActionPrior(Recorded, ExactBuffers):
     """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
 
-    Both are buffers in float64, whatever the networks compute in: rates of 1e-6 would be lost in half precision. Every
+    Both are buffers in float64 for networks of any dtype: rates of 1e-6 would be lost in half precision. Every
     owner saves them in its ``state_dict``. A ``copy.deepcopy`` of one owner gets a prior of its own; copy all owners
     together (``copy.deepcopy((loss, explorer))``) to keep them tied.
 
@@ -265,7 +265,7 @@ class ActionPrior(Recorded, ExactBuffers):
         return soft_policy(q, self.beta.reciprocal(), log_prior=self.log_prior if log_prior is None else log_prior)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``; argmax of q if rho is uniform."""
+        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite for any ``beta q``; argmax of q if rho is uniform."""
         return greedy_under_prior(q, self.beta.reciprocal(), self.log_prior if log_prior is None else log_prior)
 
 

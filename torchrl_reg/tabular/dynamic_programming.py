@@ -391,7 +391,7 @@ def munchausen_value_iteration(
 
     At the fixed point the action gaps are those of soft value iteration at temperature
     ``(1 - alpha) * tau``, divided by ``1 - alpha``. The published constant ``(1 + alpha) / (1 -
-    alpha)`` is not that of this operator. A clip breaks the law: it widens a gap by at most
+    alpha)`` is not that of this operator. With a clip this no longer holds: a gap widens by no more than
     ``alpha * |clip_min|``.
 
     Source: Vieillard et al. 2020 (Munchausen RL).

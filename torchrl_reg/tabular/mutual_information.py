@@ -212,7 +212,7 @@ def state_occupancy(
 ) -> Tensor:
     r"""Probability of each state under a policy: stationary, or :math:`(1 - \gamma) \sum_t \gamma^t \nu_t(s)`.
 
-    An episode that ends starts again from ``start``. Terminal states, where nobody acts, have probability 0.
+    An episode that ends starts again from ``start``. Terminal states, where no action is taken, have probability 0.
 
     Source: the definitions, solved as linear systems.
 

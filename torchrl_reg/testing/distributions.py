@@ -1,4 +1,4 @@
-"""What only distributions get wrong: quantiles that differ from each other, and atoms that land on the grid.
+"""Checks of distributions alone: quantiles that differ from each other, and atoms that land on the grid.
 
 Shapes: ``N`` rows, ``I`` online and ``J`` target quantiles.
 """

@@ -78,7 +78,7 @@ class Trace(TorchDispatchMode):
         return next((high for low, high in self.clips if abs(low - clip_min) < 1e-6 and high > 1e-6), None)
 
     def softmax_of(self, q: Tensor) -> bool:
-        """Whether a softmax was taken of the values ``q [A]`` as they are, up to a shift."""
+        """True if a softmax was taken of the values ``q [A]`` as they are, up to a shift."""
         for given in self.softmaxes:
             flat = given.double().flatten()
             if flat.shape == q.shape and ((flat - flat.max()) - (q - q.max())).abs().max() < 1e-6:
@@ -194,14 +194,14 @@ def built(make: Callable[..., Any], over: Sequence[Any], given: Mapping[str, Any
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What the loss says of each row alone."""
+    """The loss of each row alone, and its gradient."""
 
     loss: Tensor
     """``[N]``."""
     grad: Tensor
     """Its gradient with respect to the online table ``[N, S, width * A]``."""
     traces: list[Trace]
-    """What was computed on the way."""
+    """Softmaxes and clips computed on the way."""
 
     def __getitem__(self, index: Any) -> Reading:
         picked = torch.arange(len(self.loss))[index].tolist()
@@ -233,7 +233,7 @@ class Probe:
         return (torch.arange(count).double() + 0.5) / count
 
     def set(self, values: Values, widths: Tensor | float = 0.0) -> None:
-        """Set the values of the networks; of two target critics both are at least ``values.target``.
+        """Set the values of the networks; of two target critics none is below ``values.target``.
 
         Quantiles are lines: ``widths [S, A]`` below the value at fraction 1/4, and above it at 3/4.
         """
