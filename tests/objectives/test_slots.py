@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
 
-from torchrl_reg.objectives import AdvantageGap, Munchausen, QLearningLoss
+from torchrl_reg.objectives import AdvantageGap, HardTargetUpdate, Munchausen, QLearningLoss
 from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
 from torchrl_reg.regularizers import (
     ActionPrior,
@@ -342,3 +344,24 @@ def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: A
     loss.diagnostics = False
     expected = {name: out[name] for name in {"loss"} | told - {"mutual_information"}}
     torch.testing.assert_close(dict(loss(data).items()), expected)
+
+
+@pytest.mark.parametrize(
+    "shaping", [None, Munchausen(0.5, -0.3), Munchausen(0.5, -0.3, online=True), AdvantageGap(0.5)]
+)
+@pytest.mark.parametrize("estimator", ["regularized_td0", "regularized_tdlambda", "regularized_qlambda"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_out_keys_are_those_returned(batch: Any, shaping: Any, estimator: str, norm: bool) -> None:
+    """``kl`` needs the target network's policy at s, which targets do not always read."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.Linear(8, 3))
+    if norm:
+        net[1].eval()
+    actor = QValueActor(net, spec=Categorical(3))
+    loss = QLearningLoss(actor, regularizer=Entropy(TAU), shaping=shaping).make_value_estimator(estimator, gamma=0.9)
+    HardTargetUpdate(loss, period_updates=10)
+    shape = (6,) if norm or estimator == "regularized_td0" else (2, 3)
+    if norm and estimator == "regularized_tdlambda":
+        pytest.skip("batch normalization takes rows, not sequences")
+    data = batch(*shape)
+    data["value_target"] = torch.ones(*shape, 1)
+    assert sorted(loss.out_keys) == sorted(loss(data).keys())
