@@ -1,4 +1,4 @@
-"""What samples give: importance-sampled soft values, Stein directions, and the E2W policy of a search."""
+"""Sample-based estimates: importance-sampled soft values, Stein directions, and the E2W policy of a search."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def svgd_bandwidth(fixed: Tensor, updated: Tensor | None = None, *, smallest: fl
 
     A bandwidth that depends on the fixed particles biases the direction if they are few. One taken from the updated
     particles alone (``svgd_bandwidth(updated)``) does not: given their positions, the expected direction is zero once
-    the fixed ones are drawn from ``p``, whatever the kernel (Stein's identity).
+    the fixed ones are drawn from ``p``, for any kernel (Stein's identity).
 
     Source: Liu and Wang 2016 (Stein variational gradient descent), with the released soft Q-learning code's ``ln J``
     and floor.

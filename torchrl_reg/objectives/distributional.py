@@ -184,7 +184,7 @@ class MunchausenIQNLoss(MunchausenDQNLoss):
     """M-IQN: ``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma sum_a' pi(a'|s') (z_j(s', a') - tau ln pi(a'|s'))``.
 
     One policy ``pi = softmax(mean_k z(., ., sigma_k) / tau)`` from K fresh fractions of the target network, shared by
-    all quantiles, at s and at s'. The network's features are computed once per state, whatever the number of fractions.
+    all quantiles, at s and at s'. The network's features are computed once per state, for any number of fractions.
 
     Args:
         value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
