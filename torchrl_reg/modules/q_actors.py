@@ -203,7 +203,7 @@ class QActor(Recorded, QValueActor):
         if not self._is_plain or self._select_before_return:
             act_through_tensordict(self, state)
             return
-        first, greedy = self._modules["module"]._modules.values()  # type: ignore[union-attr]
+        first, greedy = self._modules["module"]._modules.values()
         network = first._modules["module"]
         if self._layers is None or self._layers[0] is not network:
             self._layers = network, layer_by_layer(network)
@@ -244,7 +244,7 @@ class EpsilonGreedyModule(Recorded, EGreedyModule):
                 # What spec.rand() amounts to, in under half of its time.
                 random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
             self._random = self._spec, num_envs, random
-        return torch.rand(num_envs, device=eps.device) < eps, random()  # type: ignore[union-attr, operator]
+        return torch.rand(num_envs, device=eps.device) < eps, random()
 
     def plain(self, state: State, drawn: tuple[Tensor, Tensor] | None = None) -> None:
         """:meth:`forward` on a dict of tensors; with the random numbers ``drawn`` before by :meth:`draw`, if given."""
