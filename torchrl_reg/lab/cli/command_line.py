@@ -111,7 +111,7 @@ class _CommandLine:
         self.script = Path(inspect.getfile(train)).resolve()
         self.name, self.conf = self.script.stem, self.script.parent / "conf"
         self.full_errors, self.main_process = os.environ.get("HYDRA_FULL_ERROR") == "1", os.getpid()
-        self.words: list[str] = []
+        self.words: Sequence[str] = []
         store(self.name, config_class)
 
     def main(self) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 
 def options(conf: Path, group: str) -> list[str]:
@@ -31,7 +30,7 @@ def unsupported_choice(conf: Path, word: str, config_class: type) -> str | None:
     for choice in choices.split(",") if (conf / group).is_dir() else ():
         if not (conf / group / f"{choice}.yaml").exists():
             continue
-        if name := unsupported_setting(conf, group, choice, config_class):
+        if name := _unsupported_setting(_names_set(conf, group, choice), config_class):
             refused = f"{group}={choice} does not go with this recipe"
             actions = {"policy": "continuous", "net": "discrete"}.get(name) if group == "env" else None
             if actions and (others := _recipes_with(name, conf)):
@@ -40,18 +39,17 @@ def unsupported_choice(conf: Path, word: str, config_class: type) -> str | None:
     return None
 
 
-def unsupported_setting(conf: Path, group: str, choice: str, config_class: type) -> str | None:
-    """What a choice sets or chooses and the recipe does not have; None if all of it fits."""
-    content, chosen = _content(conf, group, choice)
-    fields = {item.name for item in dataclasses.fields(config_class)}
-    for name in chosen:
-        if name not in fields and not any(name in entry for entry in _entries(config_class)):
-            return name
-    try:
-        OmegaConf.merge(OmegaConf.structured(config_class), content)
-    except OmegaConfBaseException as error:
-        return error.full_key
-    return None
+def _unsupported_setting(names: Iterable[str], config_class: type) -> str | None:
+    """The one of ``names``, those of groups first, that the recipe does not have; None if it has them all."""
+    known, chosen = field_types(config_class), set().union(*_entries(config_class))
+    by_depth = sorted(names, key=lambda name: "." in name)
+    return next((name for name in by_depth if name not in chosen and not _is_known(name, known)), None)
+
+
+def _is_known(name: str, known: dict[str, Any]) -> bool:
+    """Below a mapping or an object's settings all names are possible."""
+    above = name.rpartition(".")[0]
+    return name in known or (bool(above) and not dataclasses.is_dataclass(known.get(above)) and _is_known(above, known))
 
 
 def _entries(config_class: Any) -> list[set[str]]:
@@ -59,20 +57,38 @@ def _entries(config_class: Any) -> list[set[str]]:
     return [set(" ".join(entry).split()) for entry in config_class.defaults if isinstance(entry, dict)]
 
 
-def _content(conf: Path, group: str, choice: str) -> tuple[DictConfig, list[str]]:
-    """What a file sets, with the files that it starts from; and the groups in which it makes a choice."""
-    path = conf / group / f"{choice}.yaml"
-    node: Any = OmegaConf.load(path) or OmegaConf.create({})
-    parts, chosen = [], list[str]()
-    for item in node.pop("defaults", []):
-        if OmegaConf.is_dict(item):
-            chosen += [str(key).removeprefix("override ").lstrip("/") for key in item]
+def _names_set(conf: Path, group: str, choice: str) -> list[str]:
+    """Dotted names of what a file sets, and of the groups it chooses; with those of the files it starts from."""
+    text = (conf / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    node: Any = yaml.safe_load(text) or {}
+    defaults = node.pop("defaults", [])
+    found = list(_dotted(node, "" if text.startswith("# @package _global_") else f"{group}."))
+    for item in defaults:
+        if isinstance(item, dict):
+            found += [str(key).removeprefix("override ").lstrip("/") for key in item]
         elif item != "_self_":
             start, _, name = item.lstrip("/").partition("/") if item.startswith("/") else (group, "/", item)
-            more, others = _content(conf, start, name)
-            parts, chosen = [*parts, more], [*chosen, *others]
-    is_global = path.read_text(encoding="utf-8").startswith("# @package _global_")
-    return typing.cast(DictConfig, OmegaConf.merge(*parts, node if is_global else {group: node})), chosen
+            found += _names_set(conf, start, name)
+    return found
+
+
+def _dotted(node: Any, prefix: str) -> Iterator[str]:
+    """``"algo", "algo.tau", ...`` of nested mappings."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _dotted(value, f"{prefix}{key}.")
+
+
+@cache
+def field_types(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """All settings by their dotted names, groups of them included, with their types."""
+    hints, found = typing.get_type_hints(config_class), dict[str, Any]()
+    for item in dataclasses.fields(config_class):
+        name, kind = f"{prefix}{item.name}", hints[item.name]
+        found[name] = kind
+        if dataclasses.is_dataclass(kind):
+            found |= field_types(typing.cast(type, kind), f"{name}.")
+    return found
 
 
 def _recipes_with(name: str, conf: Path) -> list[str]:
@@ -105,11 +121,12 @@ def supported_choices(conf: Path, config_class: type, env: str | None = None) ->
         found = []
         for choice in options(conf, group):
             try:
-                fits = unsupported_setting(conf, group, choice, config_class) is None
-                # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
-                only_env = set(_content(conf, group, choice)[0]) == {"env"}
+                names = _names_set(conf, group, choice)
             except (yaml.YAMLError, OSError):
                 continue
+            fits = _unsupported_setting(names, config_class) is None
+            # What sets the environment alone, and is no choice of one, belongs to recipes that start from it.
+            only_env = {name.partition(".")[0] for name in names} == {"env"}
             meant = environments(conf / group / f"{choice}.yaml") if group not in first and env else set()
             if fits and (group in first or not only_env) and (not meant or env in meant):
                 found.append(choice)

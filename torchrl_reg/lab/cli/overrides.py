@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_reg.lab.cli.sentences import field_types
+from torchrl_reg.lab.cli.groups import field_types
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
 

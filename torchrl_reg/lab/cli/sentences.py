@@ -22,7 +22,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from torchrl_reg.lab.cli.groups import options, unsupported_choice
+from torchrl_reg.lab.cli.groups import field_types, options, unsupported_choice
 from torchrl_reg.lab.errors import user_sentence
 
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a mapping"}
@@ -38,7 +38,8 @@ def sentence(error: Exception, words: Sequence[str], config_class: type, conf: P
         conf: the folder of its groups.
     """
     behind = error.__cause__ or error.__context__
-    for found in filter(None, (error, behind)):
+    raised = [found for found in (error, behind) if found is not None]
+    for found in raised:
         if isinstance(found, yaml.YAMLError):
             mark, problem = getattr(found, "problem_mark", None), getattr(found, "problem", None)
             where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
@@ -56,7 +57,7 @@ def sentence(error: Exception, words: Sequence[str], config_class: type, conf: P
     for word in words:
         if said := unsupported_choice(conf, word, config_class):
             return said
-    for found in (error, behind):
+    for found in raised:
         if isinstance(found, OmegaConfBaseException) and found.full_key:
             return _of_setting(found, config_class)
     return f"{' '.join(str(error).split()).rstrip('.')}."
@@ -135,17 +136,6 @@ def _unknown_choice(conf: Path, wanted: str, beside: Sequence[str]) -> str:
     if not known:
         return f"{group}={choice} is not known: there is no {group}/{choice}.yaml."
     return f"{group}={choice} is not known; choose one of {', '.join(known)}{hint}."
-
-
-def field_types(config_class: type, prefix: str = "") -> dict[str, Any]:
-    """All settings by their dotted names, groups of them included, with their types."""
-    hints, found = typing.get_type_hints(config_class), dict[str, Any]()
-    for item in dataclasses.fields(config_class):
-        name, kind = f"{prefix}{item.name}", hints[item.name]
-        found[name] = kind
-        if dataclasses.is_dataclass(kind):
-            found |= field_types(typing.cast(type, kind), f"{name}.")
-    return found
 
 
 def _first_line(error: BaseException) -> str:
