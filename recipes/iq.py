@@ -31,6 +31,7 @@ class Algo(PolicyLearning):
     alpha: float = 0.0  # Munchausen weight: 0 is IQ, .9 the best M-IQ [V21]
     clip_min: float | None = None  # lower clip of tau ln pi in the Munchausen term, reward units; null: none [V21]
     residual: bool = False  # bootstrap on the online value: one-step PCL, with alpha > 0 Trust-PCL [V21, ablation]
+    baseline: str = "logsumexp"  # of the advantages in Q [V21]; mean: a dueling network's (multicategorical policies)
     target_entropy: float | None = None  # nats; adapts tau (multicategorical policies). Ours, null: fixed [V21]
     learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 256  # transitions
@@ -40,6 +41,7 @@ class Algo(PolicyLearning):
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
         require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
         require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
+        require(self.baseline in ("logsumexp", "mean"), "algo.baseline", "logsumexp or mean", self.baseline)
         super().validate()
 
 
@@ -54,6 +56,8 @@ class Config(RecipeConfig):
     def validate(self) -> None:
         fits = self.algo.target_entropy is None or self.policy.name == "multicategorical"
         require(fits, "algo.target_entropy", "null unless policy=multicategorical", self.algo.target_entropy)
+        fits = self.algo.baseline == "logsumexp" or self.policy.name == "multicategorical"
+        require(fits, "algo.baseline", "logsumexp unless policy=multicategorical", self.algo.baseline)
 
 
 def train(cfg: Config) -> Path:
@@ -75,6 +79,7 @@ def train(cfg: Config) -> Path:
         alpha=algo.alpha,
         clip_min=algo.clip_min,
         residual=algo.residual,
+        baseline=algo.baseline,  # type: ignore[arg-type]
         target_entropy=algo.target_entropy,
     ).make_value_estimator(gamma=algo.gamma)
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)

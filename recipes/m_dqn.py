@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
-from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
+from torchrl_reg.modules import ActorSequential, BoltzmannQActor, EpsilonGreedyModule, NetSettings, QActor, q_network
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 
 
@@ -68,9 +66,9 @@ def train(cfg: Config) -> Path:
     # What acts: epsilon-greedy in the Q-network. Evaluated greedy, and sampled from softmax(q / tau).
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
-    actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
-    egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
-    explorer = TensorDictSequential(actor, egreedy)
+    actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
+    egreedy = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    explorer = ActorSequential(actor, egreedy)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
 
     # What it learns: q(s, a) towards r + alpha [tau ln pi(a|s)] + gamma sum_a' pi(a'|s') (q - tau ln pi)(s', a').

@@ -16,13 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
-from torchrl.modules import EGreedyModule
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, QuantileQActor, quantile_network
+from torchrl_reg.modules import (
+    ActorSequential,
+    BoltzmannQActor,
+    EpsilonGreedyModule,
+    NetSettings,
+    QuantileQActor,
+    quantile_network,
+)
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenIQNLoss
 
 
@@ -73,8 +78,8 @@ def train(cfg: Config) -> Path:
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     net = quantile_network(cfg.net, env).to(run.device)
     actor = QuantileQActor(net, spec=spec, num_quantiles=cfg.net.num_policy_quantiles)
-    egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
-    explorer = TensorDictSequential(actor, egreedy)
+    egreedy = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    explorer = ActorSequential(actor, egreedy)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
 
     # What it learns: quantiles z(s, a, sigma_i) towards

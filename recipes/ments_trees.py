@@ -8,7 +8,7 @@
 Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; the trees,
 their noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
 [D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the paired comparison.
-Expect, in some minutes, the tables in RESULTS.md. See trees.png, regret.png, bandit.png, failures.png and table.md;
+Expect, in some minutes, the figures in RESULTS.md. See trees.png, regret.png, bandit.png, failures.png and table.md;
 a run that was killed continues with the first method and tree that it had not finished.
 """
 
@@ -44,7 +44,7 @@ class Algo:
     num_simulations: int = 2_000  # 10 000 in [D21]
     tau: float = 0.1  # temperature, reward units [D21]
     epsilon: float = 0.1  # exploration of E2W [D21]
-    c: float = 0.25  # width of UCT's and PUCT's bonus, reward units; sqrt(2) in theory; ours, see recipes/RESULTS.md
+    c: float = 0.25  # width of UCT's and PUCT's bonus, reward units; sqrt(2) in theory; ours, a guess
     bandit_repetitions: int = 2_000  # of the softmax bandit; 0 leaves it out
     bandit_pulls: int = 10_000  # of each repetition
     failure_repetitions: int = 2_000  # searches whose wrong choices are counted; 0 leaves them out

@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
-from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
 from torchrl_reg.modules import (
     ActionPrior,
+    ActorSequential,
+    EpsilonGreedyModule,
     NetSettings,
     PriorEGreedyModule,
     PriorUpdate,
+    QActor,
     num_actions,
     prior_network,
     q_network,
@@ -92,7 +93,7 @@ def train(cfg: Config) -> Path:
     # explores. For SQL rho is uniform, so that both are what DQN does.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
-    actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
+    actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
     beta = Coefficient(algo.beta, name="beta", device=run.device)
     if algo.method != "dqn" and algo.beta_rate > 0:
         beta = BellmanErrorCoefficient(
@@ -110,7 +111,7 @@ def train(cfg: Config) -> Path:
     if algo.prior_keys:
         state_prior = prior_network(cfg.net, env, algo.prior_keys).to(run.device)
     if algo.method == "dqn":
-        exploration = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+        exploration = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     else:
         exploration = PriorEGreedyModule(
             spec,
@@ -120,7 +121,7 @@ def train(cfg: Config) -> Path:
             log_prior_key="log_prior" if state_prior is not None else None,
             device=run.device,
         )
-    explorer = TensorDictSequential(actor, *([] if state_prior is None else [state_prior]), exploration)
+    explorer = ActorSequential(actor, *([] if state_prior is None else [state_prior]), exploration)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": explorer, "sampled": (explorer, ExplorationType.RANDOM)})
 
@@ -146,7 +147,7 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, explorer):
-        if prior_update is not None and run.frames > algo.learning_starts_frames:
+        if prior_update is not None:  # at every step, before learning too (algorithm 1, line 5)
             prior_update(batch)
         learner.store(batch)
         for minibatch in learner.minibatches():

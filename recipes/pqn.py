@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
-from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.envs import EnvSettings, frames_per_step, make_env
 from torchrl_reg.lab import RecipeConfig, RolloutLearner, RolloutLearning, Run, build, recipe, require
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
+from torchrl_reg.modules import ActorSequential, BoltzmannQActor, EpsilonGreedyModule, NetSettings, QActor, q_network
 from torchrl_reg.objectives import QLearningLoss, Shaping
 from torchrl_reg.regularizers import Regularizer
 
@@ -79,8 +77,8 @@ def train(cfg: Config) -> Path:
     # What acts: epsilon-greedy in the Q-network, whose values the batches keep. Evaluated greedy, and sampled.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
-    actor = QValueActor(q_network(cfg.net, env).to(run.device), spec=spec)
-    egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
+    egreedy = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
 
     # What it learns: q(s, a) towards G = r + bonus + gamma (V(s') + lambda (G' - q(s', a'))), made once per rollout.
@@ -88,7 +86,7 @@ def train(cfg: Config) -> Path:
     returns: dict[str, Any] = {"correct": algo.correct, "time_limits_end": algo.time_limits_end}
     loss.make_value_estimator("regularized_qlambda", gamma=algo.gamma, lmbda=algo.lmbda, **returns)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
-    explorer = TensorDictSequential(sampled if algo.explore == "sampled" else actor, egreedy)
+    explorer = ActorSequential(sampled if algo.explore == "sampled" else actor, egreedy)
     evaluated = explorer if loss.regularizer.greedy_policy else sampled
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (evaluated, ExplorationType.RANDOM)})
     learner = RolloutLearner(run, algo, loss, egreedy)

@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
-from torchrl.modules import EGreedyModule
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, build, recipe, require
-from torchrl_reg.modules import BoltzmannQActor, NetSettings
+from torchrl_reg.modules import ActorSequential, BoltzmannQActor, EpsilonGreedyModule, NetSettings
 from torchrl_reg.objectives import HardTargetUpdate, QLearningLoss, Shaping
 from torchrl_reg.objectives.heads import ExpectedValue, Head
 from torchrl_reg.regularizers import Regularizer
@@ -59,6 +57,7 @@ class Config(RecipeConfig):
         {"env": "cartpole"},
         *({"optional replay": "${env}"}, {"optional tuned": "q_learning/${env}"}),
     ]
+    paper_needs: ClassVar[tuple[str, ...]] = ("method", "regularizer", "shaping", "head")
 
     method: str = ""  # of the paper; set by +method
     regularizer: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +90,7 @@ def train(cfg: Config) -> Path:
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     network = build(cfg.head["network"], cfg.net, env).to(run.device)
     actor = build(cfg.head["actor"], network, spec=spec)
-    egreedy = EGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+    egreedy = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
 
     # What it learns: Z(s, a) towards r + bonus + gamma sum_a' pi(a'|s') (Z(s', a') - cost(a')).
@@ -105,7 +104,7 @@ def train(cfg: Config) -> Path:
         weight_reduction=algo.weight_reduction,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
-    explorer = TensorDictSequential(sampled if algo.explore == "sampled" else actor, egreedy)
+    explorer = ActorSequential(sampled if algo.explore == "sampled" else actor, egreedy)
     evaluated = explorer if loss.regularizer.greedy_policy else sampled
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (evaluated, ExplorationType.RANDOM)})
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates) if algo.delay_value else None

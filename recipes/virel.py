@@ -6,7 +6,7 @@
 
 Source: Fellows, Mahajan, Rudner, Whiteson, "VIREL: A Variational Inference Framework for Reinforcement Learning",
 NeurIPS 2019 [F19] and its released code [C]; [S] marks what is SAC's. ``algo.beta_scale=null`` keeps the temperature at
-``algo.tau``: the other curve of the source's figures (in the released code ``beta.py`` adapts it, not ``virel.py``).
+``algo.tau``, which in the released code is ``virel.py``; its ``beta.py`` adapts it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Algo(PolicyLearning):
     beta_scale: float | None = 0.1  # temperature over the p-th part of the Bellman error, reward units^(1 - p) [F19: c]
     exponent: float = 2.0  # p of the Bellman error [C]
     error_rate: float = 0.01  # of the running average of the Bellman error, per update; 1 in [C]: the last batch alone
-    error_batch: int | None = None  # transitions the error is estimated on; null: those of the update. 4096 in [C]
+    error_batch: int | None = None  # transitions of the error, once replay holds more; null: the update's. 4096 in [C]
     tau_min: float = 1e-3  # floor of the temperature, reward units; ours
     tau_max: float = 1e30  # its upper bound; ours
     value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
@@ -40,6 +40,7 @@ class Algo(PolicyLearning):
     learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 256  # transitions
     replay_capacity: int = 100_000  # transitions
+    mode: str = "td"  # of the critic: td [C], or em, the literal M-step of [F19]
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -51,6 +52,9 @@ class Algo(PolicyLearning):
         require(0 < self.tau_min < math.inf, "algo.tau_min", "finite and > 0", self.tau_min)
         require(self.tau_max >= self.tau_min, "algo.tau_max", f">= {self.tau_min}", self.tau_max)
         require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
+        require(self.mode in ("td", "em"), "algo.mode", "td or em", self.mode)
+        adapts = scale is not None and not self.value_network
+        require(self.mode == "td" or adapts, "algo.mode", "td without a beta_scale or with a value_network", self.mode)
         super().validate()
 
 
@@ -88,6 +92,7 @@ def train(cfg: Config) -> Path:
         rate=algo.error_rate,
         tau_min=algo.tau_min,
         tau_max=algo.tau_max,
+        mode=algo.mode,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
 
@@ -101,7 +106,7 @@ def train(cfg: Config) -> Path:
             scalars = learner.update(minibatch)
             if algo.error_batch is None:
                 loss.observe(scalars)
-            else:
+            elif len(learner.replay) > algo.error_batch:
                 loss.observe(loss.bellman_error(learner.replay.sample(algo.error_batch).to(run.device)))
             run.record(scalars)
     return run.finish()

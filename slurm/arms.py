@@ -1,9 +1,8 @@
-"""The runs of a sweep as their recipes compose them, before anything is submitted.
+"""The configs of a sweep's runs, composed by their recipes before anything is submitted.
 
-A typo costs seconds, not a night, and settings in which the arms differ by mistake show before they cost hundreds of
-runs. Arms are the runs on one environment, seeds aside. A setting counts as named if it, or the group it comes with
-(``policy``), is in the sweep's grid or variants; what a preset changes (``+paper``) is not named by naming the preset,
-except the slots by which ``+method`` says what a method is.
+This finds a typo before the runs do, and settings in which the arms differ by mistake. Arms are the runs on one
+environment, seeds aside. A setting counts as named if it, or the group it comes with (``policy``), is in the sweep's
+grid or variants. Naming a preset (``+paper``) does not name the settings it changes, but ``+method`` names its slots.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from slurm.snapshot import ROOT, recipe_source
 from slurm.sweep import PlannedRun, flat
 from torchrl_reg.lab.errors import UserError
 
-_NO_MATTER = frozenset({"run.seed", "run.dir"})
+_IGNORED = frozenset({"run.seed", "run.dir"})
 _SLOTS = frozenset({"method", "regularizer", "shaping", "head"})
-_MOST_ARMS = 4
+_MAX_ARMS = 4
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting with several values: ``arms`` by value, those without the setting left out."""
+    """A setting with several values: ``arms`` by value, without those that lack the setting."""
 
     setting: str
     arms: dict[str, list[str]]
@@ -35,10 +34,10 @@ class Difference:
 
 
 def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """The flattened config of each run, by run folder; recipes that cannot print theirs are left out.
+    """The flat config of each run, by run folder; without recipes that do not print theirs.
 
     Raises:
-        UserError: a recipe refuses a run, in its own sentence.
+        UserError: a recipe refuses a run; the message is its own.
     """
     by_recipe: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -62,7 +61,7 @@ def composed(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
 
 
 def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-    """Of every recipe the runs that bring an override none before them had."""
+    """The runs of every recipe that have an override no earlier run of it has."""
     seen: dict[str, set[str]] = {}
     chosen: list[PlannedRun] = []
     for run in runs:
@@ -74,7 +73,7 @@ def covering(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 
 def compared_runs(runs: Iterable[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    """One run an arm, by family of environments: presets are those of a family (``mujoco``), not of its games."""
+    """One run an arm, by family of environments: a preset is for a family (``mujoco``), not for one of its games."""
     chosen: dict[str, dict[str, PlannedRun]] = {}
     first: dict[str, str] = {}
     for run in runs:
@@ -86,7 +85,7 @@ def compared_runs(runs: Iterable[PlannedRun]) -> dict[str, list[PlannedRun]]:
 
 
 def differences(configs: Mapping[str, Mapping[str, Any]], named: Collection[str]) -> list[Difference]:
-    """Settings that two arms both have and that are not equal in them.
+    """Settings that at least two arms have, with different values.
 
     Args:
         configs: the whole composed config of each arm, flat.
@@ -95,7 +94,7 @@ def differences(configs: Mapping[str, Mapping[str, Any]], named: Collection[str]
     >>> differences({"a": {"x": 1, "y": 2}, "b": {"x": 3}, "c": {"x": 3}}, named=[])
     [Difference(setting='x', arms={'1': ['a'], '3': ['b', 'c']}, named=False)]
     """
-    names = dict.fromkeys(name for config in configs.values() for name in config if name not in _NO_MATTER)
+    names = dict.fromkeys(name for config in configs.values() for name in config if name not in _IGNORED)
     found = []
     for name in names:
         arms: dict[str, list[str]] = {}
@@ -110,20 +109,20 @@ def differences(configs: Mapping[str, Mapping[str, Any]], named: Collection[str]
 
 
 def table(found: Iterable[Difference], family: str, number: int) -> str:
-    """What ``dry=true`` prints; ``!`` marks what the sweep's file does not name."""
+    """The table of ``dry=true``; ``!`` marks settings that the sweep's file does not name."""
     found = sorted(found, key=lambda difference: difference.named)
     if not found:
         return f"settings in which the {number} arms differ on {family}: none"
     width = max(len(difference.setting) for difference in found)
     lines = [f"settings in which the {number} arms differ on {family} (! not named in the sweep):"]
     for difference in found:
-        values = "; ".join(f"{value} ({_few(arms)})" for value, arms in difference.arms.items())
+        values = "; ".join(f"{value} ({_shortened(arms)})" for value, arms in difference.arms.items())
         if difference.named:
             values = ", ".join(difference.arms)
         lines.append(f"{' ' if difference.named else '!'} {difference.setting:{width}}  {values}")
     return "\n".join(lines)
 
 
-def _few(arms: list[str]) -> str:
-    more = f", {len(arms) - _MOST_ARMS} more" if len(arms) > _MOST_ARMS else ""
-    return ", ".join(arms[:_MOST_ARMS]) + more
+def _shortened(arms: list[str]) -> str:
+    more = f", {len(arms) - _MAX_ARMS} more" if len(arms) > _MAX_ARMS else ""
+    return ", ".join(arms[:_MAX_ARMS]) + more

@@ -1,4 +1,4 @@
-"""The digest of the code that a sweep runs; imported by the elements of an array, and so without other packages."""
+"""The digest of a sweep's code; imported by the elements of an array, so it needs no other package."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 
 _NOT_CODE = {"__pycache__", "results", "outputs", "multirun"}
-# Copied, since recipes may import it, but nothing here changes what a run computes.
-_READS_RUNS = ("torchrl_reg/lab/analysis/", "torchrl_reg/lab/commands/", "slurm/")
+# Copied, as recipes may import them, but no run computes anything else if they change.
+_IRRELEVANT = ("torchrl_reg/lab/analysis/", "torchrl_reg/lab/commands/", "slurm/")
 _ELEMENT = "slurm/array_element.py"
 _DOCUMENTS = (".md", ".png")
 
@@ -23,16 +23,16 @@ def only_code(files: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def digest(files: Mapping[str, Path]) -> str:
-    """Of all files that may change what a run computes."""
+    """The digest of all files that affect the results of a run."""
     found = sha256()
     for name, path in files.items():
-        if name.endswith(_DOCUMENTS) or (name.startswith(_READS_RUNS) and name != _ELEMENT):
+        if name.endswith(_DOCUMENTS) or (name.startswith(_IRRELEVANT) and name != _ELEMENT):
             continue
         found.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()
 
 
 def is_edited(copy: Path, launched: str) -> bool:
-    """Whether a copy of the code is no longer that whose digest was ``launched``."""
+    """True if the digest of a copy of the code is not ``launched``."""
     files = {path.relative_to(copy).as_posix(): path for path in copy.rglob("*")}
     return digest(only_code(files)) != launched

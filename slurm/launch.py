@@ -1,12 +1,12 @@
-"""Launches a sweep: one submitit array on SLURM, or the same runs on this machine.
+"""Launches a sweep: one job array on SLURM, or the same runs on this machine.
 
     python slurm/launch.py sweep=munchausen_ablation dry=true
     python slurm/launch.py sweep=munchausen_ablation cluster=gpu cluster.partition=a100 cluster.runs_per_job=4
     python slurm/launch.py sweep=iq_mujoco cluster=local sweep.seeds=[0,1] name=try
 
-``sweep=`` says what (``conf/sweep``), ``cluster=`` where (``conf/cluster``). Runs go to
-``results/<name>/<recipe>/<env>/<settings>/seed=<seed>``; launching again submits only what is neither done nor queued.
-``python slurm/status.py <name>`` tells how it goes, ``torchrl-reg report results/<name>`` what came out.
+``sweep=`` chooses the runs (``conf/sweep``), ``cluster=`` the place (``conf/cluster``). Runs go to
+``results/<name>/<recipe>/<env>/<settings>/seed=<seed>``; a second launch submits what is neither done nor queued.
+``python slurm/status.py <name>`` shows their progress, ``torchrl-reg report results/<name>`` their results.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,13 +34,13 @@ try:
 
     from slurm.arms import compared_runs, composed, covering, differences, table
     from slurm.array_element import ArrayElement
-    from slurm.clusters import Cluster, elements, sbatch_text, submit
+    from slurm.clusters import Cluster, blocked, elements, sbatch_text, submit
+    from slurm.local import run_debug, run_local
     from slurm.slurm_queue import queued_runs, require_partition
     from slurm.snapshot import Code, code_files, copy_code, current_code, require_whole
     from slurm.status import headline, sweep_status
     from slurm.sweep import PlannedRun, named_settings, planned_runs, seeds_together
     from slurm.sweep_folder import Submitted, SweepFolder
-    from slurm.this_machine import run_here, run_in_process
     from torchrl_reg.lab.cli.field_comments import descriptions
     from torchrl_reg.lab.cli.invocation import as_typed
     from torchrl_reg.lab.errors import UserError
@@ -55,14 +54,14 @@ _CONF = Path(__file__).resolve().parent / "conf"
 
 @dataclass
 class Sweep:
-    """What to run: every seed of every point of ``grid`` for every one of ``variants``, ``base`` underneath."""
+    """Every seed of every point of ``grid`` for each of ``variants``, over ``base``."""
 
-    question: str = ""  # what the sweep is to answer
-    recipe: str | None = None  # a name out of recipes/, or the path of a recipe of your own
+    question: str = ""  # that the sweep is to answer
+    recipe: str | None = None  # a name in recipes/, or the path of your own
     base: dict[str, Any] = field(default_factory=dict)  # settings of all runs
     grid: dict[str, Any] = field(default_factory=dict)  # setting -> list of values
     variants: list[dict[str, Any]] = field(default_factory=list)  # sets of settings, each crossed with the grid
-    seeds: Any = 3  # how many, or a list
+    seeds: Any = 3  # a number of seeds, or a list
 
 
 @dataclass
@@ -73,13 +72,13 @@ class Launch:
     cluster: Cluster = MISSING
     name: str | None = None  # of the folder below root; default: that of the sweep
     root: str = "results"
-    dry: bool = False  # show what would be submitted
-    check: bool = True  # try every setting on the recipes' schemas before anything is submitted
-    kept_code: bool = False  # go on with the code the sweep was first launched with
+    dry: bool = False  # only print the commands and the sbatch script
+    check: bool = True  # compose every setting with its recipe first
+    kept_code: bool = False  # continue with the code of the first launch
 
 
 def launch(config: Launch, sweep_name: str) -> int:
-    """Submits what is missing; returns the exit code.
+    """Submits the missing runs; returns the exit code.
 
     Raises:
         UserError: the sweep cannot be launched; nothing was submitted.
@@ -112,32 +111,32 @@ def launch(config: Launch, sweep_name: str) -> int:
             return 0
         try:
             if files:
-                copy_code(files, folder.copy_of(code))
-            require_whole(code, folder.copy_of(code))
+                copy_code(files, folder.copy_folder(code))
+            require_whole(code, folder.copy_folder(code))
             # Under SLURM the lock is held until the array is in jobs.jsonl, and here until the runs are done.
-            return _carry_out(missing, folder, config.cluster, code)
+            return _submit_or_run(missing, folder, config.cluster, code)
         except UserError:
             if is_new:
                 folder.remove()
             raise
 
 
-def _carry_out(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
+def _submit_or_run(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> int:
     jobs = _jobs(missing, folder, cluster, code)
     runs = [[name for names, _ in job.commands.runs for name in names] for job in jobs]
     if cluster.kind == "slurm":
-        with _no_interruption():
+        with blocked(signal.SIGINT, signal.SIGTERM):  # an array that is not recorded would be submitted again
             array = submit(jobs, folder.path, folder.path.name, cluster)
-            folder.note(Submitted(array, runs))
+            folder.record(Submitted(array, runs))
         print(f"submitted array {array}: {len(jobs)} jobs. {_status_command(folder)}")
         return 0
-    folder.note(Submitted(None, runs))
+    folder.record(Submitted(None, runs))
     if cluster.kind == "debug":
-        failures = run_in_process(missing, folder.path)
+        failures = run_debug(missing, folder.path)
     else:
         jobs_at_a_time = "1 job" if cluster.parallel_jobs == 1 else f"{cluster.parallel_jobs} jobs"
         print(f"here, {jobs_at_a_time} at a time. {_status_command(folder)}")
-        failures = run_here(jobs, cluster.parallel_jobs, lambda: headline(folder.path.name, sweep_status(folder)))
+        failures = run_local(jobs, cluster.parallel_jobs, lambda: headline(folder.path.name, sweep_status(folder)))
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -157,7 +156,7 @@ def _missing(runs: list[PlannedRun], folder: SweepFolder, config: Launch) -> lis
 
 def _jobs(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> list[ArrayElement]:
     processes = seeds_together(missing, cluster.seeds_per_run)
-    return elements(processes, folder.path, folder.copy_of(code), code, cluster)
+    return elements(processes, folder.path, folder.copy_folder(code), code, cluster)
 
 
 def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code: Code) -> None:
@@ -165,7 +164,7 @@ def _show(missing: list[PlannedRun], folder: SweepFolder, cluster: Cluster, code
     for line in (shlex.join(words) for job in jobs for _, words in job.commands.runs):
         print(line)
     if cluster.kind == "slurm" and jobs:
-        print(f"\n{sbatch_text(len(jobs), folder.path, folder.path.name, cluster, folder.copy_of(code))}")
+        print(f"\n{sbatch_text(jobs, folder.path, folder.path.name, cluster)}")
 
 
 def _show_differences(runs: list[PlannedRun], sweep: dict[str, Any]) -> None:
@@ -177,21 +176,11 @@ def _show_differences(runs: list[PlannedRun], sweep: dict[str, Any]) -> None:
             print(f"\n{table(differences(known, named_settings(sweep)), family, len(known))}")
 
 
-@contextmanager
-def _no_interruption() -> Iterator[None]:
-    """An array that was submitted but not recorded would be submitted again."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 # ------------------------------------------------------------ the command line
 
 
 def _sentence(error: Exception) -> str:
-    """Hydra's errors in one sentence each."""
+    """One sentence for an error of Hydra."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} is not known; choose one of {', '.join(sorted(error.options or ()))}."
@@ -199,12 +188,12 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         return f"{mark.name} must be YAML, got a mistake in line {mark.line + 1}: {error.problem}."
     if match := re.match(r"In '([^']+)': \w+ raised while composing.*?\n(.*?)\n +full_key: (\S*)", text, re.DOTALL):
-        return _misfit(match[1], match[3], match[2])
+        return _schema_error(match[1], match[3], match[2])
     if match := re.match(r"You must specify '(\w+)'.*Available options:(.*)", text, re.DOTALL):
         return f"{match[1]} must be chosen: {match[1]}= one of {', '.join(match[2].split())}."
     if match := re.match(r"Could not override '([^']+)'", text):
-        may_grow = match[1].startswith(("sweep.", "cluster.extra"))
-        hint = f"+{match[1]}=... adds it" if may_grow else "--cfg job lists them"
+        is_open = match[1].startswith(("sweep.", "cluster.extra"))
+        hint = f"+{match[1]}=... adds it" if is_open else "--cfg job lists them"
         return f"{match[1]} is not a setting here; {hint}."
     if match := re.match(r"Error parsing override '([^']*)'", text):
         return f"{match[1]!r} is not of the form name=value."
@@ -213,8 +202,8 @@ def _sentence(error: Exception) -> str:
     return f"{key}: {str(cause).splitlines()[0]}." if key else text.splitlines()[0]
 
 
-def _misfit(file: str, key: str, problem: str) -> str:
-    """Where a sweep's or cluster's file violates its schema."""
+def _schema_error(file: str, key: str, problem: str) -> str:
+    """The error of a sweep's or cluster's file that does not fit its schema."""
     group = file.partition("/")[0]
     known = [each.name for each in fields(Sweep if group == "sweep" else Cluster)]
     name = key.removeprefix(f"{group}.")
@@ -231,9 +220,9 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _help() -> str:
-    """What can be chosen and set; Hydra's own help would want a sweep first."""
+    """All choices and settings; Hydra's own help would need a sweep first."""
     questions = {path.stem: yaml.safe_load(path.read_text()).get("question", "") for path in _files("sweep")}
-    sweeps = [(name, "".join(str(asked).partition("?")[:2])) for name, asked in questions.items()]
+    sweeps = [(name, "".join(str(question).partition("?")[:2])) for name, question in questions.items()]
     clusters = [(path.stem, path.read_text().partition("\n")[0].removeprefix("# ")) for path in _files("cluster")]
     parts = [
         as_typed("usage: python slurm/launch.py sweep=NAME cluster=NAME [NAME=VALUE ...]"),
@@ -241,9 +230,9 @@ def _help() -> str:
         _listed("Sweeps, written sweep=NAME:", sweeps),
         _listed("Clusters, written cluster=NAME:", clusters),
         _listed("Settings, written NAME=VALUE, with their defaults:", _settings(Launch, "", ("sweep", "cluster"))),
-        _listed("What runs, changed in the sweep's file or here:", _settings(Sweep, "sweep.")),
-        _listed("Where it runs:", _settings(Cluster, "cluster.")),
-        "--cfg job with a sweep shows every setting and the value it would have.",
+        _listed("The sweep, in its file or here:", _settings(Sweep, "sweep.")),
+        _listed("The cluster:", _settings(Cluster, "cluster.")),
+        "--cfg job with a sweep prints every setting and its value.",
     ]
     return "\n\n".join(parts)
 
@@ -252,22 +241,22 @@ def _files(group: str) -> list[Path]:
     return sorted((_CONF / group).glob("*.yaml"))
 
 
-def _settings(kind: type, prefix: str, besides: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Each setting with its default, and what the source says of it."""
-    defaults, said = OmegaConf.structured(kind), descriptions(kind)
-    found = []
+def _settings(kind: type, prefix: str, skip: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Each setting with its default, and its comment in the source."""
+    defaults, comments = OmegaConf.structured(kind), descriptions(kind)
+    rows = []
     for each in fields(kind):
-        if each.name not in besides:
+        if each.name not in skip:
             value = OmegaConf.create({"": defaults[each.name]})
             shown = OmegaConf.to_yaml(value).partition(":")[2].strip()
-            found.append((f"{prefix}{each.name}={shown}", said.get(each.name, "")))
-    return found
+            rows.append((f"{prefix}{each.name}={shown}", comments.get(each.name, "")))
+    return rows
 
 
 def _listed(title: str, rows: Sequence[tuple[str, str]]) -> str:
     lines = [title]
-    for name, said in rows:
-        lines += textwrap.wrap(f"{name:<31} {said}", 120, initial_indent="  ", subsequent_indent=" " * 34)
+    for name, comment in rows:
+        lines += textwrap.wrap(f"{name:<31} {comment}", 120, initial_indent="  ", subsequent_indent=" " * 34)
     return "\n".join(lines)
 
 

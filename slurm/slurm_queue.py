@@ -13,11 +13,10 @@ from typing import TypeVar
 from slurm.sweep_folder import SweepFolder
 from torchrl_reg.lab.errors import UserError
 
-Found = TypeVar("Found")
-_ANSWER_SECONDS = 20  # with the controller down, SLURM's commands retry for very long
+Value = TypeVar("Value")
+_TIMEOUT_SECONDS = 20  # with the controller down, SLURM's commands retry for minutes
 
-
-#: What to do about a reason for which a job waits; a reason not here passes by itself or says it in its name.
+#: Pending reason -> its meaning and remedy.
 ADVICE = {
     "PartitionTimeLimit": "never starts: lower cluster.minutes to the partition's limit (sinfo -o '%P %l')",
     "PartitionNodeLimit": "never starts: the partition has no such node; lower cluster.gpus, threads or memory_gb",
@@ -48,7 +47,7 @@ class Queued:
 
 
 def advice(reason: str) -> str:
-    """What a pending reason means and what to change; empty for an unknown reason.
+    """Meaning and remedy of a pending reason; empty for an unknown reason.
 
     >>> advice("Resources"), advice("QOSMaxCpuPerUserLimit")[:23], advice("Nonsense")
     ('waits for free nodes', 'a limit of your account', '')
@@ -58,20 +57,20 @@ def advice(reason: str) -> str:
 
 
 def has_slurm() -> bool:
-    """Whether jobs can be submitted from this machine."""
+    """True if jobs can be submitted from this machine."""
     return shutil.which("sbatch") is not None
 
 
 def require_partition(name: str | None) -> None:
-    """Refuses a machine without SLURM and a partition that does not exist.
+    """Checks that SLURM is here and has the partition.
 
     Raises:
-        UserError: one sentence.
+        UserError: it is not, or has not.
     """
     if not has_slurm():
         instead = "cluster=local runs the same sweep on this machine."
         raise UserError(f"cluster.kind=slurm needs sbatch on PATH, got none; {instead}")
-    known = sorted({line.strip() for line in _ask("sinfo", "-h", "-a", "-o", "%R").splitlines()})
+    known = sorted({line.strip() for line in _query("sinfo", "-h", "-a", "-o", "%R").splitlines()})
     if name is not None and not set(name.split(",")) <= set(known):
         raise UserError(f"cluster.partition must be one of {', '.join(known)}, got {name}.")
 
@@ -84,20 +83,20 @@ def queued_runs(folder: SweepFolder) -> dict[str, Queued]:
     """
     if not _arrays(folder) or not has_slurm():
         return {}
-    lines = _ask("squeue", "--me", "-a", "-r", "-h", "-o", "%F_%K|%T|%r").splitlines()
+    lines = _query("squeue", "--me", "-a", "-r", "-h", "-o", "%F_%K|%T|%r").splitlines()
     jobs = (line.split("|", 2) for line in lines if line.strip())
     return _by_run(folder, {job.removesuffix("_N/A"): Queued(state, reason) for job, state, reason in jobs})
 
 
 def ended_runs(folder: SweepFolder) -> dict[str, str]:
-    """How SLURM's accounting says the last job of each run ended (``CANCELLED by 0``, ``TIMEOUT``, ...), by run folder.
+    """State of the last job of each run in SLURM's accounting (``CANCELLED by 0``, ``TIMEOUT``, ...), by run folder.
 
-    Empty where there is no accounting.
+    Empty without accounting.
     """
     lines: list[str] = []
     with suppress(UserError):
         if arrays := _arrays(folder):
-            lines = _ask("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State").splitlines()
+            lines = _query("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State").splitlines()
     return _by_run(folder, dict(line.split("|", 1) for line in lines if "|" in line))
 
 
@@ -105,16 +104,16 @@ def _arrays(folder: SweepFolder) -> list[str]:
     return sorted({launch.array for launch in folder.launches() if launch.array is not None})
 
 
-def _by_run(folder: SweepFolder, found: Mapping[str, Found]) -> dict[str, Found]:
-    """What is known of jobs, by run: the later of two launches wins."""
-    return {run: found[job] for launch in folder.launches() for run, job in launch.jobs() if job in found}
+def _by_run(folder: SweepFolder, by_job: Mapping[str, Value]) -> dict[str, Value]:
+    """The value of each run's job; the later of two launches wins."""
+    return {run: by_job[job] for launch in folder.launches() for run, job in launch.jobs() if job in by_job}
 
 
-def _ask(*command: str) -> str:
-    # SQUEUE_STATES and the like would hide jobs, and those be submitted again.
+def _query(*command: str) -> str:
+    # SQUEUE_STATES and the like would hide jobs, which would then be submitted again.
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SINFO_"))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, env=plain)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=plain)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{command[0]} failed: {error}.") from None
     if done.returncode:

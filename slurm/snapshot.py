@@ -24,7 +24,7 @@ _FOLDERS = {"torchrl_reg": _PACKAGE, "recipes": _BESIDE / "recipes", "slurm": _B
 
 @dataclass(frozen=True)
 class Code:
-    """What runs: its commit (of a wheel the version), whether files differ from it, and a digest of all that matter."""
+    """The code of a sweep: its commit (of a wheel the version), and the digest of the files that affect results."""
 
     commit: str
     uncommitted_changes: bool
@@ -41,7 +41,7 @@ class Code:
 
 
 def recipe_path(recipe: str, code: Path) -> Path:
-    """Where a recipe lies in a copy of the code: its name is one of ours, its path one of yours."""
+    """The path of a recipe in a copy of the code: of ours by name, of yours by path."""
     if recipe.endswith(".py"):
         source = Path(recipe).resolve()
         return code / _own_folder(source.parent) / source.name
@@ -62,9 +62,9 @@ def recipe_source(recipe: str) -> Path:
 
 
 def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Path]:
-    """Every file that a copy holds: ours, those beside recipes of your own (modules and ``conf/``), and yours by path.
+    """All files of a copy by name: ours, and those beside your own recipes (modules and ``conf/``).
 
-    An override such as ``regularizer._target_=my_module.Mine`` brings a module or a package of the working directory.
+    An override such as ``regularizer._target_=my_module.Mine`` adds a module or a package of the working directory.
     """
     files = {
         f"{name}/{path.relative_to(folder)}": path
@@ -86,7 +86,7 @@ def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[st
 def current_code(files: Mapping[str, Path]) -> Code:
     """The code of these files as they are on disk."""
     found = digest(files)
-    # Installed below somebody's own repository, these files are in it and yet none of its files.
+    # Installed inside another repository, these files have a commit around them that is not theirs.
     if not _git("ls-files", "torchrl_reg/__init__.py"):
         return Code(__version__, False, found)
     changes = _git("status", "--porcelain", "--untracked-files=no")
@@ -94,10 +94,10 @@ def current_code(files: Mapping[str, Path]) -> Code:
 
 
 def require_whole(code: Code, copy: Path) -> None:
-    """Refuses a copy that holds other code than was launched.
+    """Checks that a copy still holds the code that was launched.
 
     Raises:
-        UserError: it was changed.
+        UserError: it does not.
     """
     if is_edited(copy, code.digest):
         raise UserError(

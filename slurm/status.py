@@ -1,10 +1,10 @@
-"""The state of a sweep: which runs are done, running, waiting or failed, and the time left.
+"""Prints the state of a sweep: runs done, running, waiting and failed, and the time left.
 
     python slurm/status.py munchausen_ablation
     python slurm/status.py munchausen_ablation --watch
 
-Reads files and calls ``squeue`` once; also works for sweeps on a workstation. ``--watch`` says it again until no run is
-running or waiting.
+Reads files and calls ``squeue`` once; also for sweeps of ``cluster=local``. ``--watch`` repeats until no run is running
+or waiting.
 """
 
 from __future__ import annotations
@@ -37,24 +37,23 @@ from torchrl_reg.lab.run.lock import LOCK, is_locked
 
 _TAIL_BYTES = 8192
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
-# An unknown one may run, too, while SLURM does not answer.
-_GOING_ON = ("running", "waiting", "unknown")
+_UNFINISHED = ("running", "waiting", "unknown")  # without an answer of SLURM an unknown run may be running
 _ORDER = ("done", "running", "waiting", "unknown", "failed", "cancelled", "missing")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run of a sweep as its files and the queue tell it.
+    """One run of a sweep, from its files and the queue.
 
     Args:
         state: done, running, waiting (in the queue), failed, cancelled, missing (``launch.py`` would submit it again),
-            or unknown: it was submitted, and SLURM does not answer.
+            or unknown: submitted, and SLURM does not answer.
         frames, total: environment frames done and planned; 0 where unknown.
         fps: of the last training row.
-        last_return: of the last evaluation, else of the last training row that saw an episode end.
-        last_line: of the log, for runs that failed; what is known, for those of unknown state.
-        reason: why SLURM lets it wait.
-        own_error: whether it failed by an error of its own, which will come again, and not by a signal or its node.
+        last_return: of the last evaluation, else of the last training row with the end of an episode.
+        last_line: of the log of a failed run; the age of the last row where the state is unknown.
+        reason: SLURM's, for a run that waits.
+        own_error: True if an exception ended it, which would come again, and not a signal or its node.
     """
 
     folder: str
@@ -78,11 +77,11 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
     try:
         queued = queued_runs(folder)
     except UserError as error:
-        print(f"{error} What is not known from files is shown as unknown.", file=sys.stderr)
+        print(f"{error} Runs without a state on disk are shown as unknown.", file=sys.stderr)
     jobs = folder.path / "jobs"
     logs = {name: jobs / f"{job}_0_log.out" for launch in folder.launches() for name, job in launch.jobs()}
     here = folder.is_being_launched()
-    endings = cache(lambda: ended_runs(folder))  # asked for at most once
+    endings = cache(lambda: ended_runs(folder))  # one query, and only if needed
     found = []
     for name, overrides in folder.run_folders().items():
         path, job = folder.path / name, (queued or {}).get(name)
@@ -117,7 +116,7 @@ def headline(name: str, runs: Sequence[RunStatus]) -> str:
 
 
 def summary(name: str, runs: Sequence[RunStatus]) -> str:
-    """All of it as text: counts, one line a setting, the failures with their last log lines."""
+    """Counts, one line a setting, and the failures with their last log lines."""
     counts = Counter(run.state for run in runs)
     groups: dict[str, list[RunStatus]] = {}
     for run in runs:
@@ -132,14 +131,14 @@ def summary(name: str, runs: Sequence[RunStatus]) -> str:
     sections = {"waiting": _reasons(runs)}
     for state in ("failed", "cancelled", "unknown"):
         sections[state] = [f"{run.folder}: {run.last_line}" for run in runs if run.state == state]
-    for title, said in sections.items():
-        lines += ["", f"{title}:", *(f"  {each}" for each in said)] if said else []
+    for title, entries in sections.items():
+        lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)] if entries else []
     own_errors = sum(run.own_error for run in runs)
     if counts["missing"] + counts["cancelled"] + counts["failed"] > own_errors:
         launch = as_typed("python slurm/launch.py")
         lines += ["", f"{launch} with the same sweep submits what is missing, cancelled or failed again."]
     if own_errors:
-        again = f"{own_errors} failed by an error of their own and will fail again until its cause is removed;"
+        again = f"{own_errors} ended with an exception and will fail again until its cause is removed;"
         lines += ["", f"{again} other code or another base needs another name=."]
     return "\n".join(lines)
 
@@ -151,34 +150,34 @@ def _reasons(runs: Sequence[RunStatus]) -> list[str]:
 
 
 def _state(path: Path, job: Queued | None) -> tuple[str, str, bool]:
-    """State, last words, and whether an error ended it that will come again; ``gone``: neither files nor queue say."""
+    """State, error message, and ``own_error``; the state is ``gone`` if neither files nor queue have it."""
     if is_done(path):
         return "done", "", False
     if job is not None and job.state in _WAITING:
         return "waiting", "", False
-    if (failed := failure(path)) is not None:  # perhaps in an element whose other runs go on
+    if (failed := failure(path)) is not None:  # its job may go on with other runs
         return "failed", failed["last_line"], failed["returncode"] in map(str, range(128))
     return "running" if job is not None or is_locked(path / LOCK) else "gone", "", False
 
 
 def _last_row(path: Path) -> str:
-    """What is known of a run that was submitted, while SLURM does not answer."""
+    """The age of the last row of a submitted run."""
     try:
-        quiet = time.time() - (path / "metrics.jsonl").stat().st_mtime
+        age = time.time() - (path / "metrics.jsonl").stat().st_mtime
     except OSError:
         return "submitted, no row yet"
-    return f"submitted, last row {duration(max(0.0, quiet))} ago"
+    return f"submitted, last row {duration(max(0.0, age))} ago"
 
 
 def _ending(path: Path, ended: str, job_log: Path) -> tuple[str, str, bool]:
-    """What :func:`_state` says, of a job that has left the queue: it failed or was cancelled."""
-    said = last_line(job_log) or last_line(path.with_name(path.name + ".log"))
-    if ended.startswith("REQUEUED"):  # and taken out of the queue before it ran again
+    """The result of :func:`_state` for a job that has left the queue: it failed or was cancelled."""
+    line = last_line(job_log) or last_line(path.with_name(path.name + ".log"))
+    if ended.startswith("REQUEUED"):  # and cancelled before it ran again
         ended = "CANCELLED after it was requeued"
-    if ended.startswith("CANCELLED") or "CANCELLED AT" in said:
-        return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(said)}{said}", False
-    how, said = printable(ended), said or "it left no word; it may have been cancelled while it waited"
-    return "failed", f"its job ended{f' ({how})' if how else ''}: {said}", error_line(job_log) != ""
+    if ended.startswith("CANCELLED") or "CANCELLED AT" in line:
+        return "cancelled", f"its job was {printable(ended).lower() or 'cancelled'}{': ' * bool(line)}{line}", False
+    how, line = printable(ended), line or "its log is empty; it may have been cancelled while it waited"
+    return "failed", f"its job ended{f' ({how})' if how else ''}: {line}", error_line(job_log) != ""
 
 
 def _return_of(row: Row) -> float | None:
@@ -216,12 +215,13 @@ def _line(title: str, cells: Sequence[str], width: int) -> str:
 
 
 def main() -> None:
-    about = as_typed(str(__doc__))
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=as_typed(str(__doc__)), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="of the sweep, or its folder")
     parser.add_argument("--root", default="results", help="folder of the sweeps (default: %(default)s)")
-    parser.add_argument("--watch", action="store_true", help="say it again until no run is running or waiting")
-    every = "with --watch, between two looks, each of which asks SLURM (default: %(default)g)"
+    parser.add_argument("--watch", action="store_true", help="repeat until no run is running or waiting")
+    every = "interval of --watch; each time SLURM is queried (default: %(default)g)"
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help=every)
     parser.add_argument("--json", action="store_true", help="one JSON object a run")
     arguments = parser.parse_args()
@@ -236,7 +236,7 @@ def main() -> None:
                 print("\n".join(json.dumps(vars(run)) for run in runs))
             else:
                 print(summary(folder.path.name, runs), flush=True)
-            if not arguments.watch or not any(run.state in _GOING_ON for run in runs):
+            if not arguments.watch or not any(run.state in _UNFINISHED for run in runs):
                 return
             time.sleep(arguments.every)
             print()

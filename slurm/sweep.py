@@ -15,7 +15,7 @@ from torchrl_reg.lab.analysis.documents import flat as flat_settings
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
 
-# In the path already, or of no consequence for its name.
+# In the path already, or without influence on the results.
 _UNNAMED = ("recipe", "+method", "env", "run.seed")
 
 
@@ -24,10 +24,10 @@ class PlannedRun:
     """One run of a sweep.
 
     Args:
-        recipe: a name out of ``recipes/``, or the path of a recipe of your own.
-        overrides: what its command line says, ``run.dir`` excepted.
+        recipe: a name in ``recipes/``, or the path of your own.
+        overrides: of its command line, without ``run.dir``.
         folder: below the sweep's: ``<method>/<env>/<settings>/seed=<seed>``; without ``+method`` it is the recipe.
-        arm: what tells it from runs on the same environment: the method and the settings chosen for it.
+        arm: the method and the settings chosen for it, which distinguish it from runs on the same environment.
         seeds: the folders of the runs that this one trains together (``run.seeds``), each below ``folder``.
     """
 
@@ -57,7 +57,7 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
     ['m_dqn/acrobot/algo.tau=0.1/seed=1', 'm_dqn/acrobot/algo.tau=1/seed=0']
     """
     base = flat(sweep.get("base") or {})
-    _refuse_chosen("base", base)
+    _refuse_reserved("base", base)
     axes = _axes(sweep.get("grid") or {}, "grid")
     variants = sweep.get("variants") or []
     if not axes and not variants:
@@ -71,7 +71,7 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
         place = f"variants[{number}]"
         own = _axes(variant.get("grid") or {}, f"{place}.grid")
         settings = flat({key: value for key, value in variant.items() if key != "grid"})
-        _refuse_chosen(place, settings)
+        _refuse_reserved(place, settings)
         twice = sorted(settings.keys() & (axes.keys() | own.keys()) | axes.keys() & own.keys())
         if twice:
             raise UserError(f"sweep.{place} must not set what sweep.grid varies, got {twice[0]} in both.")
@@ -88,8 +88,8 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
     return runs
 
 
-def seeds_together(runs: Sequence[PlannedRun], most: int) -> list[PlannedRun]:
-    """The same runs, up to ``most`` that differ by their seed alone as one with ``run.seeds``.
+def seeds_together(runs: Sequence[PlannedRun], max_seeds: int) -> list[PlannedRun]:
+    """The same runs, up to ``max_seeds`` that differ by their seed alone as one with ``run.seeds``.
 
     >>> sweep = {"recipe": "m_dqn", "grid": {"algo.tau": [0.1, 1]}, "seeds": 3}
     >>> [(run.overrides[-1], run.folder) for run in seeds_together(planned_runs(sweep), 2)][:2]
@@ -98,7 +98,7 @@ def seeds_together(runs: Sequence[PlannedRun], most: int) -> list[PlannedRun]:
     found = []
     for parent, same in itertools.groupby(runs, lambda run: run.folder.rpartition("/")[0]):
         alike = list(same)
-        for part in (alike[first : first + most] for first in range(0, len(alike), most)):
+        for part in (alike[first : first + max_seeds] for first in range(0, len(alike), max_seeds)):
             seeds = ",".join(run.overrides[-1].removeprefix("run.seed=") for run in part)
             overrides = (*part[0].overrides[:-1], f"run.seeds=[{seeds}]")
             joined = replace(part[0], overrides=overrides, folder=parent, seeds=tuple(run.folder for run in part))
@@ -107,7 +107,7 @@ def seeds_together(runs: Sequence[PlannedRun], most: int) -> list[PlannedRun]:
 
 
 def named_settings(sweep: Mapping[str, Any]) -> set[str]:
-    """Settings by which the sweep's file tells its runs apart: those of its grids and of its variants."""
+    """The settings of the sweep's grids and variants."""
     variants = sweep.get("variants") or []
     grids = [each.get("grid") or {} for each in (sweep, *variants)]
     return {key for tree in (*grids, *variants) for key in flat(tree)}
@@ -143,7 +143,7 @@ def _planned(recipe: str, base: Mapping[str, Any], chosen: Mapping[str, Any], se
     return PlannedRun(recipe, (*overrides, f"run.seed={seed}"), folder, arm)
 
 
-def _refuse_chosen(place: str, settings: Iterable[str]) -> None:
+def _refuse_reserved(place: str, settings: Iterable[str]) -> None:
     ours = {"run.seed": "sweep.seeds=[0,1,2] chooses seeds", "run.dir": "root= and name= choose the folder"}
     for key in settings:
         if key in ours:
@@ -152,7 +152,7 @@ def _refuse_chosen(place: str, settings: Iterable[str]) -> None:
 
 def _axes(grid: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
     axes = flat(grid)
-    _refuse_chosen(place, axes)
+    _refuse_reserved(place, axes)
     for key, values in axes.items():
         if not isinstance(values, list | tuple):
             raise UserError(f"sweep.{place}.{key} must be a list of values, got {values!r}.")

@@ -1,7 +1,7 @@
-"""The folder of a sweep: its owner, its launches, and whether a launch is in progress.
+"""The folder of a sweep: its code, its launches, and whether a launch is in progress.
 
-``sweep.yaml`` holds the sweep as it was last launched and the code it belongs to; ``jobs.jsonl`` one row a launch: the
-id of the array and the runs of its elements; ``code/`` copies of the code; ``jobs/`` what submitit writes.
+``sweep.yaml`` holds the sweep of the last launch and the code it belongs to; ``jobs.jsonl`` one row a launch: the id of
+the array and the runs of its elements; ``code/`` copies of the code; ``jobs/`` the files of submitit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Submitted:
     elements: Sequence[Sequence[str]]
 
     def jobs(self) -> Iterator[tuple[str, str]]:
-        """Each run and SLURM's name for its job: a single element is no array."""
+        """Each run and the id of its job: a single element is no array."""
         for index, names in enumerate(self.elements if self.array is not None else ()):
             job = f"{self.array}_{index}" if len(self.elements) > 1 else str(self.array)
             yield from ((name, job) for name in names)
@@ -46,7 +46,7 @@ class SweepFolder:
     """``path`` may not exist yet.
 
     Raises:
-        UserError: a path that PYTHONPATH or sbatch would take apart.
+        UserError: a character that PYTHONPATH or sbatch would split the path at.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,15 +59,15 @@ class SweepFolder:
     def is_launched(self) -> bool:
         return (self.path / "sweep.yaml").exists()
 
-    def copy_of(self, code: Code) -> Path:
-        """Where its copy of ``code`` is."""
+    def copy_folder(self, code: Code) -> Path:
+        """The folder of the copy of ``code``."""
         return self.path / "code" / code.folder_name
 
     def read(self) -> dict[str, Any]:
-        """The sweep as it was last launched.
+        """The sweep of the last launch.
 
         Raises:
-            UserError: it never was, or its sweep.yaml is damaged.
+            UserError: there was none, or its sweep.yaml is damaged.
         """
         found = read_yaml(self.path / "sweep.yaml")
         if not isinstance(found, dict):
@@ -77,7 +77,7 @@ class SweepFolder:
         return found
 
     def code_for(self, sweep: Mapping[str, Any], current: Code | None) -> Code:
-        """The code that the sweep's runs belong to: ``current``, or with None the code it was launched with.
+        """The code of the sweep's runs: ``current``, or with None that of the first launch.
 
         Raises:
             UserError: the folder belongs to something else, to other code, or to a sweep with another base.
@@ -92,8 +92,8 @@ class SweepFolder:
         self._refuse_other_base(before, sweep)
         first = self._launched_code(before.get("code"))
         if current is None:
-            if not self.copy_of(first).is_dir():
-                raise UserError(f"kept_code=true needs {self.copy_of(first)}, got none.")
+            if not self.copy_folder(first).is_dir():
+                raise UserError(f"kept_code=true needs {self.copy_folder(first)}, got none.")
             return first
         if first.digest != current.digest:
             raise UserError(
@@ -103,14 +103,14 @@ class SweepFolder:
         return first
 
     def write(self, sweep: Mapping[str, Any], code: Code) -> None:
-        """Remembers the sweep as it is launched now."""
+        """Writes ``sweep.yaml``."""
         text = yaml.safe_dump({"name": self.path.name, **sweep, "code": asdict(code)}, sort_keys=False)
         partial = self.path / f".sweep.yaml.{os.getpid()}"
         partial.write_text(text)
         partial.replace(self.path / "sweep.yaml")
 
     def remove(self) -> None:
-        """Removes what a refused launch wrote, and nothing else."""
+        """Removes the files of a refused launch, and nothing else."""
         for name in _OURS:
             shutil.rmtree(self.path / name, ignore_errors=True)  # if it is a folder
             with suppress(OSError):
@@ -134,10 +134,10 @@ class SweepFolder:
             lock.release()
 
     def is_being_launched(self) -> bool:
-        """Whether a process of this machine launches it: on a workstation that is until its runs are done."""
+        """True while a process of this machine launches it: with ``cluster=local``, until its runs are done."""
         return is_locked(self.path / _LOCK)
 
-    def note(self, submitted: Submitted) -> None:
+    def record(self, submitted: Submitted) -> None:
         """Appends a launch to ``jobs.jsonl``."""
         path = self.path / "jobs.jsonl"
         row = {"array": submitted.array, "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -149,7 +149,7 @@ class SweepFolder:
             os.fsync(file.fileno())
 
     def launches(self) -> list[Submitted]:
-        """All of them, in order; a row that a crash cut short is left out."""
+        """All launches in order, without a row that a crash cut short."""
         path = self.path / "jobs.jsonl"
         found = []
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -159,17 +159,17 @@ class SweepFolder:
         return found
 
     def run_folders(self) -> dict[str, tuple[str, ...]]:
-        """Every run by its folder, with its overrides: of the sweep as last launched, then of earlier launches."""
+        """Overrides of every run by folder: those of the last launch first, then those of earlier ones."""
         found = {run.folder: run.overrides for run in planned_runs(self.read())}
         earlier = (name for launch in self.launches() for element in launch.elements for name in element)
         return found | {name: () for name in earlier if name not in found}
 
-    def _launched_code(self, said: Any) -> Code:
-        named = said if isinstance(said, dict) else {}
+    def _launched_code(self, entry: Any) -> Code:
+        named = entry if isinstance(entry, dict) else {}
         kinds = {"commit": str, "uncommitted_changes": bool, "digest": str}
         if named.keys() != kinds.keys() or not all(isinstance(named[name], kind) for name, kind in kinds.items()):
             wanted = f"under code: {', '.join(kinds)}"
-            raise UserError(f"{self.path}/sweep.yaml must hold {wanted}, got {str(said)[:80]}; choose another name=.")
+            raise UserError(f"{self.path}/sweep.yaml must hold {wanted}, got {str(entry)[:80]}; choose another name=.")
         return Code(**named)
 
     def _refuse_other_base(self, before: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +71,6 @@ def main(table: Callable[..., Table], arguments: Sequence[str] | None = None) ->
 
 
 def _machine() -> dict[str, Any]:
-    start, cpuinfo = provenance(torch.device("cpu"), Table), Path("/proc/cpuinfo")
-    models = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
-    code = {name: start[name] for name in ("started_at", "commit", "uncommitted_changes")}
-    return {**code, "torch": torch.__version__, "processor": models[1] if models else platform.processor()}
+    start = provenance(torch.device("cpu"), Table)
+    code = {name: start[name] for name in ("started_at", "commit", "uncommitted_changes", "processor")}
+    return {**code, "torch": torch.__version__}

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
-from torchrl.data import Categorical
 from torchrl.envs import GymEnv, RewardScaling, RewardSum, StepCounter, TransformedEnv
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.collectors import FastCollector, fast_vector, plain_policy
+from torchrl_reg.collectors import FastCollector, fast_vector
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.learners.collection import make_collector
 from torchrl_reg.modules import (
     ActionPrior,
+    ActorSequential,
     BoltzmannQActor,
     CategoricalQActor,
+    EpsilonGreedyModule,
     FixedQuantileQActor,
-    MulticategoricalActor,
     NetSettings,
     PolicySettings,
     PriorEGreedyModule,
+    QActor,
     QuantileQActor,
+    acting,
     policy,
     q_network,
     quantile_network,
 )
 
-plain = importlib.import_module("torchrl_reg.collectors.fast")  # the function hides the module
 CPU = torch.device("cpu")
 CARTPOLE = EnvSettings("cartpole", max_episode_frames=21)
 PENDULUM = EnvSettings("pendulum", max_episode_frames=7)
@@ -57,10 +56,10 @@ def q_actor(env, kind):
         return CategoricalQActor(with_outputs(env, 11 * spec.n), num_atoms=11, spec=spec)
     if kind == "fixed":
         return FixedQuantileQActor(with_outputs(env, 7 * spec.n), num_quantiles=7, spec=spec)
-    return QValueActor(q_network(settings, env), spec=spec)
+    return (QValueActor if kind == "torchrl" else QActor)(q_network(settings, env), spec=spec)
 
 
-def acting(env, kind):
+def policy_of(env, kind):
     if kind in BOXES:
         return policy(PolicySettings(name=kind, num_cells=[16]), env)
     if kind == "function":
@@ -71,15 +70,17 @@ def acting(env, kind):
     if kind == "boltzmann":
         return BoltzmannQActor(actor, tau=0.5)
     if kind == "prior":
-        return TensorDictSequential(actor, PriorEGreedyModule(spec, ActionPrior(spec.n, beta=2.0), eps_init=0.4))
-    return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.1))
+        return ActorSequential(actor, PriorEGreedyModule(spec, ActionPrior(spec.n, beta=2.0), eps_init=0.4))
+    if kind == "torchrl":
+        return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.1))
+    return ActorSequential(actor, EpsilonGreedyModule(spec, eps_init=0.4, eps_end=0.1))
 
 
 def batches(settings, kind, collector, num_envs, count=12):
     torch.manual_seed(0)
     env = make_env(settings, num_envs)
     options = {"device": CPU, "storing_device": CPU, "track_trajectories": False, "kind": collector}
-    made = make_collector(env, acting(env, kind), frames_per_batch=4 * num_envs, frames_per_step=1, **options)
+    made = make_collector(env, policy_of(env, kind), frames_per_batch=4 * num_envs, frames_per_step=1, **options)
     made.env.set_seed(5)
     torch.manual_seed(6)
     made.reset()
@@ -93,15 +94,16 @@ def batches(settings, kind, collector, num_envs, count=12):
     ("settings", "kind", "num_envs"),
     [
         *[(CARTPOLE, kind, 3) for kind in ("greedy", "boltzmann", "prior", "quantiles", "atoms", "fixed", "function")],
-        *[(CARTPOLE, "epsilon", 3), (CARTPOLE, "epsilon", 1), (MINATAR, "epsilon", 3)],
+        *[(CARTPOLE, "epsilon", 3), (CARTPOLE, "epsilon", 1), (MINATAR, "epsilon", 3), (CARTPOLE, "torchrl", 3)],
         *[(PENDULUM, kind, 3) for kind in BOXES],
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_batches_are_those_of_the_reference(settings, kind, num_envs, monkeypatch):
-    reference, expected = batches(settings, kind, "torchrl", num_envs)
-    if kind not in ("gaussian", "function"):  # the others do without a tensordict at each step
-        monkeypatch.setattr(plain, "_through_a_tensordict", lambda module, *_: pytest.fail(f"{type(module).__name__}"))
+    """TorchRL's modules for epsilon-greedy exploration draw the same numbers as ours."""
+    reference, expected = batches(settings, "torchrl" if kind == "epsilon" else kind, "torchrl", num_envs)
+    if kind not in ("gaussian", "function", "torchrl"):  # the others do without a tensordict at each step
+        monkeypatch.setattr(acting, "act_through_tensordict", lambda module, _: pytest.fail(f"{type(module).__name__}"))
     fast, found = batches(settings, kind, "fast", num_envs)
     assert (reference, fast) == (Collector, FastCollector)
     assert sum(batch["next", "done"].sum() for batch in expected) >= num_envs
@@ -118,7 +120,7 @@ def env():
 
 
 def test_it_is_a_collector_of_ones_own_script(env):
-    collector = FastCollector(env, acting(env, "greedy"), frames_per_batch=12, total_frames=30)
+    collector = FastCollector(env, policy_of(env, "greedy"), frames_per_batch=12, total_frames=30)
     assert [batch.batch_size for batch in collector] == [(3, 4)] * 3  # until 30 are reached, as in TorchRL
     collector.shutdown()
     collector.shutdown()
@@ -127,7 +129,7 @@ def test_it_is_a_collector_of_ones_own_script(env):
 
 def test_batches_keep_their_numbers_when_collection_goes_on():
     env = make_env(MINATAR, 3)
-    iterator = iter(FastCollector(env, acting(env, "epsilon"), frames_per_batch=12))
+    iterator = iter(FastCollector(env, policy_of(env, "epsilon"), frames_per_batch=12))
     first = next(iterator)
     kept = first.clone()
     first["next", "reward"].fill_(7.0)  # a recipe that clips rewards writes into its batch
@@ -137,7 +139,7 @@ def test_batches_keep_their_numbers_when_collection_goes_on():
 
 
 def test_what_is_carried_is_a_copy_and_ends_with_a_reset(env):
-    collector = FastCollector(env, acting(env, "greedy"), frames_per_batch=6)
+    collector = FastCollector(env, policy_of(env, "greedy"), frames_per_batch=6)
     last = collector.rollout()["next"][:, -1]
     carried = collector.carried
     assert (last["episode_reward"] == 2).all()
@@ -180,14 +182,14 @@ def test_what_has_to_be_stepped_by_torchrl(env):
         FastCollector(GymEnv("CartPole-v1"), lambda td: td, frames_per_batch=3)
     for frames in (0, -3, 4):
         with pytest.raises(ValueError, match=rf"frames_per_batch must be a positive multiple of 3, got {frames}"):
-            FastCollector(env, acting(env, "greedy"), frames_per_batch=frames)
+            FastCollector(env, policy_of(env, "greedy"), frames_per_batch=frames)
 
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_hooks_that_come_and_go_are_heard_from_the_next_batch_on(env, hook, part):
     """A module that does more than its plain form is called with a tensordict."""
-    policy, called = acting(env, "epsilon"), []
+    policy, called = policy_of(env, "epsilon"), []
     module = (policy, policy[0], policy[0].module[0])[part]
     collector = FastCollector(env, policy, frames_per_batch=6)
     collector.rollout()
@@ -197,33 +199,3 @@ def test_hooks_that_come_and_go_are_heard_from_the_next_batch_on(env, hook, part
     handle.remove()
     collector.rollout()
     assert len(called) == 2
-
-
-@pytest.mark.parametrize("greedy_mask", [None, "mask"])
-@pytest.mark.parametrize("eps", [0.0, 1.0, None])
-def test_masks_of_a_policy_are_kept(greedy_mask, eps):
-    """The greedy choice keeps to the actions that are allowed, and so does exploration; each if it has the key."""
-    policy = QValueActor(torch.nn.Linear(4, 5), spec=Categorical(5), action_mask_key=greedy_mask)
-    if eps is not None:
-        exploration = EGreedyModule(Categorical(5), eps_init=eps, eps_end=eps, action_mask_key="mask")
-        policy = TensorDictSequential(policy, exploration)
-    mask = torch.tensor([[False, True, False, False, False], [False, False, False, True, True]]).repeat(20, 1)
-    state = {"observation": torch.randn(40, 4), "mask": mask}
-    plain_policy(policy, 40, CPU)(state)
-    allowed = mask.gather(1, state["action"].unsqueeze(-1)).all()
-    assert allowed == (greedy_mask is not None or eps == 1.0)
-
-
-class Loud(MulticategoricalActor):
-    def forward(self, tensordict):
-        return super().forward(tensordict).set("loud", torch.ones(3))
-
-
-def test_a_forward_of_its_own_and_a_selection_of_outputs_are_followed(env):
-    selecting = acting(env, "epsilon")
-    selecting.select_out_keys("action")
-    selected, loud = ({"observation": torch.ones(3, 4)} for _ in range(2))
-    plain_policy(selecting, 3, CPU)(selected)
-    plain_policy(Loud(torch.nn.Linear(4, 5), low=-1.0, high=1.0, num_bins=5), 3, CPU)(loud)
-    assert set(selected) == {"observation", "action"}
-    assert "loud" in loud and loud["action"].shape == (3, 1)

@@ -11,18 +11,27 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
-from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.collectors import FastCollector, OverlappedCollector
 from torchrl_reg.collectors.own_generators import OwnGenerators
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.learners.collection import make_collector
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, QuantileQActor, policy, quantile_network
+from torchrl_reg.modules import (
+    ActorSequential,
+    BoltzmannQActor,
+    EpsilonGreedyModule,
+    NetSettings,
+    PolicySettings,
+    QActor,
+    QuantileQActor,
+    policy,
+    quantile_network,
+)
 from torchrl_reg.regularizers import Entropy
 
 FRAMES = 15  # of a batch: five steps
@@ -44,10 +53,10 @@ def acting(kind: str, env: EnvBase) -> Any:
     if kind == "quantiles":
         actor = QuantileQActor(quantile_network(NetSettings("mlp", num_cells=[8]), env), spec=spec, num_quantiles=3)
     else:
-        actor = QValueActor(nn.Linear(4, 2), spec=spec)
+        actor = QActor(nn.Linear(4, 2), spec=spec)
     if kind == "boltzmann":
         return BoltzmannQActor(actor, regularizer=Entropy(0.5))
-    return TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.4, eps_end=0.4))
+    return ActorSequential(actor, EpsilonGreedyModule(spec, eps_init=0.4, eps_end=0.4))
 
 
 def learn(actor: nn.Module) -> None:
@@ -56,7 +65,7 @@ def learn(actor: nn.Module) -> None:
         for parameter in actor.parameters():
             parameter.mul_(1.3).add_(0.05)
     for module in actor.modules():
-        if isinstance(module, EGreedyModule):
+        if isinstance(module, EpsilonGreedyModule):
             module.eps.mul_(0.8)
         if isinstance(module, BoltzmannQActor):
             module.regularizer.tau = 0.7 * module.regularizer.tau

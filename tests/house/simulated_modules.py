@@ -19,7 +19,7 @@ from tests.house import simulated_device as sim
 from tests.objectives import conftest  # noqa: F401  # which lets the tables of losses be imported
 from tests.objectives import q_cases as VALUE
 from torchrl_reg import modules, regularizers
-from torchrl_reg.collectors.fast import plain_policy
+from torchrl_reg.collectors import plain_policy
 from torchrl_reg.modules import ActionPrior
 from torchrl_reg.regularizers import Entropy, PriorKL
 
@@ -88,7 +88,9 @@ ACTORS: dict[str, Callable[[str], Any]] = {
     "PriorEGreedyModule": lambda d: _explorer(
         modules.PriorEGreedyModule(Categorical(3), ActionPrior(3, beta=2.0), 0.5)
     ),
+    "QActor": lambda d: modules.QActor(nn.Linear(4, 3), spec=Categorical(3)),
     "EGreedyModule": lambda d: _explorer(EGreedyModule(Categorical(3, device=d), 0.5)),
+    "EpsilonGreedyModule": lambda d: _explorer(modules.EpsilonGreedyModule(Categorical(3, device=d), 0.5)),
     "FlowActor": lambda d: modules.FlowActor(nn.Linear(4, 8), 8, num_cells=8, **BOX),
     "StochasticSamplerActor": lambda d: modules.StochasticSamplerActor(nn.Linear(4, 8), 8, **BOX),
     "MulticategoricalActor": lambda d: modules.MulticategoricalActor(nn.Linear(4, 8), num_bins=[3, 5], **BOX),
@@ -113,7 +115,7 @@ def test_actors(name: str, kind: Any) -> None:
             actor = ACTORS[name](where).to(where)
             state = VALUE.critic_cases.transitions(6).select("observation").to(where)
             actor(state.clone())  # what is kept for each device is made
-            plain = plain_policy(actor, 6, state.device)
+            plain = plain_policy(actor)
         torch.manual_seed(1)
         with torch.no_grad(), set_exploration_type(kind), sim.host_may_wait(torch.ops.aten.multinomial):
             acted, by_key = actor(state.clone()), dict(state.items())

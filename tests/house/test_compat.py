@@ -24,7 +24,7 @@ from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
 
 ROOT = Path(__file__).parents[2]
 COMPAT = ROOT / "torchrl_reg" / "compat.py"
-FOREIGN = {"torch", "torchrl", "tensordict"}
+FOREIGN = {"torch", "torchrl", "tensordict", "submitit"}
 
 
 @pytest.fixture
@@ -113,6 +113,14 @@ def test_no_other_file_imports_a_private_name() -> None:
     others = [p for room in ("torchrl_reg", "recipes", "slurm") for p in (ROOT / room).rglob("*.py") if p != COMPAT]
     found = {str(p.relative_to(ROOT)): names for p in others if (names := private_imports(p))}
     assert not found
+
+
+def test_sweeps_use_no_private_attribute() -> None:
+    """Such as submitit's ``executor._executor`` or ``job._process``."""
+    for path in (ROOT / "slurm").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                assert isinstance(node.value, ast.Name) and node.value.id == "self", f"{path.name}: {node.attr}"
 
 
 def test_forward_is_wrapped_once(objectives: ModuleType) -> None:

@@ -111,6 +111,10 @@ def test_recipes_and_sweeps_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
     (run, _) = sorted(tmp_path.glob("results/m_iqn/cartpole/*/seed=*"))
     assert (run / "command.txt").read_text().startswith("torchrl-reg run m_iqn algo.total_frames=600 ")
     assert find_runs(run)[0].script == "recipes/m_iqn.py" and find_runs(run)[0].commits == ("0.1.0",)
+    for words in (("table", "results", "--save", "rows.jsonl"), ("results", "rows.jsonl", "--page", "page.md")):
+        done = ask(python, *words, where=tmp_path, seen=seen)
+        assert done.returncode == 0, done.stderr
+    assert "| cartpole | m_iqn | 2 | " in (tmp_path / "page.md").read_text()
     sweep = [f"+sweep.base.{word}" for word in few] + ["sweep.seeds=1", "sweep.grid.env=[cartpole]"]
     done = ask(python, "launch", "sweep=dqn_versus_m_dqn", "cluster=local", *sweep, where=tmp_path, seen=seen)
     assert done.returncode == 0, done.stderr

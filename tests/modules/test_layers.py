@@ -10,15 +10,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Categorical
-from torchrl.modules import MLP, QValueActor
+from torchrl.modules import MLP
 
-from torchrl_reg.collectors.fast import plain_policy
+from torchrl_reg.collectors import plain_policy
 from torchrl_reg.modules import (
     CategoricalQActor,
     Dueling,
     ImplicitQuantileNetwork,
     NetSettings,
     NoisyLinear,
+    QActor,
     QuantileQActor,
     quantile_network,
 )
@@ -156,7 +157,7 @@ def noisy_actor(head: str) -> Any:
     atoms = {"expected": 1, "categorical": 11}[head]
     network = nn.Sequential(*hidden, Dueling(NoisyLinear(16, atoms), NoisyLinear(16, 3 * atoms), num_actions=3))
     if head == "expected":
-        return QValueActor(network, spec=spec)
+        return QActor(network, spec=spec)
     return CategoricalQActor(network, num_atoms=atoms, value_min=-3, value_max=3, spec=spec)
 
 
@@ -305,7 +306,7 @@ def test_online_and_target_network_draw_each_their_own() -> None:
 def test_each_step_of_acting_draws_anew(head: str) -> None:
     """Also where the collector calls the network without a TensorDict; nothing is drawn in eval mode."""
     actor = noisy_actor(head)
-    act, x = plain_policy(actor, 2, torch.device("cpu")), torch.randn(2, 4)
+    act, x = plain_policy(actor), torch.randn(2, 4)
     for alike in (False, True):
         states: list[dict[str, Tensor]] = [{"observation": x}, {"observation": x}]
         for state in states:

@@ -33,6 +33,7 @@ MINATAR = {"name": "minatar", "num_cells": [128], "image_divisor": 255.0, "initi
         ({"num_cells": [256, 256], "layer_norm": "channels"}, CARTPOLE, 68_610),
         (MINATAR | {"layer_norm": "channels"}, ASTERIX, 132_854),
         (MINATAR | {"layer_norm": "image"}, ASTERIX, 132_854 + 2_016),
+        ({"name": "minatar", "num_cells": [], "padding": "same"}, ASTERIX, 592 + 9_606),  # Revisiting Rainbow's
     ],
 )
 def test_numbers_of_parameters(settings: dict, env: Spaces, parameters: int) -> None:
@@ -158,6 +159,15 @@ def test_several_networks_at_once(dims):
     torch.testing.assert_close(together(parameters, images), torch.stack(apart), atol=1e-5, rtol=1e-4)
 
 
+def test_same_padding_of_minatar_keeps_the_border():
+    torso, image = MinAtarCNN(4, padding="same"), torch.rand(2, 4, 10, 10) < 0.3
+    layer = torso.convolutions[0]
+    expected = F.conv2d(image.float(), layer.weight, layer.bias, padding=1).relu().flatten(1)
+    torch.testing.assert_close(torso(image), expected)
+    linear = {"name": "minatar", "num_cells": [], "padding": "same"}
+    assert quantile_network(NetSettings(**linear), ASTERIX)(image, torch.rand(2, 3)).shape == (2, 3, 6)
+
+
 def test_same_padding_is_tensorflows():
     # With all-ones kernels a layer's output counts the pixels under the kernel, which shows where
     # the zeros were put: by hand 2 and 2 beside 84, 1 and 2 beside 21, 1 and 1 beside 11.
@@ -248,6 +258,7 @@ def test_orthogonal_weights_and_pytorchs_own() -> None:
     ("build", "sentence"),
     [
         (lambda: NatureCNN(padding="full"), "padding must be 'valid' or 'same', got 'full'"),
+        (lambda: MinAtarCNN(4, padding="full"), "padding must be 'valid' or 'same', got 'full'"),
         (lambda: MinAtarCNN(4, initialization="he"), "initialization must be .* got 'he'"),
         (lambda: NatureCNN()(torch.zeros(2, 84, 84, 4)), r"images of shape \[\*B, 4, 84, 84\], got \[2, 84, 84, 4\]"),
         (lambda: MinAtarCNN(4)(torch.zeros(10, 10)), r"shape \[\*B, 4, 10, 10\], got \[10, 10\]"),

@@ -55,6 +55,31 @@ def test_loss_is_the_equation(name: str, kwargs: dict[str, Any], size: int) -> N
         torch.testing.assert_close(loss(data)["loss"], function(prediction, target), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 17])
+@pytest.mark.parametrize("name", ["iq", "m_iq_ragged", "m_iq_residual"])
+def test_the_mean_in_place_of_the_logsumexp(name: str, size: int) -> None:
+    """``Q = V + A - mean A``, and its soft value at s', of a network whose V is that of IQ shifted per state."""
+    plain, data = CASES[name].loss().double(), CASES[name].batch(size, dtype=torch.float64)
+    loss = CASES[name].loss(baseline="mean").double()
+
+    def mean(rows: Any, lagged: bool) -> Tensor:
+        return sum(table.mean(-1) for table in log_tables(loss, rows, lagged=lagged))  # type: ignore[return-value]
+
+    prediction, target = written_out(loss, data)
+    prediction = prediction - TAU * mean(data, False)
+    shift = GAMMA * TAU * (~data["next", "terminated"].squeeze(-1) * mean(data["next"], not loss.residual))
+    target = target - (shift if loss.residual else shift.detach())
+    assert_same(loss(data)["loss"], (prediction - target).square().mean(), loss, loss)
+    assert not torch.isclose(loss(data)["loss"], plain(data)["loss"])
+
+
+def test_the_mean_needs_bins() -> None:
+    with pytest.raises(ValueError, match="baseline must be 'logsumexp' or 'mean', got 'max'"):
+        CASES["iq"].loss(baseline="max")
+    with pytest.raises(ValueError, match="baseline='mean' needs bins, such as those of a MulticategoricalActor, got a"):
+        CASES["m_iq_gaussian"].loss(baseline="mean")(CASES["m_iq_gaussian"].batch(3))
+
+
 def test_actions_and_their_bins_are_the_same() -> None:
     """By default the action is read: a random warm-up writes no bins. It lies in its bin exactly."""
     data, loss = CASES["m_iq"].batch(9), CASES["m_iq"].loss()

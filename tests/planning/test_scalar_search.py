@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ from torchrl_reg.planning import (
     scalar_search,
     search_tables,
 )
+from torchrl_reg.planning.scalar_models import _table_leaf, _table_step
 from torchrl_reg.planning.scalar_search import scalar_tree
 from torchrl_reg.regularizers import Boltzmann, Entropy, HardMax, PriorKL, Tsallis
 from torchrl_reg.tabular import TabularMDP, gridworld, random_mdp
@@ -178,6 +182,34 @@ def test_large_searches_are_compiled_and_repeat_themselves(monkeypatch: pytest.M
     assert torch.equal(one.q, two.q) and not torch.equal(one.visits, other.visits)
     exact = trees.root_q(Entropy(0.3))
     assert (one.q - exact).abs().max() < 1e-9 and (one.visits[0] != one.visits[1]).any()
+
+
+def test_64_trees_of_200_simulations_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr(scalar_search, "_compiled_search", compiled := Mock())
+    trees = SyntheticTrees(branching=8, depth=4, num_trees=64, seed=0)
+    for simulations, calls in ((100, 0), (200, 1)):
+        UCT(num_simulations=simulations)(trees, trees.roots())
+        assert compiled.call_count == calls
+
+
+def test_compiled_code_is_kept_on_disk_under_the_digest_of_its_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytest.importorskip("numba").core.config, "CACHE_DIR", str(tmp_path))
+    trees = SyntheticTrees(branching=2, depth=2, seed=0)
+    planner, kernels, found = UCT(num_simulations=9), [], []
+    for _ in range(2):  # the second compiles nothing, as in another process
+        scalar_search._compiled.cache_clear()
+        found.append(search_tables(planner, trees.tables(), trees.roots()))
+        kernels.append(scalar_search._compiled(_table_step, _table_leaf))
+    assert [sum(kernel.stats.cache_hits.values()) for kernel in kernels] == [0, 1]
+    assert torch.equal(found[0].visits, found[1].visits)
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "# new")
+    scalar_search._compiled.cache_clear()
+    assert scalar_search._compiled(_table_step, _table_leaf).__name__ != kernels[0].__name__
+    scalar_search._compiled.cache_clear()
 
 
 def test_what_says_nothing_is_searched_side_by_side() -> None:

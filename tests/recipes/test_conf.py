@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule
 
@@ -21,6 +22,8 @@ from torchrl_reg.modules import q_network, quantile_network
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONF = RECIPES / "conf"
+#: Every preset beside its source: command -> setting -> [value, source, status].
+TABLE = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text())
 METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")} - {"m_dqn", "m_iqn"}
 CONTINUOUS = {"iq", "pcl", "sac", "soft_q", "virel"}  # recipes for continuous actions; the others need discrete ones
 REPLAY = METHODS | {"m_dqn", "m_iqn", "mirl", "q_learning"}  # Q-learning from replay
@@ -37,16 +40,21 @@ PRESETS = {
     "nachum2018": ({"pcl"}, "env=mujoco/hopper"),
     "hessel2018": (REPLAY, "env=atari"),
     "castro2018": (REPLAY, "env=atari"),
+    "castro2018_c51": (REPLAY, "env=atari"),
+    "castro2018_dqn": (REPLAY, "env=atari"),
     "clark2025": (REPLAY, "env=atari"),
     "obando2021_minatar": (METHODS | {"m_dqn"}, "env=minatar/asterix"),
+    "young2019_minatar": (METHODS | {"m_dqn"}, "env=minatar/asterix"),
     "fellows2019": ({"virel"}, "env=mujoco/walker2d"),
     "haarnoja2017": ({"soft_q"}, "env=mujoco/hopper"),
+    "haarnoja2017_multigoal": ({"soft_q"}, "env=multigoal"),
     "vieillard2020": (REPLAY, "env=atari"),
     "tianshou_mujoco": ({"iq", "sac", "soft_q", "virel"}, "env=mujoco/reacher"),
     "xiao2019": ({"ments"}, "plan=atari env.game=Qbert algo.policy=somewhere"),
     "vieillard2020_cartpole": (REPLAY, "env=cartpole"),
     "vieillard2021_adroit": ({"iq"}, "env=adroit/door"),
     "vieillard2021_mujoco": ({"iq"}, "env=mujoco/hopper"),
+    "vieillard2021_sac": ({"sac"}, "env=adroit/door"),
 }
 #: In which Rainbow, whose noise explores, must have no epsilon.
 RAINBOW_PRESETS = ("cleanrl_classic", "hessel2018 env=atari", "obando2021_minatar env=minatar/asterix")
@@ -89,7 +97,7 @@ def test_every_choice_composes(name, composed):
     ("name", "env", "presets"),
     [
         ("m_dqn", "cartpole", "cleanrl_classic vieillard2020_cartpole"),
-        ("m_dqn", "atari", "castro2018 clark2025 dabney2018 hessel2018 vieillard2020"),
+        ("m_dqn", "atari", "castro2018 castro2018_c51 castro2018_dqn clark2025 dabney2018 hessel2018 vieillard2020"),
         ("iq", "mujoco/hopper", "tianshou_mujoco vieillard2021_mujoco"),
     ],
 )
@@ -111,6 +119,92 @@ def test_help_describes_every_setting_and_only_choices_that_fit(name, env, prese
     assert "+plan=" not in text and "net: null" not in text and ("net=" in text) == (name == "m_dqn")
 
 
+#: Settings without a say in what is learnt, and the values at which a feature is off.
+OFF: dict[str, Any] = {
+    **{
+        f"algo.{name}": False for name in ("random_until_learning", "clip_rewards", "double_dqn", "residual", "unified")
+    },
+    **{
+        f"algo.{name}": None
+        for name in ("max_grad_norm", "eps_starts_frames", "eps_off_frames", "importance_exponent_end")
+    },
+    **{f"algo.{name}": 0 for name in ("priority_exponent", "importance_exponent", "max_depth")},
+    **{f"algo.{name}": None for name in ("target_entropy", "below")},
+    **{f"algo.{name}": [] for name in ("compose", "prior_keys")},
+    **{"algo.eps_decay": "linear", "algo.explore": "greedy", "algo.delay_value": True, "algo.reward_scale": 1},
+    **{"algo.baseline": "logsumexp", "algo.mode": "td", "algo.weight_reduction": "normalized", "algo.tau_max": 1e30},
+    **{"net.layer_norm": "none", "net.noise_sigma": 0, "net.dueling": "none", "net.quantile_initialization": ""},
+    **{f"net.{name}": [] for name in ("input_low", "input_high")},
+    **{f"head.{name}": False for name in ("reuse_quantiles", "share_fractions", "absolute_priority")},
+    **{f"algo.{name}": False for name in ("reuse_quantiles", "share_fractions")},
+    **{"shaping.online": False, "algo.num_emulators": 1},
+}
+#: What only these choices of a group read.
+READ_BY = {
+    "net": {
+        **dict.fromkeys(("num_atoms", "value_min", "value_max"), ("categorical",)),
+        **dict.fromkeys(("padding",), ("nature", "minatar")),
+        **dict.fromkeys(("spectral_norm", "impala_width"), ("impala",)),
+        **dict.fromkeys(("num_cosines", "first_cosine", "num_target_quantiles"), ("implicit_quantile",)),
+        **{"num_policy_quantiles": ("implicit_quantile",), "num_quantiles": ("implicit_quantile", "quantile")},
+        **{"image_divisor": ("minatar",), "quantile_initialization": ("implicit_quantile",)},
+    },
+    "policy": {
+        **{"num_bins": ("multicategorical",), "skip": ("sampler",)},
+        **dict.fromkeys(("scale_mapping", "scale_lb"), ("gaussian",)),
+        **dict.fromkeys(("head_cells", "condition", "flow_layers", "flow_cells", "max_log_scale"), ()),
+    },
+    "env": {
+        **dict.fromkeys(("frame_skip", "frame_stack", "noop_max"), ("atari",)),
+        **dict.fromkeys(("sticky_actions", "minimal_actions"), ("atari", "minatar")),
+        "difficulty_ramping": ("minatar",),
+    },
+}
+
+
+def judged(words: str, composed: Any) -> dict[str, Any]:
+    """Every setting that a source can differ in: those in force, features that are off left out."""
+    found = flat(asdict(composed(words)))
+    head = "implicit_quantile" if words.startswith("m_iqn") else found.get("head.name", "expected")
+    names = {found.get(f"{group}.name") for group in READ_BY} | {head}
+    idle = {"env.name", "env.game", "env.kwargs", "env.import_module", "regularizer.name", "shaping.name", "method"}
+    idle |= {"algo.network_diagnostics", "algo.policy"}
+    if found.get("algo.eps_off_frames") == 0:
+        idle |= {"algo.eps_start", "algo.eps_end", "algo.eps_frames"}
+    idle |= set() if found.get("algo.optimizer") == "rmsprop" else {"algo.rms_decay"}
+    idle |= set() if head == "expected" else {"algo.loss_function"}
+    idle |= set() if found.get("net.dueling", "none") != "none" else {"net.dueling_shares_hidden"}
+    idle |= set() if found.get("net.layer_norm", "none") != "none" else {"net.layer_norm_eps"}
+
+    def counts(name: str, value: Any) -> bool:
+        group, _, setting = name.partition(".")
+        readers = READ_BY.get(group, {}).get(setting)
+        read = readers is None or not names.isdisjoint(readers)
+        shown = group not in ("run", "head") or name in ("run.eval_episodes", "head.kappa", *OFF)
+        return shown and read and name not in idle and not name.endswith(".path") and OFF.get(name, ...) != value
+
+    return {name: value for name, value in found.items() if counts(name, value)}
+
+
+@pytest.mark.parametrize("words", TABLE)
+def test_presets_are_their_sources_to_the_digit(words, composed):
+    """Composed, not read: a default that nobody set is a row, too."""
+    rows, found = TABLE[words], flat(asdict(composed(words)))
+    assert {name: found[name] for name in rows} == {name: value for name, (value, _, _) in rows.items()}
+    assert judged(words, composed).keys() <= rows.keys()
+    for name, (_, source, status) in rows.items():
+        assert status in ("same", "not stated") or re.fullmatch(r"deviation: \S.+", status), name
+        assert (source == "none") == (status == "not stated"), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_table_has_all_that_a_preset_sets(preset):
+    settings = flat(yaml.safe_load((CONF / f"paper/{preset}.yaml").read_text()))
+    own = {name for name in settings if name.partition(".")[0] not in ("defaults", "run") and name != "env.name"}
+    rows = [TABLE[words].keys() for words in TABLE if f"+paper={preset}" in words.split()]
+    assert rows and own <= set().union(OFF, *rows)
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [
@@ -127,6 +221,18 @@ def test_cleanrls_presets_have_the_settings_of_its_published_scores(name, more, 
         assert {key: ours[key] for key in published.settings} == published.settings
         assert abs(settings.algo.total_frames - published.frames) <= 0.005 * published.frames
     assert len(scores) in (3, 6)
+
+
+def test_young_and_tians_preset_has_the_settings_of_their_curve(composed):
+    """But for the cap of an episode."""
+    scores = [each for each in published_scores() if each.name.startswith("Young")]
+    for published in scores:
+        rate = published.settings["algo.learning_rate"]
+        words = f"dqn env={published.env} +paper=young2019_minatar algo.learning_rate={rate}"
+        ours, theirs = flat(asdict(composed(words))), dict(published.settings)
+        assert theirs.pop("env.max_episode_frames") is None and ours["env.max_episode_frames"] == 10_000
+        assert {key: ours[key] for key in theirs} == theirs
+    assert len(scores) == 20
 
 
 def built(settings: Any) -> Any:
@@ -153,34 +259,20 @@ def test_pqn_as_published_to_the_digit(words, updates, parameters, composed):
     assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
 
 
-#: Of the two Rainbows and of Beyond The Rainbow: settings (algorithms_next.md 2b, 3b), and the parameters of 4 actions.
-RAINBOWS = {
-    "rainbow +paper=hessel2018": (
-        {"priority_exponent": 0.5, "importance_exponent": 0.4, "importance_exponent_end": 1.0, "double_dqn": True},
-        {"learning_rate": 6.25e-5, "adam_eps": 0.005 / 32, "max_grad_norm": 10.0, "n_steps": 3, "eps_off_frames": 0},
-        # Convolutions of 3136 features; each stream has 512 hidden units; sigmas beside all that is noisy.
-        77_984 + 2 * (2 * (3136 + 1) * 512 + (512 + 1) * 51 * 5),
-    ),
-    "rainbow_compact +paper=castro2018": (
-        {"priority_exponent": 0.5, "importance_exponent": 0.5, "importance_exponent_end": None, "double_dqn": False},
-        {"learning_rate": 6.25e-5, "adam_eps": 1.5e-4, "max_grad_norm": None, "n_steps": 3, "eps_off_frames": None},
-        77_984 + (7744 + 1) * 512 + (512 + 1) * 51 * 4,
-    ),
-    "btr +paper=clark2025": (
-        {"priority_exponent": 0.2, "importance_exponent": 0.0, "importance_exponent_end": None, "gamma": 0.997},
-        {"learning_rate": 1e-4, "adam_eps": 0.005 / 256, "max_grad_norm": 10.0, "n_steps": 3, "batch_size": 256},
-        389_024 + 149_760 + 2 * (2 * (2304 + 1) * 512 + (512 + 1) * 5),
-    ),
+#: Of the two Rainbows, of Beyond The Rainbow and of Revisiting Rainbow's DQN: parameters of 4 actions, of 6 in MinAtar.
+PARAMETERS = {
+    # Convolutions of 3136 features; each stream has 512 hidden units; sigmas beside all that is noisy.
+    "rainbow env=atari +paper=hessel2018": 77_984 + 2 * (2 * (3136 + 1) * 512 + (512 + 1) * 51 * 5),
+    "rainbow_compact env=atari +paper=castro2018": 77_984 + (7744 + 1) * 512 + (512 + 1) * 51 * 4,
+    "btr env=atari +paper=clark2025": 389_024 + 149_760 + 2 * (2 * (2304 + 1) * 512 + (512 + 1) * 5),
+    "dqn env=minatar/breakout +paper=obando2021_minatar": 592 + (1600 + 1) * 6,
 }
 
 
-@pytest.mark.parametrize("words", RAINBOWS)
-def test_rainbows_as_published_to_the_digit(words, composed):
-    one, other, parameters = RAINBOWS[words]
-    settings = composed(f"{words} env=atari")
-    expected = one | other | {"weight_reduction": "mean"}
-    assert {name: getattr(settings.algo, name) for name in expected} == expected
-    assert sum(parameter.numel() for parameter in built(settings).parameters()) == parameters
+@pytest.mark.parametrize("words", PARAMETERS)
+def test_networks_of_the_presets_have_as_many_parameters_as_published(words, composed):
+    network = built(composed(words))
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[words]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_the_table_compares_by_pairs(tmp_path):
         rows.append({**row, "method": method, **columns})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = trees_table(tmp_path).splitlines()[2:]
-    assert lines[0].startswith("| 2 | 3 | 0.5 | UCT | 0.3000 [0.1000, 0.5000] |") and lines[0].endswith("| - |")
+    assert lines[0].startswith("| 2 | 3 | 0.5 | UCT | 0.3000 [-0.1968, 0.7968] |") and lines[0].endswith("| - |")
     assert lines[1].endswith("| better, -0.1000 [-0.1000, -0.1000] |")
     assert lines[2].endswith("| worse, +0.2000 [+0.2000, +0.2000] |")
     heads, _, ments, puct = differences_table(tmp_path).splitlines()

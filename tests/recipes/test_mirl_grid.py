@@ -71,8 +71,8 @@ def test_the_table_says_who_solved_the_world_and_when(tmp_path):
     write_run(tmp_path)
     (world,) = read_worlds(tmp_path)
     assert (SOLVED_WITHIN, SOLVED_FOR) == (0.5, 3) and world.frames_to_solve("sql").tolist() == [30, 10]
-    line = grid_table(tmp_path).splitlines()[-1]
-    assert line.startswith("| corridor (5.00) | SQL | 4.50 [4.00, 5.00] | 20 [10, 30] | -0.250 [-1.000, 0.500] |")
+    line = grid_table(tmp_path).splitlines()[-1]  # Student's t of two seeds: 12.7 standard errors
+    assert line.startswith("| corridor (5.00) | SQL | 4.50 [-1.85, 10.85] | 20 [-107, 147] | -0.250 [-9.780, 9.280] |")
     rows = tmp_path / "metrics.jsonl"
     rows.write_text(rows.read_text().replace("[5.0, 5.0]", "[5.0, 4.4]"))
     assert "| 30 [30, 30] (1 of 2 seeds) |" in grid_table(tmp_path)

@@ -89,6 +89,7 @@ VARIANTS = [
     ("iq", "policy=autoregressive env=mujoco/hopper"),
     ("iq", "policy=flow algo.alpha=0.5 env=mujoco/hopper"),
     ("iq", "algo.target_entropy=1.0"),
+    ("iq", "algo.baseline=mean algo.alpha=0.5"),
     ("mirl", "algo.method=sql algo.beta_rate=0 env=gridworld/corridor"),
     ("mirl", "algo.method=sql_m env=gridworld/corridor algo.n_steps=3"),
     ("mirl", "algo.prior_keys=[cell] env=gridworld/goals"),
@@ -121,6 +122,22 @@ def test_variants_learn_something(name, words, start):
     assert losses and all(math.isfinite(value) and value > 0 for value in losses)
 
 
+def test_virel_takes_the_literal_m_step(start):
+    one, other = (start(f"{tiny('virel')} algo.mode={mode}", mode) for mode in ("td", "em"))
+    losses = [
+        [row["loss_qvalue"] for row in rows if row["event"] == "train" and row["updates"]] for rows in (one, other)
+    ]
+    assert losses[0] != losses[1] and all(math.isfinite(value) for value in losses[1])
+
+
+def test_virels_temperature_stays_until_the_replay_holds_its_batch(start):
+    """So in the released code: .7 to frame 128, the error of 128 transitions after."""
+    rows = start(f"{tiny('virel')} algo.tau=0.7 algo.error_batch=128 algo.error_rate=1 run.log_every_frames=1")
+    taus = [(row["frames"], row["tau"]) for row in rows if row["event"] == "train" and row["updates"]]
+    assert {tau == pytest.approx(0.7) for frames, tau in taus if frames <= 128} == {True}
+    assert taus[-1][1] != pytest.approx(0.7)
+
+
 @pytest.mark.parametrize("name", ["virel", "sparse_dqn", "mirl", "m_dqn"])
 def test_numbers_that_are_not_finite_end_a_recipe_in_one_sentence(name, start, tmp_path, capsys):
     """Wherever they are met first: when a policy is evaluated, acts, or is sampled in an update."""
@@ -139,7 +156,8 @@ def test_whose_prior_is_learnt(method, start, monkeypatch):
     updated, forward = [], PriorUpdate.forward
     monkeypatch.setattr(PriorUpdate, "forward", lambda self, batch: (updated.append(batch.shape), forward(self, batch)))
     rows = start(f"{tiny('mirl')} algo.method={method} algo.prior_rate=0.1 env=gridworld/corridor")
-    assert bool(updated) == (method != "sql")
+    # From the first batch on, before learning too (algorithm 1, line 5).
+    assert sum(shape.numel() for shape in updated) == (0 if method == "sql" else 192)
     last = [row["prior_entropy"] for row in rows if "prior_entropy" in row][-1]
     assert (last == pytest.approx(math.log(4), abs=1e-6)) == (method != "mirl")
 

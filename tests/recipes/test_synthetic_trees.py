@@ -21,13 +21,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+#: Student's t at .975 with one degree of freedom.
+T = 12.706204736
+
+
 def test_differences_early_and_at_the_end(folder: Path) -> None:
     found = differences(read_searches(folder))
     assert len(found) == 8 and {each.method for each in found} == {"ments"}
     early, late = (each for each in found if each.what == "regret" and each.shape == (2, 2))
-    assert (early.simulations, early.interval) == (2, (1.5, 1.0, 2.0))
-    assert (late.simulations, late.interval) == (40, (-0.75, -1.0, -0.5))
-    assert late.text == "**-0.750 [-1.000, -0.500]**" and late.label == "MENTS, noise 0.5"
+    assert (early.simulations, early.interval) == (2, pytest.approx((1.5, 1.5 - T / 2, 1.5 + T / 2)))
+    assert (late.simulations, late.interval) == (40, pytest.approx((-0.75, -0.75 - T / 4, -0.75 + T / 4)))
+    assert late.text == "-0.750 [-3.927, +2.427]" and late.label == "MENTS, noise 0.5"
 
 
 def test_the_figure_has_a_point_a_kind_of_tree(folder: Path, monkeypatch) -> None:
@@ -39,4 +43,4 @@ def test_the_figure_has_a_point_a_kind_of_tree(folder: Path, monkeypatch) -> Non
     assert early.y_label == "simple regret minus UCT's" and early.ticks == ["k=2, d=1", "k=2, d=2"]
     (line,) = late.lines
     assert (line.x.tolist(), line.y.tolist()) == ([0.0, 1.0], [-0.75, -0.75])
-    assert (line.low.tolist(), line.high.tolist()) == ([-1.0, -1.0], [-0.5, -0.5])
+    assert [*line.low, *line.high] == pytest.approx([-0.75 - T / 4] * 2 + [-0.75 + T / 4] * 2)

@@ -15,10 +15,11 @@ OUT_OF_RANGE = {
     "algo.total_frames=0 algo.eps_start=2 algo.adam_eps=-1 algo.learning_starts_frames=-5 "
     "algo.learning_starts_frames=80000 algo.update_every_frames=79001 algo.batch_size=100000000000000000000",
     "q_learning": "algo.explore=boldly",
-    "iq": "algo.tau=0 algo.alpha=-1 algo.target_rate=0 algo.num_envs=100000000 policy.num_bins=1 policy.num_cells=[]",
+    "iq": "algo.baseline=max algo.tau=0 algo.alpha=-1 algo.target_rate=0 algo.num_envs=100000000 policy.num_bins=1 "
+    "policy.num_cells=[]",
     "pcl": "algo.rollout=13 algo.replay_capacity=20",
     "sac": "algo.tau=-1",
-    "virel": "algo.beta_scale=0",
+    "virel": "algo.beta_scale=0 algo.mode=map",
     "soft_q": "algo.num_particles=2 algo.proposal=actor",
     "mirl": "algo.method=ddqn algo.beta=0 algo.beta=0.01 algo.beta_rate=1.5 algo.prior_rate=0 algo.prior_rate=2 "
     "algo.prior_learning_rate=0",
@@ -56,6 +57,9 @@ BAD = {
     "m_dqn env=gym env.game=CliffWalking-v1": "max_episode_frames must be set for 'CliffWalking-v1'",
     "m_dqn env.import_module=nowhere": "import_module must be a module that is installed",
     "m_dqn net=nature": "NetSettings.name must fit observations of shape (4,), got 'nature'",
+    "q_learning env=atari +paper=dabney2018": "+paper=dabney2018 must come with +method=<choice>, which its",
+    "iq policy=gaussian algo.baseline=mean": "algo.baseline must be logsumexp unless policy=multicategorical",
+    "virel algo.mode=em algo.beta_scale=null": "algo.mode must be td without a beta_scale or with a value_network",
     "q_learning regularizer=sparsmax": "choose one of bellman_error, boltzmann, entropy, none, prior_kl",
     "q_learning regularizer=entropy regularizer.taau=1": "is not set here; did you mean regularizer.tau?",
     "q_learning regularizer=entropy regularizer.tau=-1": "tau must be a finite number > 0",

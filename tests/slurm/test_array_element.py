@@ -145,7 +145,7 @@ def test_a_run_that_is_being_saved_is_asked_once_and_its_workers_are_not(tmp_pat
     thread = threading.Thread(target=one)
     thread.start()
     wait_until(lambda: len(list((tmp_path / "r0").glob("ready*"))) == 2)
-    one.ask_to_stop()
+    one.request_stop()
     time.sleep(0.3)  # at once, the two would be one signal
     one.stop(grace_seconds=10.0)
     thread.join(10)
@@ -183,7 +183,7 @@ def test_three_jobs_without_a_checkpoint_are_followed_by_no_fourth(tmp_path, usr
     (tmp_path / "r1").mkdir()
     (tmp_path / "r1/done.json").write_text("{}")  # both of an earlier job
     again = element(tmp_path, DONE).checkpoint().function  # soon after its beginning
-    assert again.fruitless_lives == 0 and signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+    assert again.jobs_without_checkpoint == 0 and signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
     one = element(tmp_path, "sys.exit(1)", DONE, minutes=0)
     for count in (1, 2, 3):
         with contextlib.suppress(RuntimeError):
@@ -191,7 +191,7 @@ def test_three_jobs_without_a_checkpoint_are_followed_by_no_fourth(tmp_path, usr
         asked = one.checkpoint()
         if count < 3:
             one = pickle.loads(pickle.dumps(asked.function))
-            assert one.fruitless_lives == count and one.commands == asked.function.commands
+            assert one.jobs_without_checkpoint == count and one.commands == asked.function.commands
     assert asked is None and not (tmp_path / "r1.failed").exists()
     assert "lower run.checkpoint_every_frames or raise cluster.minutes" in (tmp_path / "r0.failed").read_text()
 
@@ -200,10 +200,10 @@ def test_three_jobs_without_a_checkpoint_are_followed_by_no_fourth(tmp_path, usr
 def test_a_checkpoint_in_between_counts_whatever_the_file_servers_clock_says(tmp_path, usr2, clock_is_wrong_by):
     saves = "(run / 'checkpoints').mkdir(); saved = run / 'checkpoints' / 'checkpoint-1'; saved.touch(); "
     saves += f"now = time.time() + {clock_is_wrong_by}; os.utime(saved, (now, now)); sys.exit(1)"
-    one = ArrayElement(element(tmp_path, saves, minutes=0).commands, fruitless_lives=2)
+    one = ArrayElement(element(tmp_path, saves, minutes=0).commands, jobs_without_checkpoint=2)
     with pytest.raises(RuntimeError):
         one()
-    assert one.checkpoint().function.fruitless_lives == 0
+    assert one.checkpoint().function.jobs_without_checkpoint == 0
 
 
 def test_it_imports_no_analysis_and_no_torch():

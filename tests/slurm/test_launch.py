@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -109,6 +113,16 @@ def test_a_mistake_in_a_sweeps_file_is_one_sentence(text, expected, refused, tmp
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep/mine.yaml").write_text(text)
     assert f"sweep/mine.yaml {expected}" in refused("sweep=mine", "dry=true", conf=tmp_path)
+
+
+def test_the_readmes_sweep_is_planned(tmp_path):
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", (SLURM / "README.md").read_text(), re.S | re.M)
+    (tmp_path / "my/conf/sweep").mkdir(parents=True)
+    (tmp_path / "my/conf/sweep/mine.yaml").write_text(example)
+    command = [sys.executable, str(SLURM / "launch.py"), "sweep=mine", "dry=true", "--config-dir", "my/conf"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=launch_environment())
+    assert done.returncode == 0, done.stderr
+    assert "mine: 30 runs, 30 to submit." in done.stdout and "\n! " not in done.stdout
 
 
 def test_own_recipes_of_one_name_stay_apart_also_below_a_folder_with_a_space(tmp_path):
@@ -248,17 +262,75 @@ def test_debug_runs_in_this_process(local_sweep):
     assert found == [("tiny_dqn", env, "algo.gamma=0.9") for env in ("acrobot", "cartpole")]
 
 
+def begin(sweep: Sweep, *more: str) -> subprocess.Popen[str]:
+    """A launcher in a process group of its own, as a shell starts it, once a run has a checkpoint."""
+    command = launch_command(*sweep.arguments, "check=false", f"name={sweep.name}", f"root={sweep.root}", *more)
+    process = subprocess.Popen(
+        command, env=launch_environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: any((run / "checkpoint").exists() for run in sweep.runs()))
+    return process
+
+
+def processes(sweep: Sweep) -> str:
+    """Ids of all processes of the runs."""
+    return subprocess.run(["pgrep", "-f", f"sleeper.py.*{sweep.folder}"], capture_output=True, text=True).stdout
+
+
 def test_ctrl_c_stops_the_runs_and_the_same_command_continues(local_sweep):
-    more = ("check=false", "name=here", f"root={local_sweep.root}", "sweep.base.algo.seconds=0.2")
-    command = launch_command(*local_sweep.arguments, *more)
-    process = subprocess.Popen(command, env=launch_environment(), stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: any((run / "checkpoint").exists() for run in local_sweep.runs()))
-    process.send_signal(signal.SIGINT)
+    process = begin(local_sweep, "sweep.base.algo.seconds=0.2")
+    os.killpg(process.pid, signal.SIGINT)  # to all processes of the terminal
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1 and errors.strip() == "stopped; the same command continues."
     before = len(local_sweep.finished())
-    assert before < 4 and not list(local_sweep.folder.glob("*/*/*/*.failed"))
+    assert before < 4 and not list(local_sweep.folder.glob("*/*/*/*.failed")) and not processes(local_sweep)
     assert len(list(local_sweep.folder.glob("*/*/*/*.log"))) <= before + 2, "what waited did not begin"
+    assert all((run / "terminated").exists() for run in local_sweep.runs() if run not in local_sweep.finished())
     local_sweep.launch("sweep.base.algo.seconds=0.2")
     assert all(local_sweep.frames(run) == list(range(1, 21)) for run in local_sweep.finished())
     assert sum(len(local_sweep.starts(run)) for run in local_sweep.finished()) > 4
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_runs(local_sweep):
+    process = begin(local_sweep, "sweep.base.algo.seconds=0.5", "+sweep.base.algo.deaf=1")
+    assert processes(local_sweep)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1)
+    process.communicate(timeout=5)
+    assert process.returncode == 1
+    wait_until(lambda: not processes(local_sweep), 5, "the end of the runs")
+
+
+def test_runs_end_with_a_launcher_that_was_killed(local_sweep):
+    process = begin(local_sweep, "sweep.base.algo.seconds=0.5")
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes(local_sweep), 10, "the end of the runs")
+    assert all((run / "terminated").exists() for run in local_sweep.runs())
+    assert not local_sweep.finished()
+
+
+@pytest.mark.parametrize("devices", [None, "5,7"])
+def test_a_local_run_sees_the_gpus_of_its_launcher(devices, local_sweep, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if devices is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    local_sweep.launch("check=false", "sweep.seeds=1", "sweep.base.algo.frames=1")
+    (run,) = local_sweep.finished()
+    assert (run / "starts.txt").read_text().split()[1] == (devices or "-")
+
+
+def test_jobs_run_the_code_of_the_launch_whatever_happens_to_the_checkout(tmp_path):
+    checkout = tmp_path / "checkout"
+    for package in ("torchrl_reg", "recipes", "slurm"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__", "figures"))
+    arguments = ("sweep=naps", "cluster=local", "cluster.parallel_jobs=1", "check=false")
+    sweep = Sweep(tmp_path, "here", arguments, checkout)
+    with ThreadPoolExecutor() as pool:
+        launched = pool.submit(sweep.launch, "sweep.base.algo.seconds=0.1")
+        wait_until(sweep.runs)
+        for path in checkout.rglob("*.py"):
+            path.write_text("raise ImportError('from the checkout')\n")
+        launched.result()
+    assert len(sweep.finished()) == 4

@@ -66,7 +66,7 @@ def submitted(folder: Path, *seeds: int, logs: Sequence[str] = ()) -> None:
     (folder / "jobs").mkdir(exist_ok=True)
     for index, log in enumerate(logs):
         (folder / f"jobs/77{f'_{index}' * (len(seeds) > 1)}_0_log.out").write_text(log)
-    SweepFolder(folder).note(Submitted("77", [[f"{RUNS}/seed={seed}"] for seed in seeds]))
+    SweepFolder(folder).record(Submitted("77", [[f"{RUNS}/seed={seed}"] for seed in seeds]))
 
 
 def states(folder: Path) -> list[str]:
@@ -111,7 +111,7 @@ def test_a_controller_that_does_not_answer_makes_no_run_fail(folder, says, capsy
     assert f"unknown:\n  {RUNS}/seed=2: submitted, last row" in summary("x", runs)
 
 
-WORDLESS = "it left no word; it may have been cancelled while it waited"
+WORDLESS = "its log is empty; it may have been cancelled while it waited"
 STEP = "slurmstepd: error: *** JOB 77 ON n1 CANCELLED AT 2026-11-22T11:00:00 ***"
 
 
@@ -183,7 +183,7 @@ def test_an_error_of_an_element_shows_and_nobody_is_told_to_launch_it_again(fold
     text = summary("x", runs)
     assert ("slurm/launch.py with the same sweep submits" in text) == bool(others)
     assert text.endswith(
-        "2 failed by an error of their own and will fail again until its cause is removed; other code or another base "
+        "2 ended with an exception and will fail again until its cause is removed; other code or another base "
         "needs another name=."
     )
 
@@ -195,7 +195,7 @@ def test_what_a_signal_or_a_full_disk_ended_may_be_launched_again(folder, return
     (folder / RUNS / "seed=1.failed").write_text(json.dumps({"returncode": returncode, "last_line": "x"}))
     text = summary("x", sweep_status(SweepFolder(folder)))
     assert ("submits what is missing, cancelled or failed again" in text) == again
-    assert ("1 failed by an error of their own" in text) != again
+    assert ("1 ended with an exception" in text) != again
 
 
 def test_a_run_that_stopped_by_itself_failed_and_what_is_being_launched_waits(folder):
@@ -213,7 +213,7 @@ def test_a_run_that_stopped_by_itself_failed_and_what_is_being_launched_waits(fo
 
 def test_torn_rows_are_left_out_and_earlier_launches_are_not_forgotten(folder):
     (folder / "jobs.jsonl").write_text('{"array": "1", "elem')
-    SweepFolder(folder).note(Submitted(None, [["dqn/acrobot/default/seed=0"]]))
+    SweepFolder(folder).record(Submitted(None, [["dqn/acrobot/default/seed=0"]]))
     assert [launch.array for launch in SweepFolder(folder).launches()] == [None]
     with (folder / RUNS / "seed=0/metrics.jsonl").open("a") as file:
         file.write("\0\0\0\nnull\n")

@@ -7,27 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.envs import Compose, DeviceCastTransform, EnvBase, GymWrapper, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor, QValueModule, SafeModule
-from torchrl.modules.tensordict_module import SafeSequential
 
-from torchrl_reg.compat import call_hooks, is_listened_to, unchecked_tensordict
-from torchrl_reg.modules import BoltzmannQActor
-from torchrl_reg.modules.layers import layer_by_layer
+from torchrl_reg.compat import call_hooks, unchecked_tensordict
+from torchrl_reg.modules.acting import State, plain_policy
 
-State = dict[Any, Tensor]
-#: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.
-PlainPolicy = Callable[[State], None]
 _FLAGS = ("done", "terminated", "truncated")
 
 
@@ -55,8 +48,8 @@ def fast_vector(env: EnvBase, *, sums_rewards: bool = True) -> VectorEnv | None:
     return vector if disabled and keys and plain else None
 
 
-def restarted(vector: VectorEnv, observation: Tensor, done: np.ndarray) -> Tensor:
-    """``observation [N, ...]``, replaced by the first one of a new episode where ``done`` (bool ``[N]``)."""
+def restart_finished(vector: VectorEnv, observation: Tensor, done: np.ndarray) -> Tensor:
+    """Resets the environments that are ``done`` (bool ``[N]``); returns ``observation [N, ...]`` with theirs."""
     first, _ = vector.reset(options={"reset_mask": done.copy()})
     mask = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
     return torch.where(mask, torch.as_tensor(first, dtype=observation.dtype), observation)
@@ -70,7 +63,8 @@ class FastCollector:
 
     Args:
         env: an environment with a :func:`fast_vector` and ``RewardSum`` among its transforms.
-        policy: anything that acts on a TensorDict; see :func:`plain_policy` for policies that need none.
+        policy: anything that acts on a TensorDict; a module with ``plain(state)`` (see :func:`plain_policy`) needs none
+            and takes a third of the time: all actors of ``torchrl_reg.modules`` but ``gaussian_actor``.
         frames_per_batch: steps in a batch, over all environments.
         total_frames: where iteration ends; -1: never.
         policy_device, storing_device: where the policy acts and where batches are delivered (default: the CPU).
@@ -109,12 +103,12 @@ class FastCollector:
         self._vector = vector
         self._policy_device, self._storing_device = torch.device(policy_device), torch.device(storing_device)
         modules = policy.modules() if isinstance(policy, nn.Module) else ()
-        self._hooks, self._listened = [hooks for module in modules for hooks in call_hooks(module)], list[int]()
+        self._hooks, self._hook_counts = [hooks for module in modules for hooks in call_hooks(module)], list[int]()
         self._bind_policy()
         self._observation_dtype = env.observation_spec["observation"].dtype
         self._array_dtype = torch.empty(0, dtype=self._observation_dtype).numpy().dtype
         spec = env.full_action_spec["action"].cpu()
-        self._as_array = Tensor.numpy if type(spec) is Categorical else partial(spec.to_numpy, safe=False)
+        self._to_numpy = Tensor.numpy if type(spec) is Categorical else partial(spec.to_numpy, safe=False)
         self._frames = 0
         self.reset()
 
@@ -138,7 +132,7 @@ class FastCollector:
 
     @property
     def carried(self) -> TensorDict:
-        """What the next step starts from: observations and returns of the unfinished episodes."""
+        """Where the next step starts: observations and returns of the unfinished episodes."""
         returns = torch.from_numpy(self._returns.copy()).unsqueeze(-1)
         return TensorDict({"observation": self._observation.clone(), "episode_reward": returns}, [self.num_envs])
 
@@ -153,23 +147,23 @@ class FastCollector:
     @torch.no_grad()
     def rollout(self) -> TensorDict:
         """The next batch."""
-        if list(map(len, self._hooks)) != self._listened:
+        if list(map(len, self._hooks)) != self._hook_counts:
             self._bind_policy()
         shape = (self.num_envs, self.frames_per_batch // self.num_envs)
         states, next_observations = list[State](), list[Tensor]()
         rewards, returns = np.empty((2, *shape), np.float32)
         terminations, truncations = np.empty((2, *shape), np.bool_)
-        elsewhere = self._policy_device.type != "cpu"
+        on_device = self._policy_device.type != "cpu"
         flags = dict.fromkeys(_FLAGS, torch.zeros(self.num_envs, 1, dtype=torch.bool, device=self._policy_device))
         with set_exploration_type(ExplorationType.RANDOM):
             for step in range(shape[1]):
-                earned = torch.from_numpy(self._returns[:, None])
-                state: State = {"observation": self._observation, "episode_reward": earned, **flags}
-                if elsewhere:
+                episode_return = torch.from_numpy(self._returns[:, None])
+                state: State = {"observation": self._observation, "episode_reward": episode_return, **flags}
+                if on_device:
                     for key in ("observation", "episode_reward"):
                         state[key] = state[key].to(self._policy_device, non_blocking=True)
                 self._act(state)
-                action = self._as_array(state["action"].cpu())
+                action = self._to_numpy(state["action"].cpu())
                 observation, reward, terminated, truncated, _ = self._vector.step(action)
                 states.append(state)
                 next_observations.append(self._as_tensor(observation))
@@ -187,16 +181,16 @@ class FastCollector:
         return self._batch(states, following, list(shape))
 
     def _bind_policy(self) -> None:
-        """Finds the plain form of the policy: anew whenever hooks came or went."""
-        self._listened = list(map(len, self._hooks))
-        self._act = plain_policy(self.policy, self.num_envs, self._policy_device)
+        """Finds out how the policy acts; called again when hooks were added or removed."""
+        self._hook_counts = list(map(len, self._hooks))
+        self._act = plain_policy(self.policy)
 
     def _reset_finished(self, observation: Tensor, done: np.ndarray) -> None:
-        """Carries over ``observation``, or the first one of a new episode where ``done``."""
+        """Takes ``observation`` for the next step, or the first one of a new episode where ``done``."""
         self._observation = observation
         if not np.count_nonzero(done):  # a tenth of the time of any()
             return
-        self._observation = restarted(self._vector, observation, done)
+        self._observation = restart_finished(self._vector, observation, done)
         self._returns = np.where(done, np.float32(0), self._returns)
 
     def _batch(self, states: list[State], following: dict[str, Tensor], shape: list[int]) -> TensorDict:
@@ -220,138 +214,3 @@ class FastCollector:
 def _column(rows: np.ndarray) -> Tensor:
     """``[N, T, 1]`` from ``[N, T]``."""
     return torch.from_numpy(rows).unsqueeze(-1)
-
-
-def plain_policy(
-    policy: Callable[..., Any], num_envs: int, device: torch.device, *, explores: bool = True
-) -> PlainPolicy:
-    """``policy`` as a function of a dict of tensors ``[num_envs, ...]``, with random exploration or none.
-
-    Sequences, modules around a network, Q-value modules, Boltzmann policies and epsilon-greedy exploration need no
-    TensorDict, nor does any module with its own ``plain(state)``, defined in the same class as its ``forward``.
-    Anything else is given a TensorDict built from the state so far.
-    """
-    parts = [_part(module, num_envs, device, explores) for module in policy_parts(policy, explores)]
-    if len(parts) == 1:
-        return parts[0]
-
-    def act(state: State) -> None:
-        for part in parts:
-            part(state)
-
-    return act
-
-
-def policy_parts(policy: Any, explores: bool = True) -> list[Any]:
-    """The modules that act in turn, with nested sequences flattened; just ``policy`` if it is not a sequence."""
-    sequences = (TensorDictSequential, SafeSequential, QValueActor, ProbabilisticActor)
-    known = type(policy) in sequences or (
-        isinstance(policy, QValueActor) and type(policy).forward is QValueActor.forward
-    )
-    if type(policy) is BoltzmannQActor and not is_listened_to(policy) and explores:
-        return [*policy_parts(policy.actor), _Chosen(policy.choose)]
-    selects = getattr(policy, "partial_tolerant", False) or getattr(policy, "_select_before_return", False)
-    if not known or is_listened_to(policy) or selects:
-        return [policy]
-    return [part for module in policy.module for part in policy_parts(module, explores)]
-
-
-class _Chosen(NamedTuple):
-    """A function of the state, among modules."""
-
-    call: PlainPolicy
-
-
-def _part(module: Any, num_envs: int, device: torch.device, explores: bool) -> PlainPolicy:
-    kind = type(module)
-    if kind is _Chosen:
-        return module.call
-    unheard = isinstance(module, torch.nn.Module) and not is_listened_to(module)
-    if unheard:
-        if kind in (TensorDictModule, SafeModule) and _is_simple(module):
-            return _network(module)
-        if kind is QValueModule and module.action_space == "categorical" and module.action_mask_key is None:
-            return _greedy(module)
-        if explores and _has_plain_form(kind):
-            return module.plain  # type: ignore[return-value]
-        unmasked = kind is EGreedyModule and module.action_mask_key is None
-        if explores and unmasked and isinstance(module.action_key, str):
-            return _epsilon_greedy(module, num_envs)
-    return _through_a_tensordict(module, num_envs, device)
-
-
-def _has_plain_form(kind: type) -> bool:
-    """True if ``plain`` belongs to the current ``forward`` rather than to one that a subclass has replaced."""
-    levels = (vars(level).keys() for level in kind.__mro__)
-    return next(("plain" in own for own in levels if {"plain", "forward"} & own), False)
-
-
-def _is_simple(module: TensorDictModule) -> bool:
-    """True if the module does nothing but call the network on the in-keys, in order."""
-    named = module.out_keys_source == module.out_keys and "_" not in module.out_keys
-    special = module.method or module._kwargs or module.method_kwargs or module._get_kwargs
-    return named and not special and module.inplace is True
-
-
-def _network(module: TensorDictModule) -> PlainPolicy:
-    network, in_keys, out_keys = layer_by_layer(module.module), list(module.in_keys), list(module.out_keys)
-
-    def call(state: State) -> None:
-        outputs = network(*[state[key] for key in in_keys])
-        if isinstance(outputs, Tensor):
-            state[out_keys[0]] = outputs
-        else:
-            state.update(zip(out_keys, outputs, strict=False))
-
-    return call
-
-
-def _greedy(module: QValueModule) -> PlainPolicy:
-    q_key, (action_key, _, chosen_key) = module.in_keys[0], module.out_keys
-
-    def call(state: State) -> None:
-        q = state[q_key]
-        action = q.argmax(-1)
-        state[action_key] = action
-        state[chosen_key] = q.gather(-1, action.unsqueeze(-1))
-
-    return call
-
-
-def epsilon_draws(module: EGreedyModule, num_envs: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Draws as ``module`` does, in its order: whether to explore (bool ``[num_envs]``), and the action if so."""
-    spec = module.spec[module.action_key]
-    spec = spec.expand(num_envs, *spec.shape)
-    drawn = spec.rand
-    if type(spec) is Categorical and spec.mask is None and spec.shape == (num_envs,) and spec.space.n > 0:
-        # What spec.rand() amounts to, in under half of its time.
-        drawn = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
-
-    def draw() -> tuple[Tensor, Tensor]:
-        eps = module.eps
-        return torch.rand(num_envs, device=eps.device) < eps, drawn()
-
-    return draw
-
-
-def _epsilon_greedy(module: EGreedyModule, num_envs: int) -> PlainPolicy:
-    key, draw = module.action_key, epsilon_draws(module, num_envs)
-
-    def call(state: State) -> None:
-        action = state[key]
-        explores, random = draw()
-        if action.ndim > 1:
-            explores = explores.reshape(-1, *[1] * (action.ndim - 1))
-        state[key] = torch.where(explores, random, action)
-
-    return call
-
-
-def _through_a_tensordict(module: Callable[..., Any], num_envs: int, device: torch.device) -> PlainPolicy:
-    def call(state: State) -> None:
-        given = TensorDict(dict(state), [num_envs], device=device)  # type: ignore[arg-type]
-        out = module(given)
-        for key, value in out.items(include_nested=True, leaves_only=True):
-            state[key] = value
-
-    return call

@@ -1,5 +1,6 @@
 """Networks, distributions, actors and exploration modules."""
 
+from torchrl_reg.modules.acting import ActorSequential
 from torchrl_reg.modules.box_actor import ActionBins, gaussian_actor
 from torchrl_reg.modules.ensembles import AveragedCritics, CriticEnsemble
 from torchrl_reg.modules.flow import FlowActor, FlowDistribution, LatentActionTransform, stacked_log_prob
@@ -33,8 +34,10 @@ from torchrl_reg.modules.prior import PriorEGreedyModule, PriorUpdate
 from torchrl_reg.modules.q_actors import (
     BoltzmannQActor,
     CategoricalQActor,
+    EpsilonGreedyModule,
     FixedQuantileQActor,
     ImplicitQuantileNetwork,
+    QActor,
     QuantileQActor,
 )
 from torchrl_reg.modules.sampler_actor import StochasticSamplerActor
@@ -43,6 +46,7 @@ from torchrl_reg.regularizers.prior import ActionPrior
 __all__ = [
     "ActionBins",
     "ActionPrior",
+    "ActorSequential",
     "AutoregressiveMulticategorical",
     "AutoregressiveMulticategoricalActor",
     "AveragedCritics",
@@ -51,6 +55,7 @@ __all__ = [
     "FixedQuantileQActor",
     "CriticEnsemble",
     "Dueling",
+    "EpsilonGreedyModule",
     "FlowActor",
     "FlowDistribution",
     "ImpalaCNN",
@@ -66,6 +71,7 @@ __all__ = [
     "PolicySettings",
     "PriorEGreedyModule",
     "PriorUpdate",
+    "QActor",
     "QuantileQActor",
     "SingleDimensionActor",
     "StochasticSamplerActor",

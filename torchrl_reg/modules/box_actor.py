@@ -17,6 +17,7 @@ from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_reg.modules.acting import State
 from torchrl_reg.modules.layers import check_network
 
 Bound = Tensor | float | Sequence[float]
@@ -159,7 +160,7 @@ class BoxActor(TensorDictModuleBase):
             tensordict.set(key, value)
         return tensordict
 
-    def plain(self, state: dict[Any, Tensor]) -> None:
+    def plain(self, state: State) -> None:
         """:meth:`forward` on a dict of tensors."""
         state.update(self.acted(state))
 

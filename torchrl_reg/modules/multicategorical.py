@@ -157,6 +157,12 @@ class Multicategorical(BinDistribution):
             index, log_pi = index.expand(shape), log_pi.expand(*shape, -1)
         return log_pi.gather(-1, index.unsqueeze(-1)).squeeze(-1).sum(-1)
 
+    @property
+    def mean_log_pi(self) -> Tensor:
+        """``[*B]``: for each dimension the mean of ``ln pi`` over its bins, summed over the dimensions."""
+        absent = self._table == -torch.inf
+        return (self.log_pi.masked_fill(absent, 0.0).sum(-1) / (~absent).sum(-1)).sum(-1)
+
     def _perturbed(self, shape: Sequence[int]) -> Tensor:
         """Logits plus Gumbel noise, ``[*S, *B, D, K]``: their argmax is a sample. Neither loop nor host sync."""
         table = self._table

@@ -75,7 +75,13 @@ class NStepTransform(Transform):
         return tensordict
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase | None:
-        """The rows whose window is complete; None where there is none yet (a buffer then stores nothing)."""
+        return self.complete(tensordict)
+
+    def complete(self, tensordict: TensorDictBase) -> TensorDictBase | None:
+        """The rows whose window is complete; None where there is none yet (a buffer then stores nothing).
+
+        ``inv(tensordict)`` without what every transform of TorchRL does around it.
+        """
         if self.n > 1:
             rows = tensordict if self.waiting is None else self._before(tensordict)
             if not rows.shape[-1]:

@@ -111,6 +111,11 @@ def no_normalization(shape: Sequence[int]) -> list[nn.Module]:
     return []
 
 
+def _check_padding(padding: str) -> None:
+    if padding not in ("valid", "same"):
+        raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}.")
+
+
 class NatureCNN(nn.Module):
     """The convolutions of Mnih et al. (2015): 32@8x8/4, 64@4x4/2, 64@3x3/1, ReLU, flattened.
 
@@ -144,8 +149,7 @@ class NatureCNN(nn.Module):
         normalization: Normalization = no_normalization,
     ) -> None:
         super().__init__()
-        if padding not in ("valid", "same"):
-            raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}.")
+        _check_padding(padding)
         self._image_shape = (in_channels, 84, 84)
         layers: list[nn.Module] = []
         size = 84
@@ -175,7 +179,7 @@ class NatureCNN(nn.Module):
 
 
 class MinAtarCNN(nn.Module):
-    """The convolution of Young and Tian (2019): 16@3x3/1, ReLU, flattened (1024 features).
+    """The convolution of Young and Tian (2019): 16@3x3/1, ReLU, flattened.
 
     Images are zeros and ones of any type and are not scaled, except by a ``divisor``.
 
@@ -183,6 +187,7 @@ class MinAtarCNN(nn.Module):
 
     Args:
         in_channels: channels C of the game.
+        padding: ``"valid"`` gives 1024 features, ``"same"`` (Obando-Ceron and Castro 2021) 1600.
         initialization: see :func:`initialize_weights`.
         normalization: after the convolution, see :func:`~torchrl_reg.modules.networks.normalization`.
         divisor: of the images (Gallici et al. 2024 divide by 255).
@@ -190,7 +195,7 @@ class MinAtarCNN(nn.Module):
     Shape: ``[*B, C, 10, 10]`` -> ``[*B, out_features]``.
 
     Raises:
-        ValueError: an unknown ``initialization``, or images of another shape.
+        ValueError: an unknown ``padding`` or ``initialization``, or images of another shape.
 
     >>> MinAtarCNN(in_channels=7)(torch.ones(3, 7, 10, 10, dtype=torch.bool)).shape
     torch.Size([3, 1024])
@@ -200,14 +205,18 @@ class MinAtarCNN(nn.Module):
         self,
         in_channels: int,
         *,
+        padding: Padding = "valid",
         initialization: Initialization = "default",
         normalization: Normalization = no_normalization,
         divisor: float = 1.0,
     ) -> None:
         super().__init__()
+        _check_padding(padding)
         self._image_shape, self._divisor = (in_channels, 10, 10), divisor
-        self.convolutions = nn.Sequential(nn.Conv2d(in_channels, 16, 3), *normalization([16, 8, 8]), nn.ReLU())
-        self.out_features = 16 * 8 * 8
+        around = 1 if padding == "same" else 0
+        side, convolution = 8 + 2 * around, nn.Conv2d(in_channels, 16, 3, padding=around)
+        self.convolutions = nn.Sequential(convolution, *normalization([16, side, side]), nn.ReLU())
+        self.out_features = 16 * side * side
         initialize_weights(self, initialization)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -305,8 +314,8 @@ class NetSettings:
 
     Args:
         name: ``"mlp"`` (vectors), ``"minatar"`` (one 3x3 convolution), ``"nature"`` or ``"impala"`` (84x84 images).
-        num_cells: widths of the fully connected hidden layers, ReLU between them.
-        padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features).
+        num_cells: widths of the fully connected hidden layers, ReLU between them; empty for none.
+        padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features), and of MinAtar's.
         layer_norm: ``"none"``; before each ReLU ``"channels"`` (at each place of an image) or ``"image"`` (over all of
             it), which are one for vectors. Not of quantile networks.
         layer_norm_eps: added to the variance there.
@@ -359,7 +368,7 @@ class NetSettings:
         Raises:
             ValueError: one is too small.
         """
-        if not self.num_cells or min(self.num_cells) < 1:
+        if min(self.num_cells, default=1) < 1:
             raise ValueError(f"NetSettings.num_cells must list widths >= 1, got {list(self.num_cells)}.")
         if self.layer_norm_eps <= 0 or self.image_divisor <= 0:
             got = f"{self.layer_norm_eps} and {self.image_divisor}"
@@ -534,7 +543,12 @@ def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple
     if settings.name == "mlp":
         return _rescaling(settings, shape[0]) if rescaled else [], shape[0]
     if settings.name == "minatar":
-        torso: nn.Module = MinAtarCNN(shape[0], normalization=normalized, divisor=settings.image_divisor)
+        torso: nn.Module = MinAtarCNN(
+            shape[0],
+            padding=settings.padding,  # type: ignore[arg-type]
+            normalization=normalized,
+            divisor=settings.image_divisor,
+        )
     elif settings.name == "impala":
         torso = ImpalaCNN(shape[0], width=settings.impala_width, spectral_norm=settings.spectral_norm)
     else:

@@ -16,6 +16,7 @@ from torchrl.modules import EGreedyModule
 
 from torchrl_reg.compat import find_action_space
 from torchrl_reg.functional import averaged_prior
+from torchrl_reg.modules.acting import State
 from torchrl_reg.modules.q_actors import explores, sampled
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.coefficients import gathered_from_ranks, in_process_group
@@ -177,7 +178,7 @@ class PriorEGreedyModule(Recorded, EGreedyModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         return tensordict.set(self.action_key, self._acted(tensordict))
 
-    def plain(self, state: dict[Any, Tensor]) -> None:
+    def plain(self, state: State) -> None:
         """:meth:`forward` on a dict of tensors."""
         state[self.action_key] = self._acted(state)
 

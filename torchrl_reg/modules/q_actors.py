@@ -1,9 +1,10 @@
-"""Actors on Q-networks: Boltzmann, quantile and categorical ones, and the implicit quantile network."""
+"""Actors on Q-networks: greedy, epsilon-greedy, Boltzmann, quantile, categorical; the implicit quantile network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -11,12 +12,13 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torchrl.data import TensorSpec
+from torchrl.data import Categorical, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
-from torchrl.modules import QValueActor
+from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.compat import is_listened_to, is_transformed
-from torchrl_reg.modules.ensembles import of_each_network
+from torchrl_reg.modules.acting import State, act, act_through_tensordict
+from torchrl_reg.modules.ensembles import is_plain, of_each_network
 from torchrl_reg.modules.layers import check_network, layer_by_layer
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
@@ -171,7 +173,92 @@ class QuantileMean(nn.Module):
         return self.network.quantiles(features, fractions).mean(-2)
 
 
-class QuantileQActor(Recorded, QValueActor):
+class QActor(Recorded, QValueActor):
+    """TorchRL's :class:`~torchrl.modules.QValueActor`, which also acts on a dict of tensors and can be saved.
+
+    Args:
+        module, **kwargs: as for :class:`~torchrl.modules.QValueActor`: the Q-network, ``spec``, ``in_keys``.
+
+    >>> from tensordict import TensorDict
+    >>> from torchrl.data import Categorical
+    >>> actor = QActor(nn.Linear(4, 3), spec=Categorical(3))
+    >>> actor(TensorDict({"observation": torch.randn(8, 4)}, [8]))["action_value"].shape
+    torch.Size([8, 3])
+    """
+
+    def __init__(self, module: Any, **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
+        first, greedy = self.module
+        numbered = greedy.action_space == "categorical" and greedy.action_mask_key is None
+        self._is_plain = numbered and is_plain(first) and list(first.out_keys) == list(greedy.in_keys)
+        self._layers: tuple[nn.Module, Callable[..., Tensor]] | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """From the in-keys to Q-values ``[*B, A]``."""
+        return self.module[0].module
+
+    def plain(self, state: State) -> None:
+        """:meth:`forward` on a dict of tensors."""
+        if not self._is_plain or self._select_before_return:
+            act_through_tensordict(self, state)
+            return
+        first, greedy = self._modules["module"]._modules.values()  # type: ignore[union-attr]
+        network = first._modules["module"]
+        if self._layers is None or self._layers[0] is not network:
+            self._layers = network, layer_by_layer(network)
+        q = self._layers[1](*[state[key] for key in first.in_keys])
+        action = q.argmax(-1)
+        action_key, q_key, chosen_key = greedy.out_keys
+        state[q_key], state[action_key] = q, action
+        state[chosen_key] = q.gather(-1, action.unsqueeze(-1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has a network of its own.
+        return {**vars(self), "_layers": None}
+
+
+class EpsilonGreedyModule(Recorded, EGreedyModule):
+    """TorchRL's :class:`~torchrl.modules.EGreedyModule` with the same random numbers, on a dict of tensors, too.
+
+    Args:
+        see :class:`~torchrl.modules.EGreedyModule`.
+
+    >>> module = EpsilonGreedyModule(Categorical(3), eps_init=0.5)
+    >>> state = {"action": torch.zeros(8, dtype=torch.long)}
+    >>> module.plain(state)
+    >>> state["action"].shape
+    torch.Size([8])
+    """
+
+    #: For which spec and number of environments there is which function that gives random actions.
+    _random: tuple[Any, int, Callable[[], Tensor]] = (None, 0, torch.empty)
+
+    def draw(self, num_envs: int) -> tuple[Tensor, Tensor]:
+        """Whether to explore (bool ``[num_envs]``), and the action if so, drawn in the order of :meth:`forward`."""
+        eps, (composite, count, random) = self._buffers["eps"], self._random
+        if composite is not self._spec or count != num_envs:
+            spec = self.spec[self.action_key]
+            random = spec.expand(num_envs, *spec.shape).rand
+            if type(spec) is Categorical and spec.mask is None and spec.shape == () and spec.space.n > 0:
+                # What spec.rand() amounts to, in under half of its time.
+                random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
+            self._random = self._spec, num_envs, random
+        return torch.rand(num_envs, device=eps.device) < eps, random()  # type: ignore[union-attr, operator]
+
+    def plain(self, state: State, drawn: tuple[Tensor, Tensor] | None = None) -> None:
+        """:meth:`forward` on a dict of tensors; with the random numbers ``drawn`` before by :meth:`draw`, if given."""
+        if self.action_mask_key is not None or not isinstance(self.action_key, str):
+            act_through_tensordict(self, state)
+        elif drawn is not None or exploration_type() in _EXPLORING:
+            action = state[self.action_key]
+            here, random = self.draw(action.shape[0]) if drawn is None else drawn
+            if action.ndim > 1:
+                here = here.reshape(-1, *[1] * (action.ndim - 1))
+            state[self.action_key] = torch.where(here, random, action)
+
+
+class QuantileQActor(QActor):
     """A QValueActor whose Q-values are means over quantile samples: greedy in ``mean_k z(s, a, sigma_k)``.
 
     Writes ``action_value`` ``[*B, A]``, in reward units.
@@ -291,6 +378,11 @@ class BoltzmannQActor(Recorded, TensorDictModuleBase):
         self.choose(tensordict)
         return tensordict
 
+    def plain(self, state: State) -> None:
+        """:meth:`forward` on a dict of tensors."""
+        act(self.actor, state)
+        self.choose(state)
+
     def choose(self, state: Any) -> None:
         """The policy's action in place of the actor's, in a TensorDict or a dict of tensors that the actor has seen."""
         samples = explores()
@@ -349,7 +441,7 @@ class AtomMean(QuantileAverage):
         return (outputs.softmax(-2) * self.support.to(outputs.dtype).unsqueeze(-1)).sum(-2)
 
 
-class DistributionalActor(Recorded, QValueActor):
+class DistributionalActor(QActor):
     """Base of the two actors: gives access to the module behind the Q-values."""
 
     @property
@@ -427,9 +519,12 @@ class FixedQuantileQActor(DistributionalActor):
         super().__init__(QuantileAverage(network, num_quantiles), spec=spec, **kwargs)
 
 
+_EXPLORING = (ExplorationType.RANDOM, None)
+
+
 def explores() -> bool:
     """True under random exploration, which is also the default."""
-    return exploration_type() in (ExplorationType.RANDOM, None)
+    return exploration_type() in _EXPLORING
 
 
 def sampled(pi: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class ImplicitQLoss(PolicyLoss):
     ``alpha > 0`` one-step Trust-PCL. Where transitions are stochastic this form is biased (its minimizer also
     shrinks the variance of the residual); the form with a target network is not.
 
+    ``baseline="mean"`` writes Q as a dueling network does, ``Q = V + A - mean A`` with ``A = tau`` times the logits; IQ
+    has ``Q = V + A - tau logsumexp(A / tau)``. ``V`` is then no soft value: the target takes that of Q, ``V(s') +
+    tau logsumexp(A / tau) - mean A``. For bins (:class:`~torchrl_reg.modules.MulticategoricalActor`).
+
     Args:
         actor_network: the policy; an actor with ``get_dist(tensordict)`` (:class:`~torchrl.modules.ProbabilisticActor`,
             :class:`~torchrl_reg.modules.MulticategoricalActor`, ...).
@@ -53,6 +57,7 @@ class ImplicitQLoss(PolicyLoss):
         clip_min: lower clip (<= 0) of ``tau ln pi_target`` in the Munchausen term, in reward units; None (the paper)
             for no clip. There is no upper clip: the logarithm of a density may be positive.
         residual: bootstrap on the online value network, with its gradient.
+        baseline: ``"logsumexp"`` (IQ), or ``"mean"``, the ablation of section 3.2.
         target_entropy: adapt ``tau`` so that the policy's mean entropy becomes this many nats, starting from ``tau``;
             adds ``loss_tau`` and the parameter of a :class:`~torchrl_reg.regularizers.DualCoefficient`
             (``loss.tau_coefficient.log_value``). For policies whose entropy has a closed form
@@ -108,6 +113,7 @@ class ImplicitQLoss(PolicyLoss):
         alpha: float | Coefficient = 0.0,
         clip_min: float | Coefficient | None = None,
         residual: bool = False,
+        baseline: Literal["logsumexp", "mean"] = "logsumexp",
         target_entropy: float | None = None,
         delay_actor: bool = True,
         delay_value: bool = True,
@@ -128,10 +134,12 @@ class ImplicitQLoss(PolicyLoss):
         check_value_network(value_network)  # None, too
         for name, flag in (("residual", residual), ("delay_actor", delay_actor), ("delay_value", delay_value)):
             check_flag(flag, name)
+        if baseline not in ("logsumexp", "mean"):
+            raise ValueError(f"baseline must be 'logsumexp' or 'mean', got {baseline!r}.")
         # The residual form never reads a target value network.
         delays: Any = {"delay_actor": delay_actor, "delay_value": delay_value and not residual}
         self._take_networks(actor_network, value_network, **delays)
-        self.residual = residual
+        self.residual, self.baseline = residual, baseline
         where = {"device": self._default_device}
         self.tau_coefficient = entropy_temperature(tau, target_entropy, **where)
         self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, **where)
@@ -156,11 +164,15 @@ class ImplicitQLoss(PolicyLoss):
         log_pi = at_least_float32(log_prob(dist, action, batch))
         value, tau = self._state_value(value_network, data), self.tau
         entropy = closed_entropy(dist) if self.diagnostics or self.tau_coefficient.is_learnt else None
-        prediction = value + tau * log_pi
+        prediction = value + tau * self._advantage(log_pi, dist)
 
         with torch.set_grad_enabled(self.residual and torch.is_grad_enabled()):
             network = value_network if self.residual else target_value
-            next_value = self._state_value(network, data.get("next")).unsqueeze(-1)
+            next_value = self._state_value(network, data.get("next"))
+            if self.baseline == "mean":
+                policy = actor if self.residual else target_actor
+                next_value = next_value + tau * self._advantage(0.0, distribution(policy.network, data.get("next")))
+            next_value = next_value.unsqueeze(-1)
             gamma = self.value_estimator.gamma
             target = regularized_target(data, self.tensor_keys, next_value, gamma=gamma).squeeze(-1)
             bonus, rows = self._bonus(data, action, tau, dist, target_actor)
@@ -186,6 +198,15 @@ class ImplicitQLoss(PolicyLoss):
                 return bonus, {}
             clipped = ((tau_log_pi < self.clip_min) & (self.alpha > 0)).to(bonus.dtype)
             return bonus, {"bonus": bonus, "bonus_clipped": clipped, "kl": kl_or_estimate(dist, reference)}
+
+    def _advantage(self, log_pi: Tensor | float, dist: Any) -> Any:
+        """``(A - baseline) / tau [*B]``, from ``ln pi = (A - tau logsumexp(A / tau)) / tau``."""
+        if self.baseline == "logsumexp":
+            return log_pi
+        if not hasattr(dist, "mean_log_pi"):
+            kind = type(dist).__name__
+            raise ValueError(f"baseline='mean' needs bins, such as those of a MulticategoricalActor, got a {kind}.")
+        return log_pi - at_least_float32(dist.mean_log_pi)
 
     def _learnt_loss(self, dist: Any, entropy: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
         """The loss ``ln tau (H(pi) - target_entropy)`` of a learnt temperature."""

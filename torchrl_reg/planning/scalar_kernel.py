@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
+
+import numpy as np
 
 try:
     from numba.extending import overload, register_jitable
@@ -38,25 +41,24 @@ AVERAGE, ENTROPY, KL, SPARSEMAX, HARD_MAX = range(5)
 _TINY = 2.2250738585072014e-308  # of a float64
 
 
-def grow(
-    step: Any,
-    leaf: Any,
-    draw: Any,
-    data: Any,
-    random: Any,
-    states: Any,
-    arrays: Any,
-    whole: Any,
-    real: Any,
-    log_rho: Any,
-) -> None:
+# Called by ``bound(grow, step=..., leaf=..., draw=...)``. Globals, as numba caches no code with functions as arguments.
+step: Any = None  # step(data, states, node, action, new node) writes the next state, returns reward and end
+leaf: Any = None  # leaf(data, states, node, q, prior) writes action values and prior, returns the new node's value
+draw: Any = None  # draw(random, simulation, depth) in [0, 1)
+
+
+def bound(function: Callable[..., Any], name: str = "", /, **names: Any) -> Callable[..., Any]:
+    """A copy of ``function`` with these names among its globals."""
+    copy = FunctionType(function.__code__, {**function.__globals__, **names}, name or function.__name__)
+    copy.__qualname__ = copy.__name__
+    return copy
+
+
+def grow(data: Any, random: Any, states: Any, arrays: Any, whole: Any, real: Any, log_rho: Any) -> None:
     """Grows a tree in place, simulation by simulation as :func:`torchrl_reg.planning.mcts` does.
 
     Args:
-        step: writes the next state; ``step(data, states, node, action, new node)`` gives reward and whether it ended.
-        leaf: ``leaf(data, states, node, q, prior)`` gives a new node's value, and writes action values and prior.
-        draw: ``draw(random, simulation, depth)`` in [0, 1).
-        data, random: what these read.
+        data, random: for ``step``, ``leaf`` and ``draw``.
         states: of the nodes ``[N]``.
         arrays: those of a :class:`~torchrl_reg.planning.Tree`, flat: ``[N A]``, or ``[N]`` of nodes.
         whole: nodes N, actions A, largest depth, rule of selection, kind of backup, and flags: untried actions have
@@ -120,6 +122,23 @@ def grow(
             else:
                 future = _soft(q, visits, pi, first, num_actions, tau, known, log_rho)
             value[at] = future
+
+
+def draw_compiled(table: Any, simulation: int, depth: int) -> float:
+    """The number of ``table [N, depth]``, or one of numba's generator if the table is empty."""
+    return table[simulation, depth] if table.size else np.random.random()
+
+
+def grow_all(
+    data: Any, seeds: Any, uniform: Any, states: Any, arrays: Any, whole: Any, real: Any, log_rho: Any
+) -> None:
+    """Grows all trees ``[B]`` in place, compiled; ``grow`` and ``leaf`` are bound to compiled functions."""
+    children, visits, reward, q, value, passed, alive, pi, prior = arrays
+    for b in range(len(states)):
+        np.random.seed(seeds[b])
+        value[b, 0] = leaf(data, states[b], 0, q[b], prior[b])
+        rows = (children[b], visits[b], reward[b], q[b], value[b], passed[b], alive[b], pi[b], prior[b])
+        grow(data, uniform[b], states[b], rows, whole, real, log_rho.copy())
 
 
 def _ucb1(q: Any, visits: Any, first: int, num_actions: int, c: float) -> int:

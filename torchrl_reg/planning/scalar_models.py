@@ -88,8 +88,8 @@ def _table_leaf(data: Any, states: Any, node: int, q: Any, prior: Any) -> float:
 def search_tables(planner: Planner, tables: Tables, state: Tensor, **random: Any) -> SearchResult:
     """``planner(tables, state, evaluate=tables.evaluate)``, compiled however small the search.
 
-    Values are in reward units. The first call of a process compiles for some seconds. Needs numba: ``pip install
-    "torchrl_reg[planning]"``.
+    Values are in reward units. The first call compiles for some seconds, later processes load the code from disk. Needs
+    numba: ``pip install "torchrl_reg[planning]"``.
 
     Args:
         planner: with one of the package's rules and regularizers, in float64.

@@ -6,10 +6,13 @@ Shapes: ``B`` trees, ``N`` nodes of a tree, ``A`` actions, ``S`` numbers in a st
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Tree, allocat
 
 RULES = ("ucb1", "puct", "e2w")  # in the order of the kernel's numbers
 BACKUPS = ("average", "entropy", "kl", "sparsemax", "hard_max")
-_COMPILING_PAYS = 50_000  # simulations: compiling takes seconds
+_COMPILING_PAYS = 10_000  # simulations of a call: loading compiled code takes half a second, compiling five
 _FEW_TREES = 16  # more are faster side by side than one by one in Python
 
 
@@ -134,7 +137,7 @@ def _arrays(tree: Tree) -> list[Tensor]:
 def _python_search(
     scalar: Scalar, tree: Tree, state: Any, settings: Any, generator: torch.Generator | None, uniform: Tensor | None
 ) -> None:
-    from torchrl_reg.planning.scalar_kernel import grow
+    from torchrl_reg.planning.scalar_kernel import bound, grow
 
     data = tuple(x.tolist() if isinstance(x, Tensor) else x for x in scalar.data)
     whole, real, log_rho = settings
@@ -147,7 +150,8 @@ def _python_search(
         if uniform is not None:
             random, draw = uniform[b].tolist(), _table_draw  # type: ignore[assignment]
         lists[4][0] = scalar.leaf(data, states, 0, lists[3], lists[8])
-        grow(scalar.step, scalar.leaf, draw, data, random, states, lists, whole, real, list(log_rho))
+        one_tree = bound(grow, step=scalar.step, leaf=scalar.leaf, draw=draw)
+        one_tree(data, random, states, lists, whole, real, list(log_rho))
         for array, numbers in zip(arrays, lists, strict=True):
             packed = struct.pack(f"{len(numbers)}{array.numpy().dtype.char}", *numbers)  # twice as fast as np.array
             array.numpy()[:] = np.frombuffer(packed, array.numpy().dtype)
@@ -227,42 +231,32 @@ def _compiled_search(
     drawn = torch.zeros(len(tree.state), 0, 0, dtype=torch.float64) if uniform is None else uniform.double()
     arrays = tuple(x.numpy() for x in _arrays(tree))
     data = tuple(x.contiguous().numpy() if isinstance(x, Tensor) else x for x in scalar.data)
-    grow_all, step, leaf = _compiled(scalar.step, scalar.leaf)
-    grow_all(
-        step, leaf, data, seeds, drawn.contiguous().numpy(), tree.state.numpy(), arrays, whole, real, np.array(log_rho)
-    )
+    grow_all = _compiled(scalar.step, scalar.leaf)
+    grow_all(data, seeds, drawn.contiguous().numpy(), tree.state.numpy(), arrays, whole, real, np.array(log_rho))
 
 
 @cache
-def _compiled(step: Callable[..., Any], leaf: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """The compiled search of all trees, and what it calls."""
+def _compiled(step: Callable[..., Any], leaf: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`torchrl_reg.planning.scalar_kernel.grow_all` with this ``step`` and ``leaf``.
+
+    For models of this package numba keeps the code on disk, beside this package or in the user's cache folder.
+    """
     try:
         import numba
     except ImportError:
         raise ValueError('search_tables needs numba, got none: pip install "torchrl_reg[planning]".') from None
-    from torchrl_reg.planning.scalar_kernel import grow
+    from torchrl_reg.planning import scalar_kernel as kernel
 
-    one_tree = numba.njit(grow)
-    draw = numba.njit(lambda table, simulation, depth: table[simulation, depth] if table.size else np.random.random())
-
-    @numba.njit
-    def grow_all(
-        step: Any,
-        leaf: Any,
-        data: Any,
-        seeds: Any,
-        uniform: Any,
-        states: Any,
-        arrays: Any,
-        whole: Any,
-        real: Any,
-        log_rho: Any,
-    ) -> None:
-        children, visits, reward, q, value, passed, alive, pi, prior = arrays
-        for b in range(len(states)):
-            np.random.seed(seeds[b])
-            value[b, 0] = leaf(data, states[b], 0, q[b], prior[b])
-            rows = (children[b], visits[b], reward[b], q[b], value[b], passed[b], alive[b], pi[b], prior[b])
-            one_tree(step, leaf, draw, data, uniform[b], states[b], rows, whole, real, log_rho.copy())
-
-    return grow_all, *(f if hasattr(f, "py_func") else numba.njit(f) for f in (step, leaf))
+    called = {name: f if hasattr(f, "py_func") else numba.njit(f) for name, f in (("step", step), ("leaf", leaf))}
+    called["draw"] = numba.njit(kernel.draw_compiled)
+    called["grow"] = numba.njit(kernel.bound(kernel.grow, **called))
+    if not step.__module__.startswith(f"{__package__}.") or step.__closure__ is not None:
+        return numba.njit(kernel.bound(kernel.grow_all, **called))
+    # numba finds code on disk by the name and source of grow_all alone; a change of what it calls must change its name.
+    sources = {inspect.getsource(sys.modules[f.__module__]) for f in (kernel.grow, step, leaf)}
+    name = f"grow_all_{step.__name__}_{sha256(''.join(sorted(sources)).encode()).hexdigest()[:16]}"
+    grow_all = kernel.bound(kernel.grow_all, name, **called)
+    try:
+        return numba.njit(cache=True)(grow_all)
+    except RuntimeError:  # no folder to write to
+        return numba.njit(grow_all)

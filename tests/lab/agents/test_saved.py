@@ -44,6 +44,11 @@ def q_actor() -> Any:
 
 
 def epsilon_greedy() -> nn.Module:
+    actor = modules.QActor(modules.q_network(SMALL, CARTPOLE), spec=SPEC)
+    return modules.ActorSequential(actor, modules.EpsilonGreedyModule(SPEC, eps_init=0.4, eps_end=0.3))
+
+
+def of_torchrl() -> nn.Module:
     return TensorDictSequential(q_actor(), EGreedyModule(SPEC, eps_init=0.4, eps_end=0.4))
 
 
@@ -71,6 +76,7 @@ def continuous(name: str) -> nn.Module:
 
 POLICIES = {
     "epsilon_greedy": epsilon_greedy,
+    "of_torchrl": of_torchrl,
     "boltzmann": boltzmann,
     "prior": lambda: BoltzmannQActor(q_actor(), prior=ActionPrior(2, probabilities=[0.8, 0.2], beta=0.7)),
     "quantiles": quantiles,
@@ -131,7 +137,7 @@ def with_hook(place: str, kind: str) -> nn.Module:
         ),
         (lambda: QValueActor(nn.Linear(4, 2), spec=SPEC), "no description of Linear"),
         (with_layer, "gives other weights"),
-        (lambda: with_hook("", "forward"), "got hooks on a TensorDictSequential"),
+        (lambda: with_hook("", "forward"), "got hooks on a ActorSequential"),
         (lambda: with_hook("module.0.module.0.module.1", "forward_pre"), "got hooks on a [A-Z]"),
     ],
 )

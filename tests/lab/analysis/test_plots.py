@@ -94,17 +94,29 @@ def test_a_file_shows_what_the_chart_says(tmp_path: Path, figures: list) -> None
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["m"]
 
 
-def gap(method: str, difference: float | None, meets: bool, mean: float = 3.0) -> Any:
+def gap(method: str, difference: float | None, word: str, mean: float = 3.0) -> Any:
     group = SimpleNamespace(env="cartpole", method=method)
     ours = SimpleNamespace(value=2.0, low=1.0, high=2.5)
     scores, published = SimpleNamespace(group=group, values=[2.0]), SimpleNamespace(mean=mean, spread=None)
-    return SimpleNamespace(scores=scores, ours=ours, difference=difference, meets=meets, published=published)
+    return SimpleNamespace(
+        scores=scores, ours=ours, difference=difference, verdict=SimpleNamespace(word=word), published=published
+    )
 
 
-def test_green_meets_all_orange_does_not_blue_stands_alone(figures: list, tmp_path: Path) -> None:
-    found = [gap("a", -1.0, True), gap("b", -1.0, True), gap("b", -7.0, False, mean=9.0), gap("c", None, False)]
+def test_green_differs_from_none_orange_does_blue_stands_alone(figures: list, tmp_path: Path) -> None:
+    found = [
+        gap("a", -1.0, "undecided"),
+        gap("b", -1.0, "equal"),
+        gap("b", -7.0, "below", mean=9.0),
+        gap("c", None, ""),
+    ]
     plots.draw_published(found, tmp_path / "x.png")
     (axes,) = figures[0].axes
     dots = [(to_hex(line.get_color()), *line.get_xdata()) for line in axes.get_lines()]
     grey, green, orange, blue = "#6b6b6b", *(LIGHT[i].lower() for i in (2, 1, 0))
-    assert dots == [(green, 2.0), (grey, 3.0), (orange, 2.0), (grey, 3.0), (grey, 9.0), (blue, 2.0)]
+    assert dots == [(green, 2.0), (grey, 3.0), (orange, 2.0), (grey, 3.0), (blue, 2.0)]
+    assert axes.get_title(loc="left") == "CartPole"
+    plots.draw_published([gap("dqn", None, "")], tmp_path / "x.png")
+    (axes,) = figures[1].axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["DQN"]
+    assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["ours, none published"]

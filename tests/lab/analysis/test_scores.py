@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_reg.lab.analysis import RANDOM_RETURNS, SAC_ANCHORS, find_runs, group_runs
+from torchrl_reg.lab.analysis import find_runs, group_runs, random_returns, sac_returns
 from torchrl_reg.lab.analysis.scores import Scoreboard, group_scores, normalized, run_score, scale_of
 from torchrl_reg.lab.errors import UserError
 
@@ -50,15 +50,30 @@ def test_scales_by_environment() -> None:
     for envs in (["atari/AirRaid"], ["atari/Pong", "cartpole"]):
         with pytest.raises(UserError, match=f"normalize=human must be used with Atari games .* got {envs[-1]}"):
             scale_of(envs, "human")
-    with pytest.raises(UserError, match="normalize must be one of auto, human, sac, none, got 'min'"):
+    with pytest.raises(UserError, match="normalize must be one of auto, human, sac, own_sac, none, got 'min'"):
         scale_of(["cartpole"], "min")
 
 
 def test_the_reference_is_one() -> None:
     assert normalized("atari/Pong", np.array([-20.7, 14.6]), "human", 10**6).tolist() == [0.0, 1.0]
     for frames, length in ((100, 1_000_000), (1_700_000, 1_000_000), (2_000_000, 3_200_000), (10**8, 3_200_000)):
-        ends = np.array([RANDOM_RETURNS["hopper"], SAC_ANCHORS[length]["hopper"]])
+        ends = np.array([random_returns()["hopper"], sac_returns()[length]["hopper"]])
         assert normalized("mujoco/hopper", ends, "sac", frames).tolist() == [0.0, 1.0]
+
+
+def test_the_own_sac_of_a_sweep_is_one(make_run, tmp_path: Path) -> None:
+    """On Adroit, too, of which no SAC is published; random actions are 0."""
+    low = random_returns()["door"]
+    for recipe, above in (("sac", 400.0), ("iq", 100.0)):
+        for seed in (0, 1):
+            how = {"recipe": recipe, "seed": seed, "env": "adroit/door"}
+            make_run(f"{recipe}/seed={seed}", [0.0, low + above + 40 * seed], **how)
+    scores = group_scores(group_runs(find_runs(tmp_path)))
+    assert scale_of(["adroit/door"], "own_sac") == "own_sac" and scale_of(["adroit/door"]) == "none"
+    scaled = {name: of[0].tolist() for name, of in Scoreboard(scores, "own_sac").comparable().items()}
+    assert scaled == {"iq": pytest.approx([100 / 420, 140 / 420]), "sac": pytest.approx([400 / 420, 440 / 420])}
+    with pytest.raises(UserError, match="normalize=own_sac must be used with runs of sac.py on every task"):
+        Scoreboard([each for each in scores if each.group.recipe == "iq"], "own_sac").comparable()
 
 
 def test_the_range_of_an_environment_is_that_of_all_methods(make_run, tmp_path: Path) -> None:

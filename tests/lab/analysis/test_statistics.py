@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from torchrl_reg.lab.analysis import statistics as ours
-from torchrl_reg.lab.analysis.statistics import mean, mean_interval, stratified_bootstrap, stratified_estimate
+from torchrl_reg.lab.analysis.statistics import interval_band, mean, mean_interval, stratified_estimate
 from torchrl_reg.lab.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("make_rliable_golden.py"))
@@ -61,6 +61,23 @@ def test_intervals_are_those_of_the_normal_distribution_for_many_runs() -> None:
     np.testing.assert_allclose([high - value, value - low], [1.96 * values.std(0) / 20] * 2, rtol=0.1)
 
 
+@pytest.mark.parametrize(("tasks", "seeds", "covers"), [(5, 5, 0.90), (5, 10, 0.92)])
+def test_bootstraps_over_tasks_cover_nearly_what_they_state(tasks: int, seeds: int, covers: float) -> None:
+    """Of 25 runs and more, which is why fewer have none."""
+    random, hits, trials = np.random.default_rng(0), 0, 300
+    centres = np.linspace(0.2, 2.0, tasks)
+    truth = ours.interquartile_mean(
+        np.sort(random.normal(centres[:, None], 0.4, (tasks, 20_000)).reshape(1, -1)), [20_000] * tasks
+    )
+    for _ in range(trials):
+        runs = random.normal(centres[:, None], 0.4, (tasks, seeds))
+        _, low, high = stratified_estimate(list(runs), ours.interquartile_mean, resamples=400)
+        hits += low <= truth[0] <= high
+    assert abs(hits / trials - covers) < 0.04
+    fewer = stratified_estimate(list(random.normal(size=(6, 4))), ours.interquartile_mean)
+    assert fewer.is_flat
+
+
 def test_equal_scores_give_equal_intervals_and_single_runs_have_none() -> None:
     assert stratified_estimate(SCORES["x"], mean) == stratified_estimate(SCORES["x"], mean)
     assert stratified_estimate([[2.0], [4.0]], ours.interquartile_mean) == (3.0, 3.0, 3.0)
@@ -69,9 +86,9 @@ def test_equal_scores_give_equal_intervals_and_single_runs_have_none() -> None:
 
 def test_curves_are_bootstrapped_frame_by_frame_with_the_same_resamples() -> None:
     runs = np.random.default_rng(0).normal(size=(4, 7))
-    band = stratified_bootstrap(runs, [3, 4], mean)
+    band = interval_band(runs, [3, 4], mean)
     np.testing.assert_allclose(band[0], (runs[:, :3].mean(1) + runs[:, 3:].mean(1)) / 2)
-    shifted = stratified_bootstrap(np.stack([runs[0], runs[0] + 10]), [3, 4], mean)
+    shifted = interval_band(np.stack([runs[0], runs[0] + 10]), [3, 4], mean)
     np.testing.assert_allclose(shifted[:, 1] - shifted[:, 0], 10)
 
 

@@ -39,14 +39,25 @@ ATARI = [
 
 def test_an_environments_rows() -> None:
     table = environment_table(ATARI, scale="human", baseline="b", published="mirl")
-    assert table.columns == ("mean", "IQM", "human-normalized", "P(> b)", "dqn (mirl)", "sql (mirl)", "mirl (mirl)")
+    assert table.columns == (
+        "mean",
+        "human-normalized",
+        "minus b",
+        "verdict",
+        "dqn (mirl)",
+        "sql (mirl)",
+        "mirl (mirl)",
+    )
     boxing = table.rows[0]
     assert (boxing.env, boxing.method, boxing.runs, boxing.frames) == ("atari/Boxing", "a", 2, "1k")
-    assert boxing.numbers["mean"] == Estimate(pytest.approx(18.1), pytest.approx(12.1), pytest.approx(24.1))
+    half = 12.7062 * 6  # t at .975 with one degree of freedom, times the standard error
+    assert boxing.numbers["mean"] == pytest.approx((18.1, 18.1 - half, 18.1 + half), rel=1e-4)
     assert boxing.numbers["human-normalized"].value == pytest.approx(1.5)
-    assert boxing.numbers["P(> b)"].value == pytest.approx(0.875)  # beats both, beats one and ties one
+    half = 4.3027 * 72**0.5  # two degrees of freedom, 6^2 + 6^2
+    assert boxing.numbers["minus b"] == pytest.approx((12, 12 - half, 12 + half), rel=1e-4)
+    assert boxing.words["verdict"] == "undecided (9 seeds would decide)"
     assert boxing.numbers["mirl (mirl)"] == pytest.approx(23.3889)
-    assert "P(> b)" not in table.rows[1].numbers and "mirl (mirl)" not in table.rows[2].numbers
+    assert "minus b" not in table.rows[1].numbers and "mirl (mirl)" not in table.rows[2].numbers
     assert any("Mnih et al. (2015)" in note for note in table.notes)
 
 
@@ -54,23 +65,23 @@ def test_sac_beside_ours_and_single_runs_without_an_interval() -> None:
     ours = [scores_of("virel", "mujoco/hopper", [1.0, 2.0]), scores_of("virel", "pendulum", [2.0])]
     hopper, pendulum = environment_table(ours, published="sac").rows
     assert hopper.numbers["SAC 20k (sac)"] == 365.4 and hopper.numbers["SAC 100k (sac)"] == 2337.2
-    assert pendulum.numbers == {"mean": 2.0, "IQM": 2.0}
+    assert pendulum.numbers == {"mean": 2.0}
 
 
 def test_aggregates_by_hand() -> None:
     a, b = aggregate_table(ATARI, scale="human", baseline="b").rows
-    assert {name: number.value for name, number in a.numbers.items()} == pytest.approx(
+    assert a.numbers == pytest.approx(  # four runs: no intervals
         # runs 1 2 0 1; task means 1.5 and .5; P: (.875 + .5) / 2
         {"IQM": 1.0, "median": 1.0, "mean": 1.0, "optimality gap": 0.25, "P(> b)": 0.6875}
     )
-    assert a.runs == 4 and "P(> b)" not in b.numbers and b.numbers["optimality gap"].value == pytest.approx(0.5)
+    assert a.runs == 4 and "P(> b)" not in b.numbers and b.numbers["optimality gap"] == pytest.approx(0.5)
 
 
 def test_without_a_scale_only_the_probability_of_improvement_is_averaged() -> None:
     scores = [scores_of("a", "x", [2.0, 3.0]), scores_of("b", "x", [1.0]), *ATARI[2:]]
     assert aggregate_table(scores, scale="none") is None
     table = aggregate_table(scores, scale="none", baseline="b")
-    assert table.columns == ("P(> b)",) and table.rows[0].numbers["P(> b)"].value == pytest.approx(0.75)
+    assert table.columns == ("P(> b)",) and table.rows[0].numbers["P(> b)"] == pytest.approx(0.75)
     assert aggregate_table(scores[:2], scale="none", baseline="b") is None  # one environment: its own table says it
 
 
@@ -98,11 +109,26 @@ def test_games_without_a_human_score_are_in_no_average_but_in_the_table() -> Non
     assert warnings([], [*ATARI, *airraid], scale="human") == [said]
 
 
-@pytest.mark.parametrize(("of_b", "of_c"), [([1.0, 0.0], Estimate(1.0, 1.0, 1.0)), ([1.0], 1.0)])
-def test_a_sure_probability_keeps_its_interval_where_runs_are_unlike(of_b: list[float], of_c: object) -> None:
-    scores = [scores_of(*each) for each in (("a", "x", [2.0, 3.0]), ("b", "x", of_b), ("c", "x", [9.0]))]
-    a, _, c = environment_table(scores, baseline="b").rows
-    assert (a.numbers["P(> b)"], c.numbers["P(> b)"]) == (Estimate(1.0, 1.0, 1.0), of_c)
+def test_aggregates_of_25_runs_have_intervals() -> None:
+    values = np.linspace(0.1, 24.1, 13)
+    many = [scores_of(method, f"atari/{game}", values - 20) for method in "ab" for game in ("Boxing", "Pong")]
+    for sizes, kind in ((13, Estimate), (12, float)):
+        cut = [Scores(each.group, each.values[:sizes], each.frames[:sizes]) for each in many]
+        a, _ = aggregate_table(cut, scale="human", baseline="b").rows
+        assert isinstance(a.numbers["IQM"], kind) and isinstance(a.numbers["P(> b)"], Estimate)  # 48 and 52 runs
+
+
+def test_at_a_cap_shares_are_compared_instead_of_means() -> None:
+    ours, theirs = [500.0] * 9 + [260.0], [500.0] * 2 + [180.0] * 8
+    table = environment_table([scores_of("a", "cartpole", ours), scores_of("b", "cartpole", theirs)], baseline="b")
+    a, b = table.rows
+    assert (a.numbers["mean"], a.words["at 500"]) == (476.0, "9 of 10 [0.55, 1.00]")
+    assert (a.numbers["minus b"], a.words["verdict"]) == (232.0, "above")  # Fisher: p = .0055
+    assert b.words == {"at 500": "2 of 10 [0.03, 0.56]"}
+    few = environment_table(
+        [scores_of("a", "cartpole", ours[5:]), scores_of("b", "cartpole", theirs[:5])], baseline="b"
+    )
+    assert few.rows[0].words["verdict"] == "undecided"
 
 
 TABLE = Table(

@@ -22,6 +22,7 @@ from torchrl_reg.lab.learners.replay import (
     TransitionStorage,
     draw_minibatches,
     rows_in_time,
+    select,
     store,
 )
 
@@ -142,8 +143,12 @@ def test_prioritized_minibatches_see_the_latest_priorities():
 
 def test_rows_in_time_are_in_the_order_of_the_steps():
     batch = TensorDict({"a": torch.arange(6).reshape(2, 3), "next": {"a": torch.arange(12).reshape(2, 3, 2)}}, [2, 3])
-    found = rows_in_time(batch, ["a", ("next", "a"), ("next", "absent"), "absent"])
+    batch["unused"] = batch["next", "unused"] = torch.zeros(2, 3)
+    keys = ["a", ("next", "a"), ("next", "absent"), "absent"]
+    found, selected = rows_in_time(batch, keys), select(batch, keys)
+    batch = batch.exclude("unused", ("next", "unused"))
     assert_same(found, batch.transpose(0, 1).reshape(-1))
+    assert_same(selected, batch)
     assert found["a"].tolist() == [0, 3, 1, 4, 2, 5]
 
 

@@ -407,7 +407,9 @@ def test_a_finished_run_keeps_its_weights_and_is_not_run_again(finish, tmp_path)
     said = json.loads((folder / "done.json").read_text())
     (folder / "done.json").write_bytes(b"")
     assert finish(*arguments) == 0
-    assert json.loads((folder / "done.json").read_text()) | {"wall_seconds": said["wall_seconds"]} == said
+    assert (
+        json.loads((folder / "done.json").read_text()) | {n: said[n] for n in ("wall_seconds", "cpu_seconds")} == said
+    )
     assert _rows(folder) == _rows(tmp_path / "whole")
     _assert_same_weights(folder, tmp_path / "whole")
 

@@ -12,18 +12,27 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import Bounded, Categorical, Composite
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type
-from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.modules import QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import RunSettings, evaluate
 from torchrl_reg.lab.run import evaluation
 from torchrl_reg.lab.run.evaluation import PolicyFile
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, PolicySettings, policy, q_network
+from torchrl_reg.modules import (
+    ActorSequential,
+    BoltzmannQActor,
+    EpsilonGreedyModule,
+    NetSettings,
+    PolicySettings,
+    QActor,
+    policy,
+    q_network,
+)
 from torchrl_reg.regularizers import Entropy
 
 
@@ -137,8 +146,8 @@ def test_the_global_generators_are_left_alone():
 
 def cartpole_policies(env):
     spec = env.full_action_spec_unbatched["action"]
-    actor = QValueActor(q_network(NetSettings(num_cells=[16]), env), spec=spec)
-    explorer = TensorDictSequential(actor, EGreedyModule(spec, eps_init=0.3))
+    actor = QActor(q_network(NetSettings(num_cells=[16]), env), spec=spec)
+    explorer = ActorSequential(actor, EpsilonGreedyModule(spec, eps_init=0.3))
     boltzmann = BoltzmannQActor(actor, regularizer=Entropy(0.5))
     random = ExplorationType.RANDOM
     return {"greedy": actor, "mode": boltzmann, "sampled": (boltzmann, random), "explorer": (explorer, random)}

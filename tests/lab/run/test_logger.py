@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from torchrl_reg.lab import UserError, read_metrics
+from torchrl_reg.lab import RunSettings, UserError, read_metrics
+from torchrl_reg.lab.run.logger import RunLogger
+from torchrl_reg.lab.seeds.workers import Workers
 
 
 def test_missing_logger_packages_are_named(make_run, monkeypatch):
@@ -58,3 +61,18 @@ def test_a_plot_that_fails_does_not_stand_between_a_run_and_its_end(make_run, th
     monkeypatch.setattr("torchrl_reg.lab.run.curves.draw_curves", fail)
     assert (through(make_run()) / "done.json").exists()
     assert capsys.readouterr().err == "no curves.png: ValueError: bad row.\n"
+
+
+def test_seeds_of_a_process_share_its_processor_time(tmp_path, monkeypatch):
+    """Also the one that ends last, when no other is running."""
+    clock = [0.0]
+    monkeypatch.setattr("time.process_time", lambda: clock[0])
+
+    def take_ten_seconds(seed):
+        logger = RunLogger(tmp_path / str(seed), RunSettings())
+        clock[0] += 10
+        return logger.cpu_seconds()
+
+    assert take_ten_seconds(0) == 10
+    workers = Workers([partial(take_ten_seconds, seed) for seed in (1, 2)]).run()
+    assert [worker.outcome for worker in workers] == [5, 5]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
-from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.data import Categorical
 from torchrl.objectives import HardUpdate
 
+from torchrl_reg import modules
 from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.seeds.batched_collection import StackedCollector, drawing
-from torchrl_reg.modules import BoltzmannQActor, NetSettings, q_network
+from torchrl_reg.modules import ActorSequential, BoltzmannQActor, EpsilonGreedyModule, NetSettings, QActor, q_network
 from torchrl_reg.objectives import SoftDQNLoss
 from torchrl_reg.objectives.stacked import StackedLoss
 from torchrl_reg.regularizers import Entropy
@@ -27,8 +31,8 @@ def collector(seed: int, epsilon: float = 0.4, net: str = "mlp") -> FastCollecto
     env.set_seed(seed)
     torch.manual_seed(seed)
     spec = env.full_action_spec_unbatched["action"]
-    actor = QValueActor(q_network(NetSettings(net, num_cells=[16]), env), spec=spec)
-    policy = TensorDictSequential(actor, EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon))
+    actor = QActor(q_network(NetSettings(net, num_cells=[16]), env), spec=spec)
+    policy = ActorSequential(actor, EpsilonGreedyModule(spec, eps_init=epsilon, eps_end=epsilon))
     return FastCollector(env, policy, frames_per_batch=15)
 
 
@@ -69,7 +73,29 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["greedy", "boltzmann", *HOOKS])
+class Inverted(QActor):
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return super().forward(tensordict).apply(torch.neg)
+
+
+def other(name: str, actor: QActor, exploration: EpsilonGreedyModule) -> Any:
+    spec, made = Categorical(2), modules.quantile_network(NetSettings(num_cells=[16]), make_env(SETTINGS["mlp"], 1))
+    return {
+        "function": lambda: lambda state: state,
+        "greedy": lambda: actor,
+        "boltzmann": lambda: BoltzmannQActor(actor, regularizer=Entropy(0.5)),
+        "quantiles": lambda: ActorSequential(modules.QuantileQActor(made, spec=spec), exploration),
+        "prior": lambda: ActorSequential(actor, modules.PriorEGreedyModule(spec, modules.ActionPrior(2))),
+        "torchrl": lambda: TensorDictSequential(actor, exploration),
+        "masked": lambda: ActorSequential(actor, EpsilonGreedyModule(spec, action_mask_key="mask")),
+        "own forward": lambda: ActorSequential(Inverted(actor.network, spec=spec), exploration),
+    }[name]()
+
+
+OTHERS = ["function", "greedy", "boltzmann", "quantiles", "prior", "torchrl", "masked", "own forward"]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *HOOKS])
 def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
     """What acts as one network calls none of theirs."""
     made = collector(0)
@@ -80,8 +106,8 @@ def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
         hook, part = HOOKS[name]
         getattr(parts[part], hook)(lambda *_: None)
     else:
-        made.policy = actor if name == "greedy" else BoltzmannQActor(actor, regularizer=Entropy(0.5))
-    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network of one observation, without"):
+        made.policy = other(name, actor, exploration)
+    with pytest.raises(ValueError, match="policy must be epsilon-greedy in a Q-network, without masks"):
         drawing(made)
 
 
@@ -93,5 +119,5 @@ def test_hooks_put_on_later_end_the_collection_of_all() -> None:
     stacked.batches([drawing(each)() for each in collectors])
     draws = [drawing(each)() for each in collectors]
     collectors[1].policy[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="without hooks"):
+    with pytest.raises(ValueError, match="without masks or hooks"):
         stacked.batches(draws)

@@ -341,13 +341,12 @@ def load_policy(run_folder: Path | str, *, device: torch.device | str = "cpu", t
         >>> import tempfile
         >>> from pathlib import Path
         >>> from tensordict import TensorDict
-        >>> from torchrl.modules import QValueActor
         >>> from torchrl_reg.envs import EnvSettings, make_env
-        >>> from torchrl_reg.modules import NetSettings, q_network
+        >>> from torchrl_reg.modules import NetSettings, QActor, q_network
         >>> env = make_env(EnvSettings("cartpole"), num_envs=1)
         >>> spec = env.full_action_spec_unbatched["action"]
         >>> file = Path(tempfile.mkdtemp()) / "policy.safetensors"
-        >>> save_policy(file, QValueActor(q_network(NetSettings(), env), spec=spec))
+        >>> save_policy(file, QActor(q_network(NetSettings(), env), spec=spec))
         >>> load_policy(file)(TensorDict({"observation": torch.zeros(8, 4)}, [8]))["action"].shape
         torch.Size([8])
     """

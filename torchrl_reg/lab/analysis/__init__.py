@@ -2,19 +2,17 @@
 
 from torchrl_reg.lab.analysis.groups import Group, group_runs
 from torchrl_reg.lab.analysis.published import (
-    RANDOM_RETURNS,
-    SAC_ANCHORS,
     NormalizedScores,
     human_normalized_score,
     normalized_score,
+    random_returns,
     sac_normalized_scores,
+    sac_returns,
 )
 from torchrl_reg.lab.analysis.runs import RunRecord, find_runs
 from torchrl_reg.lab.errors import UserError
 
 __all__ = [
-    "RANDOM_RETURNS",
-    "SAC_ANCHORS",
     "UserError",
     "Group",
     "NormalizedScores",
@@ -23,5 +21,7 @@ __all__ = [
     "group_runs",
     "human_normalized_score",
     "normalized_score",
+    "random_returns",
     "sac_normalized_scores",
+    "sac_returns",
 ]

@@ -218,7 +218,7 @@ def aggregate_curve(
         for env, each, values in found
     ]
     sizes = [len(task) for task in runs]
-    return common, statistics.stratified_bootstrap(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
+    return common, statistics.interval_band(np.concatenate(runs).T, sizes, estimator, resamples=1_000)
 
 
 def profile_lines(

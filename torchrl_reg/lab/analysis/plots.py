@@ -16,6 +16,7 @@ from torchrl_reg.lab.analysis import statistics
 from torchrl_reg.lab.analysis.curves import GREY, LIGHT, Chart, Line, aggregate_curve, chart, group_curve, profile_lines
 from torchrl_reg.lab.analysis.documents import one_of
 from torchrl_reg.lab.analysis.groups import Group
+from torchrl_reg.lab.analysis.names import METHODS, TASKS
 from torchrl_reg.lab.analysis.numbers import amount, counted, distinct, number, percent
 from torchrl_reg.lab.analysis.protocols import Gap
 from torchrl_reg.lab.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score
@@ -26,7 +27,7 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Methods a legend above the panels holds, and inches a row of it takes.
 _MOST_ABOVE, _LEGEND_ROW = 12, 0.19
 SUFFIXES = (".png", ".svg", ".pdf")
-#: Ours where it meets every published score of its protocol, where it does not, and where nobody published one.
+#: Ours where it differs from no published score of its protocol, where it does, and where nobody published one.
 _MEETS, _MISSES, _ALONE = LIGHT[2], LIGHT[1], LIGHT[0]
 _CENTERS = {"mean": statistics.mean, "iqm": statistics.interquartile_mean}
 _FRAMES = "environment frames"
@@ -45,7 +46,7 @@ def draw_learning_curves(
     lines: dict[str, list[Line]] = {group.env: [] for group in groups}
     for group in groups:
         if (curve := group_curve(group, column)) is not None:
-            band = statistics.stratified_bootstrap(curve[1].T, [len(curve[1])], estimator)
+            band = statistics.interval_band(curve[1].T, [len(curve[1])], estimator)
             lines[group.env].append(Line(group.method, methods.index(group.method), curve[0], *band))
     charts = [found for env, of in lines.items() if (found := chart(env, of, x_label=""))]
     if not charts:
@@ -66,6 +67,8 @@ def draw_aggregate_curves(
         UserError: no common scale, no such method, or a bad ``aggregate`` or suffix.
     """
     _scaled(scale)
+    if scale == "own_sac":
+        raise UserError("normalize must be human or sac for aggregate curves, got own_sac, a score of finished runs.")
     one_of("aggregate", aggregate, AGGREGATES)
     groups = [group for group in groups if has_score(group.env, scale)]
     envs = {group.env for group in groups}
@@ -141,7 +144,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
 
 
 def draw_published(found: Sequence[Gap], path: Path) -> Path:
-    """A panel an environment, a row a method: ours with its 95% interval, published means ± spread below it in grey.
+    """A panel an environment, a row a method: ours with its 95% interval, a published mean ± spread below it in grey.
 
     Published scores under another protocol are left out. Returns are undiscounted, in reward units.
 
@@ -153,34 +156,42 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
         if len(each.scores.values):
             group = each.scores.group
             rows.setdefault(group.env, {}).setdefault(group.method, []).append(each)
+    drawn: set[str] = set()
     columns = min(len(rows), 3)
     lines = -(-len(rows) // columns)
     most = max(map(len, rows.values()))
     figure = new_figure(3.1 * columns, lines * (0.75 + 0.42 * most))
     for place, (env, methods) in enumerate(rows.items(), 1):
         axes = styled(figure.add_subplot(lines, columns, place))
-        axes.set_title(env, fontsize=9, loc="left")
-        axes.set_yticks(range(len(methods)), list(methods))
+        axes.set_title(TASKS.get(env, env), fontsize=9, loc="left")
+        axes.set_yticks(range(len(methods)), [METHODS.get(method, method) for method in methods])
         axes.set_ylim(len(methods) - 0.3, -0.7)
         for row, gaps in enumerate(methods.values()):
-            _draw_row(axes, row, gaps)
+            drawn |= _draw_row(axes, row, gaps)
     figure.supxlabel("return", fontsize=9)
-    looks = {"ours, meets": _MEETS, "ours, does not": _MISSES, "ours, none published": _ALONE, "published": GREY}
-    add_legend(figure, {label: {"color": color} for label, color in looks.items()})
+    looks = {
+        "ours, not shown to differ": _MEETS,
+        "ours, differs": _MISSES,
+        "ours, none published": _ALONE,
+        "published": GREY,
+    }
+    add_legend(figure, {label: {"color": color} for label, color in looks.items() if color in drawn})
     return save(figure, path)
 
 
-def _draw_row(axes: Axes, row: int, gaps: Sequence[Gap]) -> None:
+def _draw_row(axes: Axes, row: int, gaps: Sequence[Gap]) -> set[str]:
+    """Draws ours and the first published score of its protocol; returns the colours it took."""
     same = [gap for gap in gaps if gap.difference is not None]
-    color = _ALONE if not same else _MEETS if all(gap.meets for gap in same) else _MISSES
+    differs = any(gap.verdict and gap.verdict.word in ("above", "below") for gap in same)
+    color = _ALONE if not same else _MISSES if differs else _MEETS
     look: dict[str, Any] = {"fmt": "o", "markersize": 4, "linewidth": 2, "clip_on": False}
     ours = gaps[0].ours
     ends = [[ours.value - ours.low], [ours.high - ours.value]]
     axes.errorbar(ours.value, row - 0.12, xerr=ends, color=color, **look)
-    for below, gap in enumerate(same, 1):
-        assert gap.published is not None
+    for published in [gap.published for gap in same if gap.published is not None][:1]:
         look |= {"markerfacecolor": "white", "linewidth": 1.2}
-        axes.errorbar(gap.published.mean, row + 0.16 * below, xerr=gap.published.spread or 0, color=GREY, **look)
+        axes.errorbar(published.mean, row + 0.16, xerr=published.spread or 0, color=GREY, **look)
+    return {color, *([GREY] if same else [])}
 
 
 def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_label: str = "", y_label: str = "") -> Path:
@@ -250,10 +261,10 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
 
 
 def _scaled(scale: str) -> None:
-    if scale not in ("human", "sac"):
+    if scale not in ("human", "sac", "own_sac"):
         raise UserError(
-            "normalize must be human or sac to average environments, got none; returns of different environments "
-            "have no common scale."
+            "normalize must be human, sac or own_sac to average environments, got none; returns of different "
+            "environments have no common scale."
         )
 
 

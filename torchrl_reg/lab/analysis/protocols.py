@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from torchrl_reg.lab.analysis import statistics
-from torchrl_reg.lab.analysis.documents import flat, read_yaml
+from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.analysis.groups import Group, short_name, shown
+from torchrl_reg.lab.analysis.inference import Difference, Sample, Verdict, verdict, welch
 from torchrl_reg.lab.analysis.numbers import amount, counted
+from torchrl_reg.lab.analysis.published import published_file
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number
 from torchrl_reg.lab.analysis.scores import EVALUATION, Scores, checked, scores_of
 from torchrl_reg.lab.analysis.statistics import Estimate, stratified_estimate
@@ -47,8 +48,9 @@ _UNUSED: dict[str, Any] = {
     "algo.below": None,
 }
 _NOTE = (
-    "In brackets: 95% bootstrap interval over seeds. A published number stands here where the protocol is the same; it "
-    "meets ours if its mean ± spread and our interval share a point, else the gap is ours minus published."
+    "In brackets: 95% interval over seeds by Student's t, and of the gap, ours minus published, by Welch's. A "
+    "published number stands here where the protocol is the same. Equal: both one-sided tests pass within the margin "
+    "that was written beside the published number; where that would pass too seldom, it is not asked for."
 )
 
 
@@ -65,6 +67,7 @@ class Published:
         spread, kind: what stands behind its ±, and what that is (``"sd"`` over seeds); None if none was published.
         column: the return that was averaged, a column of evaluation or training rows.
         every: frames between two training rows, where the column depends on it.
+        margin, power: means this near are equal, and how often equal ones pass; see ``data/published.yaml``.
         settings: those of a run that the score depends on, flat.
         note: what no setting says.
     """
@@ -81,6 +84,8 @@ class Published:
     spread: float | None = None
     kind: str = ""
     every: int | None = None
+    margin: float | None = None
+    power: float = 0.0
     note: str = ""
 
     def __str__(self) -> str:
@@ -107,60 +112,65 @@ class Gap:
 
     @cached_property
     def ours(self) -> Estimate:
-        """Our mean over the seeds and its 95% bootstrap interval.
+        """Our mean over the seeds and its 95% interval by Student's t.
 
         Raises:
             UserError: no run has a score.
         """
         return stratified_estimate([self.scores.values], statistics.mean)
 
-    @property
-    def difference(self) -> float | None:
+    @cached_property
+    def difference(self) -> Difference | None:
         """Our mean minus the published one; None where the protocol differs."""
-        return None if self.published is None or self.differs else self.ours.value - self.published.mean
+        if self.published is None or self.differs:
+            return None
+        spread = self.published.spread
+        theirs = Sample(self.published.mean, math.nan if spread is None else spread, self.published.seeds)
+        return welch(Sample.of(self.scores.values), theirs)
 
     @property
-    def meets(self) -> bool:
-        """Whether the protocol is the same and our interval shares a point with the published mean ± spread."""
-        if self.published is None or self.differs:
-            return False
-        mean, reach = self.published.mean, self.published.spread or 0.0
-        return self.ours.low <= mean + reach and mean - reach <= self.ours.high
+    def verdict(self) -> Verdict | None:
+        """Above, below, equal within the margin or undecided, at 5%; None where the protocol differs.
+
+        Equality is not asked for where it could pass in fewer than half of the cases.
+        """
+        if self.published is None or self.difference is None:
+            return None
+        return verdict(self.difference, margin=self.published.margin if self.published.power >= 0.5 else None)
 
     def __str__(self) -> str:
         if self.differs:
             return f"differs: {'; '.join(self.differs)}"
-        return "meets" if self.meets else "" if self.difference is None else f"{self.difference:+,.4g}"
+        if self.difference is None:
+            return ""
+        value, low, high = self.difference.interval
+        interval = "" if math.isnan(low) else f" [{low:+,.4g}, {high:+,.4g}]"
+        return f"{value:+,.4g}{interval}, {self.verdict}"
 
 
 @cache
 def published_scores() -> tuple[Published, ...]:
-    """Every published score that is shipped, in the order of ``data/protocols.yaml``."""
-    entries = read_yaml(Path(str(files("torchrl_reg.lab.analysis").joinpath("data", "protocols.yaml"))))
-    return tuple(score for name in entries for score in _scores(name, _entry(entries, name)))
+    """Every published score whose protocol is shipped, in the order of ``data/published.yaml``."""
+    sources = published_file()["sources"]
+    rows = [row for row in published_file()["scores"] if "settings" in _source(sources, row["by"])]
+    return tuple(_published(row, _source(sources, row["by"])) for row in rows)
 
 
-def _entry(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
-    own = entries[name]
-    other = _entry(entries, own["like"]) if "like" in own else {}
-    return {**other, **own, "settings": other.get("settings", {}) | flat(own.get("settings", {}))}
+def _source(sources: Mapping[str, Any], name: str) -> dict[str, Any]:
+    own = sources[name]
+    other = _source(sources, own["like"]) if "like" in own else {}
+    settings = other.get("settings", {}) | flat(own.get("settings", {}))
+    return {**other, **own} | ({"settings": settings} if settings else {})
 
 
-def _scores(name: str, entry: Mapping[str, Any]) -> Iterable[Published]:
-    shared = {key: entry[key] for key in ("source", "method", "seeds", "column", "every", "note") if key in entry}
-    for env, by_frames in entry["scores"].items():
-        settings = entry["settings"] | flat(entry.get("only", {}).get(env, {}))
-        for frames, (mean, *spread) in by_frames.items():
-            yield Published(
-                name=name,
-                env=env,
-                frames=frames,
-                mean=mean,
-                spread=spread[0] if spread else None,
-                kind=entry.get("spread", ""),
-                settings=MappingProxyType(settings),
-                **shared,
-            )
+def _published(row: Mapping[str, Any], source: Mapping[str, Any]) -> Published:
+    settings = source["settings"] | flat(source.get("only", {}).get(row["task"], {}))
+    names = ("method", "frames", "mean", "seeds", "column", "spread", "kind", "every", "margin", "power")
+    given = {name: row[name] for name in names if name in row}
+    note = source.get("note", "")
+    return Published(
+        row["by"], source["source"], env=row["task"], settings=MappingProxyType(settings), note=note, **given
+    )
 
 
 def gap(record: Group, published: Published, column: str | None = None, *, unfinished: bool = False) -> Gap:

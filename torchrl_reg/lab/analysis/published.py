@@ -1,23 +1,24 @@
-"""Published numbers shipped with the package, and scores on the scale of a reference agent.
-
-Atari reference scores, Atari tables of two papers, SAC on MuJoCo.
-"""
+"""Published numbers shipped with the package, ``data/published.yaml``, and scores on the scale of a reference agent."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torchrl_reg.lab.analysis.documents import hint, one_of
+from torchrl_reg.lab.analysis.documents import hint, one_of, read_yaml
+from torchrl_reg.lab.analysis.numbers import amount
 from torchrl_reg.lab.errors import UserError
+
+#: Sources that are tables of many games, which ``torchrl-reg table --published NAME`` puts beside any run.
+_TABLES = ("mirl", "ments", "sac")
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,20 @@ class PublishedTable:
         return next((row for name, row in self.scores.items() if _key(name) == _key(game)), None)
 
 
-def _text(name: str) -> str:
-    return files("torchrl_reg.lab.analysis").joinpath("data", name).read_text(encoding="utf-8")
-
-
 @cache
-def _tables() -> dict[str, dict[str, str]]:
-    return json.loads(_text("published.json"))
+def published_file() -> dict[str, Any]:
+    """``data/published.yaml``: its ``sources`` and ``scores``."""
+    return dict(read_yaml(Path(str(files("torchrl_reg.lab.analysis").joinpath("data", "published.yaml")))))
+
+
+def rows_of(source: str) -> list[dict[str, Any]]:
+    """The published numbers of ``source``, in the order of the file."""
+    return [row for row in published_file()["scores"] if row["by"] == source]
 
 
 def published_names() -> tuple[str, ...]:
     """Names of the tables :func:`published_table` knows."""
-    return tuple(_tables())
+    return _TABLES
 
 
 @cache
@@ -70,11 +73,15 @@ def published_table(name: str) -> PublishedTable:
     164.79
     """
     one_of("published", name, published_names())
-    about = dict(_tables()[name])
-    rows = _read(about.pop("file"))
-    columns = tuple(key for key in rows[0] if key != "game")
-    scores = {row["game"]: MappingProxyType({key: float(row[key]) for key in columns}) for row in rows}
-    return PublishedTable(**about, columns=columns, scores=MappingProxyType(scores))
+    about, rows = published_file()["sources"][name], rows_of(name)
+    scores: dict[str, dict[str, float]] = {}
+    for row in rows:
+        column = f"SAC {amount(row['frames'])}" if name == "sac" else row["method"]
+        scores.setdefault(row["task"].partition("/")[2], {})[column] = row["mean"]
+    columns = tuple(dict.fromkeys(column for of in scores.values() for column in of))
+    frozen = MappingProxyType({game: MappingProxyType(of) for game, of in scores.items()})
+    family = rows[0]["task"].partition("/")[0]
+    return PublishedTable(about["source"], about["unit"], about["note"], columns, frozen, family)
 
 
 @cache
@@ -84,9 +91,10 @@ def atari_reference_scores() -> MappingProxyType[str, tuple[float, float]]:
     VideoPinball's random return is 16256.9 in this table and 0 in that of Agent57, which rliable uses. That game alone
     then moves the mean human-normalized score of 57 games by several hundred percent; medians and IQM hardly notice.
     """
-    return MappingProxyType(
-        {row["game"]: (float(row["random"]), float(row["human"])) for row in _read("atari_reference_scores.csv")}
-    )
+    found: dict[str, list[float]] = {}
+    for row in rows_of("atari"):
+        found.setdefault(row["task"].partition("/")[2], []).append(row["mean"])
+    return MappingProxyType({game: (random, human) for game, (random, human) in found.items()})
 
 
 def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
@@ -129,29 +137,24 @@ def _key(game: str) -> str:
     return "".join(letter for letter in game.lower() if letter.isalnum())
 
 
-def _read(name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(_text(name).splitlines()))
+@cache
+def sac_returns() -> Mapping[int, Mapping[str, float]]:
+    """Returns of SAC (undiscounted, reward units) by environment frames and task: 20k to 3.2M frames.
+
+    Source: Dopamine's JAX SAC (5 seeds) on gym's MuJoCo v2 tasks. v2 and gymnasium's v5 differ a little (contact
+    forces, Hopper's and Walker2d's rewards), so these give the order of return to expect; a table needs SAC run on
+    the same version.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for row in rows_of("sac"):
+        found.setdefault(row["frames"], {})[row["task"].partition("/")[2]] = row["mean"]
+    return MappingProxyType({frames: MappingProxyType(of) for frames, of in found.items()})
 
 
-SAC_ANCHORS: Mapping[int, Mapping[str, float]] = {
-    3_200_000: {"halfcheetah": 13570.0, "walker2d": 5269.0, "hopper": 3005.0, "ant": 5154.0, "humanoid": 6225.0},
-    1_000_000: {"halfcheetah": 11133.0, "walker2d": 4808.0, "hopper": 2738.0, "ant": 5210.0, "humanoid": 5321.0},
-}
-"""Returns of SAC (undiscounted, reward units) by environment frames and task.
-
-Source: Dopamine's JAX SAC (the baseline result files in github.com/google/dopamine, 5 seeds) on gym's MuJoCo v2 tasks.
-At 3.2M frames the mean of the last 5 evaluations, at 1M those near it. v2 and gymnasium's v5 differ a little (contact
-forces, Hopper's and Walker2d's rewards), so these say what order of return to expect; a table needs SAC run on the same
-version.
-"""
-
-RANDOM_RETURNS: Mapping[str, float] = MappingProxyType(
-    {"hopper": 16.7, "walker2d": 1.8, "halfcheetah": -283.2, "ant": -48.1, "humanoid": 112.6}
-)
-"""Mean return (reward units) of uniformly random actions on gymnasium's v5 tasks, by task.
-
-Source: ours, 100 episodes each (HalfCheetah 50; seeds 0, 1, ...); the standard errors are 1.8, 0.8, 8, 8 and 4.
-"""
+@cache
+def random_returns() -> Mapping[str, float]:
+    """Mean return (reward units) of uniformly random actions on gymnasium's v5 tasks, by task."""
+    return MappingProxyType({row["task"].partition("/")[2]: row["mean"] for row in rows_of("random")})
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def sac_normalized_scores(
     Args:
         scores: returns ``[seeds]``, or one number, by task.
         random: the random policy's return by task; tasks not in ``scores`` are ignored.
-        sac: SAC's return by task, for instance ``SAC_ANCHORS[3_200_000]``; likewise.
+        sac: SAC's return by task, for instance ``sac_returns()[3_200_000]``; likewise.
 
     Raises:
         ValueError: no task, a task without seeds or without a reference, a value that is not a finite number, or

@@ -312,7 +312,8 @@ def find_runs(
 ) -> list[RunRecord]:
     """Every run folder at or below ``root`` (one or several folders), sorted by path.
 
-    A run folder holds ``config.yaml``. Not looked into: hidden folders, and those named ``code``, ``checkpoints``,
+    A run folder holds ``config.yaml``; a file of rows (``torchrl-reg table --save ROWS.jsonl``) stands for the runs in
+    it. Not looked into: hidden folders, and those named ``code``, ``checkpoints``,
     ``jobs`` or ``videos``.
 
     Args:
@@ -326,7 +327,13 @@ def find_runs(
     """
     roots = [root] if isinstance(root, str | Path) else root
     found: dict[Path, Path] = {}
+    saved: list[RunRecord] = []
     for each in map(Path, roots):
+        if each.suffix == ".jsonl" and each.is_file():
+            from torchrl_reg.lab.analysis.rows import read_rows, record_of  # which make records of ours
+
+            saved += [record_of(row, each) for row in read_rows(each) if "config" in row]
+            continue
         if not each.is_dir():
             raise UserError(f"results must be an existing folder, got no folder {each}.")
         for folder in run_folders(each):
@@ -344,7 +351,7 @@ def find_runs(
             skipped.append(str(error))
     if skipped and not runs:
         raise UserError(skipped[0])
-    return runs
+    return runs + saved
 
 
 def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:

@@ -15,12 +15,17 @@ from torchrl_reg.lab.analysis.runs import RunRecord
 from torchrl_reg.lab.analysis.statistics import Array
 from torchrl_reg.lab.errors import UserError
 
-#: Scales ``normalized`` knows; ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest.
-SCALES = ("auto", "human", "sac", "none")
+#: ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest; ``own_sac`` is the SAC of the same runs.
+SCALES = ("auto", "human", "sac", "own_sac", "none")
 #: The metric where nothing says another.
 EVALUATION = "return_greedy_mean"
+#: Lengths of SAC's runs whose returns are 1 on the scale ``sac``.
+SAC_LENGTHS = (3_200_000, 1_000_000)
 #: What scores on a scale are, in words.
-SCALE_NAMES = {"human": "human-normalized", "sac": "SAC-normalized", "none": "return"}
+SCALE_NAMES = {
+    **{"human": "human-normalized", "sac": "SAC-normalized", "own_sac": "own-SAC-normalized"},
+    "none": "return",
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) 
 
 
 def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
-    """The scale (``human``, ``sac`` or ``none``) for ``envs``.
+    """The scale (``human``, ``sac``, ``own_sac`` or ``none``) for ``envs``.
 
     ``human`` wants Atari games only, one of them with a human score; the few without one are in no average then
     (:func:`on_scale`).
@@ -129,11 +134,13 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     suits = {
         "human": lambda env: env.startswith("atari/") and (scored or not envs),
         "sac": lambda env: has_score(env, "sac"),
+        "own_sac": lambda env: has_score(env, "own_sac"),
     }
     if wanted == "auto":
-        return next((scale for scale, fits in suits.items() if all(map(fits, envs))), "none")
+        return next((scale for scale in ("human", "sac") if all(map(suits[scale], envs))), "none")
     if unsuited := [env for env in envs if wanted in suits and not suits[wanted](env)]:
-        kind = "Atari games with a human score" if wanted == "human" else "the MuJoCo tasks with a SAC score"
+        kinds = {"human": "Atari games with a human score", "sac": "the MuJoCo tasks with a SAC score"}
+        kind = kinds.get(wanted, "tasks of MuJoCo and Adroit with a random score")
         raise UserError(f"normalize={wanted} must be used with {kind} only, got {', '.join(unsuited)}.")
     return wanted
 
@@ -142,7 +149,8 @@ def has_score(env: str, scale: str) -> bool:
     """Whether ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
     if scale == "human":
         return env.startswith("atari/") and published.has_human_score(_task(env))
-    return scale in ("none", "range") or _task(env) in published.RANDOM_RETURNS
+    reference = published.sac_returns()[1_000_000] if scale == "sac" else published.random_returns()
+    return scale in ("none", "range") or _task(env) in reference
 
 
 def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
@@ -155,14 +163,14 @@ def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
     if scale == "human":
         return published.human_normalized_score(_task(env), returns)
     if scale == "sac":
-        sac = published.SAC_ANCHORS[sac_frames(frames)][_task(env)]
-        return published.normalized_score(returns, published.RANDOM_RETURNS[_task(env)], sac)
+        sac = published.sac_returns()[sac_frames(frames)][_task(env)]
+        return published.normalized_score(returns, published.random_returns()[_task(env)], sac)
     return returns
 
 
 def sac_frames(frames: int) -> int:
     """The published length of SAC's runs nearest (in ratio) to ``frames``."""
-    return min(published.SAC_ANCHORS, key=lambda length: abs(np.log(length / max(frames, 1))))
+    return min(SAC_LENGTHS, key=lambda length: abs(np.log(length / max(frames, 1))))
 
 
 class Scoreboard:
@@ -170,7 +178,8 @@ class Scoreboard:
 
     Args:
         scores: of the groups to compare.
-        scale: ``human``, ``sac``, ``none``, or ``range``: 0 is the worst run of an environment here and 1 the best.
+        scale: ``human``, ``sac``, ``none``, ``own_sac``: 0 is the random policy and 1 the mean of the best SAC among
+            ``scores``, or ``range``: 0 is the worst run of an environment here and 1 the best.
 
     Attributes:
         methods, envs: in the order of ``scores``.
@@ -199,7 +208,17 @@ class Scoreboard:
         return {each.group.env: each.values for each in self.scores if each.group.method == method and len(each.values)}
 
     def normalized(self, env: str, values: Array) -> Array:
-        """``values`` of ``env`` on the scale."""
+        """``values`` of ``env`` on the scale.
+
+        Raises:
+            UserError: ``own_sac`` without a SAC on ``env``.
+        """
+        if self.scale == "own_sac":
+            of = [each for each in self.scores if each.group.env == env and len(each.values)]
+            own = [float(each.values.mean()) for each in of if each.group.recipe == "sac"]
+            if not own:
+                raise UserError(f"normalize=own_sac must be used with runs of sac.py on every task, got none on {env}.")
+            return published.normalized_score(values, published.random_returns()[_task(env)], max(own))
         if self.scale != "range":
             return normalized(env, values, self.scale, self.frames)
         every = np.concatenate([each.values for each in self.scores if each.group.env == env])

@@ -1,4 +1,7 @@
-"""Aggregates over tasks and runs with stratified-bootstrap intervals (Agarwal et al., 2021).
+"""Means over seeds with Student's t, and aggregates over tasks with stratified bootstraps (Agarwal et al., 2021).
+
+A percentile bootstrap of a mean covers .76, .83 and .90 where .95 is stated, with 3, 5 and 10 seeds, so the mean of one
+task has Student's t, and an aggregate of fewer than 25 runs no interval.
 
 "Deep RL at the edge of the statistical precipice" and its library rliable define the estimators. They are ours here
 because rliable (1.2.0, August 2024, a source distribution) brings pandas, statsmodels and seaborn, wants the same
@@ -11,13 +14,18 @@ weigh the same however many runs each has, which for equal numbers of runs is rl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from torchrl_reg.lab.analysis.distributions import t_quantile
 from torchrl_reg.lab.errors import UserError
 
+#: Runs over all tasks from which on an aggregate has a bootstrap interval: where .95 is stated of the IQM over five
+#: tasks it covers .87 at 15 runs, .90 at 25 and .93 at 50 (normal scores).
+BOOTSTRAP_RUNS = 25
 Array = NDArray[np.float64]
 #: Runs ``[R, N]``, task after task, and the number of runs of each task -> estimates ``[R]``.
 Estimator = Callable[[Array, Sequence[int]], Array]
@@ -93,7 +101,7 @@ AGGREGATES: dict[str, Estimator] = {
 
 
 def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, resamples: int = 10_000) -> Estimate:
-    """``estimator`` with its 95% percentile interval, resampling the runs within each task; always the same draws.
+    """``estimator`` with its 95% interval: see :func:`interval_band`; always the same draws.
 
     Args:
         scores: one array of runs ``[n_t]`` a task.
@@ -102,35 +110,49 @@ def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, re
 
     Raises:
         UserError: no task, a task without runs, or a score that is not a finite number.
+
+    >>> [round(end, 3) for end in stratified_estimate([[1.0, 2.0, 3.0]], mean)]
+    [2.0, -0.484, 4.484]
     """
     runs, sizes = _joined(scores)
-    band = stratified_bootstrap(runs[None], sizes, estimator, resamples=resamples)
-    return Estimate(*band[:, 0].tolist())
+    return Estimate(*interval_band(runs[None], sizes, estimator, resamples=resamples)[:, 0].tolist())
 
 
-def stratified_bootstrap(runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000) -> Array:
+def interval_band(runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000) -> Array:
     """Estimates ``[3, L]`` (value, low, high) for ``L`` sets of runs ``[L, N]``: frames of a curve, thresholds.
 
-    All sets see the same resamples, so a curve's band moves smoothly.
+    The mean of one task has Student's t; anything else a stratified percentile bootstrap from 25 runs on, below which
+    the ends are the value. All sets see the same resamples, so a curve's band moves smoothly.
     """
+    if estimator is mean and len(sizes) == 1:
+        return mean_interval(runs.T)
+    value = estimator(runs, sizes)
+    if runs.shape[-1] < BOOTSTRAP_RUNS:
+        return np.stack((value, value, value))
     counts = np.asarray(sizes, np.int64)
     # Places [R, N] of the runs drawn, each within its own task.
     picks = np.random.default_rng(0).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
     picks += np.repeat(_starts(sizes), counts)
     bands = [_interval(estimator(each[picks], sizes)) for each in runs]
-    return np.concatenate((estimator(runs, sizes)[None], np.reshape(bands, (-1, 2)).T))
+    return np.concatenate((value[None], np.reshape(bands, (-1, 2)).T))
 
 
 def mean_interval(values: Array) -> Array:
-    """Mean over the seeds ``[S, ...]`` and the ends of its 95% percentile-bootstrap interval, ``[3, ...]``."""
-    picks = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
-    return np.stack((values.mean(0), *_interval(values[picks].mean(1))))
+    """Mean over the seeds ``[S, ...]`` and the ends of its 95% interval by Student's t, ``[3, ...]``.
+
+    The ends are the mean where there is one seed, or all are alike.
+    """
+    seeds, value = len(values), values.mean(0)
+    half = np.zeros_like(value)
+    if seeds > 1:
+        half = t_quantile(0.975, seeds - 1) * values.std(0, ddof=1) / np.sqrt(seeds)
+    return np.stack((value, value - half, value + half))
 
 
 def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[ArrayLike]) -> Estimate:
     """``mean_t P(X_t > Y_t)`` over pairs of a run and a baseline's run, ties counted half (Mann-Whitney U / (n m)).
 
-    The runs of both are resampled, independently of each other, within each task.
+    The runs of both are resampled, independently of each other, within each task; fewer than 25 have no interval.
 
     Args:
         scores, baseline: one array of runs a task, the same tasks in both; numbers of runs may differ.
@@ -152,7 +174,9 @@ def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[A
         counts_x, counts_y = (random.multinomial(n, np.full(n, 1 / n), size=resamples) for n in wins.shape)
         value += wins.mean() / len(scores)
         resampled += ((counts_x @ wins) * counts_y).sum(-1) / (wins.size * len(scores))
-    return Estimate(float(value), *_interval(resampled).tolist())
+    runs = sum(len(np.asarray(each)) for each in (*scores, *baseline))
+    ends = _interval(resampled).tolist() if runs >= BOOTSTRAP_RUNS else (float(value), float(value))
+    return Estimate(float(value), *ends)
 
 
 def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, resamples: int = 2_000) -> Array:
@@ -173,7 +197,8 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, r
     """
     runs, sizes = _joined(scores)
     above = (runs > np.asarray(thresholds, np.float64)[:, None]).astype(np.float64)
-    return stratified_bootstrap(above, sizes, mean, resamples=resamples)
+    # Not `mean` itself: a share of one task has no t interval.
+    return interval_band(above, sizes, partial(mean), resamples=resamples)
 
 
 def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 301) -> tuple[Array, float]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchrl_reg.lab.analysis import statistics
 from torchrl_reg.lab.analysis.curves import group_curve
 from torchrl_reg.lab.analysis.groups import Group
+from torchrl_reg.lab.analysis.inference import CAPS, Difference, Sample, at_cap, fisher, holm, verdict, welch
 from torchrl_reg.lab.analysis.numbers import amount, counted
 from torchrl_reg.lab.analysis.published import published_names, published_table
 from torchrl_reg.lab.analysis.runs import RunRecord
@@ -186,12 +188,15 @@ def environment_table(
     published: str | None = None,
     title: str = "final return",
 ) -> Table:
-    """Mean and IQM over the seeds of every method on every environment, with bootstrap intervals.
+    """Mean over the seeds of every method on every environment, with Student's 95% interval.
+
+    Where seeds reach the cap of an environment (CartPole: 500) the mean has no interval, and the share of seeds at the
+    cap stands beside it.
 
     Args:
         scores: from :func:`torchrl_reg.lab.analysis.scores.group_scores`.
         scale: ``human`` or ``sac`` add a column of the mean on that scale.
-        baseline: a method's label; adds the probability that a run beats one of its runs.
+        baseline: a method's label; adds the difference from it and the verdict on it.
         published: ``mirl``, ``ments`` or ``sac``; adds its columns, in the unit of the scale (percents as fractions).
 
     Raises:
@@ -201,28 +206,76 @@ def environment_table(
     reference = {} if baseline is None else board.of(baseline)
     scored = [each for each in scores if len(each.values)]
     paper = _published_numbers(board.envs, published)
+    found: dict[tuple[str, str], tuple[Estimate | float, str]] = {}
+    for env, there in reference.items():
+        others = {e.group.method: e.values for e in scored if e.group.env == env and e.group.method != baseline}
+        found |= {(env, method): each for method, each in differences(env, others, there).items()}
     rows = []
     for each in scored:
         group = each.group
-        numbers: dict[str, Estimate | float] = {
-            "mean": stratified_estimate([each.values], statistics.mean),
-            "IQM": stratified_estimate([each.values], statistics.interquartile_mean),
-        }
+        numbers: dict[str, Estimate | float] = {}
+        words: dict[str, str] = {}
+        cap = at_cap(group.env, each.values)
+        numbers["mean"] = float(each.values.mean()) if cap else stratified_estimate([each.values], statistics.mean)
+        if cap is not None:
+            words[f"at {CAPS[group.env]:g}"] = share_text(cap, len(each.values))
         if scale != "none" and has_score(group.env, scale):
             scaled = board.normalized(group.env, each.values)
             numbers[SCALE_NAMES[scale]] = stratified_estimate([scaled], statistics.mean)
-        if group.env in reference and group.method != baseline:
-            numbers[f"P(> {baseline})"] = probability_of_improvement([each.values], [reference[group.env]])
+        if (compared := found.get((group.env, group.method))) is not None:
+            numbers[f"minus {baseline}"], words["verdict"] = compared
         numbers |= paper.get(group.env, {})
-        told = _honest(numbers, [each.values, *([reference[group.env]] if group.env in reference else [])])
-        rows.append(
-            Row(group.env, group.method, len(each.values), frames_text(each.frames), ", ".join(group.commits), told)
-        )
+        commits = ", ".join(group.commits)
+        length = frames_text(each.frames)
+        rows.append(Row(group.env, group.method, len(each.values), length, commits, _honest(numbers), words))
     notes = _notes(board)
+    if baseline is not None:
+        notes.append(
+            f"minus {baseline}: with Welch's 95% interval; the verdict is at 5% for all methods of an environment "
+            "together (Holm), on shares at the cap by Fisher's exact test where seeds are there."
+        )
     if published is not None:
         table = published_table(published)
         notes.append(f"({published}): {table.source}, {table.unit.replace(' %', '')}; {table.note}.")
     return Table(title, tuple(rows), _columns(rows), tuple(notes))
+
+
+def differences(
+    env: str, methods: Mapping[str, Array], baseline: Array, margin: float | None = None
+) -> dict[str, tuple[Estimate | float, str]]:
+    """By method its mean minus that of ``baseline`` and the verdict on it, of all methods together (Holm).
+
+    By Welch's t; where seeds of either are at the cap of ``env``, by Fisher's exact test of the shares that are there.
+    """
+    found: dict[str, Difference] = {}
+    ps: list[float] = []
+    capped = set()
+    for method, values in methods.items():
+        shares = [(at_cap(env, of), len(of)) for of in (values, baseline)]
+        found[method] = welch(Sample.of(values), Sample.of(baseline))
+        if any(share for share, _ in shares):
+            capped.add(method)
+            counts = [(round(share.value * seeds) if share else 0, seeds) for share, seeds in shares]
+            ps.append(fisher(*counts))
+        else:
+            ps.append(found[method].p)
+    texts: dict[str, tuple[Estimate | float, str]] = {}
+    for (method, each), p in zip(found.items(), holm(ps), strict=True):
+        if method in capped or math.isnan(each.error):
+            word = verdict(each, p).word
+            texts[method] = (each.value, word)
+        else:
+            texts[method] = (each.interval, str(verdict(each, p, margin)))
+    return texts
+
+
+def share_text(share: Estimate, seeds: int) -> str:
+    """A share of seeds with its interval, as counts.
+
+    >>> share_text(Estimate(0.6, 0.147, 0.947), 5)
+    '3 of 5 [0.15, 0.95]'
+    """
+    return f"{round(share.value * seeds)} of {seeds} [{share.low:.2f}, {share.high:.2f}]"
 
 
 def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | None = None) -> Table | None:
@@ -245,19 +298,25 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
             numbers |= {name: stratified_estimate(runs, estimator) for name, estimator in statistics.AGGREGATES.items()}
         if reference is not None and method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement(runs, reference)
-        rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers, [*runs, *(reference or ())])))
+        rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers)))
     if not any(row.numbers for row in rows) or (scale == "none" and len(envs) == 1):
         return None
-    unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "none": ""}[scale]
+    unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "own_sac": ", 1 is SAC here", "none": ""}[scale]
     over = counted(len(envs), "environment") if len(envs) > 1 else envs[0]
     return Table(f"{SCALE_NAMES[scale]} over {over}{unit}", tuple(rows), _columns(rows))
 
 
 def _notes(board: Scoreboard) -> list[str]:
-    notes = ["In brackets: 95% stratified-bootstrap interval over runs; none where all runs are alike or there is one."]
+    notes = [
+        "In brackets: 95% interval over runs: of the mean on one environment Student's t, of shares Clopper and "
+        f"Pearson's, of aggregates a stratified bootstrap from {statistics.BOOTSTRAP_RUNS} runs on; none where all "
+        "runs are alike or at the cap."
+    ]
     if board.scale == "sac":
         frames = amount(sac_frames(board.frames))
         notes.append(f"SAC-normalized: random actions 0, Dopamine's SAC at {frames} frames (MuJoCo v2) 1.")
+    if board.scale == "own_sac":
+        notes.append("own-SAC-normalized: random actions 0, the mean of the best SAC among these runs 1.")
     if any(env.lower() in ("atari/videopinball", "atari/video_pinball") for env in board.envs):
         notes.append("VideoPinball's random score is 16256.9 here, 0 in rliable's table: compare means with care.")
     return notes
@@ -290,21 +349,16 @@ def frames_text(frames: Sequence[int]) -> str:
     return " to ".join(dict.fromkeys(map(amount, (min(frames), max(frames)))))
 
 
-def _honest(numbers: Mapping[str, Estimate | float], compared: Iterable[Array]) -> dict[str, Estimate | float]:
-    """``numbers`` without intervals of no width: those of single runs, which say nothing of certainty.
-
-    A probability of 1 keeps its own, ``[1, 1]``, where several unlike runs are ``compared``.
-    """
-    unlike = any(len(set(each.tolist())) > 1 for each in compared)
-    kept = [name for name in numbers if unlike and name.startswith("P(> ")]
+def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:
+    """``numbers`` without intervals of no width, which say nothing of certainty."""
     return {
-        name: number.value if isinstance(number, Estimate) and number.is_flat and name not in kept else number
+        name: number.value if isinstance(number, Estimate) and number.is_flat else number
         for name, number in numbers.items()
     }
 
 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
-    names = dict.fromkeys(name for row in rows for name in row.numbers)
+    names = dict.fromkeys(name for row in rows for name in (*row.numbers, *row.words))
     # The papers' columns last, whichever row came first.
     return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in published_names()))))
 

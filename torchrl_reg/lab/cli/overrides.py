@@ -28,7 +28,7 @@ def as_hydra_reads(words: Iterable[str], config_class: type) -> list[str]:
     """``words`` in Hydra's grammar: a path with ``=`` is quoted, and an integer may be written ``1e6``.
 
     Raises:
-        UserError: for ``--tau=1``, as other command lines are written.
+        UserError: for ``--tau=1``, as other command lines are written, and a preset without its method.
 
     >>> from torchrl_reg.lab import RecipeConfig
     >>> as_hydra_reads(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e4", "-m"], RecipeConfig)
@@ -46,7 +46,18 @@ def as_hydra_reads(words: Iterable[str], config_class: type) -> list[str]:
         elif _is_whole(kinds.get(name)):
             word = f"{name}={re.sub(_NUMBER, _whole, value)}"
         found.append(word)
+    _check_preset(words, config_class)
     return found
+
+
+def _check_preset(words: Iterable[str], config_class: Any) -> None:
+    """Refuses a preset of methods without one of them."""
+    chosen, needed = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in words}, config_class.paper_needs
+    if "paper" in chosen and needed and chosen.isdisjoint(needed):
+        method, *slots = needed
+        paper = next(word for word in words if word.lstrip("+").startswith("paper="))
+        file_names = f"{paper} must come with +{method}=<choice>, which its file names"
+        raise UserError(f"{file_names}, or a choice of {', '.join(slots)}, got none.")
 
 
 _NUMBER = r"(?<![\w.])\d+(?:\.\d*)?(?:[eE]\+?\d+)?(?![\w.])"

@@ -20,6 +20,7 @@ from torchrl_reg.lab.printable import printable
 COMMANDS = {
     "run": "trains a recipe, run m_iqn algo.lr=1e-4 for one; without a name, lists them",
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
+    "results": "the tables of a Markdown page, made from rows that table --save wrote",
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
     "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
     "launch": "starts a sweep: one array on SLURM, or the same runs on this machine",

@@ -21,15 +21,20 @@ Item = TypeVar("Item")
 
 def add_selection(parser: argparse.ArgumentParser, folders: str = "+") -> None:
     """Folders (``nargs``), filters, the column and the label; what a run's score is, its scale and the baseline."""
-    parser.add_argument("results", nargs=folders, metavar="FOLDER", help="folders with runs below them: results/NAME")
+    parser.add_argument(
+        "results",
+        nargs=folders,
+        metavar="FOLDER",
+        help="folders with runs below them: results/NAME; or files of rows that `table --save` wrote",
+    )
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
     parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
     parser.add_argument("--column", help=f"metric: {EVALUATION} (default), {TRAINING_RETURNS[0]}, action_gap, ...")
     add_ignore(parser)
     parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
     parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
-    parser.add_argument("--normalize", default="auto", metavar="SCALE", help="human, sac, none or auto (default)")
-    parser.add_argument("--baseline", metavar="METHOD", help="probability of improvement over this label")
+    parser.add_argument("--normalize", default="auto", metavar="SCALE", help="human, sac, own_sac, none or auto")
+    parser.add_argument("--baseline", metavar="METHOD", help="the method that the others are compared with")
     parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.protocols import protocol_table
 from torchrl_reg.lab.analysis.published import published_names
+from torchrl_reg.lab.analysis.rows import row_of, write_rows
+from torchrl_reg.lab.analysis.runs import TRAINING_RETURNS
 from torchrl_reg.lab.analysis.scores import EVALUATION, Scoreboard, group_scores, scale_of
 from torchrl_reg.lab.analysis.tables import FORMATS, Table, aggregate_table, environment_table, warnings
 from torchrl_reg.lab.commands.selection import add_selection, selected_gaps, selected_groups, warn
@@ -22,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser, folders="*")
     parser.set_defaults(refuse=parser.error)
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="(default: %(default)s)")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="ROWS.jsonl",
+        help="write a row for each finished run into this file, instead of a table",
+    )
     parser.add_argument(
         "--published",
         nargs="?",
@@ -40,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.published, arguments.results = _PROTOCOLS, [asked, *arguments.results]
     if not arguments.results:
         arguments.refuse("the following arguments are required: FOLDER")
+    if arguments.save is not None:
+        _save(arguments)
+        return 0
     if arguments.published == _PROTOCOLS:
         tables = [_beside_published(arguments)]
     else:
@@ -47,6 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
         tables = _tables(arguments, selected_groups(arguments))
     print(FORMATS[arguments.format](tables), end="")
     return 0
+
+
+def _save(arguments: argparse.Namespace) -> None:
+    """Writes rows of the finished runs and prints the file's path."""
+    if arguments.save.suffix != ".jsonl":
+        raise UserError(f"save must name a file that ends in .jsonl, got {arguments.save}.")
+    arguments.column = TRAINING_RETURNS[0]  # so that training rows are read, too
+    runs = [run for group in selected_groups(arguments) for run in group.runs]
+    unfinished = [run for run in runs if run.done is None]
+    warn(f"left out: {run.path} is not finished" for run in unfinished)
+    write_rows(arguments.save, [row_of(run) for run in runs if run.done is not None])
+    print(arguments.save)
 
 
 def _tables(arguments: argparse.Namespace, groups: list[Group]) -> list[Table]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -110,8 +110,19 @@ def _split(rows: TensorDictBase, size: int) -> list[TensorDictBase]:
     return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]
 
 
+def select(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDict:
+    """``batch.select(*keys, strict=False)`` of tensors, at a tenth of the cost."""
+    return unchecked_tensordict(_entries(batch, keys, lambda value: value), batch.batch_size, device=batch.device)
+
+
 def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDictBase:
     """The entries ``keys`` present in ``batch [N, T]``, as rows ``[T * N]``: all environments, step by step."""
+    rows = _entries(batch, keys, lambda value: value.transpose(0, 1).flatten(0, 1))
+    return unchecked_tensordict(rows, [batch.numel()], device=batch.device)
+
+
+def _entries(batch: TensorDictBase, keys: Iterable[NestedKey], change: Callable[[Tensor], Tensor]) -> dict[Any, Any]:
+    """The changed entries ``keys`` of ``batch``, nested as there; without those that are absent."""
     found: dict[Any, Any] = {}
     for key in keys:
         value = entry(batch, key)
@@ -121,8 +132,8 @@ def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDict
         place = found
         for part in path:
             place = place.setdefault(part, {})
-        place[name] = value.transpose(0, 1).flatten(0, 1)
-    return unchecked_tensordict(found, [batch.numel()], device=batch.device)
+        place[name] = change(value)
+    return found
 
 
 class TransitionStorage(LazyTensorStorage):

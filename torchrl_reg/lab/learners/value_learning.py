@@ -14,7 +14,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.learner import Learner, Learning, optimizer_of, scale_rewards
-from torchrl_reg.lab.learners.replay import StratifiedSampler, make_replay, rows_in_time, store
+from torchrl_reg.lab.learners.replay import StratifiedSampler, make_replay, rows_in_time, select, store
 from torchrl_reg.lab.learners.schedules import EpsilonSchedule, LinearSchedule
 from torchrl_reg.lab.run.run import Run
 from torchrl_reg.modules.n_step import NStepTransform
@@ -36,7 +36,7 @@ class ValueLearning(Learning):
     anneal_learning_rate: bool = True  # linearly to 0 over the run: steadier at the end on CartPole; off in presets
     rms_decay: float = 0.95  # of the running averages of rmsprop, per update
     adam_eps: float = 1e-5  # of any; 3.125e-4 in [C, D]: slower and less steady at 1e-3 (recipes/NEGATIVE_RESULTS.md)
-    batch_size: int = 32  # transitions [C, D]
+    batch_size: int = 32  # transitions [D]; 128 in [C]
     max_grad_norm: float | None = None  # clip of the gradients' global norm; null: none
     replay_capacity: int = 50_000  # transitions [C, CartPole]
     priority_exponent: float = 0.0  # of prioritized replay: probabilities follow priority ** this; 0 is uniform
@@ -135,6 +135,8 @@ class ValueLearner(Learner):
             UserError: a first batch of fewer than ``algo.n_steps`` steps.
         """
         scale_rewards(self.algo, batch)
-        rows = batch if self.n_step is None else self.n_step.inv(batch)
-        require(rows is not None, "algo.collect_steps", f">= {self.algo.n_steps}, algo.n_steps", batch.shape[-1])
-        store(self.replay, rows_in_time(rows, [*self.loss.in_keys, "steps_to_next_obs"]))
+        rows, keys = batch, [*self.loss.in_keys, "steps_to_next_obs"]
+        if self.n_step is not None:
+            rows = self.n_step.complete(select(batch, [*keys, ("next", "reward"), ("next", "done")]))
+            require(rows is not None, "algo.collect_steps", f">= {self.algo.n_steps}, algo.n_steps", batch.shape[-1])
+        store(self.replay, rows_in_time(rows, keys))

@@ -12,6 +12,7 @@ import torch
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
+from torchrl_reg.lab.run.provenance import compiled
 from torchrl_reg.lab.run.run_folder import RunFolder
 from torchrl_reg.lab.run.streams import set_up_cpu
 
@@ -52,8 +53,9 @@ class Recorded:
 
     def _close(self, facts: dict[str, Any]) -> Path:
         """Writes ``done.json`` with the ``facts`` beside what every run says of its end."""
-        wall_seconds, evaluation = self._logger.wall_seconds(), self._logger.last_evaluation
-        self._folder.close({"frames": self.frames, "wall_seconds": wall_seconds, "evaluation": evaluation, **facts})
+        times = {"wall_seconds": self._logger.wall_seconds(), "cpu_seconds": self._logger.cpu_seconds()}
+        facts = {"evaluation": self._logger.last_evaluation, "compiled": compiled(), **facts}
+        self._folder.close({"frames": self.frames, **times, **facts})
         self.say(f"finished: {self.path}")
         return self.path
 

@@ -14,10 +14,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.collectors import fast_vector, plain_policy
-from torchrl_reg.collectors.fast import restarted
+from torchrl_reg.collectors.fast import restart_finished
 from torchrl_reg.lab.agents.description import Undescribed, described, modules_of
 from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
 from torchrl_reg.lab.agents.pictures import draw_without_display
@@ -131,8 +131,7 @@ def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> It
 
 def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase) -> Iterator[tuple[Tensor, Tensor]]:
     """The same on a CPU, without a TensorDict at every step."""
-    explores = exploration_type() == ExplorationType.RANDOM
-    act = plain_policy(policy, vector.num_envs, torch.device("cpu"), explores=explores)
+    act = plain_policy(policy)
     observation, dtype = state["observation"], env.observation_spec["observation"].dtype
     action_spec = env.full_action_spec["action"]
     flags = {name: state[name] for name in ("done", "terminated", "truncated")}
@@ -143,7 +142,7 @@ def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase
         observation, done = torch.as_tensor(found, dtype=dtype), terminated | truncated
         yield torch.from_numpy(np.asarray(reward).astype(np.float32)), torch.from_numpy(done)
         if done.any():
-            observation = restarted(vector, observation, done)
+            observation = restart_finished(vector, observation, done)
 
 
 LONGEST = 2_000  # steps of an episode that are filmed

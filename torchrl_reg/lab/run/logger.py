@@ -57,6 +57,7 @@ class RunLogger:
         self._logged_at = self._evaluated_at = 0
         self._progress, self._seed = Progress(0, enabled=False), 0
         self._wall_before, self._wall_start = 0.0, time.perf_counter()
+        self._cpu_before, self._cpu_start = 0.0, time.process_time()
         self._speed_mark = (0, self._wall_start)
 
     def start(self, total_frames: int, frames: int) -> None:
@@ -180,16 +181,22 @@ class RunLogger:
         """Seconds this run has taken; earlier processes count up to their last checkpoint."""
         return self._wall_before + time.perf_counter() - self._wall_start
 
+    def cpu_seconds(self) -> float:
+        """This run's share of the processor time, alike for all seeds of a process; earlier processes as above."""
+        worker = current_worker()
+        return self._cpu_before + (time.process_time() - self._cpu_start) / (1 if worker is None else worker.count)
+
     def state_dict(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in _KEPT}
         parts = {"means": self._means.state_dict(), "metrics": self._metrics.mark()}
-        return {**state, **parts, "wall_seconds": self.wall_seconds()}
+        return {**state, **parts, "wall_seconds": self.wall_seconds(), "cpu_seconds": self.cpu_seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in _KEPT:
             setattr(self, name, state[name])
         self._means.load_state_dict(state["means"])
         self._mark, self._wall_before = state["metrics"], state["wall_seconds"]
+        self._cpu_before = state["cpu_seconds"]
 
 
 def _open_views(names: Sequence[str], path: Path) -> list[Logger]:

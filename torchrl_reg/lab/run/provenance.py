@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -39,9 +40,26 @@ def provenance(device: torch.device, recipe: type) -> dict[str, Any]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "slurm": {name: os.environ[name] for name in _SLURM_VARIABLES if name in os.environ},
     }
+
+
+def processor() -> str:
+    """The processor's model, ``"AMD EPYC 9R45"``; what the system calls it where that is not known."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def compiled() -> bool:
+    """Whether ``torch.compile`` has compiled anything in this process: ``run.compile=null`` decides by itself."""
+    utils = sys.modules.get("torch._dynamo.utils")  # imported by the first compilation
+    counters = getattr(utils, "counters", {})
+    return bool(counters.get("stats", {}).get("unique_graphs", 0))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -61,6 +79,7 @@ def _telling(start: dict[str, Any]) -> dict[str, str | None]:
         "commit": start.get("commit") and str(start["commit"])[:10],
         "the user's commit": users.get("commit") and str(users["commit"])[:10],
         "device": start.get("device"),
+        "processor": start.get("processor"),
         "threads": start.get("threads"),
     }
 

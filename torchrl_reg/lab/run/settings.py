@@ -78,10 +78,12 @@ class RecipeConfig:
 
     ``defaults`` is Hydra's defaults list, behind ``_self_``: a group is a folder of ``conf/``, and later entries
     override earlier ones, so ``env`` comes behind ``net``: an environment may bring its network.
+    ``paper_needs`` are groups of which one must be chosen beside a paper's preset: else it would be the default method.
     ``objective`` is the column of the last evaluation that a search over settings (Hydra's sweepers) is told.
     """
 
     defaults: ClassVar[list[Any]] = [{"net": "mlp"}, {"env": "cartpole"}]
+    paper_needs: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = "return_greedy_mean"
 
     run: RunSettings = field(default_factory=RunSettings)

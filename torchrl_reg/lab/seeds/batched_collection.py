@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torchrl.modules import EGreedyModule, QValueModule
 
-from torchrl_reg.collectors.fast import FastCollector, State, epsilon_draws, policy_parts
+from torchrl_reg.collectors.fast import FastCollector
 from torchrl_reg.compat import is_listened_to
 from torchrl_reg.lab.seeds.batched_update import shared_stack
 from torchrl_reg.lab.seeds.workers import Worker
+from torchrl_reg.modules.acting import State, has_plain
 from torchrl_reg.modules.ensembles import stack_layers
 from torchrl_reg.modules.layers import layer_by_layer
 
@@ -49,14 +49,14 @@ class _BatchedCollection:
     """Collects for all workers, as long as none has finished and all losses are stacked."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker, self._stack = worker, shared_stack(worker)  # any worker will do: each knows how many there are
+        self._worker, self._stack = worker, shared_stack(worker)  # that of any worker: each has the number of all
         self._refused = False
-        self._made: tuple[object, StackedCollector] | None = None  # with the stack that its network is of
+        self._held: tuple[object, StackedCollector] | None = None  # with the stack that its network is of
 
     def is_possible(self, collector: FastCollector) -> bool:
         """True where it is worth waiting for the others."""
         possible = not self._refused and self._stack.stacked is not None and self._worker.companions > 1
-        if possible and self._made is None:
+        if possible and self._held is None:
             try:
                 drawing(collector)
             except ValueError:
@@ -68,20 +68,12 @@ class _BatchedCollection:
         collectors, stacked = [collector for collector, _ in shares], self._stack.stacked
         if len(shares) == self._worker.companions == len(self._stack.losses):
             try:
-                if self._made is None or self._made[0] is not stacked or self._made[1].collectors != collectors:
-                    self._made = stacked, StackedCollector(collectors, stacked.parameter)
-                return self._made[1].batches([draws for _, draws in shares]).split(collectors[0].num_envs)
+                if self._held is None or self._held[0] is not stacked or self._held[1].collectors != collectors:
+                    self._held = stacked, StackedCollector(collectors, stacked.parameter)
+                return self._held[1].batches([draws for _, draws in shares]).split(collectors[0].num_envs)
             except ValueError:
                 self._refused = True
         return [None] * len(shares)
-
-
-class _Explorer(NamedTuple):
-    """The parts of epsilon-greedy exploration around a Q-network."""
-
-    network: Any
-    greedy: Any
-    exploration: Any
 
 
 def drawing(collector: FastCollector) -> Callable[[], Draws]:
@@ -90,11 +82,11 @@ def drawing(collector: FastCollector) -> Callable[[], Draws]:
     Raises:
         ValueError: its policy is not epsilon-greedy in a Q-network.
     """
-    draw = epsilon_draws(_explorer(collector).exploration, collector.num_envs)
+    _, exploration = _parts(collector)
     steps = collector.frames_per_batch // collector.num_envs
 
     def batch() -> Draws:
-        explores, actions = zip(*[draw() for _ in range(steps)], strict=True)
+        explores, actions = zip(*[exploration.draw(collector.num_envs) for _ in range(steps)], strict=True)
         return torch.stack(explores), torch.stack(actions)
 
     return batch
@@ -118,13 +110,16 @@ class StackedCollector(FastCollector):
         self._bind_policy()
         self.num_envs = sum(collector.num_envs for collector in collectors)
         self.frames_per_batch = sum(collector.frames_per_batch for collector in collectors)
-        self._vector: Any = _Group([collector._vector for collector in collectors])
-        self._network = layer_by_layer(_stacked_network(self._explorer.network.module, whole))
+        self._vector: Any = _VectorGroup([collector._vector for collector in collectors])
+        actor, self._exploration = _parts(collectors[0])
+        stacked = _ForEachSeed(_stacked_network(actor.network, whole), len(collectors))
+        self._actor = copy.deepcopy(actor, {id(actor.network): stacked})  # with that network in place of its own
 
     def _bind_policy(self) -> None:
-        """Takes the parts of the policies; hooks that were put on one since are refused."""
-        self._explorer = [_explorer(each) for each in self.collectors][0]
-        self._listened, self._act = list(map(len, self._hooks)), self._act_for_all
+        """Refuses hooks that were put on a policy since."""
+        for each in self.collectors:
+            _parts(each)
+        self._hook_counts, self._act = list(map(len, self._hooks)), self._act_for_all
 
     def batches(self, draws: Sequence[Draws]) -> TensorDict:
         """``[S * N, T]``, collector by collector, made with the random numbers ``draws``."""
@@ -138,15 +133,22 @@ class StackedCollector(FastCollector):
         return batch
 
     def _act_for_all(self, state: State) -> None:
-        q_key, (action_key, _, chosen_key) = self._explorer.greedy.in_keys[0], self._explorer.greedy.out_keys
-        inputs = state[self._explorer.network.in_keys[0]]
-        q = self._network(inputs.unflatten(0, (len(self.collectors), -1))).flatten(0, 1)
-        greedy, (explores, random) = q.argmax(-1), next(self._draws)
-        state[q_key], state[chosen_key] = q, q.gather(-1, greedy.unsqueeze(-1))
-        state[action_key] = torch.where(explores, random, greedy)
+        self._actor.plain(state)
+        self._exploration.plain(state, next(self._draws))
 
 
-class _Group:
+class _ForEachSeed(nn.Module):
+    """A stacked network of inputs ``[S * N, ...]``, seed by seed."""
+
+    def __init__(self, stacked: nn.Module, seeds: int) -> None:
+        super().__init__()
+        self._call, self._seeds = layer_by_layer(stacked), seeds
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._call(*(x.unflatten(0, (self._seeds, -1)) for x in inputs)).flatten(0, 1)
+
+
+class _VectorGroup:
     """Vector environments as one: stepped in turn or, those that can be ``joined``, together inside ``with``."""
 
     def __init__(self, vectors: Sequence[VectorEnv]) -> None:
@@ -184,18 +186,16 @@ class _Group:
         return first, {}
 
 
-def _explorer(collector: FastCollector) -> _Explorer:
-    parts = policy_parts(collector.policy)
-    kinds = [type(part) for part in parts]
-    hooked = any(is_listened_to(module) for part in parts if isinstance(part, nn.Module) for module in part.modules())
-    drawing = any(getattr(module, "draws", False) for module in parts[0].modules()) if len(parts) == 3 else True
-    if drawing or kinds[1:] != [QValueModule, EGreedyModule] or len(parts[0].in_keys) != 1 or hooked:
-        raise ValueError("policy must be epsilon-greedy in a Q-network of one observation, without hooks, got another.")
-    greedy, exploration = parts[1:]
-    masked = greedy.action_mask_key is not None or exploration.action_mask_key is not None
-    if masked or greedy.action_space != "categorical" or list(parts[0].out_keys) != list(greedy.in_keys):
-        raise ValueError("policy must choose among all actions, by their number, got another.")
-    return _Explorer(*parts)
+def _parts(collector: FastCollector) -> tuple[Any, Any]:
+    """Its policy's actor, whose ``network`` can be another, and its exploration, which can ``draw`` beforehand."""
+    policy: Any = collector.policy
+    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
+    parts = list(getattr(policy, "module", ())) if modules else []
+    plain = len(parts) == 2 and all(has_plain(type(each)) for each in (policy, *parts))  # type: ignore[arg-type]
+    separate = plain and hasattr(parts[0], "network") and hasattr(parts[1], "draw") and not parts[1].action_mask_key
+    if not separate or any(is_listened_to(each) or getattr(each, "draws", False) for each in modules):
+        raise ValueError("policy must be epsilon-greedy in a Q-network, without masks or hooks, got another.")
+    return parts[0], parts[1]
 
 
 def _stacked_network(network: nn.Module, whole: Callable[[nn.Parameter], nn.Parameter]) -> nn.Module:

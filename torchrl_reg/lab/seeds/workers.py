@@ -56,6 +56,11 @@ class Worker(greenlet):
         """Number of workers still running, this one included."""
         return sum(not worker.dead for worker in self._workers.workers)
 
+    @property
+    def count(self) -> int:
+        """Number of workers, those that have ended among them."""
+        return len(self._workers.workers)
+
     def shared(self, name: str, make: Callable[[], T]) -> T:
         """The object all workers share under ``name``, made by the first that asks for it."""
         shared = self._workers.shared

@@ -57,7 +57,7 @@ def test_hovering_reads_out_values_and_the_legend_hides(browser, page):
     rows = browser.evaluate(texts)
     # The last frame; tau=0.1 alpha=0.9: 1 + 0.9 + {0, 1, 2} + 4, best first.
     assert rows[0].strip() == "500 frames" and len(rows) == 5
-    assert rows[1] == "m_dqn tau=0.1 alpha=0.9 (3) 6.9 [5.9, 7.9]"
+    assert rows[1] == "m_dqn tau=0.1 alpha=0.9 (3) 6.9 [4.416, 9.384]"
     button = "document.querySelectorAll('.legend button')[0]"
     center = f"(() => {{ const r = {button}.getBoundingClientRect(); return [r.left + 20, r.top + 8] }})()"
     browser.evaluate("window.scrollTo(0, 0)")

@@ -17,7 +17,8 @@ from torchrl_reg.lab.analysis.groups import Group, short_name, shown
 from torchrl_reg.lab.analysis.report.sweep import Sweep
 from torchrl_reg.lab.analysis.runs import is_number
 from torchrl_reg.lab.analysis.scores import Scoreboard, scale_of, scores_of
-from torchrl_reg.lab.analysis.statistics import Array, mean, stratified_estimate
+from torchrl_reg.lab.analysis.statistics import Array, Estimate, mean, stratified_estimate
+from torchrl_reg.lab.analysis.tables import differences
 
 #: Heading of the column over all environments.
 ALL = "all, scaled IQM"
@@ -41,7 +42,7 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
     common = ~np.isnan(values).any(0)
     beyond = every > min(frames[-1] for frames, _ in curves)
     x, shared = _averaged(every[common], values[:, common].T, _CURVE_POINTS)
-    band = statistics.stratified_bootstrap(shared, [len(curves)], statistics.mean, resamples=_RESAMPLES)
+    band = statistics.interval_band(shared, [len(curves)], statistics.mean, resamples=_RESAMPLES)
     more = _averaged(every[beyond], np.nanmean(values[:, beyond], 0), _CURVE_POINTS)
     low, high = band[1:] if len(curves) > 1 else (None, None)
     return Line(f"{group.method} ({len(curves)})", series, x, band[0], low, high, *more)
@@ -131,21 +132,30 @@ def summary_table(sweep: Sweep) -> dict[str, Any]:
 def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, Any] | str]:
     """By method its score, whether of ``several`` runs and the ``best``, and a ``bar``; or ``"unfinished"``.
 
-    A best score is one whose interval lies above those of all others; that of one run has no width and says nothing.
-    A bar is low, high and value in percent of the column's span.
+    A best score is the highest where it differs from all others at 5% (Holm); over all environments, where its
+    interval lies above all others. A bar is low, high and value in percent of the column's span.
     """
     estimator = statistics.interquartile_mean if name == ALL else statistics.mean
     counts = {method: sum(map(len, runs)) for method, runs in column.items()}
     there = {m: stratified_estimate(column[m], estimator, resamples=_RESAMPLES) for m, count in counts.items() if count}
     low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)
     found: dict[str, dict[str, Any] | str] = dict.fromkeys(column, "unfinished")
+    top = max(there, key=lambda method: there[method].value, default=None)
     for method, score in there.items():
-        others = [other for other in there if other != method]
-        above = all(score.low > there[other].high for other in others)
-        best = bool(others) and above and all(counts[each] > 1 for each in there)
+        best = method == top and _stands_out(method, {m: column[m] for m in there}, there, name)
         ends = ((end - low) / (high - low) * 100 for end in (score.low, score.high, score.value)) if high > low else ()
-        found[method] = {"score": score, "several": counts[method] > 1, "best": best, "bar": tuple(ends)}
+        found[method] = {"score": score, "several": not score.is_flat, "best": best, "bar": tuple(ends)}
     return found
+
+
+def _stands_out(method: str, column: Mapping[str, list[Array]], scores: Mapping[str, Estimate], name: str) -> bool:
+    """Whether the highest score differs from all others."""
+    others = [other for other in column if other != method]
+    if name == ALL:
+        flat = any(score.is_flat for score in scores.values())
+        return bool(others) and not flat and all(scores[method].low > scores[other].high for other in others)
+    found = differences(name, {other: column[other][0] for other in others}, column[method][0])
+    return bool(found) and all(word == "below" for _, word in found.values())
 
 
 def _seeds(method: str, sweep: Sweep) -> list[tuple[str, str]]:

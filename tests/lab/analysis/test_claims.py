@@ -1,0 +1,166 @@
+"""Verdicts by the rules of recipes/claims.yaml, on rows whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("yaml")
+
+from torchrl_reg.lab.analysis.claims import Finding, judged, solved_share
+from torchrl_reg.lab.analysis.documents import read_yaml
+from torchrl_reg.lab.errors import UserError
+
+CLAIMS = {each["id"]: each for each in read_yaml(Path(__file__).parents[3] / "recipes/claims.yaml")["claims"]}
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def of(claim: str, rows: Rows) -> Finding:
+    ((_, found),) = judged([CLAIMS[claim]], rows)
+    return found
+
+
+def runs(claim: str, mean: Callable[[str, str], float], spread: float = 1.0, **more: Any) -> Rows:
+    """Rows of every arm, task and seed of a claim, normal around ``mean(arm, task)``."""
+    experiment, random, found = CLAIMS[claim]["experiment"], np.random.default_rng(0), []
+    arms = {
+        "peng": {"algo.correct": False, "regularizer.name": "none", "shaping.name": "none"},
+        "corrected": {"algo.correct": True, "regularizer.name": "none", "shaping.name": "none"},
+        "entropy_corrected": {"algo.correct": True, "regularizer.name": "entropy", "shaping.name": "none"},
+        "sparsemax_corrected": {"algo.correct": True, "regularizer.name": "tsallis", "shaping.name": "none"},
+        "advantage_gap_corrected": {"algo.correct": True, "regularizer.name": "none", "shaping.name": "advantage_gap"},
+        "munchausen_corrected": {"algo.correct": True, "regularizer.name": "entropy", "shaping.name": "munchausen"},
+        "munchausen_peng": {"algo.correct": False, "regularizer.name": "entropy", "shaping.name": "munchausen"},
+        "iq": {"algo.alpha": 0.0, "policy.name": "multicategorical"},
+        "iq multicategorical": {"algo.alpha": 0.0, "policy.name": "multicategorical"},
+        "m_iq": {"algo.alpha": 0.9, "policy.name": "multicategorical"},
+        "iq gaussian": {"algo.alpha": 0.0, "policy.name": "gaussian"},
+    }
+    for task in experiment.get("games") or experiment["tasks"]:
+        for arm in CLAIMS[claim]["arms"]:
+            for seed in (*CLAIMS[claim]["seeds"], 99):  # the last is judged by nobody
+                value = random.normal(mean(arm, task), spread) if seed != 99 else 1e6
+                config = arms.get(arm, {"algo.method": arm})
+                script = "recipes/iq.py" if "iq" in arm.split("_") + arm.split() else "recipes/x.py"
+                row = {"method": arm, "script": script, "env": f"x/{task}", "seed": seed, "config": config}
+                scores = {"last_100": [value, 100], "greedy": [value, 20]}
+                found.append(
+                    row | {"frames": experiment.get("frames", 1), "wall_seconds": 60.0, "scores": scores} | more
+                )
+    return {experiment["judge"]: found}
+
+
+def test_m_dqn_needs_two_games_above_and_none_below() -> None:
+    two = {"asterix": 9.0, "breakout": 9.0, "space_invaders": 0.0}
+    for ahead, word in ((two, "shown"), (two | {"space_invaders": -9.0}, "undecided at this scale")):
+        found = of("m_dqn_over_dqn", runs("m_dqn_over_dqn", lambda arm, task, a=ahead: a[task] * (arm == "m_dqn")))
+        assert found.word == word and found.numbers.count("m_dqn - dqn on") == 3
+    below = runs("m_dqn_over_dqn", lambda arm, task: -9.0 * (arm == "m_dqn"))
+    assert of("m_dqn_over_dqn", below).word == "contradicted"
+    near = of("m_dqn_over_dqn", runs("m_dqn_over_dqn", lambda arm, task: 0.5 * (arm == "m_dqn")))
+    assert near.word == "undecided at this scale" and "seeds would decide" in near.numbers
+
+
+def test_no_verdict_before_every_seed_has_run() -> None:
+    rows = runs("m_dqn_over_dqn", lambda arm, task: 9.0 * (arm == "m_dqn"))
+    del rows["answers_minatar"][0]
+    hours = {"study": "hours", "sweep": "dqn_minatar", "hours": 50, "runs": 50, "frames": 1_000_000}
+    found = of("m_dqn_over_dqn", rows | {"before": [hours]})
+    assert found.word == "not run yet" and "takes about 60 h of a core" in found.numbers  # 4 arms, 3 games, 5 seeds
+    assert "sweep=answers_minatar_search" in found.numbers
+    short = runs("m_dqn_over_dqn", lambda arm, task: 9.0 * (arm == "m_dqn"), frames=500_000)
+    assert of("m_dqn_over_dqn", short).word == "not run yet", "of 1M frames"
+
+
+def test_a_seed_counts_once() -> None:
+    rows = runs("m_dqn_over_dqn", lambda arm, task: 9.0 * (arm == "m_dqn"))
+    rows["answers_minatar"].append(rows["answers_minatar"][0] | {"commit": "another"})
+    with pytest.raises(UserError, match="must hold each seed of dqn on asterix once, at one setting, got several"):
+        of("m_dqn_over_dqn", rows)
+
+
+def test_shares_that_solve_are_compared_in_the_claimed_order() -> None:
+    claim, solved = "m_iqn_over_rainbow_over_iqn", {"cartpole": 500.0, "acrobot": -80.0}
+    order = {"m_iqn": 0.0, "rainbow": 0.0, "iqn": -400.0, "dqn": 0.0, "m_dqn": 0.0}
+    shown = of(claim, runs(claim, lambda arm, task: solved[task] + order[arm]))
+    assert shown.word == "shown" and "m_iqn 20/20, iqn 0/20 on cartpole" in shown.numbers
+    assert "rainbow - iqn on acrobot: +" in shown.numbers and "iqn on cartpole: " not in shown.numbers
+    against = of(claim, runs(claim, lambda arm, task: solved[task] - 400 * (arm == "m_iqn")))
+    assert against.word == "contradicted"
+    assert of(claim, runs(claim, lambda arm, task: solved[task])).word == "undecided at this scale"
+    assert solved_share(np.array([475.0, 474.9]), "cartpole").value == 0.5
+
+
+def test_pqn_is_judged_over_all_games() -> None:
+    arms = ("munchausen_peng",)
+    found = of("pqn_regularized", runs("pqn_regularized", lambda arm, task: 150.0 if arm in arms else 100.0))
+    assert (
+        found.word == "shown" and "munchausen_peng 1.50" in found.numbers and "entropy_corrected 1.0" in found.numbers
+    )
+    assert found.numbers.count("munchausen_corrected - entropy_corrected on") == 5
+    for value, word in ((60.0, "contradicted"), (100.0, "undecided at this scale")):
+        rows = runs("pqn_regularized", lambda arm, task, v=value: 100.0 if arm in ("peng", "corrected") else v)
+        assert of("pqn_regularized", rows).word == word
+    one_below = runs(
+        "pqn_regularized",
+        lambda arm, task: 50.0 if arm in arms and task == "asterix" else 150.0 if arm in arms else 100.0,
+    )
+    assert of("pqn_regularized", one_below).word != "shown", "one game is significantly below"
+
+
+def test_neighbours_and_single_pairs() -> None:
+    ranks = {"mirl": 9.0, "sql_m": 6.0, "sql": 3.0, "dqn": 0.0}
+    assert of("mirl_deep", runs("mirl_deep", lambda arm, task: ranks[arm])).word == "shown"
+    assert of("mirl_deep", runs("mirl_deep", lambda arm, task: -ranks[arm])).word == "contradicted"
+    gaussian = of("multicategorical", runs("multicategorical", lambda arm, task: 9.0 * ("multi" in arm)))
+    assert gaussian.word == "shown"
+    below = of("iq_against_sac", runs("iq_against_sac", lambda arm, task: 9.0 * (arm == "sac")))
+    assert below.word == "contradicted" and below.numbers.count(";") == 3
+
+
+def test_temperature_against_weight() -> None:
+    def rows(of_tau: float, of_alpha: float) -> Rows:
+        random = np.random.default_rng(0)
+        found = [
+            {"seed": seed, "config": {"algo.tau": tau, "algo.alpha": alpha}}
+            | {"scores": {"greedy": [of_tau * np.log10(tau) + of_alpha * alpha + random.normal(), 20]}}
+            for tau in (0.001, 0.01, 0.1, 1.0)
+            for alpha in (0.0, 0.9)
+            for seed in (10, 11, 12, 13, 14)
+        ]
+        return {"answers_iq_pendulum": found}
+
+    assert of("tau_over_alpha", rows(5.0, 1.0)).word == "shown"
+    assert of("tau_over_alpha", rows(0.1, 9.0)).word == "undecided at this scale"
+
+
+def test_exact_claims_and_studies() -> None:
+    def exact(claim: str, **measures: float) -> dict[str, list[dict[str, Any]]]:
+        return {"exact": [{"study": "exact", "claim": claim, "measure": m, "value": v} for m, v in measures.items()]}
+
+    kl = {"largest difference of a probability": 1e-14}
+    assert of("munchausen_is_kl", exact("munchausen_is_kl", **kl)).word == "shown"
+    assert of("munchausen_is_kl", exact("munchausen_is_kl", **{next(iter(kl)): 1e-9})).word == "contradicted"
+    gap = {"study": "exact", "claim": "action_gap", "measure": "factor", "at": 0.9, "value": 10.0, "claimed": 19.0}
+    assert of("action_gap", {"exact": [gap]}).word == "contradicted"
+    assert of("action_gap", {"exact": [gap | {"value": 19.0}]}).word == "shown"
+    assert of("soft_q_iteration", exact("soft_q_iteration", **{"smallest gain": 0.1})).numbers.startswith(
+        "a row is missing"
+    )
+    trees = [
+        {"study": "ments_trees", "measure": m, "simulations": n, "mean": -1.0, "low": -1.2, "high": -0.8, "seeds": 100}
+        for m in ("value error", "regret")
+        for n in (100, 2000)
+    ]
+    assert of("ments_over_uct", {"before": trees}).word == "shown"
+    trees[0] |= {"mean": 1.0, "low": 0.8, "high": 1.2}
+    assert of("ments_over_uct", {"before": trees}).word == "undecided at this scale"
+
+
+def test_every_claim_has_a_verdict_without_any_row() -> None:
+    words = {finding.word for _, finding in judged(list(CLAIMS.values()), {})}
+    assert words == {"not run yet", "needs a GPU"}

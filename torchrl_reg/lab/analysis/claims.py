@@ -1,0 +1,404 @@
+"""What the sources claim, judged from rows by the rules of ``recipes/claims.yaml``, written before the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from torchrl_reg.lab.analysis.inference import Difference, Sample, Verdict, fisher, holm, share_estimate, verdict, welch
+from torchrl_reg.lab.analysis.numbers import hours
+from torchrl_reg.lab.analysis.rows import Row
+from torchrl_reg.lab.analysis.statistics import Array, Estimate, interquartile_mean, stratified_estimate
+from torchrl_reg.lab.errors import UserError
+
+#: Rows by the file that they are in.
+Rows = Mapping[str, Sequence[Row]]
+Claim = Mapping[str, Any]
+#: Which runs an arm has, by its name in claims.yaml; else those of the method of that name.
+_ARMS: dict[str, dict[str, Any]] = {
+    "peng": {"algo.correct": False, "regularizer.name": "none", "shaping.name": "none"},
+    "corrected": {"algo.correct": True, "regularizer.name": "none", "shaping.name": "none"},
+    "entropy_corrected": {"algo.correct": True, "regularizer.name": "entropy", "shaping.name": "none"},
+    "sparsemax_corrected": {"algo.correct": True, "regularizer.name": "tsallis", "shaping.name": "none"},
+    "advantage_gap_corrected": {"algo.correct": True, "shaping.name": "advantage_gap"},
+    "munchausen_corrected": {"algo.correct": True, "shaping.name": "munchausen"},
+    "munchausen_peng": {"algo.correct": False, "shaping.name": "munchausen"},
+    **{name: {"algo.method": name} for name in ("mirl", "sql_m", "sql")},
+    "iq": {"script": "recipes/iq.py", "algo.alpha": 0.0, "policy.name": "multicategorical"},
+    "m_iq": {"script": "recipes/iq.py", "algo.alpha": 0.9, "policy.name": "multicategorical"},
+    "iq gaussian": {"script": "recipes/iq.py", "algo.alpha": 0.0, "policy.name": "gaussian"},
+}
+_ARMS["iq multicategorical"] = _ARMS["iq"]
+#: Greedy returns from which on a seed has solved a task.
+SOLVED = {"cartpole": 475.0, "acrobot": -100.0}
+SCORES = {"last100": "last_100", "last greedy": "greedy"}
+OPEN = "not run yet"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on a claim.
+
+    Args:
+        word: ``shown``, ``contradicted``, ``undecided at this scale``, ``not run yet`` or ``needs a GPU``.
+        numbers: what it rests on, in a line.
+    """
+
+    word: str
+    numbers: str
+
+
+def judged(claims: Sequence[Claim], rows: Rows) -> list[tuple[Claim, Finding]]:
+    """Every claim with its verdict."""
+    return [(claim, _judged(claim, rows)) for claim in claims]
+
+
+def _judged(claim: Claim, rows: Rows) -> Finding:
+    try:
+        return _RULES.get(claim["id"], _without_rule)(claim, rows)
+    except KeyError as error:
+        return Finding(OPEN, f"a row is missing: {error}")
+
+
+def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
+    """Scores of the seeds that are judged, ``[n]``; empty where none ran.
+
+    Raises:
+        UserError: a seed is there twice, at two settings or commits.
+    """
+    experiment, frames = claim["experiment"], claim["experiment"].get("frames")
+    wanted = _ARMS.get(arm, {"method": arm})
+    if arm == "dqn" and "mirl" in claim["arms"]:
+        wanted = {"algo.method": "dqn"}
+    found = [
+        row
+        for row in rows.get(experiment["judge"], ())
+        if row["env"].rpartition("/")[2] == task
+        and row["seed"] in claim["seeds"]
+        and (frames is None or row["frames"] >= 0.99 * frames)
+        and all((row["config"] | row).get(key) == value for key, value in wanted.items())
+    ]
+    if len({row["seed"] for row in found}) < len(found):
+        raise UserError(
+            f"{experiment['judge']} must hold each seed of {arm} on {task} once, at one setting, got several."
+        )
+    return np.array([row["scores"][SCORES[claim["score"]]][0] for row in found], np.float64)
+
+
+def _not_run(claim: Claim, rows: Rows) -> Finding:
+    experiment = claim["experiment"]
+    sweeps = [f"`sweep={experiment[name]}`" for name in ("search", "judge") if name in experiment]
+    if done := len(rows.get(experiment.get("search", ""), ())):
+        sweeps[0] += f" ({done} runs done)"
+    if done := len(rows.get(experiment["judge"], ())):
+        sweeps[-1] += f" ({done} runs done)"
+    seconds = _seconds_to_judge(claim, rows)
+    about = "" if seconds is None else f"; `{experiment['judge']}` takes about {hours(seconds)} of a core"
+    return Finding(OPEN, f"`torchrl-reg launch cluster=local` with {', then '.join(sweeps)}{about}")
+
+
+#: Where no search has run yet: a sweep of before whose runs took about as long a frame.
+_LIKE = {"answers_minatar": "dqn_minatar", "answers_mirl": "dqn_minatar", "answers_iq": "dopamine_mujoco"}
+
+
+def _seconds_to_judge(claim: Claim, rows: Rows) -> float | None:
+    """Of all runs that a claim is judged by, at the speed of its search or of a sweep alike."""
+    experiment, search = claim["experiment"], rows.get(claim["experiment"].get("search", ""), ())
+    if "frames" not in experiment or "arms" not in claim:
+        return None
+    tasks = experiment.get("games") or experiment["tasks"]
+    frames = len(claim["arms"]) * len(tasks) * len(claim["seeds"]) * experiment["frames"]
+    if search:  # at its fastest, as a busy machine slows many
+        return min((row["cpu_seconds"] or row["wall_seconds"]) / row["frames"] for row in search) * frames
+    known = [row for row in _study(rows, "hours") if row["sweep"] == _LIKE.get(experiment["judge"])]
+    return known[0]["hours"] * 3600 / known[0]["runs"] / known[0]["frames"] * frames if known else None
+
+
+def _without_rule(claim: Claim, rows: Rows) -> Finding:
+    experiment = claim["experiment"]
+    how = experiment.get("command") or (f"sweep={experiment['sweep']}" if "sweep" in experiment else "")
+    return Finding(OPEN, experiment.get("none", f"`{how}`" if how else ""))
+
+
+def _compared(
+    claim: Claim, rows: Rows, pairs: Iterable[tuple[str, str, str]]
+) -> list[tuple[str, Difference, Verdict]] | None:
+    """Differences of (arm, arm, task), all together by Holm; None where an arm lacks seeds."""
+    found = []
+    for one, other, task in pairs:
+        x, y = (arm_scores(claim, rows, arm, task) for arm in (one, other))
+        if min(len(x), len(y)) < len(claim["seeds"]):
+            return None
+        found.append((f"{one} - {other} on {task}", welch(Sample.of(x), Sample.of(y))))
+    ps = holm([each.p for _, each in found])
+    return [(name, each, verdict(each, p)) for (name, each), p in zip(found, ps, strict=True)]
+
+
+def _lines(found: Iterable[tuple[str, Difference, Verdict]]) -> str:
+    texts = []
+    for name, each, said in found:
+        value, low, high = each.interval
+        texts.append(f"{name}: {value:+.3g} [{low:+.3g}, {high:+.3g}], {said}")
+    return "; ".join(texts)
+
+
+def _by_words(found: list[tuple[str, Difference, Verdict]], shown: int, contradicted: int = 1) -> Finding:
+    """Shown with ``shown`` above and none below, contradicted with so many below and none above."""
+    words = [said.word for *_, said in found]
+    above, below = words.count("above"), words.count("below")
+    word = "undecided at this scale"
+    if above >= shown and not below:
+        word = "shown"
+    elif below >= contradicted and (not above or contradicted == 1):
+        word = "contradicted"
+    return Finding(word, _lines(found))
+
+
+def _pairs_rule(
+    pairs: Callable[[Claim], list[tuple[str, str, str]]], shown: int, contradicted: int = 1
+) -> Callable[[Claim, Rows], Finding]:
+    def rule(claim: Claim, rows: Rows) -> Finding:
+        found = _compared(claim, rows, pairs(claim))
+        return _not_run(claim, rows) if found is None else _by_words(found, shown, contradicted)
+
+    return rule
+
+
+def _solved(claim: Claim, rows: Rows) -> Finding:
+    """Shares of seeds that solve, in the claimed order: each pair by Fisher's test, Holm over all."""
+    pairs = [
+        (one, other, task)
+        for task in claim["experiment"]["tasks"]
+        for one, other in (("m_iqn", "rainbow"), ("rainbow", "iqn"), ("m_iqn", "iqn"))
+    ]
+    found = []
+    for one, other, task in pairs:
+        values = [arm_scores(claim, rows, arm, task) for arm in (one, other)]
+        if min(map(len, values)) < len(claim["seeds"]):
+            return _not_run(claim, rows)
+        counts = [(int((each >= SOLVED[task]).sum()), len(each)) for each in values]
+        found.append((one, other, task, counts, fisher(*counts)))
+    signs = []
+    texts = []
+    for (one, other, task, (x, y), _), p in zip(found, holm([each[-1] for each in found]), strict=True):
+        ahead = x[0] / x[1] - y[0] / y[1]
+        signs.append((one, other, 0 if p >= 0.05 else 1 if ahead > 0 else -1))
+        texts.append(f"{one} {x[0]}/{x[1]}, {other} {y[0]}/{y[1]} on {task} (p {p:.2g})")
+    against = any(sign < 0 for *_, sign in signs)
+    ahead = any(sign > 0 for one, other, sign in signs if (one, other) == ("m_iqn", "iqn"))
+    word = "contradicted" if against else "shown" if ahead else "undecided at this scale"
+    means = _compared(claim, rows, [pair for pair in pairs if pair[-1] == "acrobot"])  # which has no cap
+    return Finding(word, "; ".join([*texts, *([_lines(means)] if means else [])]))
+
+
+def _pqn(claim: Claim, rows: Rows) -> Finding:
+    """IQM of returns divided by plain PQN's mean of the game, and each game by Welch, Holm over the arms within it."""
+    games = claim["experiment"]["games"]
+    scores = {(arm, game): arm_scores(claim, rows, arm, game) for arm in claim["arms"] for game in games}
+    if min(map(len, scores.values())) < len(claim["seeds"]):
+        return _not_run(claim, rows)
+    arms = [arm for arm in claim["arms"] if arm != "peng"]
+    below: set[str] = set()
+    for game in games:
+        found = [welch(*(Sample.of(scores[each, game]) for each in (arm, "peng"))) for arm in arms]
+        ps = holm([each.p for each in found])
+        below |= {arm for arm, each, p in zip(arms, found, ps, strict=True) if p < 0.05 and each.value < 0}
+    words, texts = [], []
+    for arm in arms:
+        ratios = [scores[arm, game] / scores["peng", game].mean() for game in games]
+        value, low, high = stratified_estimate(ratios, interquartile_mean)
+        word = "shown" if low > 1 and arm not in below else "contradicted" if high < 1 else "undecided"
+        texts.append(f"{arm} {value:.2f} [{low:.2f}, {high:.2f}], {word}")
+        if arm != "corrected":  # no regularizer
+            words.append(word)
+    word = (
+        "shown" if "shown" in words else "contradicted" if set(words) == {"contradicted"} else "undecided at this scale"
+    )
+    term = _compared(claim, rows, [("munchausen_corrected", "entropy_corrected", game) for game in games])
+    return Finding(word, f"IQM over plain PQN: {'; '.join(texts)}; what the term adds: {_lines(term or ())}")
+
+
+def _tau_over_alpha(claim: Claim, rows: Rows) -> Finding:
+    """The smaller range over tau exceeds the larger one over alpha, in 95% of draws over seeds."""
+    cells: dict[tuple[float, float], list[float]] = {}
+    for row in rows.get(claim["experiment"]["judge"], ()):
+        if row["seed"] in claim["seeds"]:
+            place = (float(row["config"]["algo.tau"]), float(row["config"]["algo.alpha"]))
+            cells.setdefault(place, []).append(row["scores"]["greedy"][0])
+    taus, alphas = (sorted({place[i] for place in cells}) for i in (0, 1))
+    if len(cells) < 4 or len(cells) < len(taus) * len(alphas) or min(map(len, cells.values())) < len(claim["seeds"]):
+        return _not_run(claim, rows)
+    random, draws = np.random.default_rng(0), 2_000
+    means = np.empty((len(taus), len(alphas), draws + 1))
+    for (tau, alpha), values in cells.items():
+        picks = random.integers(len(values), size=(draws, len(values)))
+        place = taus.index(tau), alphas.index(alpha)
+        means[place] = [np.mean(values), *np.array(values)[picks].mean(1)]
+    ahead = np.ptp(means, axis=0).min(0) - np.ptp(means, axis=1).max(0)
+    share = float((ahead[1:] > 0).mean())
+    word = "shown" if ahead[0] > 0 and share >= 0.95 else "undecided at this scale"
+    return Finding(word, f"range over tau minus range over alpha {ahead[0]:+.3g}, above 0 in {share:.0%} of draws")
+
+
+# ------------------------------------------------------------ decided in tables and by studies
+
+
+def _study(rows: Rows, name: str) -> list[Row]:
+    return [row for each in rows.values() for row in each if row.get("study") == name]
+
+
+def _exact(claim: Claim, rows: Rows) -> Finding:
+    found = [row for row in _study(rows, "exact") if row["claim"] == claim["id"]]
+    at = [f"{row['measure']} {row['value']:.3g}{_at(row)}" for row in found]
+    values = {(row["measure"], row.get("at")): row["value"] for row in found}
+    if not found:
+        return Finding(OPEN, "`python -m recipes.studies.exact recipes/results/exact.jsonl`")
+    if claim["id"] == "munchausen_is_kl":
+        holds = max(values.values()) < 1e-10
+        losses = [row for row in _study(rows, "theory_errors") if row["errors"] == "independent"]
+        at += [f"loss under independent errors, {row['method']}: {row['mean']:.3g}" for row in losses]
+    elif claim["id"] == "soft_q_iteration":
+        holds = values["largest ratio of distances", None] <= 0.9 and min(values.values()) > -1e-9
+    else:
+        gambles = _study(rows, "theory_gamble")
+        at += [
+            f"pseudo-likelihood takes a bet of no gain with probability {r['mean']:g} (tau {r['tau']:g})"
+            for r in gambles
+        ]
+        entropies = [values["entropy over ln A", scale] for scale in (0.1, 1.0, 10.0)]
+        holds = (
+            entropies[0] > entropies[1] + 0.1 > entropies[2] + 0.2
+            and values["VIREL's entropy in the end", None] < 0.01
+            and all(row["mean"] > 0.5 for row in gambles)
+        )
+    return Finding("shown" if holds else "contradicted", f"in tables: {'; '.join(at)}")
+
+
+def _at(row: Row) -> str:
+    claimed = f", claimed {row['claimed']:.3g}" if "claimed" in row else ""
+    return f" (at {row['at']:g}{claimed})" if "at" in row else f" ({claimed[2:]})" if claimed else ""
+
+
+def _gap(claim: Claim, rows: Rows) -> Finding:
+    found = [row for row in _study(rows, "exact") if row["claim"] == claim["id"]]
+    if not found:
+        return Finding(OPEN, "`python -m recipes.studies.exact recipes/results/exact.jsonl`")
+    holds = all(abs(row["value"] / row["claimed"] - 1) < 1e-3 for row in found)
+    texts = [f"alpha {row['at']:g}: {row['value']:.3g}, claimed {row['claimed']:.3g}" for row in found]
+    return Finding("shown" if holds else "contradicted", f"in tables the factor is 1 / (1 - alpha): {'; '.join(texts)}")
+
+
+def interval_difference(one: Row, other: Row) -> Difference:
+    """Welch's difference of two means of which only 95% intervals are left, of 20 values and more each."""
+    samples = [
+        Sample(row["mean"], (row["high"] - row["low"]) / 2 / 1.96 * float(np.sqrt(row["seeds"])), row["seeds"])
+        for row in (one, other)
+    ]
+    return welch(*samples)
+
+
+def _grids(claim: Claim, rows: Rows) -> Finding:
+    found = {
+        (row["world"], row["method"]): row for row in _study(rows, "mirl_grid") if row["measure"] == "reward per step"
+    }
+    if not found:
+        return _without_rule(claim, rows)
+    order = ("MIRL", "SQL_m", "SQL", "Q-learning")
+    worlds = list(dict.fromkeys(world for world, _ in found))
+    pairs = [(world, one, other) for world in worlds for one, other in pairwise(order)]
+    each = [interval_difference(found[world, one], found[world, other]) for world, one, other in pairs]
+    said = [verdict(a, p) for a, p in zip(each, holm([a.p for a in each]), strict=True)]
+    texts = [
+        f"{one} - {other} on {world} {a.value:+.3f}, {v.word}"
+        for (world, one, other), a, v in zip(pairs, each, said, strict=True)
+    ]
+    words = [v.word for v in said]
+    word = "contradicted" if "below" in words else "shown" if set(words) == {"above"} else "undecided at this scale"
+    return Finding(word, "reward per step while learning: " + "; ".join(texts))
+
+
+def _trees(claim: Claim, rows: Rows) -> Finding:
+    kinds = _study(rows, "ments_trees")
+    if not kinds:
+        return _without_rule(claim, rows)
+    texts, ahead = [], {}
+    for measure in ("value error", "regret"):
+        for simulations in (100, 2000):
+            found = [row for row in kinds if row["measure"] == measure and row["simulations"] == simulations]
+            ps = holm([_paired_p(row) for row in found])
+            better = sum(p < 0.05 and row["mean"] < 0 for p, row in zip(ps, found, strict=True))
+            worse = sum(p < 0.05 and row["mean"] > 0 for p, row in zip(ps, found, strict=True))
+            ahead[measure, simulations] = (better, worse)
+            texts.append(
+                f"{measure} at {simulations:,} simulations: better on {better} of {len(found)}, worse on {worse}"
+            )
+    both = all(better for better, _ in ahead.values()) and not any(worse for _, worse in ahead.values())
+    return Finding("shown" if both else "undecided at this scale", "kinds of trees: " + "; ".join(texts))
+
+
+def _paired_p(row: Row) -> float:
+    """Of a mean of paired differences over 100 trees whose 95% interval is left."""
+    error = (row["high"] - row["low"]) / 2 / 1.96
+    return Difference(row["mean"], error, row["seeds"] - 1, float("nan")).p
+
+
+def _stein(claim: Claim, rows: Rows) -> Finding:
+    found = [row for row in _study(rows, "multigoal") if "low" in row]
+    if not found:
+        return _without_rule(claim, rows)
+    (row,) = found
+    share = f"{row['low']:.0%} to {row['high']:.0%} of {row['episodes']} episodes at each of four goals"
+    rest = "composition exact in tables; latent policies: one seed, no head start"
+    return Finding("undecided at this scale", f"modes: {share}, {row['seeds']} seeds; {rest}")
+
+
+def _gpu(claim: Claim, rows: Rows) -> Finding:
+    sweep = claim["experiment"]["sweep"]
+    found = _study(rows, "ments_minatar")
+    small = ", ".join(f"{row['method']} {row['mean']:g}" for row in found)
+    return Finding("needs a GPU", f"`sweep={sweep}`" + (f"; MinAtar Breakout, one network: {small}" if small else ""))
+
+
+def _virel(claim: Claim, rows: Rows) -> Finding:
+    judge, task = rows.get(claim["experiment"]["judge"], ()), "mujoco/halfcheetah"
+    scores = {
+        method: np.array([r["scores"]["last_100"][0] for r in judge if (r["method"], r["env"]) == (method, task)])
+        for method in ("virel", "sac")
+    }
+    if min(map(len, scores.values())) < 3:
+        return Finding(OPEN, f"`torchrl-reg launch cluster=local sweep={claim['experiment']['sweep']}`")
+    found = welch(*(Sample.of(each) for each in scores.values()))
+    said = verdict(found)
+    word = {"above": "shown", "below": "contradicted"}.get(said.word, "undecided at this scale")
+    return Finding(word, _lines([("virel - sac on halfcheetah", found, said)]))
+
+
+def solved_share(values: Array, task: str) -> Estimate:
+    """The share of seeds that solve ``task``, with its interval."""
+    return share_estimate(int((values >= SOLVED[task]).sum()), len(values))
+
+
+_RULES: dict[str, Callable[[Claim, Rows], Finding]] = {
+    "m_dqn_over_dqn": _pairs_rule(lambda c: [("m_dqn", "dqn", game) for game in c["experiment"]["games"]], 2, 2),
+    "m_iqn_over_rainbow_over_iqn": _solved,
+    "munchausen_is_kl": _exact,
+    "action_gap": _gap,
+    "pqn_regularized": _pqn,
+    "mirl_grids": _grids,
+    "mirl_deep": _pairs_rule(lambda c: [(a, b, c["experiment"]["games"][0]) for a, b in pairwise(c["arms"])], 3),
+    "iq_against_sac": _pairs_rule(
+        lambda c: [(a, b, t) for t in c["experiment"]["tasks"] for a, b in (("iq", "sac"), ("m_iq", "iq"))], 4
+    ),
+    "multicategorical": _pairs_rule(lambda c: [("iq multicategorical", "iq gaussian", "hopper")], 1),
+    "tau_over_alpha": _tau_over_alpha,
+    "soft_q_iteration": _exact,
+    "stein_sampler": _stein,
+    "ments_over_uct": _trees,
+    "ments_games": _gpu,
+    "virel_sac": _virel,
+    "reward_scale": _exact,
+}

@@ -1,0 +1,66 @@
+"""Tables and figures in Markdown between markers: ``<!-- table: NAME -->`` ... ``<!-- end -->``, made from rows."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torchrl_reg.lab.analysis.documents import hint, read_text
+from torchrl_reg.lab.errors import UserError
+
+#: Name of a table -> its Markdown; a name in a marker may be followed by a word, which is handed over.
+Tables = Mapping[str, Callable[[str], str]]
+_MARKED = re.compile(r"<!-- table: (\w+) ?([^>]*?) ?-->(.*?)<!-- end -->", re.S)
+
+
+def filled(text: str, tables: Tables, where: str) -> str:
+    """``text`` with every marked table made again; one that begins on the marker's line stays on it.
+
+    Raises:
+        UserError: a marker that names no table, or none at all.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, word, old = match.groups()
+        if name not in tables:
+            raise UserError(f"{where} must mark tables that exist, got {name!r}.{hint(name, tables)}")
+        new = tables[name](word)
+        marker = f"<!-- table: {f'{name} {word}'.strip()} -->"
+        return f"{marker}\n\n{new.strip()}\n\n<!-- end -->" if old.startswith("\n") else f"{marker}{new}<!-- end -->"
+
+    found, count = _MARKED.subn(fill, text)
+    if not count:
+        raise UserError(f"{where} must hold a marker such as <!-- table: {next(iter(tables))} -->, got none.")
+    return found
+
+
+def edited(text: str, made: str, where: str) -> Iterator[str]:
+    """A sentence on each table of ``text`` that is not as ``made`` from the rows: the first line that differs."""
+    for old, new in zip(_MARKED.finditer(text), _MARKED.finditer(made), strict=True):
+        if old[0] == new[0]:
+            continue
+        changes = list(difflib.ndiff(old[0].splitlines(), new[0].splitlines()))
+        page, rows = (next((line[2:] for line in changes if line.startswith(sign)), "nothing") for sign in "-+")
+        yield (
+            f"{where}, table {old[1]}{old[2] and ' '}{old[2]}: the page has {page.strip()!r} and the rows give "
+            f"{rows.strip()!r}; the table was edited by hand or a row was changed or deleted."
+        )
+
+
+def write_page(path: Path, tables: Tables, *, default: str | None = None) -> Path:
+    """Fills the tables of the page at ``path``; without the file, of a new page that shows ``default``.
+
+    Raises:
+        UserError: no such page, or as :func:`filled`.
+    """
+    text = read_text(path)
+    if not text:
+        if default is None:
+            raise UserError(f"page must be an existing file, got {path}.")
+        text = f"<!-- table: {default} -->\n<!-- end -->\n"
+    made = filled(text, tables, str(path))
+    if made != text:
+        path.write_text(made, encoding="utf-8")
+    return path

@@ -1,0 +1,255 @@
+"""Rows: what a finished run leaves for documents, one JSON object a line, small enough for the repository.
+
+A file begins with a line for every recipe in it, ``{"base": "recipes/pqn.py", "config": {...}, ...}``: the resolved
+settings and the machine of the first run saved. Then comes a line for every method and task, ``{"group": DIGEST}``,
+whose ``config`` holds what differs from the base, and below it its runs, a line each, with what differs from both. So
+lines stay short, and a file is whole by itself; their order is the same in whatever order runs were saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_reg.lab.analysis.documents import read_text
+from torchrl_reg.lab.analysis.runs import Column, RunRecord
+from torchrl_reg.lab.errors import UserError
+
+Row = dict[str, Any]
+#: Points of a curve, and its columns: the first of each that a run has.
+POINTS = 20
+_CURVES = {"return": ("return_last_100",), "td_error": ("td_error",), "entropy": ("entropy",), "gap": ("action_gap",)}
+#: What tells runs apart; two rows that agree in these are one run and must agree in everything.
+KEY = ("method", "env", "digest", "seed", "commit")
+#: What a base line holds for the runs of its recipe that do not hold another.
+_OF_BASE = ("versions", "processor", "device", "threads", "compiled", "config")
+#: What a line of a method and task holds for its runs.
+_OF_GROUP = ("method", "script", "env", "settings")
+_ORDER = (
+    *("digest", *_OF_GROUP, "seed", "commit", "frames", *_OF_BASE[:-1]),
+    *("wall_seconds", "cpu_seconds", "scores", "curve", "config"),
+)
+_VERSIONS = ("python", "torch", "torchrl", "tensordict", "numpy", "gymnasium")
+#: Overrides that name a place or a display, not what is computed.
+_NOT_TYPED = ("run.dir", "run.seed", "run.seeds", "run.progress", "run.threads", "run.device", "run.loggers")
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Twelve digits for all resolved settings: equal for equal settings, whatever the defaults were.
+
+    >>> digest({"algo.tau": 0.03, "algo.alpha": 1}) == digest({"algo.alpha": 1.0, "algo.tau": 0.03})
+    True
+    """
+    numbers = {key: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for key, v in config.items()}
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def row_of(run: RunRecord) -> Row:
+    """The row of a finished run, its ``config`` whole.
+
+    ``settings`` are those typed, ``scores`` values with the number of episodes behind each (``last_row``: with the
+    frames since the row before), ``curve`` holds twenty points of a column, each the mean of a twentieth of the run.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    if run.done is None:
+        raise UserError(f"{run.path} must be a finished run to be saved, got one without done.json.")
+    start = run.starts[-1] if run.starts else {}
+    versions = start.get("versions") or {}
+    commits = run.short_commits
+    row: Row = {"method": run.recipe, "script": run.script, "env": run.env, "settings": _typed(run.command)}
+    row |= {
+        "digest": digest(run.config | {"script": run.script}),
+        "seed": run.seed,
+        "commit": " ".join(commits),
+        "frames": run.frames,
+    }
+    row |= {"versions": {name: versions[name] for name in _VERSIONS if name in versions}}
+    row |= {name: start.get(name) for name in ("processor", "device", "threads")}
+    row |= {"compiled": run.done.get("compiled"), "wall_seconds": _short(run.wall_seconds)}
+    row |= {"cpu_seconds": _short(run.done.get("cpu_seconds")), "scores": _scores(run), "curve": _curves(run)}
+    row["config"] = run.config
+    return {name: row[name] for name in _ORDER}
+
+
+def _typed(command: str) -> str:
+    """The overrides in a command, without those of places and seeds."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    place = next((i for i, word in enumerate(words) if word.endswith(".py")), 2 if words[:2] == _RUN else len(words))
+    typed = [word for word in words[place + 1 :] if "=" in word and word.partition("=")[0] not in _NOT_TYPED]
+    return shlex.join(typed)
+
+
+_RUN = ["torchrl-reg", "run"]
+
+
+def _short(value: Any) -> float | None:
+    """``value`` to five digits; None for what is no finite number."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(f"{value:.5g}")
+
+
+def _scores(run: RunRecord) -> dict[str, list[float | None]]:
+    columns, found = run.all_columns, {}
+    for name in ("greedy", "sampled"):
+        _, values = columns.get("eval", {}).get(f"return_{name}_mean", (None, np.zeros(0)))
+        if len(values):
+            found[name] = [_short(float(values[-1])), run.config.get("run.eval_episodes")]
+    train = columns.get("train", {})
+    for name, column in (("last_100", "return_last_100"), ("last_row", "return_mean")):
+        frames, values = train.get(column, (np.zeros(0), np.zeros(0)))
+        if len(values):
+            every = int(frames[-1] - frames[-2]) if len(frames) > 1 else int(frames[-1])
+            episodes = train.get("episodes", (None, np.zeros(0)))[1]
+            count = every if name == "last_row" else int(min(100, np.nansum(episodes))) if len(episodes) else None
+            found[name] = [_short(float(values[-1])), count]
+    return found
+
+
+def _curves(run: RunRecord) -> dict[str, list[float | None]]:
+    found = {}
+    for name, columns in _CURVES.items():
+        frames, values = next(
+            (c for column in columns if len((c := run.training(column))[0])), (np.zeros(0), np.zeros(0))
+        )
+        if len(frames):
+            window = np.clip(np.ceil(frames / run.frames * POINTS).astype(int) - 1, 0, POINTS - 1)
+            means = [values[window == i].mean() if (window == i).any() else math.nan for i in range(POINTS)]
+            found[name] = [None if math.isnan(each) else float(f"{each:.3g}") for each in means]
+    return found
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, whole; none without the file.
+
+    Raises:
+        UserError: a line is no row, or lacks its base or group.
+    """
+    bases, groups, rows = _parsed(path)
+    found = []
+    for row in rows:
+        if "digest" in row:
+            group = groups[row["digest"]]
+            base = bases[group["script"]]
+            merged = base["config"] | group["config"]
+            config = {key: value for key, value in merged.items() if value != _ABSENT}
+            row = {name: (base | group | row | {"config": config})[name] for name in _ORDER}
+        found.append(row)
+    return found
+
+
+#: Stands for a setting that the base has and a run lacks.
+_ABSENT = "(absent)"
+Lines = dict[str, Row]
+
+
+def _parsed(path: Path) -> tuple[Lines, Lines, list[Row]]:
+    """Bases by script, groups by digest, and the other lines."""
+    bases: Lines = {}
+    groups: Lines = {}
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if "base" in row:
+                bases[row.pop("base")] = row
+            elif "group" in row:
+                _ = bases[row["script"]]
+                groups[row.pop("group")] = row
+            else:
+                _ = groups[row["digest"]] if "digest" in row else row
+                rows.append(row)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} must hold a row a line, got {line[:60]!r} in line {number} ({error!r}).") from None
+    return bases, groups, rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes ``rows`` beside those in ``path``; saving a row again changes nothing.
+
+    Raises:
+        UserError: two rows of one run and commit differ; the message shows both.
+    """
+    found: dict[tuple[Any, ...], Row] = {}
+    bases, groups, _ = _parsed(path)
+    for row in (*read_rows(path), *rows):
+        if "digest" not in row:
+            raise UserError(f"{path} must hold rows of runs alone to take more of them, got another: {row}.")
+        key = tuple(row[name] for name in KEY)
+        known = found.setdefault(key, row)
+        if known != row:
+            names = [name for name in (known | row) if known.get(name) != row.get(name)]
+            one, other = ({name: each.get(name) for name in names} for each in (known, row))
+            who = ", ".join(f"{name}={value}" for name, value in zip(KEY, key, strict=True))
+            raise UserError(f"{path} must hold one row of each run and commit, got two of {who}: {one} and {other}.")
+        base = bases.setdefault(row["script"], {name: row[name] for name in _OF_BASE})
+        named = {name: row[name] for name in _OF_GROUP} | {"config": _against(base["config"], row["config"])}
+        groups.setdefault(row["digest"], named)
+    lines: list[Row] = [{"base": script, **base} for script, base in sorted(bases.items())]
+    last = None
+    for _, row in sorted(found.items(), key=lambda item: [str(part) for part in item[0]]):
+        group = groups[row["digest"]]
+        if row["digest"] != last:
+            lines.append({"group": row["digest"], **group})
+        shared, last = bases[row["script"]] | group | {"config": row["config"]}, row["digest"]
+        lines.append({name: value for name, value in row.items() if name not in shared or shared[name] != value})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _against(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``config`` differs from ``base``, sorted."""
+    absent = {key: _ABSENT for key in base if key not in config}
+    return dict(sorted(({k: v for k, v in config.items() if k not in base or base[k] != v} | absent).items()))
+
+
+def record_of(row: Row, path: Path) -> RunRecord:
+    """A row as the record of a run, which tables and figures take; ``path`` is where the row lies."""
+    frames, scores = row["frames"], row["scores"]
+    end = np.array([frames], np.int64)
+
+    def column(frames: Any, values: Iterable[float | None]) -> Column:
+        return np.asarray(frames, np.int64), np.array([math.nan if v is None else v for v in values], np.float64)
+
+    evaluated = {
+        f"return_{name}_mean": column(end, scores[name][:1]) for name in ("greedy", "sampled") if name in scores
+    }
+    points = np.linspace(0, frames, POINTS + 1).round()[1:]
+    train = {columns[0]: column(points, row["curve"][n]) for n, columns in _CURVES.items() if n in row["curve"]}
+    if "last_100" in scores:
+        before = train.get("return_last_100", (np.zeros(0, np.int64), np.zeros(0)))
+        train["return_last_100"] = column([*before[0][:-1], frames], [*before[1][:-1], scores["last_100"][0]])
+    if "last_row" in scores:
+        value, every = scores["last_row"]
+        train["return_mean"] = column([frames - every, frames], [None, value])
+    machine = {"versions": row["versions"], "processor": row["processor"]}
+    commits = [(commit.removesuffix("+"), commit.endswith("+")) for commit in row["commit"].split()]
+    starts = tuple({"commit": commit, "uncommitted_changes": changed, **machine} for commit, changed in commits)
+    run = RunRecord(
+        path=path / f"{row['method']}/{row['env']}/{row['digest']}/seed={row['seed']}",
+        recipe=row["method"],
+        env=row["env"],
+        seed=row["seed"],
+        config=row["config"],
+        starts=starts,
+        done={"frames": frames, "wall_seconds": row["wall_seconds"]},
+        command=row["settings"],
+        script=row["script"],
+    )
+    vars(run)["all_columns"] = {"eval": evaluated, "train": train}  # what the cached property would read
+    return run
