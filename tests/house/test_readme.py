@@ -97,9 +97,9 @@ def test_every_note_has_a_title_of_its_own() -> None:
 
 
 #: What the guide prints for a network, regularizer, head and shaping of one's own.
-OWN = ("head.network.path=my_module:my_network", "shaping=own shaping.path=my_module:SoftGap shaping.alpha=0.5")
-OWN += ("regularizer=own regularizer.path=my_module:Towards regularizer.tau=0.2",)
-OWN += ("head.path=my_module:Expectile +head.kappa=0.7",)
+OWN = ("head.network._target_=my_module.my_network", "+shaping._target_=my_module.SoftGap +shaping.alpha=0.5")
+OWN += ("regularizer._target_=my_module.Towards +regularizer.tau=0.2",)
+OWN += ("head._target_=my_module.Expectile +head.kappa=0.7",)
 
 
 def test_the_guides_own_parts_train_together_and_its_sweep_is_planned(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
 import torch
@@ -62,7 +62,7 @@ class NetSettings:
 class Config(RecipeConfig):
     """All settings of a tiny run."""
 
-    groups: ClassVar[dict[str, str]] = {"net": "small", "env": "cartpole"}
+    defaults: ClassVar[list[Any]] = [{"net": "small"}, {"env": "cartpole"}]
 
     algo: Algo = field(default_factory=Algo)
     env: EnvSettings = MISSING

@@ -76,15 +76,13 @@ class RunSettings:
 class RecipeConfig:
     """Base of a recipe's config; the recipe adds ``algo`` and may type ``env`` and ``net``.
 
-    ``groups`` maps each config group (a folder of ``conf/``) to the choice the recipe starts from.
-    Later groups override earlier ones, so ``env`` comes last: an environment may bring its network.
-    ``elsewhere`` are settings with any other ``env=`` than that of ``groups``, and with a paper's preset.
+    ``defaults`` is Hydra's defaults list, behind ``_self_``: a group is a folder of ``conf/``, and later entries
+    override earlier ones, so ``env`` comes behind ``net``: an environment may bring its network.
     ``paper_needs`` are groups of which one must be chosen beside a paper's preset: else it would be the default method.
     ``objective`` is the column of the last evaluation that a search over settings (Hydra's sweepers) is told.
     """
 
-    groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
-    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {}
+    defaults: ClassVar[list[Any]] = [{"net": "mlp"}, {"env": "cartpole"}]
     paper_needs: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = "return_greedy_mean"
 
