@@ -177,7 +177,7 @@ class QActor(Recorded, QValueActor):
     """TorchRL's :class:`~torchrl.modules.QValueActor`, which also acts on a dict of tensors and can be saved.
 
     Args:
-        module, **kwargs: as for :class:`~torchrl.modules.QValueActor`: the Q-network, ``spec``, ``in_keys``.
+        module: the Q-network. kwargs: as for :class:`~torchrl.modules.QValueActor`: ``spec``, ``in_keys``.
 
     >>> from tensordict import TensorDict
     >>> from torchrl.data import Categorical
