@@ -6,7 +6,7 @@ release moves, so that an upgrade starts with a list and not with a traceback fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -56,12 +56,14 @@ __all__ = [
     "TRANSFORM_NAMES",
     "TorchDispatchMode",
     "VALUE_ESTIMATOR_REGISTRY",
-    "allow_gradients_in_graphs",
     "backward",
     "call_hooks",
     "coerce_value_type",
+    "compile_trace",
+    "entries_of",
     "entry",
     "find_action_space",
+    "flat_entries",
     "flatten_tensors",
     "forget_updater_warning",
     "has_global_module_hooks",
@@ -71,9 +73,11 @@ __all__ = [
     "is_transformed",
     "own_compiled_call",
     "shallow_copy",
+    "trace",
     "tree_map",
     "tree_map_only",
     "unchecked_tensordict",
+    "updater_warning",
 ]
 
 #: Private methods that a subclass of LossModule has to call or override.
@@ -134,6 +138,46 @@ def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = ()
     return made
 
 
+def entries_of(tensordict: TensorDictBase) -> dict[Any, Any]:
+    """The dict in which a TensorDict keeps its entries; of any other kind a copy of them."""
+    return tensordict._tensordict if type(tensordict) is TensorDict else dict(tensordict.items())
+
+
+def flat_entries(tensordict: TensorDictBase) -> tuple[list[tuple[str, ...]], list[torch.Tensor]]:
+    """The paths and the tensors of all entries, nested ones too."""
+    names, tensors = [], []
+    for name, value in entries_of(tensordict).items():
+        if isinstance(value, TensorDictBase):
+            inner, found = flat_entries(value)
+            names += [(name, *path) for path in inner]
+            tensors += found
+        else:
+            names.append((name,))
+            tensors.append(value)
+    return names, tensors
+
+
+def trace(function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """The operations of ``function(*tensors)``, which runs once, gradients among them."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # a second of import
+
+    try:
+        return make_fx(function)(*tensors)
+    finally:
+        for tensor in tensors:  # left behind in what was written to, which could then not be copied or saved
+            vars(tensor).pop("proxy", None)
+
+
+def compile_trace(graph: torch.fx.GraphModule, tensors: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """``graph`` as code of inductor, without guards; random numbers are those of eager PyTorch.
+
+    Compiled code is kept for the next process in ``TORCHINDUCTOR_CACHE_DIR``.
+    """
+    from torch._inductor import compile  # seconds of import
+
+    return compile(graph, [*tensors], options={"fallback_random": True})
+
+
 def shallow_copy(tensordict: TensorDictBase) -> TensorDictBase:
     """``tensordict.copy()``: the same tensors under entries, nested ones too, that may be set; a tenth of the cost."""
     if type(tensordict) is not TensorDict:
@@ -179,12 +223,3 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """True if ``optimizer.step()`` has a hook, or a scheduler that counts its calls."""
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return bool(own or global_pre_hooks or global_post_hooks or "step" in vars(optimizer))
-
-
-def allow_gradients_in_graphs() -> bool:
-    """Let ``torch.compile`` trace ``torch.autograd.grad``; False where this PyTorch's cannot."""
-    config = torch._dynamo.config
-    if not hasattr(config, "trace_autograd_ops"):
-        return False
-    config.trace_autograd_ops = True
-    return True

@@ -481,6 +481,9 @@ def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
         loss.data_checks = "never"
 
 
+check_before_forward.only_checks = True  # type: ignore[attr-defined]  # so a graph may leave it out
+
+
 #: Tolerance for actions beyond their box, in widths of the box, besides the rounding of their dtype.
 BOX_TOLERANCE = 1e-5
 

@@ -136,3 +136,10 @@ class PolyakTargetUpdate(_ForeachUpdate):
         held = self._tensors()
         torch._foreach_lerp_(held.targets, held.sources, self.rate)
         self._copy_buffers(held)
+
+    def traced_step(self, rate: Tensor) -> None:
+        """The same with a 0-dimensional ``rate``, in operations for a graph."""
+        held = self._tensors()
+        moved = [t + (s - t) * rate for s, t in zip(held.sources, held.targets, strict=True)]
+        torch._foreach_copy_(held.targets, moved)
+        self._copy_buffers(held)

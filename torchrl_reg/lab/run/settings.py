@@ -32,7 +32,7 @@ class RunSettings:
     seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
     device: str = "auto"  # "auto" is cuda if available
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
-    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays off
+    compile: bool | None = None  # the whole update as one compiled graph; null: where that pays off
     bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
