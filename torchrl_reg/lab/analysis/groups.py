@@ -180,7 +180,7 @@ def short_name(key: str, keys: Iterable[str]) -> str:
     'net.num_cells'
     """
     section, _, last = key.rpartition(".")
-    if last in ("name", "path"):  # what kind it is, or the class of one's own
+    if last in ("name", "_target_"):  # what kind it is, or the class of one's own
         return section
     return key if any(other != key and other.rpartition(".")[2] == last for other in keys) else last
 

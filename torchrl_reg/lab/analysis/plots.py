@@ -26,6 +26,8 @@ from torchrl_reg.lab.errors import UserError
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Methods a legend above the panels holds, and inches a row of it takes.
 _MOST_ABOVE, _LEGEND_ROW = 12, 0.19
+#: Inches of a figure of several panels: a page 720 pixels wide shows its letters at their size.
+_PAGE = 7.2
 SUFFIXES = (".png", ".svg", ".pdf")
 #: Ours where it differs from no published score of its protocol, where it does, and where nobody published one.
 _MEETS, _MISSES, _ALONE = LIGHT[2], LIGHT[1], LIGHT[0]
@@ -53,7 +55,7 @@ def draw_learning_curves(
         raise UserError(f"results must hold evaluations of {column}, got none.")
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
     y_label = f"{name} return" if column.startswith("return_") else name
-    return draw(charts, path, columns=4 if len(charts) > 4 else 3, x_label=_FRAMES, y_label=y_label)
+    return draw(charts, path, columns=3, x_label=_FRAMES, y_label=y_label)
 
 
 def draw_aggregate_curves(
@@ -160,7 +162,7 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
     columns = min(len(rows), 3)
     lines = -(-len(rows) // columns)
     most = max(map(len, rows.values()))
-    figure = new_figure(3.1 * columns, lines * (0.75 + 0.42 * most))
+    figure = new_figure(_PAGE if columns > 1 else 4.8, lines * (0.75 + 0.42 * most))
     for place, (env, methods) in enumerate(rows.items(), 1):
         axes = styled(figure.add_subplot(lines, columns, place))
         axes.set_title(TASKS.get(env, env), fontsize=9, loc="left")
@@ -203,10 +205,8 @@ def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_labe
     found = [each for each in charts if each is not None]
     columns = min(len(found), columns)
     rows = -(-len(found) // columns)
-    width, height = (
-        (6.4, 3.6) if len(found) == 1 else (3.4 * columns, 2.9) if rows == 1 else (2.9 * columns, 2.2 * rows)
-    )
-    figure = new_figure(max(width, 4.8), height + 0.5)
+    width, height = (6.4, 3.6) if len(found) == 1 else (_PAGE, 2.9 if rows == 1 else 2.2 * rows)
+    figure = new_figure(width, height + 0.5)
     for place, each in enumerate(found, 1):
         _ink(styled(figure.add_subplot(rows, columns, place)), each)
     figure.supxlabel(x_label, fontsize=9)

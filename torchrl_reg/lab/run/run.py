@@ -45,6 +45,7 @@ class Run(Recorded):
         frames: environment frames collected so far, frame skip included.
         frames_per_step: frames per step of one environment.
         device: where the networks belong.
+        compiled: whether updates are a compiled graph; rows then say so.
         cudagraphs: whether updates are captured in CUDA graphs; the optimizer then needs ``capturable=True``.
 
     Raises:
@@ -56,6 +57,7 @@ class Run(Recorded):
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._logger, self.device)
+        self.compiled = False
         self._before = 0  # the frames before the last batch
         self._registered: list[tuple[int, Callable[[], Any]]] = []
         self._parts: dict[str, Any] = {}
@@ -261,7 +263,8 @@ class Run(Recorded):
         self._logger.load_state_dict(state["logger"])
 
     def _log_row(self) -> None:
-        row = self._logger.train(self.frames, lambda row: self._values.check_divergence(row, self._gamma))
+        compiled = {"compiled": True} if self.compiled else {}
+        row = self._logger.train(self.frames, lambda row: compiled | self._values.check_divergence(row, self._gamma))
         self._check_finite(row)
         if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
             self._warned_of_clipping = True

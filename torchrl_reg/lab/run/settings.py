@@ -32,7 +32,7 @@ class RunSettings:
     seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
     device: str = "auto"  # "auto" is cuda if available
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
-    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays off
+    compile: bool | None = None  # the whole update as one compiled graph; null: where that pays off
     bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
@@ -76,15 +76,13 @@ class RunSettings:
 class RecipeConfig:
     """Base of a recipe's config; the recipe adds ``algo`` and may type ``env`` and ``net``.
 
-    ``groups`` maps each config group (a folder of ``conf/``) to the choice the recipe starts from.
-    Later groups override earlier ones, so ``env`` comes last: an environment may bring its network.
-    ``elsewhere`` are settings with any other ``env=`` than that of ``groups``, and with a paper's preset.
+    ``defaults`` is Hydra's defaults list, behind ``_self_``: a group is a folder of ``conf/``, and later entries
+    override earlier ones, so ``env`` comes behind ``net``: an environment may bring its network.
     ``paper_needs`` are groups of which one must be chosen beside a paper's preset: else it would be the default method.
     ``objective`` is the column of the last evaluation that a search over settings (Hydra's sweepers) is told.
     """
 
-    groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
-    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {}
+    defaults: ClassVar[list[Any]] = [{"net": "mlp"}, {"env": "cartpole"}]
     paper_needs: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = "return_greedy_mean"
 
