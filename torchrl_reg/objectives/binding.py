@@ -21,7 +21,7 @@ from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
 
-from torchrl_reg.compat import BatchNorm, entry, held_tensordict
+from torchrl_reg.compat import BatchNorm, fast_get, held_tensordict
 from torchrl_reg.modules.ensembles import is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.regularizers.checks import exact_where_possible
@@ -123,7 +123,7 @@ class BoundQNetwork(BoundNetwork):
 
     def inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
         """The observations it reads at ``tensordict``."""
-        return [entry(tensordict, key) for key in self._inputs]
+        return [fast_get(tensordict, key) for key in self._inputs]
 
     def allowed(self, q: Tensor, tensordict: TensorDictBase) -> Tensor:
         """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""
@@ -140,7 +140,7 @@ class BoundQNetwork(BoundNetwork):
 
     def both(self, tensordict: TensorDictBase, *, call: Callable[..., Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``call(*observations)``, by default Q-values, at s and at s'; in one pass where that is exact."""
-        following = entry(tensordict, "next")
+        following = fast_get(tensordict, "next")
         if call is None and self._plain is not None:
             self._follow_mode()
             call = self._plain

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from torchrl_reg.compat import entry
+from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.learners.update import Update
 from torchrl_reg.lab.run.evaluation import in_eval_mode
 
@@ -32,7 +32,7 @@ def with_network_diagnostics(update: Update, actor: Any, is_due: Callable[[], bo
     def watched(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if not is_due():
             return update(minibatch)
-        states, following = minibatch.select(*actor.in_keys), entry(minibatch, "next")
+        states, following = minibatch.select(*actor.in_keys), fast_get(minibatch, "next")
         before, features = _greedy_and_features(actor, states)
         scalars = update(minibatch)
         if following is not None:
@@ -40,7 +40,7 @@ def with_network_diagnostics(update: Update, actor: Any, is_due: Callable[[], bo
         after, *later = _greedy_and_features(actor, states)[0].split(len(before))
         scalars["policy_churn"] = (before != after).to(features.dtype).mean()
         if following is not None:
-            going = ~entry(following, "terminated").reshape(after.shape)
+            going = ~fast_get(following, "terminated").reshape(after.shape)
             scalars["action_swaps"] = ((later[0] != after) & going).sum() / going.sum().clamp(min=1)
         scalars["effective_rank"] = effective_rank(features).to(features.dtype)
         scalars["dead_units"] = (features <= 0).all(0).to(features.dtype).mean()

@@ -16,7 +16,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, Sampl
 from torchrl.data.replay_buffers.storages import Storage
 from torchrl.envs import Transform
 
-from torchrl_reg.compat import entry, unchecked_tensordict
+from torchrl_reg.compat import fast_get, unchecked_tensordict
 from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.run.files import partial_path, publish
@@ -91,7 +91,7 @@ def _prioritized(replay: TensorDictReplayBuffer, size: int) -> TensorDictBase:
 
 def store(replay: TensorDictReplayBuffer, rows: TensorDictBase) -> None:
     """``replay.extend(rows)``, some 35 us faster: TorchRL copies rows for transforms even where there are none."""
-    if replay._transform or entry(rows, replay.priority_key) is not None:
+    if replay._transform or fast_get(rows, replay.priority_key) is not None:
         replay.extend(rows)
     else:
         replay._extend(rows)
@@ -125,7 +125,7 @@ def _entries(batch: TensorDictBase, keys: Iterable[NestedKey], change: Callable[
     """The changed entries ``keys`` of ``batch``, nested as there; without those that are absent."""
     found: dict[Any, Any] = {}
     for key in keys:
-        value = entry(batch, key)
+        value = fast_get(batch, key)
         if value is None:
             continue
         *path, name = (key,) if isinstance(key, str) else key
@@ -194,7 +194,7 @@ def _pairs(rows: Any, data: Any) -> list[tuple[Tensor, Tensor]] | None:
         return None
     found: list[tuple[Tensor, Tensor]] = []
     for name, held in rows.items():
-        given = entry(data, name)
+        given = fast_get(data, name)
         if not isinstance(held, Tensor):
             nested = _pairs(held, given)
             if nested is None:
