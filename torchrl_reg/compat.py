@@ -69,7 +69,7 @@ __all__ = [
     "has_global_module_hooks",
     "has_step_hooks",
     "held_tensordict",
-    "is_listened_to",
+    "has_hooks",
     "is_transformed",
     "own_compiled_call",
     "shallow_copy",
@@ -214,7 +214,7 @@ def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:
 own_compiled_call = attrgetter("_compiled_call_impl")
 
 
-def is_listened_to(module: torch.nn.Module) -> bool:
+def has_hooks(module: torch.nn.Module) -> bool:
     """True if calling ``module`` does more than its ``forward``: hooks, or a compiled form."""
     return any(call_hooks(module)) or own_compiled_call(module) is not None
 

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
-from torchrl_reg.compat import is_listened_to
+from torchrl_reg.compat import has_hooks
 from torchrl_reg.regularizers.policies import Recorded
 
 State = dict[Any, Tensor]
@@ -35,7 +35,7 @@ def plain_policy(policy: Callable[..., Any]) -> PlainPolicy:
     >>> list(state)
     ['observation', 'action_value', 'action', 'chosen_action_value']
     """
-    hooked = isinstance(policy, nn.Module) and any(map(is_listened_to, policy.modules()))
+    hooked = isinstance(policy, nn.Module) and any(map(has_hooks, policy.modules()))
     if has_plain(type(policy)) and not hooked:  # type: ignore[arg-type]
         return policy.plain  # type: ignore[attr-defined]
     return partial(act_through_tensordict, policy)

@@ -16,7 +16,7 @@ from torchrl.data import Categorical, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.compat import is_listened_to, is_transformed
+from torchrl_reg.compat import has_hooks, is_transformed
 from torchrl_reg.modules.acting import State, act, act_through_tensordict
 from torchrl_reg.modules.ensembles import is_plain, of_each_network
 from torchrl_reg.modules.layers import check_network, layer_by_layer
@@ -101,7 +101,7 @@ class ImplicitQuantileNetwork(nn.Module):
         embedded = self.embedding(cosines)
         # In the memory of the layer before where nobody else sees it, because fresh memory costs more.
         compiling = torch.compiler.is_compiling()
-        embedded = embedded.relu() if compiling or is_listened_to(self.embedding) else embedded.relu_()
+        embedded = embedded.relu() if compiling or has_hooks(self.embedding) else embedded.relu_()
         head = self.head if compiling else layer_by_layer(self.head)
         return head(_products(features, embedded, counts))
 
