@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
 from torchrl_reg.compat import has_hooks
-from torchrl_reg.regularizers.policies import Recorded
+from torchrl_reg.regularizers.policies import SavedArguments
 
 State = dict[Any, Tensor]
 #: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.
@@ -64,7 +64,7 @@ def act_through_tensordict(policy: Callable[..., Any], state: State) -> None:
         state[key] = value
 
 
-class ActorSequential(Recorded, TensorDictSequential):
+class ActorSequential(SavedArguments, TensorDictSequential):
     """A :class:`~tensordict.nn.TensorDictSequential` that also acts on a dict of tensors, one module after the other.
 
     >>> import torch

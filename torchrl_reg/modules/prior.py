@@ -20,7 +20,7 @@ from torchrl_reg.modules.acting import State
 from torchrl_reg.modules.q_actors import explores, sampled
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.coefficients import gathered_from_ranks, in_process_group
-from torchrl_reg.regularizers.policies import Recorded
+from torchrl_reg.regularizers.policies import SavedArguments
 from torchrl_reg.regularizers.prior import ActionPrior
 
 
@@ -102,7 +102,7 @@ def _time_dim(tensordict: TensorDictBase) -> int:
     return names.index("time") if "time" in names else max(tensordict.batch_dims - 1, 0)
 
 
-class PriorEGreedyModule(Recorded, EGreedyModule):
+class PriorEGreedyModule(SavedArguments, EGreedyModule):
     """Greedy in ``pi ~ rho exp(beta q)``, so in ``ln rho(a) + beta q(s, a)``; with probability eps, ``a ~ rho``.
 
     It replaces TorchRL's :class:`~torchrl.modules.EGreedyModule`, which takes the greedy action of q alone and explores

@@ -22,7 +22,7 @@ from torchrl_reg.modules.ensembles import is_plain, of_each_network
 from torchrl_reg.modules.layers import check_network, layer_by_layer
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
-from torchrl_reg.regularizers.policies import Recorded
+from torchrl_reg.regularizers.policies import SavedArguments
 
 
 class ImplicitQuantileNetwork(nn.Module):
@@ -173,7 +173,7 @@ class QuantileMean(nn.Module):
         return self.network.quantiles(features, fractions).mean(-2)
 
 
-class QActor(Recorded, QValueActor):
+class QActor(SavedArguments, QValueActor):
     """TorchRL's :class:`~torchrl.modules.QValueActor`, which also acts on a dict of tensors and can be saved.
 
     Args:
@@ -218,7 +218,7 @@ class QActor(Recorded, QValueActor):
         return {**vars(self), "_layers": None}
 
 
-class EpsilonGreedyModule(Recorded, EGreedyModule):
+class EpsilonGreedyModule(SavedArguments, EGreedyModule):
     """TorchRL's :class:`~torchrl.modules.EGreedyModule` with the same random numbers, on a dict of tensors, too.
 
     Args:
@@ -306,7 +306,7 @@ class QuantileQActor(QActor):
         return self.module[0].module.network
 
 
-class BoltzmannQActor(Recorded, TensorDictModuleBase):
+class BoltzmannQActor(SavedArguments, TensorDictModuleBase):
     """Acts with a regularizer's policy: sampled under random exploration, greedy under deterministic exploration.
 
     With a temperature that is ``pi = softmax(q / tau)``; with a prior ``pi ~ rho exp(beta q)``, and greedy in that.
