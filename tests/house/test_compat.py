@@ -104,9 +104,9 @@ def test_a_swap_is_noticed(compat: ModuleType) -> None:
     loss = DQNLoss(actor(), delay_value=False)
     params = loss.value_network_params
     assert isinstance(params, TensorDictParams)
-    held = compat.held_tensordict(params)
+    held = compat.wrapped_tensordict(params)
     with TensorDict.from_module(loss).detach().clone().to_module(loss):
-        assert compat.held_tensordict(params) is not held, "tensordict.to_module no longer replaces _param_td"
+        assert compat.wrapped_tensordict(params) is not held, "tensordict.to_module no longer replaces _param_td"
 
 
 def test_no_other_file_imports_a_private_name() -> None:

@@ -18,7 +18,7 @@ from torchrl_reg.compat import (
     VALUE_ESTIMATOR_REGISTRY,
     coerce_value_type,
     fast_get,
-    forget_updater_warning,
+    remove_updater_warning,
     shallow_copy,
     unchecked_tensordict,
 )
@@ -475,7 +475,7 @@ def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return
-    forget_updater_warning(loss)
+    remove_updater_warning(loss)
     check_data(loss, args[0])
     if loss.data_checks == "first":  # until one has passed
         loss.data_checks = "never"

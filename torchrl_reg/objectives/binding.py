@@ -21,7 +21,7 @@ from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
 
-from torchrl_reg.compat import BatchNorm, fast_get, held_tensordict
+from torchrl_reg.compat import BatchNorm, fast_get, wrapped_tensordict
 from torchrl_reg.modules.ensembles import is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.regularizers.checks import exact_where_possible
@@ -39,7 +39,7 @@ class BoundNetwork:
     """
 
     def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
-        self.template, self._held = template, held_tensordict(params)
+        self.template, self._held = template, wrapped_tensordict(params)
         self.mixes_rows = mixes_rows(template)
         network = copy.deepcopy(template) if private else template
         # Also into the template: a stacked loss has other parameters there, a cast one other buffers.
@@ -64,7 +64,7 @@ class BoundNetwork:
 
     def at(self, params: TensorDictBase) -> Self:
         """This network if ``params`` are those it holds, else a copy with them, for this pass (under vmap, say)."""
-        held = held_tensordict(params)
+        held = wrapped_tensordict(params)
         if held is self._held or _same_tensors(held, self._held):
             self._held = held  # after a swap, what is restored is another tensordict with the same tensors
             return self
