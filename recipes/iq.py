@@ -5,7 +5,7 @@
     python recipes/iq.py -m policy=multicategorical,flow,gaussian env=mujoco/hopper +paper=vieillard2021_mujoco
 
 Source: Vieillard, Andrychowicz, Raichuk, Pietquin, Geist, "Implicitly Regularized RL with Implicit Q-Values", 2021
-[V21]; [S] marks what it takes over from SAC. Expect a return above -200 on Pendulum-v1 (recipes/RESULTS.md).
+[V21]; [S] marks SAC's settings. Expect a return above -200 on Pendulum-v1 (recipes/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
 
 @dataclass
 class Algo(PolicyLearning):
-    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
+    """Hyperparameters of the method; replay, schedule and optimizer are described in PolicyLearning."""
 
     tau: float = 0.01  # temperature, reward units; .001 on Adroit [V21]
     alpha: float = 0.0  # Munchausen weight: 0 is IQ, .9 the best M-IQ [V21]
     clip_min: float | None = None  # lower clip of tau ln pi in the Munchausen term, reward units; null: none [V21]
     residual: bool = False  # bootstrap on the online value: one-step PCL, with alpha > 0 Trust-PCL [V21, ablation]
-    baseline: str = "logsumexp"  # of the advantages in Q [V21]; mean: a dueling network's (multicategorical policies)
-    target_entropy: float | None = None  # nats; adapts tau (multicategorical policies). Ours, null: fixed [V21]
+    baseline: str = "logsumexp"  # of the advantages in Q [V21]; mean: as in dueling networks (multicategorical only)
+    target_entropy: float | None = None  # nats; adapts tau (multicategorical only), ours; null: fixed tau [V21]
     learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 256  # transitions
     replay_capacity: int = 100_000  # transitions

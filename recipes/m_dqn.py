@@ -25,10 +25,10 @@ from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 
 @dataclass
 class Algo(ValueLearning):
-    """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
+    """Hyperparameters of the method; replay, schedule, optimizer and exploration are described in ValueLearning."""
 
     total_frames: int = 60_000  # environment frames, frame skip included; 80,000 on CartPole
-    n_steps: int = 1  # of the return [C]; 3 on CartPole
+    n_steps: int = 1  # steps of the return [C]; 3 on CartPole
     tau: float = 0.03  # temperature, reward units [V20]
     alpha: float = 0.9  # Munchausen weight; 0 is soft DQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
@@ -36,7 +36,7 @@ class Algo(ValueLearning):
     learning_rate: float = 2e-3  # Adam, annealed to 0
     batch_size: int = 32  # transitions
     replay_capacity: int = 50_000  # transitions
-    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_start: float = 1.0  # probability of a random action
     eps_end: float = 0.05
     eps_frames: int = 10_000  # frames of linear annealing
 
@@ -49,7 +49,7 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    defaults: ClassVar[list[Any]] = [  # Hydra's; conf/tuned/m_dqn/cartpole.yaml is read with env=cartpole
+    defaults: ClassVar[list[Any]] = [  # Hydra's defaults list; env=cartpole also loads conf/tuned/m_dqn/cartpole.yaml
         *({"net": "mlp"}, {"env": "cartpole"}),
         *({"optional replay": "${env}"}, {"optional tuned": "m_dqn/${env}"}),
     ]
@@ -63,7 +63,7 @@ def train(cfg: Config) -> Path:
     algo = cfg.algo
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
 
-    # What acts: epsilon-greedy in the Q-network. Evaluated greedy, and sampled from softmax(q / tau).
+    # What acts: epsilon-greedy in the Q-values. Evaluated greedy, and sampled from softmax(q / tau).
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
@@ -83,6 +83,8 @@ def train(cfg: Config) -> Path:
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (sampled, ExplorationType.RANDOM)})
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
+
+    # What it stores: transitions of n steps, sampled uniformly or by priority.
     schedule = EpsilonSchedule(egreedy, algo)
     learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 

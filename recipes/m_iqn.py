@@ -1,7 +1,7 @@
 """Munchausen IQN: quantile regression towards the soft target, with a scaled log-policy added to the reward.
 
     python recipes/m_iqn.py
-    python recipes/m_iqn.py env=atari env.game=Breakout
+    python recipes/m_iqn.py env=minatar/breakout run.seed=1
     python recipes/m_iqn.py env=atari env.game=Pong +paper=vieillard2020
 
 Sources: Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 [V20], and its released code [C];
@@ -33,20 +33,20 @@ from torchrl_reg.objectives import HardTargetUpdate, MunchausenIQNLoss
 
 @dataclass
 class Algo(ValueLearning):
-    """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
+    """Hyperparameters of the method; replay, schedule, optimizer and exploration are described in ValueLearning."""
 
     total_frames: int = 80_000  # environment frames, frame skip included; 100,000 on CartPole
+    n_steps: int = 1  # steps of the return [C]; 3 on CartPole, as reportedly in the paper's M-IQN
     tau: float = 0.03  # temperature, reward units [V20]
     alpha: float = 0.9  # Munchausen weight; 0 is soft IQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
     kappa: float = 1.0  # Huber width of the quantile regression, reward units [D18]
-    reuse_quantiles: bool = False  # the policy at s' from the target quantiles: faster, not the papers'
-    share_fractions: bool = False  # one set of fractions for the whole batch: faster, not the papers'
-    n_steps: int = 1  # of the return, as in the released code; 3 on CartPole, as reportedly in the paper's M-IQN
+    reuse_quantiles: bool = False  # the policy at s' from the target's quantiles: faster, but in no paper
+    share_fractions: bool = False  # the same fractions for the whole batch: faster, but in no paper
     learning_rate: float = 2e-3  # Adam, annealed to 0
     batch_size: int = 32  # transitions
     replay_capacity: int = 50_000  # transitions
-    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_start: float = 1.0  # probability of a random action
     eps_end: float = 0.05
     eps_frames: int = 10_000  # frames of linear annealing
 
@@ -59,7 +59,7 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    defaults: ClassVar[list[Any]] = [  # Hydra's; conf/tuned/m_iqn/cartpole.yaml is read with env=cartpole
+    defaults: ClassVar[list[Any]] = [  # Hydra's defaults list; env=cartpole also loads conf/tuned/m_iqn/cartpole.yaml
         *({"net": "mlp"}, {"env": "cartpole"}),
         *({"optional replay": "${env}"}, {"optional tuned": "m_iqn/${env}"}),
     ]
@@ -100,6 +100,8 @@ def train(cfg: Config) -> Path:
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (sampled, ExplorationType.RANDOM)})
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
+
+    # What it stores: transitions of n steps, sampled uniformly or by priority.
     schedule = EpsilonSchedule(egreedy, algo)
     learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 

@@ -2,16 +2,17 @@
 
     python recipes/maximum_entropy.py
     python recipes/maximum_entropy.py --problems 50 --tau 0.3 --out results/maximum_entropy
+    python recipes/maximum_entropy.py --beta-scale 0.1
 
 1. Policy improvement: pi' = softmax(Q^pi / tau) has soft values Q^pi' >= Q^pi in every state and action.
 2. The gradient of soft Q-learning is a policy gradient and a value gradient (Schulman, Chen, Abbeel 2017).
-3. VIREL: the temperature, the Bellman error of Q, goes to 0 by itself, and the policy to the greedy one (Fellows et
-   al. 2019); while it lasts every action is possible.
-4. Composition: the average of two soft Q-functions is above the soft optimum of the averaged reward, by no more than
-   a bound, and its policy loses no more than a second bound (Haarnoja et al. 2018, Composable deep reinforcement
+3. VIREL: the temperature, the Bellman error of Q, goes to 0 without a schedule, and the policy to the greedy one
+   (Fellows et al. 2019); until then every action has positive probability.
+4. Composition: the average of two soft Q-functions exceeds the soft optimum of the averaged reward by at most a first
+   bound, and its policy loses at most a second bound (Haarnoja et al. 2018, Composable deep reinforcement
    learning for robotic manipulation).
 
-Seconds on a laptop. Ends with four figures. Their theorems are checked in ``tests/tabular``.
+Takes seconds on a laptop and draws four figures. The theorems are tested in ``tests/tabular``.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def gradients(problems: int, tau: float) -> tuple[Tensor, Tensor]:
     grad E .5 (Q - Qhat)^2 = -tau {E[grad ln pi (Qhat - V - tau KL)] - tau grad KL} + grad .5 (V - Vhat)^2.
     """
     log_prior = -math.log(ACTIONS)
-    both = []
+    pairs = []
     for i in range(problems):
         q, target = normal(STATES, ACTIONS, seed=2 * i).requires_grad_(), normal(STATES, ACTIONS, seed=2 * i + 1)
         v = tau * torch.logsumexp(log_prior + q / tau, -1)
@@ -74,8 +75,8 @@ def gradients(problems: int, tau: float) -> tuple[Tensor, Tensor]:
         policy_part = (pi * log_pi * advantage).sum() - tau * kl.sum()
         value_part = 0.5 * (v - (pi * target).sum(-1) + tau * kl.detach()).square().sum()
         (together,) = torch.autograd.grad(value_part - tau * policy_part, q)
-        both.append((soft_q, together))
-    return torch.stack([a for a, _ in both]), torch.stack([b for _, b in both])
+        pairs.append((soft_q, together))
+    return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
 
 
 def annealing(problems: int, beta_scale: float, steps: int = 120) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,19 +94,19 @@ def annealing(problems: int, beta_scale: float, steps: int = 120) -> tuple[Tenso
 
 def composition(problems: int, tau: float) -> dict[str, Tensor]:
     """Per problem the largest excess of the averaged Q-function and loss of its policy, and the largest bounds."""
-    found = torch.zeros(4, problems, dtype=torch.float64)
+    columns = torch.zeros(4, problems, dtype=torch.float64)
     for i in range(problems):
         mdp = random_mdp(STATES, ACTIONS, GAMMA, seed=i)
-        # From two tasks that are nearly the same to two that have nothing in common.
+        # From two nearly equal tasks to two unrelated ones.
         second = TabularMDP(mdp.P, mdp.r + 10 ** (-2 + 2.5 * i / problems) * normal(STATES, ACTIONS, seed=i), GAMMA)
         c = soft_composition(mdp, second, tau)
         excess, loss = c.q_average - c.q_optimal, c.q_optimal - c.q_executed
-        found[:, i] = torch.stack([each.max() for each in (excess, c.value_bound, loss, c.policy_bound)])
-    return dict(zip(("excess", "value_bound", "loss", "policy_bound"), found, strict=True))
+        columns[:, i] = torch.stack([each.max() for each in (excess, c.value_bound, loss, c.policy_bound)])
+    return dict(zip(("excess", "value_bound", "loss", "policy_bound"), columns, strict=True))
 
 
-def panel_of(title: str, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
-    """A figure with one panel."""
+def single_panel(title: str, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
+    """A figure and its only panel."""
     figure = new_figure(5.2, 3.8)
     panel = figure.add_subplot()
     panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -120,7 +121,7 @@ def draw_lines(panel: Axes, rows: Tensor, color: str, label: str) -> None:
 
 
 def draw_improvement(gains: Tensor, distances: Tensor) -> Figure:
-    figure, panel = panel_of("A soft-greedy step never lowers soft Q", "step", "reward units")
+    figure, panel = single_panel("A soft-greedy step never lowers soft Q", "step", "reward units")
     panel.set_yscale("symlog", linthresh=1e-10)
     panel.axhline(0, color=GREY, linewidth=1)
     draw_lines(panel, gains, LIGHT[0], "smallest gain of any (s, a)")
@@ -130,14 +131,14 @@ def draw_improvement(gains: Tensor, distances: Tensor) -> Figure:
 
 def draw_gradients(soft_q: Tensor, together: Tensor) -> Figure:
     title = f"Soft Q-learning is a policy gradient\n(largest difference {(soft_q - together).abs().max():.0e})"
-    figure, panel = panel_of(title, "gradient of soft Q-learning", "policy gradient and value gradient")
+    figure, panel = single_panel(title, "gradient of soft Q-learning", "policy gradient and value gradient")
     panel.axline((0, 0), slope=1, color=GREY, linewidth=1)
     panel.plot(soft_q.flatten(), together.flatten(), ".", color=LIGHT[0], markersize=3)
     return figure
 
 
 def draw_annealing(taus: Tensor, entropies: Tensor, distances: Tensor) -> Figure:
-    figure, panel = panel_of("VIREL: random while wrong, greedy when right", "iteration")
+    figure, panel = single_panel("VIREL: random while wrong, greedy when right", "iteration")
     draw_lines(panel, taus.clamp(min=1e-16), LIGHT[0], "temperature: the Bellman error")
     draw_lines(panel, entropies.clamp(min=1e-16), LIGHT[1], "entropy of the policy (nats)")
     draw_lines(panel, distances.clamp(min=1e-16), LIGHT[2], "largest distance to Q*")
@@ -146,7 +147,7 @@ def draw_annealing(taus: Tensor, entropies: Tensor, distances: Tensor) -> Figure
 
 
 def draw_composition(found: dict[str, Tensor]) -> Figure:
-    figure, panel = panel_of("Averaged soft Q-functions stay within the bounds", "bound", "measured")
+    figure, panel = single_panel("Averaged soft Q-functions stay within the bounds", "bound", "measured")
     ends = [found["excess"].min().item(), found["policy_bound"].max().item()]
     panel.loglog(ends, ends, color=GREY, linewidth=1, label="equal")
     panel.plot(found["value_bound"], found["excess"], "o", color=LIGHT[0], label="average Q above the optimum")
@@ -173,11 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     taus, entropies, errors = annealing(problems, beta_scale)
     composed = composition(problems, tau)
     excess, loss = ((composed[a] / composed[b]).max() for a, b in (("excess", "value_bound"), ("loss", "policy_bound")))
-    print(f"1. smallest gain of a soft-greedy step {gains.min():.1e}; of the first {gains[:, 0].min():.2g} at least")
+    print(f"1. smallest gain of a soft-greedy step {gains.min():.1e}; of the first one {gains[:, 0].min():.2g}")
     print(f"2. largest difference between the two gradients {(soft_q - together).abs().max():.1e}")
     print(f"3. temperature {taus[:, 0].mean():.3g} at first, {taus[:, -1].max():.1e} at last, Q off by", end=" ")
     print(f"{errors[:, -1].max():.1e}")
-    print(f"4. at most {excess:.3f} of the bound on values, {loss:.3f} of that on the policy")
+    print(f"4. largest share of the bound on values {excess:.3f}, of that on the policy {loss:.3f}")
     for name, figure in {
         "improvement": draw_improvement(gains, distances),
         "gradients": draw_gradients(soft_q, together),

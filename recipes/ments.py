@@ -2,15 +2,13 @@
 
     python recipes/ments.py
     python recipes/ments.py plan=cartpole algo.method=uct
-    python recipes/ments.py plan=minatar algo.policy=results/m_dqn/minatar/env.game=breakout/seed=0
-    python recipes/ments.py plan=atari env.game=SpaceInvaders algo.method=ments env.max_episode_frames=2000
-    python recipes/ments.py plan=atari env.game=Pong +paper=xiao2019 algo.policy=RUN_FOLDER  # of +method=dqn
+    python recipes/ments.py plan=atari env.game=Pong +paper=xiao2019 algo.policy=RUN_FOLDER  # a run of +method=dqn
 
 Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; Dam et al.,
 "Convex Regularization in Monte-Carlo Tree Search", ICML 2021 [D21]; Kocsis and Szepesvari 2006 (UCT); Silver et al.
-2017 (PUCT). Nothing is learnt: run.eval_episodes episodes are played side by side, their leaves evaluated together, and
-the run ends with their returns. A run that was killed repeats its decisions, which are kept every
-run.checkpoint_every_frames, and goes on.
+2017 (PUCT). Nothing is learnt: run.eval_episodes episodes are played side by side, their leaves evaluated in one
+batch, and the run ends with their returns. Decisions are saved every run.checkpoint_every_frames; a run that was killed
+replays them and continues.
 """
 
 from __future__ import annotations
@@ -45,10 +43,10 @@ class Algo:
     epsilon: float = 0.1  # exploration of E2W [D21]; well below ln(num_simulations) / actions
     c: float = 1.5  # weight of UCT's and PUCT's bonus, reward units [D21]
     gamma: float = 0.95  # discount of the search; ours
-    max_depth: int = 0  # actions in one simulation at most; 0 is no limit
-    rollout_steps: int = 20  # random actions that value a new leaf; 0 values it 0; ours
-    num_emulators: int = 1  # processes that play Atari side by side; changes only the time
-    policy: str | None = None  # run folder of a trained Q-network, which values leaves in place of random actions
+    max_depth: int = 0  # max. actions in one simulation; 0: no limit
+    rollout_steps: int = 20  # random actions that value a new leaf; 0: its value is 0; ours
+    num_emulators: int = 1  # Atari processes side by side; affects only the time
+    policy: str | None = None  # run folder of a trained Q-network, which values leaves instead of random actions
 
     def validate(self) -> None:
         require(self.method in PLANNERS, "algo.method", f"one of {', '.join(PLANNERS)}", self.method)
@@ -61,7 +59,7 @@ class Algo:
 
 @dataclass
 class Config(RecipeConfig):
-    """Of ``run``, what concerns devices, networks and evaluations while learning does not apply."""
+    """Settings of ``run`` for devices, networks and evaluations during training do not apply."""
 
     defaults: ClassVar[list[Any]] = [{"plan": "gridworld"}]
     env: EnvSettings = field(default_factory=lambda: EnvSettings("gridworld", game="square"))
@@ -73,28 +71,28 @@ def train(cfg: Config) -> Path:
     algo, episodes = cfg.algo, cfg.run.eval_episodes
     generator = torch.Generator()
 
-    # The model it plans in, its values of leaves, and its search
+    # What plans: a model of the environment, a search in it, and the values of new leaves.
     model = planning_model(cfg, generator)
-    planner = made_planner(algo)
+    planner = make_planner(algo)
     evaluate = evaluation(cfg, model, planner, generator)
 
     # The loop
     skip, limit = frames_per_step(cfg.env), cfg.env.max_episode_frames or 0
     with Study(cfg, episodes * limit) as study:
-        made = (study.kept("decisions") or {"decisions": []})["decisions"]
+        decisions = (study.kept("decisions") or {"decisions": []})["decisions"]
         state = model.reset(episodes, stream_seed(cfg.run.seed, "train_env"))
         returns, running = torch.zeros(episodes, dtype=torch.float64), torch.arange(episodes)
-        kept_at = logged_at = 0
+        saved_at = logged_at = 0
         for decision in range(-(-limit // skip)):
             generator.manual_seed(stream_seed(cfg.run.seed, "search", decision))
-            torch.manual_seed(stream_seed(cfg.run.seed, "network", decision))  # some draw quantiles
-            if decision == len(made):
+            torch.manual_seed(stream_seed(cfg.run.seed, "network", decision))  # a quantile network draws fractions
+            if decision == len(decisions):
                 found = planner(model, state, evaluate=evaluate, generator=generator)
-                made.append([found.action.tolist(), found.value.mean().item()])
-            actions, value = made[decision]
+                decisions.append([found.action.tolist(), found.value.mean().item()])
+            actions, value = decisions[decision]
             generator.manual_seed(stream_seed(cfg.run.seed, "step", decision))
             reward, state, ended = model.step(state, torch.tensor(actions))
-            # The game's own rewards, whatever the search was shown
+            # Unclipped rewards: the search may have used clipped ones.
             returns[running] += model.raw_reward(state) if isinstance(model, EmulatorModel) else reward
             study.advance(skip * len(running))
             state, running = state[~ended], running[~ended]
@@ -102,11 +100,11 @@ def train(cfg: Config) -> Path:
                 model.release(0, keep=state)
             if study.frames - logged_at >= cfg.run.log_every_frames or len(running) == 0:
                 logged_at = study.frames
-                told = {"root_value": value, "return_so_far": returns.mean().item(), "running": len(running)}
-                study.log("act", decision=decision + 1, **told)
-            if study.frames - kept_at >= (cfg.run.checkpoint_every_frames or 200) and decision + 1 == len(made):
-                kept_at = study.frames
-                study.keep("decisions", {"decisions": made})
+                columns = {"root_value": value, "return_so_far": returns.mean().item(), "running": len(running)}
+                study.log("act", decision=decision + 1, **columns)
+            if study.frames - saved_at >= (cfg.run.checkpoint_every_frames or 200) and decision + 1 == len(decisions):
+                saved_at = study.frames
+                study.keep("decisions", {"decisions": decisions})
             if len(running) == 0:
                 break
         spread = {"return_greedy_std": returns.std(correction=0).item(), "episodes": episodes}
@@ -116,7 +114,7 @@ def train(cfg: Config) -> Path:
 
 
 def planning_model(cfg: Config, generator: torch.Generator) -> Any:
-    """The environment as a model; whatever is random in it comes from ``generator``."""
+    """The environment as a model, whose random numbers come from ``generator``."""
     env = cfg.env
 
     def settings(*names: str) -> dict[str, Any]:
@@ -129,18 +127,18 @@ def planning_model(cfg: Config, generator: torch.Generator) -> Any:
         own = settings("frame_skip", "frame_stack", "sticky_actions", "noop_max", "minimal_actions")
         own |= {"observe": cfg.algo.policy is not None, "num_emulators": cfg.algo.num_emulators}
         return planning.AtariModel(env.game, generator=generator, **own)
-    if env.name == "minatar":  # the limit is the loop's
+    if env.name == "minatar":
         own = settings("sticky_actions", "minimal_actions", "difficulty_ramping")
         return planning.VectorModel(
             MinAtar(1, game=env.game, max_episode_frames=10**9, **own)
-        )  # the loop has the limit
+        )  # train() enforces the limit
     known = ", ".join(("gridworld", "minatar", "atari", *GYM))
     require(env.name in GYM, "env.name", f"one of {known}, which can be planned in", env.name)
     return planning.GymModel(gymnasium.make(GYM[env.name], disable_env_checker=True))
 
 
-def made_planner(algo: Algo) -> Planner:
-    """The planner that ``algo.method`` names."""
+def make_planner(algo: Algo) -> Planner:
+    """The planner named ``algo.method``."""
     own = {"c": algo.c} if algo.method in ("uct", "puct") else {"tau": algo.tau, "epsilon": algo.epsilon}
     rest = {"num_simulations": algo.num_simulations, "gamma": algo.gamma, "max_depth": algo.max_depth or None}
     return PLANNERS[algo.method](**own, **rest)
@@ -163,8 +161,8 @@ def evaluation(cfg: Config, model: Any, planner: Planner, generator: torch.Gener
     except (KeyError, RuntimeError, ValueError):
         actions = None
     model.release(0)
-    fitting = f"a run of a Q-network of this environment's {model.num_actions} actions"
-    require(actions == model.num_actions, "algo.policy", fitting, algo.policy)
+    expected = f"a run of a Q-network of this environment's {model.num_actions} actions"
+    require(actions == model.num_actions, "algo.policy", expected, algo.policy)
     regularizer = HardMax() if planner.regularizer is None else planner.regularizer
     return planning.QEvaluation(q_network, regularizer, prior_tau=algo.tau, observe=model.observation)
 

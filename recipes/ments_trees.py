@@ -3,13 +3,12 @@
     python recipes/ments_trees.py
     python recipes/ments_trees.py algo.methods=[uct,puct,ments,rents] algo.branching=[8] algo.depth=[3]
     python recipes/ments_trees.py algo.tau=0.02 algo.num_trees=100 algo.bandit_repetitions=20000
-    python recipes/ments_trees.py algo.failure_repetitions=100000 algo.branching=[2] algo.depth=[1]
 
-Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; the trees,
-their noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
+Sources: Xiao, Huang, Mei, Schuurmans, Mueller, "Maximum Entropy Monte-Carlo Planning", NeurIPS 2019 [X19]; trees,
+noise, epsilon and tau as in the code of Dam et al., "Convex Regularization in Monte-Carlo Tree Search", ICML 2021
 [D21]. Ours: leaves valued by a random rollout, the number of simulations, intervals over trees, the paired comparison.
-Expect, in some minutes, the figures in RESULTS.md. See trees.png, regret.png, bandit.png, failures.png and table.md;
-a run that was killed continues with the first method and tree that it had not finished.
+Takes some minutes; expect the figures in RESULTS.md. Writes trees.png, regret.png, bandit.png, failures.png, table.md.
+A run that was killed continues with the first method and tree that it had not finished.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from torchrl_reg.planning import MENTS, PUCT, RENTS, TENTS, UCT, Planner, Search
 from torchrl_reg.regularizers import HardMax
 
 PLANNERS = {"uct": UCT, "puct": PUCT, "ments": MENTS, "rents": RENTS, "tents": TENTS}
-#: Branching and mean rewards of the leaves of two problems, whose first action is best by .2 (softly by .17); ours.
+#: Branching and mean rewards of the leaves of two problems; the first action is best by .2 (soft values: .17); ours.
 PROBLEMS = {"two arms": (2, [0.5, 0.3]), "tree of depth 2": (2, [0.6, 0.2, 0.4, 0.3])}
 
 
@@ -45,9 +44,9 @@ class Algo:
     tau: float = 0.1  # temperature, reward units [D21]
     epsilon: float = 0.1  # exploration of E2W [D21]
     c: float = 0.25  # width of UCT's and PUCT's bonus, reward units; sqrt(2) in theory; ours, a guess
-    bandit_repetitions: int = 2_000  # of the softmax bandit; 0 leaves it out
+    bandit_repetitions: int = 2_000  # of the softmax bandit; 0: none
     bandit_pulls: int = 10_000  # of each repetition
-    failure_repetitions: int = 2_000  # searches whose wrong choices are counted; 0 leaves them out
+    failure_repetitions: int = 2_000  # searches of which wrong choices are counted; 0: none
     failure_simulations: int = 1_000  # of each
     failure_noise: float = 0.5  # of a leaf's reward
 
@@ -90,9 +89,9 @@ def train(cfg: Config) -> Path:
         for kind in kinds:
             for method in algo.methods:
                 name = f"{method}-{'-'.join(map(str, kind))}"
-                row = study.part(name, lambda m=method, k=kind: searched(cfg, m, *k), frames=simulations)  # type: ignore[misc]
+                row = study.part(name, lambda m=method, k=kind: search(cfg, m, *k), frames=simulations)  # type: ignore[misc]
                 study.log("trees", **row)
-        # Here, and not above: what a launcher pickles must not name a module that its worker does not find.
+        # Not imported above: a launcher pickles the module's globals, and its worker could not import `studies`.
         from studies.failures import draw_failures, failures_table
         from studies.synthetic_trees import differences_table, draw_bandit, draw_trees, trees_table
 
@@ -126,7 +125,7 @@ def failures(cfg: Config, method: str, problem: str) -> dict[str, Any]:
     model.leaf_mean = torch.tensor([means], dtype=torch.float64)
     model.generator.manual_seed(stream_seed(cfg.run.seed, "failure_noise", method, problem))
     generator = torch.Generator().manual_seed(stream_seed(cfg.run.seed, "failures", method, problem))
-    planner, times = made_planner(method, algo, algo.failure_simulations), log_spaced(4, algo.failure_simulations, 40)
+    planner, times = make_planner(method, algo, algo.failure_simulations), log_spaced(4, algo.failure_simulations, 40)
     wrong = dict.fromkeys(times, 0)
 
     def record(count: int, found: SearchResult) -> None:
@@ -134,26 +133,26 @@ def failures(cfg: Config, method: str, problem: str) -> dict[str, Any]:
             wrong[count] += int((found.action != 0).sum())
 
     evaluate = planning.RandomRollout(model, max_steps=depth, generator=generator)
-    for first in range(0, algo.failure_repetitions, 1_000):  # of which trees fit into memory
+    for first in range(0, algo.failure_repetitions, 1_000):  # 1,000 trees fit into memory
         roots = torch.zeros(min(1_000, algo.failure_repetitions - first), dtype=torch.int64)
         planner(model, roots, evaluate=evaluate, generator=generator, watch=record)
     counts = {"simulations": times, "wrong": list(wrong.values()), "searches": algo.failure_repetitions}
     return {"method": method, "problem": problem, **counts}
 
 
-def searched(cfg: Config, method: str, branching: int, depth: int, noise: float) -> dict[str, Any]:
+def search(cfg: Config, method: str, branching: int, depth: int, noise: float) -> dict[str, Any]:
     """By number of simulations and tree: errors of the root's value, and the simple regret of the action chosen."""
     algo, seed, stream = cfg.algo, cfg.run.seed, (method, branching, depth, str(noise))
     tree_seed = stream_seed(seed, "trees", branching, depth)
     trees = SyntheticTrees(branching, depth, algo.num_trees, noise=noise, seed=tree_seed)
     trees.generator.manual_seed(stream_seed(seed, "noise", *stream))
     generator = torch.Generator().manual_seed(stream_seed(seed, "search", *stream))
-    planner = made_planner(method, algo, algo.num_simulations)
+    planner = make_planner(method, algo, algo.num_simulations)
     exact = trees.root_q(HardMax())
     best = exact.amax(-1)
-    # RENTS's own value depends on the policies above a node: its error is that to the maximum.
+    # RENTS's regularized value depends on the policies above a node, so its error is measured from the maximum.
     own = HardMax() if planner.regularizer is None or method == "rents" else planner.regularizer
-    target, times = trees.root_value(own), recorded(branching, algo.num_simulations)
+    target, times = trees.root_value(own), record_times(branching, algo.num_simulations)
     columns: dict[str, list[list[float]]] = {"value_error": [], "max_error": [], "regret": []}
 
     def record(count: int, found: SearchResult) -> None:
@@ -168,14 +167,14 @@ def searched(cfg: Config, method: str, branching: int, depth: int, noise: float)
     return {**kind, "simulations": times, **columns}
 
 
-def made_planner(method: str, algo: Algo, num_simulations: int) -> Planner:
-    """The planner that ``method`` names, without discount as in [D21]."""
+def make_planner(method: str, algo: Algo, num_simulations: int) -> Planner:
+    """The planner named ``method``, without discount as in [D21]."""
     own = {"c": algo.c} if method in ("uct", "puct") else {"tau": algo.tau, "epsilon": algo.epsilon}
     return PLANNERS[method](num_simulations=num_simulations, **own)
 
 
-def recorded(branching: int, simulations: int) -> list[int]:
-    """When a search is recorded: at equal ratios, from the first time that all actions can have been tried."""
+def record_times(branching: int, simulations: int) -> list[int]:
+    """Numbers of simulations to record, at equal ratios, from the first that can have tried all actions."""
     return sorted({*log_spaced(branching, simulations), max(simulations // 20, 1)})
 
 

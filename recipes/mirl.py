@@ -5,9 +5,10 @@
     python recipes/mirl.py env=atari env.game=Seaquest +paper=graumoya2019
 
 ``algo.method``: ``dqn`` (hard maximum, uniform exploration), ``sql`` (soft value towards a fixed uniform prior),
-``sql_m`` (SQL's target, MIRL's behaviour) or ``mirl`` (the prior is learnt; greedy in it and explored from it).
+``sql_m`` (SQL's target, MIRL's behaviour) or ``mirl`` (learns the prior, acts greedily in it and explores from it).
+
 Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 [G19]. Its
-step sizes are not known to us: what is not marked is ours.
+step sizes are not known to us; what is not marked [G19] is ours.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ METHODS = ("dqn", "sql", "sql_m", "mirl")
 
 @dataclass
 class Algo(ValueLearning):
-    """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
+    """Hyperparameters of the method; replay, schedule, optimizer and exploration are described in ValueLearning."""
 
     method: str = "mirl"  # dqn, sql, sql_m or mirl
     beta: float = 1.0  # inverse temperature at the start, per unit of reward
-    beta_rate: float = 0.001  # of beta towards 1 / (mean squared TD error), per update [G19: adapted so]; 0 keeps beta
+    beta_rate: float = 0.001  # of beta towards 1 / (mean squared TD error), per update [G19: the rule]; 0 keeps beta
     beta_min: float = 0.1  # bounds of the adapted beta
     beta_max: float = 100.0
     prior_rate: float = 0.001  # of the prior towards the policy, per environment step [G19: a moving average]
-    prior_keys: list[str] = field(default_factory=list)  # what a state-dependent prior observes; empty: nothing
-    prior_learning_rate: float = 1e-4  # Adam, of a state-dependent prior, which prior_rate does not concern
+    prior_keys: list[str] = field(default_factory=list)  # inputs of a state-dependent prior; empty: rho(a) alone
+    prior_learning_rate: float = 1e-4  # Adam, of a state-dependent prior, which does not use prior_rate
     loss_function: str = "smooth_l1"  # Huber, delta 1; l2 in [G19]; also l1
     learning_rate: float = 2e-3  # Adam, annealed to 0
     batch_size: int = 32  # transitions
     replay_capacity: int = 50_000  # transitions
-    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_start: float = 1.0  # probability of a random action
     eps_end: float = 0.05
     eps_frames: int = 10_000  # frames of linear annealing
 
@@ -68,8 +69,8 @@ class Algo(ValueLearning):
         require(inside, "algo.beta", "in [algo.beta_min, algo.beta_max], finite, as it is adapted", self.beta)
         require(self.prior_learning_rate > 0, "algo.prior_learning_rate", "> 0", self.prior_learning_rate)
         require(0 < self.prior_rate <= 1, "algo.prior_rate", "in (0, 1]", self.prior_rate)
-        learnt = not self.prior_keys or self.method == "mirl"
-        require(learnt, "algo.prior_keys", "empty unless algo.method=mirl", list(self.prior_keys))
+        fits = not self.prior_keys or self.method == "mirl"
+        require(fits, "algo.prior_keys", "empty unless algo.method=mirl", list(self.prior_keys))
         super().validate()
 
 
@@ -89,8 +90,8 @@ def train(cfg: Config) -> Path:
     algo = cfg.algo
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
 
-    # What acts: greedy in rho(a) exp(beta q(s, a)), and with probability epsilon a ~ rho. Evaluated greedy, and as it
-    # explores. For SQL rho is uniform, so that both are what DQN does.
+    # What acts: greedy in rho(a) exp(beta q(s, a)), and with probability epsilon a ~ rho. Evaluated greedy, and with
+    # exploration. SQL's rho is uniform, so it acts as DQN does.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
@@ -127,18 +128,20 @@ def train(cfg: Config) -> Path:
 
     # What it learns: q(s, a) towards r + gamma (1/beta) ln sum_a' rho(a') exp(beta q(s', a')) (DQN: the maximum);
     # rho towards the policy on the states visited; beta towards 1 / (mean squared TD error).
-    how: dict[str, Any] = {"loss_function": algo.loss_function, "weight_reduction": algo.weight_reduction}
+    options: dict[str, Any] = {"loss_function": algo.loss_function, "weight_reduction": algo.weight_reduction}
     if algo.method == "dqn":
-        loss = QLearningLoss(actor, **how)
+        loss = QLearningLoss(actor, **options)
     else:
-        loss = MutualInformationDQNLoss(actor, prior=regularizer, prior_network=state_prior, **how)
+        loss = MutualInformationDQNLoss(actor, prior=regularizer, prior_network=state_prior, **options)
     loss.make_value_estimator(gamma=algo.gamma)
-    # A prior that learnt as fast as the values would follow its own exploration into one action (NEGATIVE_RESULTS.md).
+    # A prior as fast as the values collapses onto one action, as it also chooses the exploration (NEGATIVE_RESULTS.md).
     slow = [] if state_prior is None else list(state_prior.parameters())
     fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
     groups: list[dict[str, Any]] = [{"params": fast}]
     groups += [{"params": slow, "lr": algo.prior_learning_rate}] if slow else []
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
+
+    # What it stores: transitions of n steps, sampled uniformly or by priority.
     schedule = EpsilonSchedule(exploration, algo)
     learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env), parameters=groups)
     prior_update = None
@@ -147,7 +150,7 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, explorer):
-        if prior_update is not None:  # at every step, before learning too (algorithm 1, line 5)
+        if prior_update is not None:  # at every step, also before learning starts (algorithm 1, line 5)
             prior_update(batch)
         learner.store(batch)
         for minibatch in learner.minibatches():

@@ -5,10 +5,10 @@
     python recipes/mirl_grid.py algo.methods=[sql,mirl] algo.mirl.prior_rate=0.1 run.seed=1
 
 Source: Grau-Moya, Leibfried, Vrancx, "Soft Q-Learning with Mutual-Information Regularization", ICLR 2019 [G19]. From
-it: the updates, the rewards (9 at the goal, else -1), the restart at random, the names of the worlds. Ours, because it
-does not say: their maps, the step sizes and schedules (tuned alike for all methods, see Algo), the time limit.
-Expect, in a minute or two, all methods to solve the worlds; MIRL in 54-59% of Q-learning's steps where few actions are
-of use (corridor, square) and in as many where all are (grid). See curves.png, priors.png and table.md of the run.
+it: the updates, the rewards (9 at the goal, else -1), the random start states, the names of the worlds. Ours, as it
+does not give them: the maps, the step sizes and schedules (tuned alike for all methods, see Algo), the time limit.
+Takes a minute or two. Expect all methods to solve the worlds, MIRL in 54-59% of Q-learning's steps where few actions
+are useful (corridor, square) and in as many where all are (grid). Writes curves.png, priors.png and table.md.
 All seeds of all methods learn side by side; a run that was killed starts again from the beginning.
 """
 
@@ -30,12 +30,12 @@ from torchrl_reg.tabular import METHODS, MIRL_WORLDS, TabularAgents, TabularMDP,
 
 @dataclass
 class AgentSettings:
-    """Hyperparameters of one method; those that it does not have change nothing."""
+    """Hyperparameters of one method, which ignores those that are not its."""
 
     q_rate: float = 0.97  # step size of the action values; ours
     epsilon: float = 0.031  # probability of exploring; ours
-    beta_growth: float = 0.0032  # c of beta_i = c i [G19], 1 / reward units a step; value ours; not Q-learning
-    prior_rate: float = 0.078  # step size of the prior; ours; SQL_m and MIRL
+    beta_growth: float = 0.0032  # c of beta_i = c i [G19], 1 / reward units per step; value ours; not in Q-learning
+    prior_rate: float = 0.078  # step size of the prior; ours; SQL_m and MIRL only
 
 
 def agent(**settings: float) -> Any:
@@ -46,16 +46,16 @@ def agent(**settings: float) -> Any:
 class Algo:
     """Hyperparameters: default, unit, source.
 
-    The agents' are the best of 40 random settings, the same 40 for every method (5 seeds, which are not those of a run;
+    The agents' values are the best of 40 random settings, the same 40 for every method (5 seeds, other than a run's;
     4000 steps; log-uniform in q_rate .4-1, epsilon .005-.3, beta_growth .001-1, prior_rate .001-.3, the promising part
-    of a first search of 48 wider ones), by the greedy return averaged over the run and the worlds.
+    of a first, wider search of 48), by the greedy return averaged over the run and the worlds.
     """
 
     methods: list[str] = field(default_factory=lambda: list(METHODS))  # ql, sql, sql_m, mirl [G19]
     worlds: list[str] = field(default_factory=lambda: list(MIRL_WORLDS))  # corridor, square, grid [G19]
     num_seeds: int = 20  # agents of each method in each world
     total_frames: int = 6_000  # environment steps of each agent in each world; ours
-    max_episode_frames: int = 200  # steps until an episode is cut, and evaluated; ours
+    max_episode_frames: int = 200  # time limit, steps, in training and evaluation; ours
     gamma: float = 0.99  # discount; ours
     ql: AgentSettings = agent(q_rate=0.87, epsilon=0.017)
     sql: AgentSettings = agent(q_rate=0.99, epsilon=0.038, beta_growth=0.029)
@@ -80,7 +80,7 @@ class Algo:
 
 @dataclass
 class Config(RecipeConfig):
-    """Of ``run``, what concerns devices, checkpoints, training rows and sampled evaluations does not apply."""
+    """Settings of ``run`` for devices, checkpoints, training rows and sampled evaluations do not apply."""
 
     defaults: ClassVar[list[Any]] = []
     algo: Algo = field(default_factory=Algo)
@@ -96,7 +96,7 @@ def train(cfg: Config) -> Path:
     with Study(cfg, algo.total_frames * len(algo.worlds)) as study:
         for world in algo.worlds:
             learn_in(world, cfg, study)
-        # Here, and not above: what a launcher pickles must not name a module that its worker does not find.
+        # Not imported above: a launcher pickles the module's globals, and its worker could not import `studies`.
         from studies.gridworlds import draw_grid_curves, draw_priors, grid_table
 
         draw_grid_curves(study.path, study.path / "curves.png")
@@ -117,7 +117,7 @@ def learn_in(world: str, cfg: Config, study: Study) -> None:
     ).item()
     study.log("world", frames=0, world=world, layout=list(MIRL_WORLDS[world]), optimal_return=optimal)
 
-    # What acts: in each environment an agent of its own, greedy in its policy or exploring from its prior.
+    # What acts: one agent in each environment, greedy in its policy or exploring from its prior.
     rows = [method for method in algo.methods for _ in range(algo.num_seeds)]
     settings = {n: torch.tensor([getattr(getattr(algo, m), n) for m in rows]) for n in vars(algo.ql)}
     seed = stream_seed(cfg.run.seed, "actor", world)
@@ -125,8 +125,8 @@ def learn_in(world: str, cfg: Config, study: Study) -> None:
     env = make_env(EnvSettings("gridworld", game=world, max_episode_frames=algo.max_episode_frames), len(rows))
     env.set_seed(stream_seed(cfg.run.seed, "train_env", world))
 
-    # What it learns, in the loop: q(s, a) towards r + gamma / beta ln sum_a' rho(a') exp(beta q(s', a')), and rho
-    # towards pi(.|s). It stores nothing.
+    # The loop. What it learns: q(s, a) towards r + gamma / beta ln sum_a' rho(a') exp(beta q(s', a')), and rho towards
+    # pi(.|s). It stores nothing.
     state, rewards, since = env.reset(), torch.zeros(len(rows)), 0
     for frames in range(1, algo.total_frames + 1):
         step, state = env.step_and_maybe_reset(state.set("action", agents.act(state["state"])))
@@ -146,15 +146,15 @@ def evaluation(agents: TabularAgents, mdp: TabularMDP, algo: Algo, rewards: Tens
     returns = by_method(algo, episode_return(mdp, agents.greedy_actions(), algo.max_episode_frames))
     earned = by_method(algo, rewards)
     columns: dict[str, Any] = {}
-    for method, found in returns.items():
-        columns[f"{method}_return_mean"] = found.mean().item()
-        columns[f"{method}_returns"] = found.tolist()
+    for method, values in returns.items():
+        columns[f"{method}_return_mean"] = values.mean().item()
+        columns[f"{method}_returns"] = values.tolist()
         columns[f"{method}_rewards"] = earned[method].tolist()
     return columns
 
 
 def priors(agents: TabularAgents, mdp: TabularMDP, algo: Algo) -> dict[str, Any]:
-    """The priors learnt, and MIRL's greedy actions beside the prior that is exact at its inverse temperature."""
+    """The learnt priors, MIRL's greedy actions, and the exact prior at its inverse temperature."""
     columns: dict[str, Any] = {"prior": {name: prior.tolist() for name, prior in by_method(algo, agents.prior).items()}}
     greedy = by_method(algo, torch.nn.functional.one_hot(agents.greedy_actions(), mdp.num_actions).double())
     if "mirl" in greedy:

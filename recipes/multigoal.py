@@ -2,13 +2,12 @@
 
     python recipes/soft_q.py env=multigoal run.dir=results/multigoal/soft_q
     python recipes/sac.py env=multigoal run.dir=results/multigoal/sac
-    python recipes/sac.py env=multigoal algo.adapt_tau=false run.dir=results/multigoal/sac_tau_10
-    python recipes/multigoal.py results/multigoal/soft_q results/multigoal/sac results/multigoal/sac_tau_10
+    python recipes/multigoal.py results/multigoal/soft_q results/multigoal/sac
 
 Reads finished runs of soft_q, sac and virel on ``env=multigoal``; writes ``multigoal.png`` and prints, for each run (by
-the name of its folder), the share of episodes from the origin that end at each goal, and how the actions there divide
-among the four directions. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler finds them, a
-Gaussian has room for one. The figure is that of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
+the name of its folder), the share of episodes from the origin that end at each goal, and the share of actions there in
+each of the four directions. All goals are alike, so exp(Q / tau) has a mode towards each: a sampler finds all four, a
+Gaussian represents one. Source: the figure of Haarnoja et al. 2017 (soft Q-learning), section 5.1.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ STEPS = 30
 
 @dataclass
 class Trained:
-    """A policy and its critics, as its run left them.
+    """A policy and its critics at the end of their run.
 
     Args:
         name: the name of the run's folder.
@@ -73,7 +72,7 @@ def read(folder: Path) -> Trained:
 def paths(trained: Trained, count: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
     """Episodes of ``count`` points from the origin: positions ``[T, 2]``, and the goal each ends at (4: none).
 
-    All start at one state, so that what divides them is the policy.
+    All start at one state, so only the policy makes them differ.
     """
     env = make_env(EnvSettings("multigoal"), count)
     env.set_seed(seed)
@@ -112,8 +111,8 @@ def draw(runs: Sequence[Trained], count: int, path: Path) -> list[list[float]]:
         for walk in walks[:100]:
             world.plot(*walk.T, color=LIGHT[0], alpha=0.4, linewidth=0.8)
         world.plot(*GOALS.T, "o", color=LIGHT[1], markersize=9)
-        told = ", ".join(f"{share:.0%}" for share in shares[-1][:4])
-        world.set(title=f"{trained.name}: {told}", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
+        percents = ", ".join(f"{share:.0%}" for share in shares[-1][:4])
+        world.set(title=f"{trained.name}: {percents}", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
         _draw_actions(actions, trained)
     save(figure, path)
     return shares
@@ -148,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = ("right", "left", "up", "down", "none")
     for each, ends in zip(trained, draw(trained, chosen.episodes, chosen.out), strict=True):
         for what, shares in (("episodes", ends), ("actions at the origin", directions(each, 4_000).tolist())):
-            told = ", ".join(f"{name} {share:.3f}" for name, share in zip(names, shares, strict=False))
-            print(f"{each.name}, {what}: {told}")
+            numbers = ", ".join(f"{name} {share:.3f}" for name, share in zip(names, shares, strict=False))
+            print(f"{each.name}, {what}: {numbers}")
     print(chosen.out)
 
 

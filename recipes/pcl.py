@@ -5,7 +5,7 @@
     python recipes/pcl.py env=mujoco/hopper +paper=nachum2018
 
 Sources: Nachum et al., "Bridging the Gap Between Value and Policy Based RL", 2017 [N17]; Nachum et al., "Trust-PCL",
-2018 [N18], and the released code [C]. What to expect is in recipes/RESULTS.md.
+2018 [N18], and its released code [C]. Expected returns are in recipes/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torchrl_reg.objectives import PathConsistencyLoss, PolyakTargetUpdate
 
 @dataclass
 class Algo(PolicyLearning):
-    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
+    """Hyperparameters of the method; replay, schedule and optimizer are described in PolicyLearning."""
 
     tau: float = 0.1  # temperature, reward units
     lam: float = 0.0  # weight of the KL to the lagged policy, reward units; > 0 is Trust-PCL [N18]
-    max_kl: float | None = None  # nats per step; adapts lam to this budget ([C] does by a search). null: fixed lam
-    rollout: int = 10  # longest sub-trajectory, steps [C]; 1 with delay_value=true is IQ, with false one-step PCL
+    max_kl: float | None = None  # nats per step, a budget to which lam is adapted ([C]: by a search); null: fixed lam
+    rollout: int = 10  # steps of the longest sub-trajectory [C]; 1: IQ with delay_value=true, else one-step PCL
     unified: bool = False  # one network: V = (tau + lam) logsumexp of the policy's logits [N17]
     delay_value: bool = True  # bootstrap on the lagged value network: use_target_values in [C]; false: residual [N17]
     max_grad_norm: float | None = 40.0  # of all gradients together [C]; null: no clip
@@ -37,15 +37,16 @@ class Algo(PolicyLearning):
     batch_size: int = 32  # sequences
     replay_capacity: int = 100_000  # transitions
     target_rate: float = 0.01  # Polyak rate of the lagged networks: 1 - target_network_lag in [C]
-    collect_steps: int = 10  # steps of each between two rounds of updates: the length of a stored sequence
+    collect_steps: int = 10  # steps of each environment between rounds of updates: the length of a stored sequence
 
     def validate(self) -> None:
         for name in ("tau", "lam"):
             require(getattr(self, name) >= 0, f"algo.{name}", ">= 0", getattr(self, name))
         super().validate()
         require(1 <= self.rollout <= self.collect_steps, "algo.rollout", "in 1 ... algo.collect_steps", self.rollout)
-        least = self.batch_size * self.collect_steps
-        require(self.replay_capacity >= least, "algo.replay_capacity", f">= {least} transitions", self.replay_capacity)
+        smallest = self.batch_size * self.collect_steps
+        fits = self.replay_capacity >= smallest
+        require(fits, "algo.replay_capacity", f">= {smallest} transitions", self.replay_capacity)
 
 
 @dataclass

@@ -4,11 +4,11 @@
     python recipes/pqn.py regularizer=entropy shaping=munchausen  # soft and Munchausen PQN
     python recipes/pqn.py env=minatar/breakout +paper=gallici2024_minatar
 
-Any regularizer and shaping of ``q_learning.py``. Returns are corrected for actions that are not greedy, so that the
-regularized optimum is the fixed point whatever acts; the published form, Peng's, is ``algo.correct=false``.
+Takes any regularizer and shaping of ``q_learning.py``. Returns are corrected for actions that are not greedy, so that
+the fixed point is the regularized optimum for any behaviour; the published form, Peng's, is ``algo.correct=false``.
 
 Sources: Gallici et al., "Simplifying Deep Temporal Difference Learning", ICLR 2025, and its code; Harutyunyan et al.
-2016 for the correction; ours with a regularizer or a shaping.
+2016 for the correction. Ours: the regularizer and the shaping.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from torchrl_reg.regularizers import Regularizer
 
 @dataclass
 class Algo(RolloutLearning):
-    """Hyperparameters of the method; those of its rollouts, optimizer and exploration are RolloutLearning's."""
+    """Hyperparameters of the method; rollouts, optimizer and exploration are described in RolloutLearning."""
 
     lmbda: float = 0.65  # trace parameter of the returns
     correct: bool = True  # correct the returns for the actions taken; false: Peng's, as published
-    time_limits_end: bool = False  # no bootstrap behind a time limit, as published
+    time_limits_end: bool = False  # no bootstrap after a time limit, as published
     loss_function: str = "l2"  # also half_l2, smooth_l1, l1
-    explore: str = "greedy"  # the policy that epsilon disturbs: greedy, or sampled from the regularizer's
+    explore: str = "greedy"  # between random actions: greedy, or sampled from the regularizer's policy
     num_envs: int = 4  # environments stepped together
     collect_steps: int = 128  # steps of each in a rollout
     learning_rate: float = 2.5e-4  # RAdam, annealed to 0
     batch_size: int = 128  # rows of a rollout in a minibatch
-    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_start: float = 1.0  # probability of a random action
     eps_end: float = 0.05
     eps_frames: int = 250_000  # frames of linear annealing
 
@@ -61,8 +61,8 @@ class Config(RecipeConfig):
 
     def validate(self) -> None:
         kinds: dict[str, type] = {"regularizer": Regularizer, "shaping": Shaping}
-        for name, made in self.slots().items():
-            fits = made is None or isinstance(made, kinds[name])
+        for name, chosen in self.slots().items():
+            fits = chosen is None or isinstance(chosen, kinds[name])
             require(fits, f"{name}._target_", f"that of a {kinds[name].__name__}", getattr(self, name).get("_target_"))
 
     def slots(self) -> dict[str, Any]:
@@ -74,14 +74,14 @@ def train(cfg: Config) -> Path:
     algo = cfg.algo
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
 
-    # What acts: epsilon-greedy in the Q-network, whose values the batches keep. Evaluated greedy, and sampled.
+    # What acts: epsilon-greedy in the Q-values. Evaluated greedy, and sampled from the regularizer's policy.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
     egreedy = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
 
-    # What it learns: q(s, a) towards G = r + bonus + gamma (V(s') + lambda (G' - q(s', a'))), made once per rollout.
+    # What it learns: q(s, a) towards G = r + bonus + gamma (V(s') + lambda (G' - q(s', a'))), once per rollout.
     loss = QLearningLoss(actor, **cfg.slots(), delay_value=False, loss_function=algo.loss_function)  # type: ignore[arg-type]
     returns: dict[str, Any] = {"correct": algo.correct, "time_limits_end": algo.time_limits_end}
     loss.make_value_estimator("regularized_qlambda", gamma=algo.gamma, lmbda=algo.lmbda, **returns)
@@ -89,6 +89,8 @@ def train(cfg: Config) -> Path:
     explorer = ActorSequential(sampled if algo.explore == "sampled" else actor, egreedy)
     evaluated = explorer if loss.regularizer.greedy_policy else sampled
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (evaluated, ExplorationType.RANDOM)})
+
+    # What it stores: one rollout, with the Q-values it was acted on, split into minibatches.
     learner = RolloutLearner(run, algo, loss, egreedy)
 
     # The loop

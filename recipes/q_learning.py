@@ -4,13 +4,12 @@
     python recipes/q_learning.py regularizer=tsallis shaping=munchausen head=quantile bootstrap=n_step
     python recipes/q_learning.py +method=iqn regularizer._target_=my_module.MyRegularizer +regularizer.tau=0.1
 
-A choice's ``_target_`` names its class, and its other settings are the arguments of that (Hydra's ``instantiate``); a
-class of one's own goes in by its import path, from the working directory or PYTHONPATH. ``m_dqn.py`` and ``m_iqn.py``
-are two cells written out.
-Lambda-returns need rollouts: ``pqn.py`` takes the same regularizers and shapings.
+A choice's ``_target_`` names its class, and its other settings are that class's arguments (Hydra's ``instantiate``).
+Your own class goes in by its import path, from the working directory or PYTHONPATH. ``m_dqn.py`` and ``m_iqn.py`` are
+two cells written out. Lambda-returns need rollouts: ``pqn.py`` takes the same regularizers and shapings.
 
-Sources: Geist, Scherrer, Pietquin, "A Theory of Regularized Markov Decision Processes", ICML 2019; those of a method
-stand in ``conf/method/<method>.yaml``.
+Sources: Geist, Scherrer, Pietquin, "A Theory of Regularized Markov Decision Processes", ICML 2019; for each method
+``conf/method/<method>.yaml``.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from torchrl_reg.regularizers import Regularizer
 
 @dataclass
 class Algo(ValueLearning):
-    """Hyperparameters; those not named here of its replay, schedule, optimizer and exploration are ValueLearning's."""
+    """Hyperparameters of the method; replay, schedule, optimizer and exploration are described in ValueLearning."""
 
     double_dqn: bool = False  # the online network chooses the policy at s'; not with a shaping
     delay_value: bool = True  # bootstrap on a target network; false: on the online network
     loss_function: str = "smooth_l1"  # of head=expected: Huber, delta 1; also l2, l1
-    explore: str = "greedy"  # the policy that epsilon disturbs: greedy, or sampled from the regularizer's
+    explore: str = "greedy"  # between random actions: greedy, or sampled from the regularizer's policy
     learning_rate: float = 2e-3  # Adam, annealed to 0
     batch_size: int = 32  # transitions
     replay_capacity: int = 50_000  # transitions
-    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_start: float = 1.0  # probability of a random action
     eps_end: float = 0.05
     eps_frames: int = 10_000  # frames of linear annealing
 
@@ -64,14 +63,14 @@ class Config(RecipeConfig):
     shaping: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
-    # CartPole's returns reach 100, and a Munchausen term lets them fall to -100; conf/net and conf/env have the others.
+    # CartPole's discounted returns reach 100, with a Munchausen term -100; other ranges are in conf/net and conf/env.
     net: NetSettings = field(default_factory=lambda: NetSettings(num_atoms=101, value_min=-100.0, value_max=100.0))
     algo: Algo = field(default_factory=Algo)
 
     def validate(self) -> None:
         kinds: dict[str, type] = {"regularizer": Regularizer, "shaping": Shaping, "head": Head}
-        for name, made in self.slots().items():
-            fits = made is None or isinstance(made, kinds[name])
+        for name, chosen in self.slots().items():
+            fits = chosen is None or isinstance(chosen, kinds[name])
             require(fits, f"{name}._target_", f"that of a {kinds[name].__name__}", getattr(self, name).get("_target_"))
 
     def slots(self) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def train(cfg: Config) -> Path:
     algo = cfg.algo
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
 
-    # What acts: epsilon-greedy in the head's Q-values. Evaluated greedy, and sampled from the regularizer's policy.
+    # What acts: epsilon-greedy in the Q-values. Evaluated greedy, and sampled from the regularizer's policy.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     network = build(cfg.head["network"], cfg.net, env).to(run.device)
@@ -108,6 +107,8 @@ def train(cfg: Config) -> Path:
     evaluated = explorer if loss.regularizer.greedy_policy else sampled
     run.evaluate_with(eval_env, {"greedy": actor, "sampled": (evaluated, ExplorationType.RANDOM)})
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates) if algo.delay_value else None
+
+    # What it stores: transitions of n steps, sampled uniformly or by priority.
     schedule = EpsilonSchedule(egreedy, algo)
     learner = ValueLearner(run, algo, loss, target, schedule, frame_stack=frame_stack(cfg.env))
 

@@ -1,10 +1,12 @@
 """M-DQN on CartPole in many processes, or machines: Ray collectors, replay and learners, by TorchRL's own trainer.
 
     python recipes/ray_m_dqn.py                                  # two collectors and two learners on this machine
-    python recipes/ray_m_dqn.py --address auto --learners 8      # in a Ray cluster that runs
+    python recipes/ray_m_dqn.py --address auto --learners 8      # in a running Ray cluster
+    python recipes/ray_m_dqn.py --frames 100000 --collectors 4
 
-The loss and the target update are those of m_dqn.py; all else is TorchRL's. Its learners average their gradients.
-Needs ``pip install 'torchrl_reg[ray]'``. Expect about 450 at the end, in training episodes that still explore.
+The loss and the target update are those of m_dqn.py; all else is TorchRL's, whose learners average their gradients.
+Needs ``pip install 'torchrl_reg[ray]'``. Expect about 450 in the last training episodes, which still explore.
+Source: as of m_dqn.py.
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description="M-DQN on CartPole with Ray collectors, replay and learners.")
     for name, default in (("frames", 50_000), ("collectors", 2), ("learners", 2), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
-    parser.add_argument("--address", help="of a Ray cluster; by default one is started here, and stopped")
+    parser.add_argument("--address", help="of a Ray cluster (default: start one here and stop it)")
     chosen = parser.parse_args(arguments)
-    least = min(chosen.frames - 63, chosen.collectors, chosen.learners)
-    if least < 1 or 16 % chosen.collectors or 64 % chosen.learners:
+    smallest = min(chosen.frames - 63, chosen.collectors, chosen.learners)
+    if smallest < 1 or 16 % chosen.collectors or 64 % chosen.learners:
         parser.error("--frames must be at least 64, --collectors a divisor of 16 and --learners one of 64")
     if importlib.util.find_spec("ray") is None:
         raise SystemExit("ray_m_dqn needs ray, got none: pip install 'torchrl_reg[ray]'.")
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     loss.make_value_estimator(gamma=0.99)
     here = {"num_cpus": 1 + chosen.collectors + chosen.learners, "include_dashboard": False, "log_to_driver": False}
     one, start = {"num_cpus": 1}, here if chosen.address is None else {"address": chosen.address}
-    frames = {"frames_per_batch": 64, "total_frames": chosen.frames}  # -1, no end, ends Ray's collector at once
+    frames = {"frames_per_batch": 64, "total_frames": chosen.frames}  # Ray's collector stops at once at -1
     remote: dict[str, Any] = {"backend": "ray", "backend_options": {"ray_init_config": start, "remote_configs": one}}
     explorer = TensorDictSequential(loss.value_network, egreedy)
     collector = Collector([make] * chosen.collectors, explorer, sync=True, **frames, **remote)
@@ -62,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> float:
     ends = lambda batch: returns.extend(batch["next", "episode_reward"][batch["next", "done"]].tolist())  # noqa: E731
     trainer.register_op("pre_steps_log", ends)
     trainer.train()
-    found = sum(returns) / max(1, len(returns))
-    print(f"mean return of the last {len(returns)} training episodes: {found:.1f}")
-    return found
+    mean_return = sum(returns) / max(1, len(returns))
+    print(f"mean return of the last {len(returns)} training episodes: {mean_return:.1f}")
+    return mean_return
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Soft actor-critic, the baseline: its temperature fixed or adapted to a target entropy.
 
     python recipes/sac.py
-    python recipes/sac.py algo.adapt_tau=false algo.tau=0.1
     python recipes/sac.py env=mujoco/hopper run.seed=1
-    python recipes/sac.py env=multigoal env.game=up algo.below=RUN  # acts through the flow that RUN has trained
+    python recipes/sac.py env=multigoal env.game=up algo.below=RUN  # acts through the flow that RUN trained
 
 Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 [H18]; ``algo.below``: the same,
 "Latent Space Policies for Hierarchical Reinforcement Learning", 2018 [H18b]. Expect an evaluation return above
--200 on Pendulum-v1 (recipes/RESULTS.md). ``policy=multicategorical`` takes the expectation over the bins exactly where
-the action has one dimension (TorchRL's DiscreteSACLoss); beyond, it differentiates action and log-probability through a
-straight-through Gumbel-softmax sample, which is biased.
+-200 on Pendulum-v1 (recipes/RESULTS.md). ``policy=multicategorical`` takes the exact expectation over the bins of a
+one-dimensional action (TorchRL's DiscreteSACLoss); with more dimensions it differentiates action and log-probability
+through a straight-through Gumbel-softmax sample, which is biased.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ from torchrl_reg.objectives import PolyakTargetUpdate, SoftActorCriticLoss
 
 @dataclass
 class Algo(PolicyLearning):
-    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
+    """Hyperparameters of the method; replay, schedule and optimizer are described in PolicyLearning."""
 
-    tau: float = 1.0  # temperature (alpha in [H18]), reward units; where it starts if adapted
+    tau: float = 1.0  # temperature (alpha in [H18]), reward units; the initial one if adapted
     adapt_tau: bool = True  # to the target entropy [H18]
     below: str | None = None  # run folder of a flow policy, frozen: its latent space is the action space [H18b]
-    target_entropy: float | None = None  # nats; null: minus the action dimensions [H18], of bins half of ln(bins) each
+    target_entropy: float | None = None  # nats; null: minus the action dimensions [H18]; of bins ln(bins) / 2 for each
     learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 256  # transitions
     replay_capacity: int = 100_000  # transitions
@@ -80,7 +79,7 @@ def layer_below(run: str) -> LatentActionTransform:
 
 
 def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> SoftActorCriticLoss | DiscreteSACLoss:
-    """The SAC loss with two critics; of one-dimensional bins TorchRL's, which sums over them."""
+    """The SAC loss with two critics; for one-dimensional bins TorchRL's, which sums over them."""
     algo = cfg.algo
     dims = env.full_action_spec_unbatched["action"].shape[-1]
     binned = cfg.policy.name == "multicategorical"
@@ -95,7 +94,7 @@ def make_loss(cfg: Config, env: EnvBase, actor: Any, device: torch.device) -> So
         target = entropy if algo.adapt_tau else None
         loss = SoftActorCriticLoss(actor, critics, tau=algo.tau, target_entropy=target, straight_through=binned)
         return loss.make_value_estimator(gamma=algo.gamma)
-    # A list of critics: from a single one TorchRL would initialize the copies itself, not as the layers do.
+    # A list of critics: from a single one TorchRL would initialize the second itself, ignoring policy.initialization.
     view = SingleDimensionActor(actor)
     discrete = DiscreteSACLoss(
         view,
@@ -134,7 +133,7 @@ def train(cfg: Config) -> Path:
 
     # The loop
     for batch in learner.collect(env, actor):
-        if "action_index" in loss.in_keys:  # the form DiscreteSACLoss takes
+        if "action_index" in loss.in_keys:  # DiscreteSACLoss expects [*B]
             batch = batch.clone(False).set("action_index", batch["action_index"].squeeze(-1))
         learner.store(batch)
         for minibatch in learner.minibatches():

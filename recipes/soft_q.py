@@ -1,14 +1,13 @@
 """Soft Q-learning over continuous actions: a sampled soft value, and a sampler trained by Stein's method.
 
     python recipes/soft_q.py
-    python recipes/soft_q.py env=multigoal
     python recipes/soft_q.py env=multigoal "algo.compose=[RUN_A,RUN_B]"  # samples exp of the mean of two Q-functions
     python recipes/soft_q.py env=mujoco/hopper +paper=haarnoja2017 run.seed=1
 
 Source: Haarnoja, Tang, Abbeel, Levine, "Reinforcement Learning with Deep Energy-Based Policies", ICML 2017 [H17] and
-its released code [C]; [S] marks what is SAC's. Watch ``ess`` in the rows: near 1, a single sampled action determines
-the soft value, which is then too low. ``algo.compose``: Haarnoja et al., "Composable Deep Reinforcement Learning for
-Robotic Manipulation", 2018, whose code adds the Q-functions; their mean is what its theorem is about.
+its released code [C]; [S] marks SAC's settings. Check ``ess`` in the metrics: near 1, a single sampled action
+determines the soft value, which is then too low. ``algo.compose``: Haarnoja et al., "Composable Deep Reinforcement
+Learning for Robotic Manipulation", 2018; its theorem is about the mean of the Q-functions, its code adds them.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from torchrl_reg.objectives import PolyakTargetUpdate, SoftQLearningLoss
 
 @dataclass
 class Algo(PolicyLearning):
-    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
+    """Hyperparameters of the method; replay, schedule and optimizer are described in PolicyLearning."""
 
     tau: float = 0.2  # temperature, reward units: the inverse of the reward scale in [C]
     num_value_samples: int = 8  # actions of the soft value, per state; 16 in [C]
-    num_particles: int = 4  # of the sampler, per state; half of them push the others; 16 in [C]
+    num_particles: int = 4  # of the sampler, per state; half of them repel the others; 16 in [C]
     proposal: str = "lattice"  # of the soft value's actions; also uniform [C], and actor with policy=flow
-    form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], whose actions keep off the bounds
-    compose: list[str] = field(default_factory=list)  # run folders: their mean Q stays as it is, the sampler learns
-    num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
+    form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], which avoids the bounds of the actions
+    compose: list[str] = field(default_factory=list)  # run folders whose mean Q, frozen, the sampler learns from
+    num_critics: int = 2  # the minimum of their values is used [S]; 1 in [C]
     learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 128  # transitions [C]
     replay_capacity: int = 100_000  # transitions
@@ -80,7 +79,7 @@ def train(cfg: Config) -> Path:
     algo = cfg.algo
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
 
-    # What acts: samples of the policy. Evaluated at the image of no noise ("greedy", though not a mode), and sampled.
+    # What acts: samples of the policy. Evaluated at zero noise ("greedy", though not a mode), and sampled.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     actor = policy(cfg.policy, env).to(run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)

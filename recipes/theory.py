@@ -1,17 +1,18 @@
 """Two theorems drawn from exact tables: how errors average out, and why control as inference seeks risk.
 
     python recipes/theory.py
+    python recipes/theory.py algo.alphas=[0.5,0.99]
     python recipes/theory.py algo.problems=20 algo.updates=1000 algo.noise=0.3
 
 1. Errors of the updates reach the policy of value iteration in a discounted sum, and that of M-VI and IQ as
    E_k = (1 - alpha) sum_j alpha^(k-j) eps_j, at alpha = 1 as their plain average (Vieillard et al. 2020, Munchausen RL,
    theorem 2; Vieillard et al. 2021, Implicitly regularized RL, theorem 2). errors.png: losses of the policies, their
-   bounds, and the size of E_k, for errors that are independent, that alternate in sign, and that stay.
-2. The posterior policy of the model in which exp(r / tau) is the probability of being optimal gambles, as its KL
-   divergence lets it change the transitions; maximum-entropy RL takes the other direction and cannot (Levine 2018; the
-   VIREL source). inference.png: a gamble, random problems, and what each expects of a slippery chain.
+   bounds, and the size of E_k, for independent errors, errors of alternating sign, and constant errors.
+2. The posterior policy of the model in which exp(r / tau) is the probability of being optimal gambles: the posterior
+   also changes the transitions, as if it were lucky. Maximum-entropy RL minimizes the KL the other way around and keeps
+   them (Levine 2018; Fellows et al. 2019). inference.png: a gamble, random problems, and a slippery chain.
 
-A minute on a laptop. The theorems are tested in ``tests/tabular``.
+Takes a minute on a laptop. The theorems are tested in ``tests/tabular``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TAUS = (0.2, 0.5)
 class Algo:
     """Settings of both parts; ours."""
 
-    problems: int = 5  # random ones
+    problems: int = 5  # random MDPs
     updates: int = 200  # of value iteration
     tau: float = 0.5  # temperature of M-VI and IQ, reward units; rewards are in [-1, 1]
     alphas: list[float] = field(default_factory=lambda: [0.9, 1.0])  # Munchausen weights beside value iteration
@@ -55,7 +56,7 @@ class Algo:
 
 @dataclass
 class Config(RecipeConfig):
-    """Frames are problems. Of ``run`` the folder, the seed, threads, loggers and progress apply."""
+    """A frame is a problem. Only the folder, seed, threads, loggers and progress of ``run`` apply."""
 
     defaults: ClassVar[list[Any]] = []
     algo: Algo = field(default_factory=Algo)
@@ -70,8 +71,8 @@ def train(cfg: Config) -> Path:
             rows += study.part(kind, lambda kind=kind: {"rows": errors(cfg, kind)}, frames=problems)["rows"]  # type: ignore[misc]
         for row in rows:
             study.log("errors", **row)
-            told = f"loss at the end {np.mean(row['losses'][-1]):.2g}, at most {row['share_of_bound']:.3f} of its bound"
-            study.say(f"{row['kind']} errors, {row['method']}: {told}")
+            result = f"loss at the end {np.mean(row['losses'][-1]):.2g}, max. {row['share_of_bound']:.3f} of its bound"
+            study.say(f"{row['kind']} errors, {row['method']}: {result}")
         found = study.part("inference", lambda: inference(cfg), frames=problems)
         study.log("inference", **found)
         draw_errors(rows, study.path / "errors.png")
@@ -84,11 +85,11 @@ def errors(cfg: Config, kind: str) -> list[dict[str, Any]]:
     algo, rows = cfg.algo, []
     times = sorted(
         {(round(algo.updates ** (i / 40)) - 1) | 1 for i in range(41)}
-    )  # odd ones, where signs do not cancel
+    )  # odd, as alternating signs cancel in even numbers
     for tau, alpha in [(0.0, 0.0), *((algo.tau, alpha) for alpha in algo.alphas)]:
         found = []
         for i in range(algo.problems):
-            mdp, noise = random_mdp(STATES, ACTIONS, GAMMA, seed=i), algo.noise * drawn(cfg, kind, i)
+            mdp, noise = random_mdp(STATES, ACTIONS, GAMMA, seed=i), algo.noise * draw_noise(cfg, kind, i)
             solve: Any = tabular.munchausen_value_iteration if alpha == 1 else tabular.implicit_q_iteration
             loop = {"num_iterations": algo.updates, "noise": lambda k, noise=noise: noise[k], "return_iterates": True}
             iterates = [solve(mdp, tau, alpha, **loop).iterates[k] for k in times]
@@ -105,8 +106,8 @@ def errors(cfg: Config, kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def drawn(cfg: Config, kind: str, problem: int) -> Tensor:
-    """Errors ``[updates, S, A]`` of standard deviation 1: new ones, or the first with changing sign or for ever."""
+def draw_noise(cfg: Config, kind: str, problem: int) -> Tensor:
+    """Errors ``[updates, S, A]`` of standard deviation 1: independent, or one with alternating or fixed sign."""
     generator = torch.Generator().manual_seed(stream_seed(cfg.run.seed, "errors", problem))
     found = torch.randn(cfg.algo.updates, STATES, ACTIONS, dtype=torch.float64, generator=generator)
     if kind == "independent":
@@ -184,7 +185,7 @@ def draw_errors(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_inference(found: dict[str, Any], path: Path) -> None:
-    """The gamble, the gain that the posterior believes in, and what it expects of a chain beside what happens."""
+    """The gamble, the gain in value that the posterior believes in, and believed and actual arrivals in a chain."""
     gambles = [
         Line(label, series, np.array(found["chances"]), np.array(y))
         for label, series, y in zip(found["gambles"], (1, 0, 11, 10), found["gambles"].values(), strict=True)

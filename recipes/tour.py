@@ -2,14 +2,15 @@
 
     python recipes/tour.py
     python recipes/tour.py --side 7 --tau 0.5 --out results/tour
+    python recipes/tour.py --updates 20
 
 1. Soft value iteration solves a gridworld exactly: q = r + gamma tau ln sum_a' exp(q(s', a') / tau).
-2. ``SoftDQNLoss`` on a table reaches the same q. With every transition in the batch and steps that put the target into
-   each cell, its updates *are* soft value iteration, iterate by iterate.
+2. ``SoftDQNLoss`` on a table reaches the same q. With every transition in the batch and a step size that writes the
+   target into each cell, its updates are exactly those of soft value iteration.
 3. ``MunchausenDQNLoss`` adds alpha tau ln pi(a|s) to the reward. At temperature tau / (1 - alpha) its policy is the
    same, and every action gap is 1 / (1 - alpha) times as large: errors of a network flip fewer decisions.
 
-Under a minute on a laptop, without a GPU. Ends with ``tour.png``. Sources: Haarnoja et al. 2017 (soft Q-learning);
+Takes under a minute on a laptop and draws ``tour.png``. Sources: Haarnoja et al. 2017 (soft Q-learning);
 Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 (the factor is that of section 3, for the
 regularized optimum).
 """
@@ -37,12 +38,12 @@ ALPHAS = (0.0, 0.5, 0.8, 0.9)
 
 @dataclass
 class Tour:
-    """What the stops found.
+    """Results of the three stops.
 
     Args:
         q: soft optimal action values ``[S, A]``.
         sweep_errors, loss_errors: max |q_k - q| after k sweeps of value iteration, and k updates of the loss.
-        gap_growth: alpha -> measured factor of the action gaps.
+        gap_growth: measured factor of the action gaps by alpha.
     """
 
     q: Tensor
@@ -73,7 +74,7 @@ def train(loss: SoftDQNLoss | MunchausenDQNLoss, mdp: TabularMDP, updates: int) 
     """Tables ``[S, A]`` after 0, 1, ..., ``updates`` gradient steps on all transitions."""
     loss.make_value_estimator(gamma=GAMMA)
     batch = all_transitions(mdp)
-    # The mean of (q - y)^2 has the gradient 2 (q - y) / N: this step size puts y into every cell.
+    # The mean of (q - y)^2 has the gradient 2 (q - y) / N, so this step size writes y into every cell.
     optimizer = torch.optim.SGD(loss.parameters(), lr=len(batch) / 2)
     target = HardTargetUpdate(loss, period_updates=1)
     (weight,) = loss.parameters()
@@ -124,25 +125,25 @@ def tour(side: int, tau: float, updates: int) -> Tour:
 
 
 def draw(found: Tour, side: int, tau: float, path: Path) -> None:
-    """Three panels: the soft optimum, the way there, the gaps."""
+    """Three panels: the soft optimum, the distance to it, the action gaps."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")  # readable on a page 720 pixels wide
     with rc_context({"font.size": 8, "axes.titlesize": 8, "axes.titlelocation": "left"}):
         figure.suptitle(f"A {side} x {side} gridworld with its goal in a corner, gamma {GAMMA}, tau {tau}")
-        ink(found, side, tau, figure.subplots(1, 3))
+        draw_stops(found, side, tau, figure.subplots(1, 3))
         figure.savefig(path, dpi=200)
 
 
-def ink(found: Tour, side: int, tau: float, panels: Sequence[Any]) -> None:
+def draw_stops(found: Tour, side: int, tau: float, panels: Sequence[Any]) -> None:
     """Draws each stop into one of three axes."""
     world, way, wider = panels
     value = tau * torch.logsumexp(found.q / tau, -1)
     world.imshow(value.reshape(side, side).numpy(), cmap="YlGnBu")
     policy = torch.softmax(found.q / tau, -1).reshape(side, side, 4)
     down, right = policy[..., 2] - policy[..., 0], policy[..., 1] - policy[..., 3]
-    down[-1, -1] = right[-1, -1] = 0.0  # the goal: there is nothing to choose
+    down[-1, -1] = right[-1, -1] = 0.0  # the goal is terminal
     world.quiver(right.numpy(), down.numpy(), angles="xy", pivot="mid", scale=1.6 * side, color="tab:orange")
     world.set(title="soft value and mean direction", xticks=[], yticks=[])
     way.semilogy(found.sweep_errors, label="soft value iteration", linewidth=5, alpha=0.35)

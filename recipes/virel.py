@@ -5,8 +5,8 @@
     python recipes/virel.py env=mujoco/hopper +paper=fellows2019 run.seed=1
 
 Source: Fellows, Mahajan, Rudner, Whiteson, "VIREL: A Variational Inference Framework for Reinforcement Learning",
-NeurIPS 2019 [F19] and its released code [C]; [S] marks what is SAC's. ``algo.beta_scale=null`` keeps the temperature at
-``algo.tau``, which in the released code is ``virel.py``; its ``beta.py`` adapts it.
+NeurIPS 2019 [F19] and its released code [C]; [S] marks SAC's settings. ``algo.beta_scale=null`` keeps the
+temperature at ``algo.tau``, as ``virel.py`` of the released code does; its ``beta.py`` adapts it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from torchrl_reg.objectives import PolyakTargetUpdate, VIRELLoss
 
 @dataclass
 class Algo(PolicyLearning):
-    """Hyperparameters of the method; those of its replay, schedule and optimizer are PolicyLearning's."""
+    """Hyperparameters of the method; replay, schedule and optimizer are described in PolicyLearning."""
 
     tau: float = 1.0  # temperature, reward units; where it starts, or stays if beta_scale is null [C]
     beta_scale: float | None = 0.1  # temperature over the p-th part of the Bellman error, reward units^(1 - p) [F19: c]
     exponent: float = 2.0  # p of the Bellman error [C]
     error_rate: float = 0.01  # of the running average of the Bellman error, per update; 1 in [C]: the last batch alone
-    error_batch: int | None = None  # transitions of the error, once replay holds more; null: the update's. 4096 in [C]
+    error_batch: int | None = None  # transitions of the error, once replay holds more; null: the minibatch; 4096 in [C]
     tau_min: float = 1e-3  # floor of the temperature, reward units; ours
-    tau_max: float = 1e30  # its upper bound; ours
+    tau_max: float = 1e30  # upper bound of the temperature, reward units; ours
     value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
-    num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
+    num_critics: int = 2  # the minimum of their values is used [S]; 1 in [C]
     learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 256  # transitions
     replay_capacity: int = 100_000  # transitions

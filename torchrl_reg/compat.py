@@ -1,7 +1,7 @@
 """Every private name of TorchRL, tensordict and torch that this package uses, each with the reason.
 
-Nothing else here may import one. ``tests/house/test_compat.py`` fails by name for whichever of them a newer
-release moves, so that an upgrade starts with a list and not with a traceback from inside a loss.
+No other file may import one. ``tests/house/test_compat.py`` fails for each name that a newer release moves, so that an
+upgrade starts with a list and not with a traceback from inside a loss.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
 
-# vmap and grad: one that is batched cannot be written into one that is not.
+# True under vmap and grad: a batched tensor cannot be written into one that is not batched.
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 
-# Tensors as one vector in one call, where a loop of views takes as long as a step of the optimizer.
+# Concatenates tensors in one call; a loop of views takes as long as a step of the optimizer.
 from torch._utils import _flatten_dense_tensors as flatten_tensors
 
 # A batch-statistics layer of any rank; torch has no public common base.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-# Hooks on every module: where there are some, a layer is called and not just run.
+# Hooks on every module: with any, a layer must be called, not only its forward.
 from torch.nn.modules.module import _has_any_global_hook as has_global_module_hooks
 
-# Hooks on every optimizer: where there are some, a step goes through optimizer.step().
+# Hooks on every optimizer: with any, a step must go through optimizer.step().
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
-# Sees every operation of a thread, random ones among them.
+# Intercepts every operation of a thread, random ones included.
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Over dicts, lists and tuples of tensors, as checkpoints nest them; torch.utils has no public form of it.
@@ -39,13 +39,13 @@ from torch.utils._pytree import tree_map, tree_map_only
 # "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
 from torchrl.data.utils import _find_action_space as find_action_space
 
-# The hook that warns where a target network has no updater.
+# The hook that warns if a target network has no updater.
 from torchrl.objectives.common import _updater_check_forward_prehook as updater_warning
 
-# The registry behind make_value_estimator("name"): to refuse the estimators of another backup by name.
+# The registry of make_value_estimator("name"), to reject the estimators of another backup by name.
 from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATOR_REGISTRY
 
-# "td0" -> ValueEstimators.TD0, so that our estimators answer to TorchRL's names.
+# "td0" -> ValueEstimators.TD0, so that TorchRL's names select our estimators.
 from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
 
 __all__ = [
@@ -61,17 +61,17 @@ __all__ = [
     "coerce_value_type",
     "compile_trace",
     "entries_of",
-    "entry",
+    "fast_get",
     "find_action_space",
     "flat_entries",
     "flatten_tensors",
-    "forget_updater_warning",
+    "remove_updater_warning",
     "has_global_module_hooks",
     "has_step_hooks",
-    "held_tensordict",
-    "is_listened_to",
+    "wrapped_tensordict",
+    "has_hooks",
     "is_transformed",
-    "own_compiled_call",
+    "compiled_call",
     "shallow_copy",
     "trace",
     "tree_map",
@@ -84,7 +84,7 @@ __all__ = [
 LOSS_MODULE_NAMES = {
     "_AcceptedKeys": "declares what set_keys accepts",
     "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
-    "_default_device": "where coefficients are made",
+    "_default_device": "device of the coefficients",
     "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
     "_loss_mask_keys": "rows outside the mask must not send NaN through the target",
     "_expand_loss_mask": "the same mask in the shape of a row's loss",
@@ -97,29 +97,29 @@ TARGET_UPDATER_NAMES = {
     "_source_names": "names of the online parameters of each network",
     "_target_names": "names of the target parameters of each network",
 }
-#: Of an instance of TensorDictModule: whether calling its inner module alone is the same computation.
+#: Of a TensorDictModule: they decide if calling its inner module alone computes the same.
 TENSORDICT_MODULE_NAMES = {
     "_kwargs": "out-to-argument names, if the module is called with keywords",
     "method": "the method it calls, if not forward",
 }
-#: Of TensorStorage: what writing rows leaves behind, for a storage that writes them itself.
+#: Of TensorStorage: what a storage that writes rows itself must update.
 STORAGE_NAMES = {
     "_storage": "the rows",
-    "_set_last_cursor": "where the last rows went",
+    "_set_last_cursor": "where the last rows were written",
     "_get_new_len": "how many rows there are",
-    "_bump_mutation_revision": "that the rows are others now",
+    "_bump_mutation_revision": "marks the rows as changed",
 }
 #: Of Transform: what ReplayBuffer.extend calls.
-TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are made where data enter a buffer"}
+TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are built when data enter a buffer"}
 
 
-def held_tensordict(params: TensorDictBase) -> Any:
-    """The tensordict that ``params`` wraps: ``tensordict.to_module(loss)`` replaces it, and so is noticed."""
+def wrapped_tensordict(params: TensorDictBase) -> Any:
+    """The tensordict that ``params`` wraps, by whose identity a replacement by ``to_module(loss)`` is detected."""
     return params._param_td if isinstance(params, TensorDictParams) else params
 
 
-def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
-    """``tensordict.get(key, None)`` of a tensor, from the dict a TensorDict keeps: a tenth of the cost, ten a loss."""
+def fast_get(tensordict: TensorDictBase, key: NestedKey) -> Any:
+    """``tensordict.get(key, None)`` of a tensor, from the dict inside: a tenth of the cost, ten times in a loss."""
     found: Any = tensordict
     for part in (key,) if isinstance(key, str) else key:
         if type(found) is not TensorDict or not isinstance(part, str):
@@ -132,14 +132,14 @@ def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
 
 def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = (), device: Any = None) -> TensorDict:
     """``TensorDict(entries, batch_size)`` without its checks."""
-    made = TensorDict._new_unsafe(entries, torch.Size(batch_size))
-    # As an argument, the device would be checked for being Apple's on every call, at half of the cost.
-    made._device = device if device is None else torch.device(device)
-    return made
+    tensordict = TensorDict._new_unsafe(entries, torch.Size(batch_size))
+    # Not as an argument, where a check for Apple devices takes half of the time.
+    tensordict._device = device if device is None else torch.device(device)
+    return tensordict
 
 
 def entries_of(tensordict: TensorDictBase) -> dict[Any, Any]:
-    """The dict in which a TensorDict keeps its entries; of any other kind a copy of them."""
+    """The dict inside a TensorDict; for any other kind a copy of its entries."""
     return tensordict._tensordict if type(tensordict) is TensorDict else dict(tensordict.items())
 
 
@@ -158,20 +158,20 @@ def flat_entries(tensordict: TensorDictBase) -> tuple[list[tuple[str, ...]], lis
 
 
 def trace(function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
-    """The operations of ``function(*tensors)``, which runs once, gradients among them."""
+    """The operations of ``function(*tensors)``, which runs once, gradients included."""
     from torch.fx.experimental.proxy_tensor import make_fx  # a second of import
 
     try:
         return make_fx(function)(*tensors)
     finally:
-        for tensor in tensors:  # left behind in what was written to, which could then not be copied or saved
+        for tensor in tensors:  # else tensors written to could not be copied or saved
             vars(tensor).pop("proxy", None)
 
 
 def compile_trace(graph: torch.fx.GraphModule, tensors: Sequence[torch.Tensor]) -> Callable[..., Any]:
     """``graph`` as code of inductor, without guards; random numbers are those of eager PyTorch.
 
-    Compiled code is kept for the next process in ``TORCHINDUCTOR_CACHE_DIR``.
+    Compiled code is cached in ``TORCHINDUCTOR_CACHE_DIR``.
     """
     from torch._inductor import compile  # seconds of import
 
@@ -179,26 +179,26 @@ def compile_trace(graph: torch.fx.GraphModule, tensors: Sequence[torch.Tensor]) 
 
 
 def shallow_copy(tensordict: TensorDictBase) -> TensorDictBase:
-    """``tensordict.copy()``: the same tensors under entries, nested ones too, that may be set; a tenth of the cost."""
+    """``tensordict.copy()`` at a tenth of the cost: the same tensors, in nested entries that can be set."""
     if type(tensordict) is not TensorDict:
         return tensordict.copy()
     entries = tensordict._tensordict.items()
     copied = {key: shallow_copy(value) if isinstance(value, TensorDictBase) else value for key, value in entries}
-    made = unchecked_tensordict(copied, tensordict.batch_size, tensordict.device)
-    made.names = tensordict.names if tensordict._has_names() else None
-    return made
+    out = unchecked_tensordict(copied, tensordict.batch_size, tensordict.device)
+    out.names = tensordict.names if tensordict._has_names() else None
+    return out
 
 
 def backward(total: torch.Tensor) -> None:
-    """``total.backward()`` of a scalar, straight to the engine: the checks on the way take some 30 us."""
+    """``total.backward()`` of a scalar, without the checks, which take some 30 us."""
     one = (torch.ones_like(total),)
     keep_graph, create_graph, inputs = False, False, ()
     engine = torch.autograd.Variable._execution_engine
     engine.run_backward((total,), one, keep_graph, create_graph, inputs, allow_unreachable=True, accumulate_grad=True)
 
 
-def forget_updater_warning(loss: Any) -> None:
-    """Remove the hook that warns of a target network without updater, once each has one: it slows down every call."""
+def remove_updater_warning(loss: Any) -> None:
+    """Removes the hook that warns of target networks without updater, if all have one: it slows down every call."""
     hooks = loss._forward_pre_hooks
     if all(loss._has_update_associated.values()):
         for key in [key for key, hook in hooks.items() if hook is updater_warning]:
@@ -206,17 +206,17 @@ def forget_updater_warning(loss: Any) -> None:
 
 
 def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:
-    """The dicts, kept for the life of ``module``, of the hooks that a call of it runs besides its ``forward``."""
+    """The dicts of the hooks that a call of ``module`` runs, the same objects for the life of ``module``."""
     return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 #: The compiled call of a module after ``module.compile()``.
-own_compiled_call = attrgetter("_compiled_call_impl")
+compiled_call = attrgetter("_compiled_call_impl")
 
 
-def is_listened_to(module: torch.nn.Module) -> bool:
+def has_hooks(module: torch.nn.Module) -> bool:
     """True if calling ``module`` does more than its ``forward``: hooks, or a compiled form."""
-    return any(call_hooks(module)) or own_compiled_call(module) is not None
+    return any(call_hooks(module)) or compiled_call(module) is not None
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:

@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from torchrl_reg.collectors import FastCollector, OverlappedCollector
-from torchrl_reg.collectors.own_generators import OwnGenerators
+from torchrl_reg.collectors.local_generators import LocalGenerators
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.learners.collection import make_collector
 from torchrl_reg.modules import (
@@ -77,7 +77,7 @@ def one_batch_older(kind: str = "epsilon", device: str = "cpu", **devices: str) 
     env = environment(kind)
     learning = acting(kind, env).to(device)
     collector = FastCollector(env, copy.deepcopy(learning), frames_per_batch=FRAMES, **devices)
-    draws, older = OwnGenerators(seed=5), [copy.deepcopy(learning.state_dict())] * 2
+    draws, older = LocalGenerators(seed=5), [copy.deepcopy(learning.state_dict())] * 2
     while True:
         collector.policy.load_state_dict(older.pop(0))
         with draws:

@@ -104,9 +104,9 @@ def test_a_swap_is_noticed(compat: ModuleType) -> None:
     loss = DQNLoss(actor(), delay_value=False)
     params = loss.value_network_params
     assert isinstance(params, TensorDictParams)
-    held = compat.held_tensordict(params)
+    held = compat.wrapped_tensordict(params)
     with TensorDict.from_module(loss).detach().clone().to_module(loss):
-        assert compat.held_tensordict(params) is not held, "tensordict.to_module no longer replaces _param_td"
+        assert compat.wrapped_tensordict(params) is not held, "tensordict.to_module no longer replaces _param_td"
 
 
 def test_no_other_file_imports_a_private_name() -> None:
@@ -155,7 +155,7 @@ def test_an_entry_is_what_get_returns(compat: ModuleType) -> None:
     keys = ["a", ("a", "b"), ("next", ("a", "b")), "absent", ("absent", "b"), ("a", "absent"), ("next", ("a", "c"))]
     for td in (rows, lazy, TensorDictParams(rows.select("a"), no_convert=True)):
         for key in keys:
-            found, expected = compat.entry(td, key), td.get(key, None)
+            found, expected = compat.fast_get(td, key), td.get(key, None)
             assert type(found) is type(expected), key
             assert found is expected if td is rows else found is None or bool((found == expected).all()), key
 

@@ -43,7 +43,7 @@ def check_record(rows, whole):
 def test_a_run_leaves_its_record_and_goes_on_after_a_kill(start, load, tmp_path, monkeypatch):
     expected, module, killed = start(TINY, "whole"), load("ments_trees"), tmp_path / "killed"
     check_record(expected, tmp_path / "whole")
-    searched, done = module.searched, []
+    search, done = module.search, []
 
     class Killed(BaseException):
         pass
@@ -52,9 +52,9 @@ def test_a_run_leaves_its_record_and_goes_on_after_a_kill(start, load, tmp_path,
         done.append(kind[0])
         if len(done) == 3:
             raise Killed
-        return searched(cfg, *kind)
+        return search(cfg, *kind)
 
-    monkeypatch.setattr(module, "searched", killing)
+    monkeypatch.setattr(module, "search", killing)
     with pytest.raises(Killed):
         start(TINY, "killed")
     assert not (killed / "done.json").exists() and len(read_metrics(killed / "metrics.jsonl")) == 8

@@ -25,21 +25,21 @@ _FLAGS = ("done", "terminated", "truncated")
 
 
 def fast_vector(env: EnvBase, *, sums_rewards: bool = True) -> VectorEnv | None:
-    """The vector environment inside ``env`` if stepping it is all that ``env`` does, else None.
+    """The vector environment inside ``env`` if ``env`` adds nothing to its steps, else None.
 
-    This holds for a ``GymWrapper`` around a gymnasium vector environment that leaves resets to the caller and has
+    That is: a ``GymWrapper`` around a gymnasium vector environment that leaves resets to the caller and has
     one observation and one reward, with no transforms other than device casts and ``RewardSum``, which is required
     if ``sums_rewards``.
     """
-    returns = False
+    has_sum = False
     while isinstance(env, TransformedEnv):
         for transform in env.transform if isinstance(env.transform, Compose) else [env.transform]:
             if type(transform) is RewardSum:
-                returns = list(transform.out_keys) == ["episode_reward"] and not returns
+                has_sum = list(transform.out_keys) == ["episode_reward"] and not has_sum
             elif type(transform) is not DeviceCastTransform:
                 return None
         env = env.base_env
-    if (sums_rewards and not returns) or type(env) is not GymWrapper or not isinstance(env._env, VectorEnv):
+    if (sums_rewards and not has_sum) or type(env) is not GymWrapper or not isinstance(env._env, VectorEnv):
         return None
     vector = env._env
     disabled = getattr(vector, "autoreset_mode", None) == AutoresetMode.DISABLED
@@ -49,7 +49,7 @@ def fast_vector(env: EnvBase, *, sums_rewards: bool = True) -> VectorEnv | None:
 
 
 def restart_finished(vector: VectorEnv, observation: Tensor, done: np.ndarray) -> Tensor:
-    """Resets the environments that are ``done`` (bool ``[N]``); returns ``observation [N, ...]`` with theirs."""
+    """Resets the ``done`` environments (bool ``[N]``); returns ``observation [N, ...]`` with their first ones."""
     first, _ = vector.reset(options={"reset_mask": done.copy()})
     mask = torch.from_numpy(done).reshape(-1, *[1] * (observation.ndim - 1))
     return torch.where(mask, torch.as_tensor(first, dtype=observation.dtype), observation)
@@ -59,18 +59,18 @@ class FastCollector:
     """Yields the batches ``[N, T]`` of TorchRL's ``Collector``, bit for bit, at a fraction of its cost.
 
     The policy explores (``ExplorationType.RANDOM``) and keeps no state between steps other than its random generator.
-    Hooks put on a module of it, then or later, are called from the next batch on.
+    Hooks registered on its modules, at any time, are called from the next batch on.
 
     Args:
         env: an environment with a :func:`fast_vector` and ``RewardSum`` among its transforms.
-        policy: anything that acts on a TensorDict; a module with ``plain(state)`` (see :func:`plain_policy`) needs none
-            and takes a third of the time: all actors of ``torchrl_reg.modules`` but ``gaussian_actor``.
+        policy: a callable on a TensorDict. A module with ``plain(state)`` (see :func:`plain_policy`) acts without one,
+            in a third of the time: all actors of ``torchrl_reg.modules`` but ``gaussian_actor``.
         frames_per_batch: steps in a batch, over all environments.
-        total_frames: where iteration ends; -1: never.
+        total_frames: frames after which iteration ends; -1: never.
         policy_device, storing_device: where the policy acts and where batches are delivered (default: the CPU).
 
     Raises:
-        ValueError: TorchRL has to step the environment, or ``frames_per_batch`` is not a multiple of N.
+        ValueError: ``env`` has no :func:`fast_vector`, or ``frames_per_batch`` is not a multiple of N.
 
     >>> from torchrl_reg.envs import EnvSettings, make_env
     >>> env = make_env(EnvSettings("cartpole"), 4)
@@ -132,7 +132,7 @@ class FastCollector:
 
     @property
     def carried(self) -> TensorDict:
-        """Where the next step starts: observations and returns of the unfinished episodes."""
+        """State between batches: observations and returns of the unfinished episodes."""
         returns = torch.from_numpy(self._returns.copy()).unsqueeze(-1)
         return TensorDict({"observation": self._observation.clone(), "episode_reward": returns}, [self.num_envs])
 
@@ -141,7 +141,7 @@ class FastCollector:
         self._observation = tensordict["observation"].clone()
         self._returns = tensordict["episode_reward"].squeeze(-1).numpy().copy()
 
-    #: TorchRL's ``Collector`` has them under these names.
+    #: Names that TorchRL's ``Collector`` has.
     _carrier, track_traj_ids = carried, False
 
     @torch.no_grad()
@@ -181,12 +181,12 @@ class FastCollector:
         return self._batch(states, following, list(shape))
 
     def _bind_policy(self) -> None:
-        """Finds out how the policy acts; called again when hooks were added or removed."""
+        """Chooses how to call the policy; again after hooks were added or removed."""
         self._hook_counts = list(map(len, self._hooks))
         self._act = plain_policy(self.policy)
 
     def _reset_finished(self, observation: Tensor, done: np.ndarray) -> None:
-        """Takes ``observation`` for the next step, or the first one of a new episode where ``done``."""
+        """Sets the observation of the next step: ``observation``, or where ``done`` the first of a new episode."""
         self._observation = observation
         if not np.count_nonzero(done):  # a tenth of the time of any()
             return
@@ -196,7 +196,7 @@ class FastCollector:
     def _batch(self, states: list[State], following: dict[str, Tensor], shape: list[int]) -> TensorDict:
         rows: dict[Any, Any] = {}
         for key, first in states[0].items():
-            # A flag is the same at every step, unless the policy wrote it.
+            # Flags are the same zeros at every step, unless the policy wrote them.
             same = key in _FLAGS and all(state[key] is first for state in states)
             rows[key] = first.new_zeros((*shape, 1)) if same else torch.stack([state[key] for state in states], 1)
         device = self._storing_device

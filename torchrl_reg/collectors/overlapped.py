@@ -13,35 +13,35 @@ from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
-from torchrl_reg.collectors.own_generators import OwnGenerators
+from torchrl_reg.collectors.local_generators import LocalGenerators
 
 
 class OverlappedCollector:
     """Iterates over the batches ``[N, T]`` of another collector (N environments, T steps), collected in a thread.
 
-    While the caller has batch ``k``, batch ``k + 1`` is collected by a copy of the policy, made when ``k`` was handed
-    out. That policy has learnt from the batches up to ``k - 1``, one fewer than without overlap, and its epsilon
-    is as old. Nothing depends on which thread is faster: the copy draws from generators of its own.
+    While the caller learns from batch ``k``, a copy of the policy collects batch ``k + 1``. It was copied when ``k``
+    was returned, so it has learnt from the batches up to ``k - 1``, one fewer than without overlap, and its epsilon is
+    that old. Results do not depend on which thread is faster: the copy draws from local generators.
 
-    It pays where the environments or the networks are large (Atari), because small operations hold Python's lock.
+    Use it with large environments or networks (Atari): small operations hold Python's global lock most of the time.
 
     TorchRL has one exploration type for all threads. It is ``RANDOM`` from the first batch on, also for the caller, and
-    has to stay so while a batch is being collected: losses of this package leave it, those of TorchRL do with
-    ``loss.deterministic_sampling_mode = ExplorationType.RANDOM``, and before an evaluation comes :meth:`wait`.
+    must stay so while a batch is collected: losses of this package do not change it; for TorchRL's set
+    ``loss.deterministic_sampling_mode = ExplorationType.RANDOM``; before an evaluation call :meth:`wait`.
 
     Args:
-        policy: acts, and goes on learning meanwhile. Everything it learns is in its ``state_dict()``.
-        make: builds the collector around the policy it is given, with the exploration type ``RANDOM``.
-        seed: of what the policy draws. Environments are seeded as always.
+        policy: the module that learns. A copy of it acts, updated by its ``state_dict()``.
+        make: builds the collector of a policy, with the exploration type ``RANDOM``.
+        seed: of the policy's random numbers. Environments are seeded separately.
 
     Attributes:
-        collector: what ``make`` built.
-        runs_ahead: whether handing out a batch begins the next one. Otherwise that is begun when it is asked for, with
-            the same result; until then the environments stand still, as a checkpoint needs them to.
+        collector: the return value of ``make``.
+        runs_ahead: collect the next batch as soon as one is returned. If False, it is collected on request, with the
+            same result; until then the environments do not move, so that a checkpoint can store them.
 
     Raises:
-        ValueError: a policy that is no module, of which no copy could follow it.
-        RuntimeError: another exploration type at the end of a batch.
+        ValueError: the policy is not a module, so it has no parameters to copy.
+        RuntimeError: the exploration type changed while a batch was collected.
 
     >>> from torchrl.modules import QValueActor
     >>> from torchrl_reg.collectors import FastCollector
@@ -60,11 +60,11 @@ class OverlappedCollector:
         self._policy, self._acting = policy, copy.deepcopy(policy)
         self.collector, self.runs_ahead = make(self._acting), True
         self._batches: Iterator[TensorDictBase] | None = None
-        self._draws = OwnGenerators(seed)
+        self._generators = LocalGenerators(seed)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collector")
-        self._exploring = ExitStack()
+        self._exploration = ExitStack()
         self._pending: Future[TensorDictBase | None] | None = None
-        self._is_copied = False  # whether the copy is what the next batch is to be collected with
+        self._is_copied = False  # True if the copy is up to date for the next batch
         device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -74,43 +74,47 @@ class OverlappedCollector:
 
     @property
     def stands_still(self) -> bool:
-        """True if no batch is being collected or waits to be handed out."""
+        """True if no batch is being collected or waiting to be returned."""
         return self._pending is None
 
     def wait(self) -> None:
-        """Returns once nothing is being collected.
+        """Returns when no batch is being collected.
 
-        Call it before you use the environments, or the global generators of NumPy or Python.
+        Call it before using the environments, or the global generators of NumPy or Python.
         """
         if self._pending is not None:
             wait([self._pending])
 
     def shutdown(self) -> None:
-        """Closes the environments, once the batch that is being collected is complete."""
+        """Closes the environments, after the batch that is being collected."""
         self.wait()
-        self._exploring.close()
+        self._exploration.close()
         self._thread.shutdown()
         self.collector.shutdown()
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy of the policy and its random numbers; of a collector that does not run ahead."""
-        return {"policy": self._acting.state_dict(), "is_copied": self._is_copied, "draws": self._draws.state_dict()}
+        """The copy of the policy and the states of its generators. Requires ``runs_ahead=False``."""
+        return {
+            "policy": self._acting.state_dict(),
+            "is_copied": self._is_copied,
+            "draws": self._generators.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`state_dict` gave."""
+        """Restores the state that :meth:`state_dict` returned."""
         self._acting.load_state_dict(state["policy"])
         self._is_copied = state["is_copied"]
-        self._draws.load_state_dict(state["draws"])
+        self._generators.load_state_dict(state["draws"])
 
     def _next(self) -> TensorDictBase | None:
         if self._pending is None:
             self._begin()
         self.wait()
-        self._exploring.close()
+        self._exploration.close()
         assert self._pending is not None
         batch, self._pending = self._pending.result(), None
         if self._stream is not None and batch is not None:
-            batch = batch.clone()  # into memory that the other stream does not use again while this one reads it
+            batch = batch.clone()  # else the other stream could overwrite it while this one reads it
         self._copy()
         if self.runs_ahead:
             self._begin()
@@ -127,13 +131,13 @@ class OverlappedCollector:
         self._is_copied = False
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        # In this thread: one that set and restored it meanwhile would be in the way of whatever the caller sets.
-        self._exploring.enter_context(set_exploration_type(ExplorationType.RANDOM))
+        # Set here, not in the worker thread, which would restore it at the wrong time and undo the caller's setting.
+        self._exploration.enter_context(set_exploration_type(ExplorationType.RANDOM))
         self._pending = self._thread.submit(self._collect)
 
     def _collect(self) -> TensorDictBase | None:
         self._batches = self._batches or iter(self.collector)
-        with self._draws, torch.cuda.stream(self._stream):
+        with self._generators, torch.cuda.stream(self._stream):
             batch = next(self._batches, None)
         if exploration_type() != ExplorationType.RANDOM:
             raise RuntimeError(

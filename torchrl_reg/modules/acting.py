@@ -1,4 +1,4 @@
-"""Acting on a dict of tensors: a module that can has ``plain(state)``; anything else is given a TensorDict.
+"""Acting on a dict of tensors: by a module's method ``plain(state)`` if it has one, else through a TensorDict.
 
 Shapes: ``N`` states, the first dimension of every entry.
 """
@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
-from torchrl_reg.compat import is_listened_to
-from torchrl_reg.regularizers.policies import Recorded
+from torchrl_reg.compat import has_hooks
+from torchrl_reg.regularizers.policies import SavedArguments
 
 State = dict[Any, Tensor]
 #: Reads its inputs ``[N, ...]`` from a state and writes its outputs there.
@@ -24,8 +24,8 @@ PlainPolicy = Callable[[State], None]
 def plain_policy(policy: Callable[..., Any]) -> PlainPolicy:
     """``policy`` as a function of a dict of tensors, under the exploration type of the call.
 
-    That is its method ``plain(state)``, if it has one, in the class of its ``forward`` or below, and if no module in it
-    has hooks or was compiled; else ``policy`` is given a TensorDict of the state.
+    That is its method ``plain(state)`` if its class defines one together with ``forward`` or after it, and if none of
+    its modules has hooks or was compiled; else ``policy`` is called on a TensorDict of the state.
 
     >>> import torch
     >>> from torchrl.data import Categorical
@@ -35,14 +35,14 @@ def plain_policy(policy: Callable[..., Any]) -> PlainPolicy:
     >>> list(state)
     ['observation', 'action_value', 'action', 'chosen_action_value']
     """
-    hooked = isinstance(policy, nn.Module) and any(map(is_listened_to, policy.modules()))
+    hooked = isinstance(policy, nn.Module) and any(map(has_hooks, policy.modules()))
     if has_plain(type(policy)) and not hooked:  # type: ignore[arg-type]
         return policy.plain  # type: ignore[attr-defined]
     return partial(act_through_tensordict, policy)
 
 
 def act(policy: Any, state: State) -> None:
-    """Calls ``policy`` on ``state``, by its ``plain`` where it has one; hooks on ``policy`` are not called."""
+    """Calls ``policy`` on ``state``, by ``plain`` if it has that; hooks on ``policy`` are not called."""
     if has_plain(type(policy)):  # type: ignore[arg-type]
         policy.plain(state)
     else:
@@ -51,20 +51,20 @@ def act(policy: Any, state: State) -> None:
 
 @cache
 def has_plain(kind: type) -> bool:
-    """True if ``plain`` belongs to the current ``forward`` and not to one that a subclass has replaced."""
+    """True if the class has ``plain`` and no subclass overrides ``forward`` without it."""
     levels = (vars(level).keys() for level in kind.__mro__)
     return next(("plain" in own for own in levels if {"plain", "forward"} & own), False)
 
 
 def act_through_tensordict(policy: Callable[..., Any], state: State) -> None:
-    """Calls ``policy`` on a TensorDict of ``state``, and writes there what it returns."""
+    """Calls ``policy`` on a TensorDict of ``state`` and writes its outputs to ``state``."""
     first = next(iter(state.values()))
-    given = TensorDict(dict(state), [len(first)], device=first.device)
-    for key, value in policy(given).items(include_nested=True, leaves_only=True):
+    tensordict = TensorDict(dict(state), [len(first)], device=first.device)
+    for key, value in policy(tensordict).items(include_nested=True, leaves_only=True):
         state[key] = value
 
 
-class ActorSequential(Recorded, TensorDictSequential):
+class ActorSequential(SavedArguments, TensorDictSequential):
     """A :class:`~tensordict.nn.TensorDictSequential` that also acts on a dict of tensors, one module after the other.
 
     >>> import torch

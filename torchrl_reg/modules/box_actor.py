@@ -27,7 +27,7 @@ Bound = Tensor | float | Sequence[float]
 class ActionBins:
     """Bins of a box: bin j of dimension d is ``linspace(low_d, high_d, K_d)[j]``, end-points included.
 
-    Bins and bounds are in the units of the actions. Build it with :meth:`build`. Holding tensors, not a module, a
+    Bins and bounds are in the units of the actions. Build it with :meth:`build`. It is no module, so that a
     distribution stays valid after a loss has swapped the parameters of its actor back.
 
     Args:
@@ -73,7 +73,7 @@ class ActionBins:
         last = torch.tensor([k - 1 for k in counts], device=low.device, dtype=low.dtype)
         step, ends = ((high - low) / last).unsqueeze(-1), last.unsqueeze(-1)
         j = torch.minimum(torch.arange(max(counts), device=low.device, dtype=low.dtype), ends)
-        # From both ends, as torch.linspace does: the end-points are exact.
+        # From both ends, as torch.linspace does, so that the end-points are exact.
         values = torch.where(2 * j < ends, low.unsqueeze(-1) + step * j, high.unsqueeze(-1) - step * (ends - j))
         return cls(counts, values, low, high, last / (high - low), last)
 
@@ -84,11 +84,11 @@ class ActionBins:
 
     def split(self, logits: Tensor) -> Tensor:
         """Flat logits ``[*B, sum(num_bins)]`` as ``[*B, D, K]``, -inf where there is no bin."""
-        most = self.values.shape[-1]
+        widest = self.values.shape[-1]
         if self.width == self.values.numel():
             return logits.reshape(logits.shape[:-1] + self.values.shape)
         parts = logits.split(self.num_bins, -1)
-        return torch.stack([F.pad(part, (0, most - part.shape[-1]), value=-torch.inf) for part in parts], -2)
+        return torch.stack([F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in parts], -2)
 
     def action(self, index: Tensor) -> Tensor:
         """Actions ``[*B, D]`` of the bins ``index [*B, D]``."""
@@ -100,7 +100,7 @@ class ActionBins:
 
 
 class BinBuffers(nn.Module):
-    """Keeps :class:`ActionBins` as buffers of an actor, so that they follow it between devices; call it to get them.
+    """:class:`ActionBins` as buffers of an actor, so that they move with it between devices; a call returns them.
 
     Args:
         bins: the bins.
@@ -118,10 +118,10 @@ class BinBuffers(nn.Module):
 
 
 class BoxActor(TensorDictModuleBase):
-    """Base of the actors on a box of actions: a subclass says how it acts, in :meth:`acted`.
+    """Base of the actors on a box of actions: a subclass defines :meth:`outputs`.
 
     Args:
-        torso: network of the observations, kept as the attribute ``torso_name``.
+        torso: network of the observations, stored as the attribute ``torso_name``.
         in_keys: observation keys.
         action_key: where the action goes.
         log_prob: also write the log-probability, to the action key with ``_log_prob`` appended.
@@ -150,26 +150,26 @@ class BoxActor(TensorDictModuleBase):
             self.out_keys.append(self.log_prob_key)
             self.dist_sample_keys, self.log_prob_keys = [action_key], [self.log_prob_key]  # where SACLoss looks
 
-    def acted(self, state: Any) -> dict[NestedKey, Tensor]:
+    def outputs(self, state: Any) -> dict[NestedKey, Tensor]:
         """The entries to write at ``state``, a TensorDict or a dict of tensors, which is left as it is."""
         raise NotImplementedError
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        for key, value in self.acted(tensordict).items():
+        for key, value in self.outputs(tensordict).items():
             tensordict.set(key, value)
         return tensordict
 
     def plain(self, state: State) -> None:
         """:meth:`forward` on a dict of tensors."""
-        state.update(self.acted(state))
+        state.update(self.outputs(state))
 
     def squashed(self, u: Tensor) -> Tensor:
         """The action ``[*B, D]`` of ``u``, inside the box also where rounding would leave it."""
         return squashed(u, self.low, self.high)
 
-    def _hold_box(self, low: Tensor, high: Tensor) -> None:
-        """Keep the bounds as buffers, and the box and all layers in the dtype of the torso."""
+    def _register_box(self, low: Tensor, high: Tensor) -> None:
+        """Registers the bounds as buffers and casts them and all layers to the dtype of the torso."""
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         self.to(next((p.dtype for p in self.torso.parameters()), low.dtype))
@@ -206,7 +206,7 @@ def log_sech2(u: Tensor) -> Tensor:
 
 def check_box(low: Tensor, high: Tensor) -> None:
     """Raises ValueError unless ``low`` and ``high`` are finite and low is below high."""
-    if torch.compiler.is_compiling():  # would read tensors on the host
+    if torch.compiler.is_compiling():  # the check would read tensors on the host
         return
     if not torch.isfinite(high - low).all():
         raise ValueError(
@@ -235,36 +235,36 @@ def box_bounds(low: Bound, high: Bound) -> tuple[Tensor, Tensor]:
 class BoxedTanhNormal(TanhNormal):
     """A :class:`~torchrl.modules.TanhNormal` whose bounds are moved and compared once for each device and dtype.
 
-    TorchRL's does both whenever one is made, and the host waits for a GPU each time. Actions have the dtype of ``loc``.
+    TorchRL does both in every constructor, and the host waits for the GPU each time. Actions have the dtype of ``loc``.
 
     Args:
         loc, scale: of the normal, ``[*B, D]``.
         low, high: the bounds, exact in float64.
-        held: what is kept for each device and dtype; one dict for all distributions of a box.
+        cache: attributes by device and dtype; one dict for all distributions of a box.
         box: further arguments of TorchRL's.
     """
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, *, low: Tensor, high: Tensor, held: dict[Any, dict[str, Any]], **box: Any
+        self, loc: Tensor, scale: Tensor, *, low: Tensor, high: Tensor, cache: dict[Any, dict[str, Any]], **box: Any
     ) -> None:
         key = loc.device, loc.dtype
-        if not torch.compiler.is_compiling() and key in held:
-            self.__dict__.update(held[key])
+        if not torch.compiler.is_compiling() and key in cache:
+            self.__dict__.update(cache[key])
             self.update(loc, scale)
             return
         super().__init__(loc, scale, low=low.to(loc), high=high.to(loc), **box)
         # Inference tensors could not be differentiated through.
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
-            held[key] = self._of_the_box
+            cache[key] = self._box_attributes
 
     def update(self, loc: Tensor, scale: Tensor) -> None:
-        # Called at the end of TorchRL's constructor, when all there is comes from the box.
+        # Called at the end of TorchRL's constructor, when all attributes so far depend on the box alone.
         if not torch.compiler.is_compiling() and not hasattr(self, "base_dist"):
-            self._of_the_box = dict(vars(self))
+            self._box_attributes = dict(vars(self))
         super().update(loc, scale)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        # The same numbers as TorchRL's, whose torch.normal has the host read the scale, on a GPU until PyTorch 2.14.
+        # The same numbers as TorchRL's, whose torch.normal makes the host wait for a GPU before PyTorch 2.14.
         with torch.no_grad():
             return self.rsample(sample_shape)
 
@@ -328,7 +328,7 @@ def gaussian_actor(
         spec=spec,
         distribution_class=BoxedTanhNormal,
         # safe_tanh clamps the inverse at 1 - eps: without it an action on a bound has log-density nan.
-        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True, "held": {}},
+        distribution_kwargs={"low": low, "high": high, "event_dims": 1, "safe_tanh": True, "cache": {}},
         return_log_prob=True,
         log_prob_key=suffixed(action_key, "_log_prob"),
         default_interaction_type=ExplorationType.RANDOM,

@@ -27,22 +27,22 @@ class Coupling(NamedTuple):
     Args:
         max_log_scale: bound of ``|s|``.
         hidden: ``[*B, H]`` what the state adds to the hidden units.
-        kept: ``[D]`` one where a dimension passes (and conditions the others), zero where it is free.
+        mask: ``[D]`` one where a dimension passes (and conditions the others), zero where it is free.
         weight_in, weight_out, bias: ``[H, D]``, ``[2 D, H]``, ``[2 D]`` weights of the coupling net.
     """
 
     max_log_scale: float
     hidden: Tensor
-    kept: Tensor
+    mask: Tensor
     weight_in: Tensor
     weight_out: Tensor
     bias: Tensor
 
     def scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``s, t [*S, *B, D]``, zero on the kept dimensions; the free dimensions of ``x`` have no influence."""
-        hidden = (self.hidden + F.linear(x * self.kept, self.weight_in)).relu()
+        """``s, t [*S, *B, D]``, zero on the masked dimensions; the free dimensions of ``x`` have no influence."""
+        hidden = (self.hidden + F.linear(x * self.mask, self.weight_in)).relu()
         s, t = F.linear(hidden, self.weight_out, self.bias).chunk(2, -1)
-        free = 1 - self.kept
+        free = 1 - self.mask
         return free * self.max_log_scale * (s / self.max_log_scale).tanh(), free * t
 
 
@@ -151,7 +151,7 @@ class FlowActor(BoxActor):
     """Acts with ``a = low + (high - low) (1 + tanh(u)) / 2``, ``u`` from a state-conditional RealNVP of ``N(0, I_D)``.
 
     As in QUINOA, the features of the state enter every coupling net (one hidden layer of ``num_cells`` ReLU units).
-    Layers keep the even and the odd dimensions in turn. Log-scales are bounded by ``max_log_scale``. The last layers
+    Layers mask the even and the odd dimensions in turn. Log-scales are bounded by ``max_log_scale``. The last layers
     start at zero, so the policy starts as the image of a standard normal under the tanh. With one action dimension
     nothing is left to couple: each layer is an affine map of it that depends on the state only, hence a tanh-normal.
 
@@ -186,7 +186,7 @@ class FlowActor(BoxActor):
     """
 
     distribution_class = FlowDistribution
-    kept: Tensor
+    masks: Tensor
 
     def __init__(
         self,
@@ -213,24 +213,24 @@ class FlowActor(BoxActor):
             raise ValueError(f"max_log_scale must be > 0, got {max_log_scale}.")
         self.max_log_scale = float(max_log_scale)
         parity = (torch.arange(dims) + torch.arange(num_layers).unsqueeze(-1)) % 2
-        kept = parity.to(low.dtype) if dims > 1 else torch.zeros(num_layers, 1, dtype=low.dtype)
-        self.register_buffer("kept", kept, persistent=False)
+        masks = parity.to(low.dtype) if dims > 1 else torch.zeros(num_layers, 1, dtype=low.dtype)
+        self.register_buffer("masks", masks, persistent=False)
         self.features = nn.Linear(num_features, num_layers * num_cells)
         self.weight_in = nn.Parameter(torch.empty(num_layers, num_cells, dims))
         self.weight_out = nn.Parameter(torch.empty(num_layers, 2 * dims, num_cells))
         self.bias_out = nn.Parameter(torch.empty(num_layers, 2 * dims))
         self.reset_parameters()
-        self._hold_box(low, high)
+        self._register_box(low, high)
 
     def reset_parameters(self) -> None:
-        """Draw the couplings anew, as the constructor does; the torso and the features reset themselves."""
+        """Initializes the couplings again; the torso and the features have ``reset_parameters`` themselves."""
         limit = 1 / math.sqrt(self.weight_in.shape[-1])
         nn.init.uniform_(self.weight_in, -limit, limit)
         nn.init.zeros_(self.weight_out)
         nn.init.zeros_(self.bias_out)
 
     def reset_parameters_recursive(self, parameters: TensorDictBase | None = None) -> TensorDictBase | None:
-        """As in TensorDict, which resets only the children of a module: here the couplings, too."""
+        """As in TensorDict, which resets only the children of a module; this also resets the couplings."""
         reset = super().reset_parameters_recursive(parameters)
         with nullcontext() if reset is None else reset.to_module(self, preserve_module_state=False):
             self.reset_parameters()
@@ -238,8 +238,8 @@ class FlowActor(BoxActor):
 
     def get_dist(self, tensordict: TensorDictBase) -> FlowDistribution:
         """The policy at the observations of ``tensordict``, which is left as it is."""
-        hidden = self.features(self._torso_outputs(tensordict)).chunk(len(self.kept), -1)
-        layers = (each.unbind() for each in (self.kept, self.weight_in, self.weight_out, self.bias_out))
+        hidden = self.features(self._torso_outputs(tensordict)).chunk(len(self.masks), -1)
+        layers = (each.unbind() for each in (self.masks, self.weight_in, self.weight_out, self.bias_out))
         couplings = [Coupling(self.max_log_scale, *parts) for parts in zip(hidden, *layers, strict=True)]
         return FlowDistribution(couplings, self.low, self.high)
 
@@ -253,7 +253,7 @@ class FlowActor(BoxActor):
         u, log_det = dist.before_squash(z)
         return u.movedim(0, -2), (_standard_normal(z) - log_det - log_sech2(u).sum(-1)).movedim(0, -1)
 
-    def acted(self, state: Any) -> dict[NestedKey, Tensor]:
+    def outputs(self, state: Any) -> dict[NestedKey, Tensor]:
         dist = self.get_dist(state)
         if explores():
             action, log_prob = dist.rsample_and_log_prob()
@@ -267,14 +267,14 @@ class LatentActionTransform(Transform):
     r"""Steps the environment with ``a = f(z, s)`` of a frozen flow, ``z = atanh(h)``, at the action ``h`` of a policy.
 
     ``h [*B, D]`` lies in ``[-1, 1]^D``; what the policy above writes before its own squash is ``z``, so stacked layers
-    compose without a squash between them, and as each is invertible the policy above can still play any action. It sees
-    a latent space in which a standard normal ``z`` already does what the flow has learnt: a fresh :class:`FlowActor`
-    above acts exactly as the flow below. Whatever loss trains the policy above: its data hold ``h``.
+    compose without a squash between them, and as each is invertible the policy above can still play any action. In its
+    latent space a standard normal ``z`` already acts as the flow has learnt to: a new :class:`FlowActor` above acts
+    exactly as the flow below. Losses of the policy above read ``h`` from the data.
 
     The densities are related by :math:`\ln p(a|s) = \ln p(h|s) - \ln |\det da/dh|`, see :func:`stacked_log_prob`.
 
     Args:
-        flow: the policy below. A copy of it, torso included, is kept, without gradients.
+        flow: the policy below; copied with its torso, without gradients.
 
     Raises:
         ValueError: no :class:`FlowActor`; at the environment, an action space of another size or smaller bounds.

@@ -1,4 +1,4 @@
-"""Layers: noisy ones, dueling streams; and networks run without what ``nn.Module.__call__`` does around each layer."""
+"""Noisy layers, dueling streams, and networks run without the overhead of ``nn.Module.__call__`` in each layer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import MLP
 
-from torchrl_reg.compat import call_hooks, has_global_module_hooks, own_compiled_call
-from torchrl_reg.modules.ensembles import MANY_ROWS, StackedLayerNorm, StackedLinear, of_each_network
+from torchrl_reg.compat import call_hooks, compiled_call, has_global_module_hooks
+from torchrl_reg.modules.ensembles import MANY_ROWS, StackedLayerNorm, StackedLinear, unstack_layers
 from torchrl_reg.regularizers.checks import as_number
 
 
@@ -22,11 +22,11 @@ class NoisyLinear(nn.Linear):
 
     :math:`\epsilon_w = f(\epsilon_{out}) f(\epsilon_{in})^\top`, :math:`\epsilon_b = f(\epsilon_{out})`,
     :math:`f(x) = \mathrm{sgn}(x) \sqrt{|x|}` of standard normal vectors. One draw serves all rows of a pass, the online
-    and the target network each draw their own. In eval mode there is no noise. The noise is no buffer: nothing is
-    left to reset, copy to a target network or save.
+    and the target network each draw their own. In eval mode there is no noise. The noise is not a buffer, so there is
+    nothing to reset, to copy to a target network or to save.
 
     TorchRL's :class:`~torchrl.modules.NoisyLinear` follows the exploration type, which every LossModule sets to
-    deterministic: there it has no noise and its sigmas get no gradient.
+    deterministic: inside a loss it has no noise and its sigmas get no gradient.
 
     Args:
         in_features, out_features, bias, device, dtype: as for :class:`torch.nn.Linear`; ``weight`` and ``bias`` are
@@ -87,7 +87,7 @@ class Dueling(nn.Module):
         advantage: maps them to ``[*B, N * A]``, the values of all actions together by atom.
         num_actions: A.
         shared: layers before both.
-        baseline: ``"mean"`` or ``"max"``, what is taken off the advantages.
+        baseline: ``"mean"`` or ``"max"`` of the advantages, subtracted from them.
 
     Shape: ``[*B, F]`` -> ``[*B, N * A]``.
 
@@ -130,7 +130,7 @@ class Dueling(nn.Module):
 
 
 def check_network(network: Any, name: str) -> nn.Module:
-    """Return ``network`` if it is a module, else raise ValueError."""
+    """Returns ``network`` if it is a module, else raises ValueError."""
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} must be a network (a torch.nn.Module), got {network!r}.")
     return network
@@ -140,8 +140,8 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     """A function that runs the layers' ``forward`` in turn if ``network`` is nested sequences only, else ``network``.
 
     The output is the same and some 5 us a layer are saved, half the time of a small network; a ReLU after a linear
-    layer or a layer norm works in its memory, because fresh memory costs more. Later changes to the network take
-    effect: parameters swapped in, train or eval mode. With hooks, or while compiling, the network is called as usual.
+    layer or a layer norm is in place, because allocating memory costs more. Later changes to the network take effect:
+    swapped parameters, train or eval mode. With hooks, or while compiling, the network is called as usual.
 
     >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2)))
     >>> x = torch.randn(3, 4)
@@ -151,9 +151,9 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     layers = _layers(network)
     if layers is None:
         return network
-    watched = list(network.modules())
-    hooks = [found for module in watched for found in call_hooks(module)]
-    joins = type(network) is MLP  # which takes several inputs, and joins them
+    modules = list(network.modules())
+    hooks = [found for module in modules for found in call_hooks(module)]
+    joins = type(network) is MLP  # MLP concatenates its inputs
     pairs = zip([None, *layers], layers, strict=False)
     steps = [_step(layer, may_overwrite=type(before) in (nn.Linear, nn.LayerNorm)) for before, layer in pairs]
     kinds = {type(layer) for layer in layers}
@@ -161,12 +161,12 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
 
     def run(*inputs: Tensor) -> Tensor:
         plain = (joins or len(inputs) == 1) and not torch.compiler.is_compiling() and not has_global_module_hooks()
-        if not plain or any(hooks) or any(map(own_compiled_call, watched)):
+        if not plain or any(hooks) or any(map(compiled_call, modules)):
             return network(*inputs)
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
         if norms and x.ndim == 3 and x.shape[1] >= MANY_ROWS:
-            networks = of_each_network(layers)
-            return torch.stack([of_one(rows) for of_one, rows in zip(networks, x.unbind(), strict=True)])
+            networks = unstack_layers(layers)
+            return torch.stack([run_one(rows) for run_one, rows in zip(networks, x.unbind(), strict=True)])
         for step in steps:
             x = step(x)
         return x
@@ -184,18 +184,18 @@ def _step(layer: nn.Module, *, may_overwrite: bool) -> Callable[[Tensor], Tensor
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer.forward(x)``, reading the parameters where they lie: as attributes they go through Module.__getattr__."""
-    held = layer._parameters
-    if "weight" in held and "bias" in held:
-        return nn.functional.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
-    return layer.forward(x)  # a parametrized or swapped layer has them there
+    """``layer.forward(x)`` with parameters from ``_parameters``, which skips the slow ``Module.__getattr__``."""
+    parameters = layer._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return nn.functional.linear(x, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+    return layer.forward(x)  # a parametrized layer has them elsewhere
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
     """As :func:`_linear`."""
-    held = layer._parameters
-    if held.get("weight") is not None and held.get("bias") is not None:
-        return torch.layer_norm(x, layer.normalized_shape, held["weight"], held["bias"], layer.eps)
+    parameters = layer._parameters
+    if parameters.get("weight") is not None and parameters.get("bias") is not None:
+        return torch.layer_norm(x, layer.normalized_shape, parameters["weight"], parameters["bias"], layer.eps)
     return layer.forward(x)
 
 

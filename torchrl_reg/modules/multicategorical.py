@@ -179,8 +179,8 @@ class Multicategorical(BinDistribution):
 
         The relaxed action is the mean of the bins under ``softmax((logits + Gumbel) / straight_through_temperature)``.
         The forward value is exactly a bin; the gradient is biased. :meth:`log_prob` of the very tensor that comes back
-        has the relaxed gradient too: that of a bin's log-probability alone is zero in mean, and would leave SAC's
-        actor without its entropy term.
+        has the relaxed gradient too: that of a bin's log-probability alone has mean zero, so SAC's actor would get no
+        entropy term.
         """
         if not torch.is_grad_enabled():
             return self.sample(sample_shape)
@@ -219,7 +219,7 @@ class Multicategorical(BinDistribution):
         return self._table.logsumexp(-1).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Entropy ``[*B]`` in nats, exact; at most ``sum_d ln K_d``."""
+        """Entropy ``[*B]`` in nats, exact, <= ``sum_d ln K_d``."""
         return -_expectation(self.probs, self.log_pi)
 
 
@@ -310,7 +310,7 @@ class MulticategoricalActor(BoxActor):
         """The policy at the observations of ``tensordict``, which is left as it is: a :class:`Multicategorical`."""
         return Multicategorical(self.logits(tensordict), bins=self.bins())
 
-    def acted(self, state: Any) -> dict[NestedKey, Tensor]:
+    def outputs(self, state: Any) -> dict[NestedKey, Tensor]:
         dist = self.get_dist(state)
         if exploration_type() is ExplorationType.MEAN:
             action = dist.mean
@@ -328,10 +328,10 @@ class SingleDimensionActor(TensorDictModuleBase):
     losses (:class:`~torchrl.objectives.DiscreteSACLoss`) can sum over all actions. The parameters are shared.
 
     Args:
-        actor: the actor to look at.
+        actor: the actor, with one action dimension.
 
     Attributes:
-        stored_action_key: ``"action_index"``, which these losses want as ``[*B]``, without its last dimension.
+        stored_action_key: ``"action_index"``, which these losses read as ``[*B]``, without its last dimension.
 
     Raises:
         ValueError: another kind of actor, or one of several dimensions.
@@ -372,7 +372,7 @@ class AutoregressiveMulticategorical(BinDistribution):
     Source: Metz et al. 2017 (Discrete sequential prediction of continuous actions for deep RL).
 
     Args:
-        hidden: ``[*B, D H]`` what the state adds to the hidden units.
+        hidden: ``[*B, D H]`` the state's part of the hidden units.
         previous: ``[D H, sum(num_bins)]`` masked weights from the one-hot bins to the hidden units.
         weight, bias: ``[sum(num_bins), D H]`` (masked) and ``[sum(num_bins)]``, from hidden units to logits.
         starts: ``[D]`` first logit of each dimension.

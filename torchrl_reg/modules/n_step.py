@@ -1,4 +1,4 @@
-"""n-step transitions out of one-step ones, as a TorchRL transform.
+"""A TorchRL transform from one-step to n-step transitions.
 
 Shapes: ``*N`` environments (or none), ``T`` time steps.
 """
@@ -15,12 +15,12 @@ from torchrl_reg.regularizers.checks import check_discount, check_integer
 
 
 class NStepTransform(Transform):
-    """Turns batches ``[*N, T]`` of one-step transitions into n-step ones, a few rows late.
+    """Turns batches ``[*N, T]`` of one-step transitions into n-step ones, delayed by up to n - 1 rows.
 
     Each row gets the reward ``sum_i gamma^i r_{t+i}`` (reward units) over its window, the ``next`` entries of the
     window's last step (its flags included) and ``steps_to_next_obs [*N, T, 1]``, its length: n, or less where the
     episode ends first. A one-step estimator then bootstraps with ``gamma^steps_to_next_obs``. Rows whose window is not
-    complete yet come with the next batch; where a batch ends every episode, all its rows come at once.
+    complete yet are returned with the next batch; if a batch ends every episode, all its rows are returned.
 
     TorchRL's :class:`~torchrl.envs.MultiStepTransform` leaves the flags of the window's first step, so that an episode
     that ends inside the window is bootstrapped beyond its end.
@@ -36,10 +36,10 @@ class NStepTransform(Transform):
         n: number of steps, >= 1; 1 passes batches through.
         gamma: discount in [0, 1].
         reward_key, done_key: names within ``"next"``.
-        flatten: give the rows as ``[rows]``, for a storage of one dimension.
+        flatten: return the rows as ``[rows]``, for a storage of one dimension.
 
     Attributes:
-        waiting: the rows whose window is not complete yet, or None; ``state_dict`` holds them, too.
+        waiting: the rows whose window is not complete yet, or None; included in ``state_dict``.
 
     Raises:
         ValueError: ``n`` < 1, ``gamma`` outside [0, 1].
@@ -71,7 +71,7 @@ class NStepTransform(Transform):
         self.waiting: TensorDictBase | None = None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Sampled data, as they are."""
+        """Sampled data, unchanged."""
         return tensordict
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase | None:
@@ -80,7 +80,7 @@ class NStepTransform(Transform):
     def complete(self, tensordict: TensorDictBase) -> TensorDictBase | None:
         """The rows whose window is complete; None where there is none yet (a buffer then stores nothing).
 
-        ``inv(tensordict)`` without what every transform of TorchRL does around it.
+        ``inv(tensordict)`` without the overhead of TorchRL's base class.
         """
         if self.n > 1:
             rows = tensordict if self.waiting is None else self._before(tensordict)
@@ -88,7 +88,7 @@ class NStepTransform(Transform):
                 return None
             complete = rows.shape[-1] - self.n + 1
             accumulated, ended = self._accumulate(rows), rows["next", self.done_key][..., -1, 0].all()
-            # A collector may write its next batch to this memory.
+            # Cloned: a collector may overwrite this memory with its next batch.
             self.waiting = None if ended else rows[..., max(complete, 0) :].clone()
             complete = rows.shape[-1] if ended else complete
             if complete < 1:
@@ -97,7 +97,7 @@ class NStepTransform(Transform):
         return tensordict.reshape(-1) if self.flatten else tensordict
 
     def truncate_episodes(self) -> None:
-        """End the episodes of the waiting rows: what the next batch brings is not their continuation."""
+        """Ends the episodes of the waiting rows; call it if the next batch does not continue them."""
         if self.waiting is not None:
             for key in ("truncated", self.done_key):
                 if ("next", key) in self.waiting.keys(include_nested=True):
@@ -111,7 +111,7 @@ class NStepTransform(Transform):
         return {"rows": {key: leaf.clone() for key, leaf in leaves}, "batch_size": tuple(self.waiting.batch_size)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on with the waiting rows of another transform's ``state_dict``."""
+        """Restores the waiting rows from a ``state_dict``."""
         rows = state["rows"]
         self.waiting = None if rows is None else TensorDict(rows, state["batch_size"]).clone()
 
@@ -120,7 +120,7 @@ class NStepTransform(Transform):
         device = batch["next", self.reward_key].device
         waiting = self.waiting
         assert waiting is not None
-        if waiting["next", self.reward_key].device != device:  # as a checkpoint gave them
+        if waiting["next", self.reward_key].device != device:  # loaded from a checkpoint
             waiting = waiting.to(device)
         return torch.cat([waiting, batch], -1)
 
@@ -131,7 +131,7 @@ class NStepTransform(Transform):
         total, steps = reward.clone(), torch.ones_like(done, dtype=torch.int64)
         alive = ~done
         for i in range(1, self.n):
-            # Row t takes in step t + i while no episode ended between them; beyond the batch nothing is taken in.
+            # Row t includes step t + i if no episode ended between them and t + i is inside the batch.
             ahead = torch.arange(i, length + i, device=reward.device).clamp(max=length - 1)
             inside = alive & (torch.arange(length, device=reward.device) + i < length)
             total = total + self.gamma**i * torch.where(inside, reward[..., ahead], 0.0)

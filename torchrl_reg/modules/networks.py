@@ -1,4 +1,4 @@
-"""Networks by their settings: torsos for vectors and images, and the heads on top."""
+"""Networks built from settings: torsos for vectors and images, and their heads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def initialize_weights(module: Network, initialization: Initialization | str) -> Network:
-    r"""Draws the weights of every Conv2d and Linear in ``module`` anew, in order, with zero biases, and returns it.
+    r"""Initializes the weights of every Conv2d and Linear in ``module``, in order, with zero biases, and returns it.
 
     Uniform on ``[-b, b]``: ``"glorot_uniform"``: :math:`b = \sqrt{6 / (fan_{in} + fan_{out})}` (TensorFlow's default,
     hence Dopamine's DQN and M-DQN); ``"variance_scaling"``: :math:`b = \sqrt{3 s / fan_{in}}` with
@@ -38,7 +38,7 @@ def initialize_weights(module: Network, initialization: Initialization | str) ->
     ``"orthogonal"``: of gain :math:`\sqrt 2` in all layers, the last included (CleanRL's PQN). Normal, cut off at two
     standard deviations and rescaled: ``"lecun_normal"`` of variance :math:`1 / fan_{in}` (flax's default),
     ``"he_normal"`` of :math:`2 / fan_{in}`, but for the last linear layer, which is ``lecun_normal`` (Gallici et al.
-    2024 on images). ``"default"`` leaves PyTorch's own.
+    2024 on images). ``"default"`` leaves PyTorch's.
 
     Raises:
         ValueError: another name.
@@ -71,15 +71,15 @@ def _draw(weight: Tensor, initialization: str, last: bool) -> None:
         nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
-#: Makes the normalization of features of a shape, ``[F]`` or ``[C, H, W]``; the empty list is none.
+#: Builds the normalization of features of a shape, ``[F]`` or ``[C, H, W]``; an empty list for none.
 Normalization = Callable[[Sequence[int]], list[nn.Module]]
 
 
 class ChannelNorm(nn.LayerNorm):
     """Normalizes the channels at each place of an image, ``[*B, C, H, W]``, with a scale and a shift per channel.
 
-    It is what a layer norm over the last axis does in libraries whose images end in channels (flax), and another
-    function than one over the whole image, torch's ``LayerNorm([C, H, W])``.
+    Equals flax's layer norm, which normalizes the last axis of channels-last images, and differs from torch's
+    ``LayerNorm([C, H, W])`` over the whole image.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def normalization(kind: str, eps: float) -> Normalization:
-    """``"none"``, ``"channels"`` (per place of an image) or ``"image"`` (over all of it); vectors are the same to both.
+    """``"none"``, ``"channels"`` (per place of an image) or ``"image"`` (over all of it); equal for vectors.
 
     Raises:
         ValueError: another kind.
@@ -107,7 +107,7 @@ def normalization(kind: str, eps: float) -> Normalization:
 
 
 def no_normalization(shape: Sequence[int]) -> list[nn.Module]:
-    """None."""
+    """No layers."""
     return []
 
 
@@ -119,7 +119,7 @@ def _check_padding(padding: str) -> None:
 class NatureCNN(nn.Module):
     """The convolutions of Mnih et al. (2015): 32@8x8/4, 64@4x4/2, 64@3x3/1, ReLU, flattened.
 
-    uint8 images are divided by 255; floating-point images are taken as they are.
+    uint8 images are divided by 255; floating-point images are not.
 
     Source: Mnih et al. 2015 (DQN).
 
@@ -173,7 +173,7 @@ class NatureCNN(nn.Module):
         if observation.dtype == torch.uint8:
             images = images.div_(255)  # a copy of the observation since _images
         if torch.is_grad_enabled() and images.device.type == "cpu":
-            # Channels last, by operations that vmap supports: the first layer's gradient then takes half the time.
+            # Channels last halves the time of the first layer's gradient; vmap does not support memory_format.
             images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
 
@@ -237,7 +237,7 @@ class ImpalaCNN(nn.Module):
         in_channels: stacked frames C.
         width: factor of the channels, 2 in Beyond The Rainbow, 1 in IMPALA.
         spectral_norm: divide the weights of the residual convolutions by their largest singular value, by one step of
-            power iteration in each pass in train mode; others are left.
+            power iteration in each pass in train mode; other weights are not normalized.
         pooled: side of the pooled image; None for no pooling (11x11 remain).
 
     Shape: ``[*B, C, 84, 84]`` -> ``[*B, out_features]``, 2304 by default.
@@ -294,7 +294,7 @@ def _images(observation: Tensor, shape: tuple[int, int, int], convolutions: nn.S
             f"observation must be images of shape [*B, {', '.join(map(str, shape))}], got {list(observation.shape)}."
         )
     if not observation.is_floating_point():
-        # Not parameters(): TorchRL's losses put target parameters in as plain tensors, and it would list none.
+        # Not parameters(), which is empty when a TorchRL loss has swapped in target parameters as plain tensors.
         weight = next(layer.weight for layer in convolutions if isinstance(layer, nn.Conv2d))
         observation = observation.to(weight.dtype)
     return observation.reshape(-1, *shape)
@@ -317,12 +317,12 @@ class NetSettings:
         num_cells: widths of the fully connected hidden layers, ReLU between them; empty for none.
         padding: of the Nature convolutions, ``"valid"`` or ``"same"`` (TensorFlow's, 7744 features), and of MinAtar's.
         layer_norm: ``"none"``; before each ReLU ``"channels"`` (at each place of an image) or ``"image"`` (over all of
-            it), which are one for vectors. Not of quantile networks.
+            it), equal for vectors. Not for quantile networks.
         layer_norm_eps: added to the variance there.
         image_divisor: of ``"minatar"`` images.
         initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"``, ``"variance_scaling"``, ``"orthogonal"``,
             ``"lecun_normal"`` or ``"he_normal"``, see :func:`~torchrl_reg.modules.networks.initialize_weights`.
-        quantile_initialization: the same for quantile networks; empty for ``initialization``.
+        quantile_initialization: of quantile networks; empty: ``initialization``.
         noise_sigma: sigma_0 of noisy fully connected layers, 0 for none; the fraction embedding has none.
         dueling: ``"none"``, or the baseline of :class:`~torchrl_reg.modules.Dueling`, ``"mean"`` or ``"max"``.
         dueling_shares_hidden: hidden layers before both streams instead of one stack in each.
@@ -363,7 +363,7 @@ class NetSettings:
     input_high: list[float] = field(default_factory=list)
 
     def validate(self) -> None:
-        """Checks the sizes, also of networks that are not asked for.
+        """Checks all sizes, also those that the chosen network does not use.
 
         Raises:
             ValueError: one is too small.
@@ -421,7 +421,7 @@ def prior_network(settings: NetSettings, env: EnvBase, keys: Sequence[str]) -> T
         ValueError: an observation that ``env`` does not have, or several that are not all vectors.
     """
     spec = env.observation_spec
-    # Without what lies beside the observation: counters, the return so far.
+    # Neither counters nor the return so far are observations.
     names = list(spec.keys())
     known = [k for k in names if spec[k].dtype.is_floating_point and k != "episode_reward"]
     unknown = [key for key in keys if key not in known]

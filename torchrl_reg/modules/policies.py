@@ -1,4 +1,4 @@
-"""Policies and value networks for continuous actions from a few settings, sized by an environment's specs."""
+"""Policies and value networks for continuous actions, from settings and an environment's specs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class PolicySettings:
         activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
         initialization: ``"default"`` (PyTorch's), ``"glorot_uniform"`` or ``"variance_scaling"``, of these layers.
         head_cells: hidden units per action dimension of the autoregressive head.
-        condition: False cuts the dependence between dimensions (autoregressive).
+        condition: False removes the dependence between dimensions (autoregressive).
         flow_layers, flow_cells, max_log_scale: couplings, hidden units of each, bound of their log-scales (flow).
         scale_mapping, scale_lb: map to positive scales and their lower bound (gaussian).
-        skip: the noise is added to the network's output (sampler).
+        skip: add the noise to the network's output (sampler).
     """
 
     is_rebuildable: ClassVar[bool] = True
@@ -59,11 +59,10 @@ class PolicySettings:
 
 @rebuildable
 def policy(settings: PolicySettings, env: EnvBase) -> Any:
-    """The actor that ``settings.name`` names, on the observations and the action box of ``env``.
+    """The actor named ``settings.name``, for the observations and the action box of ``env``.
 
     Actions are ``[*B, D]``, in the units of the box. Every actor but the sampler has ``get_dist(tensordict)`` with an
-    exact ``log_prob``, and every one ``stored_action_key``, the entry of a replayed transition which that ``log_prob``
-    takes.
+    exact ``log_prob``, and each has ``stored_action_key``, the entry of a replayed transition that ``log_prob`` takes.
 
     Raises:
         ValueError: an unknown name, discrete or unbounded actions, settings that do not fit.
@@ -117,7 +116,7 @@ def bin_value_network(settings: PolicySettings, env: EnvBase) -> TensorDictModul
 
 
 def action_bounds(env: EnvBase) -> tuple[Tensor, Tensor]:
-    """``low, high [D]`` of the actions of ``env``, on the CPU; the actors refuse infinite ones.
+    """``low, high [D]`` of the actions of ``env``, on the CPU; the actors reject infinite ones.
 
     Raises:
         ValueError: actions that are not a vector of numbers.

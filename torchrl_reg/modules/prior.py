@@ -1,4 +1,4 @@
-"""Action priors while acting: learnt at the visited states, and explored with.
+"""Action priors in acting: learning one from the visited states, and exploring by it.
 
 Shapes: ``*B`` batch, ``A`` actions, ``T`` time steps, ``N`` environments.
 """
@@ -17,17 +17,17 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.compat import find_action_space
 from torchrl_reg.functional import averaged_prior
 from torchrl_reg.modules.acting import State
-from torchrl_reg.modules.q_actors import explores, sampled
+from torchrl_reg.modules.q_actors import explores, sample_action
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.coefficients import gathered_from_ranks, in_process_group
-from torchrl_reg.regularizers.policies import Recorded
+from torchrl_reg.regularizers.policies import SavedArguments
 from torchrl_reg.regularizers.prior import ActionPrior
 
 
 class PriorUpdate(TensorDictModuleBase):
     """``rho <- (1 - rate) rho + rate pi(.|s)`` at every visited state, with the full policy, not the action taken.
 
-    Call it on what the policy has just collected, ``[N, T]`` or ``[T]`` (time last, or the dimension named ``"time"``).
+    Call it on each collected batch, ``[N, T]`` or ``[T]`` (time last, or the dimension named ``"time"``).
     A batch counts as its ``T x N`` steps in order of time; the ``N`` steps of one time count with their mean policy
     (:func:`~torchrl_reg.functional.averaged_prior`). ``pi`` uses the prior from the start of the batch, so the result
     differs from step-by-step updates by order ``(rate T N)^2``. Rows of a padded batch (``("collector", "mask")`` or
@@ -37,8 +37,8 @@ class PriorUpdate(TensorDictModuleBase):
 
     Args:
         prior: updated in place.
-        actor: computes the Q-values at the batch's states, without gradients and without changing the batch; None reads
-            those in the batch, by which the actor chose its actions.
+        actor: computes the Q-values at the batch's states, without gradients and without changing the batch; None: they
+            are in the batch, written when the actor chose its actions.
         rate: step size per environment step, in (0, 1].
         action_value_key: of the Q-values ``[*B, A]``.
 
@@ -102,20 +102,20 @@ def _time_dim(tensordict: TensorDictBase) -> int:
     return names.index("time") if "time" in names else max(tensordict.batch_dims - 1, 0)
 
 
-class PriorEGreedyModule(Recorded, EGreedyModule):
+class PriorEGreedyModule(SavedArguments, EGreedyModule):
     """Greedy in ``pi ~ rho exp(beta q)``, so in ``ln rho(a) + beta q(s, a)``; with probability eps, ``a ~ rho``.
 
     It replaces TorchRL's :class:`~torchrl.modules.EGreedyModule`, which takes the greedy action of q alone and explores
     uniformly. Under deterministic exploration it is greedy, prior included, and never explores.
 
     Args:
-        spec: action spec (``Categorical`` or ``OneHot``); it says how actions are written.
+        spec: action spec (``Categorical`` or ``OneHot``), which sets the encoding of actions.
         prior: shared, not copied.
         eps_init, eps_end, annealing_num_steps: as for :class:`~torchrl.modules.EGreedyModule`; ``step`` takes any
             number of frames at once.
-        action_key, action_value_key: where the action goes and the ``[*B, A]`` Q-values are.
-        action_mask_key: allowed actions ``[*B, A]``; the prior is then that of the allowed ones.
-        log_prior_key: read a state-dependent log-prior (logits ``[*B, A]``) there, instead of the one in ``prior``.
+        action_key, action_value_key: keys of the action (output) and of the ``[*B, A]`` Q-values (input).
+        action_mask_key: allowed actions ``[*B, A]``; the prior is renormalized over them.
+        log_prior_key: key of a state-dependent log-prior (logits ``[*B, A]``), used instead of ``prior``'s.
         device: of the exploration's buffers.
 
     Raises:
@@ -171,18 +171,18 @@ class PriorEGreedyModule(Recorded, EGreedyModule):
         self.in_keys = [k for k in (action_value_key, action_mask_key, log_prior_key) if k is not None]
 
     def step(self, frames: int = 1) -> None:
-        """Anneal eps by ``frames`` frames."""
+        """Anneals eps by ``frames`` frames."""
         per_frame = (self.eps_init - self.eps_end) / self.annealing_num_steps
         self.eps.copy_(torch.maximum(self.eps_end, self.eps - frames * per_frame))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.set(self.action_key, self._acted(tensordict))
+        return tensordict.set(self.action_key, self._action(tensordict))
 
     def plain(self, state: State) -> None:
         """:meth:`forward` on a dict of tensors."""
-        state[self.action_key] = self._acted(state)
+        state[self.action_key] = self._action(state)
 
-    def _acted(self, state: Any) -> Tensor:
+    def _action(self, state: Any) -> Tensor:
         q = state[self.action_value_key]
         log_prior = self.prior.log_prior
         if self.log_prior_key is not None:
@@ -194,7 +194,7 @@ class PriorEGreedyModule(Recorded, EGreedyModule):
         action = self.prior.greedy(q, log_prior)
         if explores():
             random = torch.rand(action.shape, device=q.device) < self.eps.to(q.device)
-            action = torch.where(random, sampled(log_prior.softmax(-1).expand(q.shape)), action)
+            action = torch.where(random, sample_action(log_prior.softmax(-1).expand(q.shape)), action)
         return self._encoded(action, state, q)
 
     def _encoded(self, action: Tensor, state: Any, q: Tensor) -> Tensor:

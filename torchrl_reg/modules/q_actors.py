@@ -16,13 +16,13 @@ from torchrl.data import Categorical, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.compat import is_listened_to, is_transformed
+from torchrl_reg.compat import has_hooks, is_transformed
 from torchrl_reg.modules.acting import State, act, act_through_tensordict
-from torchrl_reg.modules.ensembles import is_plain, of_each_network
+from torchrl_reg.modules.ensembles import is_plain, unstack_layers
 from torchrl_reg.modules.layers import check_network, layer_by_layer
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
-from torchrl_reg.regularizers.policies import Recorded
+from torchrl_reg.regularizers.policies import SavedArguments
 
 
 class ImplicitQuantileNetwork(nn.Module):
@@ -51,7 +51,7 @@ class ImplicitQuantileNetwork(nn.Module):
     torch.Size([8, 5, 3])
     """
 
-    #: Takes the place of the class where several networks are stacked.
+    #: The class of several stacked networks.
     stacked_form: ClassVar[type[ImplicitQuantileNetwork]]
 
     def __init__(
@@ -74,34 +74,34 @@ class ImplicitQuantileNetwork(nn.Module):
         self.num_cosines, self.first_cosine = num_cosines, first_cosine
 
     def features(self, observation: Tensor) -> Tensor:
-        """``psi(s) [*B, F]``: computed once for all the fractions asked of a state."""
+        """``psi(s) [*B, F]``, computed once for all fractions of a state."""
         return self.torso(observation)
 
     def quantiles(self, features: Tensor, fractions: Tensor) -> Tensor:
         """Quantile values ``[*B, N, A]`` for ``features [*B, F]`` and ``fractions [*B, N]`` (or ``[N]`` for all)."""
-        return self._in_one_pass([features], [fractions])[0]
+        return self._joint_quantiles([features], [fractions])[0]
 
     def quantiles_of(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
         """:meth:`quantiles` of several states in one pass; ``features`` have one shape, ``fractions`` all but the N."""
-        if getattr(self.quantiles, "__func__", None) is not ImplicitQuantileNetwork.quantiles:  # a subclass has its own
+        if getattr(self.quantiles, "__func__", None) is not ImplicitQuantileNetwork.quantiles:  # overridden
             return [self.quantiles(state, levels) for state, levels in zip(features, fractions, strict=True)]
-        return self._in_one_pass(features, fractions)
+        return self._joint_quantiles(features, fractions)
 
-    def _in_one_pass(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _joint_quantiles(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
         counts = [levels.shape[-1] for levels in fractions]
         joined = fractions[0] if len(counts) == 1 else torch.cat(list(fractions), -1)
         multiples = torch.arange(self.num_cosines, device=joined.device, dtype=joined.dtype) + self.first_cosine
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
         z, ends = self._values(features, cosines.to(features[0].dtype), counts), list(accumulate(counts))
-        # Not split, whose outputs may not be written into.
+        # Slices, because the outputs of split cannot be modified in place.
         return [z] if len(ends) == 1 else [z[..., end - n : end, :] for end, n in zip(ends, counts, strict=True)]
 
     def _values(self, features: Sequence[Tensor], cosines: Tensor, counts: list[int]) -> Tensor:
         """Quantile values ``[*B, sum(counts), A]`` of the ``features``, side by side."""
         embedded = self.embedding(cosines)
-        # In the memory of the layer before where nobody else sees it, because fresh memory costs more.
+        # In place if no hook has seen the layer's output, because allocating memory costs more than the ReLU.
         compiling = torch.compiler.is_compiling()
-        embedded = embedded.relu() if compiling or is_listened_to(self.embedding) else embedded.relu_()
+        embedded = embedded.relu() if compiling or has_hooks(self.embedding) else embedded.relu_()
         head = self.head if compiling else layer_by_layer(self.head)
         return head(_products(features, embedded, counts))
 
@@ -113,18 +113,18 @@ class ImplicitQuantileNetwork(nn.Module):
 class StackedQuantileNetwork(ImplicitQuantileNetwork):
     """``S`` quantile networks: features ``[S, *B, F]`` and fractions ``[S, *B, N]`` (or ``[N]`` for all).
 
-    Torsos run as one; what comes after the fractions runs network by network, which for so many rows is faster.
+    Torsos run stacked; the layers after the fractions run network by network, which is faster for so many rows.
     """
 
     def _values(self, features: Sequence[Tensor], cosines: Tensor, counts: list[int]) -> Tensor:
-        embeddings, heads = of_each_network([self.embedding, nn.ReLU()]), of_each_network(list(self.head))  # type: ignore[call-overload]
+        embeddings, heads = unstack_layers([self.embedding, nn.ReLU()]), unstack_layers(list(self.head))  # type: ignore[call-overload]
         if cosines.ndim == 2:
             cosines = cosines.expand(len(heads), 1, *cosines.shape)
-        made = []
+        values = []
         for number, (embedding, head) in enumerate(zip(embeddings, heads, strict=True)):
             own = [each[number] for each in features]
-            made.append(head(_products(own, embedding(cosines[number]), counts)))
-        return torch.stack(made)
+            values.append(head(_products(own, embedding(cosines[number]), counts)))
+        return torch.stack(values)
 
 
 ImplicitQuantileNetwork.stacked_form = StackedQuantileNetwork
@@ -133,15 +133,15 @@ ImplicitQuantileNetwork.stacked_form = StackedQuantileNetwork
 def _products(features: Sequence[Tensor], embedded: Tensor, counts: list[int]) -> Tensor:
     """Each of ``features [*B, F]`` times its ``counts`` rows of ``embedded [*B, N, F]``, side by side.
 
-    In the memory of ``embedded`` where no gradient asks for that.
+    Overwrites ``embedded`` if no gradient needs it.
     """
     first = features[0]
     same = first.shape[:-1] == embedded.shape[:-2] and first.dtype == embedded.dtype
-    seen = torch.is_grad_enabled() or torch.compiler.is_compiling() or any(map(is_transformed, features))
+    needed = torch.is_grad_enabled() or torch.compiler.is_compiling() or any(map(is_transformed, features))
     pairs = zip(features, embedded.split(counts, -2), strict=True)
-    if seen or not same:
-        made = [state.unsqueeze(-2) * part for state, part in pairs]
-        return made[0] if len(made) == 1 else torch.cat(made, -2)
+    if needed or not same:
+        products = [state.unsqueeze(-2) * part for state, part in pairs]
+        return products[0] if len(products) == 1 else torch.cat(products, -2)
     for state, part in pairs:
         part.mul_(state.unsqueeze(-2))
     return embedded
@@ -154,7 +154,7 @@ class QuantileMean(nn.Module):
     evaluation does not depend on a random draw.
     """
 
-    #: Acting draws random numbers, which are not those of a network that acts for several seeds.
+    #: Acting draws random numbers; one network stacked for several seeds would draw others.
     draws = True
 
     def __init__(self, network: ImplicitQuantileNetwork, num_quantiles: int) -> None:
@@ -173,7 +173,7 @@ class QuantileMean(nn.Module):
         return self.network.quantiles(features, fractions).mean(-2)
 
 
-class QActor(Recorded, QValueActor):
+class QActor(SavedArguments, QValueActor):
     """TorchRL's :class:`~torchrl.modules.QValueActor`, which also acts on a dict of tensors and can be saved.
 
     Args:
@@ -214,11 +214,11 @@ class QActor(Recorded, QValueActor):
         state[chosen_key] = q.gather(-1, action.unsqueeze(-1))
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has a network of its own.
+        # A copy must not run the layers of the original.
         return {**vars(self), "_layers": None}
 
 
-class EpsilonGreedyModule(Recorded, EGreedyModule):
+class EpsilonGreedyModule(SavedArguments, EGreedyModule):
     """TorchRL's :class:`~torchrl.modules.EGreedyModule` with the same random numbers, on a dict of tensors, too.
 
     Args:
@@ -231,31 +231,31 @@ class EpsilonGreedyModule(Recorded, EGreedyModule):
     torch.Size([8])
     """
 
-    #: For which spec and number of environments there is which function that gives random actions.
+    #: The spec and number of environments of the cached function of random actions, and that function.
     _random: tuple[Any, int, Callable[[], Tensor]] = (None, 0, torch.empty)
 
     def draw(self, num_envs: int) -> tuple[Tensor, Tensor]:
-        """Whether to explore (bool ``[num_envs]``), and the action if so, drawn in the order of :meth:`forward`."""
+        """True to explore (bool ``[num_envs]``), and random actions, drawn in the order of :meth:`forward`."""
         eps, (composite, count, random) = self._buffers["eps"], self._random
         if composite is not self._spec or count != num_envs:
             spec = self.spec[self.action_key]
             random = spec.expand(num_envs, *spec.shape).rand
             if type(spec) is Categorical and spec.mask is None and spec.shape == () and spec.space.n > 0:
-                # What spec.rand() amounts to, in under half of its time.
+                # The same numbers as spec.rand(), in under half of its time.
                 random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
             self._random = self._spec, num_envs, random
         return torch.rand(num_envs, device=eps.device) < eps, random()
 
     def plain(self, state: State, drawn: tuple[Tensor, Tensor] | None = None) -> None:
-        """:meth:`forward` on a dict of tensors; with the random numbers ``drawn`` before by :meth:`draw`, if given."""
+        """:meth:`forward` on a dict of tensors, with ``drawn``, the random numbers of :meth:`draw`, if given."""
         if self.action_mask_key is not None or not isinstance(self.action_key, str):
             act_through_tensordict(self, state)
         elif drawn is not None or exploration_type() in _EXPLORING:
             action = state[self.action_key]
-            here, random = self.draw(action.shape[0]) if drawn is None else drawn
+            explore, random = self.draw(action.shape[0]) if drawn is None else drawn
             if action.ndim > 1:
-                here = here.reshape(-1, *[1] * (action.ndim - 1))
-            state[self.action_key] = torch.where(here, random, action)
+                explore = explore.reshape(-1, *[1] * (action.ndim - 1))
+            state[self.action_key] = torch.where(explore, random, action)
 
 
 class QuantileQActor(QActor):
@@ -302,11 +302,11 @@ class QuantileQActor(QActor):
 
     @property
     def quantile_network(self) -> ImplicitQuantileNetwork:
-        """The network behind the mean."""
+        """The quantile network."""
         return self.module[0].module.network
 
 
-class BoltzmannQActor(Recorded, TensorDictModuleBase):
+class BoltzmannQActor(SavedArguments, TensorDictModuleBase):
     """Acts with a regularizer's policy: sampled under random exploration, greedy under deterministic exploration.
 
     With a temperature that is ``pi = softmax(q / tau)``; with a prior ``pi ~ rho exp(beta q)``, and greedy in that.
@@ -318,7 +318,7 @@ class BoltzmannQActor(Recorded, TensorDictModuleBase):
             shared, not copied. Actions are written in its encoding (categorical or one-hot).
         tau: temperature > 0, in reward units; short for ``regularizer=Entropy(tau)``.
         prior: an :class:`ActionPrior`, shared, not copied; short for ``regularizer=PriorKL(prior=prior)``.
-        regularizer: any, shared, not copied: that of the loss, whose temperature the actor then follows.
+        regularizer: any, shared, not copied. With the loss's the actor follows the loss's temperature.
         action_key, action_value_key: where the actor writes the action and its ``[*B, A]`` Q-values.
 
     Raises:
@@ -364,7 +364,7 @@ class BoltzmannQActor(Recorded, TensorDictModuleBase):
 
     @property
     def prior(self) -> ActionPrior | None:
-        """That of the regularizer, if it has one."""
+        """The regularizer's prior, if it has one."""
         return getattr(self.regularizer, "prior", None)
 
     @property
@@ -384,12 +384,12 @@ class BoltzmannQActor(Recorded, TensorDictModuleBase):
         self.choose(state)
 
     def choose(self, state: Any) -> None:
-        """The policy's action in place of the actor's, in a TensorDict or a dict of tensors that the actor has seen."""
+        """Replaces the actor's action by the policy's, in a TensorDict or a dict of tensors of the actor's outputs."""
         samples = explores()
         if not samples and type(self.regularizer).greedy is Regularizer.greedy:
             return  # the actor's own action
         q = state[self.action_value_key]
-        action = sampled(self.regularizer.policy(q)) if samples else self.regularizer.greedy(q)
+        action = sample_action(self.regularizer.policy(q)) if samples else self.regularizer.greedy(q)
         state[self.action_key] = index = self._encoded(action, q, state[self.action_key])
         if "chosen_action_value" in self.out_keys:
             index = index.long().argmax(-1, keepdim=True) if index.shape == q.shape else index.unsqueeze(-1)
@@ -442,7 +442,7 @@ class AtomMean(QuantileAverage):
 
 
 class DistributionalActor(QActor):
-    """Base of the two actors: gives access to the module behind the Q-values."""
+    """Base of the categorical and the quantile actor: gives access to the module that outputs the distribution."""
 
     @property
     def distribution(self) -> Any:
@@ -529,6 +529,6 @@ def explores() -> bool:
     return exploration_type() in _EXPLORING
 
 
-def sampled(pi: Tensor) -> Tensor:
+def sample_action(pi: Tensor) -> Tensor:
     """Actions ``[*B]`` drawn with probabilities ``pi [*B, A]``."""
     return torch.multinomial(pi.reshape(-1, pi.shape[-1]), 1).reshape(pi.shape[:-1])

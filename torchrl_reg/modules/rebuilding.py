@@ -1,6 +1,6 @@
-"""Networks that remember how they were built, so that a saved one can be built again where its environment is not.
+"""Networks that store how they were built, so that a saved one can be rebuilt without its environment.
 
-A builder marked :func:`rebuildable` notes its import path and arguments on what it returns.
+A builder marked :func:`rebuildable` stores its import path and arguments on the module it returns.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Spaces:
-    """Shapes and dtypes of an environment's spaces, which stand in for it where networks are built.
+    """Shapes and dtypes of an environment's spaces, which replace it as an argument of network builders.
 
     Args:
         observations: key -> shape of one observation and its dtype, ``"float32"``.
-        num_actions: A of a discrete action; None of a continuous one.
-        low, high: bounds ``[D]`` of a continuous action, one environment's.
+        num_actions: A of a discrete action; None for a continuous one.
+        low, high: bounds ``[D]`` of a continuous action, without batch dimensions.
     """
 
     is_rebuildable: ClassVar[bool] = True
@@ -79,7 +79,7 @@ class Spaces:
 
 
 def rebuildable(build: Builder) -> Builder:
-    """Marks a function of settings, an environment and plain values whose modules can be built again from a file."""
+    """Marks a function of settings, an environment and plain values whose modules can be rebuilt from a file."""
 
     @functools.wraps(build)
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -90,14 +90,14 @@ def rebuildable(build: Builder) -> Builder:
 
 
 def record(module: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-    """``module``, with the import path and the arguments that build it stored on it."""
-    named = {key: _lasting(value) for key, value in kwargs.items()}
-    vars(module).update(built_by=path, built_with=(tuple(map(_lasting, args)), named))
+    """Stores on ``module`` the import path and the arguments that build it, and returns it."""
+    named = {key: _storable(value) for key, value in kwargs.items()}
+    vars(module).update(built_by=path, built_with=(tuple(map(_storable, args)), named))
     return module
 
 
-def _lasting(value: Any) -> Any:
-    """An environment as its :class:`Spaces`, everything else as it is."""
+def _storable(value: Any) -> Any:
+    """An environment's :class:`Spaces`; any other value unchanged."""
     return Spaces.of(value) if isinstance(value, EnvBase) else value
 
 

@@ -16,7 +16,7 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.modules.tensordict_module import SafeProbabilisticModule
 from torchrl.objectives.utils import distance_loss
 
-from torchrl_reg.compat import entry
+from torchrl_reg.compat import fast_get
 from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import Multicategorical
 from torchrl_reg.modules.ensembles import CriticEnsemble, is_plain
@@ -123,7 +123,7 @@ def distribution(actor: Any, tensordict: TensorDictBase) -> Distribution:
         parts = _plain_parts(actor)
         if parts is not None:  # the same without the TensorDicts in between
             network, head = parts
-            outputs = layer_by_layer(network.module)(*[entry(tensordict, key) for key in network.in_keys])
+            outputs = layer_by_layer(network.module)(*[fast_get(tensordict, key) for key in network.in_keys])
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
             return head.get_dist(dict(zip(network.out_keys, outputs, strict=False)))
         return actor.get_dist(tensordict.select(*actor.in_keys, strict=False))
@@ -216,7 +216,7 @@ class BoundCritics(BoundNetwork):
                 keys = [key for key in critic.in_keys if key != action_key]
                 q = critic(states.select(*keys).set(action_key, action)).get(critic.out_keys[-1])
             else:
-                q = run(*[action if key == action_key else entry(states, key) for key in critic.in_keys])
+                q = run(*[action if key == action_key else fast_get(states, key) for key in critic.in_keys])
             values.append(q.squeeze(-1))
         return torch.stack(values)
 

@@ -17,8 +17,8 @@ from torchrl.objectives.value import ValueEstimatorBase
 from torchrl_reg.compat import (
     VALUE_ESTIMATOR_REGISTRY,
     coerce_value_type,
-    entry,
-    forget_updater_warning,
+    fast_get,
+    remove_updater_warning,
     shallow_copy,
     unchecked_tensordict,
 )
@@ -303,7 +303,7 @@ class RegularizedLoss(NetworkLoss):
         """The rows ``[*B]`` that count, or None if all do."""
         mask = None
         for key in self._loss_mask_keys():
-            found = entry(tensordict, key)
+            found = fast_get(tensordict, key)
             if found is not None:
                 found = self._expand_loss_mask(found, self._rewards(tensordict) if rewards is None else rewards)
                 mask = found if mask is None else mask & found
@@ -312,7 +312,7 @@ class RegularizedLoss(NetworkLoss):
     def _rewards(self, tensordict: TensorDictBase, key: NestedKey | None = None) -> Tensor:
         """The reward of each row, ``[*B]``, or another such entry."""
         key = ("next", self.tensor_keys.reward) if key is None else key
-        reward = entry(tensordict, key)
+        reward = fast_get(tensordict, key)
         if reward is None:
             raise KeyError(f"data must have {key!r}, the reward of each step, got none.")
         return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
@@ -338,7 +338,7 @@ class RegularizedLoss(NetworkLoss):
         priority = (priority if mask is None else torch.where(mask, priority, 0.0)).unsqueeze(-1)
         if tensordict.device is not None:
             priority = priority.to(tensordict.device)
-        held = entry(tensordict, self.tensor_keys.priority)
+        held = fast_get(tensordict, self.tensor_keys.priority)
         if held is not None and (held.shape, held.dtype) == (priority.shape, priority.dtype):
             held.copy_(priority)
         else:
@@ -361,7 +361,7 @@ class RegularizedLoss(NetworkLoss):
 
         The weights of a prioritized sample apply to the losses named in ``weighted``.
         """
-        weights = entry(data, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
+        weights = fast_get(data, self.tensor_keys.priority_weight) if self.use_prioritized_weights else None
         if mask is not None and weights is not None:
             weights = torch.where(mask.view_as(weights), weights, 0.0)
         out = {n: self._reduced(data, x, mask, weights if n in weighted else None) for n, x in losses.items()} | terms
@@ -455,7 +455,7 @@ def cleaned(
 
 
 def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: bool = False) -> None:
-    found = entry(tensordict, key)
+    found = fast_get(tensordict, key)
     if found is None:
         return
     rows = rows.reshape(rows.shape + (1,) * (found.ndim - rows.ndim))
@@ -475,7 +475,7 @@ def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return
-    forget_updater_warning(loss)
+    remove_updater_warning(loss)
     check_data(loss, args[0])
     if loss.data_checks == "first":  # until one has passed
         loss.data_checks = "never"

@@ -21,7 +21,7 @@ from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
 
-from torchrl_reg.compat import BatchNorm, entry, held_tensordict
+from torchrl_reg.compat import BatchNorm, fast_get, wrapped_tensordict
 from torchrl_reg.modules.ensembles import is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.regularizers.checks import exact_where_possible
@@ -39,7 +39,7 @@ class BoundNetwork:
     """
 
     def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
-        self.template, self._held = template, held_tensordict(params)
+        self.template, self._held = template, wrapped_tensordict(params)
         self.mixes_rows = mixes_rows(template)
         network = copy.deepcopy(template) if private else template
         # Also into the template: a stacked loss has other parameters there, a cast one other buffers.
@@ -64,7 +64,7 @@ class BoundNetwork:
 
     def at(self, params: TensorDictBase) -> Self:
         """This network if ``params`` are those it holds, else a copy with them, for this pass (under vmap, say)."""
-        held = held_tensordict(params)
+        held = wrapped_tensordict(params)
         if held is self._held or _same_tensors(held, self._held):
             self._held = held  # after a swap, what is restored is another tensordict with the same tensors
             return self
@@ -123,7 +123,7 @@ class BoundQNetwork(BoundNetwork):
 
     def inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
         """The observations it reads at ``tensordict``."""
-        return [entry(tensordict, key) for key in self._inputs]
+        return [fast_get(tensordict, key) for key in self._inputs]
 
     def allowed(self, q: Tensor, tensordict: TensorDictBase) -> Tensor:
         """``q [*B, A]`` with forbidden actions at the smallest finite number, as QValueModule masks them."""
@@ -140,7 +140,7 @@ class BoundQNetwork(BoundNetwork):
 
     def both(self, tensordict: TensorDictBase, *, call: Callable[..., Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``call(*observations)``, by default Q-values, at s and at s'; in one pass where that is exact."""
-        following = entry(tensordict, "next")
+        following = fast_get(tensordict, "next")
         if call is None and self._plain is not None:
             self._follow_mode()
             call = self._plain

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.modules import QValueActor
 from torchrl.objectives.utils import distance_loss
 
-from torchrl_reg.compat import entry
+from torchrl_reg.compat import fast_get
 from torchrl_reg.functional import categorical_projection, quantile_huber_loss
 from torchrl_reg.functional.soft import at_least_float32, gather_action
 from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, QuantileQActor
@@ -122,7 +122,7 @@ class Head:
 
     def target_outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
         """The target network's outputs at s' and, with ``here``, at s."""
-        following, outputs = entry(tensordict, "next"), bound.inner.outputs
+        following, outputs = fast_get(tensordict, "next"), bound.inner.outputs
         if not here:
             next_z = outputs(*bound.inputs(following))
             return TargetOutputs(None, self.q_values(next_z, bound, following), next_z)
@@ -131,7 +131,7 @@ class Head:
 
     def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         """Q-values ``[*B, A]`` of the online network at s', for double Q-learning."""
-        following = entry(tensordict, "next")
+        following = fast_get(tensordict, "next")
         return self.q_values(self.outputs(bound, following).z, bound, following)
 
     def backup(
@@ -187,7 +187,7 @@ class ExpectedValue(Head):
 
     def target_outputs(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
         if not here:
-            next_q = bound(entry(tensordict, "next"))
+            next_q = bound(fast_get(tensordict, "next"))
             return TargetOutputs(None, next_q, next_q)
         q, next_q = bound.both(tensordict)
         return TargetOutputs(q, next_q, next_q)
@@ -382,7 +382,7 @@ class ImplicitQuantiles(Quantiles):
         return torch.rand(shape, device=features.device, dtype=features.dtype)
 
     def _fractions(self, tensordict: TensorDictBase, name: str, features: Tensor, count: int) -> Tensor:
-        given = entry(tensordict, name)
+        given = fast_get(tensordict, name)
         return self.fractions(features, count) if given is None else given
 
     def outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Prediction:
@@ -395,7 +395,7 @@ class ImplicitQuantiles(Quantiles):
         return bound.allowed(z.detach().mean(-2), tensordict)
 
     def target_outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
-        net, following = bound.inner.network, entry(tensordict, "next")
+        net, following = bound.inner.network, fast_get(tensordict, "next")
         states = bound.both(tensordict, call=net.features) if here else (net.features(*bound.inputs(following)),)
         # At s' those of the target come first, then those behind the policy.
         count, extra = self.num_target_quantiles, 0 if self.reuse_quantiles else self.num_policy_quantiles
@@ -410,7 +410,7 @@ class ImplicitQuantiles(Quantiles):
         return TargetOutputs(q, self.q_values(behind, bound, following), next_z)
 
     def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
-        net, following = bound.inner.network, entry(tensordict, "next")
+        net, following = bound.inner.network, fast_get(tensordict, "next")
         features = net.features(*bound.inputs(following))
         z = net.quantiles(features, self._fractions(tensordict, DOUBLE, features, self.num_policy_quantiles))
         return self.q_values(z, bound, following)

@@ -18,7 +18,7 @@ from torchrl.modules import QValueActor
 from torchrl.modules.tensordict_module.common import ensure_tensordict_compatible
 from torchrl.objectives.utils import ValueEstimators
 
-from torchrl_reg.compat import entry, find_action_space
+from torchrl_reg.compat import fast_get, find_action_space
 from torchrl_reg.functional.soft import action_index, gather_action
 from torchrl_reg.objectives.base import (
     LossFunction,
@@ -266,7 +266,7 @@ class QLearningLoss(RegularizedLoss):
         data, mask = self._clean(tensordict, next_too=bool(regularizer.in_keys) or online.mixes_rows)
         prediction = head.outputs(online, data)
         batch_dims = prediction.z.ndim - (1 if head.expected else 2)
-        action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
+        action = action_index(fast_get(data, self.tensor_keys.action), self.action_space, batch_dims)
         with torch.no_grad():
             policy = self._online_policy(prediction, online, data)
             target = estimator.target(

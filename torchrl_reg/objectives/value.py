@@ -18,7 +18,7 @@ from torchrl.objectives import DQNLoss, LossModule
 from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_reg.compat import entry, find_action_space
+from torchrl_reg.compat import fast_get, find_action_space
 from torchrl_reg.functional.returns import lambda_return, q_lambda_return
 from torchrl_reg.functional.soft import action_index, gather_action
 from torchrl_reg.objectives.binding import action_values, inner_module
@@ -46,19 +46,19 @@ class RegValueEstimators(Enum):
 
 def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
     """True where s' is terminal, ``[*B, 1]``; ``done`` where the data have no ``terminated``."""
-    terminated = entry(tensordict, ("next", keys.terminated))
+    terminated = fast_get(tensordict, ("next", keys.terminated))
     return tensordict.get(("next", keys.done)) if terminated is None else terminated
 
 
 def done_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
     """True where the episode ends with s', ``[*B, 1]``; ``terminated`` where the data have no ``done``."""
-    done = entry(tensordict, ("next", keys.done))
+    done = fast_get(tensordict, ("next", keys.done))
     return tensordict.get(("next", keys.terminated)) if done is None else done
 
 
 def check_single_steps(tensordict: TensorDictBase, keys: Any, what: str) -> None:
     """Refuse n-step transitions where ``what`` needs single steps."""
-    if entry(tensordict, keys.steps_to_next_obs) is not None:
+    if fast_get(tensordict, keys.steps_to_next_obs) is not None:
         raise ValueError(
             f"data must hold single steps for {what}, got n-step transitions (they have an entry "
             f"{keys.steps_to_next_obs!r})."
@@ -91,7 +91,7 @@ def regularized_target(
         RuntimeError: the reward is not ``[*B, 1]``.
         ValueError: n-step transitions for a lambda-return.
     """
-    reward, terminated = entry(tensordict, ("next", keys.reward)), terminated_flag(tensordict, keys)
+    reward, terminated = fast_get(tensordict, ("next", keys.reward)), terminated_flag(tensordict, keys)
     if not reward.shape == terminated.shape == (*next_value.shape[:-1], 1):
         raise RuntimeError(
             f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "
@@ -100,7 +100,7 @@ def regularized_target(
     # A fill, not a product as in TorchRL: what follows a terminal state, NaN included, must not reach the target.
     next_value = next_value.masked_fill(terminated, 0.0)
     if lmbda is None:
-        steps = entry(tensordict, keys.steps_to_next_obs)
+        steps = fast_get(tensordict, keys.steps_to_next_obs)
         if steps is not None:
             gamma = (gamma ** steps.view_as(reward)).to(reward.dtype)
         target = reward + gamma * next_value
@@ -321,7 +321,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
     ) -> tuple[Tensor, Tensor | None]:
         """Values ``[*B, M]`` backed up from s' and their masses; the policy there is that of ``choosing``, if given."""
         regularizer = self.regularizer
-        states = regularizer.at_states(entry(data, "next"))
+        states = regularizer.at_states(fast_get(data, "next"))
         if head.expected and choosing is None:
             return regularizer.value_and_log_policy(outputs.next_q, **states)[0].unsqueeze(-1), None
         q = outputs.next_q if choosing is None else head.next_online_q(choosing, data)
@@ -337,9 +337,9 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         """
         network, action = _CalledNetwork(self, target_params), None
         if self.reads_policy:
-            batch_dims = entry(tensordict, self.reward_key).ndim - 1
+            batch_dims = fast_get(tensordict, self.reward_key).ndim - 1
             action = action_index(tensordict.get(self.tensor_keys.action), self.action_space, batch_dims)
-        mask = entry(tensordict, ("collector", "mask"))
+        mask = fast_get(tensordict, ("collector", "mask"))
         target = self.target(_EXPECTED, tensordict, action, online=network, target_network=network, mask=mask)
         return target.values
 
@@ -622,7 +622,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
 
     def target(self, head: Head, data: TensorDictBase, action: Tensor | None, **_: Any) -> Target:
         """The ``value_target [*B, 1]`` that calling this estimator wrote into the rollout."""
-        return Target(entry(data, self.tensor_keys.value_target))
+        return Target(fast_get(data, self.tensor_keys.value_target))
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, **params: Any) -> TensorDictBase:
@@ -636,7 +636,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         """The targets ``[*B, T, 1]``."""
         keys, regularizer = self.tensor_keys, self.regularizer
         check_single_steps(tensordict, keys, "a lambda-return")
-        q = entry(tensordict, keys.action_value)
+        q = fast_get(tensordict, keys.action_value)
         if q is None:
             q = self._q_values(tensordict, params)
         terminated, done = terminated_flag(tensordict, keys).squeeze(-1), done_flag(tensordict, keys).squeeze(-1)
@@ -650,7 +650,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
             if self.correct
             else gather_action(regularizer.step_cost(logs[0]), action)
         )
-        reward = entry(tensordict, ("next", keys.reward)).squeeze(-1)
+        reward = fast_get(tensordict, ("next", keys.reward)).squeeze(-1)
         if self.shaping is not None:
             reward = reward + self.shaping(q, logs[0], action, next_q=next_q, terminated=dropped)
         next_value = values[1].masked_fill(dropped, 0.0)
@@ -672,8 +672,8 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         cut[..., -1] = True
         cut &= ~dropped  # values after a termination are dropped
         if bool(cut.any()):
-            following = entry(tensordict, "next")
-            states = {key: entry(following, key)[cut] for key in self.value_network.in_keys}
+            following = fast_get(tensordict, "next")
+            states = {key: fast_get(following, key)[cut] for key in self.value_network.in_keys}
             inner = inner_module(self.value_network, self.tensor_keys.action_value) if params is None else None
             if inner is not None:  # a third of the cost
                 found = inner(*states.values())

@@ -15,7 +15,7 @@ from torchrl_reg.regularizers.checks import check_number, check_temperature
 from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, as_coefficient, coefficient
 
 
-class Recorded:
+class SavedArguments:
     """Mixin that stores the constructor's arguments, from which ``load_policy`` builds the module again."""
 
     #: A saved policy may name this class.
@@ -51,7 +51,7 @@ class Regularized(NamedTuple):
     """``tau_log_pi`` where ``pi > 0``, else 0, ``[*B, A]``: each action's share of the cost."""
 
 
-class Regularizer(Recorded, CoefficientOwner):
+class Regularizer(SavedArguments, CoefficientOwner):
     """Base of the regularizers: ``regularizer(q)`` of ``q [*B, A]``, in reward units, gives a :class:`Regularized`.
 
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the

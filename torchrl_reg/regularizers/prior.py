@@ -21,7 +21,7 @@ from torchrl_reg.regularizers.checks import (
     exact_where_possible,
 )
 from torchrl_reg.regularizers.coefficients import Coefficient, as_coefficient, coefficient
-from torchrl_reg.regularizers.policies import Recorded, Regularized, Regularizer
+from torchrl_reg.regularizers.policies import Regularized, Regularizer, SavedArguments
 
 
 class PriorKL(Regularizer):
@@ -194,7 +194,7 @@ class PriorKL(Regularizer):
 PriorLike = Sequence[float] | Tensor
 
 
-class ActionPrior(Recorded, ExactBuffers):
+class ActionPrior(SavedArguments, ExactBuffers):
     """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
 
     Both are buffers in float64 for networks of any dtype: rates of 1e-6 would be lost in half precision. Every

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_reg.compat import entry
+from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.learners.update import Update
 from torchrl_reg.lab.run.evaluation import in_eval_mode
 
@@ -32,7 +32,7 @@ def with_network_diagnostics(update: Update, actor: TensorDictModuleBase, is_due
     def update_with_diagnostics(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if not is_due():
             return update(minibatch)
-        states, next_states = minibatch.select(*actor.in_keys), entry(minibatch, "next")
+        states, next_states = minibatch.select(*actor.in_keys), fast_get(minibatch, "next")
         before, features = _greedy_and_features(actor, states)
         scalars = update(minibatch)
         if next_states is not None:
@@ -40,7 +40,7 @@ def with_network_diagnostics(update: Update, actor: TensorDictModuleBase, is_due
         after, *next_greedy = _greedy_and_features(actor, states)[0].split(len(before))
         scalars["policy_churn"] = (before != after).to(features.dtype).mean()
         if next_states is not None:
-            running = ~entry(next_states, "terminated").reshape(after.shape)
+            running = ~fast_get(next_states, "terminated").reshape(after.shape)
             scalars["action_swaps"] = ((next_greedy[0] != after) & running).sum() / running.sum().clamp(min=1)
         scalars["effective_rank"] = effective_rank(features).to(features.dtype)
         scalars["dead_units"] = (features <= 0).all(0).to(features.dtype).mean()

@@ -16,7 +16,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, Sampl
 from torchrl.data.replay_buffers.storages import Storage
 from torchrl.envs import Transform
 
-from torchrl_reg.compat import entry, unchecked_tensordict
+from torchrl_reg.compat import fast_get, unchecked_tensordict
 from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.run.files import partial_path, publish
@@ -96,7 +96,7 @@ def _prioritized(replay: TensorDictReplayBuffer, size: int) -> TensorDictBase:
 
 def store(replay: TensorDictReplayBuffer, rows: TensorDictBase) -> None:
     """``replay.extend(rows)``, about 35 us faster: TorchRL copies the rows for transforms even without any."""
-    if replay._transform or entry(rows, replay.priority_key) is not None:
+    if replay._transform or fast_get(rows, replay.priority_key) is not None:
         replay.extend(rows)
     else:
         replay._extend(rows)
@@ -130,7 +130,7 @@ def _entries(batch: TensorDictBase, keys: Iterable[NestedKey], change: Callable[
     """``change`` of the entries ``keys`` present in ``batch``, as nested dictionaries."""
     entries: dict[str, Any] = {}
     for key in keys:
-        value = entry(batch, key)
+        value = fast_get(batch, key)
         if value is None:
             continue
         *path, name = (key,) if isinstance(key, str) else key
@@ -198,7 +198,7 @@ def _pairs(rows: Any, data: Any) -> list[tuple[Tensor, Tensor]] | None:
         return None
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, stored in rows.items():
-        value = entry(data, name)
+        value = fast_get(data, name)
         if not isinstance(stored, Tensor):
             nested = _pairs(stored, value)
             if nested is None:

@@ -18,7 +18,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from torchrl_reg.compat import entry
+from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 
@@ -141,11 +141,11 @@ class ValueWatch:
 
     def observe(self, batch: TensorDictBase) -> None:
         """Notes a batch whose rewards are those that are learnt from; waits for no device."""
-        reward = entry(batch, ("next", "reward"))
+        reward = fast_get(batch, ("next", "reward"))
         if reward is not None:
             largest = torch.linalg.vector_norm(reward, math.inf, dtype=torch.float32)
             self._reward = torch.maximum(self._reward, largest)
-        self._chosen = entry(batch, "chosen_action_value")
+        self._chosen = fast_get(batch, "chosen_action_value")
 
     def check_divergence(self, row: Mapping[str, Any], gamma: float | None) -> dict[str, int]:
         """Columns to add to a training row: ``diverged_frames``, from the first row on whose values are too large."""

@@ -15,7 +15,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from torchrl_reg.collectors import OverlappedCollector
-from torchrl_reg.compat import entry
+from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.learners.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
 from torchrl_reg.lab.run.base_run import Recorded
 from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint, wait_for_all_seeds
@@ -314,7 +314,7 @@ class Run(Recorded):
 
 def finished_returns(batch: TensorDictBase) -> list[float]:
     """Undiscounted returns of the episodes that end in ``batch``, in the order in which they end."""
-    done = entry(batch, ("next", "done"))
+    done = fast_get(batch, ("next", "done"))
     if not done.any():
         return []
     returns, time = batch["next", EPISODE_RETURN], done.ndim - 2

@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_reg.collectors.fast import FastCollector
-from torchrl_reg.compat import is_listened_to
+from torchrl_reg.compat import has_hooks
 from torchrl_reg.lab.seeds.batched_update import shared_stack
 from torchrl_reg.lab.seeds.workers import Worker
 from torchrl_reg.modules.acting import State, has_plain
@@ -193,7 +193,7 @@ def _parts(collector: FastCollector) -> tuple[Any, Any]:
     parts = list(getattr(policy, "module", ())) if modules else []
     plain = len(parts) == 2 and all(has_plain(type(each)) for each in (policy, *parts))  # type: ignore[arg-type]
     separate = plain and hasattr(parts[0], "network") and hasattr(parts[1], "draw") and not parts[1].action_mask_key
-    if not separate or any(is_listened_to(each) or getattr(each, "draws", False) for each in modules):
+    if not separate or any(has_hooks(each) or getattr(each, "draws", False) for each in modules):
         raise ValueError("policy must be epsilon-greedy in a Q-network, without masks or hooks, got another.")
     return parts[0], parts[1]
 

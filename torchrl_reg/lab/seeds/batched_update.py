@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer, RAdam
 
-from torchrl_reg.compat import entry, has_step_hooks, unchecked_tensordict
+from torchrl_reg.compat import fast_get, has_step_hooks, unchecked_tensordict
 from torchrl_reg.lab.learners.optimizers import FlatRAdam
 from torchrl_reg.lab.seeds.workers import Worker
 from torchrl_reg.modules.ensembles import stack_as_views
@@ -183,7 +183,7 @@ def _stacked_rows(minibatches: list[TensorDictBase]) -> TensorDict:
     for name, first in minibatches[0].items():
         if name == "index":  # its place in the replay buffer
             continue
-        rows = [entry(minibatch, name) for minibatch in minibatches]
+        rows = [fast_get(minibatch, name) for minibatch in minibatches]
         stacked[name] = torch.stack(rows) if isinstance(first, Tensor) else _stacked_rows(rows)
     size = [len(minibatches), *minibatches[0].batch_size]
     return unchecked_tensordict(stacked, size, device=minibatches[0].device)

@@ -1,4 +1,4 @@
-"""Random numbers from generators of one's own, for code that takes none."""
+"""Local random generators, for code that draws from the global ones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from torchrl_reg.compat import TorchDispatchMode
 
 
-class OwnGenerators(TorchDispatchMode):
-    """Inside, PyTorch's random functions draw from generators of this mode instead of the global ones.
+class LocalGenerators(TorchDispatchMode):
+    """Context in which PyTorch's random functions draw from this object's generators, not from the global ones.
 
-    The numbers are those that a global generator in the same state would give. Only the thread that enters is
-    affected, so that two threads draw reproducibly, whichever comes first. Costs some microseconds an operation.
+    A global generator in the same state would draw the same numbers. Only the current thread is affected, so two
+    threads draw reproducibly in any order. Costs some microseconds an operation.
 
     Args:
-        seed: of all its generators, of which each device has one.
+        seed: of the generators, one for each device.
 
     Raises:
-        NotImplementedError: at a random operation that has no form with a generator.
+        NotImplementedError: at a random operation that has no ``generator`` argument.
 
-    >>> with OwnGenerators(seed=3):
+    >>> with LocalGenerators(seed=3):
     ...     drawn = torch.rand(2)
     >>> bool((drawn == torch.rand(2, generator=torch.Generator().manual_seed(3))).all())
     True
@@ -35,10 +35,10 @@ class OwnGenerators(TorchDispatchMode):
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
 
-    def of(self, device: torch.device | str) -> torch.Generator:
-        """The generator of a device."""
+    def generator(self, device: torch.device | str) -> torch.Generator:
+        """The generator of a device, created at its first use."""
         device = torch.device(device)
-        if device.type == "cuda" and device.index is None:  # the same device under another name
+        if device.type == "cuda" and device.index is None:  # "cuda" is an alias
             device = torch.device("cuda", torch.cuda.current_device())
         name = str(device)
         if name not in self._generators:
@@ -50,9 +50,9 @@ class OwnGenerators(TorchDispatchMode):
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from what :meth:`state_dict` gave."""
-        for device, held in state.items():
-            self.of(device).set_state(held)
+        """Restores the states that :meth:`state_dict` returned."""
+        for device, generator_state in state.items():
+            self.generator(device).set_state(generator_state)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -60,12 +60,12 @@ class OwnGenerators(TorchDispatchMode):
             return func(*args, **kwargs)
         tensor = next((value for value in args if isinstance(value, Tensor)), None)
         device = kwargs.get("device") or (torch.device("cpu") if tensor is None else tensor.device)
-        return _taking_a_generator(func)(*args, **{**kwargs, "generator": self.of(device)})
+        return _with_generator(func)(*args, **{**kwargs, "generator": self.generator(device)})
 
 
 @cache
-def _taking_a_generator(func: Any) -> Any:
-    """The overload of ``func`` with a generator besides its arguments."""
+def _with_generator(func: Any) -> Any:
+    """The overload of ``func`` that also takes a generator."""
     names = {argument.name for argument in func._schema.arguments}
     if "generator" in names:
         return func

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrl_reg.collectors.own_generators import OwnGenerators
+from torchrl_reg.collectors.local_generators import LocalGenerators
 
 DRAWS = {
     "rand": lambda: torch.rand(3),
@@ -23,11 +23,11 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_own_generators_draw_the_same_numbers_before_and_after_a_checkpoint(name: str) -> None:
+def test_local_generators_draw_the_same_numbers_before_and_after_a_checkpoint(name: str) -> None:
     torch.manual_seed(11)
     before, expected = torch.get_rng_state(), [DRAWS[name]() for _ in range(2)]
     torch.set_rng_state(before)
-    mode, resumed = OwnGenerators(seed=11), OwnGenerators(seed=0)
+    mode, resumed = LocalGenerators(seed=11), LocalGenerators(seed=0)
     with mode:
         first = DRAWS[name]()
     resumed.load_state_dict(mode.state_dict())
@@ -37,7 +37,7 @@ def test_own_generators_draw_the_same_numbers_before_and_after_a_checkpoint(name
 
 
 def test_a_given_generator_stays_and_what_takes_none_is_refused() -> None:
-    with OwnGenerators(seed=1):
+    with LocalGenerators(seed=1):
         drawn = torch.rand(3, generator=torch.Generator().manual_seed(4))
         with pytest.raises(NotImplementedError, match="take a generator"):
             torch.native_dropout(torch.ones(3), 0.5, True)
