@@ -28,7 +28,7 @@ def draw_curves(folder: Path) -> Path:
     names.sort(key=lambda name: not name.startswith("loss"))  # losses first
     lines = -(-len(names) // _COLUMNS)
     height = 4 + 2.1 * lines
-    figure = Figure(figsize=(11, height))  # margins by hand, in inches: a layout engine draws everything twice
+    figure = Figure(figsize=(11, height))  # margins in inches: a layout engine would draw everything twice
     FigureCanvasAgg(figure)
     margins = {"left": 0.06, "right": 0.985, "bottom": 0.45 / height, "top": 1 - 0.45 / height}
     ratios = [1.8] + [1] * lines
