@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchrl.envs.utils import ExplorationType
 
@@ -33,6 +33,9 @@ class Algo(PolicyLearning):
     residual: bool = False  # bootstrap on the online value: one-step PCL, with alpha > 0 Trust-PCL [V21, ablation]
     baseline: str = "logsumexp"  # of the advantages in Q [V21]; mean: a dueling network's (multicategorical policies)
     target_entropy: float | None = None  # nats; adapts tau (multicategorical policies). Ours, null: fixed [V21]
+    learning_rate: float = 1e-3  # Adam, of all networks
+    batch_size: int = 256  # transitions
+    replay_capacity: int = 100_000  # transitions
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -44,7 +47,7 @@ class Algo(PolicyLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {"policy": "multicategorical", "env": "pendulum"}
+    defaults: ClassVar[list[Any]] = [{"policy": "multicategorical"}, {"env": "pendulum"}]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=PolicySettings)

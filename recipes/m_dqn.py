@@ -27,12 +27,18 @@ from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 class Algo(ValueLearning):
     """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
 
-    total_frames: int = 80_000  # environment frames, frame skip included
-    n_steps: int = 3  # of the return; 1 in [C]
+    total_frames: int = 60_000  # environment frames, frame skip included; 80,000 on CartPole
+    n_steps: int = 1  # of the return [C]; 3 on CartPole
     tau: float = 0.03  # temperature, reward units [V20]
     alpha: float = 0.9  # Munchausen weight; 0 is soft DQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
     loss_function: str = "smooth_l1"  # Huber, delta 1 [C]; also l2, l1
+    learning_rate: float = 2e-3  # Adam, annealed to 0
+    batch_size: int = 32  # transitions
+    replay_capacity: int = 50_000  # transitions
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05
+    eps_frames: int = 10_000  # frames of linear annealing
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -43,13 +49,13 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {  # than on CartPole, and in presets of papers
-        "net": {"layer_norm": "none"},
-        "algo": {"n_steps": 1, "total_frames": 60_000},
-    }
+    defaults: ClassVar[list[Any]] = [  # Hydra's; conf/tuned/m_dqn/cartpole.yaml is read with env=cartpole
+        *({"net": "mlp"}, {"env": "cartpole"}),
+        *({"optional replay": "${env}"}, {"optional tuned": "m_dqn/${env}"}),
+    ]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
-    net: NetSettings = field(default_factory=lambda: NetSettings(layer_norm="image"))
+    net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)
 
 

@@ -35,14 +35,20 @@ from torchrl_reg.objectives import HardTargetUpdate, MunchausenIQNLoss
 class Algo(ValueLearning):
     """Hyperparameters of the method; those of its replay, schedule, optimizer and exploration are ValueLearning's."""
 
-    total_frames: int = 100_000  # environment frames, frame skip included
+    total_frames: int = 80_000  # environment frames, frame skip included; 100,000 on CartPole
     tau: float = 0.03  # temperature, reward units [V20]
     alpha: float = 0.9  # Munchausen weight; 0 is soft IQN [V20]
     clip_min: float | None = -1.0  # lower clip of tau ln pi, reward units [V20: l_0]; null: none
     kappa: float = 1.0  # Huber width of the quantile regression, reward units [D18]
     reuse_quantiles: bool = False  # the policy at s' from the target quantiles: faster, not the papers'
     share_fractions: bool = False  # one set of fractions for the whole batch: faster, not the papers'
-    n_steps: int = 3  # of the return; the released code uses 1, the paper's M-IQN reportedly 3
+    n_steps: int = 1  # of the return, as in the released code; 3 on CartPole, as reportedly in the paper's M-IQN
+    learning_rate: float = 2e-3  # Adam, annealed to 0
+    batch_size: int = 32  # transitions
+    replay_capacity: int = 50_000  # transitions
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05
+    eps_frames: int = 10_000  # frames of linear annealing
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -53,9 +59,10 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {
-        "algo": {"n_steps": 1, "total_frames": 80_000}
-    }  # than on CartPole
+    defaults: ClassVar[list[Any]] = [  # Hydra's; conf/tuned/m_iqn/cartpole.yaml is read with env=cartpole
+        *({"net": "mlp"}, {"env": "cartpole"}),
+        *({"optional replay": "${env}"}, {"optional tuned": "m_iqn/${env}"}),
+    ]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)

@@ -63,7 +63,7 @@ class Algo:
 class Config(RecipeConfig):
     """Of ``run``, what concerns devices, networks and evaluations while learning does not apply."""
 
-    groups: ClassVar[dict[str, str]] = {"plan": "gridworld"}
+    defaults: ClassVar[list[Any]] = [{"plan": "gridworld"}]
     env: EnvSettings = field(default_factory=lambda: EnvSettings("gridworld", game="square"))
     algo: Algo = field(default_factory=Algo)
     run: RunSettings = field(default_factory=lambda: RunSettings(checkpoint_every_frames=200))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torchrl.envs.utils import ExplorationType
 
@@ -51,6 +51,12 @@ class Algo(ValueLearning):
     prior_keys: list[str] = field(default_factory=list)  # what a state-dependent prior observes; empty: nothing
     prior_learning_rate: float = 1e-4  # Adam, of a state-dependent prior, which prior_rate does not concern
     loss_function: str = "smooth_l1"  # Huber, delta 1; l2 in [G19]; also l1
+    learning_rate: float = 2e-3  # Adam, annealed to 0
+    batch_size: int = 32  # transitions
+    replay_capacity: int = 50_000  # transitions
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05
+    eps_frames: int = 10_000  # frames of linear annealing
 
     def validate(self) -> None:
         require(self.method in METHODS, "algo.method", f"one of {', '.join(METHODS)}", self.method)
@@ -69,6 +75,11 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
+    defaults: ClassVar[list[Any]] = [
+        *({"net": "mlp"}, {"env": "cartpole"}),
+        *({"optional replay": "${env}"}, {"optional tuned": "mirl/${env}"}),
+    ]
+
     env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
     net: NetSettings = field(default_factory=NetSettings)
     algo: Algo = field(default_factory=Algo)

@@ -82,7 +82,7 @@ class Algo:
 class Config(RecipeConfig):
     """Of ``run``, what concerns devices, checkpoints, training rows and sampled evaluations does not apply."""
 
-    groups: ClassVar[dict[str, str]] = {}
+    defaults: ClassVar[list[Any]] = []
     algo: Algo = field(default_factory=Algo)
     run: RunSettings = field(default_factory=lambda: RunSettings(evaluate_every_frames=100))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchrl.envs.utils import ExplorationType
 
@@ -33,7 +33,9 @@ class Algo(PolicyLearning):
     unified: bool = False  # one network: V = (tau + lam) logsumexp of the policy's logits [N17]
     delay_value: bool = True  # bootstrap on the lagged value network: use_target_values in [C]; false: residual [N17]
     max_grad_norm: float | None = 40.0  # of all gradients together [C]; null: no clip
+    learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 32  # sequences
+    replay_capacity: int = 100_000  # transitions
     target_rate: float = 0.01  # Polyak rate of the lagged networks: 1 - target_network_lag in [C]
     collect_steps: int = 10  # steps of each between two rounds of updates: the length of a stored sequence
 
@@ -48,7 +50,7 @@ class Algo(PolicyLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {"policy": "multicategorical", "env": "pendulum"}
+    defaults: ClassVar[list[Any]] = [{"policy": "multicategorical"}, {"env": "pendulum"}]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=PolicySettings)

@@ -35,6 +35,13 @@ class Algo(RolloutLearning):
     time_limits_end: bool = False  # no bootstrap behind a time limit, as published
     loss_function: str = "l2"  # also half_l2, smooth_l1, l1
     explore: str = "greedy"  # the policy that epsilon disturbs: greedy, or sampled from the regularizer's
+    num_envs: int = 4  # environments stepped together
+    collect_steps: int = 128  # steps of each in a rollout
+    learning_rate: float = 2.5e-4  # RAdam, annealed to 0
+    batch_size: int = 128  # rows of a rollout in a minibatch
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05
+    eps_frames: int = 250_000  # frames of linear annealing
 
     def validate(self) -> None:
         require(self.explore in ("greedy", "sampled"), "algo.explore", "greedy or sampled", self.explore)
@@ -44,7 +51,7 @@ class Algo(RolloutLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {"net": "mlp", "regularizer": "none", "shaping": "none", "env": "cartpole"}
+    defaults: ClassVar[list[Any]] = [{"net": "mlp"}, {"regularizer": "none"}, {"shaping": "none"}, {"env": "cartpole"}]
 
     regularizer: dict[str, Any] = field(default_factory=dict)
     shaping: dict[str, Any] = field(default_factory=dict)
@@ -56,11 +63,11 @@ class Config(RecipeConfig):
         kinds: dict[str, type] = {"regularizer": Regularizer, "shaping": Shaping}
         for name, made in self.slots().items():
             fits = made is None or isinstance(made, kinds[name])
-            require(fits, f"{name}.path", f"that of a {kinds[name].__name__}", getattr(self, name)["path"])
+            require(fits, f"{name}._target_", f"that of a {kinds[name].__name__}", getattr(self, name).get("_target_"))
 
     def slots(self) -> dict[str, Any]:
         """Slots 1 and 2 as objects."""
-        return {"regularizer": build(self.regularizer, "regularizer"), "shaping": build(self.shaping, "shaping")}
+        return {"regularizer": build(self.regularizer), "shaping": build(self.shaping)}
 
 
 def train(cfg: Config) -> Path:

@@ -2,10 +2,11 @@
 
     python recipes/q_learning.py +method=dqn                   # a paper's four choices; --help lists them
     python recipes/q_learning.py regularizer=tsallis shaping=munchausen head=quantile bootstrap=n_step
-    python recipes/q_learning.py +method=iqn regularizer.path=my_module:MyRegularizer regularizer.tau=0.1
+    python recipes/q_learning.py +method=iqn regularizer._target_=my_module.MyRegularizer +regularizer.tau=0.1
 
-A choice's ``path`` names its class, and its other settings are the arguments of that; a class of one's own goes in by
-its import path, from the working directory or PYTHONPATH. ``m_dqn.py`` and ``m_iqn.py`` are two cells written out.
+A choice's ``_target_`` names its class, and its other settings are the arguments of that (Hydra's ``instantiate``); a
+class of one's own goes in by its import path, from the working directory or PYTHONPATH. ``m_dqn.py`` and ``m_iqn.py``
+are two cells written out.
 Lambda-returns need rollouts: ``pqn.py`` takes the same regularizers and shapings.
 
 Sources: Geist, Scherrer, Pietquin, "A Theory of Regularized Markov Decision Processes", ICML 2019; those of a method
@@ -24,18 +25,24 @@ from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, build, recipe, require
 from torchrl_reg.modules import ActorSequential, BoltzmannQActor, EpsilonGreedyModule, NetSettings
 from torchrl_reg.objectives import HardTargetUpdate, QLearningLoss, Shaping
-from torchrl_reg.objectives.heads import Head
+from torchrl_reg.objectives.heads import ExpectedValue, Head
 from torchrl_reg.regularizers import Regularizer
 
 
 @dataclass
 class Algo(ValueLearning):
-    """Hyperparameters of its replay, schedule, optimizer and exploration are ValueLearning's."""
+    """Hyperparameters; those not named here of its replay, schedule, optimizer and exploration are ValueLearning's."""
 
     double_dqn: bool = False  # the online network chooses the policy at s'; not with a shaping
     delay_value: bool = True  # bootstrap on a target network; false: on the online network
     loss_function: str = "smooth_l1"  # of head=expected: Huber, delta 1; also l2, l1
     explore: str = "greedy"  # the policy that epsilon disturbs: greedy, or sampled from the regularizer's
+    learning_rate: float = 2e-3  # Adam, annealed to 0
+    batch_size: int = 32  # transitions
+    replay_capacity: int = 50_000  # transitions
+    eps_start: float = 1.0  # epsilon-greedy around the greedy action
+    eps_end: float = 0.05
+    eps_frames: int = 10_000  # frames of linear annealing
 
     def validate(self) -> None:
         require(self.explore in ("greedy", "sampled"), "algo.explore", "greedy or sampled", self.explore)
@@ -44,11 +51,12 @@ class Algo(ValueLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {
-        "net": "mlp",
-        **{"regularizer": "none", "shaping": "none", "head": "expected", "bootstrap": "one_step"},
-        "env": "cartpole",
-    }
+    defaults: ClassVar[list[Any]] = [
+        {"net": "mlp"},
+        *({"regularizer": "none"}, {"shaping": "none"}, {"head": "expected"}, {"bootstrap": "one_step"}),
+        {"env": "cartpole"},
+        *({"optional replay": "${env}"}, {"optional tuned": "q_learning/${env}"}),
+    ]
     paper_needs: ClassVar[tuple[str, ...]] = ("method", "regularizer", "shaping", "head")
 
     method: str = ""  # of the paper; set by +method
@@ -64,13 +72,13 @@ class Config(RecipeConfig):
         kinds: dict[str, type] = {"regularizer": Regularizer, "shaping": Shaping, "head": Head}
         for name, made in self.slots().items():
             fits = made is None or isinstance(made, kinds[name])
-            require(fits, f"{name}.path", f"that of a {kinds[name].__name__}", getattr(self, name)["path"])
+            require(fits, f"{name}._target_", f"that of a {kinds[name].__name__}", getattr(self, name).get("_target_"))
 
     def slots(self) -> dict[str, Any]:
         """Slots 1 to 3 as objects."""
         head = {key: value for key, value in self.head.items() if key not in ("actor", "network")}
         slots = {"regularizer": self.regularizer, "shaping": self.shaping, "head": head}
-        return {name: build(settings, name) for name, settings in slots.items()}
+        return {name: build(settings) for name, settings in slots.items()}
 
 
 def train(cfg: Config) -> Path:
@@ -80,18 +88,19 @@ def train(cfg: Config) -> Path:
     # What acts: epsilon-greedy in the head's Q-values. Evaluated greedy, and sampled from the regularizer's policy.
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
-    network = build(cfg.head["network"], "head.network", cfg.net, env).to(run.device)
-    actor = build(cfg.head["actor"], "head.actor", network, spec=spec)
+    network = build(cfg.head["network"], cfg.net, env).to(run.device)
+    actor = build(cfg.head["actor"], network, spec=spec)
     egreedy = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
 
     # What it learns: Z(s, a) towards r + bonus + gamma sum_a' pi(a'|s') (Z(s', a') - cost(a')).
+    slots = cfg.slots()
     loss = QLearningLoss(
         actor,
-        **cfg.slots(),
+        **slots,
         double_dqn=algo.double_dqn,
         delay_value=algo.delay_value,
-        loss_function=algo.loss_function if cfg.head["name"] == "expected" else None,  # type: ignore[arg-type]
+        loss_function=algo.loss_function if isinstance(slots["head"], ExpectedValue) else None,  # type: ignore[arg-type]
         weight_reduction=algo.weight_reduction,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     sampled = BoltzmannQActor(actor, regularizer=loss.regularizer)  # follows the loss's temperature

@@ -47,6 +47,9 @@ class Algo(PolicyLearning):
     adapt_tau: bool = True  # to the target entropy [H18]
     below: str | None = None  # run folder of a flow policy, frozen: its latent space is the action space [H18b]
     target_entropy: float | None = None  # nats; null: minus the action dimensions [H18], of bins half of ln(bins) each
+    learning_rate: float = 1e-3  # Adam, of all networks
+    batch_size: int = 256  # transitions
+    replay_capacity: int = 100_000  # transitions
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -57,7 +60,7 @@ class Algo(PolicyLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {"policy": "gaussian", "env": "pendulum"}
+    defaults: ClassVar[list[Any]] = [{"policy": "gaussian"}, {"env": "pendulum"}]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=lambda: PolicySettings("gaussian"))

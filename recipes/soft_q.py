@@ -17,7 +17,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchrl.envs.utils import ExplorationType
 
@@ -46,7 +46,9 @@ class Algo(PolicyLearning):
     form: str = "exact"  # of the Stein direction; also haarnoja2017 [C], whose actions keep off the bounds
     compose: list[str] = field(default_factory=list)  # run folders: their mean Q stays as it is, the sampler learns
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
+    learning_rate: float = 1e-3  # Adam, of all networks
     batch_size: int = 128  # transitions [C]
+    replay_capacity: int = 100_000  # transitions
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
@@ -62,7 +64,7 @@ class Algo(PolicyLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {"policy": "sampler", "env": "pendulum"}
+    defaults: ClassVar[list[Any]] = [{"policy": "sampler"}, {"env": "pendulum"}]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=lambda: PolicySettings("sampler"))

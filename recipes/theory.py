@@ -57,7 +57,7 @@ class Algo:
 class Config(RecipeConfig):
     """Frames are problems. Of ``run`` the folder, the seed, threads, loggers and progress apply."""
 
-    groups: ClassVar[dict[str, str]] = {}
+    defaults: ClassVar[list[Any]] = []
     algo: Algo = field(default_factory=Algo)
     run: RunSettings = field(default_factory=RunSettings)
 

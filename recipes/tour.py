@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -124,12 +125,19 @@ def tour(side: int, tau: float, updates: int) -> Tour:
 
 def draw(found: Tour, side: int, tau: float, path: Path) -> None:
     """Three panels: the soft optimum, the way there, the gaps."""
-    import matplotlib
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")  # readable on a page 720 pixels wide
+    with rc_context({"font.size": 8, "axes.titlesize": 8, "axes.titlelocation": "left"}):
+        figure.suptitle(f"A {side} x {side} gridworld with its goal in a corner, gamma {GAMMA}, tau {tau}")
+        ink(found, side, tau, figure.subplots(1, 3))
+        figure.savefig(path, dpi=200)
 
-    figure, (world, way, wider) = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+
+def ink(found: Tour, side: int, tau: float, panels: Sequence[Any]) -> None:
+    """Draws each stop into one of three axes."""
+    world, way, wider = panels
     value = tau * torch.logsumexp(found.q / tau, -1)
     world.imshow(value.reshape(side, side).numpy(), cmap="YlGnBu")
     policy = torch.softmax(found.q / tau, -1).reshape(side, side, 4)
@@ -140,14 +148,12 @@ def draw(found: Tour, side: int, tau: float, path: Path) -> None:
     way.semilogy(found.sweep_errors, label="soft value iteration", linewidth=5, alpha=0.35)
     way.semilogy(found.loss_errors, "--", label="SoftDQNLoss on a table")
     way.set(title="distance to the soft optimum", xlabel="sweeps, or updates", ylabel="max |q - q*|")
-    way.legend(frameon=False)
+    way.legend(frameon=False, fontsize=7)
     alphas = torch.linspace(0, max(found.gap_growth), 100).numpy()
     wider.plot(alphas, 1 / (1 - alphas), color="0.6", label="1 / (1 - alpha)")
     wider.plot(list(found.gap_growth), list(found.gap_growth.values()), "o", label="MunchausenDQNLoss")
-    wider.set(title="action gaps, relative to alpha = 0", xlabel="alpha")
-    wider.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    wider.set(title="Munchausen widens action gaps", xlabel="alpha", ylabel="gap / gap at alpha = 0")
+    wider.legend(frameon=False, fontsize=7)
 
 
 def main(arguments: Sequence[str] | None = None) -> Tour:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchrl.envs.utils import ExplorationType
 
@@ -37,6 +37,9 @@ class Algo(PolicyLearning):
     tau_max: float = 1e30  # its upper bound; ours
     value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
     num_critics: int = 2  # the smallest value counts [S]; 1 in [C]
+    learning_rate: float = 1e-3  # Adam, of all networks
+    batch_size: int = 256  # transitions
+    replay_capacity: int = 100_000  # transitions
     mode: str = "td"  # of the critic: td [C], or em, the literal M-step of [F19]
 
     def validate(self) -> None:
@@ -57,7 +60,7 @@ class Algo(PolicyLearning):
 
 @dataclass
 class Config(RecipeConfig):
-    groups: ClassVar[dict[str, str]] = {"policy": "gaussian", "env": "pendulum"}
+    defaults: ClassVar[list[Any]] = [{"policy": "gaussian"}, {"env": "pendulum"}]
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings("pendulum"))
     policy: PolicySettings = field(default_factory=lambda: PolicySettings("gaussian"))

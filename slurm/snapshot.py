@@ -64,7 +64,7 @@ def recipe_source(recipe: str) -> Path:
 def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Path]:
     """All files of a copy by name: ours, and those beside your own recipes (modules and ``conf/``).
 
-    An override such as ``regularizer.path=my_module:Mine`` adds a module or a package of the working directory.
+    An override such as ``regularizer._target_=my_module.Mine`` adds a module or a package of the working directory.
     """
     files = {
         f"{name}/{path.relative_to(folder)}": path
@@ -76,7 +76,7 @@ def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[st
         if source != _FOLDERS["recipes"]:
             for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
                 files[str(_own_folder(source) / path.relative_to(source))] = path
-    named = (re.search(r"\.path=(\w+)[\w.]*:", text) for text in overrides)
+    named = (re.search(r"\._target_=(\w+)\.", text) for text in overrides)
     for name in {match[1] for match in named if match} - set(_FOLDERS):
         for path in (Path(f"{name}.py"), *Path(name).glob("**/*.py")):
             files[str(path)] = path.resolve()

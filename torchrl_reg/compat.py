@@ -1,4 +1,4 @@
-"""Every private name of TorchRL, tensordict and torch that this package leans on, each with the reason.
+"""Every private name of TorchRL, tensordict and torch that this package uses, each with the reason.
 
 Nothing else here may import one. ``tests/house/test_compat.py`` fails by name for whichever of them a newer
 release moves, so that an upgrade starts with a list and not with a traceback from inside a loss.
@@ -6,54 +6,47 @@ release moves, so that an upgrade starts with a list and not with a traceback fr
 
 from __future__ import annotations
 
-import inspect
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
-from tensordict.nn.probabilistic import _ContextManager as ExplorationTypeHolder
-from tensordict.nn.probabilistic import _interaction_type as exploration_type_holder
-from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
-from torch._utils import _flatten_dense_tensors as flatten_tensors
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.module import _has_any_global_hook as has_global_module_hooks
-from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
-from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map, tree_map_only
-from torchrl.data.utils import _find_action_space as find_action_space
-from torchrl.objectives.common import _updater_check_forward_prehook as updater_warning
-from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATOR_REGISTRY
-from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
-
-# Where the exploration type is: one object for all threads.
 
 # vmap and grad: one that is batched cannot be written into one that is not.
+from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 
 # Tensors as one vector in one call, where a loop of views takes as long as a step of the optimizer.
+from torch._utils import _flatten_dense_tensors as flatten_tensors
 
 # A batch-statistics layer of any rank; torch has no public common base.
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 # Hooks on every module: where there are some, a layer is called and not just run.
+from torch.nn.modules.module import _has_any_global_hook as has_global_module_hooks
 
 # Hooks on every optimizer: where there are some, a step goes through optimizer.step().
+from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
 # Sees every operation of a thread, random ones among them.
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Over dicts, lists and tuples of tensors, as checkpoints nest them; torch.utils has no public form of it.
+from torch.utils._pytree import tree_map, tree_map_only
 
 # "categorical", "one_hot", ... from a spec or a string: a loss must read stored actions as TorchRL's losses do.
+from torchrl.data.utils import _find_action_space as find_action_space
 
 # The hook that warns where a target network has no updater.
+from torchrl.objectives.common import _updater_check_forward_prehook as updater_warning
 
 # The registry behind make_value_estimator("name"): to refuse the estimators of another backup by name.
+from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATOR_REGISTRY
 
-# "td0" -> ValueEstimators.TD0, so that our stand-ins answer to TorchRL's names.
+# "td0" -> ValueEstimators.TD0, so that our estimators answer to TorchRL's names.
+from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
 
 __all__ = [
     "BatchNorm",
@@ -63,12 +56,14 @@ __all__ = [
     "TRANSFORM_NAMES",
     "TorchDispatchMode",
     "VALUE_ESTIMATOR_REGISTRY",
-    "allow_gradients_in_graphs",
     "backward",
     "call_hooks",
     "coerce_value_type",
+    "compile_trace",
+    "entries_of",
     "entry",
     "find_action_space",
+    "flat_entries",
     "flatten_tensors",
     "forget_updater_warning",
     "has_global_module_hooks",
@@ -77,15 +72,15 @@ __all__ = [
     "is_listened_to",
     "is_transformed",
     "own_compiled_call",
-    "own_exploration_type",
     "shallow_copy",
+    "trace",
     "tree_map",
     "tree_map_only",
     "unchecked_tensordict",
-    "unwrap_inherited_forward",
+    "updater_warning",
 ]
 
-#: What a subclass of LossModule has to call or override, though its name is private.
+#: Private methods that a subclass of LossModule has to call or override.
 LOSS_MODULE_NAMES = {
     "_AcceptedKeys": "declares what set_keys accepts",
     "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
@@ -136,11 +131,51 @@ def entry(tensordict: TensorDictBase, key: NestedKey) -> Any:
 
 
 def unchecked_tensordict(entries: dict[Any, Any], batch_size: Sequence[int] = (), device: Any = None) -> TensorDict:
-    """``TensorDict(entries, batch_size)`` of tensors that have been made right here, which need no check."""
+    """``TensorDict(entries, batch_size)`` without its checks."""
     made = TensorDict._new_unsafe(entries, torch.Size(batch_size))
-    # Given there, a device would be asked each time whether it is Apple's, at half of the cost.
+    # As an argument, the device would be checked for being Apple's on every call, at half of the cost.
     made._device = device if device is None else torch.device(device)
     return made
+
+
+def entries_of(tensordict: TensorDictBase) -> dict[Any, Any]:
+    """The dict in which a TensorDict keeps its entries; of any other kind a copy of them."""
+    return tensordict._tensordict if type(tensordict) is TensorDict else dict(tensordict.items())
+
+
+def flat_entries(tensordict: TensorDictBase) -> tuple[list[tuple[str, ...]], list[torch.Tensor]]:
+    """The paths and the tensors of all entries, nested ones too."""
+    names, tensors = [], []
+    for name, value in entries_of(tensordict).items():
+        if isinstance(value, TensorDictBase):
+            inner, found = flat_entries(value)
+            names += [(name, *path) for path in inner]
+            tensors += found
+        else:
+            names.append((name,))
+            tensors.append(value)
+    return names, tensors
+
+
+def trace(function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """The operations of ``function(*tensors)``, which runs once, gradients among them."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # a second of import
+
+    try:
+        return make_fx(function)(*tensors)
+    finally:
+        for tensor in tensors:  # left behind in what was written to, which could then not be copied or saved
+            vars(tensor).pop("proxy", None)
+
+
+def compile_trace(graph: torch.fx.GraphModule, tensors: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """``graph`` as code of inductor, without guards; random numbers are those of eager PyTorch.
+
+    Compiled code is kept for the next process in ``TORCHINDUCTOR_CACHE_DIR``.
+    """
+    from torch._inductor import compile  # seconds of import
+
+    return compile(graph, [*tensors], options={"fallback_random": True})
 
 
 def shallow_copy(tensordict: TensorDictBase) -> TensorDictBase:
@@ -163,28 +198,11 @@ def backward(total: torch.Tensor) -> None:
 
 
 def forget_updater_warning(loss: Any) -> None:
-    """Take away the hook that warns of a target network without updater, once each has one: it costs every call."""
+    """Remove the hook that warns of a target network without updater, once each has one: it slows down every call."""
     hooks = loss._forward_pre_hooks
     if all(loss._has_update_associated.values()):
         for key in [key for key, hook in hooks.items() if hook is updater_warning]:
             del hooks[key]
-
-
-def unwrap_inherited_forward(cls: type) -> None:
-    """Take back the wrapper that LossModule's metaclass puts around each inherited ``forward``.
-
-    It wraps anew at every level of subclassing, some 10 us each, and with two bases the first one's copy would hide the
-    forward of the second. A ``forward`` that a class defines itself keeps its wrapper; should TorchRL no longer wrap
-    what is inherited, nothing is left to do here.
-    """
-    for level in reversed(cls.__mro__):
-        own = vars(level).get("forward")
-        if own is None or not hasattr(own, "__wrapped__"):
-            continue
-        written = inspect.unwrap(own)
-        bases = (vars(base).get("forward") for base in level.__mro__[1:])
-        if any(base is not None and inspect.unwrap(base) is written for base in bases):
-            del level.forward  # type: ignore[attr-defined]
 
 
 def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:
@@ -192,58 +210,16 @@ def call_hooks(module: torch.nn.Module) -> tuple[Any, ...]:
     return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
-#: What a call of a module runs instead, once ``module.compile()`` has been called.
+#: The compiled call of a module after ``module.compile()``.
 own_compiled_call = attrgetter("_compiled_call_impl")
 
 
 def is_listened_to(module: torch.nn.Module) -> bool:
-    """Whether calling ``module`` does more than its ``forward``: hooks, or a compiled form."""
+    """True if calling ``module`` does more than its ``forward``: hooks, or a compiled form."""
     return any(call_hooks(module)) or own_compiled_call(module) is not None
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether somebody listens to ``optimizer.step()``: a hook, or a scheduler that counts its calls."""
+    """True if ``optimizer.step()`` has a hook, or a scheduler that counts its calls."""
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return bool(own or global_pre_hooks or global_post_hooks or "step" in vars(optimizer))
-
-
-def allow_gradients_in_graphs() -> bool:
-    """Let ``torch.compile`` trace ``torch.autograd.grad``; False where this PyTorch's cannot."""
-    config = torch._dynamo.config
-    if not hasattr(config, "trace_autograd_ops"):
-        return False
-    config.trace_autograd_ops = True
-    return True
-
-
-class _HolderByThread(ExplorationTypeHolder):
-    """Answers the threads inside :func:`own_exploration_type` with their own type, and all others as ever."""
-
-    apart: dict[int, Any] = {}
-
-    def get_mode(self) -> Any:
-        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
-            return self.apart[threading.get_ident()]
-        return super().get_mode()
-
-    def set_mode(self, type: Any) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() in self.apart:
-            self.apart[threading.get_ident()] = type
-        else:
-            super().set_mode(type)
-
-
-@contextmanager
-def own_exploration_type(kind: Any) -> Iterator[None]:
-    """Inside, the calling thread has the exploration type ``kind``, whatever the other threads set.
-
-    TorchRL has one for all threads, and each loss sets it while it is called: a policy that acts in a thread meanwhile
-    would be greedy or not by chance.
-    """
-    exploration_type_holder.__class__ = _HolderByThread
-    thread = threading.get_ident()
-    _HolderByThread.apart[thread] = kind
-    try:
-        yield
-    finally:
-        del _HolderByThread.apart[thread]

@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
+from torchrl.data import Categorical
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
@@ -32,6 +33,7 @@ from torchrl_reg.modules import (
     policy,
     quantile_network,
 )
+from torchrl_reg.objectives import MunchausenDQNLoss
 from torchrl_reg.regularizers import Entropy
 
 FRAMES = 15  # of a batch: five steps
@@ -203,18 +205,31 @@ class Slow(nn.Module):
         return torch.ones(len(x), dtype=torch.long)
 
 
-def test_the_exploration_type_of_each_thread() -> None:
+def test_it_explores_while_a_loss_of_ours_is_called() -> None:
+    _, collector = acting_by(Slow())
+    actor = QActor(nn.Linear(4, 2), spec=Categorical(2))
+    loss, batches = MunchausenDQNLoss(actor, delay_value=False), iter(collector)
+    for _ in range(5):
+        batch = next(batches)
+        for _ in range(5):
+            loss(batch)
+    assert exploration_type() == ExplorationType.RANDOM
+    collector.shutdown()
+    assert exploration_type() is None
+    assert set(SEEN) == {ExplorationType.RANDOM} and len(SEEN) > 200
+
+
+def test_another_exploration_type_during_a_batch_is_refused() -> None:
+    """As a loss of TorchRL sets it, which would make the policy greedy by chance."""
     _, collector = acting_by(Slow())
     batches = iter(collector)
-    for _ in range(5):
-        next(batches)
-        for _ in range(20):
-            with set_exploration_type(ExplorationType.DETERMINISTIC):  # as each loss of TorchRL does
-                time.sleep(0.0002)
-                assert exploration_type() == ExplorationType.DETERMINISTIC
-        assert exploration_type() is None
+    with pytest.raises(RuntimeError, match="exploration type must stay RANDOM .*, got deterministic: set"):
+        for _ in range(2):
+            next(batches)
+            with set_exploration_type(ExplorationType.DETERMINISTIC):
+                collector.wait()
     collector.shutdown()
-    assert set(SEEN) == {ExplorationType.RANDOM} and len(SEEN) > 200
+    assert exploration_type() is None
 
 
 def test_it_ends_with_its_collector_and_passes_errors_on() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import inspect
 import re
@@ -19,6 +18,7 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Transform
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, LossModule, SoftUpdate
 
@@ -134,20 +134,18 @@ def test_forward_is_wrapped_once(objectives: ModuleType) -> None:
     assert wrappers == 1
 
 
-def test_only_wrappers_around_what_is_inherited_are_taken_back(compat: ModuleType) -> None:
-    """Also of a TorchRL that no longer wraps it."""
+def test_a_forward_is_inherited_and_an_own_one_is_wrapped(objectives: ModuleType) -> None:
+    class Inherits(objectives.MunchausenDQNLoss):
+        pass
 
-    def wrapped(forward: Callable[[Any], int]) -> Callable[[Any], int]:
-        return functools.wraps(forward)(lambda self: forward(self))
+    class Own(Inherits):
+        def forward(self, tensordict: Any) -> Any:
+            return exploration_type()
 
-    base = type("Base", (), {"forward": wrapped(lambda self: 1)})
-    inherits = type("Inherits", (base,), {})
-    again = type("Again", (base,), {"forward": wrapped(base.forward)})
-    own = type("Own", (again,), {"forward": wrapped(lambda self: 2)})
-    for cls in (inherits, again, own):
-        compat.unwrap_inherited_forward(cls)
-    assert ["forward" in vars(cls) for cls in (base, inherits, again, own)] == [True, False, False, True]
-    assert (again().forward(), own().forward()) == (1, 2)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert Own(actor(), delay_value=False).forward(TensorDict()) == Own.deterministic_sampling_mode
+    assert ["forward" in vars(cls) for cls in Own.__mro__[:3]] == [True, False, False]
+    assert "forward" in vars(LossModule) and "forward" in vars(DQNLoss)
 
 
 def test_an_entry_is_what_get_returns(compat: ModuleType) -> None:

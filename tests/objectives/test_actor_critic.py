@@ -20,7 +20,7 @@ def call(loss: Any, data: Any) -> Any:
 
 def losses(loss: Any, data: Any) -> Tensor:
     out = call(loss, data)
-    return torch.stack([out[name] for name in loss.out_keys])
+    return torch.stack([out[name] for name in loss.out_keys if name.startswith("loss")])
 
 
 def test_the_entropy_is_a_mean_over_the_rows_that_count() -> None:

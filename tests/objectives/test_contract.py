@@ -61,7 +61,23 @@ def test_keys(any_case: Any) -> None:
     loss = any_case.loss()
     following = [("next", k) for k in ("reward", "done", "terminated", "observation")]
     assert set(loss.in_keys) == {"action", "observation", *following}
-    assert sorted(loss.out_keys) == sorted([*any_case.losses, *any_case.reported])
+
+    for diagnostics in (True, False):
+        loss.diagnostics = diagnostics
+        assert sorted(loss.out_keys) == sorted(call(loss, any_case.batch(6)).keys())
+
+
+def test_select_out_keys(any_case: Any) -> None:
+    loss, data = any_case.loss(), any_case.batch(6)
+    every, kept = list(loss.out_keys), [loss.out_keys[0], "td_error"]
+    loss.select_out_keys(*kept)
+    assert loss.out_keys == kept == list(call(loss, data.clone()).select(*kept).keys())
+    assert set(call(loss, data.clone()).keys()) == set(kept)
+    following = {f"next_{key}": data["next", key] for key in ("observation", "reward", "done", "terminated")}
+    assert len(loss(observation=data["observation"], action=data["action"], **following)) == 2
+    loss.reset_out_keys()
+    loss.diagnostics = False
+    assert set(call(loss, data).keys()) == set(loss.out_keys) < set(every)
 
 
 def test_set_keys_and_nested_keys(any_case: Any) -> None:

@@ -158,7 +158,7 @@ def in_parts(data: TensorDict) -> TensorDict:
 @BOTH
 def test_a_prior_network_reads_its_keys_and_learns_alone(cases: Any, batch: Any, name: str) -> None:
     loss = with_prior_network(cases, name)
-    assert {"part", ("next", "part")} <= set(loss.in_keys) and loss.out_keys == ["loss", "loss_prior"]
+    assert {"part", ("next", "part")} <= set(loss.in_keys) and loss.out_keys[:2] == ["loss", "loss_prior"]
     data = in_parts(batch(9))
     out = loss(data)
     out["loss_prior"].backward(retain_graph=True)

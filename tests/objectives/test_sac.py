@@ -109,7 +109,7 @@ def test_losses_gradients_and_priorities(
     pair = Pair(kind, critics, adapts, loss_function)
     (mine, ours), (other, theirs) = pair.both(size)
     names = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if adapts else []), "alpha", "entropy"]
-    assert list(pair.ours.out_keys) == names
+    assert list(pair.ours.out_keys)[: len(names)] == names
     for out in (mine, other):
         total(out).backward()
     pairs = [(mine[name], other[name]) for name in names] + pair.gradients()

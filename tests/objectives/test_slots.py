@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
 
-from torchrl_reg.objectives import AdvantageGap, Munchausen, QLearningLoss
+from torchrl_reg.objectives import AdvantageGap, HardTargetUpdate, Munchausen, QLearningLoss
 from torchrl_reg.objectives.heads import FixedQuantiles, ImplicitQuantiles
 from torchrl_reg.regularizers import (
     ActionPrior,
@@ -288,11 +290,7 @@ def test_persistent_gap_where_the_action_is_forbidden_at_the_next_state(
 
 
 def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
-    """A regularizer's own name, a prior's, a discount; and what a subclass keeps for itself."""
-
-    class Warm(Entropy):
-        def coefficients(self) -> dict[str, Any]:
-            return {"warmth": self.tau_coefficient}
+    """A prior's, a discount, one that no part owns; and what a subclass keeps for itself."""
 
     class Weighted(QLearningLoss):
         alpha: float = 0.0
@@ -302,18 +300,19 @@ def test_what_looks_like_a_coefficient_is_not_lost(cases: Any) -> None:
             self.alpha, self.lam, self.margin = 0.5, nn.Parameter(torch.ones(())), 2.0
 
     actor = cases["m_dqn"].actor()
-    loss = Weighted(actor, regularizer=Warm(TAU))
-    loss.warmth = 0.25
-    assert float(loss.regularizer.tau) == 0.25 == float(copy.deepcopy(loss).warmth)
-    assert (loss.alpha, loss.margin) == (0.5, 2.0) and "lam" in dict(loss.named_parameters())
+    loss = Weighted(actor, regularizer=Entropy(TAU))
+    loss.tau = 0.25
+    assert float(loss.regularizer.tau) == 0.25 == float(copy.deepcopy(loss).tau)
+    assert (loss.alpha, loss.margin) == (0.5, 2.0) and dict(loss.named_parameters())["lam"] is loss.lam
     prior = ActionPrior(3, beta=2.0)
     loss = QLearningLoss(actor, regularizer=PriorKL(prior=prior))
     loss.beta = 0.5
     assert float(prior.beta) == 0.5
-    with pytest.raises(AttributeError, match="has no coefficient 'tau' to assign, only beta; gamma"):
+    with pytest.raises(AttributeError, match="QLearningLoss has no coefficient 'tau', only beta"):
         loss.tau = 0.3
-    with pytest.raises(AttributeError, match=r"'gamma' to assign, .* are given to make_value_estimator"):
+    with pytest.raises(AttributeError, match="gamma is a hyperparameter of make_value_estimator"):
         loss.gamma = 0.9
+    assert not any(hasattr(loss, name) for name in ("tau", "alpha", "lam", "gamma", "lmbda"))
 
 
 def learnt(kind: str) -> Any:
@@ -345,3 +344,24 @@ def test_what_is_learnt_and_reported_leaves_masked_rows_out(cases: Any, batch: A
     loss.diagnostics = False
     expected = {name: out[name] for name in {"loss"} | told - {"mutual_information"}}
     torch.testing.assert_close(dict(loss(data).items()), expected)
+
+
+@pytest.mark.parametrize(
+    "shaping", [None, Munchausen(0.5, -0.3), Munchausen(0.5, -0.3, online=True), AdvantageGap(0.5)]
+)
+@pytest.mark.parametrize("estimator", ["regularized_td0", "regularized_tdlambda", "regularized_qlambda"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_out_keys_are_those_returned(batch: Any, shaping: Any, estimator: str, norm: bool) -> None:
+    """``kl`` needs the target network's policy at s, which targets do not always read."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.Linear(8, 3))
+    if norm:
+        net[1].eval()
+    actor = QValueActor(net, spec=Categorical(3))
+    loss = QLearningLoss(actor, regularizer=Entropy(TAU), shaping=shaping).make_value_estimator(estimator, gamma=0.9)
+    HardTargetUpdate(loss, period_updates=10)
+    shape = (6,) if norm or estimator == "regularized_td0" else (2, 3)
+    if norm and estimator == "regularized_tdlambda":
+        pytest.skip("batch normalization takes rows, not sequences")
+    data = batch(*shape)
+    data["value_target"] = torch.ones(*shape, 1)
+    assert sorted(loss.out_keys) == sorted(loss(data).keys())

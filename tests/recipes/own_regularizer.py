@@ -1,7 +1,7 @@
 """A regularizer of one's own, in 23 lines; tests/recipes/test_own_regularizer.py trains, evaluates and plans with it.
 
-    PYTHONPATH=tests/recipes python recipes/q_learning.py regularizer=own regularizer.path=own_regularizer:LogBarrier \
-        regularizer.tau=0.1
+    PYTHONPATH=tests/recipes python recipes/q_learning.py regularizer._target_=own_regularizer.LogBarrier \
+        +regularizer.tau=0.1
 """
 
 import torch

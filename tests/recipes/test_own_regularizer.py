@@ -19,7 +19,7 @@ from torchrl_reg.planning import E2W, Planner, SyntheticTrees
 from torchrl_reg.regularizers import Entropy, check_regularizer
 
 SOURCE = Path(__file__).parent / "own_regularizer.py"
-WORDS = "q_learning regularizer=own regularizer.path=own_regularizer:LogBarrier regularizer.tau=0.2 shaping=munchausen"
+WORDS = "q_learning regularizer._target_=own_regularizer.LogBarrier +regularizer.tau=0.2 shaping=munchausen"
 WORDS += " net.num_cells=[16] algo.total_frames=2000 algo.eps_frames=500 run.evaluate_every_frames=1000"
 WORDS += " run.eval_episodes=2 run.log_every_frames=500 run.checkpoint_every_frames=500"
 
@@ -73,7 +73,7 @@ def test_a_run_needs_no_trust_in_its_own_folder(start, beside):
     pytest.importorskip("pygame")
     network = "class Network(nn.Linear):\n    def __init__(self, settings, env):\n        super().__init__(4, 2)\n"
     (beside / "own_network.py").write_text(f"from torch import nn\n\n\n{network}")
-    words = f"{WORDS} head.network.path=own_network:Network run.video_every_frames=1000 env.max_episode_frames=6"
+    words = f"{WORDS} head.network._target_=own_network.Network run.video_every_frames=1000 env.max_episode_frames=6"
     start(words)
     assert len(list((beside / "run/videos").iterdir())) == 2
 
@@ -86,6 +86,8 @@ def test_it_resumes(start, kill, beside):
 
 
 def test_a_sweep_carries_its_module_along(beside):
-    files = code_files(["q_learning"], ["regularizer=own", "regularizer.path=own_regularizer:LogBarrier"])
+    files = code_files(["q_learning"], ["regularizer._target_=own_regularizer.LogBarrier"])
     assert files["own_regularizer.py"] == beside / "own_regularizer.py"
-    assert "own_regularizer.py" not in code_files(["q_learning"], ["regularizer.path=torchrl_reg.regularizers:Entropy"])
+    assert "own_regularizer.py" not in code_files(
+        ["q_learning"], ["regularizer._target_=torchrl_reg.regularizers.Entropy"]
+    )

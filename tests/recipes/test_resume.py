@@ -44,6 +44,8 @@ RUNS = {
     "gym-pendulum": (f"sac {GYM}", 300, 2),
     "rainbow": (f"q_learning +method=rainbow net.num_cells=[16] {LONG} algo.update_every_frames=8", 1000, 2),
     "btr": (f"q_learning +method=btr net.num_cells=[16,16] {LONG} algo.update_every_frames=8", 1000, 4),
+    "m_iqn-compiled": (f"{CARTPOLE} run.compile=true algo.priority_exponent=0.5", 1000, 2),  # draws in its graphs
+    "sac-compiled": (f"sac {BRIEF} run.compile=true", 480, 2),
     "cell": (f"q_learning regularizer=bellman_error head=quantile bootstrap=double {LONG}", 1000, 4),
 }
 QUICK = ("m_iqn-3-steps", "rainbow", "gym-frozenlake", "gym-pendulum")  # the others only with -m slow

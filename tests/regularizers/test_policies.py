@@ -31,6 +31,7 @@ from torchrl_reg.regularizers import (
     Regularized,
     Regularizer,
     Tsallis,
+    as_coefficient,
     check_regularizer,
 )
 
@@ -44,7 +45,7 @@ class Plain(Regularizer):
 
     def __init__(self, tau: Any) -> None:
         super().__init__()
-        self.tau = tau
+        self.tau_coefficient = as_coefficient(tau, name="tau")
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         q = q if mask is None else q.masked_fill(~mask, -torch.inf)
@@ -223,7 +224,7 @@ def test_a_declared_coefficient_is_an_attribute() -> None:
         def __init__(self) -> None:
             nn.Module.__init__(self)
 
-    with pytest.raises(AttributeError, match="Forgetful must set self.tau in its constructor"):
+    with pytest.raises(AttributeError, match=r"Forgetful must set self.tau \(a number\) or self.tau_coeff"):
         Forgetful().coefficients()
 
 

@@ -15,7 +15,7 @@ import torch
 from torchrl_reg.testing import Check, Report
 from torchrl_reg.testing.checks import transitions, values_for
 from torchrl_reg.testing.report import KNOWN_ERRORS, hypotheses, mistakes_of
-from torchrl_reg.testing.targets import METHODS, Values, made_claim
+from torchrl_reg.testing.targets import METHODS, Values, as_claim
 
 CHECKS = [
     Check("one step", "fail", 1.0, 2.5, ("gamma missing",), "target at s=1"),
@@ -58,7 +58,7 @@ KINDS = sorted({(value, bonus) for value, bonus, _ in METHODS.values()})
 @pytest.mark.parametrize("double", [False, True])
 def test_no_two_mistakes_look_alike(kind: tuple[str, str], double: bool) -> None:
     """Their targets differ on the rows of a check by far more than its tolerance, those of one name apart."""
-    claim = made_claim(*kind, NUMBERS | {"double": double})
+    claim = as_claim(*kind, NUMBERS | {"double": double})
     generator = torch.Generator().manual_seed(1)
     values = Values(values_for(claim, generator), values_for(claim, generator))
     rows, _ = transitions(generator, n_step=True)
@@ -72,6 +72,6 @@ def test_no_two_mistakes_look_alike(kind: tuple[str, str], double: bool) -> None
 
 def test_every_mistake_has_an_entry() -> None:
     for kind in KINDS:
-        claim = made_claim(*kind, NUMBERS)
+        claim = as_claim(*kind, NUMBERS)
         for made in (claim, replace(claim, double=True), replace(claim, actor=True)):
             assert {mistake.name for mistake in mistakes_of(made)} <= set(KNOWN_ERRORS)

@@ -23,10 +23,10 @@ from torchrl_reg.testing.targets import (
     Rows,
     Target,
     Values,
+    as_claim,
     fitted,
     guessed_head,
     guessed_method,
-    made_claim,
     sparsemax,
 )
 
@@ -50,21 +50,21 @@ def test_targets_by_hand() -> None:
     assert dqn(one_row(two=True), VALUES).item() == 0.25 + 0.25 * 2
     assert replace(dqn, double=True)(one_row(), VALUES).item() == 0.25 + 0.5 * 1  # the online network takes action 1
     assert replace(dqn, next_net="online")(one_row(), VALUES).item() == 0.25 + 0.5 * 6
-    gap = made_claim("max", "gap", {"alpha": 0.5, "gamma": 0.5})
+    gap = as_claim("max", "gap", {"alpha": 0.5, "gamma": 0.5})
     assert gap(one_row(), VALUES).item() == 0.25 + 0.5 * 2 - 0.5 * 0.5
     mask = torch.tensor([[True, True], [False, True]])
     assert dqn(one_row(), VALUES._replace(mask=mask)).item() == 0.25 + 0.5 * 1
 
 
 def test_the_soft_ones_are_those_of_the_equations() -> None:
-    claim, q = made_claim("entropy", "munchausen", NUMBERS), VALUES.target
+    claim, q = as_claim("entropy", "munchausen", NUMBERS), VALUES.target
     bonus = munchausen_bonus(scaled_log_policy(q, 0.5)[0, 1], 0.6, -0.4)
     expected = 0.25 + bonus + 0.9 * soft_value(q, 0.5)[1]
     torch.testing.assert_close(claim(one_row(), VALUES)[0], expected)
-    sparse = made_claim("sparsemax", "none", NUMBERS)
+    sparse = as_claim("sparsemax", "none", NUMBERS)
     value, _ = Tsallis(0.5).value_and_log_policy(q)
     torch.testing.assert_close(sparse(one_row(), VALUES)[0], 0.25 + 0.9 * value[1])
-    prior = made_claim("prior", "none", NUMBERS | {"prior": (0.25, 0.75)})
+    prior = as_claim("prior", "none", NUMBERS | {"prior": (0.25, 0.75)})
     log_prior = torch.tensor([0.25, 0.75]).double().log()
     torch.testing.assert_close(prior(one_row(), VALUES)[0], 0.25 + 0.9 * soft_value(q, 0.5, log_prior=log_prior)[1])
 
@@ -72,7 +72,7 @@ def test_the_soft_ones_are_those_of_the_equations() -> None:
 def test_critics_and_an_actor() -> None:
     spread = torch.tensor([[0.0, 0.0], [1.0, -3.0]]).double()
     policy = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]]).double()
-    claim = replace(made_claim("entropy", "none", NUMBERS), actor=True, cost_weight=0.0)
+    claim = replace(as_claim("entropy", "none", NUMBERS), actor=True, cost_weight=0.0)
     given = VALUES._replace(policy=policy, spread=spread)
     # q = (2, 1) at s', the second critic 1 above it, the first 3 above it; pi = (3/4, 1/4)
     for critics, q in (("min", (2, 1)), ("mean", (2.5, 2.5)), ("max", (3, 4)), ("first", (2, 4))):
@@ -96,7 +96,7 @@ def test_mistaken_parts_by_hand() -> None:
     assert replace(dqn, value_state="here")(one_row(), VALUES).item() == 0.25 + 0.5 * 1
     # the target network takes action 0, whose online value is 5
     assert replace(dqn, double=True, swapped=True)(one_row(), VALUES).item() == 0.25 + 0.5 * 5
-    soft = replace(made_claim("entropy", "none", NUMBERS), value="logsumexp(q / tau)")
+    soft = replace(as_claim("entropy", "none", NUMBERS), value="logsumexp(q / tau)")
     expected = 0.25 + 0.9 * (VALUES.target[1] / 0.5).logsumexp(-1)
     torch.testing.assert_close(soft(one_row(), VALUES)[0], expected)
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_checked_is_said_in_one_sentence(loss: Any, options: dict
 
 def test_every_method_makes_a_claim() -> None:
     for value, bonus, _ in METHODS.values():
-        claim = made_claim(value, bonus, {"tau": 0.5, "alpha": 0.6, "clip_min": -0.4, "gamma": 0.9})
+        claim = as_claim(value, bonus, {"tau": 0.5, "alpha": 0.6, "clip_min": -0.4, "gamma": 0.9})
         assert claim.gamma == 0.9 and claim.bonus == bonus
 
 

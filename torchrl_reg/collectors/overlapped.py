@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.envs.utils import ExplorationType
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from torchrl_reg.collectors.own_generators import OwnGenerators
-from torchrl_reg.compat import own_exploration_type
 
 
 class OverlappedCollector:
@@ -24,6 +24,10 @@ class OverlappedCollector:
     is as old. Nothing depends on which thread is faster: the copy draws from generators of its own.
 
     It pays where the environments or the networks are large (Atari), because small operations hold Python's lock.
+
+    TorchRL has one exploration type for all threads. It is ``RANDOM`` from the first batch on, also for the caller, and
+    has to stay so while a batch is being collected: losses of this package leave it, those of TorchRL do with
+    ``loss.deterministic_sampling_mode = ExplorationType.RANDOM``, and before an evaluation comes :meth:`wait`.
 
     Args:
         policy: acts, and goes on learning meanwhile. Everything it learns is in its ``state_dict()``.
@@ -37,6 +41,7 @@ class OverlappedCollector:
 
     Raises:
         ValueError: a policy that is no module, of which no copy could follow it.
+        RuntimeError: another exploration type at the end of a batch.
 
     >>> from torchrl.modules import QValueActor
     >>> from torchrl_reg.collectors import FastCollector
@@ -57,6 +62,7 @@ class OverlappedCollector:
         self._batches: Iterator[TensorDictBase] | None = None
         self._draws = OwnGenerators(seed)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collector")
+        self._exploring = ExitStack()
         self._pending: Future[TensorDictBase | None] | None = None
         self._is_copied = False  # whether the copy is what the next batch is to be collected with
         device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
@@ -82,6 +88,7 @@ class OverlappedCollector:
     def shutdown(self) -> None:
         """Closes the environments, once the batch that is being collected is complete."""
         self.wait()
+        self._exploring.close()
         self._thread.shutdown()
         self.collector.shutdown()
 
@@ -99,6 +106,7 @@ class OverlappedCollector:
         if self._pending is None:
             self._begin()
         self.wait()
+        self._exploring.close()
         assert self._pending is not None
         batch, self._pending = self._pending.result(), None
         if self._stream is not None and batch is not None:
@@ -119,12 +127,19 @@ class OverlappedCollector:
         self._is_copied = False
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        # In this thread: one that set and restored it meanwhile would be in the way of whatever the caller sets.
+        self._exploring.enter_context(set_exploration_type(ExplorationType.RANDOM))
         self._pending = self._thread.submit(self._collect)
 
     def _collect(self) -> TensorDictBase | None:
         self._batches = self._batches or iter(self.collector)
-        with self._draws, own_exploration_type(ExplorationType.RANDOM), torch.cuda.stream(self._stream):
+        with self._draws, torch.cuda.stream(self._stream):
             batch = next(self._batches, None)
+        if exploration_type() != ExplorationType.RANDOM:
+            raise RuntimeError(
+                f"The exploration type must stay RANDOM while a batch is collected, got {exploration_type()}: set "
+                "loss.deterministic_sampling_mode = ExplorationType.RANDOM, and call wait() before an evaluation."
+            )
         if self._stream is not None:
             self._stream.synchronize()
         return batch

@@ -31,7 +31,7 @@ class OwnGenerators(TorchDispatchMode):
     """
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
 

@@ -151,14 +151,9 @@ def atari_vector_env(
         ValueError: unknown game, or ale_py is not installed.
     """
     with needing("ale_py", "atari", extra="atari"):
-        from ale_py.roms import get_all_rom_ids
         from ale_py.vector_env import AtariVectorEnv
-    roms = {name.replace("_", ""): name for name in get_all_rom_ids()}
-    plain = game.replace("_", "").lower()  # "mspacman" of MsPacman and ms_pacman
-    if plain not in roms:
-        check_name("game", game, roms.values())
     ale = AtariVectorEnv(
-        roms[plain],
+        _rom_id(game),
         num_envs,
         frameskip=frame_skip,
         stack_num=frame_stack,
@@ -171,3 +166,25 @@ def atari_vector_env(
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
     return CallerResetAtari(ale)
+
+
+def atari_action_names(game: str, *, minimal_actions: bool = True) -> tuple[str, ...]:
+    """What each action of a game does: ``("noop", "fire", "right", ...)``."""
+    import ale_py
+    from ale_py.roms import get_rom_path
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.loadROM(str(get_rom_path(_rom_id(game))))
+    actions = ale.getMinimalActionSet() if minimal_actions else ale.getLegalActionSet()
+    return tuple(action.name.lower() for action in actions)
+
+
+def _rom_id(game: str) -> str:
+    from ale_py.roms import get_all_rom_ids
+
+    roms = {name.replace("_", ""): name for name in get_all_rom_ids()}
+    plain = game.replace("_", "").lower()  # "mspacman" of MsPacman and ms_pacman
+    if plain not in roms:
+        check_name("game", game, roms.values())
+    return roms[plain]

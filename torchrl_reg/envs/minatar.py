@@ -123,6 +123,9 @@ class MinAtar(BatchedEnv):
     Every draw of a copy (sticky actions, spawns, later resets) is a function of its seed, and that of the package's
     ``Environment`` after ``seed(seed)`` with ``last_action = 0``.
 
+    Attributes:
+        actions: of each action here its number in MinAtar.
+
     Raises:
         ValueError: unknown game, or MinAtar is not installed.
     """
@@ -148,10 +151,10 @@ class MinAtar(BatchedEnv):
                 copy.env = SpaceInvaders(ramping=difficulty_ramping)
         first = self._games[0]
         self._draw: Callable[[Any, bytearray, int], None] = DRAWINGS[game]
-        self._actions = first.minimal_action_set() if minimal_actions else list(range(first.num_actions()))
+        self.actions = first.minimal_action_set() if minimal_actions else list(range(first.num_actions()))
         shape = (first.n_channels, 10, 10)
         observations = gymnasium.spaces.Box(0, 1, shape, np.uint8)
-        super().__init__(num_envs, observations, gymnasium.spaces.Discrete(len(self._actions)), max_episode_frames)
+        super().__init__(num_envs, observations, gymnasium.spaces.Discrete(len(self.actions)), max_episode_frames)
 
     def _seed(self, i: int, seed: int | None) -> None:
         copy = self._games[i]
@@ -164,7 +167,7 @@ class MinAtar(BatchedEnv):
         return self._drawn(self._games[i : i + 1])[0]
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        played = [copy.act(self._actions[action]) for copy, action in zip(self._games, actions.tolist(), strict=True)]
+        played = [copy.act(self.actions[action]) for copy, action in zip(self._games, actions.tolist(), strict=True)]
         reward, terminated = zip(*played, strict=True)
         return self._drawn(self._games), np.array(reward, np.float32), np.array(terminated, np.bool_)
 

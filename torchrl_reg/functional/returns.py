@@ -62,8 +62,8 @@ def q_lambda_return(
 
     Where the sequence ends it is ``r_t + gamma V(s_{t+1})``.
     With ``c_t = q(s_t, a_t) - V(s_t)`` this is Q(lambda) with off-policy correction, whose fixed point is the optimal
-    one whatever acts: of the soft value ``c_t = tau ln pi(a_t|s_t)``, of the maximum ``c_t`` is minus the advantage
-    gap, its limit ``tau -> 0``. With ``c = 0`` and the maximum it is Peng's Q(lambda), which is biased
+    one for any behaviour policy: for the soft value ``c_t = tau ln pi(a_t|s_t)``, for the maximum ``c_t`` is minus the
+    advantage gap, its limit ``tau -> 0``. With ``c = 0`` and the maximum it is Peng's Q(lambda), which is biased
     low by actions that are not greedy. It is :func:`lambda_return` in few operations a step, for data without padding.
     All in reward units.
 
@@ -118,7 +118,7 @@ def path_consistency(
     .. math:: C_{t,n} = -V(s_t) + \gamma^n V(s_{t+n}) + \sum_{i<n} \gamma^i \left(r_{t+i} - \tau \ln \pi(a_{t+i})
         - \lambda \ln \frac{\pi(a_{t+i})}{\mu(a_{t+i})}\right)
 
-    They are 0 at the regularized optimum of a deterministic MDP, whatever the actions; where transitions are
+    They are 0 at the regularized optimum of a deterministic MDP, for any actions; where transitions are
     stochastic only their mean is. A sub-trajectory ends with its episode: the value after a terminated step is 0,
     the value after a truncated one ``next_value``.
 

@@ -1,4 +1,4 @@
-"""What samples give: importance-sampled soft values, Stein directions, and the E2W policy of a search."""
+"""Sample-based estimates: importance-sampled soft values, Stein directions, and the E2W policy of a search."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def soft_value_importance(
     =  ======  ==============  ==============  ==============  ==============
     D  V       K = 16          K = 64          K = 1024        K = 8, lattice
     =  ======  ==============  ==============  ==============  ==============
-    1  -0.058  -0.005, 0.034   -0.001, 0.016   -0.000, 0.004  0.000, 0.000
-    2  -0.116  -0.020, 0.073   -0.004, 0.031   -0.000, 0.007  -0.003, 0.026
-    3  -0.174  -0.060, 0.129   -0.013, 0.055   -0.000, 0.012  -0.053, 0.112
-    4  -0.232  -0.121, 0.185   -0.033, 0.088   -0.002, 0.020  -0.155, 0.197
-    5  -0.289  -0.206, 0.235   -0.071, 0.129   -0.005, 0.032  -0.246, 0.233
-    6  -0.347  -0.300, 0.277   -0.124, 0.167   -0.012, 0.050  -0.362, 0.279
+    1  -0.058  -0.005, 0.034   -0.001, 0.016   -0.000, 0.004   0.000, 0.000
+    2  -0.116  -0.020, 0.073   -0.004, 0.031   -0.000, 0.007   -0.003, 0.026
+    3  -0.174  -0.060, 0.129   -0.013, 0.055   -0.000, 0.012   -0.053, 0.112
+    4  -0.232  -0.121, 0.185   -0.033, 0.088   -0.002, 0.020   -0.155, 0.197
+    5  -0.289  -0.206, 0.235   -0.071, 0.129   -0.005, 0.032   -0.246, 0.233
+    6  -0.347  -0.300, 0.277   -0.124, 0.167   -0.012, 0.050   -0.362, 0.279
     =  ======  ==============  ==============  ==============  ==============
 
     Source: Haarnoja et al. 2017 (Reinforcement learning with deep energy-based policies), eq. (10).
@@ -95,7 +95,7 @@ def svgd_bandwidth(fixed: Tensor, updated: Tensor | None = None, *, smallest: fl
 
     A bandwidth that depends on the fixed particles biases the direction if they are few. One taken from the updated
     particles alone (``svgd_bandwidth(updated)``) does not: given their positions, the expected direction is zero once
-    the fixed ones are drawn from ``p``, whatever the kernel (Stein's identity).
+    the fixed ones are drawn from ``p``, for any kernel (Stein's identity).
 
     Source: Liu and Wang 2016 (Stein variational gradient descent), with the released soft Q-learning code's ``ln J``
     and floor.

@@ -208,13 +208,14 @@ def policy_entropy(pi: Tensor, *, dim: int = -1) -> Tensor:
     """
     pi = at_least_float32(pi)
     # The floor keeps the gradient at a probability of 0 finite; ln 0 would make it infinite.
-    return torch.special.entr(pi.clamp(min=torch.finfo(pi.dtype).tiny)).sum(dim)
+    entropy: Tensor = torch.special.entr(pi.clamp(min=torch.finfo(pi.dtype).tiny)).sum(dim)
+    return entropy
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
     r"""Kullback-Leibler divergence :math:`KL(p \| q) = \sum_a p(a) (\ln p(a) - \ln q(a))`.
 
-    Actions with ``p = 0`` add nothing, whatever ``q``; ``p > 0`` where ``q = 0`` makes it infinite.
+    Actions with ``p = 0`` add nothing for any ``q``; ``p > 0`` where ``q = 0`` makes it infinite.
 
     Source: the definition.
 
@@ -233,7 +234,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
 
 
 def masked_values(q: Tensor, mask: Tensor | None) -> Tensor:
-    """``q [*B, A]`` in at least float32, ``-inf`` where ``mask [*B, A]`` forbids the action."""
+    """``q [*B, A]`` in float32 or float64, ``-inf`` where ``mask [*B, A]`` forbids the action."""
     q = at_least_float32(q)
     return q if mask is None else q.masked_fill(~mask, -math.inf)
 
@@ -274,7 +275,7 @@ def _supported(q: Tensor, log_prior: Tensor | None) -> tuple[Tensor, Tensor | No
 def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
     """The action (``[*B]`` or ``[*B, 1]`` categorical, ``[*B, A]`` one-hot) as an index ``[*B]``.
 
-    ``batch_dims`` is the number of dimensions of ``*B``: it tells ``[*B, 1]`` from a batch that ends in 1.
+    ``batch_dims`` is the number of dimensions of ``*B``: it distinguishes ``[*B, 1]`` from a batch that ends in 1.
     """
     if action_space == "one_hot":
         return action.long().argmax(-1)  # long, because argmax takes no bool
@@ -287,7 +288,7 @@ def gather_action(values: Tensor, index: Tensor) -> Tensor:
 
 
 def munchausen_bonus(tau_log_pi_a: Tensor, alpha: float | Tensor, clip_min: float | Tensor | None) -> Tensor:
-    r"""Munchausen bonus :math:`\alpha \max(\tau \ln \pi(a|s), l_0)`, at least ``alpha * clip_min``.
+    r"""Munchausen bonus :math:`\alpha \max(\tau \ln \pi(a|s), l_0)`, bounded below by ``alpha * clip_min``.
 
     The clip acts on ``tau * ln pi``, after the multiplication by ``tau``, and ``alpha`` multiplies
     what is left.

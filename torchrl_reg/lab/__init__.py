@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrl_reg.lab.cli.command_line import recipe as recipe
-    from torchrl_reg.lab.cli.typed_config import build as build
+    from torchrl_reg.lab.cli.objects import build as build
     from torchrl_reg.lab.errors import UserError as UserError
     from torchrl_reg.lab.errors import require as require
     from torchrl_reg.lab.learners.learner import Learner as Learner
@@ -56,7 +56,7 @@ _MODULES = {
     "ValueLearner": "learners.value_learning",
     "ValueLearning": "learners.value_learning",
     "WALL_CLOCK_COLUMNS": "run.metrics",
-    "build": "cli.typed_config",
+    "build": "cli.objects",
     "composed_critics": "run.critics",
     "evaluate": "run.evaluation",
     "make_replay": "learners.replay",
@@ -98,6 +98,10 @@ __all__ = [
     "strip_wall_clock",
     "trained_critics",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

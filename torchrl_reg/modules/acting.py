@@ -59,7 +59,7 @@ def has_plain(kind: type) -> bool:
 def act_through_tensordict(policy: Callable[..., Any], state: State) -> None:
     """Calls ``policy`` on a TensorDict of ``state``, and writes there what it returns."""
     first = next(iter(state.values()))
-    given = TensorDict(dict(state), [len(first)], device=first.device)  # type: ignore[arg-type]
+    given = TensorDict(dict(state), [len(first)], device=first.device)
     for key, value in policy(given).items(include_nested=True, leaves_only=True):
         state[key] = value
 
@@ -87,8 +87,8 @@ class ActorSequential(Recorded, TensorDictSequential):
         if self._select_before_return or self.partial_tolerant:
             act_through_tensordict(self, state)
             return
-        for part in self._modules["module"]._modules.values():  # type: ignore[union-attr]
+        for part in self._modules["module"]._modules.values():
             if self._all_plain:
-                part.plain(state)  # type: ignore[operator, union-attr]
+                part.plain(state)
             else:
                 act(part, state)

@@ -50,8 +50,8 @@ class CriticEnsemble(TensorDictModuleBase):
         """Q(s, a) of every critic ``[C, *B]``; ``tensordict`` is left as it was."""
         values = []
         for critic in self.critics:
-            made: Any = critic(tensordict.select(*critic.in_keys))  # type: ignore[misc]
-            values.append(made.get(critic.out_keys[-1]).squeeze(-1))  # type: ignore[index]
+            out: Any = critic(tensordict.select(*critic.in_keys))  # type: ignore[misc]
+            values.append(out.get(critic.out_keys[-1]).squeeze(-1))  # type: ignore[index]
         return torch.stack(values)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -99,8 +99,8 @@ def is_plain(module: Any) -> bool:
     return not getattr(module, "_kwargs", None) and getattr(module, "method", None) in (None, "forward")
 
 
-#: Torch's layers that learn nothing and treat every row alike, however many dimensions come first; a layer of one's own
-#: says so by an attribute ``row_by_row = True``.
+#: Torch's layers that learn nothing and treat every row alike, for any number of leading dimensions; a custom layer
+#: declares this by an attribute ``row_by_row = True``.
 ROW_BY_ROW = (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity)
 
 
@@ -125,7 +125,7 @@ class StackedConv2d(nn.Conv2d):
         side_by_side = x.reshape(count, -1, channels, height, width).transpose(0, 1).flatten(1, 2)
         bias = None if self.bias is None else self.bias.flatten()
         weight = self.weight.flatten(0, 1)
-        out = F.conv2d(side_by_side, weight, bias, self.stride, self.padding, self.dilation, groups=count)  # type: ignore[arg-type]
+        out = F.conv2d(side_by_side, weight, bias, self.stride, self.padding, self.dilation, groups=count)
         return out.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
 
 
@@ -192,7 +192,7 @@ def stack_layers(network: nn.Module) -> None:
             module.__class__ = StackedConv2d
         elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.bias is not None:
             module.__class__ = StackedLayerNorm
-        elif "stacked_form" in vars(type(module)):  # of its own: a subclass may do something else
+        elif "stacked_form" in vars(type(module)):  # not inherited: a subclass may compute something else
             module.__class__ = type(module).stacked_form
         elif module._parameters or not (
             module._modules or getattr(module, "row_by_row", isinstance(module, ROW_BY_ROW))

@@ -95,11 +95,11 @@ class FlowDistribution(Distribution):
         """Reparametrized actions ``[*S, *B, D]`` and their log-density, without going through the inverse."""
         return self._push(torch.randn(*sample_shape, *self._base_shape, dtype=self.low.dtype, device=self.low.device))
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Reparametrized actions ``[*S, *B, D]``."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Actions ``[*S, *B, D]``."""
         with torch.no_grad():
             return self.rsample(sample_shape)
@@ -185,6 +185,7 @@ class FlowActor(BoxActor):
     (torch.Size([8, 2]), torch.Size([8]))
     """
 
+    distribution_class = FlowDistribution
     kept: Tensor
 
     def __init__(

@@ -175,7 +175,7 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
 
 
 def _step(layer: nn.Module, *, may_overwrite: bool) -> Callable[[Tensor], Tensor]:
-    """``layer``, found in fewer calls; ``may_overwrite`` says that nobody else needs its input, not even a gradient."""
+    """``layer`` in fewer Python calls; ``may_overwrite``: its input is not used again, nor by a gradient."""
     if type(layer) is nn.ReLU and may_overwrite:
         return torch.relu_
     if type(layer) is nn.LayerNorm:

@@ -53,7 +53,7 @@ class BinDistribution(Distribution):
         """The bins ``[*B, D]`` that deterministic exploration takes."""
         raise NotImplementedError
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sampled actions ``[*S, *B, D]``."""
         return self.action(self.sample_index(sample_shape))
 
@@ -174,7 +174,7 @@ class Multicategorical(BinDistribution):
         with torch.no_grad():
             return self._perturbed(sample_shape).argmax(-1)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Straight-through Gumbel-softmax: a sampled action forward, the gradient of the relaxed one backward.
 
         The relaxed action is the mean of the bins under ``softmax((logits + Gumbel) / straight_through_temperature)``.
@@ -284,6 +284,7 @@ class MulticategoricalActor(BoxActor):
     (torch.Size([8, 2]), torch.Size([8, 2]), torch.Size([8]))
     """
 
+    distribution_class: type[Distribution] = Multicategorical
     torso_name = "network"
 
     def __init__(
@@ -493,6 +494,7 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
     (torch.Size([8, 3]), torch.Size([8]))
     """
 
+    distribution_class = AutoregressiveMulticategorical
     previous_mask: Tensor
     output_mask: Tensor
     starts: Tensor

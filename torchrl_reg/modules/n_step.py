@@ -122,7 +122,7 @@ class NStepTransform(Transform):
         assert waiting is not None
         if waiting["next", self.reward_key].device != device:  # as a checkpoint gave them
             waiting = waiting.to(device)
-        return torch.cat([waiting, batch], -1)  # type: ignore[return-value]
+        return torch.cat([waiting, batch], -1)
 
     def _accumulate(self, rows: TensorDictBase) -> TensorDictBase:
         length = rows.shape[-1]

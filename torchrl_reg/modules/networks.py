@@ -173,7 +173,7 @@ class NatureCNN(nn.Module):
         if observation.dtype == torch.uint8:
             images = images.div_(255)  # a copy of the observation since _images
         if torch.is_grad_enabled() and images.device.type == "cpu":
-            # Channels last, in a way that vmap knows: the first layer's gradient then takes half the time.
+            # Channels last, by operations that vmap supports: the first layer's gradient then takes half the time.
             images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.convolutions(images).reshape(*observation.shape[:-3], self.out_features)
 
@@ -304,8 +304,8 @@ def _images(observation: Tensor, shape: tuple[int, int, int], convolutions: nn.S
 _DIMS = {"mlp": 1, "minatar": 3, "nature": 3, "impala": 3}
 #: Height and width of the images, by name of the torso.
 _SIDES = {"minatar": 10, "nature": 84, "impala": 84}
-_LEAST = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1}
-_LEAST |= {"num_atoms": 2, "impala_width": 1}
+_MIN = {"num_cosines": 1, "num_quantiles": 1, "num_target_quantiles": 1, "num_policy_quantiles": 1}
+_MIN |= {"num_atoms": 2, "impala_width": 1}
 
 
 @dataclass
@@ -378,9 +378,9 @@ class NetSettings:
             raise ValueError(f"NetSettings.noise_sigma must be >= 0 and first_cosine 0 or 1, got {got}.")
         if self.dueling not in ("none", "mean", "max"):
             raise ValueError(f"NetSettings.dueling must be 'none', 'mean' or 'max', got {self.dueling!r}.")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"NetSettings.{name} must be >= {least}, got {getattr(self, name)}.")
+        for name, low in _MIN.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"NetSettings.{name} must be >= {low}, got {getattr(self, name)}.")
 
 
 class Rescale(nn.Module):

@@ -71,7 +71,7 @@ def policy(settings: PolicySettings, env: EnvBase) -> Any:
     if settings.name not in MAKERS:
         raise ValueError(f"PolicySettings.name must be one of {', '.join(MAKERS)}, got {settings.name!r}.")
     low, high = action_bounds(env)
-    return MAKERS[settings.name](settings, _observation_size(env), {"low": low, "high": high})
+    return MAKERS[settings.name](settings, _observation_size(env), low, high)
 
 
 def state_value_network(settings: PolicySettings, env: EnvBase) -> ValueOperator:
@@ -154,31 +154,49 @@ def _network(settings: PolicySettings, size: int, out: int | None) -> nn.Module:
     return initialize_weights(net, settings.initialization)
 
 
-def _multicategorical(settings: PolicySettings, size: int, box: dict[str, Any]) -> MulticategoricalActor:
-    net = _network(settings, size, len(box["low"]) * max(settings.num_bins, 1))
-    return MulticategoricalActor(net, num_bins=settings.num_bins, **box)
+def _multicategorical(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> MulticategoricalActor:
+    net = _network(settings, size, len(low) * max(settings.num_bins, 1))
+    return MulticategoricalActor(net, num_bins=settings.num_bins, low=low, high=high)
 
 
-def _autoregressive(settings: PolicySettings, size: int, box: dict[str, Any]) -> AutoregressiveMulticategoricalActor:
+def _autoregressive(
+    settings: PolicySettings, size: int, low: Tensor, high: Tensor
+) -> AutoregressiveMulticategoricalActor:
     net, last = _network(settings, size, None), settings.num_cells[-1]
-    head: dict[str, Any] = {"num_cells": settings.head_cells, "condition": settings.condition}
-    return AutoregressiveMulticategoricalActor(net, last, num_bins=settings.num_bins, **head, **box)
+    return AutoregressiveMulticategoricalActor(
+        net,
+        last,
+        num_bins=settings.num_bins,
+        num_cells=settings.head_cells,
+        condition=settings.condition,
+        low=low,
+        high=high,
+    )
 
 
-def _flow(settings: PolicySettings, size: int, box: dict[str, Any]) -> FlowActor:
+def _flow(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> FlowActor:
     net, last = _network(settings, size, None), settings.num_cells[-1]
-    couplings: dict[str, Any] = {"num_layers": settings.flow_layers, "num_cells": settings.flow_cells}
-    return FlowActor(net, last, max_log_scale=settings.max_log_scale, **couplings, **box)
+    return FlowActor(
+        net,
+        last,
+        max_log_scale=settings.max_log_scale,
+        num_layers=settings.flow_layers,
+        num_cells=settings.flow_cells,
+        low=low,
+        high=high,
+    )
 
 
-def _sampler(settings: PolicySettings, size: int, box: dict[str, Any]) -> StochasticSamplerActor:
-    actor = StochasticSamplerActor(nn.Identity(), size, num_cells=settings.num_cells, skip=settings.skip, **box)
+def _sampler(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> StochasticSamplerActor:
+    actor = StochasticSamplerActor(
+        nn.Identity(), size, num_cells=settings.num_cells, skip=settings.skip, low=low, high=high
+    )
     return initialize_weights(actor, settings.initialization)
 
 
-def _gaussian(settings: PolicySettings, size: int, box: dict[str, Any]) -> Any:
-    net = _network(settings, size, 2 * len(box["low"]))
-    return gaussian_actor(net, scale_mapping=settings.scale_mapping, scale_lb=settings.scale_lb, **box)
+def _gaussian(settings: PolicySettings, size: int, low: Tensor, high: Tensor) -> Any:
+    net = _network(settings, size, 2 * len(low))
+    return gaussian_actor(net, scale_mapping=settings.scale_mapping, scale_lb=settings.scale_lb, low=low, high=high)
 
 
 MAKERS: dict[str, Callable[..., Any]] = {

@@ -177,7 +177,7 @@ class QActor(Recorded, QValueActor):
     """TorchRL's :class:`~torchrl.modules.QValueActor`, which also acts on a dict of tensors and can be saved.
 
     Args:
-        module, **kwargs: as for :class:`~torchrl.modules.QValueActor`: the Q-network, ``spec``, ``in_keys``.
+        module: the Q-network. kwargs: as for :class:`~torchrl.modules.QValueActor`: ``spec``, ``in_keys``.
 
     >>> from tensordict import TensorDict
     >>> from torchrl.data import Categorical
@@ -203,7 +203,7 @@ class QActor(Recorded, QValueActor):
         if not self._is_plain or self._select_before_return:
             act_through_tensordict(self, state)
             return
-        first, greedy = self._modules["module"]._modules.values()  # type: ignore[union-attr]
+        first, greedy = self._modules["module"]._modules.values()
         network = first._modules["module"]
         if self._layers is None or self._layers[0] is not network:
             self._layers = network, layer_by_layer(network)
@@ -244,7 +244,7 @@ class EpsilonGreedyModule(Recorded, EGreedyModule):
                 # What spec.rand() amounts to, in under half of its time.
                 random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
             self._random = self._spec, num_envs, random
-        return torch.rand(num_envs, device=eps.device) < eps, random()  # type: ignore[union-attr, operator]
+        return torch.rand(num_envs, device=eps.device) < eps, random()
 
     def plain(self, state: State, drawn: tuple[Tensor, Tensor] | None = None) -> None:
         """:meth:`forward` on a dict of tensors; with the random numbers ``drawn`` before by :meth:`draw`, if given."""
@@ -456,7 +456,8 @@ class CategoricalQActor(DistributionalActor):
     Args:
         network: maps the observation to ``[*B, num_atoms * A]`` logits, the atoms of all actions together by atom.
         num_atoms: N >= 2. value_min, value_max: ends of the grid, in units of return; returns beyond them are clipped.
-        spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
+        spec, in_keys: as for :class:`~torchrl.modules.QValueActor`.
+        **kwargs: its other arguments.
 
     TorchRL's :class:`~torchrl.modules.DistributionalQValueActor` writes log-probabilities where every other actor
     writes Q-values; this one writes Q-values, so that exploration modules and Boltzmann policies take it as it is.
@@ -498,7 +499,8 @@ class FixedQuantileQActor(DistributionalActor):
     Args:
         network: maps the observation to ``[*B, num_quantiles * A]`` quantiles, by quantile, in reward units.
         num_quantiles: N >= 1.
-        spec, in_keys, **kwargs: as for :class:`~torchrl.modules.QValueActor`.
+        spec, in_keys: as for :class:`~torchrl.modules.QValueActor`.
+        **kwargs: its other arguments.
 
     Raises:
         ValueError: no network, or ``num_quantiles`` < 1.

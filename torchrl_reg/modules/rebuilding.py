@@ -20,7 +20,7 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Spaces:
-    """What a network has to know of an environment, and a stand-in for one where networks are built.
+    """Shapes and dtypes of an environment's spaces, which stand in for it where networks are built.
 
     Args:
         observations: key -> shape of one observation and its dtype, ``"float32"``.
@@ -47,7 +47,7 @@ class Spaces:
 
     @classmethod
     def of(cls, env: EnvBase | Spaces) -> Spaces:
-        """The spaces of ``env``, whatever its batch size."""
+        """The spaces of ``env``, without its batch size."""
         if isinstance(env, Spaces):
             return env
         batch = len(env.batch_size)
@@ -90,7 +90,7 @@ def rebuildable(build: Builder) -> Builder:
 
 
 def record(module: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-    """``module``, which now knows that it is what ``path`` returned for these arguments."""
+    """``module``, with the import path and the arguments that build it stored on it."""
     named = {key: _lasting(value) for key, value in kwargs.items()}
     vars(module).update(built_by=path, built_with=(tuple(map(_lasting, args)), named))
     return module
@@ -102,7 +102,7 @@ def _lasting(value: Any) -> Any:
 
 
 def path_of(named: Any) -> str:
-    """The import path ``module:Name`` of a class or function: that of the package which offers it, if one does."""
+    """The import path ``module:Name`` of a class or function: that of the package if it exports the name."""
     module, name = named.__module__, named.__qualname__
     package = ".".join(module.split(".")[:2])
     return f"{package if getattr(sys.modules.get(package), name, None) is named else module}:{name}"

@@ -1,4 +1,4 @@
-"""What the losses with an actor share."""
+"""Bases and helpers of the losses with an actor."""
 
 from __future__ import annotations
 
@@ -39,15 +39,21 @@ class PolicyLoss(RegularizedLoss):
     target_value_network_params: TensorDictParams
 
     def _take_networks(
-        self, actor: Any, value: Any = None, *, critics: Any = None, delay_actor: bool = False, delay_value: bool = True
+        self,
+        actor: Any,
+        value: TensorDictModuleBase | None = None,
+        *,
+        critics: CriticEnsemble | None = None,
+        delay_actor: bool = False,
+        delay_value: bool = True,
     ) -> None:
-        """Make the networks that are given functional, with target networks of the critics and where ``delay_*`` says.
+        """Make the given networks functional, with target networks of the critics and where ``delay_*`` is True.
 
         Raises:
             ValueError: a value network that is no TensorDict module.
         """
         if value is None:
-            self.value_network = None  # type: ignore[assignment]
+            self.value_network = None
         else:
             check_value_network(value)
         networks = {"actor_network": (actor, delay_actor), "qvalue_network": (critics, True)}
@@ -58,7 +64,11 @@ class PolicyLoss(RegularizedLoss):
             self.convert_to_functional(network, name, create_target_params=delayed)
         self.set_keys(action=stored_action_key(actor), **({} if value is None else {"value": value.out_keys[0]}))
 
-    def _state_value(self, network: Any, states: TensorDictBase) -> Tensor:
+    def _diagnostic_keys(self) -> list[str]:
+        entropy = ["entropy"] if has_closed_entropy(self.actor_network) else []
+        return ["td_error", "value", "log_pi", *entropy, "tau"]
+
+    def _state_value(self, network: BoundNetwork, states: TensorDictBase) -> Tensor:
         """``V [*B]`` of a bound value network."""
         return state_value(network.network, states, self.tensor_keys.value)
 
@@ -154,6 +164,14 @@ def closed_entropy(dist: Distribution) -> Tensor | None:
             return None
 
 
+def has_closed_entropy(actor: Any) -> bool:
+    """True if the actor's distributions have an entropy in closed form, or if it declares no ``distribution_class``."""
+    kinds = [module.distribution_class for module in actor.modules() if hasattr(module, "distribution_class")]
+    kind = kinds[-1] if kinds else None
+    estimated = getattr(kind, "entropy_is_estimated", False)
+    return not estimated and getattr(kind, "entropy", None) is not Distribution.entropy
+
+
 def kl_or_estimate(dist: Distribution, reference: Distribution) -> Tensor:
     """KL(dist || reference) ``[*B]`` in nats: in closed form, else from one sample of ``dist`` per state."""
     # Written out for the usual policies: PyTorch's dispatch to a closed form breaks a compiled graph, and for squashed
@@ -187,7 +205,7 @@ class BoundCritics(BoundNetwork):
 
     def _use(self, network: Any) -> None:
         super()._use(network)
-        # A critic with hooks or extra behaviour is called whole.
+        # A critic with hooks or extra behaviour is called as a module.
         self._runs = [layer_by_layer(critic.module) if is_plain(critic) else None for critic in network.critics]
 
     def values(self, states: TensorDictBase, action_key: NestedKey, action: Tensor) -> Tensor:
@@ -225,7 +243,7 @@ class ActorCriticLoss(PolicyLoss):
     qvalue_network_params: TensorDictParams
     _detached: Any
     target_qvalue_network_params: TensorDictParams
-    tau: Any = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
+    tau = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
 
     def __init__(
         self,
@@ -252,6 +270,12 @@ class ActorCriticLoss(PolicyLoss):
 
     def _coefficients(self) -> dict[str, Coefficient]:
         return {"tau": self.temperature}
+
+    def _loss_keys(self) -> list[str]:
+        return ["loss_actor", "loss_qvalue"]
+
+    def _diagnostic_keys(self) -> list[str]:
+        return ["td_error", "value", "tau"]
 
     # -- networks -----------------------------------------------------------------------------------------------
 
@@ -291,7 +315,7 @@ class ActorCriticLoss(PolicyLoss):
             states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])
         return at_least_float32(bound.values(states, self.tensor_keys.action, action))
 
-    # -- what a forward pass is made of -------------------------------------------------------------------------
+    # -- parts of a forward pass --------------------------------------------------------------------------------
 
     def _one_step_target(self, data: TensorDictBase, next_value: Tensor) -> Tensor:
         """``r + gamma V(s') [*B]`` from ``next_value [*B]``."""

@@ -1,16 +1,16 @@
-"""What every loss shares: coefficients, keys, a value estimator, clean and checked data, reduction, diagnostics."""
+"""Base of all losses: coefficients, keys, a value estimator, clean and checked data, reduction, diagnostics."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
@@ -28,12 +28,33 @@ from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_discount, check_flag, exact_scalar
 from torchrl_reg.regularizers.coefficients import in_process_group, summed_over_ranks
 
+if TYPE_CHECKING:
+    from torchrl_reg.regularizers.coefficients import CoefficientProperty
+
 LossFunction = Literal["l1", "l2", "half_l2", "smooth_l1"]
 Reduction = Literal["none", "mean", "sum"]
 WeightReduction = Literal["normalized", "mean"]
 
-#: Names that a loss without such a coefficient would otherwise take and ignore.
-COEFFICIENT_NAMES = ("tau", "alpha", "beta", "lam", "clip_min", "gamma", "lmbda")
+
+def _coefficient_of_part(name: str, doc: str) -> CoefficientProperty:
+    """A property of a loss that reads and assigns the coefficient of whichever part owns one of that name."""
+
+    def get(loss: RegularizedLoss) -> Tensor:
+        return loss._coefficient(name).value
+
+    def put(loss: RegularizedLoss, value: Any) -> None:
+        loss._coefficient(name).assign(value)
+
+    return property(get, put, doc=doc)  # type: ignore[return-value]
+
+
+def _set_by_make_value_estimator(name: str) -> property:
+    """A property without a value that refuses assignment, which would have no effect."""
+
+    def refuse(loss: RegularizedLoss, value: Any = None) -> None:
+        raise AttributeError(f"{name} is a hyperparameter of make_value_estimator({name}=...), got an assignment.")
+
+    return property(refuse, refuse)
 
 
 class RegularizedLoss(NetworkLoss):
@@ -71,20 +92,25 @@ class RegularizedLoss(NetworkLoss):
 
     tensor_keys: Any
     default_keys: Any = _AcceptedKeys
-    out_keys = ["loss"]
     value_network: TensorDictModule
 
     #: Names of the coefficients that the loss itself owns.
     coefficient_names: ClassVar[tuple[str, ...]] = ()
-    tau: Any
+    tau = _coefficient_of_part("tau", "The current temperature, in reward units.")
+    alpha = _coefficient_of_part("alpha", "The current weight of the reward shaping.")
+    clip_min = _coefficient_of_part("clip_min", "The current lower clip, in reward units; -inf is none.")
+    beta = _coefficient_of_part("beta", "The current inverse temperature, per unit of reward.")
+    lam = _coefficient_of_part("lam", "The current weight of a KL divergence, in reward units.")
+    gamma = _set_by_make_value_estimator("gamma")
+    lmbda = _set_by_make_value_estimator("lmbda")
     default_value_estimator: Any = ValueEstimators.TD0
     #: TorchRL's names of the estimators that this loss replaces by its own (``"td0"`` -> soft TD(0), ...).
     _stand_ins: ClassVar[dict[Any, Any]] = {}
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[Any, ...]] = (ValueEstimators.TD0,)
     _loss_functions: ClassVar[tuple[str, ...]] = ("l1", "l2", "smooth_l1")
-    #: Whether the rows of a batch have to be the successive steps of paths.
+    #: True if the rows of a batch have to be the successive steps of paths.
     follows_paths: ClassVar[bool] = False
-    #: Whether this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
+    #: True if this is a stack of ``S`` losses (:mod:`~torchrl_reg.objectives.stacked`): ``[S, B]`` in, ``[S]`` out.
     _is_stack: bool = False
 
     def __init_subclass__(cls) -> None:
@@ -103,6 +129,7 @@ class RegularizedLoss(NetworkLoss):
         diagnostics: bool = True,
     ) -> None:
         super().__init__()
+        self._selected_keys: list[str] | None = None
         if loss_function not in self._loss_functions:
             *others, last = map(repr, self._loss_functions)
             raise ValueError(f"loss_function must be {', '.join(others)} or {last}, got {loss_function!r}.")
@@ -136,7 +163,7 @@ class RegularizedLoss(NetworkLoss):
             self.register_forward_pre_hook(check_before_forward)
 
     def check_data(self, tensordict: TensorDictBase) -> None:
-        """Raise if the loss cannot learn from ``tensordict``, as :attr:`data_checks` says; forward does it by itself.
+        """Raise if the loss cannot learn from ``tensordict``, subject to :attr:`data_checks`; forward calls it.
 
         For compiled losses, whose graphs do not contain these checks.
         """
@@ -145,31 +172,20 @@ class RegularizedLoss(NetworkLoss):
     # -- coefficients -------------------------------------------------------------------------------------------
 
     def _coefficients(self) -> dict[str, Coefficient]:
-        """Every coefficient of the loss and its parts, by the name of the attribute: ``loss.tau = 0.1`` assigns it."""
+        """Every coefficient of the loss and its parts, by name."""
         return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
-    def _assignable(self) -> dict[str, Coefficient] | None:
-        """Those coefficients; None while the loss is under construction, which ends with its value estimator."""
-        ready = self.__dict__.get("_modules", {}).get("_value_estimator") is not None
-        return self._coefficients() if ready else None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        held = None if hasattr(type(self), name) else self._assignable()
-        if held is not None and name in held:
-            held[name].assign(value)
-            return
-        kept = isinstance(value, nn.Module | nn.Parameter) or name not in COEFFICIENT_NAMES
-        if held is not None and not kept and not hasattr(self, name):
-            raise AttributeError(
-                f"{type(self).__name__} has no coefficient {name!r} to assign, only {', '.join(held) or 'none'}; gamma "
-                "and lmbda are given to make_value_estimator, and an attribute of one's own is declared in its class."
-            )
-        super().__setattr__(name, value)
+    def _coefficient(self, name: str) -> Coefficient:
+        found = self._coefficients()
+        if name not in found:
+            names = ", ".join(found) or "none"
+            raise AttributeError(f"{type(self).__name__} has no coefficient {name!r}, only {names}.")
+        return found[name]
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
     def _states_read(self) -> list[NestedKey]:
-        """What the networks read of a state."""
+        """Entries of a state that the networks read."""
         networks = [getattr(self, name) for name in self._network_names]
         keys = dict.fromkeys(key for network in networks for key in network.in_keys)
         return [key for key in keys if key != self.tensor_keys.action]
@@ -183,11 +199,11 @@ class RegularizedLoss(NetworkLoss):
 
     @property
     def _reward_key(self) -> NestedKey:
-        """The entry ``[*B, 1]`` that targets are made of."""
+        """The entry ``[*B, 1]`` that targets are computed from."""
         return ("next", self.tensor_keys.reward)
 
     def _next_state_keys(self) -> Sequence[NestedKey]:
-        """What the networks read of s'; nothing where targets are made before the rows are sampled."""
+        """Entries of s' that the networks read; none where targets are computed before the rows are sampled."""
         return self._state_keys
 
     @property
@@ -198,6 +214,27 @@ class RegularizedLoss(NetworkLoss):
     @in_keys.setter
     def in_keys(self, keys: list[NestedKey]) -> None:
         self._in_keys = keys
+
+    @property
+    def out_keys(self) -> list[str]:
+        """All entries that a forward pass returns, or those that ``select_out_keys`` chose."""
+        if self._selected_keys is not None:
+            return self._selected_keys
+        return [*self._loss_keys(), *(self._diagnostic_keys() if self.diagnostics else ())]
+
+    @out_keys.setter
+    def out_keys(self, keys: Sequence[str] | None) -> None:
+        self._selected_keys = None
+        if keys is not None and list(keys) != self.out_keys:  # reset_out_keys gives back the list it found
+            self._selected_keys = list(keys)
+
+    def _loss_keys(self) -> list[str]:
+        """Names of the losses, and of scalars returned with and without diagnostics."""
+        return ["loss"]
+
+    def _diagnostic_keys(self) -> list[str]:
+        """Names of the diagnostics."""
+        return ["td_error", "tau"]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         estimator = self._value_estimator
@@ -237,7 +274,7 @@ class RegularizedLoss(NetworkLoss):
         else:
             if given is kind:
                 hyperparams.setdefault("gamma", 0.99)
-                given = kind.for_loss(self, **hyperparams)  # type: ignore[attr-defined]
+                given = kind.for_loss(self, **hyperparams)
             self._value_estimator, self.value_type = given, kind
         for coefficient, value in values.items():
             coefficient.assign(value)
@@ -260,7 +297,7 @@ class RegularizedLoss(NetworkLoss):
                 buffer = getattr(self._value_estimator, name)
                 self._value_estimator.register_buffer(name, exact_scalar(hyperparams[name], buffer.device))
 
-    # -- how a forward pass begins ------------------------------------------------------------------------------
+    # -- data ---------------------------------------------------------------------------------------------------
 
     def _loss_mask(self, tensordict: TensorDictBase, rewards: Tensor | None = None) -> Tensor | None:
         """The rows ``[*B]`` that count, or None if all do."""
@@ -281,10 +318,10 @@ class RegularizedLoss(NetworkLoss):
         return reward.squeeze(-1) if reward.ndim > tensordict.batch_dims else reward
 
     def _clean(self, tensordict: TensorDictBase, *, next_too: bool = True) -> tuple[TensorDictBase, Tensor | None]:
-        """The data with zeros in what must not count, and the mask of the rows that do.
+        """The data with masked rows and states after termination zeroed, and the mask of the rows.
 
-        ``next_too=False`` leaves out what follows a terminal state, where nothing but the target could see it, which
-        drops it anyway.
+        ``next_too=False`` leaves states after termination as they are, where only the target reads them, which drops
+        them anyway.
         """
         keys, mask = self.tensor_keys, self._loss_mask(tensordict)
         if mask is None and not next_too:
@@ -294,7 +331,7 @@ class RegularizedLoss(NetworkLoss):
         here = [keys.priority_weight, self._reward_key, *self._state_keys]
         return cleaned(tensordict, mask, ended, action=keys.action, here=here, next_states=next_states), mask
 
-    # -- what it ends with --------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------
 
     def _write_priority(self, tensordict: TensorDictBase, priority: Tensor, mask: Tensor | None) -> None:
         """Write the priorities ``[*B]``, 0 in rows that do not count."""
@@ -332,10 +369,10 @@ class RegularizedLoss(NetworkLoss):
             dtype = next(iter(out.values())).dtype
             out |= _means(rows, mask, dtype, 1 if self._is_stack else 0)
             out |= {name: value.to(dtype, copy=True) for name, value in self._reported().items()}
-        made = unchecked_tensordict(out)
+        result = unchecked_tensordict(out)
         params = [f"{prefix}{name}_params" for name in self._network_names for prefix in ("", "target_")]
-        self._clear_weakrefs(data, made, *params)
-        return made
+        self._clear_weakrefs(data, result, *params)
+        return result
 
     def _reduced(self, data: TensorDictBase, loss: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
         if self._is_stack:
@@ -362,13 +399,15 @@ def batch_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     """:func:`masked_mean` for a coefficient, without gradient: of the batches of all ranks, where there are several."""
     if not in_process_group():
         return masked_mean(rows.detach(), mask)
-    kept, count = (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
-    total, number = summed_over_ranks(torch.stack((kept.sum(), count.sum()))).unbind()
+    unmasked, count = (
+        (rows, torch.ones_like(rows)) if mask is None else (torch.where(mask, rows, 0.0), mask.to(rows.dtype))
+    )
+    total, number = summed_over_ranks(torch.stack((unmasked.sum(), count.sum()))).unbind()
     return total / number.clamp(min=1)
 
 
-def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kept: int = 0) -> dict[str, Tensor]:
-    """Means of equally shaped rows over all but the first ``kept`` dimensions, in one reduction and in ``dtype``.
+def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, lead_dims: int = 0) -> dict[str, Tensor]:
+    """Means of equally shaped rows over all but the first ``lead_dims`` dimensions, in one reduction and in ``dtype``.
 
     Over the rows of ``mask`` if there is one.
     """
@@ -377,7 +416,7 @@ def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, kep
     if not rows:
         return {}
     stacked = torch.stack([row.detach() for row in rows.values()]).to(dtype)
-    stacked = stacked.reshape(*stacked.shape[: 1 + kept], -1)
+    stacked = stacked.reshape(*stacked.shape[: 1 + lead_dims], -1)
     if mask is None:
         means = stacked.mean(-1)
     else:
@@ -397,11 +436,11 @@ def cleaned(
     here: Iterable[NestedKey] = (),
     next_states: Iterable[NestedKey] = (),
 ) -> TensorDictBase:
-    """A shallow copy with zeros (True in masks of actions) in entries that do not count.
+    """Zeroes masked rows and states after termination, so that a NaN there reaches no gradient.
 
-    That is in rows outside ``mask [*B]``, and in ``next_states``, which are keys below ``"next"``, also where
-    ``ended [*B, 1]``. A NaN that enters a network makes its gradients NaN even where the loss has none. Floats
-    are replaced only where they are not finite, so that batch statistics are those of the data.
+    A shallow copy; masks of actions become True. Masked are the rows outside ``mask [*B]``; ``next_states``, keys below
+    ``"next"``, are also zeroed where ``ended [*B, 1]``. Floats are replaced only where they are not finite, so that
+    batch statistics are those of the data.
     """
     out = shallow_copy(tensordict)
     if mask is not None:
@@ -430,8 +469,8 @@ def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: b
 # -- checks of the data -----------------------------------------------------------------------------------------------
 
 
-def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
-    """The forward pre-hook: checks the first batch, or all, as ``loss.data_checks`` says; never while compiling."""
+def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
+    """The forward pre-hook: checks the first batch or all, by ``loss.data_checks``; never while compiling."""
     if torch.compiler.is_compiling() or loss.data_checks == "never" or not args or isinstance(args[0], Tensor):
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -442,15 +481,18 @@ def check_before_forward(loss: Any, args: tuple[Any, ...]) -> None:
         loss.data_checks = "never"
 
 
-#: How far an action may lie beyond its box, in widths of the box, besides the rounding of its dtype.
+check_before_forward.only_checks = True  # type: ignore[attr-defined]  # so a graph may leave it out
+
+
+#: Tolerance for actions beyond their box, in widths of the box, besides the rounding of their dtype.
 BOX_TOLERANCE = 1e-5
 
 
-def check_data(loss: Any, tensordict: TensorDictBase) -> None:
+def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     """Raise if ``loss`` cannot learn from ``tensordict``; rows outside the loss mask may hold anything.
 
     Raises:
-        TypeError: ``tensordict`` is none.
+        TypeError: ``tensordict`` is no TensorDict.
         KeyError: an entry is missing.
         ValueError: no rows, a reward or an action that is not finite, an action of another kind than the network's, or
             outside the policy's box, steps < 1, weights that are negative or not finite, steps that do not follow one
@@ -484,7 +526,7 @@ def check_data(loss: Any, tensordict: TensorDictBase) -> None:
         _check_box(action, loss.actor_network, keys.action)
 
 
-def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
+def _check_entries(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     keys = loss.tensor_keys
     flags = [("next", keys.terminated), ("next", keys.done)]
     missing = [key for key in loss.in_keys if key not in flags and tensordict.get(key, None) is None]
@@ -505,7 +547,7 @@ def _check_entries(loss: Any, tensordict: TensorDictBase) -> None:
         )
 
 
-def _check_paths(loss: Any, tensordict: TensorDictBase, mask: Tensor | None) -> None:
+def _check_paths(loss: RegularizedLoss, tensordict: TensorDictBase, mask: Tensor | None) -> None:
     """Each of the steps ``[*B, T]`` must start where the one before led, unless the episode ended there."""
     follows, time = ~done_flag(tensordict, loss.tensor_keys).squeeze(-1), tensordict.batch_dims - 1
     follows = follows if mask is None else follows & mask & mask.roll(-1, -1)
@@ -553,11 +595,11 @@ def _check_range(action: Tensor, action_space: str, network: Any) -> None:
         raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(action[wrong][0])}.")
 
 
-def _check_numbers(tensordict: TensorDictBase, key: NestedKey, least: int) -> None:
-    """An entry of a number in each row, where there is one: finite, and ``least`` or more."""
+def _check_numbers(tensordict: TensorDictBase, key: NestedKey, low: int) -> None:
+    """An entry of a number in each row, where there is one: finite, and ``low`` or more."""
     values = tensordict.get(key, None)
-    if values is not None and _any(wrong := ~(values.isfinite() & (values >= least))):
-        raise ValueError(f"The entry {key!r} must be finite and >= {least}, got {values[wrong][0].item()}.")
+    if values is not None and _any(wrong := ~(values.isfinite() & (values >= low))):
+        raise ValueError(f"The entry {key!r} must be finite and >= {low}, got {values[wrong][0].item()}.")
 
 
 def _check_box(action: Tensor, actor: Any, key: NestedKey) -> None:
@@ -590,7 +632,7 @@ def _bounds(actor: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _any(condition: Tensor) -> bool:
-    """Whether any entry is true; False where values cannot be read (under vmap, on the meta device)."""
+    """True if any entry is true; False where values cannot be read (under vmap, on the meta device)."""
     with contextlib.suppress(RuntimeError, NotImplementedError):
         return bool(condition.any())
     return False

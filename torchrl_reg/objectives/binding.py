@@ -16,27 +16,33 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import BatchRenorm1d, QValueActor, QValueModule
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
 
-from torchrl_reg.compat import BatchNorm, entry, held_tensordict, unwrap_inherited_forward
+from torchrl_reg.compat import BatchNorm, entry, held_tensordict
 from torchrl_reg.modules.ensembles import is_plain
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.regularizers.checks import exact_where_possible
 
 
+def mixes_rows(network: nn.Module) -> bool:
+    """True if a row's output depends on the other rows of its batch (batch normalization)."""
+    return any(isinstance(module, (BatchNorm, BatchRenorm1d)) for module in network.modules())
+
+
 class BoundNetwork:
     """A network that holds the tensors of ``params``: ``template`` itself or, if ``private``, a copy without gradients.
 
-    :attr:`mixes_rows` says whether a row's output depends on the other rows of its batch (batch normalization).
+    ``mixes_rows`` is that of :func:`mixes_rows`.
     """
 
     def __init__(self, template: TensorDictModuleBase, params: TensorDictBase, *, private: bool = False) -> None:
         self.template, self._held = template, held_tensordict(params)
-        self.mixes_rows = any(isinstance(module, (BatchNorm, BatchRenorm1d)) for module in template.modules())
+        self.mixes_rows = mixes_rows(template)
         network = copy.deepcopy(template) if private else template
-        # Also into the template: that of a stacked loss holds other parameters, that of a cast one other buffers.
+        # Also into the template: a stacked loss has other parameters there, a cast one other buffers.
         params.to_module(network)
         if private:
             network.requires_grad_(False)
@@ -146,8 +152,21 @@ class BoundQNetwork(BoundNetwork):
         return at(tensordict), at(following)
 
 
-class NetworkLoss(LossModule):
-    """A loss that names its networks in ``_network_names`` (each made by ``convert_to_functional``).
+class _InheritsForward(type(LossModule)):  # type: ignore[misc]
+    """TorchRL's metaclass without its wrapper around an inherited ``forward``.
+
+    TorchRL wraps anew at every level of subclassing, 10 us a call each, and of two bases the first one's wrapped copy
+    would hide the second's ``forward``.
+    """
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if "forward" not in namespace and "forward" in vars(cls):
+            del cls.forward
+
+
+class NetworkLoss(LossModule, metaclass=_InheritsForward):
+    """A loss that names its networks in ``_network_names`` (each after ``convert_to_functional``).
 
     ``online, target = self._bound(tensordict, name)`` are they, for this forward pass: with other tensors, where
     ``params.to_module(loss)``, an assignment or ``torch.vmap`` has put them in place.
@@ -155,27 +174,8 @@ class NetworkLoss(LossModule):
 
     _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
     _bound_networks: dict[str, tuple[Any, Any]] | None
-
-    def __init__(self) -> None:
-        unwrap_inherited_forward(type(self))
-        super().__init__()
-
-    def __getattr__(self, name: str) -> Any:
-        # TorchRL's checks the name first, 2 us per read of a submodule; it is called for everything else only.
-        modules = self.__dict__.get("_modules")
-        if modules is not None and name in modules and not name.startswith("target_"):
-            return modules[name]
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            coefficient = (self._assignable() or {}).get(name)
-            if coefficient is None:
-                raise
-            return coefficient.value
-
-    def _assignable(self) -> dict[str, Any] | None:
-        """Coefficients read and assigned as attributes of the loss, by name; None for none."""
-        return None
+    #: The exploration type inside ``forward``, one for all threads: a policy that acts in another one explores.
+    deterministic_sampling_mode = ExplorationType.RANDOM
 
     def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> Any:
         return BoundNetwork(getattr(self, name), params, private=private)
@@ -195,7 +195,7 @@ class NetworkLoss(LossModule):
         params = self._modules.get(f"target_{name}_params")
         if params is None:
             return getattr(self, f"{name}_params").apply(lambda tensor: tensor.detach())
-        return getattr(self, f"target_{name}_params") if getattr(params, "uninitialized_keys", None) else params  # type: ignore[return-value]
+        return getattr(self, f"target_{name}_params") if getattr(params, "uninitialized_keys", None) else params
 
     def _bound(self, tensordict: TensorDictBase, name: str = "value_network") -> tuple[Any, Any]:
         if self._bound_networks is None:  # lazy: one pass gives the parameters their shapes
@@ -220,7 +220,7 @@ class NetworkLoss(LossModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bind()  # a copy holds tensors of its own
+        self._bind()  # a copy has its own tensors
 
 
 def action_values(
@@ -238,6 +238,6 @@ def pointers(tensors: list[Tensor]) -> list[int]:
 
 
 def _same_tensors(one: TensorDictBase, other: TensorDictBase) -> bool:
-    """Whether two tensordicts hold the very same tensors."""
+    """True if two tensordicts hold the very same tensors."""
     tensors = dict(other.items(True, True))
     return all(tensors.get(key) is tensor for key, tensor in one.items(True, True))

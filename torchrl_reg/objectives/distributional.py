@@ -17,8 +17,8 @@ class CategoricalDQNLoss(QLearningLoss):
         value_network: a :class:`~torchrl_reg.modules.CategoricalQActor`; the grid is its own.
         double_dqn: choose ``a*`` with the online network, as TorchRL's
             :class:`~torchrl.objectives.DistributionalDQNLoss` always does.
-        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights: see :class:`QLearningLoss`.
+        weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): ``loss`` (nats) and detached scalars ``action_gap``, ``td_error`` (mean absolute
     difference of the means, reward units), ``clipped_mass`` (share of the targets' mass outside the grid). The priority
@@ -62,8 +62,8 @@ class MunchausenCategoricalLoss(MunchausenDQNLoss):
         tau: temperature > 0, in reward units. Schedulable.
         alpha: Munchausen weight in [0, 1]. Schedulable.
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
-        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights: see :class:`QLearningLoss`.
+        weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): ``loss`` (nats), the detached scalars of :class:`MunchausenDQNLoss`, and
     ``clipped_mass`` (share of the targets' mass outside the grid). Writes the priority ``[*B, 1]``.
@@ -104,8 +104,8 @@ class QuantileRegressionDQNLoss(QLearningLoss):
         kappa: half-width of the Huber loss's quadratic part, in reward units; 0 is the quantile loss itself. With
             ``kappa > 0`` the minimizers are not the quantiles, but drawn towards the mean.
         double_dqn: choose ``a*`` with the online network.
-        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights: see :class:`QLearningLoss`.
+        weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``td_error`` (mean absolute difference of
     the means). The priority ``[*B, 1]`` is the row's quantile loss.
@@ -149,8 +149,8 @@ class IQNLoss(QLearningLoss):
         double_dqn: choose ``a*`` with the online network.
         reuse_quantiles: choose ``a*`` from the M target quantiles already drawn, instead of K fresh ones (faster).
         share_fractions: draw one set of fractions for the whole batch (faster: one embedding for all rows).
-        delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see :class:`QLearningLoss`.
+        delay_value, action_space, reduction, use_prioritized_weights: see :class:`QLearningLoss`.
+        weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``action_gap``, ``td_error`` (mean over rows of
     ``|mean_j target_j - mean_i z_i|``). The priority ``[*B, 1]`` is the row's quantile loss.
@@ -184,7 +184,7 @@ class MunchausenIQNLoss(MunchausenDQNLoss):
     """M-IQN: ``r + alpha [tau ln pi(a|s)]_{clip_min}^0 + gamma sum_a' pi(a'|s') (z_j(s', a') - tau ln pi(a'|s'))``.
 
     One policy ``pi = softmax(mean_k z(., ., sigma_k) / tau)`` from K fresh fractions of the target network, shared by
-    all quantiles, at s and at s'. The network's features are computed once per state, whatever the number of fractions.
+    all quantiles, at s and at s'. The network's features are computed once per state, for any number of fractions.
 
     Args:
         value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
@@ -193,9 +193,9 @@ class MunchausenIQNLoss(MunchausenDQNLoss):
         clip_min: lower clip (<= 0) of ``tau ln pi``, in reward units; None for no clip. Schedulable.
         num_quantiles, num_target_quantiles, num_policy_quantiles: N, M, K.
         reuse_quantiles: at s', take the policy from the M target quantiles already drawn (about 0.87 of the cost).
-        kappa, share_fractions, delay_value, action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see
-            :class:`IQNLoss`. There is no double variant: Double Q-learning with a Munchausen term is undefined.
+        kappa, share_fractions, delay_value, action_space, reduction: see :class:`IQNLoss`. There is no double variant:
+            Double Q-learning with a Munchausen term is undefined.
+        use_prioritized_weights, weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): ``loss`` and detached scalars ``entropy`` (nats), ``action_gap``, ``kl`` (online to
     target policy at s), ``soft_gap``, ``bonus``, ``bonus_clipped`` (share of rows at the clip), ``td_error``, ``tau``.

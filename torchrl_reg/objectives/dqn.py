@@ -274,6 +274,5 @@ class DiscreteVIRELLoss(QLearningLoss):
         tau_max: float = 1e30,
         **kwargs: Any,
     ) -> None:
-        bounds: Any = {"tau_min": tau_min, "tau_max": tau_max}
-        temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, **bounds)
+        temperature = learnt_temperature(tau, beta_scale, exponent=2.0, rate=rate, tau_min=tau_min, tau_max=tau_max)
         super().__init__(value_network, regularizer=Boltzmann(temperature), **kwargs)

@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a prediction is regressed to, and what it was made of at s."""
+    """The regression target, and the terms at s that it was computed from."""
 
     values: Tensor
     """``[*B, M]``, in reward units."""
@@ -49,11 +49,11 @@ class Target(NamedTuple):
     bonus: Tensor | None = None
     """Of the shaping ``[*B]``, in reward units."""
     tau_log_pi: Tensor | None = None
-    """Scaled log-policy at s ``[*B, A]`` that the bonus or the trace was made of."""
+    """Scaled log-policy at s ``[*B, A]`` behind the bonus or the trace."""
 
 
 class Regression(NamedTuple):
-    """How far the prediction lies from its target."""
+    """Distance of the prediction from its target."""
 
     elementwise: Tensor
     """Losses ``[*B]``."""
@@ -73,11 +73,13 @@ class Head:
 
     #: The actor whose network this head reads.
     actor_type: ClassVar[type] = QValueActor
-    #: Whether reading it draws random numbers.
+    #: Names of what it reports besides the TD error.
+    diagnostic_keys: ClassVar[tuple[str, ...]] = ()
+    #: True if reading it draws random numbers.
     draws: ClassVar[bool] = False
-    #: Whether values at successive steps can be mixed in a lambda-return.
+    #: True if values at successive steps can be mixed in a lambda-return.
     supports_lambda_returns: ClassVar[bool] = True
-    #: Whether the value is one number, so that the regularizer's own value is the backup.
+    #: True if the value is one number, so that the regularizer's own value is the backup.
     expected: ClassVar[bool] = False
 
     @property
@@ -94,7 +96,7 @@ class Head:
         return {}
 
     def check(self, network: Any, loss_function: str | None) -> None:
-        """Refuse a network that is not this head's, or a distance of numbers where it has one of its own.
+        """Refuse a network of another head, or a ``loss_function`` where the head has its own distance.
 
         Raises:
             ValueError: the network is of another kind.
@@ -159,7 +161,7 @@ class Head:
         raise NotImplementedError
 
 
-def of_action(z: Tensor, action: Tensor) -> Tensor:
+def gather_outputs(z: Tensor, action: Tensor) -> Tensor:
     """Entries ``[*B, N]`` of ``z [*B, N, A]`` at the indices ``action [*B]``."""
     return z.gather(-1, action[..., None, None].expand(*z.shape[:-1], 1)).squeeze(-1)
 
@@ -221,23 +223,26 @@ class Categorical(Head):
     """
 
     actor_type = CategoricalQActor
+    diagnostic_keys = ("clipped_mass",)
     supports_lambda_returns = False
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
+    def backup(
+        self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork, *, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         support = bound.inner.support
         if greedy:  # A times less to project
-            masses = at_least_float32(of_action(next_z, policy.pi.argmax(-1))).softmax(-1)
+            masses = at_least_float32(gather_outputs(next_z, policy.pi.argmax(-1))).softmax(-1)
             return support.to(masses.dtype).expand_as(masses), masses
         masses = at_least_float32(next_z).softmax(-2) * policy.pi.unsqueeze(-2)
         atoms = support.to(masses.dtype).unsqueeze(-1) - policy.action_cost.unsqueeze(-2)
         return atoms.flatten(-2), masses.flatten(-2)
 
     def regress(
-        self, prediction: Prediction, action: Tensor, target: Target, *, bound: Any, reports: bool, **_: Any
+        self, prediction: Prediction, action: Tensor, target: Target, *, bound: BoundQNetwork, reports: bool, **_: Any
     ) -> Regression:
         assert target.masses is not None
         values, masses, support = target.values, target.masses, bound.inner.support
-        log_p = at_least_float32(of_action(prediction.z, action)).log_softmax(-1)
+        log_p = at_least_float32(gather_outputs(prediction.z, action)).log_softmax(-1)
         with torch.no_grad():
             p, masses = log_p.exp(), masses / masses.sum(-1, keepdim=True)
             projected = categorical_projection(values, masses, support).to(p.dtype)
@@ -264,7 +269,7 @@ MAX_STACKED_FRACTIONS = 16
 
 
 class Quantiles(Head):
-    """What both quantile heads share: the average over actions and the quantile Huber loss.
+    """Base of the quantile heads: the average over actions and the quantile Huber loss.
 
     Args:
         kappa: half-width of the Huber loss's quadratic part >= 0, in reward units.
@@ -280,12 +285,14 @@ class Quantiles(Head):
             raise ValueError(f"kappa must be >= 0 and finite (reward units), got {kappa!r}.")
         self.kappa, self.absolute_priority = number, check_flag(absolute_priority, "absolute_priority")
 
-    def backup(self, next_z: Tensor, policy: Regularized, bound: Any, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
+    def backup(
+        self, next_z: Tensor, policy: Regularized, bound: BoundQNetwork, *, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         net_of_cost = at_least_float32(next_z) - policy.action_cost.unsqueeze(-2)
         return (policy.pi.unsqueeze(-2) * net_of_cost).sum(-1), None
 
     def regress(self, prediction: Prediction, action: Tensor, target: Target, *, reports: bool, **_: Any) -> Regression:
-        z, fractions, values = of_action(prediction.z, action), prediction.fractions, target.values
+        z, fractions, values = gather_outputs(prediction.z, action), prediction.fractions, target.values
         if fractions is None:
             count, dtype = z.shape[-1], at_least_float32(z).dtype
             fractions = (torch.arange(count, device=z.device, dtype=dtype) + 0.5) / count
@@ -378,16 +385,16 @@ class ImplicitQuantiles(Quantiles):
         given = entry(tensordict, name)
         return self.fractions(features, count) if given is None else given
 
-    def outputs(self, bound: Any, tensordict: TensorDictBase) -> Prediction:
+    def outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Prediction:
         net = bound.inner.network
         features = net.features(*bound.inputs(tensordict))
         fractions = self._fractions(tensordict, ONLINE, features, self.num_quantiles)
         return Prediction(net.quantiles(features, fractions), fractions)
 
-    def q_values(self, z: Tensor, bound: Any, tensordict: TensorDictBase) -> Tensor:
+    def q_values(self, z: Tensor, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         return bound.allowed(z.detach().mean(-2), tensordict)
 
-    def target_outputs(self, bound: Any, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
+    def target_outputs(self, bound: BoundQNetwork, tensordict: TensorDictBase, *, here: bool) -> TargetOutputs:
         net, following = bound.inner.network, entry(tensordict, "next")
         states = bound.both(tensordict, call=net.features) if here else (net.features(*bound.inputs(following)),)
         # At s' those of the target come first, then those behind the policy.
@@ -402,7 +409,7 @@ class ImplicitQuantiles(Quantiles):
         q = self.q_values(at_s[0], bound, tensordict) if at_s else None
         return TargetOutputs(q, self.q_values(behind, bound, following), next_z)
 
-    def next_online_q(self, bound: Any, tensordict: TensorDictBase) -> Tensor:
+    def next_online_q(self, bound: BoundQNetwork, tensordict: TensorDictBase) -> Tensor:
         net, following = bound.inner.network, entry(tensordict, "next")
         features = net.features(*bound.inputs(following))
         z = net.quantiles(features, self._fractions(tensordict, DOUBLE, features, self.num_policy_quantiles))
@@ -410,6 +417,6 @@ class ImplicitQuantiles(Quantiles):
 
 
 def head_of(network: Any) -> type[Head]:
-    """The kind of head that reads a Q-value actor; an expected value for any other network."""
+    """The class of head that reads a Q-value actor; an expected value for any other network."""
     kinds = (ImplicitQuantiles, FixedQuantiles, Categorical)
     return next((kind for kind in kinds if isinstance(network, kind.actor_type)), ExpectedValue)

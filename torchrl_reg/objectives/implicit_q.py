@@ -28,7 +28,7 @@ from torchrl_reg.objectives.base import LossFunction, Reduction, WeightReduction
 from torchrl_reg.objectives.value import regularized_target
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
-from torchrl_reg.regularizers.coefficients import coefficient, entropy_temperature, made_coefficient
+from torchrl_reg.regularizers.coefficients import as_coefficient, coefficient, entropy_temperature
 
 
 class ImplicitQLoss(PolicyLoss):
@@ -100,9 +100,9 @@ class ImplicitQLoss(PolicyLoss):
     """
 
     coefficient_names = ("tau", "alpha", "clip_min")
-    tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
-    alpha: Any = coefficient("alpha_coefficient", "The current Munchausen weight.")
-    clip_min: Any = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
+    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
+    alpha = coefficient("alpha_coefficient", "The current Munchausen weight.")
+    clip_min = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
 
     def __init__(
         self,
@@ -136,18 +136,22 @@ class ImplicitQLoss(PolicyLoss):
             check_flag(flag, name)
         if baseline not in ("logsumexp", "mean"):
             raise ValueError(f"baseline must be 'logsumexp' or 'mean', got {baseline!r}.")
-        # The residual form never reads a target value network.
-        delays: Any = {"delay_actor": delay_actor, "delay_value": delay_value and not residual}
-        self._take_networks(actor_network, value_network, **delays)
-        self.residual, self.baseline = residual, baseline
-        where = {"device": self._default_device}
-        self.tau_coefficient = entropy_temperature(tau, target_entropy, **where)
-        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight, **where)
-        self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip, **where)
+        delay_value = delay_value and not residual  # the residual form never reads a target value network
+        self._take_networks(actor_network, value_network, delay_actor=delay_actor, delay_value=delay_value)
+        self.residual, self.baseline, device = residual, baseline, self._default_device
+        self.tau_coefficient = entropy_temperature(tau, target_entropy, device=device)
+        self.alpha_coefficient = as_coefficient(alpha, name="alpha", check=check_weight, device=device)
+        self.clip_min_coefficient = as_coefficient(clip_min, name="clip_min", check=check_clip, device=device)
         if self.tau_coefficient.is_learnt:
             _check_reachable(self.tau_coefficient.target, self.actor_network)  # type: ignore[arg-type]
-            self.out_keys = ["loss", "loss_tau"]
         self.make_value_estimator()
+
+    def _loss_keys(self) -> list[str]:
+        return ["loss", *(["loss_tau"] if self.tau_coefficient.is_learnt else [])]
+
+    def _diagnostic_keys(self) -> list[str]:
+        bonus = ["bonus", "bonus_clipped", "kl"] if self.alpha_coefficient.is_on else []
+        return [*super()._diagnostic_keys(), *bonus]
 
     def _next_state_keys(self) -> Sequence[NestedKey]:
         return self.value_network.in_keys
@@ -223,9 +227,9 @@ class ImplicitQLoss(PolicyLoss):
 def _check_reachable(target_entropy: float, actor: Any) -> None:
     """Bins have an entropy between 0 and the sum of their ``ln K``: outside, the temperature would never settle."""
     if hasattr(actor, "bins"):
-        most = sum(math.log(k) for k in actor.bins.num_bins)
-        if not 0 < target_entropy < most:
+        max_entropy = sum(math.log(k) for k in actor.bins.num_bins)
+        if not 0 < target_entropy < max_entropy:
             raise ValueError(
-                f"target_entropy must lie between 0 and {most:.3f} nats (ln of the number of actions), got "
+                f"target_entropy must lie between 0 and {max_entropy:.3f} nats (ln of the number of actions), got "
                 f"{target_entropy!r}."
             )

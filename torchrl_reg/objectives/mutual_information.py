@@ -40,9 +40,9 @@ class MutualInformationDQNLoss(QLearningLoss):
             :class:`QLearningLoss`. The paper's distance is the default, ``"l2"``.
 
     Returns (in a TensorDict): ``loss`` (and ``loss_prior``), the detached ``squared_td_error`` (mean of the plain
-    square, whatever the distance), and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
+    square, for any distance), and detached scalars ``entropy`` (nats, online policy at s), ``action_gap``,
     ``kl`` (to the prior), ``soft_gap`` (soft value minus max, <= 0), ``prior_entropy``, ``mutual_information``
-    (``I(S; A)``: mean ``KL(pi(.|s) || mean pi)`` over the batch, at most the log of its size), ``td_error`` (mean
+    (``I(S; A)``: mean ``KL(pi(.|s) || mean pi)`` over the batch, bounded by the log of its size), ``td_error`` (mean
     absolute), ``beta``.
 
     Raises:
@@ -87,8 +87,8 @@ class MutualInformationDQNLoss(QLearningLoss):
     ) -> None:
         if isinstance(prior, ActionPrior) and beta is not None:
             raise ValueError(f"beta must be set in the ActionPrior given as prior, got beta={beta!r} as well.")
-        made = _made_prior(value_network, prior, 1.0 if beta is None else beta)
-        super().__init__(value_network, regularizer=PriorKL(prior=made, network=prior_network), **kwargs)
+        shared = _as_prior(value_network, prior, 1.0 if beta is None else beta)
+        super().__init__(value_network, regularizer=PriorKL(prior=shared, network=prior_network), **kwargs)
         self._reports_error = True  # for an inverse temperature that follows it
 
     @property
@@ -118,9 +118,9 @@ class MutualInformationIQNLoss(MutualInformationDQNLoss):
     Args:
         value_network: a :class:`~torchrl_reg.modules.QuantileQActor`.
         prior, beta, prior_network: see :class:`MutualInformationDQNLoss`.
-        num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles, kappa, share_fractions, delay_value,
-            action_space, reduction, use_prioritized_weights, weight_reduction,
-            diagnostics: see :class:`IQNLoss`. No double variant.
+        num_quantiles, num_target_quantiles, num_policy_quantiles, reuse_quantiles: see :class:`IQNLoss`.
+        kappa, share_fractions, delay_value, action_space, reduction: see there; no double variant.
+        use_prioritized_weights, weight_reduction, diagnostics: see there.
 
     Returns (in a TensorDict): as :class:`MutualInformationDQNLoss`; TD errors (reward units) are those of the means
     over quantiles. Writes the priority ``[*B, 1]``, the row's quantile loss.
@@ -150,22 +150,20 @@ class MutualInformationIQNLoss(MutualInformationDQNLoss):
     head_type = ImplicitQuantiles
 
 
-def _made_prior(network: Any, prior: ActionPrior | PriorLike | None, beta: float) -> ActionPrior:
+def _as_prior(network: Any, prior: ActionPrior | PriorLike | None, beta: float) -> ActionPrior:
     known = _actions_of(network)
     if isinstance(prior, ActionPrior):
         if known not in (None, prior.num_actions):
             raise ValueError(f"The prior must be over the network's {known} actions, got {prior.num_actions}.")
         return prior
     if known is None and prior is None:
-        raise ValueError(
-            "prior must be given where the value network does not say how many actions there are, got None."
-        )
+        raise ValueError("prior must be given where the value network has no action spec, got None.")
     count = len(prior) if known is None else known  # type: ignore[arg-type]
     return ActionPrior(count, probabilities=prior, beta=beta)
 
 
 def _actions_of(network: Any) -> int | None:
-    """Number of actions a Q-value actor says it has, if it does."""
+    """Number of actions in the spec of a Q-value actor, if it has one."""
     spec = network.spec if isinstance(network, QValueActor) else None
     if spec is None:
         return None

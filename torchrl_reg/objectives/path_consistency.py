@@ -26,7 +26,7 @@ from torchrl_reg.objectives.base import Reduction, WeightReduction, batch_mean
 from torchrl_reg.objectives.value import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
-from torchrl_reg.regularizers.coefficients import coefficient, learnt_at_target, made_coefficient
+from torchrl_reg.regularizers.coefficients import as_coefficient, coefficient, learnt_at_target
 
 
 class PathConsistencyLoss(PolicyLoss):
@@ -92,8 +92,8 @@ class PathConsistencyLoss(PolicyLoss):
 
     coefficient_names = ("tau", "lam")
     follows_paths = True
-    tau: Any = coefficient("tau_coefficient", "The current temperature, in reward units.")
-    lam: Any = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
+    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
+    lam = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
 
     def __init__(
         self,
@@ -134,13 +134,19 @@ class PathConsistencyLoss(PolicyLoss):
     def _make_coefficients(self, tau: Any, lam: Any, max_kl: float | None) -> None:
         if max_kl is not None:
             check_number(max_kl, "max_kl", "nats", positive=True)
-        how = {"check": check_kl_weight, "device": self._default_device}
-        self.tau_coefficient = made_coefficient(tau, name="tau", **how)
-        self.lam_coefficient = learnt_at_target(lam, max_kl, target_name="max_kl", rises="above", name="lam", **how)
+        device = self._default_device
+        self.tau_coefficient = as_coefficient(tau, name="tau", check=check_kl_weight, device=device)
+        self.lam_coefficient = learnt_at_target(
+            lam, max_kl, target_name="max_kl", rises="above", name="lam", check=check_kl_weight, device=device
+        )
         if not (self.tau_coefficient.is_on or self.lam_coefficient.is_on):
             raise ValueError("tau or lam must be > 0: without either the policy does not enter the loss, got 0 and 0.")
-        if self.lam_coefficient.is_learnt:
-            self.out_keys = ["loss", "loss_lam"]
+
+    def _loss_keys(self) -> list[str]:
+        return ["loss", *(["loss_lam"] if self.lam_coefficient.is_learnt else [])]
+
+    def _diagnostic_keys(self) -> list[str]:
+        return [*super()._diagnostic_keys(), "path_error", *(["kl", "lam"] if self.lam_coefficient.is_on else [])]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
@@ -208,8 +214,8 @@ class PathConsistencyLoss(PolicyLoss):
         with torch.no_grad():
             kl = kl_or_estimate(dist, reference)
         rows = {"kl": kl, "lam": lam.to(kl.dtype).expand_as(kl)}
-        terms: dict[str, Any] = {"loss_lam": learnt.objective(batch_mean(kl, mask))} if learnt.is_learnt else {}
-        return lam, terms, rows
+        loss_lam = learnt.objective(batch_mean(kl, mask)) if learnt.is_learnt else None
+        return lam, {} if loss_lam is None else {"loss_lam": loss_lam}, rows
 
     def _check_length(self, tensordict: TensorDictBase) -> None:
         length = tensordict.batch_size[-1] if tensordict.batch_dims else 0

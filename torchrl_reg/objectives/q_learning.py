@@ -27,7 +27,7 @@ from torchrl_reg.objectives.base import (
     WeightReduction,
     batch_mean,
 )
-from torchrl_reg.objectives.binding import BoundQNetwork
+from torchrl_reg.objectives.binding import BoundQNetwork, mixes_rows
 from torchrl_reg.objectives.heads import Head, Prediction, Regression, Target, head_of
 from torchrl_reg.objectives.shaping import Shaping
 from torchrl_reg.objectives.stacked import StackedLoss
@@ -61,7 +61,8 @@ class QLearningLoss(RegularizedLoss):
         diagnostics: also return scalars of the parts.
         **head_options: for the actor's head (``num_quantiles``, ``kappa``, ...), where ``head`` is None.
 
-    Every coefficient of a slot is an attribute of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...
+    The coefficients of the slots are attributes of the loss: ``loss.tau = 0.01``, ``loss.alpha = 0.5``, ...; a custom
+    one is reached at its part, ``loss.regularizer.name``.
 
     Slot 4 is :meth:`make_value_estimator`: one step (or n, where the data say so), ``"tdlambda"`` or ``"td1"`` on
     ``[*B, T]`` sequences (expected values and fixed quantiles only), ``"regularized_qlambda"`` for targets made once
@@ -113,7 +114,7 @@ class QLearningLoss(RegularizedLoss):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if cls.head_type is not None:
-            cls.__signature__ = _with_options(cls.__init__, cls.head_type)  # type: ignore[attr-defined]
+            cls.__signature__ = _with_options(cls.__init__, cls.head_type)
 
     def __init__(
         self,
@@ -154,7 +155,6 @@ class QLearningLoss(RegularizedLoss):
         parts = self._coefficients()
         self._learnt: dict[str, Any] = {name: part for name, part in parts.items() if part.is_learnt}
         self._reports_error = any(part.follows_error for part in parts.values())
-        self.out_keys = ["loss", *(f"loss_{name}" for name in self._learnt), *self.regularizer.own_out_keys]
         self.action_space = self._resolve_action_space(action_space, network)
         # Eagerly, not on the first forward: else state dicts are asymmetric and torch.compile pays a recompilation.
         self.make_value_estimator()
@@ -214,6 +214,21 @@ class QLearningLoss(RegularizedLoss):
         parts: list[Any] = [self.regularizer] if self.shaping is None else [self.regularizer, self.shaping]
         return {name: c for part in parts for name, c in part.coefficients().items()}
 
+    def _loss_keys(self) -> list[str]:
+        more = ["squared_td_error"] if self._reports_error else []
+        return ["loss", *self.regularizer.own_out_keys, *(f"loss_{name}" for name in self._learnt), *more]
+
+    def _diagnostic_keys(self) -> list[str]:
+        regularizer, shaping, estimator = self.regularizer, self.shaping, self.value_estimator
+        keys = [*regularizer.diagnostic_keys, *self.head.diagnostic_keys, "td_error", *regularizer.coefficient_names]
+        if estimator.writes_targets:  # without the target network's policy at s
+            return keys
+        from_online = shaping is not None and shaping.online
+        extra_pass = not (self.head.draws or mixes_rows(self.value_network))
+        if regularizer.reports_target_kl and not from_online and (estimator.reads_policy or extra_pass):
+            keys.append("kl")
+        return keys if shaping is None else [*keys, *shaping.diagnostic_keys]
+
     def _make_bound(self, name: str, params: TensorDictBase, private: bool) -> Any:
         return BoundQNetwork(
             self.value_network,
@@ -246,15 +261,16 @@ class QLearningLoss(RegularizedLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """``loss`` (reduced) and detached diagnostics; writes the priority ``[*B, 1]``."""
-        estimator, (online, target_network) = self.value_estimator, self._bound(tensordict)
-        data, mask = self._clean(tensordict, next_too=bool(self.regularizer.in_keys) or online.mixes_rows)
-        prediction = self.head.outputs(online, data)
-        batch_dims = prediction.z.ndim - (1 if self.head.expected else 2)
+        regularizer, head, estimator = self.regularizer, self.head, self.value_estimator
+        online, target_network = self._bound(tensordict)
+        data, mask = self._clean(tensordict, next_too=bool(regularizer.in_keys) or online.mixes_rows)
+        prediction = head.outputs(online, data)
+        batch_dims = prediction.z.ndim - (1 if head.expected else 2)
         action = action_index(entry(data, self.tensor_keys.action), self.action_space, batch_dims)
         with torch.no_grad():
             policy = self._online_policy(prediction, online, data)
             target = estimator.target(
-                self.head,
+                head,
                 data,
                 action,
                 online=online,
@@ -263,21 +279,21 @@ class QLearningLoss(RegularizedLoss):
                 mask=mask,
                 double_dqn=self.double_dqn,
                 reports_target_kl=self._diagnoses
-                and self.regularizer.reports_target_kl
+                and regularizer.reports_target_kl
                 # A pass for the diagnostics alone must draw no random numbers and move no batch statistics.
-                and not (self.head.draws or target_network.mixes_rows),
+                and not (head.draws or target_network.mixes_rows),
             )
             rows = self._diagnostics(policy, target, action, mask)
         reports = self.diagnostics or self._reports_error
-        regression = self.head.regress(
+        regression = head.regress(
             prediction, action, target, bound=target_network, loss_function=self.loss_function, reports=reports
         )
         self._check_gradient(prediction, regression)
-        if estimator.has_priorities:
+        if not estimator.writes_targets:
             self._write_priority(tensordict, regression.priority, mask)
         losses = {"loss": regression.elementwise}
         if policy is not None:
-            losses |= self.regularizer.own_losses(data, policy.tau_log_pi, **policy.states)
+            losses |= regularizer.own_losses(data, policy.tau_log_pi, **policy.states)
         if self.diagnostics and regression.clipped_mass is not None:
             rows["clipped_mass"] = regression.clipped_mass
         terms = self._terms(rows, regression.td_error if reports else None, mask)
@@ -285,12 +301,12 @@ class QLearningLoss(RegularizedLoss):
 
     @property
     def _diagnoses(self) -> bool:
-        """Whether the regularizer's diagnostics are needed: reported, or held at a target by a learnt coefficient."""
+        """True if the regularizer's diagnostics are needed: reported, or held at a target by a learnt coefficient."""
         return self.diagnostics or bool(self._learnt)
 
     @property
     def _needs_online_policy(self) -> bool:
-        """Whether the online policy at s is needed: for diagnostics, a prior network's loss, or the bonus."""
+        """True if the online policy at s is needed: for diagnostics, a prior network's loss, or the bonus."""
         from_online = self.shaping is not None and self.shaping.online
         return self._diagnoses or from_online or bool(self.regularizer.in_keys)
 
@@ -324,8 +340,10 @@ class QLearningLoss(RegularizedLoss):
 
     def _terms(self, rows: dict[str, Tensor], td_error: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
         """``loss_*`` of learnt coefficients, and what is returned also without diagnostics."""
-        held = batch_mean(rows[self.regularizer.dual_statistic], mask) if self._learnt else torch.empty(0)
-        terms = {f"loss_{name}": learnt.objective(held) for name, learnt in self._learnt.items()}
+        terms: dict[str, Tensor] = {}
+        statistic = batch_mean(rows[self.regularizer.dual_statistic], mask) if self._learnt else None
+        for name, learnt in self._learnt.items():
+            terms[f"loss_{name}"] = learnt.objective(statistic)
         if td_error is not None:
             rows["td_error"] = td_error.abs()
             if self._reports_error:

@@ -87,9 +87,11 @@ class SoftActorCriticLoss(ActorCriticLoss):
         temperature = entropy_temperature(tau, target_entropy)
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
         self.straight_through = check_flag(straight_through, "straight_through")
-        losses = ["loss_actor", "loss_qvalue", *(["loss_alpha"] if temperature.is_learnt else [])]
-        self.out_keys = [*losses, "alpha", "entropy"]
         self.make_value_estimator()
+
+    def _loss_keys(self) -> list[str]:
+        learnt = ["loss_alpha"] if self.temperature.is_learnt else []
+        return [*super()._loss_keys(), *learnt, "alpha", "entropy"]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:

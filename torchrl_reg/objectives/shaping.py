@@ -5,14 +5,14 @@ Shapes: ``*B`` batch, ``A`` actions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from torchrl_reg.functional import advantage_gap, munchausen_bonus, persistent_advantage_gap
 from torchrl_reg.functional.soft import gather_action
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
-from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, as_coefficient, coefficient
 
 
 class Shaping(CoefficientOwner):
@@ -21,9 +21,11 @@ class Shaping(CoefficientOwner):
     A bonus is in reward units; no gradient passes through it.
     """
 
-    #: Whether it needs to know where episodes terminate.
+    #: Names of the :meth:`diagnostics`.
+    diagnostic_keys: ClassVar[tuple[str, ...]] = ("bonus",)
+    #: True if it needs to know where episodes terminate.
     reads_terminated: bool = True
-    #: Whether the policy at s is the online network's, detached, rather than the target network's.
+    #: True if the policy at s is the online network's, detached, rather than the target network's.
     online: bool = False
 
     def forward(
@@ -72,6 +74,7 @@ class Munchausen(Shaping):
     """
 
     coefficient_names = ("alpha", "clip_min")
+    diagnostic_keys = ("bonus", "bonus_clipped")
     reads_terminated = False
     alpha = coefficient("alpha_coefficient", "Current weight of the bonus.")
     clip_min = coefficient("clip_min_coefficient", "Current lower clip, in reward units; -inf is none.")
@@ -81,8 +84,8 @@ class Munchausen(Shaping):
     ) -> None:
         super().__init__()
         self.online = check_flag(online, "online")
-        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
-        self.clip_min_coefficient = made_coefficient(clip_min, name="clip_min", check=check_clip)
+        self.alpha_coefficient = as_coefficient(alpha, name="alpha", check=check_weight)
+        self.clip_min_coefficient = as_coefficient(clip_min, name="clip_min", check=check_clip)
 
     def forward(self, q: Tensor, tau_log_pi: Tensor, action: Tensor, **_: Any) -> Tensor:
         return munchausen_bonus(gather_action(tau_log_pi, action), self.alpha, self.clip_min)
@@ -113,7 +116,7 @@ class AdvantageGap(Shaping):
 
     def __init__(self, alpha: float | Coefficient = 0.9, *, persistent: bool = False) -> None:
         super().__init__()
-        self.alpha_coefficient = made_coefficient(alpha, name="alpha", check=check_weight)
+        self.alpha_coefficient = as_coefficient(alpha, name="alpha", check=check_weight)
         self.persistent = self.reads_terminated = check_flag(persistent, "persistent")
 
     def forward(

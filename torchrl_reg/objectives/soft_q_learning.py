@@ -17,7 +17,7 @@ from torchrl_reg.functional.sampling import lattice_points
 from torchrl_reg.objectives.actor_critic import ActorCriticLoss
 from torchrl_reg.objectives.base import LossFunction
 from torchrl_reg.regularizers.checks import check_temperature
-from torchrl_reg.regularizers.coefficients import Coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, as_coefficient
 
 Form = Literal["exact", "haarnoja2017"]
 Proposal = Literal["lattice", "uniform", "actor"]
@@ -41,8 +41,8 @@ class SoftQLearningLoss(ActorCriticLoss):
     code: the same correction, but gradients and kernel in action space, where the stationary density is instead
     ``exp(Q / tau) prod (1 - a_i^2)``, away from the bounds; its bandwidth is that between both halves.
 
-    The sampler finds the modes, but their masses only where modes touch: the score, which is all a Stein direction
-    knows of the density, does not tell how mass divides among separated modes (measured in ``NEGATIVE_RESULTS.md``).
+    The sampler finds the modes, but their masses only where modes touch: the score, all that a Stein direction
+    uses of the density, does not determine how mass divides among separated modes (see ``NEGATIVE_RESULTS.md``).
 
     Args:
         actor_network: the sampler, a :class:`~torchrl_reg.modules.StochasticSamplerActor` or a
@@ -89,7 +89,6 @@ class SoftQLearningLoss(ActorCriticLoss):
     True
     """
 
-    out_keys = ["loss_actor", "loss_qvalue"]
     lattice: Tensor
 
     def __init__(
@@ -125,13 +124,16 @@ class SoftQLearningLoss(ActorCriticLoss):
                 "proposal='actor' needs a sampler with a density, such as a FlowActor, got "
                 f"{type(actor_network).__name__}."
             )
-        temperature = made_coefficient(tau, name="tau", check=check_temperature)
+        temperature = as_coefficient(tau, name="tau", check=check_temperature)
         super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
         self.num_value_samples, self.num_particles = num_value_samples, num_particles
         self.proposal, self.form = proposal, form
         lattice = lattice_points(num_value_samples, len(actor_network.low)).to(actor_network.low)
         self.register_buffer("lattice", lattice, persistent=False)
         self.make_value_estimator()
+
+    def _diagnostic_keys(self) -> list[str]:
+        return [*super()._diagnostic_keys(), "ess", "spread"]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:

@@ -73,7 +73,7 @@ class StackedLoss:
         return self._stacked[id(parameter)]
 
     def is_current(self) -> bool:
-        """Whether the coefficients are still those that all losses had; if not, stack them anew."""
+        """True while no coefficient has been assigned since; else stack the losses again."""
         return self._versions == self._seen()
 
     def _seen(self) -> list[int]:
@@ -117,14 +117,14 @@ def _check(losses: Sequence[Any]) -> None:
 
 
 def _numbers(loss: Any) -> dict[str, Tensor]:
-    """Every tensor of the loss that its networks have not learnt: coefficients, the discount, a grid of atoms."""
+    """Tensors of a loss besides learnt parameters: coefficients, the discount, a grid of atoms."""
     numbers = {name: buffer for name, buffer in loss.named_buffers() if "value_network_params" not in name}
     networks = loss.value_network_params.items(True, True)
     return numbers | {str(name): leaf for name, leaf in networks if not leaf.requires_grad}
 
 
 def _settings(loss: Any) -> dict[str, Any]:
-    """What is no tensor, and decides what a loss computes."""
+    """Settings of a loss that are no tensors."""
     names = ("loss_function", "reduction", "weight_reduction", "double_dqn", "delay_value", "action_space")
     settings = {name: getattr(loss, name) for name in names} | {"tensor_keys": vars(loss.tensor_keys)}
     dtypes = [leaf.dtype for leaf in loss.value_network_params.values(True, True)]

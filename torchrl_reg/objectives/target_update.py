@@ -1,4 +1,4 @@
-"""Target-network updates in one fused call, with periods that mean what they say."""
+"""Target-network updates in one fused call; a period of N copies on every N-th call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOISE = ("weight_epsilon", "bias_epsilon")
 
 
 class _Lists(NamedTuple):
-    """Online and target tensors in one order, and by what it is noticed that they have been replaced."""
+    """Online and target tensors in one order, and the pointers that show when they have been replaced."""
 
     sources: list[Tensor]
     targets: list[Tensor]
@@ -53,7 +53,7 @@ class _ForeachUpdate(TargetNetUpdater):
                     leaves += [source, target_params.get(key)]
                 elif (key if isinstance(key, str) else key[-1]) not in NOISE:
                     buffers.append(pair)
-            # One for all: whoever replaces the tensors of a group replaces the last one, too.
+            # .to() replaces all tensors of a group, so checking the last is enough.
             lasts += [(params, key, params.get(key)) for params in (source_params, target_params)]
         online, target = ([[pair[i] for pair in pairs] for pairs in (parameters, buffers)] for i in (0, 1))
         return _Lists(online[0], target[0], online[1], target[1], leaves, pointers(leaves), lasts)
@@ -135,4 +135,11 @@ class PolyakTargetUpdate(_ForeachUpdate):
         """Count one gradient update."""
         held = self._tensors()
         torch._foreach_lerp_(held.targets, held.sources, self.rate)
+        self._copy_buffers(held)
+
+    def traced_step(self, rate: Tensor) -> None:
+        """The same with a 0-dimensional ``rate``, in operations for a graph."""
+        held = self._tensors()
+        moved = [t + (s - t) * rate for s, t in zip(held.sources, held.targets, strict=True)]
+        torch._foreach_copy_(held.targets, moved)
         self._copy_buffers(held)

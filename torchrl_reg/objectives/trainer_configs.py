@@ -29,7 +29,7 @@ def loss_from_config(
     keys: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> RegularizedLoss:
-    """The loss of that name, with its keys set and its value estimator made.
+    """The loss of that name, with its keys set and its value estimator built.
 
     Args:
         loss: a name in ``torchrl_reg.objectives``, such as ``"MunchausenDQNLoss"``.
@@ -57,18 +57,18 @@ def loss_from_config(
     for name in ("value_network", "actor_network", "qvalue_network", "prior_network"):
         network: Any = arguments.get(name)
         if isinstance(network, Sequence):  # critics
-            arguments[name] = [_made(each) for each in network]
+            arguments[name] = [_as_network(each) for each in network]
         elif network is not None:
-            arguments[name] = _made(network)
-    made = cls(**arguments)
+            arguments[name] = _as_network(network)
+    loss_module = cls(**arguments)
     if keys:
-        made.set_keys(**{name: _nested(key) for name, key in keys.items()})
+        loss_module.set_keys(**{name: _nested(key) for name, key in keys.items()})
     if gamma is not None or value_estimator is not None:
-        made.make_value_estimator(value_estimator, **({} if gamma is None else {"gamma": gamma}))
-    return made
+        loss_module.make_value_estimator(value_estimator, **({} if gamma is None else {"gamma": gamma}))
+    return loss_module
 
 
-def _made(network: Any) -> Any:
+def _as_network(network: Any) -> Any:
     return network() if hasattr(network, "func") else network  # a functools.partial of its constructor
 
 
@@ -76,16 +76,16 @@ def _nested(key: Any) -> Any:
     return key if isinstance(key, str) or not isinstance(key, Sequence) else tuple(key)
 
 
-#: Of what is made of a loss, beside its own arguments.
-_BESIDE = {"gamma": None, "value_estimator": None, "keys": None}
-#: Slots, which the names of the losses fill.
+#: Settings besides the arguments of a constructor, with their defaults.
+_COMMON = {"gamma": None, "value_estimator": None, "keys": None}
+#: Slots that the named losses fill.
 _FILLED = {"regularizer", "shaping", "head"}
 
 
-def _arguments(made: type) -> dict[str, Any]:
-    """What its constructor takes, and the defaults, None of networks; ``**kwargs`` are what the next class takes."""
+def _arguments(kind: type) -> dict[str, Any]:
+    """Arguments of its constructor with their defaults, None for networks; ``**kwargs`` go to the next class."""
     found: dict[str, Any] = {}
-    for cls in made.__mro__:
+    for cls in kind.__mro__:
         if "__init__" in vars(cls):
             taken = inspect.signature(vars(cls)["__init__"]).parameters.values()
             own = {each.name: each.default for each in taken if each.default is not each.empty}
@@ -99,7 +99,7 @@ def _config(name: str) -> type:
     loss: Any = getattr(objectives, name)
     own = _arguments(loss) | (_arguments(loss.head_type) if getattr(loss, "head_type", None) else {})
     settings = {"_target_": "torchrl_reg.objectives.trainer_configs.loss_from_config", "_partial_": False, "loss": name}
-    fields = [(key, Any, dataclasses.field(default=value)) for key, value in (settings | own | _BESIDE).items()]
+    fields = [(key, Any, dataclasses.field(default=value)) for key, value in (settings | own | _COMMON).items()]
     return dataclasses.make_dataclass(f"{name.removesuffix('Loss')}Config", fields)
 
 

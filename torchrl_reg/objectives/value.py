@@ -45,19 +45,19 @@ class RegValueEstimators(Enum):
 
 
 def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
-    """Whether s' is terminal, ``[*B, 1]``; ``done`` where the data do not tell termination from truncation."""
+    """True where s' is terminal, ``[*B, 1]``; ``done`` where the data have no ``terminated``."""
     terminated = entry(tensordict, ("next", keys.terminated))
     return tensordict.get(("next", keys.done)) if terminated is None else terminated
 
 
 def done_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
-    """Whether the episode ends with s', ``[*B, 1]``; ``terminated`` where the data do not say more."""
+    """True where the episode ends with s', ``[*B, 1]``; ``terminated`` where the data have no ``done``."""
     done = entry(tensordict, ("next", keys.done))
     return tensordict.get(("next", keys.terminated)) if done is None else done
 
 
 def check_single_steps(tensordict: TensorDictBase, keys: Any, what: str) -> None:
-    """Refuse n-step transitions where ``what`` is made of single ones."""
+    """Refuse n-step transitions where ``what`` needs single steps."""
     if entry(tensordict, keys.steps_to_next_obs) is not None:
         raise ValueError(
             f"data must hold single steps for {what}, got n-step transitions (they have an entry "
@@ -125,7 +125,7 @@ class OnlinePolicy(NamedTuple):
     tau_log_pi: Tensor
     """Scaled log-policy ``[*B, A]``."""
     states: dict[str, Tensor]
-    """What it depends on beside q: :meth:`~torchrl_reg.regularizers.Regularizer.at_states`."""
+    """Its further arguments: :meth:`~torchrl_reg.regularizers.Regularizer.at_states`."""
 
 
 @register_value_estimator(RegValueEstimators.REGULARIZED_TD0, default_kwargs={"gamma": 0.99, "differentiable": True})
@@ -170,14 +170,15 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         steps_to_next_obs: NestedKey = "steps_to_next_obs"
         sample_log_prob: NestedKey = "sample_log_prob"
 
-    default_keys = _AcceptedKeys  # type: ignore[assignment]
+    default_keys = _AcceptedKeys
     action_space: str = "categorical"
-    #: Whether the target reads the policy at s whatever the shaping.
+    #: True if the target reads the policy at s with any shaping.
     needs_policy: ClassVar[bool] = False
-    #: Whether a loss has to be given sequences ``[*B, T]``.
+    #: True if a loss has to be given sequences ``[*B, T]``.
     needs_sequences: ClassVar[bool] = False
-    #: Whether a loss writes priorities for the replay buffer.
-    has_priorities: ClassVar[bool] = True
+    #: True if a call of the estimator writes the targets into a rollout, where a loss reads them; no replay, so no
+    #: priorities.
+    writes_targets: ClassVar[bool] = False
     gamma: Tensor
     lmbda: Tensor | None
 
@@ -233,8 +234,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
                 f"{type(self).__name__} needs a DQNLoss without Double Q-learning, got double_dqn=True: that hands in "
                 "the hard value of its own greedy action, and the regularized value would never be used."
             )
-        reads_action = self.shaping is not None or self.needs_policy
-        if reads_action and loss_module.tensor_keys.action in network.out_keys:
+        if self.reads_policy and loss_module.tensor_keys.action in network.out_keys:
             raise ValueError(
                 f"{type(self).__name__} needs the stored action, got TorchRL's DQNLoss, which overwrites it with its "
                 "own greedy action before it calls the value estimator; use torchrl_reg.objectives.QLearningLoss."
@@ -249,8 +249,13 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         """
 
     @property
+    def reads_policy(self) -> bool:
+        """True if a target needs the policy at s."""
+        return self.shaping is not None or self.needs_policy
+
+    @property
     def reward_key(self) -> NestedKey:
-        """The entry ``[*B, 1]`` of data that targets are made of."""
+        """The entry ``[*B, 1]`` of data that targets are computed from."""
         return ("next", self.tensor_keys.reward)
 
     def next_state_keys(self, states: Sequence[NestedKey]) -> Sequence[NestedKey]:
@@ -270,7 +275,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         double_dqn: bool = False,
         reports_target_kl: bool = False,
     ) -> Target:
-        """What the head's prediction at ``data [*B]`` is regressed to.
+        """The regression target of the head's prediction at ``data [*B]``.
 
         Args:
             head: reads the networks and backs up their values.
@@ -283,7 +288,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         """
         shaping = self.shaping
         from_online = shaping is not None and shaping.online and online_policy is not None
-        here = not from_online and (shaping is not None or self.needs_policy or reports_target_kl)
+        here = not from_online and (self.reads_policy or reports_target_kl)
         outputs = head.target_outputs(target_network, data, here=here)
         q, tau_log_pi = outputs.q, None
         if from_online:
@@ -323,7 +328,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         policy = regularizer(q, **states)
         return head.backup(outputs.next_z, policy, target_network, greedy=regularizer.greedy_policy)
 
-    def value_estimate(  # type: ignore[override]
+    def value_estimate(
         self, tensordict: TensorDictBase, target_params: TensorDictBase | None = None, **_: Any
     ) -> Tensor:
         """The target ``[*B, 1]`` of expected values, by the value network with ``target_params``.
@@ -331,7 +336,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         For TorchRL's losses, and for an estimator by itself; rows outside ``("collector", "mask")`` do not count.
         """
         network, action = _CalledNetwork(self, target_params), None
-        if self.shaping is not None or self.needs_policy:
+        if self.reads_policy:
             batch_dims = entry(tensordict, self.reward_key).ndim - 1
             action = action_index(tensordict.get(self.tensor_keys.action), self.action_space, batch_dims)
         mask = entry(tensordict, ("collector", "mask"))
@@ -566,8 +571,8 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
 
     ``G_t = r_t + m_t + gamma (V(s_{t+1}) + lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}))``, ``c_t = q(s_t, a_t) - V(s_t)``,
     where ``V`` is the regularizer's value and ``m_t`` the shaping's bonus. The correction ``c_t`` makes the
-    regularized optimum the fixed point whatever acts: of the entropy it is ``tau ln pi(a_t|s_t)``, so this is soft
-    TD(lambda), and as ``tau -> 0`` it becomes the corrected hard form, not Peng's. All in reward units.
+    regularized optimum the fixed point for any behaviour policy: for the entropy it is ``tau ln pi(a_t|s_t)``, so
+    this is soft TD(lambda), and as ``tau -> 0`` it becomes the corrected hard form, not Peng's. All in reward units.
 
     ``estimator(rollout)`` writes ``value_target [*B, T, 1]``; a :class:`~torchrl_reg.objectives.QLearningLoss` with
     this estimator reads it from minibatches of the rows, and needs neither rewards nor next states there. The network
@@ -595,7 +600,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
     """
 
     needs_sequences = False  # a loss is given the rows of rollouts in any order
-    has_priorities = False  # no replay
+    writes_targets = True
 
     def __init__(self, *, correct: bool = True, time_limits_end: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -665,7 +670,7 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         next_q = q.roll(-1, -2)
         cut = ends.clone()
         cut[..., -1] = True
-        cut &= ~dropped  # behind a termination nothing counts
+        cut &= ~dropped  # values after a termination are dropped
         if bool(cut.any()):
             following = entry(tensordict, "next")
             states = {key: entry(following, key)[cut] for key in self.value_network.in_keys}

@@ -112,13 +112,25 @@ class VIRELLoss(ActorCriticLoss):
     ) -> None:
         check_actor(actor_network)
         self._check_mode(mode, beta_scale, value_network)
-        bounds: Any = {"tau_min": tau_min, "tau_max": tau_max}
-        temperature = learnt_temperature(tau, beta_scale, exponent=exponent, rate=rate, **bounds)
-        how: Any = {"temperature": temperature, "loss_function": loss_function, **kwargs}
-        super().__init__(actor_network, qvalue_network, value_network, **how)
+        temperature = learnt_temperature(
+            tau, beta_scale, exponent=exponent, rate=rate, tau_min=tau_min, tau_max=tau_max
+        )
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            value_network,
+            temperature=temperature,
+            loss_function=loss_function,
+            **kwargs,
+        )
         self.exponent, self.beta_scale, self.tau_min, self.mode = float(exponent), beta_scale, tau_min, mode
-        self.out_keys = ["loss_actor", "loss_qvalue", *([] if value_network is None else ["loss_value"])]
         self.make_value_estimator()
+
+    def _loss_keys(self) -> list[str]:
+        return [*super()._loss_keys(), *([] if self.value_network is None else ["loss_value"]), "bellman_error"]
+
+    def _diagnostic_keys(self) -> list[str]:
+        return [*super()._diagnostic_keys(), "entropy"]
 
     @staticmethod
     def _check_mode(mode: str, beta_scale: float | None, value_network: Any) -> None:
@@ -136,7 +148,7 @@ class VIRELLoss(ActorCriticLoss):
         """
         if isinstance(statistic, Mapping | TensorDictBase):
             statistic = statistic["bellman_error"]
-        self.temperature.observe(statistic)  # type: ignore[arg-type]
+        self.temperature.observe(statistic)
 
     @torch.no_grad()
     def bellman_error(self, tensordict: TensorDictBase) -> Tensor:

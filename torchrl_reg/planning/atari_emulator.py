@@ -1,6 +1,6 @@
 """One ALE emulator and the states it saved, in this process or, run as a script, at the other end of a connection.
 
-Imports no torch, so that a process of its own starts in a fraction of a second.
+Imports no torch, so that a separate process starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class LocalEmulator:
 
 
 class RemoteEmulator:
-    """The same in a process of its own, which ends with this object."""
+    """The same in a separate process, which ends with this object."""
 
     def __init__(self, settings: EmulatorSettings) -> None:
         self._connection, theirs = Pipe()

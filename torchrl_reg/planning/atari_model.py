@@ -39,7 +39,7 @@ class AtariModel(EmulatorModel):
         clip_rewards: whether the search sees only the signs of the rewards, as networks trained that way do.
         observe: whether observations are made; without, an evaluation must not look at them.
         generator: draws what sticks; by default torch's own.
-        num_emulators: emulators of the pool >= 1. One plays in this process; several have processes of their own, play
+        num_emulators: emulators of the pool >= 1. One plays in this process; several have separate processes, play
             side by side, and keep the states of the episodes that began there: as many as there are cores, and not more
             than episodes. Their number changes no result.
 

@@ -216,7 +216,7 @@ class EmulatorModel:
     """
 
     num_outcomes = 1
-    #: Whether snapshots hold observations.
+    #: True if snapshots hold observations.
     observe = True
 
     def __init__(self, num_actions: int, *, stochastic: bool = False) -> None:
@@ -355,12 +355,12 @@ class GymModel(EmulatorModel):
 class VectorModel(EmulatorModel):
     """Plans in one copy of a vector environment of :mod:`torchrl_reg.envs`, restored to the states ``[M]`` wanted.
 
-    Rewards are in the environment's reward units. Its random generator is a part of the state: a search knows how the
-    dice will fall. Where the environment truncates an episode the model ends it, so give it a limit beyond every
+    Rewards are in the environment's reward units. Its random generator is a part of the state: a search sees
+    future random numbers. Where the environment truncates an episode the model ends it, so give it a limit beyond every
     search; the caller counts the steps.
 
     Args:
-        env: the environment, a :class:`torchrl_reg.envs.Restorable` of one copy; nobody else may use it.
+        env: the environment, a :class:`torchrl_reg.envs.Restorable` of one copy, for the exclusive use of this model.
 
     Raises:
         ValueError: it holds several copies, cannot be restored, or its actions are continuous.

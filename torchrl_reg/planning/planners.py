@@ -58,11 +58,11 @@ class Planner(nn.Module):
 
     Args:
         select: chooses actions at nodes, see :mod:`torchrl_reg.planning.search`.
-        regularizer: any :class:`torchrl_reg.regularizers.Regularizer`, also of one's own with no more than ``forward``:
+        regularizer: any :class:`torchrl_reg.regularizers.Regularizer`, also a custom one with no more than ``forward``:
             its value is that of a node, its policy the one E2W follows; None averages returns.
         num_simulations: simulations of one search >= 1.
         gamma: discount in [0, 1].
-        max_depth: actions in one simulation at most; None is no limit.
+        max_depth: maximal number of actions in one simulation; None is no limit.
         choose: the action with the largest ``"q"``, or the most ``"visits"`` and of these the largest ``q``.
         parent_prior: see :class:`torchrl_reg.planning.RegularizedBackup`.
         dtype: of the statistics.

@@ -27,7 +27,7 @@ try:
 
 except ImportError:  # then it runs as it stands
 
-    def compiled_for(function: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[misc]
+    def compiled_for(function: Callable[..., Any]) -> Callable[..., Any]:
         """Nothing."""
         return lambda compiled: compiled
 

@@ -51,7 +51,7 @@ class Tables:
         return self.reward[state, action], following, self.terminal[following]
 
     def evaluate(self, state: Tensor) -> Evaluation:
-        """What ``state [M]`` is worth, for searches."""
+        """Values of ``state [M]``, for searches."""
         q, prior = (None if table is None else table[state] for table in (self.q, self.prior))
         return Evaluation(self.value[state], q, prior)
 
@@ -155,11 +155,11 @@ class CompiledModel:
         """Reward, next state and terminated, each ``[M]``; see :class:`torchrl_reg.planning.Model`."""
         following = torch.zeros_like(state)
         rows = zip(state.numpy(), action.tolist(), following.numpy(), strict=True)
-        told = torch.tensor([self.one_step(self.data, *row) for row in rows], dtype=torch.float64).reshape(-1, 2)
-        return told[:, 0], following, told[:, 1] > 0
+        outcomes = torch.tensor([self.one_step(self.data, *row) for row in rows], dtype=torch.float64).reshape(-1, 2)
+        return outcomes[:, 0], following, outcomes[:, 1] > 0
 
     def evaluate(self, state: Tensor) -> Evaluation:
-        """What ``state [M, S]`` is worth, for searches side by side."""
+        """Values of ``state [M, S]``, for searches side by side."""
         values = [0.0 if self.value is None else self.value(self.data, row) for row in state.numpy()]
         return Evaluation(torch.tensor(values, dtype=torch.float64))
 

@@ -30,7 +30,7 @@ _FEW_TREES = 16  # more are faster side by side than one by one in Python
 
 @dataclass(frozen=True)
 class Scalar:
-    """How the scalar search steps through a model, whose ``scalar(evaluate)`` gives it; None: side by side alone.
+    """A model for the scalar search, as its ``scalar(evaluate)`` returns it; None: only searches side by side.
 
     Args:
         step, leaf, data: see :func:`torchrl_reg.planning.scalar_kernel.grow`.
@@ -103,7 +103,7 @@ def _says_how(model: Any) -> bool:
 
 
 def declared(thing: Any, name: str) -> Any:
-    """Attribute ``name`` of ``thing`` where its own class says it: one derived from it may do something else."""
+    """Attribute ``name`` of ``thing`` if its own class defines it: a subclass may compute something else."""
     return getattr(thing, name) if name in vars(type(thing)) else None
 
 

@@ -220,14 +220,14 @@ def mcts(
         backup: updates the path, see :mod:`torchrl_reg.planning.search`.
         evaluate: values new states, see :class:`Evaluation`; by default they are worth 0.
         gamma: discount in [0, 1].
-        max_depth: actions in one simulation at most; by default there is no limit.
+        max_depth: maximal number of actions in one simulation; by default there is no limit.
         generator: draws the random numbers of ``select``; by default torch's own.
         uniform: the random numbers themselves, in [0, 1), ``[B, num_simulations, D]``, in place of a generator.
         watch: is called with the number of simulations so far and the trees, after each.
         dtype: of the statistics.
 
     Returns:
-        The trees, of ``num_simulations + 1`` nodes at most.
+        The trees, of up to ``num_simulations + 1`` nodes.
 
     Raises:
         ValueError: if ``num_simulations`` or ``max_depth`` is below 1, ``gamma`` outside [0, 1], or there is no state.
@@ -313,7 +313,7 @@ class _Search:
         return Path(self.root, sampled, nodes, actions, edge, on, taken, taken_edges, taken_rows, reward, *ends)
 
     def _child(self, outcome: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether an outcome of an edge has a node ``[B]``, and that node's row (without one the root's)."""
+        """True where an outcome of an edge has a node ``[B]``, and that node's row (without one the root's)."""
         child = self.children.index_select(0, outcome)
         return child >= 0, self.root + child.clamp(min=0)
 

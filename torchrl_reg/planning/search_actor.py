@@ -79,11 +79,11 @@ class ModelEnv(EnvBase):
     """``N`` episodes in an :class:`EmulatorModel` as a TorchRL environment, so that a search can start from its states.
 
     Keys: ``state`` (the number of a snapshot, int64 ``[N]``), ``observation`` (where the model observes), ``steps``
-    (int64 ``[N, 1]``), ``action`` (int64 ``[N]``); under ``next`` also ``reward`` (raw, whatever the search sees),
+    (int64 ``[N, 1]``), ``action`` (int64 ``[N]``); under ``next`` also ``reward`` (raw, not clipped),
     ``done``, ``terminated`` and ``truncated``, each ``[N, 1]``. Only the present states' snapshots are kept.
 
     Args:
-        model: the model; nobody else may act in it at the same time.
+        model: the model, for the exclusive use of this environment.
         num_envs: episodes N side by side.
         max_episode_steps: actions after which an episode is truncated.
 

@@ -130,8 +130,8 @@ def allocate(
     num_nodes, num_actions, num_outcomes = size
 
     def full(value: float, *shape: int) -> Tensor:
-        made = torch.zeros((len(state), num_nodes, *shape), dtype=dtype, device=state.device)
-        return made.fill_(value) if value else made  # zeros cost nothing until they are touched
+        array = torch.zeros((len(state), num_nodes, *shape), dtype=dtype, device=state.device)
+        return array.fill_(value) if value else array  # zeros cost nothing until they are touched
 
     tree = Tree(
         state=state.new_zeros(len(state), num_nodes, *state.shape[1:]),

@@ -4,6 +4,7 @@ from torchrl_reg.regularizers.coefficients import (
     BellmanErrorCoefficient,
     Coefficient,
     DualCoefficient,
+    as_coefficient,
     guaranteed_temperature,
 )
 from torchrl_reg.regularizers.policies import (
@@ -29,6 +30,7 @@ __all__ = [
     "Regularized",
     "Regularizer",
     "Tsallis",
+    "as_coefficient",
     "check_regularizer",
     "guaranteed_temperature",
 ]

@@ -58,10 +58,10 @@ def _checked(value: Any, name: str, holds: Callable[[float], bool], must_be: str
     return number
 
 
-def check_integer(value: Any, name: str, least: int, meaning: str = "") -> int:
-    """Return ``value`` if it is an integer >= ``least``, else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}{meaning and f' ({meaning})'}, got {value!r}.")
+def check_integer(value: Any, name: str, low: int, meaning: str = "") -> int:
+    """Return ``value`` if it is an integer >= ``low``, else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be an integer >= {low}{meaning and f' ({meaning})'}, got {value!r}.")
     return value
 
 
@@ -118,6 +118,6 @@ class ExactBuffers(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         exact = {name: self._buffers.pop(name) for name in self.exact_buffers if name in self._buffers}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._buffers.update({k: None if v is None else moved_exactly(v, fn) for k, v in exact.items()})
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from torchrl_reg.regularizers.checks import (
     ExactBuffers,
+    Number,
     check_number,
     check_rate,
     check_temperature,
@@ -50,7 +51,7 @@ def check_positive(value: Any, name: str) -> float:
 class Coefficient(ExactBuffers):
     """A scalar that is fixed, or scheduled by assignment: ``coefficient.assign(0.01)``.
 
-    It is kept in float64 whatever the networks compute in: a published value stays exact in double precision, a small
+    It is kept in float64 for networks of any dtype: a published value stays exact in double precision, a small
     step is not lost, and a 0-dimensional tensor never promotes the data it multiplies.
 
     Args:
@@ -74,7 +75,7 @@ class Coefficient(ExactBuffers):
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("current",)
-    #: True if it has a loss of its own (:meth:`objective`), which an optimizer descends.
+    #: True if it has its own loss (:meth:`objective`), which an optimizer minimizes.
     is_learnt: ClassVar[bool] = False
     #: True if it follows the error that :meth:`observe` is given.
     follows_error: ClassVar[bool] = False
@@ -131,7 +132,7 @@ class Coefficient(ExactBuffers):
         return on or self._buffers.get("current") is not tensor
 
     def _note(self, value: Tensor | float) -> None:
-        """Remember whether ``value`` is other than 0, and the tensor that holds it."""
+        """Store whether ``value`` is nonzero, and the tensor that holds it."""
         unread = isinstance(value, Tensor) and value.device.type != "cpu"
         self._noted = (unread or bool(value != 0), self._buffers.get("current"))
 
@@ -140,7 +141,7 @@ class Coefficient(ExactBuffers):
         return None
 
     def observe(self, statistic: Tensor | float) -> None:
-        """Follow a statistic of the last update; does nothing by default."""
+        """Update from a statistic of the last batch; does nothing by default."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coefficient:
         super()._apply(fn, recurse)
@@ -152,28 +153,47 @@ class Coefficient(ExactBuffers):
         self._note(self.value.is_meta or bool((self.value != 0).any()))
 
 
-def made_coefficient(value: Any, *, name: str, check: Check, device: torch.device | str | None = None) -> Coefficient:
+def as_coefficient(
+    value: Any, *, name: str, check: Check = check_positive, device: torch.device | str | None = None
+) -> Coefficient:
     """``value`` itself if it is a :class:`Coefficient` already (then shared), else one that starts there."""
     return value if isinstance(value, Coefficient) else Coefficient(value, name=name, check=check, device=device)
 
 
-def coefficient(name: str, doc: str) -> Any:
-    """A property reading and assigning the owner's submodule ``name``, a :class:`Coefficient`."""
+if TYPE_CHECKING:
 
-    def get(owner: Any) -> Tensor:
-        return owner._modules[name].value  # getattr of a module looks there last; losses read it at every call
+    class CoefficientProperty:
+        """Is read as a tensor and assigned a number."""
 
-    def put(owner: Any, value: Any) -> None:
-        owner._modules[name].assign(value)
+        def __get__(self, owner: Any, kind: type | None = None) -> Tensor: ...
+        def __set__(self, owner: Any, value: Number | None) -> None: ...
 
-    return property(get, put, doc=doc)
+
+def coefficient(name: str, doc: str) -> CoefficientProperty:
+    """A property that reads and assigns the owner's submodule ``name``, a :class:`Coefficient`.
+
+    In a constructor, where there is none yet, assigning a number > 0 makes it.
+    """
+
+    def get(owner: nn.Module) -> Tensor:
+        return owner._modules[name].value  # type: ignore[union-attr, return-value]  # 1 us less than by getattr
+
+    def put(owner: nn.Module, value: Any) -> None:
+        held = owner._modules.get(name)
+        if held is None:
+            owner._modules[name] = Coefficient(value, name=name.removesuffix("_coefficient"))
+        else:
+            held.assign(value)  # type: ignore[operator]
+
+    return property(get, put, doc=doc)  # type: ignore[return-value]
 
 
 class CoefficientOwner(ExactBuffers):
-    """Base of the regularizers and the shapings: ``self.tau = 0.5`` in a constructor makes the coefficient ``tau``.
+    """Base of the regularizers and the shapings: ``coefficient_names`` become properties of a subclass.
 
-    A number must be > 0; a :class:`Coefficient` stays what it is (learnt, shared, or with another check). Reading
-    ``self.tau`` gives its value, a 0-dimensional tensor, and a later assignment changes that value.
+    A constructor sets ``self.tau = 0.5``, a number > 0, or ``self.tau_coefficient = as_coefficient(tau, name="tau")``,
+    which also takes a :class:`Coefficient` (learnt, shared, or with another check). Reading ``self.tau`` gives its
+    value, a 0-dimensional tensor, and a later assignment changes that value.
     """
 
     #: Names of the coefficients that can be assigned, which losses report.
@@ -185,28 +205,22 @@ class CoefficientOwner(ExactBuffers):
             if not hasattr(cls, name):
                 setattr(cls, name, coefficient(f"{name}_coefficient", f"The current {name}."))
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.coefficient_names:
-            super().__setattr__(name, value)
-        elif hasattr(self, f"{name}_coefficient"):
-            getattr(self, f"{name}_coefficient").assign(value)
-        else:
-            setattr(self, f"{name}_coefficient", made_coefficient(value, name=name, check=check_positive))
-
     def coefficients(self) -> dict[str, Coefficient]:
         """The :class:`Coefficient` objects, by the name they are assigned under.
 
         Raises:
             AttributeError: a declared coefficient that the constructor has not set.
         """
-        found = {name: getattr(self, f"{name}_coefficient", None) for name in self.coefficient_names}
-        missing = next((name for name, held in found.items() if held is None), None)
-        if missing is not None:
-            raise AttributeError(
-                f"{type(self).__name__} must set self.{missing} in its constructor, as coefficient_names declares it, "
-                "got none."
-            )
-        return found  # type: ignore[return-value]
+        found: dict[str, Coefficient] = {}
+        for name in self.coefficient_names:
+            held = getattr(self, f"{name}_coefficient", None)
+            if held is None:
+                raise AttributeError(
+                    f"{type(self).__name__} must set self.{name} (a number) or self.{name}_coefficient (a Coefficient) "
+                    "in its constructor, as coefficient_names declares it, got none."
+                )
+            found[name] = held
+        return found
 
     def scalars(self) -> dict[str, Tensor]:
         """The current coefficients."""
@@ -272,10 +286,10 @@ class DualCoefficient(Coefficient):
 
 
 def _with_logarithm(value: Any, name: str, check: Check) -> float:
-    value = check(value, name)
-    if not value > 0:
-        raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {value!r}.")
-    return value
+    number = check(value, name)
+    if not number > 0:
+        raise ValueError(f"{name} must be > 0 where it is learnt (by its logarithm), got {number!r}.")
+    return number
 
 
 class BellmanErrorCoefficient(Coefficient):
@@ -343,27 +357,46 @@ class BellmanErrorCoefficient(Coefficient):
         self._write(moved.clamp(self.low, self.high))
 
 
-def learnt_at_target(value: Any, target: float | None, *, target_name: str, rises: str, **how: Any) -> Coefficient:
+def learnt_at_target(
+    value: Any,
+    target: float | None,
+    *,
+    target_name: str,
+    rises: str,
+    name: str,
+    check: Check,
+    device: torch.device | str | None = None,
+) -> Coefficient:
     """``value`` as a fixed coefficient, or, where a ``target`` is given, a :class:`DualCoefficient` that starts there.
 
     Raises:
         ValueError: a ``target`` for a ``value`` that is a coefficient already, or out of range.
     """
     if target is None:
-        return made_coefficient(value, **how)
+        return as_coefficient(value, name=name, check=check, device=device)
     if isinstance(value, Coefficient):
-        raise ValueError(f"{target_name} must be None where {how['name']} is a coefficient already, got {target!r}.")
-    return DualCoefficient(value, target=check_number(target, target_name, "nats"), rises=rises, **how)
+        raise ValueError(f"{target_name} must be None where {name} is a coefficient already, got {target!r}.")
+    target = check_number(target, target_name, "nats")
+    return DualCoefficient(value, target=target, rises=rises, name=name, check=check, device=device)
 
 
-def entropy_temperature(tau: Any, target_entropy: float | None, **how: Any) -> Coefficient:
+def entropy_temperature(
+    tau: Any, target_entropy: float | None, *, device: torch.device | str | None = None
+) -> Coefficient:
     """A temperature that is fixed, or rises while the policy's entropy is below ``target_entropy`` nats.
 
     Raises:
         ValueError: as :func:`learnt_at_target`.
     """
-    how |= {"name": "tau", "check": check_temperature, "rises": "below"}
-    return learnt_at_target(tau, target_entropy, target_name="target_entropy", **how)
+    return learnt_at_target(
+        tau,
+        target_entropy,
+        target_name="target_entropy",
+        rises="below",
+        name="tau",
+        check=check_temperature,
+        device=device,
+    )
 
 
 def guaranteed_temperature(share: float, *, reward_range: float, cost_range: float) -> float:

@@ -1,4 +1,4 @@
-"""Slot 1 as objects: the maximum, entropy, Tsallis, and a policy whose entropy counts for nothing."""
+"""Slot 1 as objects: the maximum, entropy, Tsallis, and a Boltzmann policy whose value has no entropy term."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from torchrl_reg.functional import soft_policy, soft_value_and_log_policy, soft_value_and_policy
 from torchrl_reg.functional.soft import finite_action_gap, masked_values, temperature_and_divisor
 from torchrl_reg.regularizers.checks import check_number, check_temperature
-from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, CoefficientOwner, as_coefficient, coefficient
 
 
 class Recorded:
-    """Mixin of modules that a saved policy may be made of: it is read by making them again with these arguments."""
+    """Mixin that stores the constructor's arguments, from which ``load_policy`` builds the module again."""
 
-    #: Says that a file may name this class.
+    #: A saved policy may name this class.
     is_rebuildable: ClassVar[bool] = True
     #: The arguments of the constructor, positional and by name.
     built_with: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__new__(cls)
-        made.__dict__["built_with"] = (args, kwargs)
-        return made
+        instance = super().__new__(cls)
+        instance.__dict__["built_with"] = (args, kwargs)
+        return instance
 
 
 class Regularized(NamedTuple):
@@ -57,7 +57,7 @@ class Regularizer(Recorded, CoefficientOwner):
     A regularizer owns its coefficients. One object serves the loss, the acting policy, exploration, evaluation and the
     planner: after ``regularizer.tau = 0.01`` all of them follow. A new one needs only :meth:`forward`, and
     ``coefficient_names = ("tau",)`` with ``self.tau = tau`` in its constructor if it has a temperature; it may override
-    whatever it can compute more cheaply. :func:`check_regularizer` tests it.
+    methods that it can compute more cheaply. :func:`check_regularizer` tests it.
 
     Of every regularizer ``tau_log_pi = grad Omega(pi) - (<pi, grad Omega(pi)> - Omega(pi))``, so that ``<pi,
     tau_log_pi> = Omega(pi)`` and ``q - value = tau_log_pi`` on the support of ``pi``; off it, where the gradient is a
@@ -67,12 +67,14 @@ class Regularizer(Recorded, CoefficientOwner):
 
     #: True if the policy is deterministic: all on one action.
     greedy_policy: ClassVar[bool] = False
+    #: Names of the :meth:`diagnostics`, besides ``kl`` where :attr:`reports_target_kl`.
+    diagnostic_keys: ClassVar[tuple[str, ...]] = ("entropy", "action_gap", "soft_gap")
     #: The diagnostic that a learnt coefficient holds at a target, in nats.
     dual_statistic: ClassVar[str] = "entropy"
     #: True if the diagnostics compare with the target network's policy at s.
     reports_target_kl: ClassVar[bool] = False
     #: True if rows ``[S, B, A]`` of several losses may be computed at once: no state but the coefficients, and no
-    #: diagnostic row that depends on another. A subclass says it anew.
+    #: diagnostic row that depends on another. Not inherited by subclasses.
     stackable: ClassVar[bool] = False
     #: Entries of a state that the policy depends on beside q, and the names of the losses it adds for a network of its
     #: own.
@@ -102,7 +104,7 @@ class Regularizer(Recorded, CoefficientOwner):
         return {}
 
     def own_losses(self, tensordict: TensorDictBase, tau_log_pi: Tensor, **also: Tensor) -> dict[str, Tensor]:
-        """Losses ``[*B]`` of a network of its own, from the states and the online ``tau_log_pi [*B, A]`` there.
+        """Losses ``[*B]`` of its own network, from the states and the online ``tau_log_pi [*B, A]`` there.
 
         ``also`` is what :meth:`at_states` gave there.
         """
@@ -110,7 +112,8 @@ class Regularizer(Recorded, CoefficientOwner):
 
     def policy(self, q: Tensor) -> Tensor:
         """Probabilities ``[*B, A]``."""
-        return self(q).pi
+        pi: Tensor = self(q).pi
+        return pi
 
     def greedy(self, q: Tensor) -> Tensor:
         """The likeliest action ``[*B]``."""
@@ -127,6 +130,8 @@ class Regularizer(Recorded, CoefficientOwner):
     ) -> dict[str, Tensor]:
         """Diagnostic rows ``[*B]`` at s, of the online ``q`` and its ``tau_log_pi`` (``[*B, A]``).
 
+        An override that returns others lists them in :attr:`diagnostic_keys`.
+
         ``reference`` is the ``tau_log_pi`` of the target network, given where :attr:`reports_target_kl`; ``rows [*B]``
         marks those that count (None: all); ``log_prior`` is that of a state-dependent prior.
         """
@@ -140,7 +145,7 @@ def check_regularizer(regularizer: Regularizer, *, num_actions: int = 4, toleran
 
     ``<pi, q> - cost = value``, ``<pi, tau_log_pi> = cost``, ``q - value = tau_log_pi`` on the support of ``pi`` and at
     most that off it, ``action_cost`` is ``tau_log_pi`` on the support and 0 off it, the short forms agree, and a masked
-    action has probability 0; all in float64. For the test of a regularizer of one's own.
+    action has probability 0; all in float64. For the tests of custom regularizers.
 
     Source: Geist et al. 2019 (A theory of regularized MDPs).
 
@@ -199,6 +204,7 @@ class HardMax(Regularizer):
     """
 
     greedy_policy = stackable = True
+    diagnostic_keys = ("action_gap",)
     scalar_form = "hard_max"
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
@@ -246,7 +252,7 @@ class Entropy(Regularizer):
 
     def __init__(self, tau: float | Coefficient = 0.03) -> None:
         super().__init__()
-        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.tau_coefficient = as_coefficient(tau, name="tau", check=check_temperature)
 
     def forward(self, q: Tensor, *, mask: Tensor | None = None) -> Regularized:
         value, tau_log_pi = self.value_and_log_policy(masked_values(q, mask))
@@ -273,7 +279,7 @@ class Entropy(Regularizer):
         logs = (both / self.tau).clamp(min=floor)
         log_pi = logs[0]
         pi = log_pi.exp()
-        rows: dict[str, Any] = {"entropy": -(pi * log_pi).sum(-1), "action_gap": finite_action_gap(q)}
+        rows = {"entropy": -(pi * log_pi).sum(-1), "action_gap": finite_action_gap(q)}
         if reference is not None:
             rows["kl"] = (pi * (log_pi - logs[1])).sum(-1)
         return rows | {"soft_gap": -tau_log_pi.amax(-1)}
@@ -343,12 +349,13 @@ class Tsallis(Regularizer):
     """
 
     coefficient_names = ("tau",)
+    diagnostic_keys = (*Regularizer.diagnostic_keys, "support")
     stackable = True
     tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
 
     def __init__(self, tau: float | Coefficient = 0.03, q: float = 2.0) -> None:
         super().__init__()
-        self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+        self.tau_coefficient = as_coefficient(tau, name="tau", check=check_temperature)
         self.q = check_number(q, "q", "the entropic index, above 1")
         if self.q <= 1:
             raise ValueError(f"q must be > 1 (its limit 1 is Entropy), got {q!r}.")

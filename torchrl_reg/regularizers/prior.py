@@ -20,7 +20,7 @@ from torchrl_reg.regularizers.checks import (
     check_temperature,
     exact_where_possible,
 )
-from torchrl_reg.regularizers.coefficients import Coefficient, coefficient, made_coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient, as_coefficient, coefficient
 from torchrl_reg.regularizers.policies import Recorded, Regularized, Regularizer
 
 
@@ -52,6 +52,7 @@ class PriorKL(Regularizer):
     prior: ActionPrior | None
     log_rho: Tensor | None
     dual_statistic = "kl"
+    diagnostic_keys = (*Regularizer.diagnostic_keys, "kl", "prior_entropy", "mutual_information")
     exact_buffers = ("log_rho",)
 
     def __init__(
@@ -72,7 +73,7 @@ class PriorKL(Regularizer):
         self.register_buffer("log_rho", own)
         self.coefficient_names = ("tau",) if shared is None else ("beta",)  # type: ignore[misc]
         if shared is None:
-            self.tau_coefficient = made_coefficient(tau, name="tau", check=check_temperature)
+            self.tau_coefficient = as_coefficient(tau, name="tau", check=check_temperature)
         self.network = network
         if network is not None:
             self.in_keys, self.own_out_keys = list(network.in_keys), ["loss_prior"]
@@ -85,7 +86,8 @@ class PriorKL(Regularizer):
 
     def _logits(self, tensordict: TensorDictBase) -> Tensor:
         assert self.network is not None
-        return self.network(tensordict.select(*self.network.in_keys)).get(self.network.out_keys[-1])
+        logits: Tensor = self.network(tensordict.select(*self.network.in_keys)).get(self.network.out_keys[-1])
+        return logits
 
     @torch.no_grad()
     def at_states(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
@@ -195,7 +197,7 @@ PriorLike = Sequence[float] | Tensor
 class ActionPrior(Recorded, ExactBuffers):
     """A distribution ``rho`` over actions and the inverse temperature ``beta`` of ``pi(a|s) ~ rho(a) exp(beta q)``.
 
-    Both are buffers in float64, whatever the networks compute in: rates of 1e-6 would be lost in half precision. Every
+    Both are buffers in float64 for networks of any dtype: rates of 1e-6 would be lost in half precision. Every
     owner saves them in its ``state_dict``. A ``copy.deepcopy`` of one owner gets a prior of its own; copy all owners
     together (``copy.deepcopy((loss, explorer))``) to keep them tied.
 
@@ -242,12 +244,7 @@ class ActionPrior(Recorded, ExactBuffers):
         self.register_buffer(
             "log_prior", exact_where_possible(lambda x: x.to(device))(floored_log_prior(rho.log(), floor))
         )
-        self.beta_coefficient = made_coefficient(beta, name="beta", check=check_beta, device=device)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "log_prior" and name in self.__dict__.get("_buffers", ()):
-            raise AttributeError("log_prior is shared and cannot be replaced: set it with prior.assign(probabilities).")
-        super().__setattr__(name, value)
+        self.beta_coefficient = as_coefficient(beta, name="beta", check=check_beta, device=device)
 
     @property
     def num_actions(self) -> int:
@@ -268,7 +265,7 @@ class ActionPrior(Recorded, ExactBuffers):
         return soft_policy(q, self.beta.reciprocal(), log_prior=self.log_prior if log_prior is None else log_prior)
 
     def greedy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite whatever ``beta q``; argmax of q if rho is uniform."""
+        """``argmax_a ln rho(a) + beta q(a)``, ``[*B]``; finite for any ``beta q``; argmax of q if rho is uniform."""
         return greedy_under_prior(q, self.beta.reciprocal(), self.log_prior if log_prior is None else log_prior)
 
 

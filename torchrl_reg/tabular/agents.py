@@ -30,7 +30,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True)
 class Method:
-    """What tells the agents apart.
+    """The differences between the agents.
 
     Args:
         soft: the target takes the prior-weighted soft maximum of the next action values, not their maximum.

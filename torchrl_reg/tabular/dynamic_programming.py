@@ -294,7 +294,8 @@ def policy_evaluation(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Solution
 def expected_return(mdp: TabularMDP, pi: Tensor, reward: Tensor) -> Tensor:
     """Solution ``[S]`` of ``v = reward + gamma P_pi v`` for rewards ``[S]``."""
     transition = torch.einsum("sa,sat->st", pi, mdp.P) * (~mdp.terminal).to(pi).unsqueeze(-1)
-    return torch.linalg.solve(torch.eye(mdp.num_states).to(pi) - mdp.gamma * transition, reward)
+    value: Tensor = torch.linalg.solve(torch.eye(mdp.num_states).to(pi) - mdp.gamma * transition, reward)
+    return value
 
 
 def soft_iterate(mdp: TabularMDP, q: Tensor, tau: float, log_prior: Tensor | None = None) -> Iterate:
@@ -390,7 +391,7 @@ def munchausen_value_iteration(
 
     At the fixed point the action gaps are those of soft value iteration at temperature
     ``(1 - alpha) * tau``, divided by ``1 - alpha``. The published constant ``(1 + alpha) / (1 -
-    alpha)`` is not that of this operator. A clip breaks the law: it widens a gap by at most
+    alpha)`` is not that of this operator. With a clip this no longer holds: a gap widens by no more than
     ``alpha * |clip_min|``.
 
     Source: Vieillard et al. 2020 (Munchausen RL).

@@ -1,4 +1,4 @@
-"""How errors of the updates reach the policy: their average in Munchausen value iteration, their sum otherwise.
+"""Propagation of update errors to the policy: their average in Munchausen value iteration, their sum otherwise.
 
 Shapes: ``S`` states, ``A`` actions, ``K`` updates. Errors ``eps_1`` to ``eps_K`` are what a solver's ``noise`` adds.
 """

@@ -203,7 +203,8 @@ def mutual_information(pi: Tensor, occupancy: Tensor) -> Tensor:
     """
     joint = occupancy.unsqueeze(-1) * pi
     marginal_entropy = torch.special.entr(joint.sum(-2)).sum(-1)
-    return marginal_entropy - (occupancy * torch.special.entr(pi).sum(-1)).sum(-1)
+    information: Tensor = marginal_entropy - (occupancy * torch.special.entr(pi).sum(-1)).sum(-1)
+    return information
 
 
 def state_occupancy(
@@ -211,7 +212,7 @@ def state_occupancy(
 ) -> Tensor:
     r"""Probability of each state under a policy: stationary, or :math:`(1 - \gamma) \sum_t \gamma^t \nu_t(s)`.
 
-    An episode that ends starts again from ``start``. Terminal states, where nobody acts, have probability 0.
+    An episode that ends starts again from ``start``. Terminal states, where no action is taken, have probability 0.
 
     Source: the definitions, solved as linear systems.
 
@@ -234,7 +235,7 @@ def state_occupancy(
     transition = torch.einsum("sa,sat->st", pi, mdp.P) * living * living.unsqueeze(-1)
     identity = torch.eye(mdp.num_states).to(pi)
     if occupancy == "discounted":
-        visits = torch.linalg.solve((identity - mdp.gamma * transition).T, first)
+        visits: Tensor = torch.linalg.solve((identity - mdp.gamma * transition).T, first)
         return visits / visits.sum()
     restarting = transition + (1 - transition.sum(-1, keepdim=True)) * first
     # mu (P - 1) = 0, whose equations add up to 0: one of them is replaced by sum mu = 1.

@@ -31,7 +31,7 @@ GROUPS = {"one step": 0, "terminated": 1, "truncated": 2, "n steps": 3}
 
 @dataclass
 class Case:
-    """Transitions of four kinds between random values, and what the loss says of them.
+    """Transitions of four kinds between random values, and the losses of each.
 
     Args:
         probe: the loss. claim: what it claims. values: those of its networks.
@@ -84,7 +84,7 @@ class Case:
         return self.prediction - 2 * self.reading.loss / grad
 
     def reread(self, probe: Probe, index: Any) -> Case:
-        """The same of some of the rows, as another ``probe`` says."""
+        """The same for some of the rows, read from another ``probe``."""
         probe.set(self.values)
         more, rows = {name: value[index] for name, value in self.more.items()}, self.rows[index]
         reading = probe.read(rows, **more)
@@ -100,15 +100,17 @@ class Case:
         return size > 1e-7 * size.amax()
 
 
-def values_for(claim: Target, generator: torch.Generator, most: float = math.inf) -> Tensor:
+def values_for(claim: Target, generator: torch.Generator, limit: float = math.inf) -> Tensor:
     """Random values ``[S, A]``: gaps about ``tau`` in half of the states, and such as a clip acts on in the others.
 
-    Both are scaled to at most ``most``, which keeps them on a grid of atoms; two states are worth much more and less,
+    Neither scale exceeds ``limit``, which keeps them on a grid of atoms; two states are worth much more and less,
     which shows values that are clipped.
     """
     tight = claim.tau or 0.3
     wide = max(0.7, 1.5 * (abs(claim.clip_min) if math.isfinite(claim.clip_min) else 0.0))
-    scale = torch.tensor([min(tight, most), min(wide, most)]).double().repeat_interleave(NUM_STATES // 2).unsqueeze(-1)
+    scale = (
+        torch.tensor([min(tight, limit), min(wide, limit)]).double().repeat_interleave(NUM_STATES // 2).unsqueeze(-1)
+    )
     worth = torch.tensor([0.3, 0.3, 5.0, 0.3, -5.0, 0.3], dtype=torch.float64).unsqueeze(-1)
     return worth + scale * torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator, dtype=torch.float64)
 
@@ -129,8 +131,8 @@ def transitions(
     count = torch.where(group == 3, 2 + away % 2, steps)
     rows = Rows(s, a, r, (s + away) % NUM_STATES, group == 1, group == 2, count)
     place = torch.arange(len(group))
-    kept = torch.where(group == 0, place % 3 != 2, place % 4 == 0)
-    return rows[kept], group[kept]
+    some = torch.where(group == 0, place % 3 != 2, place % 4 == 0)
+    return rows[some], group[some]
 
 
 def case_of(probe: Probe, claim: Target, *, n_step: bool = False, steps: int = 1) -> Case:
@@ -153,45 +155,45 @@ def explained(case: Case) -> Case:
     late = [m for m in known if m.parts.keys() & {"ends", "bonus_at_end", "reward_at_end", "power"}]
     for plan in ([(known, None)], [(known, case.group == 0), (late, None)]):
         names: tuple[str, ...] = ()
-        made = case.claim
+        candidate = case.claim
         for mistakes, among in plan:
-            fits = ((n, t) for n, t in hypotheses(made, mistakes) if case.distance(case.targets(t), among))
-            more, made = next(fits, (None, made))
+            fits = ((n, t) for n, t in hypotheses(candidate, mistakes) if case.distance(case.targets(t), among))
+            more, candidate = next(fits, (None, candidate))
             if more is None:
                 break
             names += more
         else:
-            return replace(case, errors=names, held=made, fitted=case.distance(case.targets(made)))
+            return replace(case, errors=names, held=candidate, fitted=case.distance(case.targets(candidate)))
     return replace(case, held=case.claim)
 
 
 def target_checks(case: Case) -> Iterator[Check]:
     """One check for each kind of transition."""
-    y, made = case.targets(case.claim), case.targets(case.held) if case.fitted else case.seen()
+    y, found = case.targets(case.claim), case.targets(case.held) if case.fitted else case.seen()
     for name, number in GROUPS.items():
         among = case.group == number
         if not among.any():
             yield Check(name, "n/a", note="does not read steps_to_next_obs")
             continue
-        worst = int(torch.where(among, (made - y).abs().nan_to_num(posinf=1e9), -1.0).argmax())
+        worst = int(torch.where(among, (found - y).abs().nan_to_num(posinf=1e9), -1.0).argmax())
         row = case.rows[worst]
         note = f"target at s={int(row.s)}, a={int(row.a)}, s'={int(row.next_s)}, r={row.r.item():.3g}"
         errors = [error for error in case.errors if len(case.errors) == 1 or _matters(case, error, among)]
         if case.fitted or not case.distance(y, among):
-            yield compared(name, y[among], made[among], errors, note)
+            yield compared(name, y[among], found[among], errors, note)
         else:
             yield Check(name, "pass", y[worst].item(), y[worst].item())
 
 
 def _matters(case: Case, name: str, among: Tensor) -> bool:
-    """Whether the named one of several errors changes a target of these rows."""
+    """True if the named one of several errors changes a target of these rows."""
     parts = [mistake.parts for mistake in mistakes_of(case.claim) if mistake.name == name]
     changes = [case.targets(replace(case.claim, **p)) - case.targets(case.claim) for p in parts]
     return any(bool((change[among].abs() > 1e-5).any()) for change in changes)
 
 
 def trace_checks(case: Case) -> Iterator[Check]:
-    """What no target shows: where tau ln pi is clipped above, and a softmax of values without the temperature."""
+    """Errors that no target shows: tau ln pi clipped above, and a softmax of values without the temperature."""
     claim, rows, q = case.claim, case.rows, case.values.target
     if claim.value != "softmax":
         return
@@ -223,11 +225,11 @@ def gradient_check(case: Case) -> Check:
         errors += ["one-hot action misread"] * (case.probe.one_hot and not is_greedy and not flat)
     elif others.any() and case.claim.bonus != "none":
         errors.append("bonus not detached")
-    most = float(reached.sum((-1, -2)).max())
+    count_reached = float(reached.sum((-1, -2)).max())
     if elsewhere.any() or others.any() or not own.all():
-        return Check(name, "fail", 1.0, most, tuple(errors), "values that get a gradient, of one row")
+        return Check(name, "fail", 1.0, count_reached, tuple(errors), "values that get a gradient, of one row")
     if case.probe.head == "categorical":
-        return Check(name, "pass", 1.0, most)
+        return Check(name, "pass", 1.0, count_reached)
     if case.fitted is None:
         return Check(name, "n/a", note="not compared: what it regresses to is unknown")
     error, step = case.prediction - case.targets(case.held), 1e-6

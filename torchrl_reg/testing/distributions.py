@@ -1,10 +1,11 @@
-"""What only distributions get wrong: quantiles that differ from each other, and atoms that land on the grid.
+"""Checks of distributions alone: quantiles that differ from each other, and atoms that land on the grid.
 
 Shapes: ``N`` rows, ``I`` online and ``J`` target quantiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,7 @@ from torchrl_reg.testing.report import Check, compared, raised, tried
 from torchrl_reg.testing.targets import Rows
 
 #: Known error -> the fraction that weighs the pair of an online and a target quantile, given both.
-_FRACTIONS = {
+_FRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "": lambda online, target: online,
     "fractions on the target's axis": lambda online, target: target,
     "fractions turned round": lambda online, target: 1 - online,

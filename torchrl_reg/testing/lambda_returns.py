@@ -19,7 +19,7 @@ from torchrl_reg.testing.probe import NUM_ACTIONS, NUM_STATES, Probe
 from torchrl_reg.testing.report import Check, Report, compared, tried
 from torchrl_reg.testing.targets import CheckError, Rows
 
-#: What a function's parameters may be called -> what they are given.
+#: Input -> names of the parameter that takes it.
 _PARAMETERS = {
     "reward": ("rewards", "reward", "r", "rew", "rews"),
     "value": ("values", "value", "v", "max_q", "max_qs", "q_values", "qs"),
@@ -104,9 +104,9 @@ def check_lambda_return(function: Callable[..., Any], *, gamma: float = 0.9, lmb
     """Check ``G_t = r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda G_{t+1})``, a function of tensors ``[T, B]``.
 
     Rewards and values are in reward units.
-    Its parameters are told by name: ``rewards``; ``next_values`` (``V(s_{t+1})``), or ``values`` (``V(s_t)``) with
+    Parameters are recognized by name: ``rewards``; ``next_values`` (``V(s_{t+1})``), or ``values`` (``V(s_t)``) with
     ``last_value [B]`` (without: ``values [T + 1, B]``); ``terminated`` and ``truncated``, or ``dones``, which then ends
-    episodes for good; ``gamma``; ``lmbda`` or ``lam``. Values after a truncation are only told as ``next_values``.
+    episodes for good; ``gamma``; ``lmbda`` or ``lam``. Values after a truncation are only in ``next_values``.
 
     Args:
         function: what is checked.
@@ -154,7 +154,7 @@ def check_lambda_return(function: Callable[..., Any], *, gamma: float = 0.9, lmb
             f"The function must return a tensor {tuple(reward.shape)}, got {getattr(got, 'shape', got)!r}."
         )
     data = (reward, state, following, terminated, done)
-    check = _named("lambda-return", got, Returns(gamma, lmbda), lambda made: made(*data))
+    check = _named("lambda-return", got, Returns(gamma, lmbda), lambda returns_of: returns_of(*data))
     name = getattr(function, "__name__", "function")
     return Report(name, f"a lambda-return, gamma={gamma:g}, lambda={lmbda:g}", [check])
 
@@ -185,15 +185,15 @@ def lambda_check(probe: Probe, case: Case, lmbda: float) -> Check:
     distance, sequences = case.fitted, list(_sequences(6, 7))
     got = torch.stack([_of_sequence(probe, rows) for rows in sequences])
 
-    def means(made: Returns) -> Tensor:
-        return torch.stack([distance(_errors(case, made, rows)).mean() for rows in sequences])
+    def means(returns_of: Returns) -> Tensor:
+        return torch.stack([distance(_errors(case, returns_of, rows)).mean() for rows in sequences])
 
     return _named(name, got, Returns(held.gamma, lmbda), means, "mean loss of a sequence")
 
 
 def _named(name: str, got: Tensor, claimed: Returns, of: Callable[[Returns], Tensor], note: str = "") -> Check:
-    def fits(made: Returns) -> bool:
-        return torch.allclose(got.double(), of(made), rtol=1e-5)
+    def fits(returns_of: Returns) -> bool:
+        return torch.allclose(got.double(), of(returns_of), rtol=1e-5)
 
     errors = [] if fits(claimed) else [error for error, parts in MISTAKES if fits(replace(claimed, **parts))]
     return compared(name, of(claimed), got, errors[:1], note, rtol=1e-5)
@@ -217,7 +217,7 @@ def _sequences(count: int, length: int) -> Iterator[Rows]:
         yield Rows(states[:-1], action, r, after, terminated, truncated, torch.ones_like(action))
 
 
-def _errors(case: Case, made: Returns, rows: Rows) -> Tensor:
+def _errors(case: Case, returns_of: Returns, rows: Rows) -> Tensor:
     """Predictions less their returns ``[T]``."""
     held, nets = case.held, {"target": case.values.target, "online": case.values.online}
     q = nets[held.next_net]
@@ -229,5 +229,5 @@ def _errors(case: Case, made: Returns, rows: Rows) -> Tensor:
         log_pi = (nets["target"][rows.s] / held.tau).log_softmax(-1)
         cost = held.cost_weight * log_pi[torch.arange(len(rows)), rows.a].unsqueeze(-1)
     done = (rows.terminated | rows.truncated).unsqueeze(-1)
-    returns = made((rows.r + bonus).unsqueeze(-1), here, following, rows.terminated.unsqueeze(-1), done, cost)
+    returns = returns_of((rows.r + bonus).unsqueeze(-1), here, following, rows.terminated.unsqueeze(-1), done, cost)
     return nets["online"][rows.s, rows.a] - returns.squeeze(-1)

@@ -32,7 +32,7 @@ from torchrl_reg.testing.targets import (
 )
 
 #: Error -> the factors of ``<pi, ln pi>`` and of ``<pi, q>`` in the loss that has it, given tau; "" has none.
-_LOSSES = {
+_LOSSES: dict[str, Callable[[float], tuple[float, float]]] = {
     "": lambda tau: (tau, -1.0),
     "entropy missing in the actor's loss": lambda tau: (0.0, -1.0),
     "sign of the entropy in the actor's loss": lambda tau: (-tau, -1.0),
@@ -50,9 +50,9 @@ def actor_check(case: Case) -> Check:
     if any(g.abs().max() > 1e-9 for g in gradients(out["loss_actor"].sum(), probe.online)):
         return Check(name, "fail", note="it reaches the critics", errors=("actor's loss trains the critics",))
     got = torch.stack(gradients(out["loss_actor"].sum(), probe.logits)).sum(0).double()
-    made = {error: _gradient(case, *factors(case.claim.tau)) for error, factors in _LOSSES.items()}
-    found = [error for error, gradient in made.items() if torch.allclose(got, gradient, rtol=1e-4, atol=1e-6)]
-    return compared(name, made[""], got, found[:1])
+    gradients_of = {error: _gradient(case, *factors(case.claim.tau)) for error, factors in _LOSSES.items()}
+    found = [error for error, gradient in gradients_of.items() if torch.allclose(got, gradient, rtol=1e-4, atol=1e-6)]
+    return compared(name, gradients_of[""], got, found[:1])
 
 
 def critics_check(case: Case) -> Check:
@@ -115,7 +115,7 @@ def check_loss(
         tau, alpha, clip_min, gamma: numbers of the method (tau and clip_min in reward units); read from the loss where
             None. A class is built with ``gamma=0.9`` where None.
         double: whether it claims Double Q-learning. prior: probabilities of the actions, of ``"sql"``.
-        n_steps: the loss discounts by ``gamma^n_steps`` of its own accord.
+        n_steps: the loss itself discounts by ``gamma^n_steps``.
         lmbda: trace parameter, where it takes TD(lambda).
         action_space: ``"categorical"`` or ``"one-hot"``: the actions it takes.
         masks: it claims to honour action masks and padding. weights: and ``priority_weight``, as losses with an option
@@ -192,7 +192,7 @@ def _checks(
 
 
 def imported(path: str) -> Any:
-    """What ``"package.module:name"`` names, found from the working directory too.
+    """The object at ``"package.module:name"``, also below the working directory.
 
     Raises:
         CheckError: no such module or name.
@@ -267,8 +267,8 @@ def _in_words(claim: Target, head: str, n_steps: int) -> str:
     parts = (kind if claim.value == "softmax" else claim.value, claim.bonus)
     names = [name for name, (*made, of) in METHODS.items() if tuple(made) == parts and of == head]
     numbers = {"tau": claim.tau, "alpha": claim.alpha, "clip_min": claim.clip_min, "gamma": claim.gamma}
-    kept = {"gamma"} | ({"tau"} if claim.value != "max" else set()) | ({"alpha"} if claim.bonus != "none" else set())
-    kept |= {"clip_min"} if claim.bonus == "munchausen" else set()
-    words = [*(names[:1] or (*parts, head)), *(f"{name}={value:g}" for name, value in numbers.items() if name in kept)]
+    shown = {"gamma"} | ({"tau"} if claim.value != "max" else set()) | ({"alpha"} if claim.bonus != "none" else set())
+    shown |= {"clip_min"} if claim.bonus == "munchausen" else set()
+    words = [*(names[:1] or (*parts, head)), *(f"{name}={value:g}" for name, value in numbers.items() if name in shown)]
     words += ["double"] * claim.double + [f"n_steps={n_steps}"] * (n_steps > 1)
     return ", ".join(words)

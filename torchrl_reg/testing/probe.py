@@ -39,7 +39,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, spread: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.spread, self.odd = spread, False
         self.clips: list[tuple[float, float]] = []
         self.clipped: list[tuple[Tensor, dict[str, float]]] = []
@@ -78,7 +78,7 @@ class Trace(TorchDispatchMode):
         return next((high for low, high in self.clips if abs(low - clip_min) < 1e-6 and high > 1e-6), None)
 
     def softmax_of(self, q: Tensor) -> bool:
-        """Whether a softmax was taken of the values ``q [A]`` as they are, up to a shift."""
+        """True if a softmax was taken of the values ``q [A]`` as they are, up to a shift."""
         for given in self.softmaxes:
             flat = given.double().flatten()
             if flat.shape == q.shape and ((flat - flat.max()) - (q - q.max())).abs().max() < 1e-6:
@@ -138,23 +138,28 @@ class FractionTable(QTable):
 
 def networks(head: str, *, own: bool, dtype: torch.dtype, one_hot: bool = False, masked: bool = False) -> list[Any]:
     """A Q-value actor over a table, or an actor and a critic; ``own`` takes this package's actor of distributions."""
-    how: dict[str, Any] = {"spec": OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS)}
-    if masked:
-        how["action_mask_key"] = "action_mask"
+    spec, mask_key = OneHot(NUM_ACTIONS) if one_hot else Categorical(NUM_ACTIONS), "action_mask" if masked else None
     if head == "actor":
         logits = TensorDictModule(LogitTable(dtype), ["observation"], ["logits"])
         kind = OneHotCategorical if one_hot else torch.distributions.Categorical
-        actor = ProbabilisticActor(logits, spec=how["spec"], in_keys=["logits"], distribution_class=kind)
+        actor = ProbabilisticActor(logits, spec=spec, in_keys=["logits"], distribution_class=kind)
         return [actor, TensorDictModule(QTable(1, dtype), ["observation"], ["action_value"])]
     if head == "categorical" and own:
-        ends = {"value_min": SUPPORT[0].item(), "value_max": SUPPORT[-1].item()}
-        return [CategoricalQActor(QTable(len(SUPPORT), dtype), num_atoms=len(SUPPORT), **ends, **how)]
+        low, high = SUPPORT[0].item(), SUPPORT[-1].item()
+        net, atoms = QTable(len(SUPPORT), dtype), len(SUPPORT)
+        return [
+            CategoricalQActor(net, num_atoms=atoms, value_min=low, value_max=high, spec=spec, action_mask_key=mask_key)
+        ]
     if head == "categorical":
-        return [DistributionalQValueActor(AtomTable(len(SUPPORT), dtype), support=SUPPORT.to(dtype), **how)]
+        table, support = AtomTable(len(SUPPORT), dtype), SUPPORT.to(dtype)
+        return [DistributionalQValueActor(table, support=support, spec=spec, action_mask_key=mask_key)]
     if head == "quantiles":
-        return [FixedQuantileQActor(QTable(NUM_QUANTILES, dtype), num_quantiles=NUM_QUANTILES, **how)]
-    table: Any = FractionTable(2, dtype) if head == "implicit" else QTable(1, dtype)
-    return [(QuantileQActor if head == "implicit" else QValueActor)(table, **how)]
+        net = QTable(NUM_QUANTILES, dtype)
+        return [FixedQuantileQActor(net, num_quantiles=NUM_QUANTILES, spec=spec, action_mask_key=mask_key)]
+    if head == "implicit":
+        drawn: Any = FractionTable(2, dtype)
+        return [QuantileQActor(drawn, spec=spec, action_mask_key=mask_key)]
+    return [QValueActor(QTable(1, dtype), spec=spec, action_mask_key=mask_key)]
 
 
 def built(make: Callable[..., Any], over: Sequence[Any], given: Mapping[str, Any]) -> nn.Module:
@@ -189,14 +194,14 @@ def built(make: Callable[..., Any], over: Sequence[Any], given: Mapping[str, Any
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What the loss says of each row alone."""
+    """The loss of each row alone, and its gradient."""
 
     loss: Tensor
     """``[N]``."""
     grad: Tensor
     """Its gradient with respect to the online table ``[N, S, width * A]``."""
     traces: list[Trace]
-    """What was computed on the way."""
+    """Softmaxes and clips computed on the way."""
 
     def __getitem__(self, index: Any) -> Reading:
         picked = torch.arange(len(self.loss))[index].tolist()
@@ -228,7 +233,7 @@ class Probe:
         return (torch.arange(count).double() + 0.5) / count
 
     def set(self, values: Values, widths: Tensor | float = 0.0) -> None:
-        """Set the values of the networks; of two target critics both are at least ``values.target``.
+        """Set the values of the networks; of two target critics none is below ``values.target``.
 
         Quantiles are lines: ``widths [S, A]`` below the value at fraction 1/4, and above it at 3/4.
         """

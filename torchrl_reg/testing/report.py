@@ -122,11 +122,13 @@ def mistakes_of(claim: Target) -> list[Mistake]:
         ]
     if claim.value == "softmax" and not claim.actor:
         found += _of_soft_values(claim)
-    made = soft and not claim.actor  # the policy, of values
-    raw: list[dict[str, Any]] = [{"tau": 1.0}] * made + [{"bonus_tau": 1.0}] * munchausen
+    from_values = soft and not claim.actor  # the policy, of values
+    raw: list[dict[str, Any]] = [{"tau": 1.0}] * from_values + [{"bonus_tau": 1.0}] * munchausen
     raw += [raw[0] | raw[1]] if len(raw) == 2 else []
     raw += (
-        [{"value": "tau logsumexp(q)"} | part for part in ({}, *raw[1:2])] if made and claim.value == "softmax" else []
+        [{"value": "tau logsumexp(q)"} | part for part in ({}, *raw[1:2])]
+        if from_values and claim.value == "softmax"
+        else []
     )
     found += [Mistake("softmax without tau", parts) for parts in raw]
     if claim.bonus != "none":
@@ -278,7 +280,7 @@ class Report:
         ]
 
     def summary(self) -> str:
-        """How many passed, and what each error that was seen means."""
+        """Counts of checks by status, and the meaning of each error found."""
         counts = [f"{sum(c.status == status for c in self.checks)} {status}" for status in ("pass", "fail", "n/a")]
         lines = [", ".join(counts), *(f"{name}: {KNOWN_ERRORS[name]}." for name in self.errors)]
         if not self.passed and not self.errors:

@@ -1,4 +1,4 @@
-"""What a loss claims, its targets written out, and how far a number is from one."""
+"""The claim of a loss, its targets written out, and distances from them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Target:
         return powers[self.power]
 
     def state_value(self, q: Tensor, behind: Tensor) -> Tensor:
-        """``V [N]`` of values ``q [N, A]`` under the policy made of the values ``behind [N, A]``."""
+        """``V [N]`` of values ``q [N, A]`` under the policy of the values ``behind [N, A]``."""
         if self.value == "max":
             return _taken(q, behind.argmax(-1))
         if self.value == "tau logsumexp(q)":  # a mistake
@@ -152,13 +152,13 @@ class Target:
 
 
 class Values(NamedTuple):
-    """What the networks say, each ``[S, A]``."""
+    """Outputs of the networks, each ``[S, A]``."""
 
     online: Tensor
     target: Tensor
     """Of two target critics, the smaller values."""
     policy: Tensor | None = None
-    """Logits of an actor; None where the policy is made of the values."""
+    """Logits of an actor; None where the policy comes from the values."""
     spread: Tensor | None = None
     """By how much the second target critic's values exceed the first's, above or below 0."""
     mask: Tensor | None = None
@@ -207,7 +207,7 @@ def clipped(error: Tensor) -> Tensor:
 
 
 def fitted(error: Tensor, loss: Tensor, slope: Tensor, tol: float) -> Distance | None:
-    """The distance that gives ``loss [N]`` at ``error [N]``; ``slope [N]`` is the gradient, which tells delta."""
+    """The distance that gives ``loss [N]`` at ``error [N]``; ``slope [N]`` is the gradient, which shows delta."""
     for name, of in _candidates(error, loss, slope):
         unit = of(error)
         scale = (loss.sum() / unit.sum()).item()
@@ -273,7 +273,7 @@ def guessed_method(loss: Any) -> str | None:
 
 
 def guessed_head(loss: Any, method: str | None) -> str:
-    """What the network of ``loss`` represents: as the class declares it, or as the method has it."""
+    """The head of ``loss``: as the class declares it, or as the method has it."""
     declared = getattr(getattr(loss, "head_type", None), "__name__", None)
     return _HEADS.get(declared or "") or METHODS[method or "dqn"][2]
 
@@ -303,11 +303,11 @@ def claim_of(loss: nn.Module, method: str | None, named: str | None, given: Mapp
     if value == "prior" and isinstance(regularizer, PriorKL) and regularizer.prior is not None:
         numbers.setdefault("prior", tuple(regularizer.prior.log_prior.double().exp().tolist()))
     double = numbers.get("double", getattr(loss, "double_dqn", False) or _is_double(loss) or method == "double_dqn")
-    made = made_claim(value, bonus, {**numbers, "double": bool(double)})
-    return replace(made, actor=method == "discrete_sac")
+    claim = as_claim(value, bonus, {**numbers, "double": bool(double)})
+    return replace(claim, actor=method == "discrete_sac")
 
 
-def made_claim(value: str, bonus: str, numbers: Mapping[str, Any]) -> Target:
+def as_claim(value: str, bonus: str, numbers: Mapping[str, Any]) -> Target:
     """The claim of these parts with these numbers.
 
     Raises:
@@ -348,7 +348,7 @@ def _of_slots(regularizer: Regularizer, shaping: Any) -> tuple[str, str]:
 def _held(loss: nn.Module, names: tuple[str, ...], numbers: dict[str, Any]) -> dict[str, Any]:
     """``numbers`` with those that the loss, its regularizer or its value estimator hold, or its defaults."""
     estimator = None
-    with suppress(Exception):  # what has none by default says so in many ways
+    with suppress(Exception):  # losses without a default estimator raise in many ways
         estimator = loss.value_estimator
     places = [loss, getattr(loss, "regularizer", None), estimator]
     defaults = inspect.signature(type(loss).__init__).parameters

@@ -1,4 +1,4 @@
-"""The same loss asked in other ways: other dtypes, encodings of actions, masks, vmap and compilation."""
+"""The same loss under variations: other dtypes, encodings of actions, masks, vmap and compilation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def dtype_check(case: Case, rebuild: Rebuild) -> Check:
 
 @tried("one-hot actions")
 def one_hot_check(case: Case, rebuild: Rebuild) -> Check:
-    """One-hot actions give the losses of the same actions as indices, where the loss says that it takes them."""
+    """One-hot actions give the losses of the same actions as indices, where the loss declares that it takes them."""
     probe = rebuild(one_hot=True)
     if "one" not in str(getattr(probe.loss, "action_space", "")):
         return Check("one-hot actions", "n/a", note="its action_space does not say one-hot")

@@ -14,7 +14,7 @@ from torchrl.modules import QValueActor
 
 from torchrl_reg.lab.agents import description, load_policy, read_policy, save_policy
 from torchrl_reg.lab.agents.description import Untrusted, built, trusted_module
-from torchrl_reg.lab.cli.typed_config import build
+from torchrl_reg.lab.cli.objects import build
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.modules import NetSettings, q_network
@@ -37,10 +37,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (tmp_path / "network_of_test.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(str(tmp_path))
-    network = build({"path": "network_of_test:Network"}, "net", SPACES)
+    network = build({"_target_": "network_of_test.Network"}, SPACES)
     save_policy(folder / "policy.safetensors", QValueActor(network, spec=Categorical(2)))
     (folder / "provenance.json").write_text("{}")
-    (folder / "config.yaml").write_text("net:\n  path: network_of_test:Network\n# network_of_test:Network\n")
+    (folder / "config.yaml").write_text("net:\n  _target_: network_of_test.Network\n# network_of_test:Network\n")
     monkeypatch.delitem(sys.modules, "network_of_test")
     return folder
 

@@ -18,7 +18,16 @@ from torchrl.data import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
-from torchrl_reg.lab.agents.panel import _CHOSEN, _OTHER, WIDTH, Moment, Panel, action_probabilities, played
+from torchrl_reg.lab.agents.panel import (
+    _CHOSEN,
+    _OTHER,
+    WIDTH,
+    Moment,
+    Panel,
+    action_probabilities,
+    episode_frames,
+    played,
+)
 from torchrl_reg.lab.agents.panel import WIDTH as PANEL_WIDTH
 from torchrl_reg.lab.agents.saved import read_policy
 from torchrl_reg.lab.commands.main import main
@@ -34,15 +43,23 @@ def bar(frame: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int]:
     return int(widths.max()), int(widths.argmax())
 
 
-def test_bars_span_the_values_seen_so_far() -> None:
-    panel = Panel("title", ("up", "down"))
-    first = panel.frame(Moment(BLACK, 0, 0.0, torch.tensor([0.0, 1.0]), torch.tensor(0), 0.5, 0.69))
+def test_bars_keep_one_scale() -> None:
+    panel = Panel("title", ("up", "down"), (0.0, 3.0))
+    first = panel.frame(Moment(BLACK, 0, 0.0, torch.tensor([0.0, 3.0]), torch.tensor(0), 0.5, 0.69))
     assert first.shape == (302, 100 + WIDTH, 3) and np.array_equal(first[:301, :99], BLACK)  # even, for MP4
     (full, low), (width, row) = bar(first, _OTHER), bar(first, _CHOSEN)
     assert width < full / 4 and row < low
-    for q, chosen, other in (([3.0, 1.0], 1, 1 / 3), ([1.0, 1.0], 1 / 3, 1 / 3)):
+    for q, chosen, other in (([3.0, 1.0], 1, 1 / 3), ([1.0, 1.0], 1 / 3, 1 / 3), ([9.0, -9.0], 1, 0)):
         frame = panel.frame(Moment(BLACK, 1, 1.0, torch.tensor(q), torch.tensor(0)))
-        assert abs(bar(frame, _CHOSEN)[0] - chosen * full) < 2 and abs(bar(frame, _OTHER)[0] - other * full) < 2
+        assert abs(bar(frame, _CHOSEN)[0] - chosen * full) <= 2 and abs(bar(frame, _OTHER)[0] - other * full) <= 2
+
+
+def test_the_scale_is_that_of_the_whole_episode(make_run, monkeypatch) -> None:
+    saved, ranges, moments = read_policy(make_run("cartpole", max_episode_frames=9)), [], []
+    monkeypatch.setattr(Panel, "frame", lambda panel, moment: (ranges.append(panel._q_range), moments.append(moment)))
+    list(episode_frames(saved, seed=3, mode="sampled"))
+    q = torch.stack([moment.q for moment in moments[:-1]])
+    assert len(q) > 4 and set(ranges) == {(q.min().item(), q.max().item())}
 
 
 def test_a_continuous_action_has_a_bar_from_the_middle() -> None:

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab.agents.pictures import camera
+from torchrl_reg.lab.agents.pictures import action_names, camera
 
 
 def taken(*env: str, **state: torch.Tensor) -> np.ndarray:
@@ -18,6 +18,23 @@ def taken(*env: str, **state: torch.Tensor) -> np.ndarray:
 
 def colours(picture: np.ndarray) -> set[tuple[int, ...]]:
     return {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+
+
+NAMES = {
+    "minatar/breakout": ("noop", "left", "right"),
+    "minatar/freeway": ("noop", "up", "down"),
+    "mountaincar": ("left", "noop", "right"),
+    "atari/Pong": ("noop", "fire", "right", "left", "rightfire", "leftfire"),
+    "gym/FrozenLake-v1": ("0", "1", "2", "3"),
+    "pendulum": (),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_actions_have_names(name: str) -> None:
+    pytest.importorskip({"minatar": "minatar", "atari": "ale_py"}.get(name.split("/")[0], "torch"))
+    settings = EnvSettings(*name.split("/"))
+    assert action_names(settings, make_env(settings, 1)) == NAMES[name]
 
 
 def test_gridworlds_show_walls_goal_and_agent() -> None:

@@ -1,4 +1,4 @@
-"""Settings that a recipe does without: a choice may bring them along, a user who types one is told."""
+"""Settings that a recipe does without are refused, typed or brought along by a choice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Algo:
 
 @dataclass
 class Config(RecipeConfig):
-    groups = {"env": "plain"}
+    defaults = [{"env": "plain"}, {"optional tuned": "${env}"}]
 
     env: dict[str, Any] = field(default_factory=dict)
     algo: Algo = field(default_factory=Algo)
@@ -28,8 +28,8 @@ class Config(RecipeConfig):
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Config]]:
-    """``command(*words)`` runs a recipe with the environments ``plain``, ``replayed`` and ``other``."""
-    for name, line in (("plain", "gamma: 0.8"), ("replayed", "replay_capacity: 5"), ("other", "buffer: 5")):
+    """``command(*words)`` runs a recipe with the environments ``plain``, ``other`` and ``bare``."""
+    for name, line in (("plain", "gamma: 0.8"), ("other", "buffer: 5"), ("bare", "gamma: 0.9")):
         file = tmp_path / "conf" / "env" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"# @package _global_\nenv:\n  name: {name}\nalgo:\n  {line}\n")
@@ -47,16 +47,18 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     return run
 
 
-def test_a_choice_may_bring_what_the_recipe_does_without(command) -> None:
-    (cfg,) = command("env=replayed")
-    assert cfg.env == {"name": "replayed"} and cfg.algo == Algo(gamma=0.9)
+def test_a_choice_brings_its_settings_and_what_its_name_chooses(command, tmp_path) -> None:
+    (tmp_path / "conf/tuned").mkdir()
+    (tmp_path / "conf/tuned/plain.yaml").write_text("# @package _global_\nalgo:\n  gamma: 0.7\n")
+    (cfg,), (other,) = command(), command("env=bare")
+    assert cfg.algo == Algo(gamma=0.7) and other.env == {"name": "bare"} and other.algo == Algo(gamma=0.9)
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["algo.replay_capacity=5"], "algo.replay_capacity is not a setting; --cfg job lists all settings."),
-        (["env=replayed", "+algo.replay_capacity=7"], "algo.replay_capacity is not a setting; --cfg"),
+        (["+algo.replay_capacity=7"], "algo.replay_capacity is not a setting; --cfg"),
         (
             ["env=other"],
             "env=other does not go with this recipe: it sets algo.buffer, which this recipe does not have.",

@@ -6,7 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
 import torch
@@ -62,7 +62,7 @@ class NetSettings:
 class Config(RecipeConfig):
     """All settings of a tiny run."""
 
-    groups: ClassVar[dict[str, str]] = {"net": "small", "env": "cartpole"}
+    defaults: ClassVar[list[Any]] = [{"net": "small"}, {"env": "cartpole"}]
 
     algo: Algo = field(default_factory=Algo)
     env: EnvSettings = MISSING
@@ -105,6 +105,7 @@ def train(cfg: Config) -> Path:
 
     # What it learns
     loss = DQNLoss(actor, delay_value=True, double_dqn=False)
+    loss.deterministic_sampling_mode = ExplorationType.RANDOM  # as run.overlap needs, see OverlappedCollector
     loss.make_value_estimator(gamma=algo.gamma)
     optimizer = torch.optim.Adam(loss.parameters(), lr=algo.lr, fused=True, capturable=run.cudagraphs)
     target = HardUpdate(loss, value_network_update_interval=10)

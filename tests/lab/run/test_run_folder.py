@@ -7,12 +7,13 @@ import gc
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from torchrl_reg.lab import RecipeConfig, RunSettings, UserError
 from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire, is_locked
@@ -119,6 +120,19 @@ def test_other_settings_are_refused_with_the_difference(closed):
     with pytest.raises(UserError, match=differences):
         RunFolder(_config(closed, tau=0.5, seed=2))
     assert {path: path.read_bytes() for path in closed.iterdir()} == before
+
+
+def test_a_run_that_named_its_objects_by_path_is_the_same_run(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        OmegaConf.to_yaml(OmegaConf.structured(_config(tmp_path)))
+        + "head:\n  path: torchrl_reg.objectives.heads:Quantile\nshaping:\n  name: none\n  path: null\n"
+    )
+    now = OmegaConf.create(asdict(_config(tmp_path)))
+    now.head, now.shaping = {"_target_": "torchrl_reg.objectives.heads.Quantile"}, {"name": "none"}
+    RunFolder(now)
+    now.head._target_ = "torchrl_reg.objectives.heads.Categorical"
+    with pytest.raises(UserError, match=r"head._target_: torchrl_reg.objectives.heads.Quantile there"):
+        RunFolder(now)
 
 
 def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, capsys):

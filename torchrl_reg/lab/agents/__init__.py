@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["UserError", "SavedPolicy", "load_policy", "read_policy", "save_policy"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Imported when asked for: `torchrl-reg list` needs no torch.
     if name in __all__:

@@ -62,24 +62,24 @@ _Row = namedtuple("_Row", ["text", "ink", "start", "end", "value", "colour"], de
 
 
 class Panel:
-    """Draws moments of one episode; its bars span the Q-values seen so far.
+    """Draws moments of one episode.
 
     Args:
         title: the first line.
         actions: name of each discrete action.
+        q_range: Q-values of an empty and of a full bar.
 
     Raises:
         UserError: Pillow is not installed.
     """
 
-    def __init__(self, title: str, actions: tuple[str, ...]) -> None:
+    def __init__(self, title: str, actions: tuple[str, ...], q_range: tuple[float, float] = (0.0, 1.0)) -> None:
         try:
             from PIL import ImageFont
         except ImportError:
             raise UserError("play needs Pillow, got none: pip install 'torchrl_reg[play]'.") from None
-        self._title, self._actions = title, actions
+        self._title, self._actions, self._q_range = title, actions, q_range
         self._font = ImageFont.load_default(size=13)
-        self._low, self._high = np.inf, -np.inf
 
     def frame(self, moment: Moment) -> Picture:
         """The picture with the panel to its right; height and width are even, as MP4 requires."""
@@ -117,10 +117,10 @@ class Panel:
                 yield _Row(str(index), _CHOSEN, min(at, 0.5), max(at, 0.5), f"{value:.3g}")
 
     def _q_values(self, q: Tensor, chosen: int) -> Iterator[_Row]:
-        self._low, self._high = min(self._low, q.min().item()), max(self._high, q.max().item())
+        low, high = self._q_range
         yield _Row("q(s, a)")
         for index, value in enumerate(q.tolist()[:_MOST]):
-            share = (value - self._low) / max(self._high - self._low, 1e-9)
+            share = float(np.clip((value - low) / max(high - low, 1e-9), 0, 1))
             ink, colour = (_CHOSEN, _CHOSEN) if index == chosen else (_INK, _OTHER)
             yield _Row(self._actions[index][:12], ink, 0.0, share, f"{value:.3g}", colour)
 
@@ -156,12 +156,17 @@ def episode_frames(
     """
     draw_without_display()
     settings, env = saved.env_settings, saved.make_env(1)
-    count = getattr(env.full_action_spec_unbatched["action"].space, "n", 0)
-    panel = Panel("/".join(filter(None, (settings.name, settings.game, mode))), action_names(settings, count))
+    picture, actions = camera(settings, env), action_names(settings, env)
     kind = ExplorationType.RANDOM if mode == "sampled" else ExplorationType.DETERMINISTIC
-    moments = played(env, saved.policy, camera(settings, env), seed=seed, kind=kind, max_steps=max_steps, device=device)
+    options: dict[str, Any] = {"seed": seed, "kind": kind, "max_steps": max_steps, "device": device}
+    # Played once without pictures, for the range of its Q-values: kept, the pictures of a long game fill the memory.
     torch.manual_seed(seed)
-    yield from map(panel.frame, moments)
+    blind = played(env, saved.policy, lambda state: np.zeros((0, 0, 3), np.uint8), **options) if actions else ()
+    ranges = [(moment.q.min().item(), moment.q.max().item()) for moment in blind if moment.q is not None]
+    lows, highs = zip(*ranges, strict=True) if ranges else ((0.0,), (1.0,))
+    panel = Panel("/".join(filter(None, (settings.name, settings.game, mode))), actions, (min(lows), max(highs)))
+    torch.manual_seed(seed)
+    yield from map(panel.frame, played(env, saved.policy, picture, **options))
     env.close()
 
 

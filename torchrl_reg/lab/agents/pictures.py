@@ -17,6 +17,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_reg.envs import EnvSettings
+from torchrl_reg.envs.atari import atari_action_names
 from torchrl_reg.envs.gridworld import TWO_ROOMS
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.tabular import MIRL_WORLDS, gridworld_cells
@@ -31,10 +32,11 @@ STEPS_PER_SECOND = {"minatar": 8, "atari": 15, "gridworld": 3, "mujoco": 25, "ad
 _ACTIONS = {
     "cartpole": ("left", "right"),
     "acrobot": ("-1", "0", "+1"),
-    "mountaincar": ("left", "nothing", "right"),
-    "lunarlander": ("nothing", "left engine", "main engine", "right engine"),
+    "mountaincar": ("left", "noop", "right"),
+    "lunarlander": ("noop", "left engine", "main engine", "right engine"),
     "gridworld": ("up", "right", "down", "left"),
 }
+_MINATAR_ACTIONS = ("noop", "left", "up", "right", "down", "fire")
 
 
 def camera(settings: EnvSettings, env: EnvBase) -> Camera:
@@ -58,9 +60,14 @@ def camera(settings: EnvSettings, env: EnvBase) -> Camera:
     return lambda state: _rendered(game, settings)
 
 
-def action_names(settings: EnvSettings, count: int) -> tuple[str, ...]:
-    """What the actions do, or their numbers."""
+def action_names(settings: EnvSettings, env: EnvBase) -> tuple[str, ...]:
+    """What each action of ``env`` does, or its number; empty for a box."""
+    count = getattr(env.full_action_spec_unbatched["action"].space, "n", 0)
     names = _ACTIONS.get(settings.name, ())
+    if settings.name == "minatar":
+        names = tuple(_MINATAR_ACTIONS[action] for action in getattr(env, "base_env", env).actions)
+    elif settings.name == "atari":
+        names = atari_action_names(settings.game, minimal_actions=settings.minimal_actions is not False)
     return names if len(names) == count else tuple(map(str, range(count)))
 
 

@@ -181,7 +181,7 @@ def short_name(key: str, keys: Iterable[str]) -> str:
     'net.num_cells'
     """
     section, _, last = key.rpartition(".")
-    if last in ("name", "path"):  # the kind (policy.name) or the user's class (policy.path)
+    if last in ("name", "_target_"):  # the kind (policy.name) or the user's class
         return section
     return key if any(other != key and other.rpartition(".")[2] == last for other in keys) else last
 

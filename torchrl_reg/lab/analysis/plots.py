@@ -26,6 +26,8 @@ from torchrl_reg.lab.errors import UserError
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 #: Maximum number of methods in a legend above the panels, and inches per row of it.
 _MAX_ABOVE, _LEGEND_ROW = 12, 0.19
+#: Width in inches of a figure with several panels: text keeps its size on a page 720 pixels wide.
+_PAGE = 7.2
 SUFFIXES = (".png", ".svg", ".pdf")
 #: Colours of our scores: not shown to differ from the published ones of the same protocol, different, none published.
 _AGREES, _DIFFERS, _UNPUBLISHED = LIGHT[2], LIGHT[1], LIGHT[0]
@@ -53,7 +55,7 @@ def draw_learning_curves(
         raise UserError(f"results must hold evaluations of {column}, got none.")
     name = column.removeprefix("return_").removesuffix("_mean").replace("_", " ")
     y_label = f"{name} return" if column.startswith("return_") else name
-    return draw(charts, path, columns=4 if len(charts) > 4 else 3, x_label=_FRAMES, y_label=y_label)
+    return draw(charts, path, columns=3, x_label=_FRAMES, y_label=y_label)
 
 
 def draw_aggregate_curves(
@@ -160,7 +162,7 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
     columns = min(len(rows), 3)
     lines = -(-len(rows) // columns)
     max_rows = max(map(len, rows.values()))
-    figure = new_figure(3.1 * columns, lines * (0.75 + 0.42 * max_rows))
+    figure = new_figure(_PAGE if columns > 1 else 4.8, lines * (0.75 + 0.42 * max_rows))
     for place, (env, methods) in enumerate(rows.items(), 1):
         axes = styled(figure.add_subplot(lines, columns, place))
         axes.set_title(TASKS.get(env, env), fontsize=9, loc="left")
@@ -211,10 +213,8 @@ def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_labe
     found = [each for each in charts if each is not None]
     columns = min(len(found), columns)
     rows = -(-len(found) // columns)
-    width, height = (
-        (6.4, 3.6) if len(found) == 1 else (3.4 * columns, 2.9) if rows == 1 else (2.9 * columns, 2.2 * rows)
-    )
-    figure = new_figure(max(width, 4.8), height + 0.5)
+    width, height = (6.4, 3.6) if len(found) == 1 else (_PAGE, 2.9 if rows == 1 else 2.2 * rows)
+    figure = new_figure(width, height + 0.5)
     for place, each in enumerate(found, 1):
         _draw_chart(styled(figure.add_subplot(rows, columns, place)), each)
     figure.supxlabel(x_label, fontsize=9)

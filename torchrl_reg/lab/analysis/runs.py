@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torchrl_reg.lab.analysis.documents import flat, open_file, read_json, read_text, read_yaml
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
+from torchrl_reg.lab.run.folder import with_targets
 
 #: Environment frames and values, NaN for null.
 Column = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -357,7 +358,7 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
     Raises:
         UserError: ``config.yaml`` is missing or not that of a run, or a file cannot be read.
     """
-    config = flat(read_yaml(folder / "config.yaml")) if config is None else config
+    config = with_targets(flat(read_yaml(folder / "config.yaml"))) if config is None else config
     config = {printable(str(key)): _printable(value) for key, value in config.items()}
     starts = (read_json(folder / "provenance.json") or {}).get("starts")
     if "env.name" not in config or "run.seed" not in config:

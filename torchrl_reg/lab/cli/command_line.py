@@ -13,25 +13,24 @@ import shlex
 import signal
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from torchrl_reg.lab.cli.help import help_text, options, unknown_choice
+from torchrl_reg.lab.cli.help import help_text
 from torchrl_reg.lab.cli.invocation import typed_words
-from torchrl_reg.lab.cli.overrides import default_folder, read_words, readable, telling
-from torchrl_reg.lab.cli.typed_config import first_line, plain_defaults, typed
+from torchrl_reg.lab.cli.overrides import as_hydra_reads, default_folder, effective_overrides
+from torchrl_reg.lab.cli.sentences import sentence
 from torchrl_reg.lab.errors import Interrupted, stop_behind, user_sentence
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.lab.run.settings import RecipeConfig, validate
@@ -90,10 +89,13 @@ Train = Callable[[Any], Path]
 
 
 def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]:
-    """Returns the ``main()`` of a recipe: reads the command line and calls ``train(config)``.
+    """Returns the ``main()`` of a recipe: ``@hydra.main`` around ``train``, ``config_class`` in Hydra's ConfigStore.
 
-    ``config`` is an instance of ``config_class``. Without ``run.dir`` the folder is
-    ``results/<recipe>/<env>/<settings>/seed=<seed>``; a finished run is reported, not repeated.
+    ``train`` gets an instance of ``config_class``, whose ``defaults`` are a defaults list as in Hydra's manual; their
+    groups are the folders of ``conf/`` beside the script. Hydra's options work as in its manual.
+
+    Of ours are ``--help``, which shows every setting with its comment; the folder of a run, without ``run.dir``
+    ``results/<recipe>/<env>/<settings>/seed=<seed>``, where a finished run is reported and not repeated; and errors.
     Exit codes: 0 done, 1 user error (one sentence on stderr), 130 or 128 + n stopped by a signal. A
     bug keeps its traceback, and with ``HYDRA_FULL_ERROR=1`` so does every other error.
 
@@ -109,37 +111,20 @@ class _CommandLine:
         self.script = Path(inspect.getfile(train)).resolve()
         self.name, self.conf = self.script.stem, self.script.parent / "conf"
         self.full_errors, self.main_process = os.environ.get("HYDRA_FULL_ERROR") == "1", os.getpid()
-        # Hydra composes plain values; `typed` knows the types, and says in one sentence what does not fit.
-        plain, store = plain_defaults(config_class), ConfigStore.instance().store
-        defaults: list[Any] = ["_self_", *({group: c} for group, c in config_class.groups.items())]
-        if config_class.elsewhere:  # behind the recipe's numbers, and before what the environment says
-            for choice in set(options(self.conf, "env")) - {config_class.groups["env"]}:
-                folder, _, leaf = f"{self.name}_elsewhere/{choice}".rpartition("/")
-                store(leaf, config_class.elsewhere, group=folder, package="_global_")
-            defaults.insert(1, {f"optional {self.name}_elsewhere": "${env}"})
-        defaults += [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
-        own = {"job": {"name": self.name}, "output_subdir": None, "run": {"dir": "."}}
-        own["sweep"] = {"dir": f"results/multirun/{self.name}", "subdir": "."}  # no folders and logs of Hydra's
-        store(self.name, {**plain, "defaults": defaults, "hydra": own})
-        for group, values in config_class.elsewhere.items():
-            plain[group] = {**plain[group], **values}
-        store(f"{self.name}_of_a_paper", {**plain, "defaults": defaults, "hydra": own})
-
-    def _start(self, words: Sequence[str]) -> str:
-        """What Hydra starts from: a paper's preset knows nothing of the settings searched for on CartPole."""
-        return f"{self.name}_of_a_paper" if any(word.startswith("+paper=") for word in words) else self.name
+        self.words: Sequence[str] = []
+        store(self.name, config_class)
 
     def main(self) -> None:
         """Does what ``sys.argv`` says."""
+        self.words = sys.argv[1:]
         with self._sentences():
-            if sys.argv[1:] == ["--check"]:
+            if self.words == ["--check"]:
                 return self._check(json.load(sys.stdin))
-            sys.argv[1:] = readable(sys.argv[1:], self.config_class)
-            asked = read_words(sys.argv[1:], self.config_class, self.conf)
-            if asked.help:
-                return print(help_text(self.config_class, self.train, self.conf, self._composed(asked.overrides)))
-            start = self._start(asked.overrides)
-            entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=start)(self._job)
+            sys.argv[1:] = as_hydra_reads(self.words, self.config_class)
+            if {"--help", "-h"} & set(self.words):
+                composed = self._composed([word for word in sys.argv[1:] if not word.startswith("-")])
+                return print(help_text(self.config_class, self.train, self.conf, composed))
+            entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=self.name)(self._job)
             try:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors over several lines, and exits
                 with stopped_by_signals():
@@ -156,7 +141,7 @@ class _CommandLine:
         if os.getpid() != self.main_process and self.config_class.__module__ == "__main__":
             # A launcher pickles the classes of a script without what the script imports: here they are its own again.
             sys.path.insert(0, str(self.script.parent))  # where the script finds what lies beside it
-            spec = cast(Any, importlib.util.spec_from_file_location(self.name, self.script))
+            spec = typing.cast(Any, importlib.util.spec_from_file_location(self.name, self.script))
             script = sys.modules[self.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(script)
             self.config_class = getattr(script, self.config_class.__name__)
@@ -172,44 +157,33 @@ class _CommandLine:
         except Exception as error:
             if stop := stop_behind(error):
                 raise stop from None
-            sentence = user_sentence(error) or self._explained(error)
+            said = user_sentence(error) or sentence(error, self.words, self.config_class, self.conf)
             # A launcher's worker must pass back the exception itself, not an exit code.
-            if sentence is None or self.full_errors or os.getpid() != self.main_process:
+            if said is None or self.full_errors or os.getpid() != self.main_process:
                 raise
-            print(" ".join(sentence.split()), file=sys.stderr)
+            print(" ".join(said.split()), file=sys.stderr)
             sys.exit(1)
 
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
         begun = GlobalHydra().is_initialized()
         with nullcontext() if begun else hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
-            return hydra.compose(config_name=self._start(overrides), overrides=list(overrides))
-
-    def _explained(self, error: Exception) -> str | None:
-        """The sentence for an error of Hydra's or of a YAML file; None for anything else."""
-        for found in (error, error.__cause__, error.__context__):
-            if isinstance(found, yaml.YAMLError):
-                mark, problem = getattr(found, "problem_mark", None), getattr(found, "problem", None)
-                where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
-                return f"{where} is not YAML: {problem or first_line(found)}."
-        if isinstance(error, MissingConfigException):
-            return unknown_choice(self.conf, str(error.missing_cfg_file or ""), error.options or ())
-        return f"{first_line(error)}." if isinstance(error, HydraException | OmegaConfBaseException) else None
+            return hydra.compose(config_name=self.name, overrides=list(overrides))
 
     def _check(self, settings: Sequence[Sequence[str]]) -> None:
         """Composes and validates each list of overrides and prints its config as a line of JSON."""
-        for words in settings:
-            overrides = read_words(readable(words, self.config_class), self.config_class, self.conf).overrides
-            config = typed(self._composed(overrides), self.config_class)
+        for self.words in settings:
+            config = as_config(self._composed(as_hydra_reads(self.words, self.config_class)), self.config_class)
             validate(config)
             print(json.dumps(dataclasses.asdict(config), default=str))
 
     def _run(self, composed: DictConfig) -> float | None:
         """Trains one seed, or several side by side; returns what a search maximises, the mean over the seeds."""
         # As typed: read one by one, they are resolved in Hydra's own config, where ${algo.tau} is nothing.
-        overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+        overrides = typing.cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
         shown = os.path.relpath(self.script) if self.script.is_relative_to(Path.cwd()) else str(self.script)
-        COMMAND.set(shlex.join([*(self.typed or ("python", shown)), *overrides]))
-        given = typed(composed, self.config_class)
+        words = self.words if HydraConfig.get().mode == RunMode.RUN else overrides
+        COMMAND.set(shlex.join([*(self.typed or ("python", shown)), *words]))
+        given = as_config(composed, self.config_class)
         validate(given)
         if given.run.seeds is None:
             given.run.dir = given.run.dir or str(self._folder(given, overrides))
@@ -233,8 +207,34 @@ class _CommandLine:
         as_typed = default_folder(self.name, env, overrides, given.run.seed)
         if as_typed.exists():  # from an earlier version, which used this name
             return as_typed
-        words = telling(overrides, lambda some: dataclasses.asdict(typed(self._composed(some), self.config_class)))
+        words = effective_overrides(overrides, self._composed)
         return default_folder(self.name, env, words, given.run.seed)
+
+
+def store(name: str, config_class: type[RecipeConfig]) -> None:
+    """Puts ``config_class`` into Hydra's ConfigStore: its fields as schema, its ``defaults`` as the defaults list."""
+    for kind in (config_class, *typing.get_type_hints(config_class).values()):
+        if dataclasses.is_dataclass(kind) and kind.__module__ == "__main__":
+            # A launcher pickles it without what the script imports, where these names would mean nothing.
+            kind.__annotations__ |= {key: typing.get_type_hints(kind)[key] for key in kind.__annotations__}
+    node = OmegaConf.structured(config_class)
+    quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    with open_dict(node):
+        node.defaults = ["_self_", *config_class.defaults, *quiet]
+        # No folders and logs of Hydra's.
+        node.hydra = {"job": {"name": name}, "output_subdir": None, "run": {"dir": "."}}
+        node.hydra.sweep = {"dir": f"results/multirun/{name}", "subdir": "."}
+    ConfigStore.instance().store(name, node)
+
+
+def as_config(composed: DictConfig, config_class: type[RecipeConfig]) -> Any:
+    """``composed`` as an instance of ``config_class``, whose names and types OmegaConf checks.
+
+    Raises:
+        OmegaConfBaseException: a setting does not exist, has a wrong type, no value, or refers to nothing.
+    """
+    plain = OmegaConf.to_container(composed, resolve=True)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), plain))
 
 
 def _of_seed(config: Any, seed: int, parent: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -153,15 +154,20 @@ class Learner:
             max_grad_norm=max_grad_norm,
             device=run.device,
             compile=run.settings.compile,
-            updates=planned_updates(vars(algo)),
+            updates=self.planned_updates(),
             bf16=run.settings.bf16,
             cudagraphs=run.cudagraphs,
             wants_diagnostics=None if every == 1 else wants_diagnostics,
+            report=partial(setattr, run, "compiled"),
         )
         self.update = run.guarded(update)
         if getattr(algo, "network_diagnostics", False):
             self.update = with_network_diagnostics(self.update, loss.value_network, wants_diagnostics)
         self.schedules: list[Any] = []
+
+    def planned_updates(self) -> int | None:
+        """How many updates the run makes; None where its settings do not determine it."""
+        return planned_updates(vars(self.algo))
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name."""

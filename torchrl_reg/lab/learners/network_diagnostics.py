@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.compat import entry
 from torchrl_reg.lab.learners.update import Update
@@ -65,6 +64,6 @@ def _greedy_and_features(actor: Any, states: TensorDictBase) -> tuple[Tensor, Te
     last = [module for module in actor.modules() if isinstance(module, nn.Linear)][-1]
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with handle, torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), in_eval_mode(actor):
+    with handle, torch.no_grad(), in_eval_mode(actor):
         q = actor(states.copy())["action_value"]
     return q.argmax(-1), seen[0].flatten(0, -2)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer, RAdam, RMSprop
+from torch.optim import Adam, AdamW, Optimizer, RAdam, RMSprop
 
-from torchrl_reg.compat import flatten_tensors
+from torchrl_reg.compat import flatten_tensors, has_step_hooks
+from torchrl_reg.modules.ensembles import stack_as_views
 
 #: What ``algo.optimizer`` may say.
 OPTIMIZERS = ("adam", "radam", "rmsprop")
@@ -103,6 +104,106 @@ class FlatRAdam(RAdam):
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group.pop("flat", None)
+
+
+class TracedAdam:
+    """The step of a fused Adam in plain operations, for a graph, which computes them in one go with the gradients.
+
+    Its state stays in the optimizer, under its usual names.
+
+    Args:
+        optimizer: one of which :meth:`fits` is true.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._state: Any = None  # the one whose tensors are held
+        self._sizes: list[int] = []  # of the groups
+        self._counts: list[Tensor] = []  # of each group, of all its parameters
+        self._moments: list[Tensor] = []
+        self._tensors: list[Tensor] = []
+
+    @staticmethod
+    def fits(optimizer: Optimizer) -> bool:
+        """Whether ``optimizer.step()`` is that of a plain fused Adam or AdamW now."""
+        if type(optimizer) not in (Adam, AdamW) or has_step_hooks(optimizer):
+            return False
+        return all(
+            group["fused"] and not group["amsgrad"] and all(isinstance(group[name], float | int) for name in _NUMBERS)
+            for group in optimizer.param_groups
+        )
+
+    def settings(self) -> list[Any]:
+        """What a graph holds fixed."""
+        return [[len(group["params"]), *(group[name] for name in _FIXED)] for group in self._optimizer.param_groups]
+
+    def tensors(self) -> list[Tensor]:
+        """Counts and moments, made where there are none yet."""
+        groups = self._optimizer.param_groups
+        if self._state is not self._optimizer.state or self._sizes != [len(group["params"]) for group in groups]:
+            state = self._state = self._optimizer.state
+            self._sizes = [len(group["params"]) for group in groups]
+            parameters = [p for group in groups for p in group["params"]]
+            for parameter in (p for p in parameters if not state[p]):
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+            self._counts = [stack_as_views([state[p]["step"] for p in group["params"]]) for group in groups]
+            self._moments = [state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+            self._tensors = [*self._counts, *self._moments]
+        return self._tensors
+
+    def check(self) -> None:
+        """Raises ValueError unless the parameters of a group have been stepped equally often, but for frozen ones."""
+        for group, counts in zip(self._optimizer.param_groups, self._counts, strict=True):
+            if len({float(c) for c, p in zip(counts, group["params"], strict=True) if p.requires_grad}) > 1:
+                raise ValueError("parameters of the optimizer have been stepped more often than others")
+
+    def numbers(self) -> list[float]:
+        """Of each group: the step size, the factor of the roots of the second moments, the decay of its parameters."""
+        found = []
+        for group, counts in zip(self._optimizer.param_groups, self._counts, strict=True):
+            beta1, beta2 = group["betas"]
+            count = float(counts[_place_of_learnt(group["params"])]) + 1
+            found += [group["lr"] / (1 - beta1**count), (1 - beta2**count) ** -0.5]
+            found.append(1 - group["lr"] * group["weight_decay"])
+        return found
+
+    def step(self, gradients: Sequence[Tensor | None], numbers: Sequence[Tensor]) -> None:
+        """A step along ``gradients``."""
+        old: list[Tensor] = []
+        new: list[Tensor] = []
+        place = iter(zip(gradients, self._moments[::2], self._moments[1::2], strict=True))
+        for number, group in enumerate(self._optimizer.param_groups):
+            size, root, decay = numbers[3 * number : 3 * number + 3]
+            beta1, beta2 = group["betas"]
+            stepped: list[float] = []
+            for parameter in group["params"]:
+                gradient, mean, square = next(place)
+                stepped.append(float(gradient is not None))
+                if gradient is None:
+                    continue
+                gradient = -gradient if group["maximize"] else gradient
+                kept: Tensor = parameter
+                if group["weight_decay"]:
+                    decoupled = group["decoupled_weight_decay"]
+                    kept = parameter * decay if decoupled else parameter
+                    gradient = gradient if decoupled else gradient + group["weight_decay"] * parameter
+                new_mean = mean + (1 - beta1) * (gradient - mean)
+                new_square = beta2 * square + (1 - beta2) * gradient * gradient
+                old += [parameter, mean, square]
+                new += [kept - size * new_mean / (new_square.sqrt() * root + group["eps"]), new_mean, new_square]
+            old.append(self._counts[number])
+            new.append(self._counts[number] + torch.tensor(stepped, device=self._counts[number].device))
+        torch._foreach_copy_(old, new)
+
+
+def _place_of_learnt(parameters: Sequence[Tensor]) -> int:
+    """Of the first one that is not frozen."""
+    return next((place for place, parameter in enumerate(parameters) if parameter.requires_grad), 0)
+
+
+_NUMBERS = ("lr", "eps", "weight_decay")
+_FIXED = ("betas", "eps", "weight_decay", "maximize", "decoupled_weight_decay")
 
 
 def _check_group(group: dict[str, Any]) -> None:

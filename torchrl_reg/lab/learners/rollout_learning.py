@@ -77,11 +77,15 @@ class RolloutLearner(Learner):
         super().__init__(run, algo, loss, optimizer, max_grad_norm=algo.max_grad_norm)
         self.exploration = exploration
         self._rows: dict[Any, Tensor] = {}
-        per_rollout = algo.epochs * (algo.num_envs * algo.collect_steps // algo.batch_size)
-        self._planned_updates = -(-algo.total_frames // self.frames_per_batch) * per_rollout
         self.schedules.append(LinearSchedule(exploration.eps.fill_, algo.eps_start, algo.eps_end, algo.eps_frames))
         if algo.anneal_learning_rate and algo.anneal_by == "rollout":
             self.anneal_learning_rate()
+
+    def planned_updates(self) -> int:
+        """How many updates the run makes."""
+        algo = self.algo
+        per_rollout = algo.epochs * (algo.num_envs * algo.collect_steps // algo.batch_size)
+        return -(-algo.total_frames // self.frames_per_batch) * per_rollout
 
     def store(self, batch: TensorDictBase) -> None:
         """Keeps the rows of a rollout, in place of the last one, with their targets; clips and scales its rewards."""
@@ -91,12 +95,12 @@ class RolloutLearner(Learner):
 
     def minibatches(self) -> Iterator[TensorDictBase]:
         """The rows of the rollout in ``epochs`` orders, a minibatch after the other."""
-        algo, rows = self.algo, self._rows
+        algo, rows, planned = self.algo, self._rows, self.planned_updates()
         by_update = algo.anneal_learning_rate and algo.anneal_by == "update"
         for _ in range(algo.epochs):
             order = torch.randperm(algo.num_envs * algo.collect_steps)
             parts = [values[order].split(algo.batch_size) for values in rows.values()]
             for part in zip(*parts, strict=True):
                 if by_update:
-                    self.assign_learning_rate(algo.learning_rate * (1 - self.run.updates / self._planned_updates))
+                    self.assign_learning_rate(algo.learning_rate * (1 - self.run.updates / planned))
                 yield unchecked_tensordict(dict(zip(rows, part, strict=True)), [algo.batch_size])

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
@@ -18,16 +18,20 @@ from torchrl.data.replay_buffers import PrioritizedSampler
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
-from torchrl_reg.compat import allow_gradients_in_graphs, backward, has_step_hooks
+from torchrl_reg.compat import backward, has_step_hooks
 from torchrl_reg.lab.errors import UserError, require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
-from torchrl_reg.lab.learners.optimizers import FlatRAdam
+from torchrl_reg.lab.learners.graph import TOLERANCE, Graphs, More, NoGraphError, Results, first_line
+from torchrl_reg.lab.learners.optimizers import FlatRAdam, TracedAdam
 from torchrl_reg.lab.seeds.batched_update import batched_step
 from torchrl_reg.lab.seeds.workers import current_worker
 
 Update: TypeAlias = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
 #: Minibatch in, entries of the loss out; the gradients of their sum are then in ``parameter.grad``.
 Gradients: TypeAlias = Callable[[TensorDictBase], Mapping[str, Tensor]]
+#: Takes whether updates are compiled, again where they turn out not to be.
+Report: TypeAlias = Callable[[bool], None]
+Call = TypeVar("Call", bound=Callable[..., Any])
 #: Number of updates beyond which compiling a fully connected network saves more time than it takes.
 MANY_UPDATES = 100_000
 
@@ -45,6 +49,7 @@ def make_update(
     bf16: bool = False,
     cudagraphs: bool = False,
     wants_diagnostics: Callable[[], bool] | None = None,
+    report: Callable[[bool], None] = lambda _: None,
 ) -> Update:
     """Returns ``update(minibatch)``: sum the losses, backpropagate, step, track, reprioritize.
 
@@ -55,12 +60,14 @@ def make_update(
 
     Where ``wants_diagnostics()`` is false, a loss that has ``diagnostics`` leaves them out of that update.
 
-    ``compile`` compiles the losses and their gradients as one graph, equal up to the order of summation; the
-    optimizer's step, one kernel when it is fused, stays outside. None: if that pays off over ``updates`` updates, see
-    :func:`worth_compiling`. With ``bf16`` networks compute in bfloat16 (autocast), and targets, losses, parameters and
-    their gradients stay float32. ``cudagraphs`` captures everything except the target update and the priorities: both
-    depend on host counters, which a graph would freeze. Learning rates are not frozen: a value assigned to
-    ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler, takes effect with the next update, captured or not.
+    ``compile`` makes one compiled graph of the losses, their gradients, the clip, the step of a fused Adam and a
+    :class:`~torchrl_reg.objectives.PolyakTargetUpdate`, equal to eager PyTorch up to the order of summation; other
+    optimizers and updaters step outside. What has no graph is eager, with a message. None: if that pays off over
+    ``updates`` updates, see :func:`worth_compiling`. ``report(compiled)`` says which it is. With ``bf16`` networks
+    compute in bfloat16 (autocast), and targets, losses, parameters and their gradients stay float32. ``cudagraphs``
+    captures everything except the target update and the priorities: both depend on host counters, which a graph would
+    freeze. Learning rates are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler,
+    takes effect with the next update, captured or not.
 
     Raises:
         UserError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
@@ -73,7 +80,17 @@ def make_update(
     priority_key = loss.tensor_keys.priority if prioritized else None
     if compile is None and not worth_compiling(loss, updates, device):
         compile = False
-    step = _gradient_step(loss, optimizer, max_grad_norm, priority_key, compile=compile, bf16=bf16)
+    # Elsewhere the counts of its steps lie on the device, and reading them would wait for it.
+    whole = compile is not False and device.type == "cpu" and current_worker() is None and TracedAdam.fits(optimizer)
+    step = _gradient_step(
+        loss, optimizer, max_grad_norm, priority_key, compile=False if whole else compile, bf16=bf16, report=report
+    )
+    report(compile is not False)
+    if whole:
+        polyak = target if hasattr(target, "traced_step") else None  # the others count on the host
+        target = None if polyak is not None else target
+        options: dict[str, Any] = {"asked_for": bool(compile), "bf16": bf16, "report": report}
+        step = _one_graph(step, loss, optimizer, polyak, max_grad_norm, priority_key, **options)
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
 
@@ -104,28 +121,24 @@ def _gradient_step(
     loss: LossModule,
     optimizer: Optimizer,
     max_grad_norm: float | None,
-    priority_key: str | tuple[str, ...] | None,
+    priority_key: NestedKey | None,
     *,
     compile: bool | None,
     bf16: bool = False,
+    report: Report = lambda _: None,
 ) -> Update:
     """``compile=None`` compiles, but nobody asked for it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    make_gradients = partial(_gradients, compile=compile, bf16=bf16)
-    gradients, step_optimizer = make_gradients(loss, parameters), OptimizerStep(optimizer)
+    make_gradients = partial(_gradients, compile=compile, bf16=bf16, report=report)
+    gradients, step_optimizer = make_gradients(loss, parameters, priority_key), OptimizerStep(optimizer)
 
     def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        losses = gradients(minibatch)
-        scalars = {
-            n: v.detach() if v.ndim == 0 else v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1
-        }
+        scalars = _scalars(gradients(minibatch))
         norm = step_optimizer(max_grad_norm)
         if norm is not None:
             scalars["grad_norm"] = norm
-        if priority_key is not None:
-            # Returned, because a CUDA graph works on a copy of the minibatch.
-            scalars["priority"] = minibatch.get(priority_key)
-        return scalars
+        # Returned, because a graph works on a copy of the minibatch.
+        return scalars | _priority(minibatch, priority_key)
 
     worker = current_worker()
     lowered = bf16 and getattr(getattr(loss, "head", None), "draws", False)  # in a dtype known only inside
@@ -160,76 +173,172 @@ def _as_cuda_graph(step: Update, optimizer: Optimizer, device: torch.device) -> 
 
 
 def worth_compiling(loss: LossModule, updates: int | None, device: torch.device) -> bool:
-    """Whether a compiled graph saves more time over ``updates`` updates than compiling takes (20 to 60 s).
+    """Whether a compiled graph saves more time over ``updates`` updates than compiling takes (5 to 60 s).
 
-    It does on a CPU for networks without convolutions, whose updates take about 0.5 ms less, from
+    It does on a CPU for networks without convolutions, whose updates take a third of the time, from
     :data:`MANY_UPDATES` on. Convolutions gain nothing there; GPUs have not been measured.
     """
     convolutions = any(parameter.ndim >= 4 for parameter in loss.parameters())
     return device.type == "cpu" and updates is not None and updates >= MANY_UPDATES and not convolutions
 
 
-def _gradients(loss: Any, parameters: Sequence[nn.Parameter], *, compile: bool | None, bf16: bool) -> Gradients:
-    """Forward, then ``backward()``; compiled unless ``compile`` is False (None: compiled, though nobody asked for it).
-
-    Compiled, both are one graph, equal up to the order of summation. Random numbers are those of eager PyTorch, and
-    compiled code is kept for the next run in ``TORCHINDUCTOR_CACHE_DIR`` (default: a per-user folder in the temporary
-    one). If the loss has graph breaks, or PyTorch cannot compile gradients, only the forward pass is compiled, with a
-    message. If nobody asked for it, such a loss, or any loss on a machine that cannot compile, is left as it is.
-    """
-    called = torch.compile(loss) if compile else loss
+def _gradients(
+    loss: Any,
+    parameters: Sequence[nn.Parameter],
+    priority_key: NestedKey | None = None,
+    *,
+    compile: bool | None,
+    bf16: bool,
+    report: Report = lambda _: None,
+) -> Gradients:
+    """Forward, then ``backward()``; as one graph unless ``compile`` is False (None: though nobody asked for it)."""
 
     def eager(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
         with _precision(bf16, minibatch):
-            losses = dict(called(minibatch).items())
+            losses = dict(loss(minibatch).items())
         for parameter in parameters:
             parameter.grad = None
         backward(total_loss(losses.items()))
         return losses
 
-    if compile is False or not allow_gradients_in_graphs():
+    if compile is False:
         return eager
-    return _one_graph(loss, parameters, eager, asked_for=bool(compile), bf16=bf16)
 
+    def function(minibatch: TensorDictBase, _: Any) -> Results:
+        losses, gradients = _losses_and_gradients(loss, parameters, minibatch, bf16)
+        return losses | _priority(minibatch, priority_key), gradients
 
-def _one_graph(
-    loss: Any, parameters: Sequence[nn.Parameter], otherwise: Gradients, *, asked_for: bool, bf16: bool
-) -> Gradients:
-    """Forward and backward in one compiled graph, or ``otherwise`` if the first call fails."""
+    def expected(minibatch: TensorDictBase) -> Results:
+        losses = {name: value.detach() for name, value in eager(minibatch).items()}
+        return losses | _priority(minibatch, priority_key), [parameter.grad for parameter in parameters]
 
-    def graph(minibatch: TensorDictBase) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
-        with _precision(bf16, minibatch):
-            losses = dict(loss(minibatch).items())
-        gradients = torch.autograd.grad(total_loss(losses.items()), parameters, allow_unused=True)
-        return {name: value.detach() for name, value in losses.items()}, gradients
+    graphs = Graphs(function, expected, loss, More(), tolerance=_tolerance(bf16))
 
-    compiled, chosen = torch.compile(graph, fullgraph=True, options={"fallback_random": True}), list[Gradients]()
-    failures: type[Exception] = torch._dynamo.exc.TorchDynamoException if asked_for else Exception
-    # Graphs hold no data checks; and a resumed run must not make an eager first pass that an uninterrupted one lacks.
-    check = getattr(loss, "check_data", lambda _: None)
-
-    def in_one_graph(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
-        check(minibatch)
-        losses, gradients = compiled(minibatch)
+    def in_graph(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
+        losses, gradients = graphs(minibatch)
+        if priority_key is not None:
+            minibatch.set(priority_key, losses.pop("priority"))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return losses
 
-    def compute(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
-        if chosen:
-            return chosen[0](minibatch)
-        try:
-            losses = in_one_graph(minibatch)
-        except failures as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            done = "only the forward pass is compiled" if asked_for else "nothing is compiled"
-            print(f"run.compile: no single graph, so {done} ({reason}).", file=sys.stderr)
-            chosen.append(otherwise)
-            return otherwise(minibatch)
-        chosen.append(in_one_graph)
-        return losses
+    return _where_possible(in_graph, eager, loss, report, asked_for=bool(compile))
 
-    return compute
+
+def _losses_and_gradients(
+    loss: Any, parameters: Sequence[nn.Parameter], minibatch: TensorDictBase, bf16: bool
+) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    with _precision(bf16, minibatch):
+        losses = dict(loss(minibatch).items())
+    learnt = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = iter(torch.autograd.grad(total_loss(losses.items()), learnt, allow_unused=True))
+    found = [next(gradients) if parameter.requires_grad else None for parameter in parameters]
+    aligned = [None if gradient is None else gradient.contiguous() for gradient in found]
+    return {name: value.detach() for name, value in losses.items()}, aligned
+
+
+def _where_possible(in_graph: Call, eager: Call, loss: Any, report: Report, *, asked_for: bool) -> Call:
+    """``in_graph``, or ``eager`` from the first call on that has no graph, with a message."""
+    failures: type[Exception] = NoGraphError if asked_for else Exception
+    check = getattr(loss, "check_data", lambda _: None)  # a graph has no checks of its data
+    failed = False
+
+    def call(minibatch: TensorDictBase) -> Any:
+        nonlocal failed
+        if not failed:
+            check(minibatch)
+            try:
+                return in_graph(minibatch)
+            except failures as error:
+                failed = True
+                report(False)
+                print(f"run.compile: updates are not compiled: {first_line(error)}", file=sys.stderr, flush=True)
+        return eager(minibatch)
+
+    return call  # type: ignore[return-value]
+
+
+def _tolerance(bf16: bool) -> float:
+    return 100 * TOLERANCE if bf16 else TOLERANCE
+
+
+# ------------------------------------------------------------ a whole update as one graph
+
+
+def _one_graph(
+    eager: Update,
+    loss: Any,
+    optimizer: Optimizer,
+    polyak: Any,
+    max_grad_norm: float | None,
+    priority_key: NestedKey | None,
+    *,
+    asked_for: bool,
+    bf16: bool,
+    report: Report,
+) -> Update:
+    """``eager``, an update with a fused Adam, as one graph: losses, gradients, their clip, the step, the target's."""
+    adam = TracedAdam(optimizer)
+
+    def function(minibatch: TensorDictBase, numbers: Sequence[Tensor]) -> Results:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        losses, gradients = _losses_and_gradients(loss, parameters, minibatch, bf16)
+        scalars = _scalars(losses)
+        with torch.no_grad():
+            if max_grad_norm is not None:
+                gradients, scalars["grad_norm"] = _clipped(gradients, max_grad_norm)
+            adam.step(gradients, numbers)
+            if polyak is not None:
+                polyak.traced_step(numbers[-1])
+        return scalars | _priority(minibatch, priority_key), []
+
+    def by_eager_pytorch(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
+        scalars = eager(minibatch)
+        if polyak is not None:
+            polyak.step()
+        return scalars
+
+    def numbers() -> list[float]:
+        return adam.numbers() + ([] if polyak is None else [polyak.rate])
+
+    def expected(minibatch: TensorDictBase) -> Results:
+        adam.check()
+        return dict(by_eager_pytorch(minibatch)), []
+
+    stepped = [p for group in optimizer.param_groups for p in group["params"]]
+    graphs = Graphs(
+        function,
+        expected,
+        loss,
+        More(adam.tensors, numbers, adam.settings),
+        stepped=stepped,
+        tolerance=_tolerance(bf16),
+    )
+
+    def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
+        if not TracedAdam.fits(optimizer):  # a hook, say
+            return by_eager_pytorch(minibatch)
+        return graphs(minibatch)[0]
+
+    return _where_possible(in_graph, by_eager_pytorch, loss, report, asked_for=asked_for)
+
+
+def _scalars(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of one element, detached."""
+    return {n: v.detach() if v.ndim == 0 else v.detach().reshape(()) for n, v in losses.items() if v.numel() == 1}
+
+
+def _priority(minibatch: TensorDictBase, key: NestedKey | None) -> dict[str, Tensor]:
+    """The priorities that a loss has written there; nothing without a ``key``."""
+    return {} if key is None else {"priority": minibatch.get(key)}
+
+
+def _clipped(gradients: Sequence[Tensor | None], max_norm: float) -> tuple[list[Tensor | None], Tensor]:
+    """Scaled to the norm ``max_norm`` at most, as ``clip_grad_norm_`` does; and their norm before that."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return [None if gradient is None else gradient * factor for gradient in gradients], norm
 
 
 def _precision(bf16: bool, minibatch: TensorDictBase) -> AbstractContextManager[Any]:

@@ -11,13 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from torchrl_reg.lab.analysis.runs import read_run
 from torchrl_reg.lab.run.metrics import WALL_CLOCK_COLUMNS, read_metrics
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: safe for colour blindness
 _GREY = "#8C8C8C"
 _COUNTS = {"event", "frames", "updates", "episodes", "diagnostics_every_updates", "diverged_frames"}
 _NOT_PLOTTED = {*_COUNTS, "return_mean", "return_last_100", *WALL_CLOCK_COLUMNS}
-_COLUMNS = 4
+_COLUMNS = 3
+_WIDTH = 7.2  # inches, so that a page 720 pixels wide shows the letters at their size
 
 
 def draw_curves(folder: Path) -> Path:
@@ -25,29 +27,33 @@ def draw_curves(folder: Path) -> Path:
     rows = read_metrics(folder / "metrics.jsonl")
     train, evaluations = ([row for row in rows if row["event"] == event] for event in ("train", "eval"))
     names = list(dict.fromkeys(name for row in train for name in row if name not in _NOT_PLOTTED))
+    names = [name for name in names if _varies(_points(train, name)[1])]
     names.sort(key=lambda name: not name.startswith("loss"))  # losses first
     lines = -(-len(names) // _COLUMNS)
-    height = 4 + 2.1 * lines
-    figure = Figure(figsize=(11, height))  # margins in inches: a layout engine would draw everything twice
+    height = 3.2 + 1.7 * lines
+    figure = Figure(figsize=(_WIDTH, height))  # margins in inches: a layout engine would draw everything twice
     FigureCanvasAgg(figure)
-    margins = {"left": 0.06, "right": 0.985, "bottom": 0.45 / height, "top": 1 - 0.45 / height}
+    margins = {"left": 0.09, "right": 0.98, "bottom": 0.45 / height, "top": 1 - 0.4 / height}
     ratios = [1.8] + [1] * lines
-    grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=ratios, hspace=0.45, wspace=0.25, **margins)
+    grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=ratios, hspace=0.5, wspace=0.3, **margins)
     _draw_returns(figure.add_subplot(grid[0, :]), train, evaluations)
     for index, name in enumerate(names):
         axes = figure.add_subplot(grid[1 + index // _COLUMNS, index % _COLUMNS])
         axes.plot(*_points(train, name), color=_COLORS[0])
         axes.set_title(name, fontsize=9, loc="left")
         _style(axes)
-    figure.suptitle("/".join(folder.resolve().parts[1:][-4:]), fontsize=10, color=_GREY)
+    run = read_run(folder)
+    figure.suptitle(f"{run.recipe} on {run.env}, seed {run.seed}", fontsize=10)
     path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
     return path
 
 
 def _draw_returns(axes: Axes, train: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
-    axes.plot(*_points(train, "return_mean"), color=_GREY, label="training episodes", linewidth=1)
-    axes.plot(*_points(train, "return_last_100"), color="black", label="last 100 of them", linewidth=1)
+    training = {"return_mean": (_GREY, "training episodes"), "return_last_100": ("black", "last 100 of them")}
+    for name, (color, label) in training.items():
+        if (points := _points(train, name))[0]:
+            axes.plot(*points, color=color, label=label, linewidth=1)
     columns = [name for name in (evaluations[0] if evaluations else ()) if name.startswith("return_")]
     policies = [name.removesuffix("_mean") for name in columns if name.endswith("_mean")]
     for policy, color in zip(policies, _COLORS, strict=False):
@@ -56,15 +62,21 @@ def _draw_returns(axes: Axes, train: Sequence[dict[str, Any]], evaluations: Sequ
         axes.plot(frames, means, color=color, marker="o", markersize=3, label=f"{policy[len('return_') :]} policy")
         low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
         axes.fill_between(frames, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_ylabel("return (mean, one standard deviation)", fontsize=9)
+    axes.set_ylabel("return" + " (mean and standard deviation)" * bool(policies), fontsize=9)
     axes.set_xlabel("environment frames", fontsize=9)
     _style(axes)
-    axes.legend(fontsize=9, frameon=False, loc="best")
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False, loc="best")
 
 
 def _points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     present = [row for row in rows if row.get(name) is not None]
     return [row["frames"] for row in present], [row[name] for row in present]
+
+
+def _varies(values: Sequence[float]) -> bool:
+    """Whether there is more to see than a constant; means of one number differ by rounding."""
+    return bool(values) and max(values) - min(values) > 1e-6 * max(map(abs, values))
 
 
 def _style(axes: Axes) -> None:

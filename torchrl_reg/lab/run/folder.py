@@ -9,6 +9,7 @@ import os
 import re
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from torchrl_reg.lab.printable import printable
 
@@ -16,6 +17,21 @@ _MAX_NAME = 120
 _TAIL_BYTES = 16_384
 # Lines that srun appends to a log, after the line that names the failure.
 _SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Terminating|Job step aborted)")
+
+
+def with_targets(config: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings of a run that named its objects by ``path: module:Name``, as runs do now.
+
+    >>> with_targets({"head.path": "torchrl_reg.objectives.heads:Categorical", "shaping.path": None, "algo.tau": 1})
+    {'head._target_': 'torchrl_reg.objectives.heads.Categorical', 'algo.tau': 1}
+    """
+    found = dict[str, Any]()
+    for name, value in config.items():
+        if not name.endswith(".path"):
+            found[name] = value
+        elif value is not None:
+            found[f"{name.removesuffix('path')}_target_"] = str(value).replace(":", ".")
+    return found
 
 
 def folder_name(text: str) -> str:

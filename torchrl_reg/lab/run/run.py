@@ -47,6 +47,7 @@ class Run(BaseRun):
         frames: environment frames collected so far, frame skip included.
         frames_per_step: frames per step of one environment.
         device: device of the networks.
+        compiled: True if updates are a compiled graph, which is noted in rows.
         cudagraphs: True if updates are captured in CUDA graphs, which needs an optimizer with ``capturable=True``.
 
     Raises:
@@ -58,6 +59,7 @@ class Run(BaseRun):
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._logger, self.device)
+        self.compiled = False
         self._before = 0  # the frames before the last batch
         self._registered: list[tuple[int, Callable[[], object]]] = []
         self._parts: dict[str, Any] = {}
@@ -269,7 +271,8 @@ class Run(BaseRun):
         self._logger.load_state_dict(state["logger"])
 
     def _log_row(self) -> None:
-        row = self._logger.train(self.frames, lambda row: self._values.check_divergence(row, self._gamma))
+        compiled = {"compiled": True} if self.compiled else {}
+        row = self._logger.train(self.frames, lambda row: compiled | self._values.check_divergence(row, self._gamma))
         self._check_finite(row)
         if row.get("clipped_mass", 0) > MAX_CLIPPED_MASS and not self._warned_of_clipping:
             self._warned_of_clipping = True

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.divergence import FAILED
 from torchrl_reg.lab.run.files import write_atomically
-from torchrl_reg.lab.run.folder import is_done
+from torchrl_reg.lab.run.folder import is_done, with_targets
 from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire
 from torchrl_reg.lab.run.provenance import differences, provenance
 from torchrl_reg.lab.run.settings import RecipeConfig
@@ -127,7 +127,8 @@ class RunFolder:
     def _check_settings(self) -> None:
         saved = self.path / "config.yaml"
         if saved.exists():
-            _refuse_other_config(self.path, _flat(_saved_config(saved)), _flat(_as_dict_config(self.config)))
+            there = with_targets(_flat(_saved_config(saved)))
+            _refuse_other_config(self.path, there, _flat(_as_dict_config(self.config)))
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:

@@ -35,7 +35,7 @@ class RunSettings:
     seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
     device: str = "auto"  # "auto" is cuda if available
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
-    compile: bool | None = None  # losses and gradients as one compiled graph; null: where that pays off
+    compile: bool | None = None  # the whole update as one compiled graph; null: where that pays off
     bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
     overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
@@ -79,15 +79,13 @@ class RunSettings:
 class RecipeConfig:
     """Base of a recipe's config; the recipe adds ``algo`` and may type ``env`` and ``net``.
 
-    ``groups`` maps each config group (a folder of ``conf/``) to its default choice.
-    Later groups override earlier ones, so ``env`` comes last: an environment may set its network.
-    ``elsewhere`` holds settings for any ``env=`` other than that of ``groups``, and for a paper's preset.
+    ``defaults`` is Hydra's defaults list after ``_self_``: a group is a folder of ``conf/``, and later entries override
+    earlier ones, so ``env`` comes after ``net``: an environment may set its network.
     ``paper_needs`` lists groups of which a paper's preset needs one: without it the default method would run.
     ``objective`` is the column of the last evaluation that Hydra's sweepers optimize.
     """
 
-    groups: ClassVar[dict[str, str]] = {"net": "mlp", "env": "cartpole"}
-    elsewhere: ClassVar[dict[str, dict[str, Any]]] = {}
+    defaults: ClassVar[list[Any]] = [{"net": "mlp"}, {"env": "cartpole"}]
     paper_needs: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = "return_greedy_mean"
 
