@@ -100,9 +100,8 @@ def _finished(words: Sequence[str], script: Path) -> Path | None:
     overrides = dict(word.partition("=")[::2] for word in words[1:])
     if "run.seeds" in overrides or any(word.startswith("-") or "${" in word or "hydra" in word for word in words):
         return None
-    folders = (
-        [Path(overrides["run.dir"])] if "run.dir" in overrides else Path("results", script.stem).glob("*/*/seed=*")
-    )
+    defaults = Path("results", script.stem).glob("*/*/seed=*")
+    folders = [Path(overrides["run.dir"])] if "run.dir" in overrides else defaults
     command = shlex.join(["torchrl-reg", "run", *words])
     try:
         for folder in folders:

@@ -110,8 +110,7 @@ def selected_gaps(arguments: argparse.Namespace) -> list[Gap]:
     """Our scores of the selected runs with published ones; prints warnings to stderr."""
     groups = selected_groups(arguments)
     found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
-    scores = {
-        id(each.scores.group): each.scores for each in found
-    }  # one per group, which may have several published scores
+    # One per group, which may have several published scores.
+    scores = {id(each.scores.group): each.scores for each in found}
     warn(warnings(groups, list(scores.values()), averaged=False))
     return found

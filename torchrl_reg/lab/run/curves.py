@@ -19,7 +19,7 @@ _GREY = "#8C8C8C"
 _COUNTS = {"event", "frames", "updates", "episodes", "diagnostics_every_updates", "diverged_frames"}
 _NOT_PLOTTED = {*_COUNTS, "return_mean", "return_last_100", *WALL_CLOCK_COLUMNS}
 _COLUMNS = 3
-_WIDTH = 7.2  # inches, so that a page 720 pixels wide shows the letters at their size
+_WIDTH = 7.2  # inches: text keeps its size on a page 720 pixels wide
 
 
 def draw_curves(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def _points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[
 
 
 def _varies(values: Sequence[float]) -> bool:
-    """Whether there is more to see than a constant; means of one number differ by rounding."""
+    """True unless ``values`` are constant up to rounding."""
     return bool(values) and max(values) - min(values) > 1e-6 * max(map(abs, values))
 
 

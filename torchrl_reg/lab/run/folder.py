@@ -20,7 +20,7 @@ _SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Termi
 
 
 def with_targets(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings of a run that named its objects by ``path: module:Name``, as runs do now.
+    """Flat settings with the ``path: module:Name`` of older runs as ``_target_``.
 
     >>> with_targets({"head.path": "torchrl_reg.objectives.heads:Categorical", "shaping.path": None, "algo.tau": 1})
     {'head._target_': 'torchrl_reg.objectives.heads.Categorical', 'algo.tau': 1}
